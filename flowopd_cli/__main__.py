@@ -1,0 +1,6 @@
+"""``python -m flowopd_cli``: what ``accelerate launch`` starts."""
+
+from flowopd_cli.cli import main
+
+if __name__ == "__main__":
+    main()

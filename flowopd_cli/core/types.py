@@ -1,0 +1,138 @@
+"""The records that flow through every stage.
+
+Conventions (docs/conventions.md): ``sigma`` in [0, 1] with 1 = noise, ``x_sigma = (1 - sigma) x0 + sigma eps``,
+``velocity = eps - x0 = dx/dsigma``. B rollouts, b micro-batch rows, T steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, TypeVar
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+Record = TypeVar("Record")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One text to draw, the task it belongs to, and what its reward needs to know."""
+
+    id: str
+    text: str
+    task: str
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """Encoded prompts, one row each. ``neg_*`` is the empty prompt, present when guidance may be used."""
+
+    embeds: Float[Tensor, "B L D"]
+    pooled: Float[Tensor, "B P"] | None = None
+    mask: Bool[Tensor, "B L"] | None = None
+    neg_embeds: Float[Tensor, "B L D"] | None = None
+    neg_pooled: Float[Tensor, "B P"] | None = None
+
+    def __len__(self) -> int:
+        return self.embeds.shape[0]
+
+    def __getitem__(self, rows: Int[Tensor, " b"] | slice) -> Conditioning:
+        return index_rows(self, rows)
+
+    def to(self, device: torch.device | str) -> Conditioning:
+        """The same rows on another device."""
+        moved = {
+            f.name: getattr(self, f.name).to(device) for f in fields(self) if getattr(self, f.name) is not None
+        }
+        return replace(self, **moved)
+
+
+@dataclass(frozen=True)
+class GaussianStep:
+    """One transition ``N(mean, std^2)``; ``std`` already includes ``sqrt(-dt)`` and is 0 for an ODE step."""
+
+    mean: Float[Tensor, "B C H W"]
+    std: Float[Tensor, "B 1 1 1"]
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """The states one rollout visited. ``stochastic[t]`` says whether step t drew noise."""
+
+    latents: Float[Tensor, "B T1 C H W"]
+    sigmas: Float[Tensor, " T1"]
+    log_probs: Float[Tensor, "B T"] | None
+    stochastic: Bool[Tensor, " T"]
+
+    @property
+    def final(self) -> Float[Tensor, "B C H W"]:
+        """The last latents, which the decoder turns into pictures."""
+        return self.latents[:, -1]
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """A trajectory with its prompts, and the labels that collection added to it."""
+
+    prompts: tuple[Prompt, ...]
+    group: Int[Tensor, " B"]
+    cond: Conditioning
+    trajectory: Trajectory
+    images: Float[Tensor, "B 3 H W"] | None = None
+    rewards: RewardResult | None = None
+    advantages: Float[Tensor, " B"] | None = None
+    target_velocity: Float[Tensor, "B T C H W"] | None = None
+    anchor_velocity: Float[Tensor, "B T C H W"] | None = None
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """Rows of one optimizer micro-step: any mixture of samples and time steps."""
+
+    latents: Float[Tensor, "b C H W"]
+    next_latents: Float[Tensor, "b C H W"]
+    sigma: Float[Tensor, " b"]
+    sigma_next: Float[Tensor, " b"]
+    cond: Conditioning
+    target_velocity: Float[Tensor, "b C H W"] | None = None
+    anchor_velocity: Float[Tensor, "b C H W"] | None = None
+    old_log_prob: Float[Tensor, " b"] | None = None
+    advantage: Float[Tensor, " b"] | None = None
+
+    def __len__(self) -> int:
+        return self.latents.shape[0]
+
+    def __getitem__(self, rows: Int[Tensor, " b"] | slice) -> StepBatch:
+        return index_rows(self, rows)
+
+
+@dataclass(frozen=True)
+class RewardResult:
+    """Scores of B pictures. Where ``valid`` is false the score means nothing and must not be averaged."""
+
+    total: Float[Tensor, " B"]
+    scores: Mapping[str, Float[Tensor, " B"]]
+    valid: Bool[Tensor, " B"]
+    details: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class Loss:
+    """``total`` is a sum over ``count`` terms: the loop divides once, so micro-batching cannot change it."""
+
+    total: Float[Tensor, ""]
+    count: int
+    metrics: Mapping[str, Float[Tensor, ""]] = field(default_factory=dict)
+
+
+def index_rows(record: Record, rows: Int[Tensor, " b"] | slice) -> Record:
+    """Index every tensor (and nested record) of a record along its first axis; ``None`` stays ``None``."""
+    chosen: dict[str, Any] = {}
+    for f in fields(record):  # type: ignore[arg-type]
+        value = getattr(record, f.name)
+        chosen[f.name] = None if value is None else value[rows]
+    return replace(record, **chosen)  # type: ignore[type-var]

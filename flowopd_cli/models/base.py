@@ -1,0 +1,62 @@
+"""What a model family offers to the rest of the program: six members, nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from flowopd_cli.core.types import Conditioning
+
+
+class Adapters(Protocol):
+    """Named adapters over one frozen base; ``use`` borrows one and gives the previous one back."""
+
+    def use(self, name: str | None) -> AbstractContextManager[None]:
+        """Activate adapter ``name`` (``None``: the bare base) inside the ``with`` block."""
+        ...
+
+    def trainable(self) -> dict[str, torch.nn.Parameter]:
+        """The trainable parameters of ``policy``, by name."""
+        ...
+
+
+class FlowModel(Protocol):
+    """A flow-matching text-to-image model: the base loaded once, its roles played by adapters."""
+
+    @property
+    def adapters(self) -> Adapters:
+        """The adapter bank over this model's transformer."""
+        ...
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """``(C, H, W)`` of one latent at the recipe's resolution."""
+        ...
+
+    def sigmas(self, steps: int) -> Float[Tensor, " T1"]:
+        """The family's shifted grid of ``steps + 1`` sigmas from 1 to 0, float64."""
+        ...
+
+    def encode(self, texts: Sequence[str]) -> Conditioning:
+        """Encode texts, one row each; a text seen before costs nothing."""
+        ...
+
+    def velocity(
+        self,
+        latents: Float[Tensor, "b C H W"],
+        sigma: Float[Tensor, " b"],
+        cond: Conditioning,
+        *,
+        guidance: float,
+    ) -> Float[Tensor, "b C H W"]:
+        """Velocity with classifier-free guidance inside; the negative half is skipped at guidance 1."""
+        ...
+
+    def decode(self, latents: Float[Tensor, "b C H W"]) -> Float[Tensor, "b 3 H W"]:
+        """Pictures in [0, 1], float32."""
+        ...
