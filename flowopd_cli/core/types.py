@@ -6,7 +6,7 @@ Conventions (docs/conventions.md): ``sigma`` in [0, 1] with 1 = noise, ``x_sigma
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar
 
@@ -43,11 +43,18 @@ class Conditioning:
     def __getitem__(self, rows: Int[Tensor, " b"] | slice) -> Conditioning:
         return index_rows(self, rows)
 
+    @staticmethod
+    def cat(parts: Sequence[Conditioning]) -> Conditioning:
+        """Rows of several conditionings, one after the other."""
+        joined = {}
+        for f in fields(Conditioning):
+            columns = [getattr(part, f.name) for part in parts]
+            joined[f.name] = None if columns[0] is None else torch.cat(columns)
+        return Conditioning(**joined)
+
     def to(self, device: torch.device | str) -> Conditioning:
         """The same rows on another device."""
-        moved = {
-            f.name: getattr(self, f.name).to(device) for f in fields(self) if getattr(self, f.name) is not None
-        }
+        moved = {f.name: getattr(self, f.name).to(device) for f in fields(self) if getattr(self, f.name) is not None}
         return replace(self, **moved)
 
 

@@ -20,8 +20,29 @@ class Adapters(Protocol):
         """Activate adapter ``name`` (``None``: the bare base) inside the ``with`` block."""
         ...
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The adapters present."""
+        ...
+
     def trainable(self) -> dict[str, torch.nn.Parameter]:
         """The trainable parameters of ``policy``, by name."""
+        ...
+
+    def copy(self, source: str, target: str) -> None:
+        """Make ``target`` a frozen copy of ``source``."""
+        ...
+
+    def ema(self, source: str, target: str, decay: float) -> None:
+        """``target = decay * target + (1 - decay) * source``, in place."""
+        ...
+
+    def state(self, name: str) -> dict[str, Tensor]:
+        """The tensors of one adapter, by name."""
+        ...
+
+    def load_state(self, name: str, state: dict[str, Tensor]) -> None:
+        """Overwrite the tensors of one adapter."""
         ...
 
 

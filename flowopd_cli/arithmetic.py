@@ -1,0 +1,128 @@
+"""What a recipe will cost, counted exactly from the recipe alone: pictures, batches, steps, forwards. No torch here."""
+
+from __future__ import annotations
+
+from math import ceil
+
+from flowopd_cli.recipe import (
+    ColdstartRecipe,
+    DistillRecipe,
+    EvalRecipe,
+    MergeRecipe,
+    Recipe,
+    SamplingSpec,
+    TeacherRecipe,
+)
+
+Figures = dict[str, int | float | str]
+
+
+def arithmetic(recipe: Recipe) -> Figures:
+    """The figures of a recipe in reading order. A forward is one picture through the transformer once; classifier-free
+    guidance takes two.
+    """
+    if isinstance(recipe, TeacherRecipe | DistillRecipe):
+        return _on_policy(recipe)
+    if isinstance(recipe, ColdstartRecipe):
+        return _supervised(recipe)
+    if isinstance(recipe, EvalRecipe):
+        return _evaluation(recipe)
+    return _no_loop(recipe)
+
+
+def guidance_cost(guidance: float) -> int:
+    """Forwards of one guided velocity: the negative half is skipped at guidance 1."""
+    return 1 if guidance == 1 else 2
+
+
+def trained_steps(sampling: SamplingSpec) -> int:
+    """Steps of a trajectory that are trained: those that draw noise, which are the window's or all, but never the last,
+    which arrives at sigma 0. A deterministic sampler trains every step but that one.
+    """
+    deterministic = sampling.kernel == "ode" or sampling.eta == 0
+    size = sampling.steps if sampling.window is None or deterministic else sampling.window.size
+    return max(1, min(size, sampling.steps - 1))
+
+
+def optimizer_steps(pictures: int, updates: int) -> tuple[int, int]:
+    """``pictures`` dealt to at most ``updates`` optimizer steps in equal shares: how many steps, pictures in each."""
+    share = ceil(pictures / updates)
+    return ceil(pictures / share), share
+
+
+def _on_policy(recipe: TeacherRecipe | DistillRecipe) -> Figures:
+    train, sampling = recipe.train, recipe.sampling
+    pictures = train.groups * train.group_size
+    local = ceil(pictures / train.processes)
+    learned = trained_steps(sampling)
+    updates, share = optimizer_steps(local, train.updates)
+    policy = guidance_cost(sampling.guidance)
+    rollout, learning, labels = sampling.steps * policy, learned * policy, learned * _label_cost(recipe)
+    forwards = rollout + labels + learning
+    return {
+        "iterations": train.iterations,
+        "pictures per iteration": pictures,
+        "groups x group size": f"{train.groups} x {train.group_size}",
+        "processes": train.processes,
+        "rollout batches per process": ceil(local / train.rollout_batch),
+        "sampling steps": sampling.steps,
+        "trained steps per picture": learned,
+        "optimizer steps per iteration": updates,
+        "rows per optimizer step and process": share * learned,
+        "micro-batches per optimizer step": ceil(share * learned / train.micro),
+        "optimizer steps": train.iterations * updates,
+        "transformer forwards per picture": forwards,
+        "of these rollout / labels / learning": f"{rollout} / {labels} / {learning}",
+        "transformer forwards in all": forwards * pictures * train.iterations,
+        "pictures in all": pictures * train.iterations,
+    }
+
+
+def _label_cost(recipe: TeacherRecipe | DistillRecipe) -> int:
+    """Forwards per trained step that label it: a teacher's reference velocity, or teacher and anchor."""
+    own = recipe.sampling.guidance
+    if isinstance(recipe, TeacherRecipe):
+        return guidance_cost(own) if recipe.grpo.beta > 0 else 0
+    teachers = [spec.guidance if spec.guidance is not None else own for spec in recipe.routing.values()]
+    anchor = recipe.anchor.guidance if recipe.anchor.guidance is not None else own
+    return max(map(guidance_cost, teachers)) + (guidance_cost(anchor) if recipe.anchor.beta > 0 else 0)
+
+
+def _supervised(recipe: ColdstartRecipe) -> Figures:
+    train, sft, steps = recipe.train, recipe.sft, recipe.sampling.steps
+    rounds = ceil(sft.samples / train.groups)
+    drawn = rounds * train.groups * train.group_size
+    guidance = max(
+        spec.guidance if spec.guidance is not None else recipe.sampling.guidance for spec in recipe.teachers.values()
+    )
+    return {
+        "teacher pictures drawn": drawn,
+        "teacher pictures kept": rounds * train.groups,
+        "processes": train.processes,
+        "sampling steps": steps,
+        "transformer forwards to draw": drawn * steps * guidance_cost(guidance),
+        "iterations": train.iterations,
+        "optimizer steps per iteration": 1,
+        "rows per optimizer step": sft.batch,
+        "micro-batches per optimizer step": ceil(sft.batch / train.micro),
+        "optimizer steps": train.iterations,
+    }
+
+
+def _evaluation(recipe: EvalRecipe) -> Figures:
+    spec = recipe.eval
+    return {
+        "suites": len(spec.suites),
+        "prompts per suite": "all" if spec.limit is None else f"at most {spec.limit}",
+        "images per prompt": spec.images,
+        "batch": spec.batch,
+        "sampling steps": spec.steps,
+        "transformer forwards per picture": spec.steps * guidance_cost(spec.guidance),
+        "optimizer steps": 0,
+    }
+
+
+def _no_loop(recipe: Recipe) -> Figures:
+    if isinstance(recipe, MergeRecipe):
+        return {"adapters": len(recipe.adapters), "optimizer steps": 0}
+    return {"optimizer steps": 0}

@@ -1,0 +1,285 @@
+"""The command line: each command turns its flags into a recipe and hands it over. Nothing heavy is imported here."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from flowopd_cli import __version__
+from flowopd_cli.errors import FlowOPDError
+from flowopd_cli.options import Common, stage_command
+
+HELP = """Post-train flow-matching text-to-image models: teachers, merging, multi-teacher on-policy distillation.
+
+\b
+Example, on the toy base, two cores, no download:
+  flowopd teacher --reward geneval --out runs/t-geneval
+  flowopd teacher --reward ocr --out runs/t-ocr
+  flowopd merge runs/t-geneval runs/t-ocr --out runs/init
+  flowopd distill --init runs/init --teacher geneval=runs/t-geneval --teacher ocr=runs/t-ocr --out runs/student
+  flowopd eval --adapter runs/student
+
+stdout carries only the result. Exit codes: 0 done, 1 unexpected error, 2 a mistake in what was asked, 130 stopped.
+"""
+
+app = typer.Typer(
+    help=HELP, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False
+)
+rewards_app = typer.Typer(help="The rewards that teachers can be trained on.", no_args_is_help=True)
+recipes_app = typer.Typer(help="The recipes that came with the program.", no_args_is_help=True)
+app.add_typer(rewards_app, name="rewards")
+app.add_typer(recipes_app, name="recipes")
+
+
+def _stage(stage: str, common: Common, values: dict[str, Any], refs: list[str] | None = None) -> None:
+    """Resolve the recipe of a command and perform it; imports wait until a command is really run."""
+    from flowopd_cli import execute, plan
+
+    execute.perform(plan.resolve(stage, common, values, refs=refs or []), common)
+
+
+@stage_command(app)
+def teacher(
+    common: Common,
+    reward: Annotated[
+        list[str], typer.Option("--reward", metavar="NAME[=WEIGHT]", help="A reward; repeat for a mixture.")
+    ] = [],  # noqa: B006
+    prompts: Annotated[
+        list[str], typer.Option("--prompts", metavar="SOURCE", help="A prompt source or file; repeatable.")
+    ] = [],  # noqa: B006
+) -> None:
+    """Train one adapter on one reward, or on a weighted mixture, with GRPO.
+
+    \b
+    Example:
+      flowopd teacher --reward geneval --out runs/t-geneval
+      flowopd teacher --reward ocr=0.7 --reward quality=0.3 --prompts toy:all --set train.iterations=200
+    """
+    from flowopd_cli import plan
+
+    rewards = [plan.reward_spec(text) for text in reward]
+    sources = [plan.prompt_spec(text) for text in prompts]
+    _stage("teacher", common, {"rewards": rewards, "prompts": sources})
+
+
+@stage_command(app)
+def coldstart(
+    common: Common,
+    teacher: Annotated[
+        list[str], typer.Option("--teacher", metavar="TASK=REF", help="A task and its teacher; repeatable.")
+    ] = [],  # noqa: B006
+) -> None:
+    """Start a student by fine-tuning it on the teachers' own best pictures.
+
+    \b
+    Example:
+      flowopd coldstart --teacher geneval=runs/t-geneval --teacher ocr=runs/t-ocr --out runs/init
+    """
+    from flowopd_cli import plan
+
+    teachers = plan.teacher_specs(teacher)
+    _stage("coldstart", common, {"teachers": teachers}, [spec["ref"] for spec in teachers.values()])
+
+
+@stage_command(app)
+def merge(
+    common: Common,
+    runs: Annotated[
+        list[str] | None, typer.Argument(metavar="[RUN]...", help="Runs, adapter folders or hub:<repo>@<revision>.")
+    ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option("--method", metavar="NAME", help="linear, exact, ties, dare_linear, dare_ties or factor_average."),
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option("--weights", metavar="W,W,...", help="One weight for each run; equal if omitted.")
+    ] = None,
+    rank: Annotated[int | None, typer.Option("--rank", metavar="R", min=1, help="Rank of the result.")] = None,
+) -> None:
+    """Merge several adapters of one base into one: the sum of their products, not of their factors.
+
+    \b
+    Example:
+      flowopd merge runs/t-geneval runs/t-ocr runs/t-quality --weights 1,1,0.5 --out runs/init
+    """
+    from flowopd_cli import plan
+
+    values = {"adapters": runs, "merge.method": method, "merge.rank": rank}
+    values["merge.weights"] = plan.numbers(weights, "--weights")
+    _stage("merge", common, values, runs)
+
+
+@stage_command(app)
+def distill(
+    common: Common,
+    init: Annotated[str | None, typer.Option("--init", metavar="REF", help="The adapter to start from.")] = None,
+    teacher: Annotated[
+        list[str],
+        typer.Option("--teacher", metavar="TASK=REF[,guidance=G]", help="A task and its teacher; repeatable."),
+    ] = [],  # noqa: B006
+    anchor: Annotated[
+        str | None, typer.Option("--anchor", metavar="REF", help="What every prompt is pulled towards, or base.")
+    ] = None,
+    beta: Annotated[float | None, typer.Option("--beta", metavar="B", help="How strongly; 0 turns it off.")] = None,
+    estimator: Annotated[
+        str | None, typer.Option("--estimator", metavar="NAME", help="pathwise (closed form) or score.")
+    ] = None,
+) -> None:
+    """Distill several teachers into one student, on the student's own trajectories.
+
+    \b
+    Example:
+      flowopd distill --init runs/init --teacher geneval=runs/t-geneval --teacher ocr=runs/t-ocr,guidance=4.5 \\
+          --anchor runs/t-quality --beta 0.02 --out runs/student
+    """
+    from flowopd_cli import plan
+
+    routing = plan.teacher_specs(teacher)
+    values = {"adapter.init": init, "routing": routing, "opd.estimator": estimator, **plan.anchor_values(anchor, beta)}
+    _stage("distill", common, values, [spec["ref"] for spec in routing.values()])
+
+
+@stage_command(app)
+def eval_(
+    common: Common,
+    suite: Annotated[str | None, typer.Option("--suite", metavar="A,B", help="The suites to run.")] = None,
+    adapter: Annotated[
+        str | None, typer.Option("--adapter", metavar="REF", help="The adapter to score; the base if omitted.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", metavar="N", min=1, help="Only the first N prompts.")] = None,
+    images_per_prompt: Annotated[
+        int | None, typer.Option("--images-per-prompt", metavar="N", min=1, help="Pictures of each prompt.")
+    ] = None,
+    split: Annotated[str | None, typer.Option("--split", metavar="NAME", help="test or validation.")] = None,
+    batch: Annotated[int | None, typer.Option("--batch", metavar="N", min=1, help="Pictures drawn at once.")] = None,
+) -> None:
+    """Score an adapter, or the bare base, on held-out prompts.
+
+    \b
+    Example:
+      flowopd eval --suite geneval,ocr --adapter runs/student --out runs/eval-student
+    """
+    suites = suite.split(",") if suite else None
+    values = {"eval.suites": suites, "adapter": adapter, "eval.limit": limit, "eval.images": images_per_prompt}
+    values |= {"eval.split": split, "eval.batch": batch}
+    _stage("eval", common, values, [adapter] if adapter else [])
+
+
+@stage_command(app)
+def push(
+    common: Common,
+    run: Annotated[str | None, typer.Argument(metavar="[RUN]", help="The run to publish.")] = None,
+    repo: Annotated[str | None, typer.Option("--repo", metavar="OWNER/NAME", help="The Hub repository.")] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make the repository private.")] = False,
+) -> None:
+    """Publish a run on the Hub with its card, after loading it back into plain diffusers. With
+    --dry-run it writes the folder and uploads nothing.
+
+    \b
+    Example:
+      flowopd push runs/student --repo me/my-model --private
+    """
+    values = {"run": run, "push.repo": repo, "push.private": private or None}
+    _stage("push", common, values, [run] if run else [])
+
+
+@app.command()
+def demo(
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where to write; fresh if omitted.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="A few minutes, smaller gains.")] = False,
+    baseline: Annotated[bool, typer.Option("--baseline", help="Also train the GRPO mixture.")] = False,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Seed of everything random.")] = 0,
+    json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Say nothing on stderr but errors.")] = False,
+) -> None:
+    """Run the whole pipeline on the toy base: three teachers, merge, distillation, a table and a report.
+
+    \b
+    Example:
+      flowopd demo --quick --out demo
+    """
+    from json import dumps
+
+    from flowopd_cli import execute
+    from flowopd_cli.console import Console
+
+    console = Console(quiet=quiet)
+    result = execute.run_demo(out, console, seed=seed, quick=quick, baseline=baseline)
+    console.result(dumps(result) if json else result["report"])
+
+
+@rewards_app.command("ls")
+def rewards_ls() -> None:
+    """List every reward and where it lives.
+
+    \b
+    Example:
+      flowopd rewards ls
+    """
+    from flowopd_cli.registry import REWARDS
+
+    for name in REWARDS.names():
+        print(f"{name:<20}{REWARDS.target(name)}")
+
+
+@recipes_app.command("ls")
+def recipes_ls() -> None:
+    """List every shipped recipe.
+
+    \b
+    Example:
+      flowopd recipes ls
+    """
+    from flowopd_cli import recipe
+
+    for name in sorted(recipe.shipped()):
+        print(name)
+
+
+@recipes_app.command("show")
+def recipes_show(name: Annotated[str, typer.Argument(help="As 'recipes ls' prints it, or a file.")]) -> None:
+    """Print a shipped recipe as it was written, comments included.
+
+    \b
+    Example:
+      flowopd recipes show toy/distill > mine.yaml
+    """
+    from flowopd_cli import recipe
+
+    path = recipe.find(name)
+    recipe.read(path)
+    print(path.read_text(encoding="utf-8"), end="")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"flowopd {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    """Take the options that stand before a command."""
+
+
+def main() -> None:
+    """Run the command line: a user's mistake is one line on stderr; the exit code says what happened."""
+    from flowopd_cli import launch
+
+    code: Any = 1
+    try:
+        app(prog_name="flowopd")
+    except SystemExit as stop:
+        code = stop.code
+    except FlowOPDError as error:
+        code = error.exit_code
+        if launch.is_main():
+            print(f"flowopd: error: {' '.join(str(error).split())}", file=sys.stderr)
+    finally:
+        launch.record_exit(code if isinstance(code, int) else 1 if code else 0)
+    sys.exit(code)

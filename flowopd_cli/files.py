@@ -1,0 +1,182 @@
+"""Files that survive a crash: atomic writes, checksummed folders, and a lock that knows when its owner is gone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import socket
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from flowopd_cli.errors import ArtifactError
+
+CHECKSUMS = "checksums.json"
+_STAGING = ".staging-"
+
+
+def atomic_write(path: Path, content: bytes | str) -> None:
+    """Replace ``path`` by ``content``: a reader sees the old file or the new one, never half of one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    try:
+        with temporary.open("wb") as handle:
+            handle.write(data)
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync_folder(path.parent)
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file, 64 hex digits."""
+    running = hashlib.sha256()
+    with path.open("rb") as handle:
+        while block := handle.read(1 << 20):
+            running.update(block)
+    return running.hexdigest()
+
+
+def sha256_files(paths: Iterable[Path]) -> str:
+    """One SHA-256 over the names and contents of several files, whatever their order."""
+    lines = sorted(f"{path.name} {sha256_file(path)}" for path in paths)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def read_json(path: Path, what: str) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        ArtifactError: the file is missing, not JSON, or not an object; ``what`` names it.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{path}: no such {what}") from error
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path}: damaged {what} ({' '.join(str(error).split())})") from error
+    if not isinstance(data, dict):
+        raise ArtifactError(f"{path}: damaged {what} (not a JSON object)")
+    return data
+
+
+def commit_folder(final: Path, writer: Callable[[Path], None]) -> None:
+    """Let ``writer`` fill a staging folder, add checksums, force it to disk, and only then give it its name."""
+    staging = final.with_name(f"{_STAGING}{final.name}")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    writer(staging)
+    sums = {file.relative_to(staging).as_posix(): sha256_file(file) for file in _files(staging)}
+    for file in _files(staging):
+        _sync_file(file)
+    atomic_write(staging / CHECKSUMS, json.dumps(sums, indent=1))
+    if final.exists():
+        shutil.rmtree(final)
+    os.replace(staging, final)
+    _sync_folder(final.parent)
+
+
+def is_intact(folder: Path) -> bool:
+    """Whether every file that the checksums of a committed folder name is there and unchanged."""
+    try:
+        sums = read_json(folder / CHECKSUMS, "checksum list")
+        return all(sha256_file(folder / name) == value for name, value in sums.items())
+    except (ArtifactError, OSError):
+        return False
+
+
+def remove_staging(parent: Path) -> None:
+    """Remove what an interrupted :func:`commit_folder` left behind."""
+    for leftover in parent.glob(f"{_STAGING}*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+class Lock:
+    """A file that names its owner, so that two processes never write one run; a dead owner's lock is taken over."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.held = False
+
+    def acquire(self) -> None:
+        """Take the lock.
+
+        Raises:
+            ArtifactError: a living process holds it.
+        """
+        if self.held:
+            return
+        content = json.dumps({"pid": os.getpid(), "birth": _birth(os.getpid()), "host": socket.gethostname()})
+        for _ in range(2):
+            try:
+                descriptor = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+            except FileExistsError:
+                self._refuse_living_owner()
+                self.path.unlink(missing_ok=True)
+                continue
+            with os.fdopen(descriptor, "w") as handle:
+                handle.write(content)
+            self.held = True
+            return
+        raise ArtifactError(f"{self.path.parent}: another process is taking this run; choose another --out")
+
+    def release(self) -> None:
+        """Give the lock back, if it is held here."""
+        if self.held:
+            self.path.unlink(missing_ok=True)
+            self.held = False
+
+    def _refuse_living_owner(self) -> None:
+        try:
+            owner = json.loads(self.path.read_text(encoding="utf-8"))
+            pid, birth, host = int(owner["pid"]), owner["birth"], owner["host"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return
+        elsewhere = host != socket.gethostname()
+        if elsewhere or (_alive(pid) and (birth is None or birth == _birth(pid))):
+            raise ArtifactError(
+                f"{self.path.parent}: process {pid} on {host} is writing this run; wait for it, choose another --out, "
+                f"or, if it is gone, delete {self.path}"
+            )
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _birth(pid: int) -> str | None:
+    """When a process started, in clock ticks since boot, where the system tells; tells a reused pid from its owner."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return None
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _sync_file(path: Path) -> None:
+    with path.open("rb") as handle:
+        os.fsync(handle.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,108 @@
+"""What a run says about itself, and the two names by which others find it. No torch here."""
+
+from __future__ import annotations
+
+import platform
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from flowopd_cli.errors import ArtifactError
+from flowopd_cli.files import read_json
+from flowopd_cli.recipe_io import first_problem
+
+MANIFEST, ADAPTER = "manifest.json", "adapter"
+PACKAGES = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "numpy")
+Status = Literal["running", "done", "failed", "interrupted"]
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Environment(_Entry):
+    """Where a run ran."""
+
+    python: str
+    platform: str
+    packages: dict[str, str]
+
+
+class Parent(_Entry):
+    """An adapter that a run was made from, the part it played, and the digest of its weights."""
+
+    role: str
+    ref: str
+    sha256: str | None = None
+
+
+class Artifact(_Entry):
+    """A file of a run, relative to it."""
+
+    path: str
+    sha256: str
+    bytes: int
+
+
+class Base(_Entry):
+    """The frozen base model and the digest of its transformer."""
+
+    ref: str
+    sha256: str
+
+
+class Manifest(_Entry):
+    """What a run is, what it was made from and what it made."""
+
+    run_id: str
+    stage: str
+    status: Status
+    recipe_sha: str
+    code_version: str
+    created: str
+    finished: str | None = None
+    environment: Environment
+    parents: tuple[Parent, ...] = ()
+    artifacts: tuple[Artifact, ...] = ()
+    metrics: dict[str, Any] = Field(default_factory=dict)
+    base: Base | None = None
+
+
+def is_run(path: Path) -> bool:
+    """Whether a directory is a run."""
+    return (path / MANIFEST).is_file()
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The manifest of the run at ``path``.
+
+    Raises:
+        ArtifactError: there is none, or it is damaged.
+    """
+    file = path / MANIFEST
+    try:
+        return Manifest.model_validate(read_json(file, "manifest"))
+    except ValidationError as error:
+        raise ArtifactError(f"{file}: damaged manifest ({first_problem(error, Manifest)})") from error
+
+
+def environment() -> Environment:
+    """The interpreter, the system and the versions of the packages that matter."""
+    found = {name: _version(name) for name in PACKAGES}
+    packages = {name: version for name, version in found.items() if version is not None}
+    return Environment(python=platform.python_version(), platform=platform.platform(), packages=packages)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def now() -> str:
+    """The time in UTC, to the second."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")

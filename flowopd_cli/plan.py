@@ -1,0 +1,211 @@
+"""From a command line to a resolved recipe: which recipe to start from, and what the flags put into it. No torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from flowopd_cli import recipe as recipes
+from flowopd_cli.errors import RecipeError
+from flowopd_cli.options import Common
+from flowopd_cli.recipe_io import suggest
+from flowopd_cli.registry import REWARDS, reward_name
+from flowopd_cli.run import RunDir, is_run
+
+TOY = "toy"
+NEEDED = {
+    "teacher": {"rewards": "a reward (--reward NAME)", "prompts": "prompts (--prompts SOURCE)"},
+    "coldstart": {"teachers": "a teacher (--teacher TASK=REF)", "prompts": "prompts (--set prompts=...)"},
+    "merge": {"adapters": "the runs to merge"},
+    "distill": {"routing": "a teacher (--teacher TASK=REF)", "prompts": "prompts (--set prompts=...)"},
+    "push": {"run": "the run to publish"},
+}
+
+
+def resolve(stage: str, common: Common, values: Mapping[str, Any], *, refs: Sequence[str] = ()) -> recipes.Recipe:
+    """The recipe of a command: a run's own on ``--resume``, else a file under the flags under ``--set``.
+
+    ``values`` are dotted keys (``None`` is left out); ``refs`` are the adapters named on the command line, whose base
+    is taken when neither ``--base`` nor ``--recipe`` names one.
+
+    Raises:
+        RecipeError, ArtifactError: something in it is unknown, missing or out of range.
+    """
+    given = {key: value for key, value in values.items() if value not in (None, [], {}, ())}
+    if common.resume is not None:
+        return _resumed(stage, common, given)
+    tree, where = _starting_point(stage, common, given, refs)
+    for key, value in _shared(stage, common).items():
+        recipes.assign(tree, key, value)
+    if "rewards" in given:
+        given["rewards"] = _known_rewards(tree.get("rewards"), given["rewards"])
+    for key, value in given.items():
+        recipes.assign(tree, key, value)
+    _refuse_missing(stage, tree, common.overrides)
+    return with_full_names(recipes.build(tree, overrides=common.overrides, stage=stage, where=where))
+
+
+def teacher_spec(text: str) -> tuple[str, dict[str, Any]]:
+    """``task=REF[,guidance=G]`` as a task and the fields of its teacher."""
+    head, options = split_options(text, "--teacher", ("guidance", "weight"))
+    task, equals, ref = head.partition("=")
+    if not equals or not task or not ref:
+        raise RecipeError(f"--teacher {text}: write it as TASK=REF, for example ocr=runs/t-ocr,guidance=4.5")
+    return task, {"ref": ref, **options}
+
+
+def teacher_specs(texts: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Several :func:`teacher_spec`, each task once."""
+    found: dict[str, dict[str, Any]] = {}
+    for task, spec in map(teacher_spec, texts):
+        if task in found:
+            raise RecipeError(f"--teacher {task}: named twice; one task has one teacher")
+        found[task] = spec
+    return found
+
+
+def reward_spec(text: str) -> dict[str, Any]:
+    """``NAME[=WEIGHT][,task=TASK]`` as the fields of a reward."""
+    head, options = split_options(text, "--reward", ("task",))
+    name, equals, weight = head.partition("=")
+    spec: dict[str, Any] = {"name": name, **options}
+    if equals:
+        try:
+            spec["weight"] = float(weight)
+        except ValueError as error:
+            raise RecipeError(f"--reward {text}: the weight {weight!r} is not a number") from error
+    return spec
+
+
+def prompt_spec(text: str) -> dict[str, Any]:
+    """``SOURCE[,task=T][,split=S][,weight=W][,limit=N]`` as the fields of a prompt source."""
+    head, options = split_options(text, "--prompts", ("task", "split", "weight", "limit"))
+    return {"source": head, **options}
+
+
+def anchor_values(text: str | None, beta: float | None) -> dict[str, Any]:
+    """``REF[,guidance=G]`` and a weight as dotted keys."""
+    values: dict[str, Any] = {"anchor.beta": beta}
+    if text is not None:
+        head, options = split_options(text, "--anchor", ("guidance",))
+        values |= {"anchor.ref": head, **{f"anchor.{key}": value for key, value in options.items()}}
+    return values
+
+
+def split_options(text: str, flag: str, known: Sequence[str]) -> tuple[str, dict[str, Any]]:
+    """``HEAD,key=value,...`` as the head and its options, whose keys must be known."""
+    head, *rest = re.split(r",(?=[a-z_]+=)", text)
+    options: dict[str, Any] = {}
+    for part in rest:
+        key, _, raw = part.partition("=")
+        if key not in known:
+            raise RecipeError(f"{flag} {text}: no option {key!r}{suggest(key, known)}; known: {', '.join(known)}")
+        options[key] = yaml.safe_load(raw)
+    return head, options
+
+
+def numbers(text: str | None, flag: str) -> list[float] | None:
+    """``1,2,0.5`` as numbers."""
+    try:
+        return None if text is None else [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise RecipeError(f"{flag} {text}: write numbers with commas between them") from error
+
+
+def _resumed(stage: str, common: Common, given: Mapping[str, Any]) -> recipes.Recipe:
+    clashes = {"--recipe": common.recipe, "--base": common.base, "--out": common.out, "--seed": common.seed}
+    named = [flag for flag, value in clashes.items() if value is not None] + (["--force"] if common.force else [])
+    if named or given:
+        what = ", ".join(named) or "a flag of the recipe"
+        raise RecipeError(f"--resume goes on by the run's own recipe: leave out {what} (--set may change a field)")
+    run = RunDir.open(Path(str(common.resume)))
+    actual = run.manifest().stage
+    if actual != stage:
+        raise RecipeError(f"{run.path}: is a {actual} run; go on with: flowopd {actual} --resume {run.path}")
+    recipe = run.recipe(common.overrides)
+    if common.processes and hasattr(recipe, "train"):
+        return recipe.model_copy(update={"train": recipe.train.model_copy(update={"processes": common.processes})})
+    return recipe
+
+
+def _starting_point(
+    stage: str, common: Common, given: Mapping[str, Any], refs: Sequence[str]
+) -> tuple[dict[str, Any], str]:
+    if common.recipe is not None:
+        path = recipes.find(common.recipe)
+        return recipes.read(path), str(path)
+    model = None if common.base else _model_of(refs)
+    base = common.base or (model or {}).get("pretrained") or TOY
+    tree: dict[str, Any] = {"stage": stage}
+    where = f"{stage} without --recipe"
+    if base == TOY:
+        name = _toy_recipe(stage, given)
+        shelf = recipes.shipped()
+        if name in shelf:
+            tree, where = recipes.read(shelf[name]), str(shelf[name])
+        else:
+            tree["model"] = {"pretrained": TOY, "resolution": None}
+    if model is not None:
+        tree["model"] = model
+    return tree, where
+
+
+def _toy_recipe(stage: str, given: Mapping[str, Any]) -> str:
+    """The shipped toy recipe that fits the flags: each toy reward has its teacher's, any other shares the mixture's."""
+    if stage != "teacher":
+        return f"toy/{stage}"
+    names = [spec["name"] for spec in given.get("rewards", [])]
+    if not names:
+        raise RecipeError("teacher needs a reward: --reward geneval, ocr or quality, or a --recipe that names one")
+    for name in names:
+        REWARDS.target(reward_name(name, TOY))
+    own = f"toy/teacher-{_short(names[0])}"
+    return own if len(names) == 1 and own in recipes.shipped() else "toy/grpo-mix"
+
+
+def _model_of(refs: Sequence[str]) -> dict[str, Any] | None:
+    """The ``model`` section of the first reference that is a run."""
+    for ref in refs:
+        if is_run(Path(ref)):
+            return RunDir.open(ref, writes=False).recipe().model.model_dump(mode="json")
+    return None
+
+
+def _shared(stage: str, common: Common) -> dict[str, Any]:
+    values: dict[str, Any] = {"model.pretrained": common.base, "seed": common.seed}
+    if stage == "eval":
+        values["eval.seed"] = common.seed
+    if common.processes is not None and stage in {"teacher", "coldstart", "distill"}:
+        values["train.processes"] = common.processes
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _known_rewards(ours: Any, wanted: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The wanted rewards, each with what the starting recipe already says about it."""
+    entries = ours if isinstance(ours, list) else []
+    recorded = {_short(str(e["name"])): e for e in entries if isinstance(e, dict) and "name" in e}
+    return [{**recorded.get(_short(spec["name"]), {}), **spec} for spec in wanted]
+
+
+def _refuse_missing(stage: str, tree: Mapping[str, Any], overrides: Sequence[str]) -> None:
+    for key, what in NEEDED.get(stage, {}).items():
+        if not tree.get(key) and not any(text.startswith(key) for text in overrides):
+            raise RecipeError(f"{stage} needs {what}, or a --recipe that names it")
+
+
+def with_full_names(recipe: recipes.Recipe) -> recipes.Recipe:
+    """Rewards under the registry's own names, so that the recipe in the run says what ran."""
+    rewards = getattr(recipe, "rewards", ())
+    if not rewards:
+        return recipe
+    base = recipe.model.pretrained
+    named = tuple(spec.model_copy(update={"name": reward_name(spec.name, base)}) for spec in rewards)
+    return recipe.model_copy(update={"rewards": named})
+
+
+def _short(name: str) -> str:
+    return name.removeprefix(f"{TOY}-")

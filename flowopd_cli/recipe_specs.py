@@ -1,0 +1,180 @@
+"""The sections of a recipe: one frozen pydantic model each, whose defaults are the published settings. No torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+
+SD3_TARGETS = tuple(
+    f"attn.{name}"
+    for name in (
+        *("to_q", "to_k", "to_v", "to_out.0"),
+        *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
+    )
+)
+
+
+class Spec(BaseModel):
+    """Frozen, and refuses keys it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class ModelSpec(Spec):
+    """The base model. ``pretrained`` is ``toy``, a diffusers folder or a hub id."""
+
+    family: str = "sd3"
+    pretrained: str = "stabilityai/stable-diffusion-3.5-medium"
+    revision: str | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    resolution: PositiveInt | None = 512
+    max_sequence_length: Annotated[int, Field(ge=1, le=512)] = 128
+    device: str = "auto"
+
+
+class AdapterSpec(Spec):
+    """The LoRA that is trained. ``init`` starts it from another run's adapter."""
+
+    rank: PositiveInt = 32
+    alpha: PositiveInt = 64
+    targets: tuple[str, ...] = SD3_TARGETS
+    init: str | None = None
+
+
+class WindowSpec(Spec):
+    """Stochastic (and trained) steps only in ``[start, start + size)``, start drawn once per rollout."""
+
+    size: PositiveInt
+    start_min: Annotated[int, Field(ge=0)] = 0
+    start_max: Annotated[int, Field(ge=0)] = 0
+
+
+class SamplingSpec(Spec):
+    """How trajectories are drawn. ``shift: null`` takes the scheduler's own."""
+
+    steps: PositiveInt = 10
+    shift: Annotated[float, Field(gt=0)] | None = None
+    kernel: Literal["flow_sde", "cps", "ode"] = "flow_sde"
+    eta: Annotated[float, Field(ge=0)] = 0.7
+    guidance: Annotated[float, Field(ge=0)] = 4.5
+    window: WindowSpec | None = None
+
+
+class PromptSpec(Spec):
+    """A prompt source: ``toy:geneval`` style names, or a ``.txt`` / ``.jsonl`` file of one task."""
+
+    source: str
+    task: str | None = None
+    split: Literal["train", "validation", "test"] = "train"
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    limit: PositiveInt | None = None
+
+
+class RewardSpec(Spec):
+    """A reward of the registry with its weight; ``task`` restricts it to the prompts of one task."""
+
+    name: str
+    weight: float = 1.0
+    task: str | None = None
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class TeacherSpec(Spec):
+    """A teacher: a run directory, an adapter folder, ``hub:repo@revision`` or ``base``."""
+
+    ref: str
+    guidance: Annotated[float, Field(ge=0)] | None = None
+    weight: float = 1.0
+
+
+class AnchorSpec(Spec):
+    """Manifold Anchor Regularization: the aesthetic teacher that every prompt is pulled towards."""
+
+    ref: str = "base"
+    beta: Annotated[float, Field(ge=0)] = 0.02
+    guidance: Annotated[float, Field(ge=0)] | None = None
+
+
+class TrainSpec(Spec):
+    """The loop. One iteration is one rollout of ``groups * group_size`` pictures and its optimizer steps."""
+
+    iterations: PositiveInt = 500
+    groups: PositiveInt = 48
+    group_size: PositiveInt = 24
+    updates: PositiveInt = 2
+    micro: PositiveInt = 8
+    rollout_batch: PositiveInt = 32
+    lr: Annotated[float, Field(gt=0)] = 3e-4
+    warmup: Annotated[int, Field(ge=0)] = 0
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    ema_every: PositiveInt = 8
+    checkpoint_every: PositiveInt = 50
+    keep_checkpoints: PositiveInt = 2
+    sample_every: Annotated[int, Field(ge=0)] = 50
+    processes: PositiveInt = 1
+
+
+class GRPOSpec(Spec):
+    """Group-relative policy optimization."""
+
+    clip: Annotated[float, Field(gt=0)] = 1e-4
+    adv_clip: Annotated[float, Field(gt=0)] = 5.0
+    std: Literal["group", "global"] = "global"
+    beta: Annotated[float, Field(ge=0)] = 0.04
+    step_weight: Literal["uniform", "guard"] = "uniform"
+
+
+class OPDSpec(Spec):
+    """On-policy distillation."""
+
+    estimator: Literal["pathwise", "score"] = "pathwise"
+    step_weight: Literal["kl", "kl_no_dt", "velocity"] = "kl"
+    clip: Annotated[float, Field(gt=0)] = 1e-4
+    adv_clip: Annotated[float, Field(gt=0)] = 5.0
+    log_rewards_every: Annotated[int, Field(ge=0)] = 0
+
+
+class SFTSpec(Spec):
+    """Supervised cold start on the teachers' best pictures."""
+
+    best_of: PositiveInt = 1
+    samples: PositiveInt = 512
+    batch: PositiveInt = 64
+    logit_mean: float = 0.0
+    logit_std: Annotated[float, Field(gt=0)] = 1.0
+
+
+class MergeSpec(Spec):
+    """How adapters become one."""
+
+    method: Literal["linear", "exact", "ties", "dare_linear", "dare_ties", "factor_average"] = "linear"
+    weights: tuple[float, ...] | None = None
+    rank: PositiveInt | None = None
+    density: Annotated[float, Field(gt=0, le=1)] = 0.5
+
+
+class EvalSpec(Spec):
+    """Held-out evaluation: seeds are a function of prompt and image index alone."""
+
+    suites: tuple[str, ...] = ("geneval", "ocr", "quality")
+    images: PositiveInt = 4
+    limit: PositiveInt | None = None
+    split: Literal["validation", "test"] = "test"
+    batch: PositiveInt = 16
+    steps: PositiveInt = 40
+    guidance: Annotated[float, Field(ge=0)] = 4.5
+    seed: int = 42
+    keep_images: Annotated[int, Field(ge=0)] = 8
+
+
+class PushSpec(Spec):
+    """Publication on the Hub."""
+
+    repo: str | None = None
+    private: bool = False
+    license: str | None = None
+    verify_prompt: str = "a photo of a red circle"
+    tolerance: Annotated[float, Field(gt=0)] = 2 / 255

@@ -1,0 +1,124 @@
+"""Adapter references: a run directory, an adapter folder, ``hub:<repo>@<revision>``, or ``base``. No torch here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from flowopd_cli.errors import ArtifactError
+from flowopd_cli.files import read_json, sha256_files
+from flowopd_cli.manifest import ADAPTER, Base, Parent, is_run, read_manifest
+
+PEFT_CONFIG, DIFFUSERS_WEIGHTS = "adapter_config.json", "pytorch_lora_weights.safetensors"
+BASE_KEY = "base_sha256"
+
+
+@dataclass(frozen=True)
+class AdapterRef:
+    """Where an adapter is: ``location`` is a path, a Hub repository, or empty for the bare base."""
+
+    text: str
+    kind: Literal["run", "folder", "hub", "base"]
+    location: str = ""
+    revision: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> AdapterRef:
+        """Read a reference as it stands in a recipe. Whether anything is there, ``check`` and ``resolve`` say.
+
+        Raises:
+            ArtifactError: the reference is empty, or a Hub reference is not ``hub:<owner>/<name>``.
+        """
+        text = text.strip()
+        if not text:
+            raise ArtifactError("an adapter reference is empty: name a run, an adapter folder, hub:<repo>, or base")
+        if text == "base":
+            return cls(text, "base")
+        if text.startswith("hub:"):
+            repo, _, revision = text.removeprefix("hub:").partition("@")
+            if repo.count("/") != 1 or not all(repo.split("/")):
+                raise ArtifactError(f"{text}: write it as hub:<owner>/<name> or hub:<owner>/<name>@<revision>")
+            return cls(text, "hub", repo, revision or None)
+        return cls(text, "run" if is_run(Path(text)) else "folder", text)
+
+    def check(self) -> None:
+        """Refuse a local reference that has no adapter; a Hub reference is only looked up by ``resolve``."""
+        if self.kind != "hub":
+            self.resolve()
+
+    def resolve(self) -> Path | None:
+        """The folder with the adapter's files, fetched first when it is on the Hub; ``None`` for the base.
+
+        Raises:
+            ArtifactError: there is nothing, or no adapter in it.
+        """
+        if self.kind == "base":
+            return None
+        if self.kind == "hub":
+            return self._fetch()
+        path = Path(self.location)
+        if not path.is_dir():
+            raise ArtifactError(f"{self.text}: no such run directory or adapter folder")
+        if self.kind == "run":
+            if _has_adapter(path / ADAPTER):
+                return path / ADAPTER
+            status = read_manifest(path).status
+            raise ArtifactError(f"{self.text}: this run has no adapter (its status is {status}); finish it first")
+        if not _has_adapter(path):
+            raise ArtifactError(f"{self.text}: neither a run nor an adapter folder (no {PEFT_CONFIG} in it)")
+        return path
+
+    def base(self) -> Base | None:
+        """The base model this adapter was trained on, where its run recorded it."""
+        for folder in self._local_folders():
+            if is_run(folder):
+                return read_manifest(folder).base
+        return None
+
+    def base_sha256(self) -> str | None:
+        """Digest of the base model this adapter was trained on, from its run or its config, where recorded."""
+        recorded = self.base()
+        if recorded is not None:
+            return recorded.sha256
+        for folder in self._local_folders():
+            config = folder / PEFT_CONFIG
+            if config.is_file():
+                value = read_json(config, "adapter configuration").get(BASE_KEY)
+                return str(value) if value else None
+        return None
+
+    def sha256(self) -> str | None:
+        """Digest of the adapter's weights; ``None`` for the base."""
+        folder = self.resolve()
+        return None if folder is None else sha256_files(folder.glob("*.safetensors"))
+
+    def parent(self, role: str) -> Parent:
+        """The entry that a manifest's ``parents`` holds for this adapter."""
+        return Parent(role=role, ref=self.text, sha256=self.sha256())
+
+    def _local_folders(self) -> tuple[Path, ...]:
+        """Where a record of the base may lie: beside the adapter, and in the run that holds it."""
+        if self.kind in {"base", "hub"}:
+            return ()
+        path = Path(self.location).resolve()
+        if self.kind == "run":
+            return (path, path / ADAPTER)
+        return (path.parent, path) if path.name == ADAPTER else (path,)
+
+    def _fetch(self) -> Path:
+        from huggingface_hub import snapshot_download
+
+        try:
+            patterns = ["*.json", "*.safetensors"]
+            root = Path(snapshot_download(self.location, revision=self.revision, allow_patterns=patterns))
+        except Exception as error:
+            raise ArtifactError(f"{self.text}: cannot be fetched ({' '.join(str(error).split())})") from error
+        for folder in (root, root / ADAPTER):
+            if _has_adapter(folder):
+                return folder
+        raise ArtifactError(f"{self.text}: no adapter in this repository (no {PEFT_CONFIG})")
+
+
+def _has_adapter(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in (PEFT_CONFIG, DIFFUSERS_WEIGHTS))

@@ -1,0 +1,149 @@
+"""Names to things: families, bases, rewards, prompt sources and suites, each a lazy ``module:attr``. No torch here.
+
+A plugin is a row here or a Python entry point of the group ``flowopd.<kind>`` (docs/add_a_reward.md). A reward may
+also be named directly as ``my_package.my_module:attr``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from flowopd_cli.errors import FlowOPDError, RecipeError, RewardError
+from flowopd_cli.recipe_io import suggest
+
+_TARGET = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+
+
+class Registry:
+    """Names of one kind of thing. Nothing is imported before ``load``; ``open_ended`` also takes ``module:attr``."""
+
+    def __init__(
+        self,
+        kind: str,
+        rows: Mapping[str, str],
+        *,
+        error: type[FlowOPDError] = RecipeError,
+        open_ended: bool = False,
+    ) -> None:
+        self.kind = kind
+        self._rows = dict(rows)
+        self._error = error
+        self._open_ended = open_ended
+        self._plugins: dict[str, str] | None = None
+
+    def names(self) -> list[str]:
+        """Every name, sorted, those of installed plugins included."""
+        return sorted(self._table())
+
+    def target(self, name: str) -> str:
+        """The ``module:attr`` behind a name.
+
+        Raises:
+            FlowOPDError: the name is unknown (near names are suggested), or two plugins claim one name.
+        """
+        table = self._table()
+        if name in table:
+            return table[name]
+        if self._open_ended and _TARGET.fullmatch(name):
+            return name
+        known = ", ".join(sorted(table)) or "none"
+        direct = "; or name your own as package.module:attr" if self._open_ended else ""
+        raise self._error(f"no {self.kind} {name!r}{suggest(name, list(table))}; known: {known}{direct}")
+
+    def check(self, name: str) -> None:
+        """Refuse a name that ``load`` could not find, importing nothing of it."""
+        module = self.target(name).partition(":")[0]
+        _here_on_path()
+        if importlib.util.find_spec(module.partition(".")[0]) is None:
+            raise self._error(f"{self.kind} {name!r}: there is no module {module.partition('.')[0]!r} to import")
+
+    def load(self, name: str) -> Any:
+        """The object behind a name, imported now.
+
+        Raises:
+            FlowOPDError: the name is unknown, or its module or attribute is missing.
+        """
+        module, _, attribute = self.target(name).partition(":")
+        _here_on_path()
+        try:
+            found: Any = importlib.import_module(module)
+            for part in attribute.split("."):
+                found = getattr(found, part)
+        except (ImportError, AttributeError) as error:
+            raise self._error(f"{self.kind} {name!r} cannot be loaded from {module}:{attribute} ({error})") from error
+        return found
+
+    def _table(self) -> dict[str, str]:
+        if self._plugins is None:
+            self._plugins = self._collect(entry_points(group=f"flowopd.{self.kind}"))
+        return {**self._rows, **self._plugins}
+
+    def _collect(self, found: Sequence[EntryPoint]) -> dict[str, str]:
+        plugins: dict[str, str] = {}
+        for point in found:
+            owner = self._rows.get(point.name) or plugins.get(point.name)
+            if owner not in (None, point.value):
+                raise self._error(
+                    f"{self.kind} {point.name!r} is claimed by {point.value} and by {owner}; uninstall one of them"
+                )
+            plugins[point.name] = point.value
+        return plugins
+
+
+def _here_on_path() -> None:
+    """Make modules of the working directory importable, as ``python -m`` does."""
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.insert(0, os.getcwd())
+
+
+MODELS = Registry("model", {"sd3": "flowopd_cli.models.sd3:SD3Model"})
+BASES = Registry("base", {"toy": "flowopd_cli.toy:folder"})
+REWARDS = Registry(
+    "reward",
+    {
+        "geneval": "flowopd_cli.rewards.geneval:GenEvalReward",
+        "ocr": "flowopd_cli.rewards.ocr:OCRReward",
+        "toy-geneval": "flowopd_cli.toy.rewards:geneval",
+        "toy-ocr": "flowopd_cli.toy.rewards:ocr",
+        "toy-quality": "flowopd_cli.toy.rewards:quality",
+    },
+    error=RewardError,
+    open_ended=True,
+)
+PROMPTS = Registry(
+    "prompts",
+    {
+        "toy:geneval": "flowopd_cli.toy.prompts:geneval",
+        "toy:ocr": "flowopd_cli.toy.prompts:ocr",
+        "toy:all": "flowopd_cli.toy.prompts:everything",
+    },
+)
+SUITES = Registry(
+    "suite",
+    {
+        "geneval": "flowopd_cli.toy.suites:geneval",
+        "ocr": "flowopd_cli.toy.suites:ocr",
+        "quality": "flowopd_cli.toy.suites:quality",
+    },
+)
+KINDS: Mapping[str, Registry] = {r.kind: r for r in (MODELS, BASES, REWARDS, PROMPTS, SUITES)}
+
+# The tasks that the shipped prompt sources name, so that a route can be checked before any prompt is drawn.
+PROMPT_TASKS: Mapping[str, tuple[str, ...]] = {
+    "toy:geneval": ("geneval",),
+    "toy:ocr": ("ocr",),
+    "toy:all": ("geneval", "ocr"),
+}
+
+
+def reward_name(name: str, base: str) -> str:
+    """The registry's name for a reward: on the base ``toy``, ``geneval`` means ``toy-geneval``."""
+    prefixed = f"{base}-{name}"
+    return prefixed if base in BASES.names() and prefixed in REWARDS.names() else name

@@ -1,0 +1,1 @@
+"""One file per command, one ``run(recipe, run, progress)`` each: wiring only."""

@@ -1,0 +1,53 @@
+"""``flowopd coldstart``: supervised fine-tuning on the teachers' own best trajectories, mixed over tasks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from flowopd_cli.core.routing import check_routes
+from flowopd_cli.core.types import Conditioning
+from flowopd_cli.progress import Progress
+from flowopd_cli.recipe import ColdstartRecipe
+from flowopd_cli.run import RunDir
+from flowopd_cli.stages import _wiring as wiring
+from flowopd_cli.stages._samples import make_sample_writer
+from flowopd_cli.train import collect, objectives
+from flowopd_cli.train.loop import fit
+
+
+def run(recipe: ColdstartRecipe, run: RunDir, progress: Progress, *, resume: bool = False) -> dict[str, Any]:
+    """Every teacher draws its own tasks' prompts; the best of each group is kept; the policy learns to draw them."""
+    train, sft = recipe.train, recipe.sft
+    drawer, prompts = wiring.make_drawer(recipe.prompts, train, recipe.seed)
+    check_routes(prompts, recipe.teachers)
+    model = wiring.load_model(recipe.model, recipe.adapter.targets, run)
+    parents = wiring.add_policy(model, recipe.adapter, recipe.seed)
+    teachers = wiring.add_teachers(model, recipe.teachers, recipe.sampling.guidance, parents)
+    run.set_parents(parents)
+    wiring.encode_ahead(model, prompts)
+    rewards = wiring.make_rewards(recipe.rewards) if recipe.rewards else None
+    sampler = wiring.make_sampler(model, recipe.sampling)
+    latents, cond = [], []
+    progress.note(f"drawing {sft.samples} kept pictures from {len(teachers)} teachers")
+    draws = -(-sft.samples // train.groups)
+    for index in range(draws):
+        kept = collect.best_of_group(model, sampler, drawer(index), teachers, rewards, batch=train.rollout_batch)
+        latents.append(kept.trajectory.final)
+        cond.append(kept.cond)
+    data, texts = torch.cat(latents), Conditioning.cat(cond)
+
+    def experience(iteration: int):
+        rows = collect.sft_rows(
+            data, texts, sft.batch, seed=recipe.seed + iteration, mean=sft.logit_mean, std=sft.logit_std
+        )
+        return [[rows[i : i + train.micro] for i in range(0, len(rows), train.micro)]], {}
+
+    state = wiring.resume_state(run, resume)
+    progress.start(train.iterations - (state.iteration if state else 0), "coldstart")
+    sample = make_sample_writer(model, recipe, prompts, run)
+    hooks = wiring.make_hooks(run, progress, train, sample)
+    fit(model, experience, objectives.sft(model), wiring.fit_settings(train), state=state, hooks=hooks)
+    wiring.save_adapter(model, run, recipe.model, ema=train.ema_decay > 0)
+    return {"metrics": {"pictures": len(data)}}

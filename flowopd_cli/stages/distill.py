@@ -1,0 +1,53 @@
+"""``flowopd distill``: multi-teacher on-policy distillation with manifold anchor regularization."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flowopd_cli.core.routing import check_routes
+from flowopd_cli.progress import Progress
+from flowopd_cli.recipe import DistillRecipe
+from flowopd_cli.run import RunDir
+from flowopd_cli.stages import _wiring as wiring
+from flowopd_cli.stages._samples import make_sample_writer
+from flowopd_cli.train import collect, objectives
+from flowopd_cli.train.loop import fit
+
+
+def run(recipe: DistillRecipe, run: RunDir, progress: Progress, *, resume: bool = False) -> dict[str, Any]:
+    """Rollout, route, target velocities, anchor velocities, ``opd``; no decoding unless rewards are logged."""
+    train, opd, guidance = recipe.train, recipe.opd, recipe.sampling.guidance
+    drawer, prompts = wiring.make_drawer(recipe.prompts, train, recipe.seed)
+    check_routes(prompts, recipe.routing)
+    rewards = wiring.make_rewards(recipe.rewards) if opd.log_rewards_every else None
+    model = wiring.load_model(recipe.model, recipe.adapter.targets, run)
+    parents = wiring.add_policy(model, recipe.adapter, recipe.seed)
+    teachers = wiring.add_teachers(model, recipe.routing, guidance, parents)
+    anchor = wiring.add_anchor(model, recipe.anchor, guidance, parents)
+    run.set_parents(parents)
+    wiring.encode_ahead(model, prompts)
+    final: dict[str, float] = {}
+
+    def experience(iteration: int):
+        sampler = wiring.make_sampler(model, recipe.sampling, seed=recipe.seed + iteration)
+        rolled = collect.rollout(model, sampler, drawer(iteration), batch=train.rollout_batch)
+        figures: dict[str, float] = {}
+        if rewards is not None and iteration % opd.log_rewards_every == 0:
+            pictures = collect.with_images(model, rolled, batch=train.rollout_batch)
+            figures = collect.reward_figures(collect.with_rewards(pictures, rewards))
+        rolled = collect.with_targets(model, sampler, rolled, teachers, batch=train.rollout_batch)
+        if anchor is not None:
+            rolled = collect.with_anchor(model, sampler, rolled, anchor, batch=train.rollout_batch)
+        final.update(figures)
+        seed = recipe.seed + iteration
+        return collect.step_batches(rolled, sampler, updates=train.updates, micro=train.micro, seed=seed), figures
+
+    sampler = wiring.make_sampler(model, recipe.sampling)
+    objective = objectives.opd(model, sampler, wiring.opd_settings(recipe))
+    state = wiring.resume_state(run, resume)
+    progress.start(train.iterations - (state.iteration if state else 0), f"distill {len(teachers)} teachers")
+    sample = make_sample_writer(model, recipe, prompts, run)
+    hooks = wiring.make_hooks(run, progress, train, sample)
+    fit(model, experience, objective, wiring.fit_settings(train), state=state, hooks=hooks)
+    wiring.save_adapter(model, run, recipe.model, ema=train.ema_decay > 0)
+    return {"metrics": final}

@@ -1,0 +1,47 @@
+"""``flowopd teacher``: single-reward (or weighted) GRPO of one adapter."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flowopd_cli.progress import Progress
+from flowopd_cli.recipe import TeacherRecipe
+from flowopd_cli.run import RunDir
+from flowopd_cli.stages import _wiring as wiring
+from flowopd_cli.stages._samples import make_sample_writer
+from flowopd_cli.train import collect, objectives
+from flowopd_cli.train.loop import fit
+
+
+def run(recipe: TeacherRecipe, run: RunDir, progress: Progress, *, resume: bool = False) -> dict[str, Any]:
+    """Rollout, rewards, advantages, clipped surrogate; the adapter ends in ``adapter/``."""
+    train, grpo = recipe.train, recipe.grpo
+    rewards = wiring.make_rewards(recipe.rewards)
+    drawer, prompts = wiring.make_drawer(recipe.prompts, train, recipe.seed)
+    model = wiring.load_model(recipe.model, recipe.adapter.targets, run)
+    run.set_parents(wiring.add_policy(model, recipe.adapter, recipe.seed))
+    wiring.encode_ahead(model, prompts)
+    final: dict[str, float] = {}
+
+    def experience(iteration: int):
+        sampler = wiring.make_sampler(model, recipe.sampling, seed=recipe.seed + iteration)
+        rolled = collect.rollout(model, sampler, drawer(iteration), batch=train.rollout_batch)
+        rolled = collect.with_rewards(collect.with_images(model, rolled, batch=train.rollout_batch), rewards)
+        figures = collect.reward_figures(rolled)
+        rolled = collect.with_advantages(rolled, std=grpo.std, clip=grpo.adv_clip)
+        if grpo.beta:
+            base = collect.Teacher(None, recipe.sampling.guidance)
+            rolled = collect.with_anchor(model, sampler, rolled, base, batch=train.rollout_batch)
+        final.update(figures)
+        seed = recipe.seed + iteration
+        return collect.step_batches(rolled, sampler, updates=train.updates, micro=train.micro, seed=seed), figures
+
+    sampler = wiring.make_sampler(model, recipe.sampling)
+    objective = objectives.grpo(model, sampler, clip=grpo.clip, beta=grpo.beta)
+    state = wiring.resume_state(run, resume)
+    progress.start(train.iterations, f"teacher {'+'.join(r.name for r in recipe.rewards)}")
+    sample = make_sample_writer(model, recipe, prompts, run)
+    hooks = wiring.make_hooks(run, progress, train, sample)
+    fit(model, experience, objective, wiring.fit_settings(train), state=state, hooks=hooks)
+    wiring.save_adapter(model, run, recipe.model, ema=train.ema_decay > 0)
+    return {"metrics": final}

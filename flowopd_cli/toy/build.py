@@ -1,0 +1,74 @@
+"""Build the toy base from nothing: ``python -m flowopd_cli.toy.build --out FOLDER`` (two cores, under two hours)."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+from flowopd_cli.toy import pipeline as toy_pipeline
+from flowopd_cli.toy import prompts as toy_prompts
+from flowopd_cli.toy.train_base import make_pool, train_autoencoder, train_flow
+
+
+def main() -> None:
+    """Train autoencoder and transformer, save the pipeline as half-precision safetensors, log every loss."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="folder for the diffusers pipeline")
+    parser.add_argument("--log", type=Path, default=None, help="JSONL file for the losses")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--autoencoder-steps", type=int, default=1500)
+    parser.add_argument("--flow-steps", type=int, default=30_000)
+    parser.add_argument("--batch", type=int, default=96)
+    parser.add_argument("--pool", type=int, default=120_000)
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="stop the flow training by then")
+    parser.add_argument("--autoencoder", type=Path, default=None, help="take the autoencoder of this pipeline")
+    options = parser.parse_args()
+    start = time.monotonic()
+
+    def log(phase: str, step: int, figures: dict[str, float]) -> None:
+        row = {"phase": phase, "step": step, "elapsed": round(time.monotonic() - start, 1)}
+        row |= {name: round(value, 5) for name, value in figures.items()}
+        print(json.dumps(row), flush=True)
+        if options.log:
+            with options.log.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+
+    texts = [p.text for split in toy_prompts.SPLITS for p in toy_prompts.geneval(split)]
+    texts += toy_prompts.SIGNS
+    pipe = toy_pipeline.assemble(texts, options.seed)
+    if options.autoencoder:
+        pipe.vae = type(pipe.vae).from_pretrained(options.autoencoder / "vae")
+    else:
+        train_autoencoder(pipe.vae, options.autoencoder_steps, options.seed, log)
+        save(pipe, options.out)
+    pool = make_pool(pipe, options.pool, options.seed)
+    log("pool", len(pool.latents), {"texts": float(len(pool.tokens))})
+    schedule = {"batch": options.batch, "lr": options.lr, "seconds": options.seconds}
+    schedule["snapshot"] = lambda: save(pipe, options.out)
+    train_flow(pipe, pool, options.flow_steps, options.seed, log, **schedule)
+    save(pipe, options.out)
+    log("done", options.flow_steps, {})
+
+
+def save(pipe: toy_pipeline.StableDiffusion3Pipeline, folder: Path) -> None:
+    """Write transformer and autoencoder in half precision; the live weights stay as they are, in float32.
+
+    The text encoders stay in float32 on disk: transformers would load them in the precision they were saved in,
+    and diffusers takes the latents' precision from them.
+    """
+    modules = (pipe.transformer, pipe.vae)
+    kept = [[p.data for p in module.parameters()] for module in modules]
+    for module in modules:
+        module.half()
+    pipe.save_pretrained(folder)
+    for module, data in zip(modules, kept, strict=True):
+        module.float()
+        for parameter, value in zip(module.parameters(), data, strict=True):
+            parameter.data = value
+
+
+if __name__ == "__main__":
+    main()

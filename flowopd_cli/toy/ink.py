@@ -1,0 +1,45 @@
+"""Reading pixels as ink on paper: which ink, how much of it, and what is neither."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from flowopd_cli.toy.draw import INKS, PAPER
+
+COLORS = tuple(INKS)
+
+
+class InkReading(NamedTuple):
+    """For every pixel: index of the nearest ink, its coverage in [0, 1], distance from that mixture."""
+
+    ink: Int[Tensor, "B H W"]
+    coverage: Float[Tensor, "B H W"]
+    residual: Float[Tensor, "B H W"]
+
+
+def clean_paper(images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 1 1"]:
+    """The color of pristine paper."""
+    return images.new_tensor(PAPER).view(1, 3, 1, 1).expand(len(images), -1, -1, -1)
+
+
+def seen_paper(images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 1 1"]:
+    """The paper as this picture shows it: per channel, the upper quartile of its border pixels."""
+    edge = torch.cat([images[:, :, 0], images[:, :, -1], images[:, :, :, 0], images[:, :, :, -1]], dim=-1)
+    return edge.float().quantile(0.75, dim=-1)[..., None, None]
+
+
+def read_ink(images: Float[Tensor, "B 3 H W"], paper: Float[Tensor, "B 3 1 1"]) -> InkReading:
+    """Project each pixel on the seven segments from paper to ink and keep the nearest."""
+    difference = (paper - images.float()).permute(0, 2, 3, 1).unsqueeze(-2)
+    inks = paper.new_tensor(list(INKS.values())).view(1, 1, 1, -1, 3)
+    direction = paper.permute(0, 2, 3, 1).unsqueeze(-2) - inks
+    length = direction.norm(dim=-1)
+    coverage = (difference * direction).sum(-1) / length.square()
+    clamped = coverage.clamp(0, 1)
+    residual = (difference - clamped.unsqueeze(-1) * direction).norm(dim=-1)
+    best = residual.argmin(dim=-1, keepdim=True)
+    return InkReading(best.squeeze(-1), clamped.gather(-1, best).squeeze(-1), residual.gather(-1, best).squeeze(-1))

@@ -1,0 +1,129 @@
+"""The toy's diffusers pipeline: tiny SD3 transformer, tiny autoencoder, two tiny CLIP encoders, one tiny tokenizer."""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    FlowMatchEulerDiscreteScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+)
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
+
+TOKENS = 14
+ENCODER_WIDTH = 64
+BEGIN, END = "<|startoftext|>", "<|endoftext|>"
+GEOMETRY = {
+    "sample_size": 8,
+    "patch_size": 2,
+    "in_channels": 8,
+    "out_channels": 8,
+    "num_layers": 4,
+    "num_attention_heads": 4,
+    "attention_head_dim": 32,
+    "caption_projection_dim": 128,
+    "joint_attention_dim": 2 * ENCODER_WIDTH,
+    "pooled_projection_dim": 2 * ENCODER_WIDTH,
+    "pos_embed_max_size": 8,
+    "qk_norm": "rms_norm",
+}
+
+
+def vocabulary(texts: Iterable[str]) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """A CLIP vocabulary and its merges: a word of the prompts is one token, anything else goes letter by letter.
+
+    Merges grow from the end of a word to its front, so that a code such as ``BRD`` is never half a word.
+    """
+    words = sorted({w for text in texts for w in re.findall(r"[a-z]+", re.sub(r'"[^"]*"', "", text.lower()))})
+    symbols = [*"abcdefghijklmnopqrstuvwxyz0123456789\"'.,!?-"]
+    vocab = [s for s in symbols] + [s + "</w>" for s in symbols]
+    merges: list[tuple[str, str]] = []
+    for word in words:
+        tail = word[-1] + "</w>"
+        for letter in reversed(word[:-1]):
+            if (letter, tail) not in merges:
+                merges.append((letter, tail))
+                vocab.append(letter + tail)
+            tail = letter + tail
+    return {token: i for i, token in enumerate([*dict.fromkeys(vocab), BEGIN, END])}, merges
+
+
+def tokenizer(texts: Iterable[str], folder: Path | None = None) -> CLIPTokenizer:
+    """The tiny tokenizer, through the two files that CLIP tokenizers are read from."""
+    vocab, merges = vocabulary(texts)
+    with tempfile.TemporaryDirectory() as temporary:
+        place = Path(temporary)
+        (place / "vocab.json").write_text(json.dumps(vocab), encoding="utf-8")
+        lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
+        (place / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        return CLIPTokenizer(
+            str(place / "vocab.json"),
+            str(place / "merges.txt"),
+            bos_token=BEGIN,
+            eos_token=END,
+            unk_token=END,
+            pad_token=END,
+            model_max_length=TOKENS,
+        )
+
+
+def autoencoder() -> AutoencoderKL:
+    """32 x 32 pixels to 8 x 8 latents of eight channels."""
+    return AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(16, 32, 48),
+        layers_per_block=1,
+        latent_channels=8,
+        norm_num_groups=8,
+        sample_size=32,
+        mid_block_add_attention=False,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+        scaling_factor=1.0,
+        shift_factor=0.0,
+    )
+
+
+def text_encoder(vocabulary_size: int) -> CLIPTextModelWithProjection:
+    """A two-layer CLIP text model."""
+    return CLIPTextModelWithProjection(
+        CLIPTextConfig(
+            vocab_size=vocabulary_size,
+            hidden_size=ENCODER_WIDTH,
+            intermediate_size=4 * ENCODER_WIDTH,
+            projection_dim=ENCODER_WIDTH,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=TOKENS,
+            bos_token_id=vocabulary_size - 2,
+            eos_token_id=vocabulary_size - 1,
+            pad_token_id=vocabulary_size - 1,
+        )
+    )
+
+
+def assemble(texts: Iterable[str], seed: int) -> StableDiffusion3Pipeline:
+    """The whole pipeline with fresh weights."""
+    torch.manual_seed(seed)
+    words = tokenizer(texts)
+    return StableDiffusion3Pipeline(
+        transformer=SD3Transformer2DModel(**GEOMETRY),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=2.0),
+        vae=autoencoder(),
+        text_encoder=text_encoder(len(words)),
+        tokenizer=words,
+        text_encoder_2=text_encoder(len(words)),
+        tokenizer_2=words,
+        text_encoder_3=None,
+        tokenizer_3=None,
+    )

@@ -1,0 +1,41 @@
+"""Print quality, the toy's stand-in for DeQA: clean paper, true inks, full contrast. It ignores the prompt.
+
+``quality = exp(-mean residual / 0.2) * contrast``: the residual is each pixel's distance from any mixture of clean
+paper and one ink (stains, tint, noise, ringing, off-palette colors all raise it); contrast is the coverage of the
+darkest twentieth of the pixels (fading and blur lower it, and a blank sheet has none).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from flowopd_cli.core.types import Prompt, RewardResult
+from flowopd_cli.rewards.base import RewardInfo
+from flowopd_cli.toy.ink import clean_paper, read_ink
+
+RESIDUAL_SCALE = 0.2
+INKED_SHARE = 0.05
+
+
+def print_quality(images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, " B"]:
+    """Quality in [0, 1] of each picture."""
+    reading = read_ink(images.detach().float().cpu(), clean_paper(images).cpu())
+    dirt = reading.residual.flatten(1).mean(dim=1)
+    coverage = reading.coverage.flatten(1)
+    contrast = coverage.topk(max(1, int(INKED_SHARE * coverage.shape[1])), dim=1).values.mean(dim=1)
+    return torch.exp(-dirt / RESIDUAL_SCALE) * contrast
+
+
+class QualityReward:
+    """The reward ``toy-quality``."""
+
+    info = RewardInfo(name="quality", paper="docs/toy.md", low=0.0, high=1.0)
+
+    def __call__(self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]) -> RewardResult:
+        """Score B pictures; every one is valid."""
+        total = print_quality(images)
+        return RewardResult(total, {"quality": total}, torch.ones(len(total), dtype=torch.bool))

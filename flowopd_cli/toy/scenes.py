@@ -1,0 +1,104 @@
+"""Random captioned scenes: what the toy base was trained on, careless captions and worn prints included.
+
+Pictures on the web carry captions that are partly wrong and prints that are partly worn; the toy's training set
+does too, on purpose: the base then knows how to draw everything but obeys its prompt only most of the time, which
+leaves post-training something to do.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from flowopd_cli.core.types import Prompt
+from flowopd_cli.toy.draw import CELLS, GLYPHS, INKS, SHAPES, TEXT_INKS, Code, Picture, Shape, Wear, render
+
+CARELESS = 0.28
+MISSPELT = 0.25
+WORN = 0.60
+Scene = list[Shape | Code]
+
+
+def sample(prompt: Prompt, rng: np.random.Generator, *, careless: float = CARELESS, worn: float = WORN) -> Picture:
+    """One picture for a prompt, with a slip of the drawer's pen at probability ``careless``."""
+    scene = compose(prompt, rng)
+    if prompt.task == "ocr":
+        scene = [_misspell(scene[0], rng) if careless else scene[0]]
+    elif rng.random() < careless:
+        scene = _slip(scene, rng)
+    wear = Wear()
+    if rng.random() < worn:
+        wear = Wear(rng.uniform(0, 0.8), rng.uniform(0, 0.5), rng.uniform(0, 1.0))
+    return render(scene, wear, rng)
+
+
+def compose(prompt: Prompt, rng: np.random.Generator) -> Scene:
+    """A scene that is true to its prompt."""
+    if prompt.task == "ocr":
+        ink = str(rng.choice(TEXT_INKS))
+        x, y = 16 + int(rng.integers(-1, 2)), 16 + int(rng.integers(-6, 7))
+        return [Code(prompt.metadata["target"], ink, x, y)]
+    include = prompt.metadata["include"]
+    if prompt.metadata["tag"] == "position":
+        cells = _related_cells(include[1]["position"][0], rng)
+    else:
+        total = sum(clause["count"] for clause in include)
+        cells = [int(c) for c in rng.permutation(4)[:total]]
+    scene: Scene = []
+    for clause in include:
+        color = clause.get("color") or str(rng.choice(list(INKS)))
+        scene += [_place(clause["class"], color, cells.pop(0), rng) for _ in range(clause["count"])]
+    return scene
+
+
+def _place(kind: str, color: str, cell: int, rng: np.random.Generator) -> Shape:
+    x, y = CELLS[cell]
+    jitter = rng.integers(-1, 2, size=2)
+    return Shape(kind, color, x + int(jitter[0]), y + int(jitter[1]), int(rng.integers(11, 14)))
+
+
+def _related_cells(relation: str, rng: np.random.Generator) -> list[int]:
+    """Cells of (reference, subject) such that the subject stands in ``relation`` to the reference."""
+    axis = 0 if relation in ("left of", "right of") else 1
+    sign = -1 if relation in ("left of", "above") else 1
+    pairs = [(ref, sub) for ref in range(4) for sub in range(4) if (CELLS[sub][axis] - CELLS[ref][axis]) * sign > 0]
+    return list(pairs[int(rng.integers(len(pairs)))])
+
+
+def _misspell(code: Shape | Code, rng: np.random.Generator) -> Code:
+    assert isinstance(code, Code)
+    letters = [str(rng.choice(list(GLYPHS))) if rng.random() < MISSPELT else c for c in code.text]
+    return replace(code, text="".join(letters))
+
+
+def _slip(scene: Scene, rng: np.random.Generator) -> Scene:
+    """One mistake: a wrong color, a wrong shape, colors or places swapped, one object too many or too few."""
+    shapes = [item for item in scene if isinstance(item, Shape)]
+    victim = int(rng.integers(len(shapes)))
+    kind = str(rng.choice(["color", "shape", "swap", "swap", "count"])) if len(shapes) > 1 else "shape"
+    if len(shapes) == 1 and rng.random() < 0.5:
+        kind = "color"
+    if kind == "color":
+        shapes[victim] = replace(shapes[victim], color=str(rng.choice(list(INKS))))
+    elif kind == "shape":
+        shapes[victim] = replace(shapes[victim], kind=str(rng.choice(SHAPES)))
+    elif kind == "swap":
+        first, second = shapes[0], shapes[1]
+        shapes[:2] = (
+            [replace(first, x=second.x, y=second.y), replace(second, x=first.x, y=first.y)]
+            if rng.random() < 0.5
+            else [replace(first, color=second.color), replace(second, color=first.color)]
+        )
+    else:
+        shapes = _miscount(shapes, rng)
+    return list(shapes)
+
+
+def _miscount(shapes: list[Shape], rng: np.random.Generator) -> list[Shape]:
+    taken = {(round((s.x - 8) / 16), round((s.y - 8) / 16)) for s in shapes}
+    free = [i for i, (x, y) in enumerate(CELLS) if (round((x - 8) / 16), round((y - 8) / 16)) not in taken]
+    if not free or rng.random() < 0.5:
+        return shapes[:-1]
+    extra = shapes[int(rng.integers(len(shapes)))]
+    return [*shapes, _place(extra.kind, extra.color, int(rng.choice(free)), rng)]

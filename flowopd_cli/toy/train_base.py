@@ -1,0 +1,214 @@
+"""How the toy base learned: an autoencoder on random scenes, then a flow-matching MMDiT on its latents."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, StableDiffusion3Pipeline
+from torch import Tensor
+
+from flowopd_cli.core.types import Prompt
+from flowopd_cli.toy import prompts as toy_prompts
+from flowopd_cli.toy import scenes
+
+Log = Callable[[str, int, dict[str, float]], None]
+SNAPSHOT_EVERY = 1000
+TAG_WEIGHTS = {
+    "single_object": 0.05,
+    "two_object": 0.13,
+    "counting": 0.12,
+    "colors": 0.10,
+    "position": 0.15,
+    "color_attr": 0.17,
+    "ocr": 0.28,
+}
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Latents ``(N, 8, 8, 8)`` with the row of their prompt in ``tokens``."""
+
+    latents: Tensor
+    prompt: Tensor
+    tokens: Tensor
+
+
+def draw_prompts(count: int, rng: np.random.Generator) -> list[Prompt]:
+    """Training prompts with the tag weights above; the codes are fresh random ones outside the held-out splits."""
+    by_tag = toy_prompts.train_by_tag()
+    held_out = {c for name in ("validation", "test") for c in toy_prompts.codes()[name]}
+    tags = rng.choice(list(TAG_WEIGHTS), size=count, p=list(TAG_WEIGHTS.values()))
+    return [_code_prompt(rng, held_out) if tag == "ocr" else _pick(by_tag[tag], rng) for tag in tags]
+
+
+def _pick(prompts: list[Prompt], rng: np.random.Generator) -> Prompt:
+    return prompts[int(rng.integers(len(prompts)))]
+
+
+def _code_prompt(rng: np.random.Generator, held_out: set[str]) -> Prompt:
+    code = "".join(rng.choice(list(toy_prompts.GLYPHS), toy_prompts.CODE_LENGTH))
+    while code in held_out:
+        code = "".join(rng.choice(list(toy_prompts.GLYPHS), toy_prompts.CODE_LENGTH))
+    sign = toy_prompts.SIGNS[int(rng.integers(len(toy_prompts.SIGNS)))]
+    return Prompt("", f'{sign} "{code}"', "ocr", {"target": code})
+
+
+def pictures(prompts: list[Prompt], rng: np.random.Generator) -> Tensor:
+    """Pictures in [-1, 1], ``(N, 3, 32, 32)``."""
+    stack = np.stack([scenes.sample(p, rng) for p in prompts])
+    return torch.from_numpy(stack).permute(0, 3, 1, 2).mul(2).sub(1).contiguous()
+
+
+def train_autoencoder(vae: AutoencoderKL, steps: int, seed: int, log: Log, batch: int = 48) -> None:
+    """L1 + MSE reconstruction under latent noise, a weak KL; then the latents are scaled to unit variance."""
+    rng = np.random.default_rng(seed)
+    torch.manual_seed(seed)
+    data = pictures(draw_prompts(24_000, rng), rng)
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=2e-3, betas=(0.9, 0.95), weight_decay=1e-4)
+    vae.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    for step in range(steps):
+        set_lr(optimizer, 2e-3 * cosine(step, steps, warmup=50))
+        x = data[torch.from_numpy(rng.integers(len(data), size=batch))].to(memory_format=torch.channels_last)
+        posterior = vae.encode(x).latent_dist
+        noisy = posterior.sample() + 0.1 * torch.randn_like(posterior.mean)
+        y = vae.decode(noisy).sample
+        loss = F.l1_loss(y, x) + 2 * F.mse_loss(y, x) + 3e-4 * posterior.kl().mean() / posterior.mean[0].numel()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimizer.step()
+        if step % 50 == 0 or step == steps - 1:
+            log("autoencoder", step, {"loss": loss.item(), "l1": F.l1_loss(y, x).item()})
+    vae.eval().requires_grad_(False)
+    with torch.no_grad():
+        latents = vae.encode(data[:2000]).latent_dist.mean
+    vae.register_to_config(scaling_factor=1 / latents.std().item(), shift_factor=latents.mean().item())
+
+
+@torch.no_grad()
+def make_pool(pipeline: StableDiffusion3Pipeline, count: int, seed: int) -> Pool:
+    """Draw and encode the training set once."""
+    rng = np.random.default_rng(seed + 1)
+    config = pipeline.vae.config
+    latents, rows, index, texts = [], [], {}, []
+    for start in range(0, count, 1000):
+        prompts = draw_prompts(min(1000, count - start), rng)
+        for prompt in prompts:
+            rows.append(index.setdefault(prompt.text, len(texts)))
+            if len(texts) < len(index):
+                texts.append(prompt.text)
+        mean = pipeline.vae.encode(pictures(prompts, rng)).latent_dist.mean
+        latents.append((mean - config.shift_factor) * config.scaling_factor)
+    ids = tokenize(pipeline, ["", *texts])
+    return Pool(torch.cat(latents), torch.tensor(rows) + 1, ids)
+
+
+def tokenize(pipeline: StableDiffusion3Pipeline, texts: list[str]) -> Tensor:
+    """Token ids ``(N, L)`` padded as the pipeline pads."""
+    return pipeline.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+
+
+def condition(pipeline: StableDiffusion3Pipeline, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """``encode_prompt`` without T5 but with gradients: embeds ``(b, L + 1, D)`` and pooled ``(b, P)``."""
+    one = pipeline.text_encoder(ids, output_hidden_states=True)
+    two = pipeline.text_encoder_2(ids, output_hidden_states=True)
+    embeds = torch.cat([one.hidden_states[-2], two.hidden_states[-2]], dim=-1)
+    zeros = embeds.new_zeros(len(ids), 1, embeds.shape[-1])
+    return torch.cat([embeds, zeros], dim=1), torch.cat([one.text_embeds, two.text_embeds], dim=-1)
+
+
+def train_flow(pipeline: StableDiffusion3Pipeline, pool: Pool, steps: int, seed: int, log: Log, **options: Any) -> None:
+    """Flow matching at shifted times, 10 % empty captions, Muon for matrices and AdamW for the rest, EMA kept."""
+    snapshot = options.get("snapshot")
+    batch, lr, budget = options.get("batch", 96), options.get("lr", 2e-3), options.get("seconds", math.inf)
+    torch.manual_seed(seed)
+    modules = torch.nn.ModuleList([pipeline.transformer, pipeline.text_encoder, pipeline.text_encoder_2])
+    modules.train().requires_grad_(True)
+    optimizers = _optimizers(modules, lr)
+    averaged = [p.detach().clone() for p in modules.parameters()]
+    start, step, progress = time.monotonic(), 0, 0.0
+    while step < steps and progress < 1:
+        progress = max(step / steps, (time.monotonic() - start) / budget)
+        factor = cosine(progress, 1.0, warmup=0.01)
+        rows = torch.randint(len(pool.latents), (batch,))
+        loss = _flow_loss(pipeline, pool, rows)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(modules.parameters(), 1.0)
+        for optimizer in optimizers:
+            set_lr(optimizer, factor * optimizer.defaults["lr"])
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        decay = min(0.999, (1 + step) / (10 + step))
+        torch._foreach_lerp_(averaged, [p.detach() for p in modules.parameters()], 1 - decay)
+        if step % 100 == 0:
+            log("flow", step, {"loss": loss.item(), "seconds": time.monotonic() - start})
+        step += 1
+        if snapshot is not None and step % SNAPSHOT_EVERY == 0:
+            with _weights(modules, averaged):
+                snapshot()
+    with torch.no_grad():
+        for parameter, mean in zip(modules.parameters(), averaged, strict=True):
+            parameter.copy_(mean)
+    modules.eval().requires_grad_(False)
+
+
+@contextmanager
+def _weights(modules: torch.nn.Module, averaged: list[Tensor]) -> Iterator[None]:
+    """Lend the modules their averaged weights."""
+    current = [p.detach().clone() for p in modules.parameters()]
+    with torch.no_grad():
+        torch._foreach_copy_(list(modules.parameters()), averaged)
+        try:
+            yield
+        finally:
+            torch._foreach_copy_(list(modules.parameters()), current)
+
+
+def _flow_loss(pipeline: StableDiffusion3Pipeline, pool: Pool, rows: Tensor) -> Tensor:
+    x0 = pool.latents[rows]
+    prompt = torch.where(torch.rand(len(rows)) < 0.1, 0, pool.prompt[rows])
+    embeds, pooled = condition(pipeline, pool.tokens[prompt])
+    uniform = torch.rand(len(rows))
+    sigma = 2 * uniform / (1 + uniform)
+    noise = torch.randn_like(x0)
+    mixed = torch.lerp(x0, noise, sigma.view(-1, 1, 1, 1))
+    velocity = pipeline.transformer(
+        hidden_states=mixed,
+        timestep=1000 * sigma,
+        encoder_hidden_states=embeds,
+        pooled_projections=pooled,
+        return_dict=False,
+    )[0]
+    return F.mse_loss(velocity, noise - x0)
+
+
+def _optimizers(modules: torch.nn.Module, lr: float) -> list[torch.optim.Optimizer]:
+    matrices, others = [], []
+    for name, parameter in modules.named_parameters():
+        hidden = parameter.ndim == 2 and "transformer_blocks" in name
+        (matrices if hidden else others).append(parameter)
+    return [
+        torch.optim.Muon(matrices, lr=lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.98), weight_decay=0.01),
+    ]
+
+
+def cosine(step: float, total: float, *, warmup: float) -> float:
+    """Linear warm-up, then a cosine to 2 %."""
+    if step < warmup:
+        return (step + 1e-3 * total) / (warmup + 1e-3 * total)
+    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, step / total)))
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Give every group this learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr

@@ -1,0 +1,1 @@
+"""Collecting experience, turning it into losses, and the one loop."""

@@ -1,0 +1,69 @@
+"""The state that makes a resumed run go on exactly: policy, EMA, optimizer, counters; safetensors, never pickle.
+
+Every random draw is a function of the recipe's seed and the iteration, so no generator state needs to be kept.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from flowopd_cli.models.base import FlowModel
+
+ROLES = ("policy", "policy_ema")
+TENSORS, COUNTERS = "state.safetensors", "state.json"
+
+
+@dataclass
+class TrainState:
+    """Counters of finished work and the tensors that go with them."""
+
+    iteration: int = 0
+    step: int = 0
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def fresh(cls, model: FlowModel) -> TrainState:
+        """The state before the first iteration: the EMA starts as a copy of the policy."""
+        model.adapters.copy("policy", "policy_ema")
+        return cls()
+
+    def capture(self, model: FlowModel, optimizer: torch.optim.Optimizer) -> None:
+        """Copy adapters and optimizer moments into ``tensors``."""
+        tensors = {f"{role}/{name}": value for role in ROLES for name, value in model.adapters.state(role).items()}
+        for index, moments in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer/{index}/{name}": torch.as_tensor(value) for name, value in moments.items()}
+        self.tensors = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
+
+    def restore(self, model: FlowModel, optimizer: torch.optim.Optimizer) -> None:
+        """Put ``tensors`` back; nothing to do for a fresh state."""
+        if not self.tensors:
+            return
+        if "policy_ema" not in model.adapters.names:
+            model.adapters.copy("policy", "policy_ema")
+        for role in ROLES:
+            model.adapters.load_state(role, self._under(f"{role}/"))
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, value in self._under("optimizer/").items():
+            index, _, key = name.partition("/")
+            moments.setdefault(int(index), {})[key] = value.clone()
+        optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+
+    def _under(self, prefix: str) -> dict[str, Tensor]:
+        return {name.removeprefix(prefix): value for name, value in self.tensors.items() if name.startswith(prefix)}
+
+    def save(self, folder: Path) -> None:
+        """Write the two files of a checkpoint."""
+        save_file(self.tensors, folder / TENSORS)
+        (folder / COUNTERS).write_text(json.dumps({"iteration": self.iteration, "step": self.step}), encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> TrainState:
+        """Read what :meth:`save` wrote."""
+        counters = json.loads((folder / COUNTERS).read_text(encoding="utf-8"))
+        return cls(counters["iteration"], counters["step"], load_file(folder / TENSORS))

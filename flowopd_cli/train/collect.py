@@ -1,0 +1,258 @@
+"""Experience: rollout, then labels (rewards, advantages, target and anchor velocities). No gradients here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from flowopd_cli.core.advantages import group_advantages, zero_variance_fraction
+from flowopd_cli.core.routing import route
+from flowopd_cli.core.sampler import Sampler, SeededNoise
+from flowopd_cli.core.types import Conditioning, Prompt, RewardResult, Rollout, StepBatch, Trajectory
+from flowopd_cli.models.base import FlowModel
+
+Scorer = Callable[[Float[Tensor, "B 3 H W"], Sequence[Prompt]], RewardResult]
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What one iteration draws: B prompts with the group and the noise seed of each."""
+
+    prompts: tuple[Prompt, ...]
+    group: Int[Tensor, " B"]
+    seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """An adapter that labels trajectories, with the guidance it was trained for."""
+
+    adapter: str | None
+    guidance: float
+
+
+@torch.no_grad()
+def rollout(
+    model: FlowModel,
+    sampler: Sampler,
+    draw: Draw,
+    *,
+    adapter: str | None = "policy",
+    batch: int = 32,
+    last: bool = False,
+) -> Rollout:
+    """Sample one trajectory a prompt under ``adapter``, ``batch`` rows at a time; ``last`` keeps only final latents."""
+    cond = model.encode([prompt.text for prompt in draw.prompts])
+    parts: list[Trajectory] = []
+    with model.adapters.use(adapter):
+        for start in range(0, len(draw.prompts), batch):
+            rows = slice(start, start + batch)
+            noise = SeededNoise(draw.seeds[rows], model.latent_shape)
+            initial = noise.initial().to(cond.embeds.device)
+            keep = "last" if last else "all"
+            parts.append(sampler.rollout(model.velocity, initial, cond[rows], noise, keep=keep))
+    return Rollout(draw.prompts, draw.group, cond, join(parts))
+
+
+def join(parts: Sequence[Trajectory]) -> Trajectory:
+    """Trajectories of the same grid, stacked along the batch."""
+    first = parts[0]
+    log_probs = None
+    if first.log_probs is not None:
+        log_probs = torch.cat([part.log_probs for part in parts if part.log_probs is not None])
+    return Trajectory(torch.cat([p.latents for p in parts]), first.sigmas, log_probs, first.stochastic)
+
+
+@torch.no_grad()
+def with_images(model: FlowModel, rolled: Rollout, *, batch: int = 32) -> Rollout:
+    """Decode the final latents."""
+    final = rolled.trajectory.final
+    images = torch.cat([model.decode(final[i : i + batch]) for i in range(0, len(final), batch)])
+    return replace(rolled, images=images)
+
+
+def with_rewards(rolled: Rollout, score: Scorer) -> Rollout:
+    """Score the pictures, which :func:`with_images` has made."""
+    if rolled.images is None:
+        raise ValueError("rewards need images: decode the rollout first")
+    return replace(rolled, rewards=score(rolled.images, rolled.prompts))
+
+
+def with_advantages(rolled: Rollout, *, std: str, clip: float) -> Rollout:
+    """Group-relative advantages ``(B,)`` of the total reward; invalid scores get 0 and leave their group alone."""
+    if rolled.rewards is None:
+        raise ValueError("advantages need rewards")
+    result = rolled.rewards
+    advantages = group_advantages(result.total, rolled.group, result.valid, std=std, clip=clip)
+    return replace(rolled, advantages=advantages.to(rolled.trajectory.latents.device))
+
+
+def trained_steps(sampler: Sampler) -> list[int]:
+    """The steps that teach: the stochastic ones; every step but the last near no-op of an ODE sampler."""
+    stochastic = sampler.stochastic.nonzero().flatten().tolist()
+    return stochastic or list(range(max(1, len(sampler.sigmas) - 2)))
+
+
+@torch.no_grad()
+def with_targets(
+    model: FlowModel, sampler: Sampler, rolled: Rollout, teachers: Mapping[str, Teacher], *, batch: int = 32
+) -> Rollout:
+    """Each prompt's teacher's velocity ``(B, T, C, H, W)`` at the policy's own latents, one adapter switch a teacher.
+
+    Raises:
+        RoutingError: a prompt's task has no teacher.
+    """
+    steps = trained_steps(sampler)
+    target = torch.zeros_like(rolled.trajectory.latents[:, :-1])
+    for task, rows in route(rolled.prompts, tuple(teachers)).items():
+        label_velocity(model, rolled, teachers[task], (rows, steps, batch), out=target)
+    return replace(rolled, target_velocity=target)
+
+
+@torch.no_grad()
+def with_anchor(model: FlowModel, sampler: Sampler, rolled: Rollout, anchor: Teacher, *, batch: int = 32) -> Rollout:
+    """The anchor's velocity ``(B, T, C, H, W)`` at every prompt's latents (MAR; for GRPO the base, as KL reference)."""
+    velocity = torch.zeros_like(rolled.trajectory.latents[:, :-1])
+    rows = torch.arange(len(rolled.prompts))
+    label_velocity(model, rolled, anchor, (rows, trained_steps(sampler), batch), out=velocity)
+    return replace(rolled, anchor_velocity=velocity)
+
+
+def label_velocity(
+    model: FlowModel,
+    rolled: Rollout,
+    teacher: Teacher,
+    where: tuple[Int[Tensor, " b"], Sequence[int], int],
+    *,
+    out: Float[Tensor, "B T C H W"],
+) -> None:
+    """Write ``teacher``'s velocity into ``out`` at the given rows and steps, ``batch`` rows a forward."""
+    rows, steps, batch = where
+    trajectory = rolled.trajectory
+    pairs = torch.cartesian_prod(rows, torch.tensor(list(steps)))
+    with model.adapters.use(teacher.adapter):
+        for chunk in pairs.split(batch):
+            b, t = chunk[:, 0], chunk[:, 1]
+            sigma = trajectory.sigmas[t].float().to(trajectory.latents.device)
+            velocity = model.velocity(
+                trajectory.latents[b, t].float(), sigma, rolled.cond[b], guidance=teacher.guidance
+            )
+            out[b, t] = velocity.to(out.dtype)
+
+
+def step_batches(
+    rolled: Rollout, sampler: Sampler, *, updates: int, micro: int, seed: int
+) -> Iterator[list[StepBatch]]:
+    """Yield ``updates`` optimizer steps, each a list of micro-batches of at most ``micro`` (sample, step) rows.
+
+    Samples are dealt to the optimizer steps by a permutation that depends on ``seed`` alone; a sample brings all its
+    trained steps with it.
+    """
+    order = torch.randperm(len(rolled.prompts), generator=torch.Generator().manual_seed(seed))
+    steps = torch.tensor(trained_steps(sampler))
+    for samples in order.chunk(updates):
+        pairs = torch.cartesian_prod(steps, samples).flip(1)
+        yield [rows_of(rolled, chunk[:, 0], chunk[:, 1]) for chunk in pairs.split(micro)]
+
+
+def rows_of(rolled: Rollout, b: Int[Tensor, " b"], t: Int[Tensor, " b"]) -> StepBatch:
+    """The (sample, step) pairs ``(b, t)`` of a rollout as one batch."""
+    trajectory = rolled.trajectory
+    device = trajectory.latents.device
+    sigmas = trajectory.sigmas.float().to(device)
+
+    def at(field: Float[Tensor, "B T ..."] | None) -> Tensor | None:
+        return None if field is None else field[b, t].float()
+
+    return StepBatch(
+        latents=trajectory.latents[b, t].float(),
+        next_latents=trajectory.latents[b, t + 1].float(),
+        sigma=sigmas[t],
+        sigma_next=sigmas[t + 1],
+        cond=rolled.cond[b],
+        target_velocity=at(rolled.target_velocity),
+        anchor_velocity=at(rolled.anchor_velocity),
+        old_log_prob=at(trajectory.log_probs),
+        advantage=None if rolled.advantages is None else rolled.advantages[b],
+    )
+
+
+def noised(
+    latents: Float[Tensor, "B C H W"], cond: Conditioning, sigma: Float[Tensor, " B"], noise: Float[Tensor, "B C H W"]
+) -> StepBatch:
+    """Flow-matching rows: ``x_sigma = (1 - sigma) x0 + sigma eps`` with target ``eps - x0``."""
+    level = sigma.view(-1, 1, 1, 1)
+    mixed = (1 - level) * latents + level * noise
+    return StepBatch(mixed, mixed, sigma, torch.zeros_like(sigma), cond, target_velocity=noise - latents)
+
+
+@torch.no_grad()
+def best_of_group(
+    model: FlowModel,
+    sampler: Sampler,
+    draw: Draw,
+    teachers: Mapping[str, Teacher],
+    score: Scorer | None,
+    *,
+    batch: int = 32,
+) -> Rollout:
+    """Each task's teacher draws its prompts; of every group the picture that scores best (the first, unscored) stays.
+
+    Groups whose every score is invalid are left out.
+    """
+    kept: list[Rollout] = []
+    for task, rows in route(draw.prompts, tuple(teachers)).items():
+        teacher = teachers[task]
+        chosen = rows.tolist()
+        part = Draw(tuple(draw.prompts[i] for i in chosen), draw.group[rows], tuple(draw.seeds[i] for i in chosen))
+        drawn = replace(sampler, guidance=teacher.guidance)
+        rolled = rollout(model, drawn, part, adapter=teacher.adapter, batch=batch, last=True)
+        if score is not None:
+            rolled = with_rewards(with_images(model, rolled, batch=batch), score)
+        kept.append(_best_rows(rolled))
+    prompts = tuple(prompt for part in kept for prompt in part.prompts)
+    cond = Conditioning.cat([part.cond for part in kept])
+    return Rollout(prompts, torch.cat([k.group for k in kept]), cond, join([k.trajectory for k in kept]))
+
+
+def _best_rows(rolled: Rollout) -> Rollout:
+    value = torch.zeros(len(rolled.prompts))
+    if rolled.rewards is not None:
+        value = torch.where(rolled.rewards.valid, rolled.rewards.total, -torch.inf)
+    best = [
+        rows[value[rows].argmax()] for g in rolled.group.unique() if len(rows := (rolled.group == g).nonzero()[:, 0])
+    ]
+    rows = torch.stack([row for row in best if value[row] > -torch.inf])
+    trajectory = replace(rolled.trajectory, latents=rolled.trajectory.latents[rows], log_probs=None)
+    prompts = tuple(rolled.prompts[i] for i in rows.tolist())
+    return Rollout(prompts, rolled.group[rows], rolled.cond[rows], trajectory)
+
+
+def sft_rows(
+    latents: Float[Tensor, "N C H W"], cond: Conditioning, batch: int, *, seed: int, mean: float, std: float
+) -> StepBatch:
+    """``batch`` flow-matching rows at logit-normal sigmas; everything drawn from ``seed``."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randint(len(latents), (batch,), generator=generator)
+    sigma = torch.sigmoid(mean + std * torch.randn(batch, generator=generator)).to(latents.device)
+    noise = torch.randn(batch, *latents.shape[1:], generator=generator).to(latents.device)
+    return noised(latents[rows].float(), cond[rows], sigma, noise)
+
+
+def reward_figures(rolled: Rollout) -> dict[str, float]:
+    """Means of the valid scores, the share of invalid ones and of groups without spread, for the metrics file."""
+    result = rolled.rewards
+    if result is None:
+        return {}
+    figures = {
+        "reward": float(result.total[result.valid].mean()),
+        "reward_std": float(result.total[result.valid].std()),
+    }
+    figures |= {f"reward/{name}": float(column.nanmean()) for name, column in result.scores.items()}
+    figures["invalid"] = float((~result.valid).float().mean())
+    figures["flat_groups"] = float(zero_variance_fraction(result.total, rolled.group, result.valid))
+    return figures

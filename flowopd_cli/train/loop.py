@@ -1,0 +1,175 @@
+"""The one loop: optimizer steps from experience, accumulation by count, clipping, EMA adapter, checkpoints, resume."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from flowopd_cli.core.types import StepBatch
+from flowopd_cli.errors import Interrupted
+from flowopd_cli.models.base import FlowModel
+from flowopd_cli.train.checkpoint import TrainState
+from flowopd_cli.train.objectives import Objective
+
+Experience = Callable[[int], tuple[Iterable[Sequence[StepBatch]], Mapping[str, float]]]
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """Numbers of the loop; one iteration is one rollout and its optimizer steps."""
+
+    iterations: int
+    lr: float
+    warmup: int = 0
+    weight_decay: float = 1e-4
+    max_grad_norm: float = 1.0
+    ema_decay: float = 0.9
+    ema_every: int = 1
+    checkpoint_every: int = 50
+
+
+@dataclass
+class Hooks:
+    """What the loop tells the outside world; every one may be left out."""
+
+    on_iteration: Callable[[dict[str, float]], None] = lambda row: None
+    on_checkpoint: Callable[[int, TrainState], None] = lambda iteration, state: None
+    on_sample: Callable[[int], None] = lambda iteration: None
+    sample_every: int = 0
+
+
+@dataclass
+class _Meter:
+    """Sums of metrics and their counts over the optimizer steps of one iteration."""
+
+    sums: dict[str, float] = field(default_factory=dict)
+    count: int = 0
+
+    def add(self, metrics: Mapping[str, Tensor], count: int) -> None:
+        for name, value in metrics.items():
+            self.sums[name] = self.sums.get(name, 0.0) + float(value)
+        self.count += count
+
+    def means(self) -> dict[str, float]:
+        return {name: value / max(self.count, 1) for name, value in self.sums.items()}
+
+
+def fit(
+    model: FlowModel,
+    experience: Experience,
+    objective: Objective,
+    settings: FitSettings,
+    *,
+    state: TrainState | None = None,
+    hooks: Hooks | None = None,
+) -> TrainState:
+    """Train ``policy`` until ``settings.iterations``; ``state`` continues an earlier run exactly.
+
+    ``experience(i)`` gives the optimizer steps of iteration i, each a list of micro-batches, and figures to log.
+    The gradient of an optimizer step is the gradient of (sum of totals) / (sum of counts) over its micro-batches and
+    over all processes, so neither split can change it.
+
+    Raises:
+        Interrupted: the user asked to stop; the last finished iteration is in a checkpoint.
+    """
+    hooks = hooks or Hooks()
+    accelerator = Accelerator()
+    parameters = model.adapters.trainable()
+    optimizer = torch.optim.AdamW(parameters.values(), lr=settings.lr, weight_decay=settings.weight_decay)
+    state = state or TrainState.fresh(model)
+    state.restore(model, optimizer)
+    with _stop_requests() as stop:
+        for iteration in range(state.iteration, settings.iterations):
+            started, meter = time.perf_counter(), _Meter()
+            norm = 0.0
+            updates, figures = experience(iteration)
+            collected = time.perf_counter()
+            for micro_batches in updates:
+                _gradients(accelerator, list(parameters.values()), objective, micro_batches, meter)
+                norm = _update(optimizer, parameters, settings, state.step)
+                state.step += 1
+                if settings.ema_decay and state.step % settings.ema_every == 0:
+                    model.adapters.ema("policy", "policy_ema", _ema_decay(settings, state.step))
+            state.iteration = iteration + 1
+            ended = time.perf_counter()
+            row = {"iteration": iteration + 1, "step": state.step, **figures, **meter.means(), "grad_norm": norm}
+            row |= {"seconds_collect": collected - started, "seconds_learn": ended - collected}
+            hooks.on_iteration(row)
+            last = state.iteration == settings.iterations
+            if last or stop() or state.iteration % settings.checkpoint_every == 0:
+                state.capture(model, optimizer)
+                hooks.on_checkpoint(state.iteration, state)
+            if hooks.sample_every and (last or state.iteration % hooks.sample_every == 0):
+                hooks.on_sample(state.iteration)
+            if stop() and not last:
+                raise Interrupted(f"stopped after iteration {state.iteration} of {settings.iterations}")
+    return state
+
+
+def _gradients(
+    accelerator: Accelerator,
+    parameters: Sequence[torch.nn.Parameter],
+    objective: Objective,
+    micro_batches: Sequence[StepBatch],
+    meter: _Meter,
+) -> None:
+    """Accumulate d(sum of totals) / (sum of counts) into ``.grad`` over micro-batches and processes."""
+    count = 0
+    for batch in micro_batches:
+        loss = objective(batch)
+        loss.total.backward()
+        count += loss.count
+        meter.add(loss.metrics, loss.count)
+    total = torch.tensor(float(count), device=parameters[0].device)
+    total = accelerator.reduce(total, reduction="sum")
+    for parameter in parameters:
+        if parameter.grad is None:
+            raise RuntimeError(
+                "a policy parameter got no gradient: an adapter was switched between forward and backward"
+            )
+        parameter.grad = accelerator.reduce(parameter.grad, reduction="sum") / total
+
+
+def _update(
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, torch.nn.Parameter], settings: FitSettings, step: int
+) -> float:
+    norm = torch.nn.utils.clip_grad_norm_(list(parameters.values()), settings.max_grad_norm)
+    for group in optimizer.param_groups:
+        group["lr"] = settings.lr * min(1.0, (step + 1) / (settings.warmup + 1))
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return float(norm)
+
+
+def _ema_decay(settings: FitSettings, step: int) -> float:
+    """``min((1 + n) / (10 + n), decay)`` (Flow-GRPO's warm-up of the average)."""
+    return min((1 + step) / (10 + step), settings.ema_decay)
+
+
+@contextmanager
+def _stop_requests() -> Iterator[Callable[[], bool]]:
+    """The first SIGINT or SIGTERM asks the loop to stop after this iteration, the second one stops at once."""
+    asked: list[int] = []
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    try:
+        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread: signals stay with whoever owns them
+        before = {}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

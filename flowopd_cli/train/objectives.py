@@ -1,0 +1,107 @@
+"""Objectives: closures from a :class:`StepBatch` to a :class:`Loss`, one policy forward each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from flowopd_cli.core import losses
+from flowopd_cli.core.sampler import Sampler
+from flowopd_cli.core.steps import log_prob
+from flowopd_cli.core.types import GaussianStep, Loss, StepBatch
+from flowopd_cli.models.base import FlowModel
+
+Objective = Callable[[StepBatch], Loss]
+
+
+@dataclass(frozen=True)
+class OPDSettings:
+    """Numbers of the distillation objective; ``beta`` is MAR's weight."""
+
+    estimator: str = "pathwise"
+    step_weight: str = "kl"
+    beta: float = 0.02
+    clip: float = 1e-4
+    adv_clip: float = 5.0
+
+
+def grpo(model: FlowModel, sampler: Sampler, *, clip: float, beta: float) -> Objective:
+    """Clipped surrogate on group-relative advantages, plus ``beta`` times the KL to the base (Flow-GRPO, eq. 5).
+
+    ``anchor_velocity`` holds the base's velocity when ``beta > 0``.
+    """
+
+    def objective(batch: StepBatch) -> Loss:
+        velocity = model.velocity(batch.latents, batch.sigma, batch.cond, guidance=sampler.guidance)
+        step = sampler.step(velocity, batch.latents, batch.sigma, batch.sigma_next)
+        new, old = log_prob(step, batch.next_latents), _need(batch.old_log_prob, "old_log_prob")
+        loss = losses.clipped_surrogate(new, old, _need(batch.advantage, "advantage"), clip)
+        metrics = {"clip_fraction": losses.clip_fraction(new, old, clip).sum(), "policy_loss": loss.sum()}
+        if beta:
+            base = _step(sampler, batch, batch.anchor_velocity, "anchor_velocity")
+            kl = losses.pathwise_kl(step, base)
+            loss = loss + beta * kl
+            metrics["kl_base"] = kl.sum()
+        return _loss(loss, metrics)
+
+    return objective
+
+
+def opd(model: FlowModel, sampler: Sampler, settings: OPDSettings) -> Objective:
+    """On-policy distillation with MAR (Flow-OPD): ``kl(policy, teacher) + beta kl(policy, anchor)`` at each step.
+
+    ``pathwise`` differentiates the closed form through the policy's mean. ``score`` is the policy gradient of the
+    sampled, detached log-ratio ``log pi_T(x'|x) - log pi(x'|x)``, with MAR still in closed form.
+    """
+
+    def objective(batch: StepBatch) -> Loss:
+        velocity = model.velocity(batch.latents, batch.sigma, batch.cond, guidance=sampler.guidance)
+        step = sampler.step(velocity, batch.latents, batch.sigma, batch.sigma_next)
+        teacher = _step(sampler, batch, batch.target_velocity, "target_velocity")
+        weight = losses.step_weights(settings.step_weight, batch.sigma, batch.sigma_next, sampler.kernel)
+        kl = losses.pathwise_kl(step, teacher)
+        metrics = {"kl": kl.detach().sum()}
+        if settings.estimator == "pathwise":
+            loss = weight * kl
+        else:
+            new, old = log_prob(step, batch.next_latents), _need(batch.old_log_prob, "old_log_prob")
+            gain = (log_prob(teacher, batch.next_latents) - old).detach().clamp(-settings.adv_clip, settings.adv_clip)
+            loss = losses.clipped_surrogate(new, old, weight * gain, settings.clip)
+            metrics["clip_fraction"] = losses.clip_fraction(new, old, settings.clip).sum()
+        if settings.beta:
+            anchor = losses.pathwise_kl(step, _step(sampler, batch, batch.anchor_velocity, "anchor_velocity"))
+            loss = loss + settings.beta * weight * anchor
+            metrics["kl_anchor"] = anchor.sum()
+        return _loss(loss, metrics)
+
+    return objective
+
+
+def sft(model: FlowModel, *, guidance: float = 1.0) -> Objective:
+    """Flow matching on given latents: ``1/2 mean |v - (eps - x0)|^2`` a row."""
+
+    def objective(batch: StepBatch) -> Loss:
+        velocity = model.velocity(batch.latents, batch.sigma, batch.cond, guidance=guidance)
+        return _loss(losses.velocity_matching(velocity, _need(batch.target_velocity, "target_velocity")), {})
+
+    return objective
+
+
+def _step(sampler: Sampler, batch: StepBatch, velocity: Tensor | None, name: str) -> GaussianStep:
+    return sampler.step(_need(velocity, name), batch.latents, batch.sigma, batch.sigma_next)
+
+
+def _need(value: Tensor | None, name: str) -> Tensor:
+    if value is None:
+        raise ValueError(f"the step batch carries no {name}: collection has to label it")
+    return value
+
+
+def _loss(rows: Float[Tensor, " b"], metrics: dict[str, Tensor]) -> Loss:
+    total = rows.sum()
+    sums = {"loss": total, **metrics}
+    return Loss(total, len(rows), {name: value.detach().to(torch.float32) for name, value in sums.items()})

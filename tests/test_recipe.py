@@ -1,0 +1,116 @@
+"""Recipes: validation with one-line errors, overrides, round trips, the shelf."""
+
+import subprocess
+import sys
+
+import pytest
+
+from flowopd_cli import recipe as recipes
+from flowopd_cli.errors import RecipeError
+
+TEACHER = {
+    "stage": "teacher",
+    "prompts": [{"source": "toy:geneval"}],
+    "rewards": [{"name": "geneval"}],
+}
+
+
+def test_defaults_are_written_out_and_survive_a_round_trip(tmp_path):
+    built = recipes.build(TEACHER)
+    path = tmp_path / "r.yaml"
+    path.write_text(recipes.dump(built), encoding="utf-8")
+    again = recipes.load(path)
+    assert again == built
+    assert recipes.digest(again) == recipes.digest(built)
+    assert "max_grad_norm" in path.read_text(encoding="utf-8")
+
+
+def test_digest_tells_recipes_apart():
+    assert recipes.digest(recipes.build(TEACHER)) != recipes.digest(recipes.build(TEACHER, overrides=["seed=1"]))
+
+
+def test_overrides_beat_values_and_values_beat_the_file():
+    built = recipes.build(TEACHER, overrides=["train.lr=0.5"], train__lr=0.25, train__groups=7)
+    assert built.train.lr == 0.5
+    assert built.train.groups == 7
+
+
+def test_overrides_reach_into_lists():
+    built = recipes.build(TEACHER, overrides=["rewards.0.weight=0.5"])
+    assert built.rewards[0].weight == 0.5
+
+
+def test_recipes_are_frozen():
+    with pytest.raises(ValueError, match="frozen"):
+        recipes.build(TEACHER).seed = 3
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("train.itertions=3", ["unknown key 'train.itertions'", "did you mean 'iterations'"]),
+        ("trian.iterations=3", ["unknown key 'trian'", "did you mean 'train'"]),
+        ("rewards.0.wieght=1", ["unknown key", "did you mean 'weight'"]),
+        ("train.lr=-1", ["train.lr", "greater than 0"]),
+        ("train.lr", ["section.field=value"]),
+        ("train.lr=[", ["not YAML"]),
+        ("seed.deep=1", ["seed is a value, not a section"]),
+        ("rewards.4.weight=1", ["'4' is not an index of a list of 1"]),
+        ("rewards.0.name.first=1", ["name is a value, not a section"]),
+        ("sampling.kernel=ode", ["GRPO needs a stochastic policy"]),
+        ("sampling.window={size: 4, start_max: 7}", ["reaches step 11 of 10"]),
+        ("sampling.window={size: 1, start_min: 3, start_max: 2}", ["start_max 2 < start_min 3"]),
+        ("stage=distill", ["is a distill recipe, but the command is teacher"]),
+    ],
+)
+def test_mistakes_are_one_line_that_names_cause_and_way_out(override, words):
+    with pytest.raises(RecipeError) as caught:
+        recipes.build(TEACHER, overrides=[override], stage="teacher")
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+
+
+def test_unknown_stage_lists_the_known_ones():
+    with pytest.raises(RecipeError, match="'pretrain' is not one of teacher, coldstart"):
+        recipes.build({"stage": "pretrain"})
+
+
+def test_score_estimator_needs_noise():
+    data = {"stage": "distill", "prompts": TEACHER["prompts"], "routing": {"geneval": {"ref": "base"}}}
+    assert recipes.build(data, overrides=["sampling.kernel=ode"]).opd.estimator == "pathwise"
+    with pytest.raises(RecipeError, match="score needs a stochastic kernel"):
+        recipes.build(data, overrides=["sampling.eta=0", "opd.estimator=score"])
+
+
+def test_merge_wants_one_weight_for_each_adapter():
+    with pytest.raises(RecipeError, match="2 values for 3 adapters"):
+        recipes.build({"stage": "merge", "adapters": ["a", "b", "c"], "merge": {"weights": [1, 2]}})
+
+
+@pytest.mark.parametrize(("text", "words"), [("- a", "a recipe is a mapping"), ("a: [", "not YAML")])
+def test_files_that_are_not_recipes(tmp_path, text, words):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(RecipeError, match=words):
+        recipes.load(path)
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(RecipeError, match="No such file"):
+        recipes.load(tmp_path / "none.yaml")
+
+
+def test_find_takes_files_and_shipped_names(monkeypatch, tmp_path):
+    file = tmp_path / "mine.yaml"
+    monkeypatch.setattr("flowopd_cli.recipe_io.shipped", lambda: {"toy/distill": file})
+    assert recipes.find(str(file)) == file
+    assert recipes.find("toy/distill") == file
+    with pytest.raises(RecipeError, match="did you mean 'toy/distill'"):
+        recipes.find("toy/destill")
+
+
+def test_recipe_layer_imports_no_torch():
+    code = "import sys, flowopd_cli.recipe, flowopd_cli.run, flowopd_cli.registry; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
