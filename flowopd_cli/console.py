@@ -36,7 +36,7 @@ class Console:
         self.done()
         self._begin(total, description, done)
         if self._live:
-            self._bar = Progress(
+            bar = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),
                 MofNCompleteColumn(),
@@ -44,8 +44,8 @@ class Console:
                 TimeRemainingColumn(),
                 console=self._rich,
             )
-            self._bar.start()
-            self._task = self._bar.add_task(description, total=total, completed=done, figures="")
+            bar.start()
+            self._bar, self._task = bar, bar.add_task(description, total=total, completed=done, figures="")
 
     def step(self, row: Mapping[str, float]) -> None:
         """Count one finished unit and show its rate, reward and loss."""

@@ -54,11 +54,11 @@ def run_stage(
     Raises:
         Interrupted: the user stopped it; the message says how to go on.
     """
-    stage = importlib.import_module(f"flowopd_cli.stages.{recipe.stage}")
     extra = {"dry_run": dry_run} if recipe.stage == "push" else {}
     recipe = with_full_names(recipe)
     run.start(recipe)
     try:
+        stage = importlib.import_module(f"flowopd_cli.stages.{recipe.stage}")
         result = stage.run(recipe, run, progress, resume=resume, **extra)
     except (Interrupted, KeyboardInterrupt) as error:
         progress.done()
@@ -119,7 +119,7 @@ def _is_finished(common: Common) -> bool:
 
 
 def _processes(recipe: recipes.Recipe, common: Common) -> int:
-    asked = common.processes or (recipe.train.processes if hasattr(recipe, "train") else 1)
+    asked = common.processes or (recipe.train.processes if isinstance(recipe, recipes.TrainedRecipe) else 1)
     if asked > 1 and recipe.stage in ONE_PROCESS:
         raise RecipeError(f"{recipe.stage} works in one process: leave out --processes")
     return asked

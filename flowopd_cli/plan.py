@@ -127,7 +127,7 @@ def _resumed(stage: str, common: Common, given: Mapping[str, Any]) -> recipes.Re
     if actual != stage:
         raise RecipeError(f"{run.path}: is a {actual} run; go on with: flowopd {actual} --resume {run.path}")
     recipe = run.recipe(common.overrides)
-    if common.processes and hasattr(recipe, "train"):
+    if common.processes and isinstance(recipe, recipes.TrainedRecipe):
         return recipe.model_copy(update={"train": recipe.train.model_copy(update={"processes": common.processes})})
     return recipe
 
@@ -192,9 +192,11 @@ def _known_rewards(ours: Any, wanted: Sequence[Mapping[str, Any]]) -> list[dict[
 
 
 def _refuse_missing(stage: str, tree: Mapping[str, Any], overrides: Sequence[str]) -> None:
+    if tree.get("stage", stage) != stage:
+        return
     for key, what in NEEDED.get(stage, {}).items():
         if not tree.get(key) and not any(text.startswith(key) for text in overrides):
-            raise RecipeError(f"{stage} needs {what}, or a --recipe that names it")
+            raise RecipeError(f"{stage} needs {what}, or a --recipe that has it")
 
 
 def with_full_names(recipe: recipes.Recipe) -> recipes.Recipe:

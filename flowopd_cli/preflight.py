@@ -17,6 +17,7 @@ from flowopd_cli.recipe import (
     PushRecipe,
     Recipe,
     TeacherRecipe,
+    TrainedRecipe,
 )
 from flowopd_cli.refs import AdapterRef
 from flowopd_cli.run import RunDir
@@ -45,7 +46,7 @@ def check(recipe: Recipe) -> list[str]:
 
 def adapter_refs(recipe: Recipe) -> Iterator[tuple[str, str]]:
     """Where in the recipe an adapter is named, and its reference."""
-    if isinstance(recipe, TeacherRecipe | ColdstartRecipe | DistillRecipe) and recipe.adapter.init is not None:
+    if isinstance(recipe, TrainedRecipe) and recipe.adapter.init is not None:
         yield "adapter.init", recipe.adapter.init
     if isinstance(recipe, ColdstartRecipe):
         yield from ((f"teachers.{task}", spec.ref) for task, spec in recipe.teachers.items())
@@ -126,7 +127,7 @@ def _check_one_base(refs: Sequence[AdapterRef]) -> None:
 
 
 def _check_tasks(recipe: Recipe) -> list[str]:
-    if not isinstance(recipe, TeacherRecipe | ColdstartRecipe | DistillRecipe):
+    if not isinstance(recipe, TrainedRecipe):
         return []
     tasks = set().union(*(tasks_of(spec) for spec in recipe.prompts))
     if isinstance(recipe, TeacherRecipe):

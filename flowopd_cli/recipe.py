@@ -63,6 +63,7 @@ __all__ = [
     "TeacherRecipe",
     "TeacherSpec",
     "TrainSpec",
+    "TrainedRecipe",
     "WindowSpec",
     "assign",
     "build",
@@ -161,6 +162,7 @@ class PushRecipe(_Recipe):
     push: PushSpec = PushSpec()
 
 
+TrainedRecipe = TeacherRecipe | ColdstartRecipe | DistillRecipe
 Recipe = TeacherRecipe | ColdstartRecipe | MergeRecipe | DistillRecipe | EvalRecipe | PushRecipe
 STAGES: Mapping[str, type[_Recipe]] = {
     "teacher": TeacherRecipe,

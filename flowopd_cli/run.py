@@ -6,21 +6,20 @@
 
 from __future__ import annotations
 
+import io
 import json
-import math
-import os
 import re
 import secrets
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from flowopd_cli import __version__
 from flowopd_cli import recipe as recipes
 from flowopd_cli.errors import ArtifactError
-from flowopd_cli.files import Lock, atomic_write, commit_folder, is_intact, remove_staging, sha256_file
+from flowopd_cli.files import Lock, atomic_write, commit_folder, is_intact, plain, remove_staging, sha256_file
 from flowopd_cli.manifest import (
     ADAPTER,
     MANIFEST,
@@ -54,6 +53,14 @@ RECIPE, METRICS, LOCK = "recipe.yaml", "metrics.jsonl", ".lock"
 CHECKPOINTS, SAMPLES, EVAL, HUB = "checkpoints", "samples", "eval", "hub"
 REPORT, CARD = "report.html", "README.md"
 OURS = (RECIPE, MANIFEST, METRICS, ADAPTER, CHECKPOINTS, SAMPLES, EVAL, HUB, REPORT, CARD)
+
+
+class Picture(Protocol):
+    """What a run needs of a PIL picture."""
+
+    def save(self, fp: Any, format: str | None = None) -> None:
+        """Encode the picture into an open file."""
+        ...
 
 
 class RunDir:
@@ -157,6 +164,10 @@ class RunDir:
         """Where the results of one suite go."""
         return self.eval_dir / f"{suite}.json"
 
+    def image_file(self, name: str) -> Path:
+        """Where a picture called ``name`` goes."""
+        return self.samples_dir / f"{name.removesuffix('.png')}.png"
+
     def checkpoint_dir(self, step: int) -> Path:
         """Where the checkpoint of one step goes."""
         return self.checkpoints_dir / f"step-{step:06d}"
@@ -195,7 +206,7 @@ class RunDir:
         """Close the run: digest what it made, set its status, and give the lock back."""
         if not self.writes:
             return
-        merged = {**self.manifest().metrics, **_plain(metrics or {})}
+        merged = {**self.manifest().metrics, **plain(metrics or {})}
         self._update(status=status, metrics=merged, finished=now(), artifacts=self._artifacts())
         self._lock.release()
 
@@ -204,8 +215,20 @@ class RunDir:
         if not self.writes:
             return
         with self.metrics_file.open("a", encoding="utf-8") as handle:
-            handle.write(json.dumps(_plain(row)) + "\n")
+            handle.write(json.dumps(plain(row)) + "\n")
             handle.flush()
+
+    def write_eval(self, suite: str, text: str) -> None:
+        """Write the results of one suite, JSON text."""
+        if self.writes:
+            atomic_write(self.eval_file(suite), text)
+
+    def write_image(self, name: str, image: Picture) -> None:
+        """Write a PIL picture among the samples, as PNG."""
+        if self.writes:
+            buffer = io.BytesIO()
+            image.save(buffer, format="PNG")
+            atomic_write(self.image_file(name), buffer.getvalue())
 
     def rows(self) -> list[dict[str, Any]]:
         """The logged rows; a last line torn by a crash is left out."""
@@ -275,17 +298,3 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def _plain(value: Any) -> Any:
-    """JSON values only: a tensor of one element is its number, a figure that is not finite is null."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
-    if value is None or isinstance(value, str | bool | int):
-        return value
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    number = float(value)
-    return number if math.isfinite(number) else None

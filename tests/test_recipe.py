@@ -54,7 +54,7 @@ def test_recipes_are_frozen():
         ("train.lr=-1", ["train.lr", "greater than 0"]),
         ("train.lr", ["section.field=value"]),
         ("train.lr=[", ["not YAML"]),
-        ("seed.deep=1", ["seed is a value, not a section"]),
+        ("seed.deep=1", ["seed", "valid integer"]),
         ("rewards.4.weight=1", ["'4' is not an index of a list of 1"]),
         ("rewards.0.name.first=1", ["name is a value, not a section"]),
         ("sampling.kernel=ode", ["GRPO needs a stochastic policy"]),

@@ -50,7 +50,7 @@ def test_own_reward_from_the_working_directory(monkeypatch, tmp_path):
 
 
 def test_only_rewards_are_open_ended():
-    with pytest.raises(RecipeError, match="no suite 'a.b:c'"):
+    with pytest.raises(RecipeError, match=r"no suite 'a\.b:c'"):
         registry.SUITES.target("a.b:c")
 
 

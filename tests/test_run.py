@@ -156,6 +156,15 @@ def test_log_takes_tensors_of_one_element(tmp_path):
     assert run.rows() == [{"loss": 0.5, "pair": [1, 2.0]}]
 
 
+def test_pictures_and_results_go_where_they_belong(tmp_path):
+    image = pytest.importorskip("PIL.Image").new("RGB", (2, 3), "red")
+    run = started(tmp_path / "r")
+    run.write_image("000025", image)
+    run.write_eval("ocr", '{"mean": 0.5}')
+    assert run.image_file("000025").read_bytes().startswith(b"\x89PNG")
+    assert json.loads(run.eval_file("ocr").read_text(encoding="utf-8")) == {"mean": 0.5}
+
+
 def test_checkpoints_are_pruned_and_damaged_ones_skipped(tmp_path):
     run = started(tmp_path / "r")
     for step in (10, 20, 30):
@@ -218,6 +227,8 @@ def test_a_follower_writes_nothing(tmp_path):
     run.start(RECIPE)
     run.log({"iteration": 1})
     run.set_base("toy", "b")
+    run.write_eval("ocr", "{}")
+    run.write_image("x", None)
     run.save_checkpoint(1, lambda folder: None, keep=1)
     run.truncate_metrics(0)
     run.finish("done")

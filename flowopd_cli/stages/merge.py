@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from flowopd_cli.core.merging import merge
+from flowopd_cli.core.merging import MergeOptions, merge
 from flowopd_cli.errors import ArtifactError, MergeError
 from flowopd_cli.models.adapter_files import AdapterConfig, read_adapter, write_adapter
 from flowopd_cli.models.sd3 import base_fingerprint
@@ -37,7 +37,8 @@ def run(recipe: MergeRecipe, run: RunDir, progress: Progress, *, resume: bool = 
     run.set_base(recipe.model.pretrained, base_sha)
     spec = recipe.merge
     weights = spec.weights or [1 / len(adapters)] * len(adapters)
-    merged = merge(adapters, weights, method=spec.method, rank=spec.rank, density=spec.density, seed=recipe.seed)
+    options = MergeOptions(spec.method, spec.rank, spec.density, recipe.seed)
+    merged = merge(adapters, weights, options)
     rank = max(f.a.shape[0] for f in merged.factors.values())
     config = AdapterConfig(rank, float(rank), tuple(targets), recipe.model.pretrained, base_sha, {}, {})
     write_adapter(run.adapter_dir, merged.factors, config)

@@ -1,0 +1,55 @@
+"""Group-relative credit."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+def group_advantages(
+    rewards: Float[Tensor, " B"],
+    group: Int[Tensor, " B"],
+    valid: Bool[Tensor, " B"] | None = None,
+    *,
+    std: Literal["group", "global"] = "global",
+    eps: float = 1e-4,
+    clip: float | None = None,
+) -> Float[Tensor, " B"]:
+    """``A = (r - mean_group) / (std + eps)`` with the population std of the group, or of all (Flow-GRPO, eq. 4).
+
+    Invalid rows are left out of every statistic and get 0.
+    """
+    keep = torch.ones_like(rewards, dtype=torch.bool) if valid is None else valid
+    reward = torch.where(keep, rewards, 0.0)
+    groups, index = torch.unique(group, return_inverse=True)
+    mean, deviation = _statistics(reward, keep, index, len(groups))
+    if std == "global":
+        spread = reward[keep].std(correction=0) if keep.any() else reward.new_tensor(1.0)
+    else:
+        spread = deviation[index]
+    advantages = torch.where(keep, (reward - mean[index]) / (spread + eps), 0.0)
+    return advantages if clip is None else advantages.clamp(-clip, clip)
+
+
+def zero_variance_fraction(
+    rewards: Float[Tensor, " B"], group: Int[Tensor, " B"], valid: Bool[Tensor, " B"] | None = None
+) -> float:
+    """The share of groups whose valid rewards are all equal: they teach nothing."""
+    keep = torch.ones_like(rewards, dtype=torch.bool) if valid is None else valid
+    groups, index = torch.unique(group, return_inverse=True)
+    _, deviation = _statistics(torch.where(keep, rewards, 0.0), keep, index, len(groups))
+    return float((deviation < 1e-8).float().mean())
+
+
+def _statistics(
+    reward: Float[Tensor, " B"], keep: Bool[Tensor, " B"], index: Int[Tensor, " B"], count: int
+) -> tuple[Float[Tensor, " G"], Float[Tensor, " G"]]:
+    """Mean and population std of each group's valid rewards."""
+    weight = keep.to(reward.dtype)
+    size = reward.new_zeros(count).index_add_(0, index, weight).clamp(min=1)
+    mean = reward.new_zeros(count).index_add_(0, index, reward * weight) / size
+    spread = (reward - mean[index]).square() * weight
+    return mean, (reward.new_zeros(count).index_add_(0, index, spread) / size).sqrt()

@@ -1,0 +1,78 @@
+"""Losses: one formula each, rows in and rows out ``(b,)``."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from flowopd_cli.core.steps import Kernel, kl, log_prob
+from flowopd_cli.core.types import GaussianStep
+
+
+def clipped_surrogate(
+    log_prob: Float[Tensor, " b"], old_log_prob: Float[Tensor, " b"], advantage: Float[Tensor, " b"], clip: float
+) -> Float[Tensor, " b"]:
+    """``max(-A r, -A clamp(r, 1 - c, 1 + c))`` with ``r = exp(log_prob - old_log_prob)`` (Flow-GRPO, eq. 5).
+
+    Raises:
+        ValueError: shapes differ; a ``(b, 1)`` meeting a ``(b,)`` would silently become ``(b, b)``.
+    """
+    _same_shape(log_prob, old_log_prob, advantage)
+    ratio = torch.exp(log_prob - old_log_prob)
+    return torch.maximum(-advantage * ratio, -advantage * ratio.clamp(1 - clip, 1 + clip))
+
+
+def clip_fraction(log_prob: Float[Tensor, " b"], old_log_prob: Float[Tensor, " b"], clip: float) -> Float[Tensor, " b"]:
+    """1 where the ratio left ``[1 - c, 1 + c]``."""
+    _same_shape(log_prob, old_log_prob)
+    ratio = torch.exp((log_prob - old_log_prob).detach())
+    return ((ratio - 1).abs() > clip).to(log_prob.dtype)
+
+
+def pathwise_kl(policy: GaussianStep, teacher: GaussianStep) -> Float[Tensor, " b"]:
+    """``KL(policy || teacher)`` of the step, differentiated through the policy's mean only (Flow-OPD, eq. 6)."""
+    return kl(policy, GaussianStep(teacher.mean.detach(), teacher.std.detach()))
+
+
+def sampled_log_ratio(
+    teacher: GaussianStep, policy: GaussianStep, next_latents: Float[Tensor, "b C H W"]
+) -> Float[Tensor, " b"]:
+    """``log pi_T(x'|x) - log pi(x'|x)``, detached: the reward whose policy gradient is minus the gradient of the KL."""
+    return (log_prob(teacher, next_latents) - log_prob(policy, next_latents)).detach()
+
+
+def anchor_penalty(policy: GaussianStep, anchor: GaussianStep, beta: float) -> Float[Tensor, " b"]:
+    """``beta KL(policy || anchor)``: Manifold Anchor Regularization (Flow-OPD, eq. 8)."""
+    return beta * pathwise_kl(policy, anchor)
+
+
+def velocity_matching(velocity: Float[Tensor, "b C H W"], target: Float[Tensor, "b C H W"]) -> Float[Tensor, " b"]:
+    """``1/2 mean |v - v_T|^2``: what the KL becomes when the step has no noise."""
+    _same_shape(velocity, target)
+    return 0.5 * (velocity - target.detach()).square().flatten(1).mean(dim=1)
+
+
+def step_weights(
+    name: Literal["kl", "kl_no_dt", "velocity"],
+    sigma: Float[Tensor, " b"],
+    sigma_next: Float[Tensor, " b"],
+    kernel: Kernel,
+) -> Float[Tensor, " b"]:
+    """The factor on the closed-form KL: 1; ``|dt|`` (upstream's scale); or what turns it into ``velocity_matching``."""
+    if name == "kl":
+        return torch.ones_like(sigma)
+    if name == "kl_no_dt":
+        return sigma - sigma_next
+    probe = sigma.new_zeros(len(sigma), 1, 1, 1)
+    std = kernel(probe, probe, sigma, sigma_next).std.flatten()
+    variance = torch.where(std > 0, std.square(), torch.ones_like(std))
+    return variance / kernel.velocity_coefficient(sigma, sigma_next).square()
+
+
+def _same_shape(*tensors: Tensor) -> None:
+    shapes = {tuple(t.shape) for t in tensors}
+    if len(shapes) > 1:
+        raise ValueError(f"shapes differ: {', '.join(str(tuple(t.shape)) for t in tensors)}")

@@ -1,0 +1,235 @@
+"""Merging adapters by their products ``scale B A``, never by their factors unless asked to.
+
+The mean of products is not the product of means: for K independent adapters the mean of factors has only 1/K of the
+mean product in it (relative error 0.71, 0.82, 0.87 for 2, 3, 4 of them). Every merge reports the error of what it
+had to leave out, measured against the dense weighted sum.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from flowopd_cli.errors import MergeError
+
+Method = Literal["linear", "exact", "ties", "dare_linear", "dare_ties", "factor_average"]
+
+
+@dataclass(frozen=True)
+class LoraFactors:
+    """One module's low-rank update ``scale * b @ a``."""
+
+    a: Float[Tensor, "r in"]
+    b: Float[Tensor, "out r"]
+    scale: float = 1.0
+
+    def delta(self) -> Float[Tensor, "out in"]:
+        """The dense update, float64."""
+        return self.scale * (self.b.double() @ self.a.double())
+
+
+@dataclass(frozen=True)
+class ModuleReport:
+    """What a module's merge kept: energies are squared Frobenius norms."""
+
+    rank: int
+    target_energy: float
+    error_energy: float
+
+    @property
+    def relative_error(self) -> float:
+        """``|merged - target| / |target|``."""
+        return (self.error_energy / self.target_energy) ** 0.5 if self.target_energy else 0.0
+
+
+@dataclass(frozen=True)
+class MergeReport:
+    """All modules, and their totals."""
+
+    modules: Mapping[str, ModuleReport]
+
+    @property
+    def relative_error(self) -> float:
+        """Frobenius error over all modules together."""
+        target = sum(m.target_energy for m in self.modules.values())
+        return (sum(m.error_energy for m in self.modules.values()) / target) ** 0.5 if target else 0.0
+
+    @property
+    def retained_energy(self) -> float:
+        """``1 - relative_error^2``: the share of the target that the merge reproduces."""
+        return 1 - self.relative_error**2
+
+
+@dataclass(frozen=True)
+class MergeResult:
+    """The merged factors, float32, and the report."""
+
+    factors: dict[str, LoraFactors]
+    report: MergeReport
+
+
+@dataclass(frozen=True)
+class MergeOptions:
+    """``rank``: of the result (the largest input's if None); ``density``: share of entries TIES and DARE keep."""
+
+    method: Method = "linear"
+    rank: int | None = None
+    density: float = 0.5
+    seed: int = 0
+
+
+def merge(
+    adapters: Sequence[Mapping[str, LoraFactors]], weights: Sequence[float], options: MergeOptions
+) -> MergeResult:
+    """Merge adapters of any ranks; a module that one of them lacks counts as zero there.
+
+    Raises:
+        MergeError: no adapters, weights that do not match, unequal ranks for ``factor_average``, shapes that differ.
+    """
+    if not adapters or len(weights) != len(adapters):
+        raise MergeError(f"{len(adapters)} adapters and {len(weights)} weights: give one weight for each adapter")
+    rank = options.rank or max(factors.a.shape[0] for adapter in adapters for factors in adapter.values())
+    merged: dict[str, LoraFactors] = {}
+    reports: dict[str, ModuleReport] = {}
+    for name in dict.fromkeys(name for adapter in adapters for name in adapter):
+        parts = [(weight, adapter[name]) for weight, adapter in zip(weights, adapters, strict=True) if name in adapter]
+        _check_shapes(name, [factors for _, factors in parts])
+        merged[name], reports[name] = _merge_module(name, parts, rank, options)
+    return MergeResult(merged, MergeReport(reports))
+
+
+Parts = Sequence[tuple[float, LoraFactors]]
+
+
+def _merge_module(name: str, parts: Parts, rank: int, options: MergeOptions) -> tuple[LoraFactors, ModuleReport]:
+    wide = concatenate(parts)
+    if options.method == "exact":
+        return _single(wide), ModuleReport(wide.a.shape[0], _energy(wide), 0.0)
+    if options.method == "linear":
+        kept = truncate(wide, rank)
+        return _single(kept), _report(kept, wide)
+    if options.method == "factor_average":
+        mean = average_factors(name, parts)
+        return _single(mean), _report(mean, wide)
+    target = DENSE[options.method](name, parts, options)
+    kept = truncate_dense(target, rank)
+    energy = float(target.square().sum())
+    error = float((kept.delta() - target).square().sum())
+    return _single(kept), ModuleReport(kept.a.shape[0], energy, error)
+
+
+def concatenate(parts: Parts) -> LoraFactors:
+    """``sum_k w_k s_k B_k A_k`` exactly, as one pair of rank ``sum_k r_k``; scales are split evenly over both sides."""
+    rows, columns = [], []
+    for weight, factors in parts:
+        factor = weight * factors.scale
+        root = abs(factor) ** 0.5
+        rows.append(root * factors.a.double())
+        columns.append((root if factor >= 0 else -root) * factors.b.double())
+    return LoraFactors(torch.cat(rows), torch.cat(columns, dim=1))
+
+
+def truncate(wide: LoraFactors, rank: int) -> LoraFactors:
+    """The best approximation of rank ``rank`` (Eckart-Young), through QR of both sides: ``out x in`` is never formed."""
+    q_b, r_b = torch.linalg.qr(wide.b.double() * wide.scale)
+    q_a, r_a = torch.linalg.qr(wide.a.double().T)
+    u, s, v = torch.linalg.svd(r_b @ r_a.T)
+    return _from_svd(q_b @ u, s, v @ q_a.T, rank)
+
+
+def truncate_dense(target: Float[Tensor, "out in"], rank: int) -> LoraFactors:
+    """The best approximation of a dense update."""
+    u, s, v = torch.linalg.svd(target, full_matrices=False)
+    return _from_svd(u, s, v, rank)
+
+
+def average_factors(name: str, parts: Parts) -> LoraFactors:
+    """Upstream's merge: weighted sums of the A and of the B factors apart."""
+    ranks = {factors.a.shape[0] for _, factors in parts}
+    scales = {factors.scale for _, factors in parts}
+    if len(ranks) > 1 or len(scales) > 1:
+        raise MergeError(f"{name}: factor_average needs equal ranks and scales ({sorted(ranks)}): use linear or exact")
+    a = sum(weight * factors.a.double() for weight, factors in parts)
+    b = sum(weight * factors.b.double() for weight, factors in parts)
+    return LoraFactors(torch.as_tensor(a), torch.as_tensor(b), scales.pop())
+
+
+def ties(name: str, parts: Parts, options: MergeOptions) -> Float[Tensor, "out in"]:
+    """TIES (arXiv 2306.01708): trim to the largest entries, elect a sign, average the entries that agree with it."""
+    return _elect([(weight, _trim(factors.delta(), options.density)) for weight, factors in parts])
+
+
+def dare_linear(name: str, parts: Parts, options: MergeOptions) -> Float[Tensor, "out in"]:
+    """DARE (arXiv 2311.03099): drop entries at random, rescale the rest by ``1 / density``, sum."""
+    dropped = _dropped(name, parts, options)
+    return torch.stack([weight * delta for weight, delta in dropped]).sum(dim=0)
+
+
+def dare_ties(name: str, parts: Parts, options: MergeOptions) -> Float[Tensor, "out in"]:
+    """DARE's dropping, TIES' election."""
+    return _elect(_dropped(name, parts, options))
+
+
+DENSE: Mapping[str, Callable[[str, Parts, MergeOptions], Tensor]] = {
+    "ties": ties,
+    "dare_linear": dare_linear,
+    "dare_ties": dare_ties,
+}
+
+
+def _trim(delta: Float[Tensor, "out in"], density: float) -> Float[Tensor, "out in"]:
+    keep = max(1, round(density * delta.numel()))
+    floor = delta.abs().flatten().kthvalue(delta.numel() - keep + 1).values
+    return torch.where(delta.abs() >= floor, delta, 0.0)
+
+
+def _elect(parts: Sequence[tuple[float, Tensor]]) -> Float[Tensor, "out in"]:
+    weighted = torch.stack([weight * delta for weight, delta in parts])
+    agree = (weighted.sign() == weighted.sum(dim=0).sign()) & (weighted != 0)
+    share = torch.stack([agree[i] * abs(weight) for i, (weight, _) in enumerate(parts)]).sum(dim=0)
+    whole = sum(abs(weight) for weight, _ in parts)
+    return torch.where(share > 0, (weighted * agree).sum(dim=0) * whole / share.clamp(min=1e-12), 0.0)
+
+
+def _dropped(name: str, parts: Parts, options: MergeOptions) -> list[tuple[float, Tensor]]:
+    seed = int.from_bytes(hashlib.sha256(f"{options.seed}/{name}".encode()).digest()[:7], "big")
+    generator = torch.Generator().manual_seed(seed)
+    result = []
+    for weight, factors in parts:
+        delta = factors.delta()
+        kept = torch.rand(delta.shape, generator=generator, dtype=torch.float64) < options.density
+        result.append((weight, delta * kept / options.density))
+    return result
+
+
+def _from_svd(u: Tensor, s: Tensor, v: Tensor, rank: int) -> LoraFactors:
+    root = s[:rank].sqrt()
+    return LoraFactors(root[:, None] * v[:rank], u[:, :rank] * root)
+
+
+def _report(kept: LoraFactors, wide: LoraFactors) -> ModuleReport:
+    """Error of ``kept`` against ``wide`` from their factors alone: ``|K - W|^2`` is the energy of ``[K, -W]``."""
+    difference = concatenate([(1.0, kept), (-1.0, wide)])
+    return ModuleReport(kept.a.shape[0], _energy(wide), _energy(difference))
+
+
+def _energy(factors: LoraFactors) -> float:
+    """``|B A|^2`` through the small core."""
+    core = torch.linalg.qr(factors.b.double() * factors.scale).R @ torch.linalg.qr(factors.a.double().T).R.T
+    return float(core.square().sum())
+
+
+def _single(factors: LoraFactors) -> LoraFactors:
+    return LoraFactors(factors.a.float().contiguous(), factors.b.float().contiguous(), factors.scale)
+
+
+def _check_shapes(name: str, parts: Sequence[LoraFactors]) -> None:
+    shapes = {(factors.b.shape[0], factors.a.shape[1]) for factors in parts}
+    if len(shapes) > 1:
+        raise MergeError(f"{name}: adapters of different shapes {sorted(shapes)}: are they of one base?")

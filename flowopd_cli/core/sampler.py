@@ -1,0 +1,114 @@
+"""What must be equal in rollout, labelling and learning: sigmas, kernel, guidance, window; and seeded noise."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from flowopd_cli.core.steps import ODE, Kernel, draw, log_prob
+from flowopd_cli.core.types import Conditioning, GaussianStep, Trajectory
+
+VelocityFn = Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class SeededNoise:
+    """Noise of each row as a function of its seed and the step alone: batches and processes cannot change it."""
+
+    seeds: tuple[int, ...]
+    shape: tuple[int, int, int]
+
+    def initial(self) -> Float[Tensor, "B C H W"]:
+        """The noise at sigma 1."""
+        return self._draw("initial")
+
+    def at(self, step: int) -> Float[Tensor, "B C H W"]:
+        """The noise that step ``step`` adds."""
+        return self._draw(str(step))
+
+    def _draw(self, purpose: str) -> Float[Tensor, "B C H W"]:
+        rows = [torch.randn(self.shape, generator=self._generator(seed, purpose)) for seed in self.seeds]
+        return torch.stack(rows)
+
+    @staticmethod
+    def _generator(seed: int, purpose: str) -> torch.Generator:
+        digest = hashlib.sha256(f"{seed}/{purpose}".encode()).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A grid, a kernel and a guidance scale; ``window`` is the half-open range of stochastic steps, or all of them.
+
+    The last step is always an ODE step: on SD3.5's grid it covers sigma 0.009 to 0, where noise would only be seen as
+    noise, and upstream does not train it either.
+    """
+
+    sigmas: Float[Tensor, " T1"]
+    kernel: Kernel
+    guidance: float
+    window: tuple[int, int] | None = None
+
+    @property
+    def stochastic(self) -> Bool[Tensor, " T"]:
+        """Which steps draw noise."""
+        count = len(self.sigmas) - 1
+        if isinstance(self.kernel, ODE):
+            return torch.zeros(count, dtype=torch.bool)
+        index = torch.arange(count)
+        start, stop = self.window or (0, count)
+        return (index >= start) & (index < stop) & (index < count - 1)
+
+    def step(
+        self,
+        velocity: Float[Tensor, "b C H W"],
+        latents: Float[Tensor, "b C H W"],
+        sigma: Float[Tensor, " b"],
+        sigma_next: Float[Tensor, " b"],
+    ) -> GaussianStep:
+        """The kernel's step: the one way from a velocity to a distribution, for policy, teacher and anchor alike."""
+        return self.kernel(velocity, latents, sigma, sigma_next)
+
+    @torch.no_grad()
+    def rollout(
+        self,
+        velocity: VelocityFn,
+        latents: Float[Tensor, "B C H W"],
+        cond: Conditioning,
+        noise: SeededNoise,
+        *,
+        storage_dtype: torch.dtype = torch.float32,
+        keep: Literal["all", "last"] = "all",
+    ) -> Trajectory:
+        """Follow ``velocity(latents, sigma, cond, guidance=...)`` from noise to data.
+
+        Each state is rounded to ``storage_dtype`` before its log-probability is taken, so that replaying the stored
+        states gives exactly the probabilities of the rollout.
+        """
+        stochastic = self.stochastic
+        sigmas = self.sigmas.to(latents.device, torch.float32)
+        states, log_probs = [latents.to(storage_dtype)], []
+        for t, noisy in enumerate(stochastic.tolist()):
+            x = states[-1].float()
+            sigma, sigma_next = sigmas[t].expand(len(x)), sigmas[t + 1].expand(len(x))
+            kernel = self.kernel if noisy else ODE()
+            step = kernel(velocity(x, sigma, cond, guidance=self.guidance), x, sigma, sigma_next)
+            drawn = draw(step, noise.at(t).to(x.device)) if noisy else step.mean
+            state = drawn.to(storage_dtype)
+            log_probs.append(log_prob(step, state.float()) if noisy else torch.zeros(len(x), device=x.device))
+            states = [*states, state] if keep == "all" else [state]
+        probabilities = torch.stack(log_probs, dim=1) if bool(stochastic.any()) else None
+        return Trajectory(torch.stack(states, dim=1), self.sigmas, probabilities, stochastic)
+
+
+def draw_window(size: int, start_min: int, start_max: int, seed: int) -> tuple[int, int]:
+    """``[start, start + size)`` with ``start`` uniform in ``[start_min, start_max]``: a function of ``seed``."""
+    generator = torch.Generator().manual_seed(seed)
+    start = int(torch.randint(start_min, start_max + 1, (1,), generator=generator))
+    return start, start + size

@@ -1,0 +1,227 @@
+"""Named adapters over one frozen transformer. Family-blind: it knows PEFT, and nothing of diffusion."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from flowopd_cli.core.merging import LoraFactors
+from flowopd_cli.errors import ArtifactError
+from flowopd_cli.models.adapter_files import AdapterConfig, read_adapter, write_adapter
+
+POLICY = "policy"
+
+
+class AdapterBank:
+    """Adapters side by side on one base. Only ``policy`` is ever trainable; ``use`` lends one for a while."""
+
+    def __init__(self, transformer: nn.Module, targets: Sequence[str]) -> None:
+        self.transformer = transformer.requires_grad_(False)
+        self.targets = tuple(targets)
+        self._names: list[str] = []
+        self._trainable: set[str] = set()
+        self._active: str | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The adapters present, in the order they came."""
+        return tuple(self._names)
+
+    @property
+    def active(self) -> str | None:
+        """The adapter in use; ``None`` is the bare base."""
+        return self._active
+
+    def add(self, name: str, rank: int, alpha: float, *, seed: int, trainable: bool) -> None:
+        """A fresh adapter: Gaussian A of standard deviation 1 / rank, B zero; a function of ``seed``."""
+        config = LoraConfig(
+            r=rank, lora_alpha=alpha, target_modules=list(self.targets), init_lora_weights=False, lora_dropout=0.0
+        )
+        self._inject(name, config, trainable)
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for layer in self._layers(name).values():
+                a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
+                a.copy_(torch.randn(a.shape, generator=generator) / rank)
+                b.zero_()
+
+    def load(self, name: str, source: Path | Mapping[str, LoraFactors], *, trainable: bool = False) -> None:
+        """An adapter from a folder or from factors; ranks may differ from module to module.
+
+        Raises:
+            ArtifactError: a module is not in the base, or has another shape there: an adapter of another base.
+        """
+        factors = read_adapter(Path(source))[1] if isinstance(source, str | Path) else source
+        self._check(source, factors)
+        ranks = {module: pair.a.shape[0] for module, pair in factors.items()}
+        config = LoraConfig(
+            r=max(ranks.values()),
+            lora_alpha=max(ranks.values()),
+            target_modules=list(factors),
+            rank_pattern=ranks,
+            alpha_pattern={module: pair.scale * pair.a.shape[0] for module, pair in factors.items()},
+            init_lora_weights=False,
+        )
+        self._inject(name, config, trainable)
+        layers = self._layers(name)
+        with torch.no_grad():
+            for module, pair in factors.items():
+                layers[module].lora_A[name].weight.copy_(pair.a)
+                layers[module].lora_B[name].weight.copy_(pair.b)
+
+    def copy(self, source: str, target: str) -> None:
+        """Make ``target`` a frozen copy of ``source``, replacing what it was."""
+        if target in self._names:
+            self.load_state(target, self.state(source))
+        else:
+            self.load(target, self.factors(source))
+
+    @torch.no_grad()
+    def ema(self, source: str, target: str, decay: float) -> None:
+        """``target = decay * target + (1 - decay) * source``, in place."""
+        old, new = self._tensors(target), self._tensors(source)
+        torch._foreach_lerp_(list(old.values()), [new[key] for key in old], 1 - decay)
+
+    @contextmanager
+    def use(self, name: str | None) -> Iterator[None]:
+        """Activate an adapter (``None``: the bare base) inside the block, then give the previous one back.
+
+        Never switch between a forward and its backward: with activation checkpointing the gradients would vanish.
+        """
+        before = self._active
+        self._activate(name)
+        try:
+            yield
+        finally:
+            self._activate(before)
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """The trainable parameters by name."""
+        return {
+            f"{module}.{side}": getattr(layer, side)[name].weight
+            for name in self._names
+            if name in self._trainable
+            for module, layer in self._layers(name).items()
+            for side in ("lora_A", "lora_B")
+        }
+
+    def state(self, name: str) -> dict[str, Tensor]:
+        """A copy of one adapter's tensors."""
+        return {key: tensor.detach().clone() for key, tensor in self._tensors(name).items()}
+
+    @torch.no_grad()
+    def load_state(self, name: str, state: Mapping[str, Tensor]) -> None:
+        """Overwrite one adapter's tensors.
+
+        Raises:
+            ArtifactError: the names or shapes are not this adapter's.
+        """
+        own = self._tensors(name)
+        wrong = sorted(set(own) ^ set(state)) or sorted(k for k in own if own[k].shape != state[k].shape)
+        if wrong:
+            raise ArtifactError(f"adapter {name}: the stored state does not fit ({wrong[0]} and {len(wrong) - 1} more)")
+        for key, tensor in own.items():
+            tensor.copy_(state[key])
+
+    def factors(self, name: str) -> dict[str, LoraFactors]:
+        """One adapter as low-rank factors, on the CPU."""
+        return {
+            module: LoraFactors(
+                layer.lora_A[name].weight.detach().cpu().clone(),
+                layer.lora_B[name].weight.detach().cpu().clone(),
+                float(layer.scaling[name]),
+            )
+            for module, layer in self._layers(name).items()
+        }
+
+    def save(self, name: str, folder: Path, base: str, base_sha256: str) -> None:
+        """Write one adapter in PEFT form."""
+        factors = self.factors(name)
+        rank = max(pair.a.shape[0] for pair in factors.values())
+        alpha = max(pair.scale * pair.a.shape[0] for pair in factors.values())
+        ends = [target for target in self.targets if any(_ends(module, target) for module in factors)]
+        covered = all(any(_ends(module, target) for target in ends) for module in factors)
+        targets = tuple(ends) if covered else tuple(factors)
+        write_adapter(folder, factors, AdapterConfig(rank, alpha, targets, base, base_sha256))
+
+    def digest(self, name: str | None) -> str:
+        """SHA-256 of an adapter's tensors, or with ``None`` of the base's."""
+        tensors: Mapping[str, Tensor]
+        if name is None:
+            tensors = {key: t for key, t in self.transformer.state_dict().items() if ".lora_" not in key}
+        else:
+            tensors = self._tensors(name)
+        digest = hashlib.sha256()
+        for key in sorted(tensors):
+            digest.update(key.encode())
+            digest.update(tensors[key].detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    def _inject(self, name: str, config: LoraConfig, trainable: bool) -> None:
+        if name in self._names or "." in name:
+            raise ArtifactError(f"adapter name {name!r} is taken or has a dot in it")
+        inject_adapter_in_model(config, self.transformer, adapter_name=name)
+        self._names.append(name)
+        if trainable:
+            self._trainable.add(name)
+        for layer in self._layers(name).values():
+            layer.lora_A[name].float()
+            layer.lora_B[name].float()
+        self._activate(self._active)
+
+    def _activate(self, name: str | None) -> None:
+        if name is not None and name not in self._names:
+            raise ArtifactError(f"no adapter {name!r}; there are: {', '.join(self._names) or 'none'}")
+        for _, layer in self._all_layers():
+            present = name is not None and name in layer.lora_A
+            layer.enable_adapters(present)
+            if present:
+                layer.set_adapter([name], inference_mode=True)
+        for parameter_name, parameter in self.transformer.named_parameters():
+            if ".lora_" in parameter_name:
+                parameter.requires_grad_(_owner(parameter_name) in self._trainable)
+        self._active = name
+
+    def _all_layers(self) -> Iterator[tuple[str, LoraLayer]]:
+        for module, layer in self.transformer.named_modules():
+            if isinstance(layer, LoraLayer):
+                yield module, layer
+
+    def _layers(self, name: str) -> dict[str, LoraLayer]:
+        return {module: layer for module, layer in self._all_layers() if name in layer.lora_A}
+
+    def _tensors(self, name: str) -> dict[str, Tensor]:
+        return {
+            f"{module}.{side}": getattr(layer, side)[name].weight
+            for module, layer in self._layers(name).items()
+            for side in ("lora_A", "lora_B")
+        }
+
+    def _check(self, source: object, factors: Mapping[str, LoraFactors]) -> None:
+        where = source if isinstance(source, str | Path) else "adapter"
+        modules = dict(self.transformer.named_modules())
+        for name, pair in factors.items():
+            module = modules.get(name)
+            weight = getattr(getattr(module, "base_layer", module), "weight", None)
+            if weight is None:
+                raise ArtifactError(f"{where}: is of another base: this one has no module {name}")
+            given = (pair.b.shape[0], pair.a.shape[1])
+            if tuple(weight.shape) != given:
+                shape = tuple(weight.shape)
+                raise ArtifactError(f"{where}: is of another base: {name} is {shape} here, the adapter expects {given}")
+
+
+def _ends(module: str, target: str) -> bool:
+    return module == target or module.endswith(f".{target}")
+
+
+def _owner(parameter_name: str) -> str:
+    """The adapter in ``<module>.lora_A.<adapter>.weight``."""
+    return parameter_name.rsplit(".", 2)[1]

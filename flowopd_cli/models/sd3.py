@@ -1,0 +1,257 @@
+"""Stable Diffusion 3 and 3.5: any diffusers folder or Hub id. Base loaded once and frozen; encoders let go after use."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+from jaxtyping import Float
+from torch import Tensor
+
+from flowopd_cli.core.schedule import flow_sigmas
+from flowopd_cli.core.types import Conditioning
+from flowopd_cli.errors import ArtifactError
+from flowopd_cli.models.adapters import AdapterBank
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+ENCODE_BATCH = 64
+TRAIN_TIMESTEPS = 1000
+WHOLE_FILE_BYTES = 64 * 1024**2
+EDGE_BYTES = 1024**2
+
+
+class SD3Model:
+    """A :class:`~flowopd_cli.models.base.FlowModel` over SD3's transformer, text encoders and autoencoder."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        resolution: int | None,
+        max_sequence_length: int,
+        targets: Sequence[str],
+    ) -> None:
+        self.folder, self.dtype, self.device = folder, dtype, device
+        self.max_sequence_length = max_sequence_length
+        self.transformer = SD3Transformer2DModel.from_pretrained(folder, subfolder="transformer", torch_dtype=dtype)
+        self.transformer.to(device).eval()
+        self.adapters = AdapterBank(self.transformer, targets)
+        self._scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler")
+        self._resolution = resolution
+        self._encoders: StableDiffusion3Pipeline | None = None
+        self._vae: AutoencoderKL | None = None
+        self._cache: dict[str, tuple[Tensor, Tensor]] = {}
+        self._fingerprint: str | None = None
+
+    @classmethod
+    def load(
+        cls,
+        pretrained: str | Path,
+        *,
+        revision: str | None = None,
+        dtype: str = "auto",
+        device: str = "auto",
+        resolution: int | None = None,
+        max_sequence_length: int = 128,
+        targets: Sequence[str] = (),
+    ) -> SD3Model:
+        """Load a folder or Hub id; ``auto`` is bfloat16 on CUDA and float32 elsewhere.
+
+        Raises:
+            ArtifactError: nothing there, not an SD3 pipeline, no such device, or it cannot be fetched.
+        """
+        place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+        if place.type == "cuda" and not torch.cuda.is_available():
+            raise ArtifactError(
+                f"model.device is {device}, but PyTorch sees no CUDA device: use --set model.device=cpu"
+            )
+        precision = (torch.bfloat16 if place.type == "cuda" else torch.float32) if dtype == "auto" else DTYPES[dtype]
+        folder = locate(pretrained, revision)
+        return cls(
+            folder,
+            dtype=precision,
+            device=place,
+            resolution=resolution,
+            max_sequence_length=max_sequence_length,
+            targets=targets,
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 that names this base."""
+        if self._fingerprint is None:
+            self._fingerprint = base_fingerprint(self.folder)
+        return self._fingerprint
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """``(C, H, W)`` at the chosen resolution, or at the transformer's own sample size."""
+        config = self.transformer.config
+        side = config.sample_size
+        if self._resolution is not None:
+            factor = 2 ** (len(self._vae_config()["block_out_channels"]) - 1)
+            side = self._resolution // factor
+            if self._resolution % (factor * config.patch_size):
+                raise ArtifactError(
+                    f"model.resolution {self._resolution} is not a multiple of {factor * config.patch_size} pixels"
+                )
+        return config.in_channels, side, side
+
+    def sigmas(self, steps: int, shift: float | None = None) -> Float[Tensor, " T1"]:
+        """The scheduler's grid, with its own shift unless another is given.
+
+        Raises:
+            ArtifactError: the scheduler shifts by resolution, which SD3's does not.
+        """
+        config = self._scheduler.config
+        if config.use_dynamic_shifting:
+            raise ArtifactError(f"{self.folder}: the scheduler shifts by resolution; set sampling.shift to a number")
+        return flow_sigmas(steps, config.shift if shift is None else shift)
+
+    @torch.no_grad()
+    def encode(self, texts: Sequence[str]) -> Conditioning:
+        """Rows of embeddings as the pipeline's own ``encode_prompt`` makes them; each distinct text is encoded once."""
+        new = [text for text in dict.fromkeys(["", *texts]) if text not in self._cache]
+        for start in range(0, len(new), ENCODE_BATCH):
+            part = new[start : start + ENCODE_BATCH]
+            embeds, _, pooled, _ = self._pipeline().encode_prompt(
+                part,
+                None,
+                None,
+                device=self.device,
+                do_classifier_free_guidance=False,
+                max_sequence_length=self.max_sequence_length,
+            )
+            rows = zip(part, embeds.to(self.dtype), pooled.to(self.dtype), strict=True)
+            self._cache |= {text: (e.clone(), p.clone()) for text, e, p in rows}
+        empty, rows = self._cache[""], [self._cache[text] for text in texts]
+        return Conditioning(
+            embeds=torch.stack([e for e, _ in rows]),
+            pooled=torch.stack([p for _, p in rows]),
+            neg_embeds=empty[0].expand(len(texts), -1, -1),
+            neg_pooled=empty[1].expand(len(texts), -1),
+        )
+
+    def release_encoders(self) -> None:
+        """Let the text encoders go; a text not seen before would load them again."""
+        self._encoders = None
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def velocity(
+        self,
+        latents: Float[Tensor, "b C H W"],
+        sigma: Float[Tensor, " b"],
+        cond: Conditioning,
+        *,
+        guidance: float,
+    ) -> Float[Tensor, "b C H W"]:
+        """``v_neg + guidance (v_pos - v_neg)`` in one batch of 2b rows; at guidance 1 the positive half alone."""
+        embeds, pooled = cond.embeds, cond.pooled
+        if guidance != 1:
+            if cond.neg_embeds is None or cond.neg_pooled is None or pooled is None:
+                raise ValueError("guidance needs the empty prompt's rows in the conditioning")
+            latents, sigma = torch.cat([latents, latents]), torch.cat([sigma, sigma])
+            embeds = torch.cat([cond.neg_embeds, embeds])
+            pooled = torch.cat([cond.neg_pooled, pooled])
+        velocity = self.transformer(
+            hidden_states=latents.to(self.dtype),
+            timestep=sigma * TRAIN_TIMESTEPS,
+            encoder_hidden_states=embeds,
+            pooled_projections=pooled,
+            return_dict=False,
+        )[0].float()
+        if guidance == 1:
+            return velocity
+        negative, positive = velocity.chunk(2)
+        return negative + guidance * (positive - negative)
+
+    @torch.no_grad()
+    def decode(self, latents: Float[Tensor, "b C H W"]) -> Float[Tensor, "b 3 H W"]:
+        """Pictures in [0, 1], float32; the autoencoder is loaded when first asked for and works in float32."""
+        if self._vae is None:
+            self._vae = AutoencoderKL.from_pretrained(self.folder, subfolder="vae", torch_dtype=torch.float32)
+            self._vae.to(self.device).eval().requires_grad_(False)
+        config = self._vae.config
+        scaled = latents.float() / config.scaling_factor + (config.shift_factor or 0.0)
+        return (self._vae.decode(scaled, return_dict=False)[0] / 2 + 0.5).clamp(0, 1)
+
+    def _pipeline(self) -> StableDiffusion3Pipeline:
+        """The pipeline's text half: encoders and tokenizers, with the transformer that is already loaded."""
+        if self._encoders is None:
+            index = json.loads((self.folder / "model_index.json").read_text(encoding="utf-8"))
+            absent = {name: None for name in ("text_encoder_3", "tokenizer_3") if index.get(name, [None])[0] is None}
+            self._encoders = StableDiffusion3Pipeline.from_pretrained(
+                self.folder, transformer=self.transformer, vae=None, torch_dtype=self.dtype, **absent
+            )
+            for name in ("text_encoder", "text_encoder_2", "text_encoder_3"):
+                encoder = getattr(self._encoders, name)
+                if encoder is not None:
+                    encoder.to(self.device).eval().requires_grad_(False)
+        return self._encoders
+
+    def _vae_config(self) -> dict:
+        return json.loads((self.folder / "vae" / "config.json").read_text(encoding="utf-8"))
+
+
+def locate(pretrained: str | Path, revision: str | None = None) -> Path:
+    """The local folder of a pipeline, fetched from the Hub when it is not a folder.
+
+    Raises:
+        ArtifactError: it is not an SD3 pipeline, or cannot be fetched.
+    """
+    folder = Path(pretrained)
+    if not folder.is_dir():
+        folder = _fetch(str(pretrained), revision)
+    config = folder / "transformer" / "config.json"
+    if not config.is_file():
+        raise ArtifactError(f"{pretrained}: not a diffusers pipeline (no transformer/config.json in it)")
+    kind = json.loads(config.read_text(encoding="utf-8")).get("_class_name")
+    if kind != "SD3Transformer2DModel":
+        raise ArtifactError(f"{pretrained}: its transformer is {kind}, the family sd3 needs SD3Transformer2DModel")
+    return folder
+
+
+def _fetch(repo: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+
+    if repo.count("/") != 1:
+        raise ArtifactError(f"{repo}: no such folder, and not a Hub id (owner/name): check --base")
+    patterns = ["*.json", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.model"]
+    try:
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ArtifactError(
+            f"{repo}: cannot be fetched ({reason}); check the name, `hf auth login`, or give a local folder to --base"
+        ) from error
+
+
+def base_fingerprint(folder: str | Path) -> str:
+    """SHA-256 over the transformer's configuration and weight files, without loading them.
+
+    Files above 64 MiB count by their size and their first and last MiB: the header of a safetensors file, which holds
+    every name, shape and offset, and real weights at both ends.
+    """
+    digest = hashlib.sha256()
+    for path in sorted((locate(folder) / "transformer").iterdir()):
+        if path.suffix not in {".json", ".safetensors"}:
+            continue
+        size = path.stat().st_size
+        digest.update(f"{path.name}/{size}/".encode())
+        with path.open("rb") as file:
+            if size <= WHOLE_FILE_BYTES:
+                digest.update(file.read())
+            else:
+                digest.update(file.read(EDGE_BYTES))
+                file.seek(-EDGE_BYTES, 2)
+                digest.update(file.read())
+    return digest.hexdigest()

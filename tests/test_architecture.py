@@ -1,0 +1,220 @@
+"""Who may import whom, read off the syntax tree, and the sizes of the house. A wrong import fails here."""
+
+import ast
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent / "flowopd_cli"
+PACKAGE = "flowopd_cli"
+FOUNDATION = {
+    *("recipe", "recipe_io", "recipe_specs", "run", "refs", "manifest", "files"),
+    *("registry", "errors", "progress", "arithmetic"),
+}
+FRONT = {"cli", "options", "plan", "preflight", "execute", "launch", "console", "demo", "report", "__main__"}
+PACKAGES = {"core", "train", "stages", "models", "rewards", "suites", "toy"}
+TENSORS = {"torch", "jaxtyping"}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a layer may import: ``ours`` and ``theirs`` anywhere, ``lazily`` inside a function only."""
+
+    ours: frozenset[str]
+    theirs: frozenset[str]
+    lazily: frozenset[str] = frozenset()
+
+
+def rule(ours, theirs, lazily=()):
+    return Rule(frozenset(ours), frozenset(theirs), frozenset(lazily))
+
+
+ANY = "*"
+RULES = {
+    "core": rule({"core", "errors"}, TENSORS),
+    "train": rule({"core", "models.base", "train", "errors"}, TENSORS | {"safetensors"}),
+    "train.loop": rule({"core", "models.base", "train", "errors"}, TENSORS | {"accelerate"}),
+    "models": rule(
+        {"core", "models", "errors"},
+        TENSORS | {"diffusers", "transformers", "peft", "safetensors", "huggingface_hub", "numpy"},
+    ),
+    "rewards": rule({"core.types", "rewards", "errors"}, TENSORS | {"numpy"}, {ANY}),
+    "prompts": rule({"core.types", "errors", "registry"}, set(), {ANY}),
+    "suites": rule({"core.types", "rewards.base", "prompts", "suites", "errors"}, TENSORS),
+    "toy": rule(
+        {"core", "prompts", "rewards", "suites.base", "toy", "errors"},
+        TENSORS | {"numpy", "PIL", "diffusers", "transformers", "safetensors", "tokenizers"},
+        {ANY},
+    ),
+    "stages": rule(
+        {"core", "train", "models", "rewards", "suites", "prompts", "stages._", *FOUNDATION},
+        TENSORS | {"numpy", "PIL", "safetensors"},
+        {"huggingface_hub", "diffusers"},
+    ),
+    "foundation": rule(FOUNDATION, {"pydantic", "yaml"}, {"huggingface_hub"}),
+    "front": rule(FOUNDATION | FRONT, {"yaml"}, {"jinja2"}),
+    "cli": rule(FOUNDATION | FRONT, {"typer"}, {"stages"}),
+    "options": rule(FOUNDATION, {"typer"}),
+    "execute": rule(FOUNDATION | FRONT, {"typer"}, {"stages"}),
+    "launch": rule(FOUNDATION, set(), {"torch"}),
+    "console": rule(FOUNDATION, {"rich"}),
+}
+FILE_NAME = re.compile(r"[\w.-]*\w\.(jsonl?|ya?ml|html|md|safetensors|png|pt)")
+
+
+def layer_of(module: str) -> str:
+    """The rule that a module, named below the package, comes under: its own, its package's, or its ring's."""
+    head = module.split(".")[0]
+    if module in RULES:
+        return module
+    if head in RULES:
+        return head
+    return "foundation" if head in FOUNDATION else "front"
+
+
+def imports(source: str) -> Iterator[tuple[str, bool]]:
+    """Every imported module of a file, and whether the import stands at the top level."""
+    tree = ast.parse(source)
+    inner = {id(n) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) for n in ast.walk(f)}
+    for node in ast.walk(tree):
+        top = id(node) not in inner
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, top) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are written in full"
+            bare = node.module == PACKAGE or str(node.module).removeprefix(f"{PACKAGE}.") in PACKAGES
+            yield from ((f"{node.module}.{a.name}", top) for a in node.names if bare)
+            if not bare:
+                yield str(node.module), top
+
+
+def violations(module: str, source: str) -> list[str]:
+    """The imports of ``module`` (named below the package) that its layer may not have."""
+    wrong = []
+    allowed = RULES[layer_of(module)]
+    for name, top in imports(source):
+        where = "at module level" if top else "inside a function"
+        if name.split(".")[0] == PACKAGE:
+            target = name.removeprefix(PACKAGE).lstrip(".")
+            known = {*allowed.ours, *(() if top else allowed.lazily), "__version__", ""}
+            fine = any(target == k or target.startswith(k if k.endswith("_") else f"{k}.") for k in known if k)
+            fine = fine or not target
+        else:
+            theirs = name.split(".")[0]
+            fine = theirs in sys.stdlib_module_names or theirs in allowed.theirs
+            fine = fine or (not top and (theirs in allowed.lazily or ANY in allowed.lazily))
+        if not fine:
+            wrong.append(f"{module} may not import {name} {where}")
+    return wrong
+
+
+def modules() -> dict[str, Path]:
+    """Every module of the package by its name below it."""
+    found = {p.relative_to(ROOT).with_suffix("").as_posix().replace("/", "."): p for p in sorted(ROOT.rglob("*.py"))}
+    return {name.removesuffix(".__init__"): path for name, path in found.items() if name != "__init__"}
+
+
+MODULES = modules()
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_follow_the_layers(module):
+    assert violations(module, MODULES[module].read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "word"),
+    [
+        ("core.losses", "import diffusers", "diffusers at module level"),
+        ("core.losses", "from flowopd_cli.run import RunDir", "flowopd_cli.run"),
+        ("core.losses", "from flowopd_cli import run", "flowopd_cli.run"),
+        ("train.loop", "from flowopd_cli.rewards.base import RewardMix", "rewards.base"),
+        ("train.loop", "from flowopd_cli.models.sd3 import SD3Model", "models.sd3"),
+        ("train.collect", "import accelerate", "accelerate"),
+        ("train.collect", "def f():\n    from flowopd_cli import recipe", "recipe inside a function"),
+        ("models.sd3", "from flowopd_cli.train.loop import fit", "train.loop"),
+        ("rewards.ocr", "import rapidocr", "rapidocr at module level"),
+        ("rewards.ocr", "from flowopd_cli.core.losses import kl", "core.losses"),
+        ("suites.base", "from flowopd_cli.models.base import FlowModel", "models.base"),
+        ("stages.teacher", "from flowopd_cli.stages import distill", "stages.distill"),
+        ("stages.teacher", "from flowopd_cli.stages.distill import run", "stages.distill"),
+        ("stages.teacher", "import rich.table", "rich.table"),
+        ("stages.teacher", "def f():\n    import typer", "typer inside a function"),
+        ("stages.teacher", "from flowopd_cli.toy import folder", "toy.folder"),
+        ("registry", "from flowopd_cli.toy import folder", "toy.folder"),
+        ("recipe", "def f():\n    import torch", "torch inside a function"),
+        ("run", "import torch", "torch at module level"),
+        ("launch", "import torch", "torch at module level"),
+        ("cli", "from flowopd_cli.stages import teacher", "stages.teacher at module level"),
+        ("plan", "import rich", "rich at module level"),
+        ("report", "from flowopd_cli.stages import teacher", "stages.teacher"),
+    ],
+)
+def test_a_wrong_import_is_refused(module, source, word):
+    found = violations(module, source)
+    assert len(found) == 1
+    assert word in found[0]
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("core.losses", "import math\nimport torch\nfrom flowopd_cli.core.types import Loss"),
+        ("train.loop", "from accelerate import Accelerator\nfrom flowopd_cli.models.base import FlowModel"),
+        ("rewards.ocr", "def f():\n    import rapidocr"),
+        ("stages.teacher", "from flowopd_cli.stages import _wiring\nfrom flowopd_cli.run import RunDir"),
+        ("cli", "def f():\n    from flowopd_cli.stages import teacher"),
+        ("launch", "def f():\n    import torch"),
+    ],
+)
+def test_a_right_import_is_not(module, source):
+    assert violations(module, source) == []
+
+
+def test_nobody_names_toy_but_the_registry():
+    """A registry string is the only way to the toy world."""
+    for name, path in MODULES.items():
+        if not name.startswith("toy") and name != "registry":
+            assert f"{PACKAGE}.toy" not in path.read_text(encoding="utf-8"), name
+
+
+def literal_file_names(source: str) -> list[str]:
+    tree = ast.parse(source)
+    return [
+        node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and FILE_NAME.fullmatch(node.value)
+    ]
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name.startswith("stages.")])
+def test_stages_leave_file_names_to_the_run(module):
+    assert literal_file_names(MODULES[module].read_text(encoding="utf-8")) == []
+
+
+def test_a_literal_file_name_is_seen():
+    assert literal_file_names('path = folder / "metrics.jsonl"') == ["metrics.jsonl"]
+    assert literal_file_names('"""The words manifest.json in a sentence are no file name."""') == []
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_files_keep_their_size(module):
+    """A command's stage is wiring and stays within 120 lines, any other file within 300."""
+    is_command = module.startswith("stages.") and not module.startswith("stages._")
+    lines = len(MODULES[module].read_text(encoding="utf-8").splitlines())
+    assert lines <= (120 if is_command else 300)
+
+
+def long_functions(source: str) -> list[str]:
+    """Functions of more than 40 lines, docstring and signature included."""
+    functions = (n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.FunctionDef))
+    return [f.name for f in functions if (f.end_lineno or 0) - f.lineno + 1 > 40]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_functions_keep_their_size(module):
+    assert long_functions(MODULES[module].read_text(encoding="utf-8")) == []
