@@ -51,7 +51,7 @@ def resolve(stage: str, common: Common, values: Mapping[str, Any], *, refs: Sequ
 
 def teacher_spec(text: str) -> tuple[str, dict[str, Any]]:
     """``task=REF[,guidance=G]`` as a task and the fields of its teacher."""
-    head, options = split_options(text, "--teacher", ("guidance", "weight"))
+    head, options = split_options(text, "--teacher", ("guidance",))
     task, equals, ref = head.partition("=")
     if not equals or not task or not ref:
         raise RecipeError(f"--teacher {text}: write it as TASK=REF, for example ocr=runs/t-ocr,guidance=4.5")

@@ -85,7 +85,6 @@ class TeacherSpec(Spec):
 
     ref: str
     guidance: Annotated[float, Field(ge=0)] | None = None
-    weight: float = 1.0
 
 
 class AnchorSpec(Spec):
@@ -124,7 +123,6 @@ class GRPOSpec(Spec):
     adv_clip: Annotated[float, Field(gt=0)] = 5.0
     std: Literal["group", "global"] = "global"
     beta: Annotated[float, Field(ge=0)] = 0.04
-    step_weight: Literal["uniform", "guard"] = "uniform"
 
 
 class OPDSpec(Spec):
@@ -138,9 +136,8 @@ class OPDSpec(Spec):
 
 
 class SFTSpec(Spec):
-    """Supervised cold start on the teachers' best pictures."""
+    """Supervised cold start on the best picture of every group of ``train.group_size``."""
 
-    best_of: PositiveInt = 1
     samples: PositiveInt = 512
     batch: PositiveInt = 64
     logit_mean: float = 0.0

@@ -79,7 +79,7 @@ def table_rows(
 
 def picture(run: RunDir) -> str:
     """The evaluation's row of pictures, base64; empty when it kept none."""
-    path = run.samples_dir / "eval.png"
+    path = run.image_file("eval")
     return base64.b64encode(path.read_bytes()).decode() if path.is_file() else ""
 
 

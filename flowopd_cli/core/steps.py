@@ -83,7 +83,7 @@ class CPS:
         sigma: Float[Tensor, " b"],
         sigma_next: Float[Tensor, " b"],
     ) -> GaussianStep:
-        """``mean = x0 (1 - sigma') + x1 sqrt(sigma'^2 - s^2)`` with ``x0 = x - sigma v``, ``x1 = x + (1 - sigma) v``."""
+        """``mean = x0 (1 - sigma') + x1 sqrt(sigma'^2 - s^2)``; ``x0 = x - sigma v``, ``x1 = x + (1 - sigma) v``."""
         velocity, latents, sigma, sigma_next = _working(velocity, latents, sigma, sigma_next)
         clean = latents - _rows(sigma) * velocity
         noise = latents + _rows(1 - sigma) * velocity
@@ -142,7 +142,7 @@ def log_prob(step: GaussianStep, x: Float[Tensor, "b C H W"], reduce: Reduce = "
 
 
 def kl(p: GaussianStep, q: GaussianStep, reduce: Reduce = "mean") -> Float[Tensor, " b"]:
-    """``KL(p || q) = (mean_p - mean_q)^2 / (2 std^2)`` of two steps of the variance of ``p``; 1 stands for an ODE's 0."""
+    """``KL(p || q) = (mean_p - mean_q)^2 / (2 std^2)`` of steps with the variance of ``p``; 1 stands for an ODE's 0."""
     variance = torch.where(p.std > 0, p.std.square(), torch.ones_like(p.std))
     return _reduce((p.mean - q.mean).square() / (2 * variance), reduce)
 

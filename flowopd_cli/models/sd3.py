@@ -1,4 +1,4 @@
-"""Stable Diffusion 3 and 3.5: any diffusers folder or Hub id. Base loaded once and frozen; encoders let go after use."""
+"""Stable Diffusion 3 and 3.5: any diffusers folder or Hub id. Base loaded once, frozen; encoders let go after use."""
 
 from __future__ import annotations
 

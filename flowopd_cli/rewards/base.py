@@ -25,7 +25,10 @@ class RewardInfo:
 
 
 class Reward(Protocol):
-    """Scores pictures. ``scores`` may hold several named figures; ``total`` is the one to train on."""
+    """Scores pictures. ``scores`` may hold several named figures; ``total`` is the one to train on.
+
+    A reward may also have ``check(prompts)``, which raises ``PromptError`` for prompts that it could not score.
+    """
 
     info: RewardInfo
 
@@ -51,6 +54,17 @@ class RewardMix:
 
     def __init__(self, parts: Sequence[Weighted]) -> None:
         self.parts = tuple(parts)
+
+    def check(self, prompts: Sequence[Prompt]) -> None:
+        """Let every reward that has a ``check`` refuse prompts it could not score.
+
+        Raises:
+            PromptError: a prompt lacks what its reward needs.
+        """
+        for part in self.parts:
+            check = getattr(part.reward, "check", None)
+            if check is not None:
+                check([p for p in prompts if part.task is None or p.task == part.task])
 
     def __call__(self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]) -> RewardResult:
         """Score B pictures; scores of rewards that do not apply are NaN in ``scores``."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
@@ -39,20 +39,20 @@ def draw_images(
     return images.float().cpu()
 
 
-def grid(images: Float[Tensor, "B 3 H W"], columns: int) -> Image.Image:
+def to_bytes(images: Float[Tensor, "B 3 H W"]) -> UInt8[Tensor, "B 3 H W"]:
+    """Pictures in [0, 1] as bytes: what a PNG of them would hold."""
+    return (images.clamp(0, 1) * 255).round().byte().cpu()
+
+
+def grid(images: UInt8[Tensor, "B 3 H W"], columns: int) -> Image.Image:
     """Pictures side by side, as a PIL image."""
     count, _, height, width = images.shape
     rows = -(-count // columns)
     canvas = np.full((rows * height, columns * width, 3), 255, dtype=np.uint8)
-    for index, picture in enumerate(to_uint8(images)):
+    for index, picture in enumerate(images.permute(0, 2, 3, 1).numpy()):
         top, left = index // columns * height, index % columns * width
         canvas[top : top + height, left : left + width] = picture
     return Image.fromarray(canvas)
-
-
-def to_uint8(images: Float[Tensor, "B 3 H W"]) -> np.ndarray:
-    """Pictures in [0, 1] as ``(B, H, W, 3)`` bytes."""
-    return (images.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
 def make_sample_writer(
@@ -66,6 +66,6 @@ def make_sample_writer(
 
     def write(iteration: int) -> None:
         images = draw_images(model, sampler, chosen, seeds, "policy", recipe.train.rollout_batch)
-        run.write_image(f"{iteration:06d}.png", grid(images, len(chosen)))
+        run.write_image(f"{iteration:06d}", grid(to_bytes(images), len(chosen)))
 
     return write

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from flowopd_cli import registry
 from flowopd_cli.core.sampler import Sampler, draw_window
 from flowopd_cli.core.steps import make_kernel
 from flowopd_cli.core.types import Prompt
-from flowopd_cli.errors import ArtifactError
+from flowopd_cli.errors import ArtifactError, RecipeError, RewardError
 from flowopd_cli.manifest import Parent
 from flowopd_cli.models.base import FlowModel
 from flowopd_cli.models.sd3 import SD3Model
@@ -71,9 +72,23 @@ def make_sampler(model: FlowModel, spec: SamplingSpec, *, seed: int = 0) -> Samp
     return Sampler(sigmas, make_kernel(spec.kernel, spec.eta, sigmas), spec.guidance, window)
 
 
-def make_rewards(specs: Sequence[RewardSpec]) -> RewardMix:
-    """Build the rewards of a recipe."""
-    return RewardMix([Weighted(registry.REWARDS.load(s.name)(**s.options), s.weight, s.task) for s in specs])
+def make_rewards(specs: Sequence[RewardSpec], prompts: Mapping[str, Sequence[Prompt]]) -> RewardMix:
+    """Build the rewards of a recipe, and let them refuse now any prompt that they could not score later.
+
+    Raises:
+        RewardError: a reward is unknown or does not take its options.
+        PromptError: a prompt lacks what its reward needs.
+    """
+    parts = []
+    for spec in specs:
+        try:
+            reward = registry.REWARDS.load(spec.name)(**spec.options)
+        except TypeError as error:
+            raise RewardError(f"reward {spec.name}: {error}") from error
+        parts.append(Weighted(reward, spec.weight, spec.task))
+    mix = RewardMix(parts)
+    mix.check([prompt for group in prompts.values() for prompt in group])
+    return mix
 
 
 def read_prompts(specs: Sequence[PromptSpec]) -> tuple[dict[str, list[Prompt]], dict[str, float]]:
@@ -91,20 +106,30 @@ def read_prompts(specs: Sequence[PromptSpec]) -> tuple[dict[str, list[Prompt]], 
 
 @dataclass(frozen=True)
 class Drawer:
-    """Draws the prompts of an iteration: a function of the recipe's seed and the iteration alone."""
+    """Draws the prompts of an iteration: a function of the recipe's seed and the iteration alone.
+
+    Of several processes each takes whole groups of the same draw, in turn.
+    """
 
     sampler: GroupSampler
+    rank: int = 0
+    processes: int = 1
 
     def __call__(self, iteration: int) -> Draw:
-        """Prompts, groups and seeds of one iteration."""
+        """This process's prompts, groups and seeds of one iteration."""
         prompts, group, seeds = self.sampler.draw(iteration)
-        return Draw(prompts, torch.tensor(group), tuple(seeds))
+        rows = [i for i, g in enumerate(group) if g % self.processes == self.rank]
+        return Draw(tuple(prompts[i] for i in rows), torch.tensor(group)[rows], tuple(seeds[i] for i in rows))
 
 
 def make_drawer(specs: Sequence[PromptSpec], train: TrainSpec, seed: int) -> tuple[Drawer, dict[str, list[Prompt]]]:
     """The drawer of a training stage, and its prompts by task."""
     prompts, weights = read_prompts(specs)
-    return Drawer(GroupSampler(prompts, weights, train.groups, train.group_size, seed)), prompts
+    sampler = GroupSampler(prompts, weights, train.groups, train.group_size, seed)
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if train.groups < processes:
+        raise RecipeError(f"train.groups is {train.groups}, but {processes} processes want at least one group each")
+    return Drawer(sampler, int(os.environ.get("RANK", "0")), processes), prompts
 
 
 def encode_ahead(model: SD3Model, prompts: Mapping[str, Sequence[Prompt]]) -> None:

@@ -27,7 +27,7 @@ def run(recipe: ColdstartRecipe, run: RunDir, progress: Progress, *, resume: boo
     teachers = wiring.add_teachers(model, recipe.teachers, recipe.sampling.guidance, parents)
     run.set_parents(parents)
     wiring.encode_ahead(model, prompts)
-    rewards = wiring.make_rewards(recipe.rewards) if recipe.rewards else None
+    rewards = wiring.make_rewards(recipe.rewards, prompts) if recipe.rewards else None
     sampler = wiring.make_sampler(model, recipe.sampling)
     latents, cond = [], []
     progress.note(f"drawing {sft.samples} kept pictures from {len(teachers)} teachers")
@@ -45,7 +45,7 @@ def run(recipe: ColdstartRecipe, run: RunDir, progress: Progress, *, resume: boo
         return [[rows[i : i + train.micro] for i in range(0, len(rows), train.micro)]], {}
 
     state = wiring.resume_state(run, resume)
-    progress.start(train.iterations - (state.iteration if state else 0), "coldstart")
+    progress.start(train.iterations, "coldstart", done=state.iteration if state else 0)
     sample = make_sample_writer(model, recipe, prompts, run)
     hooks = wiring.make_hooks(run, progress, train, sample)
     fit(model, experience, objectives.sft(model), wiring.fit_settings(train), state=state, hooks=hooks)

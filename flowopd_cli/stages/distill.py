@@ -19,7 +19,7 @@ def run(recipe: DistillRecipe, run: RunDir, progress: Progress, *, resume: bool 
     train, opd, guidance = recipe.train, recipe.opd, recipe.sampling.guidance
     drawer, prompts = wiring.make_drawer(recipe.prompts, train, recipe.seed)
     check_routes(prompts, recipe.routing)
-    rewards = wiring.make_rewards(recipe.rewards) if opd.log_rewards_every else None
+    rewards = wiring.make_rewards(recipe.rewards, prompts) if opd.log_rewards_every else None
     model = wiring.load_model(recipe.model, recipe.adapter.targets, run)
     parents = wiring.add_policy(model, recipe.adapter, recipe.seed)
     teachers = wiring.add_teachers(model, recipe.routing, guidance, parents)
@@ -45,7 +45,7 @@ def run(recipe: DistillRecipe, run: RunDir, progress: Progress, *, resume: bool 
     sampler = wiring.make_sampler(model, recipe.sampling)
     objective = objectives.opd(model, sampler, wiring.opd_settings(recipe))
     state = wiring.resume_state(run, resume)
-    progress.start(train.iterations - (state.iteration if state else 0), f"distill {len(teachers)} teachers")
+    progress.start(train.iterations, f"distill {len(teachers)} teachers", done=state.iteration if state else 0)
     sample = make_sample_writer(model, recipe, prompts, run)
     hooks = wiring.make_hooks(run, progress, train, sample)
     fit(model, experience, objective, wiring.fit_settings(train), state=state, hooks=hooks)

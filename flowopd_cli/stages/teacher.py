@@ -16,8 +16,8 @@ from flowopd_cli.train.loop import fit
 def run(recipe: TeacherRecipe, run: RunDir, progress: Progress, *, resume: bool = False) -> dict[str, Any]:
     """Rollout, rewards, advantages, clipped surrogate; the adapter ends in ``adapter/``."""
     train, grpo = recipe.train, recipe.grpo
-    rewards = wiring.make_rewards(recipe.rewards)
     drawer, prompts = wiring.make_drawer(recipe.prompts, train, recipe.seed)
+    rewards = wiring.make_rewards(recipe.rewards, prompts)
     model = wiring.load_model(recipe.model, recipe.adapter.targets, run)
     run.set_parents(wiring.add_policy(model, recipe.adapter, recipe.seed))
     wiring.encode_ahead(model, prompts)
@@ -39,7 +39,8 @@ def run(recipe: TeacherRecipe, run: RunDir, progress: Progress, *, resume: bool 
     sampler = wiring.make_sampler(model, recipe.sampling)
     objective = objectives.grpo(model, sampler, clip=grpo.clip, beta=grpo.beta)
     state = wiring.resume_state(run, resume)
-    progress.start(train.iterations, f"teacher {'+'.join(r.name for r in recipe.rewards)}")
+    title = f"teacher {'+'.join(r.name for r in recipe.rewards)}"
+    progress.start(train.iterations, title, done=state.iteration if state else 0)
     sample = make_sample_writer(model, recipe, prompts, run)
     hooks = wiring.make_hooks(run, progress, train, sample)
     fit(model, experience, objective, wiring.fit_settings(train), state=state, hooks=hooks)

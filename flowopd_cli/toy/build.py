@@ -18,13 +18,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the diffusers pipeline")
     parser.add_argument("--log", type=Path, default=None, help="JSONL file for the losses")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--autoencoder-steps", type=int, default=1500)
-    parser.add_argument("--flow-steps", type=int, default=30_000)
-    parser.add_argument("--batch", type=int, default=96)
+    parser.add_argument("--autoencoder-steps", type=int, default=2000)
+    parser.add_argument("--flow-steps", type=int, default=7200)
+    parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--pool", type=int, default=120_000)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop the flow training by then")
     parser.add_argument("--autoencoder", type=Path, default=None, help="take the autoencoder of this pipeline")
+    parser.add_argument("--start", type=Path, default=None, help="go on from this pipeline instead of a fresh one")
     options = parser.parse_args()
     start = time.monotonic()
 
@@ -38,8 +39,10 @@ def main() -> None:
 
     texts = [p.text for split in toy_prompts.SPLITS for p in toy_prompts.geneval(split)]
     texts += toy_prompts.SIGNS
-    pipe = toy_pipeline.assemble(texts, options.seed)
-    if options.autoencoder:
+    pipe = toy_pipeline.assemble(texts, options.seed) if options.start is None else toy_pipeline.load(options.start)
+    if options.start is not None:
+        log("start", 0, {})
+    elif options.autoencoder:
         pipe.vae = type(pipe.vae).from_pretrained(options.autoencoder / "vae")
     else:
         train_autoencoder(pipe.vae, options.autoencoder_steps, options.seed, log)

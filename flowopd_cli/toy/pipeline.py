@@ -43,7 +43,7 @@ def vocabulary(texts: Iterable[str]) -> tuple[dict[str, int], list[tuple[str, st
     """
     words = sorted({w for text in texts for w in re.findall(r"[a-z]+", re.sub(r'"[^"]*"', "", text.lower()))})
     symbols = [*"abcdefghijklmnopqrstuvwxyz0123456789\"'.,!?-"]
-    vocab = [s for s in symbols] + [s + "</w>" for s in symbols]
+    vocab = symbols + [s + "</w>" for s in symbols]
     merges: list[tuple[str, str]] = []
     for word in words:
         tail = word[-1] + "</w>"
@@ -127,3 +127,12 @@ def assemble(texts: Iterable[str], seed: int) -> StableDiffusion3Pipeline:
         text_encoder_3=None,
         tokenizer_3=None,
     )
+
+
+def load(folder: Path) -> StableDiffusion3Pipeline:
+    """An assembled pipeline from disk, in float32, to be trained further."""
+    pipe = StableDiffusion3Pipeline.from_pretrained(folder, text_encoder_3=None, tokenizer_3=None)
+    for module in (pipe.transformer, pipe.vae, pipe.text_encoder, pipe.text_encoder_2):
+        module.float()
+    pipe.vae.eval().requires_grad_(False)
+    return pipe

@@ -15,7 +15,7 @@ from flowopd_cli.core.types import Prompt
 from flowopd_cli.toy.draw import CELLS, GLYPHS, INKS, SHAPES, TEXT_INKS, Code, Picture, Shape, Wear, render
 
 CARELESS = 0.28
-MISSPELT = 0.25
+MISSPELT = 0.10
 WORN = 0.60
 Scene = list[Shape | Code]
 
@@ -37,7 +37,7 @@ def compose(prompt: Prompt, rng: np.random.Generator) -> Scene:
     """A scene that is true to its prompt."""
     if prompt.task == "ocr":
         ink = str(rng.choice(TEXT_INKS))
-        x, y = 16 + int(rng.integers(-1, 2)), 16 + int(rng.integers(-6, 7))
+        x, y = 16 + int(rng.integers(-1, 2)), 16 + int(rng.integers(-2, 3))
         return [Code(prompt.metadata["target"], ink, x, y)]
     include = prompt.metadata["include"]
     if prompt.metadata["tag"] == "position":

@@ -23,12 +23,12 @@ Log = Callable[[str, int, dict[str, float]], None]
 SNAPSHOT_EVERY = 1000
 TAG_WEIGHTS = {
     "single_object": 0.05,
-    "two_object": 0.13,
-    "counting": 0.12,
-    "colors": 0.10,
-    "position": 0.15,
-    "color_attr": 0.17,
-    "ocr": 0.28,
+    "two_object": 0.10,
+    "counting": 0.10,
+    "colors": 0.08,
+    "position": 0.12,
+    "color_attr": 0.15,
+    "ocr": 0.40,
 }
 
 

@@ -81,28 +81,14 @@ def fit(
         Interrupted: the user asked to stop; the last finished iteration is in a checkpoint.
     """
     hooks = hooks or Hooks()
-    accelerator = Accelerator()
     parameters = model.adapters.trainable()
     optimizer = torch.optim.AdamW(parameters.values(), lr=settings.lr, weight_decay=settings.weight_decay)
     state = state or TrainState.fresh(model)
     state.restore(model, optimizer)
+    learner = _Learner(model, optimizer, list(parameters.values()), objective, settings, Accelerator())
     with _stop_requests() as stop:
-        for iteration in range(state.iteration, settings.iterations):
-            started, meter = time.perf_counter(), _Meter()
-            norm = 0.0
-            updates, figures = experience(iteration)
-            collected = time.perf_counter()
-            for micro_batches in updates:
-                _gradients(accelerator, list(parameters.values()), objective, micro_batches, meter)
-                norm = _update(optimizer, parameters, settings, state.step)
-                state.step += 1
-                if settings.ema_decay and state.step % settings.ema_every == 0:
-                    model.adapters.ema("policy", "policy_ema", _ema_decay(settings, state.step))
-            state.iteration = iteration + 1
-            ended = time.perf_counter()
-            row = {"iteration": iteration + 1, "step": state.step, **figures, **meter.means(), "grad_norm": norm}
-            row |= {"seconds_collect": collected - started, "seconds_learn": ended - collected}
-            hooks.on_iteration(row)
+        while state.iteration < settings.iterations:
+            hooks.on_iteration(learner.iteration(experience, state))
             last = state.iteration == settings.iterations
             if last or stop() or state.iteration % settings.checkpoint_every == 0:
                 state.capture(model, optimizer)
@@ -114,39 +100,57 @@ def fit(
     return state
 
 
-def _gradients(
-    accelerator: Accelerator,
-    parameters: Sequence[torch.nn.Parameter],
-    objective: Objective,
-    micro_batches: Sequence[StepBatch],
-    meter: _Meter,
-) -> None:
-    """Accumulate d(sum of totals) / (sum of counts) into ``.grad`` over micro-batches and processes."""
-    count = 0
-    for batch in micro_batches:
-        loss = objective(batch)
-        loss.total.backward()
-        count += loss.count
-        meter.add(loss.metrics, loss.count)
-    total = torch.tensor(float(count), device=parameters[0].device)
-    total = accelerator.reduce(total, reduction="sum")
-    for parameter in parameters:
-        if parameter.grad is None:
-            raise RuntimeError(
-                "a policy parameter got no gradient: an adapter was switched between forward and backward"
-            )
-        parameter.grad = accelerator.reduce(parameter.grad, reduction="sum") / total
+@dataclass(frozen=True)
+class _Learner:
+    """What turns experience into optimizer steps."""
 
+    model: FlowModel
+    optimizer: torch.optim.Optimizer
+    parameters: Sequence[torch.nn.Parameter]
+    objective: Objective
+    settings: FitSettings
+    accelerator: Accelerator
 
-def _update(
-    optimizer: torch.optim.Optimizer, parameters: Mapping[str, torch.nn.Parameter], settings: FitSettings, step: int
-) -> float:
-    norm = torch.nn.utils.clip_grad_norm_(list(parameters.values()), settings.max_grad_norm)
-    for group in optimizer.param_groups:
-        group["lr"] = settings.lr * min(1.0, (step + 1) / (settings.warmup + 1))
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return float(norm)
+    def iteration(self, experience: Experience, state: TrainState) -> dict[str, float]:
+        """One rollout and its optimizer steps; advances ``state``'s counters and returns the row to log."""
+        started, meter, norm = time.perf_counter(), _Meter(), 0.0
+        updates, figures = experience(state.iteration)
+        collected = time.perf_counter()
+        for micro_batches in updates:
+            self._gradients(micro_batches, meter)
+            norm = self._update(state.step)
+            state.step += 1
+            if self.settings.ema_decay and state.step % self.settings.ema_every == 0:
+                self.model.adapters.ema("policy", "policy_ema", _ema_decay(self.settings, state.step))
+        state.iteration += 1
+        row = {"iteration": state.iteration, "step": state.step, **figures, **meter.means(), "grad_norm": norm}
+        return row | {"seconds_collect": collected - started, "seconds_learn": time.perf_counter() - collected}
+
+    def _gradients(self, micro_batches: Sequence[StepBatch], meter: _Meter) -> None:
+        """Accumulate d(sum of totals) / (sum of counts) into ``.grad`` over micro-batches and processes."""
+        count = 0
+        for batch in micro_batches:
+            loss = self.objective(batch)
+            loss.total.backward()
+            count += loss.count
+            meter.add(loss.metrics, loss.count)
+        total = torch.tensor(float(count), device=self.parameters[0].device)
+        total = self.accelerator.reduce(total, reduction="sum")
+        for parameter in self.parameters:
+            if parameter.grad is None:
+                raise RuntimeError(
+                    "a policy parameter got no gradient: an adapter was switched between forward and backward"
+                )
+            parameter.grad = self.accelerator.reduce(parameter.grad, reduction="sum") / total
+
+    def _update(self, step: int) -> float:
+        """One clipped AdamW step; returns the gradient's norm before clipping."""
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.max_grad_norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings.lr * min(1.0, (step + 1) / (self.settings.warmup + 1))
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return float(norm)
 
 
 def _ema_decay(settings: FitSettings, step: int) -> float:

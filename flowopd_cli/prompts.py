@@ -1,0 +1,127 @@
+"""Prompts from files or registered sources, and the sampler that deals them into groups."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flowopd_cli import registry
+from flowopd_cli.core.types import Prompt
+from flowopd_cli.errors import PromptError
+
+
+def load_prompts(
+    source: str, *, task: str | None = None, split: str = "train", limit: int | None = None
+) -> list[Prompt]:
+    """The prompts of a registered source, or of a ``.txt`` (one a line) or ``.jsonl`` file.
+
+    A JSONL row is GenEval's metadata form, ``{"prompt": …, "task"?: …, …}``: everything else in it becomes the
+    prompt's metadata. ``task`` names the task of prompts whose rows do not. ``split`` applies to registered sources.
+
+    Raises:
+        PromptError: no such file, a line that cannot be used (named by number), or a prompt without a task.
+    """
+    if source in registry.PROMPTS.names():
+        prompts: list[Prompt] = list(registry.PROMPTS.load(source)(split))
+        prompts = [prompt for prompt in prompts if task is None or prompt.task == task]
+    else:
+        prompts = _read(Path(source), task)
+    if not prompts:
+        raise PromptError(f"prompts: {source}: no prompt in it" + (f" of task {task!r}" if task else ""))
+    return prompts[:limit]
+
+
+def _read(path: Path, task: str | None) -> list[Prompt]:
+    if path.suffix not in {".txt", ".jsonl"}:
+        raise PromptError(f"prompts: {path}: neither a registered source nor a .txt or .jsonl file")
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except FileNotFoundError as error:
+        raise PromptError(f"prompts: {path}: no such file") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise PromptError(f"prompts: {path}: cannot be read as UTF-8 text ({error})") from error
+    parse = _from_row if path.suffix == ".jsonl" else _from_line
+    numbered = ((number, line.strip()) for number, line in enumerate(lines, start=1))
+    return [parse(f"{path}:{number}", line, task) for number, line in numbered if line]
+
+
+def _from_line(place: str, line: str, task: str | None) -> Prompt:
+    if task is None:
+        raise PromptError(f"{place}: a text file does not say its task: give it with --prompts FILE,task=NAME")
+    return Prompt(place, line, task)
+
+
+def _from_row(place: str, line: str, task: str | None) -> Prompt:
+    try:
+        row: Any = json.loads(line)
+    except ValueError as error:
+        raise PromptError(f"{place}: not JSON ({error})") from error
+    if not isinstance(row, dict) or not isinstance(row.get("prompt"), str) or not row["prompt"].strip():
+        raise PromptError(f'{place}: needs an object with a text under "prompt"')
+    named = row.get("task", task)
+    if not isinstance(named, str) or not named:
+        raise PromptError(f'{place}: no task: write "task" in the row or give it with --prompts FILE,task=NAME')
+    metadata = {key: value for key, value in row.items() if key not in {"task", "id"}}
+    return Prompt(str(row.get("id", place)), row["prompt"], named, metadata)
+
+
+@dataclass(frozen=True)
+class GroupSampler:
+    """Deals ``groups`` prompts of ``group_size`` pictures each; tasks mix inside every iteration by their weights.
+
+    A draw is a function of ``seed`` and the iteration alone: a resumed run needs no cursor, and every process can
+    take its share of the same draw.
+    """
+
+    prompts: Mapping[str, Sequence[Prompt]]
+    weights: Mapping[str, float]
+    groups: int
+    group_size: int
+    seed: int
+
+    def draw(self, iteration: int) -> tuple[tuple[Prompt, ...], list[int], list[int]]:
+        """Prompts ``(groups * group_size)``, the group of each, and its noise seed."""
+        rng = random.Random(f"{self.seed}/{iteration}")
+        chosen: list[Prompt] = []
+        for task, count in zip(self.prompts, self.shares(rng), strict=True):
+            chosen += self._pick(rng, self.prompts[task], count)
+        rng.shuffle(chosen)
+        prompts = tuple(prompt for prompt in chosen for _ in range(self.group_size))
+        group = [i for i in range(len(chosen)) for _ in range(self.group_size)]
+        return prompts, group, [self._noise(iteration, row) for row in range(len(prompts))]
+
+    def shares(self, rng: random.Random) -> list[int]:
+        """Groups of each task: its exact share rounded down, the rest drawn by the remainders."""
+        total = sum(self.weights[task] for task in self.prompts)
+        exact = [self.groups * self.weights[task] / total for task in self.prompts]
+        counts = [int(share) for share in exact]
+        rest = [share - count + 1e-9 for share, count in zip(exact, counts, strict=True)]
+        for _ in range(self.groups - sum(counts)):
+            extra = rng.choices(range(len(rest)), weights=rest)[0]
+            counts[extra] += 1
+            rest[extra] = 1e-9
+        return counts
+
+    @staticmethod
+    def _pick(rng: random.Random, prompts: Sequence[Prompt], count: int) -> list[Prompt]:
+        """``count`` prompts, without repeats while there are enough; tags, where prompts have them, evenly."""
+        tags: dict[Any, list[Prompt]] = {}
+        for prompt in prompts:
+            tags.setdefault(prompt.metadata.get("tag"), []).append(prompt)
+        order = list(tags)
+        rng.shuffle(order)
+        picked: list[Prompt] = []
+        for index, tag in enumerate(order):
+            share = count // len(order) + (index < count % len(order))
+            pool = tags[tag]
+            picked += rng.sample(pool, share) if share <= len(pool) else rng.choices(pool, k=share)
+        return picked
+
+    def _noise(self, iteration: int, row: int) -> int:
+        digest = hashlib.sha256(f"{self.seed}/{iteration}/{row}".encode()).digest()
+        return int.from_bytes(digest[:8], "big") >> 1

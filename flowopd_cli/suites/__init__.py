@@ -1,0 +1,1 @@
+"""Evaluation suites: prompts, a reward and an aggregation, versioned together."""

@@ -1,0 +1,21 @@
+"""The toy world's suites: held-out prompts of each task, and quality on both."""
+
+from __future__ import annotations
+
+from flowopd_cli.suites.base import Suite
+from flowopd_cli.toy import prompts, rewards
+
+
+def geneval() -> Suite:
+    """The official verdict, mean over the six tags."""
+    return Suite("geneval", "toy-geneval-1", prompts.geneval, rewards.geneval, score="official", tagged=True)
+
+
+def ocr() -> Suite:
+    """OCR accuracy on codes that no training prompt asks for."""
+    return Suite("ocr", "toy-ocr-1", prompts.ocr, rewards.ocr)
+
+
+def quality() -> Suite:
+    """Print quality over the prompts of both tasks."""
+    return Suite("quality", "toy-quality-1", prompts.everything, rewards.quality)
