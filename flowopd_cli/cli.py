@@ -174,6 +174,9 @@ def push(
     run: Annotated[str | None, typer.Argument(metavar="[RUN]", help="The run to publish.")] = None,
     repo: Annotated[str | None, typer.Option("--repo", metavar="OWNER/NAME", help="The Hub repository.")] = None,
     private: Annotated[bool, typer.Option("--private", help="Make the repository private.")] = False,
+    evaluations: Annotated[
+        list[str] | None, typer.Option("--eval", metavar="RUN", help="An eval run for the card; may be repeated.")
+    ] = None,
 ) -> None:
     """Publish a run on the Hub with its card, after loading it back into plain diffusers. With
     --dry-run it writes the folder and uploads nothing.
@@ -182,7 +185,7 @@ def push(
     Example:
       flowopd push runs/student --repo me/my-model --private
     """
-    values = {"run": run, "push.repo": repo, "push.private": private or None}
+    values = {"run": run, "push.repo": repo, "push.private": private or None, "push.evaluations": evaluations}
     _stage("push", common, values, [run] if run else [])
 
 

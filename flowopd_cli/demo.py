@@ -9,6 +9,7 @@ from typing import Any
 
 from flowopd_cli import recipe as recipes
 from flowopd_cli import report
+from flowopd_cli.card import results as results_of
 from flowopd_cli.progress import Progress
 from flowopd_cli.run import RunDir
 
@@ -77,7 +78,7 @@ def conclude(demo: Demo, models: Mapping[str, RunDir | None], runs: list[RunDir]
     for name, trained in models.items():
         adapter = None if trained is None else str(trained.path)
         entries.append(report.ModelEntry(name, demo.stage(f"eval-{name}", "toy/eval", adapter=adapter)))
-    results = {entry.name: report.read_results(entry.evaluation) for entry in entries}
+    results = {entry.name: results_of(entry.evaluation) for entry in entries}
     path = demo.out / "report.html"
     lead = f"flowopd demo on the embedded toy world, seed {demo.seed}{', quick' if demo.quick else ''}."
     path.write_text(report.build(TITLE, lead, entries, runs), encoding="utf-8")

@@ -168,10 +168,13 @@ class EvalSpec(Spec):
 
 
 class PushSpec(Spec):
-    """Publication on the Hub."""
+    """Publication on the Hub. ``evaluations`` empty: those beside the run that scored its adapter or its base."""
 
     repo: str | None = None
     private: bool = False
     license: str | None = None
+    evaluations: tuple[str, ...] = ()
     verify_prompt: str = "a photo of a red circle"
+    verify_steps: PositiveInt = 4
+    verify_guidance: Annotated[float, Field(ge=0)] = 4.5
     tolerance: Annotated[float, Field(gt=0)] = 2 / 255

@@ -10,6 +10,7 @@ from datetime import datetime
 from importlib.resources import files
 from typing import Any
 
+from flowopd_cli.card import results as results_of
 from flowopd_cli.run import RunDir
 
 PALETTE = ("#3b6fd4", "#d4562b", "#2a9d63", "#9b4fc0", "#b08a12")
@@ -28,7 +29,7 @@ def build(title: str, lead: str, models: Sequence[ModelEntry], runs: Sequence[Ru
     """The report as HTML; every text is escaped."""
     from jinja2 import Environment
 
-    results = {entry.name: read_results(entry.evaluation) for entry in models}
+    results = {entry.name: results_of(entry.evaluation) for entry in models}
     suites = list(next(iter(results.values())))
     template = (files("flowopd_cli") / "templates" / "report.html.j2").read_text(encoding="utf-8")
     return (
@@ -45,13 +46,6 @@ def build(title: str, lead: str, models: Sequence[ModelEntry], runs: Sequence[Ru
             runs=[run_row(run) for run in runs],
         )
     )
-
-
-def read_results(run: RunDir) -> dict[str, dict[str, Any]]:
-    """``{suite: {mean, stderr, n}}`` of an evaluation run."""
-    suites = run.recipe().eval.suites  # type: ignore[union-attr]
-    loaded = {name: json.loads(run.eval_file(name).read_text(encoding="utf-8")) for name in suites}
-    return {name: {key: result[key] for key in ("mean", "stderr", "n")} for name, result in loaded.items()}
 
 
 def table_rows(

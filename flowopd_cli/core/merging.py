@@ -136,7 +136,7 @@ def concatenate(parts: Parts) -> LoraFactors:
 
 
 def truncate(wide: LoraFactors, rank: int) -> LoraFactors:
-    """The best approximation of rank ``rank`` (Eckart-Young), through QR of both sides: ``out x in`` is never formed."""
+    """The best approximation of rank ``rank`` (Eckart-Young), by QR of both sides: ``out x in`` is never formed."""
     q_b, r_b = torch.linalg.qr(wide.b.double() * wide.scale)
     q_a, r_a = torch.linalg.qr(wide.a.double().T)
     u, s, v = torch.linalg.svd(r_b @ r_a.T)

@@ -48,7 +48,7 @@ def evaluate(
     indices: Sequence[int],
     protocol: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Score B pictures; ``mean ± stderr`` over the valid ones, a row for each, and how they were made.
+    """Score B pictures: ``mean ± stderr`` over the valid ones, a row for each, and how they were made.
 
     Raises:
         RewardError: no picture could be scored.
@@ -63,12 +63,10 @@ def evaluate(
         headline += torch.where(result.valid, values.double(), torch.nan).tolist()
         rows += _rows(result, part, indices[start : start + CHUNK])
     clusters = [prompt.id for prompt in prompts]
-    tags = [str(prompt.metadata.get("tag", "")) for prompt in prompts] if suite.tagged else [""] * len(prompts)
+    tags = [str(prompt.metadata.get("tag", "")) if suite.tagged else "" for prompt in prompts]
     means, mean, stderr = aggregate(headline, clusters, tags)
     if not means:
         raise RewardError(f"suite {suite.name}: no picture could be scored")
-    names = sorted(rows[0]["scores"])
-    extra = {name: _mean([row["scores"][name] for row in rows]) for name in names}
     return {
         "suite": suite.name,
         "version": suite.version,
@@ -78,7 +76,7 @@ def evaluate(
         "invalid": sum(math.isnan(value) for value in headline),
         "prompts": len(set(clusters)),
         "by_tag": means if suite.tagged else {},
-        "figures": extra,
+        "figures": {name: _mean([row["scores"][name] for row in rows]) for name in sorted(rows[0]["scores"])},
         "protocol": dict(protocol),
         "rows": rows,
     }

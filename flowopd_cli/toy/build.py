@@ -9,24 +9,12 @@ from pathlib import Path
 
 from flowopd_cli.toy import pipeline as toy_pipeline
 from flowopd_cli.toy import prompts as toy_prompts
-from flowopd_cli.toy.train_base import make_pool, train_autoencoder, train_flow
+from flowopd_cli.toy.train_base import Log, make_pool, train_autoencoder, train_flow
 
 
 def main() -> None:
     """Train autoencoder and transformer, save the pipeline as half-precision safetensors, log every loss."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder for the diffusers pipeline")
-    parser.add_argument("--log", type=Path, default=None, help="JSONL file for the losses")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--autoencoder-steps", type=int, default=2000)
-    parser.add_argument("--flow-steps", type=int, default=7200)
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--pool", type=int, default=120_000)
-    parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="stop the flow training by then")
-    parser.add_argument("--autoencoder", type=Path, default=None, help="take the autoencoder of this pipeline")
-    parser.add_argument("--start", type=Path, default=None, help="go on from this pipeline instead of a fresh one")
-    options = parser.parse_args()
+    options = parse()
     start = time.monotonic()
 
     def log(phase: str, step: int, figures: dict[str, float]) -> None:
@@ -37,16 +25,7 @@ def main() -> None:
             with options.log.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
 
-    texts = [p.text for split in toy_prompts.SPLITS for p in toy_prompts.geneval(split)]
-    texts += toy_prompts.SIGNS
-    pipe = toy_pipeline.assemble(texts, options.seed) if options.start is None else toy_pipeline.load(options.start)
-    if options.start is not None:
-        log("start", 0, {})
-    elif options.autoencoder:
-        pipe.vae = type(pipe.vae).from_pretrained(options.autoencoder / "vae")
-    else:
-        train_autoencoder(pipe.vae, options.autoencoder_steps, options.seed, log)
-        save(pipe, options.out)
+    pipe = begin(options, log)
     pool = make_pool(pipe, options.pool, options.seed)
     log("pool", len(pool.latents), {"texts": float(len(pool.tokens))})
     schedule = {"batch": options.batch, "lr": options.lr, "seconds": options.seconds}
@@ -54,6 +33,37 @@ def main() -> None:
     train_flow(pipe, pool, options.flow_steps, options.seed, log, **schedule)
     save(pipe, options.out)
     log("done", options.flow_steps, {})
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="folder for the diffusers pipeline")
+    parser.add_argument("--log", type=Path, default=None, help="JSONL file for the losses")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--autoencoder-steps", type=int, default=2000)
+    parser.add_argument("--flow-steps", type=int, default=7600)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--pool", type=int, default=120_000)
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="stop the flow training by then")
+    parser.add_argument("--autoencoder", type=Path, default=None, help="take the autoencoder of this pipeline")
+    parser.add_argument("--start", type=Path, default=None, help="go on from this pipeline instead of a fresh one")
+    return parser.parse_args()
+
+
+def begin(options: argparse.Namespace, log: Log) -> toy_pipeline.StableDiffusion3Pipeline:
+    """A pipeline whose autoencoder is ready: one from disk to go on with, or a fresh one."""
+    if options.start is not None:
+        return toy_pipeline.load(options.start)
+    texts = [p.text for split in toy_prompts.SPLITS for p in toy_prompts.geneval(split)]
+    pipe = toy_pipeline.assemble([*texts, *toy_prompts.SIGNS], options.seed)
+    if options.autoencoder:
+        pipe.vae = type(pipe.vae).from_pretrained(options.autoencoder / "vae")
+    else:
+        train_autoencoder(pipe.vae, options.autoencoder_steps, options.seed, log)
+        save(pipe, options.out)
+    return pipe
 
 
 def save(pipe: toy_pipeline.StableDiffusion3Pipeline, folder: Path) -> None:

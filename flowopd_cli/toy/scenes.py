@@ -15,7 +15,7 @@ from flowopd_cli.core.types import Prompt
 from flowopd_cli.toy.draw import CELLS, GLYPHS, INKS, SHAPES, TEXT_INKS, Code, Picture, Shape, Wear, render
 
 CARELESS = 0.28
-MISSPELT = 0.10
+MISSPELT = 0.18
 WORN = 0.60
 Scene = list[Shape | Code]
 

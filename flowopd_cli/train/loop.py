@@ -129,11 +129,12 @@ class _Learner:
     def _gradients(self, micro_batches: Sequence[StepBatch], meter: _Meter) -> None:
         """Accumulate d(sum of totals) / (sum of counts) into ``.grad`` over micro-batches and processes."""
         count = 0
-        for batch in micro_batches:
-            loss = self.objective(batch)
-            loss.total.backward()
-            count += loss.count
-            meter.add(loss.metrics, loss.count)
+        with self.model.adapters.use("policy"):
+            for batch in micro_batches:
+                loss = self.objective(batch)
+                loss.total.backward()
+                count += loss.count
+                meter.add(loss.metrics, loss.count)
         total = torch.tensor(float(count), device=self.parameters[0].device)
         total = self.accelerator.reduce(total, reduction="sum")
         for parameter in self.parameters:

@@ -1,0 +1,118 @@
+"""``flowopd push``: card, adapter in PEFT and diffusers form, checked by plain diffusers, then uploaded."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flowopd_cli import card as cards
+from flowopd_cli.core.sampler import SeededNoise
+from flowopd_cli.errors import ArtifactError, RecipeError
+from flowopd_cli.models.adapter_files import read_adapter, write_adapter, write_diffusers
+from flowopd_cli.models.plain import Request, plain_picture, plain_pipeline
+from flowopd_cli.models.sd3 import SD3Model
+from flowopd_cli.progress import Progress
+from flowopd_cli.recipe import SD3_TARGETS, PushRecipe
+from flowopd_cli.refs import AdapterRef
+from flowopd_cli.run import RunDir
+from flowopd_cli.stages import _wiring as wiring
+from flowopd_cli.stages._samples import ode_sampler
+
+
+def run(
+    recipe: PushRecipe, run: RunDir, progress: Progress, *, resume: bool = False, dry_run: bool = False
+) -> dict[str, Any]:
+    """Write the folder, check it, upload it; with ``dry_run`` leave out the upload."""
+    if not dry_run and not recipe.push.repo:
+        raise RecipeError("push needs a repository (--repo OWNER/NAME), or --dry-run to write the folder only")
+    source = RunDir.open(recipe.run, writes=False)
+    reference = AdapterRef.parse(str(source.path))
+    adapter = reference.resolve()
+    assert adapter is not None, "a run is never the base"
+    config, factors = read_adapter(adapter)
+    write_adapter(run.hub_dir, factors, config)
+    write_diffusers(run.hub_dir, factors)
+    run.set_parents([reference.parent("pushed")])
+    fill(recipe, source, run)
+    largest = verify(source, run, recipe)
+    progress.note(f"plain diffusers draws the same picture: largest difference {largest * 255:.2f} of 255")
+    if not dry_run:
+        progress.note(f"uploaded to {upload(recipe, run.hub_dir)}")
+    return {
+        "folder": str(run.hub_dir),
+        "repo": recipe.push.repo,
+        "uploaded": not dry_run,
+        "metrics": {"difference": largest},
+    }
+
+
+def fill(recipe: PushRecipe, source: RunDir, run: RunDir) -> None:
+    """Card, recipe, evaluations and pictures beside the weights."""
+    found = cards.evaluations(source, recipe.push.evaluations)
+    own = next((e for e in found if e.of == "this model"), None)
+    picture = None
+    if own is not None:
+        shutil.copytree(own.run.eval_dir, run.hub_dir / own.run.eval_dir.name, dirs_exist_ok=True)
+        drawn = own.run.image_file("eval")
+        if drawn.is_file():
+            picture = drawn.name
+            shutil.copy(drawn, run.hub_dir / picture)
+    shutil.copy(source.recipe_file, run.hub_dir)
+    repo = recipe.push.repo or run.hub_dir.name
+    length = source.recipe().model.max_sequence_length
+    card = cards.Card(repo.rsplit("/")[-1], source.manifest(), found, repo, recipe.push.license, picture, length)
+    text = cards.build(card)
+    (run.hub_dir / run.card_file.name).write_text(text, encoding="utf-8")
+    run.card_file.write_text(text, encoding="utf-8")
+
+
+def verify(source: RunDir, run: RunDir, recipe: PushRecipe) -> float:
+    """Largest difference in [0, 1] between our picture (PEFT form) and plain diffusers' (its own form).
+
+    Raises:
+        ArtifactError: they differ by more than ``push.tolerance``.
+    """
+    spec, push = source.recipe().model, recipe.push
+    model: SD3Model = wiring.load_model(spec, SD3_TARGETS)
+    model.adapters.load("policy", run.hub_dir)
+    noise = SeededNoise((recipe.seed,), model.latent_shape)
+    cond = model.encode([push.verify_prompt])
+    sampler = ode_sampler(model, push.verify_steps, push.verify_guidance)
+    with model.adapters.use("policy"), torch.no_grad():
+        initial = noise.initial().to(model.device)
+        ours = model.decode(sampler.rollout(model.velocity, initial, cond, noise).final).cpu()
+    folder, dtype, device = model.folder, model.dtype, model.device
+    del model
+    pipeline = plain_pipeline(folder, dtype).to(device)
+    request = Request(
+        push.verify_prompt, noise.initial(), push.verify_steps, push.verify_guidance, spec.max_sequence_length
+    )
+    largest = float((plain_picture(pipeline, run.hub_dir, request) - ours).abs().max())
+    if largest > push.tolerance:
+        raise ArtifactError(
+            f"{run.hub_dir}: plain diffusers draws another picture (difference {largest * 255:.1f} of 255, "
+            f"push.tolerance allows {push.tolerance * 255:.1f}); nothing was uploaded"
+        )
+    return largest
+
+
+def upload(recipe: PushRecipe, folder: Path) -> str:
+    """Create the repository where it is missing and upload the folder; returns its address.
+
+    Raises:
+        ArtifactError: the Hub refused.
+    """
+    from huggingface_hub import HfApi
+
+    repo = str(recipe.push.repo)
+    try:
+        api = HfApi()
+        api.create_repo(repo, private=recipe.push.private, exist_ok=True)
+        commit = api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Upload by flowopd push")
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ArtifactError(f"{repo}: not uploaded ({reason}); log in with `hf auth login`, then push again") from error
+    return str(getattr(commit, "commit_url", repo))
