@@ -45,6 +45,7 @@ class Card:
     license: str | None = None
     picture: str | None = None
     max_sequence_length: int = 256
+    without_t5: bool = False
 
 
 def evaluations(source: RunDir, named: Sequence[str]) -> list[Evaluation]:
@@ -133,9 +134,13 @@ def _results(found: Sequence[Evaluation]) -> str:
 
 def _usage(card: Card, base: str) -> str:
     length = card.max_sequence_length
+    absent = ", text_encoder_3=None, tokenizer_3=None" if card.without_t5 else ""
+    name, lead = f'"{base}"', ""
+    if base == "toy":
+        name, lead = "folder()", "from flowopd_cli.toy import folder\n"
     return (
-        "## Use\n\n```python\nfrom diffusers import StableDiffusion3Pipeline\n\n"
-        f'pipeline = StableDiffusion3Pipeline.from_pretrained("{base}")\n'
+        f"## Use\n\n```python\nfrom diffusers import StableDiffusion3Pipeline\n{lead}\n"
+        f"pipeline = StableDiffusion3Pipeline.from_pretrained({name}{absent})\n"
         f'pipeline.load_lora_weights("{card.repo}")\n'
         f'image = pipeline("a prompt", max_sequence_length={length}).images[0]\n```\n\n'
         "`pytorch_lora_weights.safetensors` is the form that diffusers reads; `adapter_config.json` with "

@@ -18,8 +18,10 @@ HELP = """Post-train flow-matching text-to-image models: teachers, merging, mult
 Example, on the toy base, two cores, no download:
   flowopd teacher --reward geneval --out runs/t-geneval
   flowopd teacher --reward ocr --out runs/t-ocr
-  flowopd merge runs/t-geneval runs/t-ocr --out runs/init
-  flowopd distill --init runs/init --teacher geneval=runs/t-geneval --teacher ocr=runs/t-ocr --out runs/student
+  flowopd teacher --reward quality --out runs/t-quality
+  flowopd merge runs/t-geneval runs/t-ocr runs/t-quality --out runs/init
+  flowopd distill --init runs/init --teacher geneval=runs/t-geneval --teacher ocr=runs/t-ocr \\
+      --anchor runs/t-quality --out runs/student
   flowopd eval --adapter runs/student
 
 stdout carries only the result. Exit codes: 0 done, 1 unexpected error, 2 a mistake in what was asked, 130 stopped.

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from flowopd_cli import registry
+from flowopd_cli.core.routing import task_counts
 from flowopd_cli.core.types import Prompt
 from flowopd_cli.errors import PromptError
 
@@ -88,24 +89,13 @@ class GroupSampler:
         """Prompts ``(groups * group_size)``, the group of each, and its noise seed."""
         rng = random.Random(f"{self.seed}/{iteration}")
         chosen: list[Prompt] = []
-        for task, count in zip(self.prompts, self.shares(rng), strict=True):
+        shares = task_counts({task: self.weights[task] for task in self.prompts}, self.groups, iteration)
+        for task, count in shares.items():
             chosen += self._pick(rng, self.prompts[task], count)
         rng.shuffle(chosen)
         prompts = tuple(prompt for prompt in chosen for _ in range(self.group_size))
         group = [i for i in range(len(chosen)) for _ in range(self.group_size)]
         return prompts, group, [self._noise(iteration, row) for row in range(len(prompts))]
-
-    def shares(self, rng: random.Random) -> list[int]:
-        """Groups of each task: its exact share rounded down, the rest drawn by the remainders."""
-        total = sum(self.weights[task] for task in self.prompts)
-        exact = [self.groups * self.weights[task] / total for task in self.prompts]
-        counts = [int(share) for share in exact]
-        rest = [share - count + 1e-9 for share, count in zip(exact, counts, strict=True)]
-        for _ in range(self.groups - sum(counts)):
-            extra = rng.choices(range(len(rest)), weights=rest)[0]
-            counts[extra] += 1
-            rest[extra] = 1e-9
-        return counts
 
     @staticmethod
     def _pick(rng: random.Random, prompts: Sequence[Prompt], count: int) -> list[Prompt]:

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent / "flowopd_cli"
 PACKAGE = "flowopd_cli"
 FOUNDATION = {
     *("recipe", "recipe_io", "recipe_specs", "run", "refs", "manifest", "files"),
-    *("registry", "errors", "progress", "arithmetic"),
+    *("registry", "errors", "progress", "arithmetic", "card"),
 }
 FRONT = {"cli", "options", "plan", "preflight", "execute", "launch", "console", "demo", "report", "__main__"}
 PACKAGES = {"core", "train", "stages", "models", "rewards", "suites", "toy"}
@@ -43,7 +43,7 @@ RULES = {
         TENSORS | {"diffusers", "transformers", "peft", "safetensors", "huggingface_hub", "numpy"},
     ),
     "rewards": rule({"core.types", "rewards", "errors"}, TENSORS | {"numpy"}, {ANY}),
-    "prompts": rule({"core.types", "errors", "registry"}, set(), {ANY}),
+    "prompts": rule({"core.types", "core.routing", "errors", "registry"}, set(), {ANY}),
     "suites": rule({"core.types", "rewards.base", "prompts", "suites", "errors"}, TENSORS),
     "toy": rule(
         {"core", "prompts", "rewards", "suites.base", "toy", "errors"},

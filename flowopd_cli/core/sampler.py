@@ -103,6 +103,8 @@ class Sampler:
             state = drawn.to(storage_dtype)
             log_probs.append(log_prob(step, state.float()) if noisy else torch.zeros(len(x), device=x.device))
             states = [*states, state] if keep == "all" else [state]
+        if keep == "last":
+            return Trajectory(states[-1][:, None], self.sigmas[-1:], None, stochastic[:0])
         probabilities = torch.stack(log_probs, dim=1) if bool(stochastic.any()) else None
         return Trajectory(torch.stack(states, dim=1), self.sigmas, probabilities, stochastic)
 

@@ -27,9 +27,13 @@ class Request:
 
 def plain_pipeline(folder: Path, dtype: torch.dtype) -> StableDiffusion3Pipeline:
     """A diffusers pipeline of an SD3 folder, with or without T5."""
+    return StableDiffusion3Pipeline.from_pretrained(folder, torch_dtype=dtype, **absent_t5(folder))
+
+
+def absent_t5(folder: Path) -> dict[str, None]:
+    """The arguments without which diffusers refuses an SD3 folder that has no T5; empty for one that has."""
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    absent = {name: None for name in ("text_encoder_3", "tokenizer_3") if index.get(name, [None])[0] is None}
-    return StableDiffusion3Pipeline.from_pretrained(folder, torch_dtype=dtype, **absent)
+    return {name: None for name in ("text_encoder_3", "tokenizer_3") if index.get(name, [None])[0] is None}
 
 
 def plain_picture(

@@ -17,6 +17,8 @@ from flowopd_cli.core.schedule import flow_sigmas
 from flowopd_cli.core.types import Conditioning
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.models.adapters import AdapterBank
+from flowopd_cli.models.plain import absent_t5
+from flowopd_cli.models.quiet import hush
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ENCODE_BATCH = 64
@@ -38,6 +40,7 @@ class SD3Model:
         max_sequence_length: int,
         targets: Sequence[str],
     ) -> None:
+        hush()
         self.folder, self.dtype, self.device = folder, dtype, device
         self.max_sequence_length = max_sequence_length
         self.transformer = SD3Transformer2DModel.from_pretrained(folder, subfolder="transformer", torch_dtype=dtype)
@@ -187,10 +190,8 @@ class SD3Model:
     def _pipeline(self) -> StableDiffusion3Pipeline:
         """The pipeline's text half: encoders and tokenizers, with the transformer that is already loaded."""
         if self._encoders is None:
-            index = json.loads((self.folder / "model_index.json").read_text(encoding="utf-8"))
-            absent = {name: None for name in ("text_encoder_3", "tokenizer_3") if index.get(name, [None])[0] is None}
             self._encoders = StableDiffusion3Pipeline.from_pretrained(
-                self.folder, transformer=self.transformer, vae=None, torch_dtype=self.dtype, **absent
+                self.folder, transformer=self.transformer, vae=None, torch_dtype=self.dtype, **absent_t5(self.folder)
             )
             for name in ("text_encoder", "text_encoder_2", "text_encoder_3"):
                 encoder = getattr(self._encoders, name)

@@ -12,8 +12,8 @@ from flowopd_cli import card as cards
 from flowopd_cli.core.sampler import SeededNoise
 from flowopd_cli.errors import ArtifactError, RecipeError
 from flowopd_cli.models.adapter_files import read_adapter, write_adapter, write_diffusers
-from flowopd_cli.models.plain import Request, plain_picture, plain_pipeline
-from flowopd_cli.models.sd3 import SD3Model
+from flowopd_cli.models.plain import Request, absent_t5, plain_picture, plain_pipeline
+from flowopd_cli.models.sd3 import SD3Model, locate
 from flowopd_cli.progress import Progress
 from flowopd_cli.recipe import SD3_TARGETS, PushRecipe
 from flowopd_cli.refs import AdapterRef
@@ -62,8 +62,18 @@ def fill(recipe: PushRecipe, source: RunDir, run: RunDir) -> None:
             shutil.copy(drawn, run.hub_dir / picture)
     shutil.copy(source.recipe_file, run.hub_dir)
     repo = recipe.push.repo or run.hub_dir.name
-    length = source.recipe().model.max_sequence_length
-    card = cards.Card(repo.rsplit("/")[-1], source.manifest(), found, repo, recipe.push.license, picture, length)
+    spec = source.recipe().model
+    without_t5 = bool(absent_t5(locate(wiring.pretrained(spec), spec.revision)))
+    card = cards.Card(
+        title=repo.rsplit("/")[-1],
+        manifest=source.manifest(),
+        evaluations=found,
+        repo=repo,
+        license=recipe.push.license,
+        picture=picture,
+        max_sequence_length=spec.max_sequence_length,
+        without_t5=without_t5,
+    )
     text = cards.build(card)
     (run.hub_dir / run.card_file.name).write_text(text, encoding="utf-8")
     run.card_file.write_text(text, encoding="utf-8")

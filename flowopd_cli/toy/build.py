@@ -77,10 +77,19 @@ def save(pipe: toy_pipeline.StableDiffusion3Pipeline, folder: Path) -> None:
     for module in modules:
         module.half()
     pipe.save_pretrained(folder)
+    for path in folder.rglob("*.json"):
+        forget_origin(path)
     for module, data in zip(modules, kept, strict=True):
         module.float()
         for parameter, value in zip(module.parameters(), data, strict=True):
             parameter.data = value
+
+
+def forget_origin(path: Path) -> None:
+    """Drop the folder of the build machine that diffusers notes in its configurations."""
+    data = json.loads(path.read_text(encoding="utf-8"))
+    if data.pop("_name_or_path", None) is not None:
+        path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -250,7 +250,7 @@ def reward_figures(rolled: Rollout) -> dict[str, float]:
         return {}
     figures = {
         "reward": float(result.total[result.valid].mean()),
-        "reward_std": float(result.total[result.valid].std()),
+        "reward_std": float(result.total[result.valid].std(correction=0)),
     }
     figures |= {f"reward/{name}": float(column.nanmean()) for name, column in result.scores.items()}
     figures["invalid"] = float((~result.valid).float().mean())

@@ -69,13 +69,15 @@ def opd(model: FlowModel, sampler: Sampler, settings: OPDSettings) -> Objective:
             loss = weight * kl
         else:
             new, old = log_prob(step, batch.next_latents), _need(batch.old_log_prob, "old_log_prob")
-            gain = (log_prob(teacher, batch.next_latents) - old).detach().clamp(-settings.adv_clip, settings.adv_clip)
+            gain = losses.sampled_log_ratio(teacher, step, batch.next_latents)
+            gain = gain.clamp(-settings.adv_clip, settings.adv_clip)
             loss = losses.clipped_surrogate(new, old, weight * gain, settings.clip)
             metrics["clip_fraction"] = losses.clip_fraction(new, old, settings.clip).sum()
         if settings.beta:
-            anchor = losses.pathwise_kl(step, _step(sampler, batch, batch.anchor_velocity, "anchor_velocity"))
-            loss = loss + settings.beta * weight * anchor
-            metrics["kl_anchor"] = anchor.sum()
+            anchor = _step(sampler, batch, batch.anchor_velocity, "anchor_velocity")
+            penalty = losses.anchor_penalty(step, anchor, settings.beta)
+            loss = loss + weight * penalty
+            metrics["kl_anchor"] = penalty.sum() / settings.beta
         return _loss(loss, metrics)
 
     return objective

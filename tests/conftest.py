@@ -1,0 +1,60 @@
+"""One thread, shapes and types checked at run time in ``core`` and ``train``, and one tiny pipeline for the session."""
+
+import copy
+
+import hypothesis
+import pytest
+import torch
+from jaxtyping import install_import_hook
+
+install_import_hook(["flowopd_cli.core", "flowopd_cli.train"], "checked.checked")
+torch.set_num_threads(1)
+hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, max_examples=50)
+hypothesis.settings.load_profile("suite")
+
+
+@pytest.fixture(scope="session")
+def pipeline_folder(tmp_path_factory):
+    """A random, tiny Stable Diffusion 3 pipeline in diffusers' folder layout."""
+    from tiny import assemble
+
+    folder = tmp_path_factory.mktemp("pipelines") / "tiny"
+    assemble(seed=0).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def loaded(pipeline_folder):
+    """The tiny pipeline as a flow model, loaded once; tests take copies of it."""
+    from tiny import load
+
+    return load(pipeline_folder)
+
+
+@pytest.fixture(scope="session")
+def adapted(pipeline_folder):
+    """The tiny model with three adapters and its texts encoded, made once; tests take copies of it."""
+    from tiny import TEXTS, add_adapters, load
+
+    made = add_adapters(load(pipeline_folder))
+    made.encode(TEXTS)
+    made.release_encoders()
+    return made
+
+
+@pytest.fixture
+def model(loaded):
+    """The tiny pipeline as a flow model, without adapters."""
+    return copy.deepcopy(loaded)
+
+
+@pytest.fixture
+def make_trainee(adapted):
+    """Makes tiny models with a trainable ``policy`` and two frozen adapters, ``other`` and ``third``, all different."""
+    return lambda: copy.deepcopy(adapted)
+
+
+@pytest.fixture
+def trainee(make_trainee):
+    """One such model."""
+    return make_trainee()

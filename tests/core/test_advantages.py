@@ -1,0 +1,70 @@
+"""Group-relative credit by hand, and what invalid scores may not do."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flowopd_cli.core.advantages import group_advantages, zero_variance_fraction
+
+REWARDS = torch.tensor([1.0, 3.0, 10.0, 20.0], dtype=torch.float64)
+GROUP = torch.tensor([7, 7, 2, 2])
+rewards = st.lists(st.floats(-5, 5), min_size=6, max_size=6)
+
+
+def test_deviation_of_each_group():
+    got = group_advantages(REWARDS, GROUP, std="group", eps=0.0)
+    assert got.tolist() == pytest.approx([-1.0, 1.0, -1.0, 1.0])
+
+
+def test_deviation_of_all_samples():
+    got = group_advantages(REWARDS, GROUP, std="global", eps=0.0)
+    deviation = (sum((r - 8.5) ** 2 for r in (1, 3, 10, 20)) / 4) ** 0.5
+    assert got.tolist() == pytest.approx([value / deviation for value in (-1, 1, -5, 5)])
+
+
+def test_epsilon_is_added_to_the_deviation():
+    got = group_advantages(REWARDS, GROUP, std="group", eps=1.0)
+    assert got.tolist() == pytest.approx([-0.5, 0.5, -5 / 6, 5 / 6])
+
+
+def test_advantages_are_clipped_on_both_sides():
+    got = group_advantages(REWARDS, GROUP, std="group", eps=0.0, clip=0.3)
+    assert got.tolist() == pytest.approx([-0.3, 0.3, -0.3, 0.3])
+    assert torch.equal(group_advantages(REWARDS, GROUP, clip=9.0), group_advantages(REWARDS, GROUP))
+
+
+@pytest.mark.parametrize("std", ["group", "global"])
+def test_invalid_rows_get_zero_and_leave_the_others_alone(std):
+    with_broken = torch.cat([REWARDS, torch.tensor([torch.nan, 1e9]).double()])
+    group, valid = torch.tensor([7, 7, 2, 2, 7, 2]), torch.tensor([True] * 4 + [False] * 2)
+    got = group_advantages(with_broken, group, valid, std=std)
+    assert torch.equal(got[:4], group_advantages(REWARDS, GROUP, std=std))
+    assert got[4:].tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("std", ["group", "global"])
+def test_no_valid_row_means_no_credit(std):
+    got = group_advantages(REWARDS, GROUP, torch.zeros(4, dtype=torch.bool), std=std)
+    assert got.tolist() == [0.0] * 4
+
+
+def test_equal_rewards_give_no_credit():
+    assert group_advantages(torch.full((4,), 2.5), GROUP).tolist() == [0.0] * 4
+
+
+@given(rewards, st.floats(-3, 3), st.permutations(range(6)))
+def test_shifts_and_the_order_of_samples_change_nothing(values, shift, order):
+    reward, group = torch.tensor(values).double(), torch.tensor([0, 0, 0, 1, 1, 1])
+    got = group_advantages(reward, group, std="global", eps=0.01)
+    rows = torch.tensor(order)
+    torch.testing.assert_close(group_advantages(reward[rows] + shift, group[rows], eps=0.01), got[rows])
+    torch.testing.assert_close(got.view(2, 3).sum(dim=1), torch.zeros(2).double())
+
+
+def test_share_of_groups_without_spread():
+    reward = torch.tensor([1.0, 1.0, 0.0, 1.0, 5.0])
+    group = torch.tensor([0, 0, 1, 1, 2])
+    assert zero_variance_fraction(reward, group) == pytest.approx(2 / 3)
+    valid = torch.tensor([True, True, True, False, True])
+    assert zero_variance_fraction(reward, group, valid) == 1.0

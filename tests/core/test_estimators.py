@@ -1,0 +1,82 @@
+"""Which estimators have a gradient: expectations over a one-dimensional step, by Gauss-Hermite quadrature.
+
+The policy draws ``x' ~ N(m, s^2)``; the teacher would draw ``N(c, s^2)``. The gradient of ``KL = (m - c)^2 / (2 s^2)``
+by ``m`` is ``(m - c) / s^2``.
+"""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from flowopd_cli.core.losses import clipped_surrogate, pathwise_kl, sampled_log_ratio
+from flowopd_cli.core.steps import kl, log_prob
+from flowopd_cli.core.types import GaussianStep
+
+MEAN, TEACHER, STD = 0.3, 1.1, 0.4
+TRUE = (MEAN - TEACHER) / STD**2
+NODES, WEIGHTS = (torch.from_numpy(part) for part in np.polynomial.hermite_e.hermegauss(40))
+CLIP = 0.2
+
+
+def step(mean):
+    return GaussianStep(mean, torch.full_like(mean, STD))
+
+
+def column(value):
+    return torch.full((len(NODES), 1, 1, 1), value, dtype=torch.float64)
+
+
+def expected_gradient(loss):
+    """``E[d loss / d mean]`` over the policy's own draws, for ``loss(policy, drawn)`` of one row a node."""
+    mean = column(MEAN).requires_grad_()
+    drawn = (MEAN + STD * NODES).view(-1, 1, 1, 1)
+    probability = WEIGHTS / math.sqrt(2 * math.pi)
+    (loss(step(mean), drawn) * probability).sum().backward()
+    return float(mean.grad.sum())
+
+
+def surrogate(policy, drawn, reward):
+    new = log_prob(policy, drawn)
+    return clipped_surrogate(new, new.detach(), reward, CLIP)
+
+
+def test_a_detached_kl_times_the_ratio_has_no_expected_gradient():
+    state_only = -kl(step(column(MEAN)), step(column(TEACHER)))
+    got = expected_gradient(lambda policy, drawn: surrogate(policy, drawn, state_only.detach()))
+    assert got == pytest.approx(0, abs=1e-12)
+
+
+def test_the_closed_form_has_the_true_gradient():
+    got = expected_gradient(lambda policy, drawn: pathwise_kl(policy, step(column(TEACHER))))
+    assert got == pytest.approx(TRUE, rel=1e-9)
+
+
+def test_the_sampled_log_ratio_has_the_true_gradient_in_expectation():
+    def score(policy, drawn):
+        return surrogate(policy, drawn, sampled_log_ratio(step(column(TEACHER)), policy, drawn))
+
+    assert expected_gradient(score) == pytest.approx(TRUE, rel=1e-9)
+
+
+def test_the_sampled_log_ratio_is_minus_the_kl_in_expectation():
+    policy, teacher = step(column(MEAN)), step(column(TEACHER))
+    ratio = sampled_log_ratio(teacher, policy, (MEAN + STD * NODES).view(-1, 1, 1, 1))
+    expected = float((ratio * WEIGHTS).sum() / math.sqrt(2 * math.pi))
+    assert expected == pytest.approx(-float(kl(policy, teacher)[0]), rel=1e-9)
+
+
+def test_the_closed_form_has_no_noise_and_the_sampled_one_has():
+    generator = torch.Generator().manual_seed(0)
+    drawn = MEAN + STD * torch.randn(len(NODES), 1, 1, 1, generator=generator, dtype=torch.float64)
+    gradients = {}
+    for name, loss in (
+        ("pathwise", lambda p: pathwise_kl(p, step(column(TEACHER)))),
+        ("score", lambda p: surrogate(p, drawn, sampled_log_ratio(step(column(TEACHER)), p, drawn))),
+    ):
+        mean = column(MEAN).requires_grad_()
+        loss(step(mean)).sum().backward()
+        gradients[name] = mean.grad.flatten()
+    assert float(gradients["pathwise"].std()) == pytest.approx(0, abs=1e-12)
+    assert float(gradients["score"].std()) > abs(TRUE)

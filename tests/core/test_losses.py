@@ -1,0 +1,193 @@
+"""Losses against hand values, and the direction in which each of them moves a policy."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from jaxtyping import TypeCheckError
+
+from flowopd_cli.core.losses import (
+    anchor_penalty,
+    clip_fraction,
+    clipped_surrogate,
+    pathwise_kl,
+    sampled_log_ratio,
+    step_weights,
+    velocity_matching,
+)
+from flowopd_cli.core.schedule import flow_sigmas
+from flowopd_cli.core.steps import CPS, ODE, FlowSDE, kl, log_prob, make_kernel
+from flowopd_cli.core.types import GaussianStep
+
+SHAPE = (3, 1, 2, 2)
+
+
+def step(mean, std=0.5):
+    return GaussianStep(mean, torch.full((len(mean), 1, 1, 1), std, dtype=mean.dtype))
+
+
+def randn(seed):
+    return torch.randn(SHAPE, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def vector(*values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def descended(loss, mean, rate=0.1):
+    """``mean`` after one step of gradient descent on the sum of ``loss(mean)``."""
+    leaf = mean.clone().requires_grad_()
+    loss(leaf).sum().backward()
+    return mean - rate * leaf.grad
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "expected"),
+    [
+        (1.0, 2.0, -2.0),
+        (1.05, 2.0, -2.1),
+        (1.5, 2.0, -2.2),  # clipped: no more than 1.1 x 2 may be won
+        (0.5, 2.0, -1.0),  # not clipped: the policy has lost ground
+        (0.5, -2.0, 1.8),  # clipped: no more than from 1 to 0.9 may be won
+        (1.5, -2.0, 3.0),  # not clipped
+        (1.5, 0.0, 0.0),
+    ],
+)
+def test_clipped_surrogate_by_hand(ratio, advantage, expected):
+    loss = clipped_surrogate(vector(math.log(ratio)), vector(0.0), vector(advantage), 0.1)
+    assert loss.tolist() == pytest.approx([expected])
+
+
+@pytest.mark.parametrize(("ratio", "expected"), [(1.0, 0.0), (1.09, 0.0), (1.11, 1.0), (0.91, 0.0), (0.89, 1.0)])
+def test_clip_fraction_by_hand(ratio, expected):
+    assert clip_fraction(vector(math.log(ratio)), vector(0.0), 0.1).tolist() == [expected]
+
+
+def test_beyond_the_clip_there_is_no_gradient():
+    new = vector(math.log(1.5), math.log(0.5), math.log(1.01)).requires_grad_()
+    clipped_surrogate(new, vector(0.0, 0.0, 0.0), vector(1.0, -1.0, 1.0), 0.1).sum().backward()
+    assert new.grad.tolist() == pytest.approx([0.0, 0.0, -1.01])
+
+
+@pytest.mark.parametrize("advantage", [1.0, -1.0])
+def test_surrogate_makes_good_samples_likelier_and_bad_ones_less_likely(advantage):
+    mean, drawn = randn(0), randn(1)
+    old = log_prob(step(mean), drawn)
+    rows = torch.full((3,), advantage, dtype=torch.float64)
+    after = descended(lambda m: clipped_surrogate(log_prob(step(m), drawn), old, rows, 0.2), mean)
+    gained = log_prob(step(after), drawn) - old
+    assert (gained * advantage > 0).all()
+
+
+@pytest.mark.parametrize("loss", [pathwise_kl, lambda p, q: anchor_penalty(p, q, 0.02)])
+def test_pathwise_losses_pull_the_policy_towards_their_target(loss):
+    mean, target = randn(0), step(randn(1))
+    after = descended(lambda m: loss(step(m), target), mean)
+    assert (kl(step(after), target) < kl(step(mean), target)).all()
+
+
+def test_velocity_matching_pulls_the_velocity_towards_its_target():
+    velocity, target = randn(0), randn(1)
+    after = descended(lambda v: velocity_matching(v, target), velocity)
+    assert (velocity_matching(after, target) < velocity_matching(velocity, target)).all()
+
+
+def test_velocity_matching_by_hand():
+    loss = velocity_matching(torch.tensor([[[[1.0, 2.0]]]]), torch.tensor([[[[0.0, 5.0]]]]))
+    assert loss.tolist() == [0.5 * (1 + 9) / 2]
+
+
+def test_pathwise_kl_has_the_gradient_of_its_formula():
+    mean, target = randn(0).requires_grad_(), randn(1).requires_grad_()
+    pathwise_kl(step(mean, 0.3), step(target, 0.3)).sum().backward()
+    torch.testing.assert_close(mean.grad, ((mean - target) / (4 * 0.3**2)).detach())  # 4 dimensions a row
+    assert target.grad is None
+
+
+def test_anchor_penalty_is_beta_times_the_kl():
+    policy, anchor = step(randn(0)), step(randn(1))
+    torch.testing.assert_close(anchor_penalty(policy, anchor, 0.02), 0.02 * kl(policy, anchor))
+
+
+def test_sampled_log_ratio_is_detached_and_positive_where_the_teacher_is_likelier():
+    mean = torch.zeros(SHAPE).double().requires_grad_()
+    teacher = step(torch.ones(SHAPE).double())
+    ratio = sampled_log_ratio(teacher, step(mean), vector(0.2, 0.8, 1.5).view(3, 1, 1, 1).expand(SHAPE))
+    assert not ratio.requires_grad
+    # log-ratio of N(1, 1/4) to N(0, 1/4) at x: (2 x - 1) / (2 / 4)
+    assert ratio.tolist() == pytest.approx([(2 * x - 1) * 2 for x in (0.2, 0.8, 1.5)])
+
+
+def test_a_column_that_meets_a_row_is_refused():
+    row, column = vector(0.1, 0.2, 0.3), vector(0.1, 0.2, 0.3)[:, None]
+    for arguments in ((column, row, row), (row, column, row), (row, row, column)):
+        with pytest.raises((TypeCheckError, ValueError)):
+            clipped_surrogate(*arguments, 0.1)
+    with pytest.raises((TypeCheckError, ValueError)):
+        clip_fraction(row, column, 0.1)
+
+
+def test_the_losses_refuse_unequal_shapes_without_the_type_checker_too():
+    plain, row = clipped_surrogate.__wrapped__, vector(0.1, 0.2)
+    with pytest.raises(ValueError, match=r"shapes differ: \(2,\), \(2,\), \(2, 1\)"):
+        plain(row, row, row[:, None], 0.1)
+
+
+@given(st.floats(-3, 3), st.floats(-3, 3), st.floats(-5, 5), st.floats(0.001, 0.5))
+def test_the_surrogate_is_never_below_the_unclipped_one(new, old, advantage, clip):
+    loss = clipped_surrogate(vector(new), vector(old), vector(advantage), clip)
+    assert float(loss) >= -advantage * math.exp(new - old) - 1e-9
+
+
+def sd35():
+    sigmas = flow_sigmas(10, 3.0)
+    return make_kernel("flow_sde", 0.7, sigmas), sigmas[:9], sigmas[1:10]
+
+
+def shares(weights):
+    return (weights / weights.sum()).tolist()
+
+
+def kl_per_squared_velocity(kernel, sigma, sigma_next):
+    """The KL of two steps whose velocities differ by 1 everywhere."""
+    zeros = torch.zeros(len(sigma), 1, 1, 1, dtype=torch.float64)
+    ours, theirs = kernel(zeros, zeros, sigma, sigma_next), kernel(zeros + 1, zeros, sigma, sigma_next)
+    return kl(ours, theirs)
+
+
+def test_two_thirds_of_the_true_kl_sit_on_one_late_step_of_sd35():
+    kernel, sigma, sigma_next = sd35()
+    true = kl_per_squared_velocity(kernel, sigma, sigma_next)
+    published = [0.0016, 0.0031, 0.0084, 0.0177, 0.0349, 0.0688, 0.1435, 0.3402, 1.105]
+    assert true.tolist() == pytest.approx(published, rel=0.04)  # the table has two digits at its small end
+    late = shares(true * step_weights("kl", sigma, sigma_next, kernel))
+    assert late[8] == pytest.approx(0.64, abs=0.005)
+    assert late[7] == pytest.approx(0.20, abs=0.005)
+    assert late[6] == pytest.approx(0.083, abs=0.001)
+    assert sum(late[:6]) == pytest.approx(0.078, abs=0.001)
+
+
+def test_without_dt_three_quarters_sit_there():
+    kernel, sigma, sigma_next = sd35()
+    true = kl_per_squared_velocity(kernel, sigma, sigma_next)
+    weighted = true * step_weights("kl_no_dt", sigma, sigma_next, kernel)
+    late = shares(weighted)
+    assert float(weighted[8]) == pytest.approx(0.2974, abs=2e-4)
+    assert late[6:] == pytest.approx([0.050, 0.162, 0.758], abs=0.001)
+    assert sum(late[:6]) == pytest.approx(0.030, abs=0.001)
+
+
+@pytest.mark.parametrize("kernel", [FlowSDE(0.7, 0.96), CPS(0.8), ODE()])
+def test_velocity_weights_turn_the_kl_into_velocity_matching(kernel):
+    sigma, sigma_next = vector(0.9, 0.6, 0.3), vector(0.8, 0.4, 0.1)
+    ours, theirs, latents = randn(0), randn(1), randn(2)
+    divergence = kl(kernel(ours, latents, sigma, sigma_next), kernel(theirs, latents, sigma, sigma_next))
+    weighted = divergence * step_weights("velocity", sigma, sigma_next, kernel)
+    torch.testing.assert_close(weighted, velocity_matching(ours, theirs))
+
+
+def test_kl_weights_are_one():
+    kernel, sigma, sigma_next = sd35()
+    assert step_weights("kl", sigma, sigma_next, kernel).tolist() == [1.0] * 9

@@ -1,0 +1,209 @@
+"""Adapter folders: PEFT's form, diffusers' form, and what is refused with a reason."""
+
+import json
+
+import pytest
+import torch
+from diffusers import StableDiffusion3Pipeline
+from peft import LoraConfig, PeftModel
+from safetensors.torch import load_file, save_file
+from tiny import SEQUENCE, TARGETS, load, make_draw, make_sampler
+
+from flowopd_cli.core.merging import LoraFactors
+from flowopd_cli.errors import ArtifactError
+from flowopd_cli.models.adapter_files import AdapterConfig, read_adapter, write_adapter, write_diffusers
+from flowopd_cli.models.plain import Request, plain_picture, plain_pipeline
+from flowopd_cli.train.collect import rollout, with_images
+
+CONFIG = AdapterConfig(4, 8.0, ("to_q", "to_k"), "owner/base", "abc")
+WEIGHTS = "adapter_model.safetensors"
+
+
+def lora(rank, scale=2.0, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return LoraFactors(torch.randn(rank, 6, generator=generator), torch.randn(5, rank, generator=generator), scale)
+
+
+FACTORS = {"block.0.to_q": lora(4), "block.0.to_k": lora(2, 0.5, 1)}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(
+        torch.equal(a[k].a, b[k].a) and torch.equal(a[k].b, b[k].b) and a[k].scale == b[k].scale for k in a
+    )
+
+
+@pytest.fixture
+def written(tmp_path):
+    """A sound adapter folder."""
+    write_adapter(tmp_path, FACTORS, CONFIG)
+    return tmp_path
+
+
+def edit(folder, **changes):
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_a_round_trip_keeps_every_bit_and_every_scale(written):
+    config, factors = read_adapter(written)
+    assert same(factors, FACTORS)
+    assert (config.rank, config.alpha, config.targets) == (4, 8.0, ("to_q", "to_k"))
+    assert (config.base, config.base_sha256) == ("owner/base", "abc")
+    assert config.rank_pattern == {"block.0.to_k": 2}
+    assert config.alpha_pattern == {"block.0.to_k": 1.0}
+
+
+@pytest.mark.filterwarnings("ignore:Unexpected keyword arguments")
+def test_the_configuration_is_one_that_peft_reads(written):
+    config = LoraConfig.from_pretrained(written)
+    assert (config.r, config.lora_alpha, config.target_modules) == (4, 8.0, {"to_q", "to_k"})
+    assert config.base_model_name_or_path == "owner/base"
+
+
+def test_peft_itself_loads_the_adapter_and_gives_the_same_velocities(trainee, pipeline_folder, tmp_path):
+    trainee.adapters.save("other", tmp_path, "owner/base", "sha")
+    plain, x, cond = load(pipeline_folder).transformer, torch.ones(1, 4, 4, 4), trainee.encode(["a red circle"])
+    theirs = PeftModel.from_pretrained(plain, tmp_path)(x, cond.embeds, cond.pooled, torch.tensor([500.0])).sample
+    with trainee.adapters.use("other"):
+        ours = trainee.velocity(x, torch.tensor([0.5]), cond, guidance=1.0)
+    torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
+
+
+def test_writing_again_replaces_and_leaves_no_scraps(written):
+    write_adapter(written, {"block.0.to_q": lora(4, seed=9)}, CONFIG)
+    assert list(read_adapter(written)[1]) == ["block.0.to_q"]
+    assert {path.name for path in written.iterdir()} == {WEIGHTS, "adapter_config.json"}
+
+
+def test_rank_stabilized_scales_divide_by_the_root_of_the_rank(written):
+    edit(written, use_rslora=True, alpha_pattern={}, rank_pattern={})
+    _, factors = read_adapter(written)
+    assert factors["block.0.to_q"].scale == pytest.approx(8 / 2)
+    assert factors["block.0.to_k"].scale == pytest.approx(8 / 2**0.5)
+
+
+def test_patterns_match_the_end_of_a_name(written):
+    edit(written, alpha_pattern={"to_k": 6})
+    _, factors = read_adapter(written)
+    assert (factors["block.0.to_q"].scale, factors["block.0.to_k"].scale) == (2.0, 3.0)
+
+
+def test_targets_may_be_one_name_or_none(written):
+    edit(written, target_modules="to_q")
+    assert read_adapter(written)[0].targets == ("to_q",)
+    edit(written, target_modules=None, r=None, lora_alpha=None, base_model_name_or_path=None, base_sha256=None)
+    config, _ = read_adapter(written)
+    assert (config.targets, config.rank) == (("block.0.to_k", "block.0.to_q"), 4)
+    assert config.base is config.base_sha256 is None
+
+
+def test_names_with_the_adapters_name_inside_are_read(written):
+    tensors = load_file(written / WEIGHTS)
+    save_file({name.replace(".weight", ".default.weight"): t for name, t in tensors.items()}, written / WEIGHTS)
+    assert same(read_adapter(written)[1], FACTORS)
+
+
+def test_diffusers_form_holds_the_same_products(tmp_path):
+    write_diffusers(tmp_path, FACTORS)
+    config, factors = read_adapter(tmp_path)
+    assert config.rank == 4
+    for name, pair in FACTORS.items():
+        assert factors[name].scale == 1.0
+        torch.testing.assert_close(factors[name].delta(), pair.delta(), atol=1e-5, rtol=1e-5)
+
+
+def test_alphas_in_diffusers_form_are_read(tmp_path):
+    write_diffusers(tmp_path, {"to_q": lora(4, 1.0)})
+    path = tmp_path / "pytorch_lora_weights.safetensors"
+    save_file({**load_file(path), "transformer.to_q.alpha": torch.tensor(2.0)}, path)
+    assert read_adapter(tmp_path)[1]["to_q"].scale == 0.5
+
+
+@pytest.fixture
+def drawn(trainee):
+    """One of our pictures under ``other``, the request for it, and the adapter's factors."""
+    rolled = rollout(trainee, make_sampler(trainee, kernel="ode", guidance=3.0), make_draw("a", "0"), adapter="other")
+    images = with_images(trainee, rolled).images
+    request = Request(rolled.prompts[0].text, rolled.trajectory.latents[:, 0], 4, 3.0, SEQUENCE)
+    return images, request, trainee.adapters.factors("other")
+
+
+def test_plain_diffusers_draws_the_same_picture(drawn, pipeline_folder, tmp_path):
+    images, request, factors = drawn
+    write_diffusers(tmp_path, factors)
+    plain = plain_picture(plain_pipeline(pipeline_folder, torch.float32), tmp_path, request)
+    bare = plain_picture(plain_pipeline(pipeline_folder, torch.float32), None, request)
+    torch.testing.assert_close(plain, images, atol=1e-5, rtol=0)
+    assert not torch.allclose(bare, images, atol=1e-3)
+
+
+def test_a_form_that_plain_diffusers_does_not_read_is_noticed(drawn, pipeline_folder, tmp_path):
+    _, request, factors = drawn
+    write_adapter(tmp_path, factors, AdapterConfig(4, 8.0, TARGETS))
+    with pytest.raises(ArtifactError, match="diffusers loads nothing of this adapter"):
+        plain_picture(plain_pipeline(pipeline_folder, torch.float32), tmp_path, request)
+
+
+def test_load_lora_weights_reads_the_diffusers_form_by_itself(drawn, pipeline_folder, tmp_path):
+    images, request, factors = drawn
+    write_diffusers(tmp_path, factors)
+    pipe = StableDiffusion3Pipeline.from_pretrained(pipeline_folder, text_encoder_3=None, tokenizer_3=None)
+    pipe.load_lora_weights(tmp_path)
+    torch.testing.assert_close(plain_picture(pipe, None, request), images, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"use_dora": True}, "a DoRA adapter"),
+        ({"bias": "all"}, r"trains biases \(bias: all\)"),
+        ({"modules_to_save": ["norm"]}, r"trains whole modules \(\['norm'\]\)"),
+    ],
+)
+def test_what_is_not_plain_lora_is_refused_with_the_reason(written, changes, reason):
+    edit(written, **changes)
+    with pytest.raises(ArtifactError, match=reason):
+        read_adapter(written)
+
+
+@pytest.mark.parametrize(("text", "reason"), [("{", "not readable as JSON"), ("[]", "holds no adapter configuration")])
+def test_a_damaged_configuration_is_refused(written, text, reason):
+    (written / "adapter_config.json").write_text(text)
+    with pytest.raises(ArtifactError, match=reason):
+        read_adapter(written)
+
+
+A, B = "m.lora_A.weight", "m.lora_B.weight"
+
+
+@pytest.mark.parametrize(
+    ("tensors", "reason"),
+    [
+        ({}, "the adapter is empty"),
+        ({A: torch.zeros(2, 3)}, "A and B factors of m do not pair up"),
+        ({A: torch.zeros(2, 3), B: torch.zeros(3, 4)}, "do not pair up"),
+        ({A: torch.zeros(2, 3, 1, 1), B: torch.zeros(3, 2)}, "do not pair up"),
+        ({A: torch.full((2, 3), torch.nan), B: torch.zeros(3, 2)}, "values that are not finite"),
+        ({"m.lora_magnitude_vector.weight": torch.zeros(3)}, "a DoRA adapter"),
+        ({"m.weight": torch.zeros(3)}, r"m\.weight is no LoRA factor"),
+    ],
+)
+def test_tensors_that_are_no_adapter_are_refused(written, tensors, reason):
+    save_file(tensors, written / WEIGHTS)
+    with pytest.raises(ArtifactError, match=reason):
+        read_adapter(written)
+
+
+def test_damaged_weights_are_refused(written):
+    (written / WEIGHTS).write_bytes(b"not safetensors at all")
+    with pytest.raises(ArtifactError, match="damaged or not safetensors"):
+        read_adapter(written)
+
+
+def test_pickled_weights_are_not_read(written, tmp_path):
+    (written / WEIGHTS).rename(written / "adapter_model.bin")
+    with pytest.raises(ArtifactError, match="pickled weights are not read"):
+        read_adapter(written)
+    with pytest.raises(ArtifactError, match=r"no pytorch_lora_weights\.safetensors in it"):
+        read_adapter(tmp_path / "nowhere")

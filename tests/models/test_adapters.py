@@ -1,0 +1,233 @@
+"""The adapter bank: who is active, who is trainable, and what survives a copy, an average and a file."""
+
+import pytest
+import torch
+from tiny import TARGETS, TEXTS, load, randomize
+from torch import nn
+
+from flowopd_cli.core.merging import LoraFactors
+from flowopd_cli.errors import ArtifactError
+from flowopd_cli.models.adapters import AdapterBank
+
+
+def velocity(model, name):
+    """What the model says under an adapter, at one fixed point."""
+    x = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    with model.adapters.use(name), torch.no_grad():
+        return model.velocity(x, torch.tensor([0.9, 0.3]), model.encode(TEXTS[:2]), guidance=1.0)
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def backward(model, name):
+    x = torch.zeros(1, 4, 4, 4)
+    with model.adapters.use(name):
+        model.velocity(x, torch.ones(1), model.encode(TEXTS[:1]), guidance=1.0).sum().backward()
+
+
+def test_a_fresh_adapter_changes_nothing(model):
+    before = velocity(model, None)
+    model.adapters.add("policy", 4, 8.0, seed=0, trainable=True)
+    assert torch.equal(velocity(model, "policy"), before)
+
+
+def test_a_fresh_adapter_is_a_function_of_its_seed(model):
+    for name, seed in (("one", 3), ("same", 3), ("other", 4)):
+        model.adapters.add(name, 4, 8.0, seed=seed, trainable=False)
+    one, same, other = (model.adapters.state(name) for name in ("one", "same", "other"))
+    assert equal(one, same)
+    assert not equal(one, other)
+    spread = torch.cat([t.flatten() for key, t in one.items() if key.endswith("lora_A")]).std()
+    assert float(spread) == pytest.approx(1 / 4, rel=0.1)  # about a thousand draws
+
+
+def test_adapters_sit_on_the_targets_alone(trainee):
+    modules = trainee.adapters.factors("policy")
+    assert len(modules) == 2 * len(TARGETS)
+    assert all(module.endswith(TARGETS) for module in modules)
+
+
+def test_each_adapter_speaks_for_itself(trainee):
+    voices = [velocity(trainee, name) for name in ("policy", "other", "third", None)]
+    for i, voice in enumerate(voices):
+        assert all(float((voice - rest).abs().max()) > 1e-3 for rest in voices[i + 1 :])
+
+
+def test_an_adapter_adds_its_scaled_product_to_the_weights(trainee):
+    expected = velocity(trainee, "other")
+    factors, modules = trainee.adapters.factors("other"), dict(trainee.transformer.named_modules())
+    with torch.no_grad():
+        for name, pair in factors.items():
+            modules[name].base_layer.weight += pair.delta().float()
+    assert {pair.scale for pair in factors.values()} == {2.0}
+    torch.testing.assert_close(velocity(trainee, None), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_use_gives_the_previous_adapter_back(trainee):
+    bank = trainee.adapters
+    assert bank.active is None
+    with bank.use("policy"):
+        with bank.use("other"), bank.use(None):
+            assert bank.active is None
+        assert bank.active == "policy"
+    assert bank.active is None
+
+
+def test_use_gives_it_back_after_an_error_too(trainee):
+    before = velocity(trainee, None)
+    with pytest.raises(KeyError), trainee.adapters.use("policy"):
+        raise KeyError
+    assert trainee.adapters.active is None
+    assert torch.equal(velocity(trainee, None), before)
+
+
+def test_an_unknown_adapter_is_named_with_those_there_are(trainee):
+    with (
+        pytest.raises(ArtifactError, match="no adapter 'teacher'; there are: policy, other, third"),
+        trainee.adapters.use("teacher"),
+    ):
+        pass
+    assert trainee.adapters.active is None
+
+
+def test_only_the_policy_is_trainable_whoever_is_active(trainee):
+    for name in ("policy", "other", None):
+        with trainee.adapters.use(name):
+            wanting = {n for n, p in trainee.transformer.named_parameters() if p.requires_grad}
+            assert len(wanting) == 4 * len(TARGETS)
+            assert all(".policy." in n for n in wanting)
+    assert {id(p) for p in trainee.adapters.trainable().values()} == {
+        id(p) for p in trainee.transformer.parameters() if p.requires_grad
+    }
+
+
+def test_gradients_reach_the_policy_and_nobody_else(trainee):
+    backward(trainee, "policy")
+    having = {n for n, p in trainee.transformer.named_parameters() if p.grad is not None}
+    assert len(having) == len(trainee.adapters.trainable())
+    assert all(".policy." in n for n in having)
+
+
+def test_frozen_adapters_build_no_graph(trainee):
+    x = torch.zeros(1, 4, 4, 4)
+    with trainee.adapters.use("other"):
+        assert not trainee.velocity(x, torch.ones(1), trainee.encode(TEXTS[:1]), guidance=1.0).requires_grad
+
+
+def test_a_new_adapter_leaves_the_active_one_active(trainee):
+    with trainee.adapters.use("policy"):
+        expected = velocity(trainee, "policy")
+        trainee.adapters.add("late", 2, 2.0, seed=9, trainable=False)
+        assert trainee.adapters.active == "policy"
+        assert torch.equal(velocity(trainee, "policy"), expected)
+
+
+def test_a_copy_is_equal_frozen_and_independent(trainee):
+    bank = trainee.adapters
+    bank.copy("policy", "policy_ema")
+    assert equal(bank.state("policy"), bank.state("policy_ema"))
+    assert torch.equal(velocity(trainee, "policy"), velocity(trainee, "policy_ema"))
+    known = bank.state("policy_ema")
+    randomize(trainee, "policy", seed=5)
+    assert equal(bank.state("policy_ema"), known)
+    bank.copy("policy", "policy_ema")
+    assert equal(bank.state("policy"), bank.state("policy_ema"))
+    assert not any("policy_ema" in n for n, p in trainee.transformer.named_parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.9, 1.0])
+def test_the_average_is_its_formula(trainee, decay):
+    old, new = trainee.adapters.state("other"), trainee.adapters.state("policy")
+    trainee.adapters.ema("policy", "other", decay)
+    for key, value in trainee.adapters.state("other").items():
+        torch.testing.assert_close(value, decay * old[key] + (1 - decay) * new[key], atol=1e-6, rtol=1e-5)
+    assert equal(trainee.adapters.state("policy"), new)
+
+
+def test_state_is_a_copy_and_can_be_put_back(trainee):
+    state = trainee.adapters.state("policy")
+    randomize(trainee, "policy", seed=5)
+    assert not equal(state, trainee.adapters.state("policy"))
+    trainee.adapters.load_state("policy", state)
+    assert equal(state, trainee.adapters.state("policy"))
+
+
+def test_a_state_of_other_names_or_shapes_is_refused(trainee):
+    state = trainee.adapters.state("policy")
+    trainee.adapters.add("wide", 8, 8.0, seed=0, trainable=False)
+    with pytest.raises(ArtifactError, match="adapter policy: the stored state does not fit"):
+        trainee.adapters.load_state("policy", trainee.adapters.state("wide"))
+    with pytest.raises(ArtifactError, match="does not fit"):
+        trainee.adapters.load_state("policy", {**state, "more": torch.zeros(1)})
+
+
+@pytest.mark.parametrize("name", ["policy", "with.dot"])
+def test_a_name_that_is_taken_or_dotted_is_refused(trainee, name):
+    with pytest.raises(ArtifactError, match="is taken or has a dot"):
+        trainee.adapters.add(name, 4, 4.0, seed=0, trainable=False)
+
+
+def test_a_round_trip_through_a_folder_is_bitwise(trainee, pipeline_folder, tmp_path):
+    trainee.adapters.save("policy", tmp_path, "owner/base", "sha")
+    fresh = load(pipeline_folder)
+    fresh.adapters.load("loaded", tmp_path)
+    assert equal(trainee.adapters.state("policy"), fresh.adapters.state("loaded"))
+    assert torch.equal(velocity(trainee, "policy"), velocity(fresh, "loaded"))
+
+
+def test_a_trainable_adapter_may_come_from_a_folder(trainee, pipeline_folder, tmp_path):
+    trainee.adapters.save("other", tmp_path, "owner/base", "sha")
+    fresh = load(pipeline_folder)
+    fresh.adapters.load("policy", str(tmp_path), trainable=True)
+    assert len(fresh.adapters.trainable()) == 4 * len(TARGETS)
+
+
+def test_adapters_of_other_ranks_modules_and_scales_live_side_by_side(trainee):
+    generator = torch.Generator().manual_seed(0)
+    first, second = list(trainee.adapters.factors("policy"))[:2]
+    factors = {
+        module: LoraFactors(
+            torch.randn(rank, 32, generator=generator), torch.randn(32, rank, generator=generator), scale
+        )
+        for module, rank, scale in ((first, 2, 0.3), (second, 7, 1.5))
+    }
+    trainee.adapters.load("mixed", factors)
+    got = trainee.adapters.factors("mixed")
+    assert {module: (pair.a.shape[0], pair.scale) for module, pair in got.items()} == {
+        module: (pair.a.shape[0], pytest.approx(pair.scale)) for module, pair in factors.items()
+    }
+    before = velocity(trainee, None)
+    assert not torch.allclose(velocity(trainee, "mixed"), before, atol=1e-3)
+    assert torch.equal(velocity(trainee, None), before)
+
+
+def test_an_adapter_of_another_base_is_refused(trainee):
+    module = next(iter(trainee.adapters.factors("policy")))
+    with pytest.raises(ArtifactError, match=r"is of another base: this one has no module blocks\.7"):
+        trainee.adapters.load("new", {"blocks.7": LoraFactors(torch.zeros(2, 4), torch.zeros(4, 2))})
+    with pytest.raises(
+        ArtifactError, match=r"is of another base: .* is \(32, 32\) here, the adapter expects \(64, 64\)"
+    ):
+        trainee.adapters.load("new", {module: LoraFactors(torch.zeros(2, 64), torch.zeros(64, 2))})
+    assert "new" not in trainee.adapters.names
+
+
+def test_digests_name_contents(trainee):
+    bank = trainee.adapters
+    base, policy = bank.digest(None), bank.digest("policy")
+    bank.copy("policy", "twin")
+    assert bank.digest("twin") == policy
+    assert policy != bank.digest("other")
+    randomize(trainee, "policy", seed=5)
+    assert bank.digest("policy") != policy
+    assert bank.digest(None) == base
+
+
+def test_the_bank_knows_nothing_of_diffusion():
+    bank = AdapterBank(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), ["0"])
+    bank.add("policy", 2, 2.0, seed=0, trainable=True)
+    with bank.use("policy"):
+        assert bank.transformer(torch.ones(1, 3)).requires_grad
+    assert bank.names == ("policy",)

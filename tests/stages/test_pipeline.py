@@ -1,0 +1,187 @@
+"""The six stages in a chain on the toy base, as small as they get: every file that a user would look for is there."""
+
+import json
+
+import pytest
+from safetensors.torch import load_file
+
+from flowopd_cli import recipe as recipes
+from flowopd_cli.errors import ArtifactError, FlowOPDError, Interrupted, PromptError, RecipeError, RewardError
+from flowopd_cli.execute import run_stage
+from flowopd_cli.progress import Silent
+from flowopd_cli.run import RunDir
+
+SMALL = ("train.iterations=2", "train.groups=2", "train.group_size=2", "train.checkpoint_every=1", "sampling.steps=3")
+LORA = ("adapter.rank=4", "adapter.targets=[attn.to_q, attn.to_v]")
+EVAL = ("eval.limit=4", "eval.images=2", "eval.steps=2", "eval.split=validation")
+
+
+def perform(path, name, *overrides, resume=False, **values):
+    built = recipes.load(recipes.find(name), overrides=overrides, **values)
+    run = RunDir.open(path) if resume else RunDir.create(path, built.stage)
+    return run, run_stage(built, run, Silent(), resume=resume)
+
+
+def weights(run):
+    return load_file(run.adapter_dir / "adapter_model.safetensors")
+
+
+def equal(one, two):
+    return one.keys() == two.keys() and all(bool((one[key] == two[key]).all()) for key in one)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Two teachers, their merge, a cold start, a student and its evaluation."""
+    root = tmp_path_factory.mktemp("world")
+    runs = {}
+    for task in ("geneval", "ocr", "quality"):
+        runs[task], _ = perform(root / f"t-{task}", f"toy/teacher-{task}", *SMALL, *LORA)
+    teachers = {f"teachers__{task}__ref": str(runs[task].path) for task in ("geneval", "ocr")}
+    runs["coldstart"], _ = perform(
+        root / "c", "toy/coldstart", *SMALL, *LORA, "sft.samples=4", "sft.batch=4", **teachers
+    )
+    refs = [str(runs[task].path) for task in ("geneval", "ocr", "quality")]
+    runs["merge"], _ = perform(root / "m", "toy/merge", "merge.rank=4", adapters=refs)
+    runs["student"], _ = perform(root / "s", "toy/distill", *SMALL, *LORA, "opd.log_rewards_every=1", **lineage(runs))
+    runs["eval"], _ = perform(root / "e", "toy/eval", *EVAL, adapter=str(runs["student"].path))
+    runs["eval-base"], _ = perform(root / "e-base", "toy/eval", *EVAL)
+    return runs
+
+
+def lineage(runs):
+    return {
+        "adapter__init": str(runs["merge"].path),
+        "routing__geneval__ref": str(runs["geneval"].path),
+        "routing__ocr__ref": str(runs["ocr"].path),
+        "anchor__ref": str(runs["quality"].path),
+    }
+
+
+@pytest.mark.parametrize("name", ["geneval", "ocr", "quality", "coldstart", "student"])
+def test_a_training_run_has_everything(world, name):
+    run = world[name]
+    assert run.manifest().status == "done"
+    assert [row["iteration"] for row in run.rows()] == [1, 2]
+    assert run.latest_checkpoint()[0] == 2
+    assert run.image_file("000002").is_file()
+    assert weights(run)
+
+
+def test_teachers_log_reward_and_students_log_divergence(world):
+    assert {"reward", "reward_std", "flat_groups", "clip_fraction"} <= set(world["ocr"].rows()[0])
+    assert {"kl", "kl_anchor", "reward", "grad_norm"} <= set(world["student"].rows()[0])
+
+
+def test_the_manifest_names_every_parent(world):
+    manifest = world["student"].manifest()
+    assert [parent.role for parent in manifest.parents] == ["init", "teacher_geneval", "teacher_ocr", "anchor"]
+    assert all(parent.sha256 for parent in manifest.parents)
+    assert manifest.base.sha256 == world["ocr"].manifest().base.sha256
+
+
+def test_the_merge_reports_its_error(world):
+    metrics = world["merge"].manifest().metrics
+    assert 0 <= metrics["relative_error"] < 1
+    assert metrics["rank"] == 4
+
+
+def test_eval_reports_mean_error_and_protocol(world):
+    result = json.loads(world["eval"].eval_file("quality").read_text())
+    assert 0 <= result["mean"] <= 1
+    assert result["n"] == 8
+    assert result["prompts"] == 4
+    assert result["protocol"]["split"] == "validation"
+    assert world["eval"].image_file("eval").is_file()
+
+
+def test_eval_does_not_depend_on_the_batch(world, tmp_path):
+    again, _ = perform(tmp_path / "e", "toy/eval", *EVAL, "eval.batch=3", adapter=str(world["student"].path))
+    for suite in ("geneval", "ocr", "quality"):
+        one, two = (json.loads(run.eval_file(suite).read_text()) for run in (world["eval"], again))
+        assert one["mean"] == pytest.approx(two["mean"], abs=1e-6)
+
+
+def test_the_same_command_gives_the_same_adapter(world, tmp_path):
+    again, _ = perform(tmp_path / "t", "toy/teacher-ocr", *SMALL, *LORA)
+    assert equal(weights(again), weights(world["ocr"]))
+
+
+def test_a_stopped_run_goes_on_to_the_same_adapter(world, tmp_path):
+    class Stop(Silent):
+        def step(self, row):
+            raise KeyboardInterrupt
+
+    built = recipes.load(recipes.find("toy/teacher-ocr"), overrides=[*SMALL, *LORA])
+    short = built.model_copy(update={"train": built.train.model_copy(update={"iterations": 1})})
+    run = RunDir.create(tmp_path / "t", built.stage)
+    run_stage(short, run, Silent())
+    with pytest.raises(Interrupted, match="--resume"):
+        run_stage(built, run, Stop(), resume=True)
+    assert run.manifest().status == "interrupted"
+    run_stage(built, run, Silent(), resume=True)
+    assert equal(weights(run), weights(world["ocr"]))
+    assert [row["iteration"] for row in run.rows()] == [1, 2]
+
+
+def test_a_student_without_anchor_and_by_score(world, tmp_path):
+    changes = ("anchor.beta=0", "opd.estimator=score", "train.iterations=1", "train.sample_every=0")
+    run, _ = perform(tmp_path / "s", "toy/distill", *SMALL, *LORA, *changes, **lineage(world))
+    row = run.rows()[0]
+    assert "kl_anchor" not in row
+    assert "clip_fraction" in row
+    assert "anchor" not in [parent.role for parent in run.manifest().parents]
+
+
+@pytest.mark.parametrize("kernel", ["ode", "cps"])
+def test_a_student_of_other_kernels(world, tmp_path, kernel):
+    changes = (f"sampling.kernel={kernel}", "train.iterations=1", "train.sample_every=0")
+    run, _ = perform(tmp_path / "s", "toy/distill", *SMALL, *LORA, *changes, **lineage(world))
+    assert run.rows()[0]["kl"] >= 0
+
+
+def test_push_writes_both_forms_and_a_card(world, tmp_path):
+    built = recipes.build({"stage": "push", "run": str(world["student"].path)})
+    run = RunDir.create(tmp_path / "p", "push")
+    result = run_stage(built, run, Silent(), dry_run=True)
+    assert result["uploaded"] is False
+    assert result["metrics"]["difference"] <= 2 / 255
+    names = {path.name for path in run.hub_dir.iterdir()}
+    assert {"adapter_model.safetensors", "adapter_config.json", "pytorch_lora_weights.safetensors"} <= names
+    card = (run.hub_dir / "README.md").read_text()
+    assert "| base |" in card
+    assert "| this model |" in card
+    assert "teacher_ocr" in card
+
+
+def test_push_without_a_repository_is_refused(world, tmp_path):
+    built = recipes.build({"stage": "push", "run": str(world["student"].path)})
+    with pytest.raises(RecipeError, match="--repo"):
+        run_stage(built, RunDir.create(tmp_path / "p", "push"), Silent())
+
+
+def test_push_refuses_what_diffusers_draws_otherwise(world, tmp_path):
+    built = recipes.build({"stage": "push", "run": str(world["student"].path), "push": {"tolerance": 1e-12}})
+    with pytest.raises(ArtifactError, match="another picture"):
+        run_stage(built, RunDir.create(tmp_path / "p", "push"), Silent(), dry_run=True)
+
+
+def test_prompts_without_a_target_are_refused_before_anything_is_drawn(tmp_path):
+    path = tmp_path / "p.txt"
+    path.write_text("no quotes here\n")
+    prompts = [{"source": str(path), "task": "ocr"}]
+    with pytest.raises(PromptError, match="double quotes"):
+        perform(tmp_path / "t", "toy/teacher-ocr", *SMALL, prompts=prompts)
+
+
+def test_a_reward_that_does_not_take_its_options_is_refused(tmp_path):
+    rewards = [{"name": "toy-quality", "options": {"wrong": 1}}]
+    with pytest.raises(RewardError, match="wrong"):
+        perform(tmp_path / "t", "toy/teacher-quality", *SMALL, rewards=rewards)
+
+
+def test_a_failed_run_says_so(world, tmp_path):
+    bad = dict(lineage(world), routing__ocr__ref=str(tmp_path / "nowhere"))
+    with pytest.raises(FlowOPDError):
+        perform(tmp_path / "s", "toy/distill", *SMALL, *LORA, **bad)
+    assert RunDir.open(tmp_path / "s").manifest().status == "failed"

@@ -1,0 +1,81 @@
+"""Aggregation: means by tag, errors clustered by prompt, seeds that nothing else can change."""
+
+import math
+
+import pytest
+import torch
+
+from flowopd_cli.core.types import Prompt, RewardResult
+from flowopd_cli.errors import RewardError
+from flowopd_cli.rewards.base import RewardInfo
+from flowopd_cli.suites.base import Suite, aggregate, as_float, evaluate, image_seed
+
+
+def test_a_seed_depends_on_suite_seed_prompt_and_index():
+    assert image_seed(42, "a", 0) == image_seed(42, "a", 0)
+    seeds = {image_seed(s, p, i) for s in (1, 2) for p in ("a", "b") for i in (0, 1)}
+    assert len(seeds) == 8
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_the_headline_is_the_mean_of_the_tags():
+    means, mean, _ = aggregate([1, 1, 1, 0], ["p", "q", "r", "s"], ["x", "x", "x", "y"])
+    assert means == {"x": 1.0, "y": 0.0}
+    assert mean == 0.5
+
+
+def test_the_error_is_that_of_the_prompts_means():
+    values, clusters = [1.0, 1.0, 0.0, 0.0, 1.0, 0.0], ["p", "p", "q", "q", "r", "r"]
+    _, _, stderr = aggregate(values, clusters, [""] * 6)
+    assert stderr == pytest.approx(math.sqrt(0.25 / 3))
+
+
+def test_tags_errors_add_in_squares():
+    values, clusters = [1.0, 0.0, 1.0, 0.0], ["p", "q", "r", "s"]
+    _, _, one = aggregate(values[:2], clusters[:2], ["x", "x"])
+    _, _, both = aggregate(values, clusters, ["x", "x", "y", "y"])
+    assert both == pytest.approx(one * math.sqrt(2) / 2)
+
+
+def test_nan_is_left_out():
+    means, mean, _ = aggregate([1.0, math.nan, 0.0], ["p", "q", "r"], ["", "", ""])
+    assert (means, mean) == ({"": 0.5}, 0.5)
+    assert aggregate([math.nan], ["p"], [""])[0] == {}
+
+
+class Bright:
+    info = RewardInfo("bright", "none", 0, 1)
+
+    def __call__(self, images, prompts):
+        total = images.mean(dim=(1, 2, 3))
+        valid = torch.tensor([p.text != "broken" for p in prompts])
+        return RewardResult(total, {"half": total / 2}, valid)
+
+
+def suite(score=None):
+    return Suite("s", "s-1", lambda split: [], Bright, score=score)
+
+
+def prompts(*texts):
+    return [Prompt(f"p{i}", text, "a") for i, text in enumerate(texts)]
+
+
+def test_evaluate_reports_means_rows_and_protocol():
+    images = torch.stack([torch.zeros(3, 2, 2), torch.full((3, 2, 2), 255)]).byte()
+    result = evaluate(suite(), images, prompts("x", "y"), [0, 0], {"steps": 4})
+    assert (result["mean"], result["n"], result["invalid"], result["version"]) == (0.5, 2, 0, "s-1")
+    assert result["figures"] == {"half": 0.25}
+    assert result["rows"][1]["prompt"] == "p1"
+    assert result["protocol"] == {"steps": 4}
+    assert evaluate(suite("half"), images, prompts("x", "y"), [0, 0], {})["mean"] == 0.25
+
+
+def test_invalid_pictures_are_counted_and_left_out():
+    result = evaluate(suite(), torch.ones(2, 3, 2, 2), prompts("x", "broken"), [0, 0], {})
+    assert (result["mean"], result["n"], result["invalid"]) == (1.0, 1, 1)
+    with pytest.raises(RewardError, match="no picture"):
+        evaluate(suite(), torch.ones(1, 3, 2, 2), prompts("broken"), [0], {})
+
+
+def test_bytes_become_unit_floats():
+    assert as_float(torch.tensor([[[[255]]]], dtype=torch.uint8)).item() == 1.0

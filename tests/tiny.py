@@ -1,0 +1,146 @@
+"""A random Stable Diffusion 3 pipeline of a few thousand weights, and the records that tests make of it."""
+
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+from flowopd_cli.core.sampler import Sampler
+from flowopd_cli.core.steps import make_kernel
+from flowopd_cli.core.types import Prompt
+from flowopd_cli.models.sd3 import SD3Model
+from flowopd_cli.toy.pipeline import TOKENS, tokenizer
+from flowopd_cli.train import collect
+from flowopd_cli.train.collect import Draw
+
+TARGETS = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0")
+TEXTS = ("a red circle", "a blue square", "two green stars", "the word now")
+SEQUENCE = 4
+TEXT_WIDTH = 16
+
+
+def text_encoder(words: int) -> CLIPTextModelWithProjection:
+    """A CLIP text model of two layers."""
+    config = CLIPTextConfig(
+        vocab_size=words,
+        hidden_size=TEXT_WIDTH,
+        intermediate_size=2 * TEXT_WIDTH,
+        projection_dim=TEXT_WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=TOKENS,
+        bos_token_id=words - 2,
+        eos_token_id=words - 1,
+        pad_token_id=words - 1,
+    )
+    return CLIPTextModelWithProjection(config)
+
+
+def transformer() -> SD3Transformer2DModel:
+    """Two joint blocks of width 32."""
+    return SD3Transformer2DModel(
+        sample_size=4,
+        patch_size=2,
+        in_channels=4,
+        out_channels=4,
+        num_layers=2,
+        num_attention_heads=2,
+        attention_head_dim=16,
+        caption_projection_dim=32,
+        joint_attention_dim=2 * TEXT_WIDTH,
+        pooled_projection_dim=2 * TEXT_WIDTH,
+        pos_embed_max_size=4,
+        qk_norm="rms_norm",
+    )
+
+
+def autoencoder() -> AutoencoderKL:
+    """8 x 8 pixels to 4 x 4 latents, with a scale and a shift like those of SD3."""
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 8),
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=8,
+        scaling_factor=1.5305,
+        shift_factor=0.0609,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    )
+
+
+def assemble(seed: int) -> StableDiffusion3Pipeline:
+    """A whole pipeline without T5; the weights are a function of ``seed``."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        words = tokenizer(TEXTS)
+        return StableDiffusion3Pipeline(
+            transformer=transformer(),
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+            vae=autoencoder(),
+            text_encoder=text_encoder(len(words)),
+            tokenizer=words,
+            text_encoder_2=text_encoder(len(words)),
+            tokenizer_2=words,
+            text_encoder_3=None,
+            tokenizer_3=None,
+        )
+
+
+def load(folder: Path, **options) -> SD3Model:
+    """The folder as a flow model on the CPU."""
+    return SD3Model.load(folder, **{"device": "cpu", "max_sequence_length": SEQUENCE, "targets": TARGETS, **options})
+
+
+def randomize(model: SD3Model, name: str, *, seed: int, scale: float = 0.2) -> None:
+    """Give an adapter random factors, so that it does something."""
+    generator = torch.Generator().manual_seed(seed)
+    state = model.adapters.state(name)
+    noise = {key: scale * torch.randn(value.shape, generator=generator) for key, value in state.items()}
+    model.adapters.load_state(name, noise)
+
+
+def add_adapters(model: SD3Model) -> SD3Model:
+    """The model with a trainable ``policy`` and two frozen adapters, ``other`` and ``third``, all three different."""
+    for index, name in enumerate(("policy", "other", "third")):
+        model.adapters.add(name, 4, 8.0, seed=index, trainable=name == "policy")
+        randomize(model, name, seed=10 + index)
+    return model
+
+
+def make_sampler(model: SD3Model, *, steps: int = 4, kernel: str = "flow_sde", guidance: float = 1.0, window=None):
+    """A sampler on the model's own grid, with eta 0.7."""
+    sigmas = model.sigmas(steps)
+    return Sampler(sigmas, make_kernel(kernel, 0.7, sigmas), guidance, window)
+
+
+def make_draw(tasks: str = "aabb", groups: str = "0011", first_seed: int = 100) -> Draw:
+    """One prompt a letter of ``tasks``, its group the digit below it in ``groups``."""
+    prompts = tuple(
+        Prompt(f"p{i}", TEXTS[int(g) % len(TEXTS)], t) for i, (t, g) in enumerate(zip(tasks, groups, strict=True))
+    )
+    seeds = tuple(range(first_seed, first_seed + len(prompts)))
+    return Draw(prompts, torch.tensor([int(g) for g in groups]), seeds)
+
+
+def gradients(model: SD3Model, objective, micro_batches) -> dict[str, torch.Tensor]:
+    """The policy's gradient of (sum of totals) / (sum of counts), by parameter name."""
+    parameters, count = model.adapters.trainable(), 0
+    with model.adapters.use("policy"):
+        for batch in micro_batches:
+            loss = objective(batch)
+            loss.total.backward()
+            count += loss.count
+    found = {name: parameter.grad / count for name, parameter in parameters.items()}
+    for parameter in parameters.values():
+        parameter.grad = None
+    return found
+
+
+def labelled(model: SD3Model, sampler: Sampler, draw: Draw, teachers=None, *, batch: int = 64):
+    """A rollout of the policy with velocities of its teachers (``other`` for all) and of its anchor (``third``)."""
+    teachers = teachers or {task: collect.Teacher("other", 1.0) for task in "ab"}
+    rolled = collect.with_targets(model, sampler, collect.rollout(model, sampler, draw), teachers, batch=batch)
+    return collect.with_anchor(model, sampler, rolled, collect.Teacher("third", 1.0), batch=batch)

@@ -1,0 +1,285 @@
+"""Experience: rollouts, labels, optimizer steps and cold-start rows."""
+
+import dataclasses
+
+import pytest
+import torch
+from tiny import TEXTS, load, make_draw, make_sampler
+
+from flowopd_cli.core.types import RewardResult
+from flowopd_cli.errors import RoutingError
+from flowopd_cli.train import collect
+from flowopd_cli.train.collect import Teacher
+
+STEPS = 4
+TEACHERS = {"a": Teacher("other", 1.0), "b": Teacher("third", 3.0)}
+
+
+def brightness(images, prompts):
+    """A made-up reward: the mean of the picture."""
+    total = images.flatten(1).mean(dim=1)
+    return RewardResult(total, {"brightness": total}, torch.ones(len(prompts), dtype=torch.bool))
+
+
+def scored(total, valid):
+    """A reward of given figures, whatever the pictures are."""
+
+    def score(images, prompts):
+        columns = torch.tensor(total)
+        return RewardResult(
+            columns, {"given": torch.where(torch.tensor(valid), columns, torch.nan)}, torch.tensor(valid)
+        )
+
+    return score
+
+
+@pytest.fixture
+def rolled(trainee):
+    return collect.rollout(trainee, make_sampler(trainee), make_draw())
+
+
+def test_a_rollout_keeps_its_draw_and_every_state(rolled):
+    draw = make_draw()
+    assert rolled.prompts == draw.prompts
+    assert torch.equal(rolled.group, draw.group)
+    assert rolled.trajectory.latents.shape == (4, STEPS + 1, 4, 4, 4)
+    assert not rolled.trajectory.latents.requires_grad
+
+
+@pytest.mark.parametrize("adapter", ["policy", "other", None])
+def test_a_rollout_follows_its_adapter_and_gives_the_bank_back(trainee, adapter):
+    sampler, draw = make_sampler(trainee), make_draw()
+    got = collect.rollout(trainee, sampler, draw, adapter=adapter).trajectory
+    x, cond = got.latents[:, 0], trainee.encode([p.text for p in draw.prompts])
+    with trainee.adapters.use(adapter), torch.no_grad():
+        velocity = trainee.velocity(x, torch.ones(4), cond, guidance=1.0)
+    step = sampler.step(velocity, x, torch.ones(4), got.sigmas[1].float().expand(4))
+    noise = (got.latents[:, 1] - step.mean) / step.std
+    assert float(noise.std()) == pytest.approx(1, abs=0.2)  # 256 numbers of a standard normal, if the mean is right
+    assert trainee.adapters.active is None
+
+
+def test_batches_change_the_speed_alone(trainee, rolled):
+    small = collect.rollout(trainee, make_sampler(trainee), make_draw(), batch=3)
+    torch.testing.assert_close(small.trajectory.latents, rolled.trajectory.latents, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(small.trajectory.log_probs, rolled.trajectory.log_probs, atol=1e-5, rtol=1e-5)
+
+
+def test_the_last_states_alone_are_those_of_the_whole(trainee, rolled):
+    last = collect.rollout(trainee, make_sampler(trainee), make_draw(), last=True)
+    assert last.trajectory.latents.shape[1] == 1
+    assert torch.equal(last.trajectory.final, rolled.trajectory.final)
+
+
+def test_trajectories_of_an_ode_are_joined_without_probabilities(trainee):
+    got = collect.rollout(trainee, make_sampler(trainee, kernel="ode"), make_draw(), batch=1)
+    assert got.trajectory.log_probs is None
+
+
+def test_pictures_are_decoded_in_batches(trainee, rolled):
+    images = collect.with_images(trainee, rolled, batch=3).images
+    assert images.shape == (4, 3, 8, 8)
+    torch.testing.assert_close(images, trainee.decode(rolled.trajectory.final), atol=1e-5, rtol=1e-5)
+
+
+def test_rewards_need_pictures_and_advantages_need_rewards(rolled):
+    with pytest.raises(ValueError, match="rewards need images"):
+        collect.with_rewards(rolled, brightness)
+    with pytest.raises(ValueError, match="advantages need rewards"):
+        collect.with_advantages(rolled, std="group", clip=5.0)
+
+
+def test_rewards_and_advantages_are_labels_of_the_rollout(trainee, rolled):
+    labelled = collect.with_rewards(collect.with_images(trainee, rolled), brightness)
+    labelled = collect.with_advantages(labelled, std="group", clip=5.0)
+    assert torch.equal(labelled.rewards.total, labelled.images.flatten(1).mean(dim=1))
+    better = labelled.rewards.total.view(2, 2).argmax(dim=1)
+    assert torch.equal(labelled.advantages.view(2, 2).argmax(dim=1), better)
+    torch.testing.assert_close(labelled.advantages.view(2, 2).sum(dim=1), torch.zeros(2), atol=1e-5, rtol=0)
+
+
+def test_invalid_rewards_get_no_advantage(trainee, rolled):
+    score = scored([1.0, 3.0, torch.nan, 7.0], [True, True, False, True])
+    labelled = collect.with_rewards(collect.with_images(trainee, rolled), score)
+    advantages = collect.with_advantages(labelled, std="group", clip=5.0).advantages
+    assert advantages.tolist() == pytest.approx([-1.0, 1.0, 0.0, 0.0], abs=1e-3)
+
+
+def test_reward_figures_are_means_over_valid_scores(trainee, rolled):
+    score = scored([1.0, 3.0, torch.nan, 8.0], [True, True, False, True])
+    figures = collect.reward_figures(collect.with_rewards(collect.with_images(trainee, rolled), score))
+    assert figures["reward"] == figures["reward/given"] == pytest.approx(4.0)
+    assert figures["reward_std"] == pytest.approx(13**0.5)
+    assert (figures["invalid"], figures["flat_groups"]) == (0.25, 0.5)
+    assert collect.reward_figures(rolled) == {}
+
+
+@pytest.mark.parametrize(
+    ("kernel", "steps", "window", "expected"),
+    [
+        ("flow_sde", 4, None, [0, 1, 2]),
+        ("flow_sde", 4, (1, 2), [1]),
+        ("ode", 4, None, [0, 1, 2]),
+        ("ode", 2, None, [0]),
+        ("ode", 1, None, [0]),
+        ("flow_sde", 1, None, [0]),
+    ],
+)
+def test_stochastic_steps_teach_or_all_but_the_last(trainee, kernel, steps, window, expected):
+    assert collect.trained_steps(make_sampler(trainee, steps=steps, kernel=kernel, window=window)) == expected
+
+
+@pytest.mark.parametrize("batch", [2, 32])
+def test_each_prompt_is_labelled_by_its_own_teacher_at_the_policys_latents(trainee, rolled, batch):
+    target = collect.with_targets(trainee, make_sampler(trainee), rolled, TEACHERS, batch=batch).target_velocity
+    for row, prompt in enumerate(rolled.prompts):
+        teacher = TEACHERS[prompt.task]
+        for t in range(STEPS - 1):
+            x, sigma = rolled.trajectory.latents[row : row + 1, t], rolled.trajectory.sigmas[t : t + 1].float()
+            with trainee.adapters.use(teacher.adapter), torch.no_grad():
+                cond = rolled.cond[row : row + 1]
+                expected = trainee.velocity(x, sigma, cond, guidance=teacher.guidance)
+            torch.testing.assert_close(target[row : row + 1, t], expected, atol=1e-5, rtol=1e-4)
+    assert (target[:, -1] == 0).all()
+    assert not target.requires_grad
+
+
+def test_the_anchor_labels_every_prompt(trainee, rolled):
+    sampler = make_sampler(trainee)
+    anchored = collect.with_anchor(trainee, sampler, rolled, Teacher("third", 1.0)).anchor_velocity
+    same = {task: Teacher("third", 1.0) for task in "ab"}
+    torch.testing.assert_close(
+        anchored, collect.with_targets(trainee, sampler, rolled, same).target_velocity, atol=1e-5, rtol=1e-5
+    )
+
+
+def test_a_prompt_without_a_teacher_is_refused(trainee, rolled):
+    with pytest.raises(RoutingError, match="no teacher for task 'b'"):
+        collect.with_targets(trainee, make_sampler(trainee), rolled, {"a": TEACHERS["a"]})
+
+
+def test_teachers_label_without_the_policy_being_touched(trainee, rolled):
+    before = trainee.adapters.digest("policy")
+    collect.with_targets(trainee, make_sampler(trainee), rolled, TEACHERS)
+    assert trainee.adapters.digest("policy") == before
+    assert trainee.adapters.active is None
+
+
+@pytest.mark.parametrize(("updates", "micro"), [(1, 100), (1, 5), (2, 4), (4, 1), (3, 2)])
+def test_optimizer_steps_cover_each_sample_and_step_once(trainee, rolled, updates, micro):
+    marked = dataclasses.replace(rolled, advantages=torch.arange(4).float())
+    seen = []
+    for micro_batches in collect.step_batches(marked, make_sampler(trainee), updates=updates, micro=micro, seed=1):
+        assert all(len(batch) <= micro for batch in micro_batches)
+        samples = {float(a) for batch in micro_batches for a in batch.advantage}
+        rows = sum(len(batch) for batch in micro_batches)
+        assert rows == 3 * len(samples)  # a sample brings all its trained steps
+        seen += [
+            (float(a), float(s)) for batch in micro_batches for a, s in zip(batch.advantage, batch.sigma, strict=True)
+        ]
+    levels = rolled.trajectory.sigmas[:3].float().tolist()
+    assert sorted(seen) == sorted((float(sample), level) for sample in range(4) for level in levels)
+
+
+def test_optimizer_steps_are_a_function_of_the_seed(trainee, rolled):
+    def order(seed):
+        steps = collect.step_batches(rolled, make_sampler(trainee), updates=2, micro=100, seed=seed)
+        return torch.cat([batch.latents for step in steps for batch in step])
+
+    assert torch.equal(order(1), order(1))
+    assert len({order(seed).flatten()[0].item() for seed in range(20)}) > 1
+
+
+def test_rows_carry_the_labels_of_their_sample_and_step(trainee, rolled):
+    marked = collect.with_targets(trainee, make_sampler(trainee), rolled, TEACHERS)
+    b, t = torch.tensor([2, 0]), torch.tensor([1, 2])
+    batch, states = collect.rows_of(marked, b, t), rolled.trajectory
+    for row, (i, j) in enumerate(((2, 1), (0, 2))):
+        assert torch.equal(batch.latents[row], states.latents[i, j])
+        assert torch.equal(batch.next_latents[row], states.latents[i, j + 1])
+        assert torch.equal(batch.target_velocity[row], marked.target_velocity[i, j])
+        assert batch.old_log_prob[row] == states.log_probs[i, j]
+        assert torch.equal(batch.cond.embeds[row], rolled.cond.embeds[i])
+        assert (batch.sigma[row], batch.sigma_next[row]) == tuple(states.sigmas[j : j + 2].float())
+    assert batch.advantage is batch.anchor_velocity is None
+
+
+def test_noised_rows_lie_between_picture_and_noise(trainee):
+    clean, noise = torch.randn(2, 4, 4, 4), torch.randn(2, 4, 4, 4)
+    batch = collect.noised(clean, trainee.encode(TEXTS[:2]), torch.tensor([0.25, 1.0]), noise)
+    torch.testing.assert_close(batch.latents[0], 0.75 * clean[0] + 0.25 * noise[0])
+    assert torch.equal(batch.latents[1], noise[1])
+    assert torch.equal(batch.target_velocity, noise - clean)
+    torch.testing.assert_close(batch.latents[0] - 0.25 * batch.target_velocity[0], clean[0], atol=1e-6, rtol=1e-5)
+
+
+def test_the_best_of_each_group_is_kept(trainee):
+    draw, sampler = make_draw("aaabbb", "001122"), make_sampler(trainee, kernel="ode")
+    kept = collect.best_of_group(trainee, sampler, draw, TEACHERS, brightness)
+    assert sorted(kept.group.tolist()) == [0, 1, 1, 2]  # group 1 has a picture of either teacher
+    for task, teacher in TEACHERS.items():
+        rows = [i for i, p in enumerate(draw.prompts) if p.task == task]
+        part = collect.Draw(tuple(draw.prompts[i] for i in rows), draw.group[rows], tuple(draw.seeds[i] for i in rows))
+        guided = dataclasses.replace(sampler, guidance=teacher.guidance)
+        drawn = collect.with_images(trainee, collect.rollout(trainee, guided, part, adapter=teacher.adapter))
+        light = drawn.images.flatten(1).mean(dim=1)
+        best = [max((r for r in range(3) if part.group[r] == g), key=lambda r: light[r]) for g in part.group.unique()]
+        mine = [i for i, p in enumerate(kept.prompts) if p.task == task]
+        assert [kept.prompts[i].id for i in mine] == [part.prompts[r].id for r in best]
+        torch.testing.assert_close(kept.trajectory.final[mine], drawn.trajectory.final[best], atol=1e-5, rtol=1e-5)
+
+
+def test_without_a_score_the_first_of_each_group_is_kept(trainee):
+    kept = collect.best_of_group(trainee, make_sampler(trainee), make_draw(), TEACHERS, None)
+    assert [prompt.id for prompt in kept.prompts] == ["p0", "p2"]
+    assert kept.trajectory.log_probs is None
+    assert len(kept.cond) == len(kept.trajectory.latents) == 2
+
+
+def test_groups_of_invalid_scores_alone_are_left_out(trainee):
+    sampler, one = make_sampler(trainee), {"a": TEACHERS["a"]}
+    score = scored([9.0, 9.0, 1.0, 2.0], [False, False, False, True])
+    kept = collect.best_of_group(trainee, sampler, make_draw("aaaa"), one, score)
+    assert [prompt.id for prompt in kept.prompts] == ["p3"]
+
+
+def test_a_task_of_invalid_scores_alone_leaves_the_other_tasks_pictures(trainee):
+    def only_a(images, prompts):
+        valid = torch.tensor([prompt.task == "a" for prompt in prompts])
+        return RewardResult(torch.zeros(len(prompts)), {}, valid)
+
+    kept = collect.best_of_group(trainee, make_sampler(trainee), make_draw(), TEACHERS, only_a)
+    assert [prompt.task for prompt in kept.prompts] == ["a"]
+
+
+def test_cold_start_rows_are_a_function_of_the_seed(model):
+    latents, cond = torch.randn(3, 4, 4, 4), model.encode(TEXTS[:3])
+    first, again, other = (collect.sft_rows(latents, cond, 8, seed=s, mean=0.0, std=1.0) for s in (1, 1, 2))
+    assert torch.equal(first.latents, again.latents)
+    assert not torch.equal(first.latents, other.latents)
+
+
+def test_cold_start_rows_are_kept_pictures_with_their_own_prompt(model):
+    latents = torch.stack([torch.full((4, 4, 4), float(i)) for i in range(3)])
+    rows = collect.sft_rows(latents, model.encode(TEXTS[:3]), 64, seed=0, mean=0.0, std=1.0)
+    level = rows.sigma.view(-1, 1, 1, 1)
+    clean = (rows.latents - level * rows.target_velocity).mean(dim=(1, 2, 3)).round().long()
+    assert set(clean.tolist()) == {0, 1, 2}
+    assert torch.equal(rows.cond.embeds, model.encode([TEXTS[i] for i in clean]).embeds)
+
+
+@pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (1.0, 0.5)])
+def test_cold_start_levels_are_logit_normal(model, mean, std):
+    latents, cond = torch.zeros(1, 4, 4, 4), model.encode(TEXTS[:1])
+    sigma = collect.sft_rows(latents, cond, 2000, seed=0, mean=mean, std=std).sigma
+    logits = torch.log(sigma / (1 - sigma))
+    assert float(logits.mean()) == pytest.approx(mean, abs=0.06)
+    assert float(logits.std()) == pytest.approx(std, rel=0.05)
+
+
+def test_stored_half_precision_states_are_worked_in_float32(pipeline_folder):
+    model = load(pipeline_folder, dtype="bfloat16")
+    model.adapters.add("policy", 2, 2.0, seed=0, trainable=True)
+    got = collect.rollout(model, make_sampler(model), make_draw())
+    batch = collect.rows_of(got, torch.tensor([0]), torch.tensor([1]))
+    assert batch.latents.dtype == batch.sigma.dtype == torch.float32

@@ -1,0 +1,244 @@
+"""The loop: what it trains, what it leaves alone, how it averages, stops and goes on."""
+
+import os
+import signal
+import threading
+
+import pytest
+import torch
+from tiny import TEXTS, labelled, make_draw, make_sampler, randomize
+
+from flowopd_cli.core.types import Loss
+from flowopd_cli.errors import Interrupted
+from flowopd_cli.train import collect
+from flowopd_cli.train.checkpoint import TrainState
+from flowopd_cli.train.loop import FitSettings, Hooks, fit
+from flowopd_cli.train.objectives import OPDSettings, opd, sft
+
+
+def experience_of(model, *, updates=1, micro=100, tasks="aabb", groups="0011"):
+    """On-policy distillation from ``other`` with ``third`` as the anchor; noise is a function of the iteration."""
+    sampler = make_sampler(model)
+
+    def experience(iteration):
+        rolled = labelled(model, sampler, make_draw(tasks, groups, first_seed=1000 * iteration))
+        return collect.step_batches(rolled, sampler, updates=updates, micro=micro, seed=iteration), {"made_up": 1.5}
+
+    return experience
+
+
+def run(model, *, settings=None, estimator="pathwise", state=None, hooks=None, beta=0.02, **options):
+    """A few iterations of distillation."""
+    objective = opd(model, make_sampler(model), OPDSettings(estimator=estimator, beta=beta, clip=0.2))
+    settings = settings or FitSettings(3, 0.01)
+    return fit(model, experience_of(model, **options), objective, settings, state=state, hooks=hooks)
+
+
+def distance(model):
+    """KL of the policy's steps to ``other``'s on noise that training has not seen."""
+    sampler = make_sampler(model)
+    rolled = labelled(model, sampler, make_draw("a" * 16, "0123" * 4, first_seed=10**6))
+    objective = opd(model, sampler, OPDSettings(beta=0.0))
+    (batch,) = next(collect.step_batches(rolled, sampler, updates=1, micro=1000, seed=0))
+    with model.adapters.use("policy"), torch.no_grad():
+        return float(objective(batch).total)
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_the_pathwise_estimator_brings_the_policy_to_its_teacher(trainee):
+    before = distance(trainee)
+    run(trainee, settings=FitSettings(8, 0.02), beta=0.0)
+    assert distance(trainee) < 0.5 * before
+
+
+def test_the_score_estimator_brings_the_policy_nearer(trainee):
+    before = distance(trainee)
+    many = {"tasks": "a" * 48, "groups": "0123" * 12}
+    run(trainee, settings=FitSettings(8, 0.01), beta=0.0, estimator="score", **many)
+    assert distance(trainee) < 0.9 * before
+
+
+def test_the_anchor_holds_the_policy_back(trainee, make_trainee):
+    run(trainee, settings=FitSettings(8, 0.02), beta=0.0)
+    held = make_trainee()
+    run(held, settings=FitSettings(8, 0.02), beta=10.0)
+    assert distance(held) > distance(trainee)
+
+
+@pytest.mark.parametrize("estimator", ["pathwise", "score"])
+def test_teachers_anchor_and_base_stay_bitwise_the_same(trainee, estimator):
+    frozen = ("other", "third", None)
+    before, policy = [trainee.adapters.digest(name) for name in frozen], trainee.adapters.digest("policy")
+    run(trainee, estimator=estimator)
+    assert [trainee.adapters.digest(name) for name in frozen] == before
+    assert trainee.adapters.digest("policy") != policy
+    assert trainee.adapters.active is None
+
+
+def test_supervised_rows_are_learned(trainee):
+    latents, cond = torch.randn(4, 4, 4, 4, generator=torch.Generator().manual_seed(0)), trainee.encode(TEXTS)
+
+    def experience(iteration):
+        return [[collect.sft_rows(latents, cond, 16, seed=0, mean=0.0, std=1.0)]], {}
+
+    rows = []
+    fit(trainee, experience, sft(trainee), FitSettings(15, 0.02), hooks=Hooks(on_iteration=rows.append))
+    assert rows[-1]["loss"] < 0.9 * rows[0]["loss"]
+
+
+def first_moments(model, micro):
+    state = run(model, settings=FitSettings(1, 0.01), micro=micro)
+    return {name: value for name, value in state.tensors.items() if name.endswith("exp_avg")}
+
+
+def test_micro_batches_change_nothing(trainee, make_trainee):
+    whole, split = first_moments(trainee, 100), first_moments(make_trainee(), 5)
+    assert len(whole) == len(trainee.adapters.trainable())
+    for name, value in whole.items():
+        torch.testing.assert_close(split[name], value, atol=1e-6, rtol=1e-4)  # float32 sums in another order
+
+
+@pytest.mark.parametrize("updates", [1, 2])
+def test_a_resumed_run_is_bitwise_the_undisturbed_one(trainee, make_trainee, tmp_path, updates):
+    def keep(iteration, state):
+        if iteration == 2:
+            state.save(tmp_path)
+
+    settings = FitSettings(4, 0.01, checkpoint_every=2, warmup=3)
+    whole = run(trainee, settings=settings, updates=updates, hooks=Hooks(on_checkpoint=keep))
+    other = make_trainee()
+    randomize(other, "policy", seed=99)
+    resumed = run(other, settings=settings, updates=updates, state=TrainState.load(tmp_path))
+    assert (resumed.iteration, resumed.step) == (whole.iteration, whole.step) == (4, 4 * updates)
+    assert same(resumed.tensors, whole.tensors)
+    assert other.adapters.digest("policy_ema") == trainee.adapters.digest("policy_ema")
+
+
+def test_a_finished_run_has_nothing_left_to_do(trainee):
+    state = run(trainee)
+    before = trainee.adapters.digest("policy")
+    run(trainee, state=state)
+    assert trainee.adapters.digest("policy") == before
+
+
+@pytest.mark.parametrize(("every", "decay"), [(1, 0.9), (1, 0.15), (2, 0.9), (1, 0.0)])
+def test_the_average_follows_its_formula(trainee, every, decay):
+    expected, seen = trainee.adapters.state("policy"), []
+
+    def follow(row):
+        n = row["step"]
+        if decay and n % every == 0:
+            kept = min((1 + n) / (10 + n), decay)
+            for name, value in trainee.adapters.state("policy").items():
+                expected[name] = kept * expected[name] + (1 - kept) * value
+        seen.append(n)
+
+    run(trainee, settings=FitSettings(4, 0.01, ema_decay=decay, ema_every=every), hooks=Hooks(on_iteration=follow))
+    assert seen == [1, 2, 3, 4]
+    for name, value in trainee.adapters.state("policy_ema").items():
+        torch.testing.assert_close(value, expected[name], atol=1e-6, rtol=1e-5)
+
+
+def test_rows_to_log_hold_means_counters_and_figures(trainee):
+    rows = []
+    run(trainee, updates=2, micro=5, hooks=Hooks(on_iteration=rows.append))
+    assert [(row["iteration"], row["step"]) for row in rows] == [(1, 2), (2, 4), (3, 6)]
+    assert all(row["made_up"] == 1.5 and row["grad_norm"] > 0 for row in rows)
+    for row in rows:
+        assert row["loss"] == pytest.approx(row["kl"] + 0.02 * row["kl_anchor"], rel=1e-4)
+    assert {"seconds_collect", "seconds_learn"} <= rows[0].keys()
+
+
+def test_hooks_are_called_at_their_cadence_and_at_the_end(trainee):
+    checkpoints, samples = [], []
+    hooks = Hooks(
+        on_checkpoint=lambda iteration, state: checkpoints.append((iteration, state.iteration, len(state.tensors) > 0)),
+        on_sample=samples.append,
+        sample_every=3,
+    )
+    run(trainee, settings=FitSettings(5, 0.01, checkpoint_every=2), hooks=hooks)
+    assert checkpoints == [(2, 2, True), (4, 4, True), (5, 5, True)]
+    assert samples == [3, 5]
+
+
+def movement(model, **settings):
+    before = model.adapters.state("policy")
+    run(model, settings=FitSettings(1, 0.01, weight_decay=0.0, **settings))
+    after = model.adapters.state("policy")
+    return max(float((after[name] - before[name]).abs().max()) for name in before)
+
+
+def test_the_learning_rate_is_warmed_up(trainee, make_trainee):
+    assert movement(trainee) == pytest.approx(0.01, rel=1e-3)  # Adam's first step has the length of the rate
+    assert movement(make_trainee(), warmup=9) == pytest.approx(0.001, rel=1e-3)
+
+
+def test_gradients_are_clipped_to_their_norm(trainee):
+    rows = []
+    settings = FitSettings(1, 0.01, max_grad_norm=1e-3)
+    state = run(trainee, settings=settings, hooks=Hooks(on_iteration=rows.append))
+    moments = torch.cat([value.flatten() for name, value in state.tensors.items() if name.endswith("exp_avg")])
+    assert rows[0]["grad_norm"] > 1e-3
+    assert float(moments.norm()) == pytest.approx(0.1 * 1e-3, rel=1e-3)  # Adam keeps a tenth of the first gradient
+
+
+def stop_at(number):
+    """A hook that asks for a stop, as Ctrl-C would, in iteration ``number``."""
+
+    def hook(row):
+        if (row if isinstance(row, int) else row["iteration"]) == number:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    return hook
+
+
+@pytest.mark.parametrize("moment", ["on_iteration", "on_sample"])
+def test_a_stopped_run_leaves_its_last_iteration_in_a_checkpoint_and_can_go_on(trainee, make_trainee, moment):
+    kept, rows = {}, []
+    hooks = Hooks(on_checkpoint=lambda iteration, state: kept.update({iteration: state}), sample_every=1)
+    ask, handler = stop_at(2), signal.getsignal(signal.SIGINT)
+    hooks.on_iteration = lambda row: (rows.append(row), ask(row) if moment == "on_iteration" else None)[1]
+    if moment == "on_sample":
+        hooks.on_sample = ask
+    with pytest.raises(Interrupted, match=r"stopped after iteration \d of 5") as stopped:
+        run(trainee, settings=FitSettings(5, 0.01), hooks=hooks)
+    assert stopped.value.exit_code == 130
+    assert max(kept) == rows[-1]["iteration"] < 5
+    assert signal.getsignal(signal.SIGINT) is handler
+    resumed = run(make_trainee(), settings=FitSettings(5, 0.01), state=kept[max(kept)])
+    assert same(resumed.tensors, run(make_trainee(), settings=FitSettings(5, 0.01)).tensors)
+
+
+def test_a_stop_in_the_last_iteration_is_a_finished_run(trainee):
+    assert run(trainee, hooks=Hooks(on_iteration=stop_at(3))).iteration == 3
+
+
+def test_the_second_request_stops_at_once(trainee):
+    def twice(row):
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(trainee, hooks=Hooks(on_iteration=twice))
+    assert trainee.adapters.active is None
+
+
+def test_signals_are_left_alone_outside_the_main_thread(trainee):
+    done = []
+    worker = threading.Thread(target=lambda: done.append(run(trainee).iteration))
+    worker.start()
+    worker.join()
+    assert done == [3]
+
+
+def test_a_parameter_without_a_gradient_is_an_error(trainee):
+    first = next(iter(trainee.adapters.trainable().values()))
+
+    def objective(batch):
+        return Loss(first.sum(), len(batch))
+
+    with pytest.raises(RuntimeError, match="got no gradient"):
+        fit(trainee, experience_of(trainee), objective, FitSettings(1, 0.01))
