@@ -12,6 +12,7 @@ import yaml
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.manifest import Manifest, is_run
 from flowopd_cli.refs import AdapterRef
+from flowopd_cli.registry import BASES
 from flowopd_cli.run import RunDir
 
 LICENSES = {
@@ -136,8 +137,9 @@ def _usage(card: Card, base: str) -> str:
     length = card.max_sequence_length
     absent = ", text_encoder_3=None, tokenizer_3=None" if card.without_t5 else ""
     name, lead = f'"{base}"', ""
-    if base == "toy":
-        name, lead = "folder()", "from flowopd_cli.toy import folder\n"
+    if base in BASES.names():
+        module, _, attribute = BASES.target(base).partition(":")
+        name, lead = f"{attribute}()", f"from {module} import {attribute}\n"
     return (
         f"## Use\n\n```python\nfrom diffusers import StableDiffusion3Pipeline\n{lead}\n"
         f"pipeline = StableDiffusion3Pipeline.from_pretrained({name}{absent})\n"

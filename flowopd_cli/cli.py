@@ -196,6 +196,7 @@ def demo(
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where to write; fresh if omitted.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="A few minutes, smaller gains.")] = False,
     baseline: Annotated[bool, typer.Option("--baseline", help="Also train the GRPO mixture.")] = False,
+    ablation: Annotated[bool, typer.Option("--ablation", help="Also distill without the anchor.")] = False,
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Seed of everything random.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Say nothing on stderr but errors.")] = False,
@@ -212,7 +213,7 @@ def demo(
     from flowopd_cli.console import Console
 
     console = Console(quiet=quiet)
-    result = execute.run_demo(out, console, seed=seed, quick=quick, baseline=baseline)
+    result = execute.run_demo(out, console, seed=seed, quick=quick, baseline=baseline, ablation=ablation)
     console.result(dumps(result) if json else result["report"])
 
 

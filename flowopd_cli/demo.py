@@ -43,8 +43,12 @@ class Demo:
         return run
 
 
-def run(demo: Demo, *, baseline: bool = False) -> dict[str, Any]:
-    """Base, three teachers, merge, distill with MAR, evaluation of all on held-out prompts; the report's path."""
+def run(demo: Demo, *, baseline: bool = False, ablation: bool = False) -> dict[str, Any]:
+    """Base, three teachers, merge, distill with MAR, evaluation of all on held-out prompts; the report's path.
+
+    ``baseline`` adds one GRPO run on all rewards with as many optimizer steps as the three teachers together,
+    ``ablation`` a student that is distilled without the anchor.
+    """
     teachers = {task: demo.stage(f"teacher-{task}", f"toy/teacher-{task}") for task in OBJECTIVES}
     models: dict[str, RunDir | None] = {"base": None}
     models |= {f"teacher-{task}": run for task, run in teachers.items()}
@@ -53,6 +57,10 @@ def run(demo: Demo, *, baseline: bool = False) -> dict[str, Any]:
     merged = demo.stage("merge", "toy/merge", adapters=[str(run.path) for run in teachers.values()])
     models["merge"] = merged
     models["student"] = demo.stage("student", "toy/distill", **lineage(merged, teachers))
+    if ablation:
+        models["student-no-anchor"] = demo.stage(
+            "student-no-anchor", "toy/distill", "anchor.beta=0", **lineage(merged, teachers)
+        )
     return conclude(demo, models, [run for run in models.values() if run is not None])
 
 

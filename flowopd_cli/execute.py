@@ -74,7 +74,9 @@ def run_stage(
     return result
 
 
-def run_demo(out: Path | None, console: Console, *, seed: int, quick: bool, baseline: bool) -> dict[str, Any]:
+def run_demo(
+    out: Path | None, console: Console, *, seed: int, quick: bool, baseline: bool = False, ablation: bool = False
+) -> dict[str, Any]:
     """The demonstration: a chain of shipped recipes, each in a run of its own under ``out``, and one report.
 
     Raises:
@@ -86,7 +88,7 @@ def run_demo(out: Path | None, console: Console, *, seed: int, quick: bool, base
     from flowopd_cli import demo
 
     with redirect_stdout(sys.stderr):
-        result = demo.run(demo.Demo(path, run_stage, console, seed, quick), baseline=baseline)
+        result = demo.run(demo.Demo(path, run_stage, console, seed, quick), baseline=baseline, ablation=ablation)
         console.done()
     return result
 

@@ -100,7 +100,7 @@ class TeacherRecipe(_Trained):
     def _policy_must_be_stochastic(self) -> TeacherRecipe:
         if self.sampling.kernel == "ode" or self.sampling.eta == 0:
             raise ValueError("GRPO needs a stochastic policy: set sampling.kernel to flow_sde or cps and eta > 0")
-        _check_window(self.sampling)
+        _check_sampling(self.sampling)
         return self
 
 
@@ -142,7 +142,7 @@ class DistillRecipe(_Trained):
         deterministic = self.sampling.kernel == "ode" or self.sampling.eta == 0
         if self.opd.estimator == "score" and deterministic:
             raise ValueError("opd.estimator score needs a stochastic kernel: flow_sde or cps with eta > 0")
-        _check_window(self.sampling)
+        _check_sampling(self.sampling)
         return self
 
 
@@ -174,7 +174,9 @@ STAGES: Mapping[str, type[_Recipe]] = {
 }
 
 
-def _check_window(sampling: SamplingSpec) -> None:
+def _check_sampling(sampling: SamplingSpec) -> None:
+    if sampling.kernel == "cps" and sampling.eta > 1:
+        raise ValueError(f"sampling.eta is {sampling.eta}: the kernel cps is defined for eta between 0 and 1")
     window = sampling.window
     if window is None:
         return
@@ -185,6 +187,8 @@ def _check_window(sampling: SamplingSpec) -> None:
             f"sampling.window reaches step {window.start_max + window.size} of {sampling.steps}: "
             "lower start_max or size"
         )
+    if window.start_max > sampling.steps - 2:
+        raise ValueError("sampling.window may hold the last step alone, which never draws noise: lower start_max")
 
 
 def load(path: str | Path, *, overrides: Sequence[str] = (), stage: str | None = None, **values: Any) -> Recipe:

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Literal
 
 from flowopd_cli.errors import ArtifactError
-from flowopd_cli.files import read_json, sha256_files
+from flowopd_cli.files import read_json, safetensors_metadata, sha256_files
 from flowopd_cli.manifest import ADAPTER, Base, Parent, is_run, read_manifest
 
 PEFT_CONFIG, DIFFUSERS_WEIGHTS = "adapter_config.json", "pytorch_lora_weights.safetensors"
-BASE_KEY = "base_sha256"
+BASE_KEY, PEFT_WEIGHTS = "base_sha256", "adapter_model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -82,9 +82,9 @@ class AdapterRef:
         if recorded is not None:
             return recorded.sha256
         for folder in self._local_folders():
-            config = folder / PEFT_CONFIG
-            if config.is_file():
-                value = read_json(config, "adapter configuration").get(BASE_KEY)
+            if (folder / PEFT_CONFIG).is_file():
+                value = read_json(folder / PEFT_CONFIG, "adapter configuration").get(BASE_KEY)
+                value = value or safetensors_metadata(folder / PEFT_WEIGHTS).get(BASE_KEY)
                 return str(value) if value else None
         return None
 

@@ -231,7 +231,7 @@ def test_distill_flags_reach_the_recipe(flowopd):
     assert code == 0
     recipe = json.loads(out)["recipe"]
     assert recipe["adapter"]["init"] == "a"
-    assert recipe["routing"]["ocr"] == {"ref": "b", "guidance": 2.0, "weight": 1.0}
+    assert recipe["routing"]["ocr"] == {"ref": "b", "guidance": 2.0}
     assert recipe["anchor"]["ref"] == "c"
     assert recipe["anchor"]["guidance"] == 3.0
     assert recipe["opd"]["estimator"] == "score"
@@ -417,15 +417,18 @@ def test_demo_prints_the_report_or_json(flowopd, monkeypatch):
 
     seen = []
 
-    def run(chain, *, baseline):
-        seen.append((chain.out.name, chain.seed, chain.quick, baseline))
+    def run(chain, *, baseline, ablation):
+        seen.append((chain.out.name, chain.seed, chain.quick, baseline, ablation))
         return {"report": "demo/report.html", "models": {}}
 
     monkeypatch.setattr(demo, "run", run)
     assert flowopd("demo", "--out", "d", "--quick", "--seed", "3")[1] == "demo/report.html\n"
-    assert json.loads(flowopd("demo", "--baseline", "--json")[1]) == {"report": "demo/report.html", "models": {}}
-    assert seen[0] == ("d", 3, True, False)
-    assert seen[1][3] is True
+    assert json.loads(flowopd("demo", "--baseline", "--ablation", "--json")[1]) == {
+        "report": "demo/report.html",
+        "models": {},
+    }
+    assert seen[0] == ("d", 3, True, False, False)
+    assert seen[1][3:] == (True, True)
 
 
 def test_several_processes_run_the_same_command_again(flowopd, monkeypatch):

@@ -26,13 +26,22 @@ def shown(tmp_path_factory):
     before = demo.QUICK
     demo.QUICK = TINY
     try:
-        result = demo.run(demo.Demo(out, run_stage, Silent(), seed=3, quick=True), baseline=True)
+        result = demo.run(demo.Demo(out, run_stage, Silent(), seed=3, quick=True), baseline=True, ablation=True)
     finally:
         demo.QUICK = before
     return out, result
 
 
-MODELS = ["base", "teacher-geneval", "teacher-ocr", "teacher-quality", "grpo-mix", "merge", "student"]
+MODELS = [
+    "base",
+    "teacher-geneval",
+    "teacher-ocr",
+    "teacher-quality",
+    "grpo-mix",
+    "merge",
+    "student",
+    "student-no-anchor",
+]
 
 
 def test_every_model_has_every_suite(shown):

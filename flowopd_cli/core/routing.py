@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from math import ceil
 
 import torch
 from jaxtyping import Int
@@ -10,6 +11,8 @@ from torch import Tensor
 
 from flowopd_cli.core.types import Prompt
 from flowopd_cli.errors import RoutingError
+
+GOLDEN = 0.6180339887498949
 
 
 def route(prompts: Sequence[Prompt], routing: Collection[str]) -> dict[str, Int[Tensor, " b"]]:
@@ -38,24 +41,17 @@ def check_routes(tasks: Iterable[str], routing: Collection[str]) -> None:
 
 
 def task_counts(weights: Mapping[str, float], total: int, iteration: int) -> dict[str, int]:
-    """Split ``total`` groups over tasks in proportion to ``weights``, so that long-run shares are exact.
+    """Split ``total`` groups over tasks in proportion to ``weights``: a function of the iteration alone.
 
-    Task by task the cumulative due number of groups is rounded down, so the count of an iteration is the difference
-    of two such numbers: it depends on the iteration alone, and a resumed run cannot lose its place.
+    ``total`` equally spaced points are laid over the tasks' shares of [0, 1) (systematic sampling), so that no count is
+    more than one off its exact share; their common offset moves by the golden ratio, so that long-run shares are exact.
     """
-    names, whole = list(weights), sum(weights.values())
-    edges = [0.0]
-    for name in names:
-        edges.append(edges[-1] + weights[name] / whole)
-
-    def dealt(groups: int) -> list[int]:
-        return [_before(edge, groups) for edge in edges]
-
-    first, last = dealt(total * iteration), dealt(total * (iteration + 1))
-    taken = [b - a for a, b in zip(first, last, strict=True)]
-    return {name: taken[i + 1] - taken[i] for i, name in enumerate(names)}
-
-
-def _before(edge: float, groups: int) -> int:
-    """How many of ``groups`` groups fall below a share of ``edge``, robust to rounding of the share."""
-    return int(edge * groups + 1e-9)
+    whole, offset = sum(weights.values()), (iteration * GOLDEN) % 1
+    counts, below, edge = {}, 0, 0.0
+    for name, weight in weights.items():
+        edge += weight / whole
+        reached = min(total, max(below, ceil(edge * total - offset - 1e-9)))
+        counts[name] = reached - below
+        below = reached
+    counts[next(reversed(counts))] += total - below
+    return counts

@@ -89,7 +89,7 @@ class Rollout:
     group: Int[Tensor, " B"]
     cond: Conditioning
     trajectory: Trajectory
-    images: Float[Tensor, "B 3 H W"] | None = None
+    images: Float[Tensor, "B 3 Y X"] | None = None
     rewards: RewardResult | None = None
     advantages: Float[Tensor, " B"] | None = None
     target_velocity: Float[Tensor, "B T C H W"] | None = None

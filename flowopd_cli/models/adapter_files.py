@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -25,6 +25,7 @@ CONFIG, PEFT_WEIGHTS, DIFFUSERS_WEIGHTS = (
     "adapter_model.safetensors",
     "pytorch_lora_weights.safetensors",
 )
+BASE_KEY = "base_sha256"
 PEFT_PREFIX, DIFFUSERS_PREFIX = "base_model.model.", "transformer."
 _NAME = re.compile(r"(?P<module>.+)\.lora_(?P<side>A|B)(?:\.[^.]+)?\.weight")
 
@@ -52,6 +53,8 @@ def read_adapter(folder: Path) -> tuple[AdapterConfig, dict[str, LoraFactors]]:
     if (folder / CONFIG).is_file():
         data = _read_config(folder / CONFIG)
         tensors = _read_tensors(folder, PEFT_WEIGHTS, (PEFT_PREFIX, DIFFUSERS_PREFIX))
+        with safe_open(folder / PEFT_WEIGHTS, framework="pt") as file:
+            data = (file.metadata() or {}) | data
         return _config(data, tensors), _factors(folder, tensors, data)
     tensors = _read_tensors(folder, DIFFUSERS_WEIGHTS, (DIFFUSERS_PREFIX,))
     alphas = {name.removesuffix(".alpha"): float(t) for name, t in tensors.items() if name.endswith(".alpha")}
@@ -76,9 +79,8 @@ def write_adapter(folder: Path, factors: Mapping[str, LoraFactors], config: Adap
             alphas[name] = pair.scale * rank
     body = {
         "peft_type": "LORA",
-        "task_type": "",
+        "task_type": None,
         "base_model_name_or_path": config.base or "",
-        "base_sha256": config.base_sha256,
         "r": config.rank,
         "lora_alpha": config.alpha,
         "lora_dropout": 0.0,
@@ -93,7 +95,8 @@ def write_adapter(folder: Path, factors: Mapping[str, LoraFactors], config: Adap
         "modules_to_save": None,
         "fan_in_fan_out": False,
     }
-    _replace(folder / PEFT_WEIGHTS, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
+    metadata = {"format": "pt"} | ({BASE_KEY: config.base_sha256} if config.base_sha256 else {})
+    _replace(folder / PEFT_WEIGHTS, lambda path: save_file(tensors, path, metadata=metadata))
     _replace(folder / CONFIG, lambda path: path.write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8"))
 
 
@@ -151,7 +154,7 @@ def _read_tensors(folder: Path, name: str, prefixes: tuple[str, ...]) -> dict[st
 def _config(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> AdapterConfig:
     targets = data.get("target_modules") or sorted({name.rsplit(".lora_", 1)[0] for name in tensors})
     largest = max((t.shape[0] for name, t in tensors.items() if ".lora_A" in name), default=0)
-    base, sha = data.get("base_model_name_or_path"), data.get("base_sha256")
+    base, sha = data.get("base_model_name_or_path"), data.get(BASE_KEY)
     rank = int(data.get("r") or largest)
     return AdapterConfig(
         rank=rank,

@@ -40,7 +40,13 @@ class AdapterBank:
         return self._active
 
     def add(self, name: str, rank: int, alpha: float, *, seed: int, trainable: bool) -> None:
-        """A fresh adapter: Gaussian A of standard deviation 1 / rank, B zero; a function of ``seed``."""
+        """A fresh adapter: Gaussian A of standard deviation 1 / rank, B zero; a function of ``seed``.
+
+        Raises:
+            ArtifactError: no module of the base is among the targets.
+        """
+        if not any(_ends(module, target) for module, _ in self.transformer.named_modules() for target in self.targets):
+            raise ArtifactError(f"adapter.targets {', '.join(self.targets) or '(none)'}: no such module in this base")
         config = LoraConfig(
             r=rank, lora_alpha=alpha, target_modules=list(self.targets), init_lora_weights=False, lora_dropout=0.0
         )

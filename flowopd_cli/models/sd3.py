@@ -114,7 +114,7 @@ class SD3Model:
             ArtifactError: the scheduler shifts by resolution, which SD3's does not.
         """
         config = self._scheduler.config
-        if config.use_dynamic_shifting:
+        if config.use_dynamic_shifting and shift is None:
             raise ArtifactError(f"{self.folder}: the scheduler shifts by resolution; set sampling.shift to a number")
         return flow_sigmas(steps, config.shift if shift is None else shift)
 

@@ -8,6 +8,7 @@ import torch
 
 from flowopd_cli.core.routing import check_routes
 from flowopd_cli.core.types import Conditioning
+from flowopd_cli.errors import RewardError
 from flowopd_cli.progress import Progress
 from flowopd_cli.recipe import ColdstartRecipe
 from flowopd_cli.run import RunDir
@@ -37,6 +38,8 @@ def run(recipe: ColdstartRecipe, run: RunDir, progress: Progress, *, resume: boo
         latents.append(kept.trajectory.final)
         cond.append(kept.cond)
     data, texts = torch.cat(latents), Conditioning.cat(cond)
+    if not len(data):
+        raise RewardError("none of the teachers' pictures could be scored, so there is nothing to learn from")
 
     def experience(iteration: int):
         rows = collect.sft_rows(

@@ -226,7 +226,7 @@ def _best_rows(rolled: Rollout) -> Rollout:
     best = [
         rows[value[rows].argmax()] for g in rolled.group.unique() if len(rows := (rolled.group == g).nonzero()[:, 0])
     ]
-    rows = torch.stack([row for row in best if value[row] > -torch.inf])
+    rows = torch.tensor([int(row) for row in best if value[row] > -torch.inf], dtype=torch.long)
     trajectory = replace(rolled.trajectory, latents=rolled.trajectory.latents[rows], log_probs=None)
     prompts = tuple(rolled.prompts[i] for i in rows.tolist())
     return Rollout(prompts, rolled.group[rows], rolled.cond[rows], trajectory)
@@ -248,10 +248,8 @@ def reward_figures(rolled: Rollout) -> dict[str, float]:
     result = rolled.rewards
     if result is None:
         return {}
-    figures = {
-        "reward": float(result.total[result.valid].mean()),
-        "reward_std": float(result.total[result.valid].std(correction=0)),
-    }
+    known = result.total[result.valid]
+    figures = {"reward": float(known.mean()), "reward_std": float((known - known.mean()).square().mean().sqrt())}
     figures |= {f"reward/{name}": float(column.nanmean()) for name, column in result.scores.items()}
     figures["invalid"] = float((~result.valid).float().mean())
     figures["flat_groups"] = float(zero_variance_fraction(result.total, rolled.group, result.valid))

@@ -90,12 +90,13 @@ def fit(
         while state.iteration < settings.iterations:
             hooks.on_iteration(learner.iteration(experience, state))
             last = state.iteration == settings.iterations
-            if last or stop() or state.iteration % settings.checkpoint_every == 0:
-                state.capture(model, optimizer)
-                hooks.on_checkpoint(state.iteration, state)
             if hooks.sample_every and (last or state.iteration % hooks.sample_every == 0):
                 hooks.on_sample(state.iteration)
-            if stop() and not last:
+            stopping = stop() and not last
+            if last or stopping or state.iteration % settings.checkpoint_every == 0:
+                state.capture(model, optimizer)
+                hooks.on_checkpoint(state.iteration, state)
+            if stopping:
                 raise Interrupted(f"stopped after iteration {state.iteration} of {settings.iterations}")
     return state
 

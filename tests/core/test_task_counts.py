@@ -15,16 +15,19 @@ def test_counts_by_hand():
     assert task_counts({"a": 1, "b": 1}, 4, 5) == {"a": 2, "b": 2}
 
 
-@given(weights, st.integers(1, 9), st.integers(0, 300))
-def test_an_iteration_always_deals_all_its_groups(shares, total, iteration):
+@given(weights, st.integers(1, 9), st.integers(0, 10**6))
+def test_an_iteration_deals_all_its_groups_each_task_its_share_to_one(shares, total, iteration):
     counts = task_counts(shares, total, iteration)
+    assert list(counts) == list(shares)
     assert sum(counts.values()) == total
-    assert min(counts.values()) >= 0
+    for task, weight in shares.items():
+        assert counts[task] >= 0
+        assert abs(counts[task] - total * weight / sum(shares.values())) < 1 + 1e-6
 
 
-@given(weights, st.integers(1, 9), st.integers(1, 40))
-def test_shares_over_the_whole_run_are_exact_to_one_group(shares, total, iterations):
+@given(weights, st.integers(1, 9), st.integers(100, 1000))
+def test_shares_of_a_whole_run_are_those_asked_for(shares, total, iterations):
     dealt = [task_counts(shares, total, iteration) for iteration in range(iterations)]
     for task, weight in shares.items():
         due = total * iterations * weight / sum(shares.values())
-        assert abs(sum(counts[task] for counts in dealt) - due) < 1 + 1e-6
+        assert abs(sum(counts[task] for counts in dealt) - due) < 3  # groups, of hundreds

@@ -214,6 +214,13 @@ def test_an_adapter_of_another_base_is_refused(trainee):
     assert "new" not in trainee.adapters.names
 
 
+def test_targets_that_match_no_module_are_refused():
+    bank = AdapterBank(nn.Sequential(nn.Linear(3, 4)), ["attn.to_q"])
+    with pytest.raises(ArtifactError, match=r"attn\.to_q"):
+        bank.add("policy", 2, 2.0, seed=0, trainable=True)
+    assert bank.names == ()
+
+
 def test_digests_name_contents(trainee):
     bank = trainee.adapters
     base, policy = bank.digest(None), bank.digest("policy")

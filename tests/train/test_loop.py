@@ -6,7 +6,7 @@ import threading
 
 import pytest
 import torch
-from tiny import TEXTS, labelled, make_draw, make_sampler, randomize
+from tiny import TEXTS, gradients, labelled, make_draw, make_sampler, randomize
 
 from flowopd_cli.core.types import Loss
 from flowopd_cli.errors import Interrupted
@@ -99,6 +99,17 @@ def test_micro_batches_change_nothing(trainee, make_trainee):
     assert len(whole) == len(trainee.adapters.trainable())
     for name, value in whole.items():
         torch.testing.assert_close(split[name], value, atol=1e-6, rtol=1e-4)  # float32 sums in another order
+
+
+@pytest.mark.parametrize("micro", [100, 5])
+def test_the_gradient_is_the_mean_over_all_rows(trainee, make_trainee, micro):
+    updates, _ = experience_of(trainee, micro=micro)(0)
+    objective = opd(trainee, make_sampler(trainee), OPDSettings(beta=0.02))
+    expected = list(gradients(trainee, objective, next(iter(updates))).values())
+    moments = first_moments(make_trainee(), micro)
+    for index, value in enumerate(expected):
+        moment = moments[f"optimizer/{index}/exp_avg"]
+        torch.testing.assert_close(moment, 0.1 * value, atol=1e-8, rtol=1e-3)  # Adam keeps a tenth of the first one
 
 
 @pytest.mark.parametrize("updates", [1, 2])

@@ -1,0 +1,44 @@
+"""The check before an upload: our picture of the published adapter against plain diffusers'."""
+
+from __future__ import annotations
+
+import torch
+
+from flowopd_cli.core.sampler import SeededNoise
+from flowopd_cli.errors import ArtifactError
+from flowopd_cli.models.plain import Request, plain_picture, plain_pipeline
+from flowopd_cli.models.sd3 import SD3Model
+from flowopd_cli.recipe import SD3_TARGETS, PushRecipe
+from flowopd_cli.run import RunDir
+from flowopd_cli.stages import _wiring as wiring
+from flowopd_cli.stages._samples import ode_sampler
+
+
+def verify(source: RunDir, run: RunDir, recipe: PushRecipe) -> float:
+    """Largest difference in [0, 1] between our picture (PEFT form) and plain diffusers' (its own form).
+
+    Raises:
+        ArtifactError: they differ by more than ``push.tolerance``.
+    """
+    spec, push = source.recipe().model, recipe.push
+    model: SD3Model = wiring.load_model(spec, SD3_TARGETS)
+    model.adapters.load("policy", run.hub_dir)
+    noise = SeededNoise((recipe.seed,), model.latent_shape)
+    cond = model.encode([push.verify_prompt])
+    sampler = ode_sampler(model, push.verify_steps, push.verify_guidance)
+    with model.adapters.use("policy"), torch.no_grad():
+        initial = noise.initial().to(model.device)
+        ours = model.decode(sampler.rollout(model.velocity, initial, cond, noise).final).cpu()
+    folder, dtype, device = model.folder, model.dtype, model.device
+    del model
+    pipeline = plain_pipeline(folder, dtype).to(device)
+    request = Request(
+        push.verify_prompt, noise.initial(), push.verify_steps, push.verify_guidance, spec.max_sequence_length
+    )
+    largest = float((plain_picture(pipeline, run.hub_dir, request) - ours).abs().max())
+    if largest > push.tolerance:
+        raise ArtifactError(
+            f"{run.hub_dir}: plain diffusers draws another picture (difference {largest * 255:.1f} of 255, "
+            f"push.tolerance allows {push.tolerance * 255:.1f}); nothing was uploaded"
+        )
+    return largest
