@@ -17,6 +17,7 @@ from flowopd_cli.registry import REWARDS, reward_name
 from flowopd_cli.run import RunDir, is_run
 
 TOY = "toy"
+TEACHERS = {"routing", "teachers"}
 NEEDED = {
     "teacher": {"rewards": "a reward (--reward NAME)", "prompts": "prompts (--prompts SOURCE)"},
     "coldstart": {"teachers": "a teacher (--teacher TASK=REF)", "prompts": "prompts (--set prompts=...)"},
@@ -43,6 +44,8 @@ def resolve(stage: str, common: Common, values: Mapping[str, Any], *, refs: Sequ
         recipes.assign(tree, key, value)
     if "rewards" in given:
         given["rewards"] = _known_rewards(tree.get("rewards"), given["rewards"])
+    for key in TEACHERS & given.keys():
+        given[key] = _known_teachers(tree.get(key), given[key])
     for key, value in given.items():
         recipes.assign(tree, key, value)
     _refuse_missing(stage, tree, common.overrides)
@@ -189,6 +192,12 @@ def _known_rewards(ours: Any, wanted: Sequence[Mapping[str, Any]]) -> list[dict[
     entries = ours if isinstance(ours, list) else []
     recorded = {_short(str(e["name"])): e for e in entries if isinstance(e, dict) and "name" in e}
     return [{**recorded.get(_short(spec["name"]), {}), **spec} for spec in wanted]
+
+
+def _known_teachers(ours: Any, wanted: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The wanted teachers and no others, each with what the starting recipe already says about its task."""
+    recorded = {task: spec for task, spec in ours.items() if isinstance(spec, dict)} if isinstance(ours, dict) else {}
+    return {task: {**recorded.get(task, {}), **spec} for task, spec in wanted.items()}
 
 
 def _refuse_missing(stage: str, tree: Mapping[str, Any], overrides: Sequence[str]) -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 import types
+from pathlib import Path
 
 import pytest
 import yaml
@@ -235,6 +236,18 @@ def test_distill_flags_reach_the_recipe(flowopd):
     assert recipe["anchor"]["ref"] == "c"
     assert recipe["anchor"]["guidance"] == 3.0
     assert recipe["opd"]["estimator"] == "score"
+
+
+def test_a_teacher_flag_names_the_teachers_and_keeps_what_the_recipe_says_of_their_tasks(flowopd):
+    trained("a")
+    Path("mine.yaml").write_text(yaml.safe_dump({"stage": "distill", "model": {"pretrained": "toy"},
+        "prompts": [{"source": "toy:ocr"}], "anchor": {"beta": 0},
+        "routing": {"ocr": {"ref": "old", "guidance": 3}, "geneval": {"ref": "old"}}}))  # fmt: skip
+    argv = ["distill", "--recipe", "mine.yaml", "--dry-run", "--json"]
+    kept = json.loads(flowopd(*argv, "--teacher", "ocr=a")[1])["recipe"]["routing"]
+    assert kept == {"ocr": {"ref": "a", "guidance": 3.0}}
+    said = json.loads(flowopd(*argv, "--teacher", "ocr=a,guidance=2")[1])["recipe"]["routing"]
+    assert said == {"ocr": {"ref": "a", "guidance": 2.0}}
 
 
 def test_merge_and_eval_take_the_base_from_the_runs_they_name(flowopd, stage):
