@@ -40,8 +40,26 @@ def pathwise_kl(policy: GaussianStep, teacher: GaussianStep) -> Float[Tensor, " 
 def sampled_log_ratio(
     teacher: GaussianStep, policy: GaussianStep, next_latents: Float[Tensor, "b C H W"]
 ) -> Float[Tensor, " b"]:
-    """``log pi_T(x'|x) - log pi(x'|x)``, detached: the reward whose policy gradient is minus the gradient of the KL."""
-    return (log_prob(teacher, next_latents) - log_prob(policy, next_latents)).detach()
+    """``log pi_T(x'|x) - log pi(x'|x)`` in nats, over all D dimensions of the step, detached.
+
+    Its policy gradient is minus the gradient of the KL. With a ratio of densities that are means over the dimensions,
+    as :func:`clipped_surrogate` takes them, that is minus the gradient of ``kl(reduce="mean")``, whatever D is; a mean
+    here too would shrink it by D, and MAR would drown it.
+    """
+    return (log_prob(teacher, next_latents, "sum") - log_prob(policy, next_latents, "sum")).detach()
+
+
+def sampled_gain(
+    teacher: GaussianStep, policy: GaussianStep, next_latents: Float[Tensor, "b C H W"], clip: float
+) -> Float[Tensor, " b"]:
+    """:func:`sampled_log_ratio` less its expectation ``-KL``, clipped at ``clip`` standard deviations of the rest.
+
+    What depends on the state alone has no expected policy gradient, so taking it away only takes noise away: what is
+    left is normal with variance ``2 KL`` under the policy.
+    """
+    expected = kl(policy, teacher, "sum").detach()
+    bound = clip * (2 * expected).sqrt()
+    return (sampled_log_ratio(teacher, policy, next_latents) + expected).clamp(-bound, bound)
 
 
 def anchor_penalty(policy: GaussianStep, anchor: GaussianStep, beta: float) -> Float[Tensor, " b"]:

@@ -55,7 +55,8 @@ def opd(model: FlowModel, sampler: Sampler, settings: OPDSettings) -> Objective:
     """On-policy distillation with MAR (Flow-OPD): ``kl(policy, teacher) + beta kl(policy, anchor)`` at each step.
 
     ``pathwise`` differentiates the closed form through the policy's mean. ``score`` is the policy gradient of the
-    sampled, detached log-ratio ``log pi_T(x'|x) - log pi(x'|x)``, with MAR still in closed form.
+    sampled, detached log-ratio ``log pi_T(x'|x) - log pi(x'|x)``, with MAR still in closed form; both have the same
+    expected gradient.
     """
 
     def objective(batch: StepBatch) -> Loss:
@@ -69,8 +70,7 @@ def opd(model: FlowModel, sampler: Sampler, settings: OPDSettings) -> Objective:
             loss = weight * kl
         else:
             new, old = log_prob(step, batch.next_latents), _need(batch.old_log_prob, "old_log_prob")
-            gain = losses.sampled_log_ratio(teacher, step, batch.next_latents)
-            gain = gain.clamp(-settings.adv_clip, settings.adv_clip)
+            gain = losses.sampled_gain(teacher, step, batch.next_latents, settings.adv_clip)
             loss = losses.clipped_surrogate(new, old, weight * gain, settings.clip)
             metrics["clip_fraction"] = losses.clip_fraction(new, old, settings.clip).sum()
         if settings.beta:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from flowopd_cli.core.losses import clipped_surrogate, pathwise_kl, sampled_log_ratio
+from flowopd_cli.core.losses import clipped_surrogate, pathwise_kl, sampled_gain, sampled_log_ratio
 from flowopd_cli.core.steps import kl, log_prob
 from flowopd_cli.core.types import GaussianStep
 
@@ -21,7 +21,7 @@ CLIP = 0.2
 
 
 def step(mean):
-    return GaussianStep(mean, torch.full_like(mean, STD))
+    return GaussianStep(mean, torch.full((len(mean), 1, 1, 1), STD, dtype=torch.float64))
 
 
 def column(value):
@@ -80,3 +80,43 @@ def test_the_closed_form_has_no_noise_and_the_sampled_one_has():
         gradients[name] = mean.grad.flatten()
     assert float(gradients["pathwise"].std()) == pytest.approx(0, abs=1e-12)
     assert float(gradients["score"].std()) > abs(TRUE)
+
+
+def cubature(mean, std):
+    """Draws whose first three moments are the Gaussian's: ``mean ± std sqrt(D)`` along each of the D axes."""
+    dims = mean.numel()
+    axes = math.sqrt(dims) * torch.eye(dims, dtype=torch.float64)
+    return mean + std * torch.cat([axes, -axes]).view(2 * dims, *mean.shape)
+
+
+@pytest.mark.parametrize("baseline", [True, False])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 3, 4), (8, 8, 8)])
+def test_the_estimators_agree_whatever_the_number_of_dimensions(shape, baseline):
+    generator = torch.Generator().manual_seed(1)
+    mean, target = torch.randn(2, *shape, generator=generator, dtype=torch.float64)
+    gradients = []
+    for estimator in ("pathwise", "score"):
+        trained = mean.clone().requires_grad_()
+        drawn = cubature(mean, STD)
+        policy, teacher = step(trained.expand_as(drawn)), step(target.expand_as(drawn))
+        reward = sampled_gain(teacher, policy, drawn, 1e3) if baseline else sampled_log_ratio(teacher, policy, drawn)
+        loss = pathwise_kl(policy, teacher) if estimator == "pathwise" else surrogate(policy, drawn, reward)
+        loss.mean().backward()
+        gradients.append(trained.grad)
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-9, atol=1e-12)
+
+
+def test_the_gain_is_the_log_ratio_without_its_mean_and_has_less_noise():
+    policy, teacher = step(column(MEAN)), step(column(TEACHER))
+    drawn = (MEAN + STD * NODES).view(-1, 1, 1, 1)
+    probability = WEIGHTS / math.sqrt(2 * math.pi)
+    gain = sampled_gain(teacher, policy, drawn, 1e3)
+    assert float((gain * probability).sum()) == pytest.approx(0, abs=1e-12)
+    assert float((gain**2 * probability).sum()) == pytest.approx(2 * float(kl(policy, teacher)[0]), rel=1e-9)
+
+
+def test_the_gain_is_clipped_in_standard_deviations():
+    policy, teacher = step(column(MEAN)), step(column(TEACHER))
+    drawn = (MEAN + STD * NODES).view(-1, 1, 1, 1)
+    bound = 0.5 * math.sqrt(2 * float(kl(policy, teacher)[0]))
+    assert float(sampled_gain(teacher, policy, drawn, 0.5).abs().max()) == pytest.approx(bound)

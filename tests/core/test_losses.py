@@ -116,8 +116,9 @@ def test_sampled_log_ratio_is_detached_and_positive_where_the_teacher_is_likelie
     teacher = step(torch.ones(SHAPE).double())
     ratio = sampled_log_ratio(teacher, step(mean), vector(0.2, 0.8, 1.5).view(3, 1, 1, 1).expand(SHAPE))
     assert not ratio.requires_grad
-    # log-ratio of N(1, 1/4) to N(0, 1/4) at x: (2 x - 1) / (2 / 4)
-    assert ratio.tolist() == pytest.approx([(2 * x - 1) * 2 for x in (0.2, 0.8, 1.5)])
+    # log-ratio of N(1, 1/4) to N(0, 1/4) at x, in each dimension: (2 x - 1) / (2 / 4)
+    dimensions = math.prod(SHAPE[1:])
+    assert ratio.tolist() == pytest.approx([(2 * x - 1) * 2 * dimensions for x in (0.2, 0.8, 1.5)])
 
 
 def test_a_column_that_meets_a_row_is_refused():
