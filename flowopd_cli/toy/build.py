@@ -9,6 +9,7 @@ from pathlib import Path
 
 from flowopd_cli.toy import pipeline as toy_pipeline
 from flowopd_cli.toy import prompts as toy_prompts
+from flowopd_cli.toy.scenes import HABITS, Habits
 from flowopd_cli.toy.train_base import Log, make_pool, train_autoencoder, train_flow
 
 
@@ -26,7 +27,7 @@ def main() -> None:
                 file.write(json.dumps(row) + "\n")
 
     pipe = begin(options, log)
-    pool = make_pool(pipe, options.pool, options.seed)
+    pool = make_pool(pipe, options.pool, options.seed, habits_of(options))
     log("pool", len(pool.latents), {"texts": float(len(pool.tokens))})
     schedule = {"batch": options.batch, "lr": options.lr, "seconds": options.seconds}
     schedule["snapshot"] = lambda: save(pipe, options.out)
@@ -47,9 +48,17 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--pool", type=int, default=120_000)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop the flow training by then")
+    parser.add_argument("--misspelt", type=float, default=HABITS.misspelt, help="probability of a wrong letter")
+    parser.add_argument("--drift", type=int, default=HABITS.drift, help="pixels a code may lie off the middle")
+    parser.add_argument("--codes", type=float, default=HABITS.codes, help="share of codes in the training set")
     parser.add_argument("--autoencoder", type=Path, default=None, help="take the autoencoder of this pipeline")
     parser.add_argument("--start", type=Path, default=None, help="go on from this pipeline instead of a fresh one")
     return parser.parse_args()
+
+
+def habits_of(options: argparse.Namespace) -> Habits:
+    """How the drawer of this training set errs."""
+    return Habits(misspelt=options.misspelt, drift=options.drift, codes=options.codes)
 
 
 def begin(options: argparse.Namespace, log: Log) -> toy_pipeline.StableDiffusion3Pipeline:
@@ -61,7 +70,7 @@ def begin(options: argparse.Namespace, log: Log) -> toy_pipeline.StableDiffusion
     if options.autoencoder:
         pipe.vae = type(pipe.vae).from_pretrained(options.autoencoder / "vae")
     else:
-        train_autoencoder(pipe.vae, options.autoencoder_steps, options.seed, log)
+        train_autoencoder(pipe.vae, options.autoencoder_steps, options.seed, log, habits_of(options))
         save(pipe, options.out)
     return pipe
 

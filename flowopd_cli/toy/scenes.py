@@ -7,37 +7,53 @@ leaves post-training something to do.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from flowopd_cli.core.types import Prompt
 from flowopd_cli.toy.draw import CELLS, GLYPHS, INKS, SHAPES, TEXT_INKS, Code, Picture, Shape, Wear, render
 
-CARELESS = 0.28
-MISSPELT = 0.18
-WORN = 0.60
 Scene = list[Shape | Code]
 
 
-def sample(prompt: Prompt, rng: np.random.Generator, *, careless: float = CARELESS, worn: float = WORN) -> Picture:
-    """One picture for a prompt, with a slip of the drawer's pen at probability ``careless``."""
-    scene = compose(prompt, rng)
+@dataclass(frozen=True)
+class Habits:
+    """How the drawer errs.
+
+    ``careless``: probability of one slip in a composition. ``misspelt``: probability that a letter is a random one.
+    ``worn``: share of worn prints. ``drift``: how many pixels a code may lie above or below the middle. ``codes``:
+    share of the training set that is codes.
+    """
+
+    careless: float = 0.28
+    misspelt: float = 0.18
+    worn: float = 0.60
+    drift: int = 2
+    codes: float = 0.40
+
+
+HABITS = Habits()
+
+
+def sample(prompt: Prompt, rng: np.random.Generator, habits: Habits = HABITS) -> Picture:
+    """One picture for a prompt, as true to it as the drawer's habits are."""
+    scene = compose(prompt, rng, habits.drift)
     if prompt.task == "ocr":
-        scene = [_misspell(scene[0], rng) if careless else scene[0]]
-    elif rng.random() < careless:
+        scene = [_misspell(scene[0], rng, habits.misspelt) if habits.misspelt else scene[0]]
+    elif rng.random() < habits.careless:
         scene = _slip(scene, rng)
     wear = Wear()
-    if rng.random() < worn:
+    if rng.random() < habits.worn:
         wear = Wear(rng.uniform(0, 0.8), rng.uniform(0, 0.5), rng.uniform(0, 1.0))
     return render(scene, wear, rng)
 
 
-def compose(prompt: Prompt, rng: np.random.Generator) -> Scene:
+def compose(prompt: Prompt, rng: np.random.Generator, drift: int = HABITS.drift) -> Scene:
     """A scene that is true to its prompt."""
     if prompt.task == "ocr":
         ink = str(rng.choice(TEXT_INKS))
-        x, y = 16 + int(rng.integers(-1, 2)), 16 + int(rng.integers(-2, 3))
+        x, y = 16 + int(rng.integers(-1, 2)), 16 + int(rng.integers(-drift, drift + 1))
         return [Code(prompt.metadata["target"], ink, x, y)]
     include = prompt.metadata["include"]
     if prompt.metadata["tag"] == "position":
@@ -66,9 +82,9 @@ def _related_cells(relation: str, rng: np.random.Generator) -> list[int]:
     return list(pairs[int(rng.integers(len(pairs)))])
 
 
-def _misspell(code: Shape | Code, rng: np.random.Generator) -> Code:
+def _misspell(code: Shape | Code, rng: np.random.Generator, misspelt: float) -> Code:
     assert isinstance(code, Code)
-    letters = [str(rng.choice(list(GLYPHS))) if rng.random() < MISSPELT else c for c in code.text]
+    letters = [str(rng.choice(list(GLYPHS))) if rng.random() < misspelt else c for c in code.text]
     return replace(code, text="".join(letters))
 
 

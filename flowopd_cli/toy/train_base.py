@@ -18,6 +18,7 @@ from torch import Tensor
 from flowopd_cli.core.types import Prompt
 from flowopd_cli.toy import prompts as toy_prompts
 from flowopd_cli.toy import scenes
+from flowopd_cli.toy.scenes import Habits
 
 Log = Callable[[str, int, dict[str, float]], None]
 SNAPSHOT_EVERY = 1000
@@ -28,7 +29,6 @@ TAG_WEIGHTS = {
     "colors": 0.08,
     "position": 0.12,
     "color_attr": 0.15,
-    "ocr": 0.40,
 }
 
 
@@ -41,11 +41,13 @@ class Pool:
     tokens: Tensor
 
 
-def draw_prompts(count: int, rng: np.random.Generator) -> list[Prompt]:
-    """Training prompts with the tag weights above; the codes are fresh random ones outside the held-out splits."""
+def draw_prompts(count: int, rng: np.random.Generator, codes: float) -> list[Prompt]:
+    """Training prompts: a share of fresh random codes outside the held-out splits, tags by the weights above."""
     by_tag = toy_prompts.train_by_tag()
     held_out = {c for name in ("validation", "test") for c in toy_prompts.codes()[name]}
-    tags = rng.choice(list(TAG_WEIGHTS), size=count, p=list(TAG_WEIGHTS.values()))
+    weights = np.array([*TAG_WEIGHTS.values()])
+    shares = [*(weights / weights.sum() * (1 - codes)), codes]
+    tags = rng.choice([*TAG_WEIGHTS, "ocr"], size=count, p=shares)
     return [_code_prompt(rng, held_out) if tag == "ocr" else _pick(by_tag[tag], rng) for tag in tags]
 
 
@@ -61,17 +63,17 @@ def _code_prompt(rng: np.random.Generator, held_out: set[str]) -> Prompt:
     return Prompt("", f'{sign} "{code}"', "ocr", {"target": code})
 
 
-def pictures(prompts: list[Prompt], rng: np.random.Generator) -> Tensor:
+def pictures(prompts: list[Prompt], rng: np.random.Generator, habits: Habits) -> Tensor:
     """Pictures in [-1, 1], ``(N, 3, 32, 32)``."""
-    stack = np.stack([scenes.sample(p, rng) for p in prompts])
+    stack = np.stack([scenes.sample(p, rng, habits) for p in prompts])
     return torch.from_numpy(stack).permute(0, 3, 1, 2).mul(2).sub(1).contiguous()
 
 
-def train_autoencoder(vae: AutoencoderKL, steps: int, seed: int, log: Log, batch: int = 48) -> None:
+def train_autoencoder(vae: AutoencoderKL, steps: int, seed: int, log: Log, habits: Habits, batch: int = 48) -> None:
     """L1 + MSE reconstruction under latent noise, a weak KL; then the latents are scaled to unit variance."""
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)
-    data = pictures(draw_prompts(24_000, rng), rng)
+    data = pictures(draw_prompts(24_000, rng, habits.codes), rng, habits)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=2e-3, betas=(0.9, 0.95), weight_decay=1e-4)
     vae.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     for step in range(steps):
@@ -94,18 +96,18 @@ def train_autoencoder(vae: AutoencoderKL, steps: int, seed: int, log: Log, batch
 
 
 @torch.no_grad()
-def make_pool(pipeline: StableDiffusion3Pipeline, count: int, seed: int) -> Pool:
+def make_pool(pipeline: StableDiffusion3Pipeline, count: int, seed: int, habits: Habits) -> Pool:
     """Draw and encode the training set once."""
     rng = np.random.default_rng(seed + 1)
     config = pipeline.vae.config
     latents, rows, index, texts = [], [], {}, []
     for start in range(0, count, 1000):
-        prompts = draw_prompts(min(1000, count - start), rng)
+        prompts = draw_prompts(min(1000, count - start), rng, habits.codes)
         for prompt in prompts:
             rows.append(index.setdefault(prompt.text, len(texts)))
             if len(texts) < len(index):
                 texts.append(prompt.text)
-        mean = pipeline.vae.encode(pictures(prompts, rng)).latent_dist.mean
+        mean = pipeline.vae.encode(pictures(prompts, rng, habits)).latent_dist.mean
         latents.append((mean - config.shift_factor) * config.scaling_factor)
     ids = tokenize(pipeline, ["", *texts])
     return Pool(torch.cat(latents), torch.tensor(rows) + 1, ids)

@@ -82,7 +82,7 @@ class TestRapidTextReader:
 
         chosen = prompts.ocr("validation")[:40]
         rng = np.random.default_rng(0)
-        pictures = np.stack([scenes.sample(p, rng, careless=0, worn=0.5) for p in chosen])
+        pictures = np.stack([scenes.sample(p, rng, scenes.Habits(0, 0, 0.5)) for p in chosen])
         return chosen, torch.from_numpy(pictures).permute(0, 3, 1, 2)
 
     def test_it_reads_rendered_codes(self, reader, codes):

@@ -16,7 +16,7 @@ def tensor(*pictures):
 
 def true_pictures(chosen, worn=0.0, seed=0):
     rng = np.random.default_rng(seed)
-    return tensor(*(scenes.sample(p, rng, careless=0, worn=worn) for p in chosen))
+    return tensor(*(scenes.sample(p, rng, scenes.Habits(0, 0, worn)) for p in chosen))
 
 
 @pytest.mark.parametrize(("worn", "least"), [(0.0, 0.97), (1.0, 0.6)])
@@ -47,7 +47,7 @@ def test_an_empty_sheet_has_no_objects_and_no_quality():
 def test_a_careless_drawer_makes_mistakes():
     chosen = prompts.geneval("validation")
     rng = np.random.default_rng(0)
-    pictures = tensor(*(scenes.sample(p, rng, careless=1.0, worn=0) for p in chosen))
+    pictures = tensor(*(scenes.sample(p, rng, scenes.Habits(1.0, 0.18, 0)) for p in chosen))
     assert rewards.geneval()(pictures, chosen).scores["official"].mean() < 0.5
 
 
