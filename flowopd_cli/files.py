@@ -6,9 +6,11 @@ import hashlib
 import json
 import math
 import os
+import secrets
 import shutil
 import socket
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -138,19 +140,15 @@ class Lock:
         """
         if self.held:
             return
-        content = json.dumps({"pid": os.getpid(), "birth": _birth(os.getpid()), "host": socket.gethostname()})
-        for _ in range(2):
-            try:
-                descriptor = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-            except FileExistsError:
-                self._refuse_living_owner()
-                self.path.unlink(missing_ok=True)
-                continue
-            with os.fdopen(descriptor, "w") as handle:
-                handle.write(content)
-            self.held = True
-            return
-        raise ArtifactError(f"{self.path.parent}: another process is taking this run; choose another --out")
+        owner = {"pid": os.getpid(), "birth": _birth(os.getpid()), "host": socket.gethostname()}
+        draft = self.path.with_name(f"{self.path.name}.{secrets.token_hex(8)}.part")
+        draft.write_text(json.dumps(owner), encoding="utf-8")
+        try:
+            self.held = _take(draft, self.path) or self._take_over(draft)
+        finally:
+            draft.unlink(missing_ok=True)
+        if not self.held:
+            raise ArtifactError(f"{self.path.parent}: another process is taking this run; choose another --out")
 
     def release(self) -> None:
         """Give the lock back, if it is held here."""
@@ -158,11 +156,23 @@ class Lock:
             self.path.unlink(missing_ok=True)
             self.held = False
 
-    def _refuse_living_owner(self) -> None:
+    def _take_over(self, draft: Path) -> bool:
+        """Replace a dead owner's lock; false when another process was quicker.
+
+        Raises:
+            ArtifactError: the owner is alive, or on another machine.
+        """
+        with _one_at_a_time(self.path.parent):
+            with suppress(FileNotFoundError):
+                self._refuse_living_owner(self.path.read_bytes())
+                self.path.unlink()
+            return _take(draft, self.path)
+
+    def _refuse_living_owner(self, content: bytes) -> None:
         try:
-            owner = json.loads(self.path.read_text(encoding="utf-8"))
+            owner = json.loads(content)
             pid, birth, host = int(owner["pid"]), owner["birth"], owner["host"]
-        except (OSError, ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError):
             return
         elsewhere = host != socket.gethostname()
         if elsewhere or (_alive(pid) and (birth is None or birth == _birth(pid))):
@@ -170,6 +180,42 @@ class Lock:
                 f"{self.path.parent}: process {pid} on {host} is writing this run; wait for it, choose another --out, "
                 f"or, if it is gone, delete {self.path}"
             )
+
+
+def _take(draft: Path, path: Path) -> bool:
+    """Give the finished file ``draft`` the name ``path`` as well; false where that name is taken."""
+    try:
+        os.link(draft, path)
+    except FileExistsError:
+        return False
+    except OSError:  # no hard links on this file system
+        return _create(path, draft.read_bytes())
+    return True
+
+
+def _create(path: Path, content: bytes) -> bool:
+    try:
+        with path.open("xb") as handle:
+            handle.write(content)
+    except FileExistsError:
+        return False
+    return True
+
+
+@contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """Hold the system's lock on a folder, which ends with the process, where the system has one."""
+    descriptor = None
+    with suppress(ImportError, OSError):
+        import fcntl
+
+        descriptor = os.open(folder, os.O_RDONLY)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 def _alive(pid: int) -> bool:

@@ -3,6 +3,8 @@
 import json
 import os
 import socket
+import threading
+from contextlib import suppress
 
 import pytest
 
@@ -213,6 +215,49 @@ def test_a_reused_process_number_is_not_its_old_owner(tmp_path):
     lock = Lock(path)
     lock.acquire()
     assert lock.held
+
+
+def rivals(path, count=8):
+    """How many of several threads that start together take a lock."""
+    start, held = threading.Barrier(count), []
+
+    def take():
+        lock = Lock(path)
+        start.wait()
+        with suppress(ArtifactError):
+            lock.acquire()
+            held.append(lock)
+
+    threads = [threading.Thread(target=take) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return len(held)
+
+
+@pytest.mark.parametrize("left_behind", [None, {"pid": 2**22 + 1, "birth": "0", "host": socket.gethostname()}])
+def test_of_rivals_one_takes_the_lock(tmp_path, left_behind):
+    for attempt in range(30):
+        path = tmp_path / str(attempt) / ".lock"
+        path.parent.mkdir()
+        if left_behind:
+            path.write_text(json.dumps(left_behind), encoding="utf-8")
+        assert rivals(path) == 1
+        assert [file.name for file in path.parent.iterdir()] == [".lock"]
+
+
+def test_a_lock_needs_no_hard_links(tmp_path, monkeypatch):
+    def refuse(*names):
+        raise PermissionError("no links here")
+
+    monkeypatch.setattr("os.link", refuse)
+    first, second = Lock(tmp_path / ".lock"), Lock(tmp_path / ".lock")
+    first.acquire()
+    with pytest.raises(ArtifactError, match="is writing this run"):
+        second.acquire()
+    first.release()
+    second.acquire()
 
 
 def test_a_lock_of_another_machine_is_respected(tmp_path):
