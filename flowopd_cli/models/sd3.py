@@ -17,10 +17,10 @@ from flowopd_cli.core.schedule import flow_sigmas
 from flowopd_cli.core.types import Conditioning
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.models.adapters import AdapterBank
+from flowopd_cli.models.devices import pick_dtype, take_device
 from flowopd_cli.models.plain import absent_t5
 from flowopd_cli.models.quiet import hush
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ENCODE_BATCH = 64
 TRAIN_TIMESTEPS = 1000
 WHOLE_FILE_BYTES = 64 * 1024**2
@@ -65,21 +65,16 @@ class SD3Model:
         max_sequence_length: int = 128,
         targets: Sequence[str] = (),
     ) -> SD3Model:
-        """Load a folder or Hub id; ``auto`` is bfloat16 on CUDA and float32 elsewhere.
+        """Load a folder or Hub id; for ``auto`` see :mod:`flowopd_cli.models.devices`.
 
         Raises:
             ArtifactError: nothing there, not an SD3 pipeline, no such device, or it cannot be fetched.
         """
-        place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-        if place.type == "cuda" and not torch.cuda.is_available():
-            raise ArtifactError(
-                f"model.device is {device}, but PyTorch sees no CUDA device: use --set model.device=cpu"
-            )
-        precision = (torch.bfloat16 if place.type == "cuda" else torch.float32) if dtype == "auto" else DTYPES[dtype]
+        place = take_device(device)
         folder = locate(pretrained, revision)
         return cls(
             folder,
-            dtype=precision,
+            dtype=pick_dtype(dtype, place),
             device=place,
             resolution=resolution,
             max_sequence_length=max_sequence_length,
@@ -95,15 +90,22 @@ class SD3Model:
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        """``(C, H, W)`` at the chosen resolution, or at the transformer's own sample size."""
+        """``(C, H, W)`` at the chosen resolution, or at the transformer's own sample size.
+
+        Raises:
+            ArtifactError: the resolution is between two patches, or beyond the largest that the base has positions for.
+        """
         config = self.transformer.config
         side = config.sample_size
         if self._resolution is not None:
             factor = 2 ** (len(self._vae_config()["block_out_channels"]) - 1)
-            side = self._resolution // factor
-            if self._resolution % (factor * config.patch_size):
+            side, patch = self._resolution // factor, factor * config.patch_size
+            if self._resolution % patch:
+                raise ArtifactError(f"model.resolution {self._resolution} is not a multiple of {patch} pixels")
+            if self._resolution > patch * config.pos_embed_max_size:
                 raise ArtifactError(
-                    f"model.resolution {self._resolution} is not a multiple of {factor * config.patch_size} pixels"
+                    f"model.resolution {self._resolution}: this base has positions for at most "
+                    f"{patch * config.pos_embed_max_size} pixels, so lower it"
                 )
         return config.in_channels, side, side
 
@@ -120,7 +122,11 @@ class SD3Model:
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> Conditioning:
-        """Rows of embeddings as the pipeline's own ``encode_prompt`` makes them; each distinct text is encoded once."""
+        """Rows of embeddings as the pipeline's own ``encode_prompt`` makes them, on the model's device.
+
+        Each distinct text is encoded once and kept in the host's memory: ``(77 + max_sequence_length) * 4096`` numbers
+        for SD3's embeddings, 1.7 MB a text at 128 tokens in bfloat16.
+        """
         new = [text for text in dict.fromkeys(["", *texts]) if text not in self._cache]
         for start in range(0, len(new), ENCODE_BATCH):
             part = new[start : start + ENCODE_BATCH]
@@ -132,14 +138,14 @@ class SD3Model:
                 do_classifier_free_guidance=False,
                 max_sequence_length=self.max_sequence_length,
             )
-            rows = zip(part, embeds.to(self.dtype), pooled.to(self.dtype), strict=True)
+            rows = zip(part, embeds.to("cpu", self.dtype), pooled.to("cpu", self.dtype), strict=True)
             self._cache |= {text: (e.clone(), p.clone()) for text, e, p in rows}
         empty, rows = self._cache[""], [self._cache[text] for text in texts]
         return Conditioning(
-            embeds=torch.stack([e for e, _ in rows]),
-            pooled=torch.stack([p for _, p in rows]),
-            neg_embeds=empty[0].expand(len(texts), -1, -1),
-            neg_pooled=empty[1].expand(len(texts), -1),
+            embeds=torch.stack([e for e, _ in rows]).to(self.device),
+            pooled=torch.stack([p for _, p in rows]).to(self.device),
+            neg_embeds=empty[0].to(self.device).expand(len(texts), -1, -1),
+            neg_pooled=empty[1].to(self.device).expand(len(texts), -1),
         )
 
     def release_encoders(self) -> None:

@@ -117,6 +117,15 @@ def test_a_text_is_encoded_once(model, monkeypatch):
     assert torch.equal(first.embeds[0], first.embeds[2])
 
 
+def test_texts_are_kept_in_the_hosts_memory_and_rows_come_on_the_models_device(model):
+    model.encode(TEXTS)
+    model.release_encoders()
+    model.device = torch.device("meta")
+    cond = model.encode(TEXTS)
+    assert {part.device.type for pair in model._cache.values() for part in pair} == {"cpu"}
+    assert {getattr(cond, name).device.type for name in ("embeds", "pooled", "neg_embeds", "neg_pooled")} == {"meta"}
+
+
 def test_released_encoders_are_not_needed_for_known_texts(model):
     before = model.encode(TEXTS)
     model.release_encoders()
@@ -159,6 +168,13 @@ def test_latents_follow_the_resolution(pipeline_folder, resolution, shape):
 def test_a_resolution_between_patches_is_refused(pipeline_folder):
     with pytest.raises(ArtifactError, match=r"model\.resolution 6 is not a multiple of 4"):
         _ = load(pipeline_folder, resolution=6).latent_shape
+
+
+def test_a_resolution_beyond_the_positions_of_the_base_is_refused(pipeline_folder):
+    with pytest.raises(
+        ArtifactError, match=r"model\.resolution 20: this base has positions for at most 16 pixels, so lower it"
+    ):
+        _ = load(pipeline_folder, resolution=20).latent_shape
 
 
 def test_sigmas_take_the_schedulers_shift_unless_another_is_given(model):
@@ -222,9 +238,3 @@ def test_a_failed_download_is_one_line_with_the_way_out(monkeypatch):
     monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
     with pytest.raises(ArtifactError, match=r"owner/name: cannot be fetched \(no network\)"):
         load("owner/name")
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here")
-def test_a_cuda_device_that_is_not_there_is_refused(pipeline_folder):
-    with pytest.raises(ArtifactError, match=r"PyTorch sees no CUDA device: use --set model\.device=cpu"):
-        load(pipeline_folder, device="cuda")

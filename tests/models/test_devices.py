@@ -1,0 +1,69 @@
+"""Which device a process takes, with and without a launcher; no GPU is needed to know."""
+
+import pytest
+import torch
+
+from flowopd_cli.errors import ArtifactError
+from flowopd_cli.models import devices
+from flowopd_cli.models.devices import pick_device, pick_dtype, take_device
+
+
+@pytest.mark.parametrize(
+    ("wanted", "cuda", "environment", "expected"),
+    [
+        ("auto", 0, {}, "cpu"),
+        ("auto", 2, {}, "cuda:0"),
+        ("cuda", 2, {}, "cuda:0"),
+        ("cuda:1", 2, {}, "cuda:1"),
+        ("cpu", 2, {"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}, "cpu"),
+        ("auto", 0, {"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}, "cpu"),
+        ("auto", 4, {"LOCAL_RANK": "3", "LOCAL_WORLD_SIZE": "4"}, "cuda:3"),
+        ("cuda", 4, {"LOCAL_RANK": "2", "LOCAL_WORLD_SIZE": "4"}, "cuda:2"),
+        ("cuda:1", 4, {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}, "cuda:1"),
+    ],
+)
+def test_each_copy_takes_the_device_of_its_number(wanted, cuda, environment, expected):
+    assert pick_device(wanted, cuda, environment) == torch.device(expected)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "cuda", "environment", "words"),
+    [
+        ("gpu", 1, {}, "model.device 'gpu' is no device of PyTorch here: use auto, cpu, cuda or cuda:N"),
+        ("meta", 1, {}, "is no device of PyTorch here"),
+        ("", 1, {}, "is no device of PyTorch here"),
+        ("cuda", 0, {}, "PyTorch sees no CUDA device: use --set model.device=cpu"),
+        ("cuda:2", 2, {}, "there is no CUDA device 2 here, their number is 2"),
+        ("auto", 1, {"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}, "there is no CUDA device 1 here"),
+        ("cuda:0", 2, {"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}, "is one device for 2 processes"),
+    ],
+)
+def test_a_device_that_is_not_there_is_refused(wanted, cuda, environment, words):
+    with pytest.raises(ArtifactError) as refused:
+        pick_device(wanted, cuda, environment)
+    assert words in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_cuda_device_becomes_the_current_one_before_anything_is_loaded(monkeypatch):
+    taken = []
+    monkeypatch.setattr(devices.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(devices.torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(devices.torch.cuda, "set_device", taken.append)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert take_device("cpu") == torch.device("cpu")
+    assert take_device("auto") == torch.device("cuda:1")
+    assert taken == [torch.device("cuda:1")]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "device", "expected"),
+    [
+        ("auto", "cpu", torch.float32),
+        ("auto", "cuda:1", torch.bfloat16),
+        ("float32", "cuda", torch.float32),
+        ("float16", "cpu", torch.float16),
+    ],
+)
+def test_automatic_precision_is_half_on_cuda_alone(wanted, device, expected):
+    assert pick_dtype(wanted, torch.device(device)) == expected
