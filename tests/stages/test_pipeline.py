@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from flowopd_cli import recipe as recipes
@@ -152,6 +153,24 @@ def test_push_writes_both_forms_and_a_card(world, tmp_path):
     assert "| base |" in card
     assert "| this model |" in card
     assert "teacher_ocr" in card
+
+
+def test_a_run_in_half_precision_can_be_pushed(tmp_path):
+    trained, _ = perform(tmp_path / "t", "toy/teacher-quality", *SMALL, *LORA, "model.dtype=bfloat16")
+    assert trained.rows()[-1]["grad_norm"] > 0
+    built = recipes.build({"stage": "push", "run": str(trained.path)})
+    result = run_stage(built, RunDir.create(tmp_path / "p", "push"), Silent(), dry_run=True)
+    assert result["metrics"]["difference"] <= 2 / 255
+
+
+def test_a_push_that_does_not_fit_in_memory_names_the_way_out(world, tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("flowopd_cli.stages._verify.plain_pipeline", full)
+    built = recipes.build({"stage": "push", "run": str(world["student"].path)})
+    with pytest.raises(ArtifactError, match=r"--set model\.device=cpu"):
+        run_stage(built, RunDir.create(tmp_path / "p", "push"), Silent(), dry_run=True)
 
 
 def test_push_without_a_repository_is_refused(world, tmp_path):
