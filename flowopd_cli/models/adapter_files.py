@@ -65,7 +65,11 @@ def read_adapter(folder: Path) -> tuple[AdapterConfig, dict[str, LoraFactors]]:
 
 
 def write_adapter(folder: Path, factors: Mapping[str, LoraFactors], config: AdapterConfig) -> None:
-    """Write the PEFT form: each file to a temporary name, then renamed into place."""
+    """Write the PEFT form: each file to a temporary name, then renamed into place.
+
+    There is no ``task_type``: the Hub wants a string or nothing, and each of PEFT's strings is a wrapper for language
+    models, which hands a transformer of pictures arguments that it does not take.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, Tensor] = {}
     ranks, alphas = {}, {}
@@ -79,7 +83,6 @@ def write_adapter(folder: Path, factors: Mapping[str, LoraFactors], config: Adap
             alphas[name] = pair.scale * rank
     body = {
         "peft_type": "LORA",
-        "task_type": None,
         "base_model_name_or_path": config.base or "",
         "r": config.rank,
         "lora_alpha": config.alpha,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from flowopd_cli.recipe import PushRecipe
 from flowopd_cli.refs import AdapterRef
 from flowopd_cli.run import RunDir
 from flowopd_cli.stages import _wiring as wiring
+from flowopd_cli.stages._public import copy_evaluation, public_manifest, public_name, public_recipe
 from flowopd_cli.stages._verify import verify
 
 
@@ -30,7 +32,8 @@ def run(
     adapter = reference.resolve()
     assert adapter is not None, "a run is never the base"
     config, factors = read_adapter(adapter)
-    write_adapter(run.hub_dir, factors, config)
+    name = public_name(config.base) if config.base else None
+    write_adapter(run.hub_dir, factors, replace(config, base=name))
     write_diffusers(run.hub_dir, factors)
     run.set_parents([reference.parent("pushed")])
     fill(recipe, source, run)
@@ -47,23 +50,23 @@ def run(
 
 
 def fill(recipe: PushRecipe, source: RunDir, run: RunDir) -> None:
-    """Card, recipe, evaluations and pictures beside the weights."""
+    """Card, recipe, evaluations and pictures beside the weights, without local paths."""
     found = cards.evaluations(source, recipe.push.evaluations)
     own = next((e for e in found if e.of == "this model"), None)
     picture = None
     if own is not None:
-        shutil.copytree(own.run.eval_dir, run.hub_dir / own.run.eval_dir.name, dirs_exist_ok=True)
+        copy_evaluation(own.run.eval_dir, run.hub_dir / own.run.eval_dir.name)
         drawn = own.run.image_file("eval")
         if drawn.is_file():
             picture = drawn.name
             shutil.copy(drawn, run.hub_dir / picture)
-    shutil.copy(source.recipe_file, run.hub_dir)
+    (run.hub_dir / source.recipe_file.name).write_text(public_recipe(source.recipe()), encoding="utf-8")
     repo = recipe.push.repo or run.hub_dir.name
     spec = source.recipe().model
     without_t5 = bool(absent_t5(locate(wiring.pretrained(spec), spec.revision)))
     card = cards.Card(
         title=repo.rsplit("/")[-1],
-        manifest=source.manifest(),
+        manifest=public_manifest(source.manifest()),
         evaluations=found,
         repo=repo,
         license=recipe.push.license,

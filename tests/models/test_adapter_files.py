@@ -59,6 +59,13 @@ def test_the_configuration_is_one_that_peft_reads(written):
     config = LoraConfig.from_pretrained(written)
     assert (config.r, config.lora_alpha, config.target_modules) == (4, 8.0, {"to_q", "to_k"})
     assert config.base_model_name_or_path == "owner/base"
+    assert config.task_type is None
+
+
+def test_the_hub_finds_strings_where_it_wants_them(written):
+    config = json.loads((written / "adapter_config.json").read_text())
+    assert isinstance(config.get("task_type", ""), str)
+    assert isinstance(config["base_model_name_or_path"], str)
 
 
 def test_peft_itself_loads_the_adapter_and_gives_the_same_velocities(trainee, pipeline_folder, tmp_path):

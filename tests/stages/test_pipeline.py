@@ -1,17 +1,21 @@
 """The six stages in a chain on the toy base, as small as they get: every file that a user would look for is there."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+import flowopd_cli
 from flowopd_cli import recipe as recipes
 from flowopd_cli.errors import ArtifactError, FlowOPDError, Interrupted, PromptError, RecipeError, RewardError
 from flowopd_cli.execute import run_stage
 from flowopd_cli.progress import Silent
 from flowopd_cli.run import RunDir
 
+TOY = Path(flowopd_cli.__file__).parent / "toy" / "weights"
 SMALL = ("train.iterations=2", "train.groups=2", "train.group_size=2", "train.checkpoint_every=1", "sampling.steps=3")
 LORA = ("adapter.rank=4", "adapter.targets=[attn.to_q, attn.to_v]")
 EVAL = ("eval.limit=4", "eval.images=2", "eval.steps=2", "eval.split=validation")
@@ -155,12 +159,39 @@ def test_push_writes_both_forms_and_a_card(world, tmp_path):
     assert "teacher_ocr" in card
 
 
-def test_a_run_in_half_precision_can_be_pushed(tmp_path):
-    trained, _ = perform(tmp_path / "t", "toy/teacher-quality", *SMALL, *LORA, "model.dtype=bfloat16")
-    assert trained.rows()[-1]["grad_norm"] > 0
-    built = recipes.build({"stage": "push", "run": str(trained.path)})
-    result = run_stage(built, RunDir.create(tmp_path / "p", "push"), Silent(), dry_run=True)
+@pytest.fixture(scope="module")
+def abroad(tmp_path_factory):
+    """A teacher on a base in a local folder, in half precision, from one of the world's; its evaluation; its push."""
+    root = tmp_path_factory.mktemp("home-of-somebody")
+    base = str(shutil.copytree(TOY, root / "my-base"))
+    trained, _ = perform(
+        root / "t", "toy/teacher-quality", *SMALL, *LORA, "model.dtype=bfloat16", model__pretrained=base
+    )
+    scored, _ = perform(
+        root / "e", "toy/eval", *EVAL, "eval.suites=[quality]", adapter=str(trained.path), model__pretrained=base
+    )
+    push = {"stage": "push", "run": str(trained.path), "push": {"evaluations": [str(scored.path)]}}
+    run = RunDir.create(root / "p", "push")
+    result = run_stage(recipes.build(push), run, Silent(), dry_run=True)
+    return root, run, result
+
+
+def test_a_run_in_half_precision_can_be_pushed(abroad):
+    _, _, result = abroad
     assert result["metrics"]["difference"] <= 2 / 255
+
+
+def test_what_is_published_says_nothing_of_the_machine(abroad):
+    root, run, _ = abroad
+    texts = {
+        path.name: path.read_bytes().decode("utf-8", "replace") for path in run.hub_dir.rglob("*") if path.is_file()
+    }
+    assert {"adapter_config.json", "README.md", "recipe.yaml"} <= texts.keys()
+    assert any('"model": "my-base"' in text for name, text in texts.items() if name.endswith("quality.json"))
+    assert [name for name, text in texts.items() if str(root) in text] == []
+    assert json.loads(texts["adapter_config.json"])["base_model_name_or_path"] == "my-base"
+    assert recipes.load(run.hub_dir / "recipe.yaml").model.pretrained == "my-base"
+    assert "A LoRA for `my-base`" in texts["README.md"]
 
 
 def test_a_push_that_does_not_fit_in_memory_names_the_way_out(world, tmp_path, monkeypatch):
