@@ -60,7 +60,7 @@ class Registry:
     def check(self, name: str) -> None:
         """Refuse a name that ``load`` could not find, importing nothing of it."""
         module = self.target(name).partition(":")[0]
-        _here_on_path()
+        self._reach(name)
         if importlib.util.find_spec(module.partition(".")[0]) is None:
             raise self._error(f"{self.kind} {name!r}: there is no module {module.partition('.')[0]!r} to import")
 
@@ -71,7 +71,7 @@ class Registry:
             FlowOPDError: the name is unknown, or its module or attribute is missing.
         """
         module, _, attribute = self.target(name).partition(":")
-        _here_on_path()
+        self._reach(name)
         try:
             found: Any = importlib.import_module(module)
             for part in attribute.split("."):
@@ -79,6 +79,12 @@ class Registry:
         except (ImportError, AttributeError) as error:
             raise self._error(f"{self.kind} {name!r} cannot be loaded from {module}:{attribute} ({error})") from error
         return found
+
+    def _reach(self, name: str) -> None:
+        """Make a module of the working directory importable, after all that is installed, if the user named one."""
+        here = os.getcwd()
+        if name not in self._table() and here not in sys.path and "" not in sys.path:
+            sys.path.append(here)
 
     def _table(self) -> dict[str, str]:
         if self._plugins is None:
@@ -95,12 +101,6 @@ class Registry:
                 )
             plugins[point.name] = point.value
         return plugins
-
-
-def _here_on_path() -> None:
-    """Make modules of the working directory importable, as ``python -m`` does."""
-    if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.insert(0, os.getcwd())
 
 
 MODELS = Registry("model", {"sd3": "flowopd_cli.models.sd3:SD3Model"})
@@ -128,9 +128,9 @@ PROMPTS = Registry(
 SUITES = Registry(
     "suite",
     {
-        "geneval": "flowopd_cli.toy.suites:geneval",
-        "ocr": "flowopd_cli.toy.suites:ocr",
-        "quality": "flowopd_cli.toy.suites:quality",
+        "toy-geneval": "flowopd_cli.toy.suites:geneval",
+        "toy-ocr": "flowopd_cli.toy.suites:ocr",
+        "toy-quality": "flowopd_cli.toy.suites:quality",
     },
 )
 KINDS: Mapping[str, Registry] = {r.kind: r for r in (MODELS, BASES, REWARDS, PROMPTS, SUITES)}
@@ -145,5 +145,14 @@ PROMPT_TASKS: Mapping[str, tuple[str, ...]] = {
 
 def reward_name(name: str, base: str) -> str:
     """The registry's name for a reward: on the base ``toy``, ``geneval`` means ``toy-geneval``."""
+    return _on_base(REWARDS, name, base)
+
+
+def suite_name(name: str, base: str) -> str:
+    """The registry's name for a suite: on the base ``toy``, ``geneval`` means ``toy-geneval``."""
+    return _on_base(SUITES, name, base)
+
+
+def _on_base(registry: Registry, name: str, base: str) -> str:
     prefixed = f"{base}-{name}"
-    return prefixed if base in BASES.names() and prefixed in REWARDS.names() else name
+    return prefixed if base in BASES.names() and prefixed in registry.names() else name

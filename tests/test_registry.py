@@ -7,7 +7,7 @@ import pytest
 
 from flowopd_cli import registry
 from flowopd_cli.errors import RecipeError, RewardError
-from flowopd_cli.registry import Registry, reward_name
+from flowopd_cli.registry import Registry, reward_name, suite_name
 
 
 def plugins(monkeypatch, *points):
@@ -49,6 +49,20 @@ def test_own_reward_from_the_working_directory(monkeypatch, tmp_path):
         registry.REWARDS.check("my_absent_module:f")
 
 
+def test_the_working_directory_hides_nothing_that_is_installed(monkeypatch, tmp_path):
+    (tmp_path / "colorsys.py").write_text("raise SystemExit('the wrong one')\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry != ""])
+    before = list(sys.path)
+    monkeypatch.delitem(sys.modules, "colorsys", raising=False)
+    table = Registry("thing", {"hue": "colorsys:rgb_to_hsv"}, open_ended=True)
+    table.check("hue")
+    assert callable(table.load("hue"))
+    assert sys.path == before
+    assert callable(table.load("colorsys:rgb_to_hls"))
+    assert sys.path == [*before, str(tmp_path)]
+
+
 def test_only_rewards_are_open_ended():
     with pytest.raises(RecipeError, match=r"no suite 'a\.b:c'"):
         registry.SUITES.target("a.b:c")
@@ -74,6 +88,14 @@ def test_toy_alias_of_rewards():
     assert reward_name("toy-ocr", "toy") == "toy-ocr"
     assert reward_name("my.module:f", "toy") == "my.module:f"
     assert reward_name("geneval", "stabilityai/stable-diffusion-3.5-medium") == "geneval"
+
+
+def test_toy_alias_of_suites():
+    assert suite_name("geneval", "toy") == "toy-geneval"
+    assert suite_name("toy-ocr", "toy") == "toy-ocr"
+    assert suite_name("geneval", "stabilityai/stable-diffusion-3.5-medium") == "geneval"
+    with pytest.raises(RecipeError, match="no suite 'geneval'"):
+        registry.SUITES.target("geneval")
 
 
 def test_every_shipped_prompt_source_says_its_tasks():
