@@ -47,7 +47,7 @@ class Weighted:
 
 
 class RewardMix:
-    """Weighted sum of rewards, each asked only about the prompts of its task.
+    """Weighted sum of rewards, each asked only about the prompts of its task; where lower is better, its negative.
 
     A picture is invalid when any reward that applies to it says so, or when none applies.
     """
@@ -80,7 +80,8 @@ class RewardMix:
                 continue
             index = torch.tensor(rows)
             result = part.reward(images[index.to(images.device)], [prompts[i] for i in rows])
-            total[index] += part.weight * torch.where(result.valid, result.total, 0.0)
+            sign = 1.0 if part.reward.info.higher_is_better else -1.0
+            total[index] += sign * part.weight * torch.where(result.valid, result.total, 0.0)
             asked[index] = True
             valid[index] &= result.valid
             for name, column in _named(part.reward.info.name, result).items():

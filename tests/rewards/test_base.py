@@ -41,6 +41,14 @@ def test_weights_add_up_and_tasks_are_asked_apart():
     assert result.details[1] == {"two": {"by": "two"}}
 
 
+def test_a_reward_whose_lower_is_better_counts_against():
+    worse = Constant("error", 0.25)
+    worse.info = RewardInfo("error", "none", 0, 1, higher_is_better=False)
+    result = RewardMix([Weighted(Constant("one", 1.0)), Weighted(worse, 2.0)])(torch.zeros(2, 3, 4, 4), [A, B])
+    assert result.total.tolist() == [0.5, 0.5]
+    assert result.scores["error"].tolist() == [0.25, 0.25]
+
+
 def test_one_invalid_score_makes_the_picture_invalid():
     mix = RewardMix([Weighted(Constant("one", 1.0)), Weighted(Constant("two", 1.0, valid=False), task="b")])
     result = mix(torch.zeros(2, 3, 4, 4), [A, B])
