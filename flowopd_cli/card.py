@@ -4,35 +4,51 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
 import yaml
 
-from flowopd_cli.errors import ArtifactError
-from flowopd_cli.manifest import Manifest, is_run
+from flowopd_cli.errors import ArtifactError, FlowOPDError
+from flowopd_cli.manifest import Base, Manifest, is_run
+from flowopd_cli.recipe import EvalRecipe
 from flowopd_cli.refs import AdapterRef
 from flowopd_cli.registry import BASES
 from flowopd_cli.run import RunDir
 
-LICENSES = {
-    "toy": {"license": "apache-2.0"},
-    "stabilityai/": {
+STABILITY = ("stable-diffusion-3.5-medium", "stable-diffusion-3.5-large", "stable-diffusion-3.5-large-turbo")
+LICENSES = {"toy": {"license": "apache-2.0"}} | {
+    f"stabilityai/{name}": {
         "license": "other",
         "license_name": "stabilityai-ai-community",
-        "license_link": "https://huggingface.co/stabilityai/stable-diffusion-3.5-medium/blob/main/LICENSE.md",
-    },
+        "license_link": f"https://huggingface.co/stabilityai/{name}/blob/main/LICENSE.md",
+    }
+    for name in STABILITY
 }
 FIGURES = ("mean", "stderr", "n")
+PROTOCOL = ("split", "limit", "images", "steps", "guidance", "seed")
+BASE, MODEL = "base", "this model"
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One evaluation run of this model or of its base: suite to mean, standard error, number of pictures."""
+    """One evaluation run of this model or of its base: each suite's figures and version, and how pictures were made."""
 
     of: str
     run: RunDir
     suites: dict[str, dict[str, Any]]
+    versions: dict[str, str]
+    protocol: dict[str, Any]
+
+    def comparable(self) -> bool:
+        """Whether it is a whole evaluation on test prompts, which a card may report without being told to."""
+        return self.protocol["split"] == "test" and self.protocol["limit"] is None
+
+    def shared(self, other: Evaluation) -> list[str]:
+        """The suites whose figures stand beside the other's: same protocol, same version."""
+        same = self.protocol == other.protocol
+        return [name for name in self.suites if same and other.versions.get(name) == self.versions[name]]
 
 
 @dataclass(frozen=True)
@@ -50,35 +66,99 @@ class Card:
 
 
 def evaluations(source: RunDir, named: Sequence[str]) -> list[Evaluation]:
-    """The evaluations to report: the ``named`` runs, else those beside the run that scored its adapter or its base.
+    """What to report of the base and of this model: the ``named`` evaluation runs, else the best beside the run.
+
+    The best are whole evaluations on test prompts: of this model the one with the most suites (the latest of several),
+    of the base the one that shares its protocol and most of its suites. Runs that cannot be read are passed over.
 
     Raises:
-        ArtifactError: a named run is no evaluation, or not of this adapter or its base.
+        ArtifactError: a named run is no evaluation, not of this adapter or its base, or two of them do not compare.
     """
     own, base = AdapterRef.parse(str(source.path)).sha256(), source.manifest().base
-    runs = [RunDir.open(path, writes=False) for path in named]
-    beside = [] if named else [p for p in sorted(source.path.resolve().parent.iterdir()) if p.is_dir() and is_run(p)]
-    runs += [RunDir(path, writes=False) for path in beside]
-    found: dict[str, Evaluation] = {}
-    for run in runs:
-        manifest = run.manifest()
-        parents = manifest.parents
-        fits = manifest.stage == "eval" and manifest.status == "done" and bool(parents) and manifest.base is not None
-        fits = fits and (base is None or manifest.base is None or manifest.base.sha256 == base.sha256)
-        fits = fits and parents[0].sha256 in (own, None)
-        if fits:
-            of = "this model" if parents[0].sha256 == own else "base"
-            found[of] = Evaluation(of, run, results(run))
-        elif named:
-            raise ArtifactError(f"{run.path}: not a finished evaluation of {source.path} or of its base")
-    return [found[of] for of in ("base", "this model") if of in found]
+    if named:
+        return _named(source, [_evaluation(RunDir.open(path, writes=False), own, base) for path in named], named)
+    found = []
+    for path in sorted(source.path.resolve().parent.iterdir()):
+        with suppress(FlowOPDError):
+            found += [_evaluation(RunDir(path, writes=False), own, base)] if is_run(path) else []
+    whole = [e for e in found if e is not None and e.comparable()]
+    ours = max((e for e in whole if e.of == MODEL), key=lambda e: (len(e.suites), _finished(e)), default=None)
+    if ours is None:
+        return []
+    bases = [replace(e, suites={name: e.suites[name] for name in e.shared(ours)}) for e in whole if e.of == BASE]
+    best = max((e for e in bases if e.suites), key=lambda e: (len(e.suites), _finished(e)), default=None)
+    return [ours] if best is None else [best, ours]
+
+
+def _named(source: RunDir, found: Sequence[Evaluation | None], named: Sequence[str]) -> list[Evaluation]:
+    chosen: dict[str, Evaluation] = {}
+    for path, evaluation in zip(named, found, strict=True):
+        if evaluation is None:
+            raise ArtifactError(f"{path}: not a finished evaluation of {source.path} or of its base")
+        if evaluation.of in chosen:
+            raise ArtifactError(f"--eval {path}: {chosen[evaluation.of].run.path} is of {evaluation.of} too; name one")
+        chosen[evaluation.of] = evaluation
+    if len(chosen) < 2:
+        return list(chosen.values())
+    base, ours = chosen[BASE], chosen[MODEL]
+    alike = base.shared(ours)
+    if not alike:
+        one, two = protocol(base), protocol(ours)
+        raise ArtifactError(f"--eval: base and model were not evaluated alike ({one} / {two}); repeat one, or name one")
+    return [replace(base, suites={name: base.suites[name] for name in alike}), ours]
+
+
+def _evaluation(run: RunDir, own: str | None, base: Base | None) -> Evaluation | None:
+    """What an evaluation run of the adapter ``own`` or of its base says; ``None`` when it is something else."""
+    manifest, recipe = run.manifest(), run.recipe()
+    if not isinstance(recipe, EvalRecipe) or manifest.status != "done" or manifest.base is None:
+        return None
+    scored = manifest.parents[0].sha256 if manifest.parents else None
+    if not manifest.parents or scored not in (own, None):
+        return None
+    if base is not None and base.sha256 is not None and manifest.base.sha256 != base.sha256:
+        return None
+    made = recipe.eval.model_dump(include=set(PROTOCOL))
+    made |= {"resolution": recipe.model.resolution, "max_sequence_length": recipe.model.max_sequence_length}
+    versions = {name: str(result["version"]) for name, result in _results_of(run).items()}
+    return Evaluation(BASE if scored is None else MODEL, run, results(run), versions, made)
 
 
 def results(run: RunDir) -> dict[str, dict[str, Any]]:
-    """``{suite: {mean, stderr, n}}`` of an evaluation run."""
-    suites = run.recipe().eval.suites  # type: ignore[union-attr]
-    loaded = {name: json.loads(run.eval_file(name).read_text(encoding="utf-8")) for name in suites}
-    return {name: {key: result[key] for key in FIGURES} for name, result in loaded.items()}
+    """``{suite: {mean, stderr, n}}`` of an evaluation run.
+
+    Raises:
+        ArtifactError: a result is damaged.
+    """
+    return {name: {key: result[key] for key in FIGURES} for name, result in _results_of(run).items()}
+
+
+def _results_of(run: RunDir) -> dict[str, dict[str, Any]]:
+    """Each suite's figures and version; the prompts beside them are no suite's."""
+    read = {}
+    for path in sorted(run.eval_dir.iterdir()) if run.eval_dir.is_dir() else ():
+        try:
+            result = json.loads(path.read_text(encoding="utf-8"))
+            if isinstance(result, dict):
+                read[str(result["suite"])] = {key: result[key] for key in (*FIGURES, "version")}
+        except (OSError, ValueError, KeyError) as error:
+            raise ArtifactError(f"{path}: damaged result of an evaluation") from error
+    return read
+
+
+def _finished(evaluation: Evaluation) -> str:
+    return evaluation.run.manifest().finished or ""
+
+
+def protocol(evaluation: Evaluation) -> str:
+    """How the pictures of an evaluation were made, in words."""
+    made = evaluation.protocol
+    limit = "" if made["limit"] is None else f", at most {made['limit']} a suite"
+    suites = ", ".join(f"{name} {evaluation.versions[name]}" for name in evaluation.suites)
+    return (
+        f"{made['split']} prompts{limit}, {made['images']} pictures each, {made['steps']} steps, "
+        f"guidance {made['guidance']:g}, seed {made['seed']}; suites {suites}"
+    )
 
 
 def build(card: Card) -> str:
@@ -94,19 +174,22 @@ def build(card: Card) -> str:
         _lineage(card.manifest),
         "## Limitations\n\nThe adapter inherits what its base can and cannot do, and its license. The figures hold for "
         "the suites, prompts and seeds named in the evaluation files; a reward is not a person's judgment.",
+        ""
+        if card.license or base in LICENSES
+        else f"flowopd does not know the license of `{base}`: look it up before you use or share this adapter.",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def metadata(card: Card, base: str) -> dict[str, Any]:
     """The card's YAML: license, base, tags and the Hub's ``model-index``."""
-    known = next((v for k, v in LICENSES.items() if base == k or base.startswith(k)), {"license": "other"})
+    known = LICENSES.get(base, {"license": "other"})
     data: dict[str, Any] = {"license": card.license} if card.license else dict(known)
     data |= {"library_name": "diffusers", "pipeline_tag": "text-to-image"}
     if base.count("/") == 1 and not base.startswith((".", "/")):
         data |= {"base_model": base, "base_model_relation": "adapter"}
     data["tags"] = ["lora", "text-to-image", "flow-matching", "flowopd", card.manifest.stage]
-    own = [e for e in card.evaluations if e.of == "this model"]
+    own = [e for e in card.evaluations if e.of == MODEL]
     scores = [
         {
             "task": {"type": "text-to-image"},
@@ -130,7 +213,8 @@ def _results(found: Sequence[Evaluation]) -> str:
         cells = [evaluation.suites.get(suite) for suite in suites]
         shown = [f"{c['mean']:.4f} ± {c['stderr']:.4f} (n = {c['n']})" if c else "—" for c in cells]
         lines.append(f"| {evaluation.of} | {' | '.join(shown)} |")
-    return "\n".join([*lines, "", "Mean ± standard error over pictures; prompts and seeds are in `eval/`."])
+    made = f"Protocol: {protocol(found[-1])}."
+    return "\n".join([*lines, "", f"{made} Mean ± standard error over prompts; each picture's row is in `eval/`."])
 
 
 def _usage(card: Card, base: str) -> str:
@@ -153,6 +237,6 @@ def _usage(card: Card, base: str) -> str:
 def _lineage(manifest: Manifest) -> str:
     lines = ["## Where it comes from", "", "| role | reference | sha256 |", "|---|---|---|"]
     base = [] if manifest.base is None else [("base", manifest.base.ref, manifest.base.sha256)]
-    parents = [(p.role, p.ref, p.sha256 or "—") for p in manifest.parents]
-    lines += [f"| {role} | `{ref}` | `{sha[:16]}` |" for role, ref, sha in [*base, *parents]]
+    parents = [(p.role, p.ref, p.sha256) for p in manifest.parents]
+    lines += [f"| {role} | `{ref}` | `{(sha or '—')[:16]}` |" for role, ref, sha in [*base, *parents]]
     return "\n".join([*lines, "", f"Recipe `{manifest.recipe_sha}` is in `recipe.yaml`."])

@@ -52,7 +52,7 @@ def run(
 def fill(recipe: PushRecipe, source: RunDir, run: RunDir) -> None:
     """Card, recipe, evaluations and pictures beside the weights, without local paths."""
     found = cards.evaluations(source, recipe.push.evaluations)
-    own = next((e for e in found if e.of == "this model"), None)
+    own = next((e for e in found if e.of == cards.MODEL), None)
     picture = None
     if own is not None:
         copy_evaluation(own.run.eval_dir, run.hub_dir / own.run.eval_dir.name)

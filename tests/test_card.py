@@ -1,0 +1,123 @@
+"""Model cards: which evaluations they report, under which protocol, and which license they name."""
+
+import json
+
+import pytest
+
+from flowopd_cli import card as cards
+from flowopd_cli import recipe as recipes
+from flowopd_cli.errors import ArtifactError
+from flowopd_cli.run import AdapterRef, RunDir
+
+SHA = "b" * 64
+
+
+@pytest.fixture
+def source(tmp_path):
+    """A trained run of the base ``toy``."""
+    run = RunDir.create(tmp_path / "student", "teacher")
+    data = {"stage": "teacher", "prompts": [{"source": "toy:ocr"}], "rewards": [{"name": "toy-ocr"}]}
+    run.start(recipes.build({**data, "model": {"pretrained": "toy"}}))
+    run.adapter_dir.mkdir()
+    (run.adapter_dir / "adapter_config.json").write_text("{}", encoding="utf-8")
+    (run.adapter_dir / "adapter_model.safetensors").write_bytes(b"weights")
+    run.set_base("toy", SHA)
+    run.finish("done")
+    return run
+
+
+def evaluate(source, name, of, mean, *, suites=("ocr",), version="1", base=SHA, **spec):
+    """An evaluation beside ``source``: of itself, or of its base."""
+    run = RunDir.create(source.path.parent / name, "eval")
+    run.start(recipes.build({"stage": "eval", "model": {"pretrained": "toy"}, "eval": {"suites": suites, **spec}}))
+    parent = AdapterRef.parse(str(source.path) if of == "this model" else "base").parent("policy")
+    run.set_parents([parent])
+    run.set_base("toy", base)
+    for suite in suites:
+        result = {"suite": suite, "version": f"{suite}-{version}", "mean": mean, "stderr": 0.0, "n": 8}
+        run.write_eval(suite, json.dumps(result))
+    run.write_eval("prompts", '["a", "b"]')
+    run.finish("done")
+    return str(run.path)
+
+
+def means(found):
+    return {e.of: {suite: figures["mean"] for suite, figures in e.suites.items()} for e in found}
+
+
+def test_only_whole_evaluations_on_test_prompts_of_one_protocol_meet(source):
+    evaluate(source, "e1", "this model", 0.9)
+    evaluate(source, "e2", "base", 0.5)
+    evaluate(source, "z1", "this model", 0.1, split="validation")
+    evaluate(source, "z2", "this model", 0.2, limit=3)
+    evaluate(source, "z3", "base", 0.3, steps=11)
+    evaluate(source, "z4", "base", 0.4, version="2")
+    evaluate(source, "z5", "base", 0.6, base="c" * 64)
+    evaluate(source, "z6", "base", 0.7, seed=1)
+    assert means(cards.evaluations(source, [])) == {"base": {"ocr": 0.5}, "this model": {"ocr": 0.9}}
+
+
+def test_a_base_of_another_protocol_is_left_out(source):
+    evaluate(source, "e1", "this model", 0.9, guidance=1.0)
+    evaluate(source, "e2", "base", 0.5, guidance=2.0)
+    assert means(cards.evaluations(source, [])) == {"this model": {"ocr": 0.9}}
+
+
+def test_the_fullest_evaluation_wins_and_the_base_keeps_what_it_shares(source):
+    evaluate(source, "e1", "this model", 0.9, suites=("ocr", "quality"))
+    evaluate(source, "e2", "this model", 0.1)
+    evaluate(source, "e3", "base", 0.5)
+    found = cards.evaluations(source, [])
+    assert means(found) == {"base": {"ocr": 0.5}, "this model": {"ocr": 0.9, "quality": 0.9}}
+    text = cards.build(cards.Card("t", source.manifest(), found, "me/t"))
+    assert "| base | 0.5000 ± 0.0000 (n = 8) | — |" in text
+    assert (
+        "Protocol: test prompts, 4 pictures each, 40 steps, guidance 4.5, seed 42; suites ocr ocr-1, quality quality-1."
+    ) in text
+
+
+def test_a_damaged_neighbour_is_passed_over_unless_it_is_named(source):
+    path = source.path.parent / "damaged"
+    path.mkdir()
+    (path / "manifest.json").write_text("{", encoding="utf-8")
+    torn = RunDir.open(evaluate(source, "torn", "this model", 0.9))
+    torn.eval_file("ocr").write_text("{", encoding="utf-8")
+    assert cards.evaluations(source, []) == []
+    with pytest.raises(ArtifactError, match="damaged manifest"):
+        cards.evaluations(source, [str(path)])
+    with pytest.raises(ArtifactError, match="damaged result"):
+        cards.evaluations(source, [str(torn.path)])
+
+
+def test_named_evaluations_must_compare(source):
+    ours = evaluate(source, "e1", "this model", 0.9, split="validation")
+    base = evaluate(source, "e2", "base", 0.5)
+    with pytest.raises(ArtifactError, match=r"not evaluated alike \(test prompts, .* / validation prompts, "):
+        cards.evaluations(source, [ours, base])
+    with pytest.raises(ArtifactError, match=r"e1 is of this model too; name one"):
+        cards.evaluations(source, [ours, evaluate(source, "e3", "this model", 0.8)])
+    with pytest.raises(ArtifactError, match="not a finished evaluation of"):
+        cards.evaluations(source, [str(source.path)])
+    found = cards.evaluations(source, [ours])
+    assert "Protocol: validation prompts" in cards.build(cards.Card("t", source.manifest(), found, "me/t"))
+
+
+@pytest.mark.parametrize(
+    ("base", "license", "link"),
+    [
+        ("toy", "apache-2.0", None),
+        ("stabilityai/stable-diffusion-3.5-large", "other", "stabilityai/stable-diffusion-3.5-large/blob"),
+        ("stabilityai/sdxl-turbo", "other", None),
+        ("toyota/model", "other", None),
+        ("toy-of-mine", "other", None),
+    ],
+)
+def test_a_license_is_named_only_where_it_is_known(source, base, license, link):
+    card = cards.Card("t", source.manifest(), [], "me/t")
+    found = cards.metadata(card, base)
+    assert found["license"] == license
+    assert (link or "") in found.get("license_link", "")
+    assert ("license_link" in found) == (link is not None)
+    source.set_base(base, SHA)
+    text = cards.build(cards.Card("t", source.manifest(), [], "me/t"))
+    assert ("does not know the license" in text) == (license == "other" and link is None)
