@@ -42,7 +42,7 @@ def build(title: str, lead: str, models: Sequence[ModelEntry], runs: Sequence[Ru
             models=table_rows(models, results, suites),
             images=sum(result["n"] for result in next(iter(results.values())).values()),
             charts=charts(runs),
-            prompts=json.loads((models[0].evaluation.eval_dir / "prompts.json").read_text(encoding="utf-8")),
+            prompts=json.loads(models[0].evaluation.eval_file("prompts").read_text(encoding="utf-8")),
             runs=[run_row(run) for run in runs],
         )
     )
@@ -83,7 +83,7 @@ def charts(runs: Sequence[RunDir]) -> list[dict[str, Any]]:
     for run in runs:
         rows = run.rows()
         for what, keys in (("reward", ("reward",)), ("KL", ("kl", "kl_anchor", "kl_base"))):
-            series = {key: [row[key] for row in rows if key in row] for key in keys}
+            series = {key: [row[key] for row in rows if row.get(key) is not None] for key in keys}
             series = {key: values for key, values in series.items() if len(values) > 1}
             if series:
                 drawn.append(chart(f"{run.path.name}: {what}", series))
