@@ -48,10 +48,10 @@ class Artifact(_Entry):
 
 
 class Base(_Entry):
-    """The frozen base model and the digest of its transformer."""
+    """The frozen base model and the digest of its transformer, where that was at hand."""
 
     ref: str
-    sha256: str
+    sha256: str | None = None
 
 
 class Manifest(_Entry):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.files import read_json, safetensors_metadata, sha256_files
@@ -70,23 +70,26 @@ class AdapterRef:
         return path
 
     def base(self) -> Base | None:
-        """The base model this adapter was trained on, where its run recorded it."""
-        for folder in self._local_folders():
-            if is_run(folder):
-                return read_manifest(folder).base
-        return None
+        """The base model this adapter was trained on, where a local record says; see :func:`recorded_base`."""
+        return None if self.kind in {"base", "hub"} else recorded_base(Path(self.location))
 
     def base_sha256(self) -> str | None:
-        """Digest of the base model this adapter was trained on, from its run or its config, where recorded."""
+        """Digest of the base model this adapter was trained on, where a local record has it."""
         recorded = self.base()
-        if recorded is not None:
-            return recorded.sha256
-        for folder in self._local_folders():
-            if (folder / PEFT_CONFIG).is_file():
-                value = read_json(folder / PEFT_CONFIG, "adapter configuration").get(BASE_KEY)
-                value = value or safetensors_metadata(folder / PEFT_WEIGHTS).get(BASE_KEY)
-                return str(value) if value else None
-        return None
+        return None if recorded is None else recorded.sha256
+
+    def shape(self) -> dict[str, Any]:
+        """``rank``, ``alpha`` and ``targets`` of a local adapter in PEFT form, as far as its configuration says."""
+        folder = Path(self.location)
+        folder = folder / ADAPTER if self.kind == "run" else folder
+        if self.kind in {"base", "hub"} or not (folder / PEFT_CONFIG).is_file():
+            return {}
+        config = read_json(folder / PEFT_CONFIG, "adapter configuration")
+        rank, alpha, targets = config.get("r"), config.get("lora_alpha"), config.get("target_modules")
+        found: dict[str, Any] = {"rank": rank} if isinstance(rank, int) else {}
+        if isinstance(alpha, int | float) and float(alpha).is_integer():
+            found["alpha"] = int(alpha)
+        return found | ({"targets": tuple(map(str, targets))} if isinstance(targets, list) else {})
 
     def sha256(self) -> str | None:
         """Digest of the adapter's weights; ``None`` for the base."""
@@ -96,15 +99,6 @@ class AdapterRef:
     def parent(self, role: str) -> Parent:
         """The entry that a manifest's ``parents`` holds for this adapter."""
         return Parent(role=role, ref=self.text, sha256=self.sha256())
-
-    def _local_folders(self) -> tuple[Path, ...]:
-        """Where a record of the base may lie: beside the adapter, and in the run that holds it."""
-        if self.kind in {"base", "hub"}:
-            return ()
-        path = Path(self.location).resolve()
-        if self.kind == "run":
-            return (path, path / ADAPTER)
-        return (path.parent, path) if path.name == ADAPTER else (path,)
 
     def _fetch(self) -> Path:
         from huggingface_hub import snapshot_download
@@ -118,6 +112,31 @@ class AdapterRef:
             if _has_adapter(folder):
                 return folder
         raise ArtifactError(f"{self.text}: no adapter in this repository (no {PEFT_CONFIG})")
+
+
+def recorded_base(folder: Path | None) -> Base | None:
+    """The base that an adapter says it was trained on; ``None`` where nothing is recorded.
+
+    ``folder`` is a run or holds the adapter's files, as :meth:`AdapterRef.resolve` gives it (``None``: the bare base).
+    The record is the manifest of the run, else the adapter's own configuration and weights.
+    """
+    if folder is None:
+        return None
+    folder = folder.resolve()
+    for place in (folder.parent, folder) if folder.name == ADAPTER else (folder, folder / ADAPTER):
+        found = read_manifest(place).base if is_run(place) else _base_in_files(place)
+        if found is not None:
+            return found
+    return None
+
+
+def _base_in_files(folder: Path) -> Base | None:
+    if not (folder / PEFT_CONFIG).is_file():
+        return None
+    config = read_json(folder / PEFT_CONFIG, "adapter configuration")
+    name = config.get("base_model_name_or_path")
+    sha = config.get(BASE_KEY) or safetensors_metadata(folder / PEFT_WEIGHTS).get(BASE_KEY)
+    return Base(ref=str(name or ""), sha256=str(sha) if sha else None) if name or sha else None
 
 
 def _has_adapter(folder: Path) -> bool:

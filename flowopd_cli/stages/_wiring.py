@@ -30,7 +30,7 @@ from flowopd_cli.recipe import (
     TeacherSpec,
     TrainSpec,
 )
-from flowopd_cli.refs import AdapterRef
+from flowopd_cli.refs import AdapterRef, recorded_base
 from flowopd_cli.rewards.base import RewardMix, Weighted
 from flowopd_cli.run import RunDir
 from flowopd_cli.train.checkpoint import TrainState
@@ -199,7 +199,8 @@ def resolve(ref: str, model: SD3Model) -> Path | None:
     """The adapter folder behind a reference, refused when it was trained on another base."""
     reference = AdapterRef.parse(ref)
     path = reference.resolve()
-    recorded = reference.base_sha256()
+    base = recorded_base(path)
+    recorded = None if base is None else base.sha256
     if recorded is not None and recorded != model.fingerprint:
         raise ArtifactError(
             f"{ref}: was trained on another base ({recorded[:12]}, this one is {model.fingerprint[:12]}): "

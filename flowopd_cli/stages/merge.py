@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from flowopd_cli.core.merging import MergeOptions, merge
 from flowopd_cli.errors import ArtifactError, MergeError
+from flowopd_cli.manifest import Base
 from flowopd_cli.models.adapter_files import AdapterConfig, read_adapter, write_adapter
 from flowopd_cli.models.sd3 import base_fingerprint
 from flowopd_cli.progress import Progress
-from flowopd_cli.recipe import MergeRecipe
-from flowopd_cli.refs import AdapterRef
+from flowopd_cli.recipe import MergeRecipe, ModelSpec
+from flowopd_cli.refs import AdapterRef, recorded_base
 from flowopd_cli.run import RunDir
 from flowopd_cli.stages import _wiring as wiring
 
@@ -25,14 +28,10 @@ def run(recipe: MergeRecipe, run: RunDir, progress: Progress, *, resume: bool = 
             raise MergeError("base is no adapter: leave it out and lower the other weights instead")
         config, factors = read_adapter(folder)
         parents.append(reference.parent("adapter"))
-        bases[ref] = reference.base_sha256()
+        bases[ref] = recorded_base(folder)
         adapters.append(factors)
         targets += [t for t in config.targets if t not in targets]
-    known = {sha for sha in bases.values() if sha is not None}
-    if len(known) > 1:
-        listed = ", ".join(f"{ref} on {sha[:12] if sha else 'unknown'}" for ref, sha in bases.items())
-        raise ArtifactError(f"adapters of different bases cannot be merged: {listed}")
-    base_sha = known.pop() if known else base_fingerprint(wiring.pretrained(recipe.model))
+    base_sha = base_digest(recipe.model, bases)
     run.set_parents(parents)
     run.set_base(recipe.model.pretrained, base_sha)
     spec = recipe.merge
@@ -48,3 +47,24 @@ def run(recipe: MergeRecipe, run: RunDir, progress: Progress, *, resume: bool = 
     )
     figures = {"rank": rank, "retained_energy": report.retained_energy, "relative_error": report.relative_error}
     return {"metrics": figures}
+
+
+def base_digest(model: ModelSpec, bases: Mapping[str, Base | None]) -> str | None:
+    """The digest of the one base that the adapters have; ``None`` when no adapter records it and it is not on disk.
+
+    Raises:
+        ArtifactError: they were trained on different bases, or on another one than the recipe's.
+    """
+    digests = {ref: base.sha256 if base else None for ref, base in bases.items()}
+    known = {sha for sha in digests.values() if sha is not None}
+    listed = ", ".join(f"{ref} on {sha[:12] if sha else 'unknown'}" for ref, sha in digests.items())
+    if len(known) > 1:
+        raise ArtifactError(f"adapters of different bases cannot be merged: {listed}")
+    source = Path(wiring.pretrained(model))
+    own = base_fingerprint(source) if source.is_dir() else None
+    if own is not None and known - {own}:
+        raise ArtifactError(
+            f"the adapters were trained on another base than {model.pretrained}, which is {own[:12]} ({listed}): "
+            "name theirs with --base"
+        )
+    return own or next(iter(known), None)
