@@ -145,6 +145,12 @@ class DistillRecipe(_Trained):
         _check_sampling(self.sampling)
         return self
 
+    @model_validator(mode="after")
+    def _logged_rewards_are_named(self) -> DistillRecipe:
+        if self.opd.log_rewards_every and not self.rewards:
+            raise ValueError("opd.log_rewards_every has no rewards to log: name some under rewards, or set it to 0")
+        return self
+
 
 class EvalRecipe(_Recipe):
     """``flowopd eval``. ``adapter: null`` evaluates the base."""
@@ -189,6 +195,10 @@ def _check_sampling(sampling: SamplingSpec) -> None:
         )
     if window.start_max > sampling.steps - 2:
         raise ValueError("sampling.window may hold the last step alone, which never draws noise: lower start_max")
+    if window.start_min < window.start_max == sampling.steps - window.size:
+        raise ValueError(
+            "sampling.window holds the last step, which never draws noise, at one of its starts only: lower start_max"
+        )
 
 
 def load(path: str | Path, *, overrides: Sequence[str] = (), stage: str | None = None, **values: Any) -> Recipe:

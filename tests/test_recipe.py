@@ -60,6 +60,7 @@ def test_recipes_are_frozen():
         ("sampling.kernel=ode", ["GRPO needs a stochastic policy"]),
         ("sampling.window={size: 4, start_max: 7}", ["reaches step 11 of 10"]),
         ("sampling.window={size: 1, start_min: 3, start_max: 2}", ["start_max 2 < start_min 3"]),
+        ("sampling.window={size: 4, start_max: 6}", ["holds the last step", "at one of its starts only"]),
         ("stage=distill", ["is a distill recipe, but the command is teacher"]),
     ],
 )
@@ -82,6 +83,13 @@ def test_score_estimator_needs_noise():
     assert recipes.build(data, overrides=["sampling.kernel=ode"]).opd.estimator == "pathwise"
     with pytest.raises(RecipeError, match="score needs a stochastic kernel"):
         recipes.build(data, overrides=["sampling.eta=0", "opd.estimator=score"])
+
+
+def test_logged_rewards_must_be_named():
+    data = {"stage": "distill", "prompts": TEACHER["prompts"], "routing": {"geneval": {"ref": "base"}}}
+    with pytest.raises(RecipeError, match=r"opd\.log_rewards_every has no rewards to log"):
+        recipes.build(data, overrides=["opd.log_rewards_every=1"])
+    assert recipes.build({**data, "rewards": TEACHER["rewards"]}, overrides=["opd.log_rewards_every=1"])
 
 
 def test_merge_wants_one_weight_for_each_adapter():

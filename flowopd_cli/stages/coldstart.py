@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 
-from flowopd_cli.core.routing import check_routes
 from flowopd_cli.core.types import Conditioning
 from flowopd_cli.errors import RewardError
 from flowopd_cli.progress import Progress
@@ -14,6 +13,7 @@ from flowopd_cli.recipe import ColdstartRecipe
 from flowopd_cli.run import RunDir
 from flowopd_cli.stages import _wiring as wiring
 from flowopd_cli.stages._samples import make_sample_writer
+from flowopd_cli.tasks import check_tasks
 from flowopd_cli.train import collect, objectives
 from flowopd_cli.train.loop import fit
 
@@ -22,7 +22,7 @@ def run(recipe: ColdstartRecipe, run: RunDir, progress: Progress, *, resume: boo
     """Every teacher draws its own tasks' prompts; the best of each group is kept; the policy learns to draw them."""
     train, sft = recipe.train, recipe.sft
     drawer, prompts = wiring.make_drawer(recipe.prompts, train, recipe.seed)
-    check_routes(prompts, recipe.teachers)
+    check_tasks(recipe, prompts)
     model = wiring.load_model(recipe.model, recipe.adapter.targets, run)
     parents = wiring.add_policy(model, recipe.adapter, recipe.seed)
     teachers = wiring.add_teachers(model, recipe.teachers, recipe.sampling.guidance, parents)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from flowopd_cli.core.routing import check_routes
 from flowopd_cli.progress import Progress
 from flowopd_cli.recipe import DistillRecipe
 from flowopd_cli.run import RunDir
 from flowopd_cli.stages import _wiring as wiring
 from flowopd_cli.stages._samples import make_sample_writer
+from flowopd_cli.tasks import check_tasks
 from flowopd_cli.train import collect, objectives
 from flowopd_cli.train.loop import fit
 
@@ -18,7 +18,7 @@ def run(recipe: DistillRecipe, run: RunDir, progress: Progress, *, resume: bool 
     """Rollout, route, target velocities, anchor velocities, ``opd``; no decoding unless rewards are logged."""
     train, opd, guidance = recipe.train, recipe.opd, recipe.sampling.guidance
     drawer, prompts = wiring.make_drawer(recipe.prompts, train, recipe.seed)
-    check_routes(prompts, recipe.routing)
+    check_tasks(recipe, prompts)
     rewards = wiring.make_rewards(recipe.rewards, prompts) if opd.log_rewards_every else None
     model = wiring.load_model(recipe.model, recipe.adapter.targets, run)
     parents = wiring.add_policy(model, recipe.adapter, recipe.seed)

@@ -9,6 +9,7 @@ from flowopd_cli.recipe import TeacherRecipe
 from flowopd_cli.run import RunDir
 from flowopd_cli.stages import _wiring as wiring
 from flowopd_cli.stages._samples import make_sample_writer
+from flowopd_cli.tasks import check_tasks
 from flowopd_cli.train import collect, objectives
 from flowopd_cli.train.loop import fit
 
@@ -17,6 +18,7 @@ def run(recipe: TeacherRecipe, run: RunDir, progress: Progress, *, resume: bool 
     """Rollout, rewards, advantages, clipped surrogate; the adapter ends in ``adapter/``."""
     train, grpo = recipe.train, recipe.grpo
     drawer, prompts = wiring.make_drawer(recipe.prompts, train, recipe.seed)
+    check_tasks(recipe, prompts)
     rewards = wiring.make_rewards(recipe.rewards, prompts)
     model = wiring.load_model(recipe.model, recipe.adapter.targets, run)
     run.set_parents(wiring.add_policy(model, recipe.adapter, recipe.seed))

@@ -6,18 +6,29 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import flowopd_cli
 from flowopd_cli import recipe as recipes
-from flowopd_cli.errors import ArtifactError, FlowOPDError, Interrupted, PromptError, RecipeError, RewardError
+from flowopd_cli.errors import (
+    ArtifactError,
+    FlowOPDError,
+    Interrupted,
+    PromptError,
+    RecipeError,
+    RewardError,
+    RoutingError,
+)
 from flowopd_cli.execute import run_stage
+from flowopd_cli.options import Common
+from flowopd_cli.plan import resolve
 from flowopd_cli.progress import Silent
-from flowopd_cli.run import RunDir
+from flowopd_cli.run import AdapterRef, Base, RunDir
 
 TOY = Path(flowopd_cli.__file__).parent / "toy" / "weights"
 SMALL = ("train.iterations=2", "train.groups=2", "train.group_size=2", "train.checkpoint_every=1", "sampling.steps=3")
 LORA = ("adapter.rank=4", "adapter.targets=[attn.to_q, attn.to_v]")
+LOGGED = ("opd.log_rewards_every=1", "rewards=[{name: toy-ocr, task: ocr}]")
 EVAL = ("eval.limit=4", "eval.images=2", "eval.steps=2", "eval.split=validation")
 
 
@@ -48,7 +59,7 @@ def world(tmp_path_factory):
     )
     refs = [str(runs[task].path) for task in ("geneval", "ocr", "quality")]
     runs["merge"], _ = perform(root / "m", "toy/merge", "merge.rank=4", adapters=refs)
-    runs["student"], _ = perform(root / "s", "toy/distill", *SMALL, *LORA, "opd.log_rewards_every=1", **lineage(runs))
+    runs["student"], _ = perform(root / "s", "toy/distill", *SMALL, *LORA, *LOGGED, **lineage(runs))
     runs["eval"], _ = perform(root / "e", "toy/eval", *EVAL, adapter=str(runs["student"].path))
     runs["eval-base"], _ = perform(root / "e-base", "toy/eval", *EVAL)
     return runs
@@ -146,7 +157,8 @@ def test_a_student_of_other_kernels(world, tmp_path, kernel):
 
 
 def test_push_writes_both_forms_and_a_card(world, tmp_path):
-    built = recipes.build({"stage": "push", "run": str(world["student"].path)})
+    scored = [str(world[name].path) for name in ("eval", "eval-base")]
+    built = recipes.build({"stage": "push", "run": str(world["student"].path), "push": {"evaluations": scored}})
     run = RunDir.create(tmp_path / "p", "push")
     result = run_stage(built, run, Silent(), dry_run=True)
     assert result["uploaded"] is False
@@ -156,6 +168,7 @@ def test_push_writes_both_forms_and_a_card(world, tmp_path):
     card = (run.hub_dir / "README.md").read_text()
     assert "| base |" in card
     assert "| this model |" in card
+    assert "Protocol: validation prompts, at most 4 a suite, 2 pictures each, 2 steps" in card
     assert "teacher_ocr" in card
 
 
@@ -168,7 +181,7 @@ def abroad(tmp_path_factory):
         root / "t", "toy/teacher-quality", *SMALL, *LORA, "model.dtype=bfloat16", model__pretrained=base
     )
     scored, _ = perform(
-        root / "e", "toy/eval", *EVAL, "eval.suites=[quality]", adapter=str(trained.path), model__pretrained=base
+        root / "e", "toy/eval", *EVAL, "eval.suites=[toy-quality]", adapter=str(trained.path), model__pretrained=base
     )
     push = {"stage": "push", "run": str(trained.path), "push": {"evaluations": [str(scored.path)]}}
     run = RunDir.create(root / "p", "push")
@@ -235,3 +248,52 @@ def test_a_failed_run_says_so(world, tmp_path):
     with pytest.raises(FlowOPDError):
         perform(tmp_path / "s", "toy/distill", *SMALL, *LORA, **bad)
     assert RunDir.open(tmp_path / "s").manifest().status == "failed"
+
+
+def rows(path, *tasks):
+    """A prompt file whose rows name their own tasks."""
+    path.write_text("".join(json.dumps({"prompt": 'a sign that says "BC"', "task": task}) + "\n" for task in tasks))
+    return [{"source": str(path), "task": "ocr"}]
+
+
+def test_prompts_that_no_reward_is_for_are_refused_before_the_base_is_loaded(tmp_path):
+    rewards, others = [{"name": "toy-ocr", "task": "ocr"}], rows(tmp_path / "o.jsonl", "other")
+    with pytest.raises(RewardError, match="task 'other' have no reward"):
+        perform(tmp_path / "t", "toy/teacher-ocr", *SMALL, prompts=others, rewards=rewards)
+    assert RunDir.open(tmp_path / "t").manifest().base is None
+    with pytest.raises(RewardError, match="task 'geneval' have no reward"):
+        perform(tmp_path / "c", "toy/coldstart", *SMALL, rewards=rewards)
+    with pytest.raises(RoutingError, match="task 'other' have no teacher"):
+        perform(tmp_path / "s", "toy/distill", *SMALL, prompts=others)
+
+
+def on_the_hub(monkeypatch, folder, world, **changes):
+    """An adapter that is fetched as ``hub:me/other``, with other words in its record."""
+    shutil.copytree(world["ocr"].adapter_dir, folder)
+    weights, config = folder / "adapter_model.safetensors", folder / "adapter_config.json"
+    save_file(load_file(weights), weights, metadata={"format": "pt"})
+    config.write_text(json.dumps({**json.loads(config.read_text()), **changes}))
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *args, **rest: str(folder))
+
+
+def test_a_fetched_adapter_of_another_base_is_refused(world, monkeypatch, tmp_path):
+    on_the_hub(monkeypatch, tmp_path / "hub", world, base_sha256="c" * 64)
+    ours = str(world["geneval"].path)
+    with pytest.raises(ArtifactError, match="hub:me/other: was trained on another base"):
+        perform(tmp_path / "s", "toy/distill", *SMALL, *LORA, **lineage(world) | {"routing__ocr__ref": "hub:me/other"})
+    with pytest.raises(ArtifactError, match="different bases cannot be merged"):
+        perform(tmp_path / "m", "toy/merge", adapters=[ours, "hub:me/other"])
+    with pytest.raises(ArtifactError, match="trained on another base than toy"):
+        perform(tmp_path / "n", "toy/merge", adapters=["hub:me/other"])
+
+
+def test_a_merge_is_of_the_base_that_its_adapters_name(world, monkeypatch, tmp_path):
+    name = "stabilityai/stable-diffusion-3.5-medium"
+    on_the_hub(monkeypatch, tmp_path / "a", world, base_model_name_or_path=name)
+    common = Common(out=tmp_path / "m")
+    recipe = resolve("merge", common, {"adapters": [str(tmp_path / "a")]}, refs=[str(tmp_path / "a")])
+    run = RunDir.create(tmp_path / "m", "merge")
+    run_stage(recipe, run, Silent())
+    assert run.manifest().base == Base(ref=name, sha256=None)
+    assert AdapterRef.parse(str(run.adapter_dir)).base() == Base(ref=name, sha256=None)
+    assert json.loads((run.adapter_dir / "adapter_config.json").read_text())["base_model_name_or_path"] == name
