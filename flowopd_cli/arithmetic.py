@@ -39,9 +39,15 @@ def trained_steps(sampling: SamplingSpec) -> int:
     """Steps of a trajectory that are trained: those that draw noise, which are the window's or all, but never the last,
     which arrives at sigma 0. A deterministic sampler trains every step but that one.
     """
-    deterministic = sampling.kernel == "ode" or sampling.eta == 0
-    size = sampling.steps if sampling.window is None or deterministic else sampling.window.size
-    return max(1, min(size, sampling.steps - 1))
+    noisy = sampling.steps - 1
+    if sampling.window is None or deterministic(sampling):
+        return max(1, noisy)
+    return max(1, min(sampling.window.size, noisy - sampling.window.start_max))
+
+
+def deterministic(sampling: SamplingSpec) -> bool:
+    """Whether no step draws noise."""
+    return sampling.kernel == "ode" or sampling.eta == 0
 
 
 def optimizer_steps(pictures: int, updates: int) -> tuple[int, int]:

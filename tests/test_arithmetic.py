@@ -51,6 +51,8 @@ def test_distill_counts_teacher_and_anchor():
         ({"steps": 10, "eta": 0}, 9),
         ({"steps": 10, "window": {"size": 3, "start_max": 5}}, 3),
         ({"steps": 10, "window": {"size": 10}}, 9),
+        ({"steps": 8, "window": {"size": 2, "start_min": 6, "start_max": 6}}, 1),
+        ({"steps": 8, "window": {"size": 2, "start_min": 5, "start_max": 5}}, 2),
         ({"steps": 10, "kernel": "ode", "window": {"size": 3}}, 9),
         ({"steps": 2}, 1),
         ({"steps": 1, "kernel": "ode"}, 1),
@@ -60,7 +62,7 @@ def test_trained_steps(sampling, expected):
     assert trained_steps(distill(sampling=sampling).sampling) == expected
 
 
-@pytest.mark.parametrize("window", [None, {"size": 1}, {"size": 2}])
+@pytest.mark.parametrize("window", [None, {"size": 1}, {"size": 2}, "late"])
 @pytest.mark.parametrize("steps", [2, 10])
 @pytest.mark.parametrize(("kernel", "eta"), [("flow_sde", 0.7), ("flow_sde", 0), ("cps", 0.7), ("ode", 0.7)])
 def test_trained_steps_are_those_that_collection_trains(kernel, eta, steps, window):
@@ -69,9 +71,12 @@ def test_trained_steps_are_those_that_collection_trains(kernel, eta, steps, wind
     from flowopd_cli.core.steps import make_kernel
     from flowopd_cli.train import collect
 
+    if window == "late":
+        window = {"size": 2, "start_min": steps - 2, "start_max": steps - 2}
     sampling = distill(sampling={"steps": steps, "kernel": kernel, "eta": eta, "window": window}).sampling
     sigmas = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
-    range_ = None if window is None else (0, window["size"])
+    start = 0 if window is None else window.get("start_min", 0)
+    range_ = None if window is None else (start, start + window["size"])
     sampler = Sampler(sigmas, make_kernel(kernel, eta, sigmas), 1.0, range_)
     assert trained_steps(sampling) == len(collect.trained_steps(sampler))
 
