@@ -114,6 +114,7 @@ class TrainSpec(Spec):
     keep_checkpoints: PositiveInt = 2
     sample_every: Annotated[int, Field(ge=0)] = 50
     processes: PositiveInt = 1
+    track: Literal["none", "tensorboard"] = "none"
 
 
 class GRPOSpec(Spec):
