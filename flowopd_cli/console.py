@@ -18,7 +18,7 @@ PLAIN_WIDTH = 120
 class Console:
     """A :class:`flowopd_cli.progress.Progress` that draws a live bar on a terminal and plain lines elsewhere.
 
-    ``quiet`` silences everything but the result and errors; ``main=False`` (ranks above 0) silences those too.
+    ``quiet`` silences everything but the result; ``main=False`` (ranks above 0) silences those too.
     """
 
     def __init__(self, *, quiet: bool = False, main: bool = True) -> None:
@@ -83,11 +83,6 @@ class Console:
         """Print what the command was asked for, on stdout."""
         if self._main:
             print(text, flush=True)
-
-    def error(self, line: str) -> None:
-        """Print one line that says what went wrong."""
-        if self._main:
-            self._rich.print(f"flowopd: error: {line}", markup=False, soft_wrap=True)
 
     def _begin(self, total: int, description: str, done: int) -> None:
         self._total, self._description, self._done, self._first = total, description, done, done

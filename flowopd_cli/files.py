@@ -110,6 +110,14 @@ def commit_folder(final: Path, writer: Callable[[Path], None]) -> None:
     _sync_folder(final.parent)
 
 
+def remove(path: Path) -> None:
+    """Remove a file, a folder with all that is in it, or a link, if there is one."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def is_intact(folder: Path) -> bool:
     """Whether every file that the checksums of a committed folder name is there and unchanged."""
     try:

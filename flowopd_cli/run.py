@@ -1,7 +1,7 @@
 """Run directories: the only place that knows what the files of a run are called. No torch here.
 
 ``recipe.yaml`` (resolved), ``manifest.json``, ``metrics.jsonl``, ``adapter/``, ``checkpoints/step-000100/``,
-``samples/``, ``eval/<suite>.json``, ``README.md``, ``report.html``.
+``samples/``, ``eval/<suite>.json``, ``tensorboard/``, ``README.md``, ``report.html``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from flowopd_cli import __version__
 from flowopd_cli import recipe as recipes
 from flowopd_cli.errors import ArtifactError
-from flowopd_cli.files import Lock, atomic_write, commit_folder, is_intact, plain, remove_staging, sha256_file
+from flowopd_cli.files import Lock, atomic_write, commit_folder, is_intact, plain, remove, remove_staging, sha256_file
 from flowopd_cli.manifest import (
     ADAPTER,
     MANIFEST,
@@ -50,9 +50,9 @@ __all__ = [
 ]
 
 RECIPE, METRICS, LOCK = "recipe.yaml", "metrics.jsonl", ".lock"
-CHECKPOINTS, SAMPLES, EVAL, HUB = "checkpoints", "samples", "eval", "hub"
+CHECKPOINTS, SAMPLES, EVAL, HUB, TENSORBOARD = "checkpoints", "samples", "eval", "hub", "tensorboard"
 REPORT, CARD = "report.html", "README.md"
-OURS = (RECIPE, MANIFEST, METRICS, ADAPTER, CHECKPOINTS, SAMPLES, EVAL, HUB, REPORT, CARD)
+OURS = (RECIPE, MANIFEST, METRICS, ADAPTER, CHECKPOINTS, SAMPLES, EVAL, HUB, TENSORBOARD, REPORT, CARD)
 
 
 class Picture(Protocol):
@@ -76,23 +76,13 @@ class RunDir:
         """A new directory, locked for this process: ``out``, or a fresh ``runs/<stage>-<time>-<hex>``.
 
         Raises:
-            ArtifactError: the directory has something in it and ``force`` is not set, or it is no run.
+            ArtifactError: it has something in it and ``force`` is not set, or it is no run, or it cannot be made.
         """
         run = cls(fresh_path(stage) if out is None else out)
-        if run.path.exists() and not run.path.is_dir():
-            raise ArtifactError(f"{run.path}: is a file; --out names a directory")
-        used = run.path.is_dir() and any(path.name != LOCK for path in run.path.iterdir())
-        if used and not force:
-            raise ArtifactError(
-                f"{run.path}: is not empty; continue it with --resume {run.path}, replace it with --force, "
-                f"or give --out a fresh name such as {fresh_path(stage)}"
-            )
-        if used and not is_run(run.path):
-            raise ArtifactError(f"{run.path}: --force replaces runs only, and this directory is not one")
-        run.path.mkdir(parents=True, exist_ok=True)
-        run._lock.acquire()
-        for name in OURS if used else ():
-            _remove(run.path / name)
+        try:
+            run._occupy(stage, force=force)
+        except OSError as error:
+            raise ArtifactError(f"{run.path}: cannot be written ({error.strerror}); choose another --out") from error
         return run
 
     @classmethod
@@ -114,11 +104,6 @@ class RunDir:
     def recipe_file(self) -> Path:
         """The resolved recipe."""
         return self.path / RECIPE
-
-    @property
-    def manifest_file(self) -> Path:
-        """The manifest."""
-        return self.path / MANIFEST
 
     @property
     def metrics_file(self) -> Path:
@@ -149,6 +134,11 @@ class RunDir:
     def hub_dir(self) -> Path:
         """The folder that push uploads."""
         return self.path / HUB
+
+    @property
+    def tensorboard_dir(self) -> Path:
+        """The curves of ``train.track: tensorboard``."""
+        return self.path / TENSORBOARD
 
     @property
     def report_file(self) -> Path:
@@ -198,8 +188,8 @@ class RunDir:
         """Record the adapters that this run is made from: ``role``, ``ref`` and ``sha256`` of each."""
         self._update(parents=tuple(Parent.model_validate(parent) for parent in parents))
 
-    def set_base(self, ref: str, sha256: str) -> None:
-        """Record the base model and the digest of its transformer."""
+    def set_base(self, ref: str, sha256: str | None) -> None:
+        """Record the base model and the digest of its transformer, where that is known."""
         self._update(base=Base(ref=ref, sha256=sha256))
 
     def finish(self, status: Status, metrics: Mapping[str, Any] | None = None) -> None:
@@ -266,6 +256,22 @@ class RunDir:
                 return step, self.checkpoint_dir(step)
         return None
 
+    def _occupy(self, stage: str, *, force: bool) -> None:
+        if self.path.exists() and not self.path.is_dir():
+            raise ArtifactError(f"{self.path}: is a file; --out names a directory")
+        used = self.path.is_dir() and any(path.name != LOCK for path in self.path.iterdir())
+        if used and not force:
+            raise ArtifactError(
+                f"{self.path}: is not empty; continue it with --resume {self.path}, replace it with --force, "
+                f"or give --out a fresh name such as {fresh_path(stage)}"
+            )
+        if used and not is_run(self.path):
+            raise ArtifactError(f"{self.path}: --force replaces runs only, and this directory is not one")
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock.acquire()
+        for name in OURS if used else ():
+            remove(self.path / name)
+
     def _checkpoints(self) -> list[int]:
         names = (path.name for path in self.checkpoints_dir.glob("step-*") if path.is_dir())
         return [int(match[1]) for match in (re.fullmatch(r"step-(\d+)", name) for name in names) if match]
@@ -285,16 +291,9 @@ class RunDir:
             self._write(self.manifest().model_copy(update=changes))
 
     def _write(self, manifest: Manifest) -> None:
-        atomic_write(self.manifest_file, manifest.model_dump_json(indent=2) + "\n")
+        atomic_write(self.path / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
 
 
 def fresh_path(stage: str) -> Path:
     """A name under ``runs/`` that nobody has taken."""
     return Path("runs") / f"{stage}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

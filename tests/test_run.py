@@ -11,7 +11,8 @@ import pytest
 from flowopd_cli import recipe as recipes
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.files import Lock, atomic_write, sha256_file
-from flowopd_cli.run import AdapterRef, Parent, RunDir
+from flowopd_cli.refs import recorded_base
+from flowopd_cli.run import AdapterRef, Base, Parent, RunDir
 
 RECIPE = recipes.build(
     {"stage": "teacher", "prompts": [{"source": "toy:geneval"}], "rewards": [{"name": "toy-geneval"}]}
@@ -71,6 +72,13 @@ def test_out_that_is_a_file(tmp_path):
     (tmp_path / "f").write_text("", encoding="utf-8")
     with pytest.raises(ArtifactError, match="is a file"):
         RunDir.create(tmp_path / "f", "teacher")
+
+
+@pytest.mark.parametrize("out", ["f/r", "x" * 300])
+def test_out_that_cannot_be_made(tmp_path, out):
+    (tmp_path / "f").write_text("", encoding="utf-8")
+    with pytest.raises(ArtifactError, match=r"cannot be written \(.+\); choose another --out"):
+        RunDir.create(tmp_path / out, "teacher")
 
 
 def test_open_refuses_what_is_no_run(tmp_path):
@@ -305,6 +313,26 @@ def test_references_to_runs_folders_and_the_base(tmp_path):
 def test_a_folder_may_record_its_base_in_its_config(tmp_path):
     (tmp_path / "adapter_config.json").write_text('{"base_sha256": "abc"}', encoding="utf-8")
     assert AdapterRef.parse(str(tmp_path)).base_sha256() == "abc"
+
+
+def test_the_record_of_a_base_is_read_from_any_folder_that_has_one(tmp_path):
+    run = with_adapter(tmp_path / "r")
+    expected = Base(ref="toy", sha256="b" * 64)
+    assert recorded_base(run.path) == recorded_base(run.adapter_dir) == expected
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "me/base"}', encoding="utf-8")
+    assert recorded_base(tmp_path) == AdapterRef.parse(str(tmp_path)).base() == Base(ref="me/base")
+    assert recorded_base(None) is None
+    assert recorded_base(run.checkpoints_dir) is None
+
+
+def test_the_shape_of_an_adapter_is_what_its_configuration_says(tmp_path):
+    config = {"r": 8, "lora_alpha": 4.0, "target_modules": ["a", "b"], "base_sha256": None}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
+    assert AdapterRef.parse(str(tmp_path)).shape() == {"rank": 8, "alpha": 4, "targets": ("a", "b")}
+    config = {"lora_alpha": 0.5, "target_modules": "all-linear"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
+    assert AdapterRef.parse(str(tmp_path)).shape() == {}
+    assert AdapterRef.parse("base").shape() == AdapterRef.parse("hub:me/m").shape() == {}
 
 
 def test_diffusers_folders_are_adapters_too(tmp_path):
