@@ -97,15 +97,20 @@ def merge(
         typer.Option("--method", metavar="NAME", help="linear, exact, ties, dare_linear, dare_ties or factor_average."),
     ] = None,
     weights: Annotated[
-        str | None, typer.Option("--weights", metavar="W,W,...", help="One weight for each run; equal if omitted.")
+        str | None,
+        typer.Option("--weights", metavar="W,W,...", help="One for each run, used as given; 1/K each if omitted."),
     ] = None,
-    rank: Annotated[int | None, typer.Option("--rank", metavar="R", min=1, help="Rank of the result.")] = None,
+    rank: Annotated[
+        int | None,
+        typer.Option("--rank", metavar="R", min=1, help="Rank of the result; not for exact, factor_average."),
+    ] = None,
 ) -> None:
-    """Merge several adapters of one base into one: the sum of their products, not of their factors.
+    """Merge several adapters of one base into one: the weighted sum of their products, not of their factors. The
+    weights are not normalized: give them a sum of 1 for a mean.
 
     \b
     Example:
-      flowopd merge runs/t-geneval runs/t-ocr runs/t-quality --weights 1,1,0.5 --out runs/init
+      flowopd merge runs/t-geneval runs/t-ocr runs/t-quality --weights 0.4,0.4,0.2 --out runs/init
     """
     from flowopd_cli import plan
 
@@ -141,7 +146,8 @@ def distill(
 
     routing = plan.teacher_specs(teacher)
     values = {"adapter.init": init, "routing": routing, "opd.estimator": estimator, **plan.anchor_values(anchor, beta)}
-    _stage("distill", common, values, [spec["ref"] for spec in routing.values()])
+    refs = [init, *(spec["ref"] for spec in routing.values()), values.get("anchor.ref")]
+    _stage("distill", common, values, [ref for ref in refs if ref])
 
 
 @stage_command(app)
@@ -201,7 +207,8 @@ def demo(
     json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Say nothing on stderr but errors.")] = False,
 ) -> None:
-    """Run the whole pipeline on the toy base: three teachers, merge, distillation, a table and a report.
+    """Run the whole pipeline on the toy base: three teachers, merge, distillation, a table and a report. The same
+    command with the --out of an interrupted demo goes on with it: finished stages are kept.
 
     \b
     Example:
@@ -211,9 +218,11 @@ def demo(
 
     from flowopd_cli import execute
     from flowopd_cli.console import Console
+    from flowopd_cli.demo import Demo
+    from flowopd_cli.run import fresh_path
 
     console = Console(quiet=quiet)
-    result = execute.run_demo(out, console, seed=seed, quick=quick, baseline=baseline, ablation=ablation)
+    result = execute.run_demo(Demo(out or fresh_path("demo"), seed, quick, baseline, ablation), console)
     console.result(dumps(result) if json else result["report"])
 
 

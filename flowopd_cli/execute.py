@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import importlib
 import json
+import signal
 import sys
-from contextlib import redirect_stdout, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout, suppress
+from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import typer
@@ -15,18 +19,22 @@ from flowopd_cli import launch, preflight
 from flowopd_cli import recipe as recipes
 from flowopd_cli.arithmetic import arithmetic
 from flowopd_cli.console import Console
+from flowopd_cli.demo import Demo
 from flowopd_cli.errors import ArtifactError, Interrupted, RecipeError
 from flowopd_cli.options import Common
-from flowopd_cli.plan import with_full_names
 from flowopd_cli.progress import Progress
 from flowopd_cli.run import RunDir, fresh_path
+from flowopd_cli.settle import remarks, settle
+from flowopd_cli.track import tracked
 
-ONE_PROCESS = ("merge", "push")
+ONE_PROCESS = ("merge", "eval", "push")
 
 
 def perform(recipe: recipes.Recipe, common: Common) -> None:
     """Do what a stage's command line asks for; stdout gets the run's path or JSON and nothing else."""
-    notes = preflight.check(recipe)
+    asked, recipe = recipe, settle(recipe)
+    notes = remarks(asked, recipe, common.overrides)
+    notes += preflight.check(recipe, out=common.out, dry_run=common.dry_run)
     console = Console(quiet=common.quiet, main=launch.is_main())
     for note in notes:
         console.note(f"note: {note}")
@@ -47,49 +55,77 @@ def perform(recipe: recipes.Recipe, common: Common) -> None:
 
 
 def run_stage(
-    recipe: recipes.Recipe, run: RunDir, progress: Progress, *, resume: bool = False, dry_run: bool = False
+    recipe: recipes.Recipe,
+    run: RunDir,
+    progress: Progress,
+    *,
+    resume: bool = False,
+    dry_run: bool = False,
+    again: str | None = None,
 ) -> dict[str, Any]:
     """Run one stage in its directory; whatever happens, the manifest says how it ended.
+
+    ``again`` is the command that goes on after an interruption, where that is not the stage's own.
 
     Raises:
         Interrupted: the user stopped it; the message says how to go on.
     """
     extra = {"dry_run": dry_run} if recipe.stage == "push" else {}
-    recipe = with_full_names(recipe)
-    run.start(recipe)
-    try:
-        stage = importlib.import_module(f"flowopd_cli.stages.{recipe.stage}")
-        result = stage.run(recipe, run, progress, resume=resume, **extra)
-    except (Interrupted, KeyboardInterrupt) as error:
+    recipe = settle(recipe)
+    with _terminable():
+        run.start(recipe)
+        try:
+            progress = tracked(recipe, run, progress)
+            stage = importlib.import_module(f"flowopd_cli.stages.{recipe.stage}")
+            result = stage.run(recipe, run, progress, resume=resume, **extra)
+        except (Interrupted, KeyboardInterrupt) as error:
+            progress.done()
+            _close(run, "interrupted")
+            again = again or f"flowopd {recipe.stage} --resume {run.path}"
+            raise Interrupted(f"{str(error) or 'stopped'}; go on with: {again}") from error
+        except BaseException:
+            progress.done()
+            _close(run, "failed")
+            raise
         progress.done()
-        _close(run, "interrupted")
-        what = str(error) or "stopped"
-        raise Interrupted(f"{what}; go on with: flowopd {recipe.stage} --resume {run.path}") from error
-    except BaseException:
-        progress.done()
-        _close(run, "failed")
-        raise
-    progress.done()
-    run.finish("done", result.get("metrics"))
+        run.finish("done", result.get("metrics"))
     return result
 
 
-def run_demo(
-    out: Path | None, console: Console, *, seed: int, quick: bool, baseline: bool = False, ablation: bool = False
-) -> dict[str, Any]:
-    """The demonstration: a chain of shipped recipes, each in a run of its own under ``out``, and one report.
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends the block as Ctrl-C does; the training loop puts its own handling over it for a while."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not the main thread: signals stay with whoever owns them
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def run_demo(demo: Demo, console: Console) -> dict[str, Any]:
+    """The demonstration: a chain of shipped recipes, each in a run of its own under ``demo.out``, and one report.
 
     Raises:
-        ArtifactError: ``out`` has something in it.
+        ArtifactError: ``demo.out`` has something else in it.
+        MissingDependency: a stage would miss a package.
+        Interrupted: the user stopped it; the message says how to go on.
     """
-    path = out or fresh_path("demo")
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ArtifactError(f"{path}: is not empty; give --out a fresh name, or leave it out")
-    from flowopd_cli import demo
-
-    with redirect_stdout(sys.stderr):
-        result = demo.run(demo.Demo(path, run_stage, console, seed, quick), baseline=baseline, ablation=ablation)
-        console.done()
+    again = demo.command()
+    with redirect_stdout(sys.stderr), _terminable():
+        try:
+            result = demo.run(partial(run_stage, again=again), console)
+        except KeyboardInterrupt as error:
+            raise Interrupted(f"stopped; go on with: {again}") from error
+        finally:
+            console.done()
     return result
 
 

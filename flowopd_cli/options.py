@@ -29,7 +29,10 @@ class Common:
     ] = field(default_factory=list)
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Check everything, print the resolved recipe and its arithmetic, and stop."),
+        typer.Option(
+            "--dry-run",
+            help="Check what can be checked without weights, print the resolved recipe and its arithmetic, and stop.",
+        ),
     ] = False
     resume: Annotated[
         Path | None, typer.Option("--resume", metavar="RUN", help="Go on with an interrupted run, by its own recipe.")

@@ -10,13 +10,17 @@ from typing import Any
 import yaml
 
 from flowopd_cli import recipe as recipes
-from flowopd_cli.errors import RecipeError
+from flowopd_cli.errors import ArtifactError, RecipeError
+from flowopd_cli.manifest import ADAPTER
 from flowopd_cli.options import Common
 from flowopd_cli.recipe_io import suggest
+from flowopd_cli.refs import AdapterRef
 from flowopd_cli.registry import REWARDS, reward_name
 from flowopd_cli.run import RunDir, is_run
+from flowopd_cli.settle import with_full_names
 
 TOY = "toy"
+RANKLESS = {"exact", "factor_average"}
 TEACHERS = {"routing", "teachers"}
 NEEDED = {
     "teacher": {"rewards": "a reward (--reward NAME)", "prompts": "prompts (--prompts SOURCE)"},
@@ -49,6 +53,8 @@ def resolve(stage: str, common: Common, values: Mapping[str, Any], *, refs: Sequ
     for key, value in given.items():
         recipes.assign(tree, key, value)
     _refuse_missing(stage, tree, common.overrides)
+    if stage == "merge":
+        _drop_idle_rank(tree, given, common.overrides)
     return with_full_names(recipes.build(tree, overrides=common.overrides, stage=stage, where=where))
 
 
@@ -129,7 +135,7 @@ def _resumed(stage: str, common: Common, given: Mapping[str, Any]) -> recipes.Re
     actual = run.manifest().stage
     if actual != stage:
         raise RecipeError(f"{run.path}: is a {actual} run; go on with: flowopd {actual} --resume {run.path}")
-    recipe = run.recipe(common.overrides)
+    recipe = with_full_names(run.recipe(common.overrides))
     if common.processes and isinstance(recipe, recipes.TrainedRecipe):
         return recipe.model_copy(update={"train": recipe.train.model_copy(update={"processes": common.processes})})
     return recipe
@@ -153,7 +159,7 @@ def _starting_point(
         else:
             tree["model"] = {"pretrained": TOY, "resolution": None}
     if model is not None:
-        tree["model"] = model
+        tree["model"] = {**tree.get("model", {}), **model}
     return tree, where
 
 
@@ -171,11 +177,35 @@ def _toy_recipe(stage: str, given: Mapping[str, Any]) -> str:
 
 
 def _model_of(refs: Sequence[str]) -> dict[str, Any] | None:
-    """The ``model`` section of the first reference that is a run."""
-    for ref in refs:
-        if is_run(Path(ref)):
-            return RunDir.open(ref, writes=False).recipe().model.model_dump(mode="json")
-    return None
+    """The ``model`` section of the adapters named on the command line, as their runs or configurations record it.
+
+    Those that are on the Hub, or are not there at all, are left to later checks.
+
+    Raises:
+        ArtifactError: they record different bases, or none.
+    """
+    named = [reference for reference in map(AdapterRef.parse, refs) if reference.kind != "base"]
+    local = [reference for reference in named if reference.kind != "hub" and Path(reference.location).is_dir()]
+    models = {reference.text: _recorded_model(reference) for reference in local}
+    unknown = [text for text, model in models.items() if not model]
+    unknown += [reference.text for reference in named if reference.kind == "hub" and not local]
+    if unknown:
+        raise ArtifactError(f"{unknown[0]}: does not record the base it was trained on; name it with --base")
+    bases = {str(model["pretrained"]): text for text, model in models.items()}
+    if len(bases) > 1:
+        listed = ", ".join(f"{text} of {base}" for base, text in bases.items())
+        raise ArtifactError(f"adapters of different bases ({listed}): name adapters of one base, or the base by --base")
+    return next(iter(models.values()), None)
+
+
+def _recorded_model(reference: AdapterRef) -> dict[str, Any]:
+    """What an adapter's run says about its model, else the base's name in its configuration; empty without either."""
+    folder = Path(reference.location).resolve()
+    run = folder.parent if folder.name == ADAPTER and is_run(folder.parent) else folder
+    if is_run(run):
+        return RunDir.open(run, writes=False).recipe().model.model_dump(mode="json")
+    base = reference.base()
+    return {"pretrained": base.ref} if base is not None and base.ref else {}
 
 
 def _shared(stage: str, common: Common) -> dict[str, Any]:
@@ -208,14 +238,12 @@ def _refuse_missing(stage: str, tree: Mapping[str, Any], overrides: Sequence[str
             raise RecipeError(f"{stage} needs {what}, or a --recipe that has it")
 
 
-def with_full_names(recipe: recipes.Recipe) -> recipes.Recipe:
-    """Rewards under the registry's own names, so that the recipe in the run says what ran."""
-    rewards = getattr(recipe, "rewards", ())
-    if not rewards:
-        return recipe
-    base = recipe.model.pretrained
-    named = tuple(spec.model_copy(update={"name": reward_name(spec.name, base)}) for spec in rewards)
-    return recipe.model_copy(update={"rewards": named})
+def _drop_idle_rank(tree: dict[str, Any], given: Mapping[str, Any], overrides: Sequence[str]) -> None:
+    """A rank that only the starting recipe names goes when the method that was asked for takes none."""
+    asked = dict(map(recipes.parse_override, overrides))
+    method = asked.get("merge.method", given.get("merge.method"))
+    if method in RANKLESS and "merge.rank" not in {*asked, *given}:
+        recipes.assign(tree, "merge.rank", None)
 
 
 def _short(name: str) -> str:

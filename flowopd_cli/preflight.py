@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from flowopd_cli import registry
-from flowopd_cli.errors import ArtifactError, PromptError, RewardError, RoutingError
+from flowopd_cli.arithmetic import deterministic
+from flowopd_cli.errors import ArtifactError, MergeError, MissingDependency, PromptError, RecipeError
+from flowopd_cli.plan import RANKLESS
 from flowopd_cli.recipe import (
     ColdstartRecipe,
     DistillRecipe,
@@ -16,32 +19,45 @@ from flowopd_cli.recipe import (
     PromptSpec,
     PushRecipe,
     Recipe,
-    TeacherRecipe,
     TrainedRecipe,
 )
 from flowopd_cli.refs import AdapterRef
 from flowopd_cli.run import RunDir
+from flowopd_cli.tasks import check_tasks
 
 
-def check(recipe: Recipe) -> list[str]:
+def check(recipe: Recipe, *, out: Path | None = None, dry_run: bool = False) -> list[str]:
     """Refuse what could not run; returns remarks about what could, but may not be meant.
+
+    ``out`` is where the run will be written, ``dry_run`` that nothing will be trained or uploaded.
 
     Raises:
         FlowOPDError: a name is unknown, a file or adapter is missing, adapters have different bases, a task has no
-            teacher or no reward.
+            teacher or no reward, or ``out`` holds what the recipe reads.
     """
-    registry.MODELS.check(recipe.model.family)
-    _check_base(recipe.model.pretrained)
     refs = dict(adapter_refs(recipe))
     for role, ref in refs.items():
         _check_ref(role, ref)
+    if out is not None:
+        _check_out(out, recipe, refs)
     _check_one_base([AdapterRef.parse(ref) for ref in refs.values()])
+    if isinstance(recipe, PushRecipe):
+        _check_push(recipe, dry_run)
+    return check_names(recipe)
+
+
+def check_names(recipe: Recipe) -> list[str]:
+    """The part of :func:`check` that asks for no adapter: names, prompt files, tasks, settings that do nothing."""
+    registry.MODELS.check(recipe.model.family)
+    _check_base(recipe.model.pretrained)
     for spec in getattr(recipe, "rewards", ()):
         registry.REWARDS.check(spec.name)
     if isinstance(recipe, EvalRecipe):
         for suite in recipe.eval.suites:
             registry.SUITES.check(suite)
-    return _check_tasks(recipe)
+    if isinstance(recipe, MergeRecipe):
+        _check_merge(recipe)
+    return _check_training(recipe) if isinstance(recipe, TrainedRecipe) else []
 
 
 def adapter_refs(recipe: Recipe) -> Iterator[tuple[str, str]]:
@@ -67,21 +83,29 @@ def tasks_of(spec: PromptSpec) -> set[str]:
     """The tasks that a prompt source names; empty where only reading it by its own plugin would tell.
 
     Raises:
-        PromptError: there is no such source or file, or a line of it is not JSON.
+        PromptError: there is no such source or file, it has no such task, or a line of it is not JSON.
     """
     path = Path(spec.source)
     if spec.source in registry.PROMPTS.names():
         known = registry.PROMPT_TASKS.get(spec.source, ())
+        if spec.task and known and spec.task not in known:
+            raise PromptError(
+                f"prompts: {spec.source}: no prompt in it of task {spec.task!r}; it has {', '.join(known)}"
+            )
         return {spec.task} if spec.task else set(known)
     if path.suffix not in {".txt", ".jsonl"}:
         registry.PROMPTS.target(spec.source)
     if not path.is_file():
         raise PromptError(f"prompts: {spec.source}: no such file")
-    if spec.task or path.suffix == ".txt":
+    if path.suffix == ".txt":
         return {spec.task} if spec.task else set()
-    lines = enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
-    tasks = (_task_of_line(f"{path}:{number}", line) for number, line in lines if line.strip())
-    return {task for task in tasks if task}
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise PromptError(f"prompts: {path}: cannot be read as UTF-8 text ({error})") from error
+    numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()][: spec.limit]
+    named = (_task_of_line(f"{path}:{number}", line) or spec.task for number, line in numbered)
+    return {task for task in named if task}
 
 
 def _task_of_line(place: str, line: str) -> str | None:
@@ -126,29 +150,52 @@ def _check_one_base(refs: Sequence[AdapterRef]) -> None:
             )
 
 
-def _check_tasks(recipe: Recipe) -> list[str]:
-    if not isinstance(recipe, TrainedRecipe):
-        return []
-    tasks = set().union(*(tasks_of(spec) for spec in recipe.prompts))
-    if isinstance(recipe, TeacherRecipe):
-        _check_rewarded(recipe, tasks)
-        return []
-    section, routes = (
-        ("teachers", recipe.teachers) if isinstance(recipe, ColdstartRecipe) else ("routing", recipe.routing)
-    )
-    for task in sorted(tasks - set(routes)):
-        raise RoutingError(
-            f"prompts of task {task!r} have no teacher: add --teacher {task}=REF, or drop those prompts "
-            f"({section} has {', '.join(sorted(routes))})"
+def _check_out(out: Path, recipe: Recipe, refs: dict[str, str]) -> None:
+    """The directory that is written, and with ``--force`` emptied first, holds nothing that the recipe reads."""
+    named = [AdapterRef.parse(ref) for ref in refs.values()]
+    inputs = [ref.location for ref in named if ref.kind in {"run", "folder"}]
+    inputs += recipe.push.evaluations if isinstance(recipe, PushRecipe) else ()
+    target = out.resolve()
+    for text in inputs:
+        source = Path(text).resolve()
+        if target == source or target in source.parents:
+            raise ArtifactError(f"--out {out}: {text} is what this command reads; give --out another name")
+
+
+def _check_push(recipe: PushRecipe, dry_run: bool) -> None:
+    if not dry_run and not recipe.push.repo:
+        raise RecipeError("push needs a repository (--repo OWNER/NAME), or --dry-run to write the folder only")
+    for path in recipe.push.evaluations:
+        RunDir.open(path, writes=False)
+
+
+def _check_merge(recipe: MergeRecipe) -> None:
+    if "base" in {AdapterRef.parse(ref).kind for ref in recipe.adapters}:
+        raise MergeError("base is no adapter: leave it out and lower the other weights instead")
+    if recipe.merge.method in RANKLESS and recipe.merge.rank is not None:
+        raise RecipeError(
+            f"merge.rank {recipe.merge.rank} has no meaning for method {recipe.merge.method}, whose rank follows from "
+            "its adapters: leave it out, or choose linear"
         )
-    known = not any(not tasks_of(spec) for spec in recipe.prompts)
+
+
+def _check_training(recipe: TrainedRecipe) -> list[str]:
+    if recipe.train.track == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
+        raise MissingDependency("tensorboard", extra="track")
+    tasks = set().union(*(tasks_of(spec) for spec in recipe.prompts))
+    check_tasks(recipe, tasks)
+    return [*_idle_teachers(recipe, tasks), *_idle_window(recipe)]
+
+
+def _idle_teachers(recipe: TrainedRecipe, tasks: set[str]) -> list[str]:
+    routes = getattr(recipe, "teachers", None) or getattr(recipe, "routing", {})
+    known = all(tasks_of(spec) for spec in recipe.prompts)
     idle = sorted(set(routes) - tasks) if known else []
     return [f"teacher {task!r} is loaded, but no prompt has its task" for task in idle]
 
 
-def _check_rewarded(recipe: TeacherRecipe, tasks: set[str]) -> None:
-    scored = {spec.task for spec in recipe.rewards}
-    if None in scored:
-        return
-    for task in sorted(tasks - scored):
-        raise RewardError(f"prompts of task {task!r} have no reward: add one with that task, or drop those prompts")
+def _idle_window(recipe: TrainedRecipe) -> list[str]:
+    window, steps = recipe.sampling.window, recipe.sampling.steps
+    if window is None or deterministic(recipe.sampling) or window.start_max + window.size < steps:
+        return []
+    return ["sampling.window holds the last step, which draws no noise and is not trained"]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -272,7 +273,7 @@ def test_merge_and_eval_take_the_base_from_the_runs_they_name(flowopd, stage):
     assert flowopd("eval", *argv, "--batch", "3", "--limit", "4", "--quiet")[0] == 0
     spec = calls[0][0].eval
     assert (spec.suites, spec.images, spec.split, spec.seed, spec.batch, spec.limit) == (
-        ("geneval", "ocr"),
+        ("toy-geneval", "toy-ocr"),
         2,
         "validation",
         5,
@@ -311,14 +312,18 @@ def test_push_dry_run_is_the_stage_itself(flowopd, stage):
         ("merge", "merge needs the runs to merge"),
         ("merge a b --weights 1,x", "write numbers with commas"),
         ("merge none", "adapters.0: none: no such run directory"),
-        ("merge base --processes 2", "merge works in one process"),
+        ("merge base base", "base is no adapter"),
+        ("eval --processes 2", "eval works in one process"),
         ("distill --teacher geneval=none --teacher ocr=base", "routing.geneval: none: no such run"),
         ("distill --teacher geneval=base", "prompts of task 'ocr' have no teacher: add --teacher ocr=REF"),
         ("distill --teacher geneval", "write it as TASK=REF"),
         ("distill --teacher ocr=base --teacher ocr=base", "named twice"),
         ("distill --init none", "adapter.init: none: no such run"),
         ("distill --anchor none", "anchor: none: no such run"),
-        ("eval --suite genevl", "did you mean 'geneval'"),
+        ("eval --suite genevl", "did you mean 'toy-geneval'"),
+        ("teacher --reward geneval --prompts toy:all,task=foo", "no prompt in it of task 'foo'; it has geneval, ocr"),
+        ("teacher --reward geneval --out /dev/null/x", "/dev/null/x: cannot be written (Not a directory)"),
+        ("distill --set opd.log_rewards_every=1", "opd.log_rewards_every has no rewards to log"),
         ("eval --adapter none", "adapter: none"),
         ("push none", "none: no such directory"),
         ("push", "push needs the run to publish"),
@@ -326,7 +331,7 @@ def test_push_dry_run_is_the_stage_itself(flowopd, stage):
         ("teacher --resume none --seed 3", "leave out --seed"),
         ("teacher --resume none --reward geneval", "leave out a flag of the recipe"),
         ("recipes show nothing", "no recipe 'nothing'"),
-        ("demo --out shelf", "is not empty"),
+        ("demo --out shelf", "is not empty, and toy is no part of a demo"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(flowopd, argv, words):
@@ -346,6 +351,73 @@ def test_adapters_of_two_bases_are_refused_before_anything_is_loaded(flowopd):
     code, _, err = flowopd("distill", "--teacher", "geneval=a", "--teacher", "ocr=b", "--dry-run")
     assert code == 2
     assert "different bases" in err
+
+
+@pytest.mark.parametrize(
+    ("argv", "read"),
+    [
+        ("merge a b --out a", "a"),
+        ("merge a b --out b/../b", "b"),
+        ("merge a/adapter b --out a", "a/adapter"),
+        ("distill --init a --out a", "a"),
+        ("distill --teacher geneval=a --teacher ocr=base --out a", "a"),
+        ("distill --anchor a --out a", "a"),
+        ("coldstart --teacher geneval=a --teacher ocr=b --set prompts=[{source:\u00a0toy:all}] --out b", "b"),
+        ("teacher --reward geneval --set adapter.init=a --out a", "a"),
+        ("eval --adapter a --out a", "a"),
+        ("push a --repo me/m --out a", "a"),
+        ("push a --repo me/m --eval b --out b", "b"),
+    ],
+)
+def test_force_never_deletes_what_the_command_reads(flowopd, argv, read):
+    kept = trained("a").adapter_dir / "adapter_config.json", trained("b").adapter_dir / "adapter_config.json"
+    code, _, err = flowopd(*(part.replace("\u00a0", " ") for part in argv.split(" ")), "--force")
+    assert code == 2
+    assert f"{read} is what this command reads; give --out another name" in err
+    assert all(path.is_file() for path in kept)
+
+
+def test_push_without_a_repository_leaves_no_run(flowopd, stage, tmp_path):
+    trained("a")
+    stage("push")
+    code, _, err = flowopd("push", "a", "--out", "p")
+    assert code == 2
+    assert "--repo OWNER/NAME" in err
+    assert not (tmp_path / "p").exists()
+    assert flowopd("push", "a", "--out", "p", "--dry-run")[0] == 0
+
+
+def test_a_start_from_an_adapter_records_that_adapters_shape(flowopd, stage, tmp_path):
+    config = {"r": 16, "lora_alpha": 16.0, "target_modules": ["attn.to_q"]}
+    (trained("a").adapter_dir / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
+    calls = stage("distill")
+    code, _, err = flowopd("distill", "--init", "a", "--out", "r")
+    assert code == 0
+    assert "note: adapter.rank is 16, as in a" in err
+    written = RunDir.open(tmp_path / "r").recipe().adapter
+    assert (written.rank, written.alpha, written.targets) == (16, 16, ("attn.to_q",))
+    assert calls[0][0].adapter == written
+    code, _, err = flowopd("distill", "--init", "a", "--set", "adapter.rank=32", "--out", "s")
+    assert code == 2
+    assert "starts from a, whose rank is 16" in err
+
+
+def test_a_rank_that_the_method_cannot_have(flowopd):
+    trained("a"), trained("b")
+
+    def merge(*argv):
+        return flowopd("merge", "a", "b", "--dry-run", "--json", *argv)
+
+    code, _, err = merge("--method", "exact", "--rank", "4")
+    assert code == 2
+    assert "merge.rank 4 has no meaning for method exact" in err
+    assert merge("--set", "merge.method=factor_average", "--set", "merge.rank=4")[0] == 2
+    assert json.loads(merge("--method", "exact")[1])["recipe"]["merge"]["rank"] is None
+    assert json.loads(merge("--rank", "4")[1])["recipe"]["merge"]["rank"] == 4
+    shelved = {"stage": "merge", "model": {"pretrained": "toy"}, "merge": {"rank": 32}, "adapters": ["x"]}
+    Path("m.yaml").write_text(yaml.safe_dump(shelved), encoding="utf-8")
+    kept = json.loads(merge("--recipe", "m.yaml", "--method", "exact")[1])["recipe"]["merge"]
+    assert (kept["method"], kept["rank"]) == ("exact", None)
 
 
 def test_prompt_files_name_their_tasks(flowopd, tmp_path):
@@ -399,6 +471,20 @@ def test_ctrl_c_outside_the_loop(flowopd, stage):
     assert "--resume r" in err
 
 
+def test_sigterm_outside_the_loop_is_like_ctrl_c(flowopd, stage, tmp_path):
+    def is_told_to_stop(recipe, run, progress, **rest):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+
+    before = signal.getsignal(signal.SIGTERM)
+    stage("eval", is_told_to_stop)
+    code, _, err = flowopd("eval", "--out", "r")
+    assert code == 130
+    assert "stopped; go on with: flowopd eval --resume r" in err
+    assert RunDir.open(tmp_path / "r").manifest().status == "interrupted"
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
 def test_a_failing_stage_leaves_a_failed_manifest(flowopd, stage, monkeypatch, tmp_path):
     def fails(recipe, run, progress, **rest):
         raise ArtifactError("a: was trained\non another base")
@@ -426,15 +512,15 @@ def test_lists(flowopd):
 
 
 def test_demo_prints_the_report_or_json(flowopd, monkeypatch):
-    from flowopd_cli import demo
+    from flowopd_cli.demo import Demo
 
     seen = []
 
-    def run(chain, *, baseline, ablation):
-        seen.append((chain.out.name, chain.seed, chain.quick, baseline, ablation))
+    def run(chain, execute, progress):
+        seen.append((chain.out.name, chain.seed, chain.quick, chain.baseline, chain.ablation))
         return {"report": "demo/report.html", "models": {}}
 
-    monkeypatch.setattr(demo, "run", run)
+    monkeypatch.setattr(Demo, "run", run)
     assert flowopd("demo", "--out", "d", "--quick", "--seed", "3")[1] == "demo/report.html\n"
     assert json.loads(flowopd("demo", "--baseline", "--ablation", "--json")[1]) == {
         "report": "demo/report.html",
@@ -516,15 +602,14 @@ def test_live_progress_on_a_terminal(monkeypatch, capsys):
     assert "half way" in capsys.readouterr().err
 
 
-def test_quiet_console_speaks_only_results_and_errors(capsys):
+def test_quiet_console_speaks_only_results(capsys):
     console = Console(quiet=True)
     console.start(1, "x")
     console.step({})
     console.note("n")
     console.table("t", ("a",), [("b",)])
-    console.error("wrong")
     console.result("r")
-    assert capsys.readouterr() == ("r\n", "flowopd: error: wrong\n")
+    assert capsys.readouterr() == ("r\n", "")
 
 
 @pytest.mark.parametrize(("given", "said"), [(7.4, "7s"), (185, "3m05s"), (3720, "1h02m"), (-1, "0s")])

@@ -1,0 +1,73 @@
+"""What is refused before anything is loaded, and what is only remarked on."""
+
+import json
+import sys
+import types
+
+import pytest
+
+from flowopd_cli import preflight
+from flowopd_cli import recipe as recipes
+from flowopd_cli.errors import MissingDependency, PromptError, RecipeError, RewardError
+from flowopd_cli.settle import with_full_names
+
+TOY = {"pretrained": "toy", "resolution": None}
+TEACHER = {"stage": "teacher", "model": TOY, "prompts": [{"source": "toy:ocr"}], "rewards": [{"name": "toy-ocr"}]}
+
+
+def teacher(**sections):
+    return recipes.build({**TEACHER, **sections})
+
+
+def jsonl(path, *rows, bom=""):
+    path.write_text(bom + "\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return str(path)
+
+
+def test_a_rows_own_task_wins_over_the_flags(tmp_path):
+    source = jsonl(tmp_path / "o.jsonl", {"prompt": "x", "task": "other"}, {"prompt": "y"}, bom="\ufeff")
+    assert preflight.tasks_of(recipes.PromptSpec(source=source, task="ocr")) == {"other", "ocr"}
+    assert preflight.tasks_of(recipes.PromptSpec(source=source, task="ocr", limit=1)) == {"other"}
+    rewards = [{"name": "toy-ocr", "task": "ocr"}]
+    recipe = teacher(prompts=[{"source": source, "task": "ocr"}], rewards=rewards)
+    with pytest.raises(RewardError, match=r"'other' have no reward \(rewards are for ocr\)"):
+        preflight.check(recipe)
+
+
+def test_a_prompt_file_that_is_no_text(tmp_path):
+    path = tmp_path / "o.jsonl"
+    path.write_bytes(b'{"prompt": "caf\xe9"}')
+    with pytest.raises(PromptError, match=r"o\.jsonl: cannot be read as UTF-8 text"):
+        preflight.check(teacher(prompts=[{"source": str(path), "task": "ocr"}]))
+
+
+def test_the_toys_suites_are_refused_by_their_short_names_elsewhere(tmp_path):
+    (tmp_path / "model_index.json").write_text("{}", encoding="utf-8")
+    there = {"stage": "eval", "model": {"pretrained": str(tmp_path)}}
+    with pytest.raises(RecipeError, match=r"no suite 'geneval'.*known: toy-geneval, toy-ocr, toy-quality"):
+        preflight.check(with_full_names(recipes.build(there)))
+    preflight.check(with_full_names(recipes.build({**there, "eval": {"suites": ["toy-ocr"]}})))
+    here = with_full_names(recipes.build({"stage": "eval", "model": TOY}))
+    preflight.check(here)
+    assert here.eval.suites == ("toy-geneval", "toy-ocr", "toy-quality")
+
+
+def test_a_window_over_the_last_step_is_remarked_on():
+    def remarks(**window):
+        return preflight.check(teacher(sampling={"steps": 8, "window": window}))
+
+    assert remarks(size=2, start_min=6, start_max=6) == [
+        "sampling.window holds the last step, which draws no noise and is not trained"
+    ]
+    assert remarks(size=2, start_max=5) == []
+
+
+def test_curves_need_tensorboard(monkeypatch):
+    recipe = teacher(train={"track": "tensorboard"})
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    with pytest.raises(MissingDependency, match=r"pip install 'flowopd\[track\]'"):
+        preflight.check(recipe)
+    found = types.ModuleType("tensorboard")
+    found.__spec__ = types.SimpleNamespace(name="tensorboard")
+    monkeypatch.setitem(sys.modules, "tensorboard", found)
+    assert preflight.check(recipe) == []
