@@ -13,9 +13,12 @@ ROOT = Path(__file__).resolve().parent.parent / "flowopd_cli"
 PACKAGE = "flowopd_cli"
 FOUNDATION = {
     *("recipe", "recipe_io", "recipe_specs", "run", "refs", "manifest", "files"),
-    *("registry", "errors", "progress", "arithmetic", "card"),
+    *("registry", "errors", "progress", "arithmetic", "card", "settle", "tasks"),
 }
-FRONT = {"cli", "options", "plan", "preflight", "execute", "launch", "console", "demo", "report", "__main__"}
+FRONT = {
+    *("cli", "options", "plan", "preflight", "execute", "launch", "console", "track"),
+    *("demo", "report", "__main__"),
+}
 PACKAGES = {"core", "train", "stages", "models", "rewards", "suites", "toy"}
 TENSORS = {"torch", "jaxtyping"}
 
@@ -61,7 +64,13 @@ RULES = {
     "options": rule(FOUNDATION, {"typer"}),
     "execute": rule(FOUNDATION | FRONT, {"typer"}, {"stages"}),
     "launch": rule(FOUNDATION, set(), {"torch"}),
+    "track": rule(FOUNDATION, set(), {"torch"}),
     "console": rule(FOUNDATION, {"rich"}),
+}
+# Where a function takes more than six parameters, and why.
+WIDE = {
+    "cli": "Typer reads a command's flags off its signature",
+    "models.sd3": "load takes the fields of a recipe's model section",
 }
 FILE_NAME = re.compile(r"[\w.-]*\w\.(jsonl?|ya?ml|html|md|safetensors|png|pt)")
 
@@ -218,3 +227,49 @@ def long_functions(source: str) -> list[str]:
 @pytest.mark.parametrize("module", MODULES)
 def test_functions_keep_their_size(module):
     assert long_functions(MODULES[module].read_text(encoding="utf-8")) == []
+
+
+def wide_functions(source: str) -> list[str]:
+    """Functions of more than six parameters, ``self`` and ``cls`` left out."""
+    functions = [n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.FunctionDef)]
+    named = {f.name: [a.arg for a in (*f.args.posonlyargs, *f.args.args, *f.args.kwonlyargs)] for f in functions}
+    return [name for name, arguments in named.items() if len([a for a in arguments if a not in {"self", "cls"}]) > 6]
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name not in WIDE])
+def test_functions_take_few_parameters(module):
+    assert wide_functions(MODULES[module].read_text(encoding="utf-8")) == []
+
+
+def test_a_wide_function_is_seen():
+    assert wide_functions("def f(self, a, b, c, *, d, e, g, h): ...") == ["f"]
+    assert wide_functions("def f(self, a, b, c, *, d, e, g): ...") == []
+
+
+def documented(cell: str) -> set[str]:
+    """The names in a cell of the table in CONTRIBUTING.md, with the rings written out."""
+    words = [word.strip("` ").removesuffix("*").removesuffix("/") for word in cell.split(",") if word.strip()]
+    rings = {"foundation": FOUNDATION, "front": FRONT, "anything": {ANY}}
+    return set().union(*(rings.get(word, {word}) for word in words))
+
+
+def test_the_table_of_layers_is_the_rules():
+    text = (ROOT.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    rows = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("| ")]
+    table = {documented(row[0]).pop() if "`" in row[0] else row[0].strip(): row[1:] for row in rows if len(row) == 4}
+    table.pop("layer")
+    assert set(table) == set(RULES)
+    for layer, (ours, theirs, lazily) in table.items():
+        expected = RULES[layer]
+        found = documented(ours), documented(theirs), documented(lazily)
+        assert found == (expected.ours, expected.theirs, expected.lazily), layer
+
+
+def test_the_rings_are_those_of_the_table():
+    text = " ".join((ROOT.parent / "CONTRIBUTING.md").read_text(encoding="utf-8").split())
+    foundation = re.search(r"The foundation is (.*?):", text)
+    front = re.search(r"The front is (.*?) and the modules", text)
+    assert foundation is not None
+    assert front is not None
+    assert set(re.findall(r"`(\w+)`", foundation[1])) == FOUNDATION
+    assert set(re.findall(r"`(\w+)`", front[1])) == FRONT - set(RULES)
