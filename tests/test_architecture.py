@@ -205,6 +205,12 @@ def test_stages_leave_file_names_to_the_run(module):
     assert literal_file_names(MODULES[module].read_text(encoding="utf-8")) == []
 
 
+@pytest.mark.parametrize("module", [name for name in MODULES if name not in {"run", "manifest"}])
+def test_only_the_run_knows_the_files_of_a_run(module):
+    found = set(literal_file_names(MODULES[module].read_text(encoding="utf-8")))
+    assert not found & {"recipe.yaml", "manifest.json", "metrics.jsonl", "prompts.json", "report.html", "README.md"}
+
+
 def test_a_literal_file_name_is_seen():
     assert literal_file_names('path = folder / "metrics.jsonl"') == ["metrics.jsonl"]
     assert literal_file_names('"""The words manifest.json in a sentence are no file name."""') == []
