@@ -129,8 +129,8 @@ class Demo:
     def _refuse_others(self, path: Path, recipe: recipes.Recipe) -> None:
         if RunDir.open(path, writes=False).manifest().recipe_sha != recipes.digest(settle(recipe)):
             raise ArtifactError(
-                f"{path}: was made with other settings (a seed, --quick or another version): repeat those, or give "
-                "--out a fresh name"
+                f"{path}: was made with other settings (a seed, --quick, --out written otherwise, another version): "
+                "repeat those, or give --out a fresh name"
             )
 
     def _stage(self, name: str, recipe: recipes.Recipe, execute: Execute, progress: Progress) -> RunDir:

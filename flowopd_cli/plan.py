@@ -185,7 +185,7 @@ def _model_of(refs: Sequence[str]) -> dict[str, Any] | None:
         ArtifactError: they record different bases, or none.
     """
     named = [reference for reference in map(AdapterRef.parse, refs) if reference.kind != "base"]
-    local = [reference for reference in named if reference.kind != "hub" and Path(reference.location).is_dir()]
+    local = [reference for reference in named if reference.kind != "hub" and _is_there(reference)]
     models = {reference.text: _recorded_model(reference) for reference in local}
     unknown = [text for text, model in models.items() if not model]
     unknown += [reference.text for reference in named if reference.kind == "hub" and not local]
@@ -196,6 +196,14 @@ def _model_of(refs: Sequence[str]) -> dict[str, Any] | None:
         listed = ", ".join(f"{text} of {base}" for base, text in bases.items())
         raise ArtifactError(f"adapters of different bases ({listed}): name adapters of one base, or the base by --base")
     return next(iter(models.values()), None)
+
+
+def _is_there(reference: AdapterRef) -> bool:
+    try:
+        reference.check()
+    except ArtifactError:
+        return False
+    return True
 
 
 def _recorded_model(reference: AdapterRef) -> dict[str, Any]:

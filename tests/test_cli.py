@@ -326,6 +326,7 @@ def test_push_dry_run_is_the_stage_itself(flowopd, stage):
         ("distill --set opd.log_rewards_every=1", "opd.log_rewards_every has no rewards to log"),
         ("eval --adapter none", "adapter: none"),
         ("push none", "none: no such directory"),
+        ("push shelf", "shelf: not a run directory"),
         ("push", "push needs the run to publish"),
         ("teacher --resume none", "none: no such directory"),
         ("teacher --resume none --seed 3", "leave out --seed"),
