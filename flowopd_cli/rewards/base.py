@@ -15,13 +15,21 @@ from flowopd_cli.core.types import Prompt, RewardResult
 
 @dataclass(frozen=True)
 class RewardInfo:
-    """What a reward declares about itself."""
+    """What a reward declares about itself; ``flowopd rewards ls`` prints it.
+
+    ``exact`` says whether its figures equal those of the reference implementation, ``note`` why not (or under which
+    condition). ``license`` is that of its weights, ``extra`` the optional dependencies it needs.
+    """
 
     name: str
     paper: str
     low: float
     high: float
     higher_is_better: bool = True
+    license: str = ""
+    extra: str | None = None
+    exact: bool = True
+    note: str = ""
 
 
 class Reward(Protocol):
