@@ -42,7 +42,7 @@ RULES = {
         {"core", "models", "errors"},
         TENSORS | {"diffusers", "transformers", "peft", "safetensors", "huggingface_hub", "numpy"},
     ),
-    "rewards": rule({"core.types", "rewards", "errors"}, TENSORS | {"numpy"}, {ANY}),
+    "rewards": rule({"core.types", "rewards", "errors"}, TENSORS | {"numpy", "PIL"}, {ANY}),
     "prompts": rule({"core.types", "core.routing", "errors", "registry"}, set(), {ANY}),
     "suites": rule({"core.types", "rewards.base", "prompts", "suites", "errors"}, TENSORS),
     "toy": rule(
