@@ -40,7 +40,7 @@ def check(recipe: Recipe) -> list[str]:
         registry.REWARDS.check(spec.name)
     if isinstance(recipe, EvalRecipe):
         for suite in recipe.eval.suites:
-            registry.SUITES.check(suite)
+            registry.SUITES.check(registry.suite_name(suite, recipe.model.pretrained))
     return _check_tasks(recipe)
 
 

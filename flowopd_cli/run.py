@@ -50,7 +50,7 @@ __all__ = [
 ]
 
 RECIPE, METRICS, LOCK = "recipe.yaml", "metrics.jsonl", ".lock"
-CHECKPOINTS, SAMPLES, EVAL, HUB = "checkpoints", "samples", "eval", "hub"
+CHECKPOINTS, SAMPLES, EVAL, HUB, IMAGES = "checkpoints", "samples", "eval", "hub", "images"
 REPORT, CARD = "report.html", "README.md"
 OURS = (RECIPE, MANIFEST, METRICS, ADAPTER, CHECKPOINTS, SAMPLES, EVAL, HUB, REPORT, CARD)
 
@@ -146,6 +146,11 @@ class RunDir:
         return self.path / EVAL
 
     @property
+    def images_dir(self) -> Path:
+        """The pictures of an evaluation, a folder for each suite in its official layout."""
+        return self.path / IMAGES
+
+    @property
     def hub_dir(self) -> Path:
         """The folder that push uploads."""
         return self.path / HUB
@@ -223,6 +228,11 @@ class RunDir:
         if self.writes:
             atomic_write(self.eval_file(suite), text)
 
+    def write_rows(self, suite: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write one line of JSON for each picture that a suite scored."""
+        if self.writes:
+            atomic_write(self.eval_dir / f"{suite}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+
     def write_image(self, name: str, image: Picture) -> None:
         """Write a PIL picture among the samples, as PNG."""
         if self.writes:
@@ -271,7 +281,7 @@ class RunDir:
         return [int(match[1]) for match in (re.fullmatch(r"step-(\d+)", name) for name in names) if match]
 
     def _artifacts(self) -> tuple[Artifact, ...]:
-        left_out = {MANIFEST, LOCK, CHECKPOINTS}
+        left_out = {MANIFEST, LOCK, CHECKPOINTS, IMAGES}
         files = (path for path in sorted(self.path.rglob("*")) if path.is_file())
         named = ((path.relative_to(self.path), path) for path in files)
         return tuple(
