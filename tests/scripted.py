@@ -30,7 +30,7 @@ class Scripted:
         threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
 
     def answer(self, handler):
-        body = handler.rfile.read(int(handler.headers.get("Content-Length", 0)))
+        body = handler.body = handler.rfile.read(int(handler.headers.get("Content-Length", 0)))
         self.asked.append((handler.command, handler.path, dict(handler.headers), body))
         self.times.append(time.monotonic())
         reply = self.replies.pop(0) if len(self.replies) > 1 else self.replies[0]

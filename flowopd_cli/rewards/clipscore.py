@@ -81,6 +81,7 @@ class ClipScoreReward:
         model, revision = split_revision(self.source)
         kind = BilinearClip if self.variant.bilinear else ClipEncoder
         self.encoder = kind.load(model, revision=revision, dtype=dtype, device=device, batch=batch)
+        self.weights = {"model": self.source, "variant": variant, "dtype": dtype}
         self.info = replace(self.info, paper=self.variant.paper, low=self.variant.low, high=self.variant.high)
 
     def __call__(self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]) -> RewardResult:

@@ -18,6 +18,7 @@ from flowopd_cli.rewards.pictures import to_pil
 from flowopd_cli.rewards.scalar import (
     assemble,
     letterbox,
+    refuse_words,
     scalar_result,
     split_revision,
     text_vectors,
@@ -27,6 +28,7 @@ from flowopd_cli.rewards.weights import load_tensors, pick_device, refuse_mismat
 
 MODEL = "xswu/HPSv2@697403c78157020a1ae59d23f111aa58ced35b0a"
 FILE = "HPS_v2.1_compressed.pt"
+CONFIG = "config.json"
 BASE = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K@1c2b8495b28150b8a4922ee1c8edee224c284c0c"
 
 BLOCK = re.compile(r"(visual\.)?transformer\.resblocks\.(\d+)\.(ln_1|ln_2|attn|mlp)\.(.+)")
@@ -91,13 +93,16 @@ class HPSv2Reward:
         from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
         path = weights_file(source, FILE)
+        weights_file(base, CONFIG)
         name, revision = split_revision(base)
         config = read(CLIPConfig, name, revision)
         tensors = from_open_clip(load_tensors(path), str(path))
         model = assemble(CLIPModel, config, tensors, str(path), as_dtype(dtype)).to(pick_device(device))
         words, pixels = read(CLIPTokenizer, name, revision), read(CLIPImageProcessorPil, name, revision)
+        refuse_words(words, config.text_config.vocab_size, base)
         self.encoder = ClipEncoder(model, words, pixels, batch=batch)
         self.side, self.source = config.vision_config.image_size, source
+        self.weights = {"checkpoint": source, "base": base, "dtype": dtype}
 
     def __call__(self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]) -> RewardResult:
         """Score B pictures against their prompts."""

@@ -16,7 +16,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from flowopd_cli.core.types import Prompt, RewardResult
-from flowopd_cli.errors import ArtifactError
 from flowopd_cli.rewards.base import RewardInfo
 from flowopd_cli.rewards.clip import as_dtype, read
 from flowopd_cli.rewards.pictures import to_pil
@@ -25,6 +24,7 @@ from flowopd_cli.rewards.scalar import (
     assemble,
     centre_square,
     clip_pixels,
+    refuse_words,
     scalar_result,
     split_revision,
     weights_file,
@@ -93,9 +93,9 @@ class ImageRewardReward:
         self.text = self.text.to(self._device)
         self.head = LinearStack(head, text_config.hidden_size, what)
         self.words = read(BertTokenizer, *split_revision(tokenizer))
-        if len(self.words) > text_config.vocab_size:
-            raise ArtifactError(f"{tokenizer}: {len(self.words)} words, more than the model of {source} knows")
+        refuse_words(self.words, text_config.vocab_size, tokenizer)
         self.side, self.source, self._batch = vision_config.image_size, source, batch
+        self.weights = {"checkpoint": source, "tokenizer": tokenizer, "dtype": dtype}
 
     @torch.no_grad()
     def __call__(self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]) -> RewardResult:

@@ -60,6 +60,7 @@ class PickScoreReward:
             model, processor=words, revision=revision, dtype=dtype, device=device, batch=batch
         )
         self.source, self.scale = source, scale
+        self.weights = {"model": source, "processor": words, "dtype": dtype}
         low, high = (edge * 26 / DIVISORS[scale] for edge in (self.info.low, self.info.high))
         self.info = replace(self.info, low=low, high=high)
 

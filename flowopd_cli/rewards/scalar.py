@@ -65,6 +65,18 @@ def assemble(
     return model.eval().requires_grad_(False)
 
 
+def refuse_words(tokenizer: Any, limit: int, source: str) -> None:
+    """Refuse a tokenizer that does not fit its model; ``transformers`` makes an empty one of an empty folder.
+
+    Raises:
+        ArtifactError: it knows nothing but special tokens, or more words than the model.
+    """
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise ArtifactError(f"{source}: no tokenizer with words is there")
+    if len(tokenizer) > limit:
+        raise ArtifactError(f"{source}: a tokenizer of {len(tokenizer)} words, more than the model's {limit}")
+
+
 class LinearStack:
     """Five linear layers without activations between them (dropout only, which scoring leaves out), in float32."""
 

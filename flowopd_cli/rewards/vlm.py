@@ -11,8 +11,8 @@ import io
 import os
 import re
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -23,13 +23,15 @@ from torch import Tensor
 from flowopd_cli.core.types import Prompt, RewardResult
 from flowopd_cli.errors import RewardError
 from flowopd_cli.rewards.base import RewardInfo
-from flowopd_cli.rewards.http import EndpointError, Patience, join_url, post_json
+from flowopd_cli.rewards.http import RETRYABLE, EndpointError, Patience, join_url, post_json
+from flowopd_cli.rewards.parallel import in_parallel
 from flowopd_cli.rewards.pictures import to_pil
 
 KEY_ENV = "FLOWOPD_VLM_API_KEY"
 PATH = "chat/completions"
 REFUSED = frozenset({400, 413, 415, 422})  # this picture or prompt; a retry, or another picture, is another matter
-NUMBER = r"([-+]?\d+(?:\.\d+)?)(?![\w%]|[.,/]\d)"
+ON_ERROR = ("retry", "skip", "fail")
+NUMBER = r"([-+]?\d+(?:\.\d+)?)(?:\s*/\s*5)?(?![\w%]|[.,/]\d)"
 THINKING = re.compile(r"<think>.*?</think>", re.DOTALL)
 KEPT = 500
 
@@ -55,10 +57,12 @@ class JudgeOptions:
     expression with one group. The number must lie in ``low`` to ``high`` and is divided by ``divisor`` to become the
     total. Pictures are shrunk to ``side`` pixels at most (0: left as they are). ``extra`` is merged into the request
     (a value of ``None`` takes a key out of it). ``key_env`` names the environment variable that holds the API key.
+    When no endpoint answers, ``on_error`` is ``retry`` (again ``retries`` times, then stop), ``skip`` (the same, then
+    the picture is invalid) or ``fail`` (stop at once).
     """
 
     template: str = UNIFIED
-    pattern: str = rf"Final Score:[\s*]*{NUMBER}"
+    pattern: str = rf"(?i)Final Score:[\s*]*{NUMBER}"
     low: float = 1.0
     high: float = 5.0
     divisor: float = 5.0
@@ -67,6 +71,7 @@ class JudgeOptions:
     timeout: float = 120.0
     retries: int = 5
     backoff: float = 0.5
+    on_error: str = "retry"
     max_tokens: int = 1024
     key_env: str = KEY_ENV
     extra: Mapping[str, Any] = field(default_factory=dict)
@@ -74,7 +79,7 @@ class JudgeOptions:
 
 PRESETS = {
     "unifiedreward": JudgeOptions(),
-    "qwenvl": JudgeOptions(template=QWEN, pattern=rf"<overall>\s*{NUMBER}\s*</overall>", side=0),
+    "qwenvl": JudgeOptions(template=QWEN, pattern=rf"(?i)<overall>\s*{NUMBER}\s*</overall>", side=0),
 }
 
 
@@ -89,6 +94,8 @@ class Judgement(NamedTuple):
 
 class VLMReward:
     """The judge's number: ``raw`` in its own range (1 to 5 in the presets), and the total, ``raw / divisor``."""
+
+    concurrent = True
 
     info = RewardInfo(
         "vlm",
@@ -123,7 +130,9 @@ class VLMReward:
         self.options = checked(replace(PRESETS[preset], **options))
         self.model, self.name = model, f"{model}/{preset if 'template' not in options else 'own'}"
         self._headers = _headers(self.options.key_env)
-        self._patience = Patience(self.options.timeout, self.options.retries, self.options.backoff)
+        self.weights = {"model": model, "question": self.options.template, "pattern": self.options.pattern}
+        retries = 0 if self.options.on_error == "fail" else self.options.retries
+        self._patience = Patience(self.options.timeout, retries, self.options.backoff)
         edges = self.options.low / self.options.divisor, self.options.high / self.options.divisor
         self.info = replace(self.info, low=min(edges), high=max(edges))
 
@@ -134,8 +143,7 @@ class VLMReward:
             RewardError: no endpoint answers, or each of several pictures was refused.
         """
         asked = list(zip(range(len(prompts)), to_pil(images), [prompt.text for prompt in prompts], strict=True))
-        with ThreadPoolExecutor(max_workers=self.options.concurrency) as pool:
-            given = list(pool.map(lambda row: self.judge(*row), asked))
+        given = in_parallel([partial(self.judge, *row) for row in asked], self.options.concurrency)
         if len(given) > 1 and all(judgement.refused for judgement in given):
             raise RewardError(f"vlm: every picture was refused: {given[0].error}")
         raw = torch.tensor([float("nan") if g.score is None else g.score for g in given])
@@ -156,9 +164,11 @@ class VLMReward:
                 self.urls[first:] + self.urls[:first], PATH, self.request(image, text), self._headers, self._patience
             )
         except EndpointError as error:
-            if error.status not in REFUSED:
+            refused = error.status in REFUSED
+            passing = error.status is None or error.status in RETRYABLE
+            if not refused and not (passing and self.options.on_error == "skip"):
                 raise
-            return Judgement(None, error=str(error), refused=True)
+            return Judgement(None, error=str(error), refused=refused)
         answer = answer_of(reply)
         if answer is None:
             return Judgement(None, error=f"no message in the answer: {str(reply)[:200]}")
@@ -194,8 +204,10 @@ def checked(options: JudgeOptions) -> JudgeOptions:
         raise RewardError(f"vlm: pattern {options.pattern!r} has {groups} groups; one, around the number, is needed")
     if not options.low < options.high or options.divisor <= 0:
         raise RewardError(f"vlm: low {options.low} must be below high {options.high}, and divisor above 0")
-    if options.concurrency < 1 or options.timeout <= 0 or options.retries < 0:
-        raise RewardError("vlm: concurrency must be 1 or more, timeout above 0, retries 0 or more")
+    if options.concurrency < 1 or options.timeout <= 0 or min(options.retries, options.backoff, options.side) < 0:
+        raise RewardError("vlm: concurrency must be 1 or more, timeout above 0, retries, backoff and side 0 or more")
+    if options.on_error not in ON_ERROR:
+        raise RewardError(f"vlm: on_error {options.on_error!r} is not one of {', '.join(ON_ERROR)}")
     return options
 
 
