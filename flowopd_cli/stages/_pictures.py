@@ -39,9 +39,9 @@ class Wanted:
     suites: tuple[str, ...]
 
     @property
-    def key(self) -> tuple[str, int]:
-        """Prompt id and picture number: what names a picture."""
-        return self.prompt.id, self.place.index
+    def key(self) -> tuple[str, str, int]:
+        """Task, prompt id and picture number: what names a picture. Public prompt sets all count from 00000."""
+        return self.prompt.task, self.prompt.id, self.place.index
 
     @property
     def path(self) -> str:
@@ -51,7 +51,7 @@ class Wanted:
 
 def plan(suites: Sequence[Suite], spec: EvalSpec) -> list[Wanted]:
     """Every picture once, whatever number of suites asks for it, in the order of suites and prompts."""
-    found: dict[tuple[str, int], Wanted] = {}
+    found: dict[tuple[str, str, int], Wanted] = {}
     for suite in suites:
         images = spec.images or suite.images
         for position, prompt in chosen(suite.prompts(spec.split), spec.limit):

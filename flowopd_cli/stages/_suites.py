@@ -68,7 +68,10 @@ def in_order(rows: Sequence[tuple[str, Row]], wanted: Sequence[Wanted]) -> dict[
     found: dict[str, list[Row]] = {}
     for name, row in rows:
         found.setdefault(name, []).append(row)
-    return {name: sorted(own, key=lambda row: order[row["prompt"], row["index"]]) for name, own in found.items()}
+    return {
+        name: sorted(own, key=lambda row: order[row["task"], row["prompt"], row["index"]])
+        for name, own in found.items()
+    }
 
 
 def results(

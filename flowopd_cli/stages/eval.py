@@ -93,11 +93,11 @@ def draw(
     adapter = wiring.add_frozen(model, "policy", recipe.adapter or "base", parents)
     run.set_parents(parents)
     folder.claim(suite_tools.settings(recipe, parents))
-    wiring.encode_ahead(model, {"all": list({w.prompt.id: w.prompt for w in missing}.values())})
+    wiring.encode_ahead(model, {"all": list({w.prompt.text: w.prompt for w in missing}.values())})
     sampler = ode_sampler(model, spec.steps, spec.guidance)
     for start in range(0, len(missing), spec.batch):
         part = missing[start : start + spec.batch]
-        seeds = [image_seed(spec.seed, *item.key) for item in part]
+        seeds = [image_seed(spec.seed, item.prompt.id, item.place.index) for item in part]
         drawn = to_bytes(draw_images(model, sampler, [w.prompt for w in part], seeds, adapter, spec.batch))
         for item, picture in zip(part, drawn, strict=True):
             folder.write(item, picture)

@@ -77,6 +77,7 @@ def score(
     return [
         {
             "prompt": prompt.id,
+            "task": prompt.task,
             "text": prompt.text,
             "index": index,
             "tag": str(prompt.metadata.get("tag", "")) if suite.tagged else "",
@@ -96,7 +97,7 @@ def summarize(suite: Suite, rows: Sequence[Row], protocol: Mapping[str, Any], re
         RewardError: no picture could be scored.
     """
     headline = [math.nan if row["value"] is None else float(row["value"]) for row in rows]
-    clusters = [row["prompt"] for row in rows]
+    clusters = [f"{row['task']}/{row['prompt']}" for row in rows]
     means, mean, stderr = aggregate(headline, clusters, [row["tag"] for row in rows])
     if not means:
         raise RewardError(f"suite {suite.name}: no picture could be scored{_why(rows)}")

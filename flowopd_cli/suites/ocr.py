@@ -13,7 +13,7 @@ PUBLISHED = {"SD3.5-M": 0.59, "Flow-GRPO": 0.92, "Flow-OPD": 0.94}
 
 
 def ocr(prompts: str | None = None, reward: str = "ocr", **options: Any) -> Suite:
-    """The suite; ``prompts`` is a local file in place of the fetched one, ``options`` (``reader`` ...) go to the reward.
+    """The suite; ``prompts`` is a local file in place of the fetched one, ``options`` go to the reward.
 
     Published figures were read by PaddleOCR 2.9.1; another engine reads differently, and every result names its own.
     """

@@ -54,7 +54,9 @@ def test_pictures_of_geneval_lie_where_the_official_scorer_looks(done):
 
 def test_suites_share_the_pictures_of_a_prompt(done):
     drawn = pngs(done.images_dir)
-    shared = {(row["prompt"], row["index"]) for name in ("geneval", "ocr", "quality") for row in rows(done, name)}
+    shared = {
+        (row["task"], row["prompt"], row["index"]) for name in ("geneval", "ocr", "quality") for row in rows(done, name)
+    }
     assert len(drawn) == len(shared) < sum(len(rows(done, name)) for name in ("geneval", "ocr", "quality"))
 
 
