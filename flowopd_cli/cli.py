@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flowopd_cli import __version__
+from flowopd_cli import __version__, cli_rewards
 from flowopd_cli.errors import FlowOPDError
 from flowopd_cli.options import Common, stage_command
 
@@ -30,9 +30,8 @@ stdout carries only the result. Exit codes: 0 done, 1 unexpected error, 2 a mist
 app = typer.Typer(
     help=HELP, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False
 )
-rewards_app = typer.Typer(help="The rewards that teachers can be trained on.", no_args_is_help=True)
 recipes_app = typer.Typer(help="The recipes that came with the program.", no_args_is_help=True)
-app.add_typer(rewards_app, name="rewards")
+app.add_typer(cli_rewards.app, name="rewards")
 app.add_typer(recipes_app, name="recipes")
 
 
@@ -215,20 +214,6 @@ def demo(
     console = Console(quiet=quiet)
     result = execute.run_demo(out, console, seed=seed, quick=quick, baseline=baseline, ablation=ablation)
     console.result(dumps(result) if json else result["report"])
-
-
-@rewards_app.command("ls")
-def rewards_ls() -> None:
-    """List every reward and where it lives.
-
-    \b
-    Example:
-      flowopd rewards ls
-    """
-    from flowopd_cli.registry import REWARDS
-
-    for name in REWARDS.names():
-        print(f"{name:<20}{REWARDS.target(name)}")
 
 
 @recipes_app.command("ls")

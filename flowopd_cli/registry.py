@@ -1,7 +1,7 @@
 """Names to things: families, bases, rewards, prompt sources and suites, each a lazy ``module:attr``. No torch here.
 
 A plugin is a row here or a Python entry point of the group ``flowopd.<kind>`` (docs/add_a_reward.md). A reward may
-also be named directly as ``my_package.my_module:attr``.
+also be named directly as ``my_package.my_module:attr``, or as ``remote:URL`` where a worker serves it.
 """
 
 from __future__ import annotations
@@ -12,17 +12,23 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from flowopd_cli.errors import FlowOPDError, RecipeError, RewardError
 from flowopd_cli.recipe_io import suggest
 
+REMOTE = "remote:"
 _TARGET = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+_URLS = re.compile(r"https?://[^\s,/]+[^\s,]*(,https?://[^\s,/]+[^\s,]*)*")
 
 
 class Registry:
-    """Names of one kind of thing. Nothing is imported before ``load``; ``open_ended`` also takes ``module:attr``."""
+    """Names of one kind of thing. Nothing is imported before ``load``; ``open_ended`` also takes ``module:attr``.
+
+    ``remote`` is what ``remote:URL`` (or ``remote:URL,URL``) stands for: called with the URLs before other arguments.
+    """
 
     def __init__(
         self,
@@ -31,11 +37,13 @@ class Registry:
         *,
         error: type[FlowOPDError] = RecipeError,
         open_ended: bool = False,
+        remote: str | None = None,
     ) -> None:
         self.kind = kind
         self._rows = dict(rows)
         self._error = error
         self._open_ended = open_ended
+        self._remote = remote
         self._plugins: dict[str, str] | None = None
 
     def names(self) -> list[str]:
@@ -51,10 +59,15 @@ class Registry:
         table = self._table()
         if name in table:
             return table[name]
+        if self._remote and _is_remote(name):
+            if not _URLS.fullmatch(name.removeprefix(REMOTE)):
+                raise self._error(f"{self.kind} {name!r}: write it as {REMOTE}http://HOST:PORT, several with commas")
+            return self._remote
         if self._open_ended and _TARGET.fullmatch(name):
             return name
         known = ", ".join(sorted(table)) or "none"
         direct = "; or name your own as package.module:attr" if self._open_ended else ""
+        direct += f", a worker as {REMOTE}URL" if self._remote else ""
         raise self._error(f"no {self.kind} {name!r}{suggest(name, list(table))}; known: {known}{direct}")
 
     def check(self, name: str) -> None:
@@ -78,7 +91,7 @@ class Registry:
                 found = getattr(found, part)
         except (ImportError, AttributeError) as error:
             raise self._error(f"{self.kind} {name!r} cannot be loaded from {module}:{attribute} ({error})") from error
-        return found
+        return partial(found, name.removeprefix(REMOTE)) if self._remote and _is_remote(name) else found
 
     def _table(self) -> dict[str, str]:
         if self._plugins is None:
@@ -97,6 +110,11 @@ class Registry:
         return plugins
 
 
+def _is_remote(name: str) -> bool:
+    """``remote:`` and an address; a module of one's own may be called remote."""
+    return name.startswith(REMOTE) and not _TARGET.fullmatch(name)
+
+
 def _here_on_path() -> None:
     """Make modules of the working directory importable, as ``python -m`` does."""
     if os.getcwd() not in sys.path and "" not in sys.path:
@@ -108,6 +126,7 @@ BASES = Registry("base", {"toy": "flowopd_cli.toy:folder"})
 REWARDS = Registry(
     "reward",
     {
+        "deqa": "flowopd_cli.rewards.deqa:DeQAReward",
         "geneval": "flowopd_cli.rewards.geneval:GenEvalReward",
         "ocr": "flowopd_cli.rewards.ocr:OCRReward",
         "toy-geneval": "flowopd_cli.toy.rewards:geneval",
@@ -116,6 +135,7 @@ REWARDS = Registry(
     },
     error=RewardError,
     open_ended=True,
+    remote="flowopd_cli.rewards.remote:RemoteReward",
 )
 PROMPTS = Registry(
     "prompts",
@@ -128,9 +148,9 @@ PROMPTS = Registry(
 SUITES = Registry(
     "suite",
     {
-        "geneval": "flowopd_cli.toy.suites:geneval",
-        "ocr": "flowopd_cli.toy.suites:ocr",
-        "quality": "flowopd_cli.toy.suites:quality",
+        "toy-geneval": "flowopd_cli.toy.suites:geneval",
+        "toy-ocr": "flowopd_cli.toy.suites:ocr",
+        "toy-quality": "flowopd_cli.toy.suites:quality",
     },
 )
 KINDS: Mapping[str, Registry] = {r.kind: r for r in (MODELS, BASES, REWARDS, PROMPTS, SUITES)}
@@ -145,5 +165,14 @@ PROMPT_TASKS: Mapping[str, tuple[str, ...]] = {
 
 def reward_name(name: str, base: str) -> str:
     """The registry's name for a reward: on the base ``toy``, ``geneval`` means ``toy-geneval``."""
+    return _on_base(REWARDS, name, base)
+
+
+def suite_name(name: str, base: str) -> str:
+    """The registry's name for a suite: on the base ``toy``, ``geneval`` means ``toy-geneval``."""
+    return _on_base(SUITES, name, base)
+
+
+def _on_base(registry: Registry, name: str, base: str) -> str:
     prefixed = f"{base}-{name}"
-    return prefixed if base in BASES.names() and prefixed in REWARDS.names() else name
+    return prefixed if base in BASES.names() and prefixed in registry.names() else name

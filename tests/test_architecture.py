@@ -15,7 +15,19 @@ FOUNDATION = {
     *("recipe", "recipe_io", "recipe_specs", "run", "refs", "manifest", "files"),
     *("registry", "errors", "progress", "arithmetic", "card"),
 }
-FRONT = {"cli", "options", "plan", "preflight", "execute", "launch", "console", "demo", "report", "__main__"}
+FRONT = {
+    "cli",
+    "cli_rewards",
+    "options",
+    "plan",
+    "preflight",
+    "execute",
+    "launch",
+    "console",
+    "demo",
+    "report",
+    "__main__",
+}
 PACKAGES = {"core", "train", "stages", "models", "rewards", "suites", "toy"}
 TENSORS = {"torch", "jaxtyping"}
 
@@ -58,6 +70,7 @@ RULES = {
     "foundation": rule(FOUNDATION, {"pydantic", "yaml"}, {"huggingface_hub"}),
     "front": rule(FOUNDATION | FRONT, {"yaml"}, {"jinja2"}),
     "cli": rule(FOUNDATION | FRONT, {"typer"}, {"stages"}),
+    "cli_rewards": rule(FOUNDATION | FRONT, {"typer"}, {"stages", "yaml"}),
     "options": rule(FOUNDATION, {"typer"}),
     "execute": rule(FOUNDATION | FRONT, {"typer"}, {"stages"}),
     "launch": rule(FOUNDATION, set(), {"torch"}),

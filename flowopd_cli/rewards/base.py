@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -11,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from flowopd_cli.core.types import Prompt, RewardResult
+from flowopd_cli.rewards.parallel import Background
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,9 @@ class RewardInfo:
 class Reward(Protocol):
     """Scores pictures. ``scores`` may hold several named figures; ``total`` is the one to train on.
 
-    A reward may also have ``check(prompts)``, which raises ``PromptError`` for prompts that it could not score.
+    A reward may also have ``check(prompts)``, which raises ``PromptError`` for prompts that it could not score;
+    ``weights``, a mapping that says which weights score; and ``concurrent = True`` when it mostly waits for somebody
+    else, so that a mixture asks it while its other rewards compute.
     """
 
     info: RewardInfo
@@ -57,7 +61,8 @@ class Weighted:
 class RewardMix:
     """Weighted sum of rewards, each asked only about the prompts of its task.
 
-    A picture is invalid when any reward that applies to it says so, or when none applies.
+    A picture is invalid when any reward that applies to it says so, or when none applies; its total is NaN, so that
+    nothing can take it for a score.
     """
 
     def __init__(self, parts: Sequence[Weighted]) -> None:
@@ -82,12 +87,8 @@ class RewardMix:
         valid = torch.ones(count, dtype=torch.bool)
         scores: dict[str, Tensor] = {}
         details: list[dict[str, Any]] = [{} for _ in prompts]
-        for part in self.parts:
-            rows = [i for i, p in enumerate(prompts) if part.task is None or p.task == part.task]
-            if not rows:
-                continue
+        for part, rows, result in self._results(images, prompts):
             index = torch.tensor(rows)
-            result = part.reward(images[index.to(images.device)], [prompts[i] for i in rows])
             total[index] += part.weight * torch.where(result.valid, result.total, 0.0)
             asked[index] = True
             valid[index] &= result.valid
@@ -95,7 +96,31 @@ class RewardMix:
                 scores.setdefault(name, torch.full((count,), float("nan")))[index] = column
             for i, detail in zip(rows, result.details, strict=False):
                 details[i][part.reward.info.name] = dict(detail)
-        return RewardResult(total, scores, valid & asked, tuple(details))
+        valid &= asked
+        return RewardResult(torch.where(valid, total, torch.nan), scores, valid, tuple(details))
+
+    def _results(
+        self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]
+    ) -> Iterator[tuple[Weighted, list[int], RewardResult]]:
+        """Each part with the rows it was asked about, in order; those that wait for others are asked all at once."""
+        asked: list[tuple[Weighted, list[int], Callable[[], RewardResult]]] = []
+        for part in self.parts:
+            rows = [i for i, p in enumerate(prompts) if part.task is None or p.task == part.task]
+            if not rows:
+                continue
+            pictures, texts = images[torch.tensor(rows, device=images.device)], [prompts[i] for i in rows]
+            task = partial(part.reward, pictures, texts)
+            waits = getattr(part.reward, "concurrent", False)
+            asked.append((part, rows, Background(task).result if waits else task))
+        for part, rows, result in asked:
+            yield part, rows, _sound(result())
+
+
+def _sound(result: RewardResult) -> RewardResult:
+    """On the CPU, and without a total that is valid but no finite number."""
+    scores = {name: column.cpu() for name, column in result.scores.items()}
+    total = result.total.detach().float().cpu()
+    return RewardResult(total, scores, result.valid.cpu() & torch.isfinite(total), result.details)
 
 
 def _named(reward: str, result: RewardResult) -> Mapping[str, Float[Tensor, " B"]]:
