@@ -50,15 +50,17 @@ class ClipEncoder:
     ) -> ClipEncoder:
         """Read a ``CLIPModel`` from a local folder or a Hub id.
 
-        ``processor`` names where tokenizer and picture processor come from when ``source`` has none of its own; it may
-        be ``repository@revision``. ``revision`` is that of ``source``.
+        ``processor`` names where tokenizer and picture processor come from when ``source`` has none of its own.
+        Either may be ``repository@revision``; ``revision`` says the same of ``source``.
 
         Raises:
             ArtifactError: it is not there, not a CLIP model, or incomplete.
         """
         from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
-        words, pinned = _split_revision(processor) if processor else (source, revision)
+        if revision is None:
+            source, revision = split_revision(source)
+        words, pinned = split_revision(processor) if processor else (source, revision)
         kind = as_dtype(dtype)
         model, info = read(
             CLIPModel, source, revision, dtype=kind, output_loading_info=True, ignore_mismatched_sizes=True
@@ -74,6 +76,11 @@ class ClipEncoder:
     def scale(self) -> float:
         """The learned temperature, ``exp(logit_scale)``: what CLIP multiplies a cosine by."""
         return float(self._model.logit_scale.float().exp())
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square, in pixels, that the picture encoder looks at."""
+        return int(self._model.config.vision_config.image_size)
 
     @torch.no_grad()
     def images(self, images: Pictures) -> Float[Tensor, "B D"]:
@@ -160,8 +167,9 @@ def refuse_incomplete(source: str, info: Mapping[str, Any]) -> None:
     refuse_mismatch(source, sorted(info["missing_keys"]), sorted(info["unexpected_keys"]), shapes)
 
 
-def _split_revision(name: str) -> tuple[str, str | None]:
-    if Path(name).is_dir() or "@" not in name:
+def split_revision(name: str) -> tuple[str, str | None]:
+    """``repository@revision`` in two; a folder, or a name without a revision, as it is."""
+    if Path(name).exists() or "@" not in name:
         return name, None
     repo, _, revision = name.rpartition("@")
     return repo, revision
