@@ -11,9 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from flowopd_cli import prompt_files, prompt_geneval
+from flowopd_cli import prompt_geneval
 from flowopd_cli.core.types import Prompt
 from flowopd_cli.errors import PromptError
+from flowopd_cli.prompt_files import fetch
 from flowopd_cli.prompts import load_prompts
 
 TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
@@ -77,7 +78,7 @@ def fetched(name: str, source: str | Path | None = None) -> list[Prompt]:
     if name not in LOADERS:
         raise PromptError(f"no prompts {name!r}; known: {', '.join(LOADERS)}")
     local = None if source is None else Path(source)
-    return LOADERS[name](prompt_files.fetch(name, local=local).path)
+    return LOADERS[name](fetch(name, local=local).path)
 
 
 def geneval(split: str = "train") -> list[Prompt]:
@@ -90,14 +91,14 @@ def geneval(split: str = "train") -> list[Prompt]:
 
 def ocr(split: str = "train") -> list[Prompt]:
     """The public prompts with a text to write."""
-    return fetched("ocr") if _split("ocr", split) == "test" else load_ocr(prompt_files.fetch("ocr-train").path)
+    return fetched("ocr") if _split("ocr", split) == "test" else load_ocr(fetch("ocr-train").path)
 
 
 def pickscore(split: str = "train") -> list[Prompt]:
     """The public prompts of Pick-a-Pic that are safe for work."""
     if _split("pickscore", split) == "test":
         return fetched("pickscore")
-    return load_pickscore(prompt_files.fetch("pickscore-train").path)
+    return load_pickscore(fetch("pickscore-train").path)
 
 
 def drawbench(split: str = "test") -> list[Prompt]:

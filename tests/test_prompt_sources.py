@@ -5,7 +5,7 @@ import logging
 
 import pytest
 
-from flowopd_cli import prompt_files, prompt_sources
+from flowopd_cli import prompt_sources
 from flowopd_cli.errors import PromptError
 from flowopd_cli.prompt_files import Fetched
 from flowopd_cli.prompt_sources import fetched, load_drawbench, load_geneval, load_ocr, load_pickscore
@@ -100,7 +100,7 @@ class TestSplits:
             path = write(tmp_path / f"{name}.{'jsonl' if name == 'geneval' else 'txt'}", texts[name])
             return Fetched(path, {}, True)
 
-        monkeypatch.setattr(prompt_files, "fetch", fetch)
+        monkeypatch.setattr(prompt_sources, "fetch", fetch)
 
     @pytest.mark.parametrize("name", ["ocr", "pickscore"])
     def test_train_and_test_are_two_files(self, files, name):
