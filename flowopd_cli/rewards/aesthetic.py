@@ -14,8 +14,8 @@ from torch import Tensor
 from flowopd_cli.core.types import Prompt, RewardResult
 from flowopd_cli.rewards.base import RewardInfo
 from flowopd_cli.rewards.clip import ClipEncoder
-from flowopd_cli.rewards.scalar import LinearStack, scalar_result, split_revision, weights_file
-from flowopd_cli.rewards.weights import download, file_digest, load_tensors
+from flowopd_cli.rewards.scalar import LinearStack, known_as, scalar_result, weights_file
+from flowopd_cli.rewards.weights import download, load_tensors
 
 MODEL = "openai/clip-vit-large-patch14@32bd64288804d66eefd0ccbe215aa642df71cc41"
 HEAD_FILE = "sac+logos+ava1-l14-linearMSE.pth"
@@ -50,13 +50,12 @@ class AestheticReward:
         Raises:
             ArtifactError: one of them cannot be read, or they do not fit together.
         """
-        model, revision = split_revision(source)
         path = self._head(head)
-        self.encoder = ClipEncoder.load(model, revision=revision, dtype=dtype, device=device, batch=batch)
+        self.encoder = ClipEncoder.load(source, dtype=dtype, device=device, batch=batch)
         width = self.encoder.images([]).shape[1]
         self.stack = LinearStack(load_tensors(path), width, str(path))
         self.source = source
-        self.weights = {"clip": source, "head": file_digest(path), "dtype": dtype}
+        self.weights = {"clip": known_as(source), "head": known_as(str(path)), "dtype": dtype}
 
     def __call__(self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]) -> RewardResult:
         """Rate B pictures."""

@@ -20,7 +20,7 @@ from flowopd_cli.core.types import Prompt, RewardResult
 from flowopd_cli.errors import RewardError
 from flowopd_cli.rewards.base import RewardInfo
 from flowopd_cli.rewards.clip import ClipEncoder, paired_cosine
-from flowopd_cli.rewards.scalar import clip_pixels, scalar_result, split_revision, text_vectors
+from flowopd_cli.rewards.scalar import clip_pixels, known_as, scalar_result, text_vectors
 
 BASE = "openai/clip-vit-base-patch32@3d74acf9a28c67741b2f4f2ea7635f0aaf6f0268"
 LARGE = "openai/clip-vit-large-patch14@32bd64288804d66eefd0ccbe215aa642df71cc41"
@@ -78,10 +78,9 @@ class ClipScoreReward:
         if variant not in VARIANTS:
             raise RewardError(f"clipscore: variant {variant!r} is not one of {', '.join(VARIANTS)}")
         self.variant, self.source = VARIANTS[variant], source or VARIANTS[variant].source
-        model, revision = split_revision(self.source)
         kind = BilinearClip if self.variant.bilinear else ClipEncoder
-        self.encoder = kind.load(model, revision=revision, dtype=dtype, device=device, batch=batch)
-        self.weights = {"model": self.source, "variant": variant, "dtype": dtype}
+        self.encoder = kind.load(self.source, dtype=dtype, device=device, batch=batch)
+        self.weights = {"model": known_as(self.source), "variant": variant, "dtype": dtype}
         self.info = replace(self.info, paper=self.variant.paper, low=self.variant.low, high=self.variant.high)
 
     def __call__(self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]) -> RewardResult:

@@ -13,14 +13,14 @@ from torch import Tensor
 
 from flowopd_cli.core.types import Prompt, RewardResult
 from flowopd_cli.rewards.base import RewardInfo
-from flowopd_cli.rewards.clip import ClipEncoder, as_dtype, paired_cosine, read
+from flowopd_cli.rewards.clip import ClipEncoder, as_dtype, paired_cosine, read, split_revision
 from flowopd_cli.rewards.pictures import to_pil
 from flowopd_cli.rewards.scalar import (
     assemble,
+    known_as,
     letterbox,
     refuse_words,
     scalar_result,
-    split_revision,
     text_vectors,
     weights_file,
 )
@@ -102,7 +102,7 @@ class HPSv2Reward:
         refuse_words(words, config.text_config.vocab_size, base)
         self.encoder = ClipEncoder(model, words, pixels, batch=batch)
         self.side, self.source = config.vision_config.image_size, source
-        self.weights = {"checkpoint": source, "base": base, "dtype": dtype}
+        self.weights = {"checkpoint": known_as(source), "base": known_as(base), "dtype": dtype}
 
     def __call__(self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]) -> RewardResult:
         """Score B pictures against their prompts."""

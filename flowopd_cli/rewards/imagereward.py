@@ -17,16 +17,16 @@ from torch import Tensor
 
 from flowopd_cli.core.types import Prompt, RewardResult
 from flowopd_cli.rewards.base import RewardInfo
-from flowopd_cli.rewards.clip import as_dtype, read
+from flowopd_cli.rewards.clip import as_dtype, read, split_revision
 from flowopd_cli.rewards.pictures import to_pil
 from flowopd_cli.rewards.scalar import (
     LinearStack,
     assemble,
     centre_square,
     clip_pixels,
+    known_as,
     refuse_words,
     scalar_result,
-    split_revision,
     weights_file,
 )
 from flowopd_cli.rewards.weights import load_tensors, pick_device, refuse_mismatch
@@ -95,7 +95,7 @@ class ImageRewardReward:
         self.words = read(BertTokenizer, *split_revision(tokenizer))
         refuse_words(self.words, text_config.vocab_size, tokenizer)
         self.side, self.source, self._batch = vision_config.image_size, source, batch
-        self.weights = {"checkpoint": source, "tokenizer": tokenizer, "dtype": dtype}
+        self.weights = {"checkpoint": known_as(source), "tokenizer": known_as(tokenizer), "dtype": dtype}
 
     @torch.no_grad()
     def __call__(self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]) -> RewardResult:

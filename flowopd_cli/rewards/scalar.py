@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,20 +16,13 @@ from torch import Tensor
 
 from flowopd_cli.core.types import Prompt, RewardResult
 from flowopd_cli.errors import ArtifactError
-from flowopd_cli.rewards.clip import ClipEncoder
-from flowopd_cli.rewards.weights import hub_file, refuse_mismatch
+from flowopd_cli.rewards.clip import ClipEncoder, split_revision
+from flowopd_cli.rewards.weights import file_digest, hub_file, refuse_mismatch
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 STACK = (0, 2, 4, 6, 7)
-
-
-def split_revision(source: str) -> tuple[str, str | None]:
-    """``repository@revision`` taken apart; a local path, or a name without revision, is left whole."""
-    if Path(source).exists() or "@" not in source:
-        return source, None
-    name, _, revision = source.rpartition("@")
-    return name, revision
+SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 
 
 def weights_file(source: str, filename: str) -> Path:
@@ -43,6 +37,15 @@ def weights_file(source: str, filename: str) -> Path:
         raise ArtifactError(f"{source}: no such file or folder")
     repo, revision = split_revision(source)
     return hub_file(repo, filename, revision=revision)
+
+
+def known_as(source: str) -> str:
+    """What tells two weights apart: a Hub id as it is, a local file or folder by the SHA-256 of its weights."""
+    path = Path(source)
+    if not path.exists():
+        return source
+    files = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
+    return "sha256:" + hashlib.sha256("".join(map(file_digest, files)).encode()).hexdigest()
 
 
 def assemble(

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -225,6 +226,15 @@ def test_an_incomplete_folder_is_one_clear_line(clip, tmp_path):
         assert "\n" not in str(caught.value)
     with pytest.raises(ArtifactError, match="no such folder"):
         PickScoreReward(str(tmp_path / "nowhere"))
+
+
+def test_local_weights_are_known_by_their_digest_wherever_they_lie(clip, tmp_path):
+    copy = shutil.copytree(clip[0], tmp_path / "copy")
+    here, there = (ClipScoreReward(source=str(folder), device="cpu").weights for folder in (clip[0], copy))
+    assert here == there
+    assert here["model"].startswith("sha256:")
+    save_clip(copy, seed=9)
+    assert ClipScoreReward(source=str(copy), device="cpu").weights != here
 
 
 def test_unknown_options_are_named():
