@@ -49,7 +49,27 @@ def test_own_reward_from_the_working_directory(monkeypatch, tmp_path):
         registry.REWARDS.check("my_absent_module:f")
 
 
+def test_rewards_at_an_address():
+    registry.REWARDS.check("remote:http://127.0.0.1:1")
+    made = registry.REWARDS.load("remote:http://a:1,https://b/c")
+    assert made.func.__name__ == "RemoteReward"
+    assert made.args == ("http://a:1,https://b/c",)
+    assert reward_name("remote:http://a:1", "toy") == "remote:http://a:1"
+
+
+@pytest.mark.parametrize("name", ["remote:", "remote:a:1", "remote:ftp://a", "remote:http://", "remote:http://a,b"])
+def test_addresses_that_are_none(name):
+    with pytest.raises(RewardError, match=r"write it as remote:http://HOST:PORT"):
+        registry.REWARDS.check(name)
+
+
+def test_a_module_of_ones_own_may_be_called_remote():
+    assert registry.REWARDS.target("remote:score") == "remote:score"
+
+
 def test_only_rewards_are_open_ended():
+    with pytest.raises(RecipeError, match=r"no suite 'remote:http://a'"):
+        registry.SUITES.target("remote:http://a")
     with pytest.raises(RecipeError, match=r"no suite 'a\.b:c'"):
         registry.SUITES.target("a.b:c")
 

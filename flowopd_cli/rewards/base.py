@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from flowopd_cli.core.types import Prompt, RewardResult
+from flowopd_cli.errors import RewardError
 from flowopd_cli.rewards.parallel import Background
 
 
@@ -80,7 +81,11 @@ class RewardMix:
                 check([p for p in prompts if part.task is None or p.task == part.task])
 
     def __call__(self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]) -> RewardResult:
-        """Score B pictures; scores of rewards that do not apply are NaN in ``scores``."""
+        """Score B pictures; scores of rewards that do not apply are NaN in ``scores``.
+
+        Raises:
+            RewardError: a reward failed, or gave another number of scores than it was shown pictures.
+        """
         count = len(prompts)
         total = torch.zeros(count)
         asked = torch.zeros(count, dtype=torch.bool)
@@ -102,23 +107,31 @@ class RewardMix:
     def _results(
         self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]
     ) -> Iterator[tuple[Weighted, list[int], RewardResult]]:
-        """Each part with the rows it was asked about, in order; those that wait for others are asked all at once."""
-        asked: list[tuple[Weighted, list[int], Callable[[], RewardResult]]] = []
-        for part in self.parts:
+        """Each part with the rows it was asked about, in order. Those that wait for others wait in the background,
+        all at once, while the rest compute here.
+        """
+        waiting: dict[int, Background[RewardResult]] = {}
+        tasks: dict[int, tuple[list[int], Callable[[], RewardResult]]] = {}
+        for number, part in enumerate(self.parts):
             rows = [i for i, p in enumerate(prompts) if part.task is None or p.task == part.task]
             if not rows:
                 continue
-            pictures, texts = images[torch.tensor(rows, device=images.device)], [prompts[i] for i in rows]
-            task = partial(part.reward, pictures, texts)
-            waits = getattr(part.reward, "concurrent", False)
-            asked.append((part, rows, Background(task).result if waits else task))
-        for part, rows, result in asked:
-            yield part, rows, _sound(result())
+            pictures = images[torch.tensor(rows, device=images.device)]
+            tasks[number] = rows, partial(part.reward, pictures, [prompts[i] for i in rows])
+            if getattr(part.reward, "concurrent", False):
+                waiting[number] = Background(tasks[number][1])
+        done = {number: task() for number, (_, task) in tasks.items() if number not in waiting}
+        for number, (rows, _) in tasks.items():
+            result = waiting[number].result() if number in waiting else done[number]
+            yield self.parts[number], rows, _sound(self.parts[number].reward.info.name, result, len(rows))
 
 
-def _sound(result: RewardResult) -> RewardResult:
-    """On the CPU, and without a total that is valid but no finite number."""
-    scores = {name: column.cpu() for name, column in result.scores.items()}
+def _sound(name: str, result: RewardResult, count: int) -> RewardResult:
+    """On the CPU, and without a total that is valid but no finite number; a score too few or too many is an error."""
+    for column in (result.total, result.valid, *result.scores.values()):
+        if column.shape != (count,):
+            raise RewardError(f"reward {name}: gave scores of shape {tuple(column.shape)} for {count} pictures")
+    scores = {figure: column.cpu() for figure, column in result.scores.items()}
     total = result.total.detach().float().cpu()
     return RewardResult(total, scores, result.valid.cpu() & torch.isfinite(total), result.details)
 

@@ -77,7 +77,8 @@ class FunctionReward:
 
     def _numbers(self, result: Any) -> list[float]:
         try:
-            entries = result.detach().flatten().tolist() if isinstance(result, Tensor) else list(result)
+            result = result.detach() if isinstance(result, Tensor) else result
+            entries = result.flatten().tolist() if hasattr(result, "flatten") else list(result)
             return [float("nan") if value is None else float(value) for value in entries]
         except (TypeError, ValueError) as error:
             raise RewardError(

@@ -158,12 +158,17 @@ class _Handler(BaseHTTPRequestHandler):
     sys_version = ""
     timeout = IDLE_SECONDS
     unread = 0
+    entered = False
 
     def do_GET(self) -> None:
         self._reply(self._get)
 
     def do_POST(self) -> None:
-        self._reply(self._post)
+        try:
+            self._reply(self._post)
+        finally:
+            if self.entered:
+                self.server.service.leave()
 
     def log_message(self, format: str, *args: Any) -> None:
         """Every answer is logged by the service, if at all."""
@@ -188,10 +193,8 @@ class _Handler(BaseHTTPRequestHandler):
             raise Refusal(413, f"a body of {self.unread} bytes; at most {service.settings.limits.body_bytes} are taken")
         service.describe()
         service.enter()
-        try:
-            return service.post(self.path, self._body(service.settings.limits.body_seconds), self._is_waited_for)
-        finally:
-            service.leave()
+        self.entered = True
+        return service.post(self.path, self._body(service.settings.limits.body_seconds), self._is_waited_for)
 
     def _authorize(self) -> None:
         token = self.server.service.settings.token
