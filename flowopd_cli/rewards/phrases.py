@@ -22,6 +22,7 @@ ENGINES = ("auto", "builtin", "spacy")
 TOKEN = re.compile(r"'s\b|\d+(?:[:.,]\d+)*|\w+?(?='s\b)|\w+|[^\w\s]")
 MODIFIERS = ("ADJ", "VBN", "VBG")
 NOUNS = ("NOUN", "PROPN")
+PLAIN = {"VBN": "VERB", "VBG": "VERB", "POSS": "PRON"}
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,11 @@ def load_parser(engine: str = "auto") -> Parser:
     return SpacyParser() if engine == "spacy" or (engine == "auto" and installed) else BuiltinParser()
 
 
+def approximations(parser: Parser) -> list[str]:
+    """In what a parser is not the benchmark's own; empty for spaCy."""
+    return [] if parser.name.startswith("spacy") else [f"parsed by {parser.name}, not by spaCy"]
+
+
 class SpacyParser:
     """spaCy's small English model, as the official scripts use it."""
 
@@ -103,7 +109,7 @@ class BuiltinParser:
         tags = resolve([first_guess(piece, number) for number, piece in enumerate(pieces)], pieces)
         chunks = tuple(text[spans[a][0] : spans[b][1]] for a, b in noun_spans(tags, pieces))
         spaces = [end < len(text) and text[end].isspace() for _, end in spans]
-        plain = ["VERB" if tag in ("VBN", "VBG") else tag for tag in tags]
+        plain = [PLAIN.get(tag, tag) for tag in tags]
         return Parse(tuple(map(Token, pieces, plain, spaces)), chunks)
 
 
@@ -147,7 +153,7 @@ def _by_ending(word: str) -> str:
 
 
 def resolve(guesses: Sequence[str], pieces: Sequence[str]) -> list[str]:
-    """Settle words by their neighbours. Participles that modify a noun stay ``VBN`` or ``VBG``."""
+    """Settle words by their neighbours. Participles stay ``VBN`` or ``VBG`` where they modify a noun."""
     guesses, tags = _nominal(guesses, pieces), []
     for i, guess in enumerate(guesses):
         before = tags[-1] if tags else ""
@@ -171,7 +177,7 @@ def resolve(guesses: Sequence[str], pieces: Sequence[str]) -> list[str]:
         elif guess == "POSS" and not noun_follows(guesses, i):
             guess = "PRON"
         tags.append(guess)
-    return ["PRON" if tag == "POSS" else tag for tag in tags]
+    return tags
 
 
 def _nominal(guesses: Sequence[str], pieces: Sequence[str]) -> list[str]:
@@ -229,8 +235,7 @@ def noun_spans(tags: Sequence[str], pieces: Sequence[str]) -> list[tuple[int, in
     spans: list[tuple[int, int]] = []
     i = 0
     while i < len(tags):
-        alone = tags[i] == "PRON" and pieces[i].lower() not in words.POSSESSIVES
-        last = i if alone else _last_noun(tags, pieces, i)
+        last = i if tags[i] == "PRON" else _last_noun(tags, pieces, i)
         if last is not None:
             spans.append((i, last))
         i = i + 1 if last is None else last + 1
@@ -246,7 +251,7 @@ def _last_noun(tags: Sequence[str], pieces: Sequence[str], start: int) -> int | 
         if tag in NOUNS:
             found = j
             continue
-        opens = j == start and (tag == "DET" or (tag == "PRON" and pieces[j].lower() in words.POSSESSIVES))
+        opens = j == start and tag in ("DET", "POSS")
         modifies = tag in (*MODIFIERS, "NUM") and noun_follows(tags, j, commas and found is None)
         advises = tag == "ADV" and found is None and after in MODIFIERS
         onward = (*MODIFIERS, "ADV", *(NOUNS if tag == "PUNCT" and commas else ()))
