@@ -120,7 +120,7 @@ def _evaluation(recipe: EvalRecipe) -> Figures:
     return {
         "suites": len(spec.suites),
         "prompts per suite": "all" if spec.limit is None else f"at most {spec.limit}",
-        "images per prompt": spec.images,
+        "images per prompt": spec.images or "the suite's own",
         "batch": spec.batch,
         "sampling steps": spec.steps,
         "transformer forwards per picture": spec.steps * guidance_cost(spec.guidance),

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flowopd_cli import __version__
+from flowopd_cli import __version__, cli_eval, cli_prompts, cli_rewards
 from flowopd_cli.errors import FlowOPDError
 from flowopd_cli.options import Common, stage_command
 
@@ -24,15 +24,16 @@ Example, on the toy base, two cores, no download:
       --anchor runs/t-quality --out runs/student
   flowopd eval --adapter runs/student
 
-stdout carries only the result. Exit codes: 0 done, 1 unexpected error, 2 a mistake in what was asked, 130 stopped.
+stdout carries only the result. Exit codes: 0 done, 1 unexpected error, 2 a mistake in what was asked,
+3 an evaluation under its bar (--fail-under), 130 stopped.
 """
 
 app = typer.Typer(
     help=HELP, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False
 )
-rewards_app = typer.Typer(help="The rewards that teachers can be trained on.", no_args_is_help=True)
 recipes_app = typer.Typer(help="The recipes that came with the program.", no_args_is_help=True)
-app.add_typer(rewards_app, name="rewards")
+app.add_typer(cli_rewards.app, name="rewards")
+app.add_typer(cli_prompts.app, name="prompts")
 app.add_typer(recipes_app, name="recipes")
 
 
@@ -150,30 +151,7 @@ def distill(
     _stage("distill", common, values, [ref for ref in refs if ref])
 
 
-@stage_command(app)
-def eval_(
-    common: Common,
-    suite: Annotated[str | None, typer.Option("--suite", metavar="A,B", help="The suites to run.")] = None,
-    adapter: Annotated[
-        str | None, typer.Option("--adapter", metavar="REF", help="The adapter to score; the base if omitted.")
-    ] = None,
-    limit: Annotated[int | None, typer.Option("--limit", metavar="N", min=1, help="Only the first N prompts.")] = None,
-    images_per_prompt: Annotated[
-        int | None, typer.Option("--images-per-prompt", metavar="N", min=1, help="Pictures of each prompt.")
-    ] = None,
-    split: Annotated[str | None, typer.Option("--split", metavar="NAME", help="test or validation.")] = None,
-    batch: Annotated[int | None, typer.Option("--batch", metavar="N", min=1, help="Pictures drawn at once.")] = None,
-) -> None:
-    """Score an adapter, or the bare base, on held-out prompts.
-
-    \b
-    Example:
-      flowopd eval --suite geneval,ocr --adapter runs/student --out runs/eval-student
-    """
-    suites = suite.split(",") if suite else None
-    values = {"eval.suites": suites, "adapter": adapter, "eval.limit": limit, "eval.images": images_per_prompt}
-    values |= {"eval.split": split, "eval.batch": batch}
-    _stage("eval", common, values, [adapter] if adapter else [])
+stage_command(app)(cli_eval.eval_)
 
 
 @stage_command(app)
@@ -224,20 +202,6 @@ def demo(
     console = Console(quiet=quiet)
     result = execute.run_demo(Demo(out or fresh_path("demo"), seed, quick, baseline, ablation), console)
     console.result(dumps(result) if json else result["report"])
-
-
-@rewards_app.command("ls")
-def rewards_ls() -> None:
-    """List every reward and where it lives.
-
-    \b
-    Example:
-      flowopd rewards ls
-    """
-    from flowopd_cli.registry import REWARDS
-
-    for name in REWARDS.names():
-        print(f"{name:<20}{REWARDS.target(name)}")
 
 
 @recipes_app.command("ls")

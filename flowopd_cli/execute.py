@@ -27,7 +27,8 @@ from flowopd_cli.run import RunDir, fresh_path
 from flowopd_cli.settle import remarks, settle
 from flowopd_cli.track import tracked
 
-ONE_PROCESS = ("merge", "eval", "push")
+UNDER_THE_BAR = 3
+ONE_PROCESS = ("merge", "push")
 
 
 def perform(recipe: recipes.Recipe, common: Common) -> None:
@@ -51,7 +52,12 @@ def perform(recipe: recipes.Recipe, common: Common) -> None:
     run = _open_run(recipe, common)
     with redirect_stdout(sys.stderr):
         result = run_stage(recipe, run, console, resume=common.resume is not None, dry_run=common.dry_run)
+    below = result.pop("below", ())
     _print_result(console, common, run.path, result)
+    for line in below:
+        console.note(line)
+    if below:
+        raise typer.Exit(UNDER_THE_BAR)
 
 
 def run_stage(

@@ -80,6 +80,28 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
     return data
 
 
+def json_lines(rows: Iterable[Mapping[str, Any]]) -> str:
+    """One line of JSON a row."""
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file of JSON lines, none if there is no file; a last line torn by a crash is left out.
+
+    Raises:
+        ArtifactError: another line is not JSON.
+    """
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    found = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            found.append(json.loads(line))
+        except ValueError as error:
+            if number < len(lines):
+                raise ArtifactError(f"{path}:{number}: not JSON") from error
+    return found
+
+
 def plain(value: Any) -> Any:
     """JSON values only: a tensor of one element is its number, a figure that is not finite is null."""
     if isinstance(value, Mapping):

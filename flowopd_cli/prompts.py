@@ -41,7 +41,8 @@ def _read(path: Path, task: str | None) -> list[Prompt]:
     if path.suffix not in {".txt", ".jsonl"}:
         raise PromptError(f"prompts: {path}: neither a registered source nor a .txt or .jsonl file")
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        # only line feeds end a line: prompts may hold Unicode's other separators
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except FileNotFoundError as error:
         raise PromptError(f"prompts: {path}: no such file") from error
     except (OSError, UnicodeDecodeError) as error:

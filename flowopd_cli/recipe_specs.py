@@ -155,10 +155,14 @@ class MergeSpec(Spec):
 
 
 class EvalSpec(Spec):
-    """Held-out evaluation: seeds are a function of prompt and image index alone."""
+    """Held-out evaluation: seeds are a function of prompt and image index alone.
+
+    ``images`` a prompt are the suite's own number when left out. ``options`` go to the suite of that name.
+    ``pictures`` is a folder that another program drew, ``import_scores`` one that official scorers wrote.
+    """
 
     suites: tuple[str, ...] = ("geneval", "ocr", "quality")
-    images: PositiveInt = 4
+    images: PositiveInt | None = None
     limit: PositiveInt | None = None
     split: Literal["validation", "test"] = "test"
     batch: PositiveInt = 16
@@ -166,6 +170,10 @@ class EvalSpec(Spec):
     guidance: Annotated[float, Field(ge=0)] = 4.5
     seed: int = 42
     keep_images: Annotated[int, Field(ge=0)] = 8
+    options: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    pictures: str | None = None
+    import_scores: str | None = None
+    fail_under: dict[str, float] = Field(default_factory=dict)
 
 
 class PushSpec(Spec):

@@ -1,7 +1,7 @@
 """Names to things: families, bases, rewards, prompt sources and suites, each a lazy ``module:attr``. No torch here.
 
 A plugin is a row here or a Python entry point of the group ``flowopd.<kind>`` (docs/add_a_reward.md). A reward may
-also be named directly as ``my_package.my_module:attr``.
+also be named directly as ``my_package.my_module:attr``, or as ``remote:URL`` where a worker serves it.
 """
 
 from __future__ import annotations
@@ -12,17 +12,23 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from flowopd_cli.errors import FlowOPDError, RecipeError, RewardError
 from flowopd_cli.recipe_io import suggest
 
+REMOTE = "remote:"
 _TARGET = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+_URLS = re.compile(r"https?://[^\s,/]+[^\s,]*(,https?://[^\s,/]+[^\s,]*)*")
 
 
 class Registry:
-    """Names of one kind of thing. Nothing is imported before ``load``; ``open_ended`` also takes ``module:attr``."""
+    """Names of one kind of thing. Nothing is imported before ``load``; ``open_ended`` also takes ``module:attr``.
+
+    ``remote`` is what ``remote:URL`` (or ``remote:URL,URL``) stands for: called with the URLs before other arguments.
+    """
 
     def __init__(
         self,
@@ -31,11 +37,13 @@ class Registry:
         *,
         error: type[FlowOPDError] = RecipeError,
         open_ended: bool = False,
+        remote: str | None = None,
     ) -> None:
         self.kind = kind
         self._rows = dict(rows)
         self._error = error
         self._open_ended = open_ended
+        self._remote = remote
         self._plugins: dict[str, str] | None = None
 
     def names(self) -> list[str]:
@@ -51,10 +59,15 @@ class Registry:
         table = self._table()
         if name in table:
             return table[name]
+        if self._remote and _is_remote(name):
+            if not _URLS.fullmatch(name.removeprefix(REMOTE)):
+                raise self._error(f"{self.kind} {name!r}: write it as {REMOTE}http://HOST:PORT, several with commas")
+            return self._remote
         if self._open_ended and _TARGET.fullmatch(name):
             return name
         known = ", ".join(sorted(table)) or "none"
         direct = "; or name your own as package.module:attr" if self._open_ended else ""
+        direct += f", a worker as {REMOTE}URL" if self._remote else ""
         raise self._error(f"no {self.kind} {name!r}{suggest(name, list(table))}; known: {known}{direct}")
 
     def check(self, name: str) -> None:
@@ -78,7 +91,7 @@ class Registry:
                 found = getattr(found, part)
         except (ImportError, AttributeError) as error:
             raise self._error(f"{self.kind} {name!r} cannot be loaded from {module}:{attribute} ({error})") from error
-        return found
+        return partial(found, name.removeprefix(REMOTE)) if self._remote and _is_remote(name) else found
 
     def _reach(self, name: str) -> None:
         """Make a module of the working directory importable, after all that is installed, if the user named one."""
@@ -103,19 +116,34 @@ class Registry:
         return plugins
 
 
+def _is_remote(name: str) -> bool:
+    """``remote:`` and an address; a module of one's own may be called remote."""
+    return name.startswith(REMOTE) and not _TARGET.fullmatch(name)
+
+
 MODELS = Registry("model", {"sd3": "flowopd_cli.models.sd3:SD3Model"})
 BASES = Registry("base", {"toy": "flowopd_cli.toy:folder"})
 REWARDS = Registry(
     "reward",
     {
-        "geneval": "flowopd_cli.rewards.geneval:GenEvalReward",
+        "deqa": "flowopd_cli.rewards.deqa:DeQAReward",
+        "aesthetic": "flowopd_cli.rewards.aesthetic:AestheticReward",
+        "clipscore": "flowopd_cli.rewards.clipscore:ClipScoreReward",
+        "geneval": "flowopd_cli.rewards.geneval_reward:GenEvalReward",
+        "geneval-hf": "flowopd_cli.rewards.geneval_reward:GenEvalHFReward",
+        "hpsv2": "flowopd_cli.rewards.hpsv2:HPSv2Reward",
+        "imagereward": "flowopd_cli.rewards.imagereward:ImageRewardReward",
+        "jpeg_compressibility": "flowopd_cli.rewards.jpeg:JpegReward",
         "ocr": "flowopd_cli.rewards.ocr:OCRReward",
+        "pickscore": "flowopd_cli.rewards.pickscore:PickScoreReward",
         "toy-geneval": "flowopd_cli.toy.rewards:geneval",
         "toy-ocr": "flowopd_cli.toy.rewards:ocr",
         "toy-quality": "flowopd_cli.toy.rewards:quality",
+        "vlm": "flowopd_cli.rewards.vlm:VLMReward",
     },
     error=RewardError,
     open_ended=True,
+    remote="flowopd_cli.rewards.remote:RemoteReward",
 )
 PROMPTS = Registry(
     "prompts",
@@ -123,11 +151,22 @@ PROMPTS = Registry(
         "toy:geneval": "flowopd_cli.toy.prompts:geneval",
         "toy:ocr": "flowopd_cli.toy.prompts:ocr",
         "toy:all": "flowopd_cli.toy.prompts:everything",
+        "geneval": "flowopd_cli.prompt_sources:geneval",
+        "ocr": "flowopd_cli.prompt_sources:ocr",
+        "pickscore": "flowopd_cli.prompt_sources:pickscore",
+        "drawbench": "flowopd_cli.prompt_sources:drawbench",
     },
 )
 SUITES = Registry(
     "suite",
     {
+        "average": "flowopd_cli.suites.average:average",
+        "deqa": "flowopd_cli.suites.drawbench:deqa",
+        "drawbench": "flowopd_cli.suites.drawbench:drawbench",
+        "geneval": "flowopd_cli.suites.geneval:geneval",
+        "ocr": "flowopd_cli.suites.ocr:ocr",
+        "pickscore": "flowopd_cli.suites.pickscore:pickscore",
+        "t2i-compbench": "flowopd_cli.suites.t2i_compbench:t2i_compbench",
         "toy-geneval": "flowopd_cli.toy.suites:geneval",
         "toy-ocr": "flowopd_cli.toy.suites:ocr",
         "toy-quality": "flowopd_cli.toy.suites:quality",
@@ -140,6 +179,10 @@ PROMPT_TASKS: Mapping[str, tuple[str, ...]] = {
     "toy:geneval": ("geneval",),
     "toy:ocr": ("ocr",),
     "toy:all": ("geneval", "ocr"),
+    "geneval": ("geneval",),
+    "ocr": ("ocr",),
+    "pickscore": ("pickscore",),
+    "drawbench": ("drawbench",),
 }
 
 

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import io
-import json
 import re
 import secrets
 import shutil
@@ -16,10 +15,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from flowopd_cli import __version__
+from flowopd_cli import __version__, files
 from flowopd_cli import recipe as recipes
 from flowopd_cli.errors import ArtifactError
-from flowopd_cli.files import Lock, atomic_write, commit_folder, is_intact, plain, remove, remove_staging, sha256_file
+from flowopd_cli.files import Lock, atomic_write, plain, sha256_file
 from flowopd_cli.manifest import (
     ADAPTER,
     MANIFEST,
@@ -51,8 +50,9 @@ __all__ = [
 
 RECIPE, METRICS, LOCK = "recipe.yaml", "metrics.jsonl", ".lock"
 CHECKPOINTS, SAMPLES, EVAL, HUB, TENSORBOARD = "checkpoints", "samples", "eval", "hub", "tensorboard"
+IMAGES, DRAWN = "images", "drawn.json"
 REPORT, CARD = "report.html", "README.md"
-OURS = (RECIPE, MANIFEST, METRICS, ADAPTER, CHECKPOINTS, SAMPLES, EVAL, HUB, TENSORBOARD, REPORT, CARD)
+OURS = (RECIPE, MANIFEST, METRICS, ADAPTER, CHECKPOINTS, SAMPLES, EVAL, HUB, IMAGES, TENSORBOARD, REPORT, CARD)
 
 
 class Picture(Protocol):
@@ -131,6 +131,11 @@ class RunDir:
         return self.path / EVAL
 
     @property
+    def images_dir(self) -> Path:
+        """The pictures of an evaluation, a folder for each suite in its official layout."""
+        return self.path / IMAGES
+
+    @property
     def hub_dir(self) -> Path:
         """The folder that push uploads."""
         return self.path / HUB
@@ -205,13 +210,18 @@ class RunDir:
         if not self.writes:
             return
         with self.metrics_file.open("a", encoding="utf-8") as handle:
-            handle.write(json.dumps(plain(row)) + "\n")
+            handle.write(files.json_lines([plain(row)]))
             handle.flush()
 
     def write_eval(self, suite: str, text: str) -> None:
         """Write the results of one suite, JSON text."""
         if self.writes:
             atomic_write(self.eval_file(suite), text)
+
+    def write_rows(self, suite: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write one line of JSON for each picture that a suite scored."""
+        if self.writes:
+            atomic_write(self.eval_dir / f"{suite}.jsonl", files.json_lines(rows))
 
     def write_image(self, name: str, image: Picture) -> None:
         """Write a PIL picture among the samples, as PNG."""
@@ -222,37 +232,27 @@ class RunDir:
 
     def rows(self) -> list[dict[str, Any]]:
         """The logged rows; a last line torn by a crash is left out."""
-        if not self.metrics_file.is_file():
-            return []
-        lines = self.metrics_file.read_text(encoding="utf-8").splitlines()
-        found = []
-        for number, line in enumerate(lines, start=1):
-            try:
-                found.append(json.loads(line))
-            except ValueError as error:
-                if number < len(lines):
-                    raise ArtifactError(f"{self.metrics_file}:{number}: not JSON") from error
-        return found
+        return files.read_json_lines(self.metrics_file)
 
     def truncate_metrics(self, step: int) -> None:
         """Drop rows whose ``iteration`` (else ``step``) is after ``step``: a resumed run logs each exactly once."""
         if self.writes and self.metrics_file.is_file():
             kept = [row for row in self.rows() if (row.get("iteration", row.get("step")) or 0) <= step]
-            atomic_write(self.metrics_file, "".join(json.dumps(row) + "\n" for row in kept))
+            atomic_write(self.metrics_file, files.json_lines(kept))
 
     def save_checkpoint(self, step: int, writer: Callable[[Path], None], keep: int) -> None:
         """Let ``writer`` fill the checkpoint of ``step`` atomically, then keep the newest ``keep``."""
         if not self.writes:
             return
-        commit_folder(self.checkpoint_dir(step), writer)
-        remove_staging(self.checkpoints_dir)
+        files.commit_folder(self.checkpoint_dir(step), writer)
+        files.remove_staging(self.checkpoints_dir)
         for old in sorted(self._checkpoints())[:-keep]:
             shutil.rmtree(self.checkpoint_dir(old), ignore_errors=True)
 
     def latest_checkpoint(self) -> tuple[int, Path] | None:
         """The newest undamaged checkpoint and its step, if there is one."""
         for step in sorted(self._checkpoints(), reverse=True):
-            if is_intact(self.checkpoint_dir(step)):
+            if files.is_intact(self.checkpoint_dir(step)):
                 return step, self.checkpoint_dir(step)
         return None
 
@@ -270,16 +270,15 @@ class RunDir:
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock.acquire()
         for name in OURS if used else ():
-            remove(self.path / name)
+            files.remove(self.path / name)
 
     def _checkpoints(self) -> list[int]:
         names = (path.name for path in self.checkpoints_dir.glob("step-*") if path.is_dir())
         return [int(match[1]) for match in (re.fullmatch(r"step-(\d+)", name) for name in names) if match]
 
     def _artifacts(self) -> tuple[Artifact, ...]:
-        left_out = {MANIFEST, LOCK, CHECKPOINTS}
-        files = (path for path in sorted(self.path.rglob("*")) if path.is_file())
-        named = ((path.relative_to(self.path), path) for path in files)
+        left_out = {MANIFEST, LOCK, CHECKPOINTS, IMAGES}
+        named = ((p.relative_to(self.path), p) for p in sorted(self.path.rglob("*")) if p.is_file())
         return tuple(
             Artifact(path=name.as_posix(), sha256=sha256_file(path), bytes=path.stat().st_size)
             for name, path in named

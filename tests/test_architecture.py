@@ -13,10 +13,11 @@ ROOT = Path(__file__).resolve().parent.parent / "flowopd_cli"
 PACKAGE = "flowopd_cli"
 FOUNDATION = {
     *("recipe", "recipe_io", "recipe_specs", "run", "refs", "manifest", "files"),
-    *("registry", "errors", "progress", "arithmetic", "card", "settle", "tasks"),
+    *("registry", "errors", "progress", "arithmetic", "card", "settle", "tasks", "cache", "prompt_files", "prompt_ocr"),
 }
 FRONT = {
     *("cli", "options", "plan", "preflight", "execute", "launch", "console", "track"),
+    *("cli_eval", "cli_rewards", "cli_prompts"),
     *("demo", "report", "__main__"),
 }
 PACKAGES = {"core", "train", "stages", "models", "rewards", "suites", "toy"}
@@ -45,11 +46,13 @@ RULES = {
         {"core", "models", "errors"},
         TENSORS | {"diffusers", "transformers", "peft", "safetensors", "huggingface_hub", "numpy"},
     ),
-    "rewards": rule({"core.types", "rewards", "errors"}, TENSORS | {"numpy"}, {ANY}),
+    "rewards": rule({"core.types", "rewards", "errors"}, TENSORS | {"numpy", "PIL"}, {ANY}),
     "prompts": rule({"core.types", "core.routing", "errors", "registry"}, set(), {ANY}),
-    "suites": rule({"core.types", "rewards.base", "prompts", "suites", "errors"}, TENSORS),
+    "prompt_geneval": rule({"rewards.coco"}, set()),
+    "prompt_sources": rule({"core.types", "errors", "prompts", "prompt_files", "prompt_geneval"}, set()),
+    "suites": rule({"core.types", "rewards", "prompts", "prompt_files", "prompt_sources", "suites", "errors"}, TENSORS),
     "toy": rule(
-        {"core", "prompts", "rewards", "suites.base", "toy", "errors"},
+        {"core", "prompts", "rewards", "suites", "toy", "errors"},
         TENSORS | {"numpy", "PIL", "diffusers", "transformers", "safetensors", "tokenizers"},
         {ANY},
     ),
@@ -61,6 +64,9 @@ RULES = {
     "foundation": rule(FOUNDATION, {"pydantic", "yaml"}, {"huggingface_hub"}),
     "front": rule(FOUNDATION | FRONT, {"yaml"}, {"jinja2"}),
     "cli": rule(FOUNDATION | FRONT, {"typer"}, {"stages"}),
+    "cli_rewards": rule(FOUNDATION | FRONT, {"typer"}, {"stages", "yaml"}),
+    "cli_prompts": rule(FOUNDATION | {"prompt_geneval"}, {"typer"}),
+    "cli_eval": rule(FOUNDATION | FRONT, {"typer"}, {"stages"}),
     "options": rule(FOUNDATION, {"typer"}),
     "execute": rule(FOUNDATION | FRONT, {"typer"}, {"stages"}),
     "launch": rule(FOUNDATION, set(), {"torch"}),
@@ -70,6 +76,9 @@ RULES = {
 # Where a function takes more than six parameters, and why.
 WIDE = {
     "cli": "Typer reads a command's flags off its signature",
+    "cli_eval": "Typer reads a command's flags off its signature",
+    "cli_rewards": "Typer reads a command's flags off its signature",
+    "rewards.remote": "a reward's options are the arguments of its constructor",
     "models.sd3": "load takes the fields of a recipe's model section",
 }
 FILE_NAME = re.compile(r"[\w.-]*\w\.(jsonl?|ya?ml|html|md|safetensors|png|pt)")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -11,23 +12,35 @@ from jaxtyping import Float
 from torch import Tensor
 
 from flowopd_cli.core.types import Prompt, RewardResult
+from flowopd_cli.errors import RewardError
+from flowopd_cli.rewards.parallel import Background
 
 
 @dataclass(frozen=True)
 class RewardInfo:
-    """What a reward declares about itself."""
+    """What a reward declares about itself; ``flowopd rewards ls`` prints it.
+
+    ``exact`` says whether its figures equal those of the reference implementation, ``note`` why not (or under which
+    condition). ``license`` is that of its weights, ``extra`` the optional dependencies it needs.
+    """
 
     name: str
     paper: str
     low: float
     high: float
     higher_is_better: bool = True
+    license: str = ""
+    extra: str | None = None
+    exact: bool = True
+    note: str = ""
 
 
 class Reward(Protocol):
     """Scores pictures. ``scores`` may hold several named figures; ``total`` is the one to train on.
 
-    A reward may also have ``check(prompts)``, which raises ``PromptError`` for prompts that it could not score.
+    A reward may also have ``check(prompts)``, which raises ``PromptError`` for prompts that it could not score;
+    ``weights``, a mapping that says which weights score; and ``concurrent = True`` when it mostly waits for somebody
+    else, so that a mixture asks it while its other rewards compute.
     """
 
     info: RewardInfo
@@ -49,7 +62,8 @@ class Weighted:
 class RewardMix:
     """Weighted sum of rewards, each asked only about the prompts of its task; where lower is better, its negative.
 
-    A picture is invalid when any reward that applies to it says so, or when none applies.
+    A picture is invalid when any reward that applies to it says so, or when none applies; its total is NaN, so that
+    nothing can take it for a score.
     """
 
     def __init__(self, parts: Sequence[Weighted]) -> None:
@@ -67,19 +81,19 @@ class RewardMix:
                 check([p for p in prompts if part.task is None or p.task == part.task])
 
     def __call__(self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]) -> RewardResult:
-        """Score B pictures; scores of rewards that do not apply are NaN in ``scores``."""
+        """Score B pictures; scores of rewards that do not apply are NaN in ``scores``.
+
+        Raises:
+            RewardError: a reward failed, or gave another number of scores than it was shown pictures.
+        """
         count = len(prompts)
         total = torch.zeros(count)
         asked = torch.zeros(count, dtype=torch.bool)
         valid = torch.ones(count, dtype=torch.bool)
         scores: dict[str, Tensor] = {}
         details: list[dict[str, Any]] = [{} for _ in prompts]
-        for part in self.parts:
-            rows = [i for i, p in enumerate(prompts) if part.task is None or p.task == part.task]
-            if not rows:
-                continue
+        for part, rows, result in self._results(images, prompts):
             index = torch.tensor(rows)
-            result = part.reward(images[index.to(images.device)], [prompts[i] for i in rows])
             sign = 1.0 if part.reward.info.higher_is_better else -1.0
             total[index] += sign * part.weight * torch.where(result.valid, result.total, 0.0)
             asked[index] = True
@@ -88,7 +102,39 @@ class RewardMix:
                 scores.setdefault(name, torch.full((count,), float("nan")))[index] = column
             for i, detail in zip(rows, result.details, strict=False):
                 details[i][part.reward.info.name] = dict(detail)
-        return RewardResult(total, scores, valid & asked, tuple(details))
+        valid &= asked
+        return RewardResult(torch.where(valid, total, torch.nan), scores, valid, tuple(details))
+
+    def _results(
+        self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]
+    ) -> Iterator[tuple[Weighted, list[int], RewardResult]]:
+        """Each part with the rows it was asked about, in order. Those that wait for others wait in the background,
+        all at once, while the rest compute here.
+        """
+        waiting: dict[int, Background[RewardResult]] = {}
+        tasks: dict[int, tuple[list[int], Callable[[], RewardResult]]] = {}
+        for number, part in enumerate(self.parts):
+            rows = [i for i, p in enumerate(prompts) if part.task is None or p.task == part.task]
+            if not rows:
+                continue
+            pictures = images[torch.tensor(rows, device=images.device)]
+            tasks[number] = rows, partial(part.reward, pictures, [prompts[i] for i in rows])
+            if getattr(part.reward, "concurrent", False):
+                waiting[number] = Background(tasks[number][1])
+        done = {number: task() for number, (_, task) in tasks.items() if number not in waiting}
+        for number, (rows, _) in tasks.items():
+            result = waiting[number].result() if number in waiting else done[number]
+            yield self.parts[number], rows, _sound(self.parts[number].reward.info.name, result, len(rows))
+
+
+def _sound(name: str, result: RewardResult, count: int) -> RewardResult:
+    """On the CPU, and without a total that is valid but no finite number; a score too few or too many is an error."""
+    for column in (result.total, result.valid, *result.scores.values()):
+        if column.shape != (count,):
+            raise RewardError(f"reward {name}: gave scores of shape {tuple(column.shape)} for {count} pictures")
+    scores = {figure: column.cpu() for figure, column in result.scores.items()}
+    total = result.total.detach().float().cpu()
+    return RewardResult(total, scores, result.valid.cpu() & torch.isfinite(total), result.details)
 
 
 def _named(reward: str, result: RewardResult) -> Mapping[str, Float[Tensor, " B"]]:

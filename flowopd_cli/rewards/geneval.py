@@ -7,17 +7,14 @@ the training score is the partial credit of Flow-GRPO (arXiv 2505.05470) without
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from flowopd_cli.core.types import Prompt, RewardResult
-from flowopd_cli.errors import PromptError, RewardError
-from flowopd_cli.rewards.base import RewardInfo
+from flowopd_cli.core.types import Prompt
 
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
@@ -36,12 +33,17 @@ class Detection:
 
 
 class Detector(Protocol):
-    """Finds objects. ``name`` goes into every report, for scores of two detectors are not comparable."""
+    """Finds objects. ``name`` goes into every report, for scores of two detectors are not comparable.
+
+    A detector may also have ``check(prompts)``, which raises ``PromptError`` for prompts it could never satisfy.
+    """
 
     name: str
 
-    def __call__(self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]) -> list[list[Detection]]:
-        """All detections of each picture, before any threshold."""
+    def __call__(
+        self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]
+    ) -> Sequence[Sequence[Detection] | None]:
+        """All detections of each picture, before any threshold; ``None`` for a picture it could not look at."""
         ...
 
 
@@ -234,45 +236,10 @@ def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-class GenEvalReward:
-    """The reward ``geneval``: all three scores at once; ``score`` says which of them is the one to train on."""
+def __getattr__(name: str) -> Any:
+    """``GenEvalReward`` lives in ``geneval_reward``, which needs these rules; it is found here as well."""
+    if name == "GenEvalReward":
+        from flowopd_cli.rewards.geneval_reward import GenEvalReward
 
-    def __init__(self, detector: Detector | None = None, score: str = "training", **options: Any) -> None:
-        if detector is None:
-            raise RewardError("geneval: no detector for photographs is built in yet; on the toy base use toy-geneval")
-        if score not in SCORES:
-            raise RewardError(f"geneval: score {score!r} is not one of {', '.join(SCORES)}")
-        unknown = set(options) - {f.name for f in fields(GenEvalOptions)}
-        if unknown:
-            raise RewardError(f"geneval: no option {', '.join(sorted(unknown))}")
-        self.detector, self.score, self.options = detector, score, GenEvalOptions(**options)
-        self.info = RewardInfo("geneval", "arXiv 2310.11513", 0.0 if score != "training" else -float("inf"), 1.0)
-
-    def check(self, prompts: Sequence[Prompt]) -> None:
-        """Refuse prompts that do not say what they should show.
-
-        Raises:
-            PromptError: no ``include`` clauses, or one of an unknown form.
-        """
-        for prompt in prompts:
-            clauses = prompt.metadata.get("include")
-            if not clauses or any("class" not in c or c.get("count", 0) < 1 for c in clauses):
-                raise PromptError(f"prompt {prompt.id!r}: geneval needs metadata.include clauses with class and count")
-
-    def __call__(self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]) -> RewardResult:
-        """Detect, keep, judge: ``scores`` has ``training``, ``official`` and ``strict``."""
-        self.check(prompts)
-        columns: dict[str, list[float]] = {name: [] for name in SCORES}
-        details: list[dict[str, Any]] = []
-        for prompt, detections in zip(prompts, self.detector(images, prompts), strict=True):
-            tag = str(prompt.metadata.get("tag", ""))
-            kept = keep(detections, tag, self.options)
-            judged = verdict(prompt.metadata, kept, self.options)
-            trained = training_score(prompt.metadata, kept, self.options)
-            for name, value in zip(SCORES, (trained.score, judged.correct, trained.strict), strict=True):
-                columns[name].append(float(value))
-            found = [(d.label, d.color, round(d.score, 3), *d.box) for group in kept.values() for d in group]
-            details.append({"tag": tag, "reason": judged.reason, "found": found, "detector": self.detector.name})
-        scores = {name: torch.tensor(values) for name, values in columns.items()}
-        valid = torch.ones(len(prompts), dtype=torch.bool)
-        return RewardResult(scores[self.score], scores, valid, tuple(details))
+        return GenEvalReward
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

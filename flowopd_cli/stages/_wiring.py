@@ -13,7 +13,7 @@ from flowopd_cli import registry
 from flowopd_cli.core.sampler import Sampler, draw_window
 from flowopd_cli.core.steps import make_kernel
 from flowopd_cli.core.types import Prompt
-from flowopd_cli.errors import ArtifactError, RecipeError, RewardError
+from flowopd_cli.errors import ArtifactError, RecipeError
 from flowopd_cli.manifest import Parent
 from flowopd_cli.models.base import FlowModel
 from flowopd_cli.models.sd3 import ENCODE_BATCH, SD3Model
@@ -32,6 +32,7 @@ from flowopd_cli.recipe import (
 )
 from flowopd_cli.refs import AdapterRef, recorded_base
 from flowopd_cli.rewards.base import RewardMix, Weighted
+from flowopd_cli.rewards.function import make_reward
 from flowopd_cli.run import RunDir
 from flowopd_cli.train.checkpoint import TrainState
 from flowopd_cli.train.collect import Draw, Teacher
@@ -82,14 +83,8 @@ def make_rewards(specs: Sequence[RewardSpec], prompts: Mapping[str, Sequence[Pro
         RewardError: a reward is unknown or does not take its options.
         PromptError: a prompt lacks what its reward needs.
     """
-    parts = []
-    for spec in specs:
-        try:
-            reward = registry.REWARDS.load(spec.name)(**spec.options)
-        except TypeError as error:
-            raise RewardError(f"reward {spec.name}: {error}") from error
-        parts.append(Weighted(reward, spec.weight, spec.task))
-    mix = RewardMix(parts)
+    built = [make_reward(registry.REWARDS.load(spec.name), spec.name, spec.options) for spec in specs]
+    mix = RewardMix([Weighted(reward, spec.weight, spec.task) for reward, spec in zip(built, specs, strict=True)])
     mix.check([prompt for group in prompts.values() for prompt in group])
     return mix
 

@@ -3,90 +3,114 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import UInt8
-from torch import Tensor
 
-from flowopd_cli import registry
-from flowopd_cli.core.types import Prompt
+from flowopd_cli.errors import RecipeError
 from flowopd_cli.progress import Progress
 from flowopd_cli.recipe import SD3_TARGETS, EvalRecipe
 from flowopd_cli.run import RunDir
+from flowopd_cli.stages import _ranks as ranks
+from flowopd_cli.stages import _suites as suite_tools
 from flowopd_cli.stages import _wiring as wiring
+from flowopd_cli.stages._pictures import Picture, PictureFolder, Scorer, Wanted, plan
 from flowopd_cli.stages._samples import draw_images, grid, ode_sampler, to_bytes
-from flowopd_cli.suites.base import Suite, evaluate, image_seed
-
-Key = tuple[str, int]
-Pictures = dict[Key, UInt8[Tensor, "3 H W"]]
+from flowopd_cli.suites.base import Result, image_seed
 
 
 def run(recipe: EvalRecipe, run: RunDir, progress: Progress, *, resume: bool = False) -> dict[str, Any]:
     """Draw each (prompt, image index) once, whatever number of suites asks for it, and score every suite."""
-    suites: list[Suite] = [registry.SUITES.load(name)() for name in recipe.eval.suites]
-    wanted = {suite.name: suite_prompts(suite, recipe) for suite in suites}
-    unique = {prompt.id: prompt for prompts in wanted.values() for prompt in prompts}
-    images = draw(recipe, unique, run, progress)
-    results = {suite.name: score(suite, wanted[suite.name], images, recipe) for suite in suites}
+    suites = suite_tools.load(recipe)
+    if recipe.eval.import_scores is not None:
+        results = suite_tools.imported(suites, Path(recipe.eval.import_scores))
+    else:
+        results = judged(recipe, suites, run, progress)
     for name, result in results.items():
         run.write_eval(name, json.dumps(result, indent=1))
-    keep(run, list(unique.values()), images, recipe.eval.keep_images)
-    table(progress, results, recipe.adapter or "base")
-    return {"suites": {name: {k: r[k] for k in ("mean", "stderr", "n")} for name, r in results.items()}}
+    suite_tools.table(progress, results, recipe.adapter or "base")
+    figures = {name: {key: r[key] for key in ("mean", "stderr", "n")} for name, r in results.items()}
+    return {"suites": figures, "below": suite_tools.below(results, recipe.eval.fail_under)}
 
 
-def draw(recipe: EvalRecipe, unique: Mapping[str, Prompt], run: RunDir, progress: Progress) -> Pictures:
-    """Every picture that the suites ask for, under the recipe's adapter."""
+def judged(recipe: EvalRecipe, asked: suite_tools.Asked, run: RunDir, progress: Progress) -> dict[str, Result]:
+    """Results of every suite from pictures: those that are there, and those that are drawn now."""
+    rank, world = ranks.rank_and_world()
+    wanted = plan(asked.suites, recipe.eval)
+    mine = wanted[rank::world]
+    rewards = suite_tools.rewards(asked.suites, wanted)
+    foreign = recipe.eval.pictures is not None
+    folder = PictureFolder(Path(str(recipe.eval.pictures)) if foreign else run.images_dir, foreign)
+    scorer = Scorer(asked.suites, rewards)
+    try:
+        for part, pictures in supply(recipe, mine, folder, run, progress):
+            scorer.submit(part, pictures)
+        rows = ranks.gather(scorer.finish())
+    finally:
+        scorer.close()
+    if rank:
+        return {}
+    keep(run, wanted, folder, recipe.eval.keep_images)
+    ordered = suite_tools.in_order(rows, wanted)
+    for name, own in ordered.items():
+        run.write_rows(name, own)
+    return suite_tools.results(asked, ordered, rewards, recipe)
+
+
+def supply(
+    recipe: EvalRecipe, wanted: Sequence[Wanted], folder: PictureFolder, run: RunDir, progress: Progress
+) -> Iterator[tuple[Sequence[Wanted], list[Picture]]]:
+    """Batches of pictures: what lies in the folder first, then the rest, drawn and kept.
+
+    Raises:
+        RecipeError: pictures of another program are asked for, and some are missing.
+    """
+    batch = recipe.eval.batch
+    there = [item for item in wanted if folder.find(item) is not None]
+    missing = [item for item in wanted if folder.find(item) is None]
+    if folder.foreign and missing:
+        raise RecipeError(f"--images {folder.root}: {len(missing)} of {len(wanted)} pictures are missing, "
+                          f"the first is {missing[0].path}")  # fmt: skip
+    progress.start(-(-len(there) // batch) - (-len(missing) // batch), f"eval {recipe.adapter or 'base'}")
+    for start in range(0, len(there), batch):
+        part = there[start : start + batch]
+        yield part, [folder.read(item) for item in part]
+        progress.step({})
+    yield from draw(recipe, missing, folder, run, progress)
+
+
+def draw(
+    recipe: EvalRecipe, missing: Sequence[Wanted], folder: PictureFolder, run: RunDir, progress: Progress
+) -> Iterator[tuple[Sequence[Wanted], list[Picture]]]:
+    """Pictures that are not there yet, under the recipe's adapter, a batch at a time."""
+    if not missing:
+        return
     spec = recipe.eval
     model = wiring.load_model(recipe.model, SD3_TARGETS, run)
     parents: list[Any] = []
     adapter = wiring.add_frozen(model, "policy", recipe.adapter or "base", parents)
     run.set_parents(parents)
-    wiring.encode_ahead(model, {"all": list(unique.values())})
+    folder.claim(suite_tools.settings(recipe, parents))
+    wiring.encode_ahead(model, {"all": list({w.prompt.text: w.prompt for w in missing}.values())})
     sampler = ode_sampler(model, spec.steps, spec.guidance)
-    keys = [(prompt_id, index) for prompt_id in unique for index in range(spec.images)]
-    progress.start(-(-len(keys) // spec.batch), f"eval {recipe.adapter or 'base'}")
-    images: Pictures = {}
-    for start in range(0, len(keys), spec.batch):
-        part = keys[start : start + spec.batch]
-        seeds = [image_seed(spec.seed, *key) for key in part]
-        drawn = draw_images(model, sampler, [unique[k[0]] for k in part], seeds, adapter, spec.batch)
-        images |= dict(zip(part, to_bytes(drawn), strict=True))
+    for start in range(0, len(missing), spec.batch):
+        part = missing[start : start + spec.batch]
+        seeds = [image_seed(spec.seed, item.prompt.id, item.place.index) for item in part]
+        drawn = to_bytes(draw_images(model, sampler, [w.prompt for w in part], seeds, adapter, spec.batch))
+        for item, picture in zip(part, drawn, strict=True):
+            folder.write(item, picture)
+        yield part, list(drawn)
         progress.step({})
-    return images
 
 
-def keep(run: RunDir, prompts: Sequence[Prompt], images: Pictures, count: int) -> None:
+def keep(run: RunDir, wanted: Sequence[Wanted], folder: PictureFolder, count: int) -> None:
     """Keep the first picture of ``count`` prompts spread over the whole list, in one row, and their texts."""
-    count = min(count, len(prompts))
-    chosen = [prompts[i * len(prompts) // count] for i in range(count)]
-    run.write_eval("prompts", json.dumps([prompt.text for prompt in chosen]))
-    if chosen:
-        run.write_image("eval", grid(torch.stack([images[prompt.id, 0] for prompt in chosen]), count))
-
-
-def suite_prompts(suite: Suite, recipe: EvalRecipe) -> list[Prompt]:
-    """The suite's prompts of the recipe's split; with a ``limit`` that many, spread evenly over the list."""
-    prompts, limit = suite.prompts(recipe.eval.split), recipe.eval.limit
-    if limit is None or limit >= len(prompts):
-        return prompts
-    return [prompts[i * len(prompts) // limit] for i in range(limit)]
-
-
-def score(suite: Suite, prompts: Sequence[Prompt], images: Pictures, recipe: EvalRecipe) -> dict[str, Any]:
-    """Rewards of a suite over its pictures, aggregated; protocol and per-image rows included."""
-    spec = recipe.eval
-    keys = [(prompt.id, index) for prompt in prompts for index in range(spec.images)]
-    repeated = [prompt for prompt in prompts for _ in range(spec.images)]
-    stack = torch.stack([images[key] for key in keys])
-    protocol = {"split": spec.split, "steps": spec.steps, "guidance": spec.guidance, "images": spec.images}
-    protocol |= {"seed": spec.seed, "sampler": "euler-ode", "model": recipe.model.pretrained}
-    return evaluate(suite, stack, repeated, [index for _, index in keys], protocol)
-
-
-def table(progress: Progress, results: dict[str, dict[str, Any]], title: str) -> None:
-    """The headline figures, one row a suite."""
-    rows = [(name, f"{r['mean']:.4f}", f"{r['stderr']:.4f}", r["n"]) for name, r in results.items()]
-    progress.table(title, ("suite", "mean", "± s.e.", "images"), rows)
+    firsts = [item for item in wanted if item.place.index == 0]
+    count = min(count, len(firsts))
+    shown = [firsts[i * len(firsts) // count] for i in range(count)]
+    run.write_eval("prompts", json.dumps([item.prompt.text for item in shown]))
+    pictures = [folder.read(item) for item in shown]
+    if len({picture.shape for picture in pictures}) == 1:
+        run.write_image("eval", grid(torch.stack(pictures), count))

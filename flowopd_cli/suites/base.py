@@ -1,22 +1,33 @@
-"""What a suite is, and how pictures become its figures."""
+"""What a suite is, and how rows of scored pictures become its figures."""
 
 from __future__ import annotations
 
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from flowopd_cli.core.types import Prompt, RewardResult
+from flowopd_cli.core.types import Prompt
 from flowopd_cli.errors import RewardError
 from flowopd_cli.rewards.base import Reward
+from flowopd_cli.suites.layouts import FLAT, Layout
 
-CHUNK = 256
+Row = dict[str, Any]
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class NamedReward:
+    """A reward by its name in the registry, with its options; whoever runs the suite loads it."""
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -24,15 +35,30 @@ class Suite:
     """Prompts of a split, the reward that judges them and how its scores are averaged.
 
     ``score`` names the reward's figure that is the suite's headline (``None``: its total). With ``tagged`` the mean is
-    the unweighted mean of the means of the prompts' ``metadata["tag"]``, as GenEval reports.
+    the unweighted mean of the means of the prompts' ``metadata["tag"]``, as GenEval reports. ``images`` is the
+    protocol's number of pictures a prompt, ``layout`` how they lie on disk so that the official scorer finds them,
+    ``published`` what papers print, by model. ``imported`` reads the official scorer's own output instead.
     """
 
     name: str
     version: str
     prompts: Callable[[str], list[Prompt]]
-    reward: Callable[[], Reward]
+    reward: Callable[[], Reward] | NamedReward
     score: str | None = None
     tagged: bool = False
+    images: int = 4
+    layout: Layout = FLAT
+    published: Mapping[str, float] = field(default_factory=dict)
+    imported: Callable[[Path], Result] | None = None
+
+
+@dataclass(frozen=True)
+class SuiteGroup:
+    """Suites that are asked for by one name, and the figures that only all of them together have."""
+
+    name: str
+    suites: tuple[Suite, ...]
+    combine: Callable[[Mapping[str, Result]], Result] | None = None
 
 
 def image_seed(seed: int, prompt_id: str, index: int) -> int:
@@ -41,44 +67,57 @@ def image_seed(seed: int, prompt_id: str, index: int) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def evaluate(
-    suite: Suite,
-    images: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"],
-    prompts: Sequence[Prompt],
-    indices: Sequence[int],
-    protocol: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Score B pictures: ``mean ± stderr`` over the valid ones, a row for each, and how they were made.
+def score(
+    suite: Suite, reward: Reward, images: UInt8[Tensor, "B 3 H W"], prompts: Sequence[Prompt], indices: Sequence[int]
+) -> list[Row]:
+    """Score B pictures: a row each, with every score, and the headline under ``value`` (``None`` where invalid)."""
+    result = reward(as_float(images), prompts)
+    headline = result.total if suite.score is None else result.scores[suite.score]
+    details = result.details or tuple({} for _ in prompts)
+    return [
+        {
+            "prompt": prompt.id,
+            "task": prompt.task,
+            "text": prompt.text,
+            "index": index,
+            "tag": str(prompt.metadata.get("tag", "")) if suite.tagged else "",
+            "valid": bool(result.valid[i]),
+            "value": _figure(headline[i]) if bool(result.valid[i]) else None,
+            "scores": {name: _figure(column[i]) for name, column in result.scores.items()},
+            "details": dict(details[i]),
+        }
+        for i, (prompt, index) in enumerate(zip(prompts, indices, strict=True))
+    ]
+
+
+def summarize(suite: Suite, rows: Sequence[Row], protocol: Mapping[str, Any], reward: Reward) -> Result:
+    """``mean ± stderr`` over the valid rows, by tag where the suite has tags, and how they were made.
 
     Raises:
         RewardError: no picture could be scored.
     """
-    reward = suite.reward()
-    headline: list[float] = []
-    rows: list[dict[str, Any]] = []
-    for start in range(0, len(prompts), CHUNK):
-        part = prompts[start : start + CHUNK]
-        result = reward(as_float(images[start : start + CHUNK]), part)
-        values = result.total if suite.score is None else result.scores[suite.score]
-        headline += torch.where(result.valid, values.double(), torch.nan).tolist()
-        rows += _rows(result, part, indices[start : start + CHUNK])
-    clusters = [prompt.id for prompt in prompts]
-    tags = [str(prompt.metadata.get("tag", "")) if suite.tagged else "" for prompt in prompts]
-    means, mean, stderr = aggregate(headline, clusters, tags)
+    headline = [math.nan if row["value"] is None else float(row["value"]) for row in rows]
+    clusters = [f"{row['task']}/{row['prompt']}" for row in rows]
+    means, mean, stderr = aggregate(headline, clusters, [row["tag"] for row in rows])
     if not means:
-        raise RewardError(f"suite {suite.name}: no picture could be scored")
+        raise RewardError(f"suite {suite.name}: no picture could be scored{_why(rows)}")
+    names = sorted({name for row in rows for name in row["scores"]})
     return {
         "suite": suite.name,
         "version": suite.version,
+        "reward": reward.info.name,
+        "engine": str(getattr(reward, "engine", reward.info.name)),
+        "exact": reward.info.exact,
+        "note": reward.info.note,
         "mean": mean,
         "stderr": stderr,
         "n": sum(not math.isnan(value) for value in headline),
         "invalid": sum(math.isnan(value) for value in headline),
         "prompts": len(set(clusters)),
         "by_tag": means if suite.tagged else {},
-        "figures": {name: _mean([row["scores"][name] for row in rows]) for name in sorted(rows[0]["scores"])},
+        "figures": {name: _mean([row["scores"].get(name) for row in rows]) for name in names},
+        "published": dict(suite.published),
         "protocol": dict(protocol),
-        "rows": rows,
     }
 
 
@@ -112,21 +151,16 @@ def as_float(images: Tensor) -> Float[Tensor, "B 3 H W"]:
     return images.float() / 255 if images.dtype == torch.uint8 else images
 
 
-def _rows(result: RewardResult, prompts: Sequence[Prompt], indices: Sequence[int]) -> list[dict[str, Any]]:
-    details = result.details or tuple({} for _ in prompts)
-    return [
-        {
-            "prompt": prompt.id,
-            "text": prompt.text,
-            "index": index,
-            "valid": bool(result.valid[i]),
-            "scores": {name: round(float(column[i]), 6) for name, column in result.scores.items()},
-            "details": dict(details[i]),
-        }
-        for i, (prompt, index) in enumerate(zip(prompts, indices, strict=True))
-    ]
+def _figure(value: Tensor) -> float | None:
+    number = float(value)
+    return round(number, 6) if math.isfinite(number) else None
 
 
-def _mean(values: Sequence[float]) -> float:
-    finite = [value for value in values if not math.isnan(value)]
-    return sum(finite) / len(finite) if finite else math.nan
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _why(rows: Sequence[Row]) -> str:
+    reasons = [str(row["details"]["error"]) for row in rows if row["details"].get("error")]
+    return f" ({reasons[0]})" if reasons else ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from flowopd_cli.rewards.geneval import GenEvalReward
+from flowopd_cli.rewards.geneval_reward import GenEvalReward
 from flowopd_cli.rewards.ocr import OCRReward
 from flowopd_cli.toy.detector import PixelDetector
 from flowopd_cli.toy.quality import QualityReward
@@ -20,7 +20,7 @@ def geneval(score: str = "training", **options: Any) -> GenEvalReward:
 
 def ocr() -> OCRReward:
     """OCR accuracy by the recogniser inside rapidocr's wheel."""
-    return OCRReward()
+    return OCRReward("rapidocr-band")
 
 
 def quality() -> QualityReward:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from flowopd_cli.suites.base import Suite
+from flowopd_cli.suites.layouts import GENEVAL
 from flowopd_cli.toy import prompts, rewards
 
 
 def geneval() -> Suite:
     """The official verdict, mean over the six tags."""
-    return Suite("geneval", "toy-geneval-1", prompts.geneval, rewards.geneval, score="official", tagged=True)
+    return Suite(
+        "geneval", "toy-geneval-1", prompts.geneval, rewards.geneval, score="official", tagged=True, layout=GENEVAL
+    )
 
 
 def ocr() -> Suite:

@@ -1,13 +1,20 @@
 """The weighted mixture of rewards."""
 
 import math
+import threading
+import time
+from types import SimpleNamespace
 
 import pytest
 import torch
+from tiny import make_draw, make_sampler
 
+from flowopd_cli.core.advantages import group_advantages
 from flowopd_cli.core.types import Prompt, RewardResult
-from flowopd_cli.errors import PromptError
+from flowopd_cli.errors import PromptError, RewardError
 from flowopd_cli.rewards.base import RewardInfo, RewardMix, Weighted
+from flowopd_cli.rewards.parallel import in_parallel
+from flowopd_cli.train import collect
 
 A, B = Prompt("1", "x", "a"), Prompt("2", "y", "b")
 
@@ -66,3 +73,93 @@ def test_check_asks_each_reward_about_its_own_prompts():
     RewardMix([Weighted(Constant("one", 1.0), task="a")]).check([A, bad])
     with pytest.raises(PromptError):
         RewardMix([Weighted(Constant("one", 1.0))]).check([A, bad])
+
+
+def test_what_is_no_number_is_invalid_and_its_total_is_nan():
+    mix = RewardMix([Weighted(Constant("one", float("nan")), task="a"), Weighted(Constant("two", 0.5))])
+    result = mix(torch.zeros(2, 3, 4, 4), [A, B])
+    assert result.valid.tolist() == [False, True]
+    assert math.isnan(float(result.total[0]))
+    assert result.total[1] == 0.5
+
+
+def test_rewards_that_wait_are_asked_while_others_compute():
+    met = threading.Barrier(3, timeout=5)
+
+    class Waiting(Constant):
+        concurrent = True
+
+        def __call__(self, images, prompts):
+            met.wait()
+            return super().__call__(images, prompts)
+
+    class Computing(Constant):
+        def __call__(self, images, prompts):
+            assert threading.current_thread() is threading.main_thread()
+            met.wait()
+            return super().__call__(images, prompts)
+
+    parts = [Waiting("one", 1.0), Computing("two", 0.5), Waiting("three", 0.25)]
+    result = RewardMix([Weighted(part) for part in parts])(torch.zeros(2, 3, 4, 4), [A, B])
+    assert result.total.tolist() == [1.75, 1.75]
+    assert list(result.scores) == ["one", "two", "three"]
+
+
+def test_what_a_background_reward_raises_is_raised():
+    class Failing(Constant):
+        concurrent = True
+
+        def __call__(self, images, prompts):
+            raise RewardError("gone")
+
+    with pytest.raises(RewardError, match="gone"):
+        RewardMix([Weighted(Failing("one", 1.0)), Weighted(Constant("two", 1.0))])(torch.zeros(2, 3, 4, 4), [A, B])
+
+
+@pytest.mark.parametrize("shape", [(1,), (3,), (2, 1)])
+def test_scores_of_another_shape_are_refused(shape):
+    class Wrong(Constant):
+        def __call__(self, images, prompts):
+            good = torch.ones(len(prompts), dtype=torch.bool)
+            return SimpleNamespace(total=torch.ones(shape), scores={}, valid=good, details=())
+
+    with pytest.raises(RewardError, match=r"reward one: gave scores of shape .* for 2 pictures"):
+        RewardMix([Weighted(Wrong("one", 1.0))])(torch.zeros(2, 3, 4, 4), [A, B])
+
+
+def test_tasks_in_parallel_keep_their_order_and_stop_at_an_error():
+    assert in_parallel([lambda i=i: i for i in range(7)], workers=3) == list(range(7))
+    begun = []
+
+    def task(i):
+        begun.append(i)
+        if i == 1:
+            raise ValueError(i)
+        time.sleep(0.05)
+
+    with pytest.raises(ValueError, match="1"):
+        in_parallel([lambda i=i: task(i) for i in range(50)], workers=2)
+    assert len(begun) < 10
+
+
+def test_an_invalid_picture_leaves_its_group_and_is_never_zero(model):
+    """Through ``train/collect`` into the advantages: the others' are as if it had not been drawn."""
+    draw = make_draw(tasks="aaaaaa", groups="000111")
+    rolled = collect.with_images(model, collect.rollout(model, make_sampler(model), draw, adapter=None))
+    totals = torch.tensor([1.0, 2.0, 0.0, 3.0, 5.0, 7.0])
+
+    class Broken(Constant):
+        def __call__(self, images, prompts):
+            valid = torch.tensor([True, True, False, True, True, True])
+            return RewardResult(totals, {}, valid, tuple({} for _ in prompts))
+
+    scored = collect.with_rewards(rolled, RewardMix([Weighted(Broken("one", 0.0))]))
+    assert math.isnan(float(scored.rewards.total[2]))
+    advantages = collect.with_advantages(scored, std="group", clip=9.0).advantages
+    kept = torch.tensor([0, 1, 3, 4, 5])
+    alone = group_advantages(totals[kept], draw.group[kept], std="group", clip=9.0)
+    assert torch.allclose(advantages[kept], alone)
+    assert advantages[2] == 0
+    figures = collect.reward_figures(scored)
+    assert figures["reward"] == pytest.approx(float(totals[kept].mean()))
+    assert figures["invalid"] == pytest.approx(1 / 6)

@@ -7,10 +7,10 @@ import torch
 
 from flowopd_cli.core.types import Prompt
 from flowopd_cli.errors import PromptError, RewardError
+from flowopd_cli.rewards import geneval_reward
 from flowopd_cli.rewards.geneval import (
     Detection,
     GenEvalOptions,
-    GenEvalReward,
     by_tag,
     iou,
     keep,
@@ -19,6 +19,7 @@ from flowopd_cli.rewards.geneval import (
     training_score,
     verdict,
 )
+from flowopd_cli.rewards.geneval_reward import GenEvalHFReward, GenEvalReward
 
 LEFT, MIDDLE, RIGHT = (0.0, 100.0, 100.0, 200.0), (300.0, 100.0, 400.0, 200.0), (500.0, 100.0, 600.0, 200.0)
 
@@ -173,6 +174,52 @@ def test_unknown_settings_are_refused(arguments, word):
         GenEvalReward(Fixed(), **arguments)
 
 
-def test_without_a_detector_the_way_out_is_named():
-    with pytest.raises(RewardError, match="toy-geneval"):
-        GenEvalReward()
+def test_options_of_the_built_in_detector_are_refused_beside_another_one():
+    with pytest.raises(RewardError, match="weights"):
+        GenEvalReward(Fixed(), weights="somewhere")
+
+
+def test_without_a_detector_its_own_is_built_with_the_rules_of_the_reward(monkeypatch):
+    built = []
+
+    class Built(Fixed):
+        def __init__(self, settings, options):
+            super().__init__()
+            self.official = settings.weights is None
+            built.append((settings.weights, settings.batch, options.threshold))
+
+    monkeypatch.setattr(geneval_reward, "Mask2FormerDetector", Built)
+    own, other = GenEvalReward(batch=2), GenEvalHFReward(threshold=0.5)
+    assert built == [(None, 2, 0.3), ("facebook/mask2former-swin-small-coco-instance", 4, 0.5)]
+    assert (own.info.name, own.info.exact, other.info.name, other.info.exact) == ("geneval", True, "geneval-hf", False)
+    assert "Apache-2.0" in own.info.license
+    assert "no commercial use" in other.info.license
+    assert not GenEvalReward(weights="my.pth").info.exact
+    assert not GenEvalReward(position_threshold=0.2).info.exact
+    assert not GenEvalReward(Fixed()).info.exact
+
+
+@pytest.mark.parametrize("score", ["training", "official", "strict"])
+def test_a_picture_that_cannot_be_looked_at_is_invalid_and_never_zero(score):
+    images = torch.zeros(3, 3, 8, 8)
+    images[0, 1, 2, 3] = float("nan")
+
+    class Blind(Fixed):
+        def __call__(self, images, prompts):
+            assert images.isfinite().all()
+            return [self.detections, self.detections, None]
+
+    result = GenEvalReward(Blind(found("car")), score)(images, [prompt(include=[include("car")])] * 3)
+    assert result.valid.tolist() == [False, True, False]
+    assert result.total[1] == 1
+    assert all(column[[0, 2]].isnan().all() for column in (result.total, *result.scores.values()))
+    assert all("not finite" in result.details[i]["error"] for i in (0, 2))
+
+
+def test_the_detector_may_refuse_prompts():
+    class Picky(Fixed):
+        def check(self, prompts):
+            raise PromptError("no unicorns")
+
+    with pytest.raises(PromptError, match="unicorns"):
+        GenEvalReward(Picky()).check([prompt(include=[include("unicorn")])])

@@ -6,6 +6,7 @@ import torch
 
 from flowopd_cli.core.types import Prompt
 from flowopd_cli.errors import PromptError
+from flowopd_cli.rewards.base import RewardMix, Weighted
 from flowopd_cli.rewards.ocr import Line, OCRReward, Reading, levenshtein, normalize, score_text, target_of
 
 PROMPT = Prompt("p", 'a sign that says "Hello World" on a wall', "ocr")
@@ -48,7 +49,35 @@ def test_metadata_wins_over_the_quotes():
     assert target_of(Prompt("p", 'says "one"', "ocr", {"target": "two"})) == "two"
 
 
-@pytest.mark.parametrize("text", ["no quotes", 'an empty ""', '"  "'])
+def test_the_first_pair_of_quotes_counts():
+    assert target_of(Prompt("p", 'a "left" door and a "right" one', "ocr")) == "left"
+    assert target_of(Prompt("p", 'he says "it\'s 5 o\'clock" to "her', "ocr")) == "it's 5 o'clock"
+
+
+def test_a_mixture_refuses_such_prompts_before_any_picture_is_drawn():
+    mix = RewardMix([Weighted(OCRReward(Fixed()), task="ocr")])
+    mix.check([PROMPT, Prompt("p8", "no text wanted", "geneval")])
+    with pytest.raises(PromptError, match="'p9': no text in double quotes"):
+        mix.check([PROMPT, Prompt("p9", "no text wanted", "ocr")])
+
+
+@pytest.mark.parametrize(
+    ("target", "read", "figures"),
+    [
+        ("Open", "OPEN", (1.0, 1.0, 0.0, 1.0)),
+        ("Open 24", "open24hours", (1.0, 0.0, 5 / 6, 6 / 11)),
+        ("Sale", "Sole", (0.75, 0.0, 0.25, 0.75)),
+        ("cafe", "", (0.0, 0.0, 1.0, 0.0)),
+        ("ab", "xyzxyz", (0.0, 0.0, 3.0, 0.0)),
+        ("E=mc²", "e=mc2", (0.8, 0.0, 0.2, 0.8)),
+    ],
+)
+def test_all_figures_of_one_picture(target, read, figures):
+    found = score_text(target, [Line(read, 0.9)] if read else [])
+    assert found == pytest.approx(figures)
+
+
+@pytest.mark.parametrize("text", ["no quotes", 'an empty ""', '"  "', 'an empty "" before "more"', 'a 5" screen'])
 def test_a_prompt_without_text_to_write_is_refused(text):
     with pytest.raises(PromptError, match="double quotes"):
         target_of(Prompt("p7", text, "ocr"))

@@ -8,7 +8,7 @@ import torch
 from flowopd_cli.core.types import Prompt, RewardResult
 from flowopd_cli.errors import RewardError
 from flowopd_cli.rewards.base import RewardInfo
-from flowopd_cli.suites.base import Suite, aggregate, as_float, evaluate, image_seed
+from flowopd_cli.suites.base import Suite, aggregate, as_float, image_seed, score, summarize
 
 
 def test_a_seed_depends_on_suite_seed_prompt_and_index():
@@ -60,21 +60,41 @@ def prompts(*texts):
     return [Prompt(f"p{i}", text, "a") for i, text in enumerate(texts)]
 
 
-def test_evaluate_reports_means_rows_and_protocol():
+def judged(suite, images, texts):
+    asked = prompts(*texts)
+    return score(suite, Bright(), images, asked, [0] * len(asked))
+
+
+def test_a_row_has_the_picture_its_scores_and_the_headline():
     images = torch.stack([torch.zeros(3, 2, 2), torch.full((3, 2, 2), 255)]).byte()
-    result = evaluate(suite(), images, prompts("x", "y"), [0, 0], {"steps": 4})
+    rows = judged(suite(), images, ("x", "y"))
+    assert [row["value"] for row in rows] == [0.0, 1.0]
+    assert (rows[1]["prompt"], rows[1]["task"], rows[1]["text"], rows[1]["scores"]) == ("p1", "a", "y", {"half": 0.5})
+    assert [row["value"] for row in judged(suite("half"), images, ("x", "y"))] == [0.0, 0.5]
+
+
+def test_a_summary_says_how_its_figures_were_made():
+    images = torch.stack([torch.zeros(3, 2, 2), torch.full((3, 2, 2), 255)]).byte()
+    result = summarize(suite(), judged(suite(), images, ("x", "y")), {"steps": 4}, Bright())
     assert (result["mean"], result["n"], result["invalid"], result["version"]) == (0.5, 2, 0, "s-1")
     assert result["figures"] == {"half": 0.25}
-    assert result["rows"][1]["prompt"] == "p1"
     assert result["protocol"] == {"steps": 4}
-    assert evaluate(suite("half"), images, prompts("x", "y"), [0, 0], {})["mean"] == 0.25
+    assert (result["reward"], result["engine"], result["exact"]) == ("bright", "bright", True)
 
 
 def test_invalid_pictures_are_counted_and_left_out():
-    result = evaluate(suite(), torch.ones(2, 3, 2, 2), prompts("x", "broken"), [0, 0], {})
+    rows = judged(suite(), torch.ones(2, 3, 2, 2).byte() * 255, ("x", "broken"))
+    assert rows[1]["value"] is None
+    result = summarize(suite(), rows, {}, Bright())
     assert (result["mean"], result["n"], result["invalid"]) == (1.0, 1, 1)
     with pytest.raises(RewardError, match="no picture"):
-        evaluate(suite(), torch.ones(1, 3, 2, 2), prompts("broken"), [0], {})
+        summarize(suite(), rows[1:], {}, Bright())
+
+
+def test_pictures_of_one_id_in_two_tasks_are_two_clusters():
+    asked = [Prompt("00000", "x", "a"), Prompt("00000", "y", "b")]
+    rows = score(suite(), Bright(), torch.zeros(2, 3, 2, 2).byte(), asked, [0, 0])
+    assert summarize(suite(), rows, {}, Bright())["prompts"] == 2
 
 
 def test_bytes_become_unit_floats():

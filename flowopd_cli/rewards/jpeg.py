@@ -1,0 +1,57 @@
+"""``jpeg_compressibility``: minus the size of a picture's JPEG. The smoke reward of DDPO: no model, no download."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from flowopd_cli.core.types import Prompt, RewardResult
+from flowopd_cli.errors import RewardError
+from flowopd_cli.rewards.base import RewardInfo
+from flowopd_cli.rewards.pictures import to_pil
+
+DIVISORS = {"ddpo": 1.0, "flow_grpo": 500.0}
+
+
+class JpegReward:
+    """``-kB / divisor``, a kilobyte being 1000 bytes: the simpler the picture, the nearer to 0. The prompt is ignored.
+
+    ``variant`` is ``ddpo`` (divisor 1) or ``flow_grpo`` (500). ``scores`` has ``kilobytes``, where less is better.
+    """
+
+    info = RewardInfo(
+        "jpeg_compressibility",
+        "arXiv 2305.13301",
+        -float("inf"),
+        0.0,
+        license="none (no weights)",
+        note="sizes depend a little on the JPEG library that Pillow carries",
+    )
+
+    def __init__(self, quality: int = 95, variant: str = "ddpo") -> None:
+        """``quality`` is Pillow's, 95 in DDPO and Flow-GRPO.
+
+        Raises:
+            RewardError: a quality outside 1 to 95, or an unknown variant.
+        """
+        if not 1 <= quality <= 95:
+            raise RewardError(f"jpeg_compressibility: quality {quality} is not in 1 to 95")
+        if variant not in DIVISORS:
+            raise RewardError(f"jpeg_compressibility: variant {variant!r} is not one of {', '.join(DIVISORS)}")
+        self.quality, self.divisor = quality, DIVISORS[variant]
+
+    def __call__(self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]) -> RewardResult:
+        """Compress B pictures in memory."""
+        kilobytes = torch.tensor([self._size(image) / 1000 for image in to_pil(images)])
+        total = -kilobytes / self.divisor
+        return RewardResult(total, {"kilobytes": kilobytes}, torch.ones(len(prompts), dtype=torch.bool))
+
+    def _size(self, image: Image.Image) -> int:
+        sink = io.BytesIO()
+        image.save(sink, format="JPEG", quality=self.quality)
+        return sink.tell()

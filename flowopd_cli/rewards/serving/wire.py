@@ -1,0 +1,237 @@
+"""The protocol of a scoring worker: JSON whose pictures are base64 PNG. Nothing that is read can run code.
+
+``POST /score`` takes ``{"protocol", "reward", "items": [{"png", "prompt": {"id", "text", "task", "metadata"}}]}`` and
+answers ``{"protocol", "reward", "fingerprint", "total", "scores", "valid", "details"}``. What is not a finite number
+travels as ``null``, and a total that is ``null`` is never valid. Every refusal is ``{"error": one line}``.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from io import BytesIO
+from typing import Any
+
+from PIL import Image
+
+PROTOCOL = 1
+HEALTH, INFO, CHECK, SCORE = "/health", "/info", "/check", "/score"
+NO_NUMBER = "the reward gave no finite number"
+# What a worker may do otherwise without its scores becoming others.
+NEUTRAL = ("device", "batch", "threads")
+
+
+class Refusal(Exception):
+    """Why a request is not answered, with its HTTP status; the message is one line."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(" ".join(message.split()))
+        self.status = status
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a worker accepts: bytes of a body, pictures of a request, pixels of a picture, pictures that wait at once,
+    seconds in the queue, seconds for a body to arrive, requests at once.
+    """
+
+    body_bytes: int = 64 << 20
+    pictures: int = 256
+    pixels: int = 2048 * 2048
+    waiting: int = 2048
+    queue_seconds: float = 60.0
+    body_seconds: float = 60.0
+    requests: int = 32
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Scores of n pictures as they travel; ``None`` is no number."""
+
+    total: list[float | None]
+    scores: dict[str, list[float | None]] = field(default_factory=dict)
+    valid: list[bool] = field(default_factory=list)
+    details: list[dict[str, Any]] = field(default_factory=list)
+
+    def rows(self, start: int, stop: int) -> Answer:
+        """The pictures from ``start`` up to ``stop``."""
+        columns = {name: column[start:stop] for name, column in self.scores.items()}
+        return Answer(self.total[start:stop], columns, self.valid[start:stop], self.details[start:stop])
+
+
+def fingerprint(reward: str, weights: Mapping[str, Any], options: Mapping[str, Any]) -> str:
+    """Twelve letters that are equal where scores are comparable: same reward, weights and options."""
+    told = {name: value for name, value in options.items() if name not in NEUTRAL}
+    text = json.dumps([reward, dict(weights), told], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def encode_png(image: Image.Image) -> str:
+    """An RGB picture as base64 PNG, lossless."""
+    buffer = BytesIO()
+    image.save(buffer, "PNG", compress_level=1)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def decode_png(text: Any, limits: Limits, where: str) -> Image.Image:
+    """The RGB picture behind base64 PNG; its size is looked at before any pixel is unpacked.
+
+    Raises:
+        Refusal: it is no PNG (400), or has more pixels than allowed (413).
+    """
+    try:
+        data = base64.b64decode(text, validate=True)
+        with Image.open(BytesIO(data), formats=["PNG"]) as image:
+            width, height = image.size
+            if width * height > limits.pixels:
+                raise Refusal(413, f"{where}: {width} x {height} pixels, at most {limits.pixels} are accepted")
+            return image.convert("RGB")
+    except Image.DecompressionBombError as error:
+        raise Refusal(413, f"{where}: {error}") from error
+    except (TypeError, ValueError, OSError, SyntaxError, binascii.Error) as error:
+        raise Refusal(400, f"{where}: not a PNG picture in base64") from error
+
+
+def read_request(body: bytes, reward: str, limits: Limits) -> tuple[list[Image.Image], list[dict[str, Any]]]:
+    """Pictures and prompts of a ``/score`` request.
+
+    Raises:
+        Refusal: it is malformed, of another protocol or for another reward, or beyond a limit.
+    """
+    tree = read_tree(body, reward)
+    items = tree.get("items")
+    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+        raise Refusal(400, "items: want a list of {png, prompt}")
+    if len(items) > limits.pictures:
+        raise Refusal(413, f"{len(items)} pictures in a request, at most {limits.pictures} are accepted")
+    prompts = [read_prompt(item.get("prompt"), f"items.{i}") for i, item in enumerate(items)]
+    return [decode_png(item.get("png"), limits, f"items.{i}") for i, item in enumerate(items)], prompts
+
+
+def read_tree(body: bytes, reward: str) -> dict[str, Any]:
+    """A request's JSON object, whose protocol and reward are ours.
+
+    Raises:
+        Refusal: it is no JSON object (400), or of another protocol or reward (409).
+    """
+    try:
+        tree = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise Refusal(400, "the body is not JSON") from error
+    if not isinstance(tree, dict):
+        raise Refusal(400, "the body is not a JSON object")
+    if tree.get("protocol") != PROTOCOL:
+        raise Refusal(409, f"this worker speaks protocol {PROTOCOL}, the request {tree.get('protocol')!r}")
+    if tree.get("reward", reward) != reward:
+        raise Refusal(409, f"this worker serves {reward!r}, the request wants {tree.get('reward')!r}")
+    return tree
+
+
+def read_prompt(tree: Any, where: str) -> dict[str, Any]:
+    """A prompt as ``{"id", "text", "task", "metadata"}``; all but the text may be missing.
+
+    Raises:
+        Refusal: it is something else.
+    """
+    if not isinstance(tree, dict) or not isinstance(tree.get("text"), str):
+        raise Refusal(400, f"{where}: want a prompt with a text")
+    found = {"id": str(tree.get("id", "")), "text": tree["text"], "task": str(tree.get("task", ""))}
+    metadata = tree.get("metadata") or {}
+    if not isinstance(metadata, dict):
+        raise Refusal(400, f"{where}: metadata is not an object")
+    return {**found, "metadata": metadata}
+
+
+def cleaned(answer: Answer, count: int) -> Answer:
+    """An answer fit to travel: a total that is no finite number makes its picture invalid.
+
+    Raises:
+        Refusal: some list has not one entry a picture (500).
+    """
+    columns = {"total": answer.total, "valid": answer.valid, **answer.scores}
+    for name, column in columns.items():
+        if len(column) != count:
+            raise Refusal(500, f"the reward gave {len(column)} values of {name} for {count} pictures")
+    total = [finite(value) for value in answer.total]
+    scores = {name: [finite(value) for value in column] for name, column in answer.scores.items()}
+    details = [dict(plain(d)) for d in answer.details] or [{} for _ in range(count)]
+    if len(details) != count:
+        raise Refusal(500, f"the reward gave {len(details)} details for {count} pictures")
+    valid = [bool(v) and t is not None for v, t in zip(answer.valid, total, strict=True)]
+    for i, (said, value) in enumerate(zip(answer.valid, total, strict=True)):
+        if said and value is None:
+            details[i].setdefault("error", NO_NUMBER)
+    return Answer([t if v else None for t, v in zip(total, valid, strict=True)], scores, valid, details)
+
+
+def read_answer(tree: Any, count: int) -> Answer:
+    """The answer to ``count`` pictures, every list checked: lengths, kinds, finite numbers.
+
+    Raises:
+        Refusal: it is not what the protocol promises.
+    """
+    if not isinstance(tree, dict):
+        raise Refusal(502, f"the answer is {type(tree).__name__}, not an object")
+    scores = tree.get("scores", {})
+    if not isinstance(scores, dict):
+        raise Refusal(502, "the answer's scores are not an object")
+    for name, column in {"total": tree.get("total"), "valid": tree.get("valid"), **scores}.items():
+        if not isinstance(column, list) or len(column) != count:
+            found = len(column) if isinstance(column, list) else "no list of"
+            raise Refusal(502, f"the answer has {found} values of {name} for {count} pictures")
+    if not all(isinstance(value, bool) for value in tree["valid"]):
+        raise Refusal(502, "the answer's valid are not all true or false")
+    for name, column in {"total": tree["total"], **scores}.items():
+        if not all(value is None or (isinstance(value, (int, float)) and type(value) is not bool) for value in column):
+            raise Refusal(502, f"the answer's {name} are not all numbers or null")
+    details = tree.get("details", [])
+    if not isinstance(details, list) or not all(isinstance(d, dict) for d in details):
+        raise Refusal(502, "the answer's details are not a list of objects")
+    return cleaned(Answer(tree["total"], scores, tree["valid"], details), count)
+
+
+def finite(value: Any) -> float | None:
+    """A number, or ``None`` for NaN, infinities and whatever is no number."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON can hold it: keys are strings, NaN and infinities ``None``, anything unknown its text."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain(item) for item in value]
+    if isinstance(value, float):
+        return finite(value)
+    return value if value is None or isinstance(value, (str, int, bool)) else str(value)
+
+
+def to_bytes(tree: Any) -> bytes:
+    """JSON; a NaN that came this far is an error of ours."""
+    return json.dumps(tree, allow_nan=False).encode()
+
+
+def one_line(error: BaseException) -> str:
+    """What went wrong, for a refusal: kind and first line, no traceback."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}"[:300] if text else type(error).__name__
+
+
+def prompt_tree(prompt: Any) -> dict[str, Any]:
+    """A prompt record as it travels."""
+    return {"id": prompt.id, "text": prompt.text, "task": prompt.task, "metadata": plain(dict(prompt.metadata))}
+
+
+def score_request(reward: str, pngs: Sequence[str], prompts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The body of a ``/score`` request."""
+    items = [{"png": png, "prompt": dict(prompt)} for png, prompt in zip(pngs, prompts, strict=True)]
+    return {"protocol": PROTOCOL, "reward": reward, "items": items}

@@ -1,0 +1,255 @@
+"""``vlm``: a vision-language model behind an OpenAI-compatible endpoint (vLLM, SGLang, a provider) as the judge.
+
+The judge is asked for one number in a stated range. An answer without exactly that is invalid, never zero. Sources:
+UnifiedReward (arXiv 2503.05236), the judges of Flow-GRPO (arXiv 2505.05470); the questions are our own words.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from flowopd_cli.core.types import Prompt, RewardResult
+from flowopd_cli.errors import RewardError
+from flowopd_cli.rewards.base import RewardInfo
+from flowopd_cli.rewards.http import RETRYABLE, EndpointError, Patience, join_url, post_json
+from flowopd_cli.rewards.parallel import in_parallel
+from flowopd_cli.rewards.pictures import to_pil
+
+KEY_ENV = "FLOWOPD_VLM_API_KEY"
+PATH = "chat/completions"
+REFUSED = frozenset({400, 413, 415, 422})  # this picture or prompt; a retry, or another picture, is another matter
+ON_ERROR = ("retry", "skip", "fail")
+NUMBER = r"([-+]?\d+(?:\.\d+)?)(?:\s*/\s*5)?(?![\w%]|[.,/]\d)"
+THINKING = re.compile(r"<think>.*?</think>", re.DOTALL)
+KEPT = 500
+
+UNIFIED = """You see a picture that was generated from a caption. Judge two things.
+1. Faithfulness: are the things in the caption there, with the attributes, numbers and relations that it gives them?
+2. Quality: is the picture sharp, detailed, natural in its colors and pleasant to look at?
+Weigh both and give one score from 1 (poor) to 5 (excellent).
+End your answer with one line of the form
+Final Score: <number>
+Caption: [{prompt}]"""
+QWEN = """You judge pictures made by a text-to-image model. The text was:
+{prompt}
+Consider how well the picture follows the text, how plausible its content is and how good it looks. Then give one \
+overall score from 1 (very bad) to 5 (very good), decimals allowed, between tags, exactly like this:
+<overall>3.5</overall>"""
+
+
+@dataclass(frozen=True)
+class JudgeOptions:
+    """What a judge is asked and how its answer is read; a preset fills it in, options change single fields.
+
+    ``template`` is the question, ``{prompt}`` in it stands for the prompt. ``pattern`` finds the number: a regular
+    expression with one group. The number must lie in ``low`` to ``high`` and is divided by ``divisor`` to become the
+    total. Pictures are shrunk to ``side`` pixels at most (0: left as they are). ``extra`` is merged into the request
+    (a value of ``None`` takes a key out of it). ``key_env`` names the environment variable that holds the API key.
+    When no endpoint answers, ``on_error`` is ``retry`` (again ``retries`` times, then stop), ``skip`` (the same, then
+    the picture is invalid) or ``fail`` (stop at once).
+    """
+
+    template: str = UNIFIED
+    pattern: str = rf"(?i)Final Score:[\s*]*{NUMBER}"
+    low: float = 1.0
+    high: float = 5.0
+    divisor: float = 5.0
+    side: int = 512
+    concurrency: int = 8
+    timeout: float = 120.0
+    retries: int = 5
+    backoff: float = 0.5
+    on_error: str = "retry"
+    max_tokens: int = 1024
+    key_env: str = KEY_ENV
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+PRESETS = {
+    "unifiedreward": JudgeOptions(),
+    "qwenvl": JudgeOptions(template=QWEN, pattern=rf"(?i)<overall>\s*{NUMBER}\s*</overall>", side=0),
+}
+
+
+class Judgement(NamedTuple):
+    """The number that a judge gave, or why there is none; ``refused`` when the endpoint would not take the picture."""
+
+    score: float | None
+    answer: str = ""
+    error: str | None = None
+    refused: bool = False
+
+
+class VLMReward:
+    """The judge's number: ``raw`` in its own range (1 to 5 in the presets), and the total, ``raw / divisor``."""
+
+    concurrent = True
+
+    info = RewardInfo(
+        "vlm",
+        "arXiv 2503.05236",
+        0.2,
+        1.0,
+        license="that of the model behind the endpoint",
+        exact=False,
+        note="questions in our own words; name the original question as template to compare with papers (1 to 5)",
+    )
+
+    def __init__(self, url: str | Sequence[str] = (), model: str = "", preset: str = "unifiedreward", **options: Any):
+        """``url`` is one endpoint or several, up to and with ``/v1``; ``model`` the name they serve.
+
+        ``options`` are the fields of ``JudgeOptions``. Pictures are spread over the endpoints; when one fails, the
+        next is asked.
+
+        Raises:
+            RewardError: an endpoint, the model, the preset, an option or the key is missing or wrong.
+        """
+        if preset not in PRESETS:
+            raise RewardError(f"vlm: preset {preset!r} is not one of {', '.join(PRESETS)}")
+        self.urls = (url,) if isinstance(url, str) else tuple(url)
+        if not all(self.urls) or not self.urls or not model:
+            raise RewardError("vlm: name the endpoint and its model: options url=http://host:port/v1 model=name")
+        for each in self.urls:
+            join_url(each, PATH)
+        unknown = sorted(set(options) - {f.name for f in fields(JudgeOptions)})
+        if unknown:
+            hint = f"; the API key is read from the environment, ${KEY_ENV} or what key_env names"
+            raise RewardError(f"vlm: no option {', '.join(unknown)}" + hint * any("key" in name for name in unknown))
+        self.options = checked(replace(PRESETS[preset], **options))
+        self.model, self.name = model, f"{model}/{preset if 'template' not in options else 'own'}"
+        self._headers = _headers(self.options.key_env)
+        self.weights = {"model": model, "question": self.options.template, "pattern": self.options.pattern}
+        retries = 0 if self.options.on_error == "fail" else self.options.retries
+        self._patience = Patience(self.options.timeout, retries, self.options.backoff)
+        edges = self.options.low / self.options.divisor, self.options.high / self.options.divisor
+        self.info = replace(self.info, low=min(edges), high=max(edges))
+
+    def __call__(self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]) -> RewardResult:
+        """Ask about B pictures, several at a time.
+
+        Raises:
+            RewardError: no endpoint answers, or each of several pictures was refused.
+        """
+        asked = list(zip(range(len(prompts)), to_pil(images), [prompt.text for prompt in prompts], strict=True))
+        given = in_parallel([partial(self.judge, *row) for row in asked], self.options.concurrency)
+        if len(given) > 1 and all(judgement.refused for judgement in given):
+            raise RewardError(f"vlm: every picture was refused: {given[0].error}")
+        raw = torch.tensor([float("nan") if g.score is None else g.score for g in given])
+        details: list[dict[str, Any]] = [
+            {"judge": self.name, "answer": g.answer[-KEPT:]} | ({"error": g.error} if g.error else {}) for g in given
+        ]
+        return RewardResult(raw / self.options.divisor, {"raw": raw}, ~torch.isnan(raw), tuple(details))
+
+    def judge(self, turn: int, image: Image.Image, text: str) -> Judgement:
+        """One question; ``turn`` picks the endpoint that is asked first.
+
+        Raises:
+            EndpointError: no endpoint answers.
+        """
+        first = turn % len(self.urls)
+        try:
+            reply = post_json(
+                self.urls[first:] + self.urls[:first], PATH, self.request(image, text), self._headers, self._patience
+            )
+        except EndpointError as error:
+            refused = error.status in REFUSED
+            passing = error.status is None or error.status in RETRYABLE
+            if not refused and not (passing and self.options.on_error == "skip"):
+                raise
+            return Judgement(None, error=str(error), refused=refused)
+        answer = answer_of(reply)
+        if answer is None:
+            return Judgement(None, error=f"no message in the answer: {str(reply)[:200]}")
+        return read_answer(answer, self.options)
+
+    def request(self, image: Image.Image, text: str) -> dict[str, Any]:
+        """The body of one request: the picture as a PNG data URL, then the question; greedy decoding."""
+        question = self.options.template.replace("{prompt}", text)
+        content = [
+            {"type": "image_url", "image_url": {"url": data_url(image, self.options.side)}},
+            {"type": "text", "text": question},
+        ]
+        body = {
+            "model": self.model,
+            "messages": [{"role": "user", "content": content}],
+            "temperature": 0,
+            "max_tokens": self.options.max_tokens,
+        }
+        return {name: value for name, value in {**body, **self.options.extra}.items() if value is not None}
+
+
+def checked(options: JudgeOptions) -> JudgeOptions:
+    """The options, when they make sense.
+
+    Raises:
+        RewardError: a pattern without exactly one group, an empty range, or a number out of its own.
+    """
+    try:
+        groups = re.compile(options.pattern).groups
+    except re.error as error:
+        raise RewardError(f"vlm: pattern {options.pattern!r} is no regular expression ({error})") from error
+    if groups != 1:
+        raise RewardError(f"vlm: pattern {options.pattern!r} has {groups} groups; one, around the number, is needed")
+    if not options.low < options.high or options.divisor <= 0:
+        raise RewardError(f"vlm: low {options.low} must be below high {options.high}, and divisor above 0")
+    if options.concurrency < 1 or options.timeout <= 0 or min(options.retries, options.backoff, options.side) < 0:
+        raise RewardError("vlm: concurrency must be 1 or more, timeout above 0, retries, backoff and side 0 or more")
+    if options.on_error not in ON_ERROR:
+        raise RewardError(f"vlm: on_error {options.on_error!r} is not one of {', '.join(ON_ERROR)}")
+    return options
+
+
+def read_answer(answer: str, options: JudgeOptions) -> Judgement:
+    """The one number that the pattern finds, in range; thoughts between ``<think>`` tags are not part of the answer."""
+    spoken = THINKING.sub("", answer)
+    numbers = re.findall(options.pattern, spoken)
+    if not numbers:
+        return Judgement(None, answer, "the answer has no score of the form that was asked for")
+    try:
+        values = {float(number) for number in numbers}
+    except ValueError:
+        return Judgement(None, answer, f"the score {numbers[0]!r} is not a number")
+    if len(values) > 1:
+        return Judgement(None, answer, f"the answer has different scores: {', '.join(numbers)}")
+    score = values.pop()
+    if not options.low <= score <= options.high:
+        return Judgement(None, answer, f"the score {score:g} is not in {options.low:g} to {options.high:g}")
+    return Judgement(score, answer)
+
+
+def answer_of(reply: Any) -> str | None:
+    """The text of a chat completion's first choice; ``None`` when the reply is not one."""
+    try:
+        content = reply["choices"][0]["message"]["content"]
+    except (KeyError, IndexError, TypeError):
+        return None
+    return content if isinstance(content, str) else None
+
+
+def data_url(image: Image.Image, side: int) -> str:
+    """A picture as a PNG data URL, shrunk to ``side`` pixels at most unless that is 0."""
+    if side:
+        image = image.copy()
+        image.thumbnail((side, side), Image.Resampling.BICUBIC)
+    sink = io.BytesIO()
+    image.save(sink, format="PNG")
+    return f"data:image/png;base64,{base64.b64encode(sink.getvalue()).decode()}"
+
+
+def _headers(key_env: str) -> dict[str, str]:
+    key = os.environ.get(key_env, "").strip()
+    if not key and key_env != KEY_ENV:
+        raise RewardError(f"vlm: the environment variable {key_env} holds no API key")
+    return {"Authorization": f"Bearer {key}"} if key else {}

@@ -1,0 +1,126 @@
+"""Where weights come from: a local path, a pinned Hub file, or a URL whose digest is checked. No pickle is trusted."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from flowopd_cli.errors import ArtifactError
+
+CHUNK = 1 << 20
+TIMEOUT = 60.0
+
+
+def cache_dir() -> Path:
+    """``$FLOWOPD_CACHE``, or ``flowopd`` in the user's cache directory."""
+    root = os.environ.get("FLOWOPD_CACHE")
+    if root:
+        return Path(root)
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "flowopd"
+
+
+def pick_device(device: str = "auto") -> str:
+    """``auto`` is the GPU where there is one."""
+    import torch
+
+    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+
+
+def hub_file(repo: str, filename: str, *, revision: str | None = None) -> Path:
+    """A file of a Hub repository, or of a local folder of that name.
+
+    Raises:
+        ArtifactError: it is neither there nor reachable.
+    """
+    if Path(repo).is_dir():
+        path = Path(repo) / filename
+        if not path.is_file():
+            raise ArtifactError(f"{repo}: no file {filename} in this folder")
+        return path
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(repo, filename, revision=revision))
+    except Exception as error:
+        raise ArtifactError(f"{repo}/{filename}: cannot be fetched ({error}); or name a local folder") from error
+
+
+def download(url: str, *, sha256: str | None, name: str | None = None) -> Path:
+    """A file from a URL, kept in the cache. ``sha256`` may be a prefix of the digest; ``None`` trusts nothing but TLS.
+
+    Raises:
+        ArtifactError: it cannot be fetched, or is not the file that was expected.
+    """
+    target = cache_dir() / "weights" / (name or url.rsplit("/", 1)[-1])
+    if target.is_file():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, partial = tempfile.mkstemp(dir=target.parent, prefix=target.name)
+    try:
+        with os.fdopen(handle, "wb") as sink, urllib.request.urlopen(url, timeout=TIMEOUT) as source:
+            shutil.copyfileobj(source, sink, CHUNK)
+        found = file_digest(Path(partial))
+        if sha256 is not None and not found.startswith(sha256):
+            raise ArtifactError(f"{url}: sha256 is {found}, expected {sha256}; the file was not kept")
+        os.replace(partial, target)
+    except OSError as error:
+        raise ArtifactError(f"{url}: cannot be fetched ({error}); download it yourself and name its path") from error
+    finally:
+        Path(partial).unlink(missing_ok=True)
+    return target
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file in hex."""
+    digest = hashlib.sha256()
+    with path.open("rb") as source:
+        while block := source.read(CHUNK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def load_tensors(path: str | Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file, or of a PyTorch checkpoint read with ``weights_only=True``.
+
+    ``{"state_dict": ...}`` and ``{"model": ...}`` wrappers are opened.
+
+    Raises:
+        ArtifactError: the file is missing, is neither, or holds something other than tensors.
+    """
+    import torch
+    from safetensors.torch import load_file
+
+    path = Path(path)
+    if not path.is_file():
+        raise ArtifactError(f"{path}: no such file of weights")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        tree = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ArtifactError(f"{path}: cannot be read as weights ({str(error).splitlines()[0]})") from error
+    for wrapper in ("state_dict", "model"):
+        if isinstance(tree, Mapping) and isinstance(tree.get(wrapper), Mapping):
+            tree = tree[wrapper]
+    if not isinstance(tree, Mapping):
+        raise ArtifactError(f"{path}: holds {type(tree).__name__}, not named tensors")
+    return {name: value for name, value in tree.items() if isinstance(value, Tensor)}
+
+
+def refuse_mismatch(what: str, missing: list[str], unexpected: list[str], misshaped: list[str]) -> None:
+    """Refuse weights whose names or shapes are not those of the model.
+
+    Raises:
+        ArtifactError: names the first of each kind.
+    """
+    found = {"missing": missing, "unexpected": unexpected, "of another shape": misshaped}
+    parts = [f"{len(names)} {kind} (first {names[0]})" for kind, names in found.items() if names]
+    if parts:
+        raise ArtifactError(f"{what}: these are not its weights: {', '.join(parts)}")

@@ -1,0 +1,179 @@
+"""Suites of a recipe: their names resolved, their rewards made, their rows turned into results and a table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flowopd_cli import registry
+from flowopd_cli.core.types import Prompt
+from flowopd_cli.errors import RecipeError
+from flowopd_cli.manifest import Parent
+from flowopd_cli.progress import Progress
+from flowopd_cli.recipe import EvalRecipe
+from flowopd_cli.recipe_io import suggest
+from flowopd_cli.rewards.base import Reward
+from flowopd_cli.stages._pictures import Wanted
+from flowopd_cli.suites.base import NamedReward, Result, Row, Suite, SuiteGroup, summarize
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The suites of a recipe, each once, and the groups that some of them came in."""
+
+    suites: tuple[Suite, ...]
+    groups: tuple[SuiteGroup, ...] = ()
+
+
+def load(recipe: EvalRecipe) -> Asked:
+    """The suites by name, with their options.
+
+    Raises:
+        RecipeError: a name or an option is unknown.
+    """
+    spec = recipe.eval
+    unknown = sorted(set(spec.options) - set(spec.suites))
+    if unknown:
+        raise RecipeError(f"eval.options.{unknown[0]}: not among eval.suites{suggest(unknown[0], spec.suites)}")
+    suites: dict[str, Suite] = {}
+    groups: list[SuiteGroup] = []
+    for name in spec.suites:
+        made = _make(name, recipe.model.pretrained, spec.options.get(name, {}))
+        if isinstance(made, SuiteGroup):
+            groups.append(made)
+        for suite in made.suites if isinstance(made, SuiteGroup) else (made,):
+            suites.setdefault(suite.name, suite)
+    return Asked(tuple(suites.values()), tuple(groups))
+
+
+def rewards(suites: Sequence[Suite], wanted: Sequence[Wanted]) -> dict[str, Reward]:
+    """A reward for each suite, made once where suites share it, and asked whether it can score the prompts."""
+    made: list[tuple[Any, Reward]] = []
+    found: dict[str, Reward] = {}
+    for suite in suites:
+        reward = next((reward for source, reward in made if source == suite.reward), None) or _reward(suite)
+        made.append((suite.reward, reward))
+        found[suite.name] = reward
+        check: Callable[[Sequence[Prompt]], None] | None = getattr(reward, "check", None)
+        if check is not None:
+            check([item.prompt for item in wanted if suite.name in item.suites and item.place.index == 0])
+    return found
+
+
+def in_order(rows: Sequence[tuple[str, Row]], wanted: Sequence[Wanted]) -> dict[str, list[Row]]:
+    """Rows of each suite in the order of its prompts, whichever process and batch they came from."""
+    order = {item.key: number for number, item in enumerate(wanted)}
+    found: dict[str, list[Row]] = {}
+    for name, row in rows:
+        found.setdefault(name, []).append(row)
+    return {
+        name: sorted(own, key=lambda row: order[row["task"], row["prompt"], row["index"]])
+        for name, own in found.items()
+    }
+
+
+def results(
+    asked: Asked, rows: Mapping[str, list[Row]], made: Mapping[str, Reward], recipe: EvalRecipe
+) -> dict[str, Result]:
+    """Figures of every suite, then of every group."""
+    found = {
+        suite.name: summarize(suite, rows[suite.name], protocol(recipe, suite), made[suite.name])
+        for suite in asked.suites
+    }
+    return _with_groups(asked, found)
+
+
+def imported(asked: Asked, folder: Path) -> dict[str, Result]:
+    """Figures that official scorers wrote under ``folder``.
+
+    Raises:
+        RecipeError: none of the suites can read such files.
+    """
+    able = [suite for suite in asked.suites if suite.imported is not None]
+    if not able:
+        names = ", ".join(suite.name for suite in asked.suites)
+        raise RecipeError(f"--import-scores: {names}: no official scores can be read for these suites")
+    return _with_groups(asked, {suite.name: suite.imported(folder) for suite in able if suite.imported is not None})
+
+
+def below(found: Mapping[str, Result], bars: Mapping[str, float]) -> list[str]:
+    """One line for each suite that stays under its bar.
+
+    Raises:
+        RecipeError: a bar for a suite that was not run.
+    """
+    for name in bars:
+        if name not in found:
+            raise RecipeError(f"--fail-under {name}: no such result{suggest(name, list(found))}")
+    return [
+        f"{name}: {found[name]['mean']:.4f} is under {bar}" for name, bar in bars.items() if found[name]["mean"] < bar
+    ]
+
+
+def protocol(recipe: EvalRecipe, suite: Suite) -> dict[str, Any]:
+    """How the pictures of a suite were made."""
+    spec = recipe.eval
+    if spec.pictures is not None:
+        return {"split": spec.split, "limit": spec.limit, "pictures": "drawn by another program"}
+    return {
+        "split": spec.split,
+        "limit": spec.limit,
+        "steps": spec.steps,
+        "guidance": spec.guidance,
+        "images": spec.images or suite.images,
+        "seed": spec.seed,
+        "sampler": "euler-ode",
+        "model": recipe.model.pretrained,
+    }
+
+
+def settings(recipe: EvalRecipe, parents: Sequence[Parent]) -> dict[str, Any]:
+    """All that a picture depends on, beside its prompt and number."""
+    spec = recipe.eval
+    drawn = {"steps": spec.steps, "guidance": spec.guidance, "seed": spec.seed}
+    adapters = [parent.sha256 for parent in parents]
+    return {"model": recipe.model.model_dump(mode="json", exclude={"device"}), "adapters": adapters, **drawn}
+
+
+def table(progress: Progress, found: Mapping[str, Result], title: str) -> None:
+    """The headline figures, one row a suite; ``~`` marks figures that are not those of the reference scorer."""
+    rows = [
+        (name, ("" if r.get("exact", True) else "~") + f"{r['mean']:.4f}", _error(r), r["n"], _published(r))
+        for name, r in found.items()
+    ]
+    progress.table(title, ("suite", "mean", "± s.e.", "images", "published"), rows)
+
+
+def _make(name: str, base: str, options: Mapping[str, Any]) -> Suite | SuiteGroup:
+    factory = registry.SUITES.load(registry.suite_name(name, base))
+    try:
+        return factory(**options)
+    except TypeError as error:
+        raise RecipeError(f"eval.options.{name}: {error}") from error
+
+
+def _reward(suite: Suite) -> Reward:
+    if not isinstance(suite.reward, NamedReward):
+        return suite.reward()
+    try:
+        return registry.REWARDS.load(suite.reward.name)(**suite.reward.options)
+    except TypeError as error:
+        raise RecipeError(f"eval.options.{suite.name}: {error}") from error
+
+
+def _with_groups(asked: Asked, found: dict[str, Result]) -> dict[str, Result]:
+    for group in asked.groups:
+        own = {suite.name: found[suite.name] for suite in group.suites if suite.name in found}
+        if group.combine is not None and own:
+            found = {**found, group.name: group.combine(own)}
+    return found
+
+
+def _error(result: Result) -> str:
+    return "" if result.get("stderr") is None else f"{result['stderr']:.4f}"
+
+
+def _published(result: Result) -> str:
+    return ", ".join(f"{model} {value:g}" for model, value in result.get("published", {}).items())

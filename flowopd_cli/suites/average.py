@@ -1,0 +1,39 @@
+"""The average of Flow-OPD (arXiv 2605.08063): GenEval, OCR, DeQA over 5 and PickScore over 26, in equal parts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from flowopd_cli.suites.base import Result, Suite, SuiteGroup
+from flowopd_cli.suites.drawbench import deqa
+from flowopd_cli.suites.geneval import geneval
+from flowopd_cli.suites.ocr import ocr
+from flowopd_cli.suites.pickscore import pickscore
+
+MEMBERS = {"geneval": geneval, "ocr": ocr, "deqa": deqa, "pickscore": pickscore}
+SCALES = {"geneval": 1.0, "ocr": 1.0, "deqa": 5.0, "pickscore": 26.0}
+PUBLISHED = {"SD3.5-M": 0.7165, "Flow-OPD": 0.90}
+
+
+def average(**options: Mapping[str, Any]) -> SuiteGroup:
+    """The four suites and their average; ``options`` are those of each suite by its name."""
+    suites: tuple[Suite, ...] = tuple(make(**options.get(name, {})) for name, make in MEMBERS.items())
+    return SuiteGroup("average", suites, combine)
+
+
+def combine(found: Mapping[str, Result]) -> Result:
+    """Mean of the four on a scale of one; the errors of independent suites add in squares."""
+    parts = {name: found[name]["mean"] / scale for name, scale in SCALES.items() if name in found}
+    errors = [found[name]["stderr"] / SCALES[name] for name in parts]
+    return {
+        "suite": "average",
+        "version": "average-1",
+        "exact": all(found[name].get("exact", True) for name in parts) and len(parts) == len(SCALES),
+        "mean": sum(parts.values()) / len(parts),
+        "stderr": math.sqrt(sum(error**2 for error in errors)) / len(parts),
+        "n": sum(found[name]["n"] for name in parts),
+        "parts": parts,
+        "published": PUBLISHED,
+    }

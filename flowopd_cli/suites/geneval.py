@@ -1,0 +1,69 @@
+"""GenEval (Ghosh et al. 2023, arXiv 2310.11513): 553 prompts, four pictures each, the official verdict."""
+
+from __future__ import annotations
+
+import json
+import math
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from flowopd_cli.core.types import Prompt
+from flowopd_cli.errors import ArtifactError
+from flowopd_cli.prompt_sources import fetched
+from flowopd_cli.suites.base import NamedReward, Result, Suite, aggregate
+from flowopd_cli.suites.layouts import GENEVAL
+
+PUBLISHED = {"SD3.5-M": 0.63, "Flow-GRPO": 0.95, "Flow-OPD": 0.92}
+RESULTS = "results.jsonl"
+
+
+def geneval(prompts: str | None = None, reward: str = "geneval", **options: Any) -> Suite:
+    """The suite; ``prompts`` is a local metadata file in place of the fetched one, ``options`` go to the reward."""
+    return Suite(
+        name="geneval",
+        version="geneval-1",
+        prompts=partial(_prompts, prompts),
+        reward=NamedReward(reward, {"score": "official", **options}),
+        score="official",
+        tagged=True,
+        images=4,
+        layout=GENEVAL,
+        published=PUBLISHED,
+        imported=read_official,
+    )
+
+
+def _prompts(source: str | None, split: str) -> list[Prompt]:
+    return fetched("geneval", source)
+
+
+def read_official(folder: Path) -> Result:
+    """The suite's figures from the result file of ``evaluate_images.py``: ``results.jsonl`` in ``folder``.
+
+    Raises:
+        ArtifactError: there is no such file, or a row of it lacks what the script writes.
+    """
+    path = folder / RESULTS if folder.is_dir() else folder
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        values = [float(row["correct"]) for row in rows]
+        tags, clusters = [row["tag"] for row in rows], [str(row["metadata"]) for row in rows]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{path}: no result file of GenEval's evaluate_images.py ({error!r})") from error
+    means, mean, stderr = aggregate(values, clusters, tags)
+    if math.isnan(mean):
+        raise ArtifactError(f"{path}: has no rows")
+    return {
+        "suite": "geneval",
+        "version": "geneval-1",
+        "engine": "evaluate_images.py",
+        "exact": True,
+        "mean": mean,
+        "stderr": stderr,
+        "n": len(rows),
+        "prompts": len(set(clusters)),
+        "by_tag": means,
+        "published": PUBLISHED,
+        "protocol": {"imported": path.name},
+    }

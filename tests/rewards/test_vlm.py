@@ -1,0 +1,219 @@
+"""The judge against a real HTTP server: what it is sent, how strictly its answers are read, and what faults do."""
+
+import base64
+import io
+import json
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scripted import Scripted, cut_short, drop, hang
+
+from flowopd_cli.core.types import Prompt
+from flowopd_cli.errors import RewardError
+from flowopd_cli.rewards.vlm import PRESETS, VLMReward, read_answer
+
+torch.manual_seed(0)
+IMAGES = torch.rand(3, 3, 24, 32)
+PROMPTS = [Prompt(str(i), text, "t") for i, text in enumerate(["a {red} cat", 'say "hi"', "Ein Bär"])]
+FAST = {"backoff": 0.01, "timeout": 5.0, "concurrency": 1}
+
+
+def said(text, finish="stop"):
+    return 200, {"choices": [{"message": {"role": "assistant", "content": text}, "finish_reason": finish}]}
+
+
+@pytest.fixture
+def serve():
+    made = []
+
+    def make(*replies):
+        made.append(Scripted(*replies))
+        return made[-1]
+
+    yield make
+    for server in made:
+        server.close()
+
+
+def judge(*servers, **options):
+    return VLMReward([f"{server.url}/v1" for server in servers], "m", **{**FAST, **options})
+
+
+def test_what_is_sent_and_what_comes_back(serve, monkeypatch):
+    monkeypatch.setenv("FLOWOPD_VLM_API_KEY", "s3cr3t")
+    server = serve(said("Good.\nFinal Score: 4"), said("**Final Score:** 2.5"), said("Final Score: 5/5"))
+    result = judge(server)(IMAGES, PROMPTS)
+    assert result.scores["raw"].tolist() == [4.0, 2.5, 5.0]
+    torch.testing.assert_close(result.total, torch.tensor([0.8, 0.5, 1.0]))
+    assert result.valid.all()
+    method, path, headers, body = server.asked[0]
+    assert (method, path, headers["Authorization"]) == ("POST", "/v1/chat/completions", "Bearer s3cr3t")
+    sent = json.loads(body)
+    assert (sent["model"], sent["temperature"]) == ("m", 0)
+    picture, question = sent["messages"][0]["content"]
+    assert "[a {red} cat]" in question["text"]
+    head, data = picture["image_url"]["url"].split(",")
+    assert head == "data:image/png;base64"
+    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
+    assert np.array_equal(pixels, (IMAGES[0].permute(1, 2, 0).numpy() * 255).round().astype(np.uint8))
+    assert "s3cr3t" not in str(result.details)
+
+
+def test_large_pictures_shrink_and_options_reach_the_request(serve):
+    server = serve(said("<overall> 3.5 </overall>"))
+    extra = {"max_tokens": None, "seed": 7}
+    reward = judge(server, preset="qwenvl", side=16, extra=extra)
+    assert reward(IMAGES[:1], PROMPTS[:1]).total.tolist() == [pytest.approx(0.7)]
+    sent = json.loads(server.asked[0][3])
+    assert "max_tokens" not in sent
+    assert sent["seed"] == 7
+    data = sent["messages"][0]["content"][0]["image_url"]["url"].split(",")[1]
+    assert Image.open(io.BytesIO(base64.b64decode(data))).size == (16, 12)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "",
+        "It is a nice picture, 4 of 5.",
+        "Final Score:",
+        "Final Score: four",
+        "Final Score: 0",
+        "Final Score: 6",
+        "Final Score: 10",
+        "Final Score: -3",
+        "Final Score: 4,5",
+        "Final Score: 80%",
+        "Final Score: 4/10",
+        "Final Score: 4.5.1",
+        "Final Score: 3\nFinal Score: 4",
+        "<think>Final Score: 4</think> I cannot say.",
+    ],
+)
+def test_an_unparsable_answer_is_invalid_and_never_zero(serve, answer):
+    result = judge(serve(said(answer), said("Final Score: 3")))(IMAGES[:2], PROMPTS[:2])
+    assert result.valid.tolist() == [False, True]
+    assert torch.isnan(result.total[0])
+    assert torch.isnan(result.scores["raw"][0])
+    assert "score" in result.details[0]["error"]
+    assert result.details[0]["answer"] == answer
+    assert "error" not in result.details[1]
+
+
+@pytest.mark.parametrize(
+    ("preset", "answer", "score"),
+    [
+        ("unifiedreward", "Final Score: 4.", 4.0),
+        ("unifiedreward", "final score:  3 / 5", 3.0),
+        ("unifiedreward", "Final Score: 3\n...\nFinal Score: 3.0", 3.0),
+        ("unifiedreward", "<think>Final Score: 2?</think>Final Score: 4", 4.0),
+        ("qwenvl", "well <Overall>1</Overall>", 1.0),
+        ("qwenvl", "<overall>1 or 2</overall>", None),
+        ("qwenvl", "<overall>4/5</overall>", 4.0),
+    ],
+)
+def test_reading(preset, answer, score):
+    assert read_answer(answer, PRESETS[preset]).score == score
+
+
+@pytest.mark.parametrize("reply", [(200, {"error": "x"}), (200, {"choices": []}), said(None), (200, [1])])
+def test_a_reply_without_a_message_is_invalid(serve, reply):
+    result = judge(serve(reply, said("Final Score: 3")))(IMAGES[:2], PROMPTS[:2])
+    assert result.valid.tolist() == [False, True]
+    assert "no message" in result.details[0]["error"]
+
+
+@pytest.mark.parametrize("fault", [(429, "slow down"), (500, "x"), (503, "x"), drop, cut_short], ids=str)
+def test_passing_faults_are_retried(serve, fault):
+    server = serve(fault, fault, said("Final Score: 3"))
+    assert judge(server)(IMAGES[:1], PROMPTS[:1]).total.tolist() == [pytest.approx(0.6)]
+    assert len(server.asked) == 3
+
+
+def test_a_hanging_endpoint_stops_the_run_with_one_line(serve):
+    started = time.monotonic()
+    with pytest.raises(RewardError, match=r"no answer within 0\.2 s") as caught:
+        judge(serve(hang), timeout=0.2, retries=1)(IMAGES, PROMPTS)
+    assert time.monotonic() - started < 5
+    assert "\n" not in str(caught.value)
+
+
+def test_what_on_error_does(serve):
+    for how, asked in (("retry", 4), ("fail", 1)):
+        server = serve((500, "down"))
+        with pytest.raises(RewardError, match="HTTP 500"):
+            judge(server, retries=3, on_error=how)(IMAGES, PROMPTS)
+        assert len(server.asked) == asked
+    server = serve((500, "down"), (500, "down"), said("Final Score: 3"))
+    result = judge(server, retries=1, on_error="skip")(IMAGES[:2], PROMPTS[:2])
+    assert result.valid.tolist() == [False, True]
+    assert torch.isnan(result.total[0])
+    assert "HTTP 500" in result.details[0]["error"]
+    with pytest.raises(RewardError, match="HTTP 401"):
+        judge(serve((401, "no key")), on_error="skip")(IMAGES[:1], PROMPTS[:1])
+
+
+def test_endpoints_share_the_work_and_stand_in_for_each_other(serve):
+    one, two = serve(said("Final Score: 1")), serve(said("Final Score: 2"))
+    assert judge(one, two)(IMAGES, PROMPTS).scores["raw"].tolist() == [1.0, 2.0, 1.0]
+    bad, good = serve((500, "x")), serve(said("Final Score: 4"))
+    assert judge(bad, good, retries=0)(IMAGES, PROMPTS).scores["raw"].tolist() == [4.0] * 3
+
+
+def test_a_picture_that_is_refused_is_invalid_but_a_refusal_of_all_stops(serve):
+    server = serve((400, "content policy"), said("Final Score: 3"))
+    result = judge(server)(IMAGES[:2], PROMPTS[:2])
+    assert result.valid.tolist() == [False, True]
+    assert "content policy" in result.details[0]["error"]
+    with pytest.raises(RewardError, match=r"every picture was refused.*no such field"):
+        judge(serve((400, "no such field")))(IMAGES, PROMPTS)
+
+
+def test_order_is_kept_when_several_are_asked_at_once(serve):
+    def by_prompt(server, handler):
+        text = json.loads(handler.body)["messages"][0]["content"][1]["text"]
+        number = 1 + [p.text in text for p in PROMPTS].index(True)
+        server.release.wait(0.2 * (3 - number) + 0.1)
+        body = json.dumps(said(f"Final Score: {number}")[1]).encode()
+        handler.send_response(200)
+        handler.send_header("Content-Length", str(len(body)))
+        handler.end_headers()
+        handler.wfile.write(body)
+
+    started = time.monotonic()
+    assert judge(serve(by_prompt), concurrency=3)(IMAGES, PROMPTS).scores["raw"].tolist() == [1.0, 2.0, 3.0]
+    assert time.monotonic() - started < 0.75
+
+
+def test_a_template_of_ones_own(serve):
+    server = serve(said("42 points"))
+    reward = judge(server, template="Rate {prompt}", pattern=r"(\d+) points", low=0, high=100, divisor=100)
+    assert reward(IMAGES[:1], PROMPTS[1:2]).total.tolist() == [pytest.approx(0.42)]
+    assert (reward.info.low, reward.info.high) == (0, 1)
+    assert json.loads(server.asked[0][3])["messages"][0]["content"][1]["text"] == 'Rate say "hi"'
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ({}, "name the endpoint"),
+        ({"url": "http://h/v1"}, "name the endpoint"),
+        ({"url": [], "model": "m"}, "name the endpoint"),
+        ({"url": "h/v1", "model": "m"}, "want http"),
+        ({"url": "http://h/v1", "model": "m", "preset": "x"}, "unifiedreward, qwenvl"),
+        ({"url": "http://h/v1", "model": "m", "api_key": "k"}, "read from the environment"),
+        ({"url": "http://h/v1", "model": "m", "key_env": "NO_SUCH_VARIABLE"}, "NO_SUCH_VARIABLE holds no"),
+        ({"url": "http://h/v1", "model": "m", "pattern": "("}, "no regular expression"),
+        ({"url": "http://h/v1", "model": "m", "pattern": "x"}, "0 groups"),
+        ({"url": "http://h/v1", "model": "m", "low": 5}, "must be below"),
+        ({"url": "http://h/v1", "model": "m", "concurrency": 0}, "1 or more"),
+        ({"url": "http://h/v1", "model": "m", "on_error": "ignore"}, "retry, skip, fail"),
+    ],
+)
+def test_wrong_options_are_one_clear_line(options, word):
+    with pytest.raises(RewardError, match=word) as caught:
+        VLMReward(**options)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,168 @@
+"""Evaluation on the toy base: pictures on disk, drawn once, in official layouts, whoever draws them."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+from flowopd_cli import recipe as recipes
+from flowopd_cli.errors import ArtifactError, Interrupted, RecipeError
+from flowopd_cli.execute import run_stage
+from flowopd_cli.progress import Silent
+from flowopd_cli.run import RunDir
+from flowopd_cli.stages import eval as stage
+
+SMALL = ("eval.limit=4", "eval.images=2", "eval.steps=2", "eval.split=validation", "eval.batch=4")
+
+
+def perform(path, *overrides, resume=False, progress=None):
+    built = recipes.load(recipes.find("toy/eval"), overrides=[*SMALL, *overrides])
+    run = RunDir.open(path) if resume else RunDir.create(path, built.stage)
+    return run, run_stage(built, run, progress or Silent(), resume=resume)
+
+
+def result(run, suite):
+    return json.loads(run.eval_file(suite).read_text())
+
+
+def rows(run, suite):
+    return [json.loads(line) for line in (run.eval_dir / f"{suite}.jsonl").read_text().splitlines()]
+
+
+def pngs(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.png")}
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    return perform(tmp_path_factory.mktemp("eval") / "e")[0]
+
+
+def test_pictures_of_geneval_lie_where_the_official_scorer_looks(done):
+    folder = done.images_dir / "geneval"
+    prompts = sorted(path.name for path in folder.iterdir())
+    assert len(prompts) == 4
+    for name in prompts:
+        assert sorted(path.name for path in (folder / name / "samples").iterdir()) == ["00000.png", "00001.png"]
+        metadata = json.loads((folder / name / "metadata.jsonl").read_text())
+        assert {"tag", "include", "prompt"} <= set(metadata)
+
+
+def test_suites_share_the_pictures_of_a_prompt(done):
+    drawn = pngs(done.images_dir)
+    shared = {
+        (row["task"], row["prompt"], row["index"]) for name in ("geneval", "ocr", "quality") for row in rows(done, name)
+    }
+    assert len(drawn) == len(shared) < sum(len(rows(done, name)) for name in ("geneval", "ocr", "quality"))
+
+
+def test_every_picture_has_a_row_and_the_summary_is_theirs(done):
+    for name in ("geneval", "ocr", "quality"):
+        found, own = result(done, name), rows(done, name)
+        assert found["n"] == len(own) == 8
+        assert "rows" not in found
+        tags = {row["tag"] for row in own}
+        means = [[row["value"] for row in own if row["tag"] == tag] for tag in tags]
+        assert found["mean"] == pytest.approx(sum(sum(v) / len(v) for v in means) / len(means))
+
+
+def test_an_evaluation_that_stopped_draws_no_picture_twice(done, tmp_path, monkeypatch):
+    class Stop(Silent):
+        steps = 0
+
+        def step(self, row):
+            self.steps += 1
+            if self.steps == 2:
+                raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted):
+        perform(tmp_path / "e", progress=Stop())
+    run = RunDir.open(tmp_path / "e")
+    before = {path: path.stat().st_mtime_ns for path in run.images_dir.rglob("*.png")}
+    assert 0 < len(before) < len(pngs(done.images_dir))
+    perform(run.path, resume=True)
+    assert all(path.stat().st_mtime_ns == when for path, when in before.items())
+    assert pngs(run.images_dir) == pngs(done.images_dir)
+    for name in ("geneval", "ocr", "quality"):
+        assert rows(run, name) == rows(done, name)
+    monkeypatch.setattr(stage.wiring, "load_model", lambda *args: pytest.fail("a model was loaded for nothing"))
+    perform(run.path, resume=True)
+
+
+def test_pictures_of_other_settings_are_not_mixed_in(done, tmp_path):
+    shutil.copytree(done.path, tmp_path / "e")
+    next((tmp_path / "e" / "images").rglob("*.png")).unlink()
+    with pytest.raises(ArtifactError, match="other settings"):
+        perform(tmp_path / "e", "eval.steps=3", resume=True)
+
+
+def test_batch_size_changes_no_verdict(done, tmp_path):
+    run, _ = perform(tmp_path / "e", "eval.batch=1")
+    for name in ("geneval", "ocr", "quality"):
+        for one, two in zip(rows(run, name), rows(done, name), strict=True):
+            assert (one["prompt"], one["index"]) == (two["prompt"], two["index"])
+            assert one["value"] == pytest.approx(two["value"], abs=1e-4)
+
+
+def test_two_processes_give_the_rows_of_one(done, tmp_path):
+    argv = ["eval", "--recipe", "toy/eval", "--processes", "2", "--out", str(tmp_path / "e")]
+    argv += [part for override in SMALL for part in ("--set", override)]
+    env = dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=os.pathsep.join(sys.path))
+    subprocess.run([sys.executable, "-m", "flowopd_cli", *argv], check=True, env=env, capture_output=True, timeout=240)
+    run = RunDir.open(tmp_path / "e")
+    assert len(pngs(run.images_dir)) == len(pngs(done.images_dir))
+    for name in ("geneval", "ocr", "quality"):
+        for one, two in zip(rows(run, name), rows(done, name), strict=True):
+            assert (one["prompt"], one["index"]) == (two["prompt"], two["index"])
+            assert one["value"] == pytest.approx(two["value"], abs=1e-4)
+
+
+def test_pictures_of_another_program_are_scored_without_a_model(done, tmp_path, monkeypatch):
+    monkeypatch.setattr(stage.wiring, "load_model", lambda *args: pytest.fail("no model is needed"))
+    folder = tmp_path / "theirs"
+    shutil.copytree(done.images_dir / "geneval", folder)
+    for path in list(folder.rglob("*.png")):
+        path.rename(path.with_name(f"{int(path.stem):04d}.png"))  # the README's four digits
+    run, _ = perform(tmp_path / "e", "eval.suites=[geneval]", f"eval.pictures={folder}")
+    assert result(run, "geneval")["mean"] == result(done, "geneval")["mean"]
+    assert not run.images_dir.exists()
+    next(folder.rglob("*.png")).unlink()
+    with pytest.raises(RecipeError, match="1 of 8 pictures are missing"):
+        perform(tmp_path / "f", "eval.suites=[geneval]", f"eval.pictures={folder}")
+
+
+def test_a_damaged_picture_is_named(done, tmp_path):
+    folder = tmp_path / "theirs"
+    shutil.copytree(done.images_dir / "geneval", folder)
+    next(folder.rglob("*.png")).write_bytes(b"not a picture")
+    with pytest.raises(ArtifactError, match="cannot be read as a picture"):
+        perform(tmp_path / "e", "eval.suites=[geneval]", f"eval.pictures={folder}")
+
+
+def test_pictures_of_several_sizes_are_scored(done, tmp_path):
+    folder = tmp_path / "theirs"
+    shutil.copytree(done.images_dir / "geneval", folder)
+    path = next(folder.rglob("*.png"))
+    Image.open(path).resize((48, 40)).save(path)
+    run, _ = perform(tmp_path / "e", "eval.suites=[geneval]", f"eval.pictures={folder}")
+    assert result(run, "geneval")["n"] == 8
+
+
+def test_a_bar_that_is_not_reached_is_reported(tmp_path):
+    _, low = perform(tmp_path / "e", "eval.suites=[quality]", "eval.fail_under={quality: 0.0}")
+    assert low["below"] == []
+    _, high = perform(tmp_path / "f", "eval.suites=[quality]", "eval.fail_under={quality: 1.1}")
+    assert high["below"][0].startswith("quality: ")
+    with pytest.raises(RecipeError, match="no such result"):
+        perform(tmp_path / "g", "eval.suites=[quality]", "eval.fail_under={ocr: 0.5}")
+
+
+def test_options_of_a_suite_that_is_not_asked_for_are_refused(tmp_path):
+    with pytest.raises(RecipeError, match=r"not among eval\.suites"):
+        perform(tmp_path / "e", "eval.suites=[quality]", "eval.options={ocr: {reader: x}}")
+    with pytest.raises(RecipeError, match=r"eval\.options\.quality"):
+        perform(tmp_path / "f", "eval.suites=[quality]", "eval.options={quality: {nonsense: 1}}")

@@ -1,0 +1,43 @@
+"""Official folder layouts, and pictures that others named a little differently."""
+
+import json
+
+import pytest
+
+from flowopd_cli.core.types import Prompt
+from flowopd_cli.suites.layouts import FLAT, GENEVAL, Place
+
+PROMPT = Prompt("00012", "a photo of a bench", "geneval", {"tag": "single_object", "include": [{"class": "bench"}]})
+
+
+def place(index):
+    return Place(PROMPT, 12, index, 4)
+
+
+def test_geneval_has_a_folder_a_prompt_with_its_metadata():
+    assert GENEVAL.picture(place(3)) == "00012/samples/00003.png"
+    notes = GENEVAL.notes(PROMPT, 12)
+    assert list(notes) == ["00012/metadata.jsonl"]
+    row = json.loads(notes["00012/metadata.jsonl"])
+    assert row == {"tag": "single_object", "include": [{"class": "bench"}], "prompt": "a photo of a bench"}
+
+
+def test_a_flat_layout_counts_prompts_and_pictures():
+    assert FLAT.picture(place(3)) == "samples/00012_003.png"
+    assert FLAT.notes(PROMPT, 12) == {}
+
+
+@pytest.mark.parametrize("names", [("0000.png", "0001.png"), ("00000.png", "00001.png"), ("7.png", "12.png")])
+def test_geneval_takes_any_name_of_digits_in_their_order(tmp_path, names):
+    folder = tmp_path / "00012" / "samples"
+    folder.mkdir(parents=True)
+    for name in (*names, "grid.png"):
+        (folder / name).touch()
+    assert [GENEVAL.find(tmp_path, place(i)) for i in range(3)] == [*(folder / name for name in names), None]
+
+
+def test_a_flat_layout_finds_its_own_names_alone(tmp_path):
+    (tmp_path / "samples").mkdir()
+    (tmp_path / "samples" / "00012_000.png").touch()
+    assert FLAT.find(tmp_path, place(0)) is not None
+    assert FLAT.find(tmp_path, place(1)) is None
