@@ -128,7 +128,12 @@ REWARDS = Registry(
     {
         "deqa": "flowopd_cli.rewards.deqa:DeQAReward",
         "aesthetic": "flowopd_cli.rewards.aesthetic:AestheticReward",
+        "blip-vqa": "flowopd_cli.rewards.blip_vqa:BlipVQAReward",
         "clipscore": "flowopd_cli.rewards.clipscore:ClipScoreReward",
+        "compbench-3d-spatial": "flowopd_cli.rewards.compbench:Spatial3DReward",
+        "compbench-complex": "flowopd_cli.rewards.compbench:ComplexReward",
+        "compbench-numeracy": "flowopd_cli.rewards.compbench:NumeracyReward",
+        "compbench-spatial": "flowopd_cli.rewards.compbench:SpatialReward",
         "geneval": "flowopd_cli.rewards.geneval_reward:GenEvalReward",
         "geneval-hf": "flowopd_cli.rewards.geneval_reward:GenEvalHFReward",
         "hpsv2": "flowopd_cli.rewards.hpsv2:HPSv2Reward",

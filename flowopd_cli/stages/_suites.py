@@ -9,7 +9,7 @@ from typing import Any
 
 from flowopd_cli import registry
 from flowopd_cli.core.types import Prompt
-from flowopd_cli.errors import RecipeError
+from flowopd_cli.errors import ArtifactError, RecipeError
 from flowopd_cli.manifest import Parent
 from flowopd_cli.progress import Progress
 from flowopd_cli.recipe import EvalRecipe
@@ -91,11 +91,21 @@ def imported(asked: Asked, folder: Path) -> dict[str, Result]:
     Raises:
         RecipeError: none of the suites can read such files.
     """
-    able = [suite for suite in asked.suites if suite.imported is not None]
-    if not able:
+    found: dict[str, Result] = {}
+    absent: list[str] = []
+    for suite in asked.suites:
+        try:
+            read = suite.imported(folder) if suite.imported is not None else None
+        except ArtifactError as error:
+            absent.append(str(error))
+            continue
+        if read is not None:
+            found[read["suite"]] = read
+    if not found:
         names = ", ".join(suite.name for suite in asked.suites)
-        raise RecipeError(f"--import-scores: {names}: no official scores can be read for these suites")
-    return _with_groups(asked, {suite.name: suite.imported(folder) for suite in able if suite.imported is not None})
+        why = f": {absent[0]}" if absent else ""
+        raise RecipeError(f"--import-scores: no official scores that could be read for {names}{why}")
+    return _with_groups(asked, found)
 
 
 def below(found: Mapping[str, Result], bars: Mapping[str, float]) -> list[str]:
@@ -165,7 +175,8 @@ def _reward(suite: Suite) -> Reward:
 
 def _with_groups(asked: Asked, found: dict[str, Result]) -> dict[str, Result]:
     for group in asked.groups:
-        own = {suite.name: found[suite.name] for suite in group.suites if suite.name in found}
+        names = {suite.name for suite in group.suites} | {suite.name.split("[")[0] for suite in group.suites}
+        own = {name: result for name, result in found.items() if name in names}
         if group.combine is not None and own:
             found = {**found, group.name: group.combine(own)}
     return found
