@@ -34,7 +34,7 @@ class RewardScorer:
     def __init__(self, name: str, reward: Reward, options: Mapping[str, Any], made_by: Any = None) -> None:
         self.reward = reward
         info = reward.info
-        self.info = {
+        self.info: Mapping[str, Any] = {
             "reward": name,
             "package": f"flowopd {__version__}",
             "weights": weights_of(reward, effective_options(made_by, options)),
