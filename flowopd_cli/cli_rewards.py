@@ -157,7 +157,7 @@ def _listed(row: Mapping[str, Any]) -> tuple[str, ...]:
         return (row["name"], row["installed"], "?", "?", "", "")
     known = _range(row)
     low, high = ("" if known[end] is None else f"{known[end]:g}" for end in ("low", "high"))
-    exact = "exact" if row["exact"] else "approximate"
+    exact = {True: "exact", False: "approximate"}.get(row["exact"], "?")
     return (row["name"], row["installed"], exact, f"{low}..{high}", row["extra"] or "", row["license"])
 
 

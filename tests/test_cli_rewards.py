@@ -35,6 +35,10 @@ class Blue:
         return RewardResult(total, {"half": total / 2}, torch.ones(len(prompts), dtype=torch.bool))
 
 
+def factory() -> Blue:
+    return Blue()
+
+
 class Absent:
     def __init__(self):
         raise MissingDependency("nothing", extra="none")
@@ -125,7 +129,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(flowopd, argv, words):
 
 
 def test_the_list(flowopd, monkeypatch):
-    rows = {"blue": "my_scores:Blue", "red": "my_scores:red", "gone": "my_scores:gone"}
+    rows = {"blue": "my_scores:Blue", "red": "my_scores:red", "gone": "my_scores:gone", "made": "my_scores:factory"}
     monkeypatch.setattr(_rewards.registry.REWARDS, "_rows", {**rows, "deqa": "flowopd_cli.rewards.deqa:DeQAReward"})
     lines = flowopd("rewards", "ls")[1].splitlines()
     assert lines[0].split() == ["NAME", "INSTALLED", "EXACT", "RANGE", "EXTRA", "LICENCE"]
@@ -133,6 +137,7 @@ def test_the_list(flowopd, monkeypatch):
     assert cells["blue"][1:] == ["approximate", "0..1", "ocr", "none"]
     assert cells["deqa"][:3] == ["worker", "exact", "0.2..1"]
     assert cells["gone"][0] == "no"
+    assert cells["made"][1:] == ["?", "0..1", "ocr"]
     found = {row["name"]: row for row in json.loads(flowopd("rewards", "ls", "--json")[1])}
     assert found["blue"]["high"] == 1.0
     assert "cannot be loaded" in found["gone"]["note"]

@@ -36,6 +36,10 @@ class Worker:
         """Pictures of each call."""
         return [int(line) for line in self.calls_file.read_text().split()] if self.calls_file.exists() else []
 
+    def open_gate(self):
+        """Let a ``gate`` worker score what it holds."""
+        self.calls_file.with_suffix(".open").touch()
+
     @property
     def log(self):
         return self.log_file.read_text()
@@ -108,6 +112,8 @@ class Scorer:
             os._exit(9)
         if self.mode == "slow" or (self.mode == "hang_first" and calls == 1):
             time.sleep(self.seconds)
+        while self.mode == "gate" and not self.calls.with_suffix(".open").exists():
+            time.sleep(0.02)
         if self.mode == "error" or (self.mode == "error_first" and calls <= self.failures):
             raise RuntimeError("the detector\nbroke")
         if any(prompt["text"] == "poison" for prompt in prompts):

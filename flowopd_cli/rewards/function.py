@@ -30,10 +30,11 @@ def make_reward(found: Any, name: str, options: Mapping[str, Any]) -> Reward:
         if is_scoring_function(found):
             inspect.signature(found).bind(None, None, **options)
             return FunctionReward(found, name, options)
-        reward = found(**options)
+        reward: Any = found(**options)
     except TypeError as error:
         raise RewardError(f"reward {name}: {error}") from error
-    if not callable(reward) or not isinstance(getattr(reward, "info", None), RewardInfo):
+    sound = callable(reward) and isinstance(getattr(reward, "info", None), RewardInfo)
+    if not sound:
         raise RewardError(
             f"reward {name}: is no reward: want a class or a factory whose result has an info, "
             "or a function f(images, prompts)"

@@ -24,7 +24,8 @@ from flowopd_cli.rewards.serving.wire import NEUTRAL, Answer, Refusal
 from flowopd_cli.rewards.weights import file_digest
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".onnx")
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+SOURCE = re.compile(r"[\w.-]+/[\w.-]+(@[\w.-]+)?|https?://\S+")
+ENGINES = ("reader", "detector")
 
 
 class RewardScorer:
@@ -33,7 +34,7 @@ class RewardScorer:
     def __init__(self, name: str, reward: Reward, options: Mapping[str, Any], made_by: Any = None) -> None:
         self.reward = reward
         info = reward.info
-        self.info = {
+        self.info: Mapping[str, Any] = {
             "reward": name,
             "package": f"flowopd {__version__}",
             "weights": weights_of(reward, effective_options(made_by, options)),
@@ -97,21 +98,22 @@ def effective_options(made_by: Any, options: Mapping[str, Any]) -> dict[str, Any
 def weights_of(reward: Any, options: Mapping[str, Any]) -> dict[str, str]:
     """What says which weights score: a reward's own ``weights`` mapping, else what its options name.
 
-    Files and folders go in by their SHA-256, Hub ids with their revision.
+    Files and folders go in by their SHA-256, Hub ids (with their revision) and URLs as they are, and a reader or
+    detector by its name, for what ``auto`` chose may differ from machine to machine.
     """
     told = getattr(reward, "weights", None)
     if isinstance(told, Mapping):
         return {str(name): str(value) for name, value in told.items()}
-    found: dict[str, str] = {}
+    engines = {name: getattr(getattr(reward, name, None), "name", None) for name in ENGINES}
+    found = {name: value for name, value in engines.items() if isinstance(value, str)}
     for name, value in options.items():
         if not isinstance(value, (str, Path)) or not str(value):
             continue
-        path, text = Path(value), str(value)
-        if path.exists():
-            found[name] = _digest(path)
-        elif HUB_ID.fullmatch(text):
-            revision = options.get("revision" if name == "model" else f"{name}_revision", options.get("revision"))
-            found[name] = f"{text}@{revision}" if revision else text
+        if Path(value).exists():
+            found[name] = _digest(Path(value))
+        elif SOURCE.fullmatch(str(value)):
+            revision = options.get("revision" if name == "model" else f"{name}_revision")
+            found[name] = f"{value}@{revision}" if revision else str(value)
     return found
 
 

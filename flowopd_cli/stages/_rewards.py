@@ -138,13 +138,16 @@ def _open(path: Path) -> Image.Image:
 def _row(name: str) -> dict[str, Any]:
     worker = isolated.find_script(name) is not None
     try:
-        info, reason = info_of(registry.REWARDS.load(name)), ""
+        found, reason = registry.REWARDS.load(name), ""
     except FlowOPDError as error:
-        info, reason = None, str(error)
+        found, reason = None, str(error)
+    info = info_of(found)
     row: dict[str, Any] = {"name": name, "target": registry.REWARDS.target(name)}
     if info is None:
         return {**row, "installed": "no" if reason else "?", "note": reason}
     told = {key: getattr(info, key) for key in ("paper", "license", "extra", "exact", "note")}
+    if getattr(found, "info", None) is None:  # a factory: whose weights it takes is its own affair
+        told |= {"exact": None, "license": "", "note": ""}
     return {
         **row,
         "installed": "worker" if worker else installed(info.extra),

@@ -13,7 +13,8 @@ from flowopd_cli.errors import PromptError, RewardError
 from flowopd_cli.rewards.deqa import DeQAReward
 from flowopd_cli.rewards.remote import RemoteReward, WorkerMismatch
 
-QUICK = {"timeout": 0.4, "retries": 1, "backoff": 0.01}
+QUICK = {"retries": 1, "backoff": 0.01}
+SHORT = {"timeout": 0.4, **QUICK}
 
 
 @pytest.fixture
@@ -101,12 +102,14 @@ def test_two_workers_share_the_work(worker, sound):
 
 
 def test_what_a_client_gave_up_is_not_scored(worker):
-    found = worker("slow", seconds=0.7)
-    reward = RemoteReward(found.url, timeout=0.2, retries=2, backoff=0.01)
+    found = worker("gate")
     with pytest.raises(RewardError, match="no answer within"):
-        score(reward)
-    time.sleep(0.8)
-    assert found.calls == 1
+        score(RemoteReward(found.url, timeout=0.3, retries=3, backoff=0.01))
+    begun = found.calls
+    assert begun <= 1
+    found.open_gate()
+    assert score(RemoteReward(found.url)).valid.all()
+    assert found.calls == begun + 1
 
 
 # -- faults: killed, hanging, slow, 500 ------------------------------------------------------------------------------
@@ -131,35 +134,35 @@ def test_failover_when_one_is_killed(worker, sound):
     assert result.total.tolist() == pytest.approx([i * 32 / 255 for i in range(6)])
 
 
-def test_failover_when_one_hangs_costs_one_timeout(worker, sound):
-    reward = RemoteReward(f"{worker('slow').url},{sound.url}", **QUICK, batch=2)
-    began = time.monotonic()
+def test_failover_when_one_hangs_asks_it_once(worker, sound):
+    hanging = worker("slow")
+    reward = RemoteReward(f"{hanging.url},{sound.url}", **QUICK, timeout=1.5, batch=2)
     for _ in range(4):
         assert score(reward).valid.all()
-    assert time.monotonic() - began < 2
+    assert hanging.calls <= 1
 
 
 @pytest.mark.parametrize("on_error", ["retry", "skip"])
 def test_hanging(worker, on_error):
     found = worker("slow")
-    reward = RemoteReward(found.url, **QUICK, on_error=on_error)
+    reward = RemoteReward(found.url, **SHORT, on_error=on_error)
     began = time.monotonic()
     if on_error == "skip":
         assert_left_out(score(reward))
     else:
         with pytest.raises(RewardError, match=r"no answer within 0\.4 s"):
             score(reward)
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 5
 
 
 def test_a_worker_that_hung_once_is_asked_again(worker):
-    found = worker("hang_first", seconds=0.8)
-    reward = RemoteReward(found.url, timeout=0.5, retries=3, backoff=0.2)
+    found = worker("hang_first", seconds=1.0)
+    reward = RemoteReward(found.url, timeout=0.8, retries=4, backoff=0.2)
     assert score(reward).valid.all()
 
 
 def test_slow_is_no_fault(worker):
-    assert score(RemoteReward(worker("slow", seconds=0.3).url, timeout=5)).valid.all()
+    assert score(RemoteReward(worker("slow", seconds=0.3).url, timeout=30)).valid.all()
 
 
 def test_server_errors_are_retried_and_then_said(worker):

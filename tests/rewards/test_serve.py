@@ -102,10 +102,19 @@ def test_weights_by_digest_or_by_name(tmp_path):
     assert found["head"] == f"sha256:{digest}"
     assert found["clip"] == f"sha256:{hashlib.sha256(digest.encode()).hexdigest()}"
     assert found.keys() == {"model", "head", "clip"}
+    assert weights_of(None, {"source": "a/b@c1", "url": "https://h/w.pth", "score": "training", "dtype": "auto"}) == {
+        **{"source": "a/b@c1", "url": "https://h/w.pth"}
+    }
     (folder / "config.json").write_text("other")
     assert weights_of(None, options) == found
     (folder / "a.safetensors").write_bytes(b"abd")
     assert weights_of(None, options)["clip"] != found["clip"]
+
+
+def test_the_engine_that_was_chosen_is_told():
+    reading = Area()
+    reading.reader = SimpleNamespace(name="rapidocr-3/det+rec")
+    assert weights_of(reading, {"reader": "auto"}) == {"reader": "rapidocr-3/det+rec"}
 
 
 def test_a_reward_may_say_its_weights():

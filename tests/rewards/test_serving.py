@@ -2,6 +2,7 @@
 
 import base64
 import http.client
+import io
 import json
 import os
 import re
@@ -338,6 +339,28 @@ def test_a_full_queue_and_a_slow_one_are_refused():
 
 
 # -- the wire --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5, 3), (64, 33)])
+def test_pictures_travel_unchanged(size):
+    image = Image.effect_noise(size, 90).convert("RGB")
+    image.putpixel((0, 0), (255, 0, 7))
+    assert wire.decode_png(wire.encode_png(image), Limits(), "x").tobytes() == image.tobytes()
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "I;16"])
+def test_other_kinds_of_png_become_rgb(mode):
+    buffer = io.BytesIO()
+    Image.new(mode, (3, 2)).save(buffer, "PNG")
+    found = wire.decode_png(base64.b64encode(buffer.getvalue()).decode(), Limits(), "x")
+    assert (found.mode, found.size) == ("RGB", (3, 2))
+
+
+def test_other_formats_are_no_pictures():
+    buffer = io.BytesIO()
+    Image.new("RGB", (3, 2)).save(buffer, "JPEG")
+    with pytest.raises(Refusal, match="not a PNG"):
+        wire.decode_png(base64.b64encode(buffer.getvalue()).decode(), Limits(), "x")
 
 
 def test_numbers_that_are_none():

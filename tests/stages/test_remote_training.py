@@ -20,7 +20,7 @@ SMALL = {
     "train": {"iterations": 3, "groups": 2, "group_size": 2, "updates": 1, "sample_every": 0, "checkpoint_every": 9},
     "grpo": {"beta": 0},
 }
-QUICK = {"timeout": 1.0, "retries": 1, "backoff": 0.01}
+QUICK = {"retries": 1, "backoff": 0.01}
 
 
 @pytest.fixture

@@ -152,7 +152,7 @@ class _Server(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    server: _Server
+    server: _Server  # type: ignore[assignment]
     protocol_version = "HTTP/1.1"
     server_version = "flowopd"
     sys_version = ""

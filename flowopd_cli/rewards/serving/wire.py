@@ -12,6 +12,8 @@ import binascii
 import hashlib
 import json
 import math
+import struct
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -72,10 +74,17 @@ def fingerprint(reward: str, weights: Mapping[str, Any], options: Mapping[str, A
 
 
 def encode_png(image: Image.Image) -> str:
-    """An RGB picture as base64 PNG, lossless."""
-    buffer = BytesIO()
-    image.save(buffer, "PNG", compress_level=1)
-    return base64.b64encode(buffer.getvalue()).decode()
+    """A picture as base64 PNG, lossless, unfiltered and stored: PIL's encoder takes ten times as long, more than a LAN
+    saves by its smaller files.
+    """
+    pixels, stride = image.convert("RGB").tobytes(), 3 * image.width
+    rows = b"".join(b"\0" + pixels[start : start + stride] for start in range(0, len(pixels), stride))
+    header = struct.pack(">IIBBBBB", image.width, image.height, 8, 2, 0, 0, 0)
+    parts = ((b"IHDR", header), (b"IDAT", zlib.compress(rows, 0)), (b"IEND", b""))
+    chunks = (
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in parts
+    )
+    return base64.b64encode(b"\x89PNG\r\n\x1a\n" + b"".join(chunks)).decode()
 
 
 def decode_png(text: Any, limits: Limits, where: str) -> Image.Image:
