@@ -35,8 +35,9 @@ from flowopd_cli.rewards.base import RewardMix, Weighted
 from flowopd_cli.run import RunDir
 from flowopd_cli.train.checkpoint import TrainState
 from flowopd_cli.train.collect import Draw, Teacher
-from flowopd_cli.train.loop import FitSettings, Hooks
+from flowopd_cli.train.loop import FitSettings, Hooks, everyone
 from flowopd_cli.train.objectives import OPDSettings
+from flowopd_cli.train.share import Share
 
 
 def pretrained(spec: ModelSpec) -> str:
@@ -121,8 +122,11 @@ class Drawer:
     def __call__(self, iteration: int) -> Draw:
         """This process's prompts, groups and seeds of one iteration."""
         prompts, group, seeds = self.sampler.draw(iteration)
+        if self.processes == 1:
+            return Draw(prompts, torch.tensor(group), tuple(seeds))
         rows = [i for i, g in enumerate(group) if g % self.processes == self.rank]
-        return Draw(tuple(prompts[i] for i in rows), torch.tensor(group)[rows], tuple(seeds[i] for i in rows))
+        share = Share(torch.tensor(rows), len(group), everyone)
+        return Draw(tuple(prompts[i] for i in rows), torch.tensor(group)[rows], tuple(seeds[i] for i in rows), share)
 
 
 def make_drawer(specs: Sequence[PromptSpec], train: TrainSpec, seed: int) -> tuple[Drawer, dict[str, list[Prompt]]]:
