@@ -240,13 +240,27 @@ def make_hooks(run: RunDir, progress: Progress, train: TrainSpec, sample: Callab
     return Hooks(on_iteration, on_checkpoint, sample or (lambda iteration: None), train.sample_every if sample else 0)
 
 
-def resume_state(run: RunDir, resume: bool) -> TrainState | None:
-    """The newest sound checkpoint's state; metrics written after it are dropped."""
+def resume_state(run: RunDir, resume: bool, progress: Progress) -> TrainState | None:
+    """The newest sound checkpoint's state; metrics written after it are dropped.
+
+    Raises:
+        ArtifactError: there are checkpoints, but none is sound.
+    """
     if not resume:
         return None
     found = run.latest_checkpoint()
-    iteration = 0 if found is None else found[0]
-    run.truncate_metrics(iteration)
+    written = sorted(path for path in run.checkpoints_dir.glob("[!.]*") if path.is_dir())
+    if found is None and written:
+        names = ", ".join(path.name for path in written)
+        raise ArtifactError(
+            f"{run.path}: its checkpoints are damaged ({names}), so there is nothing to go on from; "
+            f"start again with --out {run.path} --force"
+        )
+    if found is None:
+        progress.note("no checkpoint yet: starting with the first iteration")
+    elif written[-1] != found[1]:
+        progress.note(f"checkpoint {written[-1].name} is damaged: going on from {found[1].name}")
+    run.truncate_metrics(0 if found is None else found[0])
     return None if found is None else TrainState.load(found[1])
 
 

@@ -48,7 +48,7 @@ def run(recipe: ColdstartRecipe, run: RunDir, progress: Progress, *, resume: boo
         own = rows[drawer.rank :: drawer.processes]
         return [[own[i : i + train.micro] for i in range(0, len(own), train.micro)]], {}
 
-    state = wiring.resume_state(run, resume)
+    state = wiring.resume_state(run, resume, progress)
     progress.start(train.iterations, "coldstart", done=state.iteration if state else 0)
     sample = make_sample_writer(model, recipe, prompts, run)
     hooks = wiring.make_hooks(run, progress, train, sample)

@@ -45,7 +45,7 @@ def run(recipe: DistillRecipe, run: RunDir, progress: Progress, *, resume: bool 
 
     sampler = wiring.make_sampler(model, recipe.sampling)
     objective = objectives.opd(model, sampler, wiring.opd_settings(recipe))
-    state = wiring.resume_state(run, resume)
+    state = wiring.resume_state(run, resume, progress)
     progress.start(train.iterations, f"distill {len(teachers)} teachers", done=state.iteration if state else 0)
     sample = make_sample_writer(model, recipe, prompts, run)
     hooks = wiring.make_hooks(run, progress, train, sample)

@@ -41,7 +41,7 @@ def run(recipe: TeacherRecipe, run: RunDir, progress: Progress, *, resume: bool 
 
     sampler = wiring.make_sampler(model, recipe.sampling)
     objective = objectives.grpo(model, sampler, clip=grpo.clip, beta=grpo.beta)
-    state = wiring.resume_state(run, resume)
+    state = wiring.resume_state(run, resume, progress)
     title = f"teacher {'+'.join(r.name for r in recipe.rewards)}"
     progress.start(train.iterations, title, done=state.iteration if state else 0)
     sample = make_sample_writer(model, recipe, prompts, run)
