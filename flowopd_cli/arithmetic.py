@@ -12,6 +12,7 @@ from flowopd_cli.recipe import (
     Recipe,
     SamplingSpec,
     TeacherRecipe,
+    TrainSpec,
 )
 
 Figures = dict[str, int | float | str]
@@ -59,9 +60,9 @@ def optimizer_steps(pictures: int, updates: int) -> tuple[int, int]:
 def _on_policy(recipe: TeacherRecipe | DistillRecipe) -> Figures:
     train, sampling = recipe.train, recipe.sampling
     pictures = train.groups * train.group_size
-    local = ceil(pictures / train.processes)
+    local = ceil(train.groups / train.processes) * train.group_size
     learned = trained_steps(sampling)
-    updates, share = optimizer_steps(local, train.updates)
+    updates, share = optimizer_steps(pictures, train.updates)
     policy = guidance_cost(sampling.guidance)
     rollout, learning, labels = sampling.steps * policy, learned * policy, learned * _label_cost(recipe)
     forwards = rollout + labels + learning
@@ -74,14 +75,21 @@ def _on_policy(recipe: TeacherRecipe | DistillRecipe) -> Figures:
         "sampling steps": sampling.steps,
         "trained steps per picture": learned,
         "optimizer steps per iteration": updates,
-        "rows per optimizer step and process": share * learned,
-        "micro-batches per optimizer step": ceil(share * learned / train.micro),
+        "rows per optimizer step": share * learned,
+        "micro-batches per optimizer step": _micro_batches(share * learned, train),
         "optimizer steps": train.iterations * updates,
         "transformer forwards per picture": forwards,
         "of these rollout / labels / learning": f"{rollout} / {labels} / {learning}",
         "transformer forwards in all": forwards * pictures * train.iterations,
         "pictures in all": pictures * train.iterations,
     }
+
+
+def _micro_batches(rows: int, train: TrainSpec) -> int | str:
+    """Those of one process; of several each has the rows of its own pictures, whose number chance decides."""
+    if train.processes == 1:
+        return ceil(rows / train.micro)
+    return f"about {ceil(rows / train.processes / train.micro)} per process"
 
 
 def _label_cost(recipe: TeacherRecipe | DistillRecipe) -> int:
@@ -110,7 +118,7 @@ def _supervised(recipe: ColdstartRecipe) -> Figures:
         "iterations": train.iterations,
         "optimizer steps per iteration": 1,
         "rows per optimizer step": sft.batch,
-        "micro-batches per optimizer step": ceil(sft.batch / train.micro),
+        "micro-batches per optimizer step": ceil(ceil(sft.batch / train.processes) / train.micro),
         "optimizer steps": train.iterations,
     }
 

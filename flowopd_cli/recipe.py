@@ -100,6 +100,7 @@ class TeacherRecipe(_Trained):
     def _policy_must_be_stochastic(self) -> TeacherRecipe:
         if self.sampling.kernel == "ode" or self.sampling.eta == 0:
             raise ValueError("GRPO needs a stochastic policy: set sampling.kernel to flow_sde or cps and eta > 0")
+        _check_noise("GRPO", self.sampling)
         _check_sampling(self.sampling)
         return self
 
@@ -142,6 +143,8 @@ class DistillRecipe(_Trained):
         deterministic = self.sampling.kernel == "ode" or self.sampling.eta == 0
         if self.opd.estimator == "score" and deterministic:
             raise ValueError("opd.estimator score needs a stochastic kernel: flow_sde or cps with eta > 0")
+        if self.opd.estimator == "score":
+            _check_noise("opd.estimator score", self.sampling)
         _check_sampling(self.sampling)
         return self
 
@@ -178,6 +181,11 @@ STAGES: Mapping[str, type[_Recipe]] = {
     "eval": EvalRecipe,
     "push": PushRecipe,
 }
+
+
+def _check_noise(what: str, sampling: SamplingSpec) -> None:
+    if sampling.steps < 2:
+        raise ValueError(f"{what} needs steps that draw noise, which the last never does: set sampling.steps above 1")
 
 
 def _check_sampling(sampling: SamplingSpec) -> None:

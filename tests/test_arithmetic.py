@@ -23,7 +23,7 @@ def test_teacher():
     assert figures["pictures per iteration"] == 96  # 8 groups x 12
     assert figures["rollout batches per process"] == 3  # 96 / 32
     assert figures["trained steps per picture"] == 9  # all but the last, which arrives at sigma 0
-    assert figures["rows per optimizer step and process"] == 432  # 96 / 2 updates x 9 steps
+    assert figures["rows per optimizer step"] == 432  # 96 / 2 updates x 9 steps
     assert figures["micro-batches per optimizer step"] == 44  # ceil(432 / 10)
     assert figures["optimizer steps"] == 10  # 5 iterations x 2 updates
     # guidance doubles: rollout 10 x 2, reference for the KL 9 x 2, learning 9 x 2
@@ -91,10 +91,19 @@ def test_pictures_are_dealt_to_optimizer_steps_as_torch_chunks_them(pictures, up
     assert optimizer_steps(pictures, updates) == expected == (len(chunks), len(chunks[0]))
 
 
-def test_processes_share_the_pictures():
+def test_processes_share_the_pictures_of_the_same_optimizer_steps():
     figures = arithmetic(teacher(train={**TRAIN, "processes": 4}))
-    assert figures["rows per optimizer step and process"] == 12 * 9  # 96 / 4 processes / 2 updates x 9 steps
+    assert figures["rollout batches per process"] == 1  # 2 groups x 12 of 8 x 12, in batches of 32
+    assert figures["rows per optimizer step"] == 432  # as with one process
+    assert figures["micro-batches per optimizer step"] == "about 11 per process"  # 432 / 4 / 10
     assert figures["optimizer steps"] == 10
+
+
+def test_a_process_has_whole_groups():
+    few = {**TRAIN, "groups": 3, "group_size": 4, "updates": 3, "processes": 2, "rollout_batch": 4}
+    figures = arithmetic(teacher(train=few))
+    assert figures["rollout batches per process"] == 2  # two groups of 4 for the first process, one for the second
+    assert figures["optimizer steps"] == 15  # 5 iterations x 3, on either
 
 
 def test_coldstart():
@@ -106,6 +115,8 @@ def test_coldstart():
     assert figures["transformer forwards to draw"] == 288 * 10 * 2
     assert figures["micro-batches per optimizer step"] == 7  # ceil(64 / 10)
     assert figures["optimizer steps"] == 5
+    two = recipes.build({**data, "train": {**TRAIN, "processes": 2}, "sft": sft})
+    assert arithmetic(two)["micro-batches per optimizer step"] == 4  # ceil(32 / 10)
 
 
 def test_stages_without_a_loop():

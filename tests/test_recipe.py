@@ -58,6 +58,7 @@ def test_recipes_are_frozen():
         ("rewards.4.weight=1", ["'4' is not an index of a list of 1"]),
         ("rewards.0.name.first=1", ["name is a value, not a section"]),
         ("sampling.kernel=ode", ["GRPO needs a stochastic policy"]),
+        ("sampling.steps=1", ["GRPO needs steps that draw noise", "set sampling.steps above 1"]),
         ("sampling.window={size: 4, start_max: 7}", ["reaches step 11 of 10"]),
         ("sampling.window={size: 1, start_min: 3, start_max: 2}", ["start_max 2 < start_min 3"]),
         ("sampling.window={size: 4, start_max: 6}", ["holds the last step", "at one of its starts only"]),
@@ -83,6 +84,9 @@ def test_score_estimator_needs_noise():
     assert recipes.build(data, overrides=["sampling.kernel=ode"]).opd.estimator == "pathwise"
     with pytest.raises(RecipeError, match="score needs a stochastic kernel"):
         recipes.build(data, overrides=["sampling.eta=0", "opd.estimator=score"])
+    assert recipes.build(data, overrides=["sampling.steps=1"]).sampling.steps == 1
+    with pytest.raises(RecipeError, match=r"score needs steps that draw noise.* sampling\.steps above 1"):
+        recipes.build(data, overrides=["sampling.steps=1", "opd.estimator=score"])
 
 
 def test_logged_rewards_must_be_named():

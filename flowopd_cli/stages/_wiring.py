@@ -36,8 +36,9 @@ from flowopd_cli.rewards.function import make_reward
 from flowopd_cli.run import RunDir
 from flowopd_cli.train.checkpoint import TrainState
 from flowopd_cli.train.collect import Draw, Teacher
-from flowopd_cli.train.loop import FitSettings, Hooks
+from flowopd_cli.train.loop import FitSettings, Hooks, everyone
 from flowopd_cli.train.objectives import OPDSettings
+from flowopd_cli.train.share import Share
 
 
 def pretrained(spec: ModelSpec) -> str:
@@ -116,8 +117,11 @@ class Drawer:
     def __call__(self, iteration: int) -> Draw:
         """This process's prompts, groups and seeds of one iteration."""
         prompts, group, seeds = self.sampler.draw(iteration)
+        if self.processes == 1:
+            return Draw(prompts, torch.tensor(group), tuple(seeds))
         rows = [i for i, g in enumerate(group) if g % self.processes == self.rank]
-        return Draw(tuple(prompts[i] for i in rows), torch.tensor(group)[rows], tuple(seeds[i] for i in rows))
+        share = Share(torch.tensor(rows), len(group), everyone)
+        return Draw(tuple(prompts[i] for i in rows), torch.tensor(group)[rows], tuple(seeds[i] for i in rows), share)
 
 
 def make_drawer(specs: Sequence[PromptSpec], train: TrainSpec, seed: int) -> tuple[Drawer, dict[str, list[Prompt]]]:
@@ -231,13 +235,27 @@ def make_hooks(run: RunDir, progress: Progress, train: TrainSpec, sample: Callab
     return Hooks(on_iteration, on_checkpoint, sample or (lambda iteration: None), train.sample_every if sample else 0)
 
 
-def resume_state(run: RunDir, resume: bool) -> TrainState | None:
-    """The newest sound checkpoint's state; metrics written after it are dropped."""
+def resume_state(run: RunDir, resume: bool, progress: Progress) -> TrainState | None:
+    """The newest sound checkpoint's state; metrics written after it are dropped.
+
+    Raises:
+        ArtifactError: there are checkpoints, but none is sound.
+    """
     if not resume:
         return None
     found = run.latest_checkpoint()
-    iteration = 0 if found is None else found[0]
-    run.truncate_metrics(iteration)
+    written = sorted(path for path in run.checkpoints_dir.glob("[!.]*") if path.is_dir())
+    if found is None and written:
+        names = ", ".join(path.name for path in written)
+        raise ArtifactError(
+            f"{run.path}: its checkpoints are damaged ({names}), so there is nothing to go on from; "
+            f"start again with --out {run.path} --force"
+        )
+    if found is None:
+        progress.note("no checkpoint yet: starting with the first iteration")
+    elif written[-1] != found[1]:
+        progress.note(f"checkpoint {written[-1].name} is damaged: going on from {found[1].name}")
+    run.truncate_metrics(0 if found is None else found[0])
     return None if found is None else TrainState.load(found[1])
 
 

@@ -14,7 +14,7 @@ from flowopd_cli.run import RunDir
 from flowopd_cli.stages import _wiring as wiring
 from flowopd_cli.stages._samples import make_sample_writer
 from flowopd_cli.tasks import check_tasks
-from flowopd_cli.train import collect, objectives
+from flowopd_cli.train import objectives, supervised
 from flowopd_cli.train.loop import fit
 
 
@@ -34,7 +34,7 @@ def run(recipe: ColdstartRecipe, run: RunDir, progress: Progress, *, resume: boo
     progress.note(f"drawing {sft.samples} kept pictures from {len(teachers)} teachers")
     draws = -(-sft.samples // train.groups)
     for index in range(draws):
-        kept = collect.best_of_group(model, sampler, drawer(index), teachers, rewards, batch=train.rollout_batch)
+        kept = supervised.best_of_group(model, sampler, drawer(index), teachers, rewards, batch=train.rollout_batch)
         latents.append(kept.trajectory.final)
         cond.append(kept.cond)
     data, texts = torch.cat(latents), Conditioning.cat(cond)
@@ -42,12 +42,13 @@ def run(recipe: ColdstartRecipe, run: RunDir, progress: Progress, *, resume: boo
         raise RewardError("none of the teachers' pictures could be scored, so there is nothing to learn from")
 
     def experience(iteration: int):
-        rows = collect.sft_rows(
+        rows = supervised.sft_rows(
             data, texts, sft.batch, seed=recipe.seed + iteration, mean=sft.logit_mean, std=sft.logit_std
         )
-        return [[rows[i : i + train.micro] for i in range(0, len(rows), train.micro)]], {}
+        own = rows[drawer.rank :: drawer.processes]
+        return [[own[i : i + train.micro] for i in range(0, len(own), train.micro)]], {}
 
-    state = wiring.resume_state(run, resume)
+    state = wiring.resume_state(run, resume, progress)
     progress.start(train.iterations, "coldstart", done=state.iteration if state else 0)
     sample = make_sample_writer(model, recipe, prompts, run)
     hooks = wiring.make_hooks(run, progress, train, sample)

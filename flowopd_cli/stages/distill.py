@@ -30,21 +30,22 @@ def run(recipe: DistillRecipe, run: RunDir, progress: Progress, *, resume: bool 
 
     def experience(iteration: int):
         sampler = wiring.make_sampler(model, recipe.sampling, seed=recipe.seed + iteration)
-        rolled = collect.rollout(model, sampler, drawer(iteration), batch=train.rollout_batch)
+        draw = drawer(iteration)
+        rolled = collect.rollout(model, sampler, draw, batch=train.rollout_batch)
         figures: dict[str, float] = {}
         if rewards is not None and iteration % opd.log_rewards_every == 0:
             pictures = collect.with_images(model, rolled, batch=train.rollout_batch)
-            figures = collect.reward_figures(collect.with_rewards(pictures, rewards))
+            figures = collect.reward_figures(collect.with_rewards(pictures, rewards), draw.share)
         rolled = collect.with_targets(model, sampler, rolled, teachers, batch=train.rollout_batch)
         if anchor is not None:
             rolled = collect.with_anchor(model, sampler, rolled, anchor, batch=train.rollout_batch)
         final.update(figures)
-        seed = recipe.seed + iteration
-        return collect.step_batches(rolled, sampler, updates=train.updates, micro=train.micro, seed=seed), figures
+        deal = {"updates": train.updates, "micro": train.micro, "seed": recipe.seed + iteration, "share": draw.share}
+        return collect.step_batches(rolled, sampler, **deal), figures
 
     sampler = wiring.make_sampler(model, recipe.sampling)
     objective = objectives.opd(model, sampler, wiring.opd_settings(recipe))
-    state = wiring.resume_state(run, resume)
+    state = wiring.resume_state(run, resume, progress)
     progress.start(train.iterations, f"distill {len(teachers)} teachers", done=state.iteration if state else 0)
     sample = make_sample_writer(model, recipe, prompts, run)
     hooks = wiring.make_hooks(run, progress, train, sample)

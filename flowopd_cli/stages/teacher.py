@@ -27,20 +27,21 @@ def run(recipe: TeacherRecipe, run: RunDir, progress: Progress, *, resume: bool 
 
     def experience(iteration: int):
         sampler = wiring.make_sampler(model, recipe.sampling, seed=recipe.seed + iteration)
-        rolled = collect.rollout(model, sampler, drawer(iteration), batch=train.rollout_batch)
+        draw = drawer(iteration)
+        rolled = collect.rollout(model, sampler, draw, batch=train.rollout_batch)
         rolled = collect.with_rewards(collect.with_images(model, rolled, batch=train.rollout_batch), rewards)
-        figures = collect.reward_figures(rolled)
-        rolled = collect.with_advantages(rolled, std=grpo.std, clip=grpo.adv_clip)
+        figures = collect.reward_figures(rolled, draw.share)
+        rolled = collect.with_advantages(rolled, std=grpo.std, clip=grpo.adv_clip, share=draw.share)
         if grpo.beta:
             base = collect.Teacher(None, recipe.sampling.guidance)
             rolled = collect.with_anchor(model, sampler, rolled, base, batch=train.rollout_batch)
         final.update(figures)
-        seed = recipe.seed + iteration
-        return collect.step_batches(rolled, sampler, updates=train.updates, micro=train.micro, seed=seed), figures
+        deal = {"updates": train.updates, "micro": train.micro, "seed": recipe.seed + iteration, "share": draw.share}
+        return collect.step_batches(rolled, sampler, **deal), figures
 
     sampler = wiring.make_sampler(model, recipe.sampling)
     objective = objectives.grpo(model, sampler, clip=grpo.clip, beta=grpo.beta)
-    state = wiring.resume_state(run, resume)
+    state = wiring.resume_state(run, resume, progress)
     title = f"teacher {'+'.join(r.name for r in recipe.rewards)}"
     progress.start(train.iterations, title, done=state.iteration if state else 0)
     sample = make_sample_writer(model, recipe, prompts, run)

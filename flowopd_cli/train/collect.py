@@ -12,19 +12,24 @@ from torch import Tensor
 from flowopd_cli.core.advantages import group_advantages, zero_variance_fraction
 from flowopd_cli.core.routing import route
 from flowopd_cli.core.sampler import Sampler, SeededNoise
-from flowopd_cli.core.types import Conditioning, Prompt, RewardResult, Rollout, StepBatch, Trajectory
+from flowopd_cli.core.types import Prompt, RewardResult, Rollout, StepBatch, Trajectory
 from flowopd_cli.models.base import FlowModel
+from flowopd_cli.train.share import Share
 
 Scorer = Callable[[Float[Tensor, "B 3 H W"], Sequence[Prompt]], RewardResult]
 
 
 @dataclass(frozen=True)
 class Draw:
-    """What one iteration draws: B prompts with the group and the noise seed of each."""
+    """What one iteration draws: B prompts with the group and the noise seed of each.
+
+    Of a draw that several processes share this is one process's part, and ``share`` says which.
+    """
 
     prompts: tuple[Prompt, ...]
     group: Int[Tensor, " B"]
     seeds: tuple[int, ...]
+    share: Share | None = None
 
 
 @dataclass(frozen=True)
@@ -82,13 +87,21 @@ def with_rewards(rolled: Rollout, score: Scorer) -> Rollout:
     return replace(rolled, rewards=score(rolled.images, rolled.prompts))
 
 
-def with_advantages(rolled: Rollout, *, std: str, clip: float) -> Rollout:
-    """Group-relative advantages ``(B,)`` of the total reward; invalid scores get 0 and leave their group alone."""
+def with_advantages(rolled: Rollout, *, std: str, clip: float, share: Share | None = None) -> Rollout:
+    """Group-relative advantages ``(B,)`` of the total reward; invalid scores get 0 and leave their group alone.
+
+    With a ``share`` the statistics are those of the whole draw.
+    """
     if rolled.rewards is None:
         raise ValueError("advantages need rewards")
-    result = rolled.rewards
-    advantages = group_advantages(result.total, rolled.group, result.valid, std=std, clip=clip)
-    return replace(rolled, advantages=advantages.to(rolled.trajectory.latents.device))
+    result, group = _of_all(rolled, rolled.rewards, share)
+    advantages = group_advantages(result.total, group, result.valid, std=std, clip=clip)
+    own = advantages if share is None else advantages[share.rows]
+    return replace(rolled, advantages=own.to(rolled.trajectory.latents.device))
+
+
+def _of_all(rolled: Rollout, result: RewardResult, share: Share | None) -> tuple[RewardResult, Int[Tensor, " A"]]:
+    return (result, rolled.group) if share is None else share.whole(result, rolled.group)
 
 
 def trained_steps(sampler: Sampler) -> list[int]:
@@ -145,18 +158,21 @@ def label_velocity(
 
 
 def step_batches(
-    rolled: Rollout, sampler: Sampler, *, updates: int, micro: int, seed: int
+    rolled: Rollout, sampler: Sampler, *, updates: int, micro: int, seed: int, share: Share | None = None
 ) -> Iterator[list[StepBatch]]:
     """Yield ``updates`` optimizer steps, each a list of micro-batches of at most ``micro`` (sample, step) rows.
 
     Samples are dealt to the optimizer steps by a permutation that depends on ``seed`` alone; a sample brings all its
-    trained steps with it.
+    trained steps with it. With a ``share`` the permutation is of the whole draw and each process takes its own rows of
+    every step; that may be none, but the number of steps is the same for all.
     """
-    order = torch.randperm(len(rolled.prompts), generator=torch.Generator().manual_seed(seed))
+    total = len(rolled.prompts) if share is None else share.total
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
     steps = torch.tensor(trained_steps(sampler))
     for samples in order.chunk(updates):
-        pairs = torch.cartesian_prod(steps, samples).flip(1)
-        yield [rows_of(rolled, chunk[:, 0], chunk[:, 1]) for chunk in pairs.split(micro)]
+        own = samples if share is None else share.mine(samples)
+        pairs = torch.cartesian_prod(steps, own).flip(1)
+        yield [rows_of(rolled, chunk[:, 0], chunk[:, 1]) for chunk in pairs.split(micro) if len(chunk)]
 
 
 def rows_of(rolled: Rollout, b: Int[Tensor, " b"], t: Int[Tensor, " b"]) -> StepBatch:
@@ -181,76 +197,17 @@ def rows_of(rolled: Rollout, b: Int[Tensor, " b"], t: Int[Tensor, " b"]) -> Step
     )
 
 
-def noised(
-    latents: Float[Tensor, "B C H W"], cond: Conditioning, sigma: Float[Tensor, " B"], noise: Float[Tensor, "B C H W"]
-) -> StepBatch:
-    """Flow-matching rows: ``x_sigma = (1 - sigma) x0 + sigma eps`` with target ``eps - x0``."""
-    level = sigma.view(-1, 1, 1, 1)
-    mixed = (1 - level) * latents + level * noise
-    return StepBatch(mixed, mixed, sigma, torch.zeros_like(sigma), cond, target_velocity=noise - latents)
+def reward_figures(rolled: Rollout, share: Share | None = None) -> dict[str, float]:
+    """Means of the valid scores, the share of invalid ones and of groups without spread, for the metrics file.
 
-
-@torch.no_grad()
-def best_of_group(
-    model: FlowModel,
-    sampler: Sampler,
-    draw: Draw,
-    teachers: Mapping[str, Teacher],
-    score: Scorer | None,
-    *,
-    batch: int = 32,
-) -> Rollout:
-    """Each task's teacher draws its prompts; of every group the picture that scores best (the first, unscored) stays.
-
-    Groups whose every score is invalid are left out.
+    With a ``share`` they are those of the whole draw.
     """
-    kept: list[Rollout] = []
-    for task, rows in route(draw.prompts, tuple(teachers)).items():
-        teacher = teachers[task]
-        chosen = rows.tolist()
-        part = Draw(tuple(draw.prompts[i] for i in chosen), draw.group[rows], tuple(draw.seeds[i] for i in chosen))
-        drawn = replace(sampler, guidance=teacher.guidance)
-        rolled = rollout(model, drawn, part, adapter=teacher.adapter, batch=batch, last=True)
-        if score is not None:
-            rolled = with_rewards(with_images(model, rolled, batch=batch), score)
-        kept.append(_best_rows(rolled))
-    prompts = tuple(prompt for part in kept for prompt in part.prompts)
-    cond = Conditioning.cat([part.cond for part in kept])
-    return Rollout(prompts, torch.cat([k.group for k in kept]), cond, join([k.trajectory for k in kept]))
-
-
-def _best_rows(rolled: Rollout) -> Rollout:
-    value = torch.zeros(len(rolled.prompts))
-    if rolled.rewards is not None:
-        value = torch.where(rolled.rewards.valid, rolled.rewards.total, -torch.inf)
-    best = [
-        rows[value[rows].argmax()] for g in rolled.group.unique() if len(rows := (rolled.group == g).nonzero()[:, 0])
-    ]
-    rows = torch.tensor([int(row) for row in best if value[row] > -torch.inf], dtype=torch.long)
-    trajectory = replace(rolled.trajectory, latents=rolled.trajectory.latents[rows], log_probs=None)
-    prompts = tuple(rolled.prompts[i] for i in rows.tolist())
-    return Rollout(prompts, rolled.group[rows], rolled.cond[rows], trajectory)
-
-
-def sft_rows(
-    latents: Float[Tensor, "N C H W"], cond: Conditioning, batch: int, *, seed: int, mean: float, std: float
-) -> StepBatch:
-    """``batch`` flow-matching rows at logit-normal sigmas; everything drawn from ``seed``."""
-    generator = torch.Generator().manual_seed(seed)
-    rows = torch.randint(len(latents), (batch,), generator=generator)
-    sigma = torch.sigmoid(mean + std * torch.randn(batch, generator=generator)).to(latents.device)
-    noise = torch.randn(batch, *latents.shape[1:], generator=generator).to(latents.device)
-    return noised(latents[rows].float(), cond[rows], sigma, noise)
-
-
-def reward_figures(rolled: Rollout) -> dict[str, float]:
-    """Means of the valid scores, the share of invalid ones and of groups without spread, for the metrics file."""
-    result = rolled.rewards
-    if result is None:
+    if rolled.rewards is None:
         return {}
+    result, group = _of_all(rolled, rolled.rewards, share)
     known = result.total[result.valid]
     figures = {"reward": float(known.mean()), "reward_std": float((known - known.mean()).square().mean().sqrt())}
     figures |= {f"reward/{name}": float(column.nanmean()) for name, column in result.scores.items()}
     figures["invalid"] = float((~result.valid).float().mean())
-    figures["flat_groups"] = float(zero_variance_fraction(result.total, rolled.group, result.valid))
+    figures["flat_groups"] = float(zero_variance_fraction(result.total, group, result.valid))
     return figures

@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
+from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor
 
 from flowopd_cli.core.types import StepBatch
@@ -59,7 +61,16 @@ class _Meter:
         self.count += count
 
     def means(self) -> dict[str, float]:
-        return {name: value / max(self.count, 1) for name, value in self.sums.items()}
+        """Over the rows of all processes, of which one may have had none."""
+        parts = everyone((self.sums, self.count))
+        count = sum(number for _, number in parts)
+        names = dict.fromkeys(name for sums, _ in parts for name in sums)
+        return {name: sum(sums.get(name, 0.0) for sums, _ in parts) / max(count, 1) for name in names}
+
+
+def everyone(value: Any) -> list[Any]:
+    """What every process passes here, in their order; all of them have to call it. Alone: ``[value]``."""
+    return gather_object([value])
 
 
 def fit(
@@ -92,7 +103,7 @@ def fit(
             last = state.iteration == settings.iterations
             if hooks.sample_every and (last or state.iteration % hooks.sample_every == 0):
                 hooks.on_sample(state.iteration)
-            stopping = stop() and not last
+            stopping = any(everyone(stop())) and not last
             if last or stopping or state.iteration % settings.checkpoint_every == 0:
                 state.capture(model, optimizer)
                 hooks.on_checkpoint(state.iteration, state)
@@ -128,7 +139,10 @@ class _Learner:
         return row | {"seconds_collect": collected - started, "seconds_learn": time.perf_counter() - collected}
 
     def _gradients(self, micro_batches: Sequence[StepBatch], meter: _Meter) -> None:
-        """Accumulate d(sum of totals) / (sum of counts) into ``.grad`` over micro-batches and processes."""
+        """Accumulate d(sum of totals) / (sum of counts) into ``.grad`` over micro-batches and processes.
+
+        A process without a row in this optimizer step takes part in the sums with nothing.
+        """
         count = 0
         with self.model.adapters.use("policy"):
             for batch in micro_batches:
@@ -139,11 +153,12 @@ class _Learner:
         total = torch.tensor(float(count), device=self.parameters[0].device)
         total = self.accelerator.reduce(total, reduction="sum")
         for parameter in self.parameters:
-            if parameter.grad is None:
+            if parameter.grad is None and micro_batches:
                 raise RuntimeError(
                     "a policy parameter got no gradient: an adapter was switched between forward and backward"
                 )
-            parameter.grad = self.accelerator.reduce(parameter.grad, reduction="sum") / total
+            own = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            parameter.grad = self.accelerator.reduce(own, reduction="sum") / total
 
     def _update(self, step: int) -> float:
         """One clipped AdamW step; returns the gradient's norm before clipping."""

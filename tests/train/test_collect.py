@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from tiny import TEXTS, load, make_draw, make_sampler
+from tiny import load, make_draw, make_sampler
 
 from flowopd_cli.core.sampler import SeededNoise
 from flowopd_cli.core.types import RewardResult
@@ -211,79 +211,6 @@ def test_rows_carry_the_labels_of_their_sample_and_step(trainee, rolled):
         assert torch.equal(batch.cond.embeds[row], rolled.cond.embeds[i])
         assert (batch.sigma[row], batch.sigma_next[row]) == tuple(states.sigmas[j : j + 2].float())
     assert batch.advantage is batch.anchor_velocity is None
-
-
-def test_noised_rows_lie_between_picture_and_noise(trainee):
-    clean, noise = torch.randn(2, 4, 4, 4), torch.randn(2, 4, 4, 4)
-    batch = collect.noised(clean, trainee.encode(TEXTS[:2]), torch.tensor([0.25, 1.0]), noise)
-    torch.testing.assert_close(batch.latents[0], 0.75 * clean[0] + 0.25 * noise[0])
-    assert torch.equal(batch.latents[1], noise[1])
-    assert torch.equal(batch.target_velocity, noise - clean)
-    torch.testing.assert_close(batch.latents[0] - 0.25 * batch.target_velocity[0], clean[0], atol=1e-6, rtol=1e-5)
-
-
-def test_the_best_of_each_group_is_kept(trainee):
-    draw, sampler = make_draw("aaabbb", "001122"), make_sampler(trainee, kernel="ode")
-    kept = collect.best_of_group(trainee, sampler, draw, TEACHERS, brightness)
-    assert sorted(kept.group.tolist()) == [0, 1, 1, 2]  # group 1 has a picture of either teacher
-    for task, teacher in TEACHERS.items():
-        rows = [i for i, p in enumerate(draw.prompts) if p.task == task]
-        part = collect.Draw(tuple(draw.prompts[i] for i in rows), draw.group[rows], tuple(draw.seeds[i] for i in rows))
-        guided = dataclasses.replace(sampler, guidance=teacher.guidance)
-        drawn = collect.with_images(trainee, collect.rollout(trainee, guided, part, adapter=teacher.adapter))
-        light = drawn.images.flatten(1).mean(dim=1)
-        best = [max((r for r in range(3) if part.group[r] == g), key=lambda r: light[r]) for g in part.group.unique()]
-        mine = [i for i, p in enumerate(kept.prompts) if p.task == task]
-        assert [kept.prompts[i].id for i in mine] == [part.prompts[r].id for r in best]
-        torch.testing.assert_close(kept.trajectory.final[mine], drawn.trajectory.final[best], atol=1e-5, rtol=1e-5)
-
-
-def test_without_a_score_the_first_of_each_group_is_kept(trainee):
-    kept = collect.best_of_group(trainee, make_sampler(trainee), make_draw(), TEACHERS, None)
-    assert [prompt.id for prompt in kept.prompts] == ["p0", "p2"]
-    assert kept.trajectory.log_probs is None
-    assert len(kept.cond) == len(kept.trajectory.latents) == 2
-
-
-def test_groups_of_invalid_scores_alone_are_left_out(trainee):
-    sampler, one = make_sampler(trainee), {"a": TEACHERS["a"]}
-    score = scored([9.0, 9.0, 1.0, 2.0], [False, False, False, True])
-    kept = collect.best_of_group(trainee, sampler, make_draw("aaaa"), one, score)
-    assert [prompt.id for prompt in kept.prompts] == ["p3"]
-
-
-def test_a_task_of_invalid_scores_alone_leaves_the_other_tasks_pictures(trainee):
-    def only_a(images, prompts):
-        valid = torch.tensor([prompt.task == "a" for prompt in prompts])
-        return RewardResult(torch.zeros(len(prompts)), {}, valid)
-
-    kept = collect.best_of_group(trainee, make_sampler(trainee), make_draw(), TEACHERS, only_a)
-    assert [prompt.task for prompt in kept.prompts] == ["a"]
-
-
-def test_cold_start_rows_are_a_function_of_the_seed(model):
-    latents, cond = torch.randn(3, 4, 4, 4), model.encode(TEXTS[:3])
-    first, again, other = (collect.sft_rows(latents, cond, 8, seed=s, mean=0.0, std=1.0) for s in (1, 1, 2))
-    assert torch.equal(first.latents, again.latents)
-    assert not torch.equal(first.latents, other.latents)
-
-
-def test_cold_start_rows_are_kept_pictures_with_their_own_prompt(model):
-    latents = torch.stack([torch.full((4, 4, 4), float(i)) for i in range(3)])
-    rows = collect.sft_rows(latents, model.encode(TEXTS[:3]), 64, seed=0, mean=0.0, std=1.0)
-    level = rows.sigma.view(-1, 1, 1, 1)
-    clean = (rows.latents - level * rows.target_velocity).mean(dim=(1, 2, 3)).round().long()
-    assert set(clean.tolist()) == {0, 1, 2}
-    assert torch.equal(rows.cond.embeds, model.encode([TEXTS[i] for i in clean]).embeds)
-
-
-@pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (1.0, 0.5)])
-def test_cold_start_levels_are_logit_normal(model, mean, std):
-    latents, cond = torch.zeros(1, 4, 4, 4), model.encode(TEXTS[:1])
-    sigma = collect.sft_rows(latents, cond, 2000, seed=0, mean=mean, std=std).sigma
-    logits = torch.log(sigma / (1 - sigma))
-    assert float(logits.mean()) == pytest.approx(mean, abs=0.06)
-    assert float(logits.std()) == pytest.approx(std, rel=0.05)
 
 
 def test_stored_half_precision_states_are_worked_in_float32(pipeline_folder):

@@ -10,7 +10,7 @@ from tiny import TEXTS, gradients, labelled, make_draw, make_sampler, randomize
 
 from flowopd_cli.core.types import Loss
 from flowopd_cli.errors import Interrupted
-from flowopd_cli.train import collect
+from flowopd_cli.train import collect, supervised
 from flowopd_cli.train.checkpoint import TrainState
 from flowopd_cli.train.loop import FitSettings, Hooks, fit
 from flowopd_cli.train.objectives import OPDSettings, opd, sft
@@ -82,7 +82,7 @@ def test_supervised_rows_are_learned(trainee):
     latents, cond = torch.randn(4, 4, 4, 4, generator=torch.Generator().manual_seed(0)), trainee.encode(TEXTS)
 
     def experience(iteration):
-        return [[collect.sft_rows(latents, cond, 16, seed=0, mean=0.0, std=1.0)]], {}
+        return [[supervised.sft_rows(latents, cond, 16, seed=0, mean=0.0, std=1.0)]], {}
 
     rows = []
     fit(trainee, experience, sft(trainee), FitSettings(15, 0.02), hooks=Hooks(on_iteration=rows.append))

@@ -1,0 +1,139 @@
+"""What ``stages/test_processes.py`` runs in one process and in two: the training stages on a tiny model in float64.
+
+In float64 what is left of the split between processes is far below what the test allows; in float32 the sizes of
+batches alone would show.
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+from tiny import TARGETS, TEXTS, load, randomize
+
+from flowopd_cli import recipe as recipes
+from flowopd_cli.core.types import RewardResult
+from flowopd_cli.errors import Interrupted
+from flowopd_cli.execute import run_stage
+from flowopd_cli.models.adapters import AdapterBank
+from flowopd_cli.models.sd3 import SD3Model
+from flowopd_cli.progress import Silent
+from flowopd_cli.rewards.base import RewardInfo
+from flowopd_cli.run import RunDir
+from flowopd_cli.stages import _wiring as wiring
+
+COMMON = {
+    "seed": 3,
+    "adapter": {"rank": 4, "alpha": 8, "targets": list(TARGETS)},
+    "sampling": {"steps": 4, "guidance": 1.0},
+}
+TRAIN = {"iterations": 2, "group_size": 4, "updates": 3, "micro": 5, "rollout_batch": 3, "lr": 0.01, "ema_every": 1}
+REWARD = {"name": "copies:Light", "task": "a", "options": {"upper": True}}
+
+
+class Light:
+    """The mean of a half of the picture; now and then there is none."""
+
+    def __init__(self, upper):
+        self.upper = upper
+        self.info = RewardInfo("upper" if upper else "lower", "made up", 0, 1)
+
+    def __call__(self, images, prompts):
+        total = images[:, :, :2].mean((1, 2, 3)) if self.upper else images[:, :, 2:].mean((1, 2, 3))
+        return RewardResult(total, {"half": total}, images[:, 0, 0, 0] > 0.2)
+
+
+class DoubleBank(AdapterBank):
+    """Adapters in float64."""
+
+    def _inject(self, *arguments):
+        super()._inject(*arguments)
+        self.transformer.double()
+
+
+class DoubleModel(SD3Model):
+    """The tiny model in float64; its pictures are a function of each latent by itself."""
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **{**options, "dtype": torch.float64})
+        self.transformer.double()
+        self.adapters = DoubleBank(self.transformer, TARGETS)
+
+    def decode(self, latents):
+        return torch.sigmoid(latents[:, :3])
+
+
+class StopsRankOne(Silent):
+    """Asks the second of two processes, and no other, to stop after the first iteration."""
+
+    def step(self, row):
+        if row["iteration"] == 1 and os.environ.get("RANK") == "1":
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def prepare(folder, pipeline):
+    """Prompts of two tasks, and three adapters to start from and to learn from."""
+    (folder / "a.txt").write_text("\n".join(TEXTS[:2]))
+    (folder / "b.txt").write_text("\n".join(TEXTS[2:]))
+    model = load(pipeline)
+    for seed, name in enumerate(("start", "one", "two")):
+        model.adapters.add(name, 4, 8.0, seed=seed, trainable=False)
+        randomize(model, name, seed=10 + seed)
+        model.adapters.save(name, folder / name, str(pipeline), model.fingerprint)
+
+
+def recipe(stage, folder, pipeline, **train):
+    """A few iterations of a stage over an uneven number of groups."""
+    model = {"pretrained": str(pipeline), "device": "cpu", "resolution": None, "max_sequence_length": 4}
+    prompts = [{"source": str(folder / f"{task}.txt"), "task": task} for task in "ab"]
+    teachers = {"a": {"ref": str(folder / "one"), "guidance": 3.0}, "b": {"ref": str(folder / "two")}}
+    rewards = [REWARD, {**REWARD, "task": "b", "options": {"upper": False}}]
+    sections = {
+        "teacher": {"rewards": rewards, "grpo": {"clip": 0.2}},
+        "coldstart": {"rewards": rewards, "teachers": teachers, "sft": {"samples": 12, "batch": 7}},
+        "distill": {
+            "rewards": rewards,
+            "routing": teachers,
+            "anchor": {"ref": "base", "beta": 0.1},
+            "opd": {"log_rewards_every": 2},
+        },
+    }
+    spread = {"train": {**TRAIN, "groups": 5 if stage == "coldstart" else 3, "sample_every": 0, **train}}
+    start = {"adapter": {**COMMON["adapter"], "init": str(folder / "start")}}
+    return recipes.build(
+        {"stage": stage, **COMMON, **start, "model": model, "prompts": prompts, **sections[stage], **spread}
+    )
+
+
+def train(name, built, progress=None):
+    """Run a stage in a directory of its own, as the command line would: the first process alone writes."""
+    path = Path(name)
+    run = RunDir.create(path, built.stage) if os.environ.get("RANK", "0") == "0" else RunDir(path, writes=False)
+    run_stage(built, run, progress or Silent())
+    return run
+
+
+def runs(folder, out, pipeline):
+    """Every stage, and a distillation whose optimizer steps have one row each."""
+    wiring.load_model = lambda spec, targets, run=None: DoubleModel.load(
+        spec.pretrained, device="cpu", max_sequence_length=spec.max_sequence_length
+    )
+    for stage in ("teacher", "coldstart", "distill"):
+        train(out / stage, recipe(stage, folder, pipeline))
+    train(out / "sparse", recipe("distill", folder, pipeline, group_size=1))
+
+
+def main():
+    """One of several copies."""
+    torch.set_num_threads(1)
+    folder, out, pipeline = map(Path, sys.argv[1:])
+    runs(folder, out, pipeline)
+    try:
+        train(out / "stopped", recipe("distill", folder, pipeline), StopsRankOne())
+    except Interrupted:
+        (out / f"stopped-{os.environ['RANK']}").touch()
+
+
+if __name__ == "__main__":
+    main()
