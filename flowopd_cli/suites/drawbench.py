@@ -11,7 +11,7 @@ from flowopd_cli.prompt_sources import fetched
 from flowopd_cli.suites.base import NamedReward, Suite, SuiteGroup
 
 SCORERS = ("aesthetic", "imagereward", "hpsv2", "deqa", "pickscore")
-HEADLINE = {"pickscore": "raw"}
+HEADLINE = {"pickscore": "raw", "deqa": "score"}
 # SD3.5-M as Flow-GRPO prints it (arXiv 2505.05470); second hand.
 PUBLISHED = {"aesthetic": 5.39, "imagereward": 0.87, "deqa": 4.07, "pickscore": 22.34}
 
@@ -21,26 +21,28 @@ def drawbench(
     scorers: Sequence[str] = SCORERS,
     options: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> SuiteGroup:
-    """One suite a scorer, ``drawbench-<scorer>``; ``options`` are those of each scorer by its name."""
+    """One suite a scorer, ``drawbench-<scorer>``; ``options`` are those of each scorer by its name.
+
+    ``reward`` among them is another name for the scorer, such as ``remote:URL``.
+    """
     given = options or {}
-    return SuiteGroup("drawbench", tuple(_suite(name, prompts, given.get(name, {})) for name in scorers))
+    return SuiteGroup(
+        "drawbench", tuple(_suite(f"drawbench-{name}", name, prompts, given.get(name, {})) for name in scorers)
+    )
 
 
-def deqa(prompts: str | None = None, **options: Any) -> Suite:
-    """DeQA alone on the same prompts, from 1 to 5; ``options`` go to the reward."""
-    return _named("deqa", "deqa", prompts, options)
+def deqa(prompts: str | None = None, reward: str = "deqa", **options: Any) -> Suite:
+    """DeQA alone on the same prompts, from 1 to 5; ``reward`` may be another name for it, such as ``remote:URL``."""
+    return _suite("deqa", "deqa", prompts, {"reward": reward, **options})
 
 
-def _suite(scorer: str, prompts: str | None, options: Mapping[str, Any]) -> Suite:
-    return _named(f"drawbench-{scorer}", scorer, prompts, options)
-
-
-def _named(name: str, scorer: str, prompts: str | None, options: Mapping[str, Any]) -> Suite:
+def _suite(name: str, scorer: str, prompts: str | None, options: Mapping[str, Any]) -> Suite:
+    own = {key: value for key, value in options.items() if key != "reward"}
     return Suite(
         name=name,
         version="drawbench-1",
         prompts=partial(_prompts, prompts),
-        reward=NamedReward(scorer, options),
+        reward=NamedReward(str(options.get("reward", scorer)), own),
         score=HEADLINE.get(scorer),
         images=1,
         published={"SD3.5-M": PUBLISHED[scorer]} if scorer in PUBLISHED else {},
