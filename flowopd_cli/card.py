@@ -136,7 +136,7 @@ def results(run: RunDir) -> dict[str, dict[str, Any]]:
 def _results_of(run: RunDir) -> dict[str, dict[str, Any]]:
     """Each suite's figures and version; the prompts beside them are no suite's."""
     read = {}
-    for path in sorted(run.eval_dir.iterdir()) if run.eval_dir.is_dir() else ():
+    for path in sorted(run.eval_dir.glob("*.json")):
         try:
             result = json.loads(path.read_text(encoding="utf-8"))
             if isinstance(result, dict):
@@ -144,6 +144,10 @@ def _results_of(run: RunDir) -> dict[str, dict[str, Any]]:
         except (OSError, ValueError, KeyError) as error:
             raise ArtifactError(f"{path}: damaged result of an evaluation") from error
     return read
+
+
+def _pictures(images: int | None) -> str:
+    return "as many pictures each as the suite says" if images is None else f"{images} pictures each"
 
 
 def _finished(evaluation: Evaluation) -> str:
@@ -156,7 +160,7 @@ def protocol(evaluation: Evaluation) -> str:
     limit = "" if made["limit"] is None else f", at most {made['limit']} a suite"
     suites = ", ".join(f"{name} {evaluation.versions[name]}" for name in evaluation.suites)
     return (
-        f"{made['split']} prompts{limit}, {made['images']} pictures each, {made['steps']} steps, "
+        f"{made['split']} prompts{limit}, {_pictures(made['images'])}, {made['steps']} steps, "
         f"guidance {made['guidance']:g}, seed {made['seed']}; suites {suites}"
     )
 

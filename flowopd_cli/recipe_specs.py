@@ -161,7 +161,7 @@ class EvalSpec(Spec):
     ``pictures`` is a folder that another program drew, ``import_scores`` one that official scorers wrote.
     """
 
-    suites: tuple[str, ...] = ("geneval", "ocr", "quality")
+    suites: tuple[str, ...] = ("geneval", "ocr")
     images: PositiveInt | None = None
     limit: PositiveInt | None = None
     split: Literal["validation", "test"] = "test"

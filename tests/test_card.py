@@ -72,7 +72,8 @@ def test_the_fullest_evaluation_wins_and_the_base_keeps_what_it_shares(source):
     text = cards.build(cards.Card("t", source.manifest(), found, "me/t"))
     assert "| base | 0.5000 ± 0.0000 (n = 8) | — |" in text
     assert (
-        "Protocol: test prompts, 4 pictures each, 40 steps, guidance 4.5, seed 42; suites ocr ocr-1, quality quality-1."
+        "Protocol: test prompts, as many pictures each as the suite says, 40 steps, guidance 4.5, seed 42; "
+        "suites ocr ocr-1, quality quality-1."
     ) in text
 
 

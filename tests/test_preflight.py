@@ -44,12 +44,13 @@ def test_a_prompt_file_that_is_no_text(tmp_path):
 def test_the_toys_suites_are_refused_by_their_short_names_elsewhere(tmp_path):
     (tmp_path / "model_index.json").write_text("{}", encoding="utf-8")
     there = {"stage": "eval", "model": {"pretrained": str(tmp_path)}}
-    with pytest.raises(RecipeError, match=r"no suite 'geneval'.*known: toy-geneval, toy-ocr, toy-quality"):
-        preflight.check(with_full_names(recipes.build(there)))
+    with pytest.raises(RecipeError, match=r"no suite 'quality', did you mean 'toy-quality'"):
+        preflight.check(with_full_names(recipes.build({**there, "eval": {"suites": ["quality"]}})))
+    assert with_full_names(recipes.build(there)).eval.suites == ("geneval", "ocr")
     preflight.check(with_full_names(recipes.build({**there, "eval": {"suites": ["toy-ocr"]}})))
     here = with_full_names(recipes.build({"stage": "eval", "model": TOY}))
     preflight.check(here)
-    assert here.eval.suites == ("toy-geneval", "toy-ocr", "toy-quality")
+    assert here.eval.suites == ("toy-geneval", "toy-ocr")
 
 
 def test_a_window_over_the_last_step_is_remarked_on():

@@ -50,7 +50,7 @@ def public_recipe(recipe: recipes.Recipe) -> str:
 def copy_evaluation(source: Path, target: Path) -> None:
     """Copy an evaluation's results; the protocol in each names the base."""
     shutil.copytree(source, target, dirs_exist_ok=True)
-    for path in sorted(target.iterdir()):
+    for path in sorted(target.glob("*.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(result, dict) and "protocol" in result:
             result["protocol"] = _shortened(result["protocol"])
