@@ -15,7 +15,7 @@ from flowopd_cli.core.types import Prompt
 from flowopd_cli.progress import Progress
 from flowopd_cli.recipe import SD3_TARGETS, EvalRecipe
 from flowopd_cli.run import RunDir
-from flowopd_cli.stages import _wiring as wiring
+from flowopd_cli.stages import _model
 from flowopd_cli.stages._samples import draw_images, grid, ode_sampler, to_bytes
 from flowopd_cli.suites.base import Suite, evaluate, image_seed
 
@@ -40,11 +40,11 @@ def run(recipe: EvalRecipe, run: RunDir, progress: Progress, *, resume: bool = F
 def draw(recipe: EvalRecipe, unique: Mapping[str, Prompt], run: RunDir, progress: Progress) -> Pictures:
     """Every picture that the suites ask for, under the recipe's adapter."""
     spec = recipe.eval
-    model = wiring.load_model(recipe.model, SD3_TARGETS, run)
+    model = _model.load_model(recipe.model, SD3_TARGETS, run)
     parents: list[Any] = []
-    adapter = wiring.add_frozen(model, "policy", recipe.adapter or "base", parents)
+    adapter = _model.add_frozen(model, "policy", recipe.adapter or "base", parents)
     run.set_parents(parents)
-    wiring.encode_ahead(model, {"all": list(unique.values())})
+    _model.encode_ahead(model, {"all": list(unique.values())})
     sampler = ode_sampler(model, spec.steps, spec.guidance)
     keys = [(prompt_id, index) for prompt_id in unique for index in range(spec.images)]
     progress.start(-(-len(keys) // spec.batch), f"eval {recipe.adapter or 'base'}")

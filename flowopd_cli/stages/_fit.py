@@ -1,0 +1,83 @@
+"""The loop's surroundings: its sampler, its numbers, its files, and where it goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from flowopd_cli.core.sampler import Sampler, draw_window
+from flowopd_cli.core.steps import make_kernel
+from flowopd_cli.errors import ArtifactError
+from flowopd_cli.models.base import FlowModel
+from flowopd_cli.progress import Progress
+from flowopd_cli.recipe import DistillRecipe, SamplingSpec, TrainSpec
+from flowopd_cli.run import RunDir
+from flowopd_cli.train.checkpoint import TrainState
+from flowopd_cli.train.loop import FitSettings, Hooks
+from flowopd_cli.train.objectives import OPDSettings
+
+
+def make_sampler(model: FlowModel, spec: SamplingSpec, *, seed: int = 0) -> Sampler:
+    """The recipe's sampler; ``seed`` places its SDE window."""
+    sigmas = model.sigmas(spec.steps, spec.shift) if spec.shift else model.sigmas(spec.steps)
+    window = None
+    if spec.window is not None:
+        window = draw_window(spec.window.size, spec.window.start_min, spec.window.start_max, seed)
+    return Sampler(sigmas, make_kernel(spec.kernel, spec.eta, sigmas), spec.guidance, window)
+
+
+def opd_settings(recipe: DistillRecipe) -> OPDSettings:
+    """The distillation objective's numbers; ODE steps have no variance, so theirs is plain velocity matching."""
+    opd, ode = recipe.opd, recipe.sampling.kernel == "ode" or recipe.sampling.eta == 0
+    weight = "velocity" if ode else opd.step_weight
+    return OPDSettings(opd.estimator, weight, recipe.anchor.beta, opd.clip, opd.adv_clip)
+
+
+def fit_settings(train: TrainSpec) -> FitSettings:
+    """The loop's numbers from a recipe."""
+    return FitSettings(
+        iterations=train.iterations,
+        lr=train.lr,
+        warmup=train.warmup,
+        weight_decay=train.weight_decay,
+        max_grad_norm=train.max_grad_norm,
+        ema_decay=train.ema_decay,
+        ema_every=train.ema_every,
+        checkpoint_every=train.checkpoint_every,
+    )
+
+
+def make_hooks(run: RunDir, progress: Progress, train: TrainSpec, sample: Callable[[int], None] | None) -> Hooks:
+    """Metrics, checkpoints and sample pictures of a training stage go into its run directory."""
+
+    def on_iteration(row: dict[str, float]) -> None:
+        run.log(row)
+        progress.step(row)
+
+    def on_checkpoint(iteration: int, state: TrainState) -> None:
+        run.save_checkpoint(iteration, state.save, train.keep_checkpoints)
+
+    return Hooks(on_iteration, on_checkpoint, sample or (lambda iteration: None), train.sample_every if sample else 0)
+
+
+def resume_state(run: RunDir, resume: bool, progress: Progress) -> TrainState | None:
+    """The newest sound checkpoint's state; metrics written after it are dropped.
+
+    Raises:
+        ArtifactError: there are checkpoints, but none is sound.
+    """
+    if not resume:
+        return None
+    found = run.latest_checkpoint()
+    written = sorted(path for path in run.checkpoints_dir.glob("[!.]*") if path.is_dir())
+    if found is None and written:
+        names = ", ".join(path.name for path in written)
+        raise ArtifactError(
+            f"{run.path}: its checkpoints are damaged ({names}), so there is nothing to go on from; "
+            f"start again with --out {run.path} --force"
+        )
+    if found is None:
+        progress.note("no checkpoint yet: starting with the first iteration")
+    elif written[-1] != found[1]:
+        progress.note(f"checkpoint {written[-1].name} is damaged: going on from {found[1].name}")
+    run.truncate_metrics(0 if found is None else found[0])
+    return None if found is None else TrainState.load(found[1])
