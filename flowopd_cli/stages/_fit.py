@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from flowopd_cli.core.sampler import Sampler, draw_window
 from flowopd_cli.core.steps import make_kernel
+from flowopd_cli.core.types import Prompt
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.models.base import FlowModel
+from flowopd_cli.models.sd3 import SD3Model
 from flowopd_cli.progress import Progress
-from flowopd_cli.recipe import DistillRecipe, SamplingSpec, TrainSpec
+from flowopd_cli.recipe import ColdstartRecipe, DistillRecipe, SamplingSpec, TeacherRecipe, TrainSpec
 from flowopd_cli.run import RunDir
+from flowopd_cli.stages._model import save_adapter
+from flowopd_cli.stages._samples import make_sample_writer
 from flowopd_cli.train.checkpoint import TrainState
-from flowopd_cli.train.loop import FitSettings, Hooks
-from flowopd_cli.train.objectives import OPDSettings
+from flowopd_cli.train.loop import Experience, FitSettings, Hooks, fit
+from flowopd_cli.train.objectives import Objective, OPDSettings
 
 
 def make_sampler(model: FlowModel, spec: SamplingSpec, *, seed: int = 0) -> Sampler:
@@ -27,8 +32,8 @@ def make_sampler(model: FlowModel, spec: SamplingSpec, *, seed: int = 0) -> Samp
 
 def opd_settings(recipe: DistillRecipe) -> OPDSettings:
     """The distillation objective's numbers; ODE steps have no variance, so theirs is plain velocity matching."""
-    opd, ode = recipe.opd, recipe.sampling.kernel == "ode" or recipe.sampling.eta == 0
-    weight = "velocity" if ode else opd.step_weight
+    opd = recipe.opd
+    weight = "velocity" if recipe.sampling.deterministic else opd.step_weight
     return OPDSettings(opd.estimator, weight, recipe.anchor.beta, opd.clip, opd.adv_clip)
 
 
@@ -44,6 +49,34 @@ def fit_settings(train: TrainSpec) -> FitSettings:
         ema_every=train.ema_every,
         checkpoint_every=train.checkpoint_every,
     )
+
+
+@dataclass(frozen=True)
+class Course:
+    """What a training stage has of its own: its name on the screen, experience and objective, prompts for samples."""
+
+    title: str
+    experience: Experience
+    objective: Objective
+    prompts: Mapping[str, Sequence[Prompt]]
+
+
+def train(
+    recipe: TeacherRecipe | ColdstartRecipe | DistillRecipe,
+    model: SD3Model,
+    run: RunDir,
+    progress: Progress,
+    course: Course,
+    *,
+    resume: bool,
+) -> None:
+    """Train ``policy``, from the newest checkpoint on ``resume``, and leave the finished adapter in the run."""
+    spec = recipe.train
+    state = resume_state(run, resume, progress)
+    progress.start(spec.iterations, course.title, done=state.iteration if state else 0)
+    hooks = make_hooks(run, progress, spec, make_sample_writer(model, recipe, course.prompts, run))
+    fit(model, course.experience, course.objective, fit_settings(spec), state=state, hooks=hooks)
+    save_adapter(model, run, recipe.model, ema=spec.ema_decay > 0)
 
 
 def make_hooks(run: RunDir, progress: Progress, train: TrainSpec, sample: Callable[[int], None] | None) -> Hooks:

@@ -63,7 +63,7 @@ def add_policy(model: SD3Model, spec: AdapterSpec, seed: int) -> list[Parent]:
         model.adapters.add("policy", spec.rank, spec.alpha, seed=seed, trainable=True)
         return []
     model.adapters.load("policy", path, trainable=True)
-    return [AdapterRef.parse(str(spec.init)).parent("init")]
+    return [AdapterRef.parse(str(spec.init)).parent("init", path)]
 
 
 def add_teachers(
@@ -89,7 +89,7 @@ def add_anchor(model: SD3Model, spec: AnchorSpec, guidance: float, parents: list
 def add_frozen(model: SD3Model, name: str, ref: str, parents: list[Parent]) -> str | None:
     """Load a frozen adapter; ``base`` is no adapter at all."""
     path = resolve(ref, model)
-    parents.append(AdapterRef.parse(ref).parent(name))
+    parents.append(AdapterRef.parse(ref).parent(name, path))
     if path is None:
         return None
     model.adapters.load(name, path)

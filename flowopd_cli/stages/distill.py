@@ -8,10 +8,8 @@ from flowopd_cli.progress import Progress
 from flowopd_cli.recipe import DistillRecipe
 from flowopd_cli.run import RunDir
 from flowopd_cli.stages import _data, _fit, _model
-from flowopd_cli.stages._samples import make_sample_writer
 from flowopd_cli.tasks import check_tasks
 from flowopd_cli.train import collect, objectives
-from flowopd_cli.train.loop import fit
 
 
 def run(recipe: DistillRecipe, run: RunDir, progress: Progress, *, resume: bool = False) -> dict[str, Any]:
@@ -45,10 +43,6 @@ def run(recipe: DistillRecipe, run: RunDir, progress: Progress, *, resume: bool 
 
     sampler = _fit.make_sampler(model, recipe.sampling)
     objective = objectives.opd(model, sampler, _fit.opd_settings(recipe))
-    state = _fit.resume_state(run, resume, progress)
-    progress.start(train.iterations, f"distill {len(teachers)} teachers", done=state.iteration if state else 0)
-    sample = make_sample_writer(model, recipe, prompts, run)
-    hooks = _fit.make_hooks(run, progress, train, sample)
-    fit(model, experience, objective, _fit.fit_settings(train), state=state, hooks=hooks)
-    _model.save_adapter(model, run, recipe.model, ema=train.ema_decay > 0)
+    course = _fit.Course(f"distill {len(teachers)} teachers", experience, objective, prompts)
+    _fit.train(recipe, model, run, progress, course, resume=resume)
     return {"metrics": final}

@@ -27,7 +27,7 @@ def run(recipe: MergeRecipe, run: RunDir, progress: Progress, *, resume: bool = 
         if folder is None:
             raise MergeError("base is no adapter: leave it out and lower the other weights instead")
         config, factors = read_adapter(folder)
-        parents.append(reference.parent("adapter"))
+        parents.append(reference.parent("adapter", folder))
         bases[ref] = recorded_base(folder)
         adapters.append(factors)
         targets += [t for t in config.targets if t not in targets]

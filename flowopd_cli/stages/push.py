@@ -35,7 +35,7 @@ def run(
     name = public_name(config.base) if config.base else None
     write_adapter(run.hub_dir, factors, replace(config, base=name))
     write_diffusers(run.hub_dir, factors)
-    run.set_parents([reference.parent("pushed")])
+    run.set_parents([reference.parent("pushed", adapter)])
     fill(recipe, source, run)
     largest = verify(source, run, recipe)
     progress.note(f"plain diffusers draws the same picture: largest difference {largest * 255:.2f} of 255")
