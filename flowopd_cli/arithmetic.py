@@ -41,14 +41,9 @@ def trained_steps(sampling: SamplingSpec) -> int:
     which arrives at sigma 0. A deterministic sampler trains every step but that one.
     """
     noisy = sampling.steps - 1
-    if sampling.window is None or deterministic(sampling):
+    if sampling.window is None or sampling.deterministic:
         return max(1, noisy)
     return max(1, min(sampling.window.size, noisy - sampling.window.start_max))
-
-
-def deterministic(sampling: SamplingSpec) -> bool:
-    """Whether no step draws noise."""
-    return sampling.kernel == "ode" or sampling.eta == 0
 
 
 def optimizer_steps(pictures: int, updates: int) -> tuple[int, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -120,8 +120,9 @@ def _evaluation(run: RunDir, own: str | None, base: Base | None) -> Evaluation |
         return None
     made = recipe.eval.model_dump(include=set(PROTOCOL))
     made |= {"resolution": recipe.model.resolution, "max_sequence_length": recipe.model.max_sequence_length}
-    versions = {name: str(result["version"]) for name, result in _results_of(run).items()}
-    return Evaluation(BASE if scored is None else MODEL, run, results(run), versions, made)
+    read = _results_of(run)
+    versions = {name: str(result["version"]) for name, result in read.items()}
+    return Evaluation(BASE if scored is None else MODEL, run, _figures(read), versions, made)
 
 
 def results(run: RunDir) -> dict[str, dict[str, Any]]:
@@ -130,7 +131,11 @@ def results(run: RunDir) -> dict[str, dict[str, Any]]:
     Raises:
         ArtifactError: a result is damaged.
     """
-    return {name: {key: result[key] for key in FIGURES} for name, result in _results_of(run).items()}
+    return _figures(_results_of(run))
+
+
+def _figures(read: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {name: {key: result[key] for key in FIGURES} for name, result in read.items()}
 
 
 def _results_of(run: RunDir) -> dict[str, dict[str, Any]]:

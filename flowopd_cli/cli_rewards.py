@@ -118,10 +118,10 @@ def serve(
     """
     options = read_options(settings)
     with redirect_stdout(sys.stderr):
-        from flowopd_cli.stages import _rewards
-    limits = _rewards.Limits(body_bytes=max_bytes, pixels=max_pixels, queue_seconds=queue_seconds)
-    service = _rewards.Service(host, port, token_env, token_file, max_batch, linger, limits)
-    raise typer.Exit(_rewards.serve(reward, options, service))
+        from flowopd_cli.stages import _serve
+    limits = _serve.Limits(body_bytes=max_bytes, pixels=max_pixels, queue_seconds=queue_seconds)
+    service = _serve.Service(host, port, token_env, token_file, max_batch, linger, limits)
+    raise typer.Exit(_serve.serve(reward, options, service))
 
 
 def read_options(texts: Sequence[str]) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from typing import Any
 
 from flowopd_cli import preflight, registry, report
 from flowopd_cli import recipe as recipes
-from flowopd_cli.card import results as results_of
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.files import atomic_write
 from flowopd_cli.progress import Progress
@@ -152,7 +151,7 @@ class Demo:
     ) -> dict[str, Any]:
         """The table of every model on the same prompts and seeds, and the report."""
         entries = [report.ModelEntry(name, runs[f"eval-{name}"]) for name in ("base", *trained)]
-        results = {entry.name: results_of(entry.evaluation) for entry in entries}
+        results = {entry.name: entry.results for entry in entries}
         lead = f"flowopd demo on the embedded toy world, seed {self.seed}{', quick' if self.quick else ''}."
         path = RunDir(self.out).report_file
         atomic_write(path, report.build(TITLE, lead, entries, list(trained.values())))

@@ -7,12 +7,13 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from flowopd_cli.errors import RecipeError
 
 EXIT_FILE = "FLOWOPD_EXIT_FILE"
+PATIENCE = 3600  # seconds that copies which were asked to stop have for their last iteration
 
 
 def rank() -> int:
@@ -55,16 +56,28 @@ def relaunch(argv: Sequence[str], processes: int, device: str) -> int:
     with tempfile.TemporaryDirectory(prefix="flowopd-") as folder:
         exit_file = Path(folder) / "exit"
         environment = dict(os.environ, **{EXIT_FILE: str(exit_file)})
+        environment.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(PATIENCE))
         if not cuda:
             environment["ACCELERATE_USE_CPU"] = "true"
             environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-        # The copies stop by themselves, and are waited for. Unlike SIG_IGN, a handler is not inherited by them.
-        before = signal.signal(signal.SIGINT, lambda number, frame: None)
-        try:
-            code = subprocess.run(command(argv, processes, cuda=cuda), env=environment, check=False).returncode
-        finally:
-            signal.signal(signal.SIGINT, before)
+        code = _run(command(argv, processes, cuda=cuda), environment)
         return int(exit_file.read_text()) if exit_file.is_file() else code
+
+
+def _run(argv: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Run the launcher to its end. Asked to stop, the copies finish by themselves and are waited for.
+
+    A terminal sends Ctrl-C to the launcher itself; SIGTERM reaches this process alone and is handed on. Unlike SIG_IGN,
+    a handler is not inherited.
+    """
+    with subprocess.Popen(argv, env=environment) as launcher:
+        answers = {signal.SIGINT: lambda *_: None, signal.SIGTERM: lambda *_: launcher.terminate()}
+        before = {number: signal.signal(number, answer) for number, answer in answers.items()}
+        try:
+            return launcher.wait()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 def record_exit(code: int) -> None:

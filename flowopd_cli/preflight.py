@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from flowopd_cli import registry
-from flowopd_cli.arithmetic import deterministic
 from flowopd_cli.errors import ArtifactError, MergeError, MissingDependency, PromptError, RecipeError
 from flowopd_cli.plan import RANKLESS
 from flowopd_cli.recipe import (
@@ -182,20 +181,20 @@ def _check_merge(recipe: MergeRecipe) -> None:
 def _check_training(recipe: TrainedRecipe) -> list[str]:
     if recipe.train.track == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
         raise MissingDependency("tensorboard", extra="track")
-    tasks = set().union(*(tasks_of(spec) for spec in recipe.prompts))
-    check_tasks(recipe, tasks)
-    return [*_idle_teachers(recipe, tasks), *_idle_window(recipe)]
+    named = [tasks_of(spec) for spec in recipe.prompts]
+    check_tasks(recipe, set().union(*named))
+    return [*_idle_teachers(recipe, named), *_idle_window(recipe)]
 
 
-def _idle_teachers(recipe: TrainedRecipe, tasks: set[str]) -> list[str]:
+def _idle_teachers(recipe: TrainedRecipe, named: Sequence[set[str]]) -> list[str]:
+    """Teachers of no prompt's task, where every source names its tasks."""
     routes = getattr(recipe, "teachers", None) or getattr(recipe, "routing", {})
-    known = all(tasks_of(spec) for spec in recipe.prompts)
-    idle = sorted(set(routes) - tasks) if known else []
+    idle = sorted(set(routes).difference(*named)) if all(named) else []
     return [f"teacher {task!r} is loaded, but no prompt has its task" for task in idle]
 
 
 def _idle_window(recipe: TrainedRecipe) -> list[str]:
     window, steps = recipe.sampling.window, recipe.sampling.steps
-    if window is None or deterministic(recipe.sampling) or window.start_max + window.size < steps:
+    if window is None or recipe.sampling.deterministic or window.start_max + window.size < steps:
         return []
     return ["sampling.window holds the last step, which draws no noise and is not trained"]

@@ -98,7 +98,7 @@ class TeacherRecipe(_Trained):
 
     @model_validator(mode="after")
     def _policy_must_be_stochastic(self) -> TeacherRecipe:
-        if self.sampling.kernel == "ode" or self.sampling.eta == 0:
+        if self.sampling.deterministic:
             raise ValueError("GRPO needs a stochastic policy: set sampling.kernel to flow_sde or cps and eta > 0")
         _check_noise("GRPO", self.sampling)
         _check_sampling(self.sampling)
@@ -140,10 +140,9 @@ class DistillRecipe(_Trained):
 
     @model_validator(mode="after")
     def _estimator_fits_kernel(self) -> DistillRecipe:
-        deterministic = self.sampling.kernel == "ode" or self.sampling.eta == 0
-        if self.opd.estimator == "score" and deterministic:
-            raise ValueError("opd.estimator score needs a stochastic kernel: flow_sde or cps with eta > 0")
         if self.opd.estimator == "score":
+            if self.sampling.deterministic:
+                raise ValueError("opd.estimator score needs a stochastic kernel: flow_sde or cps with eta > 0")
             _check_noise("opd.estimator score", self.sampling)
         _check_sampling(self.sampling)
         return self

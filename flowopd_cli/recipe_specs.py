@@ -60,6 +60,11 @@ class SamplingSpec(Spec):
     guidance: Annotated[float, Field(ge=0)] = 4.5
     window: WindowSpec | None = None
 
+    @property
+    def deterministic(self) -> bool:
+        """Whether no step draws noise."""
+        return self.kernel == "ode" or self.eta == 0
+
 
 class PromptSpec(Spec):
     """A prompt source: ``toy:geneval`` style names, or a ``.txt`` / ``.jsonl`` file of one task."""

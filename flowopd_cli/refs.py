@@ -93,12 +93,11 @@ class AdapterRef:
 
     def sha256(self) -> str | None:
         """Digest of the adapter's weights; ``None`` for the base."""
-        folder = self.resolve()
-        return None if folder is None else sha256_files(folder.glob("*.safetensors"))
+        return _digest(self.resolve())
 
-    def parent(self, role: str) -> Parent:
-        """The entry that a manifest's ``parents`` holds for this adapter."""
-        return Parent(role=role, ref=self.text, sha256=self.sha256())
+    def parent(self, role: str, folder: Path | None = None) -> Parent:
+        """The entry that a manifest's ``parents`` holds for this adapter; ``folder`` is it, resolved already."""
+        return Parent(role=role, ref=self.text, sha256=_digest(folder or self.resolve()))
 
     def _fetch(self) -> Path:
         from huggingface_hub import snapshot_download
@@ -137,6 +136,10 @@ def _base_in_files(folder: Path) -> Base | None:
     name = config.get("base_model_name_or_path")
     sha = config.get(BASE_KEY) or safetensors_metadata(folder / PEFT_WEIGHTS).get(BASE_KEY)
     return Base(ref=str(name or ""), sha256=str(sha) if sha else None) if name or sha else None
+
+
+def _digest(folder: Path | None) -> str | None:
+    return None if folder is None else sha256_files(folder.glob("*.safetensors"))
 
 
 def _has_adapter(folder: Path) -> bool:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from importlib.resources import files
 from typing import Any
 
@@ -24,12 +25,17 @@ class ModelEntry:
     name: str
     evaluation: RunDir
 
+    @cached_property
+    def results(self) -> dict[str, dict[str, Any]]:
+        """``{suite: {mean, stderr, n}}``, read once."""
+        return results_of(self.evaluation)
+
 
 def build(title: str, lead: str, models: Sequence[ModelEntry], runs: Sequence[RunDir]) -> str:
     """The report as HTML; every text is escaped."""
     from jinja2 import Environment
 
-    results = {entry.name: results_of(entry.evaluation) for entry in models}
+    results = {entry.name: entry.results for entry in models}
     suites = list(next(iter(results.values())))
     template = (files("flowopd_cli") / "templates" / "report.html.j2").read_text(encoding="utf-8")
     return (

@@ -21,7 +21,7 @@ from flowopd_cli.models.sd3 import SD3Model
 from flowopd_cli.progress import Silent
 from flowopd_cli.rewards.base import RewardInfo
 from flowopd_cli.run import RunDir
-from flowopd_cli.stages import _wiring as wiring
+from flowopd_cli.stages import _model
 
 COMMON = {
     "seed": 3,
@@ -116,7 +116,7 @@ def train(name, built, progress=None):
 
 def runs(folder, out, pipeline):
     """Every stage, and a distillation whose optimizer steps have one row each."""
-    wiring.load_model = lambda spec, targets, run=None: DoubleModel.load(
+    _model.load_model = lambda spec, targets, run=None: DoubleModel.load(
         spec.pretrained, device="cpu", max_sequence_length=spec.max_sequence_length
     )
     for stage in ("teacher", "coldstart", "distill"):

@@ -566,6 +566,23 @@ def test_the_exit_code_comes_through_the_launcher(monkeypatch):
     assert launch.relaunch(["teacher"], 2, "cpu") == 4
 
 
+def test_a_request_to_end_is_handed_on_to_the_launcher_and_waited_for(monkeypatch):
+    code = """
+import os, pathlib, signal, sys, time
+def end(number, frame):
+    time.sleep(0.2)
+    pathlib.Path(os.environ["FLOWOPD_EXIT_FILE"]).write_text(os.environ["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"])
+    sys.exit(1)
+signal.signal(signal.SIGTERM, end)
+os.kill(os.getppid(), signal.SIGTERM)
+time.sleep(60)
+"""
+    monkeypatch.setattr(launch, "command", lambda argv, processes, cuda: [sys.executable, "-c", code])
+    before = signal.getsignal(signal.SIGTERM)
+    assert launch.relaunch(["teacher"], 2, "cpu") == launch.PATIENCE
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
 def test_rank_0_records_its_exit_code(monkeypatch, tmp_path):
     monkeypatch.setenv(launch.EXIT_FILE, str(tmp_path / "exit"))
     launch.record_exit(2)

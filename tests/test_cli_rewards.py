@@ -10,7 +10,7 @@ from PIL import Image
 from workers import started
 
 from flowopd_cli import cli
-from flowopd_cli.stages import _rewards
+from flowopd_cli.stages import _rewards, _serve
 
 MODULE = """
 import torch
@@ -187,7 +187,7 @@ def test_a_server_that_cannot_start(flowopd, argv, words, monkeypatch):
 def test_a_worker_script_gets_the_flags_but_not_the_token(flowopd, monkeypatch):
     calls = []
     monkeypatch.setenv("MINE", "secret")
-    monkeypatch.setattr(_rewards.isolated, "run", lambda *given: calls.append(given) or 0)
+    monkeypatch.setattr(_serve.isolated, "run", lambda *given: calls.append(given) or 0)
     argv = ["deqa", "--host", "0.0.0.0", "--token-env", "MINE", "--set", "divide=1", "--max-batch", "4"]
     assert flowopd("rewards", "serve", *argv)[0] == 0
     name, path, arguments = calls[0]

@@ -67,8 +67,8 @@ def read_adapter(folder: Path) -> tuple[AdapterConfig, dict[str, LoraFactors]]:
 def write_adapter(folder: Path, factors: Mapping[str, LoraFactors], config: AdapterConfig) -> None:
     """Write the PEFT form: each file to a temporary name, then renamed into place.
 
-    There is no ``task_type``: the Hub wants a string or nothing, and each of PEFT's strings is a wrapper for language
-    models, which hands a transformer of pictures arguments that it does not take.
+    There is no ``task_type``: the Hub warns about one that is not a string, and each of PEFT's strings is a wrapper for
+    language models, which hands a transformer of pictures arguments that it does not take.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, Tensor] = {}

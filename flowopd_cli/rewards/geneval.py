@@ -234,12 +234,3 @@ def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "task_scores": tasks,
         "overall": sum(tasks.values()) / len(tasks),
     }
-
-
-def __getattr__(name: str) -> Any:
-    """``GenEvalReward`` lives in ``geneval_reward``, which needs these rules; it is found here as well."""
-    if name == "GenEvalReward":
-        from flowopd_cli.rewards.geneval_reward import GenEvalReward
-
-        return GenEvalReward
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flowopd_cli.cache import cache_dir
 from flowopd_cli.errors import RewardError
-from flowopd_cli.rewards.weights import cache_dir
 
 PACKAGE = Path(__file__).resolve().parent.parent
 WORKERS = PACKAGE / "rewards" / "workers"

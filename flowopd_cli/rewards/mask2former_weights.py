@@ -19,11 +19,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from flowopd_cli.cache import cache_dir
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.rewards.clip import read, refuse_incomplete, split_revision
 from flowopd_cli.rewards.coco import COCO_CLASSES
 from flowopd_cli.rewards.mask2former_keys import INDEX_TABLE, UNREAD_NORM, Architecture, convert, modern
-from flowopd_cli.rewards.weights import cache_dir, download, file_digest, load_tensors, refuse_mismatch
+from flowopd_cli.rewards.weights import download, file_digest, load_tensors, refuse_mismatch
 
 SERVER = "https://download.openmmlab.com/mmdetection"
 # The same training run as published for mmdet 3 and for mmdet 2; a file's name ends in the prefix of its sha256.

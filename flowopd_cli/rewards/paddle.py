@@ -22,10 +22,11 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from flowopd_cli.cache import cache_dir
 from flowopd_cli.errors import ArtifactError, FlowOPDError, MissingDependency, RewardError
 from flowopd_cli.rewards.ocr import Line, Reading
 from flowopd_cli.rewards.readers import DROP_SCORE, SIDE_LIMIT, Found, carried_model, one_line, read_pages
-from flowopd_cli.rewards.weights import cache_dir, download, file_digest
+from flowopd_cli.rewards.weights import download, file_digest
 
 ONNX, CONFIG = "inference.onnx", "inference.yml"
 PUBLISHED = "PP-OCRv4"

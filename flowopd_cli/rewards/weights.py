@@ -12,18 +12,11 @@ from pathlib import Path
 
 from torch import Tensor
 
+from flowopd_cli.cache import cache_dir
 from flowopd_cli.errors import ArtifactError
 
 CHUNK = 1 << 20
 TIMEOUT = 60.0
-
-
-def cache_dir() -> Path:
-    """``$FLOWOPD_CACHE``, or ``flowopd`` in the user's cache directory."""
-    root = os.environ.get("FLOWOPD_CACHE")
-    if root:
-        return Path(root)
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "flowopd"
 
 
 def pick_device(device: str = "auto") -> str:

@@ -10,7 +10,7 @@ from flowopd_cli.models.plain import Request, plain_picture, plain_pipeline
 from flowopd_cli.models.sd3 import SD3Model
 from flowopd_cli.recipe import SD3_TARGETS, PushRecipe
 from flowopd_cli.run import RunDir
-from flowopd_cli.stages import _wiring as wiring
+from flowopd_cli.stages import _model
 from flowopd_cli.stages._samples import ode_sampler
 
 
@@ -42,7 +42,7 @@ def _difference(source: RunDir, run: RunDir, recipe: PushRecipe) -> float:
     push, spec = recipe.push, source.recipe().model
     asked = recipe.model.device
     spec = spec.model_copy(update={"dtype": "float32", "device": spec.device if asked == "auto" else asked})
-    model: SD3Model = wiring.load_model(spec, SD3_TARGETS)
+    model: SD3Model = _model.load_model(spec, SD3_TARGETS)
     model.adapters.load("policy", run.hub_dir)
     noise = SeededNoise((recipe.seed,), model.latent_shape)
     cond = model.encode([push.verify_prompt])

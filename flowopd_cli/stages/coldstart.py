@@ -11,25 +11,23 @@ from flowopd_cli.errors import RewardError
 from flowopd_cli.progress import Progress
 from flowopd_cli.recipe import ColdstartRecipe
 from flowopd_cli.run import RunDir
-from flowopd_cli.stages import _wiring as wiring
-from flowopd_cli.stages._samples import make_sample_writer
+from flowopd_cli.stages import _data, _fit, _model
 from flowopd_cli.tasks import check_tasks
 from flowopd_cli.train import objectives, supervised
-from flowopd_cli.train.loop import fit
 
 
 def run(recipe: ColdstartRecipe, run: RunDir, progress: Progress, *, resume: bool = False) -> dict[str, Any]:
     """Every teacher draws its own tasks' prompts; the best of each group is kept; the policy learns to draw them."""
     train, sft = recipe.train, recipe.sft
-    drawer, prompts = wiring.make_drawer(recipe.prompts, train, recipe.seed)
+    drawer, prompts = _data.make_drawer(recipe.prompts, train, recipe.seed)
     check_tasks(recipe, prompts)
-    model = wiring.load_model(recipe.model, recipe.adapter.targets, run)
-    parents = wiring.add_policy(model, recipe.adapter, recipe.seed)
-    teachers = wiring.add_teachers(model, recipe.teachers, recipe.sampling.guidance, parents)
+    rewards = _data.make_rewards(recipe.rewards, prompts) if recipe.rewards else None
+    model = _model.load_model(recipe.model, recipe.adapter.targets, run)
+    parents = _model.add_policy(model, recipe.adapter, recipe.seed)
+    teachers = _model.add_teachers(model, recipe.teachers, recipe.sampling.guidance, parents)
     run.set_parents(parents)
-    wiring.encode_ahead(model, prompts)
-    rewards = wiring.make_rewards(recipe.rewards, prompts) if recipe.rewards else None
-    sampler = wiring.make_sampler(model, recipe.sampling)
+    _model.encode_ahead(model, prompts)
+    sampler = _fit.make_sampler(model, recipe.sampling)
     latents, cond = [], []
     progress.note(f"drawing {sft.samples} kept pictures from {len(teachers)} teachers")
     draws = -(-sft.samples // train.groups)
@@ -48,10 +46,6 @@ def run(recipe: ColdstartRecipe, run: RunDir, progress: Progress, *, resume: boo
         own = rows[drawer.rank :: drawer.processes]
         return [[own[i : i + train.micro] for i in range(0, len(own), train.micro)]], {}
 
-    state = wiring.resume_state(run, resume, progress)
-    progress.start(train.iterations, "coldstart", done=state.iteration if state else 0)
-    sample = make_sample_writer(model, recipe, prompts, run)
-    hooks = wiring.make_hooks(run, progress, train, sample)
-    fit(model, experience, objectives.sft(model), wiring.fit_settings(train), state=state, hooks=hooks)
-    wiring.save_adapter(model, run, recipe.model, ema=train.ema_decay > 0)
+    course = _fit.Course("coldstart", experience, objectives.sft(model), prompts)
+    _fit.train(recipe, model, run, progress, course, resume=resume)
     return {"metrics": {"pictures": len(data)}}

@@ -7,29 +7,27 @@ from typing import Any
 from flowopd_cli.progress import Progress
 from flowopd_cli.recipe import DistillRecipe
 from flowopd_cli.run import RunDir
-from flowopd_cli.stages import _wiring as wiring
-from flowopd_cli.stages._samples import make_sample_writer
+from flowopd_cli.stages import _data, _fit, _model
 from flowopd_cli.tasks import check_tasks
 from flowopd_cli.train import collect, objectives
-from flowopd_cli.train.loop import fit
 
 
 def run(recipe: DistillRecipe, run: RunDir, progress: Progress, *, resume: bool = False) -> dict[str, Any]:
     """Rollout, route, target velocities, anchor velocities, ``opd``; no decoding unless rewards are logged."""
     train, opd, guidance = recipe.train, recipe.opd, recipe.sampling.guidance
-    drawer, prompts = wiring.make_drawer(recipe.prompts, train, recipe.seed)
+    drawer, prompts = _data.make_drawer(recipe.prompts, train, recipe.seed)
     check_tasks(recipe, prompts)
-    rewards = wiring.make_rewards(recipe.rewards, prompts) if opd.log_rewards_every else None
-    model = wiring.load_model(recipe.model, recipe.adapter.targets, run)
-    parents = wiring.add_policy(model, recipe.adapter, recipe.seed)
-    teachers = wiring.add_teachers(model, recipe.routing, guidance, parents)
-    anchor = wiring.add_anchor(model, recipe.anchor, guidance, parents)
+    rewards = _data.make_rewards(recipe.rewards, prompts) if opd.log_rewards_every else None
+    model = _model.load_model(recipe.model, recipe.adapter.targets, run)
+    parents = _model.add_policy(model, recipe.adapter, recipe.seed)
+    teachers = _model.add_teachers(model, recipe.routing, guidance, parents)
+    anchor = _model.add_anchor(model, recipe.anchor, guidance, parents)
     run.set_parents(parents)
-    wiring.encode_ahead(model, prompts)
+    _model.encode_ahead(model, prompts)
     final: dict[str, float] = {}
 
     def experience(iteration: int):
-        sampler = wiring.make_sampler(model, recipe.sampling, seed=recipe.seed + iteration)
+        sampler = _fit.make_sampler(model, recipe.sampling, seed=recipe.seed + iteration)
         draw = drawer(iteration)
         rolled = collect.rollout(model, sampler, draw, batch=train.rollout_batch)
         figures: dict[str, float] = {}
@@ -43,12 +41,8 @@ def run(recipe: DistillRecipe, run: RunDir, progress: Progress, *, resume: bool 
         deal = {"updates": train.updates, "micro": train.micro, "seed": recipe.seed + iteration, "share": draw.share}
         return collect.step_batches(rolled, sampler, **deal), figures
 
-    sampler = wiring.make_sampler(model, recipe.sampling)
-    objective = objectives.opd(model, sampler, wiring.opd_settings(recipe))
-    state = wiring.resume_state(run, resume, progress)
-    progress.start(train.iterations, f"distill {len(teachers)} teachers", done=state.iteration if state else 0)
-    sample = make_sample_writer(model, recipe, prompts, run)
-    hooks = wiring.make_hooks(run, progress, train, sample)
-    fit(model, experience, objective, wiring.fit_settings(train), state=state, hooks=hooks)
-    wiring.save_adapter(model, run, recipe.model, ema=train.ema_decay > 0)
+    sampler = _fit.make_sampler(model, recipe.sampling)
+    objective = objectives.opd(model, sampler, _fit.opd_settings(recipe))
+    course = _fit.Course(f"distill {len(teachers)} teachers", experience, objective, prompts)
+    _fit.train(recipe, model, run, progress, course, resume=resume)
     return {"metrics": final}

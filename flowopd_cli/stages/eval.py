@@ -13,11 +13,14 @@ from flowopd_cli.errors import RecipeError
 from flowopd_cli.progress import Progress
 from flowopd_cli.recipe import SD3_TARGETS, EvalRecipe
 from flowopd_cli.run import RunDir
+from flowopd_cli.stages import _model
 from flowopd_cli.stages import _ranks as ranks
+from flowopd_cli.stages import _results as outcome
 from flowopd_cli.stages import _suites as suite_tools
-from flowopd_cli.stages import _wiring as wiring
-from flowopd_cli.stages._pictures import Picture, PictureFolder, Scorer, Wanted, plan
+from flowopd_cli.stages._pictures import Picture, PictureFolder, settings
 from flowopd_cli.stages._samples import draw_images, grid, ode_sampler, to_bytes
+from flowopd_cli.stages._scoring import Scorer
+from flowopd_cli.stages._wanted import Wanted, plan
 from flowopd_cli.suites.base import Result, image_seed
 
 
@@ -25,14 +28,14 @@ def run(recipe: EvalRecipe, run: RunDir, progress: Progress, *, resume: bool = F
     """Draw each (prompt, image index) once, whatever number of suites asks for it, and score every suite."""
     suites = suite_tools.load(recipe)
     if recipe.eval.import_scores is not None:
-        results = suite_tools.imported(suites, Path(recipe.eval.import_scores))
+        results = outcome.imported(suites, Path(recipe.eval.import_scores))
     else:
         results = judged(recipe, suites, run, progress)
     for name, result in results.items():
         run.write_eval(name, json.dumps(result, indent=1))
-    suite_tools.table(progress, results, recipe.adapter or "base")
+    outcome.table(progress, results, recipe.adapter or "base")
     figures = {name: {key: r[key] for key in ("mean", "stderr", "n")} for name, r in results.items()}
-    return {"suites": figures, "below": suite_tools.below(results, recipe.eval.fail_under)}
+    return {"suites": figures, "below": outcome.below(results, recipe.eval.fail_under)}
 
 
 def judged(recipe: EvalRecipe, asked: suite_tools.Asked, run: RunDir, progress: Progress) -> dict[str, Result]:
@@ -53,10 +56,10 @@ def judged(recipe: EvalRecipe, asked: suite_tools.Asked, run: RunDir, progress: 
     if rank:
         return {}
     keep(run, wanted, folder, recipe.eval.keep_images)
-    ordered = suite_tools.in_order(rows, wanted)
+    ordered = outcome.in_order(rows, wanted)
     for name, own in ordered.items():
         run.write_rows(name, own)
-    return suite_tools.results(asked, ordered, rewards, recipe)
+    return outcome.results(asked, ordered, rewards, recipe)
 
 
 def supply(
@@ -88,12 +91,12 @@ def draw(
     if not missing:
         return
     spec = recipe.eval
-    model = wiring.load_model(recipe.model, SD3_TARGETS, run)
+    model = _model.load_model(recipe.model, SD3_TARGETS, run)
     parents: list[Any] = []
-    adapter = wiring.add_frozen(model, "policy", recipe.adapter or "base", parents)
+    adapter = _model.add_frozen(model, "policy", recipe.adapter or "base", parents)
     run.set_parents(parents)
-    folder.claim(suite_tools.settings(recipe, parents))
-    wiring.encode_ahead(model, {"all": list({w.prompt.text: w.prompt for w in missing}.values())})
+    folder.claim(settings(recipe, parents))
+    _model.encode_ahead(model, {"all": list({w.prompt.text: w.prompt for w in missing}.values())})
     sampler = ode_sampler(model, spec.steps, spec.guidance)
     for start in range(0, len(missing), spec.batch):
         part = missing[start : start + spec.batch]

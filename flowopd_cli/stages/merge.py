@@ -15,7 +15,7 @@ from flowopd_cli.progress import Progress
 from flowopd_cli.recipe import MergeRecipe, ModelSpec
 from flowopd_cli.refs import AdapterRef, recorded_base
 from flowopd_cli.run import RunDir
-from flowopd_cli.stages import _wiring as wiring
+from flowopd_cli.stages import _model
 
 
 def run(recipe: MergeRecipe, run: RunDir, progress: Progress, *, resume: bool = False) -> dict[str, Any]:
@@ -27,7 +27,7 @@ def run(recipe: MergeRecipe, run: RunDir, progress: Progress, *, resume: bool = 
         if folder is None:
             raise MergeError("base is no adapter: leave it out and lower the other weights instead")
         config, factors = read_adapter(folder)
-        parents.append(reference.parent("adapter"))
+        parents.append(reference.parent("adapter", folder))
         bases[ref] = recorded_base(folder)
         adapters.append(factors)
         targets += [t for t in config.targets if t not in targets]
@@ -60,7 +60,7 @@ def base_digest(model: ModelSpec, bases: Mapping[str, Base | None]) -> str | Non
     listed = ", ".join(f"{ref} on {sha[:12] if sha else 'unknown'}" for ref, sha in digests.items())
     if len(known) > 1:
         raise ArtifactError(f"adapters of different bases cannot be merged: {listed}")
-    source = Path(wiring.pretrained(model))
+    source = Path(_model.pretrained(model))
     own = base_fingerprint(source) if source.is_dir() else None
     if own is not None and known - {own}:
         raise ArtifactError(

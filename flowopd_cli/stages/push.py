@@ -16,7 +16,7 @@ from flowopd_cli.progress import Progress
 from flowopd_cli.recipe import PushRecipe
 from flowopd_cli.refs import AdapterRef
 from flowopd_cli.run import RunDir
-from flowopd_cli.stages import _wiring as wiring
+from flowopd_cli.stages import _model
 from flowopd_cli.stages._public import copy_evaluation, public_manifest, public_name, public_recipe
 from flowopd_cli.stages._verify import verify
 
@@ -35,7 +35,7 @@ def run(
     name = public_name(config.base) if config.base else None
     write_adapter(run.hub_dir, factors, replace(config, base=name))
     write_diffusers(run.hub_dir, factors)
-    run.set_parents([reference.parent("pushed")])
+    run.set_parents([reference.parent("pushed", adapter)])
     fill(recipe, source, run)
     largest = verify(source, run, recipe)
     progress.note(f"plain diffusers draws the same picture: largest difference {largest * 255:.2f} of 255")
@@ -63,7 +63,7 @@ def fill(recipe: PushRecipe, source: RunDir, run: RunDir) -> None:
     (run.hub_dir / source.recipe_file.name).write_text(public_recipe(source.recipe()), encoding="utf-8")
     repo = recipe.push.repo or run.hub_dir.name
     spec = source.recipe().model
-    without_t5 = bool(absent_t5(locate(wiring.pretrained(spec), spec.revision)))
+    without_t5 = bool(absent_t5(locate(_model.pretrained(spec), spec.revision)))
     card = cards.Card(
         title=repo.rsplit("/")[-1],
         manifest=public_manifest(source.manifest()),

@@ -7,26 +7,24 @@ from typing import Any
 from flowopd_cli.progress import Progress
 from flowopd_cli.recipe import TeacherRecipe
 from flowopd_cli.run import RunDir
-from flowopd_cli.stages import _wiring as wiring
-from flowopd_cli.stages._samples import make_sample_writer
+from flowopd_cli.stages import _data, _fit, _model
 from flowopd_cli.tasks import check_tasks
 from flowopd_cli.train import collect, objectives
-from flowopd_cli.train.loop import fit
 
 
 def run(recipe: TeacherRecipe, run: RunDir, progress: Progress, *, resume: bool = False) -> dict[str, Any]:
     """Rollout, rewards, advantages, clipped surrogate; the adapter ends in ``adapter/``."""
     train, grpo = recipe.train, recipe.grpo
-    drawer, prompts = wiring.make_drawer(recipe.prompts, train, recipe.seed)
+    drawer, prompts = _data.make_drawer(recipe.prompts, train, recipe.seed)
     check_tasks(recipe, prompts)
-    rewards = wiring.make_rewards(recipe.rewards, prompts)
-    model = wiring.load_model(recipe.model, recipe.adapter.targets, run)
-    run.set_parents(wiring.add_policy(model, recipe.adapter, recipe.seed))
-    wiring.encode_ahead(model, prompts)
+    rewards = _data.make_rewards(recipe.rewards, prompts)
+    model = _model.load_model(recipe.model, recipe.adapter.targets, run)
+    run.set_parents(_model.add_policy(model, recipe.adapter, recipe.seed))
+    _model.encode_ahead(model, prompts)
     final: dict[str, float] = {}
 
     def experience(iteration: int):
-        sampler = wiring.make_sampler(model, recipe.sampling, seed=recipe.seed + iteration)
+        sampler = _fit.make_sampler(model, recipe.sampling, seed=recipe.seed + iteration)
         draw = drawer(iteration)
         rolled = collect.rollout(model, sampler, draw, batch=train.rollout_batch)
         rolled = collect.with_rewards(collect.with_images(model, rolled, batch=train.rollout_batch), rewards)
@@ -39,13 +37,8 @@ def run(recipe: TeacherRecipe, run: RunDir, progress: Progress, *, resume: bool 
         deal = {"updates": train.updates, "micro": train.micro, "seed": recipe.seed + iteration, "share": draw.share}
         return collect.step_batches(rolled, sampler, **deal), figures
 
-    sampler = wiring.make_sampler(model, recipe.sampling)
+    sampler = _fit.make_sampler(model, recipe.sampling)
     objective = objectives.grpo(model, sampler, clip=grpo.clip, beta=grpo.beta)
-    state = wiring.resume_state(run, resume, progress)
-    title = f"teacher {'+'.join(r.name for r in recipe.rewards)}"
-    progress.start(train.iterations, title, done=state.iteration if state else 0)
-    sample = make_sample_writer(model, recipe, prompts, run)
-    hooks = wiring.make_hooks(run, progress, train, sample)
-    fit(model, experience, objective, wiring.fit_settings(train), state=state, hooks=hooks)
-    wiring.save_adapter(model, run, recipe.model, ema=train.ema_decay > 0)
+    course = _fit.Course(f"teacher {'+'.join(r.name for r in recipe.rewards)}", experience, objective, prompts)
+    _fit.train(recipe, model, run, progress, course, resume=resume)
     return {"metrics": final}

@@ -89,7 +89,7 @@ def test_an_evaluation_that_stopped_draws_no_picture_twice(done, tmp_path, monke
     assert pngs(run.images_dir) == pngs(done.images_dir)
     for name in ("geneval", "ocr", "quality"):
         assert rows(run, name) == rows(done, name)
-    monkeypatch.setattr(stage.wiring, "load_model", lambda *args: pytest.fail("a model was loaded for nothing"))
+    monkeypatch.setattr(stage._model, "load_model", lambda *args: pytest.fail("a model was loaded for nothing"))
     perform(run.path, resume=True)
 
 
@@ -122,7 +122,7 @@ def test_two_processes_give_the_rows_of_one(done, tmp_path):
 
 
 def test_pictures_of_another_program_are_scored_without_a_model(done, tmp_path, monkeypatch):
-    monkeypatch.setattr(stage.wiring, "load_model", lambda *args: pytest.fail("no model is needed"))
+    monkeypatch.setattr(stage._model, "load_model", lambda *args: pytest.fail("no model is needed"))
     folder = tmp_path / "theirs"
     shutil.copytree(done.images_dir / "geneval", folder)
     for path in list(folder.rglob("*.png")):

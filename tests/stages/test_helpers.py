@@ -9,7 +9,7 @@ from flowopd_cli.errors import ArtifactError
 from flowopd_cli.progress import Silent
 from flowopd_cli.recipe import ModelSpec
 from flowopd_cli.run import RunDir
-from flowopd_cli.stages import _wiring as wiring
+from flowopd_cli.stages import _fit, _model
 from flowopd_cli.train.checkpoint import TrainState
 
 
@@ -20,8 +20,8 @@ def prompts(count):
 def test_every_text_is_encoded_ahead_in_batches_and_the_encoders_go(model, monkeypatch):
     asked, encode = [], model.encode
     monkeypatch.setattr(model, "encode", lambda texts: asked.append(list(texts)) or encode(texts))
-    monkeypatch.setattr(wiring, "ENCODE_BATCH", 4)
-    wiring.encode_ahead(model, {**prompts(10), "again": prompts(3)["a"]})
+    monkeypatch.setattr(_model, "ENCODE_BATCH", 4)
+    _model.encode_ahead(model, {**prompts(10), "again": prompts(3)["a"]})
     assert [len(part) for part in asked] == [1, 4, 4, 1]
     assert set(model._cache) == {"", *(prompt.text for prompt in prompts(10)["a"])}
     assert model._encoders is None
@@ -30,7 +30,7 @@ def test_every_text_is_encoded_ahead_in_batches_and_the_encoders_go(model, monke
 def test_a_base_is_refused_at_a_resolution_that_it_has_no_latents_for(pipeline_folder):
     spec = ModelSpec(pretrained=str(pipeline_folder), device="cpu", max_sequence_length=4, resolution=64)
     with pytest.raises(ArtifactError, match="positions for at most 16 pixels"):
-        wiring.load_model(spec, ())
+        _model.load_model(spec, ())
 
 
 class Notes(Silent):
@@ -65,7 +65,7 @@ def damage(run, *steps):
 def test_a_resumed_run_goes_on_from_its_newest_sound_checkpoint(stopped, broken, left, said):
     damage(stopped, *broken)
     progress = Notes()
-    assert wiring.resume_state(stopped, True, progress).iteration == left
+    assert _fit.resume_state(stopped, True, progress).iteration == left
     assert len(stopped.rows()) == left
     assert [text in line for text, line in zip(said, progress.said, strict=True)] == [True] * len(said)
 
@@ -73,7 +73,7 @@ def test_a_resumed_run_goes_on_from_its_newest_sound_checkpoint(stopped, broken,
 def test_a_run_whose_every_checkpoint_is_damaged_does_not_start_again_by_itself(stopped):
     damage(stopped, 1, 2)
     with pytest.raises(ArtifactError, match=r"step-000001, step-000002.* --force") as refused:
-        wiring.resume_state(stopped, True, Notes())
+        _fit.resume_state(stopped, True, Notes())
     assert "\n" not in str(refused.value)
     assert len(stopped.rows()) == 3
 
@@ -81,7 +81,7 @@ def test_a_run_whose_every_checkpoint_is_damaged_does_not_start_again_by_itself(
 def test_a_run_without_a_checkpoint_starts_with_the_first_iteration_and_says_so(tmp_path):
     run, progress = RunDir.create(tmp_path / "r", "teacher"), Notes()
     run.log({"iteration": 1})
-    assert wiring.resume_state(run, True, progress) is None
-    assert wiring.resume_state(run, False, progress) is None
+    assert _fit.resume_state(run, True, progress) is None
+    assert _fit.resume_state(run, False, progress) is None
     assert progress.said == ["no checkpoint yet: starting with the first iteration"]
     assert run.rows() == []

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 import flowopd_cli
 from flowopd_cli.run import RunDir
-from flowopd_cli.stages import _wiring as wiring
+from flowopd_cli.stages import _model
 
 TESTS, PACKAGE = Path(__file__).resolve().parent.parent, Path(flowopd_cli.__file__).parent.parent
 NAMES = ("teacher", "coldstart", "distill", "sparse")
@@ -26,7 +26,7 @@ def trained(tmp_path_factory, pipeline_folder):
     for name in ("one", "two"):
         (root / "runs" / name).mkdir(parents=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(wiring, "load_model", wiring.load_model)
+        patch.setattr(_model, "load_model", _model.load_model)
         copies.runs(root, root / "runs" / "one", pipeline_folder)
     path = os.pathsep.join(map(str, (PACKAGE, TESTS)))
     environment = {**os.environ, "PYTHONPATH": path, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}

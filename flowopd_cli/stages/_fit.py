@@ -1,0 +1,116 @@
+"""The loop's surroundings: its sampler, its numbers, its files, and where it goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from flowopd_cli.core.sampler import Sampler, draw_window
+from flowopd_cli.core.steps import make_kernel
+from flowopd_cli.core.types import Prompt
+from flowopd_cli.errors import ArtifactError
+from flowopd_cli.models.base import FlowModel
+from flowopd_cli.models.sd3 import SD3Model
+from flowopd_cli.progress import Progress
+from flowopd_cli.recipe import ColdstartRecipe, DistillRecipe, SamplingSpec, TeacherRecipe, TrainSpec
+from flowopd_cli.run import RunDir
+from flowopd_cli.stages._model import save_adapter
+from flowopd_cli.stages._samples import make_sample_writer
+from flowopd_cli.train.checkpoint import TrainState
+from flowopd_cli.train.loop import Experience, FitSettings, Hooks, fit
+from flowopd_cli.train.objectives import Objective, OPDSettings
+
+
+def make_sampler(model: FlowModel, spec: SamplingSpec, *, seed: int = 0) -> Sampler:
+    """The recipe's sampler; ``seed`` places its SDE window."""
+    sigmas = model.sigmas(spec.steps, spec.shift) if spec.shift else model.sigmas(spec.steps)
+    window = None
+    if spec.window is not None:
+        window = draw_window(spec.window.size, spec.window.start_min, spec.window.start_max, seed)
+    return Sampler(sigmas, make_kernel(spec.kernel, spec.eta, sigmas), spec.guidance, window)
+
+
+def opd_settings(recipe: DistillRecipe) -> OPDSettings:
+    """The distillation objective's numbers; ODE steps have no variance, so theirs is plain velocity matching."""
+    opd = recipe.opd
+    weight = "velocity" if recipe.sampling.deterministic else opd.step_weight
+    return OPDSettings(opd.estimator, weight, recipe.anchor.beta, opd.clip, opd.adv_clip)
+
+
+def fit_settings(train: TrainSpec) -> FitSettings:
+    """The loop's numbers from a recipe."""
+    return FitSettings(
+        iterations=train.iterations,
+        lr=train.lr,
+        warmup=train.warmup,
+        weight_decay=train.weight_decay,
+        max_grad_norm=train.max_grad_norm,
+        ema_decay=train.ema_decay,
+        ema_every=train.ema_every,
+        checkpoint_every=train.checkpoint_every,
+    )
+
+
+@dataclass(frozen=True)
+class Course:
+    """What a training stage has of its own: its name on the screen, experience and objective, prompts for samples."""
+
+    title: str
+    experience: Experience
+    objective: Objective
+    prompts: Mapping[str, Sequence[Prompt]]
+
+
+def train(
+    recipe: TeacherRecipe | ColdstartRecipe | DistillRecipe,
+    model: SD3Model,
+    run: RunDir,
+    progress: Progress,
+    course: Course,
+    *,
+    resume: bool,
+) -> None:
+    """Train ``policy``, from the newest checkpoint on ``resume``, and leave the finished adapter in the run."""
+    spec = recipe.train
+    state = resume_state(run, resume, progress)
+    progress.start(spec.iterations, course.title, done=state.iteration if state else 0)
+    hooks = make_hooks(run, progress, spec, make_sample_writer(model, recipe, course.prompts, run))
+    fit(model, course.experience, course.objective, fit_settings(spec), state=state, hooks=hooks)
+    save_adapter(model, run, recipe.model, ema=spec.ema_decay > 0)
+
+
+def make_hooks(run: RunDir, progress: Progress, train: TrainSpec, sample: Callable[[int], None] | None) -> Hooks:
+    """Metrics, checkpoints and sample pictures of a training stage go into its run directory."""
+
+    def on_iteration(row: dict[str, float]) -> None:
+        run.log(row)
+        progress.step(row)
+
+    def on_checkpoint(iteration: int, state: TrainState) -> None:
+        run.save_checkpoint(iteration, state.save, train.keep_checkpoints)
+
+    return Hooks(on_iteration, on_checkpoint, sample or (lambda iteration: None), train.sample_every if sample else 0)
+
+
+def resume_state(run: RunDir, resume: bool, progress: Progress) -> TrainState | None:
+    """The newest sound checkpoint's state; metrics written after it are dropped.
+
+    Raises:
+        ArtifactError: there are checkpoints, but none is sound.
+    """
+    if not resume:
+        return None
+    found = run.latest_checkpoint()
+    written = sorted(path for path in run.checkpoints_dir.glob("[!.]*") if path.is_dir())
+    if found is None and written:
+        names = ", ".join(path.name for path in written)
+        raise ArtifactError(
+            f"{run.path}: its checkpoints are damaged ({names}), so there is nothing to go on from; "
+            f"start again with --out {run.path} --force"
+        )
+    if found is None:
+        progress.note("no checkpoint yet: starting with the first iteration")
+    elif written[-1] != found[1]:
+        progress.note(f"checkpoint {written[-1].name} is damaged: going on from {found[1].name}")
+    run.truncate_metrics(0 if found is None else found[0])
+    return None if found is None else TrainState.load(found[1])

@@ -1,0 +1,52 @@
+"""Which pictures the suites of an evaluation want: each once, whatever number of them asks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from flowopd_cli.core.types import Prompt
+from flowopd_cli.recipe import EvalSpec
+from flowopd_cli.suites.base import Suite
+from flowopd_cli.suites.layouts import Layout, Place
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A picture that suites ask for. ``home`` is the first of them, in whose folder and layout it lies."""
+
+    prompt: Prompt
+    place: Place
+    home: str
+    layout: Layout
+    suites: tuple[str, ...]
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        """Task, prompt id and picture number: what names a picture. Public prompt sets all count from 00000."""
+        return self.prompt.task, self.prompt.id, self.place.index
+
+    @property
+    def path(self) -> str:
+        """Its path below the folder of all suites."""
+        return f"{self.home}/{self.layout.picture(self.place)}"
+
+
+def plan(suites: Sequence[Suite], spec: EvalSpec) -> list[Wanted]:
+    """Every picture once, whatever number of suites asks for it, in the order of suites and prompts."""
+    found: dict[tuple[str, str, int], Wanted] = {}
+    for suite in suites:
+        images = spec.images or suite.images
+        for position, prompt in chosen(suite.prompts(spec.split), spec.limit):
+            for index in range(images):
+                place = Place(prompt, position, index, images)
+                mine = Wanted(prompt, place, suite.name, suite.layout, (suite.name,))
+                known = found.get(mine.key)
+                found[mine.key] = mine if known is None else replace(known, suites=(*known.suites, suite.name))
+    return list(found.values())
+
+
+def chosen(prompts: Sequence[Prompt], limit: int | None) -> list[tuple[int, Prompt]]:
+    """Prompts with their positions; with a ``limit`` that many, spread evenly over the list."""
+    count = len(prompts) if limit is None else min(limit, len(prompts))
+    return [(position, prompts[position]) for position in (i * len(prompts) // count for i in range(count))]
