@@ -24,7 +24,6 @@ from flowopd_cli.manifest import (
     MANIFEST,
     Artifact,
     Base,
-    Environment,
     Manifest,
     Parent,
     Status,
@@ -37,20 +36,17 @@ from flowopd_cli.refs import AdapterRef
 
 __all__ = [
     "AdapterRef",
-    "Artifact",
     "Base",
-    "Environment",
     "Manifest",
     "Parent",
     "RunDir",
-    "atomic_write",
     "fresh_path",
     "is_run",
 ]
 
 RECIPE, METRICS, LOCK = "recipe.yaml", "metrics.jsonl", ".lock"
 CHECKPOINTS, SAMPLES, EVAL, HUB, TENSORBOARD = "checkpoints", "samples", "eval", "hub", "tensorboard"
-IMAGES, DRAWN = "images", "drawn.json"
+IMAGES, DRAWN, SCORED = "images", "drawn.json", ".scored"
 REPORT, CARD = "report.html", "README.md"
 OURS = (RECIPE, MANIFEST, METRICS, ADAPTER, CHECKPOINTS, SAMPLES, EVAL, HUB, IMAGES, TENSORBOARD, REPORT, CARD)
 
@@ -129,6 +125,11 @@ class RunDir:
     def eval_dir(self) -> Path:
         """One JSON file per evaluated suite."""
         return self.path / EVAL
+
+    @property
+    def scored_dir(self) -> Path:
+        """Rows of pictures that are scored already, a file for each process, until an evaluation is through."""
+        return self.eval_dir / SCORED
 
     @property
     def images_dir(self) -> Path:

@@ -19,7 +19,8 @@ from flowopd_cli.errors import ArtifactError
 from flowopd_cli.files import atomic_write
 from flowopd_cli.manifest import Parent
 from flowopd_cli.recipe import EvalRecipe
-from flowopd_cli.run import DRAWN
+from flowopd_cli.run import DRAWN, RunDir
+from flowopd_cli.stages._samples import grid
 from flowopd_cli.stages._wanted import Wanted
 
 Picture = UInt8[Tensor, "3 H W"]
@@ -89,3 +90,14 @@ def settings(recipe: EvalRecipe, parents: Sequence[Parent]) -> dict[str, Any]:
     drawn = {"steps": spec.steps, "guidance": spec.guidance, "seed": spec.seed}
     adapters = [parent.sha256 for parent in parents]
     return {"model": recipe.model.model_dump(mode="json", exclude={"device"}), "adapters": adapters, **drawn}
+
+
+def keep(run: RunDir, wanted: Sequence[Wanted], folder: PictureFolder, count: int) -> None:
+    """Keep the first picture of ``count`` prompts spread over the whole list, in one row, and their texts."""
+    firsts = [item for item in wanted if item.place.index == 0]
+    count = min(count, len(firsts))
+    shown = [firsts[i * len(firsts) // count] for i in range(count)]
+    run.write_eval("prompts", json.dumps([item.prompt.text for item in shown]))
+    pictures = [folder.read(item) for item in shown]
+    if len({picture.shape for picture in pictures}) == 1:
+        run.write_image("eval", grid(torch.stack(pictures), count))

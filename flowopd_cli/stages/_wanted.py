@@ -10,6 +10,8 @@ from flowopd_cli.recipe import EvalSpec
 from flowopd_cli.suites.base import Suite
 from flowopd_cli.suites.layouts import Layout, Place
 
+Key = tuple[str, str, int]
+
 
 @dataclass(frozen=True)
 class Wanted:
@@ -22,7 +24,7 @@ class Wanted:
     suites: tuple[str, ...]
 
     @property
-    def key(self) -> tuple[str, str, int]:
+    def key(self) -> Key:
         """Task, prompt id and picture number: what names a picture. Public prompt sets all count from 00000."""
         return self.prompt.task, self.prompt.id, self.place.index
 
@@ -34,7 +36,7 @@ class Wanted:
 
 def plan(suites: Sequence[Suite], spec: EvalSpec) -> list[Wanted]:
     """Every picture once, whatever number of suites asks for it, in the order of suites and prompts."""
-    found: dict[tuple[str, str, int], Wanted] = {}
+    found: dict[Key, Wanted] = {}
     for suite in suites:
         images = spec.images or suite.images
         for position, prompt in chosen(suite.prompts(spec.split), spec.limit):

@@ -7,8 +7,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from flowopd_cli.errors import RecipeError
 from flowopd_cli.progress import Progress
 from flowopd_cli.recipe import SD3_TARGETS, EvalRecipe
@@ -17,8 +15,9 @@ from flowopd_cli.stages import _model
 from flowopd_cli.stages import _ranks as ranks
 from flowopd_cli.stages import _results as outcome
 from flowopd_cli.stages import _suites as suite_tools
-from flowopd_cli.stages._pictures import Picture, PictureFolder, settings
-from flowopd_cli.stages._samples import draw_images, grid, ode_sampler, to_bytes
+from flowopd_cli.stages._pictures import Picture, PictureFolder, keep, settings
+from flowopd_cli.stages._samples import draw_images, ode_sampler, to_bytes
+from flowopd_cli.stages._scored import Journal
 from flowopd_cli.stages._scoring import Scorer
 from flowopd_cli.stages._wanted import Wanted, plan
 from flowopd_cli.suites.base import Result, image_seed
@@ -42,15 +41,17 @@ def judged(recipe: EvalRecipe, asked: suite_tools.Asked, run: RunDir, progress: 
     """Results of every suite from pictures: those that are there, and those that are drawn now."""
     rank, world = ranks.rank_and_world()
     wanted = plan(asked.suites, recipe.eval)
-    mine = wanted[rank::world]
     rewards = suite_tools.rewards(asked.suites, wanted)
     foreign = recipe.eval.pictures is not None
     folder = PictureFolder(Path(str(recipe.eval.pictures)) if foreign else run.images_dir, foreign)
-    scorer = Scorer(asked.suites, rewards)
+    journal = Journal(run, rank, folder, asked.suites, rewards)
+    known = {item.key: journal.rows(item) for item in wanted[rank::world]}
+    scorer = Scorer(asked.suites, rewards, journal)
     try:
-        for part, pictures in supply(recipe, mine, folder, run, progress):
+        todo = [item for item in wanted[rank::world] if known[item.key] is None]
+        for part, pictures in supply(recipe, todo, folder, run, progress):
             scorer.submit(part, pictures)
-        rows = ranks.gather(scorer.finish())
+        rows = ranks.gather([row for old in known.values() for row in old or ()] + scorer.finish())
     finally:
         scorer.close()
     if rank:
@@ -59,6 +60,7 @@ def judged(recipe: EvalRecipe, asked: suite_tools.Asked, run: RunDir, progress: 
     ordered = outcome.in_order(rows, wanted)
     for name, own in ordered.items():
         run.write_rows(name, own)
+    journal.remove()
     return outcome.results(asked, ordered, rewards, recipe)
 
 
@@ -106,14 +108,3 @@ def draw(
             folder.write(item, picture)
         yield part, list(drawn)
         progress.step({})
-
-
-def keep(run: RunDir, wanted: Sequence[Wanted], folder: PictureFolder, count: int) -> None:
-    """Keep the first picture of ``count`` prompts spread over the whole list, in one row, and their texts."""
-    firsts = [item for item in wanted if item.place.index == 0]
-    count = min(count, len(firsts))
-    shown = [firsts[i * len(firsts) // count] for i in range(count)]
-    run.write_eval("prompts", json.dumps([item.prompt.text for item in shown]))
-    pictures = [folder.read(item) for item in shown]
-    if len({picture.shape for picture in pictures}) == 1:
-        run.write_image("eval", grid(torch.stack(pictures), count))

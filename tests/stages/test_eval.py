@@ -13,10 +13,26 @@ from flowopd_cli import recipe as recipes
 from flowopd_cli.errors import ArtifactError, Interrupted, RecipeError
 from flowopd_cli.execute import run_stage
 from flowopd_cli.progress import Silent
+from flowopd_cli.rewards.jpeg import JpegReward
 from flowopd_cli.run import RunDir
+from flowopd_cli.stages import _scored, _scoring, _suites
 from flowopd_cli.stages import eval as stage
+from flowopd_cli.stages._wanted import plan
+from flowopd_cli.suites.base import NamedReward, Suite
 
 SMALL = ("eval.limit=4", "eval.images=2", "eval.steps=2", "eval.split=validation", "eval.batch=4")
+
+
+class StopAt(Silent):
+    """Ctrl-C after so many batches."""
+
+    def __init__(self, last):
+        self.left = last
+
+    def step(self, row):
+        self.left -= 1
+        if not self.left:
+            raise KeyboardInterrupt
 
 
 def perform(path, *overrides, resume=False, progress=None):
@@ -71,16 +87,8 @@ def test_every_picture_has_a_row_and_the_summary_is_theirs(done):
 
 
 def test_an_evaluation_that_stopped_draws_no_picture_twice(done, tmp_path, monkeypatch):
-    class Stop(Silent):
-        steps = 0
-
-        def step(self, row):
-            self.steps += 1
-            if self.steps == 2:
-                raise KeyboardInterrupt
-
     with pytest.raises(Interrupted):
-        perform(tmp_path / "e", progress=Stop())
+        perform(tmp_path / "e", progress=StopAt(2))
     run = RunDir.open(tmp_path / "e")
     before = {path: path.stat().st_mtime_ns for path in run.images_dir.rglob("*.png")}
     assert 0 < len(before) < len(pngs(done.images_dir))
@@ -166,3 +174,39 @@ def test_options_of_a_suite_that_is_not_asked_for_are_refused(tmp_path):
         perform(tmp_path / "e", "eval.suites=[quality]", "eval.options={ocr: {reader: x}}")
     with pytest.raises(RecipeError, match=r"eval\.options\.quality"):
         perform(tmp_path / "f", "eval.suites=[quality]", "eval.options={quality: {nonsense: 1}}")
+
+
+def test_an_evaluation_that_stopped_scores_no_picture_twice(done, tmp_path, monkeypatch):
+    with pytest.raises(Interrupted):
+        perform(tmp_path / "e", progress=StopAt(3))
+    run = RunDir.open(tmp_path / "e")
+    (journal,) = run.scored_dir.iterdir()
+    before = {(line["suite"], *_scored.key_of(line["row"])) for line in map(json.loads, journal.open())}
+    journal.write_bytes(journal.read_bytes() + b'{"suite": "ocr", "ro')  # a line that the crash tore
+    somebody_touched = next(key for key in before if key[0] == "geneval")[1:]
+    wanted = {item.key: item for item in wanted_pictures("geneval")}[somebody_touched]
+    os.utime(run.images_dir / wanted.path, ns=(1, 1))
+    scored = set()
+    original = _scoring.score
+
+    def counted(suite, reward, images, prompts, indices):
+        scored.update((suite.name, p.task, p.id, i) for p, i in zip(prompts, indices, strict=True))
+        return original(suite, reward, images, prompts, indices)
+
+    monkeypatch.setattr(_scoring, "score", counted)
+    perform(run.path, resume=True)
+    assert {key[1:] for key in before & scored} == {somebody_touched}
+    assert not run.scored_dir.exists()
+    for name in ("geneval", "ocr", "quality"):
+        assert rows(run, name) == rows(done, name)
+
+
+def wanted_pictures(name):
+    built = recipes.load(recipes.find("toy/eval"), overrides=[*SMALL, f"eval.suites=[{name}]"])
+    return plan(_suites.load(built).suites, built.eval)
+
+
+def test_rows_of_another_judge_do_not_count():
+    named = (NamedReward("jpeg_compressibility", {"quality": quality}) for quality in (90, 90, 95))
+    judges = [_scored.judge(Suite("s", "1", lambda split: [], reward), JpegReward()) for reward in named]
+    assert judges[0] == judges[1] != judges[2]
