@@ -16,8 +16,8 @@ from flowopd_cli.core.types import Prompt
 from flowopd_cli.errors import PromptError
 from flowopd_cli.prompt_files import fetch
 from flowopd_cli.prompts import load_prompts
+from flowopd_cli.rewards.clauses import TAGS, faulty
 
-TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 TRAIN_PROMPTS, TRAIN_SEED = 50_000, 0
 
 
@@ -124,10 +124,7 @@ def _metadata(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _checked(path: str | Path, number: int, prompt: Prompt) -> Prompt:
-    tag, include = prompt.metadata.get("tag"), prompt.metadata.get("include")
-    if tag not in TAGS or not isinstance(include, list) or not include:
-        raise PromptError(f"{path}: prompt {number}: not GenEval's metadata, which has a tag and what to include")
-    for clause in include:
-        if not isinstance(clause, dict) or not isinstance(clause.get("class"), str) or "count" not in clause:
-            raise PromptError(f"{path}: prompt {number}: every clause of include names a class and a count")
+    fault = faulty(prompt.metadata) if prompt.metadata.get("tag") in TAGS else "its tag is none of GenEval's"
+    if fault:
+        raise PromptError(f"{path}: prompt {number}: not GenEval's metadata: {fault}")
     return prompt

@@ -49,7 +49,9 @@ RULES = {
     "rewards": rule({"core.types", "rewards", "errors", "cache"}, TENSORS | {"numpy", "PIL"}, {ANY}),
     "prompts": rule({"core.types", "core.routing", "errors", "registry"}, set(), {ANY}),
     "prompt_geneval": rule({"rewards.coco"}, set()),
-    "prompt_sources": rule({"core.types", "errors", "prompts", "prompt_files", "prompt_geneval"}, set()),
+    "prompt_sources": rule(
+        {"core.types", "errors", "prompts", "prompt_files", "prompt_geneval", "rewards.clauses"}, set()
+    ),
     "suites": rule({"core.types", "rewards", "prompts", "prompt_files", "prompt_sources", "suites", "errors"}, TENSORS),
     "toy": rule(
         {"core", "prompts", "rewards", "suites", "toy", "errors"},

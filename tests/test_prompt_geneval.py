@@ -115,8 +115,8 @@ def test_no_made_prompt_is_held_out_and_tags_have_their_weights(rows):
 
 
 def test_every_row_is_one_that_the_reward_understands(rows):
+    from flowopd_cli.rewards.clauses import TAGS
     from flowopd_cli.rewards.geneval import COLORS as SCORED
-    from flowopd_cli.rewards.geneval import TAGS
 
     assert COLORS == SCORED
     assert {row["tag"] for row in rows} < set(TAGS)

@@ -14,7 +14,7 @@ from torch import Tensor
 from flowopd_cli.core.types import Prompt, RewardResult
 from flowopd_cli.rewards.base import RewardInfo
 from flowopd_cli.rewards.clip import ClipEncoder
-from flowopd_cli.rewards.scalar import LinearStack, known_as, scalar_result, weights_file
+from flowopd_cli.rewards.scalar import LinearStack, declared, known_as, scalar_result, weights_file
 from flowopd_cli.rewards.weights import download, load_tensors
 
 MODEL = "openai/clip-vit-large-patch14@32bd64288804d66eefd0ccbe215aa642df71cc41"
@@ -55,6 +55,7 @@ class AestheticReward:
         width = self.encoder.images([]).shape[1]
         self.stack = LinearStack(load_tensors(path), width, str(path))
         self.source = source
+        self.info = declared(self.info, source == MODEL and head is None, dtype)
         self.weights = {"clip": known_as(source), "head": known_as(str(path)), "dtype": dtype}
 
     def __call__(self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]) -> RewardResult:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from flowopd_cli.core.types import Prompt, RewardResult
@@ -87,14 +87,16 @@ class RewardMix:
             RewardError: a reward failed, or gave another number of scores than it was shown pictures.
         """
         count = len(prompts)
+        images, whole = without_holes(images)
         total = torch.zeros(count)
         asked = torch.zeros(count, dtype=torch.bool)
-        valid = torch.ones(count, dtype=torch.bool)
+        valid = whole.clone()
         scores: dict[str, Tensor] = {}
         details: list[dict[str, Any]] = [{} for _ in prompts]
         for part, rows, result in self._results(images, prompts):
             index = torch.tensor(rows)
             sign = 1.0 if part.reward.info.higher_is_better else -1.0
+            result = replace(result, valid=result.valid & whole[index])
             total[index] += sign * part.weight * torch.where(result.valid, result.total, 0.0)
             asked[index] = True
             valid[index] &= result.valid
@@ -103,6 +105,8 @@ class RewardMix:
             for i, detail in zip(rows, result.details, strict=False):
                 details[i][part.reward.info.name] = dict(detail)
         valid &= asked
+        for i in (~whole).nonzero()[:, 0].tolist():
+            details[i]["error"] = "the picture has pixels that are not finite"
         return RewardResult(torch.where(valid, total, torch.nan), scores, valid, tuple(details))
 
     def _results(
@@ -127,6 +131,12 @@ class RewardMix:
             yield self.parts[number], rows, _sound(self.parts[number].reward.info.name, result, len(rows))
 
 
+def without_holes(images: Float[Tensor, "B 3 H W"]) -> tuple[Float[Tensor, "B 3 H W"], Bool[Tensor, " B"]]:
+    """Pictures of which those with pixels that are not finite are black, and which the others are, on the CPU."""
+    whole = images.isfinite().flatten(1).all(dim=1)
+    return torch.where(whole[:, None, None, None], images, 0.0), whole.cpu()
+
+
 def _sound(name: str, result: RewardResult, count: int) -> RewardResult:
     """On the CPU, and without a total that is valid but no finite number; a score too few or too many is an error."""
     for column in (result.total, result.valid, *result.scores.values()):
@@ -138,8 +148,5 @@ def _sound(name: str, result: RewardResult, count: int) -> RewardResult:
 
 
 def _named(reward: str, result: RewardResult) -> Mapping[str, Float[Tensor, " B"]]:
-    columns = {reward: torch.where(result.valid, result.total, torch.nan)}
-    for name, value in result.scores.items():
-        if name != reward:
-            columns[f"{reward}/{name}"] = value
-    return columns
+    columns = {reward: result.total, **{f"{reward}/{n}": value for n, value in result.scores.items() if n != reward}}
+    return {name: torch.where(result.valid, value.float(), torch.nan) for name, value in columns.items()}

@@ -22,10 +22,11 @@ from torch import Tensor
 from flowopd_cli.core.types import Prompt, RewardResult
 from flowopd_cli.rewards.base import RewardInfo
 from flowopd_cli.rewards.blip_weights import CHECKPOINT, GRID, HUB_GRID, load_blip, tokenizer_place
-from flowopd_cli.rewards.clip import as_dtype, read
+from flowopd_cli.rewards.clip import as_dtype, read, split_revision
 from flowopd_cli.rewards.compbench_rules import attribute_score, clean_question, questions
 from flowopd_cli.rewards.phrases import approximations, load_parser
 from flowopd_cli.rewards.pictures import to_pil
+from flowopd_cli.rewards.scalar import declared
 from flowopd_cli.rewards.shared import shared
 from flowopd_cli.rewards.weights import pick_device
 
@@ -80,7 +81,7 @@ class BlipVQA:
         from transformers import BertTokenizer
 
         model = load_blip(source)
-        words = read(BertTokenizer, tokenizer or tokenizer_place(source))
+        words = read(BertTokenizer, *split_revision(tokenizer or tokenizer_place(source)))
         return cls(model.to(pick_device(device), as_dtype(dtype)), words, batch=batch)
 
     def approximations(self) -> list[str]:
@@ -162,7 +163,8 @@ class BlipVQAReward:
         self.engine = f"blip-vqa-{self.model.grid}/{self.parser.name}"
         self.weights = {"model": model, "dtype": dtype}
         notes = [*approximations(self.parser), *self.model.approximations()]
-        self.info = replace(self.info, exact=not notes, note="; ".join(notes))
+        info = replace(self.info, exact=not notes, note="; ".join(notes))
+        self.info = declared(info, model == CHECKPOINT and tokenizer is None, dtype)
 
     def __call__(self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]) -> RewardResult:
         """Ask about B pictures: ``scores`` has ``attribute``, ``details`` the phrases and what was answered."""

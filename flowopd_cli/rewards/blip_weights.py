@@ -19,7 +19,7 @@ from flowopd_cli.rewards.clip import read, refuse_incomplete
 from flowopd_cli.rewards.weights import download, load_tensors, refuse_mismatch
 
 CHECKPOINT = "https://storage.googleapis.com/sfr-vision-language-research/BLIP/models/model_base_vqa_capfilt_large.pth"
-TOKENIZER = "google-bert/bert-base-uncased"
+TOKENIZER = "google-bert/bert-base-uncased@86b5e0934494bd15c9632b12f734a8a67f723594"
 GRID, EPSILON, HEADS = 480, 1e-6, 12
 HUB_GRID = 384
 # Original names to those of ``BlipForQuestionAnswering``; the text models keep theirs.

@@ -20,7 +20,7 @@ from flowopd_cli.core.types import Prompt, RewardResult
 from flowopd_cli.errors import RewardError
 from flowopd_cli.rewards.base import RewardInfo
 from flowopd_cli.rewards.clip import ClipEncoder, paired_cosine
-from flowopd_cli.rewards.scalar import clip_pixels, known_as, scalar_result, text_vectors
+from flowopd_cli.rewards.scalar import clip_pixels, declared, known_as, scalar_result, text_vectors
 
 BASE = "openai/clip-vit-base-patch32@3d74acf9a28c67741b2f4f2ea7635f0aaf6f0268"
 LARGE = "openai/clip-vit-large-patch14@32bd64288804d66eefd0ccbe215aa642df71cc41"
@@ -81,7 +81,8 @@ class ClipScoreReward:
         kind = BilinearClip if self.variant.bilinear else ClipEncoder
         self.encoder = kind.load(self.source, dtype=dtype, device=device, batch=batch)
         self.weights = {"model": known_as(self.source), "variant": variant, "dtype": dtype}
-        self.info = replace(self.info, paper=self.variant.paper, low=self.variant.low, high=self.variant.high)
+        info = replace(self.info, paper=self.variant.paper, low=self.variant.low, high=self.variant.high)
+        self.info = declared(info, self.source == self.variant.source, dtype)
 
     def __call__(self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]) -> RewardResult:
         """Score B pictures against their prompts."""

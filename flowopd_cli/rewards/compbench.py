@@ -7,8 +7,9 @@ is no number that a paper prints. Source: Huang et al. 2023, arXiv 2307.06350, a
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -36,7 +37,7 @@ from flowopd_cli.rewards.compbench_spatial import (
 )
 from flowopd_cli.rewards.depth import DPT_HYBRID, DepthEstimator
 from flowopd_cli.rewards.geneval import Detection
-from flowopd_cli.rewards.grounding import EXTRA, Grounder, load_grounder
+from flowopd_cli.rewards.grounding import EXTRA, Found, Grounder, load_grounder
 from flowopd_cli.rewards.phrases import load_parser
 from flowopd_cli.rewards.pictures import to_pil
 from flowopd_cli.rewards.shared import shared
@@ -45,7 +46,7 @@ PAPER = "arXiv 2307.06350"
 CLIP_BASE = "openai/clip-vit-base-patch32@3d74acf9a28c67741b2f4f2ea7635f0aaf6f0268"
 NOT_UNIDET = "the official rule over {}, not over UniDet: not comparable with published figures"
 DETECTOR = "grounding-dino"
-Found = dict[str, Any]
+Report = dict[str, Any]
 
 
 class SpatialReward:
@@ -82,9 +83,9 @@ class SpatialReward:
         pairs = [outer_nouns(self.parser(prompt.text).tokens) for prompt in prompts]
         found = in_frame(self.detector, to_pil(images), [names(pair) for pair in pairs])
         relations = [relation_2d(prompt.text) for prompt in prompts]
-        scores = [score_2d(*row) for row in zip(relations, pairs, found, strict=True)]
+        rules = [partial(score_2d, *row) for row in zip(relations, pairs, strict=True)]
         details = [{"objects": list(p), "relation": r} for p, r in zip(pairs, relations, strict=True)]
-        return _result(scores, details, found, self.engine)
+        return _result(list(map(judged, rules, found)), details, found, self.engine)
 
 
 class Spatial3DReward:
@@ -129,10 +130,11 @@ class Spatial3DReward:
         pairs = [outer_nouns(self.plane.parser(prompt.text).tokens) for prompt in prompts]
         found = in_frame(self.plane.detector, pictures, [names(pair) for pair in pairs])
         relations = [relation_3d(prompt.text) for prompt in prompts]
-        rows = zip(relations, pairs, found, self.depth(pictures), strict=True)
-        scores = [score_3d(*row) for row in rows]
+        maps = self.depth(pictures)
+        sound = [seen if bool(depth.isfinite().all()) else None for seen, depth in zip(found, maps, strict=True)]
+        rules = [partial(score_3d, r, p, depth=d) for r, p, d in zip(relations, pairs, maps, strict=True)]
         details = [{"objects": list(p), "relation": r} for p, r in zip(pairs, relations, strict=True)]
-        return _result(scores, details, found, self.engine)
+        return _result(list(map(judged, rules, sound)), details, found, self.engine)
 
 
 class NumeracyReward:
@@ -169,9 +171,9 @@ class NumeracyReward:
         wanted = [counted(self.parser(prompt.text).tokens) for prompt in prompts]
         asked = [list(dict.fromkeys(thing.label for thing in things)) for things in wanted]
         found = in_frame(self.detector, to_pil(images), asked)
-        scores = [score_numeracy(*row) for row in zip(wanted, found, strict=True)]
+        rules = [partial(score_numeracy, things) for things in wanted]
         details = [{"wanted": [[thing.label, thing.count] for thing in things]} for things in wanted]
-        return _result(scores, details, found, self.engine)
+        return _result(list(map(judged, rules, found)), details, found, self.engine)
 
 
 class ComplexReward:
@@ -229,23 +231,21 @@ class ComplexReward:
         action = paired_cosine(
             self.clip.images(pictures), self.clip.texts([without_adjectives(p.tokens) for p in parsed])
         )
-        rows: list[Found] = []
-        details: list[Found] = []
+        rows: list[Report] = []
+        details: list[Report] = []
         for i, kind in enumerate(kinds):
             parts = {
                 "attribute": float(attribute_score(answers[i])),
-                "spatial": score_2d(relations[i], pairs[i], found[i]),
+                "spatial": judged(partial(score_2d, relations[i], pairs[i]), found[i]),
                 "action": float(action[i]),
             }
             rows.append({name: parts[name] if name in PARTS[kind] else math.nan for name in parts})
             rows[-1]["total"] = three_in_one(kind, parts)
-            spoken = {"questions": asked[i], "p_yes": [round(p, 4) for p in answers[i]]}
-            details.append({"kind": kind, **spoken, "objects": list(pairs[i]), "relation": relations[i]})
+            spoken = {"kind": kind, "questions": asked[i], "p_yes": [round(p, 4) for p in answers[i]]}
+            details.append({**spoken, "objects": list(pairs[i]), "relation": relations[i]})
         made = _result([row["total"] for row in rows], details, found, self.engine)
-        scores = {
-            name: torch.tensor([row[name] for row in rows]).float() for name in ("attribute", "spatial", "action")
-        }
-        return replace(made, scores=scores)
+        figures = ("attribute", "spatial", "action")
+        return replace(made, scores={name: torch.tensor([row[name] for row in rows]).float() for name in figures})
 
 
 def load_detector(spec: str, device: str, batch: int) -> Grounder:
@@ -264,29 +264,31 @@ def names(pair: Pair) -> list[str]:
     return list(dict.fromkeys(name for name in pair if name is not None))
 
 
-def in_frame(
-    detector: Grounder, pictures: Sequence[Image.Image], wanted: Sequence[Sequence[str]]
-) -> list[list[Detection]]:
+def in_frame(detector: Grounder, pictures: Sequence[Image.Image], wanted: Sequence[Sequence[str]]) -> list[Found]:
     """Detections with their boxes in the 479-pixel frame; pictures for which nothing is wanted are not looked at."""
     rows = [i for i, mine in enumerate(wanted) if mine]
-    found: list[list[Detection]] = [[] for _ in pictures]
+    found: list[Found] = [[] for _ in pictures]
     seen = detector([pictures[i] for i in rows], [wanted[i] for i in rows]) if rows else []
     for i, detections in zip(rows, seen, strict=True):
         width, height = pictures[i].size
         x, y = (new / old for new, old in zip(frame_size(width, height), (width, height), strict=True))
-        for d in detections:
-            found[i].append(replace(d, box=(d.box[0] * x, d.box[1] * y, d.box[2] * x, d.box[3] * y)))
+        found[i] = detections and [
+            replace(d, box=(d.box[0] * x, d.box[1] * y, d.box[2] * x, d.box[3] * y)) for d in detections
+        ]
     return found
 
 
-def _result(
-    scores: Sequence[float], details: Sequence[Found], found: Sequence[Sequence[Detection]], engine: str
-) -> RewardResult:
+def judged(rule: Callable[[list[Detection]], float], seen: Found) -> float:
+    """What a rule says of the detections of a picture; NaN where there are none to be had."""
+    return math.nan if seen is None else rule(seen)
+
+
+def _result(scores: Sequence[float], details: Sequence[Report], found: Sequence[Found], engine: str) -> RewardResult:
     total = torch.tensor(list(scores)).float()
     valid = torch.isfinite(total)
-    rows: list[Found] = []
+    rows: list[Report] = []
     for detail, seen, good in zip(details, found, valid.tolist(), strict=True):
-        boxes = [[d.label, round(d.score, 3), *(round(edge, 1) for edge in d.box)] for d in seen]
+        boxes = [[d.label, round(d.score, 3), *(round(edge, 1) for edge in d.box)] for d in seen or ()]
         failure = {} if good else {"error": "a score is not a number"}
         rows.append({**detail, "found": boxes, "engine": engine, **failure})
     return RewardResult(total, {}, valid, tuple(rows))

@@ -66,7 +66,7 @@ def attribute_score(p_yes: Sequence[float]) -> str:
     A prompt without phrases scores 1.
     """
     product = np.float32(1)
-    for probability in p_yes:
+    for probability in p_yes[:PHRASES]:
         product = np.float32(product * np.float32(f"{probability:.4f}"))
     return f"{product:.4f}"
 

@@ -130,7 +130,7 @@ def score_2d(relation: str | None, pair: Pair, detections: Sequence[Detection]) 
     score = _confidence(detections, rows)
     if rows[0] is not None and rows[1] is not None:
         score += position_2d(relation, detections[rows[0]].box, detections[rows[1]].box) / 2
-    return score if score >= CUT_OFF else 0.0
+    return 0.0 if score < CUT_OFF else score
 
 
 def score_3d(relation: str | None, pair: Pair, detections: Sequence[Detection], depth: Float[Tensor, "H W"]) -> float:

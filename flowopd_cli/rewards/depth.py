@@ -74,8 +74,10 @@ class DepthEstimator:
 def to_frame(predicted: Float[Tensor, "h w"], size: tuple[int, int]) -> Float[Tensor, "H W"]:
     """A predicted map as the official script sees it, for a picture of ``size`` (width, height).
 
-    A map without any relief is all zeros.
+    A map without any relief is all zeros, one with numbers that are not finite is NaN throughout.
     """
+    if not bool(predicted.isfinite().all()):
+        return torch.full(frame_size(*size)[::-1], torch.nan)
     relief = predicted - predicted.min()
     relief = relief / relief.max() if float(relief.max()) > 0 else torch.zeros_like(relief)
     grown = torch.nn.functional.interpolate(relief[None, None], size=size[::-1], mode="bilinear", align_corners=True)

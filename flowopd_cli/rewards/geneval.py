@@ -15,9 +15,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from flowopd_cli.core.types import Prompt
+from flowopd_cli.rewards.clauses import RELATIONS
 
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
-TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 SCORES = ("training", "official", "strict")
 Box = tuple[float, float, float, float]
 
@@ -119,8 +119,8 @@ def relative_position(a: Box, b: Box, margin: float = DEFAULTS.position_threshol
     if np.all(np.abs(revised) < 1e-3):
         return set()
     x, y = revised / np.linalg.norm(offset)
-    found = {"left of": x < -0.5, "right of": x > 0.5, "above": y < -0.5, "below": y > 0.5}
-    return {relation for relation, holds in found.items() if holds}
+    found = zip(RELATIONS, (x < -0.5, x > 0.5, y < -0.5, y > 0.5), strict=True)
+    return {relation for relation, holds in found if holds}
 
 
 def verdict(metadata: Mapping[str, Any], kept: Kept, options: GenEvalOptions = DEFAULTS) -> Verdict:
@@ -206,7 +206,7 @@ def training_score(
             terms += [1.0] if stray_point and not good and targets is not None else []
         matched.append(found if good else None)
     strict = all(m is not None for m in matched)
-    return TrainingScore(sum(terms) / len(terms), strict)
+    return TrainingScore(sum(terms) / len(terms) if terms else 0.0, strict)
 
 
 def by_tag(rows: Iterable[Mapping[str, Any]], key: str = "correct") -> dict[str, list[float]]:

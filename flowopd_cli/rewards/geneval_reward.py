@@ -12,8 +12,17 @@ from torch import Tensor
 
 from flowopd_cli.core.types import Prompt, RewardResult
 from flowopd_cli.errors import PromptError, RewardError
-from flowopd_cli.rewards.base import RewardInfo
-from flowopd_cli.rewards.geneval import SCORES, Detection, Detector, GenEvalOptions, keep, training_score, verdict
+from flowopd_cli.rewards.base import RewardInfo, without_holes
+from flowopd_cli.rewards.clauses import faulty
+from flowopd_cli.rewards.geneval import (
+    SCORES,
+    Detection,
+    Detector,
+    GenEvalOptions,
+    keep,
+    training_score,
+    verdict,
+)
 from flowopd_cli.rewards.mask2former import DetectorSettings, Mask2FormerDetector
 
 FACEBOOK = "facebook/mask2former-swin-small-coco-instance"
@@ -48,26 +57,28 @@ class GenEvalReward:
         self.options = GenEvalOptions(**_only(options, RULES))
         settings = {"weights": self.source, **_only(options, ENGINE)}
         self.detector = detector or Mask2FormerDetector(DetectorSettings(**settings), self.options)
+        self.engine = self.detector.name
         self.weights: dict[str, str] = getattr(self.detector, "weights", {"detector": self.detector.name})
-        exact = getattr(self.detector, "official", False) and self.options == GenEvalOptions()
+        usual = detector is None and "weights" not in options
+        exact = getattr(self.detector, "official", False) and self.options == GenEvalOptions() and score == "official"
         self.info = replace(
             self.info,
             low=-float("inf") if score == "training" else 0.0,
-            license=self.info.license if detector is None else "",
+            license=self.info.license if usual else "that of the weights",
             exact=exact,
-            note=self.info.note if exact == self.info.exact else f"{self.detector.name} is not the reference",
+            note=self.info.note if exact or score != "official" else f"{self.detector.name} is not the reference",
         )
 
     def check(self, prompts: Sequence[Prompt]) -> None:
         """Refuse prompts that do not say what they should show, or that the detector could never satisfy.
 
         Raises:
-            PromptError: no ``include`` clauses, or one of an unknown form, class or color.
+            PromptError: no clauses, or one of an unknown form, class or color.
         """
         for prompt in prompts:
-            clauses = prompt.metadata.get("include")
-            if not clauses or any("class" not in c or c.get("count", 0) < 1 for c in clauses):
-                raise PromptError(f"prompt {prompt.id!r}: geneval needs metadata.include clauses with class and count")
+            fault = faulty(prompt.metadata)
+            if fault:
+                raise PromptError(f"prompt {prompt.id!r}: geneval needs metadata with clauses to judge: {fault}")
         check = getattr(self.detector, "check", None)
         if check is not None:
             check(prompts)
@@ -78,8 +89,8 @@ class GenEvalReward:
         A picture with pixels that are no numbers, or that the detector could not look at, is invalid.
         """
         self.check(prompts)
-        sound = images.isfinite().flatten(1).all(dim=1)
-        found = self.detector(torch.where(sound[:, None, None, None], images, 0.0), prompts)
+        images, sound = without_holes(images)
+        found = self.detector(images, prompts)
         columns: dict[str, list[float]] = {name: [] for name in SCORES}
         details: list[dict[str, Any]] = []
         for prompt, detections, fine in zip(prompts, found, sound.tolist(), strict=True):

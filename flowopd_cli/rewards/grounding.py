@@ -16,27 +16,31 @@ from PIL import Image
 from torch import Tensor
 
 from flowopd_cli.errors import MissingDependency, RewardError
-from flowopd_cli.rewards.clip import as_dtype, read
+from flowopd_cli.rewards.clip import as_dtype, read, split_revision
 from flowopd_cli.rewards.compbench_spatial import plain_iou
 from flowopd_cli.rewards.geneval import Detection
 from flowopd_cli.rewards.weights import pick_device, refuse_mismatch
 
-GROUNDING_DINO = "IDEA-Research/grounding-dino-tiny"
-OWLV2 = "google/owlv2-base-patch16-ensemble"
+GROUNDING_DINO = "IDEA-Research/grounding-dino-tiny@a2bb814dd30d776dcf7e30523b00659f4f141c71"
+OWLV2 = "google/owlv2-base-patch16-ensemble@cfd3195ba4ea9592eec887ded089f4c08eff231d"
 OVERLAP = 0.5
 MOST = 300
 OWL_TEXT = "a photo of a {}"
 OWL_TOKENS = 16
 EXTRA = "detect"
+Found = list[Detection] | None
 
 
 class Grounder(Protocol):
-    """Finds named objects. ``name`` goes into the name of every figure, ``engine`` says which weights."""
+    """Finds named objects. ``name`` goes into the name of every figure, ``engine`` says which weights.
+
+    A picture for which the network's numbers are not finite has ``None`` in place of detections.
+    """
 
     name: str
     engine: str
 
-    def __call__(self, pictures: Sequence[Image.Image], wanted: Sequence[Sequence[str]]) -> list[list[Detection]]:
+    def __call__(self, pictures: Sequence[Image.Image], wanted: Sequence[Sequence[str]]) -> list[Found]:
         """Detections of each picture's own names, most confident first, boxes in its pixels."""
         ...
 
@@ -69,15 +73,16 @@ class GroundingDino:
         from transformers import BertTokenizer, GroundingDinoForObjectDetection, GroundingDinoImageProcessorPil
 
         model = complete(GroundingDinoForObjectDetection, source).to(pick_device(device), as_dtype(dtype))
-        tokenizer, processor = read(BertTokenizer, source), read(GroundingDinoImageProcessorPil, source)
+        place = split_revision(source)
+        tokenizer, processor = read(BertTokenizer, *place), read(GroundingDinoImageProcessorPil, *place)
         made = cls(model, tokenizer, processor, threshold=threshold, batch=batch)
         made.engine = f"{cls.name}/{source}"
         return made
 
     @torch.no_grad()
-    def __call__(self, pictures: Sequence[Image.Image], wanted: Sequence[Sequence[str]]) -> list[list[Detection]]:
+    def __call__(self, pictures: Sequence[Image.Image], wanted: Sequence[Sequence[str]]) -> list[Found]:
         """Detections of each picture's own names, most confident first, boxes in its pixels."""
-        found: list[list[Detection]] = []
+        found: list[Found] = []
         for start in range(0, len(pictures), self._batch):
             part, names = pictures[start : start + self._batch], wanted[start : start + self._batch]
             texts = [self._tokens(mine) for mine in names]
@@ -94,8 +99,9 @@ class GroundingDino:
             for row, (picture, mine) in enumerate(zip(part, names, strict=True)):
                 columns = [likely[row, :, first:last].amax(dim=1) for first, last in texts[row][1]]
                 scores = torch.stack(columns, dim=1) if columns else likely.new_zeros(len(boxes[row]), 0)
-                size = (picture.width, picture.height)
-                found.append(choose(scores, corners(boxes[row], size), mine, self._threshold))
+                placed = corners(boxes[row], (picture.width, picture.height))
+                sound = bool(scores.isfinite().all() and placed.isfinite().all())
+                found.append(choose(scores, placed, mine, self._threshold) if sound else None)
         return found
 
     def _tokens(self, names: Sequence[str]) -> tuple[list[int], list[tuple[int, int]]]:
@@ -149,15 +155,16 @@ class Owlv2:
         from transformers import CLIPTokenizer, Owlv2ForObjectDetection, Owlv2ImageProcessorPil
 
         model = complete(Owlv2ForObjectDetection, source).to(pick_device(device), as_dtype(dtype))
-        tokenizer, processor = read(CLIPTokenizer, source), read(Owlv2ImageProcessorPil, source)
+        place = split_revision(source)
+        tokenizer, processor = read(CLIPTokenizer, *place), read(Owlv2ImageProcessorPil, *place)
         made = cls(model, tokenizer, processor, threshold=threshold, batch=batch)
         made.engine = f"{cls.name}/{source}"
         return made
 
     @torch.no_grad()
-    def __call__(self, pictures: Sequence[Image.Image], wanted: Sequence[Sequence[str]]) -> list[list[Detection]]:
+    def __call__(self, pictures: Sequence[Image.Image], wanted: Sequence[Sequence[str]]) -> list[Found]:
         """Detections of each picture's own names, most confident first, boxes in its pixels."""
-        found: list[list[Detection]] = []
+        found: list[Found] = []
         for start in range(0, len(pictures), self._batch):
             part, names = pictures[start : start + self._batch], wanted[start : start + self._batch]
             most = max(1, *map(len, names))
@@ -174,9 +181,10 @@ class Owlv2:
             likely, boxes = output.logits.float().sigmoid().cpu(), output.pred_boxes.float().cpu()
             for row, (picture, mine) in enumerate(zip(part, names, strict=True)):
                 side = max(picture.size)  # the picture stands in the upper left of a square
-                placed = corners(boxes[row], (side, side))
-                limits = torch.tensor([picture.width, picture.height] * 2)
-                found.append(choose(likely[row, :, : len(mine)], placed.minimum(limits), mine, self._threshold))
+                placed = corners(boxes[row], (side, side)).minimum(torch.tensor([picture.width, picture.height] * 2))
+                scores = likely[row, :, : len(mine)]
+                sound = bool(scores.isfinite().all() and placed.isfinite().all())
+                found.append(choose(scores, placed, mine, self._threshold) if sound else None)
         return found
 
 
@@ -218,7 +226,7 @@ def complete(kind: Any, source: str, unused: str | None = None) -> Any:
     told = logging.get_verbosity()
     logging.set_verbosity_error()  # its report of missing weights is ours to make
     try:
-        model, info = read(kind, source, output_loading_info=True, ignore_mismatched_sizes=True)
+        model, info = read(kind, *split_revision(source), output_loading_info=True, ignore_mismatched_sizes=True)
     finally:
         logging.set_verbosity(told)
     missing = sorted(name for name in info["missing_keys"] if unused is None or unused not in name)

@@ -17,6 +17,7 @@ from flowopd_cli.rewards.clip import ClipEncoder, as_dtype, paired_cosine, read,
 from flowopd_cli.rewards.pictures import to_pil
 from flowopd_cli.rewards.scalar import (
     assemble,
+    declared,
     known_as,
     letterbox,
     refuse_words,
@@ -103,6 +104,7 @@ class HPSv2Reward:
         self.encoder = ClipEncoder(model, words, pixels, batch=batch)
         self.side, self.source = config.vision_config.image_size, source
         self.weights = {"checkpoint": known_as(source), "base": known_as(base), "dtype": dtype}
+        self.info = declared(self.info, source == MODEL and base == BASE, dtype)
 
     def __call__(self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]) -> RewardResult:
         """Score B pictures against their prompts."""

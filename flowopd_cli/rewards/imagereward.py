@@ -24,6 +24,7 @@ from flowopd_cli.rewards.scalar import (
     assemble,
     centre_square,
     clip_pixels,
+    declared,
     known_as,
     refuse_words,
     scalar_result,
@@ -96,6 +97,7 @@ class ImageRewardReward:
         refuse_words(self.words, text_config.vocab_size, tokenizer)
         self.side, self.source, self._batch = vision_config.image_size, source, batch
         self.weights = {"checkpoint": known_as(source), "tokenizer": known_as(tokenizer), "dtype": dtype}
+        self.info = declared(self.info, source == MODEL and tokenizer == TOKENIZER, dtype)
 
     @torch.no_grad()
     def __call__(self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]) -> RewardResult:

@@ -127,7 +127,7 @@ class OCRReward:
             reader = make_reader(reader, **options)
         elif options:
             raise RewardError(f"ocr: {', '.join(options)}: options are for a reader that is named, not for a made one")
-        self.reader = reader
+        self.reader, self.engine = reader, reader.name
 
     def check(self, prompts: Sequence[Prompt]) -> None:
         """Refuse prompts that quote nothing.
@@ -143,8 +143,11 @@ class OCRReward:
         targets = [target_of(prompt) for prompt in prompts]
         readings = self.reader(images)
         rows = [score_text(target, reading.lines) for target, reading in zip(targets, readings, strict=True)]
-        columns = {name: torch.tensor([getattr(row, name) for row in rows]).float() for name in OCRScore._fields}
         valid = torch.tensor([reading.error is None for reading in readings])
+        columns = {
+            name: torch.where(valid, torch.tensor([getattr(row, name) for row in rows]).float(), torch.nan)
+            for name in OCRScore._fields
+        }
         details: list[dict[str, Any]] = [
             {"target": target, "read": [line.text for line in reading.lines], "reader": self.reader.name}
             | ({"error": reading.error} if reading.error else {})

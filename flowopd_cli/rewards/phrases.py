@@ -66,8 +66,9 @@ def load_parser(engine: str = "auto") -> Parser:
 
 
 def approximations(parser: Parser) -> list[str]:
-    """In what a parser is not the benchmark's own; empty for spaCy."""
-    return [] if parser.name.startswith("spacy") else [f"parsed by {parser.name}, not by spaCy"]
+    """In what a parser is not the benchmark's own; empty for spaCy with the 3.5 model."""
+    own = parser.name.startswith("spacy") and f"{SPACY_MODEL}-3.5." in parser.name
+    return [] if own else [f"parsed by {parser.name}, not by spaCy's {SPACY_MODEL} 3.5.0"]
 
 
 class SpacyParser:

@@ -12,7 +12,7 @@ from flowopd_cli.core.types import Prompt, RewardResult
 from flowopd_cli.errors import RewardError
 from flowopd_cli.rewards.base import RewardInfo
 from flowopd_cli.rewards.clip import ClipEncoder, paired_cosine
-from flowopd_cli.rewards.scalar import known_as, scalar_result, text_vectors
+from flowopd_cli.rewards.scalar import declared, known_as, scalar_result, text_vectors
 
 MODEL = "yuvalkirstain/PickScore_v1@a4e4367c6dfa7288a00c550414478f865b875800"
 PROCESSOR = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K@1c2b8495b28150b8a4922ee1c8edee224c284c0c"
@@ -59,7 +59,8 @@ class PickScoreReward:
         self.source, self.scale = source, scale
         self.weights = {"model": known_as(source), "processor": known_as(words), "dtype": dtype}
         low, high = (edge * 26 / DIVISORS[scale] for edge in (self.info.low, self.info.high))
-        self.info = replace(self.info, low=low, high=high)
+        info = replace(self.info, low=low, high=high)
+        self.info = declared(info, source == MODEL and words == PROCESSOR, dtype)
 
     def __call__(self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]) -> RewardResult:
         """Score B pictures against their prompts."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from flowopd_cli.core.types import Prompt, RewardResult
 from flowopd_cli.errors import ArtifactError
+from flowopd_cli.rewards.base import RewardInfo
 from flowopd_cli.rewards.clip import ClipEncoder, split_revision
 from flowopd_cli.rewards.weights import file_digest, hub_file, refuse_mismatch
 
@@ -104,6 +106,14 @@ class LinearStack:
         for weight, bias in self.layers:
             vectors = F.linear(vectors.float(), weight.to(vectors.device), bias.to(vectors.device))
         return vectors[:, 0]
+
+
+def declared(info: RewardInfo, usual: bool, dtype: str) -> RewardInfo:
+    """The declaration of a scorer, exact with the ``usual`` weights in float32 alone."""
+    other = [] if usual else ["other weights than the reference's, or a copy of them"]
+    other += [] if dtype == "float32" else [f"in {dtype}"]
+    kept = [info.note] if info.note and not info.exact else []
+    return replace(info, exact=False, note="; ".join(kept + other)) if other else info
 
 
 def text_vectors(encoder: ClipEncoder, texts: Sequence[str]) -> Float[Tensor, "B D"]:

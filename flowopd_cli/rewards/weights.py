@@ -52,13 +52,16 @@ def download(url: str, *, sha256: str | None, name: str | None = None) -> Path:
         ArtifactError: it cannot be fetched, or is not the file that was expected.
     """
     target = cache_dir() / "weights" / (name or url.rsplit("/", 1)[-1])
-    if target.is_file():
+    if target.is_file() and (sha256 is None or file_digest(target).startswith(sha256)):
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, partial = tempfile.mkstemp(dir=target.parent, prefix=target.name)
     try:
         with os.fdopen(handle, "wb") as sink, urllib.request.urlopen(url, timeout=TIMEOUT) as source:
             shutil.copyfileobj(source, sink, CHUNK)
+            size = source.headers.get("Content-Length")
+        if size is not None and Path(partial).stat().st_size != int(size):
+            raise OSError(f"it broke off after {Path(partial).stat().st_size} of {size} bytes")
         found = file_digest(Path(partial))
         if sha256 is not None and not found.startswith(sha256):
             raise ArtifactError(f"{url}: sha256 is {found}, expected {sha256}; the file was not kept")

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
@@ -90,6 +90,21 @@ def settings(recipe: EvalRecipe, parents: Sequence[Parent]) -> dict[str, Any]:
     drawn = {"steps": spec.steps, "guidance": spec.guidance, "seed": spec.seed}
     adapters = [parent.sha256 for parent in parents]
     return {"model": recipe.model.model_dump(mode="json", exclude={"device"}), "adapters": adapters, **drawn}
+
+
+def whole(images: Float[Tensor, "B 3 H W"], wanted: Sequence[Wanted]) -> Float[Tensor, "B 3 H W"]:
+    """The pictures themselves.
+
+    Raises:
+        ArtifactError: one has pixels that are not finite; as bytes it would pass for a black one.
+    """
+    broken = [item for item, image in zip(wanted, images, strict=True) if not bool(image.isfinite().all())]
+    if broken:
+        raise ArtifactError(
+            f"prompt {broken[0].prompt.id}, picture {broken[0].place.index}: has pixels that are not finite: "
+            "is the adapter sound? Half precision overflows: try --set model.dtype=float32"
+        )
+    return images
 
 
 def keep(run: RunDir, wanted: Sequence[Wanted], folder: PictureFolder, count: int) -> None:

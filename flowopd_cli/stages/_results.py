@@ -71,9 +71,8 @@ def below(found: Mapping[str, Result], bars: Mapping[str, float]) -> list[str]:
     for name in bars:
         if name not in found:
             raise RecipeError(f"--fail-under {name}: no such result{suggest(name, list(found))}")
-    return [
-        f"{name}: {found[name]['mean']:.4f} is under {bar}" for name, bar in bars.items() if found[name]["mean"] < bar
-    ]
+    means = {name: found[name]["mean"] for name in bars}
+    return [f"{name}: {means[name]:.4f} is under {bar}" for name, bar in bars.items() if not means[name] >= bar]
 
 
 def protocol(recipe: EvalRecipe, suite: Suite) -> dict[str, Any]:
@@ -99,15 +98,17 @@ def table(progress: Progress, found: Mapping[str, Result], title: str) -> None:
         (name, ("" if r.get("exact", True) else "~") + f"{r['mean']:.4f}", _error(r), r["n"], _published(r))
         for name, r in found.items()
     ]
-    progress.table(title, ("suite", "mean", "± s.e.", "images", "published"), rows)
+    shown = 5 if any(row[4] for row in rows) else 4
+    progress.table(title, ("suite", "mean", "± s.e.", "images", "published")[:shown], [row[:shown] for row in rows])
 
 
 def _with_groups(asked: Asked, found: dict[str, Result]) -> dict[str, Result]:
     for group in asked.groups:
         names = {suite.name for suite in group.suites} | {suite.name.split("[")[0] for suite in group.suites}
         own = {name: result for name, result in found.items() if name in names}
-        if group.combine is not None and own:
-            found = {**found, group.name: group.combine(own)}
+        whole = group.combine(own) if group.combine is not None and own else None
+        if whole is not None:
+            found = {**found, group.name: whole}
     return found
 
 

@@ -28,7 +28,7 @@ def load(recipe: EvalRecipe) -> Asked:
     """The suites by name, with their options.
 
     Raises:
-        RecipeError: a name or an option is unknown.
+        RecipeError: a name or an option is unknown, or a bar is for none of them.
     """
     spec = recipe.eval
     unknown = sorted(set(spec.options) - set(spec.suites))
@@ -42,6 +42,7 @@ def load(recipe: EvalRecipe) -> Asked:
             groups.append(made)
         for suite in made.suites if isinstance(made, SuiteGroup) else (made,):
             suites.setdefault(suite.name, suite)
+    _check_bars([*suites, *(group.name for group in groups)], spec.fail_under)
     return Asked(tuple(suites.values()), tuple(groups))
 
 
@@ -57,6 +58,13 @@ def rewards(suites: Sequence[Suite], wanted: Sequence[Wanted]) -> dict[str, Rewa
         if check is not None:
             check([item.prompt for item in wanted if suite.name in item.suites and item.place.index == 0])
     return found
+
+
+def _check_bars(names: Sequence[str], bars: Mapping[str, float]) -> None:
+    known = {*names, *(name.split("[")[0] for name in names)}
+    for name in bars:
+        if name not in known:
+            raise RecipeError(f"--fail-under {name}: no such suite is run{suggest(name, sorted(known))}")
 
 
 def _make(name: str, base: str, options: Mapping[str, Any]) -> Suite | SuiteGroup:

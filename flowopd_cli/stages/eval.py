@@ -15,7 +15,7 @@ from flowopd_cli.stages import _model
 from flowopd_cli.stages import _ranks as ranks
 from flowopd_cli.stages import _results as outcome
 from flowopd_cli.stages import _suites as suite_tools
-from flowopd_cli.stages._pictures import Picture, PictureFolder, keep, settings
+from flowopd_cli.stages._pictures import Picture, PictureFolder, keep, settings, whole
 from flowopd_cli.stages._samples import draw_images, ode_sampler, to_bytes
 from flowopd_cli.stages._scored import Journal
 from flowopd_cli.stages._scoring import Scorer
@@ -103,7 +103,7 @@ def draw(
     for start in range(0, len(missing), spec.batch):
         part = missing[start : start + spec.batch]
         seeds = [image_seed(spec.seed, item.prompt.id, item.place.index) for item in part]
-        drawn = to_bytes(draw_images(model, sampler, [w.prompt for w in part], seeds, adapter, spec.batch))
+        drawn = to_bytes(whole(draw_images(model, sampler, [w.prompt for w in part], seeds, adapter, spec.batch), part))
         for item, picture in zip(part, drawn, strict=True):
             folder.write(item, picture)
         yield part, list(drawn)

@@ -23,14 +23,16 @@ def average(**options: Mapping[str, Any]) -> SuiteGroup:
     return SuiteGroup("average", suites, combine)
 
 
-def combine(found: Mapping[str, Result]) -> Result:
-    """Mean of the four on a scale of one; the errors of independent suites add in squares."""
-    parts = {name: found[name]["mean"] / scale for name, scale in SCALES.items() if name in found}
+def combine(found: Mapping[str, Result]) -> Result | None:
+    """Mean of the four on a scale of one, ``None`` where one is missing; their errors add in squares."""
+    if not found.keys() >= SCALES.keys():
+        return None
+    parts = {name: found[name]["mean"] / scale for name, scale in SCALES.items()}
     errors = [found[name]["stderr"] / SCALES[name] for name in parts]
     return {
         "suite": "average",
         "version": "average-1",
-        "exact": all(found[name].get("exact", True) for name in parts) and len(parts) == len(SCALES),
+        "exact": all(found[name].get("exact", True) for name in parts),
         "mean": sum(parts.values()) / len(parts),
         "stderr": math.sqrt(sum(error**2 for error in errors)) / len(parts),
         "n": sum(found[name]["n"] for name in parts),

@@ -54,11 +54,14 @@ class Suite:
 
 @dataclass(frozen=True)
 class SuiteGroup:
-    """Suites that are asked for by one name, and the figures that only all of them together have."""
+    """Suites that are asked for by one name, and the figures that only all of them together have.
+
+    ``combine`` makes those, or ``None`` where what was judged is too little for them.
+    """
 
     name: str
     suites: tuple[Suite, ...]
-    combine: Callable[[Mapping[str, Result]], Result] | None = None
+    combine: Callable[[Mapping[str, Result]], Result | None] | None = None
 
 
 def image_seed(seed: int, prompt_id: str, index: int) -> int:
@@ -73,6 +76,7 @@ def score(
     """Score B pictures: a row each, with every score, and the headline under ``value`` (``None`` where invalid)."""
     result = reward(as_float(images), prompts)
     headline = result.total if suite.score is None else result.scores[suite.score]
+    valid = [bool(good) for good in result.valid]
     details = result.details or tuple({} for _ in prompts)
     return [
         {
@@ -81,9 +85,9 @@ def score(
             "text": prompt.text,
             "index": index,
             "tag": str(prompt.metadata.get("tag", "")) if suite.tagged else "",
-            "valid": bool(result.valid[i]),
-            "value": _figure(headline[i]) if bool(result.valid[i]) else None,
-            "scores": {name: _figure(column[i]) for name, column in result.scores.items()},
+            "valid": valid[i],
+            "value": _figure(headline[i]) if valid[i] else None,
+            "scores": {name: _figure(column[i]) if valid[i] else None for name, column in result.scores.items()},
             "details": dict(details[i]),
         }
         for i, (prompt, index) in enumerate(zip(prompts, indices, strict=True))
@@ -107,6 +111,7 @@ def summarize(suite: Suite, rows: Sequence[Row], protocol: Mapping[str, Any], re
         "version": suite.version,
         "reward": reward.info.name,
         "engine": str(getattr(reward, "engine", reward.info.name)),
+        "weights": {name: str(value) for name, value in getattr(reward, "weights", {}).items()},
         "exact": reward.info.exact,
         "note": reward.info.note,
         "mean": mean,

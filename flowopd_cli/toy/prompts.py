@@ -8,6 +8,7 @@ from functools import lru_cache
 from itertools import permutations, product
 
 from flowopd_cli.core.types import Prompt
+from flowopd_cli.rewards.clauses import RELATIONS, TAGS
 from flowopd_cli.toy.draw import GLYPHS, INKS, SHAPES
 
 SEED = 20260508
@@ -15,8 +16,6 @@ SPLITS = ("train", "validation", "test")
 OPENINGS = ("a photo of", "a picture of", "a print of", "a drawing of")
 SIGNS = ("a sign that says", "a label with", "a card with", "a stamp that says")
 COUNTS = {2: "two", 3: "three", 4: "four"}
-RELATIONS = ("left of", "right of", "above", "below")
-TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 PER_TAG = {"validation": 16, "test": 24}
 CODES = {"train": 1200, "validation": 96, "test": 144}
 CODE_LENGTH = 3

@@ -13,6 +13,7 @@ from flowopd_cli.core.advantages import group_advantages
 from flowopd_cli.core.types import Prompt, RewardResult
 from flowopd_cli.errors import PromptError, RewardError
 from flowopd_cli.rewards.base import RewardInfo, RewardMix, Weighted
+from flowopd_cli.rewards.jpeg import JpegReward
 from flowopd_cli.rewards.parallel import in_parallel
 from flowopd_cli.train import collect
 
@@ -163,3 +164,21 @@ def test_an_invalid_picture_leaves_its_group_and_is_never_zero(model):
     figures = collect.reward_figures(scored)
     assert figures["reward"] == pytest.approx(float(totals[kept].mean()))
     assert figures["invalid"] == pytest.approx(1 / 6)
+
+
+def test_a_picture_of_no_numbers_is_invalid_whoever_scores_it():
+    images = torch.rand(2, 3, 16, 16)
+    images[1, 0, 3, 4] = float("nan")
+    result = RewardMix([Weighted(JpegReward())])(images, [A, B])
+    assert result.valid.tolist() == [True, False]
+    assert result.total.isnan().tolist() == [False, True]
+    assert all(column.isnan().tolist() == [False, True] for column in result.scores.values())
+    assert "not finite" in result.details[1]["error"]
+
+
+def test_figures_of_an_invalid_picture_are_left_out():
+    failing = Constant("failing", 0.0, valid=False, extra={"more": 0.0})
+    result = RewardMix([Weighted(failing, task="a"), Weighted(Constant("sound", 0.5))])(torch.rand(2, 3, 4, 4), [A, B])
+    assert result.valid.tolist() == [False, True]
+    assert result.scores["failing/more"].isnan().all()
+    assert result.scores["sound"].tolist() == [0.5, 0.5]

@@ -142,11 +142,11 @@ def test_tied_tensors_may_be_left_out(tmp_path, model, checkpoint, images):
 
 
 def test_the_default_checkpoint_is_downloaded_once(tmp_path, monkeypatch, checkpoint):
-    fetched = []
+    fetched, original = [], urllib.request.urlopen
 
     def urlopen(url, timeout):
         fetched.append(url)
-        return checkpoint.open("rb")
+        return original(checkpoint.as_uri())
 
     monkeypatch.setenv("FLOWOPD_CACHE", str(tmp_path))
     monkeypatch.setattr(urllib.request, "urlopen", urlopen)

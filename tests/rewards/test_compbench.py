@@ -44,7 +44,7 @@ class Scripted:
 
     def __call__(self, shown, wanted):
         self.asked += [list(mine) for mine in wanted]
-        return [list(row) for row in self.rows[: len(shown)]]
+        return [row and list(row) for row in self.rows[: len(shown)]]
 
 
 def place(label, score, *box):
@@ -197,3 +197,19 @@ def test_pictures_without_a_question_are_not_looked_at(images):
     assert detector.asked == [["cat"]]
     assert [len(row) for row in found] == [0, 1, 0]
     assert found[1][0].box == pytest.approx((16 * 479 / 64, 0, 32 * 479 / 64, 479))
+
+
+def test_a_picture_that_the_detector_could_not_look_at_is_invalid(judged, images):
+    seen = [place("cat", 0.8, 0, 0, 10, 10), place("person", 0.6, 20, 30, 30, 40)]
+    result = judged(SpatialReward, seen, None, [])(images, prompts(*["a cat next to a girl"] * 3))
+    assert result.valid.tolist() == [True, False, True]
+    assert result.total.isnan().tolist() == [False, True, False]
+    assert float(result.total[2]) == 0.0
+
+
+def test_depth_that_is_no_number_is_no_score(judged, folders, images):
+    seen = [place("cat", 0.8, 0, 0, 10, 10), place("person", 0.6, 20, 30, 30, 40)]
+    reward = judged(Spatial3DReward, seen, seen, seen, depth=folders["depth"])
+    maps = reward.depth(to_pil(images))
+    reward.depth = lambda shown: [maps[0], maps[1] * torch.nan, maps[2] * torch.nan]
+    assert reward(images, prompts(*["a cat behind a girl"] * 3)).valid.tolist() == [True, False, False]

@@ -189,14 +189,15 @@ def test_without_a_detector_its_own_is_built_with_the_rules_of_the_reward(monkey
             built.append((settings.weights, settings.batch, options.threshold))
 
     monkeypatch.setattr(geneval_reward, "Mask2FormerDetector", Built)
-    own, other = GenEvalReward(batch=2), GenEvalHFReward(threshold=0.5)
+    own, other = GenEvalReward(score="official", batch=2), GenEvalHFReward(threshold=0.5)
     assert built == [(None, 2, 0.3), ("facebook/mask2former-swin-small-coco-instance", 4, 0.5)]
     assert (own.info.name, own.info.exact, other.info.name, other.info.exact) == ("geneval", True, "geneval-hf", False)
     assert "Apache-2.0" in own.info.license
     assert "no commercial use" in other.info.license
-    assert not GenEvalReward(weights="my.pth").info.exact
-    assert not GenEvalReward(position_threshold=0.2).info.exact
-    assert not GenEvalReward(Fixed()).info.exact
+    assert own.engine == own.detector.name
+    assert "Apache" not in GenEvalReward(weights="my.pth").info.license
+    for options in ({"weights": "my.pth"}, {"position_threshold": 0.2}, {"detector": Fixed()}, {"score": "training"}):
+        assert not GenEvalReward(**{"score": "official", **options}).info.exact
 
 
 @pytest.mark.parametrize("score", ["training", "official", "strict"])
@@ -223,3 +224,35 @@ def test_the_detector_may_refuse_prompts():
 
     with pytest.raises(PromptError, match="unicorns"):
         GenEvalReward(Picky()).check([prompt(include=[include("unicorn")])])
+
+
+def test_a_prompt_that_only_excludes_is_judged():
+    asked = prompt(exclude=[{"class": "cat", "count": 1}])
+    for detections, official in (([found("cat")], 0.0), ([], 1.0)):
+        result = GenEvalReward(Fixed(*detections), score="official")(torch.rand(1, 3, 16, 16), [asked])
+        assert result.scores["official"].tolist() == [official]
+        assert result.scores["training"].tolist() == [0.0]
+
+
+ONE_CAT = {"class": "cat", "count": 1}
+
+
+@pytest.mark.parametrize(
+    ("metadata", "words"),
+    [
+        ({}, "no include or exclude"),
+        ({"include": [{"count": 1}]}, "without a class"),
+        ({"include": [{"class": "cat", "count": "2"}]}, "count of '2'"),
+        ({"include": [{"class": "cat", "count": 0}]}, "count of 0"),
+        ({"include": [ONE_CAT], "exclude": [{"class": "dog"}]}, "count of None for dog"),
+        ({"include": [{"class": "cat", "count": 1, "position": ["left of", 0]}]}, "position"),
+        (
+            {"include": [ONE_CAT, {"class": "dog", "count": 1, "position": ["next to", 0]}]},
+            "next to",
+        ),
+        ({"include": [ONE_CAT, {"class": "dog", "count": 1, "position": ["above", 2]}]}, "above"),
+    ],
+)
+def test_clauses_that_would_fail_in_the_middle_are_refused_before(metadata, words):
+    with pytest.raises(PromptError, match=words):
+        GenEvalReward(Fixed()).check([Prompt("p", "text", "geneval", metadata)])

@@ -180,3 +180,21 @@ def test_depth_is_stretched_stored_in_bytes_and_reduced():
     assert torch.allclose(steps, steps.round(), atol=1e-4)
     assert torch.all(steps.diff() >= 0)
     assert not to_frame(torch.full((2, 2), 3.0), (64, 64)).any()
+
+
+@pytest.mark.parametrize("kind", ["grounding-dino", "owlv2"])
+def test_a_network_that_gives_no_numbers_has_found_nothing_that_counts(kind, dino, owl, shown):
+    grounder = load_grounder(kind, {"grounding-dino": dino, "owlv2": owl}[kind][0], threshold=0.0)
+    with torch.no_grad():
+        for weight in grounder._model.parameters():
+            weight.fill_(torch.nan)
+    found = grounder(shown, WANTED)
+    assert found[0] is None
+    assert found[1] is None
+
+
+def test_a_depth_map_without_numbers_is_not_a_flat_one():
+    for hole in (float("nan"), float("inf")):
+        framed = to_frame(torch.tensor([[1.0, hole], [2.0, 3.0]]), (64, 48))
+        assert framed.isnan().all()
+        assert framed.shape == to_frame(torch.ones(2, 2), (64, 48)).shape

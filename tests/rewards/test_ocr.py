@@ -94,6 +94,7 @@ def test_a_picture_that_cannot_be_read_is_invalid_rather_than_zero():
     result = OCRReward(Fixed())(torch.zeros(2, 3, 8, 8), [PROMPT, PROMPT])
     assert result.valid.tolist() == [True, False]
     assert float(result.total[0]) == 1.0
+    assert all(column.isnan().tolist() == [False, True] for column in (result.total, *result.scores.values()))
     assert result.details[1]["error"] == "broken picture"
 
 

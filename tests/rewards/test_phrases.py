@@ -103,4 +103,8 @@ def test_spacy_is_asked_once_a_prompt(monkeypatch):
         (".", "PUNCT", False),
     ]
     assert approximations(parser) == []
-    assert approximations(BuiltinParser()) == ["parsed by builtin-1, not by spaCy"]
+    assert approximations(BuiltinParser()) == ["parsed by builtin-1, not by spaCy's en_core_web_sm 3.5.0"]
+    monkeypatch.setattr(phrases, "version", lambda package: "3.8.0")
+    assert approximations(SpacyParser()) == [
+        "parsed by spacy-3.8.0/en_core_web_sm-3.8.0, not by spaCy's en_core_web_sm 3.5.0"
+    ]

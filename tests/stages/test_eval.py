@@ -165,7 +165,7 @@ def test_a_bar_that_is_not_reached_is_reported(tmp_path):
     assert low["below"] == []
     _, high = perform(tmp_path / "f", "eval.suites=[quality]", "eval.fail_under={quality: 1.1}")
     assert high["below"][0].startswith("quality: ")
-    with pytest.raises(RecipeError, match="no such result"):
+    with pytest.raises(RecipeError, match="no such suite is run"):
         perform(tmp_path / "g", "eval.suites=[quality]", "eval.fail_under={ocr: 0.5}")
 
 
