@@ -126,7 +126,7 @@ def _evaluation(run: RunDir, own: str | None, base: Base | None) -> Evaluation |
 
 
 def results(run: RunDir) -> dict[str, dict[str, Any]]:
-    """``{suite: {mean, stderr, n}}`` of an evaluation run.
+    """``{suite: {mean, stderr, n, exact}}`` of an evaluation run.
 
     Raises:
         ArtifactError: a result is damaged.
@@ -135,7 +135,8 @@ def results(run: RunDir) -> dict[str, dict[str, Any]]:
 
 
 def _figures(read: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    return {name: {key: result[key] for key in FIGURES} for name, result in read.items()}
+    exact = {name: bool(result.get("exact", True)) for name, result in read.items()}
+    return {name: {key: result[key] for key in FIGURES} | {"exact": exact[name]} for name, result in read.items()}
 
 
 def _results_of(run: RunDir) -> dict[str, dict[str, Any]]:
@@ -203,7 +204,7 @@ def metadata(card: Card, base: str) -> dict[str, Any]:
         {
             "task": {"type": "text-to-image"},
             "dataset": {"name": suite, "type": suite},
-            "metrics": [{"type": suite, "value": round(figures["mean"], 4), "name": suite}],
+            "metrics": [{"type": suite, "value": round(figures["mean"], 4), "name": _figure_name(suite, figures)}],
         }
         for evaluation in own
         for suite, figures in evaluation.suites.items()
@@ -220,10 +221,22 @@ def _results(found: Sequence[Evaluation]) -> str:
     lines = ["## Results", "", f"| model | {' | '.join(suites)} |", f"|---|{'---|' * len(suites)}"]
     for evaluation in found:
         cells = [evaluation.suites.get(suite) for suite in suites]
-        shown = [f"{c['mean']:.4f} ± {c['stderr']:.4f} (n = {c['n']})" if c else "—" for c in cells]
+        shown = [_cell(cell) if cell else "—" for cell in cells]
         lines.append(f"| {evaluation.of} | {' | '.join(shown)} |")
     made = f"Protocol: {protocol(found[-1])}."
-    return "\n".join([*lines, "", f"{made} Mean ± standard error over prompts; each picture's row is in `eval/`."])
+    mark = " ~: not by the scorer of papers, so not comparable with them."
+    near = any(not figures["exact"] for evaluation in found for figures in evaluation.suites.values())
+    told = f"{made} Mean ± standard error over prompts; each picture's row is in `eval/`.{mark if near else ''}"
+    return "\n".join([*lines, "", told])
+
+
+def _cell(figures: Mapping[str, Any]) -> str:
+    error = "" if figures["stderr"] is None else f" ± {figures['stderr']:.4f}"
+    return f"{'' if figures['exact'] else '~'}{figures['mean']:.4f}{error} (n = {figures['n']})"
+
+
+def _figure_name(suite: str, figures: Mapping[str, Any]) -> str:
+    return suite if figures["exact"] else f"{suite} (approximate scorer)"
 
 
 def _usage(card: Card, base: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -50,12 +51,19 @@ def eval_(
     """
     from flowopd_cli import execute, plan
 
-    values: dict[str, Any] = {"adapter": adapter, "eval.suites": suite.split(",") if suite else None}
+    if images is not None and import_scores is not None:
+        raise RecipeError("--images scores pictures, --import-scores reads scores that are there: name one of them")
+    values: dict[str, Any] = {"adapter": adapter, "eval.suites": names(suite)}
     values |= {"eval.limit": limit, "eval.images": images_per_prompt, "eval.split": split, "eval.batch": batch}
-    values |= {"eval.options.t2i-compbench.categories": categories.split(",") if categories else None}
+    values |= {"eval.options.t2i-compbench.categories": names(categories)}
     values |= {"eval.pictures": images and str(images), "eval.import_scores": import_scores and str(import_scores)}
     values |= {"eval.fail_under": bars(fail_under)}
     execute.perform(plan.resolve("eval", common, values, refs=[adapter] if adapter else []), common)
+
+
+def names(text: str | None) -> list[str] | None:
+    """``A, B`` as names."""
+    return None if text is None else [name.strip() for name in text.split(",")]
 
 
 def bars(texts: Sequence[str]) -> dict[str, float]:
@@ -71,6 +79,6 @@ def bars(texts: Sequence[str]) -> dict[str, float]:
             found[name] = float(number)
         except ValueError:
             name = ""
-        if not name:
+        if not name or not isfinite(found[name]):
             raise RecipeError(f"--fail-under {text}: write it as SUITE=NUMBER, for example geneval=0.85")
     return found

@@ -156,12 +156,14 @@ class Demo:
         path = RunDir(self.out).report_file
         atomic_write(path, report.build(TITLE, lead, entries, list(trained.values())))
         columns = ("model", *OBJECTIVES, "average")
-        rows = [
-            (name, *(f"{r[s]['mean']:.3f} ± {r[s]['stderr']:.3f}" for s in OBJECTIVES), f"{average(r):.3f}")
-            for name, r in results.items()
-        ]
+        rows = [(name, *(cell(r[s]) for s in OBJECTIVES), f"{average(r):.3f}") for name, r in results.items()]
         progress.table("Held-out results", columns, rows)
         return {"report": str(path), "models": results}
+
+
+def cell(figures: Mapping[str, Any]) -> str:
+    """Mean and, where it is known, standard error."""
+    return f"{figures['mean']:.3f}" + ("" if figures["stderr"] is None else f" ± {figures['stderr']:.3f}")
 
 
 def average(result: Mapping[str, Mapping[str, float]]) -> float:

@@ -18,11 +18,13 @@ import typer
 from flowopd_cli import launch, preflight
 from flowopd_cli import recipe as recipes
 from flowopd_cli.arithmetic import arithmetic
+from flowopd_cli.card import results
 from flowopd_cli.console import Console
 from flowopd_cli.demo import Demo
 from flowopd_cli.errors import ArtifactError, Interrupted, RecipeError
 from flowopd_cli.options import Common
 from flowopd_cli.progress import Progress
+from flowopd_cli.recipe_io import suggest
 from flowopd_cli.run import RunDir, fresh_path
 from flowopd_cli.settle import remarks, settle
 from flowopd_cli.track import tracked
@@ -43,21 +45,18 @@ def perform(recipe: recipes.Recipe, common: Common) -> None:
         console.result(describe(recipe, notes, as_json=common.json))
         return
     if _is_finished(common):
-        console.note(f"{common.resume} is already done; --set train.iterations=N goes further")
-        _print_result(console, common, Path(str(common.resume)), {})
+        further = "; --set train.iterations=N goes further" if isinstance(recipe, recipes.TrainedRecipe) else ""
+        console.note(f"{common.resume} is already done{further}")
+        _tell(console, common, recipe, Path(str(common.resume)), _known_result(recipe, Path(str(common.resume))))
         return
+    _check_stage(recipe)
     processes = _processes(recipe, common)
     if launch.should_launch(processes):
         raise typer.Exit(launch.relaunch(_argv(recipe.stage, common), processes, recipe.model.device))
     run = _open_run(recipe, common)
     with redirect_stdout(sys.stderr):
         result = run_stage(recipe, run, console, resume=common.resume is not None, dry_run=common.dry_run)
-    below = result.pop("below", ())
-    _print_result(console, common, run.path, result)
-    for line in below:
-        console.note(line)
-    if below:
-        raise typer.Exit(UNDER_THE_BAR)
+    _tell(console, common, recipe, run.path, result)
 
 
 def run_stage(
@@ -153,8 +152,33 @@ def _open_run(recipe: recipes.Recipe, common: Common) -> RunDir:
     return RunDir.create(common.out, recipe.stage, force=common.force)
 
 
-def _print_result(console: Console, common: Common, path: Path, result: dict[str, Any]) -> None:
-    console.result(json.dumps({"run": str(path), **result}) if common.json else str(path))
+def _check_stage(recipe: recipes.Recipe) -> None:
+    """What an evaluation can refuse only with its suites at hand, before a run directory is made."""
+    if isinstance(recipe, recipes.EvalRecipe) and launch.is_main():
+        with redirect_stdout(sys.stderr):
+            importlib.import_module("flowopd_cli.stages._suites").check(recipe)
+
+
+def _known_result(recipe: recipes.Recipe, path: Path) -> dict[str, Any]:
+    """What a finished run said at its end, as far as it is asked for again."""
+    run = RunDir.open(path, writes=False)
+    return {"suites": results(run)} if isinstance(recipe, recipes.EvalRecipe) else {}
+
+
+def _tell(console: Console, common: Common, recipe: recipes.Recipe, path: Path, result: dict[str, Any]) -> None:
+    """The run's path or JSON; an evaluation with a suite under its bar says so and exits with 3."""
+    bars = recipe.eval.fail_under if isinstance(recipe, recipes.EvalRecipe) and launch.is_main() else {}
+    for name in bars:
+        if name not in result["suites"]:
+            raise RecipeError(f"--fail-under {name}: no such result{suggest(name, list(result['suites']))}")
+    means = {name: result["suites"][name]["mean"] for name in bars}
+    below = [f"{name}: {means[name]:.4f} is under {bar}" for name, bar in bars.items() if not means[name] >= bar]
+    told = {"run": str(path), **result} | ({"below": below} if bars else {})
+    console.result(json.dumps(told) if common.json else str(path))
+    for line in below:
+        typer.echo(line, err=True)
+    if below:
+        raise typer.Exit(UNDER_THE_BAR)
 
 
 def _is_finished(common: Common) -> bool:

@@ -22,6 +22,10 @@ from flowopd_cli.settle import with_full_names
 TOY = "toy"
 RANKLESS = {"exact", "factor_average"}
 TEACHERS = {"routing", "teachers"}
+FOREIGN = {
+    "eval.pictures",
+    "eval.import_scores",
+}  # made by others: no base draws, and the suites are the public
 NEEDED = {
     "teacher": {"rewards": "a reward (--reward NAME)", "prompts": "prompts (--prompts SOURCE)"},
     "coldstart": {"teachers": "a teacher (--teacher TASK=REF)", "prompts": "prompts (--set prompts=...)"},
@@ -148,7 +152,7 @@ def _starting_point(
         path = recipes.find(common.recipe)
         return recipes.read(path), str(path)
     model = None if common.base else _model_of(refs)
-    base = common.base or (model or {}).get("pretrained") or TOY
+    base = common.base or (model or {}).get("pretrained") or (None if FOREIGN & given.keys() else TOY)
     tree: dict[str, Any] = {"stage": stage}
     where = f"{stage} without --recipe"
     if base == TOY:

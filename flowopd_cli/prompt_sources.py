@@ -66,6 +66,15 @@ LOADERS: Mapping[str, Callable[[Path], list[Prompt]]] = {
 }
 
 
+def only_test(name: str, split: str) -> None:
+    """Refuse another split than ``test`` of a public evaluation set, which has no other.
+
+    Raises:
+        PromptError: another one is asked for.
+    """
+    _split(name, split, ("test",))
+
+
 def fetched(name: str, source: str | Path | None = None) -> list[Prompt]:
     """The evaluation prompts of ``geneval``, ``ocr``, ``pickscore`` or ``drawbench``, fetched or in the cache.
 

@@ -15,8 +15,11 @@ def with_full_names(recipe: recipes.Recipe) -> recipes.Recipe:
     """Rewards and suites under the registry's own names, so that the recipe in the run says what ran."""
     base = recipe.model.pretrained
     if isinstance(recipe, recipes.EvalRecipe):
-        suites = tuple(suite_name(name, base) for name in recipe.eval.suites)
-        return recipe.model_copy(update={"eval": recipe.eval.model_copy(update={"suites": suites})})
+        update = {
+            "suites": tuple(suite_name(name, base) for name in recipe.eval.suites),
+            "options": {suite_name(name, base): value for name, value in recipe.eval.options.items()},
+        }
+        return recipe.model_copy(update={"eval": recipe.eval.model_copy(update=update)})
     rewards = getattr(recipe, "rewards", ())
     named = tuple(spec.model_copy(update={"name": reward_name(spec.name, base)}) for spec in rewards)
     return recipe.model_copy(update={"rewards": named}) if rewards else recipe

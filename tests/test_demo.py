@@ -58,7 +58,7 @@ def test_every_model_has_every_suite(shown):
     assert list(result["models"]) == MODELS
     for suites in result["models"].values():
         assert list(suites) == ["geneval", "ocr", "quality"]
-        assert all(set(figures) == {"mean", "stderr", "n"} for figures in suites.values())
+        assert all(set(figures) == {"mean", "stderr", "n", "exact"} for figures in suites.values())
     json.dumps(result)
 
 

@@ -1,87 +1,22 @@
-"""The pictures of an evaluation: where they lie, and what they depend on."""
+"""The pictures of an evaluation: what they depend on, which are fit to be kept, and the row that is shown."""
 
 from __future__ import annotations
 
-import io
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import Float, UInt8
-from PIL import Image
+from jaxtyping import Float
 from torch import Tensor
 
 from flowopd_cli.errors import ArtifactError
-from flowopd_cli.files import atomic_write
 from flowopd_cli.manifest import Parent
 from flowopd_cli.recipe import EvalRecipe
-from flowopd_cli.run import DRAWN, RunDir
+from flowopd_cli.run import RunDir
+from flowopd_cli.stages._folder import PictureFolder
 from flowopd_cli.stages._samples import grid
 from flowopd_cli.stages._wanted import Wanted
-
-Picture = UInt8[Tensor, "3 H W"]
-
-
-@dataclass(frozen=True)
-class PictureFolder:
-    """Pictures as PNG files under ``root``, each suite's in its own layout.
-
-    With ``foreign`` they are somebody else's: nothing is written, and the suite's folder may be ``root`` itself.
-    """
-
-    root: Path
-    foreign: bool = False
-
-    def claim(self, settings: Mapping[str, Any]) -> None:
-        """Refuse to mix pictures of two settings in one folder; a fresh folder takes them on.
-
-        Raises:
-            ArtifactError: there are pictures of other settings.
-        """
-        path = self.root / DRAWN
-        text = json.dumps(settings, indent=1, sort_keys=True)
-        if path.is_file() and path.read_text(encoding="utf-8") != text:
-            raise ArtifactError(f"{self.root}: has pictures of other settings; choose a fresh --out, or --force")
-        if not path.is_file():
-            atomic_write(path, text)
-
-    def find(self, wanted: Wanted) -> Path | None:
-        """The file of a picture, if it is there."""
-        own = self.root / wanted.path
-        if own.is_file() or not self.foreign:
-            return own if own.is_file() else None
-        folders = (self.root / wanted.home, self.root)
-        paths = (wanted.layout.find(folder, wanted.place) for folder in folders)
-        return next((path for path in paths if path is not None), None)
-
-    def read(self, wanted: Wanted) -> Picture:
-        """A picture as RGB bytes.
-
-        Raises:
-            ArtifactError: it is missing or no picture.
-        """
-        path = self.find(wanted)
-        if path is None:
-            raise ArtifactError(f"{self.root}: no picture {wanted.path}")
-        try:
-            with Image.open(path) as image:
-                return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
-        except (OSError, ValueError) as error:
-            raise ArtifactError(f"{path}: cannot be read as a picture ({error}); delete it and go on") from error
-
-    def write(self, wanted: Wanted, picture: Picture) -> None:
-        """Keep a picture, and what its layout notes beside it."""
-        buffer = io.BytesIO()
-        Image.fromarray(picture.permute(1, 2, 0).numpy()).save(buffer, format="PNG")
-        for name, text in wanted.layout.notes(wanted.prompt, wanted.place.position).items():
-            note = self.root / wanted.home / name
-            if not note.is_file():
-                atomic_write(note, text)
-        atomic_write(self.root / wanted.path, buffer.getvalue())
 
 
 def settings(recipe: EvalRecipe, parents: Sequence[Parent]) -> dict[str, Any]:

@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flowopd_cli.errors import ArtifactError, RecipeError
+from flowopd_cli.errors import RecipeError
 from flowopd_cli.progress import Progress
 from flowopd_cli.recipe import EvalRecipe
-from flowopd_cli.recipe_io import suggest
 from flowopd_cli.rewards.base import Reward
+from flowopd_cli.stages._scored import key_of
 from flowopd_cli.stages._suites import Asked
 from flowopd_cli.stages._wanted import Wanted
-from flowopd_cli.suites.base import Result, Row, Suite, summarize
+from flowopd_cli.suites.base import Absent, Result, Row, Suite, summarize
 
 
 def in_order(rows: Sequence[tuple[str, Row]], wanted: Sequence[Wanted]) -> dict[str, list[Row]]:
@@ -22,10 +22,7 @@ def in_order(rows: Sequence[tuple[str, Row]], wanted: Sequence[Wanted]) -> dict[
     found: dict[str, list[Row]] = {}
     for name, row in rows:
         found.setdefault(name, []).append(row)
-    return {
-        name: sorted(own, key=lambda row: order[row["task"], row["prompt"], row["index"]])
-        for name, own in found.items()
-    }
+    return {name: sorted(own, key=lambda row: order[key_of(row)]) for name, own in found.items()}
 
 
 def results(
@@ -43,14 +40,15 @@ def imported(asked: Asked, folder: Path) -> dict[str, Result]:
     """Figures that official scorers wrote under ``folder``.
 
     Raises:
-        RecipeError: none of the suites can read such files.
+        RecipeError: none of the suites finds such files.
+        ArtifactError: one of them is damaged.
     """
     found: dict[str, Result] = {}
     absent: list[str] = []
     for suite in asked.suites:
         try:
             read = suite.imported(folder) if suite.imported is not None else None
-        except ArtifactError as error:
+        except Absent as error:
             absent.append(str(error))
             continue
         if read is not None:
@@ -60,19 +58,6 @@ def imported(asked: Asked, folder: Path) -> dict[str, Result]:
         why = f": {absent[0]}" if absent else ""
         raise RecipeError(f"--import-scores: no official scores that could be read for {names}{why}")
     return _with_groups(asked, found)
-
-
-def below(found: Mapping[str, Result], bars: Mapping[str, float]) -> list[str]:
-    """One line for each suite that stays under its bar.
-
-    Raises:
-        RecipeError: a bar for a suite that was not run.
-    """
-    for name in bars:
-        if name not in found:
-            raise RecipeError(f"--fail-under {name}: no such result{suggest(name, list(found))}")
-    means = {name: found[name]["mean"] for name in bars}
-    return [f"{name}: {means[name]:.4f} is under {bar}" for name, bar in bars.items() if not means[name] >= bar]
 
 
 def protocol(recipe: EvalRecipe, suite: Suite) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from flowopd_cli.rewards.about import info_of, installed
 from flowopd_cli.rewards.function import make_reward
 from flowopd_cli.rewards.serve import RewardScorer
 from flowopd_cli.rewards.serving import wire
+from flowopd_cli.stages._folder import UNREADABLE
 
 
 def listing() -> list[dict[str, Any]]:
@@ -78,7 +79,7 @@ def _open(path: Path) -> Image.Image:
     try:
         with Image.open(path) as picture:
             return picture.convert("RGB")
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
+    except UNREADABLE as error:
         raise ArtifactError(f"{path}: cannot be read as a picture ({error})") from error
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from flowopd_cli.files import atomic_write, json_lines, plain, read_json_lines, remove
 from flowopd_cli.rewards.base import Reward
 from flowopd_cli.run import RunDir
-from flowopd_cli.stages._pictures import PictureFolder
+from flowopd_cli.stages._folder import PictureFolder
 from flowopd_cli.stages._wanted import Key, Wanted
 from flowopd_cli.suites.base import NamedReward, Row, Suite
 
@@ -77,4 +77,4 @@ def signature(path: Path) -> str:
 
 def key_of(row: Row) -> Key:
     """The key of the picture that a row is about."""
-    return row["task"], row["prompt"], row["index"]
+    return row["task"], row["prompt"], row["text"], row["index"]

@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 
 from flowopd_cli.rewards.base import Reward
-from flowopd_cli.stages._pictures import Picture
+from flowopd_cli.stages._folder import Picture
 from flowopd_cli.stages._scored import Journal, Scored
 from flowopd_cli.stages._wanted import Wanted
 from flowopd_cli.suites.base import Suite, score
@@ -37,7 +37,10 @@ class Scorer:
         self._collect(0)
         return self.rows
 
-    def close(self) -> None:
+    def __enter__(self) -> Scorer:
+        return self
+
+    def __exit__(self, *error: object) -> None:
         """Drop what is still waiting."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 

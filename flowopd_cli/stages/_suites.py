@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from flowopd_cli import registry
@@ -12,7 +13,8 @@ from flowopd_cli.errors import RecipeError
 from flowopd_cli.recipe import EvalRecipe
 from flowopd_cli.recipe_io import suggest
 from flowopd_cli.rewards.base import Reward
-from flowopd_cli.stages._wanted import Wanted
+from flowopd_cli.stages._folder import PictureFolder
+from flowopd_cli.stages._wanted import Wanted, plan
 from flowopd_cli.suites.base import NamedReward, Suite, SuiteGroup
 
 
@@ -44,6 +46,21 @@ def load(recipe: EvalRecipe) -> Asked:
             suites.setdefault(suite.name, suite)
     _check_bars([*suites, *(group.name for group in groups)], spec.fail_under)
     return Asked(tuple(suites.values()), tuple(groups))
+
+
+def check(recipe: EvalRecipe) -> None:
+    """Refuse what would fail before the first picture: suites, options, prompts, folders of pictures or scores.
+
+    Raises:
+        FlowOPDError: something of it is unknown or missing.
+    """
+    spec = recipe.eval
+    wanted = plan(load(recipe).suites, spec) if spec.import_scores is None else []
+    for flag, folder in (("--images", spec.pictures), ("--import-scores", spec.import_scores)):
+        if folder is not None and not Path(folder).is_dir():
+            raise RecipeError(f"{flag} {folder}: no such folder")
+    if spec.pictures is not None:
+        PictureFolder(Path(spec.pictures), foreign=True).check(wanted)
 
 
 def rewards(suites: Sequence[Suite], wanted: Sequence[Wanted]) -> dict[str, Reward]:

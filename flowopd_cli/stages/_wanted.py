@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from flowopd_cli.core.types import Prompt
+from flowopd_cli.errors import RecipeError
 from flowopd_cli.recipe import EvalSpec
 from flowopd_cli.suites.base import Suite
 from flowopd_cli.suites.layouts import Layout, Place
 
-Key = tuple[str, str, int]
+Key = tuple[str, str, str, int]
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """A picture that suites ask for. ``home`` is the first of them, in whose folder and layout it lies."""
+    """A picture that suites ask for. It lies in the folder ``home``, and in the layout, of the first of them.
+
+    ``aliases`` are other names that this folder may have where another program drew.
+    """
 
     prompt: Prompt
     place: Place
     home: str
     layout: Layout
     suites: tuple[str, ...]
+    aliases: tuple[str, ...] = ()
 
     @property
     def key(self) -> Key:
-        """Task, prompt id and picture number: what names a picture. Public prompt sets all count from 00000."""
-        return self.prompt.task, self.prompt.id, self.place.index
+        """Task, prompt id, its text and picture number: what names a picture. Public sets all count from 00000."""
+        return self.prompt.task, self.prompt.id, self.prompt.text, self.place.index
 
     @property
     def path(self) -> str:
@@ -42,10 +48,22 @@ def plan(suites: Sequence[Suite], spec: EvalSpec) -> list[Wanted]:
         for position, prompt in chosen(suite.prompts(spec.split), spec.limit):
             for index in range(images):
                 place = Place(prompt, position, index, images)
-                mine = Wanted(prompt, place, suite.name, suite.layout, (suite.name,))
+                home = suite.folder or suite.name
+                mine = Wanted(prompt, place, home, suite.layout, (suite.name,), suite.aliases)
                 known = found.get(mine.key)
                 found[mine.key] = mine if known is None else replace(known, suites=(*known.suites, suite.name))
     return list(found.values())
+
+
+def digests(suites: Sequence[Suite], split: str) -> dict[str, str]:
+    """What tells the prompts of each folder of pictures from others: a SHA-256 of ids and texts."""
+    found: dict[str, str] = {}
+    for suite in suites:
+        lines = [f"{prompt.task}/{prompt.id}/{prompt.text}" for prompt in suite.prompts(split)]
+        digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
+        if found.setdefault(suite.folder or suite.name, digest) != digest:
+            raise RecipeError(f"eval.suites: {suite.name} has other prompts than another suite with its pictures")
+    return found
 
 
 def chosen(prompts: Sequence[Prompt], limit: int | None) -> list[tuple[int, Prompt]]:

@@ -7,19 +7,20 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from flowopd_cli.errors import RecipeError
 from flowopd_cli.progress import Progress
 from flowopd_cli.recipe import SD3_TARGETS, EvalRecipe
+from flowopd_cli.refs import AdapterRef
 from flowopd_cli.run import RunDir
 from flowopd_cli.stages import _model
 from flowopd_cli.stages import _ranks as ranks
 from flowopd_cli.stages import _results as outcome
 from flowopd_cli.stages import _suites as suite_tools
-from flowopd_cli.stages._pictures import Picture, PictureFolder, keep, settings, whole
+from flowopd_cli.stages._folder import Picture, PictureFolder
+from flowopd_cli.stages._pictures import keep, settings, whole
 from flowopd_cli.stages._samples import draw_images, ode_sampler, to_bytes
-from flowopd_cli.stages._scored import Journal
+from flowopd_cli.stages._scored import Journal, Scored
 from flowopd_cli.stages._scoring import Scorer
-from flowopd_cli.stages._wanted import Wanted, plan
+from flowopd_cli.stages._wanted import Wanted, digests, plan
 from flowopd_cli.suites.base import Result, image_seed
 
 
@@ -30,11 +31,13 @@ def run(recipe: EvalRecipe, run: RunDir, progress: Progress, *, resume: bool = F
         results = outcome.imported(suites, Path(recipe.eval.import_scores))
     else:
         results = judged(recipe, suites, run, progress)
+    if ranks.rank_and_world()[0]:
+        return {"suites": {}}
     for name, result in results.items():
         run.write_eval(name, json.dumps(result, indent=1))
     outcome.table(progress, results, recipe.adapter or "base")
-    figures = {name: {key: r[key] for key in ("mean", "stderr", "n")} for name, r in results.items()}
-    return {"suites": figures, "below": outcome.below(results, recipe.eval.fail_under)}
+    figures = {name: {key: r.get(key) for key in ("mean", "stderr", "n", "exact")} for name, r in results.items()}
+    return {"suites": figures}
 
 
 def judged(recipe: EvalRecipe, asked: suite_tools.Asked, run: RunDir, progress: Progress) -> dict[str, Result]:
@@ -44,16 +47,23 @@ def judged(recipe: EvalRecipe, asked: suite_tools.Asked, run: RunDir, progress: 
     rewards = suite_tools.rewards(asked.suites, wanted)
     foreign = recipe.eval.pictures is not None
     folder = PictureFolder(Path(str(recipe.eval.pictures)) if foreign else run.images_dir, foreign)
+    if foreign:
+        folder.check(wanted)
+    else:
+        parents = [AdapterRef.parse(recipe.adapter or "base").parent("policy")]
+        run.set_parents(parents)
+        folder.claim(settings(recipe, parents), digests(asked.suites, recipe.eval.split))
     journal = Journal(run, rank, folder, asked.suites, rewards)
-    known = {item.key: journal.rows(item) for item in wanted[rank::world]}
-    scorer = Scorer(asked.suites, rewards, journal)
-    try:
+
+    def work() -> list[Scored]:
+        known = {item.key: journal.rows(item) for item in wanted[rank::world]}
         todo = [item for item in wanted[rank::world] if known[item.key] is None]
-        for part, pictures in supply(recipe, todo, folder, run, progress):
-            scorer.submit(part, pictures)
-        rows = ranks.gather([row for old in known.values() for row in old or ()] + scorer.finish())
-    finally:
-        scorer.close()
+        with Scorer(asked.suites, rewards, journal) as scorer:
+            for part, pictures in supply(recipe, todo, folder, run, progress):
+                scorer.submit(part, pictures)
+            return [row for old in known.values() for row in old or ()] + scorer.finish()
+
+    rows = ranks.together(work)
     if rank:
         return {}
     keep(run, wanted, folder, recipe.eval.keep_images)
@@ -67,17 +77,10 @@ def judged(recipe: EvalRecipe, asked: suite_tools.Asked, run: RunDir, progress: 
 def supply(
     recipe: EvalRecipe, wanted: Sequence[Wanted], folder: PictureFolder, run: RunDir, progress: Progress
 ) -> Iterator[tuple[Sequence[Wanted], list[Picture]]]:
-    """Batches of pictures: what lies in the folder first, then the rest, drawn and kept.
-
-    Raises:
-        RecipeError: pictures of another program are asked for, and some are missing.
-    """
+    """Batches of pictures: what lies in the folder first, then the rest, drawn and kept."""
     batch = recipe.eval.batch
     there = [item for item in wanted if folder.find(item) is not None]
     missing = [item for item in wanted if folder.find(item) is None]
-    if folder.foreign and missing:
-        raise RecipeError(f"--images {folder.root}: {len(missing)} of {len(wanted)} pictures are missing, "
-                          f"the first is {missing[0].path}")  # fmt: skip
     progress.start(-(-len(there) // batch) - (-len(missing) // batch), f"eval {recipe.adapter or 'base'}")
     for start in range(0, len(there), batch):
         part = there[start : start + batch]
@@ -94,10 +97,7 @@ def draw(
         return
     spec = recipe.eval
     model = _model.load_model(recipe.model, SD3_TARGETS, run)
-    parents: list[Any] = []
-    adapter = _model.add_frozen(model, "policy", recipe.adapter or "base", parents)
-    run.set_parents(parents)
-    folder.claim(settings(recipe, parents))
+    adapter = _model.add_frozen(model, "policy", recipe.adapter or "base", [])
     _model.encode_ahead(model, {"all": list({w.prompt.text: w.prompt for w in missing}.values())})
     sampler = ode_sampler(model, spec.steps, spec.guidance)
     for start in range(0, len(missing), spec.batch):

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
-from flowopd_cli.suites.base import Result, Suite, SuiteGroup
+from flowopd_cli.suites.base import Result, Suite, SuiteGroup, combined_error
 from flowopd_cli.suites.drawbench import deqa
 from flowopd_cli.suites.geneval import geneval
 from flowopd_cli.suites.ocr import ocr
@@ -28,13 +27,13 @@ def combine(found: Mapping[str, Result]) -> Result | None:
     if not found.keys() >= SCALES.keys():
         return None
     parts = {name: found[name]["mean"] / scale for name, scale in SCALES.items()}
-    errors = [found[name]["stderr"] / SCALES[name] for name in parts]
+    errors = [None if (error := found[name]["stderr"]) is None else error / SCALES[name] for name in parts]
     return {
         "suite": "average",
         "version": "average-1",
         "exact": all(found[name].get("exact", True) for name in parts),
         "mean": sum(parts.values()) / len(parts),
-        "stderr": math.sqrt(sum(error**2 for error in errors)) / len(parts),
+        "stderr": combined_error(errors),
         "n": sum(found[name]["n"] for name in parts),
         "parts": parts,
         "published": PUBLISHED,

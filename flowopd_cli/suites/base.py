@@ -14,12 +14,16 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from flowopd_cli.core.types import Prompt
-from flowopd_cli.errors import RewardError
+from flowopd_cli.errors import ArtifactError, RewardError
 from flowopd_cli.rewards.base import Reward
 from flowopd_cli.suites.layouts import FLAT, Layout
 
 Row = dict[str, Any]
 Result = dict[str, Any]
+
+
+class Absent(ArtifactError):
+    """An official scorer's output is not there: a part that was not scored, and no mistake."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,9 @@ class Suite:
     ``score`` names the reward's figure that is the suite's headline (``None``: its total). With ``tagged`` the mean is
     the unweighted mean of the means of the prompts' ``metadata["tag"]``, as GenEval reports. ``images`` is the
     protocol's number of pictures a prompt, ``layout`` how they lie on disk so that the official scorer finds them,
-    ``published`` what papers print, by model. ``imported`` reads the official scorer's own output instead.
+    ``published`` what papers print, by model. ``imported`` reads the official scorer's own output instead. ``folder``
+    is where its pictures lie (its name, if left out), ``aliases`` where another program may have put them. ``judge`` is
+    the reward that defines the suite: with another one the figure is not the suite's.
     """
 
     name: str
@@ -50,6 +56,9 @@ class Suite:
     layout: Layout = FLAT
     published: Mapping[str, float] = field(default_factory=dict)
     imported: Callable[[Path], Result] | None = None
+    folder: str | None = None
+    aliases: tuple[str, ...] = ()
+    judge: str | None = None
 
 
 @dataclass(frozen=True)
@@ -73,8 +82,15 @@ def image_seed(seed: int, prompt_id: str, index: int) -> int:
 def score(
     suite: Suite, reward: Reward, images: UInt8[Tensor, "B 3 H W"], prompts: Sequence[Prompt], indices: Sequence[int]
 ) -> list[Row]:
-    """Score B pictures: a row each, with every score, and the headline under ``value`` (``None`` where invalid)."""
+    """Score B pictures: a row each, with every score, and the headline under ``value`` (``None`` where invalid).
+
+    Raises:
+        RewardError: the reward has no such figure.
+    """
     result = reward(as_float(images), prompts)
+    if suite.score is not None and suite.score not in result.scores:
+        has = ", ".join(result.scores) or "none but its total"
+        raise RewardError(f"suite {suite.name}: its figure is {suite.score!r}, and {reward.info.name} has {has}")
     headline = result.total if suite.score is None else result.scores[suite.score]
     valid = [bool(good) for good in result.valid]
     details = result.details or tuple({} for _ in prompts)
@@ -106,22 +122,27 @@ def summarize(suite: Suite, rows: Sequence[Row], protocol: Mapping[str, Any], re
     if not means:
         raise RewardError(f"suite {suite.name}: no picture could be scored{_why(rows)}")
     names = sorted({name for row in rows for name in row["scores"]})
+    own = suite.judge in (None, reward.info.name)
+    lost = sorted({row["tag"] for row in rows} - means.keys())
+    notes = [reward.info.note] if reward.info.note else []
+    notes += [] if own else [f"judged by {reward.info.name}, not by {suite.judge}"]
+    notes += [f"no picture of {', '.join(lost)} could be scored"] if lost else []
     return {
         "suite": suite.name,
         "version": suite.version,
         "reward": reward.info.name,
         "engine": str(getattr(reward, "engine", reward.info.name)),
         "weights": {name: str(value) for name, value in getattr(reward, "weights", {}).items()},
-        "exact": reward.info.exact,
-        "note": reward.info.note,
+        "exact": reward.info.exact and own and not lost,
+        "note": "; ".join(notes),
         "mean": mean,
-        "stderr": stderr,
+        "stderr": known(stderr),
         "n": sum(not math.isnan(value) for value in headline),
         "invalid": sum(math.isnan(value) for value in headline),
         "prompts": len(set(clusters)),
         "by_tag": means if suite.tagged else {},
         "figures": {name: _mean([row["scores"].get(name) for row in rows]) for name in names},
-        "published": dict(suite.published),
+        "published": dict(suite.published) if own else {},
         "protocol": dict(protocol),
     }
 
@@ -132,7 +153,7 @@ def aggregate(
     """Mean of each tag, their unweighted mean, and its standard error with pictures clustered by prompt.
 
     NaN values are left out. Pictures of one prompt are not independent, so the error of a tag is that of the mean of
-    its prompts' means.
+    its prompts' means; it is NaN where a tag has a single prompt.
     """
     means: dict[str, float] = {}
     variances: list[float] = []
@@ -145,10 +166,21 @@ def aggregate(
             continue
         centres = torch.tensor([sum(v) / len(v) for v in grouped.values()], dtype=torch.float64)
         means[tag] = sum(sum(v) for v in grouped.values()) / sum(len(v) for v in grouped.values())
-        variances.append(float(centres.var()) / len(centres) if len(centres) > 1 else 0.0)
+        variances.append(float(centres.var()) / len(centres) if len(centres) > 1 else math.nan)
     if not means:
         return means, math.nan, math.nan
     return means, sum(means.values()) / len(means), math.sqrt(sum(variances)) / len(means)
+
+
+def known(value: float) -> float | None:
+    """A number, ``None`` in place of one that is not known."""
+    return value if math.isfinite(value) else None
+
+
+def combined_error(errors: Sequence[float | None]) -> float | None:
+    """Standard error of the mean of independent figures; not known where one of theirs is not."""
+    found = [error for error in errors if error is not None]
+    return math.sqrt(sum(error**2 for error in found)) / len(found) if found and len(found) == len(errors) else None
 
 
 def as_float(images: Tensor) -> Float[Tensor, "B 3 H W"]:

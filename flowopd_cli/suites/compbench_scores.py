@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from flowopd_cli.errors import ArtifactError
-from flowopd_cli.suites.base import Result, aggregate
+from flowopd_cli.suites.base import Absent, Result, aggregate, known
 
 NUMBER = re.compile(r"[-+]?\d*\.?\d+(?:[eE][-+]?\d+)?\s*$")
 ANSWERS = "vqa_result.json"
@@ -89,10 +89,13 @@ def import_category(folder: Path, category: str, images: int = IMAGES) -> Result
     """The figures of one category, from its folder below ``folder`` or from ``folder`` itself.
 
     Raises:
-        ArtifactError: the list is missing or damaged, or the average beside it is of another list.
+        Absent: there is no list.
+        ArtifactError: it is damaged, or the average beside it is of another list.
     """
     own = _own_folder(folder, category) or folder
     path, written = _answers(own, category), WRITTEN[category]
+    if not path.is_file():
+        raise Absent(f"{path}: no such file")
     rows = read_answers(path)
     values = [row["answer"] for row in rows]
     mean = sum(values) / len(values)
@@ -105,7 +108,7 @@ def import_category(folder: Path, category: str, images: int = IMAGES) -> Result
         "exact": True,
         "note": "",
         "mean": mean,
-        "stderr": aggregate(values, clusters, [""] * len(values))[2],
+        "stderr": known(aggregate(values, clusters, [""] * len(values))[2]),
         "n": len(values),
         "invalid": 0,
         "prompts": len(set(clusters)),

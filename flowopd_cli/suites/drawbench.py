@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from flowopd_cli.core.types import Prompt
-from flowopd_cli.prompt_sources import fetched
+from flowopd_cli.prompt_sources import fetched, only_test
 from flowopd_cli.suites.base import NamedReward, Suite, SuiteGroup
 
 SCORERS = ("aesthetic", "imagereward", "hpsv2", "deqa", "pickscore")
@@ -45,9 +45,12 @@ def _suite(name: str, scorer: str, prompts: str | None, options: Mapping[str, An
         reward=NamedReward(str(options.get("reward", scorer)), own),
         score=HEADLINE.get(scorer),
         images=1,
+        folder="drawbench",
+        judge=scorer,
         published={"SD3.5-M": PUBLISHED[scorer]} if scorer in PUBLISHED else {},
     )
 
 
 def _prompts(source: str | None, split: str) -> list[Prompt]:
+    only_test("drawbench", split)
     return fetched("drawbench", source)

@@ -10,8 +10,8 @@ from typing import Any
 
 from flowopd_cli.core.types import Prompt
 from flowopd_cli.errors import ArtifactError
-from flowopd_cli.prompt_sources import fetched
-from flowopd_cli.suites.base import NamedReward, Result, Suite, aggregate
+from flowopd_cli.prompt_sources import fetched, only_test
+from flowopd_cli.suites.base import Absent, NamedReward, Result, Suite, aggregate, known
 from flowopd_cli.suites.layouts import GENEVAL
 
 PUBLISHED = {"SD3.5-M": 0.63, "Flow-GRPO": 0.95, "Flow-OPD": 0.92}
@@ -31,10 +31,12 @@ def geneval(prompts: str | None = None, reward: str = "geneval", **options: Any)
         layout=GENEVAL,
         published=PUBLISHED,
         imported=read_official,
+        judge="geneval",
     )
 
 
 def _prompts(source: str | None, split: str) -> list[Prompt]:
+    only_test("geneval", split)
     return fetched("geneval", source)
 
 
@@ -42,9 +44,12 @@ def read_official(folder: Path) -> Result:
     """The suite's figures from the result file of ``evaluate_images.py``: ``results.jsonl`` in ``folder``.
 
     Raises:
-        ArtifactError: there is no such file, or a row of it lacks what the script writes.
+        Absent: there is no such file.
+        ArtifactError: a row of it lacks what the script writes.
     """
     path = folder / RESULTS if folder.is_dir() else folder
+    if not path.is_file():
+        raise Absent(f"{path}: no such file")
     try:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
         values = [float(row["correct"]) for row in rows]
@@ -60,7 +65,7 @@ def read_official(folder: Path) -> Result:
         "engine": "evaluate_images.py",
         "exact": True,
         "mean": mean,
-        "stderr": stderr,
+        "stderr": known(stderr),
         "n": len(rows),
         "prompts": len(set(clusters)),
         "by_tag": means,

@@ -24,12 +24,14 @@ class Place:
 class Layout:
     """``picture`` gives a picture's path in the suite's folder, ``notes`` further files of a prompt and their text.
 
-    ``elsewhere`` finds a picture in a folder that another program filled, where its name may differ.
+    ``elsewhere`` finds a picture in a folder that another program filled, where its name may differ; ``says`` reads
+    there which prompt the pictures of a place are of, where that is noted.
     """
 
     picture: Callable[[Place], str]
     notes: Callable[[Prompt, int], Mapping[str, str]] = lambda prompt, position: {}
     elsewhere: Callable[[Path, Place], Path | None] | None = None
+    says: Callable[[Path, Place], str | None] = lambda folder, place: None
 
     def find(self, folder: Path, place: Place) -> Path | None:
         """A picture's file in a suite's folder, if it is there."""
@@ -56,6 +58,15 @@ def geneval_elsewhere(folder: Path, place: Place) -> Path | None:
     return found[place.index] if place.index < len(found) else None
 
 
+def geneval_says(folder: Path, place: Place) -> str | None:
+    """The prompt in ``00012/metadata.jsonl``, if it lies there."""
+    try:
+        row = json.loads((folder / f"{place.position:05d}" / "metadata.jsonl").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return row.get("prompt") if isinstance(row, dict) else None
+
+
 def geneval_notes(prompt: Prompt, position: int) -> Mapping[str, str]:
     """``00012/metadata.jsonl``: the prompt's own row."""
     row = {key: value for key, value in prompt.metadata.items() if key != "prompt"}
@@ -63,4 +74,4 @@ def geneval_notes(prompt: Prompt, position: int) -> Mapping[str, str]:
 
 
 FLAT = Layout(flat_picture)
-GENEVAL = Layout(geneval_picture, geneval_notes, geneval_elsewhere)
+GENEVAL = Layout(geneval_picture, geneval_notes, geneval_elsewhere, geneval_says)

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from flowopd_cli.core.types import Prompt
-from flowopd_cli.prompt_sources import fetched
+from flowopd_cli.prompt_sources import fetched, only_test
 from flowopd_cli.suites.base import NamedReward, Suite
 
 PUBLISHED = {"SD3.5-M": 0.59, "Flow-GRPO": 0.92, "Flow-OPD": 0.94}
@@ -24,8 +24,10 @@ def ocr(prompts: str | None = None, reward: str = "ocr", **options: Any) -> Suit
         reward=NamedReward(reward, options),
         images=1,
         published=PUBLISHED,
+        judge="ocr",
     )
 
 
 def _prompts(source: str | None, split: str) -> list[Prompt]:
+    only_test("ocr", split)
     return fetched("ocr", source)

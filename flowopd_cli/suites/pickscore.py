@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from flowopd_cli.core.types import Prompt
-from flowopd_cli.prompt_sources import fetched
+from flowopd_cli.prompt_sources import fetched, only_test
 from flowopd_cli.suites.base import NamedReward, Suite
 
 PUBLISHED = {"SD3.5-M": 21.72}
@@ -22,8 +22,10 @@ def pickscore(prompts: str | None = None, reward: str = "pickscore", **options: 
         score="raw",
         images=1,
         published=PUBLISHED,
+        judge="pickscore",
     )
 
 
 def _prompts(source: str | None, split: str) -> list[Prompt]:
+    only_test("pickscore", split)
     return fetched("pickscore", source)

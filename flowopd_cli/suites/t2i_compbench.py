@@ -18,7 +18,8 @@ from typing import Any
 from flowopd_cli.core.types import Prompt
 from flowopd_cli.errors import PromptError, RecipeError
 from flowopd_cli.prompt_files import fetch
-from flowopd_cli.suites.base import NamedReward, Result, Suite, SuiteGroup
+from flowopd_cli.prompt_sources import only_test
+from flowopd_cli.suites.base import NamedReward, Result, Suite, SuiteGroup, combined_error
 from flowopd_cli.suites.compbench_scores import PUBLISHED, import_category, import_scores
 from flowopd_cli.suites.layouts import Layout, Place
 
@@ -148,7 +149,9 @@ def suite(category: str, folder: str | None = None, **options: Any) -> Suite:
         score=CATEGORIES[category].score,
         images=IMAGES,
         layout=LAYOUT,
-        published=PUBLISHED[category],
+        published={} if experimental(name) else PUBLISHED[category],
+        folder=f"{NAME}-{category}",
+        aliases=(category,),
         imported=partial(import_category, category=category),
     )
 
@@ -160,7 +163,6 @@ def aggregate(found: Mapping[str, Result]) -> Result:
     """
     plain = {name: result for name, result in found.items() if not experimental(str(result.get("suite", name)))}
     apart = {name: result["mean"] for name, result in found.items() if name not in plain}
-    errors = [float(result.get("stderr") or 0.0) for result in plain.values()]
     mean = sum(result["mean"] for result in plain.values()) / len(plain) if plain else math.nan
     return {
         "suite": NAME,
@@ -168,7 +170,7 @@ def aggregate(found: Mapping[str, Result]) -> Result:
         "exact": bool(plain) and all(result.get("exact", True) for result in plain.values()),
         "note": f"mean of {len(plain)} comparable of {len(CATEGORIES)} categories",
         "mean": mean,
-        "stderr": math.sqrt(sum(error**2 for error in errors)) / len(plain) if plain else math.nan,
+        "stderr": combined_error([result.get("stderr") for result in plain.values()]),
         "n": sum(result["n"] for result in plain.values()),
         "parts": {name: result["mean"] for name, result in plain.items()},
         "experimental": apart,
@@ -207,6 +209,7 @@ def _literal(text: str) -> str:
 
 
 def _prompts(category: str, folder: str | None, split: str) -> list[Prompt]:
+    only_test(NAME, split)
     return prompts(category, fetch(NAME).path if folder is None else Path(folder))
 
 

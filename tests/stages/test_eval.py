@@ -5,14 +5,18 @@ import os
 import shutil
 import subprocess
 import sys
+import types
+from contextlib import contextmanager
 
 import pytest
 from PIL import Image
 
 from flowopd_cli import recipe as recipes
+from flowopd_cli import registry
 from flowopd_cli.errors import ArtifactError, Interrupted, RecipeError
 from flowopd_cli.execute import run_stage
 from flowopd_cli.progress import Silent
+from flowopd_cli.prompts import load_prompts
 from flowopd_cli.rewards.jpeg import JpegReward
 from flowopd_cli.run import RunDir
 from flowopd_cli.stages import _scored, _scoring, _suites
@@ -103,9 +107,48 @@ def test_an_evaluation_that_stopped_draws_no_picture_twice(done, tmp_path, monke
 
 def test_pictures_of_other_settings_are_not_mixed_in(done, tmp_path):
     shutil.copytree(done.path, tmp_path / "e")
-    next((tmp_path / "e" / "images").rglob("*.png")).unlink()
+    for override in ("eval.steps=3", "eval.seed=7", "eval.guidance=3"):
+        with pytest.raises(ArtifactError, match="other settings"):
+            perform(tmp_path / "e", override, resume=True)
+
+
+def test_pictures_of_other_prompts_are_not_taken_for_them(tmp_path):
+    for name, text in (("a", "first"), ("b", "second")):
+        (tmp_path / f"{name}.txt").write_text(f'a sign that says "{text}"\n')
+
+    def options(name):
+        return f"eval.options={{toy-prompts: {{prompts: {tmp_path / name}.txt}}}}"
+
+    overrides = ("eval.suites=[toy-prompts]", "eval.split=test")
+    with patched_suite():
+        run, _ = perform(tmp_path / "e", *overrides, options("a"))
+        with pytest.raises(ArtifactError, match="other prompts"):
+            perform(run.path, *overrides, options("b"), resume=True)
+
+
+@contextmanager
+def patched_suite():
+    """A suite of a user's own, whose prompts are an option."""
+    rows = registry.SUITES._rows
+    registry.SUITES._rows = {**rows, "toy-prompts": "test_eval_suite:suite"}
+    sys.modules["test_eval_suite"] = types.SimpleNamespace(suite=own_suite)
+    try:
+        yield
+    finally:
+        registry.SUITES._rows = rows
+        del sys.modules["test_eval_suite"]
+
+
+def own_suite(prompts):
+    return Suite("own", "1", lambda split: load_prompts(prompts, task="ocr"), JpegReward, images=1)
+
+
+def test_an_adapter_that_changed_is_not_passed_over(done, tmp_path):
+    shutil.copytree(done.path, tmp_path / "e")
+    drawn = tmp_path / "e" / "images" / "drawn.json"
+    drawn.write_text(drawn.read_text().replace("null", '"0123"'))
     with pytest.raises(ArtifactError, match="other settings"):
-        perform(tmp_path / "e", "eval.steps=3", resume=True)
+        perform(tmp_path / "e", resume=True)
 
 
 def test_batch_size_changes_no_verdict(done, tmp_path):
@@ -160,11 +203,7 @@ def test_pictures_of_several_sizes_are_scored(done, tmp_path):
     assert result(run, "geneval")["n"] == 8
 
 
-def test_a_bar_that_is_not_reached_is_reported(tmp_path):
-    _, low = perform(tmp_path / "e", "eval.suites=[quality]", "eval.fail_under={quality: 0.0}")
-    assert low["below"] == []
-    _, high = perform(tmp_path / "f", "eval.suites=[quality]", "eval.fail_under={quality: 1.1}")
-    assert high["below"][0].startswith("quality: ")
+def test_a_bar_for_a_suite_that_is_not_run_is_refused(tmp_path):
     with pytest.raises(RecipeError, match="no such suite is run"):
         perform(tmp_path / "g", "eval.suites=[quality]", "eval.fail_under={ocr: 0.5}")
 
@@ -172,7 +211,7 @@ def test_a_bar_that_is_not_reached_is_reported(tmp_path):
 def test_options_of_a_suite_that_is_not_asked_for_are_refused(tmp_path):
     with pytest.raises(RecipeError, match=r"not among eval\.suites"):
         perform(tmp_path / "e", "eval.suites=[quality]", "eval.options={ocr: {reader: x}}")
-    with pytest.raises(RecipeError, match=r"eval\.options\.quality"):
+    with pytest.raises(RecipeError, match=r"eval\.options\.toy-quality"):
         perform(tmp_path / "f", "eval.suites=[quality]", "eval.options={quality: {nonsense: 1}}")
 
 
@@ -190,7 +229,7 @@ def test_an_evaluation_that_stopped_scores_no_picture_twice(done, tmp_path, monk
     original = _scoring.score
 
     def counted(suite, reward, images, prompts, indices):
-        scored.update((suite.name, p.task, p.id, i) for p, i in zip(prompts, indices, strict=True))
+        scored.update((suite.name, p.task, p.id, p.text, i) for p, i in zip(prompts, indices, strict=True))
         return original(suite, reward, images, prompts, indices)
 
     monkeypatch.setattr(_scoring, "score", counted)

@@ -113,4 +113,8 @@ def test_an_inexact_reward_marks_its_suite():
     suite = ocr.ocr()
     rows = score(suite, Guess(), torch.zeros(1, 3, 2, 2).byte(), [Prompt("0", "x", "ocr")], [0])
     result = summarize(suite, rows, {}, Guess())
-    assert (result["exact"], result["note"], result["engine"]) == (False, "a guess", "guess-1")
+    assert (result["exact"], result["note"], result["engine"]) == (
+        False,
+        "a guess; judged by guess, not by ocr",
+        "guess-1",
+    )
