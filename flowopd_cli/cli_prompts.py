@@ -91,7 +91,10 @@ def make(
         for line in lines:
             print(line)
         return
-    atomic_write(out, "".join(f"{line}\n" for line in lines))
+    try:
+        atomic_write(out, "".join(f"{line}\n" for line in lines))
+    except OSError as error:
+        raise PromptError(f"--out {out}: cannot be written ({error.strerror or error})") from error
     print(out)
 
 

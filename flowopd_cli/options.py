@@ -42,7 +42,8 @@ class Common:
     json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False
     quiet: Annotated[bool, typer.Option("--quiet", help="Say nothing on stderr but errors.")] = False
     processes: Annotated[
-        int | None, typer.Option("--processes", metavar="N", min=1, help="Devices to train on at once.")
+        int | None,
+        typer.Option("--processes", metavar="N", min=1, help="Processes, one a device, that share the work."),
     ] = None
 
 

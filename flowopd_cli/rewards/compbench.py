@@ -37,7 +37,7 @@ from flowopd_cli.rewards.compbench_spatial import (
 )
 from flowopd_cli.rewards.depth import DPT_HYBRID, DepthEstimator
 from flowopd_cli.rewards.geneval import Detection
-from flowopd_cli.rewards.grounding import EXTRA, Found, Grounder, load_grounder
+from flowopd_cli.rewards.grounding import Found, Grounder, load_grounder
 from flowopd_cli.rewards.phrases import load_parser
 from flowopd_cli.rewards.pictures import to_pil
 from flowopd_cli.rewards.shared import shared
@@ -52,7 +52,7 @@ Report = dict[str, Any]
 class SpatialReward:
     """The reward ``compbench-spatial``: are the two objects there, and does one stand as the prompt says?"""
 
-    info = RewardInfo(f"spatial[{DETECTOR}]", PAPER, 0.0, 1.0, license="Apache-2.0", extra=EXTRA, exact=False,
+    info = RewardInfo(f"spatial[{DETECTOR}]", PAPER, 0.0, 1.0, license="Apache-2.0", exact=False,
                       note=NOT_UNIDET.format(DETECTOR))  # fmt: skip
 
     def __init__(self, detector: str = DETECTOR, *, parser: str = "auto", device: str = "auto", batch: int = 8) -> None:
@@ -92,7 +92,7 @@ class Spatial3DReward:
     """The reward ``compbench-3d-spatial``: two objects, one in front of, behind or hidden by the other."""
 
     info = RewardInfo(f"3d_spatial[{DETECTOR}+{DepthEstimator.name}]", PAPER, 0.0, 1.0, license="Apache-2.0",
-                      extra=EXTRA, exact=False, note=NOT_UNIDET.format(DETECTOR))  # fmt: skip
+                      exact=False, note=NOT_UNIDET.format(DETECTOR))  # fmt: skip
 
     def __init__(
         self,
@@ -140,7 +140,7 @@ class Spatial3DReward:
 class NumeracyReward:
     """The reward ``compbench-numeracy``: are the counted things there, and as many as the prompt says?"""
 
-    info = RewardInfo(f"numeracy[{DETECTOR}]", PAPER, 0.0, 1.0, license="Apache-2.0", extra=EXTRA, exact=False,
+    info = RewardInfo(f"numeracy[{DETECTOR}]", PAPER, 0.0, 1.0, license="Apache-2.0", exact=False,
                       note=NOT_UNIDET.format(DETECTOR))  # fmt: skip
 
     def __init__(self, detector: str = DETECTOR, *, parser: str = "auto", device: str = "auto", batch: int = 8) -> None:
@@ -182,7 +182,7 @@ class ComplexReward:
     ``metadata["relations"]`` of a prompt is ``spatial``, ``action`` or ``both``.
     """
 
-    info = RewardInfo(f"complex[{DETECTOR}]", PAPER, -0.5, 1.0, license="BSD-3-Clause, MIT, Apache-2.0", extra=EXTRA,
+    info = RewardInfo(f"complex[{DETECTOR}]", PAPER, -0.5, 1.0, license="BSD-3-Clause, MIT, Apache-2.0",
                       exact=False, note=NOT_UNIDET.format(DETECTOR))  # fmt: skip
 
     def __init__(

@@ -203,7 +203,8 @@ def test_official_scores_are_read_by_category(tmp_path):
         "complex": 0.35,
     }
     color = found["color"]
-    assert (color["n"], color["prompts"], color["engine"], color["exact"]) == (4, 2, "BLIP_vqa.py", True)
+    assert (color["n"], color["prompts"], color["engine"], color["exact"]) == (4, 2, "BLIP_vqa.py", False)
+    assert color["note"] == "4 pictures; the whole category has 3000"
     assert color["stderr"] == pytest.approx(0.0)  # both prompts have the mean 0.6
     assert color["suite"] == "t2i-compbench-color"
     assert color["published"]["SD3.5-M"] == 0.7994
