@@ -1,6 +1,7 @@
 """One thread, shapes and types checked at run time in ``core`` and ``train``, and one tiny pipeline for the session."""
 
 import copy
+import sys
 
 import hypothesis
 import pytest
@@ -58,3 +59,19 @@ def make_trainee(adapted):
 def trainee(make_trainee):
     """One such model."""
     return make_trainee()
+
+
+@pytest.fixture
+def flowopd(monkeypatch, capsys):
+    """Run a command line in this process: ``(code, stdout, stderr)``."""
+
+    from flowopd_cli import cli
+
+    def call(*argv):
+        monkeypatch.setattr(sys, "argv", ["flowopd", *map(str, argv)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        captured = capsys.readouterr()
+        return stop.value.code or 0, captured.out, captured.err
+
+    return call

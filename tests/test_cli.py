@@ -66,20 +66,6 @@ def mixture():
 
 
 @pytest.fixture
-def flowopd(monkeypatch, capsys):
-    """Run a command line in this process: ``(code, stdout, stderr)``."""
-
-    def call(*argv):
-        monkeypatch.setattr(sys, "argv", ["flowopd", *map(str, argv)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        captured = capsys.readouterr()
-        return stop.value.code or 0, captured.out, captured.err
-
-    return call
-
-
-@pytest.fixture
 def stage(monkeypatch):
     """Replace a stage by a function and record the calls."""
 

@@ -9,7 +9,6 @@ import pytest
 from PIL import Image
 from workers import started
 
-from flowopd_cli import cli
 from flowopd_cli.stages import _rewards, _serve
 
 MODULE = """
@@ -56,20 +55,6 @@ def workplace(monkeypatch, tmp_path):
         Image.new("RGB", (size, size), color).save(tmp_path / f"{name}.png")
     yield
     sys.modules.pop("my_scores", None)
-
-
-@pytest.fixture
-def flowopd(monkeypatch, capsys):
-    """Run a command line in this process: ``(code, stdout, stderr)``."""
-
-    def call(*argv):
-        monkeypatch.setattr(sys, "argv", ["flowopd", *map(str, argv)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        captured = capsys.readouterr()
-        return stop.value.code or 0, captured.out, captured.err
-
-    return call
 
 
 def test_a_table_of_scores(flowopd):

@@ -49,11 +49,10 @@ DETECTOR = "grounding-dino"
 Report = dict[str, Any]
 
 
-class SpatialReward:
-    """The reward ``compbench-spatial``: are the two objects there, and does one stand as the prompt says?"""
+class OverDetector:
+    """What rewards over a detector alone share: it, the parser of prompts, and the name that says so."""
 
-    info = RewardInfo(f"spatial[{DETECTOR}]", PAPER, 0.0, 1.0, license="Apache-2.0", exact=False,
-                      note=NOT_UNIDET.format(DETECTOR))  # fmt: skip
+    info: RewardInfo
 
     def __init__(self, detector: str = DETECTOR, *, parser: str = "auto", device: str = "auto", batch: int = 8) -> None:
         """``detector`` is ``grounding-dino`` or ``owlv2``, ``=FOLDER`` after it for weights of one's own.
@@ -65,7 +64,14 @@ class SpatialReward:
         self.parser, self.detector = load_parser(parser), load_detector(detector, device, batch)
         self.engine = f"{self.detector.engine}/{self.parser.name}"
         self.weights = {"detector": self.detector.engine}
-        self.info = _named(self.info, "spatial", self.detector.name)
+        self.info = _named(self.info, self.info.name.partition("[")[0], self.detector.name)
+
+
+class SpatialReward(OverDetector):
+    """The reward ``compbench-spatial``: are the two objects there, and does one stand as the prompt says?"""
+
+    info = RewardInfo(f"spatial[{DETECTOR}]", PAPER, 0.0, 1.0, license="Apache-2.0", exact=False,
+                      note=NOT_UNIDET.format(DETECTOR))  # fmt: skip
 
     def check(self, prompts: Sequence[Prompt]) -> None:
         """Refuse prompts without a noun.
@@ -137,23 +143,11 @@ class Spatial3DReward:
         return _result(list(map(judged, rules, sound)), details, found, self.engine)
 
 
-class NumeracyReward:
+class NumeracyReward(OverDetector):
     """The reward ``compbench-numeracy``: are the counted things there, and as many as the prompt says?"""
 
     info = RewardInfo(f"numeracy[{DETECTOR}]", PAPER, 0.0, 1.0, license="Apache-2.0", exact=False,
                       note=NOT_UNIDET.format(DETECTOR))  # fmt: skip
-
-    def __init__(self, detector: str = DETECTOR, *, parser: str = "auto", device: str = "auto", batch: int = 8) -> None:
-        """Options as for ``compbench-spatial``.
-
-        Raises:
-            RewardError: no such detector.
-            ArtifactError: its weights cannot be read.
-        """
-        self.parser, self.detector = load_parser(parser), load_detector(detector, device, batch)
-        self.engine = f"{self.detector.engine}/{self.parser.name}"
-        self.weights = {"detector": self.detector.engine}
-        self.info = _named(self.info, "numeracy", self.detector.name)
 
     def check(self, prompts: Sequence[Prompt]) -> None:
         """Refuse prompts that count nothing.

@@ -45,15 +45,26 @@ class Grounder(Protocol):
         ...
 
 
-class GroundingDino:
-    """Grounding DINO asked for ``"dog. cat."``: a name's score on a box is that of its best token."""
+class _Loaded:
+    """A network with its tokenizer and picture processor."""
 
-    name = "grounding-dino"
+    name: str
 
-    def __init__(self, model: Any, tokenizer: Any, processor: Any, *, threshold: float = 0.35, batch: int = 8) -> None:
+    def __init__(self, model: Any, tokenizer: Any, processor: Any, *, threshold: float, batch: int = 8) -> None:
         self._model, self._tokenizer, self._processor = model.eval().requires_grad_(False), tokenizer, processor
         self._threshold, self._batch = threshold, batch
         self.engine = self.name
+
+    def _choose(self, scores: Float[Tensor, "Q K"], placed: Float[Tensor, "Q 4"], names: Sequence[str]) -> Found:
+        """The detections of a picture; ``None`` where the network gave something that is no number."""
+        sound = bool(scores.isfinite().all() and placed.isfinite().all())
+        return choose(scores, placed, names, self._threshold) if sound else None
+
+
+class GroundingDino(_Loaded):
+    """Grounding DINO asked for ``"dog. cat."``: a name's score on a box is that of its best token."""
+
+    name = "grounding-dino"
 
     @classmethod
     def load(
@@ -100,8 +111,7 @@ class GroundingDino:
                 columns = [likely[row, :, first:last].amax(dim=1) for first, last in texts[row][1]]
                 scores = torch.stack(columns, dim=1) if columns else likely.new_zeros(len(boxes[row]), 0)
                 placed = corners(boxes[row], (picture.width, picture.height))
-                sound = bool(scores.isfinite().all() and placed.isfinite().all())
-                found.append(choose(scores, placed, mine, self._threshold) if sound else None)
+                found.append(self._choose(scores, placed, mine))
         return found
 
     def _tokens(self, names: Sequence[str]) -> tuple[list[int], list[tuple[int, int]]]:
@@ -122,15 +132,10 @@ class GroundingDino:
         return ids.to(self._model.device), mask.to(self._model.device)
 
 
-class Owlv2:
+class Owlv2(_Loaded):
     """OWLv2 asked for ``"a photo of a dog"``."""
 
     name = "owlv2"
-
-    def __init__(self, model: Any, tokenizer: Any, processor: Any, *, threshold: float = 0.2, batch: int = 8) -> None:
-        self._model, self._tokenizer, self._processor = model.eval().requires_grad_(False), tokenizer, processor
-        self._threshold, self._batch = threshold, batch
-        self.engine = self.name
 
     @classmethod
     def load(
@@ -183,8 +188,7 @@ class Owlv2:
                 side = max(picture.size)  # the picture stands in the upper left of a square
                 placed = corners(boxes[row], (side, side)).minimum(torch.tensor([picture.width, picture.height] * 2))
                 scores = likely[row, :, : len(mine)]
-                sound = bool(scores.isfinite().all() and placed.isfinite().all())
-                found.append(choose(scores, placed, mine, self._threshold) if sound else None)
+                found.append(self._choose(scores, placed, mine))
         return found
 
 
