@@ -18,14 +18,16 @@ from urllib.parse import urlsplit
 
 import pytest
 from PIL import Image
-from workers import ROOT, end, started
+from workers import ROOT, Scorer, end, started
 
 from flowopd_cli.errors import RewardError
 from flowopd_cli.rewards.serving import wire
 from flowopd_cli.rewards.serving.batching import Batcher
 from flowopd_cli.rewards.serving.server import check_open, is_loopback, read_token
+from flowopd_cli.rewards.serving.service import Service, Settings
 from flowopd_cli.rewards.serving.wire import Answer, Limits, Refusal
 
+IMPATIENT = Limits(queue_seconds=0.01)
 HEADERS = {"Content-Type": "application/json"}
 
 
@@ -336,6 +338,45 @@ def test_a_full_queue_and_a_slow_one_are_refused():
     slow.close()
     with pytest.raises(Refusal, match="stopping"):
         slow.submit([0], [{}])
+
+
+def test_a_request_that_gives_up_while_a_batch_lingers_takes_nobody_with_it():
+    score = Batcher(lambda pictures, prompts: Answer([1.0], {}, [True]), max_batch=4, linger=1.0, limits=IMPATIENT)
+    with pytest.raises(Refusal, match=r"waited 0\.01 s"):
+        score.submit([0], [{}])
+    time.sleep(1.2)  # the batch has lingered, and nobody is left in it
+    score._limits = Limits(queue_seconds=20)
+    assert score.submit([0], [{}]).total == [1.0]
+
+
+def test_a_reward_that_wants_to_exit_ends_neither_its_thread_nor_its_callers():
+    def score(pictures, prompts):
+        if pictures == [0]:
+            raise SystemExit("bye")
+        return Answer([1.0], {}, [True])
+
+    batch = batcher(score)
+    (found,) = together(batch, [0])
+    assert isinstance(found, RuntimeError)
+    assert str(found) == "SystemExit: bye"
+    assert batch.submit([1], [{}]).total == [1.0]
+
+
+def test_a_worker_is_ready_only_while_somebody_scores(tmp_path):
+    service = Service(Settings())
+    service.start(Scorer("sound", tmp_path / "calls"))
+    assert service.health()["ready"] is True
+    service.finish()
+    wait_for(lambda: not service.ready)
+    assert service.health()["ready"] is False
+    with pytest.raises(Refusal, match="stopping"):
+        service.describe()
+
+
+@pytest.mark.parametrize(("linger", "seconds"), [(1.0, 0.3), (0.5, 0.5), (0.0, 0.0), (-1.0, 3.0), (0.0, float("inf"))])
+def test_times_by_which_nothing_could_be_scored_are_refused(linger, seconds):
+    with pytest.raises(RewardError, match=r"--queue-seconds .* must be above --linger"):
+        Settings(linger=linger, limits=Limits(queue_seconds=seconds))
 
 
 # -- the wire --------------------------------------------------------------------------------------------------------
