@@ -30,6 +30,11 @@ class Job:
     def __len__(self) -> int:
         return len(self.pictures)
 
+    @property
+    def pixels(self) -> int:
+        """What it holds in memory, a third of its bytes."""
+        return sum(picture.width * picture.height for picture in self.pictures)
+
 
 class Batcher:
     """Joins waiting requests up to ``max_batch`` pictures, after ``linger`` seconds at most for more to come.
@@ -71,8 +76,9 @@ class Batcher:
         with self._change:
             if self._closed or not self.alive:
                 raise Refusal(503, "this worker is stopping")
-            if self._jobs and self.waiting + len(job) > self._limits.waiting:
-                raise Refusal(503, f"{self.waiting} pictures wait already")
+            held = sum(other.pixels for other in self._jobs)
+            if held and held + job.pixels > self._limits.waiting_pixels:
+                raise Refusal(503, f"{self.waiting} pictures of {held} pixels wait already")
             self._jobs.append(job)
             self._change.notify_all()
         if not job.started.wait(self._limits.queue_seconds) and job.future.cancel():

@@ -79,8 +79,7 @@ class Service:
         """Be ready with this scorer."""
         settings, info = self.settings, wire.plain(dict(scorer.info))
         mark = wire.fingerprint(info["reward"], info.get("weights", {}), info.get("options", {}))
-        limits = {name: getattr(settings.limits, name) for name in ("pictures", "pixels", "body_bytes")}
-        self.info = {"protocol": wire.PROTOCOL, "fingerprint": mark, "limits": limits, **info}
+        self.info = {"protocol": wire.PROTOCOL, "fingerprint": mark, "limits": settings.limits.told(), **info}
         self._scorer = scorer
         self._batcher = Batcher(scorer, max_batch=settings.max_batch, linger=settings.linger, limits=settings.limits)
 
