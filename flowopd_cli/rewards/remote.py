@@ -115,7 +115,8 @@ class RemoteReward:
             WorkerMismatch: a worker has become another.
         """
         pngs = [wire.encode_png(picture) for picture in to_pil(images)]
-        chunks = list(self._chunks(pngs, [wire.prompt_tree(prompt) for prompt in prompts]))
+        most = self._most(images.shape[-1] * images.shape[-2])
+        chunks = list(self._chunks(pngs, [wire.prompt_tree(prompt) for prompt in prompts], most))
         tasks = [lambda chunk=chunk: self._score(chunk) for chunk in chunks]
         return joined(in_parallel(tasks, workers=len(self.urls)))
 
@@ -138,11 +139,15 @@ class RemoteReward:
         self._failing = True
         return Answer([None] * count, {}, [False] * count, [{"error": reason} for _ in range(count)])
 
-    def _chunks(self, pngs: Sequence[str], prompts: Sequence[dict[str, Any]]) -> Iterator[Chunk]:
-        """Requests within the worker's limits of pictures and bytes."""
+    def _most(self, pixels: int) -> int:
+        """Pictures of that many pixels that the worker takes in one request."""
         limits = self.worker.get("limits", {})
-        most = min(self.batch, int(limits.get("pictures", self.batch)))
-        room = int(limits.get("body_bytes", wire.Limits.body_bytes)) - HEADROOM
+        fitting = int(limits.get("request_pixels", wire.Limits.request_pixels)) // max(pixels, 1)
+        return max(1, min(self.batch, int(limits.get("pictures", self.batch)), fitting))
+
+    def _chunks(self, pngs: Sequence[str], prompts: Sequence[dict[str, Any]], most: int) -> Iterator[Chunk]:
+        """Requests of ``most`` pictures at most and within the worker's limit of bytes."""
+        room = int(self.worker.get("limits", {}).get("body_bytes", wire.Limits.body_bytes)) - HEADROOM
         start, size = 0, 0
         for i, (png, prompt) in enumerate(zip(pngs, prompts, strict=True)):
             weight = len(png) + len(wire.to_bytes(prompt)) + 64

@@ -41,10 +41,10 @@ def serve(name: str, options: Mapping[str, Any], service: Service) -> int:
     server.check_open(service.host, token)
     script = isolated.find_script(name)
     port = service.port if service.port is not None else (deqa.PORT if name == "deqa" else PORT)
+    settings = Settings(service.host, port, token, service.max_batch, service.linger, limits=service.limits)
     if script is not None:
         return isolated.run(name, script, _arguments(replace(service, port=port), options))
     registry.REWARDS.check(name)
-    settings = Settings(service.host, port, token, service.max_batch, service.linger, limits=service.limits)
     server.serve(lambda: scorer(name, options), settings)
     return 0
 

@@ -93,6 +93,15 @@ def test_requests_keep_to_the_limit_of_bytes(worker):
     assert max(found.batches) < 6
 
 
+def test_requests_keep_to_the_limit_of_pixels(sound):
+    reward = RemoteReward(sound.url, batch=100)
+    assert reward.worker["limits"]["request_pixels"] == 32 << 20
+    reward.worker["limits"]["request_pixels"] = 3 * 64 + 1
+    before = len(sound.batches)
+    assert score(reward, 7).valid.all()
+    assert sound.batches[before:] == [3, 3, 1]
+
+
 def test_two_workers_share_the_work(worker, sound):
     other = worker()
     before = sum(sound.batches)

@@ -18,14 +18,17 @@ from urllib.parse import urlsplit
 
 import pytest
 from PIL import Image
-from workers import ROOT, end, started
+from PIL.PngImagePlugin import PngInfo
+from workers import ROOT, Scorer, end, started
 
 from flowopd_cli.errors import RewardError
 from flowopd_cli.rewards.serving import wire
 from flowopd_cli.rewards.serving.batching import Batcher
 from flowopd_cli.rewards.serving.server import check_open, is_loopback, read_token
+from flowopd_cli.rewards.serving.service import Service, Settings
 from flowopd_cli.rewards.serving.wire import Answer, Limits, Refusal
 
+IMPATIENT = Limits(queue_seconds=0.01)
 HEADERS = {"Content-Type": "application/json"}
 
 
@@ -102,16 +105,49 @@ def test_unknown_paths(sound):
     assert ask(sound.url, "/other", {})[0] == 404
 
 
-def test_a_picture_bomb_is_refused_before_it_is_unpacked(sound):
-    def chunk(kind, data):
-        return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+def chunk(kind, data):
+    return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
 
+
+def test_a_picture_bomb_is_refused_before_it_is_unpacked(sound):
     header = chunk(b"IHDR", (12000).to_bytes(4, "big") * 2 + bytes([8, 2, 0, 0, 0]))
     picture = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(9000)))
     bomb = base64.b64encode(picture).decode()
     status, answer = ask(sound.url, "/score", body(bomb))
     assert status == 413
     assert "12000 x 12000" in answer["error"]
+
+
+def test_small_files_of_many_pixels_are_refused_before_any_is_unpacked(monkeypatch):
+    """256 black pictures of 4.2 million pixels are 4 MB of PNG and 3 GB of memory."""
+    packed = zlib.compress(bytes(2048 * (1 + 3 * 2048)), 9)
+    header = chunk(b"IHDR", (2048).to_bytes(4, "big") * 2 + bytes([8, 2, 0, 0, 0]))
+    picture = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", packed) + chunk(b"IEND", b"")
+    black = base64.b64encode(picture).decode()
+    assert wire.decode_pngs([black], Limits())[0].getextrema() == ((0, 0),) * 3
+    monkeypatch.setattr(Image.Image, "load", lambda image: pytest.fail("a picture was unpacked"))
+    request = json.dumps(body(*[black] * 256)).encode()
+    assert len(request) < Limits.body_bytes
+    with pytest.raises(Refusal, match="1073741824 pixels in a request, at most 33554432") as refusal:
+        wire.read_request(request, "red", Limits())
+    assert refusal.value.status == 413
+
+
+def test_one_picture_of_the_largest_size_always_fits():
+    limits = Limits(pixels=64, request_pixels=10)
+    assert limits.told()["request_pixels"] == 64
+    assert len(wire.decode_pngs([png((8, 8))], limits)) == 1
+    with pytest.raises(Refusal, match="128 pixels in a request, at most 64"):
+        wire.decode_pngs([png((8, 8))] * 2, limits)
+
+
+def test_what_else_a_picture_carries_is_not_kept():
+    buffer = io.BytesIO()
+    texts = PngInfo()
+    texts.add_text("note", "x" * 1000, zip=True)
+    Image.new("RGB", (2, 2)).save(buffer, "PNG", pnginfo=texts)
+    (found,) = wire.decode_pngs([base64.b64encode(buffer.getvalue()).decode()], Limits())
+    assert found.info == {}
 
 
 def test_a_body_that_never_comes(tmp_path):
@@ -267,6 +303,13 @@ def test_a_worker_ends_with_its_parent(tmp_path):
 # -- batching --------------------------------------------------------------------------------------------------------
 
 
+class Dot(int):
+    """A number in place of a picture, as many pixels wide."""
+
+    height = 1
+    width = property(int)
+
+
 def batcher(score, **limits):
     return Batcher(score, max_batch=4, linger=0.05, limits=Limits(**limits))
 
@@ -277,7 +320,7 @@ def together(batch, *requests):
 
     def submit(i):
         try:
-            found[i] = batch.submit(list(requests[i]), [{"text": str(i)}] * len(requests[i]))
+            found[i] = batch.submit(list(map(Dot, requests[i])), [{"text": str(i)}] * len(requests[i]))
         except Exception as error:
             found[i] = error
 
@@ -322,20 +365,59 @@ def test_a_full_queue_and_a_slow_one_are_refused():
         gate.wait(10)
         return Answer([1.0] * len(pictures), {}, [True] * len(pictures))
 
-    slow = batcher(score, waiting=4, queue_seconds=0.3)
-    first = threading.Thread(target=lambda: slow.submit([0], [{}]))
+    slow = batcher(score, waiting_pixels=8, queue_seconds=0.3)
+    first = threading.Thread(target=lambda: slow.submit([Dot(0)], [{}]))
     first.start()
     wait_for(lambda: slow.waiting == 0)
     time.sleep(0.1)
-    waits, refused = together(slow, [0] * 4, [0] * 4)
+    waits, refused = together(slow, [2] * 4, [2] * 4)
     reasons = sorted(str(error) for error in (waits, refused))
-    assert reasons == ["4 pictures wait already", "waited 0.3 s in the queue"]
+    assert reasons == ["4 pictures of 8 pixels wait already", "waited 0.3 s in the queue"]
     assert slow.waiting == 0
     gate.set()
     first.join()
     slow.close()
     with pytest.raises(Refusal, match="stopping"):
-        slow.submit([0], [{}])
+        slow.submit([Dot(0)], [{}])
+
+
+def test_a_request_that_gives_up_while_a_batch_lingers_takes_nobody_with_it():
+    score = Batcher(lambda pictures, prompts: Answer([1.0], {}, [True]), max_batch=4, linger=1.0, limits=IMPATIENT)
+    with pytest.raises(Refusal, match=r"waited 0\.01 s"):
+        score.submit([Dot(0)], [{}])
+    time.sleep(1.2)  # the batch has lingered, and nobody is left in it
+    score._limits = Limits(queue_seconds=20)
+    assert score.submit([Dot(0)], [{}]).total == [1.0]
+
+
+def test_a_reward_that_wants_to_exit_ends_neither_its_thread_nor_its_callers():
+    def score(pictures, prompts):
+        if pictures == [0]:
+            raise SystemExit("bye")
+        return Answer([1.0], {}, [True])
+
+    batch = batcher(score)
+    (found,) = together(batch, [0])
+    assert isinstance(found, RuntimeError)
+    assert str(found) == "SystemExit: bye"
+    assert batch.submit([Dot(1)], [{}]).total == [1.0]
+
+
+def test_a_worker_is_ready_only_while_somebody_scores(tmp_path):
+    service = Service(Settings())
+    service.start(Scorer("sound", tmp_path / "calls"))
+    assert service.health()["ready"] is True
+    service.finish()
+    wait_for(lambda: not service.ready)
+    assert service.health()["ready"] is False
+    with pytest.raises(Refusal, match="stopping"):
+        service.describe()
+
+
+@pytest.mark.parametrize(("linger", "seconds"), [(1.0, 0.3), (0.5, 0.5), (0.0, 0.0), (-1.0, 3.0), (0.0, float("inf"))])
+def test_times_by_which_nothing_could_be_scored_are_refused(linger, seconds):
+    with pytest.raises(RewardError, match=r"--queue-seconds .* must be above --linger"):
+        Settings(linger=linger, limits=Limits(queue_seconds=seconds))
 
 
 # -- the wire --------------------------------------------------------------------------------------------------------
@@ -345,14 +427,14 @@ def test_a_full_queue_and_a_slow_one_are_refused():
 def test_pictures_travel_unchanged(size):
     image = Image.effect_noise(size, 90).convert("RGB")
     image.putpixel((0, 0), (255, 0, 7))
-    assert wire.decode_png(wire.encode_png(image), Limits(), "x").tobytes() == image.tobytes()
+    assert wire.decode_pngs([wire.encode_png(image)], Limits())[0].tobytes() == image.tobytes()
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "I;16"])
 def test_other_kinds_of_png_become_rgb(mode):
     buffer = io.BytesIO()
     Image.new(mode, (3, 2)).save(buffer, "PNG")
-    found = wire.decode_png(base64.b64encode(buffer.getvalue()).decode(), Limits(), "x")
+    (found,) = wire.decode_pngs([base64.b64encode(buffer.getvalue()).decode()], Limits())
     assert (found.mode, found.size) == ("RGB", (3, 2))
 
 
@@ -360,7 +442,7 @@ def test_other_formats_are_no_pictures():
     buffer = io.BytesIO()
     Image.new("RGB", (3, 2)).save(buffer, "JPEG")
     with pytest.raises(Refusal, match="not a PNG"):
-        wire.decode_png(base64.b64encode(buffer.getvalue()).decode(), Limits(), "x")
+        wire.decode_pngs([base64.b64encode(buffer.getvalue()).decode()], Limits())
 
 
 def test_numbers_that_are_none():

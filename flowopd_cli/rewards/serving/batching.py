@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from flowopd_cli.rewards.serving.wire import Answer, Limits, Refusal, cleaned
+from flowopd_cli.rewards.serving.wire import Answer, Limits, Refusal, cleaned, one_line
 
 Score = Callable[[Sequence[Image.Image], Sequence[dict[str, Any]]], Answer]
 
@@ -29,6 +29,11 @@ class Job:
 
     def __len__(self) -> int:
         return len(self.pictures)
+
+    @property
+    def pixels(self) -> int:
+        """What it holds in memory, a third of its bytes."""
+        return sum(picture.width * picture.height for picture in self.pictures)
 
 
 class Batcher:
@@ -53,6 +58,11 @@ class Batcher:
         with self._change:
             return sum(map(len, self._jobs))
 
+    @property
+    def alive(self) -> bool:
+        """Whether there is somebody to score what waits."""
+        return self._thread.is_alive()
+
     def submit(
         self, pictures: list[Image.Image], prompts: list[dict[str, Any]], wanted: Callable[[], bool] = lambda: True
     ) -> Answer:
@@ -64,10 +74,11 @@ class Batcher:
         """
         job = Job(pictures, prompts, wanted)
         with self._change:
-            if self._closed:
+            if self._closed or not self.alive:
                 raise Refusal(503, "this worker is stopping")
-            if self._jobs and self.waiting + len(job) > self._limits.waiting:
-                raise Refusal(503, f"{self.waiting} pictures wait already")
+            held = sum(other.pixels for other in self._jobs)
+            if held and held + job.pixels > self._limits.waiting_pixels:
+                raise Refusal(503, f"{self.waiting} pictures of {held} pixels wait already")
             self._jobs.append(job)
             self._change.notify_all()
         if not job.started.wait(self._limits.queue_seconds) and job.future.cancel():
@@ -98,25 +109,29 @@ class Batcher:
                 self._score(running)
 
     def _gather(self) -> list[Job]:
-        """The next batch; nothing when closed."""
+        """The next batch; nothing only when closed. While it lingers, what waited may give up: then it waits anew."""
         with self._change:
-            self._change.wait_for(lambda: self._jobs or self._closed)
-            until = time.monotonic() + self._linger
-            while self.waiting < self._max_batch and not self._closed and (left := until - time.monotonic()) > 0:
-                self._change.wait(left)
             taken: list[Job] = []
-            while self._jobs and (not taken or sum(map(len, taken)) + len(self._jobs[0]) <= self._max_batch):
-                taken.append(self._jobs.popleft())
+            while not taken and not (self._closed and not self._jobs):
+                self._change.wait_for(lambda: self._jobs or self._closed)
+                self._linger_for_more()
+                while self._jobs and (not taken or sum(map(len, taken)) + len(self._jobs[0]) <= self._max_batch):
+                    taken.append(self._jobs.popleft())
             return taken
+
+    def _linger_for_more(self) -> None:
+        until = time.monotonic() + self._linger
+        while 0 < self.waiting < self._max_batch and not self._closed and (left := until - time.monotonic()) > 0:
+            self._change.wait(left)
 
     def _score(self, jobs: list[Job]) -> None:
         pictures = [picture for job in jobs for picture in job.pictures]
         prompts = [prompt for job in jobs for prompt in job.prompts]
         try:
             answer = cleaned(self._score_all(pictures, prompts), len(pictures))
-        except Exception as error:
+        except BaseException as error:  # a SystemExit too: it would end this thread, and nobody would be answered
             if len(jobs) == 1:
-                jobs[0].future.set_exception(error)
+                jobs[0].future.set_exception(error if isinstance(error, Exception) else RuntimeError(one_line(error)))
                 return
             for job in jobs:
                 self._score([job])

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from PIL import Image
 
+from flowopd_cli.errors import RewardError
 from flowopd_cli.rewards.serving import wire
 from flowopd_cli.rewards.serving.batching import Batcher
 from flowopd_cli.rewards.serving.wire import Answer, Limits, Refusal
@@ -45,6 +46,18 @@ class Settings:
     watch_parent: bool = False
     limits: Limits = field(default_factory=Limits)
 
+    def __post_init__(self) -> None:
+        """Refuse times by which every request would have left the queue before its turn.
+
+        Raises:
+            RewardError: the queue's seconds are not above those that a batch lingers.
+        """
+        if not 0 <= self.linger < self.limits.queue_seconds < threading.TIMEOUT_MAX:
+            raise RewardError(
+                f"--queue-seconds {self.limits.queue_seconds:g} must be above --linger {self.linger:g}, "
+                "and that not below 0: a request may not have to leave before its batch is complete"
+            )
+
 
 class Service:
     """The state that all connections share."""
@@ -59,15 +72,14 @@ class Service:
 
     @property
     def ready(self) -> bool:
-        """Whether the reward is loaded."""
-        return self._batcher is not None
+        """Whether the reward is loaded, and the thread that asks it alive."""
+        return self._batcher is not None and self._batcher.alive
 
     def start(self, scorer: Scorer) -> None:
         """Be ready with this scorer."""
         settings, info = self.settings, wire.plain(dict(scorer.info))
         mark = wire.fingerprint(info["reward"], info.get("weights", {}), info.get("options", {}))
-        limits = {name: getattr(settings.limits, name) for name in ("pictures", "pixels", "body_bytes")}
-        self.info = {"protocol": wire.PROTOCOL, "fingerprint": mark, "limits": limits, **info}
+        self.info = {"protocol": wire.PROTOCOL, "fingerprint": mark, "limits": settings.limits.told(), **info}
         self._scorer = scorer
         self._batcher = Batcher(scorer, max_batch=settings.max_batch, linger=settings.linger, limits=settings.limits)
 
@@ -90,7 +102,9 @@ class Service:
             Refusal: the reward is still being loaded.
         """
         if not self.ready:
-            raise Refusal(503, "the reward is still being loaded")
+            raise Refusal(
+                503, "the reward is still being loaded" if self._batcher is None else "this worker is stopping"
+            )
         return self.info
 
     def post(self, path: str, body: bytes, wanted: Callable[[], bool]) -> dict[str, Any]:

@@ -8,19 +8,19 @@ travels as ``null``, and a total that is ``null`` is never valid. Every refusal 
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import json
 import math
 import struct
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
-from typing import Any
+from typing import Any, TypeVar
 
 from PIL import Image
 
+T = TypeVar("T")
 PROTOCOL = 1
 HEALTH, INFO, CHECK, SCORE = "/health", "/info", "/check", "/score"
 NO_NUMBER = "the reward gave no finite number"
@@ -38,17 +38,24 @@ class Refusal(Exception):
 
 @dataclass(frozen=True)
 class Limits:
-    """What a worker accepts: bytes of a body, pictures of a request, pixels of a picture, pictures that wait at once,
-    seconds in the queue, seconds for a body to arrive, requests at once.
+    """What a worker accepts: bytes of a body, pictures of a request, pixels of a picture, pixels of a request, pixels
+    that wait at once, seconds in the queue, seconds for a body to arrive, requests at once.
     """
 
     body_bytes: int = 64 << 20
     pictures: int = 256
     pixels: int = 2048 * 2048
-    waiting: int = 2048
+    request_pixels: int = 32 << 20
+    waiting_pixels: int = 256 << 20
     queue_seconds: float = 60.0
     body_seconds: float = 60.0
     requests: int = 32
+
+    def told(self) -> dict[str, int]:
+        """What clients must keep to. A request may always hold one picture of the largest size."""
+        together = max(self.request_pixels, self.pixels)
+        limits = {"pictures": self.pictures, "pixels": self.pixels, "request_pixels": together}
+        return {**limits, "body_bytes": self.body_bytes}
 
 
 @dataclass(frozen=True)
@@ -87,23 +94,50 @@ def encode_png(image: Image.Image) -> str:
     return base64.b64encode(b"\x89PNG\r\n\x1a\n" + b"".join(chunks)).decode()
 
 
-def decode_png(text: Any, limits: Limits, where: str) -> Image.Image:
-    """The RGB picture behind base64 PNG; its size is looked at before any pixel is unpacked.
+def decode_pngs(texts: Sequence[Any], limits: Limits, where: str = "items") -> list[Image.Image]:
+    """The RGB pictures behind base64 PNG. No pixel is unpacked before all sizes are known to be within the limits: a
+    few bytes of PNG can stand for millions of pixels.
 
     Raises:
-        Refusal: it is no PNG (400), or has more pixels than allowed (413).
+        Refusal: one is no PNG (400), or has more pixels than allowed, alone or with the others (413).
     """
+    names = [f"{where}.{i}" for i in range(len(texts))]
+    packed = [_packed(text, name) for text, name in zip(texts, names, strict=True)]
+    total = 0
+    for data, name in zip(packed, names, strict=True):
+        width, height = _opened(data, name, lambda image: image.size)
+        if width * height > limits.pixels:
+            raise Refusal(413, f"{name}: {width} x {height} pixels, at most {limits.pixels} are accepted")
+        total += width * height
+    if total > limits.told()["request_pixels"]:
+        most = limits.told()["request_pixels"]
+        raise Refusal(413, f"{total} pixels in a request, at most {most} are accepted")
+    return [_opened(data, name, _rgb) for data, name in zip(packed, names, strict=True)]
+
+
+def _packed(text: Any, where: str) -> bytes:
     try:
-        data = base64.b64decode(text, validate=True)
+        return base64.b64decode(text, validate=True)
+    except (TypeError, ValueError) as error:
+        raise Refusal(400, f"{where}: not a PNG picture in base64") from error
+
+
+def _opened(data: bytes, where: str, act: Callable[[Image.Image], T]) -> T:
+    """What ``act`` makes of a picture that has been opened, its pixels still packed."""
+    try:
         with Image.open(BytesIO(data), formats=["PNG"]) as image:
-            width, height = image.size
-            if width * height > limits.pixels:
-                raise Refusal(413, f"{where}: {width} x {height} pixels, at most {limits.pixels} are accepted")
-            return image.convert("RGB")
+            return act(image)
     except Image.DecompressionBombError as error:
         raise Refusal(413, f"{where}: {error}") from error
-    except (TypeError, ValueError, OSError, SyntaxError, binascii.Error) as error:
+    except (TypeError, ValueError, OSError, SyntaxError) as error:
         raise Refusal(400, f"{where}: not a PNG picture in base64") from error
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """The pixels alone: a PNG's texts would be kept with them."""
+    found = image.convert("RGB")
+    found.info = {}
+    return found
 
 
 def read_request(body: bytes, reward: str, limits: Limits) -> tuple[list[Image.Image], list[dict[str, Any]]]:
@@ -119,7 +153,7 @@ def read_request(body: bytes, reward: str, limits: Limits) -> tuple[list[Image.I
     if len(items) > limits.pictures:
         raise Refusal(413, f"{len(items)} pictures in a request, at most {limits.pictures} are accepted")
     prompts = [read_prompt(item.get("prompt"), f"items.{i}") for i, item in enumerate(items)]
-    return [decode_png(item.get("png"), limits, f"items.{i}") for i, item in enumerate(items)], prompts
+    return decode_pngs([item.get("png") for item in items], limits), prompts
 
 
 def read_tree(body: bytes, reward: str) -> dict[str, Any]:
