@@ -101,7 +101,11 @@ class AnchorSpec(Spec):
 
 
 class TrainSpec(Spec):
-    """The loop. One iteration is one rollout of ``groups * group_size`` pictures and its optimizer steps."""
+    """The loop. One iteration is one rollout of ``groups * group_size`` pictures and its optimizer steps.
+
+    ``resample_flat``: so many fresh groups at most are drawn in an iteration of a teacher in place of groups whose
+    rewards are all equal, which teach nothing; 0 lets those groups be. ``processes`` share an iteration's groups.
+    """
 
     iterations: PositiveInt = 500
     groups: PositiveInt = 48
@@ -109,6 +113,7 @@ class TrainSpec(Spec):
     updates: PositiveInt = 2
     micro: PositiveInt = 8
     rollout_batch: PositiveInt = 32
+    resample_flat: Annotated[int, Field(ge=0)] = 0
     lr: Annotated[float, Field(gt=0)] = 3e-4
     warmup: Annotated[int, Field(ge=0)] = 0
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
