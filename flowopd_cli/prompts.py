@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,26 @@ class GroupSampler:
         group = [i for i in range(len(chosen)) for _ in range(self.group_size)]
         return prompts, group, [self._noise(iteration, row) for row in range(len(prompts))]
 
+    def spares(self, iteration: int, tried: Sequence[int]) -> list[tuple[Prompt, list[int]]]:
+        """Another prompt in place of each of the groups ``tried``, in this order, and its pictures' noise seeds.
+
+        They are of the group's task and not in the iteration's draw, none twice while there are enough: a function of
+        ``seed``, the iteration and the groups before it in ``tried`` alone.
+        """
+        prompts, group, _ = self.draw(iteration)
+        task_of = {g: prompt.task for prompt, g in zip(prompts, group, strict=True)}
+        drawn = {id(prompt) for prompt in prompts}
+        left: dict[str, Iterator[Prompt]] = {}
+        found: list[tuple[Prompt, list[int]]] = []
+        for attempt, task in enumerate(task_of[g] for g in tried):
+            if task not in left:
+                pool = [p for p in self.prompts[task] if id(p) not in drawn] or list(self.prompts[task])
+                random.Random(f"{self.seed}/{iteration}/spare/{task}").shuffle(pool)
+                left[task] = cycle(pool)
+            seeds = [self._noise(iteration, f"spare/{attempt}/{row}") for row in range(self.group_size)]
+            found.append((next(left[task]), seeds))
+        return found
+
     @staticmethod
     def _pick(rng: random.Random, prompts: Sequence[Prompt], count: int) -> list[Prompt]:
         """``count`` prompts, without repeats while there are enough; tags, where prompts have them, evenly."""
@@ -113,6 +134,6 @@ class GroupSampler:
             picked += rng.sample(pool, share) if share <= len(pool) else rng.choices(pool, k=share)
         return picked
 
-    def _noise(self, iteration: int, row: int) -> int:
+    def _noise(self, iteration: int, row: int | str) -> int:
         digest = hashlib.sha256(f"{self.seed}/{iteration}/{row}".encode()).digest()
         return int.from_bytes(digest[:8], "big") >> 1

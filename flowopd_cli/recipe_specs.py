@@ -110,6 +110,8 @@ class TrainSpec(Spec):
     """The loop. One iteration is one rollout of ``groups * group_size`` pictures and its optimizer steps.
 
     ``steps_per_rollout`` of the trained sampling steps teach, drawn anew each iteration; ``null`` takes them all.
+    ``resample_flat``: so many fresh groups at most are drawn in an iteration of a teacher in place of groups whose
+    rewards are all equal, which teach nothing; 0 lets those groups be. ``processes`` share an iteration's groups.
     """
 
     iterations: PositiveInt = 500
@@ -119,6 +121,7 @@ class TrainSpec(Spec):
     steps_per_rollout: PositiveInt | None = None
     micro: PositiveInt = 8
     rollout_batch: PositiveInt = 32
+    resample_flat: Annotated[int, Field(ge=0)] = 0
     lr: Annotated[float, Field(gt=0)] = 3e-4
     warmup: Annotated[int, Field(ge=0)] = 0
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4

@@ -38,10 +38,17 @@ def zero_variance_fraction(
     rewards: Float[Tensor, " B"], group: Int[Tensor, " B"], valid: Bool[Tensor, " B"] | None = None
 ) -> float:
     """The share of groups whose valid rewards are all equal: they teach nothing."""
+    return len(flat_groups(rewards, group, valid)) / len(torch.unique(group)) if len(group) else float("nan")
+
+
+def flat_groups(
+    rewards: Float[Tensor, " B"], group: Int[Tensor, " B"], valid: Bool[Tensor, " B"] | None = None
+) -> list[int]:
+    """The groups whose valid rewards are all equal, in order: their advantages are 0."""
     keep = torch.ones_like(rewards, dtype=torch.bool) if valid is None else valid
     groups, index = torch.unique(group, return_inverse=True)
     _, deviation = _statistics(torch.where(keep, rewards, 0.0), keep, index, len(groups))
-    return float((deviation < 1e-8).float().mean())
+    return groups[deviation < 1e-8].tolist()
 
 
 def _statistics(

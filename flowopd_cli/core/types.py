@@ -131,6 +131,31 @@ class RewardResult:
     valid: Bool[Tensor, " B"]
     details: tuple[Mapping[str, Any], ...] = ()
 
+    def __len__(self) -> int:
+        return len(self.total)
+
+    def __getitem__(self, rows: Int[Tensor, " b"]) -> RewardResult:
+        scores = {name: column[rows] for name, column in self.scores.items()}
+        details = tuple(self.details[i] for i in rows.tolist()) if self.details else ()
+        return RewardResult(self.total[rows], scores, self.valid[rows], details)
+
+    @staticmethod
+    def cat(parts: Sequence[RewardResult]) -> RewardResult:
+        """Scores of several lots of pictures, one after the other; one that a lot was not given is NaN in its rows."""
+        if not parts:
+            return RewardResult(torch.zeros(0), {}, torch.zeros(0, dtype=torch.bool))
+        names = dict.fromkeys(name for part in parts for name in part.scores)
+        unknown = [torch.full_like(part.total, torch.nan) for part in parts]
+        scores = {
+            name: torch.cat([part.scores.get(name, nan) for part, nan in zip(parts, unknown, strict=True)])
+            for name in names
+        }
+        details: tuple[Mapping[str, Any], ...] = ()
+        if any(part.details for part in parts):
+            details = tuple(detail for part in parts for detail in (part.details or ({},) * len(part)))
+        total, valid = torch.cat([part.total for part in parts]), torch.cat([part.valid for part in parts])
+        return RewardResult(total, scores, valid, details)
+
 
 @dataclass(frozen=True)
 class Loss:

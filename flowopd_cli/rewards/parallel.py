@@ -19,6 +19,11 @@ class Background(Generic[T]):
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
+    @property
+    def failed(self) -> bool:
+        """Whether it has ended with an error, which :meth:`result` raises."""
+        return self._error is not None
+
     def result(self) -> T:
         """What it returned, when it is done; what it raised is raised here."""
         self._thread.join()

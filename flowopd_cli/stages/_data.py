@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,14 +9,14 @@ import torch
 
 from flowopd_cli import registry
 from flowopd_cli.core.types import Prompt
-from flowopd_cli.errors import RecipeError
 from flowopd_cli.prompts import GroupSampler, load_prompts
 from flowopd_cli.recipe import PromptSpec, RewardSpec, TrainSpec
 from flowopd_cli.rewards.base import RewardMix, Weighted
 from flowopd_cli.rewards.function import make_reward
+from flowopd_cli.stages._ranks import rank_and_world
 from flowopd_cli.train.collect import Draw
 from flowopd_cli.train.loop import everyone
-from flowopd_cli.train.share import Share
+from flowopd_cli.train.share import Share, dealt, owners
 
 
 def read_prompts(specs: Sequence[PromptSpec]) -> tuple[dict[str, list[Prompt]], dict[str, float]]:
@@ -37,10 +36,12 @@ def read_prompts(specs: Sequence[PromptSpec]) -> tuple[dict[str, list[Prompt]], 
 class Drawer:
     """Draws the prompts of an iteration: a function of the recipe's seed and the iteration alone.
 
-    Of several processes each takes whole groups of the same draw, in turn.
+    Of several processes each takes whole groups of the same draw, as many as the others or one more or less; where
+    there are fewer groups than processes, some have none.
     """
 
     sampler: GroupSampler
+    updates: int = 1
     rank: int = 0
     processes: int = 1
 
@@ -49,19 +50,35 @@ class Drawer:
         prompts, group, seeds = self.sampler.draw(iteration)
         if self.processes == 1:
             return Draw(prompts, torch.tensor(group), tuple(seeds))
-        rows = [i for i, g in enumerate(group) if g % self.processes == self.rank]
-        share = Share(torch.tensor(rows), len(group), everyone)
+        mine = self._own(iteration, group)
+        rows = [i for i, g in enumerate(group) if g in mine]
+        share = Share(torch.tensor(rows, dtype=torch.long), len(group), everyone)
         return Draw(tuple(prompts[i] for i in rows), torch.tensor(group)[rows], tuple(seeds[i] for i in rows), share)
+
+    def fresh(self, iteration: int, tried: Sequence[int], chosen: Sequence[int]) -> Draw:
+        """Other prompts in place of this process's groups of ``chosen``, after those that took the place of ``tried``.
+
+        They keep the groups' numbers. A function of the seed, the iteration and these groups alone.
+        """
+        spares = self.sampler.spares(iteration, [*tried, *chosen])[len(tried) :]
+        mine = set(chosen) if self.processes == 1 else self._own(iteration, self.sampler.draw(iteration)[1])
+        own = [(g, prompt, seeds) for g, (prompt, seeds) in zip(chosen, spares, strict=True) if g in mine]
+        prompts = tuple(prompt for _, prompt, seeds in own for _ in seeds)
+        group = torch.tensor([g for g, _, seeds in own for _ in seeds], dtype=torch.long)
+        return Draw(prompts, group, tuple(seed for _, _, seeds in own for seed in seeds))
+
+    def _own(self, iteration: int, group: Sequence[int]) -> set[int]:
+        """This process's groups: the stages deal samples to optimizer steps by seed and iteration as here."""
+        deal = dealt(len(group), self.updates, self.sampler.seed + iteration)
+        return {g for g, rank in enumerate(owners(torch.tensor(group), deal, self.processes)) if rank == self.rank}
 
 
 def make_drawer(specs: Sequence[PromptSpec], train: TrainSpec, seed: int) -> tuple[Drawer, dict[str, list[Prompt]]]:
     """The drawer of a training stage, and its prompts by task."""
     prompts, weights = read_prompts(specs)
     sampler = GroupSampler(prompts, weights, train.groups, train.group_size, seed)
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    if train.groups < processes:
-        raise RecipeError(f"train.groups is {train.groups}, but {processes} processes want at least one group each")
-    return Drawer(sampler, int(os.environ.get("RANK", "0")), processes), prompts
+    rank, processes = rank_and_world()
+    return Drawer(sampler, train.updates, rank, processes), prompts
 
 
 def make_rewards(specs: Sequence[RewardSpec], prompts: Mapping[str, Sequence[Prompt]]) -> RewardMix:

@@ -1,4 +1,4 @@
-"""Several processes that share the work of one evaluation."""
+"""Several processes that share the work of one stage."""
 
 from __future__ import annotations
 

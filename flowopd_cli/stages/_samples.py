@@ -16,8 +16,10 @@ from flowopd_cli.core.types import Prompt
 from flowopd_cli.models.base import FlowModel
 from flowopd_cli.recipe import TeacherRecipe
 from flowopd_cli.run import RunDir
+from flowopd_cli.stages._ranks import rank_and_world
 from flowopd_cli.suites.base import image_seed
 from flowopd_cli.train import collect
+from flowopd_cli.train.loop import everyone
 
 SAMPLES = 8
 
@@ -58,14 +60,19 @@ def grid(images: UInt8[Tensor, "B 3 H W"], columns: int) -> Image.Image:
 def make_sample_writer(
     model: FlowModel, recipe: TeacherRecipe, prompts: Mapping[str, Sequence[Prompt]], run: RunDir
 ) -> Callable[[int], None]:
-    """A function that draws the first prompts of each task with fixed seeds into ``samples/``."""
+    """A function that draws the first prompts of each task with fixed seeds into ``samples/``; processes share them."""
     share = max(1, SAMPLES // len(prompts))
     chosen = [prompt for task in prompts for prompt in prompts[task][:share]]
     seeds = [image_seed(recipe.seed, prompt.id, 0) for prompt in chosen]
     sampler = ode_sampler(model, recipe.sampling.steps, recipe.sampling.guidance)
 
+    rank, processes = rank_and_world()
+    mine = range(rank, len(chosen), processes)
+
     def write(iteration: int) -> None:
-        images = draw_images(model, sampler, chosen, seeds, "policy", recipe.train.rollout_batch)
-        run.write_image(f"{iteration:06d}", grid(to_bytes(images), len(chosen)))
+        own = [chosen[i] for i in mine], [seeds[i] for i in mine]
+        images = to_bytes(draw_images(model, sampler, *own, "policy", recipe.train.rollout_batch))
+        drawn = {i: image for part in everyone(dict(zip(mine, images, strict=True))) for i, image in part.items()}
+        run.write_image(f"{iteration:06d}", grid(torch.stack([drawn[i] for i in range(len(chosen))]), len(chosen)))
 
     return write

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from flowopd_cli.progress import Progress
 from flowopd_cli.recipe import TeacherRecipe
 from flowopd_cli.run import RunDir
-from flowopd_cli.stages import _data, _fit, _lessons, _model
+from flowopd_cli.stages import _background, _data, _fit, _lessons, _model
 from flowopd_cli.tasks import check_tasks
-from flowopd_cli.train import collect, objectives
+from flowopd_cli.train import collect, graded, objectives
 
 
 def run(recipe: TeacherRecipe, run: RunDir, progress: Progress, *, resume: bool = False) -> dict[str, Any]:
@@ -21,18 +22,25 @@ def run(recipe: TeacherRecipe, run: RunDir, progress: Progress, *, resume: bool 
     model = _model.load_model(recipe.model, recipe.adapter.targets, run)
     run.set_parents(_model.add_policy(model, recipe.adapter, recipe.seed))
     _model.encode_ahead(model, prompts)
+    base = collect.Teacher(None, recipe.sampling.guidance) if grpo.beta else None
+    grader = graded.Grader(model, partial(_background.InBackground, rewards), train.rollout_batch, base)
     final: dict[str, float] = {}
 
     def experience(iteration: int):
         sampler = _lessons.iteration_sampler(model, recipe, iteration)
         draw = drawer(iteration)
-        rolled = collect.rollout(model, sampler, draw, batch=train.rollout_batch)
-        rolled = collect.with_rewards(collect.with_images(model, rolled, batch=train.rollout_batch), rewards)
-        figures = collect.reward_figures(rolled, draw.share)
-        rolled = collect.with_advantages(rolled, std=grpo.std, clip=grpo.adv_clip, share=draw.share)
-        if grpo.beta:
-            base = collect.Teacher(None, recipe.sampling.guidance)
-            rolled = collect.with_anchor(model, sampler, rolled, base, batch=train.rollout_batch)
+        rolled = grader(sampler, draw)
+        scores = collect.scores_of_all(rolled, draw.share)
+        figures = collect.figures(scores)
+        if train.resample_flat:
+            again = partial(grader, sampler), partial(drawer.fresh, iteration)
+            rolled, replaced = graded.with_fresh_groups(
+                rolled, scores, *again, most=train.resample_flat, share=draw.share
+            )
+            scores = collect.scores_of_all(rolled, draw.share) if replaced else scores
+            figures["resampled_groups"] = float(replaced)
+        advantages = {"std": grpo.std, "clip": grpo.adv_clip, "share": draw.share, "scores": scores}
+        rolled = collect.with_advantages(rolled, **advantages)
         final.update(figures)
         deal = {"updates": train.updates, "micro": train.micro, "seed": recipe.seed + iteration, "share": draw.share}
         return collect.step_batches(rolled, sampler, **deal), figures

@@ -9,13 +9,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from flowopd_cli.core.advantages import group_advantages, zero_variance_fraction
+from flowopd_cli.core.advantages import flat_groups, group_advantages, zero_variance_fraction
 from flowopd_cli.core.routing import check_routes
 from flowopd_cli.core.sampler import Lessons, Sampler, SeededNoise
-from flowopd_cli.core.types import Prompt, RewardResult, Rollout, StepBatch, Trajectory
+from flowopd_cli.core.types import Conditioning, Prompt, RewardResult, Rollout, StepBatch, Trajectory
 from flowopd_cli.models.base import FlowModel
 from flowopd_cli.train.labels import Teacher, parcels, tokens_of, velocity_of
-from flowopd_cli.train.share import Share
+from flowopd_cli.train.share import Share, dealt
 
 Scorer = Callable[[Float[Tensor, "B 3 H W"], Sequence[Prompt]], RewardResult]
 
@@ -44,16 +44,38 @@ def rollout(
     last: bool = False,
 ) -> Rollout:
     """Sample one trajectory a prompt under ``adapter``, ``batch`` rows at a time; ``last`` keeps only final latents."""
-    cond = model.encode([prompt.text for prompt in draw.prompts])
-    parts: list[Trajectory] = []
+    cond = encoded(model, draw.prompts)
     with model.adapters.use(adapter):
-        for start in range(0, len(draw.prompts), batch):
-            rows = slice(start, start + batch)
-            noise = SeededNoise(draw.seeds[rows], model.latent_shape)
-            initial = noise.initial().to(cond.embeds.device)
-            keep = "last" if last else "all"
-            parts.append(sampler.rollout(model.velocity, initial, cond[rows], noise, keep=keep))
+        parts = [part for _, part in trajectories(model, sampler, draw, cond, batch=batch, last=last)]
     return Rollout(draw.prompts, draw.group, cond, join(parts))
+
+
+def encoded(model: FlowModel, prompts: Sequence[Prompt]) -> Conditioning:
+    """A row a prompt; no row for no prompt."""
+    return model.encode([prompt.text for prompt in prompts] or [""])[: len(prompts)]
+
+
+def trajectories(
+    model: FlowModel, sampler: Sampler, draw: Draw, cond: Conditioning, *, batch: int = 32, last: bool = False
+) -> Iterator[tuple[slice, Trajectory]]:
+    """The trajectories of :func:`rollout` as they are drawn, under the adapter in use: ``batch`` rows and which they
+    are. A process that has no prompt, where there are fewer groups than processes, gets one of no row.
+    """
+    if not draw.prompts:
+        yield slice(0), _nothing(model, sampler, cond, last)
+    for start in range(0, len(draw.prompts), batch):
+        rows = slice(start, start + batch)
+        noise = SeededNoise(draw.seeds[rows], model.latent_shape)
+        initial = noise.initial().to(cond.embeds.device)
+        keep = "last" if last else "all"
+        yield rows, sampler.rollout(model.velocity, initial, cond[rows], noise, keep=keep)
+
+
+def _nothing(model: FlowModel, sampler: Sampler, cond: Conditioning, last: bool) -> Trajectory:
+    sigmas, stochastic = (sampler.sigmas[-1:], sampler.stochastic[:0]) if last else (sampler.sigmas, sampler.stochastic)
+    place = cond.embeds.device
+    log_probs = torch.zeros(0, len(stochastic), device=place) if bool(stochastic.any()) else None
+    return Trajectory(torch.zeros(0, len(sigmas), *model.latent_shape, device=place), sigmas, log_probs, stochastic)
 
 
 def join(parts: Sequence[Trajectory]) -> Trajectory:
@@ -69,8 +91,8 @@ def join(parts: Sequence[Trajectory]) -> Trajectory:
 def with_images(model: FlowModel, rolled: Rollout, *, batch: int = 32) -> Rollout:
     """Decode the final latents."""
     final = rolled.trajectory.final
-    images = torch.cat([model.decode(final[i : i + batch]) for i in range(0, len(final), batch)])
-    return replace(rolled, images=images)
+    images = [model.decode(final[i : i + batch]) for i in range(0, len(final), batch)]
+    return replace(rolled, images=torch.cat(images) if images else torch.zeros(0, 3, 1, 1))
 
 
 def with_rewards(rolled: Rollout, score: Scorer) -> Rollout:
@@ -80,21 +102,42 @@ def with_rewards(rolled: Rollout, score: Scorer) -> Rollout:
     return replace(rolled, rewards=score(rolled.images, rolled.prompts))
 
 
-def with_advantages(rolled: Rollout, *, std: str, clip: float, share: Share | None = None) -> Rollout:
-    """Group-relative advantages ``(B,)`` of the total reward; invalid scores get 0 and leave their group alone.
+@dataclass(frozen=True)
+class Scores:
+    """What all A pictures of a draw scored, those of other processes among them, and the group of each."""
 
-    With a ``share`` the statistics are those of the whole draw.
+    result: RewardResult
+    group: Int[Tensor, " A"]
+
+    @property
+    def flat(self) -> list[int]:
+        """The groups without spread, which teach nothing."""
+        return flat_groups(self.result.total, self.group, self.result.valid)
+
+
+def scores_of_all(rolled: Rollout, share: Share | None = None) -> Scores:
+    """The scores of the whole draw. With a ``share`` every process has to ask, and none goes on before all did.
+
+    Raises:
+        ValueError: nobody has scored the rollout.
     """
     if rolled.rewards is None:
         raise ValueError("advantages need rewards")
-    result, group = _of_all(rolled, rolled.rewards, share)
-    advantages = group_advantages(result.total, group, result.valid, std=std, clip=clip)
+    return Scores(*((rolled.rewards, rolled.group) if share is None else share.whole(rolled.rewards, rolled.group)))
+
+
+def with_advantages(
+    rolled: Rollout, *, std: str, clip: float, share: Share | None = None, scores: Scores | None = None
+) -> Rollout:
+    """Group-relative advantages ``(B,)`` of the total reward; invalid scores get 0 and leave their group alone.
+
+    With a ``share`` the statistics are those of the whole draw: of ``scores``, where they have been gathered already.
+    """
+    scores = scores or scores_of_all(rolled, share)
+    result = scores.result
+    advantages = group_advantages(result.total, scores.group, result.valid, std=std, clip=clip)
     own = advantages if share is None else advantages[share.rows]
     return replace(rolled, advantages=own.to(rolled.trajectory.latents.device))
-
-
-def _of_all(rolled: Rollout, result: RewardResult, share: Share | None) -> tuple[RewardResult, Int[Tensor, " A"]]:
-    return (result, rolled.group) if share is None else share.whole(result, rolled.group)
 
 
 def trained_steps(sampler: Sampler) -> list[int]:
@@ -169,9 +212,8 @@ def step_batches(
     every step; that may be none, but the number of steps is the same for all.
     """
     total = len(rolled.prompts) if share is None else share.total
-    order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
     steps = torch.tensor(trained_steps(sampler))
-    for samples in order.chunk(updates):
+    for samples in dealt(total, updates, seed):
         own = samples if share is None else share.mine(samples)
         pairs = torch.cartesian_prod(steps, own).flip(1)
         yield [rows_of(rolled, chunk[:, 0], chunk[:, 1]) for chunk in pairs.split(micro) if len(chunk)]
@@ -201,16 +243,16 @@ def rows_of(rolled: Rollout, b: Int[Tensor, " b"], t: Int[Tensor, " b"]) -> Step
 
 
 def reward_figures(rolled: Rollout, share: Share | None = None) -> dict[str, float]:
-    """Means of the valid scores, the share of invalid ones and of groups without spread, for the metrics file.
+    """:func:`figures` of a rollout; with a ``share`` those of the whole draw. None without rewards."""
+    return {} if rolled.rewards is None else figures(scores_of_all(rolled, share))
 
-    With a ``share`` they are those of the whole draw.
-    """
-    if rolled.rewards is None:
-        return {}
-    result, group = _of_all(rolled, rolled.rewards, share)
+
+def figures(scores: Scores) -> dict[str, float]:
+    """Means of the valid scores, the share of invalid ones and of groups without spread, for the metrics file."""
+    result = scores.result
     known = result.total[result.valid]
-    figures = {"reward": float(known.mean()), "reward_std": float((known - known.mean()).square().mean().sqrt())}
-    figures |= {f"reward/{name}": float(column.nanmean()) for name, column in result.scores.items()}
-    figures["invalid"] = float((~result.valid).float().mean())
-    figures["flat_groups"] = float(zero_variance_fraction(result.total, group, result.valid))
-    return figures
+    row = {"reward": float(known.mean()), "reward_std": float((known - known.mean()).square().mean().sqrt())}
+    row |= {f"reward/{name}": float(column.nanmean()) for name, column in result.scores.items()}
+    row["invalid"] = float((~result.valid).float().mean())
+    row["flat_groups"] = zero_variance_fraction(result.total, scores.group, result.valid)
+    return row

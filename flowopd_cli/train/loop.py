@@ -153,15 +153,21 @@ class _Learner:
                 loss.total.backward()
                 count += loss.count
                 meter.add(loss.metrics, loss.count)
-        total = torch.tensor(float(count), device=self.parameters[0].device)
-        total = self.accelerator.reduce(total, reduction="sum")
-        for parameter in self.parameters:
-            if parameter.grad is None and count:
-                raise RuntimeError(
-                    "a policy parameter got no gradient: an adapter was switched between forward and backward"
-                )
-            own = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-            parameter.grad = self.accelerator.reduce(own, reduction="sum") / total
+        self._sum(count, learned=count > 0)
+
+    def _sum(self, count: int, *, learned: bool) -> None:
+        """Gradients and counts of all processes added up in one flat tensor: one message an optimizer step."""
+        if learned and any(parameter.grad is None for parameter in self.parameters):
+            raise RuntimeError(
+                "a policy parameter got no gradient: an adapter was switched between forward and backward"
+            )
+        own = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
+        flat = torch.cat([*(gradient.flatten() for gradient in own), own[0].new_tensor([count])])
+        if self.accelerator.num_processes > 1:
+            flat = self.accelerator.reduce(flat, reduction="sum")
+        pieces = flat[:-1].div_(flat[-1]).split([parameter.numel() for parameter in self.parameters])
+        for parameter, piece in zip(self.parameters, pieces, strict=True):
+            parameter.grad = piece.view_as(parameter)
 
     def _update(self, step: int) -> float:
         """One clipped AdamW step; returns the gradient's norm before clipping."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,9 +42,33 @@ class Share:
         scores = {name: column.cpu() for name, column in result.scores.items()}
         parts = self.gather((self.rows, group, result.total.cpu(), result.valid.cpu(), scores))
         order = torch.cat([part[0] for part in parts]).argsort()
-        groups, totals, valid = (torch.cat([part[i] for part in parts])[order] for i in (1, 2, 3))
-        columns = {}
-        for name in dict.fromkeys(name for part in parts for name in part[4]):
-            column = [part[4].get(name, torch.full_like(part[2], torch.nan)) for part in parts]
-            columns[name] = torch.cat(column)[order]
-        return RewardResult(totals, columns, valid), groups
+        everything = RewardResult.cat([RewardResult(total, columns, valid) for _, _, total, valid, columns in parts])
+        return everything[order], torch.cat([part[1] for part in parts])[order]
+
+
+def dealt(total: int, updates: int, seed: int) -> tuple[Int[Tensor, " n"], ...]:
+    """Which samples of a draw of ``total`` each of at most ``updates`` optimizer steps learns, by the seed alone."""
+    return torch.randperm(total, generator=torch.Generator().manual_seed(seed)).chunk(updates)
+
+
+def owners(group: Int[Tensor, " A"], deal: Sequence[Int[Tensor, " n"]], processes: int) -> list[int]:
+    """The process of each group 0, 1, ...: in turn, then exchanged as long as that makes their work more equal.
+
+    ``deal`` says which samples each optimizer step learns. Who has which group changes no result; but a step takes as
+    long as the process with most of its samples, and processes of equal share may be dealt quite unequal steps.
+    """
+    count = int(group.max()) + 1
+    owner = torch.arange(count) % processes
+    rows = torch.stack([torch.bincount(group[samples], minlength=count) for samples in deal], dim=1).double()
+    load = torch.zeros(processes, len(deal), dtype=torch.float64).index_add_(0, owner, rows)
+    for _ in range(4 * count):
+        change = rows[None] - rows[:, None]  # of the first group's process, should it take the second for the first
+        gain = (change * (load[owner][:, None] - load[owner][None] + change)).sum(dim=2)
+        gain.masked_fill_(owner[:, None] == owner[None], 0)
+        if gain.min() >= 0:
+            break
+        one, two = divmod(int(gain.argmin()), count)
+        load[owner[one]] += change[one, two]
+        load[owner[two]] -= change[one, two]
+        owner[[one, two]] = owner[[two, one]]
+    return owner.tolist()

@@ -50,6 +50,8 @@ def best_of_group(
         if score is not None:
             rolled = with_rewards(with_images(model, rolled, batch=batch), score)
         kept.append(_best_rows(rolled))
+    if not kept:
+        kept = [rollout(model, sampler, draw, batch=batch, last=True)]
     prompts = tuple(prompt for part in kept for prompt in part.prompts)
     cond = Conditioning.cat([part.cond for part in kept])
     own = Rollout(prompts, torch.cat([k.group for k in kept]), cond, join([k.trajectory for k in kept]))
