@@ -113,6 +113,12 @@ class ColdstartRecipe(_Trained):
     rewards: tuple[RewardSpec, ...] = ()
     sft: SFTSpec = SFTSpec()
 
+    @model_validator(mode="after")
+    def _no_steps_to_choose_from(self) -> ColdstartRecipe:
+        if self.train.steps_per_rollout is not None:
+            raise ValueError("train.steps_per_rollout is of no use here: a cold start learns pictures, not their steps")
+        return self
+
 
 class MergeRecipe(_Recipe):
     """``flowopd merge``."""
@@ -145,6 +151,26 @@ class DistillRecipe(_Trained):
                 raise ValueError("opd.estimator score needs a stochastic kernel: flow_sde or cps with eta > 0")
             _check_noise("opd.estimator score", self.sampling)
         _check_sampling(self.sampling)
+        return self
+
+    @property
+    def fused(self) -> bool:
+        """Whether each step is learned while the rollout passes it: as ``opd.schedule`` says, or where it can be."""
+        if self.opd.schedule is not None:
+            return self.opd.schedule == "fused"
+        return self.opd.estimator == "pathwise" and self.train.updates == 1 and self.sampling.window is None
+
+    @model_validator(mode="after")
+    def _schedule_can_be_kept(self) -> DistillRecipe:
+        if self.opd.schedule == "fused" and self.opd.estimator != "pathwise":
+            raise ValueError("opd.schedule fused needs opd.estimator pathwise: score looks back at the whole rollout")
+        if self.opd.schedule == "fused" and self.train.updates > 1:
+            raise ValueError(
+                f"opd.schedule fused makes one optimizer step of a rollout, train.updates is {self.train.updates}: "
+                "set it to 1, or opd.schedule to replay"
+            )
+        if self.anchor.every > 1 and self.anchor.probability < 1:
+            raise ValueError("anchor.every and anchor.probability both thin out the anchor: leave one of them at 1")
         return self
 
     @model_validator(mode="after")

@@ -93,20 +93,30 @@ class TeacherSpec(Spec):
 
 
 class AnchorSpec(Spec):
-    """Manifold Anchor Regularization: the aesthetic teacher that every prompt is pulled towards."""
+    """Manifold Anchor Regularization: the aesthetic teacher that every prompt is pulled towards.
+
+    ``every`` k asks it at every k-th trained step, from an offset that each iteration draws; ``probability`` asks it at
+    each with that chance. Either way it counts for the inverse there, so that the gradient is the same on average.
+    """
 
     ref: str = "base"
     beta: Annotated[float, Field(ge=0)] = 0.02
     guidance: Annotated[float, Field(ge=0)] | None = None
+    every: PositiveInt = 1
+    probability: Annotated[float, Field(gt=0, le=1)] = 1.0
 
 
 class TrainSpec(Spec):
-    """The loop. One iteration is one rollout of ``groups * group_size`` pictures and its optimizer steps."""
+    """The loop. One iteration is one rollout of ``groups * group_size`` pictures and its optimizer steps.
+
+    ``steps_per_rollout`` of the trained sampling steps teach, drawn anew each iteration; ``null`` takes them all.
+    """
 
     iterations: PositiveInt = 500
     groups: PositiveInt = 48
     group_size: PositiveInt = 24
     updates: PositiveInt = 2
+    steps_per_rollout: PositiveInt | None = None
     micro: PositiveInt = 8
     rollout_batch: PositiveInt = 32
     lr: Annotated[float, Field(gt=0)] = 3e-4
@@ -132,13 +142,18 @@ class GRPOSpec(Spec):
 
 
 class OPDSpec(Spec):
-    """On-policy distillation."""
+    """On-policy distillation.
+
+    ``schedule: fused`` learns each step while the rollout passes it, ``replay`` after the whole rollout; ``null`` is
+    fused for ``pathwise`` with one optimizer step a rollout and no window. Both give the same gradients.
+    """
 
     estimator: Literal["pathwise", "score"] = "pathwise"
     step_weight: Literal["kl", "kl_no_dt", "velocity"] = "kl"
     clip: Annotated[float, Field(gt=0)] = 1e-4
     adv_clip: Annotated[float, Field(gt=0)] = 5.0
     log_rewards_every: Annotated[int, Field(ge=0)] = 0
+    schedule: Literal["fused", "replay"] | None = None
 
 
 class SFTSpec(Spec):

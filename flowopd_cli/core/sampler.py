@@ -1,9 +1,9 @@
-"""What must be equal in rollout, labelling and learning: sigmas, kernel, guidance, window; and seeded noise."""
+"""What must be equal in rollout, labelling and learning: sigmas, kernel, guidance, window, lessons; seeded noise."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -33,18 +33,27 @@ class SeededNoise:
         return self._draw(str(step))
 
     def _draw(self, purpose: str) -> Float[Tensor, "B C H W"]:
-        rows = [torch.randn(self.shape, generator=self._generator(seed, purpose)) for seed in self.seeds]
-        return torch.stack(rows)
+        return torch.stack([torch.randn(self.shape, generator=_generator(seed, purpose)) for seed in self.seeds])
 
-    @staticmethod
-    def _generator(seed: int, purpose: str) -> torch.Generator:
-        digest = hashlib.sha256(f"{seed}/{purpose}".encode()).digest()
-        return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+def _generator(seed: int, purpose: str) -> torch.Generator:
+    digest = hashlib.sha256(f"{seed}/{purpose}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """The steps of an iteration that teach, in their order, and what the anchor counts for at each: 0 leaves it out."""
+
+    steps: tuple[int, ...]
+    anchor: tuple[float, ...]
 
 
 @dataclass(frozen=True)
 class Sampler:
     """A grid, a kernel and a guidance scale; ``window`` is the half-open range of stochastic steps, or all of them.
+
+    ``lessons`` are the steps that teach where :func:`draw_lessons` chose some of them.
 
     The last step is always an ODE step: on SD3.5's grid it covers sigma 0.009 to 0, where noise would only be seen as
     noise, and upstream does not train it either.
@@ -54,6 +63,7 @@ class Sampler:
     kernel: Kernel
     guidance: float
     window: tuple[int, int] | None = None
+    lessons: Lessons | None = None
 
     @property
     def stochastic(self) -> Bool[Tensor, " T"]:
@@ -75,6 +85,19 @@ class Sampler:
         """The kernel's step: the one way from a velocity to a distribution, for policy, teacher and anchor alike."""
         return self.kernel(velocity, latents, sigma, sigma_next)
 
+    def levels(self, t: int, latents: Float[Tensor, "b C H W"]) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
+        """``sigma`` and ``sigma_next`` of step ``t``, float32, one for each row of the latents."""
+        sigmas = self.sigmas[t : t + 2].to(latents.device, torch.float32)
+        return sigmas[0].expand(len(latents)), sigmas[1].expand(len(latents))
+
+    def advance(
+        self, velocity: Float[Tensor, "b C H W"], latents: Float[Tensor, "b C H W"], t: int, noise: SeededNoise
+    ) -> tuple[Float[Tensor, "b C H W"], GaussianStep]:
+        """Where step ``t`` moves latents, with the rows' noise where it is stochastic; and the step itself."""
+        noisy = bool(self.stochastic[t])
+        step = (self.kernel if noisy else ODE())(velocity, latents, *self.levels(t, latents))
+        return (draw(step, noise.at(t).to(latents.device)) if noisy else step.mean), step
+
     @torch.no_grad()
     def rollout(
         self,
@@ -92,14 +115,10 @@ class Sampler:
         states gives exactly the probabilities of the rollout.
         """
         stochastic = self.stochastic
-        sigmas = self.sigmas.to(latents.device, torch.float32)
         states, log_probs = [latents.to(storage_dtype)], []
         for t, noisy in enumerate(stochastic.tolist()):
             x = states[-1].float()
-            sigma, sigma_next = sigmas[t].expand(len(x)), sigmas[t + 1].expand(len(x))
-            kernel = self.kernel if noisy else ODE()
-            step = kernel(velocity(x, sigma, cond, guidance=self.guidance), x, sigma, sigma_next)
-            drawn = draw(step, noise.at(t).to(x.device)) if noisy else step.mean
+            drawn, step = self.advance(velocity(x, self.levels(t, x)[0], cond, guidance=self.guidance), x, t, noise)
             state = drawn.to(storage_dtype)
             log_probs.append(log_prob(step, state.float()) if noisy else torch.zeros(len(x), device=x.device))
             states = [*states, state] if keep == "all" else [state]
@@ -114,3 +133,21 @@ def draw_window(size: int, start_min: int, start_max: int, seed: int) -> tuple[i
     generator = torch.Generator().manual_seed(seed)
     start = int(torch.randint(start_min, start_max + 1, (1,), generator=generator))
     return start, start + size
+
+
+def draw_lessons(
+    trained: Sequence[int], seed: int, *, steps: int | None = None, every: int = 1, probability: float = 1.0
+) -> Lessons:
+    """Some of the ``trained`` steps, and the anchor on some of those: a function of ``seed``, the same everywhere.
+
+    ``steps`` of them teach, each subset as likely as another (``None``: all): the mean over their rows is an unbiased
+    estimate of that over all. The anchor is on every ``every``-th of these from an offset that is uniform, or on each
+    with ``probability``, and counts there for one over its chance of being used.
+    """
+    generator = _generator(seed, "lessons")
+    order = torch.randperm(len(trained), generator=generator)
+    chosen = sorted(trained[i] for i in order[:steps].tolist())
+    offset = int(torch.randint(every, (1,), generator=generator))
+    kept = (torch.rand(len(chosen), generator=generator) < probability).tolist()
+    used = [keep and i % every == offset for i, keep in enumerate(kept)]
+    return Lessons(tuple(chosen), tuple(every / probability if use else 0.0 for use in used))

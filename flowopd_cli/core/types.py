@@ -94,11 +94,15 @@ class Rollout:
     advantages: Float[Tensor, " B"] | None = None
     target_velocity: Float[Tensor, "B T C H W"] | None = None
     anchor_velocity: Float[Tensor, "B T C H W"] | None = None
+    anchor_weight: Float[Tensor, " T"] | None = None
 
 
 @dataclass(frozen=True)
 class StepBatch:
-    """Rows of one optimizer micro-step: any mixture of samples and time steps."""
+    """Rows of one optimizer micro-step: any mixture of samples and time steps.
+
+    ``anchor_weight`` is what the anchor counts for in each row (1 without it); where all are 0 it needs no velocity.
+    """
 
     latents: Float[Tensor, "b C H W"]
     next_latents: Float[Tensor, "b C H W"]
@@ -109,6 +113,7 @@ class StepBatch:
     anchor_velocity: Float[Tensor, "b C H W"] | None = None
     old_log_prob: Float[Tensor, " b"] | None = None
     advantage: Float[Tensor, " b"] | None = None
+    anchor_weight: Float[Tensor, " b"] | None = None
 
     def __len__(self) -> int:
         return self.latents.shape[0]
@@ -129,11 +134,15 @@ class RewardResult:
 
 @dataclass(frozen=True)
 class Loss:
-    """``total`` is a sum over ``count`` terms: the loop divides once, so micro-batching cannot change it."""
+    """``total`` is a sum over ``count`` terms: the loop divides once, so micro-batching cannot change it.
+
+    ``velocity`` is the policy's, detached, for whoever draws the next latents with it.
+    """
 
     total: Float[Tensor, ""]
     count: int
     metrics: Mapping[str, Float[Tensor, ""]] = field(default_factory=dict)
+    velocity: Float[Tensor, "b C H W"] | None = None
 
 
 def index_rows(record: Record, rows: Int[Tensor, " b"] | slice) -> Record:

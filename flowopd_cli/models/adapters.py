@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
+from itertools import groupby
 from pathlib import Path
 
 import torch
@@ -28,6 +30,7 @@ class AdapterBank:
         self._names: list[str] = []
         self._trainable: set[str] = set()
         self._active: str | None = None
+        self._adapted: dict[str, LoraLayer] = {}
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -102,11 +105,37 @@ class AdapterBank:
         Never switch between a forward and its backward: with activation checkpointing the gradients would vanish.
         """
         before = self._active
-        self._activate(name)
+        if name != before:
+            self._activate(name)
         try:
             yield
         finally:
-            self._activate(before)
+            if name != before:
+                self._activate(before)
+
+    @contextmanager
+    def mix(self, rows: Sequence[str | None]) -> Iterator[None]:
+        """Inside the block row i of every batch goes through adapter ``rows[i]`` (``None``: the bare base).
+
+        For forwards without gradients, of batches of exactly ``len(rows)`` rows: what PEFT's ``adapter_names`` gives,
+        with one slice for each run of equal names where PEFT gathers and scatters single rows.
+
+        Raises:
+            ArtifactError: there is no such adapter.
+        """
+        spans, start = [], 0
+        for name, run in groupby(rows):
+            self._known(name)
+            stop = start + len(list(run))
+            spans.append((name, slice(start, stop)))
+            start = stop
+        with self.use(None):
+            hooks = [layer.register_forward_hook(partial(_add_rows, spans)) for layer in self._adapted.values()]
+            try:
+                yield
+            finally:
+                for hook in hooks:
+                    hook.remove()
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """The trainable parameters by name."""
@@ -175,33 +204,34 @@ class AdapterBank:
             raise ArtifactError(f"adapter name {name!r} is taken or has a dot in it")
         inject_adapter_in_model(config, self.transformer, adapter_name=name)
         self._names.append(name)
+        self._adapted = {key: layer for key, layer in self.transformer.named_modules() if isinstance(layer, LoraLayer)}
         if trainable:
             self._trainable.add(name)
         for layer in self._layers(name).values():
             layer.lora_A[name].float()
             layer.lora_B[name].float()
+        for layer in self._adapted.values():
+            for own in layer.lora_A:
+                layer.lora_A[own].requires_grad_(own in self._trainable)
+                layer.lora_B[own].requires_grad_(own in self._trainable)
         self._activate(self._active)
 
     def _activate(self, name: str | None) -> None:
-        if name is not None and name not in self._names:
-            raise ArtifactError(f"no adapter {name!r}; there are: {', '.join(self._names) or 'none'}")
-        for _, layer in self._all_layers():
-            present = name is not None and name in layer.lora_A
-            layer.enable_adapters(present)
-            if present:
-                layer.set_adapter([name], inference_mode=True)
-        for parameter_name, parameter in self.transformer.named_parameters():
-            if ".lora_" in parameter_name:
-                parameter.requires_grad_(_owner(parameter_name) in self._trainable)
+        """Switch each layer by its two flags; PEFT's own switch sets gradient flags too, which never change here."""
+        self._known(name)
+        for layer in self._adapted.values():
+            layer._disable_adapters = name is None or name not in layer.lora_A
+            layer._active_adapter = [] if layer._disable_adapters else [name]
+            if layer.disable_adapters != layer._disable_adapters or layer.active_adapters != layer._active_adapter:
+                raise RuntimeError("this version of PEFT switches adapters in another way: install one before it")
         self._active = name
 
-    def _all_layers(self) -> Iterator[tuple[str, LoraLayer]]:
-        for module, layer in self.transformer.named_modules():
-            if isinstance(layer, LoraLayer):
-                yield module, layer
+    def _known(self, name: str | None) -> None:
+        if name is not None and name not in self._names:
+            raise ArtifactError(f"no adapter {name!r}; there are: {', '.join(self._names) or 'none'}")
 
     def _layers(self, name: str) -> dict[str, LoraLayer]:
-        return {module: layer for module, layer in self._all_layers() if name in layer.lora_A}
+        return {module: layer for module, layer in self._adapted.items() if name in layer.lora_A}
 
     def _tensors(self, name: str) -> dict[str, Tensor]:
         return {
@@ -228,6 +258,13 @@ def _ends(module: str, target: str) -> bool:
     return module == target or module.endswith(f".{target}")
 
 
-def _owner(parameter_name: str) -> str:
-    """The adapter in ``<module>.lora_A.<adapter>.weight``."""
-    return parameter_name.rsplit(".", 2)[1]
+def _add_rows(
+    spans: Sequence[tuple[str | None, slice]], layer: LoraLayer, inputs: tuple[Tensor, ...], output: Tensor
+) -> Tensor:
+    """The base's output of one layer, with what each span's adapter adds to its rows; in PEFT's precision."""
+    for name, rows in spans:
+        if name is not None and name in layer.lora_A:
+            down, up = layer.lora_A[name], layer.lora_B[name]
+            added = up(down(inputs[0][rows].to(down.weight.dtype))) * layer.scaling[name]
+            output[rows].add_(added)
+    return output

@@ -73,9 +73,14 @@ class FlowModel(Protocol):
         sigma: Float[Tensor, " b"],
         cond: Conditioning,
         *,
-        guidance: float,
+        guidance: float | Sequence[float],
+        adapters: Sequence[str | None] | None = None,
     ) -> Float[Tensor, "b C H W"]:
-        """Velocity with classifier-free guidance inside; the negative half is skipped at guidance 1."""
+        """Velocity with classifier-free guidance inside; the negative half is skipped at guidance 1.
+
+        ``guidance`` is one number or one a row. ``adapters`` names each row's own (``None``: the base), in place of
+        the one in use: a mixed batch, made without gradients.
+        """
         ...
 
     def decode(self, latents: Float[Tensor, "b C H W"]) -> Float[Tensor, "b 3 H W"]:

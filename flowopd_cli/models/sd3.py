@@ -6,6 +6,7 @@ import gc
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -165,27 +166,50 @@ class SD3Model:
         sigma: Float[Tensor, " b"],
         cond: Conditioning,
         *,
-        guidance: float,
+        guidance: float | Sequence[float],
+        adapters: Sequence[str | None] | None = None,
     ) -> Float[Tensor, "b C H W"]:
-        """``v_neg + guidance (v_pos - v_neg)`` in one batch of 2b rows; at guidance 1 the positive half alone."""
-        embeds, pooled = cond.embeds, cond.pooled
-        if guidance != 1:
-            if cond.neg_embeds is None or cond.neg_pooled is None or pooled is None:
-                raise ValueError("guidance needs the empty prompt's rows in the conditioning")
-            latents, sigma = torch.cat([latents, latents]), torch.cat([sigma, sigma])
-            embeds = torch.cat([cond.neg_embeds, embeds])
-            pooled = torch.cat([cond.neg_pooled, pooled])
-        velocity = self.transformer(
-            hidden_states=latents.to(self.dtype),
-            timestep=sigma * TRAIN_TIMESTEPS,
-            encoder_hidden_states=embeds,
-            pooled_projections=pooled,
-            return_dict=False,
-        )[0].float()
-        if guidance == 1:
-            return velocity
-        negative, positive = velocity.chunk(2)
-        return negative + guidance * (positive - negative)
+        """``v_neg + guidance (v_pos - v_neg)`` in one batch; rows of guidance 1 have no negative half in it.
+
+        ``guidance`` may be a number for each row, and ``adapters`` a name for each row: a mixed batch, for which
+        gradients are off, in place of the adapter in use.
+        """
+        scales = list(guidance) if isinstance(guidance, Sequence) else [guidance] * len(latents)
+        guided = [row for row, scale in enumerate(scales) if scale != 1]
+        if not guided:
+            return self._forward(latents, sigma, cond.embeds, cond.pooled, adapters)
+        if cond.neg_embeds is None or cond.neg_pooled is None or cond.pooled is None:
+            raise ValueError("guidance needs the empty prompt's rows in the conditioning")
+        rows = slice(None) if len(guided) == len(latents) else torch.tensor(guided, device=latents.device)
+        velocity = self._forward(
+            torch.cat([latents[rows], latents]),
+            torch.cat([sigma[rows], sigma]),
+            torch.cat([cond.neg_embeds[rows], cond.embeds]),
+            torch.cat([cond.neg_pooled[rows], cond.pooled]),
+            adapters and [*(adapters[row] for row in guided), *adapters],
+        )
+        negative, positive = velocity[: len(guided)], velocity[len(guided) :]
+        scale = velocity.new_tensor([scales[row] for row in guided]).view(-1, 1, 1, 1)
+        line = negative + scale * (positive[rows] - negative)
+        return line if len(guided) == len(latents) else positive.index_copy(0, rows, line)  # type: ignore[arg-type]
+
+    def _forward(
+        self,
+        latents: Float[Tensor, "b C H W"],
+        sigma: Float[Tensor, " b"],
+        embeds: Float[Tensor, "b L D"],
+        pooled: Float[Tensor, "b P"] | None,
+        adapters: Sequence[str | None] | None,
+    ) -> Float[Tensor, "b C H W"]:
+        """The transformer once, in float32 at the end; ``adapters`` as in :meth:`velocity`."""
+        with nullcontext() if adapters is None else self.adapters.mix(adapters):
+            return self.transformer(
+                hidden_states=latents.to(self.dtype),
+                timestep=sigma * TRAIN_TIMESTEPS,
+                encoder_hidden_states=embeds,
+                pooled_projections=pooled,
+                return_dict=False,
+            )[0].float()
 
     @torch.no_grad()
     def decode(self, latents: Float[Tensor, "b C H W"]) -> Float[Tensor, "b 3 H W"]:

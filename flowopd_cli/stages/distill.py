@@ -2,47 +2,80 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
+from flowopd_cli.core.types import Rollout
+from flowopd_cli.models.base import FlowModel
 from flowopd_cli.progress import Progress
 from flowopd_cli.recipe import DistillRecipe
+from flowopd_cli.rewards.base import RewardMix
 from flowopd_cli.run import RunDir
-from flowopd_cli.stages import _data, _fit, _model
+from flowopd_cli.stages import _data, _fit, _lessons, _model
 from flowopd_cli.tasks import check_tasks
-from flowopd_cli.train import collect, objectives
+from flowopd_cli.train import collect, fused, objectives
+from flowopd_cli.train.collect import Draw
+from flowopd_cli.train.labels import Teacher
+from flowopd_cli.train.loop import MicroBatches
 
 
 def run(recipe: DistillRecipe, run: RunDir, progress: Progress, *, resume: bool = False) -> dict[str, Any]:
-    """Rollout, route, target velocities, anchor velocities, ``opd``; no decoding unless rewards are logged."""
-    train, opd, guidance = recipe.train, recipe.opd, recipe.sampling.guidance
-    drawer, prompts = _data.make_drawer(recipe.prompts, train, recipe.seed)
+    """Rollout, target velocities by route, anchor velocities, ``opd``; no decoding unless rewards are logged."""
+    guidance = recipe.sampling.guidance
+    drawer, prompts = _data.make_drawer(recipe.prompts, recipe.train, recipe.seed)
     check_tasks(recipe, prompts)
-    rewards = _data.make_rewards(recipe.rewards, prompts) if opd.log_rewards_every else None
+    rewards = _data.make_rewards(recipe.rewards, prompts) if recipe.opd.log_rewards_every else None
     model = _model.load_model(recipe.model, recipe.adapter.targets, run)
     parents = _model.add_policy(model, recipe.adapter, recipe.seed)
     teachers = _model.add_teachers(model, recipe.routing, guidance, parents)
     anchor = _model.add_anchor(model, recipe.anchor, guidance, parents)
     run.set_parents(parents)
     _model.encode_ahead(model, prompts)
-    final: dict[str, float] = {}
-
-    def experience(iteration: int):
-        sampler = _fit.make_sampler(model, recipe.sampling, seed=recipe.seed + iteration)
-        draw = drawer(iteration)
-        rolled = collect.rollout(model, sampler, draw, batch=train.rollout_batch)
-        figures: dict[str, float] = {}
-        if rewards is not None and iteration % opd.log_rewards_every == 0:
-            pictures = collect.with_images(model, rolled, batch=train.rollout_batch)
-            figures = collect.reward_figures(collect.with_rewards(pictures, rewards), draw.share)
-        rolled = collect.with_targets(model, sampler, rolled, teachers, batch=train.rollout_batch)
-        if anchor is not None:
-            rolled = collect.with_anchor(model, sampler, rolled, anchor, batch=train.rollout_batch)
-        final.update(figures)
-        deal = {"updates": train.updates, "micro": train.micro, "seed": recipe.seed + iteration, "share": draw.share}
-        return collect.step_batches(rolled, sampler, **deal), figures
-
-    sampler = _fit.make_sampler(model, recipe.sampling)
-    objective = objectives.opd(model, sampler, _fit.opd_settings(recipe))
+    experience = _Experience(recipe, model, drawer, teachers, anchor, rewards)
+    objective = objectives.opd(model, _fit.make_sampler(model, recipe.sampling), _fit.opd_settings(recipe))
     course = _fit.Course(f"distill {len(teachers)} teachers", experience, objective, prompts)
     _fit.train(recipe, model, run, progress, course, resume=resume)
-    return {"metrics": final}
+    return {"metrics": experience.final}
+
+
+@dataclass(frozen=True)
+class _Experience:
+    """The optimizer steps of an iteration, by the recipe's schedule; ``final`` are the figures logged last."""
+
+    recipe: DistillRecipe
+    model: FlowModel
+    drawer: _data.Drawer
+    teachers: Mapping[str, Teacher]
+    anchor: Teacher | None
+    rewards: RewardMix | None
+    final: dict[str, float] = field(default_factory=dict)
+
+    def __call__(self, iteration: int) -> tuple[Iterable[MicroBatches], Mapping[str, float]]:
+        train, every = self.recipe.train, self.recipe.opd.log_rewards_every
+        sampler, draw = _lessons.iteration_sampler(self.model, self.recipe, iteration), self.drawer(iteration)
+        figures: dict[str, float] = {}
+        log = self._logger(draw, figures) if every and iteration % every == 0 else None
+        if self.recipe.fused:
+            one = fused.OnePass(self.model, sampler, self.teachers, self.anchor, train.micro, train.rollout_batch)
+            return [fused.micro_batches(one, draw, log)], figures
+        rolled = collect.rollout(self.model, sampler, draw, batch=train.rollout_batch)
+        if log is not None:
+            log(rolled)
+        rolled = collect.with_targets(self.model, sampler, rolled, self.teachers, batch=train.rollout_batch)
+        if self.anchor is not None:
+            rolled = collect.with_anchor(self.model, sampler, rolled, self.anchor, batch=train.rollout_batch)
+        seed = self.recipe.seed + iteration
+        deal = {"updates": train.updates, "micro": train.micro, "seed": seed, "share": draw.share}
+        return collect.step_batches(rolled, sampler, **deal), figures
+
+    def _logger(self, draw: Draw, figures: dict[str, float]):
+        """What decodes and scores a rollout and leaves the figures of the whole draw in ``figures``."""
+
+        def log(rolled: Rollout) -> None:
+            pictures = collect.with_images(self.model, rolled, batch=self.recipe.train.rollout_batch)
+            scored = collect.with_rewards(pictures, self.rewards)
+            figures.update(collect.reward_figures(scored, draw.share))
+            self.final.update(figures)
+
+        return log

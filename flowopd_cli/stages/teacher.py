@@ -7,7 +7,7 @@ from typing import Any
 from flowopd_cli.progress import Progress
 from flowopd_cli.recipe import TeacherRecipe
 from flowopd_cli.run import RunDir
-from flowopd_cli.stages import _data, _fit, _model
+from flowopd_cli.stages import _data, _fit, _lessons, _model
 from flowopd_cli.tasks import check_tasks
 from flowopd_cli.train import collect, objectives
 
@@ -24,7 +24,7 @@ def run(recipe: TeacherRecipe, run: RunDir, progress: Progress, *, resume: bool 
     final: dict[str, float] = {}
 
     def experience(iteration: int):
-        sampler = _fit.make_sampler(model, recipe.sampling, seed=recipe.seed + iteration)
+        sampler = _lessons.iteration_sampler(model, recipe, iteration)
         draw = drawer(iteration)
         rolled = collect.rollout(model, sampler, draw, batch=train.rollout_batch)
         rolled = collect.with_rewards(collect.with_images(model, rolled, batch=train.rollout_batch), rewards)

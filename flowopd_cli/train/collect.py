@@ -10,10 +10,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from flowopd_cli.core.advantages import group_advantages, zero_variance_fraction
-from flowopd_cli.core.routing import route
-from flowopd_cli.core.sampler import Sampler, SeededNoise
+from flowopd_cli.core.routing import check_routes
+from flowopd_cli.core.sampler import Lessons, Sampler, SeededNoise
 from flowopd_cli.core.types import Prompt, RewardResult, Rollout, StepBatch, Trajectory
 from flowopd_cli.models.base import FlowModel
+from flowopd_cli.train.labels import Teacher, parcels, tokens_of, velocity_of
 from flowopd_cli.train.share import Share
 
 Scorer = Callable[[Float[Tensor, "B 3 H W"], Sequence[Prompt]], RewardResult]
@@ -30,14 +31,6 @@ class Draw:
     group: Int[Tensor, " B"]
     seeds: tuple[int, ...]
     share: Share | None = None
-
-
-@dataclass(frozen=True)
-class Teacher:
-    """An adapter that labels trajectories, with the guidance it was trained for."""
-
-    adapter: str | None
-    guidance: float
 
 
 @torch.no_grad()
@@ -105,56 +98,65 @@ def _of_all(rolled: Rollout, result: RewardResult, share: Share | None) -> tuple
 
 
 def trained_steps(sampler: Sampler) -> list[int]:
-    """The steps that teach: the stochastic ones; every step but the last near no-op of an ODE sampler."""
+    """The steps that teach: the sampler's lessons, else the stochastic steps; every step but the last near no-op of an
+    ODE sampler."""
+    if sampler.lessons is not None:
+        return list(sampler.lessons.steps)
     stochastic = sampler.stochastic.nonzero().flatten().tolist()
     return stochastic or list(range(max(1, len(sampler.sigmas) - 2)))
+
+
+def lessons_of(sampler: Sampler) -> Lessons:
+    """The sampler's lessons; without any, every trained step with the whole anchor."""
+    steps = trained_steps(sampler)
+    return sampler.lessons or Lessons(tuple(steps), (1.0,) * len(steps))
 
 
 @torch.no_grad()
 def with_targets(
     model: FlowModel, sampler: Sampler, rolled: Rollout, teachers: Mapping[str, Teacher], *, batch: int = 32
 ) -> Rollout:
-    """Each prompt's teacher's velocity ``(B, T, C, H, W)`` at the policy's own latents, one adapter switch a teacher.
+    """Each prompt's teacher's velocity ``(B, T, C, H, W)`` at the policy's own latents, ``batch`` rows a forward.
 
     Raises:
         RoutingError: a prompt's task has no teacher.
     """
-    steps = trained_steps(sampler)
-    target = torch.zeros_like(rolled.trajectory.latents[:, :-1])
-    for task, rows in route(rolled.prompts, tuple(teachers)).items():
-        label_velocity(model, rolled, teachers[task], (rows, steps, batch), out=target)
-    return replace(rolled, target_velocity=target)
+    check_routes([prompt.task for prompt in rolled.prompts], tuple(teachers))
+    who = [teachers[prompt.task] for prompt in rolled.prompts]
+    return replace(rolled, target_velocity=_labelled(model, rolled, who, trained_steps(sampler), batch))
 
 
 @torch.no_grad()
 def with_anchor(model: FlowModel, sampler: Sampler, rolled: Rollout, anchor: Teacher, *, batch: int = 32) -> Rollout:
-    """The anchor's velocity ``(B, T, C, H, W)`` at every prompt's latents (MAR; for GRPO the base, as KL reference)."""
-    velocity = torch.zeros_like(rolled.trajectory.latents[:, :-1])
-    rows = torch.arange(len(rolled.prompts))
-    label_velocity(model, rolled, anchor, (rows, trained_steps(sampler), batch), out=velocity)
-    return replace(rolled, anchor_velocity=velocity)
+    """The anchor's velocity ``(B, T, C, H, W)`` at every prompt's latents (MAR; for GRPO the base, as KL reference).
+
+    Where the sampler's lessons leave it out there is none, and ``anchor_weight (T,)`` says what the others count for.
+    """
+    lessons = lessons_of(sampler)
+    if set(lessons.anchor) != {1.0}:
+        weight = torch.zeros(len(sampler.sigmas) - 1)
+        weight[list(lessons.steps)] = torch.tensor(lessons.anchor)
+        rolled = replace(rolled, anchor_weight=weight.to(rolled.trajectory.latents.device))
+    steps = [step for step, weight in zip(lessons.steps, lessons.anchor, strict=True) if weight]
+    if not steps:
+        return rolled
+    who = [anchor] * len(rolled.prompts)
+    return replace(rolled, anchor_velocity=_labelled(model, rolled, who, steps, batch))
 
 
-def label_velocity(
-    model: FlowModel,
-    rolled: Rollout,
-    teacher: Teacher,
-    where: tuple[Int[Tensor, " b"], Sequence[int], int],
-    *,
-    out: Float[Tensor, "B T C H W"],
-) -> None:
-    """Write ``teacher``'s velocity into ``out`` at the given rows and steps, ``batch`` rows a forward."""
-    rows, steps, batch = where
-    trajectory = rolled.trajectory
-    pairs = torch.cartesian_prod(rows, torch.tensor(list(steps)))
-    with model.adapters.use(teacher.adapter):
-        for chunk in pairs.split(batch):
-            b, t = chunk[:, 0], chunk[:, 1]
-            sigma = trajectory.sigmas[t].float().to(trajectory.latents.device)
-            velocity = model.velocity(
-                trajectory.latents[b, t].float(), sigma, rolled.cond[b], guidance=teacher.guidance
-            )
-            out[b, t] = velocity.to(out.dtype)
+def _labelled(
+    model: FlowModel, rolled: Rollout, teachers: Sequence[Teacher], steps: Sequence[int], batch: int
+) -> Float[Tensor, "B T C H W"]:
+    """Each row's velocity by its own of ``teachers`` at the given steps, 0 at the others."""
+    latents = rolled.trajectory.latents
+    out, sigmas = torch.zeros_like(latents[:, :-1]), rolled.trajectory.sigmas.float().to(latents.device)
+    pairs = torch.cartesian_prod(torch.arange(len(teachers)), torch.tensor(list(steps)))
+    who = [teachers[row] for row in pairs[:, 0].tolist()]
+    for part in parcels(who, tokens_of(latents, rolled.cond), batch):
+        b, t = pairs[part, 0], pairs[part, 1]
+        asked = [who[i] for i in part.tolist()]
+        out[b, t] = velocity_of(model, asked, latents[b, t].float(), sigmas[t], rolled.cond[b]).to(out.dtype)
+    return out
 
 
 def step_batches(
@@ -194,6 +196,7 @@ def rows_of(rolled: Rollout, b: Int[Tensor, " b"], t: Int[Tensor, " b"]) -> Step
         anchor_velocity=at(rolled.anchor_velocity),
         old_log_prob=at(trajectory.log_probs),
         advantage=None if rolled.advantages is None else rolled.advantages[b],
+        anchor_weight=None if rolled.anchor_weight is None else rolled.anchor_weight[t],
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
@@ -15,13 +15,14 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from flowopd_cli.core.types import StepBatch
+from flowopd_cli.core.types import Loss, StepBatch
 from flowopd_cli.errors import Interrupted
 from flowopd_cli.models.base import FlowModel
 from flowopd_cli.train.checkpoint import TrainState
 from flowopd_cli.train.objectives import Objective
 
-Experience = Callable[[int], tuple[Iterable[Sequence[StepBatch]], Mapping[str, float]]]
+MicroBatches = Sequence[StepBatch] | Generator[StepBatch, Loss, None]
+Experience = Callable[[int], tuple[Iterable[MicroBatches], Mapping[str, float]]]
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,8 @@ def fit(
 ) -> TrainState:
     """Train ``policy`` until ``settings.iterations``; ``state`` continues an earlier run exactly.
 
-    ``experience(i)`` gives the optimizer steps of iteration i, each a list of micro-batches, and figures to log.
+    ``experience(i)`` gives the optimizer steps of iteration i, each a list of micro-batches, and figures to log, which
+    are read after the last step. A generator of micro-batches is sent the loss of each before it is asked for the next.
     The gradient of an optimizer step is the gradient of (sum of totals) / (sum of counts) over its micro-batches and
     over all processes, so neither split can change it.
 
@@ -138,14 +140,15 @@ class _Learner:
         row = {"iteration": state.iteration, "step": state.step, **figures, **meter.means(), "grad_norm": norm}
         return row | {"seconds_collect": collected - started, "seconds_learn": time.perf_counter() - collected}
 
-    def _gradients(self, micro_batches: Sequence[StepBatch], meter: _Meter) -> None:
+    def _gradients(self, micro_batches: MicroBatches, meter: _Meter) -> None:
         """Accumulate d(sum of totals) / (sum of counts) into ``.grad`` over micro-batches and processes.
 
         A process without a row in this optimizer step takes part in the sums with nothing.
         """
         count = 0
         with self.model.adapters.use("policy"):
-            for batch in micro_batches:
+            batches, loss = iter(micro_batches), None
+            while (batch := _after(batches, loss)) is not None:
                 loss = self.objective(batch)
                 loss.total.backward()
                 count += loss.count
@@ -153,7 +156,7 @@ class _Learner:
         total = torch.tensor(float(count), device=self.parameters[0].device)
         total = self.accelerator.reduce(total, reduction="sum")
         for parameter in self.parameters:
-            if parameter.grad is None and micro_batches:
+            if parameter.grad is None and count:
                 raise RuntimeError(
                     "a policy parameter got no gradient: an adapter was switched between forward and backward"
                 )
@@ -168,6 +171,14 @@ class _Learner:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return float(norm)
+
+
+def _after(batches: Iterator[StepBatch], loss: Loss | None) -> StepBatch | None:
+    """The next micro-batch, which a generator makes from what the one before was; ``None`` when there is none left."""
+    try:
+        return batches.send(loss) if isinstance(batches, Generator) else next(batches)
+    except StopIteration:
+        return None
 
 
 def _ema_decay(settings: FitSettings, step: int) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -73,12 +73,14 @@ def opd(model: FlowModel, sampler: Sampler, settings: OPDSettings) -> Objective:
             gain = losses.sampled_gain(teacher, step, batch.next_latents, settings.adv_clip)
             loss = losses.clipped_surrogate(new, old, weight * gain, settings.clip)
             metrics["clip_fraction"] = losses.clip_fraction(new, old, settings.clip).sum()
-        if settings.beta:
+        if settings.beta and (batch.anchor_velocity is not None or batch.anchor_weight is None):
             anchor = _step(sampler, batch, batch.anchor_velocity, "anchor_velocity")
             penalty = losses.anchor_penalty(step, anchor, settings.beta)
+            if batch.anchor_weight is not None:
+                penalty = batch.anchor_weight * penalty
             loss = loss + weight * penalty
             metrics["kl_anchor"] = penalty.sum() / settings.beta
-        return _loss(loss, metrics)
+        return replace(_loss(loss, metrics), velocity=velocity.detach())
 
     return objective
 
