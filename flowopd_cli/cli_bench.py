@@ -85,7 +85,7 @@ def bench(
     values |= {"model.pretrained": base if recipe else None}
     tree, where = starting_point(recipe, base, shape)
     built = measured(tree, where, values, Roles(teachers, anchor, teacher_guidance), overrides)
-    show(measure(built, batch, repeats, recipe is not None, quiet), out, as_json, quiet)
+    show(measure(built, batch, repeats, recipe is not None and teachers is None, quiet), out, as_json, quiet)
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ def measured(
             recipes.assign(tree, key, value)
     if roles.teachers is not None:
         known = list(tree.get("routing", {}).values()) or [{}]
-        tasks = [*tree.get("routing", {}), *(f"task{i}" for i in range(roles.teachers))][: roles.teachers]
+        tasks = [*tree.get("routing", {}), *(f"more{i}" for i in range(roles.teachers))][: roles.teachers]
         tree["routing"] = {t: {**known[i % len(known)], "ref": f"teacher-{i}"} for i, t in enumerate(tasks)}
     if roles.anchor is not None:
         beta = tree.get("anchor", {}).get("beta") or recipes.AnchorSpec().beta

@@ -154,7 +154,9 @@ def _adapters(recipe: TrainedRecipe) -> int:
 
 
 def _trajectories(recipe: TrainedRecipe, shape: Shape, width: int) -> int:
-    """Bytes of what collection leaves for learning: latents of every step, its labels, embeddings of the prompts."""
+    """Bytes of what collection leaves for learning: latents of every step, its labels, embeddings of the prompts. One
+    pass (``opd.schedule: fused``) holds the latents of one step alone.
+    """
     model, train, steps = recipe.model, recipe.train, recipe.sampling.steps
     side = shape.side(model.resolution)
     latent = shape.in_channels * side * side * FULL
@@ -162,6 +164,8 @@ def _trajectories(recipe: TrainedRecipe, shape: Shape, width: int) -> int:
     if isinstance(recipe, ColdstartRecipe):
         return recipe.sft.samples * (latent + text * width)
     pictures = -(-train.groups // train.processes) * train.group_size
+    if isinstance(recipe, DistillRecipe) and recipe.fused:  # the rows that learn: state, both labels, velocity
+        return min(pictures, train.micro) * 4 * latent + pictures * text * width
     labels = 1 + (recipe.anchor.beta > 0) if isinstance(recipe, DistillRecipe) else _references(recipe)
     return pictures * ((1 + steps * (1 + labels)) * latent + text * width)
 

@@ -36,7 +36,8 @@ class Request:
 
 
 def run(request: Request, progress: Progress) -> dict[str, Any]:
-    """Measure and return the figures; every ``..._seconds`` is for one iteration of the same rows.
+    """Measure and return the figures; every ``..._seconds`` is for one iteration of the same rows. ``cpu`` has the same
+    in seconds of this process's own work, which other programs on the machine hardly change; ``samples`` both, raw.
 
     Raises:
         FlowOPDError: the base, its prompts or its rewards cannot be had.
@@ -59,9 +60,11 @@ def run(request: Request, progress: Progress) -> dict[str, Any]:
     figures = _figures(world, medians, peaks["fused"])
     extra = _extras(world, request)
     figures |= {"split": split, "extras": extra, "hours": _hours(world, medians["fused"], extra)}
-    figures |= {"cpu": _ratios({name: median(own for _, own in pairs) for name, pairs in samples.items()})}
+    own = {name: median(own for _, own in pairs) for name, pairs in samples.items()}
+    figures |= {"cpu": {"seconds": own, "ratios": _ratios(own)}}
     figures |= {"largest_micro_batch": limits.largest_micro_batch(world), "peaks": peaks}
-    return figures | {"machine": machine(world), "settings": _settings(world), "samples": samples}
+    raw = {name: [list(pair) for pair in pairs] for name, pairs in samples.items()}
+    return figures | {"machine": machine(world), "settings": _settings(world), "samples": raw}
 
 
 def machine(world: World) -> dict[str, Any]:

@@ -6,16 +6,23 @@ Each is a call without arguments that makes the gradients of one optimizer step 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import count
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from flowopd_cli.bench.world import World
-from flowopd_cli.core.types import Conditioning
+from flowopd_cli.core.routing import route
+from flowopd_cli.core.sampler import Sampler
+from flowopd_cli.core.types import Conditioning, Rollout
 from flowopd_cli.models.base import Adapters, FlowModel
 from flowopd_cli.models.sd3 import TRAIN_TIMESTEPS, SD3Model
+from flowopd_cli.stages._lessons import iteration_sampler
 from flowopd_cli.train import collect, objectives
+from flowopd_cli.train.fused import OnePass, micro_batches
+from flowopd_cli.train.labels import Teacher
 
 Action = Callable[[], None]
 
@@ -28,36 +35,86 @@ def floor(world: World) -> dict[str, Action]:
     return {role: _passes(world, role, *rest) for role, rest in roles.items()}
 
 
-def replay(world: World, model: FlowModel | None = None) -> Action:
-    """The whole trajectory first, then its labels, then the policy's passes with gradients over it."""
-    made = model or world.model
-    objective = objectives.opd(made, world.sampler, world.settings)
-    batch = world.batch
+def fused(world: World) -> Action:
+    """Each step is labelled and learned where the rollout stands, which then goes on."""
+    model, batch, iterations = world.model, world.batch, count()
+    objective = objectives.opd(model, world.sampler, world.settings)
+    together = max(batch, world.recipe.train.rollout_batch)
 
     def run() -> None:
-        rolled = collect.rollout(made, world.sampler, world.draw, batch=batch)
-        rolled = collect.with_targets(made, world.sampler, rolled, world.teachers, batch=batch)
-        if world.anchor is not None:
-            rolled = collect.with_anchor(made, world.sampler, rolled, world.anchor, batch=batch)
-        for micro_batches in collect.step_batches(rolled, world.sampler, updates=1, micro=batch, seed=0):
-            with made.adapters.use("policy"):
-                for micro in micro_batches:
-                    objective(micro).total.backward()
+        sampler = iteration_sampler(model, world.recipe, next(iterations))
+        steps = micro_batches(OnePass(model, sampler, world.teachers, world.anchor, batch, together), world.draw)
+        with model.adapters.use("policy"):
+            micro = next(steps, None)
+            while micro is not None:
+                loss = objective(micro)
+                loss.total.backward()
+                try:
+                    micro = steps.send(loss)
+                except StopIteration:
+                    micro = None
         update(world)
 
     return run
 
 
-def fused(world: World) -> Action:
-    """Student, teachers and anchor at each step as the trajectory goes."""
-    return replay(world)
+def replay(world: World) -> Action:
+    """The whole trajectory first, then its labels, then the policy's passes with gradients over it."""
+    model, batch, iterations = world.model, world.batch, count()
+    objective = objectives.opd(model, world.sampler, world.settings)
+
+    def run() -> None:
+        sampler = iteration_sampler(model, world.recipe, next(iterations))
+        rolled = collect.rollout(model, sampler, world.draw, batch=batch)
+        rolled = collect.with_targets(model, sampler, rolled, world.teachers, batch=batch)
+        if world.anchor is not None:
+            rolled = collect.with_anchor(model, sampler, rolled, world.anchor, batch=batch)
+        _learn(world, model, objective, rolled, sampler)
+
+    return run
 
 
 def upstream(world: World) -> Action:
-    """The passes of the released Flow-OPD loop: rollout, student, teacher and anchor, each in batches of its own with
-    both halves of guidance in them, whatever the guidance. The mathematics is that of :func:`replay`.
+    """The passes of the released Flow-OPD loop: rollout, teacher, anchor and student at every step, each in batches of
+    its own with both halves of guidance in them, whatever the guidance. The mathematics is that of :func:`replay`.
     """
-    return replay(world, BothHalves(world.model))
+    model, batch, sampler = BothHalves(world.model), world.batch, world.sampler
+    objective = objectives.opd(model, sampler, world.settings)
+    everyone = torch.arange(batch)
+    roles = route(world.draw.prompts, tuple(world.teachers))
+
+    def run() -> None:
+        rolled = collect.rollout(model, sampler, world.draw, batch=batch)
+        targets = [_labels(world, model, rolled, world.teachers[task], rows) for task, rows in roles.items()]
+        rolled = replace(rolled, target_velocity=torch.stack(targets).sum(dim=0))
+        if world.anchor is not None:
+            rolled = replace(rolled, anchor_velocity=_labels(world, model, rolled, world.anchor, everyone))
+        _learn(world, model, objective, rolled, sampler)
+
+    return run
+
+
+@torch.no_grad()
+def _labels(
+    world: World, model: FlowModel, rolled: Rollout, teacher: Teacher, rows: Int[Tensor, " b"]
+) -> Float[Tensor, "B T C H W"]:
+    """One adapter's velocities at its rows of the trajectory, 0 elsewhere."""
+    latents, sigmas = rolled.trajectory.latents, rolled.trajectory.sigmas.float().to(world.model.device)
+    out = torch.zeros_like(latents[:, :-1])
+    pairs = torch.cartesian_prod(rows, torch.tensor(collect.trained_steps(world.sampler)))
+    with model.adapters.use(teacher.adapter):
+        for b, t in (part.unbind(1) for part in pairs.split(world.batch)):
+            out[b, t] = model.velocity(latents[b, t], sigmas[t], rolled.cond[b], guidance=teacher.guidance)
+    return out
+
+
+def _learn(world: World, model: FlowModel, objective: objectives.Objective, rolled: Rollout, sampler: Sampler) -> None:
+    """The policy's passes with gradients over a labelled rollout, and the optimizer step."""
+    with model.adapters.use("policy"):
+        for micro_batches in collect.step_batches(rolled, sampler, updates=1, micro=world.batch, seed=0):
+            for micro in micro_batches:
+                objective(micro).total.backward()
+    update(world)
 
 
 class BothHalves:
