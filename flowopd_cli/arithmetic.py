@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from math import ceil
 
+from flowopd_cli.footprint import footprint
 from flowopd_cli.recipe import (
     ColdstartRecipe,
     DistillRecipe,
@@ -19,13 +20,13 @@ Figures = dict[str, int | float | str]
 
 
 def arithmetic(recipe: Recipe) -> Figures:
-    """The figures of a recipe in reading order. A forward is one picture through the transformer once; classifier-free
-    guidance takes two.
+    """The figures of a recipe in reading order, those of memory last (:mod:`flowopd_cli.footprint`). A forward is one
+    picture through the transformer once; classifier-free guidance takes two.
     """
     if isinstance(recipe, TeacherRecipe | DistillRecipe):
-        return _on_policy(recipe)
+        return _on_policy(recipe) | footprint(recipe)
     if isinstance(recipe, ColdstartRecipe):
-        return _supervised(recipe)
+        return _supervised(recipe) | footprint(recipe)
     if isinstance(recipe, EvalRecipe):
         return _evaluation(recipe)
     return _no_loop(recipe)

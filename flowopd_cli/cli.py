@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flowopd_cli import __version__, cli_eval, cli_prompts, cli_rewards
+from flowopd_cli import __version__, cli_bench, cli_eval, cli_prompts, cli_rewards
 from flowopd_cli.errors import FlowOPDError
 from flowopd_cli.options import Common, stage_command
 
@@ -32,6 +32,7 @@ app = typer.Typer(
     help=HELP, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False
 )
 recipes_app = typer.Typer(help="The recipes that came with the program.", no_args_is_help=True)
+app.command("bench")(cli_bench.bench)
 app.add_typer(cli_rewards.app, name="rewards")
 app.add_typer(cli_prompts.app, name="prompts")
 app.add_typer(recipes_app, name="recipes")

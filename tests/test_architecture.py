@@ -14,13 +14,14 @@ PACKAGE = "flowopd_cli"
 FOUNDATION = {
     *("recipe", "recipe_io", "recipe_specs", "run", "refs", "manifest", "files"),
     *("registry", "errors", "progress", "arithmetic", "card", "settle", "tasks", "cache", "prompt_files", "prompt_ocr"),
+    *("shapes", "footprint"),
 }
 FRONT = {
     *("cli", "options", "plan", "preflight", "execute", "launch", "console", "track"),
-    *("cli_eval", "cli_rewards", "cli_prompts"),
+    *("cli_bench", "cli_eval", "cli_rewards", "cli_prompts"),
     *("demo", "report", "__main__"),
 }
-PACKAGES = {"core", "train", "stages", "models", "rewards", "suites", "toy"}
+PACKAGES = {"bench", "core", "train", "stages", "models", "rewards", "suites", "toy"}
 TENSORS = {"torch", "jaxtyping"}
 
 
@@ -58,6 +59,7 @@ RULES = {
         TENSORS | {"numpy", "PIL", "diffusers", "transformers", "safetensors", "tokenizers"},
         {ANY},
     ),
+    "bench": rule({"core", "train", "models", "stages._", "bench", *FOUNDATION}, TENSORS),
     "stages": rule(
         {"core", "train", "models", "rewards", "suites", "prompts", "stages._", *FOUNDATION},
         TENSORS | {"numpy", "PIL", "safetensors"},
@@ -68,6 +70,7 @@ RULES = {
     "cli": rule(FOUNDATION | FRONT, {"typer"}, {"stages"}),
     "cli_rewards": rule(FOUNDATION | FRONT, {"typer"}, {"stages", "yaml"}),
     "cli_prompts": rule(FOUNDATION | {"prompt_geneval"}, {"typer"}),
+    "cli_bench": rule(FOUNDATION | FRONT, {"typer"}, {"bench"}),
     "cli_eval": rule(FOUNDATION | FRONT, {"typer"}, {"stages"}),
     "options": rule(FOUNDATION, {"typer"}),
     "execute": rule(FOUNDATION | FRONT, {"typer"}, {"stages"}),
@@ -78,6 +81,7 @@ RULES = {
 # Where a function takes more than six parameters, and why.
 WIDE = {
     "cli": "Typer reads a command's flags off its signature",
+    "cli_bench": "Typer reads a command's flags off its signature",
     "cli_eval": "Typer reads a command's flags off its signature",
     "cli_rewards": "Typer reads a command's flags off its signature",
     "rewards.remote": "a reward's options are the arguments of its constructor",

@@ -44,7 +44,7 @@ class SD3Model:
         hush()
         self.folder, self.dtype, self.device = folder, dtype, device
         self.max_sequence_length = max_sequence_length
-        self.transformer = SD3Transformer2DModel.from_pretrained(folder, subfolder="transformer", torch_dtype=dtype)
+        self.transformer = self._load_transformer()
         self.transformer.to(device).eval()
         self.adapters = AdapterBank(self.transformer, targets)
         self._scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler")
@@ -53,6 +53,10 @@ class SD3Model:
         self._vae: AutoencoderKL | None = None
         self._cache: dict[str, tuple[Tensor, Tensor]] = {}
         self._fingerprint: str | None = None
+
+    def _load_transformer(self) -> SD3Transformer2DModel:
+        """The transformer's weights, read once; :class:`~flowopd_cli.models.random.RandomSD3` makes them up."""
+        return SD3Transformer2DModel.from_pretrained(self.folder, subfolder="transformer", torch_dtype=self.dtype)
 
     @classmethod
     def load(

@@ -1,0 +1,1 @@
+"""``flowopd bench``: what a distillation step costs here, beside the passes that it cannot do without."""

@@ -1,0 +1,179 @@
+"""What a recipe needs of memory, and a pass of operations, estimated from shapes alone. No torch here.
+
+The activations are counted by what autograd keeps of an SD3 block for its backward, in numbers a token and channel:
+the input of each norm (2), queries, keys, values and result of the attention (4), the input of the GELU (4), and twice
+(once in the working precision, once in float32 where that is not the same) queries and keys before their norms. An
+adapter adds the input of each of its modules, which is shared between queries, keys and values where no cast is needed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from flowopd_cli.recipe import AdapterSpec, ColdstartRecipe, DistillRecipe, TeacherRecipe, TrainedRecipe
+from flowopd_cli.shapes import BYTES, FULL, Shape, adapted, adapter_weights, base_weights, linears, shape_of
+
+Figures = dict[str, int | float | str]
+GIB = 2**30
+TRANSIENT = 12  # numbers a token and channel that one block holds at a time beside what is kept
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What goes through the transformer at once: rows, tokens of a picture and of a text, bytes of a number."""
+
+    rows: int
+    image: int
+    text: int
+    bytes: int
+
+    @property
+    def tokens(self) -> int:
+        """Of all rows."""
+        return self.rows * (self.image + self.text)
+
+
+def kept(shape: Shape, adapter: AdapterSpec, batch: Rows, *, checkpointing: bool = False) -> int:
+    """Bytes that one pass with gradients holds when its backward begins.
+
+    With gradient checkpointing each block keeps its inputs alone, and one block at a time all it needs.
+    """
+    blocks, width = shape.num_layers, shape.width
+    norms = 0 if shape.qk_norm is None else 2 * (FULL if batch.bytes == FULL else FULL + batch.bytes)
+    attention = 4 * batch.bytes + norms
+    whole = blocks * batch.tokens * width * (6 * batch.bytes + attention)
+    whole += len(shape.dual_attention_layers) * batch.rows * batch.image * width * attention
+    whole += _adapter_inputs(shape, adapter, batch)
+    if not checkpointing:
+        return whole
+    return blocks * batch.tokens * width * batch.bytes + whole // max(1, blocks)
+
+
+def _adapter_inputs(shape: Shape, adapter: AdapterSpec, batch: Rows) -> int:
+    """Bytes of the adapters' inputs and of what their first halves make of them, all in float32."""
+    seen: set[str] = set()
+    total = 0
+    for module in adapted(shape, adapter.targets):
+        if module.tokens == "row":
+            continue
+        tokens = batch.rows * (batch.image if module.tokens == "image" else batch.text)
+        source = module.name
+        if batch.bytes == FULL and module.name.endswith(("_q", "_k", "_v", "_q_proj", "_k_proj", "_v_proj")):
+            source = f"{module.name.rpartition('.')[0]}/{module.tokens}"
+        if source not in seen:
+            total += tokens * module.inputs * FULL
+        seen.add(source)
+        total += tokens * adapter.rank * FULL
+    return total
+
+
+def transient(shape: Shape, batch: Rows) -> int:
+    """Bytes that one pass without gradients holds at its widest, and one with them beside what is kept."""
+    return TRANSIENT * batch.tokens * shape.width * batch.bytes
+
+
+def forward_operations(shape: Shape, image: int, text: int) -> int:
+    """Floating-point operations of one row's forward without adapters: two a weight and token, and attention's."""
+    tokens = {"image": image, "text": text, "row": 1}
+    products = sum(2 * m.inputs * m.outputs * tokens[m.tokens] for m in linears(shape))
+    joint = shape.num_layers * 4 * (image + text) ** 2 * shape.width
+    return products + joint + len(shape.dual_attention_layers) * 4 * image**2 * shape.width
+
+
+def footprint(recipe: TrainedRecipe) -> Figures:
+    """The rows of ``--dry-run`` about memory, on each device; ``auto`` counts as bfloat16 unless the device is a CPU.
+
+    Not in it: the autoencoder and rewards where pictures are decoded, the framework itself (CUDA's context and
+    libraries take about 1 GiB), fragmentation.
+    """
+    shape = shape_of(recipe.model.pretrained)
+    if shape is None:
+        return {"memory": f"not known: the shape of {recipe.model.pretrained} is not at hand (give a local folder)"}
+    dtype = recipe.model.dtype
+    if dtype == "auto":
+        dtype = "float32" if recipe.model.device == "cpu" else "bfloat16"
+    one = adapter_weights(shape, recipe.adapter.targets, recipe.adapter.rank) * FULL
+    learning, collecting = _rows(recipe, shape, BYTES[dtype])
+    holding = {
+        "base": base_weights(shape) * BYTES[dtype],
+        "adapters": one * _adapters(recipe),
+        "optimizer": 3 * one,  # AdamW's two moments and the gradient
+        "trajectories": _trajectories(recipe, shape, BYTES[dtype]),
+    }
+    standing = sum(holding.values())
+    sampling = transient(shape, collecting)
+    peaks = [
+        standing
+        + max(sampling, kept(shape, recipe.adapter, learning, checkpointing=saving) + transient(shape, learning))
+        for saving in (False, True)
+    ]
+    encoding = {"memory: text encoders, before training": _size(shape.encoders * BYTES[dtype])}
+    return {
+        "memory counted for": f"{dtype} base, float32 adapters, {recipe.train.micro} rows learning at once",
+        **{f"memory: {name}": _size(value) for name, value in holding.items()},
+        "memory: sampling and labels": _size(sampling),
+        "memory: learning": _size(kept(shape, recipe.adapter, learning)),
+        "memory: learning, checkpointed": _size(kept(shape, recipe.adapter, learning, checkpointing=True)),
+        **(encoding if shape.encoders else {}),
+        "memory in all, without and with checkpointing": " / ".join(map(_size, peaks)),
+    }
+
+
+def _rows(recipe: TrainedRecipe, shape: Shape, width: int) -> tuple[Rows, Rows]:
+    """The batch that learns and the one that samples, with the halves that guidance adds."""
+    model, train = recipe.model, recipe.train
+    tokens = shape.image_tokens(model.resolution), shape.text_tokens(model.max_sequence_length)
+    own = 1 if isinstance(recipe, ColdstartRecipe) else _halves(recipe.sampling.guidance)
+    others = [recipe.sampling.guidance, *_guidances(recipe)]
+    pictures = min(train.rollout_batch, train.groups * train.group_size)
+    return Rows(train.micro * own, *tokens, width), Rows(pictures * max(map(_halves, others)), *tokens, width)
+
+
+def _halves(guidance: float) -> int:
+    return 1 if guidance == 1 else 2
+
+
+def _guidances(recipe: TrainedRecipe) -> list[float]:
+    specs = list(_teachers(recipe).values())
+    if isinstance(recipe, DistillRecipe) and recipe.anchor.beta:
+        specs.append(recipe.anchor)
+    return [spec.guidance for spec in specs if spec.guidance is not None]
+
+
+def _teachers(recipe: TrainedRecipe) -> dict:
+    if isinstance(recipe, DistillRecipe):
+        return recipe.routing
+    return recipe.teachers if isinstance(recipe, ColdstartRecipe) else {}
+
+
+def _adapters(recipe: TrainedRecipe) -> int:
+    """Adapters in memory, taken to be of the policy's size: policy, its average, teachers, anchor; ``base`` is none."""
+    refs = {spec.ref for spec in _teachers(recipe).values()} - {"base"}
+    anchor = isinstance(recipe, DistillRecipe) and recipe.anchor.beta > 0 and recipe.anchor.ref != "base"
+    return 2 + len(refs) + anchor
+
+
+def _trajectories(recipe: TrainedRecipe, shape: Shape, width: int) -> int:
+    """Bytes of what collection leaves for learning: latents of every step, its labels, embeddings of the prompts. One
+    pass (``opd.schedule: fused``) holds the latents of one step alone.
+    """
+    model, train, steps = recipe.model, recipe.train, recipe.sampling.steps
+    side = shape.side(model.resolution)
+    latent = shape.in_channels * side * side * FULL
+    text = shape.text_tokens(model.max_sequence_length) * shape.joint_attention_dim + shape.pooled_projection_dim
+    if isinstance(recipe, ColdstartRecipe):
+        return recipe.sft.samples * (latent + text * width)
+    pictures = -(-train.groups // train.processes) * train.group_size
+    if isinstance(recipe, DistillRecipe) and recipe.fused:  # the rows that learn: state, both labels, velocity
+        return min(pictures, train.micro) * 4 * latent + pictures * text * width
+    labels = 1 + (recipe.anchor.beta > 0) if isinstance(recipe, DistillRecipe) else _references(recipe)
+    return pictures * ((1 + steps * (1 + labels)) * latent + text * width)
+
+
+def _references(recipe: TeacherRecipe) -> int:
+    return 1 if recipe.grpo.beta else 0
+
+
+def _size(count: int) -> str:
+    """Bytes in GiB, or in MiB below a tenth of one."""
+    return f"{count / GIB:.2f} GiB" if count >= GIB / 10 else f"{count / 2**20:.1f} MiB"
