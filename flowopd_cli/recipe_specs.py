@@ -22,7 +22,10 @@ class Spec(BaseModel):
 
 
 class ModelSpec(Spec):
-    """The base model. ``pretrained`` is ``toy``, a diffusers folder or a hub id."""
+    """The base model. ``pretrained`` is ``toy``, a diffusers folder or a hub id.
+
+    ``cache_prompts`` keeps the prompts' embeddings on disk, so that no later run with these prompts loads an encoder.
+    """
 
     family: str = "sd3"
     pretrained: str = "stabilityai/stable-diffusion-3.5-medium"
@@ -31,6 +34,7 @@ class ModelSpec(Spec):
     resolution: PositiveInt | None = 512
     max_sequence_length: Annotated[int, Field(ge=1, le=512)] = 128
     device: str = "auto"
+    cache_prompts: bool = True
 
 
 class AdapterSpec(Spec):

@@ -43,7 +43,7 @@ RULES = {
     "train": rule({"core", "models.base", "train", "errors"}, TENSORS | {"safetensors"}),
     "train.loop": rule({"core", "models.base", "train", "errors"}, TENSORS | {"accelerate"}),
     "models": rule(
-        {"core", "models", "errors"},
+        {"core", "models", "errors", "files"},
         TENSORS | {"diffusers", "transformers", "peft", "safetensors", "huggingface_hub", "numpy"},
     ),
     "rewards": rule({"core.types", "rewards", "errors", "cache"}, TENSORS | {"numpy", "PIL"}, {ANY}),
