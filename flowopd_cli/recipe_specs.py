@@ -13,6 +13,9 @@ SD3_TARGETS = tuple(
         *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
     )
 )
+Attention = Literal[
+    "auto", "sdpa", "sdpa-flash", "sdpa-efficient", "sdpa-cudnn", "sdpa-math", "flash", "flash3", "flex", "xformers"
+]
 
 
 class Spec(BaseModel):
@@ -24,7 +27,10 @@ class Spec(BaseModel):
 class ModelSpec(Spec):
     """The base model. ``pretrained`` is ``toy``, a diffusers folder or a hub id.
 
-    ``cache_prompts`` keeps the prompts' embeddings on disk, so that no later run with these prompts loads an encoder.
+    ``dtype: auto`` is bfloat16 on CUDA and float32 elsewhere; adapters are float32 always. ``cache_prompts`` keeps the
+    prompts' embeddings on disk, so that no later run with these prompts loads an encoder. ``tf32`` lets a GPU round the
+    factors of float32 products. ``compile`` is a way of ``torch.compile`` for the transformer's blocks, ``attention`` a
+    backend of diffusers.
     """
 
     family: str = "sd3"
@@ -35,6 +41,9 @@ class ModelSpec(Spec):
     max_sequence_length: Annotated[int, Field(ge=1, le=512)] = 128
     device: str = "auto"
     cache_prompts: bool = True
+    tf32: bool = True
+    compile: Literal["none", "default", "max-autotune", "aot_eager", "eager"] = "none"
+    attention: Attention = "auto"
 
 
 class AdapterSpec(Spec):
@@ -105,7 +114,11 @@ class AnchorSpec(Spec):
 
 
 class TrainSpec(Spec):
-    """The loop. One iteration is one rollout of ``groups * group_size`` pictures and its optimizer steps."""
+    """The loop. One iteration is one rollout of ``groups * group_size`` pictures and its optimizer steps.
+
+    ``gradient_checkpointing`` computes each block again in its backward instead of keeping what it computed.
+    ``optimizer: adamw8bit`` keeps the moments of large parameters in 8 bits.
+    """
 
     iterations: PositiveInt = 500
     groups: PositiveInt = 48
@@ -113,6 +126,8 @@ class TrainSpec(Spec):
     updates: PositiveInt = 2
     micro: PositiveInt = 8
     rollout_batch: PositiveInt = 32
+    gradient_checkpointing: bool = False
+    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
     lr: Annotated[float, Field(gt=0)] = 3e-4
     warmup: Annotated[int, Field(ge=0)] = 0
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4

@@ -42,6 +42,7 @@ RULES = {
     "core": rule({"core", "errors"}, TENSORS),
     "train": rule({"core", "models.base", "train", "errors"}, TENSORS | {"safetensors"}),
     "train.loop": rule({"core", "models.base", "train", "errors"}, TENSORS | {"accelerate"}),
+    "train.optimizers": rule({"errors"}, {"torch"}, {"bitsandbytes"}),
     "models": rule(
         {"core", "models", "errors", "files"},
         TENSORS | {"diffusers", "transformers", "peft", "safetensors", "huggingface_hub", "numpy"},

@@ -153,8 +153,8 @@ class EmbeddingStore:
 
     def _keep(self, text: str, row: Row) -> None:
         """Remember a row that is on disk, and let the least recently used go."""
+        self._recent_bytes += 0 if text in self._recent else _size(row)
         self._recent[text] = row
-        self._recent_bytes += _size(row)
         while self._recent_bytes > self._memory_bytes:
             self._recent_bytes -= _size(self._recent.popitem(last=False)[1])
 

@@ -19,11 +19,13 @@ from flowopd_cli.core.schedule import flow_sigmas
 from flowopd_cli.core.types import Conditioning
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.models.adapters import AdapterBank
+from flowopd_cli.models.attention import choose_attention
 from flowopd_cli.models.devices import pick_dtype, take_device
 from flowopd_cli.models.embeddings import EmbeddingStore, Row, store_folder
 from flowopd_cli.models.folders import base_fingerprint, encoder_identity, locate
 from flowopd_cli.models.plain import absent_t5
 from flowopd_cli.models.quiet import hush
+from flowopd_cli.models.speed import allow_tf32, checkpointed, compile_blocks
 
 if TYPE_CHECKING:  # imported where encoders are loaded: it takes seconds, and few runs need them
     from diffusers import StableDiffusion3Pipeline
@@ -71,17 +73,23 @@ class SD3Model:
         max_sequence_length: int = 128,
         targets: Sequence[str] = (),
         prompt_cache: Path | None = None,
+        tf32: bool = True,
+        compile: str = "none",
+        attention: str = "auto",
     ) -> SD3Model:
         """Load a folder or Hub id; for ``auto`` see :mod:`flowopd_cli.models.devices`.
 
-        ``prompt_cache`` is a folder in which embeddings outlive the run; without one they stay in memory.
+        ``prompt_cache`` is a folder in which embeddings outlive the run; without one they stay in memory. For the last
+        three see :mod:`flowopd_cli.models.speed` and :mod:`flowopd_cli.models.attention`.
 
         Raises:
-            ArtifactError: nothing there, not an SD3 pipeline, no such device, or it cannot be fetched.
+            ArtifactError: nothing there, not an SD3 pipeline, no such device, it cannot be fetched, or attention or
+                compilation cannot work as asked.
         """
         place = take_device(device)
+        allow_tf32(place, tf32)
         folder = locate(pretrained, revision)
-        return cls(
+        model = cls(
             folder,
             dtype=pick_dtype(dtype, place),
             device=place,
@@ -90,6 +98,9 @@ class SD3Model:
             targets=targets,
             prompt_cache=prompt_cache,
         )
+        choose_attention(model.transformer, attention)
+        compile_blocks(model.transformer.transformer_blocks, compile)
+        return model
 
     @property
     def fingerprint(self) -> str:
@@ -184,6 +195,10 @@ class SD3Model:
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+    def checkpoint_gradients(self) -> None:
+        """Keep only the blocks' inputs for the backward, and compute the rest again: less memory, a third slower."""
+        self.transformer.enable_gradient_checkpointing(checkpointed(self.adapters))
 
     def velocity(
         self,

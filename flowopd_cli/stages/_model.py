@@ -38,6 +38,9 @@ def load_model(spec: ModelSpec, targets: Sequence[str], run: RunDir | None = Non
         resolution=spec.resolution,
         max_sequence_length=spec.max_sequence_length,
         targets=targets,
+        tf32=spec.tf32,
+        compile=spec.compile,
+        attention=spec.attention,
         prompt_cache=cache_dir() / "embeddings" if spec.cache_prompts else None,
     )
     _ = model.latent_shape
