@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from flowopd_cli.errors import ArtifactError
+from flowopd_cli.files import read_json
 
 WHOLE_FILE_BYTES = 64 * 1024**2
 EDGE_BYTES = 1024**2
@@ -57,8 +58,12 @@ def base_fingerprint(folder: str | Path) -> str:
 
 
 def encoder_identity(folder: Path) -> dict[str, object]:
-    """What a pipeline's text encoders and tokenizers are: their classes, and a digest of their files."""
-    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    """What a pipeline's text encoders and tokenizers are: their classes, and a digest of their files.
+
+    Raises:
+        ArtifactError: the folder has no sound ``model_index.json``.
+    """
+    index = read_json(folder / "model_index.json", "pipeline index")
     parts = {name: kind for name, kind in index.items() if name.startswith(("text_encoder", "tokenizer"))}
     files = (path for name in sorted(parts) for path in sorted((folder / name).glob("*")) if path.is_file())
     return {"parts": parts, "files": _digest(files)}
