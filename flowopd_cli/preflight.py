@@ -181,6 +181,8 @@ def _check_merge(recipe: MergeRecipe) -> None:
 def _check_training(recipe: TrainedRecipe) -> list[str]:
     if recipe.train.track == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
         raise MissingDependency("tensorboard", extra="track")
+    if recipe.train.optimizer == "adamw8bit" and importlib.util.find_spec("bitsandbytes") is None:
+        raise MissingDependency("bitsandbytes", extra="int8")
     named = [tasks_of(spec) for spec in recipe.prompts]
     check_tasks(recipe, set().union(*named))
     return [*_idle_teachers(recipe, named), *_idle_window(recipe)]

@@ -13,6 +13,9 @@ SD3_TARGETS = tuple(
         *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
     )
 )
+Attention = Literal[
+    "auto", "sdpa", "sdpa-flash", "sdpa-efficient", "sdpa-cudnn", "sdpa-math", "flash", "flash3", "flex", "xformers"
+]
 
 
 class Spec(BaseModel):
@@ -22,7 +25,13 @@ class Spec(BaseModel):
 
 
 class ModelSpec(Spec):
-    """The base model. ``pretrained`` is ``toy``, a diffusers folder or a hub id."""
+    """The base model. ``pretrained`` is ``toy``, a diffusers folder or a hub id.
+
+    ``dtype: auto`` is bfloat16 on CUDA and float32 elsewhere; adapters are float32 always. ``cache_prompts`` keeps the
+    prompts' embeddings on disk, so that no later run with these prompts loads an encoder. ``tf32`` lets a GPU round the
+    factors of float32 products. ``compile`` is a way of ``torch.compile`` for the transformer's blocks, ``attention`` a
+    backend of diffusers.
+    """
 
     family: str = "sd3"
     pretrained: str = "stabilityai/stable-diffusion-3.5-medium"
@@ -31,6 +40,10 @@ class ModelSpec(Spec):
     resolution: PositiveInt | None = 512
     max_sequence_length: Annotated[int, Field(ge=1, le=512)] = 128
     device: str = "auto"
+    cache_prompts: bool = True
+    tf32: bool = True
+    compile: Literal["none", "default", "max-autotune", "aot_eager", "eager"] = "none"
+    attention: Attention = "auto"
 
 
 class AdapterSpec(Spec):
@@ -112,6 +125,8 @@ class TrainSpec(Spec):
     ``steps_per_rollout`` of the trained sampling steps teach, drawn anew each iteration; ``null`` takes them all.
     ``resample_flat``: so many fresh groups at most are drawn in an iteration of a teacher in place of groups whose
     rewards are all equal, which teach nothing; 0 lets those groups be. ``processes`` share an iteration's groups.
+    ``gradient_checkpointing`` computes each block again in its backward instead of keeping what it computed.
+    ``optimizer: adamw8bit`` keeps the moments of large parameters in 8 bits.
     """
 
     iterations: PositiveInt = 500
@@ -122,6 +137,8 @@ class TrainSpec(Spec):
     micro: PositiveInt = 8
     rollout_batch: PositiveInt = 32
     resample_flat: Annotated[int, Field(ge=0)] = 0
+    gradient_checkpointing: bool = False
+    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
     lr: Annotated[float, Field(gt=0)] = 3e-4
     warmup: Annotated[int, Field(ge=0)] = 0
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4

@@ -1,7 +1,9 @@
 """One thread, shapes and types checked at run time in ``core`` and ``train``, and one tiny pipeline for the session."""
 
 import copy
+import os
 import sys
+import tempfile
 
 import hypothesis
 import pytest
@@ -10,6 +12,8 @@ from jaxtyping import install_import_hook
 
 install_import_hook(["flowopd_cli.core", "flowopd_cli.train"], "checked.checked")
 torch.set_num_threads(1)
+_own_cache = tempfile.TemporaryDirectory(prefix="flowopd-cache-")
+os.environ["FLOWOPD_CACHE"] = _own_cache.name  # no test writes into the user's
 hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, max_examples=50)
 hypothesis.settings.load_profile("suite")
 

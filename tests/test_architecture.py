@@ -43,8 +43,9 @@ RULES = {
     "core": rule({"core", "errors"}, TENSORS),
     "train": rule({"core", "models.base", "train", "errors"}, TENSORS | {"safetensors"}),
     "train.loop": rule({"core", "models.base", "train", "errors"}, TENSORS | {"accelerate"}),
+    "train.optimizers": rule({"errors"}, {"torch"}, {"bitsandbytes"}),
     "models": rule(
-        {"core", "models", "errors"},
+        {"core", "models", "errors", "files"},
         TENSORS | {"diffusers", "transformers", "peft", "safetensors", "huggingface_hub", "numpy"},
     ),
     "rewards": rule({"core.types", "rewards", "errors", "cache"}, TENSORS | {"numpy", "PIL"}, {ANY}),

@@ -72,3 +72,12 @@ def test_curves_need_tensorboard(monkeypatch):
     found.__spec__ = types.SimpleNamespace(name="tensorboard")
     monkeypatch.setitem(sys.modules, "tensorboard", found)
     assert preflight.check(recipe) == []
+
+
+def test_an_optimizer_whose_package_is_missing_is_refused(monkeypatch):
+    find = preflight.importlib.util.find_spec
+    monkeypatch.setattr(
+        preflight.importlib.util, "find_spec", lambda name: None if name == "bitsandbytes" else find(name)
+    )
+    with pytest.raises(MissingDependency, match=r"pip install 'flowopd\[int8\]'"):
+        preflight.check(teacher(train={"optimizer": "adamw8bit"}))

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from diffusers import StableDiffusion3Pipeline
 from jaxtyping import Float
 from torch import Tensor
 
 from flowopd_cli.errors import ArtifactError
+
+if TYPE_CHECKING:  # its import takes seconds, and few runs need one
+    from diffusers import StableDiffusion3Pipeline
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,8 @@ class Request:
 
 def plain_pipeline(folder: Path, dtype: torch.dtype) -> StableDiffusion3Pipeline:
     """A diffusers pipeline of an SD3 folder, with or without T5."""
+    from diffusers import StableDiffusion3Pipeline
+
     return StableDiffusion3Pipeline.from_pretrained(folder, torch_dtype=dtype, **absent_t5(folder))
 
 

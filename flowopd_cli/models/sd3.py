@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import gc
-import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import diffusers
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+import transformers
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 from jaxtyping import Float
 from torch import Tensor
 
@@ -18,14 +20,19 @@ from flowopd_cli.core.schedule import flow_sigmas
 from flowopd_cli.core.types import Conditioning
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.models.adapters import AdapterBank
+from flowopd_cli.models.attention import choose_attention
 from flowopd_cli.models.devices import pick_dtype, take_device
+from flowopd_cli.models.embeddings import EmbeddingStore, Row, store_folder
+from flowopd_cli.models.folders import base_fingerprint, encoder_identity, locate
 from flowopd_cli.models.plain import absent_t5
 from flowopd_cli.models.quiet import hush
+from flowopd_cli.models.speed import allow_tf32, checkpointed, compile_blocks
 
-ENCODE_BATCH = 64
+if TYPE_CHECKING:  # imported where encoders are loaded: it takes seconds, and few runs need them
+    from diffusers import StableDiffusion3Pipeline
+
+ENCODE_BATCH = 16
 TRAIN_TIMESTEPS = 1000
-WHOLE_FILE_BYTES = 64 * 1024**2
-EDGE_BYTES = 1024**2
 
 
 class SD3Model:
@@ -40,6 +47,7 @@ class SD3Model:
         resolution: int | None,
         max_sequence_length: int,
         targets: Sequence[str],
+        prompt_cache: Path | None = None,
     ) -> None:
         hush()
         self.folder, self.dtype, self.device = folder, dtype, device
@@ -51,7 +59,7 @@ class SD3Model:
         self._resolution = resolution
         self._encoders: StableDiffusion3Pipeline | None = None
         self._vae: AutoencoderKL | None = None
-        self._cache: dict[str, tuple[Tensor, Tensor]] = {}
+        self.prompts = EmbeddingStore(prompt_cache and self._embeddings_under(prompt_cache))
         self._fingerprint: str | None = None
 
     def _load_transformer(self) -> SD3Transformer2DModel:
@@ -69,22 +77,35 @@ class SD3Model:
         resolution: int | None = None,
         max_sequence_length: int = 128,
         targets: Sequence[str] = (),
+        prompt_cache: Path | None = None,
+        tf32: bool = True,
+        compile: str = "none",
+        attention: str = "auto",
     ) -> SD3Model:
         """Load a folder or Hub id; for ``auto`` see :mod:`flowopd_cli.models.devices`.
 
+        ``prompt_cache`` is a folder in which embeddings outlive the run; without one they stay in memory. For the last
+        three see :mod:`flowopd_cli.models.speed` and :mod:`flowopd_cli.models.attention`.
+
         Raises:
-            ArtifactError: nothing there, not an SD3 pipeline, no such device, or it cannot be fetched.
+            ArtifactError: nothing there, not an SD3 pipeline, no such device, it cannot be fetched, or attention or
+                compilation cannot work as asked.
         """
         place = take_device(device)
+        allow_tf32(place, tf32)
         folder = locate(pretrained, revision)
-        return cls(
+        model = cls(
             folder,
             dtype=pick_dtype(dtype, place),
             device=place,
             resolution=resolution,
             max_sequence_length=max_sequence_length,
             targets=targets,
+            prompt_cache=prompt_cache,
         )
+        choose_attention(model.transformer, attention)
+        compile_blocks(model.transformer.transformer_blocks, compile)
+        return model
 
     @property
     def fingerprint(self) -> str:
@@ -125,27 +146,18 @@ class SD3Model:
             raise ArtifactError(f"{self.folder}: the scheduler shifts by resolution; set sampling.shift to a number")
         return flow_sigmas(steps, config.shift if shift is None else shift)
 
-    @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> Conditioning:
         """Rows of embeddings as the pipeline's own ``encode_prompt`` makes them, on the model's device.
 
-        Each distinct text is encoded once and kept in the host's memory: ``(77 + max_sequence_length) * 4096`` numbers
-        for SD3's embeddings, 1.7 MB a text at 128 tokens in bfloat16.
+        A text seen before, by this run or, with a cache, by an earlier one, is read and not encoded.
         """
-        new = [text for text in dict.fromkeys(["", *texts]) if text not in self._cache]
+        wanted = list(dict.fromkeys(["", *texts]))
+        known = self.prompts.find(wanted)
+        new = [text for text in wanted if text not in known]
         for start in range(0, len(new), ENCODE_BATCH):
-            part = new[start : start + ENCODE_BATCH]
-            embeds, _, pooled, _ = self._pipeline().encode_prompt(
-                part,
-                None,
-                None,
-                device=self.device,
-                do_classifier_free_guidance=False,
-                max_sequence_length=self.max_sequence_length,
-            )
-            rows = zip(part, embeds.to("cpu", self.dtype), pooled.to("cpu", self.dtype), strict=True)
-            self._cache |= {text: (e.clone(), p.clone()) for text, e, p in rows}
-        empty, rows = self._cache[""], [self._cache[text] for text in texts]
+            known |= self._encoded(new[start : start + ENCODE_BATCH])
+        self.prompts.flush()
+        empty, rows = known[""], [known[text] for text in texts]
         return Conditioning(
             embeds=torch.stack([e for e, _ in rows]).to(self.device),
             pooled=torch.stack([p for _, p in rows]).to(self.device),
@@ -153,12 +165,45 @@ class SD3Model:
             neg_pooled=empty[1].to(self.device).expand(len(texts), -1),
         )
 
+    def encode_ahead(self, texts: Iterable[str]) -> None:
+        """Encode what no run has yet, and let the encoders go; they are not even loaded when there is nothing new.
+
+        What another process writes meanwhile is left out, so that processes that begin at different texts share the
+        work.
+        """
+        new = self.prompts.unknown(["", *texts])
+        for start in range(0, len(new), ENCODE_BATCH):
+            if part := self.prompts.unknown(new[start : start + ENCODE_BATCH]):
+                self._encoded(part)
+        self.prompts.flush()
+        self.release_encoders()
+
+    @torch.no_grad()
+    def _encoded(self, texts: Sequence[str]) -> dict[str, Row]:
+        """Encode at most ``ENCODE_BATCH`` texts, filled up to as many: a row must not depend on its company."""
+        embeds, _, pooled, _ = self._pipeline().encode_prompt(
+            [*texts, *[""] * (ENCODE_BATCH - len(texts))],
+            None,
+            None,
+            device=self.device,
+            do_classifier_free_guidance=False,
+            max_sequence_length=self.max_sequence_length,
+        )
+        parts = zip(texts, embeds.to("cpu", self.dtype), pooled.to("cpu", self.dtype), strict=False)
+        rows = {text: (e.clone(), p.clone()) for text, e, p in parts}
+        self.prompts.add(rows)
+        return rows
+
     def release_encoders(self) -> None:
         """Let the text encoders go; a text not seen before would load them again."""
         self._encoders = None
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+    def checkpoint_gradients(self) -> None:
+        """Keep only the blocks' inputs for the backward, and compute the rest again: less memory, a third slower."""
+        self.transformer.enable_gradient_checkpointing(checkpointed(self.adapters))
 
     def velocity(
         self,
@@ -224,6 +269,8 @@ class SD3Model:
     def _pipeline(self) -> StableDiffusion3Pipeline:
         """The pipeline's text half: encoders and tokenizers, with the transformer that is already loaded."""
         if self._encoders is None:
+            from diffusers import StableDiffusion3Pipeline
+
             self._encoders = StableDiffusion3Pipeline.from_pretrained(
                 self.folder, transformer=self.transformer, vae=None, torch_dtype=self.dtype, **absent_t5(self.folder)
             )
@@ -233,60 +280,11 @@ class SD3Model:
                     encoder.to(self.device).eval().requires_grad_(False)
         return self._encoders
 
+    def _embeddings_under(self, root: Path) -> Path:
+        """A folder for embeddings that depend on what these do: encoders, length, precision, versions."""
+        versions = [diffusers.__version__, transformers.__version__]
+        own = {"length": self.max_sequence_length, "dtype": str(self.dtype), "device": self.device.type}
+        return store_folder(root, encoder_identity(self.folder) | own | {"versions": versions})
+
     def _vae_config(self) -> dict:
         return json.loads((self.folder / "vae" / "config.json").read_text(encoding="utf-8"))
-
-
-def locate(pretrained: str | Path, revision: str | None = None) -> Path:
-    """The local folder of a pipeline, fetched from the Hub when it is not a folder.
-
-    Raises:
-        ArtifactError: it is not an SD3 pipeline, or cannot be fetched.
-    """
-    folder = Path(pretrained)
-    if not folder.is_dir():
-        folder = _fetch(str(pretrained), revision)
-    config = folder / "transformer" / "config.json"
-    if not config.is_file():
-        raise ArtifactError(f"{pretrained}: not a diffusers pipeline (no transformer/config.json in it)")
-    kind = json.loads(config.read_text(encoding="utf-8")).get("_class_name")
-    if kind != "SD3Transformer2DModel":
-        raise ArtifactError(f"{pretrained}: its transformer is {kind}, the family sd3 needs SD3Transformer2DModel")
-    return folder
-
-
-def _fetch(repo: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-
-    if repo.count("/") != 1:
-        raise ArtifactError(f"{repo}: no such folder, and not a Hub id (owner/name): check --base")
-    patterns = ["*.json", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.model"]
-    try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ArtifactError(
-            f"{repo}: cannot be fetched ({reason}); check the name, `hf auth login`, or give a local folder to --base"
-        ) from error
-
-
-def base_fingerprint(folder: str | Path) -> str:
-    """SHA-256 over the transformer's configuration and weight files, without loading them.
-
-    Files above 64 MiB count by their size and their first and last MiB: the header of a safetensors file, which holds
-    every name, shape and offset, and real weights at both ends.
-    """
-    digest = hashlib.sha256()
-    for path in sorted((locate(folder) / "transformer").iterdir()):
-        if path.suffix not in {".json", ".safetensors"}:
-            continue
-        size = path.stat().st_size
-        digest.update(f"{path.name}/{size}/".encode())
-        with path.open("rb") as file:
-            if size <= WHOLE_FILE_BYTES:
-                digest.update(file.read())
-            else:
-                digest.update(file.read(EDGE_BYTES))
-                file.seek(-EDGE_BYTES, 2)
-                digest.update(file.read())
-    return digest.hexdigest()

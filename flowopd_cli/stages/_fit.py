@@ -16,6 +16,7 @@ from flowopd_cli.recipe import ColdstartRecipe, DistillRecipe, SamplingSpec, Tea
 from flowopd_cli.run import RunDir
 from flowopd_cli.stages._model import save_adapter
 from flowopd_cli.stages._samples import make_sample_writer
+from flowopd_cli.stages._tune import tune
 from flowopd_cli.train.checkpoint import TrainState
 from flowopd_cli.train.loop import Experience, FitSettings, Hooks, fit
 from flowopd_cli.train.objectives import Objective, OPDSettings
@@ -41,6 +42,7 @@ def fit_settings(train: TrainSpec) -> FitSettings:
     """The loop's numbers from a recipe."""
     return FitSettings(
         iterations=train.iterations,
+        optimizer=train.optimizer,
         lr=train.lr,
         warmup=train.warmup,
         weight_decay=train.weight_decay,
@@ -72,6 +74,7 @@ def train(
 ) -> None:
     """Train ``policy``, from the newest checkpoint on ``resume``, and leave the finished adapter in the run."""
     spec = recipe.train
+    tune(model, spec)
     state = resume_state(run, resume, progress)
     progress.start(spec.iterations, course.title, done=state.iteration if state else 0)
     hooks = make_hooks(run, progress, spec, make_sample_writer(model, recipe, course.prompts, run))

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from flowopd_cli import registry
+from flowopd_cli.cache import cache_dir
 from flowopd_cli.core.types import Prompt
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.manifest import Parent
-from flowopd_cli.models.sd3 import ENCODE_BATCH, SD3Model
+from flowopd_cli.models.sd3 import SD3Model
 from flowopd_cli.recipe import AdapterSpec, AnchorSpec, ModelSpec, TeacherSpec
 from flowopd_cli.refs import AdapterRef, recorded_base
 from flowopd_cli.run import RunDir
@@ -36,6 +38,10 @@ def load_model(spec: ModelSpec, targets: Sequence[str], run: RunDir | None = Non
         resolution=spec.resolution,
         max_sequence_length=spec.max_sequence_length,
         targets=targets,
+        tf32=spec.tf32,
+        compile=spec.compile,
+        attention=spec.attention,
+        prompt_cache=cache_dir() / "embeddings" if spec.cache_prompts else None,
     )
     _ = model.latent_shape
     if run is not None:
@@ -44,16 +50,14 @@ def load_model(spec: ModelSpec, targets: Sequence[str], run: RunDir | None = Non
 
 
 def encode_ahead(model: SD3Model, prompts: Mapping[str, Sequence[Prompt]]) -> None:
-    """Encode every distinct prompt once, whatever their number, and release the encoders.
+    """Encode every distinct prompt that no run has encoded yet, and release the encoders.
 
-    The embeddings stay in the host's memory, 1.7 MB a text for SD3 (:meth:`SD3Model.encode`): 50,000 texts take 84 GB
-    in each process. ``limit`` in the recipe's ``prompts`` takes fewer.
+    Each of several processes begins elsewhere in the list, and skips what the others have written by then.
     """
     texts = list(dict.fromkeys(p.text for group in prompts.values() for p in group))
-    model.encode(texts[:1])  # with the empty text, which belongs to every model; whole batches from here on
-    for start in range(1, len(texts), ENCODE_BATCH):
-        model.encode(texts[start : start + ENCODE_BATCH])
-    model.release_encoders()
+    rank, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    first = len(texts) * rank // processes
+    model.encode_ahead(texts[first:] + texts[:first])
 
 
 def add_policy(model: SD3Model, spec: AdapterSpec, seed: int) -> list[Parent]:

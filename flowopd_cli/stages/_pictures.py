@@ -24,7 +24,8 @@ def settings(recipe: EvalRecipe, parents: Sequence[Parent]) -> dict[str, Any]:
     spec = recipe.eval
     drawn = {"steps": spec.steps, "guidance": spec.guidance, "seed": spec.seed}
     adapters = [parent.sha256 for parent in parents]
-    return {"model": recipe.model.model_dump(mode="json", exclude={"device"}), "adapters": adapters, **drawn}
+    model = recipe.model.model_dump(mode="json", exclude={"device", "cache_prompts"})
+    return {"model": model, "adapters": adapters, **drawn}
 
 
 def whole(images: Float[Tensor, "B 3 H W"], wanted: Sequence[Wanted]) -> Float[Tensor, "B 3 H W"]:

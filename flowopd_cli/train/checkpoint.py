@@ -6,8 +6,10 @@ Every random draw is a function of the recipe's seed and the iteration, so no ge
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -37,7 +39,7 @@ class TrainState:
         """Copy adapters and optimizer moments into ``tensors``."""
         tensors = {f"{role}/{name}": value for role in ROLES for name, value in model.adapters.state(role).items()}
         for index, moments in optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer/{index}/{name}": torch.as_tensor(value) for name, value in moments.items()}
+            tensors |= {f"optimizer/{index}/{name}": torch.as_tensor(value) for name, value in _flat(moments)}
         self.tensors = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
 
     def restore(self, model: FlowModel, optimizer: torch.optim.Optimizer) -> None:
@@ -48,10 +50,10 @@ class TrainState:
             model.adapters.copy("policy", "policy_ema")
         for role in ROLES:
             model.adapters.load_state(role, self._under(f"{role}/"))
-        moments: dict[int, dict[str, Tensor]] = {}
+        moments: dict[int, dict[str, Tensor | int]] = {}
         for name, value in self._under("optimizer/").items():
             index, _, key = name.partition("/")
-            moments.setdefault(int(index), {})[key] = value.clone()
+            moments.setdefault(int(index), {})[key] = _number(value.clone())
         optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
 
     def _under(self, prefix: str) -> dict[str, Tensor]:
@@ -67,3 +69,14 @@ class TrainState:
         """Read what :meth:`save` wrote."""
         counters = json.loads((folder / COUNTERS).read_text(encoding="utf-8"))
         return cls(counters["iteration"], counters["step"], load_file(folder / TENSORS))
+
+
+def _flat(moments: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The entries of an optimizer's state, those of a mapping in it among them: bitsandbytes wraps its own so."""
+    for name, value in moments.items():
+        yield from _flat(value) if isinstance(value, Mapping) else ((name, value),)
+
+
+def _number(value: Tensor) -> Tensor | int:
+    """A whole number, such as the count of steps of bitsandbytes, as itself; PyTorch's is a float32 tensor."""
+    return int(value) if value.ndim == 0 and value.dtype == torch.int64 else value

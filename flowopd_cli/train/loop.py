@@ -20,6 +20,7 @@ from flowopd_cli.errors import Interrupted
 from flowopd_cli.models.base import FlowModel
 from flowopd_cli.train.checkpoint import TrainState
 from flowopd_cli.train.objectives import Objective
+from flowopd_cli.train.optimizers import make_optimizer
 
 MicroBatches = Sequence[StepBatch] | Generator[StepBatch, Loss, None]
 Experience = Callable[[int], tuple[Iterable[MicroBatches], Mapping[str, float]]]
@@ -31,6 +32,7 @@ class FitSettings:
 
     iterations: int
     lr: float
+    optimizer: str = "adamw"
     warmup: int = 0
     weight_decay: float = 1e-4
     max_grad_norm: float = 1.0
@@ -95,7 +97,7 @@ def fit(
     """
     hooks = hooks or Hooks()
     parameters = model.adapters.trainable()
-    optimizer = torch.optim.AdamW(parameters.values(), lr=settings.lr, weight_decay=settings.weight_decay)
+    optimizer = make_optimizer(settings.optimizer, parameters.values(), settings.lr, settings.weight_decay)
     state = state or TrainState.fresh(model)
     state.restore(model, optimizer)
     learner = _Learner(model, optimizer, list(parameters.values()), objective, settings, Accelerator())

@@ -9,8 +9,8 @@ from diffusers import StableDiffusion3Pipeline
 from tiny import SEQUENCE, TEXTS, assemble, load, make_draw, make_sampler
 
 from flowopd_cli.errors import ArtifactError
-from flowopd_cli.models import sd3
-from flowopd_cli.models.sd3 import base_fingerprint
+from flowopd_cli.models import folders
+from flowopd_cli.models.sd3 import ENCODE_BATCH, SD3Model, base_fingerprint
 from flowopd_cli.train.collect import rollout, with_images
 
 
@@ -103,27 +103,86 @@ def test_encoding_is_that_of_the_pipeline(model, pipeline_folder):
         torch.testing.assert_close(ours, reference, atol=1e-6, rtol=1e-5)
 
 
-def test_a_text_is_encoded_once(model, monkeypatch):
-    encoded = []
-    pipe = model._pipeline()
+@pytest.fixture
+def encoded(model, monkeypatch):
+    """The texts of every call of the encoders, in batches filled up with the empty text."""
+    pipe, batches = model._pipeline(), []
     original = pipe.encode_prompt
     monkeypatch.setattr(
-        pipe, "encode_prompt", lambda texts, *a, **kw: encoded.extend(texts) or original(texts, *a, **kw)
+        pipe, "encode_prompt", lambda texts, *a, **kw: batches.append(list(texts)) or original(texts, *a, **kw)
     )
+    return batches
+
+
+def test_a_text_is_encoded_once_in_batches_of_one_size(model, encoded):
     first = model.encode([TEXTS[0], TEXTS[1], TEXTS[0]])
     again = model.encode([TEXTS[1], TEXTS[0]])
-    assert encoded == ["", TEXTS[0], TEXTS[1]]
+    assert [text for batch in encoded for text in batch if text] == [TEXTS[0], TEXTS[1]]
+    assert [len(batch) for batch in encoded] == [ENCODE_BATCH]
     assert torch.equal(first.embeds[[1, 0]], again.embeds)
     assert torch.equal(first.embeds[0], first.embeds[2])
 
 
-def test_texts_are_kept_in_the_hosts_memory_and_rows_come_on_the_models_device(model):
-    model.encode(TEXTS)
-    model.release_encoders()
+def test_a_text_has_one_embedding_whatever_its_company(model, pipeline_folder):
+    together, alone = model.encode(TEXTS), load(pipeline_folder).encode(TEXTS[2:3])
+    assert torch.equal(together.embeds[2], alone.embeds[0])
+    assert torch.equal(together.pooled[2], alone.pooled[0])
+
+
+def test_texts_are_encoded_ahead_and_the_encoders_go(model, encoded):
+    texts = [f"{text} {i}" for i in range(9) for text in TEXTS]
+    model.encode_ahead([*texts, *texts])
+    assert [len(batch) for batch in encoded] == [ENCODE_BATCH] * 3
+    assert [text for batch in encoded for text in batch if text] == texts
+    assert model._encoders is None
+    model.encode(texts)
+    assert model._encoders is None
+
+
+def test_rows_are_kept_in_the_hosts_memory_and_come_on_the_models_device(model):
+    model.encode_ahead(TEXTS)
     model.device = torch.device("meta")
     cond = model.encode(TEXTS)
-    assert {part.device.type for pair in model._cache.values() for part in pair} == {"cpu"}
+    assert {part.device.type for row in model.prompts.find(TEXTS).values() for part in row} == {"cpu"}
     assert {getattr(cond, name).device.type for name in ("embeds", "pooled", "neg_embeds", "neg_pooled")} == {"meta"}
+
+
+def forbid_encoders(monkeypatch):
+    """Fail where text encoders would be loaded."""
+
+    def loaded(self):
+        raise AssertionError("encoders are loaded")
+
+    monkeypatch.setattr(SD3Model, "_pipeline", loaded)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_second_model_reads_what_the_first_encoded_and_loads_no_encoder(
+    pipeline_folder, tmp_path, monkeypatch, dtype
+):
+    plain = load(pipeline_folder, dtype=dtype).encode(TEXTS)
+    load(pipeline_folder, dtype=dtype, prompt_cache=tmp_path).encode_ahead(TEXTS)
+    forbid_encoders(monkeypatch)
+    second = load(pipeline_folder, dtype=dtype, prompt_cache=tmp_path)
+    second.encode_ahead(TEXTS)
+    cond = second.encode(TEXTS)
+    for name in ("embeds", "pooled", "neg_embeds", "neg_pooled"):
+        assert torch.equal(getattr(cond, name), getattr(plain, name))
+
+
+def test_other_encoders_lengths_and_precisions_share_no_embedding(pipeline_folder, copied, tmp_path):
+    edit(copied / "tokenizer" / "tokenizer_config.json", note="changed")
+    options = ({}, {"max_sequence_length": 5}, {"dtype": "bfloat16"})
+    models = [load(pipeline_folder, prompt_cache=tmp_path, **more) for more in options]
+    models.append(load(copied, prompt_cache=tmp_path))
+    assert len({model.prompts.folder for model in models}) == 4
+    assert load(pipeline_folder, prompt_cache=tmp_path).prompts.folder == models[0].prompts.folder
+
+
+def test_a_transformer_of_its_own_shares_its_encoders_embeddings(pipeline_folder, copied, tmp_path):
+    assemble(seed=1).transformer.save_pretrained(copied / "transformer")
+    folders = {load(place, prompt_cache=tmp_path).prompts.folder for place in (pipeline_folder, copied)}
+    assert len(folders) == 1
 
 
 def test_released_encoders_are_not_needed_for_known_texts(model):
@@ -201,8 +260,8 @@ def test_fingerprint_follows_the_weights_and_the_configuration(pipeline_folder, 
 
 
 def test_fingerprint_of_large_files_reads_both_ends(pipeline_folder, copied, monkeypatch):
-    monkeypatch.setattr(sd3, "WHOLE_FILE_BYTES", 4096)
-    monkeypatch.setattr(sd3, "EDGE_BYTES", 64)
+    monkeypatch.setattr(folders, "WHOLE_FILE_BYTES", 4096)
+    monkeypatch.setattr(folders, "EDGE_BYTES", 64)
     known = base_fingerprint(copied)
     assert known == base_fingerprint(pipeline_folder)
     weights = next((copied / "transformer").glob("*.safetensors"))

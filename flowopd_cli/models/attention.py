@@ -1,0 +1,97 @@
+"""SD3's joint attention through diffusers' attention backends, which diffusers' own processor for SD3 passes by."""
+
+from __future__ import annotations
+
+import torch
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.attention_processor import Attention
+from torch import Tensor, nn
+
+from flowopd_cli.errors import ArtifactError
+
+BACKENDS = {
+    "sdpa": "native",
+    "sdpa-flash": "_native_flash",
+    "sdpa-efficient": "_native_efficient",
+    "sdpa-cudnn": "_native_cudnn",
+    "sdpa-math": "_native_math",
+    "flash": "flash",
+    "flash3": "_flash_3",
+    "flex": "flex",
+    "xformers": "xformers",
+}
+
+
+class JointAttention:
+    """What diffusers' ``JointAttnProcessor2_0`` computes, its softmax by the chosen backend.
+
+    The two attributes are those that ``set_attention_backend`` of a diffusers model reads and writes.
+    """
+
+    _attention_backend = None
+    _parallel_config = None
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Picture tokens ``(b, n, d)`` and text tokens ``(b, l, d)``, each attending to both."""
+        tokens = hidden_states.shape[1]
+        own = (attn.to_q, attn.to_k, attn.to_v), (attn.norm_q, attn.norm_k)
+        heads = _project(hidden_states, *own, attn.heads)
+        if encoder_hidden_states is not None:
+            added = (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj), (attn.norm_added_q, attn.norm_added_k)
+            text = _project(encoder_hidden_states, *added, attn.heads)
+            heads = [torch.cat(pair, dim=1) for pair in zip(heads, text, strict=True)]
+        query, key, value = heads
+        mixed = dispatch_attention_fn(query, key, value, attn_mask=attention_mask, backend=self._attention_backend)
+        mixed = mixed.flatten(2).to(query.dtype)
+        picture = attn.to_out[1](attn.to_out[0](mixed[:, :tokens]))
+        if encoder_hidden_states is None:
+            return picture
+        text_out = mixed[:, tokens:]
+        return picture, text_out if attn.context_pre_only else attn.to_add_out(text_out)
+
+
+def _project(
+    states: Tensor, maps: tuple[nn.Module, ...], norms: tuple[nn.Module | None, nn.Module | None], heads: int
+) -> list[Tensor]:
+    """Query, key and value ``(b, n, heads, width)``, the first two normalized where the model does so."""
+    query, key, value = (part(states).unflatten(-1, (heads, -1)) for part in maps)
+    normed = [part if norm is None else norm(part) for part, norm in zip((query, key), norms, strict=True)]
+    return [*normed, value]
+
+
+def choose_attention(transformer: nn.Module, name: str) -> None:
+    """Let the transformer attend by a backend of ``BACKENDS``; ``auto`` leaves diffusers' own way.
+
+    Raises:
+        ArtifactError: no such backend, its package is missing, or it cannot work with this device and precision.
+    """
+    if name == "auto":
+        return
+    if name not in BACKENDS:
+        raise ArtifactError(f"model.attention {name!r} is none of auto, {', '.join(BACKENDS)}")
+    layers = [layer for layer in transformer.modules() if isinstance(layer, Attention)]
+    for layer in layers:
+        layer.set_processor(JointAttention())
+    try:
+        transformer.set_attention_backend(BACKENDS[name])
+        _try(layers[0], next(transformer.parameters()))
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ArtifactError(f"model.attention {name} cannot work here ({reason}): use auto") from error
+
+
+def _try(layer: Attention, like: Tensor) -> None:
+    """One small forward and backward in the shape and precision that training will use."""
+    width = layer.to_q.weight.shape[0] // layer.heads
+    parts = [torch.randn(1, 64, layer.heads, width, device=like.device, dtype=like.dtype) for _ in range(3)]
+    parts = [part.requires_grad_() for part in parts]
+    mixed = dispatch_attention_fn(*parts, backend=layer.processor._attention_backend)
+    mixed.sum().backward()
+    if any(part.grad is None for part in parts):
+        raise RuntimeError("it has no gradients")

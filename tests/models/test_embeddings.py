@@ -1,0 +1,200 @@
+"""Embeddings on disk: found again, shared between processes, and never the reason why a run stops."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from flowopd_cli.models.embeddings import EmbeddingStore, store_folder
+
+ROW_BYTES = 4 * (3 * 8 + 5)
+
+
+def row(number):
+    """A row of its own for every number."""
+    generator = torch.Generator().manual_seed(number)
+    return torch.randn(3, 8, generator=generator), torch.randn(5, generator=generator)
+
+
+def rows(*numbers):
+    return {f"text {number}": row(number) for number in numbers}
+
+
+def filled(folder, *numbers, **options):
+    store = EmbeddingStore(folder, **options)
+    store.add(rows(*numbers))
+    store.flush()
+    return store
+
+
+def same(found, expected):
+    assert found.keys() == expected.keys()
+    return all(torch.equal(a, b) for text in found for a, b in zip(found[text], expected[text], strict=True))
+
+
+def shards(folder):
+    return sorted(folder.glob("*.safetensors"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_rows_come_back_bit_by_bit(tmp_path, dtype):
+    given = {text: (e.to(dtype), p.to(dtype)) for text, (e, p) in rows(1, 2, 3).items()}
+    first = EmbeddingStore(tmp_path)
+    first.add(given)
+    first.flush()
+    found = EmbeddingStore(tmp_path)
+    assert found.unknown([*given, "new", "new"]) == ["new"]
+    assert same(found.find([*given, "new"]), given)
+    assert {part.dtype for pair in found.find(list(given)).values() for part in pair} == {dtype}
+
+
+def test_texts_of_any_script_are_told_apart(tmp_path):
+    given = dict(zip(["", " ", "é", "e\u0301", "\ud800", "日本"], rows(*range(6)).values(), strict=True))
+    store = EmbeddingStore(tmp_path)
+    store.add(given)
+    store.flush()
+    assert same(EmbeddingStore(tmp_path).find(list(given)), given)
+
+
+def test_without_a_folder_everything_stays_in_memory():
+    store = filled(None, *range(9), memory_bytes=1, shard_bytes=1)
+    assert same(store.find(list(rows(*range(9)))), rows(*range(9)))
+
+
+def test_shards_are_written_as_they_fill(tmp_path):
+    store = EmbeddingStore(tmp_path, shard_bytes=3 * ROW_BYTES)
+    for number in range(7):
+        store.add(rows(number))
+    assert len(shards(tmp_path)) == 2
+    store.flush()
+    store.flush()
+    assert len(shards(tmp_path)) == 3
+    assert same(EmbeddingStore(tmp_path).find(list(rows(*range(7)))), rows(*range(7)))
+
+
+def test_memory_holds_the_latest_used_and_no_more(tmp_path, monkeypatch):
+    filled(tmp_path, *range(6))
+    store = EmbeddingStore(tmp_path, memory_bytes=2 * ROW_BYTES)
+    store.unknown([])
+    opened, read = [], store._read
+    monkeypatch.setattr(
+        store, "_read", lambda shard, wanted: opened.extend(t for t, _ in wanted) or read(shard, wanted)
+    )
+    for text in ("text 0", "text 1", "text 0", "text 2", "text 0", "text 1"):
+        assert same(store.find([text]), rows(int(text[-1])))
+    assert opened == ["text 0", "text 1", "text 2", "text 1"]
+    assert store._recent_bytes == 2 * ROW_BYTES == sum(4 * sum(p.numel() for p in r) for r in store._recent.values())
+    assert same(store.find(list(rows(*range(6)))), rows(*range(6)))
+    assert len(store._recent) == 2
+
+
+def test_rows_that_another_process_writes_are_seen(tmp_path):
+    early = EmbeddingStore(tmp_path)
+    assert early.unknown(["text 1"]) == ["text 1"]
+    filled(tmp_path, 1)
+    assert early.unknown(["text 1"]) == []
+    assert same(early.find(["text 1"]), rows(1))
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(bytes(content))
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def foreign(path):
+    from safetensors.torch import save_file
+
+    save_file({"x": torch.zeros(1)}, path)
+
+
+@pytest.mark.parametrize("damage", [cut, flip, empty, foreign])
+def test_a_damaged_shard_goes_with_a_remark_and_its_texts_are_encoded_again(tmp_path, caplog, damage):
+    filled(tmp_path, 1, 2)
+    damage(shards(tmp_path)[0])
+    filled(tmp_path, 3)
+    store, texts, expected = EmbeddingStore(tmp_path), ["text 2", "text 3"], rows(2, 3)
+    assert same(store.find(texts), rows(3))
+    assert len(shards(tmp_path)) == 1
+    assert [record.message.count("\n") for record in caplog.records] == [0]
+    assert "damaged prompt embeddings; its texts are encoded again" in caplog.text
+    assert store.unknown(texts) == ["text 2"]
+    store.add(rows(2))
+    store.flush()
+    assert same(EmbeddingStore(tmp_path).find(texts), expected)
+
+
+def test_a_shard_that_somebody_removed_is_encoded_again_without_a_word(tmp_path, caplog):
+    filled(tmp_path, 1)
+    store = EmbeddingStore(tmp_path)
+    assert store.unknown(["text 1"]) == []
+    shards(tmp_path)[0].unlink()
+    assert store.find(["text 1"]) == {}
+    assert store.unknown(["text 1"]) == ["text 1"]
+    assert not caplog.records
+
+
+def test_a_folder_that_cannot_be_written_is_a_remark_and_rows_stay(tmp_path, caplog):
+    (tmp_path / "file").touch()
+    store = filled(tmp_path / "file" / "below", 1, memory_bytes=1)
+    store.add(rows(2))
+    store.flush()
+    assert same(store.find(["text 1", "text 2"]), rows(1, 2))
+    assert caplog.text.count("cannot be written") == 1
+
+
+def test_a_leftover_of_an_interrupted_write_is_no_shard(tmp_path):
+    filled(tmp_path, 1)
+    (tmp_path / ".x.safetensors.1.part").write_bytes(b"half")
+    assert EmbeddingStore(tmp_path).unknown(["text 1"]) == []
+
+
+def test_identities_have_folders_of_their_own(tmp_path):
+    assert store_folder(tmp_path, {"a": 1, "b": 2}) == store_folder(tmp_path, {"b": 2, "a": 1})
+    assert store_folder(tmp_path, {"a": 1}) != store_folder(tmp_path, {"a": 2})
+
+
+WRITER = """
+import sys, pathlib, torch
+sys.path.insert(0, sys.argv[1])
+from test_embeddings import rows, same
+from flowopd_cli.models.embeddings import EmbeddingStore
+folder, first = pathlib.Path(sys.argv[2]), int(sys.argv[3])
+store = EmbeddingStore(folder, shard_bytes=1)
+for number in range(first, first + 40):
+    if store.unknown([f"text {number}"]):
+        store.add(rows(number))
+assert same(store.find([f"text {n}" for n in range(first, first + 40)]), rows(*range(first, first + 40)))
+"""
+
+
+def test_processes_that_write_at_the_same_time_leave_every_row_sound(tmp_path):
+    from pathlib import Path
+
+    here = str(Path(__file__).parent)
+    command = [sys.executable, "-c", WRITER, here, str(tmp_path)]
+    copies = [subprocess.Popen([*command, str(first)], stderr=subprocess.PIPE, text=True) for first in (0, 20)]
+    for copy in copies:
+        _, said = copy.communicate(timeout=120)
+        assert copy.returncode == 0, said
+    store = EmbeddingStore(tmp_path)
+    assert store.unknown(list(rows(*range(60)))) == []
+    assert same(store.find(list(rows(*range(60)))), rows(*range(60)))
+
+
+def test_a_shard_tells_which_rows_it_has(tmp_path):
+    filled(tmp_path, 1, 2)
+    with safe_open(shards(tmp_path)[0], framework="pt") as opened:
+        assert len(json.loads(opened.metadata()["rows"])) == 2
+        assert opened.get_slice("embeds").get_shape() == [2, 3, 8]

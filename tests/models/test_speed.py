@@ -1,0 +1,189 @@
+"""Compilation, attention and activation checkpoints change how a transformer runs, and nothing of what it computes."""
+
+import logging
+
+import pytest
+import torch
+import torch._dynamo.testing
+from tiny import TEXTS, add_adapters, load
+
+from flowopd_cli.errors import ArtifactError
+from flowopd_cli.models import devices, speed
+from flowopd_cli.models.attention import BACKENDS
+from flowopd_cli.recipe_specs import Attention, ModelSpec
+
+SIGMA = torch.tensor([0.9, 0.5, 0.2])
+logging.getLogger("torch._dynamo").setLevel(logging.ERROR)
+
+
+@pytest.fixture
+def make(pipeline_folder):
+    """Makes adapted models, their texts encoded, with options of ``load``."""
+
+    def made(**options):
+        model = add_adapters(load(pipeline_folder, **options))
+        model.encode_ahead(TEXTS)
+        return model
+
+    return made
+
+
+def latents():
+    return torch.randn(3, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+
+
+def velocity(model, name, guidance=1.0):
+    with model.adapters.use(name), torch.no_grad():
+        return model.velocity(latents(), SIGMA, model.encode(TEXTS[:3]), guidance=guidance)
+
+
+def gradients(model, *, backward_under="policy"):
+    """The policy's gradients; the backward may come under another adapter than the forward."""
+    with model.adapters.use("policy"):
+        total = model.velocity(latents(), SIGMA, model.encode(TEXTS[:3]), guidance=2.0).square().sum()
+    with model.adapters.use(backward_under):
+        total.backward()
+    parameters = model.adapters.trainable()
+    found = {name: parameter.grad for name, parameter in parameters.items()}
+    for parameter in parameters.values():
+        parameter.grad = None
+    return found
+
+
+def assert_same(found, expected):
+    assert all(value is not None for value in found.values())
+    assert max(float(value.abs().max()) for value in expected.values()) > 1e-3
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, atol=1e-6, rtol=1e-6)
+
+
+def test_checkpointed_gradients_are_those_without(make):
+    model, blocks = make(), []
+    expected = gradients(model)
+    model.checkpoint_gradients()
+    for block in model.transformer.transformer_blocks:
+        block.register_forward_pre_hook(lambda *_: blocks.append(1))
+    assert_same(gradients(model), expected)
+    assert len(blocks) == 2 * len(model.transformer.transformer_blocks)  # each twice: forward, and again for backward
+
+
+@pytest.mark.parametrize("name", ["other", None])
+def test_a_switch_between_forward_and_backward_cannot_harm_checkpointed_gradients(make, name):
+    model = make()
+    expected = gradients(model)
+    model.checkpoint_gradients()
+    assert_same(gradients(model, backward_under=name), expected)
+    assert model.adapters.active is None
+
+
+def test_without_that_care_a_switch_would_lose_or_change_the_gradients(make):
+    """What the test above would catch: diffusers' own checkpoints, recomputed under whichever adapter is active."""
+    model = make()
+    model.transformer.enable_gradient_checkpointing()
+    expected = gradients(model)
+    try:
+        found = gradients(model, backward_under="other")
+    except torch.utils.checkpoint.CheckpointError:
+        return
+    with pytest.raises(AssertionError):
+        assert_same(found, expected)
+
+
+def test_no_checkpoint_is_kept_where_no_gradient_is_wanted(make, monkeypatch):
+    model = make()
+    expected = velocity(model, "other")
+    model.checkpoint_gradients()
+    monkeypatch.setattr(speed, "checkpoint", None)
+    assert torch.equal(velocity(model, "other"), expected)
+
+
+SLOW = pytest.mark.slow
+
+
+@SLOW
+@pytest.mark.parametrize("checkpoints", [False, True])
+@pytest.mark.parametrize("way", ["eager", "aot_eager"])
+def test_compiled_blocks_follow_every_switch(make, way, checkpoints):
+    plain, model = make(), make(compile=way)
+    if checkpoints:
+        model.checkpoint_gradients()
+    assert_same(gradients(model), gradients(plain))
+    for name in ("other", None, "policy", "other"):
+        torch.testing.assert_close(velocity(model, name), velocity(plain, name), atol=1e-6, rtol=1e-6)
+    for each in (model, plain):
+        each.adapters.copy("other", "late")
+    torch.testing.assert_close(velocity(model, "late"), velocity(plain, "late"), atol=1e-6, rtol=1e-6)
+    assert_same(gradients(model), gradients(plain))
+
+
+@SLOW
+def test_inductor_computes_the_same(make):
+    plain, model = make(), make(compile="default")
+    assert_same_nearly(gradients(model), gradients(plain))
+    for name in ("other", None, "policy"):
+        torch.testing.assert_close(velocity(model, name), velocity(plain, name), atol=1e-5, rtol=1e-4)
+
+
+def assert_same_nearly(found, expected):
+    """Fused kernels sum in another order."""
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, atol=1e-4, rtol=1e-4)
+
+
+def test_blocks_of_one_kind_are_compiled_once_for_each_adapter_and_follow_its_switch(make, monkeypatch):
+    torch._dynamo.reset()
+    compiled = torch._dynamo.testing.CompileCounter()
+    monkeypatch.setitem(speed.COMPILE, "counted", {"backend": compiled})
+    plain, model = make(), make(compile="counted")
+    for name in ("other", None, "other", None):
+        torch.testing.assert_close(velocity(model, name), velocity(plain, name), atol=1e-6, rtol=1e-6)
+    assert compiled.frame_count == 2 * 2  # the last block of the two is of a kind of its own
+
+
+@pytest.mark.parametrize("name", ["sdpa", "sdpa-math"])
+def test_attention_by_a_backend_is_that_of_diffusers(make, name):
+    plain, model = make(), make(attention=name)
+    assert_same(gradients(model), gradients(plain))
+    torch.testing.assert_close(velocity(model, "other", 4.5), velocity(plain, "other", 4.5), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "reason"), [("flash", "flash-attn"), ("flex", "CPU"), ("sdpa-cudnn", "backend")])
+def test_attention_that_cannot_work_here_is_one_clear_line(pipeline_folder, name, reason):
+    with pytest.raises(
+        ArtifactError, match=rf"model\.attention {name} cannot work here .*{reason}.*: use auto"
+    ) as found:
+        load(pipeline_folder, attention=name)
+    assert "\n" not in str(found.value)
+
+
+def test_unknown_ways_are_refused(pipeline_folder):
+    with pytest.raises(ArtifactError, match=r"model\.attention 'quick' is none of auto, sdpa"):
+        load(pipeline_folder, attention="quick")
+    with pytest.raises(ArtifactError, match=r"model\.compile 'fast' is none of none, default"):
+        load(pipeline_folder, compile="fast")
+
+
+def test_the_recipe_knows_the_ways_that_the_model_does():
+    assert set(Attention.__args__) == {"auto", *BACKENDS}
+    assert set(ModelSpec.model_fields["compile"].annotation.__args__) == {"none", *speed.COMPILE}
+
+
+@pytest.mark.parametrize(("wanted", "precision"), [(True, "high"), (False, "highest")])
+def test_tf32_is_a_matter_of_cuda_alone(monkeypatch, wanted, precision):
+    said = []
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", said.append)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", torch.backends.cudnn.allow_tf32)
+    speed.allow_tf32(torch.device("cpu"), wanted)
+    assert said == []
+    speed.allow_tf32(torch.device("cuda", 0), wanted)
+    assert said == [precision]
+    assert torch.backends.cudnn.allow_tf32 == wanted
+
+
+def test_automatic_precision_is_bfloat16_on_cuda_and_adapters_are_float32(make):
+    assert devices.pick_dtype("auto", torch.device("cuda")) == torch.bfloat16
+    assert devices.pick_dtype("auto", torch.device("cpu")) == torch.float32
+    model = make(dtype="bfloat16")
+    model.checkpoint_gradients()
+    assert {value.dtype for value in gradients(model).values()} == {torch.float32}
+    assert velocity(model, "policy").dtype == torch.float32
