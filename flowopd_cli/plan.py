@@ -14,6 +14,7 @@ from flowopd_cli.errors import ArtifactError, RecipeError
 from flowopd_cli.manifest import ADAPTER
 from flowopd_cli.options import Common
 from flowopd_cli.recipe_io import suggest
+from flowopd_cli.recipe_specs import secret_in_name
 from flowopd_cli.refs import AdapterRef
 from flowopd_cli.registry import REWARDS, reward_name
 from flowopd_cli.run import RunDir, is_run
@@ -83,6 +84,9 @@ def teacher_specs(texts: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 def reward_spec(text: str) -> dict[str, Any]:
     """``NAME[=WEIGHT][,task=TASK]`` as the fields of a reward."""
+    secret = secret_in_name(text)
+    if secret:
+        raise RecipeError(f"--reward: {secret}")
     head, options = split_options(text, "--reward", ("task",))
     name, equals, weight = head.partition("=")
     spec: dict[str, Any] = {"name": name, **options}

@@ -61,7 +61,8 @@ class Registry:
             return table[name]
         if self._remote and _is_remote(name):
             if not _URLS.fullmatch(name.removeprefix(REMOTE)):
-                raise self._error(f"{self.kind} {name!r}: write it as {REMOTE}http://HOST:PORT, several with commas")
+                shown = REMOTE if "@" in name or "?" in name else name
+                raise self._error(f"{self.kind} {shown!r}: write it as {REMOTE}http://HOST:PORT, several with commas")
             return self._remote
         if self._open_ended and _TARGET.fullmatch(name):
             return name

@@ -77,3 +77,33 @@ def drip(server, handler):
             return
         handler.wfile.write(b" ")
         handler.wfile.flush()
+
+
+def _dripping(handler, server, data, times=200):
+    for _ in range(times):
+        if server.release.wait(0.05):
+            return
+        handler.wfile.write(data)
+        handler.wfile.flush()
+
+
+def drip_header(server, handler):
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\nX-Slow: ")
+    _dripping(handler, server, b"x")
+
+
+def drip_chunk_size(server, handler):
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+    _dripping(handler, server, b"0")
+
+
+def drip_without_length(server, handler):
+    handler.wfile.write(b"HTTP/1.0 200 OK\r\n\r\n1")
+    _dripping(handler, server, b" ")
+
+
+def drip_error(server, handler):
+    handler.send_response(403)
+    handler.send_header("Content-Length", "1000")
+    handler.end_headers()
+    _dripping(handler, server, b"x")

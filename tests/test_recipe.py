@@ -5,8 +5,9 @@ import sys
 
 import pytest
 
+from flowopd_cli import plan, registry
 from flowopd_cli import recipe as recipes
-from flowopd_cli.errors import RecipeError
+from flowopd_cli.errors import RecipeError, RewardError
 
 TEACHER = {
     "stage": "teacher",
@@ -72,6 +73,54 @@ def test_mistakes_are_one_line_that_names_cause_and_way_out(override, words):
     assert "\n" not in message
     for word in words:
         assert word in message
+
+
+SECRET_REWARDS = [
+    {"name": "remote:http://u:S3CRET@host:1"},
+    {"name": "remote:http://good:1,http://u:S3,CRET@host:1"},
+    {"name": "remote:http://host:1/?key=S3CRET"},
+    {"name": "remote:u:S3CRET@host"},
+    {"name": "remote:http://host:1", "options": {"token": "S3CRET"}},
+    {"name": "vlm", "options": {"api_key": "S3CRET"}},
+    {"name": "vlm", "options": {"extra": {"Authorization": "Bearer S3CRET"}}},
+    {"name": "vlm", "options": {"extra": {"secret": {"a": "S3CRET"}}}},
+    {"name": "vlm", "options": {"url": ["http://good/v1", "http://host/v1?key=S3CRET"]}},
+    {"name": "aesthetic", "options": {"head": "https://u:S3CRET@host/x.pth"}},
+]
+
+
+@pytest.mark.parametrize("reward", SECRET_REWARDS)
+def test_secrets_never_reach_a_recipe(reward):
+    with pytest.raises(
+        RecipeError, match=r"rewards\.0: .*would be written into recipe\.yaml; put .* environment"
+    ) as no:
+        recipes.build({**TEACHER, "rewards": [reward]})
+    assert "S3" not in str(no.value)
+    assert "CRET" not in str(no.value)
+
+
+def test_a_suites_options_hold_no_secrets_either():
+    for value in ({"reward": "remote:http://u:S3CRET@h:1"}, {"options": {"token": "S3CRET"}}):
+        data = {"stage": "eval", "eval": {"options": {"deqa": value}}}
+        with pytest.raises(RecipeError, match=r"would be written into recipe\.yaml") as caught:
+            recipes.build(data)
+        assert "S3CRET" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["remote:http://u:S3CRET@h/?key=S3CRET", "remote:http://u:a,x=S3CRET@h"])
+def test_a_secret_on_the_command_line_is_not_repeated(text):
+    with pytest.raises(RecipeError, match=r"--reward: the address of a worker holds a login") as caught:
+        plan.reward_spec(text)
+    assert "S3CRET" not in str(caught.value)
+    with pytest.raises(RewardError, match="reward 'remote:'") as unknown:
+        registry.REWARDS.target("remote:u:S3CRET@h")
+    assert "S3CRET" not in str(unknown.value)
+
+
+def test_what_is_no_secret_is_taken():
+    options = {"token_env": "MINE", "max_tokens": 5, "weights": "facebook/x@abc", "url": "http://h:1/v1"}
+    built = recipes.build({**TEACHER, "rewards": [{"name": "remote:http://a:1,http://b:2/x", "options": options}]})
+    assert built.rewards[0].options == options
 
 
 def test_unknown_stage_lists_the_known_ones():

@@ -10,7 +10,7 @@ import random
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
@@ -19,6 +19,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from flowopd_cli.errors import RewardError
+from flowopd_cli.rewards.deadline import Deadline, handlers
 
 RETRYABLE = frozenset({408, 425, 429, 500, 502, 503, 504})
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -45,19 +46,25 @@ class Patience:
 
 
 class EndpointError(RewardError):
-    """No endpoint gave an answer. ``status`` is the last HTTP status, ``None`` where there was no answer at all."""
+    """No endpoint gave an answer. ``status`` is the last HTTP status, ``None`` where there was no answer at all;
+    ``slow`` says that some attempt took all its time.
+    """
 
-    def __init__(self, message: str, status: int | None = None) -> None:
+    def __init__(self, message: str, status: int | None = None, slow: bool = False) -> None:
         super().__init__(message)
-        self.status = status
+        self.status, self.slow = status, slow
+
+
+class Unusable(Exception):
+    """What a ``parse`` raises for an answer that is none; another attempt, or another endpoint, may give one."""
 
 
 class _Again(Exception):
     """A failure that another attempt may cure."""
 
-    def __init__(self, reason: str, status: int | None = None, after: float = 0.0) -> None:
+    def __init__(self, reason: str, status: int | None = None, after: float = 0.0, slow: bool = False) -> None:
         super().__init__(reason)
-        self.status, self.after = status, after
+        self.status, self.after, self.slow = status, after, slow
 
 
 def post_json(
@@ -66,11 +73,13 @@ def post_json(
     payload: Any,
     headers: Mapping[str, str] | None = None,
     patience: Patience = Patience(),
+    parse: Callable[[Any], Any] | None = None,
 ) -> Any:
     """POST to the first of ``urls`` that answers, and its answer parsed; ``payload`` is JSON, or bytes sent as given.
 
     ``path`` is appended to each URL. Each attempt goes to the next endpoint. Redirects are not followed (they would
-    carry the token elsewhere), and a loopback address is never asked through a proxy.
+    carry the token elsewhere), and a loopback address is never asked through a proxy. ``parse`` makes something of the
+    JSON; where it raises :class:`Unusable` the attempt has failed.
 
     Raises:
         EndpointError: attempts are exhausted, or a status says that more of them would not help.
@@ -79,7 +88,8 @@ def post_json(
     raw = isinstance(payload, (bytes, bytearray))
     body = bytes(payload) if raw else json.dumps(payload).encode()
     kind = "application/octet-stream" if raw else "application/json"
-    return _send(urls, path, body, {"Content-Type": kind, **(headers or {})}, patience)
+    request = _Request(path, body, {"Content-Type": kind, **(headers or {})}, parse or (lambda tree: tree))
+    return _send(urls, request, patience)
 
 
 def get_json(
@@ -94,7 +104,7 @@ def get_json(
         EndpointError: attempts are exhausted, or a status says that more of them would not help.
         RewardError: a URL cannot be used.
     """
-    return _send(urls, path, None, dict(headers or {}), patience)
+    return _send(urls, _Request(path, None, dict(headers or {}), lambda tree: tree), patience)
 
 
 def join_url(url: str, path: str) -> str:
@@ -114,8 +124,18 @@ def join_url(url: str, path: str) -> str:
     return f"{url.rstrip('/')}/{path.lstrip('/')}"
 
 
-def _send(urls: str | Sequence[str], path: str, body: bytes | None, headers: dict[str, str], patience: Patience) -> Any:
-    targets = [join_url(url, path) for url in ([urls] if isinstance(urls, str) else urls)]
+@dataclass(frozen=True)
+class _Request:
+    """What every endpoint is asked, and what is made of the answer."""
+
+    path: str
+    body: bytes | None
+    headers: Mapping[str, str]
+    parse: Callable[[Any], Any]
+
+
+def _send(urls: str | Sequence[str], request: _Request, patience: Patience) -> Any:
+    targets = [join_url(url, request.path) for url in ([urls] if isinstance(urls, str) else urls)]
     if not targets:
         raise RewardError("no endpoint is named")
     due = dict.fromkeys(targets, 0.0)
@@ -125,39 +145,52 @@ def _send(urls: str | Sequence[str], path: str, body: bytes | None, headers: dic
         target = targets[attempt % len(targets)]
         time.sleep(max(0.0, due[target] - time.monotonic()))
         try:
-            return _once(target, body, headers, patience)
+            return _once(target, request, patience)
         except _Again as failure:
             failures[target] = failure
             due[target] = time.monotonic() + _pause(failure, attempt // len(targets), patience)
     reasons = "; ".join(f"{target}: {failure}" for target, failure in failures.items())
     tries = f"{attempts} attempt{'s' * (attempts > 1)}"
-    raise EndpointError(f"no answer after {tries}: {reasons}", list(failures.values())[-1].status)
+    slow = any(failure.slow for failure in failures.values())
+    raise EndpointError(f"no answer after {tries}: {reasons}", list(failures.values())[-1].status, slow)
 
 
-def _once(url: str, body: bytes | None, headers: dict[str, str], patience: Patience) -> Any:
-    request = urllib.request.Request(url, data=body, headers=headers, method="GET" if body is None else "POST")
+def _once(url: str, request: _Request, patience: Patience) -> Any:
+    content = _fetched(url, request, patience)
     try:
-        with _opener(url).open(request, timeout=patience.timeout) as answer:
-            content = _read(answer, patience, url)
-    except urllib.error.HTTPError as error:
-        raise _refusal(url, error, headers) from error
-    except ValueError:
-        raise RewardError(f"{url}: a header or the address holds characters that cannot be sent") from None
-    except TimeoutError as error:
-        raise _Again(f"no answer within {patience.timeout:g} s") from error
-    except (OSError, HTTPException) as error:
-        cause = getattr(error, "reason", error)
-        timed_out = isinstance(cause, TimeoutError)
-        raise _Again(f"no answer within {patience.timeout:g} s" if timed_out else _one_line(cause)) from error
+        tree = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise _Again(f"its answer is not JSON: {_quote(content, request.headers)}", 200) from error
     try:
-        return json.loads(content)
-    except ValueError as error:
-        raise _Again(f"its answer is not JSON: {_quote(content, headers)}", 200) from error
+        return request.parse(tree)
+    except (Unusable, RecursionError) as error:
+        raise _Again(_one_line(error), 200) from error
+
+
+def _fetched(url: str, request: _Request, patience: Patience) -> bytes:
+    """The body of one answer; all of it has come within the timeout, however slowly its parts drip."""
+    asked = urllib.request.Request(
+        url, data=request.body, headers=dict(request.headers), method="GET" if request.body is None else "POST"
+    )
+    late = _Again(f"no answer within {patience.timeout:g} s", slow=True)
+    with Deadline(patience.timeout) as deadline:
+        try:
+            with _opener(url, deadline).open(asked, timeout=patience.timeout) as answer:
+                content = _read(answer, patience, url)
+        except urllib.error.HTTPError as error:
+            raise _refusal(url, error, request.headers) from error
+        except ValueError:
+            raise RewardError(f"{url}: a header or the address holds characters that cannot be sent") from None
+        except (OSError, HTTPException) as error:
+            cause = getattr(error, "reason", error)
+            raise (late if deadline.passed or isinstance(cause, TimeoutError) else _Again(_one_line(cause))) from error
+        if deadline.passed:
+            raise late
+    return content
 
 
 def _read(answer: Any, patience: Patience, url: str) -> bytes:
-    """The whole body, within the time and size that patience allows; a body cut short raises ``IncompleteRead``."""
-    deadline = time.monotonic() + patience.timeout
+    """The whole body, within the size that patience allows; a body cut short raises ``IncompleteRead``."""
     blocks: list[bytes] = []
     size = 0
     while block := answer.read1(CHUNK):
@@ -165,8 +198,6 @@ def _read(answer: Any, patience: Patience, url: str) -> bytes:
         size += len(block)
         if size > patience.limit:
             raise EndpointError(f"{url}: its answer is larger than {patience.limit} bytes", answer.status)
-        if time.monotonic() > deadline:
-            raise TimeoutError
     if answer.length:
         raise HTTPException(f"connection broken, {answer.length} bytes are missing")
     return b"".join(blocks)
@@ -223,6 +254,6 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         return None
 
 
-def _opener(url: str) -> urllib.request.OpenerDirector:
+def _opener(url: str, deadline: Deadline) -> urllib.request.OpenerDirector:
     direct = [urllib.request.ProxyHandler({})] if urlsplit(url).hostname in LOOPBACK else []
-    return urllib.request.build_opener(_NoRedirect, *direct)
+    return urllib.request.build_opener(_NoRedirect, *handlers(deadline), *direct)

@@ -9,9 +9,10 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NoReturn
+from functools import partial
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -19,14 +20,15 @@ from torch import Tensor
 
 from flowopd_cli.core.types import Prompt, RewardResult
 from flowopd_cli.errors import PromptError, RewardError
-from flowopd_cli.rewards.base import RewardInfo
-from flowopd_cli.rewards.http import RETRYABLE, EndpointError, Patience, get_json, post_json
+from flowopd_cli.rewards.http import RETRYABLE, EndpointError, Patience, Unusable, get_json, post_json
 from flowopd_cli.rewards.parallel import in_parallel
 from flowopd_cli.rewards.pictures import to_pil
 from flowopd_cli.rewards.serving import wire
 from flowopd_cli.rewards.serving.server import TOKEN_ENV
 from flowopd_cli.rewards.serving.wire import Answer, Refusal
+from flowopd_cli.rewards.worker_info import WorkerMismatch, info_of, introduced, shown
 
+T = TypeVar("T")
 ON_ERROR = ("retry", "skip", "fail")
 TOKEN_WANTED = (401, 403)
 MISMATCH = 409
@@ -34,10 +36,6 @@ CHECKED_AT_ONCE = 1000
 REST_SECONDS = 60.0
 HEADROOM = 4096
 log = logging.getLogger("flowopd.rewards")
-
-
-class WorkerMismatch(RewardError):
-    """A worker of another protocol, reward or weights: no attempt cures it, so ``skip`` does not skip it."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +85,7 @@ class RemoteReward:
         self._resting: dict[str, float] = {}
         self._turn, self._lock, self._failing = 0, threading.Lock(), False
         self.worker = self._meet(reward)
-        self.info = _info(self.worker)
+        self.info = info_of(self.worker)
         self.weights = {**self.worker.get("weights", {}), "worker": str(self.worker.get("package", "?"))}
 
     def check(self, prompts: Sequence[Prompt]) -> None:
@@ -101,7 +99,7 @@ class RemoteReward:
             part = [wire.prompt_tree(prompt) for prompt in prompts[start : start + CHECKED_AT_ONCE]]
             body = {"protocol": wire.PROTOCOL, "reward": self.worker["reward"], "prompts": part}
             try:
-                answer = self._ask(wire.CHECK, body)
+                answer = self._ask(wire.CHECK, body, dict)
             except EndpointError as error:
                 self._stop(error)
             if not answer.get("ok"):
@@ -117,17 +115,24 @@ class RemoteReward:
         pngs = [wire.encode_png(picture) for picture in to_pil(images)]
         most = self._most(images.shape[-1] * images.shape[-2])
         chunks = list(self._chunks(pngs, [wire.prompt_tree(prompt) for prompt in prompts], most))
-        tasks = [lambda chunk=chunk: self._score(chunk) for chunk in chunks]
+        silent = threading.Event()
+        tasks = [partial(self._score, chunk, silent) for chunk in chunks]
         return joined(in_parallel(tasks, workers=len(self.urls)))
 
-    def _score(self, chunk: Chunk) -> Answer:
+    def _score(self, chunk: Chunk, silent: threading.Event) -> Answer:
+        """One request, unless those before it in this call found the workers ``silent`` until their time was over."""
+        count = len(chunk.pngs)
+        if silent.is_set():
+            return self._skipped(count, "not asked, for the workers had just let a request wait in vain")
+        body = wire.score_request(self.worker["reward"], chunk.pngs, chunk.prompts)
         try:
-            tree = self._ask(wire.SCORE, wire.score_request(self.worker["reward"], chunk.pngs, chunk.prompts))
-            answer = wire.read_answer(tree, len(chunk.pngs))
-        except (EndpointError, Refusal) as error:
-            if self.on_error != "skip" or getattr(error, "status", None) in (*TOKEN_WANTED, MISMATCH):
+            answer = self._ask(wire.SCORE, body, lambda tree: _answer(tree, count))
+        except EndpointError as error:
+            if self.on_error != "skip" or error.status in (*TOKEN_WANTED, MISMATCH):
                 self._stop(error)
-            return self._skipped(len(chunk.pngs), str(error))
+            if error.slow:
+                silent.set()
+            return self._skipped(count, str(error))
         if self._failing:
             log.warning("reward %s: the worker answers again", self.info.name)
         self._failing = False
@@ -158,24 +163,31 @@ class RemoteReward:
         if pngs:
             yield Chunk(list(pngs[start:]), list(prompts[start:]))
 
-    def _ask(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        """An answer from any worker: each is asked once, those that failed lately last, then all again with pauses.
+    def _ask(self, path: str, body: Mapping[str, Any], read: Callable[[dict[str, Any]], T]) -> T:
+        """What ``read`` makes of an answer from any worker: each is asked once, those that failed lately last, then
+        all again with pauses. After a request that was given up, nobody is asked twice until one is answered.
 
         Raises:
             EndpointError: none answers, or a status says that more attempts would not help.
             WorkerMismatch: another reward answers.
         """
-        order, headers = self._order(), self._headers()
+        order, headers, slow = self._order(), self._headers(), False
         once = replace(self._patience, retries=0)
+        patience = once if self._failing else self._patience
         for url in order[:-1]:
             try:
-                return self._same(url, post_json(url, path, body, headers, once))
+                return post_json(url, path, body, headers, once, lambda tree: read(self._same(tree)))
             except EndpointError as error:
                 if error.status is not None and error.status not in RETRYABLE and error.status != 200:
                     raise
+                slow = slow or error.slow
                 self._resting[url] = time.monotonic() + REST_SECONDS
-        rest = [*order[-1:], *order[:-1]] if self._patience.retries else order[-1:]
-        return self._same(rest[0], post_json(rest, path, body, headers, self._patience))
+        rest = [*order[-1:], *order[:-1]] if patience.retries else order[-1:]
+        try:
+            return post_json(rest, path, body, headers, patience, lambda tree: read(self._same(tree)))
+        except EndpointError as error:
+            error.slow = error.slow or slow
+            raise
 
     def _order(self) -> list[str]:
         """The workers in turn, those that failed within the last minute at the end."""
@@ -185,9 +197,9 @@ class RemoteReward:
         now = time.monotonic()
         return sorted(turned, key=lambda url: self._resting.get(url, 0.0) > now)
 
-    def _same(self, url: str, tree: Any) -> dict[str, Any]:
+    def _same(self, tree: Any) -> dict[str, Any]:
         if not isinstance(tree, dict):
-            raise EndpointError(f"{url}: the answer is {type(tree).__name__}, not an object", 200)
+            raise Unusable(f"the answer is {type(tree).__name__}, not an object")
         for name in ("protocol", "reward", "fingerprint"):
             if tree.get(name) != self.worker.get(name):
                 raise WorkerMismatch(
@@ -201,28 +213,42 @@ class RemoteReward:
         return {"Authorization": f"Bearer {token}"} if token else {}
 
     def _meet(self, wanted: str | None) -> dict[str, Any]:
-        """What the workers say of themselves, which must agree; those that do not answer may come later."""
-        met: dict[str, dict[str, Any]] = {}
-        last: EndpointError | None = None
-        for url in self.urls:
-            try:
-                met[url] = _introduced(url, get_json(url, wire.INFO, self._headers(), self._patience), wanted)
-            except EndpointError as error:
-                last = error
-                if error.status in TOKEN_WANTED:
-                    self._stop(error)
-                self._resting[url] = time.monotonic() + REST_SECONDS
+        """What the workers say of themselves, which must agree; those that do not answer may come later.
+
+        All are asked once; only when nobody answers are they asked with patience.
+        """
+        found = self._introductions(wanted, replace(self._patience, retries=0))
+        if self._patience.retries and all(isinstance(other, EndpointError) for other in found.values()):
+            found = self._introductions(wanted, self._patience)
+        absent = {url: error for url, error in found.items() if isinstance(error, EndpointError)}
+        for url, error in absent.items():
+            if error.status in TOKEN_WANTED:
+                self._stop(error)
+            self._resting[url] = time.monotonic() + REST_SECONDS
+        met = [(url, other) for url, other in found.items() if not isinstance(other, EndpointError)]
         if not met:
-            self._stop(last or EndpointError("remote: no URL is named"))
-        (first, worker), *others = met.items()
+            self._stop([*absent.values(), EndpointError("remote: no URL is named")][0])
+        (first, worker), *others = met
         for url, other in others:
             if other["fingerprint"] != worker["fingerprint"]:
                 raise WorkerMismatch(
-                    f"{url} serves {_shown(other)}, {first} {_shown(worker)}: their scores cannot be compared"
+                    f"{url} serves {shown(other)}, {first} {shown(worker)}: their scores cannot be compared"
                 )
-        if last is not None:
-            log.warning("reward %s: %s", worker["reward"], last)
+        for error in absent.values():
+            log.warning("reward %s: %s", worker["reward"], error)
         return worker
+
+    def _introductions(self, wanted: str | None, patience: Patience) -> dict[str, dict[str, Any] | EndpointError]:
+        """What every worker says of itself, or why it does not; all are asked at the same time."""
+
+        def introduce(url: str) -> dict[str, Any] | EndpointError:
+            try:
+                return introduced(url, get_json(url, wire.INFO, self._headers(), patience), wanted)
+            except EndpointError as error:
+                return error
+
+        given = in_parallel([partial(introduce, url) for url in self.urls], workers=len(self.urls))
+        return dict(zip(self.urls, given, strict=True))
 
     def _stop(self, error: Exception) -> NoReturn:
         """One line that says what failed and what to do."""
@@ -234,6 +260,13 @@ class RemoteReward:
         if status is None and self._start:
             way_out = f"; start it with: {self._start}"
         raise RewardError(f"reward {name}: {error}{way_out}") from error
+
+
+def _answer(tree: dict[str, Any], count: int) -> Answer:
+    try:
+        return wire.read_answer(tree, count)
+    except Refusal as refusal:
+        raise Unusable(str(refusal)) from refusal
 
 
 def joined(answers: Sequence[Answer]) -> RewardResult:
@@ -248,38 +281,3 @@ def joined(answers: Sequence[Answer]) -> RewardResult:
 
 def _floats(values: Sequence[float | None]) -> Float[Tensor, " B"]:
     return torch.tensor([float("nan") if value is None else value for value in values], dtype=torch.float32)
-
-
-def _introduced(url: str, tree: Any, wanted: str | None) -> dict[str, Any]:
-    """A worker's own words, when they are those of a worker we can use."""
-    if not isinstance(tree, dict) or "protocol" not in tree:
-        raise WorkerMismatch(f"{url}: is no scoring worker of flowopd")
-    if tree["protocol"] != wire.PROTOCOL:
-        raise WorkerMismatch(
-            f"{url}: speaks protocol {tree['protocol']!r} ({tree.get('package', '?')}), we speak {wire.PROTOCOL}: "
-            "install the same flowopd on both sides"
-        )
-    if wanted is not None and tree.get("reward") != wanted:
-        raise WorkerMismatch(f"{url}: serves the reward {tree.get('reward')!r}, wanted is {wanted!r}")
-    if not isinstance(tree.get("reward"), str) or not isinstance(tree.get("fingerprint"), str):
-        raise WorkerMismatch(f"{url}: does not say which reward it serves")
-    return tree
-
-
-def _shown(worker: Mapping[str, Any]) -> str:
-    weights = ", ".join(f"{name} {value}" for name, value in worker.get("weights", {}).items())
-    return f"{worker['reward']} ({weights or worker['fingerprint']})"
-
-
-def _info(worker: Mapping[str, Any]) -> RewardInfo:
-    low, high = worker.get("low"), worker.get("high")
-    return RewardInfo(
-        name=worker["reward"],
-        paper=str(worker.get("paper", "")),
-        low=-float("inf") if low is None else float(low),
-        high=float("inf") if high is None else float(high),
-        higher_is_better=bool(worker.get("higher_is_better", True)),
-        license=str(worker.get("license", "")),
-        exact=bool(worker.get("exact", True)),
-        note=str(worker.get("note", "")),
-    )

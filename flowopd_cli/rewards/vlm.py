@@ -31,8 +31,11 @@ KEY_ENV = "FLOWOPD_VLM_API_KEY"
 PATH = "chat/completions"
 REFUSED = frozenset({400, 413, 415, 422})  # this picture or prompt; a retry, or another picture, is another matter
 ON_ERROR = ("retry", "skip", "fail")
-NUMBER = r"([-+]?\d+(?:\.\d+)?)(?:\s*/\s*5)?(?![\w%]|[.,/]\d)"
-THINKING = re.compile(r"<think>.*?</think>", re.DOTALL)
+NUMBER = r"([-+]?\d+(?:\.\d+)?)(?:\s*/\s*5)?"
+# One label on the line, and behind the number nothing but blanks, asterisks and full stops: "3-4" is no 3.
+FINAL = rf"(?im)^(?:(?!Final Score:).)*Final Score:[\s*]*{NUMBER}(?:[^\S\n]|[*.])*$"
+THOUGHT_BEGINS = re.compile(r"(?i)<think(?:ing)?>")
+THOUGHT_ENDS = re.compile(r"(?i)</think(?:ing)?>")
 KEPT = 500
 
 UNIFIED = """You see a picture that was generated from a caption. Judge two things.
@@ -62,7 +65,7 @@ class JudgeOptions:
     """
 
     template: str = UNIFIED
-    pattern: str = rf"(?i)Final Score:[\s*]*{NUMBER}"
+    pattern: str = FINAL
     low: float = 1.0
     high: float = 5.0
     divisor: float = 5.0
@@ -165,13 +168,17 @@ class VLMReward:
             )
         except EndpointError as error:
             refused = error.status in REFUSED
-            passing = error.status is None or error.status in RETRYABLE
+            passing = error.status in (None, 200) or error.status in RETRYABLE  # 200: an answer that is no JSON
             if not refused and not (passing and self.options.on_error == "skip"):
                 raise
             return Judgement(None, error=str(error), refused=refused)
         answer = answer_of(reply)
         if answer is None:
             return Judgement(None, error=f"no message in the answer: {str(reply)[:200]}")
+        if reply["choices"][0].get("finish_reason") == "length":
+            return Judgement(
+                None, answer, f"the answer was cut off (max_tokens {self.options.max_tokens}), maybe its score"
+            )
         return read_answer(answer, self.options)
 
     def request(self, image: Image.Image, text: str) -> dict[str, Any]:
@@ -212,8 +219,14 @@ def checked(options: JudgeOptions) -> JudgeOptions:
 
 
 def read_answer(answer: str, options: JudgeOptions) -> Judgement:
-    """The one number that the pattern finds, in range; thoughts between ``<think>`` tags are not part of the answer."""
-    spoken = THINKING.sub("", answer)
+    """The one number that the pattern finds, in range.
+
+    The answer begins behind the last ``</think>``, for some servers leave out where the thoughts began; thoughts that
+    do not end hold no answer.
+    """
+    spoken = THOUGHT_ENDS.split(answer)[-1]
+    if THOUGHT_BEGINS.search(spoken):
+        return Judgement(None, answer, "the answer has no score: its thoughts do not end")
     numbers = re.findall(options.pattern, spoken)
     if not numbers:
         return Judgement(None, answer, "the answer has no score of the form that was asked for")

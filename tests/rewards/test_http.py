@@ -1,13 +1,25 @@
 """JSON over HTTP against a real server on the loopback: what is retried, what is not, and what an error says."""
 
 import json
+import socket
+import threading
 import time
 
 import pytest
-from scripted import Scripted, cut_short, drip, drop, hang
+from scripted import (
+    Scripted,
+    cut_short,
+    drip,
+    drip_chunk_size,
+    drip_error,
+    drip_header,
+    drip_without_length,
+    drop,
+    hang,
+)
 
 from flowopd_cli.errors import RewardError
-from flowopd_cli.rewards.http import EndpointError, Patience, get_json, join_url, post_json
+from flowopd_cli.rewards.http import EndpointError, Patience, Unusable, get_json, join_url, post_json
 
 QUICK = Patience(timeout=5, retries=3, backoff=0.01, longest=0.05)
 
@@ -83,14 +95,63 @@ def test_exhaustion_names_endpoint_status_and_body_but_not_the_token(serve):
     assert len(text) < 400
 
 
-@pytest.mark.parametrize("fault", [hang, drip])
+@pytest.mark.parametrize("fault", [hang, drip, drip_header, drip_chunk_size, drip_without_length])
 def test_an_attempt_ends_at_its_timeout(serve, fault):
     server = serve(fault)
     started = time.monotonic()
     with pytest.raises(EndpointError, match=r"2 attempts.*no answer within 0\.3 s") as caught:
         post_json(server.url, "x", {}, patience=Patience(timeout=0.3, retries=1, backoff=0.01))
     assert caught.value.status is None
+    assert caught.value.slow
     assert time.monotonic() - started < 3
+
+
+def test_an_error_page_that_drips_does_not_hold_its_status_back(serve):
+    started = time.monotonic()
+    with pytest.raises(EndpointError, match="HTTP 403"):
+        post_json(serve(drip_error).url, "x", {}, patience=Patience(timeout=0.3, retries=0))
+    assert time.monotonic() - started < 3
+
+
+def test_a_tls_handshake_that_drips_ends_in_time():
+    over = threading.Event()
+
+    def drip_handshake():
+        connection, _ = listener.accept()
+        with connection:
+            connection.sendall(b"\x16\x03\x03\x3f\xff")
+            for _ in range(200):
+                if over.wait(0.05):
+                    return
+                connection.sendall(b"x")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=drip_handshake, daemon=True)
+        thread.start()
+        started = time.monotonic()
+        with pytest.raises(EndpointError, match=r"no answer within 0\.3 s"):
+            get_json(f"https://127.0.0.1:{listener.getsockname()[1]}", "x", patience=Patience(timeout=0.3, retries=0))
+        assert time.monotonic() - started < 3
+        over.set()
+
+
+def test_an_answer_of_too_many_levels_is_no_answer(serve):
+    with pytest.raises(EndpointError, match=r"2 attempts.*its answer is not JSON: \[\[\["):
+        post_json(serve((200, b"[" * 300_000)).url, "x", {}, patience=Patience(retries=1, backoff=0.01))
+
+
+def test_an_answer_that_is_of_no_use_is_asked_for_again(serve):
+    def parse(tree):
+        if tree != [1]:
+            raise Unusable("want a 1")
+        return "good"
+
+    bad, good = serve((200, [2])), serve((200, [3]), (200, [1]))
+    assert post_json([bad.url, good.url], "x", {}, None, QUICK, parse) == "good"
+    assert (len(bad.asked), len(good.asked)) == (2, 2)
+    with pytest.raises(EndpointError, match=r"4 attempts.*want a 1") as caught:
+        post_json(bad.url, "x", {}, None, QUICK, parse)
+    assert caught.value.status == 200
 
 
 def test_the_next_endpoint_answers_for_a_broken_one(serve):

@@ -1,11 +1,14 @@
 """The client against real worker processes: what they score, and every way they fail. No score becomes zero."""
 
+import json
 import logging
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
+from dataclasses import replace
 
 import pytest
 import torch
+from scripted import Scripted, hang
 from workers import started
 
 from flowopd_cli.core.types import Prompt
@@ -202,6 +205,95 @@ def test_skip_says_so_once_and_when_it_is_over(worker, caplog):
         "pictures are left out of their groups",
         "the worker answers again",
     ]
+
+
+@pytest.fixture
+def played():
+    """A worker whose answers to ``/score`` are ``replies``, one after the other, the last for ever."""
+    with ExitStack() as stack:
+
+        def make(*replies):
+            server = Scripted((200, INFO))
+            stack.callback(server.close)
+            server.play = list(replies)
+            server.replies = [lambda server, handler: play(server, handler)]
+            return server
+
+        yield make
+
+
+INFO = {"protocol": 1, "reward": "red", "fingerprint": "f", "package": "test 1", "weights": {}}
+
+
+def play(server, handler):
+    prepared = [(200, INFO)] if handler.command == "GET" else server.play
+    reply = prepared.pop(0) if len(prepared) > 1 else prepared[0]
+    if callable(reply):
+        reply(server, handler)
+        return
+    status, tree = reply
+    content = json.dumps(tree).encode()
+    handler.send_response(status)
+    handler.send_header("Content-Length", str(len(content)))
+    handler.end_headers()
+    handler.wfile.write(content)
+
+
+def posts(server):
+    return sum(method == "POST" for method, *_ in server.asked)
+
+
+def good(*totals):
+    return 200, {**INFO, "total": list(totals), "scores": {}, "valid": [True] * len(totals), "details": []}
+
+
+def test_with_skip_a_dead_worker_has_full_patience_once(played):
+    server = played((500, {"error": "down"}))
+    reward = RemoteReward(server.url, **QUICK, on_error="skip", batch=1)
+    assert_left_out(score(reward))
+    assert posts(server) == 2 + 1 + 1 + 1
+    server.play[:] = [good(0.5)]
+    assert score(reward).valid.all()
+    assert posts(server) == 5 + 4
+    server.play[:] = [(500, {"error": "down"}), good(0.5)]
+    assert score(reward).valid.all()
+
+
+def test_with_skip_a_hanging_worker_is_waited_for_once_a_call(played):
+    server = played(hang)
+    reward = RemoteReward(server.url, **SHORT, on_error="skip", batch=1)
+    assert_left_out(score(reward))
+    assert posts(server) == 2
+    assert_left_out(score(reward))
+    assert posts(server) == 3
+    server.play[:] = [good(0.5)]
+    reward._patience = replace(reward._patience, timeout=30)
+    assert score(reward).valid.all()
+
+
+def test_an_answer_that_is_none_is_asked_for_again(played):
+    wrong, kinds = good(0.5, 0.5), (200, {**good(0.5)[1], "total": ["good"]})
+    server = played(wrong, kinds, good(0.25))
+    assert score(RemoteReward(server.url, retries=2, backoff=0.01), 1).total.tolist() == [0.25]
+    assert posts(server) == 3
+
+
+def test_failover_when_one_gives_answers_that_are_none(played):
+    bad, sound = played(good(0.5, 0.5)), played(good(0.25))
+    reward = RemoteReward(f"{bad.url},{sound.url}", on_error="fail", batch=1)
+    assert score(reward, 4).total.tolist() == [0.25] * 4
+    assert posts(bad) >= 1
+
+
+def test_who_does_not_answer_at_the_start_is_asked_once_where_another_does(played, caplog):
+    bad = Scripted((503, "loading"))
+    with closing(bad):
+        reward = RemoteReward(f"{bad.url},{played(good(0.25)).url}", retries=4, backoff=0.01)
+        assert len(bad.asked) == 1
+        assert "HTTP 503" in caplog.text
+        assert score(reward, 1).valid.all()
+        with pytest.raises(RewardError, match=r"after 5 attempts.*503"):
+            RemoteReward(bad.url, retries=4, backoff=0.01)
 
 
 # -- faults: answers that are no answers -----------------------------------------------------------------------------

@@ -89,6 +89,18 @@ def test_large_pictures_shrink_and_options_reach_the_request(serve):
         "Final Score: 80%",
         "Final Score: 4/10",
         "Final Score: 4.5.1",
+        "Final Score: 4 / 10",
+        "Final Score: 3 out of 10",
+        "Final Score: 3-4",
+        "Final Score: 3 to 4",
+        "Final Score: 3 or 4",
+        "Final Score: 4 %",
+        "Final Score: 1 1/2",
+        "Final Score: 4 , 5",
+        "Final Score: 3, or is it Final Score: 4",
+        "<think>Final Score: 2",
+        "I think Final Score: 2\n</think>\nI cannot say the score.",
+        "Final Score: 4 <think> or rather",
         "Final Score: 3\nFinal Score: 4",
         "<think>Final Score: 4</think> I cannot say.",
     ],
@@ -110,6 +122,11 @@ def test_an_unparsable_answer_is_invalid_and_never_zero(serve, answer):
         ("unifiedreward", "final score:  3 / 5", 3.0),
         ("unifiedreward", "Final Score: 3\n...\nFinal Score: 3.0", 3.0),
         ("unifiedreward", "<think>Final Score: 2?</think>Final Score: 4", 4.0),
+        ("unifiedreward", "Let me see.\nFinal Score: 2\n</think>\n**Final Score: 4.5** \r\n", 4.5),
+        ("unifiedreward", "The Final Score: **5** / 5.", None),
+        ("unifiedreward", "The **Final Score:**\n**5 / 5**.\nGood.", 5.0),
+        ("qwenvl", "<overall>4 / 10</overall>", None),
+        ("qwenvl", "<overall>3-4</overall>", None),
         ("qwenvl", "well <Overall>1</Overall>", 1.0),
         ("qwenvl", "<overall>1 or 2</overall>", None),
         ("qwenvl", "<overall>4/5</overall>", 4.0),
@@ -117,6 +134,22 @@ def test_an_unparsable_answer_is_invalid_and_never_zero(serve, answer):
 )
 def test_reading(preset, answer, score):
     assert read_answer(answer, PRESETS[preset]).score == score
+
+
+def test_an_answer_that_was_cut_off_is_invalid(serve):
+    result = judge(serve(said("Final Score: 4", "length"), said("Final Score: 3")))(IMAGES[:2], PROMPTS[:2])
+    assert result.valid.tolist() == [False, True]
+    assert "cut off" in result.details[0]["error"]
+    assert result.details[0]["answer"] == "Final Score: 4"
+
+
+def test_with_skip_an_answer_that_is_no_json_leaves_the_picture_out(serve):
+    server = serve((200, b"<html>busy"), (200, b"<html>busy"), said("Final Score: 3"))
+    result = judge(server, retries=1, on_error="skip")(IMAGES[:2], PROMPTS[:2])
+    assert result.valid.tolist() == [False, True]
+    assert "not JSON" in result.details[0]["error"]
+    with pytest.raises(RewardError, match="not JSON"):
+        judge(serve((200, b"<html>busy")), retries=1)(IMAGES[:1], PROMPTS[:1])
 
 
 @pytest.mark.parametrize("reply", [(200, {"error": "x"}), (200, {"choices": []}), said(None), (200, [1])])
