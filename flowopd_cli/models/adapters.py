@@ -114,8 +114,10 @@ class AdapterBank:
                 self._activate(before)
 
     @contextmanager
-    def mix(self, rows: Sequence[str | None]) -> Iterator[None]:
+    def mix(self, rows: Sequence[str | None] | None) -> Iterator[None]:
         """Inside the block row i of every batch goes through adapter ``rows[i]`` (``None``: the bare base).
+
+        Without ``rows`` all go through the one in use, as ever.
 
         For forwards without gradients, of batches of exactly ``len(rows)`` rows: what PEFT's ``adapter_names`` gives,
         with one slice for each run of equal names where PEFT gathers and scatters single rows.
@@ -123,6 +125,9 @@ class AdapterBank:
         Raises:
             ArtifactError: there is no such adapter.
         """
+        if rows is None:
+            yield
+            return
         spans, start = [], 0
         for name, run in groupby(rows):
             self._known(name)
@@ -262,6 +267,8 @@ def _add_rows(
     spans: Sequence[tuple[str | None, slice]], layer: LoraLayer, inputs: tuple[Tensor, ...], output: Tensor
 ) -> Tensor:
     """The base's output of one layer, with what each span's adapter adds to its rows; in PEFT's precision."""
+    if len(output) != spans[-1][1].stop:
+        raise RuntimeError(f"a mixed batch of {spans[-1][1].stop} rows came to an adapted module as {len(output)}")
     for name, rows in spans:
         if name is not None and name in layer.lora_A:
             down, up = layer.lora_A[name], layer.lora_B[name]

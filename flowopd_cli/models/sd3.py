@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import json
 from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +23,7 @@ from flowopd_cli.models.attention import choose_attention
 from flowopd_cli.models.devices import pick_dtype, take_device
 from flowopd_cli.models.embeddings import EmbeddingStore, Row, store_folder
 from flowopd_cli.models.folders import base_fingerprint, encoder_identity, locate
+from flowopd_cli.models.guidance import guided
 from flowopd_cli.models.plain import absent_t5
 from flowopd_cli.models.quiet import hush
 from flowopd_cli.models.speed import allow_tf32, checkpointed, compile_blocks
@@ -219,24 +219,7 @@ class SD3Model:
         ``guidance`` may be a number for each row, and ``adapters`` a name for each row: a mixed batch, for which
         gradients are off, in place of the adapter in use.
         """
-        scales = list(guidance) if isinstance(guidance, Sequence) else [guidance] * len(latents)
-        guided = [row for row, scale in enumerate(scales) if scale != 1]
-        if not guided:
-            return self._forward(latents, sigma, cond.embeds, cond.pooled, adapters)
-        if cond.neg_embeds is None or cond.neg_pooled is None or cond.pooled is None:
-            raise ValueError("guidance needs the empty prompt's rows in the conditioning")
-        rows = slice(None) if len(guided) == len(latents) else torch.tensor(guided, device=latents.device)
-        velocity = self._forward(
-            torch.cat([latents[rows], latents]),
-            torch.cat([sigma[rows], sigma]),
-            torch.cat([cond.neg_embeds[rows], cond.embeds]),
-            torch.cat([cond.neg_pooled[rows], cond.pooled]),
-            adapters and [*(adapters[row] for row in guided), *adapters],
-        )
-        negative, positive = velocity[: len(guided)], velocity[len(guided) :]
-        scale = velocity.new_tensor([scales[row] for row in guided]).view(-1, 1, 1, 1)
-        line = negative + scale * (positive[rows] - negative)
-        return line if len(guided) == len(latents) else positive.index_copy(0, rows, line)  # type: ignore[arg-type]
+        return guided(self._forward, latents, sigma, cond, guidance, adapters)
 
     def _forward(
         self,
@@ -247,7 +230,7 @@ class SD3Model:
         adapters: Sequence[str | None] | None,
     ) -> Float[Tensor, "b C H W"]:
         """The transformer once, in float32 at the end; ``adapters`` as in :meth:`velocity`."""
-        with nullcontext() if adapters is None else self.adapters.mix(adapters):
+        with self.adapters.mix(adapters):
             return self.transformer(
                 hidden_states=latents.to(self.dtype),
                 timestep=sigma * TRAIN_TIMESTEPS,

@@ -23,11 +23,9 @@ class Exact(DoubleModel):
     """The tiny model in float64 from end to end."""
 
     def _forward(self, latents, sigma, embeds, pooled, adapters):
-        adapters = adapters and list(adapters)
-        context = self.adapters.use(self.adapters.active) if adapters is None else self.adapters.mix(adapters)
         parts = [part.double() for part in (latents, sigma * 1000, embeds, pooled)]
         names = ("hidden_states", "timestep", "encoder_hidden_states", "pooled_projections")
-        with context:
+        with self.adapters.mix(adapters):
             return self.transformer(**dict(zip(names, parts, strict=True)), return_dict=False)[0]
 
 
