@@ -59,9 +59,11 @@ class EmbeddingStore:
     ) -> None:
         self.folder = folder
         self._memory_bytes, self._shard_bytes = memory_bytes, shard_bytes
+        self._writable = True
         self._listed: set[str] = set()
         self._places: dict[str, _Place] = {}
         self._own: dict[str, Row] = {}  # not on disk, so never dropped
+        self._own_bytes = 0
         self._recent: OrderedDict[str, Row] = OrderedDict()
         self._recent_bytes = 0
 
@@ -91,14 +93,15 @@ class EmbeddingStore:
     def add(self, rows: Mapping[str, Row]) -> None:
         """Take rows on; they reach the disk with :meth:`flush`, or before when they make a whole shard."""
         self._own |= rows
-        if self.folder is not None and sum(map(_size, self._own.values())) >= self._shard_bytes:
+        self._own_bytes += sum(map(_size, rows.values()))
+        if self._own_bytes >= self._shard_bytes:
             self.flush()
 
     def flush(self) -> None:
         """Write what is not on disk yet; when that fails, say so once and go on in memory."""
-        if self.folder is None or not self._own:
+        if self.folder is None or not self._writable or not self._own:
             return
-        rows, self._own = self._own, {}
+        rows, self._own, self._own_bytes = self._own, {}, 0
         name = f"{uuid.uuid4().hex}{SUFFIX}"
         index = [(_key(text), _checksum(row)) for text, row in rows.items()]
         tensors = {
@@ -109,7 +112,7 @@ class EmbeddingStore:
             atomic_write(self.folder / name, save(tensors, {"rows": json.dumps(index)}))
         except OSError as error:
             _log.warning("prompt embeddings stay in memory: %s cannot be written (%s)", self.folder, _line(error))
-            self.folder, self._own = None, rows
+            self._writable, self._own = False, rows
             return
         self._listed.add(name)
         self._take_in(name, index)
@@ -118,11 +121,10 @@ class EmbeddingStore:
 
     def _list(self) -> None:
         """Take in shards that were written since the last look, by whichever process."""
-        if self.folder is None or not self.folder.is_dir():
-            return
-        for path in sorted(self.folder.iterdir()):
-            if path.suffix != SUFFIX or path.name in self._listed:
-                continue
+        paths: list[Path] = []
+        with suppress(OSError):  # there is none yet, or it is not ours to read
+            paths = [] if self.folder is None else [path for path in self.folder.iterdir() if path.suffix == SUFFIX]
+        for path in sorted(path for path in paths if path.name not in self._listed):
             self._listed.add(path.name)
             try:
                 with safe_open(path, framework="pt") as opened:
@@ -161,11 +163,12 @@ class EmbeddingStore:
     def _forget(self, shard: str, reason: Exception) -> None:
         """Drop a damaged shard; one that another process has dropped already needs no words."""
         self._places = {key: place for key, place in self._places.items() if place.shard != shard}
+        if isinstance(reason, FileNotFoundError):
+            return
         path = Path(str(self.folder)) / shard
-        if path.is_file():
-            _log.warning("%s: damaged prompt embeddings; its texts are encoded again (%s)", path, _line(reason))
-            with suppress(OSError):
-                path.unlink()
+        _log.warning("%s: damaged prompt embeddings; its texts are encoded again (%s)", path, _line(reason))
+        with suppress(OSError):
+            path.unlink()
 
 
 def _key(text: str) -> str:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from flowopd_cli.models import embeddings
 from flowopd_cli.models.embeddings import EmbeddingStore, store_folder
 
 ROW_BYTES = 4 * (3 * 8 + 5)
@@ -152,6 +153,20 @@ def test_a_folder_that_cannot_be_written_is_a_remark_and_rows_stay(tmp_path, cap
     store.flush()
     assert same(store.find(["text 1", "text 2"]), rows(1, 2))
     assert caplog.text.count("cannot be written") == 1
+
+
+def test_a_disk_that_fills_up_leaves_what_is_on_it_readable(tmp_path, monkeypatch, caplog):
+    store = filled(tmp_path, 1, memory_bytes=1)
+
+    def full(path, content):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(embeddings, "atomic_write", full)
+    for number in (2, 3):
+        store.add(rows(number))
+        store.flush()
+    assert same(store.find(list(rows(1, 2, 3))), rows(1, 2, 3))
+    assert [record.message.count("No space left") for record in caplog.records] == [1]
 
 
 def test_a_leftover_of_an_interrupted_write_is_no_shard(tmp_path):
