@@ -42,7 +42,13 @@ class Common:
     json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False
     quiet: Annotated[bool, typer.Option("--quiet", help="Say nothing on stderr but errors.")] = False
     processes: Annotated[
-        int | None, typer.Option("--processes", metavar="N", min=1, help="Devices to train on at once.")
+        int | None,
+        typer.Option(
+            "--processes",
+            metavar="N",
+            min=1,
+            help="Devices of this machine to work on at once; for several machines see `accelerate launch`.",
+        ),
     ] = None
 
 
