@@ -1,4 +1,14 @@
-"""Several processes: run the same command again under ``accelerate launch``, one copy a device."""
+"""Several processes: run the same command again under ``accelerate launch``, one copy a device.
+
+``--processes N`` does so on this machine. Several machines take the launcher itself, with the same command on each, an
+``--out`` and one ``--machine_rank`` each; only the first writes, ``--resume`` needs the run on all of them::
+
+    accelerate launch --multi_gpu --num_machines 2 --machine_rank 0 --num_processes 16 \\
+        --main_process_ip 10.0.0.1 --main_process_port 29500 -m flowopd_cli distill --recipe my.yaml --out runs/s
+
+A copy that a launcher started knows it by ``LOCAL_RANK`` and starts no others. Without CUDA devices the same holds with
+``ACCELERATE_USE_CPU=true`` in the environment. How many copies there are changes no result, only the time.
+"""
 
 from __future__ import annotations
 

@@ -43,7 +43,12 @@ class Common:
     quiet: Annotated[bool, typer.Option("--quiet", help="Say nothing on stderr but errors.")] = False
     processes: Annotated[
         int | None,
-        typer.Option("--processes", metavar="N", min=1, help="Processes, one a device, that share the work."),
+        typer.Option(
+            "--processes",
+            metavar="N",
+            min=1,
+            help="Devices of this machine to work on at once; for several machines see `accelerate launch`.",
+        ),
     ] = None
 
 

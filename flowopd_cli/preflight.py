@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from flowopd_cli.recipe import (
     PromptSpec,
     PushRecipe,
     Recipe,
+    TeacherRecipe,
     TrainedRecipe,
 )
 from flowopd_cli.refs import AdapterRef
@@ -185,7 +187,25 @@ def _check_training(recipe: TrainedRecipe) -> list[str]:
         raise MissingDependency("bitsandbytes", extra="int8")
     named = [tasks_of(spec) for spec in recipe.prompts]
     check_tasks(recipe, set().union(*named))
-    return [*_idle_teachers(recipe, named), *_idle_window(recipe)]
+    return [*_idle_teachers(recipe, named), *_idle_window(recipe), *_idle_processes(recipe), *_idle_resampling(recipe)]
+
+
+def _idle_processes(recipe: TrainedRecipe) -> list[str]:
+    """Processes that draw nothing, or wait for others: groups stay whole."""
+    groups, processes = recipe.train.groups, max(recipe.train.processes, int(os.environ.get("WORLD_SIZE", "1")))
+    if groups % processes == 0:
+        return []
+    most = -(-groups // processes)
+    return [
+        f"train.groups {groups} over {processes} processes: groups stay whole, so one draws {most} while another draws "
+        f"{most - 1} and waits; a multiple of {processes} keeps all busy"
+    ]
+
+
+def _idle_resampling(recipe: TrainedRecipe) -> list[str]:
+    if not recipe.train.resample_flat or isinstance(recipe, TeacherRecipe):
+        return []
+    return [f"train.resample_flat does nothing here: {recipe.stage} has no use for a group's spread"]
 
 
 def _idle_teachers(recipe: TrainedRecipe, named: Sequence[set[str]]) -> list[str]:

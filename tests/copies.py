@@ -1,4 +1,4 @@
-"""What ``stages/test_processes.py`` runs in one process and in two: the training stages on a tiny model in float64.
+"""What ``stages/test_processes.py`` runs in one process and in several: the training stages on a tiny float64 model.
 
 In float64 what is left of the split between processes is far below what the test allows; in float32 the sizes of
 batches alone would show.
@@ -28,19 +28,20 @@ COMMON = {
     "adapter": {"rank": 4, "alpha": 8, "targets": list(TARGETS)},
     "sampling": {"steps": 4, "guidance": 1.0},
 }
-TRAIN = {"iterations": 2, "group_size": 4, "updates": 3, "micro": 5, "rollout_batch": 3, "lr": 0.01, "ema_every": 1}
+TRAIN = {"iterations": 4, "group_size": 4, "updates": 3, "micro": 5, "rollout_batch": 3, "lr": 0.01, "ema_every": 1}
 REWARD = {"name": "copies:Light", "task": "a", "options": {"upper": True}}
 
 
 class Light:
-    """The mean of a half of the picture; now and then there is none."""
+    """The mean of a half of the picture, in ``levels`` if told so; now and then there is none."""
 
-    def __init__(self, upper):
-        self.upper = upper
+    def __init__(self, upper, levels=0):
+        self.upper, self.levels = upper, levels
         self.info = RewardInfo("upper" if upper else "lower", "made up", 0, 1)
 
     def __call__(self, images, prompts):
         total = images[:, :, :2].mean((1, 2, 3)) if self.upper else images[:, :, 2:].mean((1, 2, 3))
+        total = (total * self.levels).round() / self.levels if self.levels else total
         return RewardResult(total, {"half": total}, images[:, 0, 0, 0] > 0.2)
 
 
@@ -84,7 +85,7 @@ def prepare(folder, pipeline):
 
 
 def recipe(stage, folder, pipeline, **train):
-    """A few iterations of a stage over an uneven number of groups."""
+    """A few iterations of a stage over an uneven number of groups: twelve optimizer steps, four of a cold start."""
     model = {"pretrained": str(pipeline), "device": "cpu", "resolution": None, "max_sequence_length": 4}
     prompts = [{"source": str(folder / f"{task}.txt"), "task": task} for task in "ab"]
     teachers = {"a": {"ref": str(folder / "one"), "guidance": 3.0}, "b": {"ref": str(folder / "two")}}
@@ -115,7 +116,10 @@ def train(name, built, progress=None):
 
 
 def runs(folder, out, pipeline):
-    """Every stage, and distillations: with optimizer steps of one row each, in one pass, of some of the steps."""
+    """Every stage, and distillations: with optimizer steps of one row each, in one pass, of some of the steps; then stages
+    of fewer groups than processes: a teacher that replaces groups of equal rewards, a cold start, and a distillation
+    that draws sample pictures.
+    """
     _model.load_model = lambda spec, targets, run=None: DoubleModel.load(
         spec.pretrained, device="cpu", max_sequence_length=spec.max_sequence_length
     )
@@ -125,6 +129,11 @@ def runs(folder, out, pipeline):
     train(out / "fused", recipe("distill", folder, pipeline, updates=1, iterations=10))
     thinned = recipe("distill", folder, pipeline, updates=1, micro=2, steps_per_rollout=2)
     train(out / "thinned", thinned.model_copy(update={"anchor": thinned.anchor.model_copy(update={"every": 2})}))
+    teacher = recipe("teacher", folder, pipeline, groups=2, group_size=2, resample_flat=3, updates=2)
+    coarse = tuple(spec.model_copy(update={"options": {**spec.options, "levels": 5}}) for spec in teacher.rewards)
+    train(out / "fresh", teacher.model_copy(update={"rewards": coarse}))
+    train(out / "few", recipe("distill", folder, pipeline, groups=1, updates=2, sample_every=2))
+    train(out / "one-group", recipe("coldstart", folder, pipeline, groups=1, iterations=2))
 
 
 def main():

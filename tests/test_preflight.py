@@ -81,3 +81,22 @@ def test_an_optimizer_whose_package_is_missing_is_refused(monkeypatch):
     )
     with pytest.raises(MissingDependency, match=r"pip install 'flowopd\[int8\]'"):
         preflight.check(teacher(train={"optimizer": "adamw8bit"}))
+
+
+@pytest.mark.parametrize(("groups", "processes", "said"), [(8, 4, []), (8, 1, []), (3, 2, ["2"]), (1, 4, ["1"])])
+def test_processes_that_wait_for_others_are_remarked_on(groups, processes, said):
+    found = preflight.check(teacher(train={"groups": groups, "processes": processes}))
+    assert ["groups stay whole" in note for note in found] == [True for _ in said]
+    assert all(f"train.groups {groups} over {processes} processes" in note for note in found)
+
+
+def test_copies_that_a_launcher_started_count(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    assert "over 3 processes" in preflight.check(teacher(train={"groups": 4}))[0]
+
+
+def test_resampling_without_a_use_is_remarked_on():
+    distill = {"stage": "distill", "model": TOY, "prompts": TEACHER["prompts"], "routing": {"ocr": {"ref": "base"}}}
+    assert preflight.check(teacher(train={"resample_flat": 4})) == []
+    found = preflight.check(recipes.build({**distill, "train": {"resample_flat": 4}}))
+    assert found == ["train.resample_flat does nothing here: distill has no use for a group's spread"]

@@ -95,3 +95,32 @@ def test_tags_are_drawn_evenly():
 def test_fewer_prompts_than_groups_repeat():
     prompts, _, _ = sampler(prompts={"a": pool("a", 2)}, weights={"a": 1.0}).draw(0)
     assert len(prompts) == 24
+
+
+def test_spares_are_other_prompts_of_the_groups_task():
+    drawn, group, seeds = sampler().draw(3)
+    task_of = {g: prompt.task for prompt, g in zip(drawn, group, strict=True)}
+    tried = [5, 0, 5, 2, 7, 1]
+    spares = sampler().spares(3, tried)
+    assert [prompt.task for prompt, _ in spares] == [task_of[g] for g in tried]
+    ids = [prompt.id for prompt, _ in spares]
+    assert len(set(ids)) == len(ids)
+    assert not set(ids) & {prompt.id for prompt in drawn}
+    noise = [seed for _, own in spares for seed in own]
+    assert len(set(noise) | set(seeds)) == 6 * 3 + 24
+
+
+def test_spares_depend_on_seed_iteration_and_the_groups_before_alone():
+    assert sampler().spares(3, [5, 0, 5]) == sampler().spares(3, [5, 0, 5])
+    assert sampler().spares(3, [5, 0, 5, 2])[:3] == sampler().spares(3, [5, 0, 5])
+    assert sampler().spares(3, [5]) != sampler().spares(4, [5])
+    assert sampler().spares(3, [5]) != sampler(seed=6).spares(3, [5])
+
+
+@pytest.mark.parametrize("count", [1, 2, 9])
+def test_spares_come_again_when_all_were_taken(count):
+    few = sampler(prompts={"a": pool("a", count)}, weights={"a": 1.0})
+    spares = [prompt.id for prompt, _ in few.spares(0, [0] * 6)]
+    assert len(spares) == 6
+    left = {p.id for p in pool("a", count)} - {p.id for p in few.draw(0)[0]}
+    assert set(spares) == (left or {p.id for p in pool("a", count)})

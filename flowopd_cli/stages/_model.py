@@ -115,5 +115,7 @@ def resolve(ref: str, model: SD3Model) -> Path | None:
 
 
 def save_adapter(model: SD3Model, run: RunDir, spec: ModelSpec, *, ema: bool) -> None:
-    """Write the finished adapter (the EMA when there is one) in PEFT form."""
+    """Write the finished adapter (the EMA when there is one) in PEFT form; the first process alone does."""
+    if not run.writes:
+        return
     model.adapters.save("policy_ema" if ema else "policy", run.adapter_dir, spec.pretrained, model.fingerprint)

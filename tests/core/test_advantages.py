@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flowopd_cli.core.advantages import group_advantages, zero_variance_fraction
+from flowopd_cli.core.advantages import flat_groups, group_advantages, zero_variance_fraction
 
 REWARDS = torch.tensor([1.0, 3.0, 10.0, 20.0], dtype=torch.float64)
 GROUP = torch.tensor([7, 7, 2, 2])
@@ -68,3 +68,9 @@ def test_share_of_groups_without_spread():
     assert zero_variance_fraction(reward, group) == pytest.approx(2 / 3)
     valid = torch.tensor([True, True, True, False, True])
     assert zero_variance_fraction(reward, group, valid) == 1.0
+
+
+def test_flat_groups_are_named():
+    rewards, group = torch.tensor([1.0, 1.0, 0.0, 1.0, 2.0, 5.0]), torch.tensor([7, 7, 2, 2, 4, 4])
+    assert flat_groups(rewards, group) == [7]
+    assert flat_groups(rewards, group, torch.tensor([True, True, True, True, True, False])) == [4, 7]

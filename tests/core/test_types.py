@@ -6,7 +6,17 @@ import pytest
 import torch
 from jaxtyping import TypeCheckError
 
-from flowopd_cli.core.types import Conditioning, GaussianStep, Loss, Prompt, Rollout, StepBatch, Trajectory, index_rows
+from flowopd_cli.core.types import (
+    Conditioning,
+    GaussianStep,
+    Loss,
+    Prompt,
+    RewardResult,
+    Rollout,
+    StepBatch,
+    Trajectory,
+    index_rows,
+)
 
 
 def conditioning(rows=3, offset=0.0):
@@ -92,3 +102,21 @@ def test_a_step_needs_one_deviation_a_row():
 def test_a_loss_has_no_metrics_unless_given():
     assert Loss(torch.zeros(()), 1).metrics == {}
     assert Prompt("id", "text", "task").metadata == {}
+
+
+def scores(total, details=(), **columns):
+    valid = torch.ones(len(total), dtype=torch.bool)
+    return RewardResult(torch.tensor(total), {k: torch.tensor(v) for k, v in columns.items()}, valid, details)
+
+
+def test_scores_of_several_lots_are_joined_with_nan_for_what_one_lacks():
+    one, two = scores([1.0, 2.0], ({"x": 1}, {}), ocr=[0.5, 0.25]), scores([3.0], quality=[0.75])
+    joined = RewardResult.cat([one, two])
+    assert joined.total.tolist() == [1.0, 2.0, 3.0]
+    assert joined.scores["ocr"].tolist()[:2] == [0.5, 0.25]
+    assert joined.scores["ocr"][2].isnan()
+    assert joined.scores["quality"].isnan().tolist() == [True, True, False]
+    assert joined.details == ({"x": 1}, {}, {})
+    picked = joined[torch.tensor([2, 0])]
+    assert (picked.total.tolist(), picked.details) == ([3.0, 1.0], ({}, {"x": 1}))
+    assert len(RewardResult.cat([])) == 0

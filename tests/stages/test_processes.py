@@ -1,53 +1,89 @@
-"""Two processes train what one trains: the same weights, the same figures, the same moment to stop."""
+"""Several processes train what one trains: the same weights, the same figures, the same moment to stop."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import copies
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 import flowopd_cli
+from flowopd_cli import recipe as recipes
 from flowopd_cli.run import RunDir
 from flowopd_cli.stages import _model
 
 TESTS, PACKAGE = Path(__file__).resolve().parent.parent, Path(flowopd_cli.__file__).parent.parent
-NAMES = ("teacher", "coldstart", "distill", "sparse", "fused", "thinned")
+NAMES = ("teacher", "coldstart", "distill", "sparse", "fused", "thinned", "fresh", "few", "one-group")
+COUNTS = ("two", pytest.param("three", marks=pytest.mark.slow))
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, pipeline_folder):
-    """The directory with what one process made, ``one``, and what two made, ``two``."""
+    """The directory with what one process made, ``one``, and what several made, ``two`` (and ``three``, if asked)."""
     root = tmp_path_factory.mktemp("copies")
     copies.prepare(root, pipeline_folder)
-    for name in ("one", "two"):
+    for name in ("one", "two", "three"):
         (root / "runs" / name).mkdir(parents=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_model, "load_model", _model.load_model)
         copies.runs(root, root / "runs" / "one", pipeline_folder)
+    launch(2, copies.__file__, str(root), str(root / "runs" / "two"), str(pipeline_folder))
+    return root / "runs"
+
+
+@pytest.fixture(scope="module")
+def by_three(trained, pipeline_folder):
+    """The same directory, now with what three processes made."""
+    launch(3, copies.__file__, str(trained.parent), str(trained / "three"), str(pipeline_folder))
+    return trained
+
+
+@pytest.fixture
+def several(count, trained, request):
+    """The directory with what ``count`` processes made."""
+    return (request.getfixturevalue("by_three") if count == "three" else trained) / count
+
+
+def environment():
+    """That of a copy on the CPU."""
     path = os.pathsep.join(map(str, (PACKAGE, TESTS)))
-    environment = {**os.environ, "PYTHONPATH": path, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command += [copies.__file__, str(root), str(root / "runs" / "two"), str(pipeline_folder)]
-    launcher = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    return {**os.environ, "PYTHONPATH": path, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+
+
+def launch(count, *program):
+    """Run ``count`` copies of a program on this machine."""
+    finish(start("torch.distributed.run", "--standalone", "--nproc_per_node", str(count), *program))
+
+
+def start(launcher, *argv):
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, "-m", launcher, *argv], env=environment(), **pipes)
+
+
+def finish(launcher):
+    """What its copies printed."""
     try:
-        _, said = launcher.communicate(timeout=240)
+        printed, said = launcher.communicate(timeout=240)
     finally:
         launcher.terminate()  # which ends its copies, should they wait for each other
     assert launcher.returncode == 0, said[-3000:]
-    return root / "runs"
+    return printed
 
 
 def tensors(adapter):
     return load_file(adapter / "adapter_model.safetensors")
 
 
+@pytest.mark.parametrize("count", COUNTS)
 @pytest.mark.parametrize("name", NAMES)
-def test_two_processes_train_the_weights_of_one(trained, name):
-    one, two = (tensors(trained / count / name / "adapter") for count in ("one", "two"))
+def test_several_processes_train_the_weights_of_one(trained, several, name):
+    one, two = (tensors(folder / name / "adapter") for folder in (trained / "one", several))
     start = tensors(trained.parent / "start")
     assert one.keys() == two.keys()
     for key, value in one.items():
@@ -55,16 +91,33 @@ def test_two_processes_train_the_weights_of_one(trained, name):
     assert max(float((value - start[key]).abs().max()) for key, value in one.items()) > 1e-3
 
 
+@pytest.mark.parametrize("count", COUNTS)
 @pytest.mark.parametrize("name", NAMES)
-def test_two_processes_log_the_figures_of_one(trained, name):
-    one, two = (RunDir(trained / count / name).rows() for count in ("one", "two"))
+def test_several_processes_log_the_figures_of_one(trained, several, name):
+    one, two = (RunDir(folder / name).rows() for folder in (trained / "one", several))
     assert [row["step"] for row in two] == [row["step"] for row in one]
     for ours, theirs in zip(two, one, strict=True):
         assert ours.keys() == theirs.keys()
         kept = {key: value for key, value in theirs.items() if not key.startswith("seconds")}
         assert {key: ours[key] for key in kept} == pytest.approx(kept, rel=1e-4, abs=1e-7)
-    rewarded = name in {"teacher", "distill", "fused", "thinned"}
-    assert [0 < row.get("invalid", 0) < 1 for row in one[:2]] == [rewarded, name == "teacher"]
+    if name in {"teacher", "distill", "fused", "thinned"}:
+        assert 0 < one[0]["invalid"] < 1
+    if name == "fresh":
+        assert sum(row["resampled_groups"] for row in one) > 0
+        assert sum(row["flat_groups"] for row in one) > 0
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_several_processes_draw_the_sample_pictures_of_one(trained, several):
+    one, two = (
+        {path.name: path for path in RunDir(folder / "few").samples_dir.glob("*.png")}
+        for folder in (trained / "one", several)
+    )
+    assert sorted(one) == sorted(two)
+    assert one
+    for name, path in one.items():
+        pictures = [np.asarray(Image.open(file)).astype(int) for file in (path, two[name])]
+        assert np.abs(pictures[0] - pictures[1]).max() <= 1  # a rounding to bytes may tip over
 
 
 def test_a_stop_that_one_process_was_asked_for_stops_both_after_the_same_iteration(trained):
@@ -73,3 +126,29 @@ def test_a_stop_that_one_process_was_asked_for_stops_both_after_the_same_iterati
     assert run.manifest().status == "interrupted"
     assert [row["iteration"] for row in run.rows()] == [1]
     assert run.latest_checkpoint()[0] == 1
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def test_accelerate_starts_the_same_command_on_two_machines(trained, pipeline_folder, tmp_path):
+    built = copies.recipe("teacher", trained.parent, pipeline_folder, iterations=1)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(recipes.dump(built))
+    outs = [tmp_path / name for name in ("first", "second")]
+    shared = ["--multi_gpu", "--num_machines", "2", "--num_processes", "2", "--main_process_ip", "127.0.0.1"]
+    shared += ["--main_process_port", str(free_port()), "--mixed_precision", "no", "--dynamo_backend", "no"]
+    command = ["-m", "flowopd_cli", "teacher", "--recipe", str(recipe)]
+    machines = [
+        start("accelerate.commands.launch", *shared, "--machine_rank", str(rank), *command, "--out", str(out))
+        for rank, out in enumerate(outs)
+    ]
+    assert [finish(machine) for machine in machines] == [f"{outs[0]}\n", ""]
+    assert not outs[1].exists()
+    (row,) = RunDir(outs[0]).rows()
+    expected = RunDir(trained / "one" / "teacher").rows()[0]
+    assert row["reward"] == pytest.approx(expected["reward"], rel=1e-3)  # here in float32
+    assert row["step"] == expected["step"]

@@ -12,6 +12,7 @@ from flowopd_cli.core.types import RewardResult
 from flowopd_cli.errors import RoutingError
 from flowopd_cli.train import collect
 from flowopd_cli.train.collect import Teacher
+from flowopd_cli.train.share import Share
 
 STEPS = 4
 TEACHERS = {"a": Teacher("other", 1.0), "b": Teacher("third", 3.0)}
@@ -219,3 +220,35 @@ def test_stored_half_precision_states_are_worked_in_float32(pipeline_folder):
     got = collect.rollout(model, make_sampler(model), make_draw())
     batch = collect.rows_of(got, torch.tensor([0]), torch.tensor([1]))
     assert batch.latents.dtype == batch.sigma.dtype == torch.float32
+
+
+@pytest.mark.parametrize("kernel", ["flow_sde", "ode"])
+@pytest.mark.parametrize("last", [False, True])
+def test_a_process_without_a_group_takes_part_with_no_row(trainee, kernel, last):
+    sampler, nothing = make_sampler(trainee, kernel=kernel), collect.Draw((), torch.zeros(0, dtype=torch.long), ())
+    one, none = (collect.rollout(trainee, sampler, draw, last=last) for draw in (make_draw(), nothing))
+    assert len(none.cond) == 0
+    assert none.trajectory.latents.shape == (0, *one.trajectory.latents.shape[1:])
+    assert (none.trajectory.log_probs is None) == (one.trajectory.log_probs is None)
+    assert torch.equal(none.trajectory.sigmas, one.trajectory.sigmas)
+    assert torch.equal(collect.join([one.trajectory, none.trajectory]).latents, one.trajectory.latents)
+    if last:
+        return
+    labelled = collect.with_anchor(trainee, sampler, none, Teacher("third", 1.0))
+    labelled = collect.with_targets(trainee, sampler, labelled, TEACHERS)
+    assert len(collect.with_images(trainee, labelled).images) == len(labelled.target_velocity) == 0
+    share = Share(torch.zeros(0, dtype=torch.long), 4, lambda value: [value])
+    steps = list(collect.step_batches(labelled, sampler, updates=2, micro=3, seed=0, share=share))
+    assert steps == [[], []]
+
+
+def test_scores_are_gathered_once_for_figures_and_advantages(trainee, rolled):
+    asked = []
+    share = Share(torch.arange(4), 4, lambda value: asked.append(value) or [value])
+    marked = collect.with_rewards(collect.with_images(trainee, rolled), brightness)
+    scores = collect.scores_of_all(marked, share)
+    figures = collect.figures(scores)
+    got = collect.with_advantages(marked, std="group", clip=5.0, share=share, scores=scores)
+    assert len(asked) == 1
+    assert torch.equal(got.advantages, collect.with_advantages(marked, std="group", clip=5.0).advantages)
+    assert figures == collect.reward_figures(marked)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from flowopd_cli.core.types import RewardResult
-from flowopd_cli.train.share import Share
+from flowopd_cli.train.share import Share, dealt, owners
 
 GROUP = torch.tensor([0, 0, 1, 1, 2, 2])
 ROWS = (torch.tensor([0, 1, 4, 5]), torch.tensor([2, 3]))
@@ -47,3 +47,38 @@ def test_the_whole_is_in_the_order_of_the_draw_with_nan_for_what_was_not_asked()
         assert torch.equal(found.valid, VALID)
         assert torch.equal(group, GROUP)
         assert [math.isnan(value) for value in found.scores["ocr"]] == [False, False, True, True, False, False]
+
+
+def busiest(owner, group, deal, processes):
+    """Samples of the process with most of them, over all optimizer steps."""
+    return sum(int(torch.bincount(torch.tensor(owner)[group[step]], minlength=processes).max()) for step in deal)
+
+
+@pytest.mark.parametrize(("groups", "size", "updates", "processes"), [(8, 12, 2, 2), (48, 24, 2, 8), (64, 1, 4, 8)])
+def test_processes_get_equal_shares_of_every_optimizer_step(groups, size, updates, processes):
+    group = torch.arange(groups).repeat_interleave(size)
+    for seed in range(5):
+        deal = dealt(len(group), updates, seed)
+        owner = owners(group, deal, processes)
+        assert torch.bincount(torch.tensor(owner)).tolist() == [groups // processes] * processes
+        least = sum(len(step) / processes for step in deal)
+        assert busiest(owner, group, deal, processes) <= 1.01 * least
+        assert busiest(owner, group, deal, processes) <= busiest(
+            [g % processes for g in range(groups)], group, deal, processes
+        )
+
+
+@pytest.mark.parametrize(("groups", "processes"), [(1, 1), (1, 3), (3, 2), (5, 8), (7, 7)])
+def test_every_group_has_one_owner_and_no_process_two_more_than_another(groups, processes):
+    group = torch.arange(groups).repeat_interleave(2)
+    owner = owners(group, dealt(len(group), 3, 0), processes)
+    counts = torch.bincount(torch.tensor(owner), minlength=processes)
+    assert len(owner) == groups
+    assert len(counts) == processes
+    assert counts.max() - counts.min() <= 1
+
+
+def test_samples_are_dealt_by_the_seed_alone():
+    assert sorted(torch.cat(dealt(7, 3, 5)).tolist()) == list(range(7))
+    assert all(torch.equal(a, b) for a, b in zip(dealt(7, 3, 5), dealt(7, 3, 5), strict=True))
+    assert torch.cat(dealt(7, 3, 5)).tolist() != torch.cat(dealt(7, 3, 6)).tolist()

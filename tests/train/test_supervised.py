@@ -95,3 +95,9 @@ def test_cold_start_levels_are_logit_normal(model, mean, std):
     logits = torch.log(sigma / (1 - sigma))
     assert float(logits.mean()) == pytest.approx(mean, abs=0.06)
     assert float(logits.std()) == pytest.approx(std, rel=0.05)
+
+
+def test_a_process_without_a_group_keeps_nothing(trainee):
+    draw = collect.Draw((), torch.zeros(0, dtype=torch.long), ())
+    kept = supervised.best_of_group(trainee, make_sampler(trainee, kernel="ode"), draw, TEACHERS, brightness)
+    assert len(kept.prompts) == len(kept.cond) == len(kept.trajectory.latents) == 0
