@@ -53,49 +53,78 @@ def optimizer_steps(pictures: int, updates: int) -> tuple[int, int]:
     return ceil(pictures / share), share
 
 
+def taught_steps(sampling: SamplingSpec, train: TrainSpec) -> int:
+    """Trained steps that teach in one iteration: ``train.steps_per_rollout`` of them, or all."""
+    return min(trained_steps(sampling), train.steps_per_rollout or sampling.steps)
+
+
 def _on_policy(recipe: TeacherRecipe | DistillRecipe) -> Figures:
     train, sampling = recipe.train, recipe.sampling
+    fused = isinstance(recipe, DistillRecipe) and recipe.fused
     pictures = train.groups * train.group_size
     local = ceil(train.groups / train.processes) * train.group_size
-    learned = trained_steps(sampling)
+    learned = taught_steps(sampling, train)
     updates, share = optimizer_steps(pictures, train.updates)
     policy = guidance_cost(sampling.guidance)
-    rollout, learning, labels = sampling.steps * policy, learned * policy, learned * _label_cost(recipe)
+    rollout = policy * (_steps_between(recipe) if isinstance(recipe, DistillRecipe) and fused else sampling.steps)
+    learning, labels = learned * policy, learned * _label_cost(recipe)
     forwards = rollout + labels + learning
     return {
         "iterations": train.iterations,
+        **({"schedule": "fused" if fused else "replay"} if isinstance(recipe, DistillRecipe) else {}),
         "pictures per iteration": pictures,
         "groups x group size": f"{train.groups} x {train.group_size}",
         "processes": train.processes,
-        "rollout batches per process": ceil(local / train.rollout_batch),
+        "rollout batches per process": 0 if fused else ceil(local / train.rollout_batch),
         "sampling steps": sampling.steps,
         "trained steps per picture": learned,
         "optimizer steps per iteration": updates,
         "rows per optimizer step": share * learned,
-        "micro-batches per optimizer step": _micro_batches(share * learned, train),
+        "micro-batches per optimizer step": _micro_batches(share, learned, fused, train),
         "optimizer steps": train.iterations * updates,
-        "transformer forwards per picture": forwards,
-        "of these rollout / labels / learning": f"{rollout} / {labels} / {learning}",
-        "transformer forwards in all": forwards * pictures * train.iterations,
+        "transformer forwards per picture": _short(forwards),
+        "of these rollout / labels / learning": f"{_short(rollout)} / {_short(labels)} / {learning}",
+        "transformer forwards in all": _short(forwards * pictures * train.iterations),
         "pictures in all": pictures * train.iterations,
     }
 
 
-def _micro_batches(rows: int, train: TrainSpec) -> int | str:
-    """Those of one process; of several each has the rows of its own pictures, whose number chance decides."""
-    if train.processes == 1:
-        return ceil(rows / train.micro)
-    return f"about {ceil(rows / train.processes / train.micro)} per process"
+def _micro_batches(pictures: int, learned: int, fused: bool, train: TrainSpec) -> int | str:
+    """Those of one process; of several each has the rows of its own pictures, whose number chance decides.
+
+    One of replay mixes pictures and steps, one of the fused schedule has its pictures at one step.
+    """
+    own = pictures / train.processes
+    count = learned * ceil(own / train.micro) if fused else ceil(own * learned / train.micro)
+    return count if train.processes == 1 else f"about {count} per process"
 
 
-def _label_cost(recipe: TeacherRecipe | DistillRecipe) -> int:
-    """Forwards per trained step that label it: a teacher's reference velocity, or teacher and anchor."""
+def _steps_between(recipe: DistillRecipe) -> float:
+    """Steps of a fused rollout that do not teach, on average over iterations: those before the last that does, and the
+    rest where rewards are logged. The last of k among n equally likely ones is the k (n + 1) / (k + 1)-th on average.
+    """
+    sampling, every = recipe.sampling, recipe.opd.log_rewards_every
+    trained, taught = trained_steps(sampling), taught_steps(sampling, recipe.train)
+    window = None if sampling.deterministic else sampling.window
+    start = 0 if window is None else (window.start_min + window.start_max) / 2
+    before = start + taught * (trained + 1) / (taught + 1) - taught
+    logged = 1 / every if every else 0
+    return (1 - logged) * before + logged * (sampling.steps - taught)
+
+
+def _label_cost(recipe: TeacherRecipe | DistillRecipe) -> float:
+    """Forwards per trained step that label it: a teacher's reference velocity, or teacher and, on average, anchor."""
     own = recipe.sampling.guidance
     if isinstance(recipe, TeacherRecipe):
         return guidance_cost(own) if recipe.grpo.beta > 0 else 0
     teachers = [spec.guidance if spec.guidance is not None else own for spec in recipe.routing.values()]
     anchor = recipe.anchor.guidance if recipe.anchor.guidance is not None else own
-    return max(map(guidance_cost, teachers)) + (guidance_cost(anchor) if recipe.anchor.beta > 0 else 0)
+    asked = recipe.anchor.probability / recipe.anchor.every if recipe.anchor.beta > 0 else 0
+    return max(map(guidance_cost, teachers)) + asked * guidance_cost(anchor)
+
+
+def _short(number: float) -> int | float:
+    return int(number) if number == int(number) else round(number, 2)
 
 
 def _supervised(recipe: ColdstartRecipe) -> Figures:

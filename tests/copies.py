@@ -115,13 +115,16 @@ def train(name, built, progress=None):
 
 
 def runs(folder, out, pipeline):
-    """Every stage, and a distillation whose optimizer steps have one row each."""
+    """Every stage, and distillations: with optimizer steps of one row each, in one pass, of some of the steps."""
     _model.load_model = lambda spec, targets, run=None: DoubleModel.load(
         spec.pretrained, device="cpu", max_sequence_length=spec.max_sequence_length
     )
     for stage in ("teacher", "coldstart", "distill"):
         train(out / stage, recipe(stage, folder, pipeline))
     train(out / "sparse", recipe("distill", folder, pipeline, group_size=1))
+    train(out / "fused", recipe("distill", folder, pipeline, updates=1, iterations=10))
+    thinned = recipe("distill", folder, pipeline, updates=1, micro=2, steps_per_rollout=2)
+    train(out / "thinned", thinned.model_copy(update={"anchor": thinned.anchor.model_copy(update={"every": 2})}))
 
 
 def main():

@@ -43,6 +43,37 @@ def test_distill_counts_teacher_and_anchor():
     assert arithmetic(distill(anchor={"beta": 0}))["of these rollout / labels / learning"] == "10 / 9 / 9"
 
 
+ONE = {**TRAIN, "updates": 1}
+
+
+def parts(**sections):
+    return arithmetic(distill(**sections))["of these rollout / labels / learning"]
+
+
+def test_one_pass_makes_no_forward_for_the_rollout_alone():
+    figures = arithmetic(distill(train=ONE))
+    assert (figures["schedule"], arithmetic(distill())["schedule"]) == ("fused", "replay")
+    assert figures["of these rollout / labels / learning"] == "0 / 18 / 9"  # 9 x (teacher + anchor), 9 to learn
+    assert figures["rollout batches per process"] == 0
+    assert figures["micro-batches per optimizer step"] == 90  # ceil(96 / 10) at each of 9 steps
+    assert parts(train=ONE, opd={"schedule": "replay"}) == "10 / 18 / 9"
+    logged = {"opd": {"log_rewards_every": 4}, "rewards": [{"name": "ocr"}]}
+    assert parts(train=ONE, **logged) == "0.25 / 18 / 9"  # the tenth step in every fourth iteration
+
+
+def test_what_teaches_less_costs_less():
+    assert parts(train=ONE, anchor={"every": 4}) == "0 / 11.25 / 9"  # 9 x (1 + 1/4)
+    assert parts(train=ONE, anchor={"probability": 0.5}) == "0 / 13.5 / 9"
+    few = {**ONE, "steps_per_rollout": 4}
+    assert parts(train=few) == "4 / 8 / 4"  # the last of 4 among 9 is the 8th on average: 4 x 10 / 5
+    assert parts(train={**few, "updates": 2}) == "10 / 8 / 4"
+    assert arithmetic(distill(train={**ONE, "steps_per_rollout": 50}))["trained steps per picture"] == 9
+    assert arithmetic(teacher(train=few))["of these rollout / labels / learning"] == "20 / 8 / 8"
+    window = {"steps": 10, "guidance": 1.0, "window": {"size": 2, "start_max": 4}}
+    assert parts(train=ONE, sampling=window) == "10 / 4 / 2"
+    assert parts(train=ONE, sampling=window, opd={"schedule": "fused"}) == "2 / 4 / 2"  # starts at 2 on average
+
+
 @pytest.mark.parametrize(
     ("sampling", "expected"),
     [

@@ -89,6 +89,48 @@ def test_score_estimator_needs_noise():
         recipes.build(data, overrides=["sampling.steps=1", "opd.estimator=score"])
 
 
+DISTILL = {"stage": "distill", "prompts": [{"source": "toy:ocr"}], "routing": {"ocr": {"ref": "base"}}}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "fused"),
+    [
+        (["train.updates=1"], True),
+        (["train.updates=2"], False),
+        (["train.updates=1", "opd.schedule=replay"], False),
+        (["train.updates=1", "opd.estimator=score"], False),
+        (["train.updates=1", "sampling.window={size: 2}"], False),
+        (["train.updates=1", "sampling.window={size: 2}", "opd.schedule=fused"], True),
+    ],
+)
+def test_one_pass_is_the_default_where_it_can_be(overrides, fused):
+    assert recipes.build(DISTILL, overrides=overrides).fused is fused
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["opd.schedule=fused"], "train.updates is 2: set it to 1, or opd.schedule to replay"),
+        (["opd.schedule=fused", "opd.estimator=score", "train.updates=1"], "needs opd.estimator pathwise"),
+        (["opd.schedule=both"], "'fused' or 'replay'"),
+        (["anchor.every=2", "anchor.probability=0.5"], "leave one of them at 1"),
+        (["anchor.probability=0"], "greater than 0"),
+        (["train.steps_per_rollout=0"], "greater than 0"),
+    ],
+)
+def test_a_schedule_that_cannot_be_kept_is_refused_in_one_line(overrides, words):
+    with pytest.raises(RecipeError) as caught:
+        recipes.build(DISTILL, overrides=overrides)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_cold_start_has_no_steps_to_choose_from():
+    data = {"stage": "coldstart", "prompts": [{"source": "toy:ocr"}], "teachers": {"ocr": {"ref": "base"}}}
+    with pytest.raises(RecipeError, match="a cold start learns pictures"):
+        recipes.build(data, overrides=["train.steps_per_rollout=2"])
+
+
 def test_logged_rewards_must_be_named():
     data = {"stage": "distill", "prompts": TEACHER["prompts"], "routing": {"geneval": {"ref": "base"}}}
     with pytest.raises(RecipeError, match=r"opd\.log_rewards_every has no rewards to log"):

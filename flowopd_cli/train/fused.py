@@ -104,7 +104,8 @@ def _lesson(
     said = x.new_empty(len(asked), *x.shape[1:])
     for part in parcels(who, tokens_of(x, cond), one.batch):
         at = rows[part]
-        said[part] = velocity_of(one.model, [who[i] for i in part.tolist()], x[at], sigma[at], cond[at])
+        velocity = velocity_of(one.model, [who[i] for i in part.tolist()], x[at], sigma[at], cond[at])
+        said[part] = velocity.to(said.dtype)
     return StepBatch(
         latents=x,
         next_latents=x,

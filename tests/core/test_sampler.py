@@ -1,11 +1,13 @@
 """Rollouts of a made-up velocity: windows, seeded noise, stored states and their replay."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flowopd_cli.core.sampler import Sampler, SeededNoise, draw_window
+from flowopd_cli.core.sampler import Sampler, SeededNoise, draw_lessons, draw_window
 from flowopd_cli.core.schedule import flow_sigmas
 from flowopd_cli.core.steps import ODE, log_prob, make_kernel
 from flowopd_cli.core.types import Conditioning
@@ -148,3 +150,43 @@ def test_windows_are_a_function_of_the_seed_and_reach_every_start():
     windows = [draw_window(2, 0, 3, seed) for seed in range(60)]
     assert windows == [draw_window(2, 0, 3, seed) for seed in range(60)]
     assert {start for start, _ in windows} == {0, 1, 2, 3}
+
+
+TRAINED = tuple(range(9))
+
+
+@pytest.mark.parametrize("options", [{}, {"steps": 4}, {"every": 3}, {"steps": 5, "probability": 0.4}])
+def test_lessons_are_a_function_of_the_seed(options):
+    assert draw_lessons(TRAINED, 3, **options) == draw_lessons(TRAINED, 3, **options)
+    assert (len({draw_lessons(TRAINED, seed, **options) for seed in range(50)}) > 1) is bool(options)
+
+
+def test_without_a_choice_every_step_teaches_with_the_whole_anchor():
+    lessons = draw_lessons((2, 3, 5), 0)
+    assert (lessons.steps, lessons.anchor) == ((2, 3, 5), (1.0, 1.0, 1.0))
+    assert draw_lessons((2, 3, 5), 0, steps=7) == lessons
+
+
+@given(st.integers(0, 10**6), st.integers(1, 9), st.integers(1, 12))
+def test_chosen_lessons_are_in_order_and_the_anchor_is_on_every_kth(seed, steps, every):
+    lessons = draw_lessons(TRAINED, seed, steps=steps, every=every)
+    assert len(set(lessons.steps)) == steps
+    assert list(lessons.steps) == sorted(lessons.steps)
+    places = [i for i, weight in enumerate(lessons.anchor) if weight]
+    assert {lessons.anchor[i] for i in places} <= {float(every)}
+    assert all(b - a == every for a, b in pairwise(places))
+    assert len(places) in (steps // every, -(-steps // every))
+
+
+@pytest.mark.parametrize("options", [{"every": 3}, {"every": 4}, {"probability": 0.3}, {"steps": 3, "every": 2}])
+def test_every_step_and_its_anchor_count_alike_on_average(options):
+    """Each step teaches ``steps / 9`` of the time; given that, the anchor's weight has expectation 1."""
+    draws, taught, anchor = 6000, torch.zeros(9), torch.zeros(9)
+    for seed in range(draws):
+        lessons = draw_lessons(TRAINED, seed, **options)
+        taught[list(lessons.steps)] += 1
+        anchor[list(lessons.steps)] += torch.tensor(lessons.anchor)
+    share = options.get("steps", 9) / 9
+    noise = 5 * (max(options.get("every", 1), 1 / options.get("probability", 1)) / draws / share) ** 0.5  # 5 sigma
+    torch.testing.assert_close(taught / draws, torch.full((9,), share), atol=5 * (0.25 / draws) ** 0.5, rtol=0)
+    torch.testing.assert_close(anchor / taught, torch.ones(9), atol=noise, rtol=0)

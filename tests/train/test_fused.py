@@ -1,0 +1,315 @@
+"""The pass that learns each step as it goes by: the rollout's latents, and the gradients of replay and of autograd."""
+
+import dataclasses
+
+import pytest
+import torch
+from copies import DoubleModel
+from tiny import TEXTS, add_adapters, gradients, make_draw, make_sampler
+
+from flowopd_cli.core.sampler import Lessons, SeededNoise, draw_lessons
+from flowopd_cli.core.types import Loss
+from flowopd_cli.errors import RoutingError
+from flowopd_cli.train import collect, fused
+from flowopd_cli.train.labels import Teacher
+from flowopd_cli.train.loop import FitSettings, Hooks, fit
+from flowopd_cli.train.objectives import OPDSettings, opd
+
+TEACHERS = {"a": Teacher("other", 1.0), "b": Teacher("third", 3.0)}
+ANCHOR = Teacher(None, 1.0)
+
+
+class Exact(DoubleModel):
+    """The tiny model in float64 from end to end."""
+
+    def _forward(self, latents, sigma, embeds, pooled, adapters):
+        adapters = adapters and list(adapters)
+        context = self.adapters.use(self.adapters.active) if adapters is None else self.adapters.mix(adapters)
+        parts = [part.double() for part in (latents, sigma * 1000, embeds, pooled)]
+        names = ("hidden_states", "timestep", "encoder_hidden_states", "pooled_projections")
+        with context:
+            return self.transformer(**dict(zip(names, parts, strict=True)), return_dict=False)[0]
+
+
+@pytest.fixture(scope="module")
+def exact(pipeline_folder):
+    """The tiny model with three adapters, all in float64."""
+    made = add_adapters(Exact.load(pipeline_folder, device="cpu", max_sequence_length=4))
+    made.encode(TEXTS)
+    made.release_encoders()
+    return made
+
+
+def passed(model, sampler, anchor, micro=3, finish=None, draw=None, batch=32):
+    one = fused.OnePass(model, sampler, TEACHERS, anchor, micro, batch)
+    return fused.micro_batches(one, draw or make_draw("abab", "0123"), finish)
+
+
+def fused_gradients(model, objective, batches):
+    """As ``tiny.gradients``, with each loss sent back; and the latents met on the way."""
+    seen, count, loss = [], 0, None
+    with model.adapters.use("policy"):
+        while True:
+            try:
+                batch = batches.send(loss)
+            except StopIteration:
+                break
+            seen.append(batch)
+            loss = objective(batch)
+            loss.total.backward()
+            count += loss.count
+    parameters = model.adapters.trainable()
+    found = {name: parameter.grad / count for name, parameter in parameters.items()}
+    for parameter in parameters.values():
+        parameter.grad = None
+    return found, seen
+
+
+def replayed(model, sampler, objective, anchor, micro=5):
+    draw = make_draw("abab", "0123")
+    rolled = collect.with_targets(model, sampler, collect.rollout(model, sampler, draw), TEACHERS)
+    if anchor is not None:
+        rolled = collect.with_anchor(model, sampler, rolled, anchor)
+    return gradients(model, objective, next(collect.step_batches(rolled, sampler, updates=1, micro=micro, seed=0)))
+
+
+def naive(model, sampler, settings, anchor):
+    """Autograd through the whole loss at once: every step's graph is alive until the one backward."""
+    draw = make_draw("abab", "0123")
+    cond, total, objective = model.encode([p.text for p in draw.prompts]), 0.0, opd(model, sampler, settings)
+    noise = SeededNoise(draw.seeds, model.latent_shape)
+    x, lessons = noise.initial(), collect.lessons_of(sampler)
+    for t in lessons.steps:
+        sigma, sigma_next = sampler.levels(t, x)
+
+        def said(teacher, x=x, sigma=sigma):
+            with model.adapters.use(teacher.adapter), torch.no_grad():
+                return model.velocity(x, sigma, cond, guidance=teacher.guidance).float()
+
+        by_task = {task: said(teacher) for task, teacher in TEACHERS.items()}
+        target = torch.stack([by_task[p.task][i] for i, p in enumerate(draw.prompts)])
+        anchored = None if anchor is None else said(anchor)
+        batch = collect.StepBatch(x, x, sigma, sigma_next, cond, target, anchored)
+        with model.adapters.use("policy"):
+            loss = objective(batch)
+        total = total + loss.total
+        x = sampler.advance(loss.velocity, x, t, noise)[0].float()
+    with model.adapters.use("policy"):
+        (total / (len(draw.prompts) * len(lessons.steps))).backward()
+    parameters = model.adapters.trainable()
+    found = {name: parameter.grad for name, parameter in parameters.items()}
+    for parameter in parameters.values():
+        parameter.grad = None
+    return found
+
+
+def close(a, b, atol=1e-6, rtol=1e-6):
+    assert a.keys() == b.keys()
+    assert max(float(value.abs().max()) for value in b.values()) > 1e-4
+    for name, value in b.items():
+        torch.testing.assert_close(a[name], value, atol=atol, rtol=rtol)
+
+
+CASES = [
+    ("flow_sde", 1.0, "kl", ANCHOR),
+    ("flow_sde", 2.5, "kl_no_dt", ANCHOR),
+    ("cps", 1.0, "velocity", None),
+    ("cps", 2.5, "kl", Teacher("third", 3.0)),
+    ("ode", 1.0, "velocity", ANCHOR),
+    ("ode", 2.5, "velocity", None),
+]
+
+
+@pytest.mark.parametrize(("kernel", "guidance", "weight", "anchor"), CASES)
+def test_one_pass_replay_and_autograd_through_the_whole_loss_agree_in_float64(exact, kernel, guidance, weight, anchor):
+    sampler = make_sampler(exact, kernel=kernel, guidance=guidance)
+    settings = OPDSettings(step_weight=weight, beta=0.0 if anchor is None else 0.3)
+    objective = opd(exact, sampler, settings)
+    whole = naive(exact, sampler, settings, anchor)
+    close(replayed(exact, sampler, objective, anchor), whole)
+    close(fused_gradients(exact, objective, passed(exact, sampler, anchor))[0], whole)
+
+
+@pytest.mark.parametrize(("kernel", "guidance", "weight", "anchor"), CASES)
+def test_one_pass_is_replay_in_float32(trainee, kernel, guidance, weight, anchor):
+    sampler = make_sampler(trainee, kernel=kernel, guidance=guidance)
+    objective = opd(trainee, sampler, OPDSettings(step_weight=weight, beta=0.0 if anchor is None else 0.3))
+    found = fused_gradients(trainee, objective, passed(trainee, sampler, anchor))[0]
+    close(found, replayed(trainee, sampler, objective, anchor), rtol=1e-4)  # float32 sums in another order
+
+
+@pytest.mark.parametrize(("micro", "batch"), [(1, 32), (4, 1), (100, 3)])
+def test_micro_batches_cannot_change_the_gradient(exact, micro, batch):
+    sampler = make_sampler(exact)
+    objective = opd(exact, sampler, OPDSettings(beta=0.3))
+    whole = fused_gradients(exact, objective, passed(exact, sampler, ANCHOR, micro=100))[0]
+    close(fused_gradients(exact, objective, passed(exact, sampler, ANCHOR, micro=micro, batch=batch))[0], whole)
+
+
+def test_checkpointed_activations_give_the_same_gradient(make_trainee):
+    plain, saving = make_trainee(), make_trainee()
+    saving.transformer.enable_gradient_checkpointing()
+    found = []
+    for model in (plain, saving):
+        sampler = make_sampler(model)
+        found.append(fused_gradients(model, opd(model, sampler, OPDSettings(beta=0.3)), passed(model, sampler, ANCHOR)))
+    close(found[1][0], found[0][0])
+
+
+def followed(model, sampler, **options):
+    """The rollout at the end of a pass, and the micro-batches on the way."""
+    ends = []
+    objective = opd(model, sampler, OPDSettings(beta=0.3))
+    seen = fused_gradients(model, objective, passed(model, sampler, ANCHOR, finish=ends.append, **options))[1]
+    return ends[0], seen
+
+
+@pytest.mark.parametrize("kernel", ["flow_sde", "cps", "ode"])
+def test_the_latents_are_those_of_the_rollout(trainee, kernel):
+    sampler, draw = make_sampler(trainee, kernel=kernel, guidance=2.0), make_draw("abab", "0123")
+    rolled = collect.rollout(trainee, sampler, draw)
+    end, seen = followed(trainee, sampler, micro=4)
+    torch.testing.assert_close(end.trajectory.final, rolled.trajectory.final, atol=1e-6, rtol=1e-6)
+    assert end.prompts == rolled.prompts
+    assert end.trajectory.latents.shape[1] == 1
+    order = [0, 2, 1, 3]  # rows in the order of their teachers
+    for t, batch in enumerate(seen):
+        torch.testing.assert_close(batch.latents, rolled.trajectory.latents[order, t], atol=1e-6, rtol=1e-6)
+        assert not batch.target_velocity.requires_grad
+
+
+def test_the_last_rollout_is_whole_whatever_teaches(trainee):
+    draw = make_draw("abab", "0123")
+    for sampler in (
+        make_sampler(trainee, steps=6, window=(1, 3)),
+        dataclasses.replace(make_sampler(trainee, steps=6), lessons=Lessons((1, 3), (2.0, 0.0))),
+    ):
+        rolled = collect.rollout(trainee, sampler, draw)
+        end, seen = followed(trainee, sampler)
+        torch.testing.assert_close(end.trajectory.final, rolled.trajectory.final, atol=1e-6, rtol=1e-6)
+        assert len(seen) == 2 * len(collect.trained_steps(sampler))
+
+
+def test_a_window_and_chosen_lessons_give_the_gradients_of_replay(exact):
+    for sampler in (
+        make_sampler(exact, steps=6, window=(1, 3)),
+        dataclasses.replace(make_sampler(exact, steps=6), lessons=Lessons((1, 3, 4), (2.0, 0.0, 2.0))),
+        dataclasses.replace(make_sampler(exact, steps=6), lessons=Lessons((0, 2), (0.0, 0.0))),
+    ):
+        objective = opd(exact, sampler, OPDSettings(beta=0.3))
+        found = fused_gradients(exact, objective, passed(exact, sampler, ANCHOR))[0]
+        close(found, replayed(exact, sampler, objective, ANCHOR))
+
+
+def likelihood(lessons, anchor):
+    """Of one choice of lessons, not normalized: uniform, or Bernoulli for each anchor."""
+    chance = anchor.get("probability", 1.0)
+    used = sum(weight > 0 for weight in lessons.anchor)
+    return chance**used * (1 - chance) ** (len(lessons.anchor) - used) if chance < 1 else 1.0
+
+
+@pytest.mark.parametrize(
+    ("options", "choices"),
+    [
+        *(({"every": 2}, 2), ({"every": 3}, 3), ({"every": 5}, 4), ({"probability": 0.3}, 8)),
+        *(({"steps": 1}, 3), ({"steps": 2}, 3), ({"steps": 2, "every": 2}, 6), ({"steps": 1, "probability": 0.6}, 6)),
+    ],
+)
+def test_thinned_lessons_have_the_gradient_of_all_on_average(exact, options, choices):
+    """The expectation over every choice that may be drawn, each with its chance, is the gradient of all the lessons."""
+    whole = make_sampler(exact)
+    objective = opd(exact, whole, OPDSettings(beta=3.0))
+    expected = fused_gradients(exact, objective, passed(exact, whole, ANCHOR))[0]
+    trained = collect.trained_steps(whole)
+    drawn = [draw_lessons(trained, seed, **options) for seed in range(400)]
+    found = {lessons: likelihood(lessons, options) for lessons in drawn}
+    assert len(found) == choices
+    if "every" in options and options["every"] > len(trained):  # the offsets beyond the last step are one choice
+        found = {key: 1.0 if any(key.anchor) else options["every"] - len(trained) for key in found}
+    mean = {name: torch.zeros_like(value) for name, value in expected.items()}
+    for lessons, weight in found.items():
+        sampler = dataclasses.replace(whole, lessons=lessons)
+        gradient = fused_gradients(exact, objective, passed(exact, sampler, ANCHOR))[0]
+        for name, value in gradient.items():
+            mean[name] += weight / sum(found.values()) * value
+    close(mean, expected)
+
+
+@pytest.fixture
+def counted(trainee, monkeypatch):
+    """The rows of every forward of the transformer, and whether it was for gradients."""
+    rows, forward = [], trainee.transformer.forward
+
+    def count(*args, **kwargs):
+        rows.append((len(kwargs["hidden_states"]), torch.is_grad_enabled()))
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(trainee.transformer, "forward", count)
+    return rows
+
+
+def test_no_forward_is_made_twice(trainee, counted):
+    sampler = make_sampler(trainee)  # four steps, of which the last does not teach
+    objective = opd(trainee, sampler, OPDSettings(beta=0.3))
+    fused_gradients(trainee, objective, passed(trainee, sampler, ANCHOR, micro=4))
+    # four pictures: two teacher rows plain, two guided (and so four), four of the anchor, in one mixed batch
+    assert counted == [(2 + 4 + 4, False), (4, True)] * 3
+
+
+def test_an_anchor_that_is_the_teacher_is_asked_once(trainee, counted):
+    sampler, same = make_sampler(trainee), Teacher("other", 1.0)
+    objective = opd(trainee, sampler, OPDSettings(beta=0.3))
+    fused_gradients(trainee, objective, passed(trainee, sampler, same, micro=4, draw=make_draw("aaaa", "0123")))
+    assert counted == [(4, False), (4, True)] * 3
+
+
+def test_a_step_without_a_lesson_costs_one_forward(trainee, counted):
+    sampler = dataclasses.replace(make_sampler(trainee), lessons=Lessons((1,), (0.0,)))
+    objective = opd(trainee, sampler, OPDSettings(beta=0.3))
+    fused_gradients(trainee, objective, passed(trainee, sampler, ANCHOR, micro=4, draw=make_draw("aaaa", "0123")))
+    assert counted == [(4, False), (4, False), (4, True)]  # to step 1, its teacher, its lesson; then it stops
+
+
+def test_teachers_and_base_are_left_alone(trainee):
+    frozen = ("other", "third", None)
+    before = [trainee.adapters.digest(name) for name in frozen]
+    sampler = make_sampler(trainee)
+    fused_gradients(trainee, opd(trainee, sampler, OPDSettings(beta=0.3)), passed(trainee, sampler, ANCHOR))
+    assert [trainee.adapters.digest(name) for name in frozen] == before
+    assert trainee.adapters.active is None
+
+
+def test_a_prompt_without_a_teacher_is_refused(trainee):
+    with pytest.raises(RoutingError, match="no teacher for task 'c'"):
+        next(passed(trainee, make_sampler(trainee), ANCHOR, draw=make_draw("ac", "01")))
+
+
+def test_a_loss_without_the_velocity_is_an_error(trainee):
+    batches = passed(trainee, make_sampler(trainee), ANCHOR)
+    next(batches)
+    with pytest.raises(ValueError, match="no velocity in it"):
+        batches.send(Loss(torch.zeros(()), 1))
+
+
+def trained(model, fuse, iterations=4):
+    """The rows logged by a few iterations under either schedule."""
+    sampler, rows = make_sampler(model, guidance=2.0), []
+
+    def experience(iteration):
+        draw = make_draw("abab", "0123", first_seed=1000 * iteration)
+        if fuse:
+            return [passed(model, sampler, ANCHOR, draw=draw)], {}
+        rolled = collect.with_targets(model, sampler, collect.rollout(model, sampler, draw), TEACHERS)
+        rolled = collect.with_anchor(model, sampler, rolled, ANCHOR)
+        return collect.step_batches(rolled, sampler, updates=1, micro=5, seed=iteration), {}
+
+    objective = opd(model, sampler, OPDSettings(beta=0.3))
+    fit(model, experience, objective, FitSettings(iterations, 0.01), hooks=Hooks(on_iteration=rows.append))
+    return rows
+
+
+def test_the_loop_trains_alike_by_either_schedule(make_trainee):
+    one, other = make_trainee(), make_trainee()
+    for ours, theirs in zip(trained(one, True), trained(other, False), strict=True):
+        for name in ("loss", "kl", "kl_anchor", "grad_norm"):
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-3)  # float32, and Adam divides small by small

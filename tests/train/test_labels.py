@@ -1,0 +1,107 @@
+"""Rows of several adapters in one forward: what they say, and when they share one."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny import TEXTS
+
+from flowopd_cli.models.adapters import AdapterBank
+from flowopd_cli.train.labels import MIXED_TOKENS, Teacher, parcels, tokens_of, velocity_of
+
+NAMES = ["other", None, "third", "other", "policy", None]
+
+
+def point(model, rows=6):
+    generator = torch.Generator().manual_seed(0)
+    x, sigma = torch.randn(rows, 4, 4, 4, generator=generator), torch.linspace(0.9, 0.1, rows)
+    return x, sigma, model.encode([TEXTS[i % 4] for i in range(rows)])
+
+
+@pytest.mark.parametrize("guidance", [[1.0] * 6, [4.5] * 6, [1.0, 2.0, 3.0, 1.0, 0.0, 2.0]])
+def test_each_row_of_a_mixed_batch_is_that_of_its_own_adapter(trainee, guidance):
+    x, sigma, cond = point(trainee)
+    teachers = [Teacher(name, scale) for name, scale in zip(NAMES, guidance, strict=True)]
+    with trainee.adapters.use("policy"):
+        mixed = velocity_of(trainee, teachers, x, sigma, cond)
+        assert trainee.adapters.active == "policy"
+    for i, teacher in enumerate(teachers):
+        row = slice(i, i + 1)
+        with trainee.adapters.use(teacher.adapter), torch.no_grad():
+            alone = trainee.velocity(x[row], sigma[row], cond[row], guidance=teacher.guidance)
+        torch.testing.assert_close(mixed[row], alone, atol=1e-6 * max(1, teacher.guidance), rtol=1e-5)
+    assert not mixed.requires_grad
+
+
+def test_a_mixed_batch_is_that_of_pefts_own_adapter_names(trainee):
+    x, sigma, cond = point(trainee)
+    ours = velocity_of(trainee, [Teacher(name, 1.0) for name in NAMES], x, sigma, cond)
+    names = [name or "__base__" for name in NAMES]
+    with trainee.adapters.use("policy"), torch.no_grad():
+        for layer in trainee.adapters._adapted.values():
+            layer.register_forward_pre_hook(lambda m, a, k: (a, {**k, "adapter_names": names}), with_kwargs=True)
+        theirs = trainee.velocity(x, sigma, cond, guidance=1.0)
+    torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
+
+
+def test_a_layer_that_an_adapter_does_not_have_is_the_bases(pipeline_folder, make_trainee):
+    model = make_trainee()
+    narrow = {name: pair for name, pair in model.adapters.factors("other").items() if name.endswith("to_q")}
+    model.adapters.load("narrow", narrow)
+    x, sigma, cond = point(model)
+    mixed = velocity_of(model, [Teacher("narrow", 1.0)] * 3 + [Teacher("third", 1.0)] * 3, x, sigma, cond)
+    with model.adapters.use("narrow"), torch.no_grad():
+        alone = model.velocity(x, sigma, cond, guidance=1.0)
+    torch.testing.assert_close(mixed[:3], alone[:3], atol=1e-6, rtol=1e-5)
+
+
+def test_no_hook_stays_behind(trainee):
+    x, sigma, cond = point(trainee)
+    before = velocity_of(trainee, [Teacher("other", 1.0)] * 6, x, sigma, cond)
+    velocity_of(trainee, [Teacher(name, 1.0) for name in NAMES], x, sigma, cond)
+    assert torch.equal(velocity_of(trainee, [Teacher("other", 1.0)] * 6, x, sigma, cond), before)
+    assert not any(layer._forward_hooks for layer in trainee.adapters._adapted.values())
+    with pytest.raises(Exception, match="no adapter 'nobody'"):
+        velocity_of(trainee, [Teacher("nobody", 1.0), Teacher("other", 1.0)], x[:2], sigma[:2], cond[:2])
+
+
+def test_one_adapter_is_no_mixed_batch(trainee, monkeypatch):
+    monkeypatch.setattr(AdapterBank, "mix", None)
+    x, sigma, cond = point(trainee)
+    velocity_of(trainee, [Teacher("other", scale) for scale in (1.0, 2.0, 3.0, 1.0, 2.0, 1.0)], x, sigma, cond)
+
+
+def test_a_row_is_its_pictures_tokens_and_its_texts(trainee):
+    x, _, cond = point(trainee)
+    assert tokens_of(x, cond) == 4 + cond.embeds.shape[1]  # 4 x 4 latents in 2 x 2 patches
+
+
+A, B, GUIDED = Teacher("a", 1.0), Teacher("b", 1.0), Teacher("c", 2.0)
+
+
+@pytest.mark.parametrize(
+    ("teachers", "tokens", "batch", "expected"),
+    [
+        ([A, B, A, B], 512, 32, [[0, 2, 1, 3]]),  # 4 x 512 tokens
+        ([A, B, A, B], 513, 32, [[0, 2], [1, 3]]),
+        ([A, GUIDED], 682, 32, [[0, 1]]),  # 3 x 682: a guided row has two halves
+        ([A, GUIDED], 683, 32, [[0], [1]]),
+        ([A, A, A, B], 1, 3, [[0, 1, 2], [3]]),
+        ([A] * 5, 1, 4, [[0, 1, 2], [3, 4]]),
+        ([A] * 5, 10**6, 32, [[0, 1, 2, 3, 4]]),
+        ([A, B, A, GUIDED], 600, 32, [[0, 2, 1], [3]]),
+    ],
+)
+def test_adapters_share_a_forward_while_it_is_small(teachers, tokens, batch, expected):
+    assert [part.tolist() for part in parcels(teachers, tokens, batch)] == expected
+
+
+@given(st.lists(st.sampled_from([A, B, GUIDED]), min_size=1, max_size=30), st.integers(1, 999), st.integers(1, 9))
+def test_every_row_goes_through_once(teachers, tokens, batch):
+    made = parcels(teachers, tokens, batch)
+    assert sorted(row for part in made for row in part.tolist()) == list(range(len(teachers)))
+    for part in made:
+        who = [teachers[row] for row in part.tolist()]
+        assert len(who) <= batch
+        forwards = sum(1 if teacher.guidance == 1 else 2 for teacher in who)
+        assert len({teacher.adapter for teacher in who}) == 1 or forwards * tokens <= MIXED_TOKENS
