@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from inspect import signature
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from flowopd_cli.core.types import Conditioning, Prompt
 from flowopd_cli.errors import RecipeError
 from flowopd_cli.models.random import RandomSD3, RandomShape
 from flowopd_cli.models.sd3 import SD3Model
-from flowopd_cli.recipe import DistillRecipe
+from flowopd_cli.recipe import DistillRecipe, ModelSpec
 from flowopd_cli.shapes import SHAPES
 from flowopd_cli.stages import _data, _fit, _model
 from flowopd_cli.train.collect import Draw, Teacher, trained_steps
@@ -87,19 +88,15 @@ def build(recipe: DistillRecipe, batch: int | None, *, real_prompts: bool) -> Wo
 
 def load(recipe: DistillRecipe) -> SD3Model:
     """The base: random weights where ``pretrained`` is the name of a shape, else what the recipe names."""
-    spec = recipe.model
+    spec = recipe.model.model_copy(update={"cache_prompts": False} if "cache_prompts" in ModelSpec.model_fields else {})
     shape = SHAPES.get(spec.pretrained)
     if shape is None:
         return _model.load_model(spec, recipe.adapter.targets)
     made = RandomShape(shape.config(), shape.clip_tokens)
-    model = RandomSD3.make(
-        replace(made, vae_channels=SMALL_VAE) if spec.pretrained == "small" else made,
-        dtype=spec.dtype,
-        device=spec.device,
-        resolution=spec.resolution,
-        max_sequence_length=spec.max_sequence_length,
-        targets=recipe.adapter.targets,
-    )
+    made = replace(made, vae_channels=SMALL_VAE) if spec.pretrained == "small" else made
+    known = signature(SD3Model.load).parameters.keys() - {"pretrained", "revision"}
+    options = {name: value for name, value in spec.model_dump().items() if name in known}
+    model = RandomSD3.make(made, {**options, "targets": recipe.adapter.targets})
     _ = model.latent_shape
     return model
 

@@ -49,20 +49,24 @@ def write_shape(folder: Path, shape: RandomShape) -> Path:
         (folder / name).mkdir(parents=True)
         (folder / name / "config.json").write_text(json.dumps(config), encoding="utf-8")
     FlowMatchEulerDiscreteScheduler(shift=SHIFT).save_pretrained(folder / "scheduler")
-    (folder / "model_index.json").write_text(json.dumps({"clip_tokens": shape.clip_tokens}), encoding="utf-8")
     return folder
 
 
 class RandomSD3(SD3Model):
     """A shape with random weights, made where they are used; a text is a random embedding of the true size."""
 
+    _kept: tempfile.TemporaryDirectory  # the folder goes when the model does
+    _shape: RandomShape
+    _texts: dict[str, tuple[Tensor, Tensor]]
+
     @classmethod
-    def make(cls, shape: RandomShape, **options: Any) -> RandomSD3:
+    def make(cls, shape: RandomShape, options: Mapping[str, Any]) -> RandomSD3:
         """A model of this shape; ``options`` are those of :meth:`SD3Model.load`, the folder left out."""
         kept = tempfile.TemporaryDirectory(prefix="flowopd-")
         model = cls.load(write_shape(Path(kept.name) / "pipeline", shape), **options)
-        model._kept = kept  # type: ignore[attr-defined]  # the folder goes when the model does
-        return model  # type: ignore[return-value]
+        assert isinstance(model, RandomSD3)
+        model._kept, model._shape, model._texts = kept, shape, {}
+        return model
 
     def _load_transformer(self) -> SD3Transformer2DModel:
         config = SD3Transformer2DModel.load_config(self.folder, subfolder="transformer")
@@ -92,12 +96,10 @@ class RandomSD3(SD3Model):
         return super().decode(latents)
 
     def _row(self, text: str) -> tuple[Tensor, Tensor]:
-        if text not in self._cache:
-            config = self.transformer.config
-            index = json.loads((self.folder / "model_index.json").read_text(encoding="utf-8"))
-            tokens = index["clip_tokens"] + self.max_sequence_length
+        if text not in self._texts:
+            tokens = self._shape.clip_tokens + self.max_sequence_length
+            sizes = self._shape.transformer["joint_attention_dim"], self._shape.transformer["pooled_projection_dim"]
             generator = torch.Generator().manual_seed(int(hashlib.sha256(text.encode()).hexdigest()[:15], 16))
-            embeds = torch.randn(tokens, config.joint_attention_dim, generator=generator).to(self.dtype)
-            pooled = torch.randn(config.pooled_projection_dim, generator=generator).to(self.dtype)
-            self._cache[text] = embeds, pooled
-        return self._cache[text]
+            embeds = torch.randn(tokens, sizes[0], generator=generator).to(self.dtype)
+            self._texts[text] = embeds, torch.randn(sizes[1], generator=generator).to(self.dtype)
+        return self._texts[text]
