@@ -116,9 +116,10 @@ def train(name, built, progress=None):
 
 
 def runs(folder, out, pipeline):
-    """Every stage, and distillations: with optimizer steps of one row each, in one pass, of some of the steps; then stages
-    of fewer groups than processes: a teacher that replaces groups of equal rewards, a cold start, and a distillation
-    that draws sample pictures.
+    """Every stage, and distillations: with optimizer steps of one row each, in one pass, of some of the steps.
+
+    Then stages of fewer groups than processes: a teacher that replaces groups of equal rewards, a cold start, and a
+    distillation that draws sample pictures.
     """
     _model.load_model = lambda spec, targets, run=None: DoubleModel.load(
         spec.pretrained, device="cpu", max_sequence_length=spec.max_sequence_length
