@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from flowopd_cli.models.sd3 import SD3Model
 from flowopd_cli.recipe import AdapterSpec, AnchorSpec, ModelSpec, TeacherSpec
 from flowopd_cli.refs import AdapterRef, recorded_base
 from flowopd_cli.run import RunDir
+from flowopd_cli.stages._ranks import rank_and_world
 from flowopd_cli.train.collect import Teacher
 
 
@@ -50,12 +50,9 @@ def load_model(spec: ModelSpec, targets: Sequence[str], run: RunDir | None = Non
 
 
 def encode_ahead(model: SD3Model, prompts: Mapping[str, Sequence[Prompt]]) -> None:
-    """Encode every distinct prompt that no run has encoded yet, and release the encoders.
-
-    Each of several processes begins elsewhere in the list, and skips what the others have written by then.
-    """
+    """Encode every distinct prompt that no run has encoded yet, each process beginning elsewhere; release the encoders."""
     texts = list(dict.fromkeys(p.text for group in prompts.values() for p in group))
-    rank, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    rank, processes = rank_and_world()
     first = len(texts) * rank // processes
     model.encode_ahead(texts[first:] + texts[:first])
 
