@@ -63,11 +63,13 @@ class RewardMix:
     """Weighted sum of rewards, each asked only about the prompts of its task; where lower is better, its negative.
 
     A picture is invalid when any reward that applies to it says so, or when none applies; its total is NaN, so that
-    nothing can take it for a score.
+    nothing can take it for a score. Its scores and details stand under the rewards' names; of several rewards of one
+    name the second has ``-2`` behind it, the third ``-3``.
     """
 
     def __init__(self, parts: Sequence[Weighted]) -> None:
         self.parts = tuple(parts)
+        self.names = numbered([part.reward.info.name for part in parts])
 
     def check(self, prompts: Sequence[Prompt]) -> None:
         """Let every reward that has a ``check`` refuse prompts it could not score.
@@ -93,17 +95,18 @@ class RewardMix:
         valid = whole.clone()
         scores: dict[str, Tensor] = {}
         details: list[dict[str, Any]] = [{} for _ in prompts]
-        for part, rows, result in self._results(images, prompts):
+        for number, rows, result in self._results(images, prompts):
+            part, called = self.parts[number], self.names[number]
             index = torch.tensor(rows)
             sign = 1.0 if part.reward.info.higher_is_better else -1.0
             result = replace(result, valid=result.valid & whole[index])
             total[index] += sign * part.weight * torch.where(result.valid, result.total, 0.0)
             asked[index] = True
             valid[index] &= result.valid
-            for name, column in _named(part.reward.info.name, result).items():
+            for name, column in _named(called, result).items():
                 scores.setdefault(name, torch.full((count,), float("nan")))[index] = column
             for i, detail in zip(rows, result.details, strict=False):
-                details[i][part.reward.info.name] = dict(detail)
+                details[i][called] = dict(detail)
         valid &= asked
         for i in (~whole).nonzero()[:, 0].tolist():
             details[i]["error"] = "the picture has pixels that are not finite"
@@ -111,9 +114,9 @@ class RewardMix:
 
     def _results(
         self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]
-    ) -> Iterator[tuple[Weighted, list[int], RewardResult]]:
-        """Each part with the rows it was asked about, in order. Those that wait for others wait in the background,
-        all at once, while the rest compute here.
+    ) -> Iterator[tuple[int, list[int], RewardResult]]:
+        """The number of each part with the rows it was asked about, in order. Those that wait for others wait in the
+        background, all at once, while the rest compute here.
         """
         waiting: dict[int, Background[RewardResult]] = {}
         tasks: dict[int, tuple[list[int], Callable[[], RewardResult]]] = {}
@@ -128,7 +131,16 @@ class RewardMix:
         done = {number: task() for number, (_, task) in tasks.items() if number not in waiting}
         for number, (rows, _) in tasks.items():
             result = waiting[number].result() if number in waiting else done[number]
-            yield self.parts[number], rows, _sound(self.parts[number].reward.info.name, result, len(rows))
+            yield number, rows, _sound(self.names[number], result, len(rows))
+
+
+def numbered(names: Sequence[str]) -> tuple[str, ...]:
+    """The names, each once: one that was there before gets the next number that makes it another."""
+    found: list[str] = []
+    for name in names:
+        candidates = (f"{name}-{number}" for number in range(2, len(names) + 2) if f"{name}-{number}" not in names)
+        found.append(name if name not in found else next(c for c in candidates if c not in found))
+    return tuple(found)
 
 
 def without_holes(images: Float[Tensor, "B 3 H W"]) -> tuple[Float[Tensor, "B 3 H W"], Bool[Tensor, " B"]]:

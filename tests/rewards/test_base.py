@@ -12,7 +12,7 @@ from tiny import make_draw, make_sampler
 from flowopd_cli.core.advantages import group_advantages
 from flowopd_cli.core.types import Prompt, RewardResult
 from flowopd_cli.errors import PromptError, RewardError
-from flowopd_cli.rewards.base import RewardInfo, RewardMix, Weighted
+from flowopd_cli.rewards.base import RewardInfo, RewardMix, Weighted, numbered
 from flowopd_cli.rewards.jpeg import JpegReward
 from flowopd_cli.rewards.parallel import in_parallel
 from flowopd_cli.train import collect
@@ -55,6 +55,18 @@ def test_a_reward_whose_lower_is_better_counts_against():
     result = RewardMix([Weighted(Constant("one", 1.0)), Weighted(worse, 2.0)])(torch.zeros(2, 3, 4, 4), [A, B])
     assert result.total.tolist() == [0.5, 0.5]
     assert result.scores["error"].tolist() == [0.25, 0.25]
+
+
+def test_rewards_of_one_name_do_not_overwrite_each_other():
+    parts = [Weighted(Constant("vlm", value, extra={"raw": value * 5})) for value in (0.25, 0.5, 1.0)]
+    result = RewardMix(parts)(torch.zeros(1, 3, 4, 4), [A])
+    assert {name: column.item() for name, column in result.scores.items()} == {
+        **{"vlm": 0.25, "vlm/raw": 1.25, "vlm-2": 0.5, "vlm-2/raw": 2.5},
+        **{"vlm-3": 1.0, "vlm-3/raw": 5.0},
+    }
+    assert set(result.details[0]) == {"vlm", "vlm-2", "vlm-3"}
+    assert numbered(["a", "a-2", "a", "b", "a"]) == ("a", "a-2", "a-3", "b", "a-4")
+    assert numbered(["a", "a", "a-2", "a-2"]) == ("a", "a-3", "a-2", "a-2-2")
 
 
 def test_one_invalid_score_makes_the_picture_invalid():
