@@ -13,11 +13,24 @@ ROOT = Path(__file__).resolve().parent.parent / "flowopd_cli"
 PACKAGE = "flowopd_cli"
 FOUNDATION = {
     *("recipe", "recipe_io", "recipe_specs", "run", "refs", "manifest", "files"),
-    *("registry", "errors", "progress", "arithmetic", "card", "settle", "tasks", "cache", "prompt_files", "prompt_ocr"),
+    *(
+        "registry",
+        "errors",
+        "progress",
+        "arithmetic",
+        "card",
+        "settle",
+        "tasks",
+        "cache",
+        "prompt_files",
+        "prompt_ocr",
+        "runs",
+        "tables",
+    ),
 }
 FRONT = {
     *("cli", "options", "plan", "preflight", "execute", "launch", "console", "track"),
-    *("cli_eval", "cli_rewards", "cli_prompts"),
+    *("cli_eval", "cli_rewards", "cli_prompts", "cli_runs"),
     *("demo", "report", "__main__"),
 }
 PACKAGES = {"core", "train", "stages", "models", "rewards", "suites", "toy"}
@@ -67,6 +80,7 @@ RULES = {
     "front": rule(FOUNDATION | FRONT, {"yaml"}, {"jinja2"}),
     "cli": rule(FOUNDATION | FRONT, {"typer"}, {"stages"}),
     "cli_rewards": rule(FOUNDATION | FRONT, {"typer"}, {"stages", "yaml"}),
+    "cli_runs": rule(FOUNDATION, {"typer"}),
     "cli_prompts": rule(FOUNDATION | {"prompt_geneval"}, {"typer"}),
     "cli_eval": rule(FOUNDATION | FRONT, {"typer"}, {"stages"}),
     "options": rule(FOUNDATION, {"typer"}),
