@@ -46,7 +46,7 @@ def test_runs_are_listed_oldest_first_with_how_they_ended(make, flowopd, tmp_pat
     }
     assert rows["b"]["figures"] == {"rank": 32}
     code, out, _ = flowopd("runs", "ls", tmp_path / "runs")
-    assert [line.split()[:3] for line in out.splitlines()][0] == ["RUN", "STAGE", "STATUS"]
+    assert next(line.split()[:3] for line in out.splitlines()) == ["RUN", "STAGE", "STATUS"]
 
 
 def test_a_run_whose_process_lives_is_running(make, flowopd, tmp_path):
