@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from flowopd_cli.errors import RecipeError, RewardError
+from flowopd_cli.tables import columns
 
 OPTION = "--set"
 app = typer.Typer(help="The rewards that teachers can be trained on.", no_args_is_help=True)
@@ -142,14 +143,6 @@ def read_options(texts: Sequence[str]) -> dict[str, Any]:
         except yaml.YAMLError as error:
             raise RecipeError(f"{OPTION} {text}: the value is not YAML") from error
     return found
-
-
-def columns(rows: Sequence[Sequence[str]]) -> str:
-    """Rows as text, aligned."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
 
 
 def _listed(row: Mapping[str, Any]) -> tuple[str, ...]:

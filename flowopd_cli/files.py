@@ -186,6 +186,16 @@ class Lock:
             self.path.unlink(missing_ok=True)
             self.held = False
 
+    def taken(self) -> bool:
+        """Whether a living process holds it, this one or another."""
+        try:
+            self._refuse_living_owner(self.path.read_bytes())
+        except FileNotFoundError:
+            return False
+        except ArtifactError:
+            return True
+        return False
+
     def _take_over(self, draft: Path) -> bool:
         """Replace a dead owner's lock; false when another process was quicker.
 

@@ -23,6 +23,11 @@ from flowopd_cli.settle import with_full_names
 TOY = "toy"
 RANKLESS = {"exact", "factor_average"}
 TEACHERS = {"routing", "teachers"}
+# Fields of the recipe that a resumed run may change.
+MAY_CHANGE = {
+    *("train.iterations", "train.checkpoint_every", "train.keep_checkpoints", "train.sample_every", "train.track"),
+    *("train.processes", "train.micro", "train.rollout_batch", "model.device", "opd.log_rewards_every"),
+}
 FOREIGN = {
     "eval.pictures",
     "eval.import_scores",
@@ -144,9 +149,35 @@ def _resumed(stage: str, common: Common, given: Mapping[str, Any]) -> recipes.Re
     if actual != stage:
         raise RecipeError(f"{run.path}: is a {actual} run; go on with: flowopd {actual} --resume {run.path}")
     recipe = with_full_names(run.recipe(common.overrides))
+    if isinstance(recipe, recipes.TrainedRecipe):
+        _refuse_other_course(run, recipe)
     if common.processes and isinstance(recipe, recipes.TrainedRecipe):
         return recipe.model_copy(update={"train": recipe.train.model_copy(update={"processes": common.processes})})
     return recipe
+
+
+def _refuse_other_course(run: RunDir, recipe: recipes.Recipe) -> None:
+    """A resumed training follows its own recipe, but for what changes no result beyond rounding.
+
+    Raises:
+        RecipeError: another field was set.
+    """
+    before, after = (_flat(r.model_dump(mode="json")) for r in (with_full_names(run.recipe()), recipe))
+    changed = [key for key in {**before, **after} if before.get(key) != after.get(key) and key not in MAY_CHANGE]
+    if changed:
+        raise RecipeError(
+            f"--set {changed[0]}: {run.path} goes on as it began; on --resume only {', '.join(sorted(MAY_CHANGE))} may "
+            "change; for anything else start a fresh run, from this one with adapter.init"
+        )
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """A tree of mappings as dotted keys."""
+    if not isinstance(tree, dict) or not tree:
+        return {prefix: tree}
+    return {
+        key: value for name, part in tree.items() for key, value in _flat(part, f"{prefix}.{name}".strip(".")).items()
+    }
 
 
 def _starting_point(

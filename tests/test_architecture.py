@@ -14,11 +14,11 @@ PACKAGE = "flowopd_cli"
 FOUNDATION = {
     *("recipe", "recipe_io", "recipe_specs", "run", "refs", "manifest", "files"),
     *("registry", "errors", "progress", "arithmetic", "card", "settle", "tasks", "cache", "prompt_files", "prompt_ocr"),
-    *("shapes", "footprint"),
+    *("shapes", "footprint", "runs", "tables"),
 }
 FRONT = {
     *("cli", "options", "plan", "preflight", "execute", "launch", "console", "track"),
-    *("cli_bench", "cli_eval", "cli_rewards", "cli_prompts"),
+    *("cli_bench", "cli_eval", "cli_rewards", "cli_prompts", "cli_runs"),
     *("demo", "report", "__main__"),
 }
 PACKAGES = {"bench", "core", "train", "stages", "models", "rewards", "suites", "toy"}
@@ -70,6 +70,7 @@ RULES = {
     "front": rule(FOUNDATION | FRONT, {"yaml"}, {"jinja2"}),
     "cli": rule(FOUNDATION | FRONT, {"typer"}, {"stages"}),
     "cli_rewards": rule(FOUNDATION | FRONT, {"typer"}, {"stages", "yaml"}),
+    "cli_runs": rule(FOUNDATION, {"typer"}),
     "cli_prompts": rule(FOUNDATION | {"prompt_geneval"}, {"typer"}),
     "cli_bench": rule(FOUNDATION | FRONT, {"typer"}, {"bench"}),
     "cli_eval": rule(FOUNDATION | FRONT, {"typer"}, {"stages"}),

@@ -50,7 +50,7 @@ def load_model(spec: ModelSpec, targets: Sequence[str], run: RunDir | None = Non
 
 
 def encode_ahead(model: SD3Model, prompts: Mapping[str, Sequence[Prompt]]) -> None:
-    """Encode every distinct prompt that no run has encoded yet, each process beginning elsewhere; release the encoders."""
+    """Encode every distinct prompt that no run has yet, each process beginning elsewhere; release the encoders."""
     texts = list(dict.fromkeys(p.text for group in prompts.values() for p in group))
     rank, processes = rank_and_world()
     first = len(texts) * rank // processes

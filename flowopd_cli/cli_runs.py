@@ -1,0 +1,65 @@
+"""``flowopd runs``: what lies in a folder of runs, and whether a run is still what it says. No torch here."""
+
+from __future__ import annotations
+
+import json as jsonlib
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help="List runs, and check that one is whole.", no_args_is_help=True)
+FAULTY = 3
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command("ls")
+def ls(
+    root: Annotated[Path, typer.Argument(metavar="[DIR]", help="Where to look.")] = Path("runs"), json: Json = False
+) -> None:
+    """List the runs below a folder, oldest first: stage, how each ended, when, and its last figures.
+
+    \b
+    Example:
+      flowopd runs ls
+      flowopd runs ls --json | jq -r '.[] | select(.status == "abandoned").run'
+    """
+    from flowopd_cli.runs import listing
+    from flowopd_cli.tables import columns
+
+    rows = listing(root)
+    if json:
+        print(jsonlib.dumps(rows))
+        return
+    cells = [(r["run"], r["stage"], r["status"], r["created"], _brief(r["figures"])) for r in rows]
+    print(columns([("RUN", "STAGE", "STATUS", "CREATED", "FIGURES"), *cells]))
+
+
+@app.command("verify")
+def verify(run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")], json: Json = False) -> None:
+    """Check a run against its manifest: files, checkpoints, the adapters it was made from. Exits with 3 on a fault.
+
+    \b
+    Example:
+      flowopd runs verify runs/student
+    """
+    from flowopd_cli.runs import verify as look
+    from flowopd_cli.tables import columns
+
+    found = list(look(run))
+    faults = [finding for finding in found if not finding.ok]
+    if json:
+        told = [{"kind": f.kind, "name": f.name, "ok": f.ok, "fault": f.fault} for f in found]
+        print(jsonlib.dumps({"run": str(run), "ok": not faults, "findings": told}))
+    elif faults:
+        print(columns([(f.kind, f.name, f.fault) for f in faults]))
+    else:
+        print(run)
+    if not json and not faults:
+        typer.echo(f"{len(found)} things looked at, all as the manifest says", err=True)
+    if faults:
+        raise typer.Exit(FAULTY)
+
+
+def _brief(figures: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in list(figures.items())[:3])

@@ -1,0 +1,115 @@
+"""What lies under a folder of runs, and whether what a run says of itself is still true. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flowopd_cli.errors import ArtifactError, FlowOPDError
+from flowopd_cli.files import Lock, is_intact, sha256_file
+from flowopd_cli.manifest import Artifact, Manifest, Parent, is_run
+from flowopd_cli.refs import AdapterRef
+from flowopd_cli.run import LOCK, RunDir
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at: a file, a checkpoint or a parent, and what is wrong with it (nothing: ``ok``)."""
+
+    kind: str
+    name: str
+    fault: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.fault
+
+
+def listing(root: Path) -> list[dict[str, Any]]:
+    """A row for each run in ``root`` and its sub-folders, oldest first; a damaged one says so under ``status``.
+
+    Raises:
+        ArtifactError: there is no such folder.
+    """
+    if not root.is_dir():
+        raise ArtifactError(f"{root}: no such folder")
+    rows = [_row(path) for path in _found(root)]
+    return sorted(rows, key=lambda row: (row["created"], row["run"]))
+
+
+def verify(path: Path) -> Iterator[Finding]:
+    """Look at everything that a run's manifest names: its files, its checkpoints, the adapters it was made from.
+
+    Raises:
+        ArtifactError: there is no run at ``path``, or its manifest is damaged.
+    """
+    run = RunDir.open(path, writes=False)
+    manifest = run.manifest()
+    yield Finding("status", manifest.status, _unfinished(run, manifest))
+    yield from (_check_file(run, artifact) for artifact in manifest.artifacts)
+    for folder in sorted(run.checkpoints_dir.glob("step-*")):
+        fault = "" if is_intact(folder) else "damaged or incomplete: --resume takes the one before it"
+        yield Finding("checkpoint", folder.relative_to(run.path).as_posix(), fault)
+    yield from (_check_parent(parent) for parent in manifest.parents)
+
+
+def _found(root: Path) -> Iterator[Path]:
+    """Runs at ``root`` and below; what lies inside a run is its own."""
+    if is_run(root):
+        yield root
+        return
+    for path in sorted(root.iterdir()):
+        if path.is_dir() and not path.is_symlink() and not path.name.startswith("."):
+            yield from _found(path)
+
+
+def _row(path: Path) -> dict[str, Any]:
+    try:
+        run = RunDir.open(path, writes=False)
+        manifest = run.manifest()
+    except FlowOPDError:
+        return {"run": str(path), "stage": "?", "status": "damaged", "created": "", "finished": None, "figures": {}}
+    fault = _unfinished(run, manifest)
+    return {
+        "run": str(path),
+        "stage": manifest.stage,
+        "status": "abandoned" if manifest.status == "running" and fault else manifest.status,
+        "created": manifest.created,
+        "finished": manifest.finished,
+        "figures": _figures(manifest.metrics),
+    }
+
+
+def _figures(metrics: Mapping[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+
+
+def _unfinished(run: RunDir, manifest: Manifest) -> str:
+    """What is wrong with a run that says it is running: nothing as long as its process lives."""
+    if manifest.status != "running" or Lock(run.path / LOCK).taken():
+        return ""
+    return f"its process is gone; go on with: flowopd {manifest.stage} --resume {run.path}"
+
+
+def _check_file(run: RunDir, artifact: Artifact) -> Finding:
+    path = run.path / artifact.path
+    if not path.is_file():
+        return Finding("file", artifact.path, "missing")
+    if path.stat().st_size != artifact.bytes:
+        return Finding("file", artifact.path, f"has {path.stat().st_size} bytes, not {artifact.bytes}")
+    return Finding("file", artifact.path, "" if sha256_file(path) == artifact.sha256 else "its content has changed")
+
+
+def _check_parent(parent: Parent) -> Finding:
+    reference = AdapterRef.parse(parent.ref)
+    name = f"{parent.role} {parent.ref}"
+    if reference.kind == "hub":
+        return Finding("parent", name)  # on the Hub its revision names it
+    try:
+        now = reference.sha256()
+    except ArtifactError as error:
+        return Finding("parent", name, str(error))
+    return Finding("parent", name, "" if now == parent.sha256 else "is another adapter than the one this run used")

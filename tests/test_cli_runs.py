@@ -1,0 +1,97 @@
+"""``flowopd runs ls`` and ``verify`` on small runs written here."""
+
+import json
+
+import pytest
+
+from flowopd_cli import recipe as recipes
+from flowopd_cli.run import LOCK, RunDir
+
+DATA = {"stage": "merge", "model": {"pretrained": "toy"}, "adapters": ["base"]}
+
+
+@pytest.fixture
+def make(tmp_path):
+    """A finished run with a figure and a file."""
+
+    def make(name, status="done"):
+        run = RunDir.create(tmp_path / "runs" / name, "merge")
+        run.start(recipes.build(DATA))
+        run.write_eval("some", json.dumps({"mean": 1}))
+        run.save_checkpoint(5, lambda folder: (folder / "state").write_bytes(b"state"), keep=2)
+        run.set_parents([{"role": "init", "ref": "base", "sha256": None}])
+        if status == "running":
+            run._lock.release()  # as a killed process leaves it, but for the file
+        else:
+            run.finish(status, {"rank": 32, "kind": "text"})
+        return run
+
+    return make
+
+
+def test_runs_are_listed_oldest_first_with_how_they_ended(make, flowopd, tmp_path):
+    make("b")
+    make("deep/a", "interrupted")
+    make("c", "running")
+    (tmp_path / "runs" / "d").mkdir()
+    (tmp_path / "runs" / "d" / "manifest.json").write_text("{")
+    code, out, _ = flowopd("runs", "ls", tmp_path / "runs", "--json")
+    assert code == 0
+    rows = {row["run"].rpartition("runs/")[2]: row for row in json.loads(out)}
+    assert {name: row["status"] for name, row in rows.items()} == {
+        "b": "done",
+        "deep/a": "interrupted",
+        "c": "abandoned",
+        "d": "damaged",
+    }
+    assert rows["b"]["figures"] == {"rank": 32}
+    code, out, _ = flowopd("runs", "ls", tmp_path / "runs")
+    assert next(line.split()[:3] for line in out.splitlines()) == ["RUN", "STAGE", "STATUS"]
+
+
+def test_a_run_whose_process_lives_is_running(make, flowopd, tmp_path):
+    run = make("a", "running")
+    run._lock.acquire()
+    assert (run.path / LOCK).is_file()
+    _, out, _ = flowopd("runs", "ls", tmp_path / "runs", "--json")
+    assert json.loads(out)[0]["status"] == "running"
+    assert flowopd("runs", "verify", run.path)[0] == 0
+    run._lock.release()
+    code, out, _ = flowopd("runs", "verify", run.path)
+    assert code == 3
+    assert f"flowopd merge --resume {run.path}" in out
+
+
+def test_a_sound_run_is_said_to_be_sound(make, flowopd):
+    run = make("a")
+    code, out, err = flowopd("runs", "verify", run.path)
+    assert (code, out.strip()) == (0, str(run.path))
+    assert "all as the manifest says" in err
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda run: run.eval_file("some").unlink(), "missing"),
+        (lambda run: run.eval_file("some").write_text("longer than it was"), "bytes, not"),
+        (lambda run: run.eval_file("some").write_text(json.dumps({"mean": 2})), "content has changed"),
+        (lambda run: (run.checkpoint_dir(5) / "state").write_bytes(b"stale"), "damaged or incomplete"),
+        (lambda run: run.set_parents([{"role": "t", "ref": "gone", "sha256": "0"}]), "no such run directory"),
+    ],
+)
+def test_what_changed_is_named_and_ends_with_3(make, flowopd, damage, words):
+    run = make("a")
+    damage(run)
+    code, out, _ = flowopd("runs", "verify", run.path, "--json")
+    assert code == 3
+    told = json.loads(out)
+    assert not told["ok"]
+    (fault,) = [finding["fault"] for finding in told["findings"] if not finding["ok"]]
+    assert words in fault
+
+
+def test_what_is_no_run_is_one_line(flowopd, tmp_path):
+    assert "no such folder" in flowopd("runs", "ls", tmp_path / "none")[2]
+    code, _, err = flowopd("runs", "verify", tmp_path)
+    assert code == 2
+    assert "not a run directory" in err
