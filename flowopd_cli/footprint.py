@@ -109,7 +109,7 @@ def footprint(recipe: TrainedRecipe) -> Figures:
     ]
     encoding = {"memory: text encoders, before training": _size(shape.encoders * BYTES[dtype])}
     return {
-        "memory counted for": f"{dtype} base, float32 adapters, {recipe.train.micro} rows learning at once",
+        "memory counted for": f"{dtype} base, float32 adapters, {_learned(recipe)} rows learning at once",
         **{f"memory: {name}": _size(value) for name, value in holding.items()},
         "memory: sampling and labels": _size(sampling),
         "memory: learning": _size(kept(shape, recipe.adapter, learning)),
@@ -125,8 +125,20 @@ def _rows(recipe: TrainedRecipe, shape: Shape, width: int) -> tuple[Rows, Rows]:
     tokens = shape.image_tokens(model.resolution), shape.text_tokens(model.max_sequence_length)
     own = 1 if isinstance(recipe, ColdstartRecipe) else _halves(recipe.sampling.guidance)
     others = [recipe.sampling.guidance, *_guidances(recipe)]
-    pictures = min(train.rollout_batch, train.groups * train.group_size)
-    return Rows(train.micro * own, *tokens, width), Rows(pictures * max(map(_halves, others)), *tokens, width)
+    pictures = min(train.rollout_batch, _pictures(recipe))
+    return Rows(_learned(recipe) * own, *tokens, width), Rows(pictures * max(map(_halves, others)), *tokens, width)
+
+
+def _pictures(recipe: TrainedRecipe) -> int:
+    """Of one iteration, on one process."""
+    return -(-recipe.train.groups // recipe.train.processes) * recipe.train.group_size
+
+
+def _learned(recipe: TrainedRecipe) -> int:
+    """Rows that learn at once: a micro-batch, or all there are; in one pass those of one step."""
+    if isinstance(recipe, DistillRecipe) and recipe.fused:
+        return min(recipe.train.micro, _pictures(recipe))
+    return recipe.train.micro
 
 
 def _halves(guidance: float) -> int:
@@ -163,7 +175,7 @@ def _trajectories(recipe: TrainedRecipe, shape: Shape, width: int) -> int:
     text = shape.text_tokens(model.max_sequence_length) * shape.joint_attention_dim + shape.pooled_projection_dim
     if isinstance(recipe, ColdstartRecipe):
         return recipe.sft.samples * (latent + text * width)
-    pictures = -(-train.groups // train.processes) * train.group_size
+    pictures = _pictures(recipe)
     if isinstance(recipe, DistillRecipe) and recipe.fused:  # the rows that learn: state, both labels, velocity
         return min(pictures, train.micro) * 4 * latent + pictures * text * width
     labels = 1 + (recipe.anchor.beta > 0) if isinstance(recipe, DistillRecipe) else _references(recipe)

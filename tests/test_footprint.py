@@ -104,6 +104,13 @@ def test_the_figures_of_a_dry_run():
     assert more["memory: adapters"] == f"{7 * one:.2f} GiB"
 
 
+def test_one_pass_learns_the_rows_of_one_step():
+    many = {"micro": 384, "groups": 64, "group_size": 1}
+    told = "memory counted for"
+    assert footprint(distill(train={**many, "updates": 1}))[told].endswith("64 rows learning at once")
+    assert footprint(distill(train={**many, "updates": 2}))[told].endswith("384 rows learning at once")  # a replay
+
+
 def test_a_shape_that_is_not_at_hand_is_said_so():
     figures = footprint(distill(model={"pretrained": "someone/else"}))
     assert list(figures) == ["memory"]

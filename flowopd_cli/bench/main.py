@@ -61,7 +61,7 @@ def run(request: Request, progress: Progress) -> dict[str, Any]:
     extra = _extras(world, request)
     figures |= {"split": split, "extras": extra, "hours": _hours(world, medians["fused"], extra)}
     own = {name: median(own for _, own in pairs) for name, pairs in samples.items()}
-    figures |= {"cpu": {"seconds": own, "ratios": _ratios(own)}}
+    figures |= {"cpu": {"seconds": own, "ratios": _ratios(world, own)}}
     figures |= {"largest_micro_batch": limits.largest_micro_batch(world), "peaks": peaks}
     raw = {name: [list(pair) for pair in pairs] for name, pairs in samples.items()}
     return figures | {"machine": machine(world), "settings": _settings(world), "samples": raw}
@@ -86,17 +86,21 @@ def _figures(world: World, medians: Mapping[str, float], peak: int) -> dict[str,
     figures |= {f"{name}_seconds": medians[name] for name in ("fused", "replay", "upstream_structure")}
     figures |= {"peak_memory_bytes": peak, "images_per_second": world.batch / medians["fused"]}
     figures["floor"] = {role: medians[role] for role in FLOOR if role in medians}
-    figures["ratios"] = _ratios(medians)
+    figures["ratios"] = _ratios(world, medians)
     return figures | {"operations": _operations(world, floor)}
 
 
-def _ratios(medians: Mapping[str, float]) -> dict[str, float]:
-    """What the structures take in terms of each other; the machine's speed is not in it."""
+def _ratios(world: World, medians: Mapping[str, float]) -> dict[str, float]:
+    """What the structures take in terms of each other; the machine's speed is not in it. ``replay_to_its_floor`` allows
+    for the rollout's own forwards, one at each sampling step.
+    """
+    rollout = medians["forward"] * world.recipe.sampling.steps / world.steps
     floor = sum(medians[role] for role in FLOOR if role in medians)
     fused, replay, upstream = (medians[name] for name in ("fused", "replay", "upstream_structure"))
     return {
         "fused_to_floor": fused / floor,
         "replay_to_floor": replay / floor,
+        "replay_to_its_floor": replay / (floor + rollout),
         "upstream_structure_to_fused": upstream / fused,
         "upstream_structure_to_replay": upstream / replay,
     }

@@ -28,8 +28,11 @@ Action = Callable[[], None]
 
 
 def floor(world: World) -> dict[str, Action]:
-    """The passes that no structure does without, each role's alone, as often as an iteration has trained steps."""
-    roles = {"student": ("policy", world.sampler.guidance), "teacher": _dearest(world)}
+    """The passes that no structure does without, each role's alone, as often as an iteration has trained steps; and
+    ``forward``, the student's without gradients, of which a replay's rollout is made.
+    """
+    own = "policy", world.sampler.guidance
+    roles = {"student": own, "forward": own, "teacher": _dearest(world)}
     if world.anchor is not None:
         roles["anchor"] = (str(world.anchor.adapter), world.anchor.guidance)
     return {role: _passes(world, role, *rest) for role, rest in roles.items()}

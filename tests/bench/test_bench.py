@@ -73,7 +73,7 @@ def test_the_passes_of_each_structure_are_those_that_are_counted():
     assert forwards(world, structures.replay) == (2 * 2, 2 * 2 * 2 * 2 + 2 * 3)  # and the rollout
     assert forwards(world, structures.upstream) == (2 * 2 * 2, 2 * 2 * 2 * 2 + 2 * 2 * 3)  # and halves everywhere
     floor = [forwards(world, lambda _, action=action: action) for action in structures.floor(world).values()]
-    assert floor == [(2 * 2, 0), (0, 2 * 2 * 2), (0, 2 * 2 * 2)]
+    assert floor == [(2 * 2, 0), (0, 2 * 2), (0, 2 * 2 * 2), (0, 2 * 2 * 2)]  # the second is the rollout's forward
     assert "anchor" not in structures.floor(world_of(anchor=False))
 
 
@@ -130,7 +130,7 @@ def test_the_figures():
     assert figures["floor_seconds"] == pytest.approx(sum(figures["floor"].values()))
     assert figures["images_per_second"] == pytest.approx(1 / figures["fused_seconds"])
     assert {name: len(pairs) for name, pairs in figures["samples"].items()} == dict.fromkeys(
-        ("student", "teacher", "anchor", "fused", "replay", "upstream_structure"), 2
+        ("student", "forward", "teacher", "anchor", "fused", "replay", "upstream_structure"), 2
     )
     hours = 500 * 48 * 24 * figures["fused_seconds"] / 3600  # iterations x groups x their size, a picture at a time
     assert figures["hours"] == pytest.approx(hours)
