@@ -15,6 +15,7 @@ from flowopd_cli.errors import RewardError
 from flowopd_cli.rewards.base import RewardInfo
 from flowopd_cli.rewards.pictures import to_pil
 
+UNHELD = "JPEG cannot hold a picture of this size"
 DIVISORS = {"ddpo": 1.0, "flow_grpo": 500.0}
 
 
@@ -46,12 +47,16 @@ class JpegReward:
         self.quality, self.divisor = quality, DIVISORS[variant]
 
     def __call__(self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]) -> RewardResult:
-        """Compress B pictures in memory."""
-        kilobytes = torch.tensor([self._size(image) / 1000 for image in to_pil(images)])
-        total = -kilobytes / self.divisor
-        return RewardResult(total, {"kilobytes": kilobytes}, torch.ones(len(prompts), dtype=torch.bool))
+        """Compress B pictures in memory; one that JPEG cannot hold (65500 pixels a side at most) is invalid."""
+        sizes = [self._size(image) for image in to_pil(images)]
+        kilobytes = torch.tensor([float("nan") if size is None else size / 1000 for size in sizes])
+        details = tuple({"error": UNHELD} if size is None else {} for size in sizes)
+        return RewardResult(-kilobytes / self.divisor, {"kilobytes": kilobytes}, ~kilobytes.isnan(), details)
 
-    def _size(self, image: Image.Image) -> int:
+    def _size(self, image: Image.Image) -> int | None:
         sink = io.BytesIO()
-        image.save(sink, format="JPEG", quality=self.quality)
+        try:
+            image.save(sink, format="JPEG", quality=self.quality)
+        except (OSError, ValueError):
+            return None
         return sink.tell()

@@ -203,8 +203,9 @@ class RemoteReward:
         for name in ("protocol", "reward", "fingerprint"):
             if tree.get(name) != self.worker.get(name):
                 raise WorkerMismatch(
-                    f"reward {self.info.name}: a worker has become another: its {name} is {tree.get(name)!r}, "
-                    f"it was {self.worker.get(name)!r}; scores of the two cannot be compared"
+                    f"reward {self.info.name}: a worker has become another: "
+                    f"its {name} is {wire.shown(tree.get(name))}, it was {self.worker.get(name)!r}; "
+                    "scores of the two cannot be compared"
                 )
         return tree
 

@@ -5,7 +5,6 @@ What happens on the network is ``rewards/serving``, which knows neither torch no
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import re
 from collections.abc import Mapping, Sequence
@@ -20,10 +19,9 @@ from flowopd_cli import __version__
 from flowopd_cli.core.types import Prompt, RewardResult
 from flowopd_cli.errors import PromptError
 from flowopd_cli.rewards.base import Reward
+from flowopd_cli.rewards.serving.digests import path_digest
 from flowopd_cli.rewards.serving.wire import NEUTRAL, Answer, Refusal
-from flowopd_cli.rewards.weights import file_digest
 
-WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".onnx")
 SOURCE = re.compile(r"[\w.-]+/[\w.-]+(@[\w.-]+)?|https?://\S+")
 ENGINES = ("reader", "detector")
 
@@ -110,19 +108,11 @@ def weights_of(reward: Any, options: Mapping[str, Any]) -> dict[str, str]:
         if not isinstance(value, (str, Path)) or not str(value):
             continue
         if Path(value).exists():
-            found[name] = _digest(Path(value))
+            found[name] = path_digest(Path(value))
         elif SOURCE.fullmatch(str(value)):
             revision = options.get("revision" if name == "model" else f"{name}_revision")
             found[name] = f"{value}@{revision}" if revision else str(value)
     return found
-
-
-def _digest(path: Path) -> str:
-    """SHA-256 of a file, or of the digests of a folder's weights in the order of their names."""
-    if path.is_file():
-        return f"sha256:{file_digest(path)}"
-    files = sorted(file for file in path.rglob("*") if file.suffix in WEIGHTS and file.is_file())
-    return f"sha256:{hashlib.sha256(''.join(map(file_digest, files)).encode()).hexdigest()}"
 
 
 def _refuse_lengths(result: RewardResult, count: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import tempfile
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from flowopd_cli.cache import cache_dir
 from flowopd_cli.errors import ArtifactError
+from flowopd_cli.rewards.serving.digests import file_digest
 
 CHUNK = 1 << 20
 TIMEOUT = 60.0
@@ -71,15 +71,6 @@ def download(url: str, *, sha256: str | None, name: str | None = None) -> Path:
     finally:
         Path(partial).unlink(missing_ok=True)
     return target
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file in hex."""
-    digest = hashlib.sha256()
-    with path.open("rb") as source:
-        while block := source.read(CHUNK):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def load_tensors(path: str | Path) -> dict[str, Tensor]:

@@ -22,13 +22,14 @@ def introduced(url: str, tree: Any, wanted: str | None) -> dict[str, Any]:
     """
     if not isinstance(tree, dict) or "protocol" not in tree:
         raise WorkerMismatch(f"{url}: is no scoring worker of flowopd")
-    if tree["protocol"] != wire.PROTOCOL:
+    if not wire.is_ours(tree["protocol"]):
+        package = str(tree.get("package", "?"))[: wire.SHOWN]
         raise WorkerMismatch(
-            f"{url}: speaks protocol {tree['protocol']!r} ({tree.get('package', '?')}), we speak {wire.PROTOCOL}: "
+            f"{url}: speaks protocol {wire.shown(tree['protocol'])} ({package}), we speak {wire.PROTOCOL}: "
             "install the same flowopd on both sides"
         )
     if wanted is not None and tree.get("reward") != wanted:
-        raise WorkerMismatch(f"{url}: serves the reward {tree.get('reward')!r}, wanted is {wanted!r}")
+        raise WorkerMismatch(f"{url}: serves the reward {wire.shown(tree.get('reward'))}, wanted is {wanted!r}")
     if not isinstance(tree.get("reward"), str) or not isinstance(tree.get("fingerprint"), str):
         raise WorkerMismatch(f"{url}: does not say which reward it serves")
     return tree

@@ -1,5 +1,7 @@
 """DeQA's worker script with a stand-in for its model: prompt, picture, levels and their dot product."""
 
+import hashlib
+
 import numpy as np
 import pytest
 import torch
@@ -101,3 +103,16 @@ def test_pictures_are_padded_in_the_middle(size):
     assert (columns.min(), rows.min()) == ((side - size[0]) // 2, (side - size[1]) // 2)
     assert len(rows) == size[0] * size[1]
     assert (square[(square != 255).any(axis=2)] == [1, 2, 3]).all()
+
+
+def test_a_local_model_is_told_by_its_bytes_and_not_by_its_path(tmp_path):
+    told = []
+    for name, content in (("here", b"abc"), ("there", b"abc"), ("other", b"abd")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_bytes(content)
+        told.append(deqa.describe(str(tmp_path / name), None, "float32", 5.0)["weights"]["model"])
+    digest = hashlib.sha256(hashlib.sha256(b"abc").hexdigest().encode()).hexdigest()
+    assert told[0] == told[1] == f"sha256:{digest}"
+    assert told[2] != told[0]
+    hub = deqa.describe("owner/no-folder", "abc", "float32", 5.0)["weights"]
+    assert hub == {"model": "owner/no-folder@abc"}

@@ -38,3 +38,10 @@ def test_pixels_outside_the_range_and_no_pictures():
 def test_wrong_options(options):
     with pytest.raises(RewardError, match="jpeg_compressibility"):
         JpegReward(**options)
+
+
+def test_a_picture_that_jpeg_cannot_hold_is_invalid():
+    result = JpegReward()(torch.rand(1, 3, 1, 70000), PROMPTS[:1])
+    assert result.valid.tolist() == [False]
+    assert result.total.isnan().all()
+    assert "JPEG cannot hold" in result.details[0]["error"]

@@ -83,9 +83,13 @@ def test_a_score(sound):
         (400, r"items\.1: not a PNG", lambda: {"tree": body(png(), png()[:60])}),
         (400, r"items\.0: want a prompt", lambda: {"tree": body(items=[{"png": png(), "prompt": "x"}])}),
         (409, "speaks protocol 1, the request 7", lambda: {"tree": body(png(), protocol=7)}),
+        (409, "speaks protocol 1, the request True", lambda: {"tree": body(png(), protocol=True)}),
+        (409, "the request 'x{99}$", lambda: {"tree": body(png(), protocol="x" * 5000)}),
+        (409, "wants a list$", lambda: {"tree": body(png(), reward=["x" * 5000])}),
         (409, "serves 'red', the request wants 'blue'", lambda: {"tree": body(png(), reward="blue")}),
         (413, "20 x 20 pixels, at most 100", lambda: {"tree": body(png((20, 20)))}),
         (413, "257 pictures in a request", lambda: {"tree": body(items=[{}] * 257)}),
+        (413, "a body whose length has 5000 digits", lambda: {"raw": b"", "headers": {"Content-Length": "9" * 5000}}),
         (413, "a body of 30000 bytes", lambda: {"raw": b"x" * 30000}),
         (415, "application/json", lambda: {"raw": b"{}", "headers": {"Content-Type": "text/plain"}}),
         (411, "length", lambda: {"raw": iter([b"{}"]), "headers": {**HEADERS, "Transfer-Encoding": "chunked"}}),
@@ -98,6 +102,88 @@ def test_refusals(sound, status, words, request_of):
     assert re.search(words, answer["error"])
     assert "\n" not in answer["error"]
     assert sound.calls == calls
+
+
+@pytest.mark.parametrize(
+    ("status", "request_of"),
+    [
+        (501, b"PUT /score HTTP/1.1\r\nContent-Length: 2\r\n\r\n{}"),
+        (414, b"GET /" + b"x" * 70000 + b" HTTP/1.1\r\n\r\n"),
+        (431, b"GET /health HTTP/1.1\r\n" + b"X: y\r\n" * 200 + b"\r\n"),
+        (505, b"GET /health HTTP/9.9\r\n\r\n"),
+        (400, b"GET /health what HTTP/1.1\r\n\r\n"),
+    ],
+)
+def test_what_is_no_request_is_refused_in_json_too(sound, status, request_of):
+    address = urlsplit(sound.url)
+    with socket.create_connection((address.hostname, address.port), timeout=10) as connection:
+        connection.sendall(request_of)
+        head, _, said = received(connection).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 %d " % status)
+    assert b"application/json" in head
+    assert json.loads(said)["error"]
+
+
+def received(connection):
+    """All that comes until the other side closes."""
+    blocks = []
+    try:
+        while block := connection.recv(1 << 16):
+            blocks.append(block)
+    except ConnectionResetError:
+        pass
+    return b"".join(blocks)
+
+
+def test_a_log_moves_no_cursor(tmp_path):
+    with started(folder=tmp_path) as worker:
+        address = urlsplit(worker.url)
+        with socket.create_connection((address.hostname, address.port), timeout=10) as connection:
+            connection.sendall(b"GET /a\x1b[2Jb HTTP/1.1\r\n\r\n")
+            assert b"404" in received(connection)
+        assert "\x1b" not in worker.log
+        assert r"there is no '/a\x1b[2Jb' here" in worker.log
+
+
+def test_a_header_that_drips_is_cut_off(tmp_path):
+    with started(folder=tmp_path, argv=script_with("header_seconds=0.3")) as worker:
+        address = urlsplit(worker.url)
+        with socket.create_connection((address.hostname, address.port), timeout=10) as connection:
+            connection.sendall(b"GET /health HTTP/1.1\r\nX-Slow: ")
+            stop = threading.Event()
+            threading.Thread(target=lambda: drip_until(connection, stop), daemon=True).start()
+            said = connection.recv(1000)
+            stop.set()
+        assert b" 408 " in said
+        assert ask(worker.url, "/health")[0] == 200
+
+
+def drip_until(connection, stop):
+    while not stop.wait(0.05):
+        try:
+            connection.sendall(b"x")
+        except OSError:
+            return
+
+
+def test_connections_are_bounded(tmp_path):
+    with started(folder=tmp_path, argv=script_with("connections=2")) as worker:
+        address = urlsplit(worker.url)
+        idle = [socket.create_connection((address.hostname, address.port), timeout=10) for _ in range(2)]
+        with socket.create_connection((address.hostname, address.port), timeout=10) as connection:
+            said = received(connection)
+            assert said.startswith(b"HTTP/1.1 503 ")
+            assert json.loads(said.partition(b"\r\n\r\n")[2]) == {"error": "too many connections"}
+        for connection in idle:
+            connection.close()
+        wait_for(lambda: answers(worker.url))
+
+
+def answers(url):
+    try:
+        return ask(url, "/health")[0] == 200
+    except OSError:
+        return False
 
 
 def test_unknown_paths(sound):
@@ -151,7 +237,7 @@ def test_what_else_a_picture_carries_is_not_kept():
 
 
 def test_a_body_that_never_comes(tmp_path):
-    with started(folder=tmp_path, argv=script_with_short_patience()) as worker:
+    with started(folder=tmp_path, argv=script_with("body_seconds=0.2")) as worker:
         address = urlsplit(worker.url)
         with socket.create_connection((address.hostname, address.port), timeout=5) as connection:
             head = b"POST /score HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n{"
@@ -159,16 +245,16 @@ def test_a_body_that_never_comes(tmp_path):
             assert b" 408 " in connection.recv(200)
 
 
-def script_with_short_patience():
+def script_with(limits):
     code = (
         "from flowopd_cli.rewards.serving.server import serve\n"
         "from flowopd_cli.rewards.serving.service import Settings\n"
         "from flowopd_cli.rewards.serving.wire import Limits\n"
         "import sys; sys.path.insert(0, 'tests')\n"
         "from workers import Scorer\n"
-        "serve(lambda: Scorer('sound', 'none'), Settings(limits=Limits(body_seconds=0.2)))\n"
+        "serve(lambda: Scorer('sound', 'none'), Settings(limits=Limits(LIMITS)))\n"
     )
-    return [sys.executable, "-c", code.replace("'tests'", repr(str(ROOT / "tests")))]
+    return [sys.executable, "-c", code.replace("'tests'", repr(str(ROOT / "tests"))).replace("LIMITS", limits)]
 
 
 def test_the_worker_needs_neither_torch_nor_flowopd(sound):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hmac
 import ipaddress
 import os
 import signal
@@ -10,22 +9,30 @@ import socket
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from socketserver import TCPServer
 from typing import Any
 
 from flowopd_cli.errors import RewardError
 from flowopd_cli.rewards.serving import wire
+from flowopd_cli.rewards.serving.handler import Handler
 from flowopd_cli.rewards.serving.service import Scorer, Service, Settings
-from flowopd_cli.rewards.serving.wire import Refusal
 
 TOKEN_ENV = "FLOWOPD_REWARD_TOKEN"
-IDLE_SECONDS = 30.0
-DRAIN_SECONDS = 5.0
-BLOCK = 1 << 16
+TOO_MANY = wire.to_bytes({"error": "too many connections"})
+CROWDED = b"\r\n".join(
+    (
+        b"HTTP/1.1 503 Service Unavailable",
+        b"Content-Type: application/json",
+        b"Content-Length: %d" % len(TOO_MANY),
+        b"Retry-After: 1",
+        b"Connection: close",
+        b"",
+        TOO_MANY,
+    )
+)
 
 
 def serve(load: Callable[[], Scorer], settings: Settings) -> None:
@@ -126,6 +133,8 @@ def _listen(service: Service) -> _Server:
 
 
 class _Server(ThreadingHTTPServer):
+    """A thread for each connection, so many and no more; one whose header does not come is cut off."""
+
     daemon_threads = True
     block_on_close = False
     request_queue_size = 64
@@ -133,7 +142,10 @@ class _Server(ThreadingHTTPServer):
     def __init__(self, address: tuple[str, int], service: Service) -> None:
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         self.service = service
-        super().__init__(address, _Handler)
+        self._places = threading.BoundedSemaphore(service.settings.limits.connections)
+        self._headers_due: dict[socket.socket, float] = {}
+        self._lock = threading.Lock()
+        super().__init__(address, Handler)
 
     @property
     def url(self) -> str:
@@ -146,124 +158,53 @@ class _Server(ThreadingHTTPServer):
         TCPServer.server_bind(self)
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
 
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Handle a connection in a thread of its own, or refuse it when there are too many."""
+        if not self._places.acquire(blocking=False):
+            try:
+                request.settimeout(0)
+                request.send(CROWDED)
+            except OSError:
+                pass
+            self.shutdown_request(request)
+            return
+        with self._lock:
+            self._headers_due[request] = time.monotonic() + self.service.settings.limits.header_seconds
+        try:
+            super().process_request(request, client_address)
+        except RuntimeError:
+            self._gone(request)
+            raise
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Handle it, and give its place back."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._gone(request)
+
+    def service_actions(self) -> None:
+        """Now and then: let nobody read on whose header is overdue. An answer can still be written."""
+        with self._lock:
+            late = [request for request, due in self._headers_due.items() if due < time.monotonic()]
+            for request in late:
+                del self._headers_due[request]
+        for request in late:
+            try:
+                request.shutdown(socket.SHUT_RD)
+            except OSError:
+                continue
+
+    def header_came(self, request: socket.socket) -> bool:
+        """Note that a connection's header has been read; whether that was in time."""
+        with self._lock:
+            return self._headers_due.pop(request, None) is not None
+
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A connection that its client broke is one line."""
         self.service.log(f"a connection ended early ({wire.one_line(sys.exc_info()[1] or OSError())})")
 
-
-class _Handler(BaseHTTPRequestHandler):
-    server: _Server  # type: ignore[assignment]
-    protocol_version = "HTTP/1.1"
-    server_version = "flowopd"
-    sys_version = ""
-    timeout = IDLE_SECONDS
-    unread = 0
-    entered = False
-
-    def do_GET(self) -> None:
-        self._reply(self._get)
-
-    def do_POST(self) -> None:
-        try:
-            self._reply(self._post)
-        finally:
-            if self.entered:
-                self.server.service.leave()
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Every answer is logged by the service, if at all."""
-
-    def _get(self) -> dict[str, Any]:
-        if self.path == wire.HEALTH:
-            return self.server.service.health()
-        self._authorize()
-        if self.path == wire.INFO:
-            return self.server.service.describe()
-        raise Refusal(404, f"there is no {self.path[:100]} here")
-
-    def _post(self) -> dict[str, Any]:
-        service = self.server.service
-        self.unread = self._length()
-        self._authorize()
-        if self.path not in (wire.SCORE, wire.CHECK):
-            raise Refusal(404, f"there is no {self.path[:100]} here")
-        if self.headers.get_content_type() != "application/json":
-            raise Refusal(415, "the body must be application/json")
-        if self.unread > service.settings.limits.body_bytes:
-            raise Refusal(413, f"a body of {self.unread} bytes; at most {service.settings.limits.body_bytes} are taken")
-        service.describe()
-        service.enter()
-        self.entered = True
-        return service.post(self.path, self._body(service.settings.limits.body_seconds), self._is_waited_for)
-
-    def _authorize(self) -> None:
-        token = self.server.service.settings.token
-        given = self.headers.get("Authorization", "").encode("utf-8", "replace")
-        if token is not None and not hmac.compare_digest(given, f"Bearer {token}".encode()):
-            raise Refusal(401, "a bearer token is needed, and this is not the one")
-
-    def _length(self) -> int:
-        text = self.headers.get("Content-Length", "")
-        if self.headers.get("Transfer-Encoding") or not text.isdecimal():
-            raise Refusal(411, "the body's length is not given")
-        return int(text)
-
-    def _body(self, seconds: float) -> bytes:
-        """The whole body within ``seconds``."""
-        deadline = time.monotonic() + seconds
-        blocks: list[bytes] = []
-        while self.unread:
-            left = deadline - time.monotonic()
-            try:
-                self.connection.settimeout(max(0.001, left))
-                block = self.rfile.read1(min(BLOCK, self.unread))
-            except TimeoutError as error:
-                raise Refusal(408, f"the body did not arrive within {seconds:g} s") from error
-            if not block:
-                raise Refusal(400, f"the body ended {self.unread} bytes early")
-            blocks.append(block)
-            self.unread -= len(block)
-        return b"".join(blocks)
-
-    def _is_waited_for(self) -> bool:
-        """Whether the client has not hung up; one that gave up and asks again would be scored twice."""
-        try:
-            self.connection.settimeout(0)
-            return self.connection.recv(1, socket.MSG_PEEK) != b""
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-
-    def _reply(self, act: Callable[[], dict[str, Any]]) -> None:
-        try:
-            status, body = 200, wire.to_bytes(act())
-        except Refusal as refusal:
-            status, body = refusal.status, wire.to_bytes({"error": str(refusal)})
-            self.server.service.log(f"refused with {status}: {refusal}")
-        except Exception as error:
-            traceback.print_exc()
-            status, body = 500, wire.to_bytes({"error": wire.one_line(error)})
-        self.connection.settimeout(IDLE_SECONDS)
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header("Connection", "close")
-        if status == 401:
-            self.send_header("WWW-Authenticate", "Bearer")
-        if status == 503:
-            self.send_header("Retry-After", "1")
-        self.end_headers()
-        self.wfile.write(body)
-        self._drain()
-
-    def _drain(self) -> None:
-        """Take what the client still sends, for a while: closed on unread bytes, it would not see the answer."""
-        deadline = time.monotonic() + DRAIN_SECONDS
-        while self.unread > 0 and (left := deadline - time.monotonic()) > 0:
-            try:
-                self.connection.settimeout(left)
-                block = self.rfile.read1(min(BLOCK, self.unread))
-            except OSError:
-                return
-            self.unread = self.unread - len(block) if block else 0
+    def _gone(self, request: socket.socket) -> None:
+        with self._lock:
+            self._headers_due.pop(request, None)
+        self._places.release()

@@ -136,8 +136,9 @@ class Service:
             self._idle.notify_all()
 
     def log(self, text: str) -> None:
-        """One line on stderr."""
-        print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+        """One line on stderr; what no terminal should obey is written out."""
+        plain = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+        print(f"{time.strftime('%H:%M:%S')} {plain}", file=sys.stderr, flush=True)
 
     def _check(self, body: bytes, reward: str) -> dict[str, Any]:
         prompts = wire.read_tree(body, reward).get("prompts")

@@ -24,6 +24,7 @@ T = TypeVar("T")
 PROTOCOL = 1
 HEALTH, INFO, CHECK, SCORE = "/health", "/info", "/check", "/score"
 NO_NUMBER = "the reward gave no finite number"
+SHOWN = 100
 # What a worker may do otherwise without its scores becoming others.
 NEUTRAL = ("device", "batch", "threads")
 
@@ -39,7 +40,8 @@ class Refusal(Exception):
 @dataclass(frozen=True)
 class Limits:
     """What a worker accepts: bytes of a body, pictures of a request, pixels of a picture, pixels of a request, pixels
-    that wait at once, seconds in the queue, seconds for a body to arrive, requests at once.
+    that wait at once, seconds in the queue, seconds for a header and for a body to arrive, requests at once,
+    connections at once.
     """
 
     body_bytes: int = 64 << 20
@@ -48,8 +50,10 @@ class Limits:
     request_pixels: int = 32 << 20
     waiting_pixels: int = 256 << 20
     queue_seconds: float = 60.0
+    header_seconds: float = 10.0
     body_seconds: float = 60.0
     requests: int = 32
+    connections: int = 128
 
     def told(self) -> dict[str, int]:
         """What clients must keep to. A request may always hold one picture of the largest size."""
@@ -168,11 +172,23 @@ def read_tree(body: bytes, reward: str) -> dict[str, Any]:
         raise Refusal(400, "the body is not JSON") from error
     if not isinstance(tree, dict):
         raise Refusal(400, "the body is not a JSON object")
-    if tree.get("protocol") != PROTOCOL:
-        raise Refusal(409, f"this worker speaks protocol {PROTOCOL}, the request {tree.get('protocol')!r}")
+    if not is_ours(tree.get("protocol")):
+        raise Refusal(409, f"this worker speaks protocol {PROTOCOL}, the request {shown(tree.get('protocol'))}")
     if tree.get("reward", reward) != reward:
-        raise Refusal(409, f"this worker serves {reward!r}, the request wants {tree.get('reward')!r}")
+        raise Refusal(409, f"this worker serves {reward!r}, the request wants {shown(tree.get('reward'))}")
     return tree
+
+
+def is_ours(protocol: Any) -> bool:
+    """Whether a protocol is the one spoken here; ``true`` is not 1."""
+    return type(protocol) is int and protocol == PROTOCOL
+
+
+def shown(value: Any) -> str:
+    """Somebody else's value in an error or a log: 100 characters at most, none of which moves a cursor."""
+    if isinstance(value, (dict, list)):
+        return f"a {type(value).__name__}"
+    return ascii(value[:SHOWN] if isinstance(value, str) else value)[:SHOWN]
 
 
 def read_prompt(tree: Any, where: str) -> dict[str, Any]:

@@ -25,11 +25,13 @@ dotted with 5, 4, 3, 2 and 1: a number in [1, 5] that looks at the picture alone
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 
+from flowopd_cli.rewards.serving.digests import path_digest
 from flowopd_cli.rewards.serving.main import run
 from flowopd_cli.rewards.serving.wire import Answer
 
@@ -136,13 +138,15 @@ def prompt_tokens(tokenizer: Any) -> list[int]:
 
 
 def describe(model: str, revision: str | None, dtype: str, divide: float) -> dict[str, Any]:
-    """What clients are told."""
+    """What clients are told; a local folder by the digest of its weights, for its path says nothing elsewhere."""
     import transformers
 
+    local = Path(model).exists()
+    weights = path_digest(Path(model)) if local else f"{model}@{revision}" if revision else model
     return {
         "reward": "deqa",
         "package": f"transformers {transformers.__version__}, torch {torch.__version__}",
-        "weights": {"model": f"{model}@{revision}" if revision else model},
+        "weights": {"model": weights},
         "options": {"dtype": dtype, "divide": divide},
         "paper": "arXiv 2501.11561",
         "low": 1 / divide,
