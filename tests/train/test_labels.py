@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import TEXTS
 
-from flowopd_cli.models.adapters import AdapterBank
+from flowopd_cli.models import adapters
 from flowopd_cli.train.labels import MIXED_TOKENS, Teacher, parcels, tokens_of, velocity_of
 
 NAMES = ["other", None, "third", "other", "policy", None]
@@ -66,7 +66,7 @@ def test_no_hook_stays_behind(trainee):
 
 
 def test_one_adapter_is_no_mixed_batch(trainee, monkeypatch):
-    monkeypatch.setattr(AdapterBank, "mix", None)
+    monkeypatch.setattr(adapters, "_add_rows", None)
     x, sigma, cond = point(trainee)
     velocity_of(trainee, [Teacher("other", scale) for scale in (1.0, 2.0, 3.0, 1.0, 2.0, 1.0)], x, sigma, cond)
 
