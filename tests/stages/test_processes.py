@@ -148,7 +148,7 @@ def test_accelerate_starts_the_same_command_on_two_machines(trained, pipeline_fo
     ]
     assert [finish(machine) for machine in machines] == [f"{outs[0]}\n", ""]
     assert not outs[1].exists()
-    (row,) = RunDir(outs[0]).rows()
-    expected = RunDir(trained / "one" / "teacher").rows()[0]
-    assert row["reward"] == pytest.approx(expected["reward"], rel=1e-3)  # here in float32
-    assert row["step"] == expected["step"]
+    alone = copies.train(tmp_path / "alone", built)
+    (row,), (expected,) = RunDir(outs[0]).rows(), alone.rows()
+    kept = {key: value for key, value in expected.items() if not key.startswith("seconds")}
+    assert {key: row[key] for key in kept} == pytest.approx(kept, rel=1e-3, abs=1e-5)  # float32
