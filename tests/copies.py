@@ -133,6 +133,7 @@ def runs(folder, out, pipeline):
     teacher = recipe("teacher", folder, pipeline, groups=2, group_size=2, resample_flat=3, updates=2)
     coarse = tuple(spec.model_copy(update={"options": {**spec.options, "levels": 5}}) for spec in teacher.rewards)
     train(out / "fresh", teacher.model_copy(update={"rewards": coarse}))
+    train(out / "few-fused", recipe("distill", folder, pipeline, groups=1, updates=1))
     train(out / "few", recipe("distill", folder, pipeline, groups=1, updates=2, sample_every=2))
     train(out / "one-group", recipe("coldstart", folder, pipeline, groups=1, iterations=2))
 

@@ -31,6 +31,7 @@ class AdapterBank:
         self._trainable: set[str] = set()
         self._active: str | None = None
         self._adapted: dict[str, LoraLayer] = {}
+        self.mixes = True  # whether rows of several adapters may share a forward
 
     @property
     def names(self) -> tuple[str, ...]:

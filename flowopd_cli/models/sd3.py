@@ -105,6 +105,7 @@ class SD3Model:
         )
         choose_attention(model.transformer, attention)
         compile_blocks(model.transformer.transformer_blocks, compile)
+        model.adapters.mixes = compile == "none"  # compiled code passes over hooks that came after it
         return model
 
     @property

@@ -14,7 +14,7 @@ from flowopd_cli.core.routing import check_routes
 from flowopd_cli.core.sampler import Lessons, Sampler, SeededNoise
 from flowopd_cli.core.types import Conditioning, Prompt, RewardResult, Rollout, StepBatch, Trajectory
 from flowopd_cli.models.base import FlowModel
-from flowopd_cli.train.labels import Teacher, parcels, tokens_of, velocity_of
+from flowopd_cli.train.labels import Teacher, parcels, row_cost, velocity_of
 from flowopd_cli.train.share import Share, dealt
 
 Scorer = Callable[[Float[Tensor, "B 3 H W"], Sequence[Prompt]], RewardResult]
@@ -195,7 +195,7 @@ def _labelled(
     out, sigmas = torch.zeros_like(latents[:, :-1]), rolled.trajectory.sigmas.float().to(latents.device)
     pairs = torch.cartesian_prod(torch.arange(len(teachers)), torch.tensor(list(steps)))
     who = [teachers[row] for row in pairs[:, 0].tolist()]
-    for part in parcels(who, tokens_of(latents, rolled.cond), batch):
+    for part in parcels(who, row_cost(model, latents, rolled.cond), batch):
         b, t = pairs[part, 0], pairs[part, 1]
         asked = [who[i] for i in part.tolist()]
         out[b, t] = velocity_of(model, asked, latents[b, t].float(), sigmas[t], rolled.cond[b]).to(out.dtype)

@@ -26,8 +26,8 @@ from flowopd_cli.core.routing import route
 from flowopd_cli.core.sampler import Sampler, SeededNoise
 from flowopd_cli.core.types import Conditioning, Loss, Rollout, StepBatch, Trajectory
 from flowopd_cli.models.base import FlowModel
-from flowopd_cli.train.collect import Draw, lessons_of
-from flowopd_cli.train.labels import Teacher, parcels, tokens_of, velocity_of
+from flowopd_cli.train.collect import Draw, encoded, lessons_of
+from flowopd_cli.train.labels import Teacher, parcels, row_cost, velocity_of
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,10 @@ def micro_batches(
         RoutingError: a prompt's task has no teacher.
         ValueError: a loss came back without the policy's velocity.
     """
-    cond = one.model.encode([prompt.text for prompt in draw.prompts])
-    order = torch.cat(list(route(draw.prompts, tuple(one.teachers)).values()))
-    final: list[Tensor] = []
-    for rows in order.split(one.micro):
+    cond = encoded(one.model, draw.prompts)
+    order = torch.cat([torch.arange(0), *route(draw.prompts, tuple(one.teachers)).values()])
+    final: list[Tensor] = [cond.embeds.new_zeros(0, *one.model.latent_shape)]  # a process may have no group
+    for rows in order.split(one.micro) if len(order) else ():
         final.append((yield from _walk(one, draw, cond[rows], rows, finish is not None)))
     if finish is not None:
         latents = torch.cat(final)[order.argsort()][:, None]
@@ -102,7 +102,7 @@ def _lesson(
         anchor = [asked.setdefault((row, one.anchor), len(asked)) for row in range(len(x))]
     rows, who = torch.tensor([row for row, _ in asked]), [teacher for _, teacher in asked]
     said = x.new_empty(len(asked), *x.shape[1:])
-    for part in parcels(who, tokens_of(x, cond), one.batch):
+    for part in parcels(who, row_cost(one.model, x, cond), one.batch):
         at = rows[part]
         velocity = velocity_of(one.model, [who[i] for i in part.tolist()], x[at], sigma[at], cond[at])
         said[part] = velocity.to(said.dtype)

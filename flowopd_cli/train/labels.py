@@ -46,6 +46,11 @@ def parcels(teachers: Sequence[Teacher], tokens: int, batch: int) -> list[Int[Te
     return [torch.tensor(rows) for rows in made]
 
 
+def row_cost(model: FlowModel, latents: Float[Tensor, "*n C H W"], cond: Conditioning) -> int:
+    """:func:`tokens_of` a row for :func:`parcels`; where the model cannot mix adapters, too many for two to share."""
+    return tokens_of(latents, cond) if getattr(model.adapters, "mixes", True) else MIXED_TOKENS + 1
+
+
 def tokens_of(latents: Float[Tensor, "*n C H W"], cond: Conditioning) -> int:
     """What one row is to a transformer of 2 x 2 patches: its picture's tokens and its text's."""
     return latents.shape[-2] * latents.shape[-1] // 4 + cond.embeds.shape[1]

@@ -51,7 +51,7 @@ def dealt(total: int, updates: int, seed: int) -> tuple[Int[Tensor, " n"], ...]:
     return torch.randperm(total, generator=torch.Generator().manual_seed(seed)).chunk(updates)
 
 
-def owners(group: Int[Tensor, " A"], deal: Sequence[Int[Tensor, " n"]], processes: int) -> list[int]:
+def owners(group: Int[Tensor, " A"], deal: Sequence[Int[Tensor, " _"]], processes: int) -> list[int]:
     """The process of each group 0, 1, ...: in turn, then exchanged as long as that makes their work more equal.
 
     ``deal`` says which samples each optimizer step learns. Who has which group changes no result; but a step takes as

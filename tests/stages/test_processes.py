@@ -19,7 +19,7 @@ from flowopd_cli.run import RunDir
 from flowopd_cli.stages import _model
 
 TESTS, PACKAGE = Path(__file__).resolve().parent.parent, Path(flowopd_cli.__file__).parent.parent
-NAMES = ("teacher", "coldstart", "distill", "sparse", "fused", "thinned", "fresh", "few", "one-group")
+NAMES = ("teacher", "coldstart", "distill", "sparse", "fused", "thinned", "fresh", "few", "few-fused", "one-group")
 COUNTS = ("two", pytest.param("three", marks=pytest.mark.slow))
 
 

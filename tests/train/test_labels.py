@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tiny import TEXTS
 
 from flowopd_cli.models import adapters
-from flowopd_cli.train.labels import MIXED_TOKENS, Teacher, parcels, tokens_of, velocity_of
+from flowopd_cli.train.labels import MIXED_TOKENS, Teacher, parcels, row_cost, tokens_of, velocity_of
 
 NAMES = ["other", None, "third", "other", "policy", None]
 
@@ -105,3 +105,11 @@ def test_every_row_goes_through_once(teachers, tokens, batch):
         assert len(who) <= batch
         forwards = sum(1 if teacher.guidance == 1 else 2 for teacher in who)
         assert len({teacher.adapter for teacher in who}) == 1 or forwards * tokens <= MIXED_TOKENS
+
+
+def test_a_model_that_cannot_mix_gets_one_forward_an_adapter(trainee):
+    x, cond = torch.randn(4, *trainee.latent_shape), trainee.encode(["a cat"] * 4)
+    who = [Teacher("other", 1.0), Teacher("third", 1.0)] * 2
+    assert len(parcels(who, row_cost(trainee, x, cond), 32)) == 1
+    trainee.adapters.mixes = False
+    assert [part.tolist() for part in parcels(who, row_cost(trainee, x, cond), 32)] == [[0, 2], [1, 3]]
