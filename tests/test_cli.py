@@ -24,6 +24,7 @@ COMMANDS = (
     "distill",
     "eval",
     "push",
+    "bench",
     "demo",
     "rewards ls",
     "recipes ls",
