@@ -29,7 +29,7 @@ def group_advantages(
     if std == "global":
         spread = reward[keep].std(correction=0) if keep.any() else reward.new_tensor(1.0)
     else:
-        spread = deviation[index]
+        spread = deviation[index].masked_fill(_flat(reward, keep, index, len(groups))[index], float("inf"))
     advantages = torch.where(keep, (reward - mean[index]) / (spread + eps), 0.0)
     return advantages if clip is None else advantages.clamp(-clip, clip)
 
@@ -47,8 +47,16 @@ def flat_groups(
     """The groups whose valid rewards are all equal, in order: their advantages are 0."""
     keep = torch.ones_like(rewards, dtype=torch.bool) if valid is None else valid
     groups, index = torch.unique(group, return_inverse=True)
-    _, deviation = _statistics(torch.where(keep, rewards, 0.0), keep, index, len(groups))
-    return groups[deviation < 1e-8].tolist()
+    return groups[_flat(rewards, keep, index, len(groups))].tolist()
+
+
+def _flat(
+    reward: Float[Tensor, " B"], keep: Bool[Tensor, " B"], index: Int[Tensor, " B"], count: int
+) -> Bool[Tensor, " G"]:
+    """Whether a group's valid rewards are all equal, by comparison: a sum of equal numbers is rounded."""
+    low = reward.new_full((count,), float("inf")).scatter_reduce_(0, index[keep], reward[keep], "amin")
+    high = reward.new_full((count,), -float("inf")).scatter_reduce_(0, index[keep], reward[keep], "amax")
+    return high <= low
 
 
 def _statistics(

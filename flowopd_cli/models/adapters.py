@@ -124,11 +124,13 @@ class AdapterBank:
         with one slice for each run of equal names where PEFT gathers and scatters single rows.
 
         Raises:
-            ArtifactError: there is no such adapter.
+            ArtifactError: there is no such adapter, or the model is compiled, whose code would pass over them.
         """
         if rows is None:
             yield
             return
+        if not self.mixes:
+            raise ArtifactError("a compiled model cannot mix adapters in one batch: model.compile is not none")
         spans, start = [], 0
         for name, run in groupby(rows):
             self._known(name)

@@ -163,7 +163,7 @@ class EmbeddingStore:
     def _forget(self, shard: str, reason: Exception) -> None:
         """Drop a damaged shard; one that another process has dropped already needs no words."""
         self._places = {key: place for key, place in self._places.items() if place.shard != shard}
-        if isinstance(reason, FileNotFoundError):
+        if isinstance(reason, OSError):  # gone, or not to be read just now: it may be sound for others
             return
         path = Path(str(self.folder)) / shard
         _log.warning("%s: damaged prompt embeddings; its texts are encoded again (%s)", path, _line(reason))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 from collections.abc import Sequence
+from contextlib import suppress
 
 import torch
 from jaxtyping import Float
@@ -12,6 +13,8 @@ from torch import Tensor
 from flowopd_cli.core.types import Prompt, RewardResult
 from flowopd_cli.rewards.parallel import Background
 from flowopd_cli.train.collect import Scorer
+
+WAITING = 4  # batches of pictures kept at most while rewards are slower than drawing
 
 
 class InBackground:
@@ -23,20 +26,25 @@ class InBackground:
 
     def __init__(self, score: Scorer) -> None:
         self._score = score
-        self._todo: queue.SimpleQueue[tuple[Tensor, Sequence[Prompt]] | None] = queue.SimpleQueue()
+        self._todo: queue.Queue[tuple[Tensor, Sequence[Prompt]] | None] = queue.Queue(WAITING)
         self._device = torch.cuda.current_device() if torch.cuda.is_initialized() else None
         self._worker = Background(self._work)
 
     def submit(self, images: Float[Tensor, "b 3 H W"], prompts: Sequence[Prompt]) -> None:
-        """Take a batch, once no earlier one has failed; else its error is raised here."""
-        if self._worker.failed:
-            self._worker.result()
-        self._todo.put((images, prompts))
+        """Take a batch, once few are waiting and no earlier one has failed; else its error is raised here."""
+        self._put((images, prompts))
 
     def result(self) -> RewardResult:
         """All scores, in the order of the pictures; the error of a batch is raised here."""
-        self._todo.put(None)
+        self._put(None)
         return RewardResult.cat(self._worker.result())
+
+    def _put(self, item: tuple[Tensor, Sequence[Prompt]] | None) -> None:
+        while True:
+            if self._worker.failed:
+                self._worker.result()
+            with suppress(queue.Full):
+                return self._todo.put(item, timeout=0.2)
 
     @torch.no_grad()
     def _work(self) -> list[RewardResult]:

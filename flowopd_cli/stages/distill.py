@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from flowopd_cli.core.types import Rollout
 from flowopd_cli.models.base import FlowModel
 from flowopd_cli.progress import Progress
@@ -72,6 +74,7 @@ class _Experience:
     def _logger(self, draw: Draw, figures: dict[str, float]):
         """What decodes and scores a rollout and leaves the figures of the whole draw in ``figures``."""
 
+        @torch.no_grad()
         def log(rolled: Rollout) -> None:
             pictures = collect.with_images(self.model, rolled, batch=self.recipe.train.rollout_batch)
             scored = collect.with_rewards(pictures, self.rewards)

@@ -74,3 +74,11 @@ def test_flat_groups_are_named():
     rewards, group = torch.tensor([1.0, 1.0, 0.0, 1.0, 2.0, 5.0]), torch.tensor([7, 7, 2, 2, 4, 4])
     assert flat_groups(rewards, group) == [7]
     assert flat_groups(rewards, group, torch.tensor([True, True, True, True, True, False])) == [4, 7]
+
+
+@pytest.mark.parametrize("value", [0.7, 0.9, 1 / 3, 21.3])
+@pytest.mark.parametrize("size", [8, 24])
+def test_equal_rewards_are_flat_and_teach_nothing_however_their_sum_is_rounded(value, size):
+    rewards, group = torch.full((size,), value), torch.zeros(size, dtype=torch.long)
+    assert flat_groups(rewards, group) == [0]
+    assert group_advantages(rewards, group, std="group").tolist() == [0.0] * size
