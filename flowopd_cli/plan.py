@@ -28,10 +28,8 @@ MAY_CHANGE = {
     *("train.iterations", "train.checkpoint_every", "train.keep_checkpoints", "train.sample_every", "train.track"),
     *("train.processes", "train.micro", "train.rollout_batch", "model.device", "opd.log_rewards_every"),
 }
-FOREIGN = {
-    "eval.pictures",
-    "eval.import_scores",
-}  # made by others: no base draws, and the suites are the public
+# Made by others: no base draws, and the suites are the public ones.
+FOREIGN = {"eval.pictures", "eval.import_scores"}
 NEEDED = {
     "teacher": {"rewards": "a reward (--reward NAME)", "prompts": "prompts (--prompts SOURCE)"},
     "coldstart": {"teachers": "a teacher (--teacher TASK=REF)", "prompts": "prompts (--set prompts=...)"},

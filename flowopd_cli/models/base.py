@@ -14,7 +14,12 @@ from flowopd_cli.core.types import Conditioning
 
 
 class Adapters(Protocol):
-    """Named adapters over one frozen base; ``use`` borrows one and gives the previous one back."""
+    """Named adapters over one frozen base; ``use`` borrows one and gives the previous one back.
+
+    ``mixes`` says whether rows of several adapters may share a forward.
+    """
+
+    mixes: bool
 
     def use(self, name: str | None) -> AbstractContextManager[None]:
         """Activate adapter ``name`` (``None``: the bare base) inside the ``with`` block."""

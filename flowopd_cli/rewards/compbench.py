@@ -170,7 +170,7 @@ class NumeracyReward(OverDetector):
         return _result(list(map(judged, rules, found)), details, found, self.engine)
 
 
-class ComplexReward:
+class ComplexReward(OverDetector):
     """The reward ``compbench-complex``: the mean of attribute, spatial and action scores, as the prompt's kind asks.
 
     ``metadata["relations"]`` of a prompt is ``spatial``, ``action`` or ``both``.
@@ -195,12 +195,11 @@ class ComplexReward:
             RewardError: no such detector.
             ArtifactError: weights cannot be read.
         """
-        self.parser, self.detector = load_parser(parser), load_detector(detector, device, batch)
+        super().__init__(detector, parser=parser, device=device, batch=batch)
         self.blip = shared(BlipVQA.load, blip, device=device, batch=batch)
         self.clip = shared(ClipEncoder.load, clip, device=device, batch=batch)
-        self.engine = f"3-in-1/{self.detector.engine}/{self.parser.name}"
-        self.weights = {"blip": blip, "clip": clip, "detector": self.detector.engine}
-        self.info = _named(self.info, "complex", self.detector.name)
+        self.engine = f"3-in-1/{self.engine}"
+        self.weights = {"blip": blip, "clip": clip, **self.weights}
 
     def check(self, prompts: Sequence[Prompt]) -> None:
         """Refuse prompts that do not say which relations they have.

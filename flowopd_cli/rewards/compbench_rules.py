@@ -83,10 +83,14 @@ def prompt_key(prompt: str) -> str:
 
 def kind_of(prompt: str, spatial: Iterable[str], action: Iterable[str]) -> str:
     """Whether a complex prompt is ``spatial``, ``action`` or (in neither list) ``both``."""
-    key = prompt_key(prompt)
-    if key in {prompt_key(line) for line in spatial}:
-        return "spatial"
-    return "action" if key in {prompt_key(line) for line in action} else "both"
+    return kinds_of([prompt], spatial, action)[0]
+
+
+def kinds_of(prompts: Iterable[str], spatial: Iterable[str], action: Iterable[str]) -> list[str]:
+    """:func:`kind_of` each prompt."""
+    one, two = ({prompt_key(line) for line in lines} for lines in (spatial, action))
+    keys = map(prompt_key, prompts)
+    return ["spatial" if key in one else "action" if key in two else "both" for key in keys]
 
 
 def three_in_one(kind: str, scores: Mapping[str, float]) -> float:

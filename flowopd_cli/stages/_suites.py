@@ -13,6 +13,7 @@ from flowopd_cli.errors import RecipeError
 from flowopd_cli.recipe import EvalRecipe
 from flowopd_cli.recipe_io import suggest
 from flowopd_cli.rewards.base import Reward
+from flowopd_cli.rewards.function import make_reward
 from flowopd_cli.stages._folder import PictureFolder
 from flowopd_cli.stages._wanted import Wanted, plan
 from flowopd_cli.suites.base import NamedReward, Suite, SuiteGroup
@@ -95,7 +96,4 @@ def _make(name: str, base: str, options: Mapping[str, Any]) -> Suite | SuiteGrou
 def _reward(suite: Suite) -> Reward:
     if not isinstance(suite.reward, NamedReward):
         return suite.reward()
-    try:
-        return registry.REWARDS.load(suite.reward.name)(**suite.reward.options)
-    except TypeError as error:
-        raise RecipeError(f"eval.options.{suite.name}: {error}") from error
+    return make_reward(registry.REWARDS.load(suite.reward.name), suite.reward.name, suite.reward.options)

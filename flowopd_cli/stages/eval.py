@@ -79,8 +79,10 @@ def supply(
 ) -> Iterator[tuple[Sequence[Wanted], list[Picture]]]:
     """Batches of pictures: what lies in the folder first, then the rest, drawn and kept."""
     batch = recipe.eval.batch
-    there = [item for item in wanted if folder.find(item) is not None]
-    missing = [item for item in wanted if folder.find(item) is None]
+    there: list[Wanted] = []
+    missing: list[Wanted] = []
+    for item in wanted:
+        (missing if folder.find(item) is None else there).append(item)
     progress.start(-(-len(there) // batch) - (-len(missing) // batch), f"eval {recipe.adapter or 'base'}")
     for start in range(0, len(there), batch):
         part = there[start : start + batch]

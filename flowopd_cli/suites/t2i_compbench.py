@@ -19,6 +19,7 @@ from flowopd_cli.core.types import Prompt
 from flowopd_cli.errors import PromptError, RecipeError
 from flowopd_cli.prompt_files import fetch
 from flowopd_cli.prompt_sources import only_test
+from flowopd_cli.rewards.compbench_rules import kinds_of
 from flowopd_cli.suites.base import NamedReward, Result, Suite, SuiteGroup, combined_error
 from flowopd_cli.suites.compbench_scores import PUBLISHED, import_category, import_scores
 from flowopd_cli.suites.layouts import Layout, Place
@@ -95,7 +96,8 @@ def prompts(category: str, folder: Path) -> list[Prompt]:
     for number, text in enumerate(texts, start=1):
         if "_" in text or "/" in text or len(text.encode()) > LONGEST:
             raise PromptError(f"{path}: prompt {number}: pictures are named after it, so no _, no /, {LONGEST} bytes")
-    kinds = _kinds(texts, folder) if category == "complex" else [None] * len(texts)
+    lists = (folder / f"complex_val_{kind}.txt" for kind in ("spatial", "action"))
+    kinds = kinds_of(texts, *map(_lines, lists)) if category == "complex" else [None] * len(texts)
     return [
         Prompt(
             f"{NAME}/{category}/{position:03d}",
@@ -217,16 +219,6 @@ def _known(categories: Sequence[str]) -> None:
     for name in categories:
         if name not in CATEGORIES:
             raise PromptError(f"{NAME}: no category {name!r}; known: {', '.join(CATEGORIES)}")
-
-
-def _kinds(texts: Sequence[str], folder: Path) -> list[str]:
-    spatial = {_key(line) for line in _lines(folder / "complex_val_spatial.txt")}
-    action = {_key(line) for line in _lines(folder / "complex_val_action.txt")}
-    return ["spatial" if _key(text) in spatial else "action" if _key(text) in action else "both" for text in texts]
-
-
-def _key(text: str) -> str:
-    return text.split(".")[0].lower()
 
 
 def _lines(path: Path) -> list[str]:

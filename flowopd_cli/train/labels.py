@@ -48,7 +48,7 @@ def parcels(teachers: Sequence[Teacher], tokens: int, batch: int) -> list[Int[Te
 
 def row_cost(model: FlowModel, latents: Float[Tensor, "*n C H W"], cond: Conditioning) -> int:
     """:func:`tokens_of` a row for :func:`parcels`; where the model cannot mix adapters, too many for two to share."""
-    return tokens_of(latents, cond) if getattr(model.adapters, "mixes", True) else MIXED_TOKENS + 1
+    return tokens_of(latents, cond) if model.adapters.mixes else MIXED_TOKENS + 1
 
 
 def tokens_of(latents: Float[Tensor, "*n C H W"], cond: Conditioning) -> int:

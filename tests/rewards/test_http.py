@@ -7,7 +7,6 @@ import time
 
 import pytest
 from scripted import (
-    Scripted,
     cut_short,
     drip,
     drip_chunk_size,
@@ -22,19 +21,6 @@ from flowopd_cli.errors import RewardError
 from flowopd_cli.rewards.http import EndpointError, Patience, Unusable, get_json, join_url, post_json
 
 QUICK = Patience(timeout=5, retries=3, backoff=0.01, longest=0.05)
-
-
-@pytest.fixture
-def serve():
-    made = []
-
-    def make(*replies):
-        made.append(Scripted(*replies))
-        return made[-1]
-
-    yield make
-    for server in made:
-        server.close()
 
 
 def test_a_mapping_is_json_and_bytes_are_bytes(serve):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from scripted import Scripted, cut_short, drop, hang
+from scripted import cut_short, drop, hang
 
 from flowopd_cli.core.types import Prompt
 from flowopd_cli.errors import RewardError
@@ -23,19 +23,6 @@ FAST = {"backoff": 0.01, "timeout": 5.0, "concurrency": 1}
 
 def said(text, finish="stop"):
     return 200, {"choices": [{"message": {"role": "assistant", "content": text}, "finish_reason": finish}]}
-
-
-@pytest.fixture
-def serve():
-    made = []
-
-    def make(*replies):
-        made.append(Scripted(*replies))
-        return made[-1]
-
-    yield make
-    for server in made:
-        server.close()
 
 
 def judge(*servers, **options):

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 from socketserver import TCPServer
@@ -161,11 +162,9 @@ class _Server(ThreadingHTTPServer):
     def process_request(self, request: Any, client_address: Any) -> None:
         """Handle a connection in a thread of its own, or refuse it when there are too many."""
         if not self._places.acquire(blocking=False):
-            try:
+            with suppress(OSError):  # who is refused may be gone already
                 request.settimeout(0)
                 request.send(CROWDED)
-            except OSError:
-                pass
             self.shutdown_request(request)
             return
         with self._lock:
