@@ -10,7 +10,9 @@ from tiny import SEQUENCE, TEXTS, assemble, load, make_draw, make_sampler
 
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.models import folders
-from flowopd_cli.models.sd3 import ENCODE_BATCH, SD3Model, base_fingerprint
+from flowopd_cli.models.folders import base_fingerprint
+from flowopd_cli.models.pipeline import ENCODE_BATCH
+from flowopd_cli.models.sd3 import SD3Model
 from flowopd_cli.train.collect import rollout, with_images
 
 
@@ -274,20 +276,31 @@ def test_what_is_no_pipeline_is_refused(copied, tmp_path):
     with pytest.raises(ArtifactError, match="not a diffusers pipeline"):
         load(tmp_path)
     edit(copied / "transformer" / "config.json", _class_name="FluxTransformer2DModel")
-    with pytest.raises(ArtifactError, match="FluxTransformer2DModel, the family sd3 needs"):
+    with pytest.raises(
+        ArtifactError, match=r"is FluxTransformer2DModel, this family's is SD3Trans.*: .* model\.family"
+    ):
         load(copied)
     with pytest.raises(ArtifactError, match=r"no such folder, and not a Hub id .* check --base"):
         load("nowhere")
 
 
 def test_a_hub_id_is_fetched_without_its_pickles(pipeline_folder, monkeypatch):
-    asked = {}
+    asked = []
     monkeypatch.setattr(
-        "huggingface_hub.snapshot_download", lambda repo, **kw: asked.update(kw, repo=repo) or str(pipeline_folder)
+        "huggingface_hub.snapshot_download", lambda repo, **kw: asked.append((repo, kw)) or str(pipeline_folder)
     )
     assert load("owner/name", revision="abc").folder == pipeline_folder
-    assert (asked["repo"], asked["revision"]) == ("owner/name", "abc")
-    assert not any(pattern.endswith((".bin", ".pt", "*")) for pattern in asked["allow_patterns"])
+    assert [(repo, kw["revision"]) for repo, kw in asked] == [("owner/name", "abc")] * 2
+    assert not any(pattern.endswith((".bin", ".pt", "*")) for _, kw in asked for pattern in kw["allow_patterns"])
+
+
+def test_a_hub_id_of_another_family_is_refused_before_its_weights_are_fetched(copied, monkeypatch):
+    edit(copied / "transformer" / "config.json", _class_name="FluxTransformer2DModel")
+    asked = []
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda repo, **kw: asked.append(kw) or str(copied))
+    with pytest.raises(ArtifactError, match=r"owner/name: its transformer is FluxTransformer2DModel"):
+        load("owner/name")
+    assert [kw["allow_patterns"] for kw in asked] == [["transformer/config.json"]]
 
 
 def test_a_failed_download_is_one_line_with_the_way_out(monkeypatch):
