@@ -62,7 +62,7 @@ class Card:
     license: str | None = None
     picture: str | None = None
     max_sequence_length: int = 256
-    without_t5: bool = False
+    absent: tuple[str, ...] = ()
 
 
 def evaluations(source: RunDir, named: Sequence[str]) -> list[Evaluation]:
@@ -241,14 +241,14 @@ def _figure_name(suite: str, figures: Mapping[str, Any]) -> str:
 
 def _usage(card: Card, base: str) -> str:
     length = card.max_sequence_length
-    absent = ", text_encoder_3=None, tokenizer_3=None" if card.without_t5 else ""
+    absent = "".join(f", {part}=None" for part in card.absent)
     name, lead = f'"{base}"', ""
     if base in BASES.names():
         module, _, attribute = BASES.target(base).partition(":")
         name, lead = f"{attribute}()", f"from {module} import {attribute}\n"
     return (
-        f"## Use\n\n```python\nfrom diffusers import StableDiffusion3Pipeline\n{lead}\n"
-        f"pipeline = StableDiffusion3Pipeline.from_pretrained({name}{absent})\n"
+        f"## Use\n\n```python\nfrom diffusers import DiffusionPipeline\n{lead}\n"
+        f"pipeline = DiffusionPipeline.from_pretrained({name}{absent})\n"
         f'pipeline.load_lora_weights("{card.repo}")\n'
         f'image = pipeline("a prompt", max_sequence_length={length}).images[0]\n```\n\n'
         "`pytorch_lora_weights.safetensors` is the form that diffusers reads; `adapter_config.json` with "

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
-SD3_TARGETS = tuple(
+ATTENTION_TARGETS = tuple(
     f"attn.{name}"
     for name in (
         *("to_q", "to_k", "to_v", "to_out.0"),
@@ -59,7 +59,7 @@ class AdapterSpec(Spec):
 
     rank: PositiveInt = 32
     alpha: PositiveInt = 64
-    targets: tuple[str, ...] = SD3_TARGETS
+    targets: tuple[str, ...] = ATTENTION_TARGETS
     init: str | None = None
 
 

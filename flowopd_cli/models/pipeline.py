@@ -207,6 +207,10 @@ class PipelineModel(ABC):
         scaled = latents.float() / config.scaling_factor + (config.shift_factor or 0.0)
         return (self._vae.decode(scaled, return_dict=False)[0] / 2 + 0.5).clamp(0, 1)
 
+    def packed(self, latents: Float[Tensor, "b C H W"]) -> Float[Tensor, "b ..."]:
+        """Latents in the layout in which the family's own pipeline takes them."""
+        return latents
+
     def _pipeline(self) -> Any:
         """The pipeline's text half: encoders and tokenizers, with the transformer that is already loaded."""
         if self._encoders is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -13,31 +13,27 @@ from torch import Tensor
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.models.folders import absent_parts
 
-if TYPE_CHECKING:  # its import takes seconds, and few runs need one
-    from diffusers import StableDiffusion3Pipeline
-
 
 @dataclass(frozen=True)
 class Request:
-    """One picture to draw, noise included: ``latents (1, C, H, W)``."""
+    """One picture of ``side`` pixels to draw, and its noise as the pipeline itself lays latents out."""
 
     prompt: str
-    latents: Float[Tensor, "1 C H W"]
+    latents: Float[Tensor, "1 ..."]
+    side: int
     steps: int
     guidance: float
     max_sequence_length: int
 
 
-def plain_pipeline(folder: Path, dtype: torch.dtype) -> StableDiffusion3Pipeline:
-    """A diffusers pipeline of an SD3 folder, with or without T5."""
-    from diffusers import StableDiffusion3Pipeline
+def plain_pipeline(folder: Path, dtype: torch.dtype) -> Any:
+    """The diffusers pipeline of a folder, whichever its family."""
+    from diffusers import DiffusionPipeline  # its import takes seconds, and few runs need one
 
-    return StableDiffusion3Pipeline.from_pretrained(folder, torch_dtype=dtype, **absent_parts(folder))
+    return DiffusionPipeline.from_pretrained(folder, torch_dtype=dtype, **absent_parts(folder))
 
 
-def plain_picture(
-    pipeline: StableDiffusion3Pipeline, adapter: Path | None, request: Request
-) -> Float[Tensor, "1 3 H W"]:
+def plain_picture(pipeline: Any, adapter: Path | None, request: Request) -> Float[Tensor, "1 3 H W"]:
     """What plain diffusers draws with the adapter folder loaded by its own ``load_lora_weights``; in [0, 1].
 
     Raises:
@@ -48,15 +44,14 @@ def plain_picture(
         pipeline.load_lora_weights(str(adapter))
         if not pipeline.get_active_adapters():
             raise ArtifactError(f"{adapter}: diffusers loads nothing of this adapter")
-    side = request.latents.shape[-1] * pipeline.vae_scale_factor
     drawn = pipeline(
         request.prompt,
         latents=request.latents.to(pipeline.device, pipeline.transformer.dtype),
         num_inference_steps=request.steps,
         guidance_scale=request.guidance,
         max_sequence_length=request.max_sequence_length,
-        height=side,
-        width=side,
+        height=request.side,
+        width=request.side,
         output_type="pt",
     )
     return drawn.images.float().cpu()

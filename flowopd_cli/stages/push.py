@@ -62,7 +62,7 @@ def fill(recipe: PushRecipe, source: RunDir, run: RunDir) -> None:
     (run.hub_dir / source.recipe_file.name).write_text(public_recipe(source.recipe()), encoding="utf-8")
     repo = recipe.push.repo or run.hub_dir.name
     spec = source.recipe().model
-    without_t5 = bool(absent_parts(locate(_model.pretrained(spec), spec.revision)))
+    absent = absent_parts(locate(_model.pretrained(spec), spec.revision))
     card = cards.Card(
         title=repo.rsplit("/")[-1],
         manifest=public_manifest(source.manifest()),
@@ -71,7 +71,7 @@ def fill(recipe: PushRecipe, source: RunDir, run: RunDir) -> None:
         license=recipe.push.license,
         picture=picture,
         max_sequence_length=spec.max_sequence_length,
-        without_t5=without_t5,
+        absent=tuple(absent),
     )
     text = cards.build(card)
     (run.hub_dir / run.card_file.name).write_text(text, encoding="utf-8")
