@@ -116,7 +116,8 @@ def _operations(world: World, floor: float) -> dict[str, float]:
     one = forward_operations(shape, image, shape.text_tokens(spec.max_sequence_length))
     guidances = [world.sampler.guidance] * 2 + [max(t.guidance for t in world.teachers.values())]
     guidances += [world.anchor.guidance] if world.anchor else []
-    rows = sum(1 if guidance == 1 else 2 for guidance in guidances) * world.batch * world.steps
+    halves = sum(2 if world.model.classifier_free and guidance != 1 else 1 for guidance in guidances)
+    rows = halves * world.batch * world.steps
     rate = limits.matmul_rate(world.model.device, world.model.dtype)
     done = rows * one / floor
     return {"forward_of_one_row": one, "passes_per_second": done, "matmul_per_second": rate, "share": done / rate}

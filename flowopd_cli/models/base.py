@@ -55,7 +55,13 @@ class Adapters(Protocol):
 
 
 class FlowModel(Protocol):
-    """A flow-matching text-to-image model: the base loaded once, its roles played by adapters."""
+    """A flow-matching text-to-image model: the base loaded once, its roles played by adapters.
+
+    ``classifier_free`` says what guidance is to the family: another half of the batch for the empty prompt's velocity,
+    or a number that the network itself takes, which costs nothing.
+    """
+
+    classifier_free: bool
 
     @property
     def adapters(self) -> Adapters:
@@ -84,7 +90,7 @@ class FlowModel(Protocol):
         guidance: float | Sequence[float],
         adapters: Sequence[str | None] | None = None,
     ) -> Float[Tensor, "b C H W"]:
-        """Velocity with classifier-free guidance inside; the negative half is skipped at guidance 1.
+        """Velocity with guidance inside; where that is classifier-free the negative half is skipped at guidance 1.
 
         ``guidance`` is one number or one a row. ``adapters`` names each row's own (``None``: the base), in place of
         the one in use: a mixed batch, made without gradients.

@@ -44,6 +44,7 @@ class PipelineModel(ABC):
     transformer_class: ClassVar[Any]
     pipeline_name: ClassVar[str]
     block_lists: ClassVar[tuple[str, ...]] = ("transformer_blocks",)
+    classifier_free = True
 
     def __init__(
         self,
@@ -146,19 +147,25 @@ class PipelineModel(ABC):
 
         A text seen before, by this run or, with a cache, by an earlier one, is read and not encoded.
         """
-        wanted = list(dict.fromkeys(["", *texts]))
+        wanted = list(dict.fromkeys([*self._negative, *texts]))
         known = self.prompts.find(wanted)
         new = [text for text in wanted if text not in known]
         for start in range(0, len(new), ENCODE_BATCH):
             known |= self._encoded(new[start : start + ENCODE_BATCH])
         self.prompts.flush()
-        empty, rows = known[""], [known[text] for text in texts]
-        return Conditioning(
-            embeds=torch.stack([e for e, _ in rows]).to(self.device),
-            pooled=torch.stack([p for _, p in rows]).to(self.device),
-            neg_embeds=empty[0].to(self.device).expand(len(texts), -1, -1),
-            neg_pooled=empty[1].to(self.device).expand(len(texts), -1),
-        )
+        rows = [known[text] for text in texts]
+        embeds = torch.stack([e for e, _ in rows]).to(self.device)
+        pooled = torch.stack([p for _, p in rows]).to(self.device)
+        if not self.classifier_free:
+            return Conditioning(embeds, pooled)
+        empty = [part.to(self.device) for part in known[""]]
+        shared = {"neg_embeds": empty[0].expand(len(texts), -1, -1), "neg_pooled": empty[1].expand(len(texts), -1)}
+        return Conditioning(embeds, pooled, **shared)
+
+    @property
+    def _negative(self) -> list[str]:
+        """The texts that guidance needs beside a prompt's."""
+        return [""] if self.classifier_free else []
 
     def encode_ahead(self, texts: Iterable[str]) -> None:
         """Encode what no run has yet, and let the encoders go; they are not even loaded when there is nothing new.
@@ -166,7 +173,7 @@ class PipelineModel(ABC):
         What another process writes meanwhile is left out, so that processes that begin at different texts share the
         work.
         """
-        new = self.prompts.unknown(["", *texts])
+        new = self.prompts.unknown([*self._negative, *texts])
         for start in range(0, len(new), ENCODE_BATCH):
             if part := self.prompts.unknown(new[start : start + ENCODE_BATCH]):
                 self._encoded(part)
