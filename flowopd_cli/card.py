@@ -16,16 +16,9 @@ from flowopd_cli.recipe import EvalRecipe
 from flowopd_cli.refs import AdapterRef
 from flowopd_cli.registry import BASES
 from flowopd_cli.run import RunDir
+from flowopd_cli.shapes import family, family_of
 
-STABILITY = ("stable-diffusion-3.5-medium", "stable-diffusion-3.5-large", "stable-diffusion-3.5-large-turbo")
-LICENSES = {"toy": {"license": "apache-2.0"}} | {
-    f"stabilityai/{name}": {
-        "license": "other",
-        "license_name": "stabilityai-ai-community",
-        "license_link": f"https://huggingface.co/stabilityai/{name}/blob/main/LICENSE.md",
-    }
-    for name in STABILITY
-}
+LICENSES = {"toy": {"license": "apache-2.0"}}
 FIGURES = ("mean", "stderr", "n")
 PROTOCOL = ("split", "limit", "images", "steps", "guidance", "seed")
 BASE, MODEL = "base", "this model"
@@ -185,7 +178,7 @@ def build(card: Card) -> str:
         "## Limitations\n\nThe adapter inherits what its base can and cannot do, and its license. The figures hold for "
         "the suites, prompts and seeds named in the evaluation files; a reward is not a person's judgment.",
         ""
-        if card.license or base in LICENSES
+        if card.license or _license(base)
         else f"flowopd does not know the license of `{base}`: look it up before you use or share this adapter.",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -193,7 +186,7 @@ def build(card: Card) -> str:
 
 def metadata(card: Card, base: str) -> dict[str, Any]:
     """The card's YAML: license, base, tags and the Hub's ``model-index``."""
-    known = LICENSES.get(base, {"license": "other"})
+    known = _license(base) or {"license": "other"}
     data: dict[str, Any] = {"license": card.license} if card.license else dict(known)
     data |= {"library_name": "diffusers", "pipeline_tag": "text-to-image"}
     if base.count("/") == 1 and not base.startswith((".", "/")):
@@ -212,6 +205,12 @@ def metadata(card: Card, base: str) -> dict[str, Any]:
     if scores:
         data["model-index"] = [{"name": card.title, "results": scores}]
     return data
+
+
+def _license(base: str) -> Mapping[str, str]:
+    """The Hub's metadata of a base's license; empty where it is not known here."""
+    named = family_of(base)
+    return LICENSES.get(base) or (family(named).licenses.get(base, {}) if named else {})
 
 
 def _results(found: Sequence[Evaluation]) -> str:

@@ -24,6 +24,7 @@ from flowopd_cli.recipe import (
 )
 from flowopd_cli.refs import AdapterRef
 from flowopd_cli.run import RunDir
+from flowopd_cli.shapes import family_of
 from flowopd_cli.tasks import check_tasks
 
 
@@ -51,6 +52,7 @@ def check_names(recipe: Recipe) -> list[str]:
     """The part of :func:`check` that asks for no adapter: names, prompt files, tasks, settings that do nothing."""
     registry.MODELS.check(recipe.model.family)
     _check_base(recipe.model.pretrained)
+    _check_family(recipe.model.pretrained, recipe.model.family)
     for spec in getattr(recipe, "rewards", ()):
         registry.REWARDS.check(spec.name)
     if isinstance(recipe, EvalRecipe):
@@ -130,6 +132,15 @@ def _check_base(pretrained: str) -> None:
         registry.BASES.target(pretrained)
     if local:
         raise ArtifactError(f"--base {pretrained}: no such folder")
+
+
+def _check_family(pretrained: str, family: str) -> None:
+    """Refuse a base that is known to be of another family than the recipe says."""
+    actual = family_of(pretrained)
+    if actual is not None and actual != family and family in registry.FAMILIES.names():
+        raise RecipeError(
+            f"model.family {family}: {pretrained} is of the family {actual}: use --set model.family={actual}"
+        )
 
 
 def _check_ref(role: str, ref: str) -> None:

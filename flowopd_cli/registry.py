@@ -123,6 +123,7 @@ def _is_remote(name: str) -> bool:
 
 
 MODELS = Registry("model", {"sd3": "flowopd_cli.models.sd3:SD3Model"})
+FAMILIES = Registry("family", {"sd3": "flowopd_cli.models.shapes.sd3:FAMILY"})  # what each of MODELS is, without torch
 BASES = Registry("base", {"toy": "flowopd_cli.toy:folder"})
 REWARDS = Registry(
     "reward",
@@ -178,7 +179,7 @@ SUITES = Registry(
         "toy-quality": "flowopd_cli.toy.suites:quality",
     },
 )
-KINDS: Mapping[str, Registry] = {r.kind: r for r in (MODELS, BASES, REWARDS, PROMPTS, SUITES)}
+KINDS: Mapping[str, Registry] = {r.kind: r for r in (MODELS, FAMILIES, BASES, REWARDS, PROMPTS, SUITES)}
 
 # The tasks that the shipped prompt sources name, so that a route can be checked before any prompt is drawn.
 PROMPT_TASKS: Mapping[str, tuple[str, ...]] = {

@@ -45,9 +45,10 @@ RULES = {
     "train.loop": rule({"core", "models.base", "train", "errors"}, TENSORS | {"accelerate"}),
     "train.optimizers": rule({"errors"}, {"torch"}, {"bitsandbytes"}),
     "models": rule(
-        {"core", "models", "errors", "files"},
+        {"core", "models", "errors", "files", "shapes"},
         TENSORS | {"diffusers", "transformers", "peft", "safetensors", "huggingface_hub", "numpy"},
     ),
+    "models.shapes": rule({"shapes", "files"}, set()),
     "rewards": rule({"core.types", "rewards", "errors", "cache"}, TENSORS | {"numpy", "PIL"}, {ANY}),
     "prompts": rule({"core.types", "core.routing", "errors", "registry"}, set(), {ANY}),
     "prompt_geneval": rule({"rewards.coco"}, set()),
@@ -93,13 +94,11 @@ FILE_NAME = re.compile(r"[\w.-]*\w\.(jsonl?|ya?ml|html|md|safetensors|png|pt)")
 
 
 def layer_of(module: str) -> str:
-    """The rule that a module, named below the package, comes under: its own, its package's, or its ring's."""
-    head = module.split(".")[0]
-    if module in RULES:
-        return module
-    if head in RULES:
-        return head
-    return "foundation" if head in FOUNDATION else "front"
+    """The rule that a module, named below the package, comes under: its own, its nearest package's, or its ring's."""
+    parts = module.split(".")
+    heads = [".".join(parts[:length]) for length in range(len(parts), 0, -1)]
+    ring = "foundation" if parts[0] in FOUNDATION else "front"
+    return next((head for head in heads if head in RULES), ring)
 
 
 def imports(source: str) -> Iterator[tuple[str, bool]]:
@@ -163,6 +162,7 @@ def test_imports_follow_the_layers(module):
         ("train.collect", "import accelerate", "accelerate"),
         ("train.collect", "def f():\n    from flowopd_cli import recipe", "recipe inside a function"),
         ("models.sd3", "from flowopd_cli.train.loop import fit", "train.loop"),
+        ("models.shapes.sd3", "def f():\n    import torch", "torch inside a function"),
         ("rewards.ocr", "import rapidocr", "rapidocr at module level"),
         ("rewards.ocr", "from flowopd_cli.core.losses import kl", "core.losses"),
         ("suites.base", "from flowopd_cli.models.base import FlowModel", "models.base"),

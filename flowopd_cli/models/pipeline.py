@@ -153,14 +153,19 @@ class PipelineModel(ABC):
         for start in range(0, len(new), ENCODE_BATCH):
             known |= self._encoded(new[start : start + ENCODE_BATCH])
         self.prompts.flush()
-        rows = [known[text] for text in texts]
-        embeds = torch.stack([e for e, _ in rows]).to(self.device)
-        pooled = torch.stack([p for _, p in rows]).to(self.device)
-        if not self.classifier_free:
+        return self._conditioning([known[text] for text in texts], known.get("") if self.classifier_free else None)
+
+    def _conditioning(self, rows: Sequence[Row], empty: Row | None) -> Conditioning:
+        """Rows on the model's device, with those of the empty text where guidance needs them."""
+        embeds, pooled = (torch.stack(part).to(self.device) for part in zip(*rows, strict=True))
+        if empty is None:
             return Conditioning(embeds, pooled)
-        empty = [part.to(self.device) for part in known[""]]
-        shared = {"neg_embeds": empty[0].expand(len(texts), -1, -1), "neg_pooled": empty[1].expand(len(texts), -1)}
-        return Conditioning(embeds, pooled, **shared)
+        return Conditioning(
+            embeds,
+            pooled,
+            neg_embeds=empty[0].to(self.device).expand(len(rows), -1, -1),
+            neg_pooled=empty[1].to(self.device).expand(len(rows), -1),
+        )
 
     @property
     def _negative(self) -> list[str]:

@@ -11,10 +11,11 @@ from flowopd_cli.bench import clock, limits, structures
 from flowopd_cli.bench.main import Request, run
 from flowopd_cli.bench.world import build
 from flowopd_cli.errors import RecipeError
-from flowopd_cli.footprint import Rows, kept
+from flowopd_cli.footprint import kept
 from flowopd_cli.models.sd3 import SD3Model
+from flowopd_cli.models.shapes.sd3 import SHAPES
 from flowopd_cli.progress import Silent
-from flowopd_cli.shapes import SHAPES
+from flowopd_cli.shapes import Rows
 
 
 def recipe(*overrides, **roles):
