@@ -205,6 +205,11 @@ class PipelineModel(ABC):
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
+    def _transform(self, adapters: Sequence[str | None] | None, **inputs: Any) -> Tensor:
+        """The transformer once, in float32 at the end; row i through ``adapters[i]``, or all through the one in use."""
+        with self.adapters.mix(adapters):
+            return self.transformer(**inputs, return_dict=False)[0].float()
+
     def checkpoint_gradients(self) -> None:
         """Keep only the blocks' inputs for the backward, and compute the rest again: less memory, a third slower."""
         self.transformer.enable_gradient_checkpointing(checkpointed(self.adapters))

@@ -85,12 +85,11 @@ class SD3Model(PipelineModel):
         pooled: Float[Tensor, "b P"] | None,
         adapters: Sequence[str | None] | None,
     ) -> Float[Tensor, "b C H W"]:
-        """The transformer once, in float32 at the end; ``adapters`` as in :meth:`velocity`."""
-        with self.adapters.mix(adapters):
-            return self.transformer(
-                hidden_states=latents.to(self.dtype),
-                timestep=sigma * TRAIN_TIMESTEPS,
-                encoder_hidden_states=embeds,
-                pooled_projections=pooled,
-                return_dict=False,
-            )[0].float()
+        """The transformer once, in its own convention of time; ``adapters`` as in :meth:`velocity`."""
+        return self._transform(
+            adapters,
+            hidden_states=latents.to(self.dtype),
+            timestep=sigma * TRAIN_TIMESTEPS,
+            encoder_hidden_states=embeds,
+            pooled_projections=pooled,
+        )
