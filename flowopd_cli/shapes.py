@@ -222,6 +222,19 @@ def embedding(inputs: int, width: int, name: str) -> Iterator[Linear]:
     yield Linear(f"time_text_embed.{name}_embedder.linear_2", width, width, "row")
 
 
+def attention(head: str, width: int, tokens: str, projections: tuple[str, ...], out: str | None) -> Iterator[Linear]:
+    """The projections of an attention, which share their input, and the one behind it."""
+    yield from (Linear(f"{head}.{name}", width, width, tokens, f"{head}/{tokens}") for name in projections)
+    if out is not None:
+        yield Linear(f"{head}.{out}", width, width, tokens)
+
+
+def feed_forward(head: str, width: int, tokens: str) -> Iterator[Linear]:
+    """The two linear modules of a feed-forward of four times the width."""
+    yield Linear(f"{head}.net.0.proj", width, 4 * width, tokens)
+    yield Linear(f"{head}.net.2", 4 * width, width, tokens)
+
+
 def base_weights(shape: Shape) -> int:
     """Numbers that the frozen transformer holds, a table of positions included."""
     return sum(linear.weights for linear in shape.linears()) + shape.other_weights()

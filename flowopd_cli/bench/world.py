@@ -22,7 +22,7 @@ from flowopd_cli.stages import _data, _fit, _model
 from flowopd_cli.train.collect import Draw, Teacher, trained_steps
 from flowopd_cli.train.objectives import OPDSettings
 
-SMALL_VAE = (32, 32, 32, 32)
+SMALL_WIDTH, SMALL_VAE = 512, (32, 32, 32, 32)
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def load(recipe: DistillRecipe) -> LoadedModel:
     made = registry.MODELS.load(spec.family)
     known = signature(made.load).parameters.keys() - {"pretrained", "revision"}
     options = {name: value for name, value in spec.model_dump().items() if name in known}
-    vae = SMALL_VAE if spec.pretrained == "small" else VAE_CHANNELS
+    vae = SMALL_VAE if shape.width < SMALL_WIDTH else VAE_CHANNELS
     model = make_random(made, shape, {**options, "targets": recipe.adapter.targets}, vae)
     _ = model.latent_shape
     return model

@@ -13,7 +13,18 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from flowopd_cli.files import read_json
-from flowopd_cli.shapes import FULL, TIME_CHANNELS, Family, Linear, Rows, Shape, embedding, pixels_of
+from flowopd_cli.shapes import (
+    FULL,
+    TIME_CHANNELS,
+    Family,
+    Linear,
+    Rows,
+    Shape,
+    attention,
+    embedding,
+    feed_forward,
+    pixels_of,
+)
 
 CLIP_TOKENS = 77
 ENCODERS = 123_650_304 + 694_659_840 + 4_762_310_656  # weights of CLIP-L, CLIP-G and the encoder half of T5-XXL
@@ -110,19 +121,6 @@ class SD3Shape(Shape):
         """Products with keys and with values, of the joint attention and of the dual blocks' own."""
         joint = self.num_layers * 4 * (image + text) ** 2 * self.width
         return joint + len(self.dual_attention_layers) * 4 * image**2 * self.width
-
-
-def attention(head: str, width: int, tokens: str, projections: tuple[str, ...], out: str | None) -> Iterator[Linear]:
-    """The projections of an attention, which share their input, and the one behind it."""
-    yield from (Linear(f"{head}.{name}", width, width, tokens, f"{head}/{tokens}") for name in projections)
-    if out is not None:
-        yield Linear(f"{head}.{out}", width, width, tokens)
-
-
-def feed_forward(head: str, width: int, tokens: str) -> Iterator[Linear]:
-    """The two linear modules of a feed-forward of four times the width."""
-    yield Linear(f"{head}.net.0.proj", width, 4 * width, tokens)
-    yield Linear(f"{head}.net.2", 4 * width, width, tokens)
 
 
 def read(folder: Path, config: Mapping[str, Any]) -> SD3Shape:
