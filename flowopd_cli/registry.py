@@ -122,8 +122,14 @@ def _is_remote(name: str) -> bool:
     return name.startswith(REMOTE) and not _TARGET.fullmatch(name)
 
 
-MODELS = Registry("model", {"sd3": "flowopd_cli.models.sd3:SD3Model"})
-FAMILIES = Registry("family", {"sd3": "flowopd_cli.models.shapes.sd3:FAMILY"})  # what each of MODELS is, without torch
+MODELS = Registry(
+    "model",
+    {"sd3": "flowopd_cli.models.sd3:SD3Model", "flux": "flowopd_cli.models.flux:FluxModel"},
+)
+FAMILIES = Registry(  # what each of MODELS is, without torch
+    "family",
+    {"sd3": "flowopd_cli.models.shapes.sd3:FAMILY", "flux": "flowopd_cli.models.shapes.flux:FAMILY"},
+)
 BASES = Registry("base", {"toy": "flowopd_cli.toy:folder"})
 REWARDS = Registry(
     "reward",

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import tiny
+import tiny_flux
 from diffusers import DiffusionPipeline
 
 from flowopd_cli.models.folders import absent_parts
@@ -33,4 +34,9 @@ class Tiny:
 
 
 SD3 = Tiny("sd3", tiny.assemble, {"resolution": 8, "max_sequence_length": tiny.SEQUENCE, "targets": tiny.TARGETS})
-FAMILIES = {one.family: one for one in (SD3,)}
+FLUX = Tiny(
+    "flux",
+    tiny_flux.assemble,
+    {"resolution": tiny_flux.RESOLUTION, "max_sequence_length": tiny_flux.SEQUENCE, "targets": tiny.TARGETS},
+)
+FAMILIES = {one.family: one for one in (SD3, FLUX)}

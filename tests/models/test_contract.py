@@ -208,6 +208,17 @@ def test_every_block_is_compiled(tiny, adapted, folder, monkeypatch):
     torch.testing.assert_close(velocity(other, "other"), velocity(adapted, "other"), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["aot_eager", "default"])
+def test_compiled_and_checkpointed_gradients_are_those_without(tiny, adapted, folder, way):
+    other = add_adapters(tiny.load(folder, compile=way))
+    other.checkpoint_gradients()
+    for (name, found), expected in zip(gradients(other).items(), gradients(adapted).values(), strict=True):
+        torch.testing.assert_close(
+            found, expected, atol=1e-4, rtol=1e-4, msg=name
+        )  # fused kernels sum in another order
+
+
 def test_encoding_is_that_of_the_pipeline(tiny, model, folder):
     length = tiny.options["max_sequence_length"]
     theirs = tiny.plain(folder).encode_prompt(list(TEXTS), None, None, max_sequence_length=length)
