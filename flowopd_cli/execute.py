@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import signal
@@ -10,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
 from functools import partial
 from pathlib import Path
-from types import FrameType
+from types import FrameType, ModuleType
 from typing import Any
 
 import typer
@@ -81,7 +82,7 @@ def run_stage(
         run.start(recipe)
         try:
             progress = tracked(recipe, run, progress)
-            stage = importlib.import_module(f"flowopd_cli.stages.{recipe.stage}")
+            stage = _import_stage(recipe.stage)
             result = stage.run(recipe, run, progress, resume=resume, **extra)
         except (Interrupted, KeyboardInterrupt) as error:
             progress.done()
@@ -95,6 +96,18 @@ def run_stage(
         progress.done()
         run.finish("done", result.get("metrics"))
     return result
+
+
+def _import_stage(name: str) -> ModuleType:
+    """Import a stage without a search for garbage: what is imported stays, and searching it takes a fifth of the time."""
+    first = "torch" not in sys.modules
+    gc.disable()
+    try:
+        return importlib.import_module(f"flowopd_cli.stages.{name}")
+    finally:
+        if first:
+            gc.freeze()
+        gc.enable()
 
 
 @contextmanager
