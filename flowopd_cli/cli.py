@@ -262,5 +262,6 @@ def main() -> None:
         if launch.is_main():
             print(f"flowopd: error: {' '.join(str(error).split())}", file=sys.stderr)
     finally:
-        launch.record_exit(code if isinstance(code, int) else 1 if code else 0)
-    sys.exit(code)
+        code = code if isinstance(code, int) else 1 if code else 0
+        launch.record_exit(code)
+    sys.exit(launch.final_code(code))

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 
 class FlowOPDError(Exception):
-    """Base of every error that is shown as one line instead of a traceback."""
+    """Base of every error that is shown as one line instead of a traceback.
+
+    ``told`` says that all processes of the run know of it.
+    """
 
     exit_code = 2
+    told = False
 
 
 class RecipeError(FlowOPDError):
@@ -43,6 +47,7 @@ class MissingDependency(FlowOPDError):
 
 
 class Interrupted(FlowOPDError):
-    """The user stopped a run; its checkpoint is safe."""
+    """The user stopped a run; its checkpoint is safe. Every process is asked to stop, and so knows."""
 
     exit_code = 130
+    told = True

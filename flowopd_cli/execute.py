@@ -16,7 +16,7 @@ from typing import Any
 
 import typer
 
-from flowopd_cli import launch, preflight
+from flowopd_cli import launch, preflight, processes
 from flowopd_cli import recipe as recipes
 from flowopd_cli.arithmetic import arithmetic
 from flowopd_cli.card import results
@@ -51,9 +51,9 @@ def perform(recipe: recipes.Recipe, common: Common) -> None:
         _tell(console, common, recipe, Path(str(common.resume)), _known_result(recipe, Path(str(common.resume))))
         return
     _check_stage(recipe)
-    processes = _processes(recipe, common)
-    if launch.should_launch(processes):
-        raise typer.Exit(launch.relaunch(_argv(recipe.stage, common), processes, recipe.model.device))
+    copies = _processes(recipe, common)
+    if launch.should_launch(copies):
+        raise typer.Exit(launch.relaunch(_argv(recipe.stage, common), copies, recipe.model.device))
     run = _open_run(recipe, common)
     with redirect_stdout(sys.stderr):
         result = run_stage(recipe, run, console, resume=common.resume is not None, dry_run=common.dry_run)
@@ -78,7 +78,7 @@ def run_stage(
     """
     extra = {"dry_run": dry_run} if recipe.stage == "push" else {}
     recipe = settle(recipe)
-    with _terminable():
+    with _terminable(), processes.together():
         run.start(recipe)
         try:
             progress = tracked(recipe, run, progress)
@@ -99,7 +99,7 @@ def run_stage(
 
 
 def _import_stage(name: str) -> ModuleType:
-    """Import a stage without a search for garbage: what is imported stays, and searching it takes a fifth of the time."""
+    """Import a stage without a search for garbage: what is imported stays, and the search takes a fifth of the time."""
     first = "torch" not in sys.modules
     gc.disable()
     try:

@@ -14,7 +14,7 @@ PACKAGE = "flowopd_cli"
 FOUNDATION = {
     *("recipe", "recipe_io", "recipe_specs", "run", "refs", "manifest", "files"),
     *("registry", "errors", "progress", "arithmetic", "card", "settle", "tasks", "cache", "prompt_files", "prompt_ocr"),
-    *("shapes", "footprint", "runs", "tables"),
+    *("shapes", "footprint", "runs", "tables", "processes"),
 }
 FRONT = {
     *("cli", "options", "plan", "preflight", "execute", "launch", "console", "track"),
@@ -42,10 +42,11 @@ ANY = "*"
 RULES = {
     "core": rule({"core", "errors"}, TENSORS),
     "train": rule({"core", "models.base", "train", "errors"}, TENSORS | {"safetensors"}),
-    "train.loop": rule({"core", "models.base", "train", "errors"}, TENSORS | {"accelerate"}),
+    "train.loop": rule({"core", "models.base", "train", "errors", "processes"}, TENSORS),
+    "processes": rule({"errors"}, set(), {"torch"}),
     "train.optimizers": rule({"errors"}, {"torch"}, {"bitsandbytes"}),
     "models": rule(
-        {"core", "models", "errors", "files"},
+        {"core", "models", "errors", "files", "processes"},
         TENSORS | {"diffusers", "transformers", "peft", "safetensors", "huggingface_hub", "numpy"},
     ),
     "rewards": rule({"core.types", "rewards", "errors", "cache"}, TENSORS | {"numpy", "PIL"}, {ANY}),
@@ -190,7 +191,7 @@ def test_a_wrong_import_is_refused(module, source, word):
     ("module", "source"),
     [
         ("core.losses", "import math\nimport torch\nfrom flowopd_cli.core.types import Loss"),
-        ("train.loop", "from accelerate import Accelerator\nfrom flowopd_cli.models.base import FlowModel"),
+        ("train.loop", "from flowopd_cli.processes import everyone\nfrom flowopd_cli.models.base import FlowModel"),
         ("rewards.ocr", "def f():\n    import rapidocr"),
         ("stages.teacher", "from flowopd_cli.stages import _model\nfrom flowopd_cli.run import RunDir"),
         ("cli", "def f():\n    from flowopd_cli.stages import teacher"),

@@ -11,10 +11,10 @@ from flowopd_cli.core.types import Prompt
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.manifest import Parent
 from flowopd_cli.models.sd3 import SD3Model
+from flowopd_cli.processes import rank_and_world
 from flowopd_cli.recipe import AdapterSpec, AnchorSpec, ModelSpec, TeacherSpec
 from flowopd_cli.refs import AdapterRef, recorded_base
 from flowopd_cli.run import RunDir
-from flowopd_cli.stages._ranks import rank_and_world
 from flowopd_cli.train.collect import Teacher
 
 

@@ -8,16 +8,14 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch import Tensor
 
 from flowopd_cli.core.types import Loss, StepBatch
 from flowopd_cli.errors import Interrupted
 from flowopd_cli.models.base import FlowModel
+from flowopd_cli.processes import add_up, everyone
 from flowopd_cli.train.checkpoint import TrainState
 from flowopd_cli.train.objectives import Objective
 from flowopd_cli.train.optimizers import make_optimizer
@@ -71,11 +69,6 @@ class _Meter:
         return {name: sum(sums.get(name, 0.0) for sums, _ in parts) / max(count, 1) for name in names}
 
 
-def everyone(value: Any) -> list[Any]:
-    """What every process passes here, in their order; all of them have to call it. Alone: ``[value]``."""
-    return gather_object([value])
-
-
 def fit(
     model: FlowModel,
     experience: Experience,
@@ -100,7 +93,7 @@ def fit(
     optimizer = make_optimizer(settings.optimizer, parameters.values(), settings.lr, settings.weight_decay)
     state = state or TrainState.fresh(model)
     state.restore(model, optimizer)
-    learner = _Learner(model, optimizer, list(parameters.values()), objective, settings, Accelerator())
+    learner = _Learner(model, optimizer, list(parameters.values()), objective, settings)
     with _stop_requests() as stop:
         while state.iteration < settings.iterations:
             hooks.on_iteration(learner.iteration(experience, state))
@@ -125,7 +118,6 @@ class _Learner:
     parameters: Sequence[torch.nn.Parameter]
     objective: Objective
     settings: FitSettings
-    accelerator: Accelerator
 
     def iteration(self, experience: Experience, state: TrainState) -> dict[str, float]:
         """One rollout and its optimizer steps; advances ``state``'s counters and returns the row to log."""
@@ -163,11 +155,10 @@ class _Learner:
             raise RuntimeError(
                 "a policy parameter got no gradient: an adapter was switched between forward and backward"
             )
+        total = sum(everyone(count))
         own = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
-        flat = torch.cat([*(gradient.flatten() for gradient in own), own[0].new_tensor([count])])
-        if self.accelerator.num_processes > 1:
-            flat = self.accelerator.reduce(flat, reduction="sum")
-        pieces = flat[:-1].div_(flat[-1]).split([parameter.numel() for parameter in self.parameters])
+        flat = add_up(torch.cat([gradient.flatten() for gradient in own])).div_(total)
+        pieces = flat.split([parameter.numel() for parameter in self.parameters])
         for parameter, piece in zip(self.parameters, pieces, strict=True):
             parameter.grad = piece.view_as(parameter)
 
