@@ -26,7 +26,7 @@ TEACHERS = {"routing", "teachers"}
 # Fields of the recipe that a resumed run may change.
 MAY_CHANGE = {
     *("train.iterations", "train.checkpoint_every", "train.keep_checkpoints", "train.sample_every", "train.track"),
-    *("train.processes", "train.micro", "train.rollout_batch", "model.device", "opd.log_rewards_every"),
+    *("train.processes", "train.micro", "train.rollout_batch", "model.device", "model.shard", "opd.log_rewards_every"),
 }
 # Made by others: no base draws, and the suites are the public ones.
 FOREIGN = {"eval.pictures", "eval.import_scores"}

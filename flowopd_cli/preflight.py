@@ -193,6 +193,8 @@ def _check_training(recipe: TrainedRecipe) -> list[str]:
 def _idle_processes(recipe: TrainedRecipe) -> list[str]:
     """Processes that draw nothing, or wait for others: groups stay whole."""
     groups, processes = recipe.train.groups, max(recipe.train.processes, int(os.environ.get("WORLD_SIZE", "1")))
+    if processes == 1 and recipe.model.shard:
+        return ["model.shard does nothing with one process: the pieces of the base are one for each of train.processes"]
     if groups % processes == 0:
         return []
     most = -(-groups // processes)

@@ -38,7 +38,7 @@ class ModelSpec(Spec):
     ``dtype: auto`` is bfloat16 on CUDA and float32 elsewhere; adapters are float32 always. ``cache_prompts`` keeps the
     prompts' embeddings on disk, so that no later run with these prompts loads an encoder. ``tf32`` lets a GPU round the
     factors of float32 products. ``compile`` is a way of ``torch.compile`` for the transformer's blocks, ``attention`` a
-    backend of diffusers.
+    backend of diffusers. ``shard`` cuts the base into a piece for each process, where a device cannot hold it (FSDP).
     """
 
     family: str = "sd3"
@@ -52,6 +52,13 @@ class ModelSpec(Spec):
     tf32: bool = True
     compile: Literal["none", "default", "max-autotune", "aot_eager", "eager"] = "none"
     attention: Attention = "auto"
+    shard: bool = False
+
+    @model_validator(mode="after")
+    def _compiled_whole(self) -> ModelSpec:
+        if self.shard and self.compile != "none":
+            raise ValueError("a base in shards cannot be compiled: set model.compile to none, or model.shard to false")
+        return self
 
 
 class AdapterSpec(Spec):

@@ -26,7 +26,10 @@ from flowopd_cli.models.folders import base_fingerprint, encoder_identity, locat
 from flowopd_cli.models.guidance import guided
 from flowopd_cli.models.plain import absent_t5
 from flowopd_cli.models.quiet import hush
+from flowopd_cli.models.shards import Turns
+from flowopd_cli.models.shards import shard as cut
 from flowopd_cli.models.speed import allow_tf32, checkpointed, compile_blocks
+from flowopd_cli.processes import rank_and_world
 
 if TYPE_CHECKING:  # imported where encoders are loaded: it takes seconds, and few runs need them
     from diffusers import StableDiffusion3Pipeline
@@ -48,11 +51,16 @@ class SD3Model:
         max_sequence_length: int,
         targets: Sequence[str],
         prompt_cache: Path | None = None,
+        shard: bool = False,
     ) -> None:
         hush()
         self.folder, self.dtype, self.device = folder, dtype, device
         self.max_sequence_length = max_sequence_length
         self.transformer = self._load_transformer()
+        self._turns: Turns | None = None
+        if shard and rank_and_world()[1] > 1:
+            cut(self.transformer, self.transformer.transformer_blocks, device)
+            self._turns = Turns(self._idle)
         self.transformer.to(device).eval()
         self.adapters = AdapterBank(self.transformer, targets)
         self._scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler")
@@ -81,11 +89,12 @@ class SD3Model:
         tf32: bool = True,
         compile: str = "none",
         attention: str = "auto",
+        shard: bool = False,
     ) -> SD3Model:
         """Load a folder or Hub id; for ``auto`` see :mod:`flowopd_cli.models.devices`.
 
-        ``prompt_cache`` is a folder in which embeddings outlive the run; without one they stay in memory. For the last
-        three see :mod:`flowopd_cli.models.speed` and :mod:`flowopd_cli.models.attention`.
+        ``prompt_cache`` is a folder in which embeddings outlive the run; without one they stay in memory. For the rest
+        see :mod:`~flowopd_cli.models.speed`, :mod:`~flowopd_cli.models.attention`, :mod:`~flowopd_cli.models.shards`.
 
         Raises:
             ArtifactError: nothing there, not an SD3 pipeline, no such device, it cannot be fetched, or attention or
@@ -102,6 +111,7 @@ class SD3Model:
             max_sequence_length=max_sequence_length,
             targets=targets,
             prompt_cache=prompt_cache,
+            shard=shard,
         )
         choose_attention(model.transformer, attention)
         compile_blocks(model.transformer.transformer_blocks, compile)
@@ -231,6 +241,8 @@ class SD3Model:
         adapters: Sequence[str | None] | None,
     ) -> Float[Tensor, "b C H W"]:
         """The transformer once, in float32 at the end; ``adapters`` as in :meth:`velocity`."""
+        if self._turns is not None:
+            self._turns.take()
         with self.adapters.mix(adapters):
             return self.transformer(
                 hidden_states=latents.to(self.dtype),
@@ -239,6 +251,17 @@ class SD3Model:
                 pooled_projections=pooled,
                 return_dict=False,
             )[0].float()
+
+    def _idle(self, gradients: bool) -> None:
+        """A forward of nothing, with ``gradients`` of nothing through the policy, in step with other processes."""
+        config = self.transformer.config
+        x = torch.zeros(1, config.in_channels, config.patch_size, config.patch_size, device=self.device)
+        embeds = torch.zeros(1, 1, config.joint_attention_dim, device=self.device, dtype=self.dtype)
+        pooled = torch.zeros(1, config.pooled_projection_dim, device=self.device, dtype=self.dtype)
+        with self.adapters.use("policy" if gradients else None):
+            velocity = self._forward(x, x.new_ones(1), embeds, pooled, None)
+            if gradients:
+                (0 * velocity.sum()).backward()
 
     @torch.no_grad()
     def decode(self, latents: Float[Tensor, "b C H W"]) -> Float[Tensor, "b 3 H W"]:

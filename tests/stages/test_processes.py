@@ -1,5 +1,6 @@
 """Several processes train what one trains: the same weights, the same figures, the same moment to stop."""
 
+import json
 import os
 import socket
 import subprocess
@@ -19,8 +20,20 @@ from flowopd_cli.run import RunDir
 from flowopd_cli.stages import _model
 
 TESTS, PACKAGE = Path(__file__).resolve().parent.parent, Path(flowopd_cli.__file__).parent.parent
-NAMES = ("teacher", "coldstart", "distill", "sparse", "fused", "thinned", "fresh", "few", "few-fused", "one-group")
-COUNTS = ("two", pytest.param("three", marks=pytest.mark.slow))
+NAMES = (
+    "teacher",
+    "coldstart",
+    "distill",
+    "sparse",
+    "fused",
+    "thinned",
+    "fresh",
+    "few",
+    "few-fused",
+    "one-group",
+    "saving",
+)
+COUNTS = ("two", "shards", pytest.param("three", marks=pytest.mark.slow))
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +41,7 @@ def trained(tmp_path_factory, pipeline_folder):
     """The directory with what one process made, ``one``, and what several made, ``two`` (and ``three``, if asked)."""
     root = tmp_path_factory.mktemp("copies")
     copies.prepare(root, pipeline_folder)
-    for name in ("one", "two", "three"):
+    for name in ("one", "two", "three", "shards"):
         (root / "runs" / name).mkdir(parents=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_model, "load_model", _model.load_model)
@@ -44,10 +57,18 @@ def by_three(trained, pipeline_folder):
     return trained
 
 
+@pytest.fixture(scope="module")
+def by_shards(trained, pipeline_folder):
+    """The same directory, now with what two processes made that have half of the base each."""
+    launch(2, copies.__file__, str(trained.parent), str(trained / "shards"), str(pipeline_folder), "shard")
+    return trained
+
+
 @pytest.fixture
 def several(count, trained, request):
     """The directory with what ``count`` processes made."""
-    return (request.getfixturevalue("by_three") if count == "three" else trained) / count
+    made_by = {"three": "by_three", "shards": "by_shards"}.get(count, "trained")
+    return request.getfixturevalue(made_by) / count
 
 
 def environment():
@@ -105,6 +126,13 @@ def test_several_processes_log_the_figures_of_one(trained, several, name):
     if name == "fresh":
         assert sum(row["resampled_groups"] for row in one) > 0
         assert sum(row["flat_groups"] for row in one) > 0
+
+
+def test_of_a_base_in_shards_each_process_holds_its_own(by_shards):
+    held = [json.loads((by_shards / "shards" / f"held-{rank}").read_text()) for rank in (0, 1)]
+    (whole,) = {of for _, of in held}
+    assert sum(own for own, _ in held) == whole
+    assert max(own for own, _ in held) < 0.55 * whole
 
 
 @pytest.mark.parametrize("count", COUNTS)
