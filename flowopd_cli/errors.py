@@ -46,6 +46,13 @@ class MissingDependency(FlowOPDError):
         self.extra = extra
 
 
+class DivergedError(FlowOPDError):
+    """A training met numbers that are not finite again and again; every process knows, for they count together."""
+
+    exit_code = 4
+    told = True
+
+
 class Interrupted(FlowOPDError):
     """The user stopped a run; its checkpoint is safe. Every process is asked to stop, and so knows."""
 

@@ -108,10 +108,8 @@ class SD3Model:
             dtype=pick_dtype(dtype, place),
             device=place,
             resolution=resolution,
-            max_sequence_length=max_sequence_length,
-            targets=targets,
-            prompt_cache=prompt_cache,
-            shard=shard,
+            **{"max_sequence_length": max_sequence_length, "targets": targets},
+            **{"prompt_cache": prompt_cache, "shard": shard},
         )
         choose_attention(model.transformer, attention)
         compile_blocks(model.transformer.transformer_blocks, compile)
