@@ -15,7 +15,7 @@ from tiny import TARGETS, TEXTS, load, randomize
 
 from flowopd_cli import recipe as recipes
 from flowopd_cli.core.types import RewardResult
-from flowopd_cli.errors import Interrupted
+from flowopd_cli.errors import Interrupted, RewardError
 from flowopd_cli.execute import run_stage
 from flowopd_cli.models.adapters import AdapterBank
 from flowopd_cli.models.sd3 import SD3Model
@@ -44,6 +44,20 @@ class Light:
         total = images[:, :, :2].mean((1, 2, 3)) if self.upper else images[:, :, 2:].mean((1, 2, 3))
         total = (total * self.levels).round() / self.levels if self.levels else total
         return RewardResult(total, {"half": total}, images[:, 0, 0, 0] > 0.2)
+
+
+class Fails(Light):
+    """Loses its worker in the second of two processes, from the second iteration on."""
+
+    def __init__(self, upper):
+        super().__init__(upper)
+        self.calls = 0
+
+    def __call__(self, images, prompts):
+        self.calls += 1
+        if self.calls > 1 and os.environ.get("RANK") == "1":
+            raise RewardError("the worker of the second process is gone")
+        return super().__call__(images, prompts)
 
 
 class DoubleBank(AdapterBank):

@@ -92,7 +92,8 @@ def make_hooks(run: RunDir, progress: Progress, train: TrainSpec, sample: Callab
     def on_checkpoint(iteration: int, state: TrainState) -> None:
         run.save_checkpoint(iteration, state.save, train.keep_checkpoints)
 
-    return Hooks(on_iteration, on_checkpoint, sample or (lambda iteration: None), train.sample_every if sample else 0)
+    every = train.sample_every if sample else 0
+    return Hooks(on_iteration, on_checkpoint, sample or (lambda iteration: None), sample_every=every)
 
 
 def resume_state(run: RunDir, resume: bool, progress: Progress) -> TrainState | None:

@@ -180,3 +180,23 @@ def test_accelerate_starts_the_same_command_on_two_machines(trained, pipeline_fo
     (row,), (expected,) = RunDir(outs[0]).rows(), alone.rows()
     kept = {key: value for key, value in expected.items() if not key.startswith("seconds")}
     assert {key: row[key] for key in kept} == pytest.approx(kept, rel=1e-3, abs=1e-5)  # float32
+
+
+@pytest.mark.parametrize("shard", [False, True])
+def test_what_one_process_cannot_do_is_one_line_and_no_work_is_lost(trained, pipeline_folder, tmp_path, shard):
+    built = copies.recipe("teacher", trained.parent, pipeline_folder, rollout_batch=64, checkpoint_every=50)
+    failing = tuple(spec.model_copy(update={"name": "copies:Fails"}) for spec in built.rewards)
+    model = built.model_copy(update={"rewards": failing, "model": built.model.model_copy(update={"shard": shard})})
+    recipe, out = tmp_path / "recipe.yaml", tmp_path / "run"
+    recipe.write_text(recipes.dump(model))
+    command = ["teacher", "--recipe", str(recipe), "--out", str(out), "--processes", "2"]
+    done = subprocess.run(
+        [sys.executable, "-m", "flowopd_cli", *command], env=environment(), capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 2
+    errors = [line for line in done.stderr.splitlines() if "error" in line.lower()]
+    assert errors == ["flowopd: error: the worker of the second process is gone"]
+    assert "Traceback" not in done.stderr
+    run = RunDir(out)
+    assert run.manifest().status == "failed"
+    assert run.latest_checkpoint()[0] == len(run.rows()) >= 1
