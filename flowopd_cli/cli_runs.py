@@ -22,7 +22,7 @@ def ls(
     \b
     Example:
       flowopd runs ls
-      flowopd runs ls --json | jq -r '.[] | select(.status == "abandoned").run'
+      flowopd runs ls --json | jq -r '.[] | select(.status == "interrupted").run'
     """
     from flowopd_cli.runs import listing
     from flowopd_cli.tables import columns

@@ -171,6 +171,13 @@ class AnchorSpec(Spec):
     probability: Annotated[float, Field(gt=0, le=1)] = 1.0
 
 
+class BestSpec(Spec):
+    """What tells the best checkpoint: the mean of a logged metric over the ``checkpoint_every`` iterations up to it."""
+
+    metric: str
+    direction: Literal["max", "min"] = "max"
+
+
 class TrainSpec(Spec):
     """The loop. One iteration is one rollout of ``groups * group_size`` pictures and its optimizer steps.
 
@@ -179,6 +186,7 @@ class TrainSpec(Spec):
     rewards are all equal, which teach nothing; 0 lets those groups be. ``processes`` share an iteration's groups.
     ``gradient_checkpointing`` computes each block again in its backward instead of keeping what it computed.
     ``optimizer: adamw8bit`` keeps the moments of large parameters in 8 bits.
+    The newest ``keep_checkpoints`` are kept, and with ``keep_best`` the best one beside them.
     """
 
     iterations: PositiveInt = 500
@@ -199,6 +207,7 @@ class TrainSpec(Spec):
     ema_every: PositiveInt = 8
     checkpoint_every: PositiveInt = 50
     keep_checkpoints: PositiveInt = 2
+    keep_best: BestSpec | None = None
     sample_every: Annotated[int, Field(ge=0)] = 50
     processes: PositiveInt = 1
     track: Literal["none", "tensorboard"] = "none"
