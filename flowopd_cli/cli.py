@@ -253,6 +253,7 @@ def main() -> None:
     from flowopd_cli import launch
 
     code: Any = 1
+    launch.announce()
     try:
         app(prog_name="flowopd")
     except SystemExit as stop:

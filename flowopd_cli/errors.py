@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 
 class FlowOPDError(Exception):
     """Base of every error that is shown as one line instead of a traceback.
@@ -23,6 +25,12 @@ class PromptError(FlowOPDError):
 
 class ArtifactError(FlowOPDError):
     """A run directory, checkpoint, adapter or picture is missing, damaged or of another base."""
+
+
+class StorageError(FlowOPDError, OSError):
+    """A file could not be written: no space, a quota, a limit, a place that may not be written to."""
+
+    exit_code = 4
 
 
 class RewardError(FlowOPDError):
@@ -47,14 +55,17 @@ class MissingDependency(FlowOPDError):
 
 
 class DivergedError(FlowOPDError):
-    """A training met numbers that are not finite again and again; every process knows, for they count together."""
+    """A training could not learn, again and again: every process knows, for they count together."""
 
     exit_code = 4
     told = True
 
 
 class Interrupted(FlowOPDError):
-    """The user stopped a run; its checkpoint is safe. Every process is asked to stop, and so knows."""
+    """The user stopped a run by signal ``number``; its checkpoint is safe. Every process is asked to, and so knows."""
 
-    exit_code = 130
     told = True
+
+    def __init__(self, message: str, number: int = signal.SIGINT) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + number

@@ -12,9 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.files import read_json
+from flowopd_cli.locks import Lock
 from flowopd_cli.recipe_io import first_problem
 
-MANIFEST, ADAPTER = "manifest.json", "adapter"
+MANIFEST, ADAPTER, LOCK = "manifest.json", "adapter", ".lock"
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "numpy")
 Status = Literal["running", "done", "failed", "interrupted"]
 
@@ -55,7 +56,7 @@ class Base(_Entry):
 
 
 class Manifest(_Entry):
-    """What a run is, what it was made from and what it made."""
+    """What a run is, what it was made from and what it made; ``prompts`` is the digest of those it trains on."""
 
     run_id: str
     stage: str
@@ -69,6 +70,7 @@ class Manifest(_Entry):
     artifacts: tuple[Artifact, ...] = ()
     metrics: dict[str, Any] = Field(default_factory=dict)
     base: Base | None = None
+    prompts: str | None = None
 
 
 def is_run(path: Path) -> bool:
@@ -87,6 +89,16 @@ def read_manifest(path: Path) -> Manifest:
         return Manifest.model_validate(read_json(file, "manifest"))
     except ValidationError as error:
         raise ArtifactError(f"{file}: damaged manifest ({first_problem(error, Manifest)})") from error
+
+
+def status_now(path: Path) -> Status:
+    """How the run at ``path`` stands: one that was killed while it was running is interrupted.
+
+    Raises:
+        ArtifactError: it has no manifest, or a damaged one.
+    """
+    status = read_manifest(path).status
+    return "interrupted" if status == "running" and not Lock(path / LOCK).taken() else status
 
 
 def environment() -> Environment:

@@ -178,6 +178,13 @@ class AnchorSpec(Spec):
     probability: Annotated[float, Field(gt=0, le=1)] = 1.0
 
 
+class BestSpec(Spec):
+    """What tells the best checkpoint: the mean of a logged metric over the ``checkpoint_every`` iterations up to it."""
+
+    metric: str
+    direction: Literal["max", "min"] = "max"
+
+
 class TrainSpec(Spec):
     """The loop. One iteration is one rollout of ``groups * group_size`` pictures and its optimizer steps.
 
@@ -185,7 +192,9 @@ class TrainSpec(Spec):
     ``resample_flat``: so many fresh groups at most are drawn in an iteration of a teacher in place of groups whose
     rewards are all equal, which teach nothing; 0 lets those groups be. ``processes`` share an iteration's groups.
     ``gradient_checkpointing`` computes each block again in its backward instead of keeping what it computed.
-    ``optimizer: adamw8bit`` keeps the moments of large parameters in 8 bits.
+    ``optimizer: adamw8bit`` keeps the moments of large parameters in 8 bits. Optimizer steps whose loss or gradient is
+    not finite are skipped; ``skip_limit`` of them in a row end the run.
+    The newest ``keep_checkpoints`` are kept, and with ``keep_best`` the best one beside them.
     """
 
     iterations: PositiveInt = 500
@@ -202,10 +211,12 @@ class TrainSpec(Spec):
     warmup: Annotated[int, Field(ge=0)] = 0
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    skip_limit: PositiveInt = 5
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.9
     ema_every: PositiveInt = 8
     checkpoint_every: PositiveInt = 50
     keep_checkpoints: PositiveInt = 2
+    keep_best: BestSpec | None = None
     sample_every: Annotated[int, Field(ge=0)] = 50
     processes: PositiveInt = 1
     track: Literal["none", "tensorboard"] = "none"

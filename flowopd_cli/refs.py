@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from flowopd_cli.errors import ArtifactError
-from flowopd_cli.files import read_json, safetensors_metadata, sha256_files
-from flowopd_cli.manifest import ADAPTER, Base, Parent, is_run, read_manifest
+from flowopd_cli.files import is_intact, is_sealed, read_json, safetensors_metadata, sha256_files
+from flowopd_cli.manifest import ADAPTER, Base, Parent, is_run, read_manifest, status_now
 
 PEFT_CONFIG, DIFFUSERS_WEIGHTS = "adapter_config.json", "pytorch_lora_weights.safetensors"
 BASE_KEY, PEFT_WEIGHTS = "base_sha256", "adapter_model.safetensors"
@@ -51,19 +51,25 @@ class AdapterRef:
         """The folder with the adapter's files, fetched first when it is on the Hub; ``None`` for the base.
 
         Raises:
-            ArtifactError: there is nothing, or no adapter in it.
+            ArtifactError: there is nothing, no adapter in it, or one whose files are not those that were written.
         """
         if self.kind == "base":
             return None
-        if self.kind == "hub":
-            return self._fetch()
+        folder = self._fetch() if self.kind == "hub" else self._local()
+        if is_sealed(folder) and not is_intact(folder):
+            raise ArtifactError(
+                f"{self.text}: its adapter is damaged (a file in {folder} is not as it was written); take another copy"
+            )
+        return folder
+
+    def _local(self) -> Path:
         path = Path(self.location)
         if not path.is_dir():
             raise ArtifactError(f"{self.text}: no such run directory or adapter folder")
         if self.kind == "run":
             if _has_adapter(path / ADAPTER):
                 return path / ADAPTER
-            status = read_manifest(path).status
+            status = status_now(path)
             raise ArtifactError(f"{self.text}: this run has no adapter (its status is {status}); finish it first")
         if not _has_adapter(path):
             raise ArtifactError(f"{self.text}: neither a run nor an adapter folder (no {PEFT_CONFIG} in it)")

@@ -14,10 +14,10 @@ PACKAGE = "flowopd_cli"
 FOUNDATION = {
     *("recipe", "recipe_io", "recipe_specs", "run", "refs", "manifest", "files"),
     *("registry", "errors", "progress", "arithmetic", "card", "settle", "tasks", "cache", "prompt_files", "prompt_ocr"),
-    *("shapes", "footprint", "runs", "tables", "processes"),
+    *("shapes", "footprint", "runs", "tables", "processes", "locks", "origin", "checkpoints", "run_paths"),
 }
 FRONT = {
-    *("cli", "options", "plan", "preflight", "execute", "launch", "console", "track"),
+    *("cli", "options", "plan", "preflight", "execute", "launch", "console", "track", "signals"),
     *("cli_bench", "cli_eval", "cli_rewards", "cli_prompts", "cli_runs"),
     *("demo", "report", "__main__"),
 }
@@ -223,7 +223,7 @@ def test_stages_leave_file_names_to_the_run(module):
     assert literal_file_names(MODULES[module].read_text(encoding="utf-8")) == []
 
 
-@pytest.mark.parametrize("module", [name for name in MODULES if name not in {"run", "manifest"}])
+@pytest.mark.parametrize("module", [name for name in MODULES if name not in {"run_paths", "manifest"}])
 def test_only_the_run_knows_the_files_of_a_run(module):
     found = set(literal_file_names(MODULES[module].read_text(encoding="utf-8")))
     assert not found & {"recipe.yaml", "manifest.json", "metrics.jsonl", "prompts.json", "report.html", "README.md"}

@@ -469,7 +469,7 @@ def test_sigterm_outside_the_loop_is_like_ctrl_c(flowopd, stage, tmp_path):
     before = signal.getsignal(signal.SIGTERM)
     stage("eval", is_told_to_stop)
     code, _, err = flowopd("eval", "--out", "r")
-    assert code == 130
+    assert code == 143
     assert "stopped; go on with: flowopd eval --resume r" in err
     assert RunDir.open(tmp_path / "r").manifest().status == "interrupted"
     assert signal.getsignal(signal.SIGTERM) is before

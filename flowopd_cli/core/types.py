@@ -123,6 +123,12 @@ class StepBatch:
     def __getitem__(self, rows: Int[Tensor, " b"] | slice) -> StepBatch:
         return index_rows(self, rows)
 
+    def to(self, device: torch.device | str) -> StepBatch:
+        """The same rows on another device."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        moved = {name: value.to(device) for name, value in values.items() if hasattr(value, "to")}
+        return replace(self, **moved)
+
 
 @dataclass(frozen=True)
 class RewardResult:

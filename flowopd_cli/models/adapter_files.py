@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,11 +12,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from flowopd_cli.core.merging import LoraFactors
 from flowopd_cli.errors import ArtifactError
+from flowopd_cli.files import atomic_write
 
 CONFIG, PEFT_WEIGHTS, DIFFUSERS_WEIGHTS = (
     "adapter_config.json",
@@ -65,7 +64,7 @@ def read_adapter(folder: Path) -> tuple[AdapterConfig, dict[str, LoraFactors]]:
 
 
 def write_adapter(folder: Path, factors: Mapping[str, LoraFactors], config: AdapterConfig) -> None:
-    """Write the PEFT form: each file to a temporary name, then renamed into place.
+    """Write the PEFT form, each file atomically, the configuration last.
 
     There is no ``task_type``: the Hub warns about one that is not a string, and each of PEFT's strings is a wrapper for
     language models, which hands a transformer of pictures arguments that it does not take.
@@ -99,8 +98,8 @@ def write_adapter(folder: Path, factors: Mapping[str, LoraFactors], config: Adap
         "fan_in_fan_out": False,
     }
     metadata = {"format": "pt"} | ({BASE_KEY: config.base_sha256} if config.base_sha256 else {})
-    _replace(folder / PEFT_WEIGHTS, lambda path: save_file(tensors, path, metadata=metadata))
-    _replace(folder / CONFIG, lambda path: path.write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8"))
+    atomic_write(folder / PEFT_WEIGHTS, save(tensors, metadata))
+    atomic_write(folder / CONFIG, json.dumps(body, indent=2) + "\n")
 
 
 def write_diffusers(folder: Path, factors: Mapping[str, LoraFactors]) -> None:
@@ -113,7 +112,7 @@ def write_diffusers(folder: Path, factors: Mapping[str, LoraFactors]) -> None:
     for name, pair in factors.items():
         tensors[f"{DIFFUSERS_PREFIX}{name}.lora_A.weight"] = pair.a.contiguous()
         tensors[f"{DIFFUSERS_PREFIX}{name}.lora_B.weight"] = (pair.b * pair.scale).contiguous()
-    _replace(folder / DIFFUSERS_WEIGHTS, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
+    atomic_write(folder / DIFFUSERS_WEIGHTS, save(tensors, {"format": "pt"}))
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -196,10 +195,3 @@ def _pattern(patterns: Mapping[str, Any] | None, module: str, default: Any) -> A
         if module == key or re.fullmatch(rf"(.*\.)?({key})", module):
             return value
     return default
-
-
-def _replace(path: Path, write: Any) -> None:
-    with tempfile.TemporaryDirectory(dir=path.parent) as temporary:
-        draft = Path(temporary) / path.name
-        write(draft)
-        os.replace(draft, path)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from flowopd_cli.errors import ArtifactError, RecipeError
 from flowopd_cli.files import atomic_write, read_json
-from flowopd_cli.run import DRAWN
+from flowopd_cli.run_paths import DRAWN
 from flowopd_cli.stages._wanted import Wanted
 
 UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)

@@ -112,8 +112,7 @@ def resolve(ref: str, model: SD3Model) -> Path | None:
     return path
 
 
-def save_adapter(model: SD3Model, run: RunDir, spec: ModelSpec, *, ema: bool) -> None:
-    """Write the finished adapter (the EMA when there is one) in PEFT form; the first process alone does."""
-    if not run.writes:
-        return
-    model.adapters.save("policy_ema" if ema else "policy", run.adapter_dir, spec.pretrained, model.fingerprint)
+def save_adapter(model: SD3Model, run: RunDir, spec: ModelSpec, *, ema: bool, best: bool = False) -> None:
+    """Write the adapter as it stands (the EMA when there is one) in PEFT form; the first process alone does."""
+    name = "policy_ema" if ema else "policy"
+    run.save_adapter(lambda folder: model.adapters.save(name, folder, spec.pretrained, model.fingerprint), best=best)

@@ -9,6 +9,7 @@ from flowopd_cli.progress import Progress
 from flowopd_cli.recipe import ColdstartRecipe
 from flowopd_cli.run import RunDir
 from flowopd_cli.stages import _data, _fit, _model
+from flowopd_cli.stages._resume import prompts_digest
 from flowopd_cli.tasks import check_tasks
 from flowopd_cli.train import objectives, supervised
 
@@ -17,6 +18,7 @@ def run(recipe: ColdstartRecipe, run: RunDir, progress: Progress, *, resume: boo
     """Every teacher draws its own tasks' prompts; the best of each group is kept; the policy learns to draw them."""
     train, sft = recipe.train, recipe.sft
     drawer, prompts = _data.make_drawer(recipe.prompts, train, recipe.seed)
+    run.set_prompts(prompts_digest(prompts))
     check_tasks(recipe, prompts)
     rewards = _data.make_rewards(recipe.rewards, prompts) if recipe.rewards else None
     model = _model.load_model(recipe.model, recipe.adapter.targets, run)
@@ -42,5 +44,5 @@ def run(recipe: ColdstartRecipe, run: RunDir, progress: Progress, *, resume: boo
         return [[own[i : i + train.micro] for i in range(0, len(own), train.micro)]], {}
 
     course = _fit.Course("coldstart", experience, objectives.sft(model), prompts)
-    _fit.train(recipe, model, run, progress, course, resume=resume)
-    return {"metrics": {"pictures": len(data.prompts)}}
+    figures = _fit.train(recipe, model, run, progress, course, resume=resume)
+    return {"metrics": {"pictures": len(data.prompts), **figures}}

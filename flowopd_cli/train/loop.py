@@ -159,7 +159,7 @@ class _Learner:
         started, meter, norm, skipped = time.perf_counter(), _Meter(), 0.0, 0
         updates, figures = experience(state.iteration)
         collected = time.perf_counter()
-        for micro_batches in updates:
+        for micro_batches in self._counted(updates, state):
             if not self._gradients(micro_batches, meter, state):
                 skipped += 1
                 continue
@@ -177,6 +177,18 @@ class _Learner:
             "skipped": skipped,
         }
         return row | {"seconds_collect": collected - started, "seconds_learn": time.perf_counter() - collected}
+
+    def _counted(self, updates: Iterable[MicroBatches], state: TrainState) -> Iterator[MicroBatches]:
+        """The same optimizer steps; an iteration without any counts as one that could not be taken."""
+        count = 0
+        for count, micro_batches in enumerate(updates, start=1):  # noqa: B007
+            yield micro_batches
+        self.in_a_row += count == 0
+        if count == 0 and self.in_a_row >= self.settings.skip_limit:
+            raise DivergedError(
+                f"iteration {state.iteration + 1}: for {self.in_a_row} iterations no picture could be scored, so nothing "
+                "was learned: look at the reward, and at whether the policy still draws pictures"
+            )
 
     def _gradients(self, micro_batches: MicroBatches, meter: _Meter, state: TrainState) -> bool:
         """Accumulate d(sum of totals) / (sum of counts) into ``.grad`` over micro-batches and processes.

@@ -153,7 +153,7 @@ def test_a_stop_that_one_process_was_asked_for_stops_both_after_the_same_iterati
     run = RunDir(trained / "two" / "stopped")
     assert run.manifest().status == "interrupted"
     assert [row["iteration"] for row in run.rows()] == [1]
-    assert run.latest_checkpoint()[0] == 1
+    assert run.checkpoints.newest()[0] == 1
 
 
 def free_port():
