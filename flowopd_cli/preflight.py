@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 from flowopd_cli import registry
 from flowopd_cli.errors import ArtifactError, MergeError, MissingDependency, PromptError, RecipeError
 from flowopd_cli.plan import RANKLESS
+from flowopd_cli.prompt_text import SUFFIXES, Row, read_rows, repeats, target
 from flowopd_cli.recipe import (
     ColdstartRecipe,
     DistillRecipe,
@@ -23,8 +23,13 @@ from flowopd_cli.recipe import (
     TrainedRecipe,
 )
 from flowopd_cli.refs import AdapterRef
+from flowopd_cli.rewards.clauses import faulty
 from flowopd_cli.run import RunDir
 from flowopd_cli.tasks import check_tasks
+
+# Rewards that need something of a prompt's own text or metadata.
+QUOTED = {"ocr", "toy-ocr"}
+CLAUSED = {"geneval", "geneval-hf", "toy-geneval"}
 
 
 def check(recipe: Recipe, *, out: Path | None = None, dry_run: bool = False) -> list[str]:
@@ -80,11 +85,11 @@ def adapter_refs(recipe: Recipe) -> Iterator[tuple[str, str]]:
         yield "run", recipe.run
 
 
-def tasks_of(spec: PromptSpec) -> set[str]:
-    """The tasks that a prompt source names; empty where only reading it by its own plugin would tell.
+def rows_of(spec: PromptSpec) -> list[Row]:
+    """The rows of a prompt file, every line of it read and found sound; none for a registered source.
 
     Raises:
-        PromptError: there is no such source or file, it has no such task, or a line of it is not JSON.
+        PromptError: there is no such source or file, it has no such task, or a line of it cannot be used.
     """
     path = Path(spec.source)
     if spec.source in registry.PROMPTS.names():
@@ -93,28 +98,55 @@ def tasks_of(spec: PromptSpec) -> set[str]:
             raise PromptError(
                 f"prompts: {spec.source}: no prompt in it of task {spec.task!r}; it has {', '.join(known)}"
             )
-        return {spec.task} if spec.task else set(known)
-    if path.suffix not in {".txt", ".jsonl"}:
+        return []
+    if path.suffix not in SUFFIXES:
         registry.PROMPTS.target(spec.source)
-    if not path.is_file():
-        raise PromptError(f"prompts: {spec.source}: no such file")
-    if path.suffix == ".txt":
-        return {spec.task} if spec.task else set()
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise PromptError(f"prompts: {path}: cannot be read as UTF-8 text ({error})") from error
-    numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()][: spec.limit]
-    named = (_task_of_line(f"{path}:{number}", line) or spec.task for number, line in numbered)
-    return {task for task in named if task}
+    rows = read_rows(path, spec.task)
+    if not rows:
+        raise PromptError(f"prompts: {path}: no prompt in it")
+    nameless = next((row for row in rows if row.task is None), None)
+    if nameless is not None:
+        raise PromptError(f"{nameless.place}: has no task: give it with --prompts FILE,task=NAME")
+    return rows[: spec.limit]
 
 
-def _task_of_line(place: str, line: str) -> str | None:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise PromptError(f"{place}: not JSON ({error})") from error
-    return row.get("task") if isinstance(row, dict) else None
+def tasks_of(spec: PromptSpec) -> set[str]:
+    """The tasks that a prompt source names; empty where only reading it by its own plugin would tell.
+
+    Raises:
+        PromptError: as :func:`rows_of`.
+    """
+    return _tasks_of(spec, rows_of(spec))
+
+
+def _tasks_of(spec: PromptSpec, rows: Sequence[Row]) -> set[str]:
+    if rows:
+        return {str(row.task) for row in rows}
+    return {spec.task} if spec.task else set(registry.PROMPT_TASKS.get(spec.source, ()))
+
+
+def _check_prompts(recipe: TrainedRecipe, rows: Sequence[Row]) -> None:
+    """Refuse prompts from files that a reward of the recipe could not score, as far as their text says.
+
+    Raises:
+        PromptError: names the line.
+    """
+    for spec in recipe.rewards if _scores(recipe) else ():
+        for row in rows if spec.name in QUOTED | CLAUSED else ():
+            if spec.task is not None and row.task != spec.task:
+                continue
+            if spec.name in QUOTED and target(row.text, row.metadata) is None:
+                raise PromptError(
+                    f"{row.place}: no text in double quotes for the reward {spec.name} to look for: {row.text[:80]!r}"
+                )
+            fault = faulty(row.metadata) if spec.name in CLAUSED else None
+            if fault:
+                raise PromptError(f"{row.place}: the reward {spec.name} needs metadata with clauses to judge: {fault}")
+
+
+def _scores(recipe: TrainedRecipe) -> bool:
+    """Whether the recipe's rewards are asked at all."""
+    return not isinstance(recipe, DistillRecipe) or recipe.opd.log_rewards_every > 0
 
 
 def _check_base(pretrained: str) -> None:
@@ -185,9 +217,20 @@ def _check_training(recipe: TrainedRecipe) -> list[str]:
         raise MissingDependency("tensorboard", extra="track")
     if recipe.train.optimizer == "adamw8bit" and importlib.util.find_spec("bitsandbytes") is None:
         raise MissingDependency("bitsandbytes", extra="int8")
-    named = [tasks_of(spec) for spec in recipe.prompts]
+    rows = [rows_of(spec) for spec in recipe.prompts]
+    named = [_tasks_of(spec, own) for spec, own in zip(recipe.prompts, rows, strict=True)]
     check_tasks(recipe, set().union(*named))
-    return [*_idle_teachers(recipe, named), *_idle_window(recipe), *_idle_processes(recipe), *_idle_resampling(recipe)]
+    repeated = []
+    for own in rows:
+        _check_prompts(recipe, own)
+        repeated += [remark] if (remark := repeats(own)) else []
+    return [
+        *repeated,
+        *_idle_teachers(recipe, named),
+        *_idle_window(recipe),
+        *_idle_processes(recipe),
+        *_idle_resampling(recipe),
+    ]
 
 
 def _idle_processes(recipe: TrainedRecipe) -> list[str]:

@@ -14,7 +14,7 @@ PACKAGE = "flowopd_cli"
 FOUNDATION = {
     *("recipe", "recipe_io", "recipe_specs", "run", "refs", "manifest", "files"),
     *("registry", "errors", "progress", "arithmetic", "card", "settle", "tasks", "cache", "prompt_files", "prompt_ocr"),
-    *("shapes", "footprint", "runs", "tables"),
+    *("shapes", "footprint", "runs", "tables", "paths", "safe_yaml", "recipe_secrets", "prompt_text", "adapter_header"),
 }
 FRONT = {
     *("cli", "options", "plan", "preflight", "execute", "launch", "console", "track"),
@@ -45,16 +45,29 @@ RULES = {
     "train.loop": rule({"core", "models.base", "train", "errors"}, TENSORS | {"accelerate"}),
     "train.optimizers": rule({"errors"}, {"torch"}, {"bitsandbytes"}),
     "models": rule(
-        {"core", "models", "errors", "files"},
+        {"core", "models", "errors", "files", "adapter_header"},
         TENSORS | {"diffusers", "transformers", "peft", "safetensors", "huggingface_hub", "numpy"},
     ),
-    "rewards": rule({"core.types", "rewards", "errors", "cache"}, TENSORS | {"numpy", "PIL"}, {ANY}),
-    "prompts": rule({"core.types", "core.routing", "errors", "registry"}, set(), {ANY}),
+    "rewards": rule({"core.types", "rewards", "errors", "cache", "prompt_text"}, TENSORS | {"numpy", "PIL"}, {ANY}),
+    "prompts": rule({"core.types", "core.routing", "errors", "registry", "prompt_text"}, set(), {ANY}),
     "prompt_geneval": rule({"rewards.coco"}, set()),
     "prompt_sources": rule(
-        {"core.types", "errors", "prompts", "prompt_files", "prompt_geneval", "rewards.clauses"}, set()
+        {"core.types", "errors", "prompts", "prompt_files", "prompt_geneval", "prompt_text", "rewards.clauses"}, set()
     ),
-    "suites": rule({"core.types", "rewards", "prompts", "prompt_files", "prompt_sources", "suites", "errors"}, TENSORS),
+    "suites": rule(
+        {
+            "core.types",
+            "rewards",
+            "prompts",
+            "prompt_files",
+            "prompt_sources",
+            "prompt_text",
+            "suites",
+            "errors",
+            "files",
+        },
+        TENSORS,
+    ),
     "toy": rule(
         {"core", "prompts", "rewards", "suites", "toy", "errors"},
         TENSORS | {"numpy", "PIL", "diffusers", "transformers", "safetensors", "tokenizers"},
@@ -67,9 +80,10 @@ RULES = {
         {"huggingface_hub", "diffusers"},
     ),
     "foundation": rule(FOUNDATION, {"pydantic", "yaml"}, {"huggingface_hub"}),
-    "front": rule(FOUNDATION | FRONT, {"yaml"}, {"jinja2"}),
+    "front": rule(FOUNDATION | FRONT, set(), {"jinja2"}),
+    "preflight": rule(FOUNDATION | FRONT | {"rewards.clauses"}, set()),
     "cli": rule(FOUNDATION | FRONT, {"typer"}, {"stages"}),
-    "cli_rewards": rule(FOUNDATION | FRONT, {"typer"}, {"stages", "yaml"}),
+    "cli_rewards": rule(FOUNDATION | FRONT, {"typer"}, {"stages"}),
     "cli_runs": rule(FOUNDATION, {"typer"}),
     "cli_prompts": rule(FOUNDATION | {"prompt_geneval"}, {"typer"}),
     "cli_bench": rule(FOUNDATION | FRONT, {"typer"}, {"bench"}),

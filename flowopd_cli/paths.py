@@ -1,0 +1,54 @@
+"""Names of files that somebody else wrote: looked at without a traceback, kept inside their folder. No torch here."""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+from flowopd_cli.errors import ArtifactError
+
+SHOWN = 120
+
+
+def is_file(path: str | Path) -> bool:
+    """Whether there is a file; a name that no file can have (too long, with a NUL) is none.
+
+    Raises:
+        ArtifactError: a folder on the way may not be looked into.
+    """
+    try:
+        return Path(path).is_file()
+    except PermissionError as error:
+        raise _closed(path) from error
+    except (OSError, ValueError):
+        return False
+
+
+def is_dir(path: str | Path) -> bool:
+    """Whether there is a folder, likewise.
+
+    Raises:
+        ArtifactError: a folder on the way may not be looked into.
+    """
+    try:
+        return Path(path).is_dir()
+    except PermissionError as error:
+        raise _closed(path) from error
+    except (OSError, ValueError):
+        return False
+
+
+def below(folder: Path, name: str) -> Path:
+    """The path ``name`` in ``folder``, which it may not leave.
+
+    Raises:
+        ArtifactError: it is absolute, climbs out with ``..``, or is no name at all.
+    """
+    parts = {*PurePosixPath(name).parts, *PureWindowsPath(name).parts}
+    absolute = name.startswith(("/", "\\")) or bool(PureWindowsPath(name).drive)
+    if not parts or absolute or ".." in parts or any(ord(letter) < 32 for letter in name):
+        raise ArtifactError(f"{folder}: {name[:SHOWN]!r} is no name of a file in it")
+    return folder / name
+
+
+def _closed(path: str | Path) -> ArtifactError:
+    return ArtifactError(f"{path}: may not be looked at (permission denied)")
