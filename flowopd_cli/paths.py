@@ -1,12 +1,29 @@
-"""Names of files that somebody else wrote: looked at without a traceback, kept inside their folder. No torch here."""
+"""Names that somebody else wrote, of files and on the Hub: looked at without a traceback, kept inside their folder.
+
+No torch here.
+"""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from flowopd_cli.errors import ArtifactError
 
 SHOWN = 120
+_PART = re.compile(r"[A-Za-z0-9_](?:[\w.-]{0,94}[A-Za-z0-9_])?", re.ASCII)
+_REVISION = re.compile(r"[A-Za-z0-9_][\w./-]{0,254}", re.ASCII)
+
+
+def is_hub_id(text: str) -> bool:
+    """Whether a text can be a repository of the Hub: ``owner/name``, of the letters that the Hub takes."""
+    parts = text.split("/")
+    return len(parts) == 2 and not re.search(r"--|\.\.|\.git$", text) and all(map(_PART.fullmatch, parts))
+
+
+def is_revision(text: str) -> bool:
+    """Whether a text can be a branch, a tag or a commit of a repository."""
+    return _REVISION.fullmatch(text) is not None and ".." not in text
 
 
 def is_file(path: str | Path) -> bool:

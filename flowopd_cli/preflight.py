@@ -8,7 +8,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from flowopd_cli import registry
+from flowopd_cli.base_check import check_base, check_bases, check_refs
 from flowopd_cli.errors import ArtifactError, MergeError, MissingDependency, PromptError, RecipeError
+from flowopd_cli.paths import is_hub_id
 from flowopd_cli.plan import RANKLESS
 from flowopd_cli.prompt_text import SUFFIXES, Row, read_rows, repeats, target
 from flowopd_cli.recipe import (
@@ -42,11 +44,10 @@ def check(recipe: Recipe, *, out: Path | None = None, dry_run: bool = False) -> 
             teacher or no reward, or ``out`` holds what the recipe reads.
     """
     refs = dict(adapter_refs(recipe))
-    for role, ref in refs.items():
-        _check_ref(role, ref)
+    check_refs(refs)
     if out is not None:
         _check_out(out, recipe, refs)
-    _check_one_base([AdapterRef.parse(ref) for ref in refs.values()])
+    check_bases(recipe.model, refs)
     if isinstance(recipe, PushRecipe):
         _check_push(recipe, dry_run)
     return check_names(recipe)
@@ -55,7 +56,7 @@ def check(recipe: Recipe, *, out: Path | None = None, dry_run: bool = False) -> 
 def check_names(recipe: Recipe) -> list[str]:
     """The part of :func:`check` that asks for no adapter: names, prompt files, tasks, settings that do nothing."""
     registry.MODELS.check(recipe.model.family)
-    _check_base(recipe.model.pretrained)
+    check_base(recipe.model)
     for spec in getattr(recipe, "rewards", ()):
         registry.REWARDS.check(spec.name)
     if isinstance(recipe, EvalRecipe):
@@ -149,55 +150,24 @@ def _scores(recipe: TrainedRecipe) -> bool:
     return not isinstance(recipe, DistillRecipe) or recipe.opd.log_rewards_every > 0
 
 
-def _check_base(pretrained: str) -> None:
-    if pretrained in registry.BASES.names():
-        return
-    path = Path(pretrained)
-    if path.is_dir():
-        if not (path / "model_index.json").is_file():
-            raise ArtifactError(f"--base {pretrained}: not a diffusers pipeline folder (no model_index.json in it)")
-        return
-    local = path.is_absolute() or pretrained.startswith(".") or pretrained.count("/") != 1
-    if local and "/" not in pretrained:
-        registry.BASES.target(pretrained)
-    if local:
-        raise ArtifactError(f"--base {pretrained}: no such folder")
-
-
-def _check_ref(role: str, ref: str) -> None:
-    try:
-        AdapterRef.parse(ref).check()
-    except ArtifactError as error:
-        raise ArtifactError(f"{role}: {error}") from error
-
-
-def _check_one_base(refs: Sequence[AdapterRef]) -> None:
-    """Adapters whose runs recorded different bases cannot meet."""
-    recorded = [(ref.text, sha) for ref in refs if (sha := ref.base_sha256())]
-    for text, sha in recorded[1:]:
-        if sha != recorded[0][1]:
-            first = recorded[0][0]
-            raise ArtifactError(
-                f"{first} and {text} were trained on different bases ({recorded[0][1][:12]}, {sha[:12]}): "
-                "use adapters of one base"
-            )
-
-
 def _check_out(out: Path, recipe: Recipe, refs: dict[str, str]) -> None:
     """The directory that is written, and with ``--force`` emptied first, holds nothing that the recipe reads."""
     named = [AdapterRef.parse(ref) for ref in refs.values()]
     inputs = [ref.location for ref in named if ref.kind in {"run", "folder"}]
     inputs += recipe.push.evaluations if isinstance(recipe, PushRecipe) else ()
-    target = out.resolve()
+    target = Path(os.path.realpath(out))
     for text in inputs:
-        source = Path(text).resolve()
+        source = Path(os.path.realpath(text))
         if target == source or target in source.parents:
             raise ArtifactError(f"--out {out}: {text} is what this command reads; give --out another name")
 
 
 def _check_push(recipe: PushRecipe, dry_run: bool) -> None:
-    if not dry_run and not recipe.push.repo:
+    repo = recipe.push.repo
+    if not dry_run and not repo:
         raise RecipeError("push needs a repository (--repo OWNER/NAME), or --dry-run to write the folder only")
+    if repo and not is_hub_id(repo):
+        raise RecipeError(f"--repo {repo}: is no repository of the Hub: write it as OWNER/NAME")
     for path in recipe.push.evaluations:
         RunDir.open(path, writes=False)
 

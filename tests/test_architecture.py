@@ -14,10 +14,11 @@ PACKAGE = "flowopd_cli"
 FOUNDATION = {
     *("recipe", "recipe_io", "recipe_specs", "run", "refs", "manifest", "files"),
     *("registry", "errors", "progress", "arithmetic", "card", "settle", "tasks", "cache", "prompt_files", "prompt_ocr"),
-    *("shapes", "footprint", "runs", "tables", "paths", "safe_yaml", "recipe_secrets", "prompt_text", "adapter_header"),
+    *("shapes", "footprint", "runs", "tables", "paths", "safe_yaml", "recipe_secrets", "prompt_text"),
+    *("adapter_config", "adapter_header"),
 }
 FRONT = {
-    *("cli", "options", "plan", "preflight", "execute", "launch", "console", "track"),
+    *("cli", "options", "plan", "preflight", "base_check", "execute", "launch", "console", "track"),
     *("cli_bench", "cli_eval", "cli_rewards", "cli_prompts", "cli_runs"),
     *("demo", "report", "__main__"),
 }
@@ -45,7 +46,7 @@ RULES = {
     "train.loop": rule({"core", "models.base", "train", "errors"}, TENSORS | {"accelerate"}),
     "train.optimizers": rule({"errors"}, {"torch"}, {"bitsandbytes"}),
     "models": rule(
-        {"core", "models", "errors", "files", "adapter_header"},
+        {"core", "models", "errors", "files", "adapter_config", "adapter_header"},
         TENSORS | {"diffusers", "transformers", "peft", "safetensors", "huggingface_hub", "numpy"},
     ),
     "rewards": rule({"core.types", "rewards", "errors", "cache", "prompt_text"}, TENSORS | {"numpy", "PIL"}, {ANY}),
@@ -82,6 +83,7 @@ RULES = {
     "foundation": rule(FOUNDATION, {"pydantic", "yaml"}, {"huggingface_hub"}),
     "front": rule(FOUNDATION | FRONT, set(), {"jinja2"}),
     "preflight": rule(FOUNDATION | FRONT | {"rewards.clauses"}, set()),
+    "base_check": rule(FOUNDATION | {"models.folders"}, set()),
     "cli": rule(FOUNDATION | FRONT, {"typer"}, {"stages"}),
     "cli_rewards": rule(FOUNDATION | FRONT, {"typer"}, {"stages"}),
     "cli_runs": rule(FOUNDATION, {"typer"}),
