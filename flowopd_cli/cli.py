@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from flowopd_cli import __version__, cli_bench, cli_eval, cli_prompts, cli_rewards, cli_runs
-from flowopd_cli.errors import FlowOPDError
+from flowopd_cli.errors import FlowOPDError, one_line
 from flowopd_cli.options import Common, stage_command
 
 HELP = """Post-train flow-matching text-to-image models: teachers, merging, multi-teacher on-policy distillation.
@@ -261,7 +261,7 @@ def main() -> None:
     except FlowOPDError as error:
         code = error.exit_code
         if launch.is_main():
-            print(f"flowopd: error: {' '.join(str(error).split())}", file=sys.stderr)
+            print(f"flowopd: error: {one_line(error)}", file=sys.stderr)
     finally:
         code = code if isinstance(code, int) else 1 if code else 0
         launch.record_exit(code)

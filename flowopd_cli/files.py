@@ -72,18 +72,6 @@ def append(path: Path, text: str) -> None:
         handle.write(text)
 
 
-def safetensors_metadata(path: Path) -> dict[str, str]:
-    """The free text in a safetensors header, read without loading a tensor; empty where there is none."""
-    try:
-        with path.open("rb") as handle:
-            length = int.from_bytes(handle.read(8), "little")
-            header = json.loads(handle.read(length)) if length <= path.stat().st_size else {}
-    except (OSError, ValueError):
-        return {}
-    found = header.get("__metadata__") if isinstance(header, dict) else None
-    return found if isinstance(found, dict) else {}
-
-
 def sha256_file(path: Path) -> str:
     """SHA-256 of a file, 64 hex digits."""
     running = hashlib.sha256()

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.files import read_json
 from flowopd_cli.locks import Lock
+from flowopd_cli.paths import is_file
 from flowopd_cli.recipe_io import first_problem
 
 MANIFEST, ADAPTER, LOCK = "manifest.json", "adapter", ".lock"
@@ -75,7 +76,7 @@ class Manifest(_Entry):
 
 def is_run(path: Path) -> bool:
     """Whether a directory is a run."""
-    return (path / MANIFEST).is_file()
+    return is_file(path / MANIFEST)
 
 
 def read_manifest(path: Path) -> Manifest:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+
+from flowopd_cli.recipe_secrets import leaves, secret_in_name, secret_in_options
 
 SD3_TARGETS = tuple(
     f"attn.{name}"
@@ -20,16 +20,10 @@ Attention = Literal[
 ]
 
 
-REMOTE = "remote:"
-SECRETS = frozenset({"token", "api_key", "apikey", "password", "secret", "authorization"})
-LOGIN = re.compile(r"://[^/?#\s]*@")
-WAY_OUT = "put the secret into an environment variable (token_env or key_env names another one)"
-
-
 class Spec(BaseModel):
-    """Frozen, and refuses keys it does not know."""
+    """Frozen, and refuses keys it does not know and numbers that are not finite."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 class ModelSpec(Spec):
@@ -119,42 +113,6 @@ class RewardSpec(Spec):
         if found:
             raise ValueError(found)
         return self
-
-
-def secret_in_name(name: str) -> str | None:
-    """Why a reward's name may not be written down, in words that do not repeat it; ``None`` where it may."""
-    return _secret_in_address("the address of a worker", name) if name.startswith(REMOTE) else None
-
-
-def secret_in_options(options: Mapping[str, Any]) -> str | None:
-    """Why a reward's options may not be written down, in words that do not repeat them; ``None`` where they may."""
-    for name, value in _leaves(options):
-        if name.lower().replace("-", "_") in SECRETS:
-            return f"option {name!r} would be written into recipe.yaml; {WAY_OUT}"
-        address = name.lower() in {"url", "urls"} or LOGIN.search(str(value))
-        found = _secret_in_address(f"option {name!r}", str(value)) if address else None
-        if found:
-            return found
-    return None
-
-
-def _secret_in_address(what: str, text: str) -> str | None:
-    held = [word for letter, word in (("@", "a login"), ("?", "a query"), ("#", "a fragment")) if letter in text]
-    return f"{what} holds {held[0]}, which would be written into recipe.yaml; {WAY_OUT}" if held else None
-
-
-def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value of nested options with the name that it stands under."""
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from _leaves(inner, str(key))
-        if name:
-            yield name, ""
-    elif isinstance(value, (list, tuple)):
-        for inner in value:
-            yield from _leaves(inner, name)
-    else:
-        yield name, value
 
 
 class TeacherSpec(Spec):
@@ -288,7 +246,7 @@ class EvalSpec(Spec):
     @model_validator(mode="after")
     def _without_secrets(self) -> EvalSpec:
         """The options of suites may name workers too."""
-        addresses = [value for _, value in _leaves(self.options) if isinstance(value, str)]
+        addresses = [value for _, value in leaves(self.options) if isinstance(value, str)]
         found = secret_in_options(self.options) or next(filter(None, map(secret_in_name, addresses)), None)
         if found:
             raise ValueError(found)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from flowopd_cli.core.types import StepBatch
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.files import is_intact
 from flowopd_cli.models.base import FlowModel
@@ -41,17 +42,16 @@ def replay(path: Path, device: str | None = None) -> dict[str, Any]:
     _model.add_policy(model, recipe.adapter, recipe.seed)
     model.adapters.load_state("policy", dict(dump.policy))
     tune(model, recipe.train)
-    rows = _rows(model, _objective(recipe, model), dump)
+    rows = _rows(model, _objective(recipe, model), dump.batch)
     bad = sum(not (isfinite(row["loss"]) and isfinite(row["gradient"])) for row in rows)
     told = {"run": str(path), "iteration": dump.iteration, "step": dump.step, "fault": str(dump.fault), "bad": bad}
     return told | {"rows": [row | {key: _number(row[key]) for key in ("loss", "gradient")} for row in rows]}
 
 
-def _rows(model: FlowModel, objective: Objective, dump: Dump) -> list[dict[str, Any]]:
-    assert dump.batch is not None
+def _rows(model: FlowModel, objective: Objective, batch: StepBatch) -> list[dict[str, Any]]:
     parameters = list(model.adapters.trainable().values())
     place, found = parameters[0].device, []
-    batch = dump.batch.to(place)
+    batch = batch.to(place)
     for index in range(len(batch)):
         row = batch[index : index + 1]
         with model.adapters.use("policy"):
@@ -61,14 +61,8 @@ def _rows(model: FlowModel, objective: Objective, dump: Dump) -> list[dict[str, 
         for parameter in parameters:
             parameter.grad = None
         prompt = row.prompts[0].text if row.prompts else ""
-        found.append(
-            {
-                "prompt": prompt,
-                "sigma": round(float(row.sigma), 6),
-                "loss": float(loss.detach()),
-                "gradient": float(norm),
-            }
-        )
+        figures = {"sigma": round(float(row.sigma), 6), "loss": float(loss.detach()), "gradient": float(norm)}
+        found.append({"prompt": prompt, **figures})
     return found
 
 

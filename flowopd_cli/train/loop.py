@@ -186,8 +186,8 @@ class _Learner:
         self.in_a_row += count == 0
         if count == 0 and self.in_a_row >= self.settings.skip_limit:
             raise DivergedError(
-                f"iteration {state.iteration + 1}: for {self.in_a_row} iterations no picture could be scored, so nothing "
-                "was learned: look at the reward, and at whether the policy still draws pictures"
+                f"iteration {state.iteration + 1}: for {self.in_a_row} iterations no picture could be scored, so "
+                "nothing was learned: look at the reward, and at whether the policy still draws pictures"
             )
 
     def _gradients(self, micro_batches: MicroBatches, meter: _Meter, state: TrainState) -> bool:
