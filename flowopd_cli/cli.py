@@ -25,7 +25,8 @@ Example, on the toy base, two cores, no download:
   flowopd eval --adapter runs/student
 
 stdout carries only the result. Exit codes: 0 done, 1 unexpected error, 2 a mistake in what was asked,
-3 an evaluation under its bar (--fail-under), 130 stopped.
+3 an evaluation under its bar (--fail-under) or a fault that was looked for, 4 no space or no leave to write,
+5 a training that no longer learns, 130 stopped by Ctrl-C, 143 by SIGTERM.
 """
 
 app = typer.Typer(

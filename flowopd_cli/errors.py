@@ -92,7 +92,7 @@ class MissingDependency(FlowOPDError):
 class DivergedError(FlowOPDError):
     """A training could not learn, again and again: every process knows, for they count together."""
 
-    exit_code = 4
+    exit_code = 5
     told = True
 
 

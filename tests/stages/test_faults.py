@@ -69,7 +69,7 @@ def test_a_training_that_explodes_stops_by_itself_and_can_be_replayed(tmp_path, 
 def test_a_teacher_whose_pictures_are_no_numbers_stops_by_itself(tmp_path, pipeline_folder):
     with pytest.raises(DivergedError, match="for 5 iterations no picture could be scored") as caught:
         copies.train(tmp_path / "run", exploded(recipe(tmp_path, pipeline_folder, "teacher")))
-    assert caught.value.exit_code == 4
+    assert caught.value.exit_code == 5
     run = RunDir(tmp_path / "run")
     assert [row["invalid"] for row in run.rows()][-4:] == [1.0] * 4
     assert ["could be scored" in event["text"] for event in run.events()] == [True]

@@ -199,4 +199,4 @@ def test_what_one_process_cannot_do_is_one_line_and_no_work_is_lost(trained, pip
     assert "Traceback" not in done.stderr
     run = RunDir(out)
     assert run.manifest().status == "failed"
-    assert run.latest_checkpoint()[0] == len(run.rows()) >= 1
+    assert run.checkpoints.newest()[0] == len(run.rows()) >= 1

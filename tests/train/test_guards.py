@@ -89,7 +89,7 @@ def test_too_many_in_a_row_stop_the_run_with_a_dump_that_says_the_same_again(tra
     settings = FitSettings(50, 0.01, skip_limit=3)
     with pytest.raises(DivergedError, match=r"3\. optimizer step in a row; see ") as caught:
         fit(trainee, experience_of(trainee, micro=3), spoiled, settings, hooks=Hooks(on_dump=keep))
-    assert caught.value.exit_code == 4
+    assert caught.value.exit_code == 5
     found, (made,) = Dump.load(tmp_path), kept
     assert (found.iteration, found.step, found.fault) == (made.iteration, made.step, made.fault)
     assert all(torch.equal(found.policy[name], value) for name, value in made.policy.items())
