@@ -31,13 +31,14 @@ class Keeper:
     export: Callable[[], None]
 
     def hooks(self, sample: Callable[[int], None], *, resumed: bool) -> Hooks:
-        """What the loop calls.
+        """What the loop calls; of a run that goes on the checkpoints are those that an undisturbed one has here.
 
         Raises:
             RecipeError: a run that goes on has never logged the metric of ``train.keep_best``.
         """
         if resumed and self.run.writes:
             self._check_best(self.run.rows())
+            self.run.checkpoints.prune(self.train.keep_checkpoints, [self._best(self.run.checkpoints.steps())])
         return Hooks(self._on_iteration, self._on_checkpoint, sample, self.train.sample_every)
 
     def figures(self) -> dict[str, Any]:
