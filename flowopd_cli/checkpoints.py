@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -55,7 +54,7 @@ class Checkpoints:
     def remove(self, steps: Iterable[int]) -> None:
         """Remove those of the steps; what cannot be removed stays."""
         for step in steps:
-            shutil.rmtree(self.path(step), ignore_errors=True)
+            files.drop_folder(self.path(step))
 
     def newest(self) -> tuple[int, Path] | None:
         """The newest undamaged one and its step, if there is one."""

@@ -180,6 +180,15 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def drop_folder(path: Path) -> None:
+    """Remove a folder that has a name of its own as a whole: there is all of it or nothing under that name."""
+    dropped = path.with_name(f"{_STAGING}dropped-{path.name}")
+    with suppress(OSError):
+        shutil.rmtree(dropped, ignore_errors=True)
+        os.replace(path, dropped)
+        shutil.rmtree(dropped, ignore_errors=True)
+
+
 def is_intact(folder: Path) -> bool:
     """Whether every file that the checksums of a committed folder name is there and unchanged."""
     try:

@@ -92,7 +92,7 @@ def write_adapter(folder: Path, factors: Mapping[str, LoraFactors], config: Adap
         "fan_in_fan_out": False,
     }
     metadata = {"format": "pt"} | ({BASE_KEY: config.base_sha256} if config.base_sha256 else {})
-    atomic_write(folder / PEFT_WEIGHTS, save(tensors, metadata))
+    atomic_write(folder / PEFT_WEIGHTS, _serialized(tensors, metadata))
     atomic_write(folder / CONFIG, json.dumps(body, indent=2) + "\n")
 
 
@@ -107,6 +107,16 @@ def write_diffusers(folder: Path, factors: Mapping[str, LoraFactors]) -> None:
         tensors[f"{DIFFUSERS_PREFIX}{name}.lora_A.weight"] = pair.a.contiguous()
         tensors[f"{DIFFUSERS_PREFIX}{name}.lora_B.weight"] = (pair.b * pair.scale).contiguous()
     atomic_write(folder / DIFFUSERS_WEIGHTS, save(tensors, {"format": "pt"}))
+
+
+def _serialized(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
+    """A safetensors file, the same for the same tensors: the library puts its metadata into any order."""
+    data = save(tensors, metadata)
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(metadata.items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    return data[:8] + text.ljust(size) + data[8 + size :]
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:

@@ -35,16 +35,16 @@ class Keeper:
     watch: Watch = field(default_factory=Watch)
 
     def hooks(self, sample: Callable[[int], None], *, resumed: bool) -> Hooks:
-        """What the loop calls.
+        """What the loop calls; of a run that goes on the checkpoints are those that an undisturbed one has here.
 
         Raises:
             RecipeError: a run that goes on has never logged the metric of ``train.keep_best``.
         """
         if resumed and self.run.writes:
             self._check_best(self.run.rows())
-        if resumed and self.run.writes:
+            self.run.checkpoints.prune(self.train.keep_checkpoints, [self._best(self.run.checkpoints.steps())])
             for row in self.run.rows():
-                self.watch.observe(plain(row))
+                self.watch.observe(row)
         each = self._on_iteration, self._on_checkpoint, sample, self._on_fault, self._on_dump
         return Hooks(*each, sample_every=self.train.sample_every)
 

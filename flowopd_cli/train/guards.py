@@ -72,9 +72,11 @@ class Watch:
     _recent: dict[str, deque[float]] = field(default_factory=dict)
     _said: set[str] = field(default_factory=set)
 
-    def observe(self, row: Mapping[str, float]) -> list[str]:
-        """Warnings that begin with this row of the metrics; rows are to come in their order."""
-        row = {name: value for name, value in row.items() if isfinite(value)}
+    def observe(self, row: Mapping[str, float | None]) -> list[str]:
+        """Warnings that begin with this row of the metrics, as logged or as read again; rows come in their order."""
+        return self._new({name: value for name, value in row.items() if value is not None and isfinite(value)})
+
+    def _new(self, row: Mapping[str, float]) -> list[str]:
         found = {
             "flat": self._flat(row),
             "invalid": self._invalid(row),
