@@ -19,6 +19,7 @@ from flowopd_cli import __version__, files
 from flowopd_cli import recipe as recipes
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.files import Lock, atomic_write, plain, sha256_file
+from flowopd_cli.json_files import read_json_lines
 from flowopd_cli.manifest import (
     ADAPTER,
     MANIFEST,
@@ -233,7 +234,7 @@ class RunDir:
 
     def rows(self) -> list[dict[str, Any]]:
         """The logged rows; a last line torn by a crash is left out."""
-        return files.read_json_lines(self.metrics_file)
+        return read_json_lines(self.metrics_file)
 
     def truncate_metrics(self, step: int) -> None:
         """Drop rows whose ``iteration`` (else ``step``) is after ``step``: a resumed run logs each exactly once."""

@@ -13,7 +13,19 @@ ROOT = Path(__file__).resolve().parent.parent / "flowopd_cli"
 PACKAGE = "flowopd_cli"
 FOUNDATION = {
     *("recipe", "recipe_io", "recipe_specs", "run", "refs", "manifest", "files"),
-    *("registry", "errors", "progress", "arithmetic", "card", "settle", "tasks", "cache", "prompt_files", "prompt_ocr"),
+    *(
+        "registry",
+        "errors",
+        "json_files",
+        "progress",
+        "arithmetic",
+        "card",
+        "settle",
+        "tasks",
+        "cache",
+        "prompt_files",
+        "prompt_ocr",
+    ),
     *("shapes", "footprint", "runs", "tables", "paths", "safe_yaml", "recipe_secrets", "prompt_text"),
     *("adapter_config", "adapter_header"),
 }
@@ -46,7 +58,7 @@ RULES = {
     "train.loop": rule({"core", "models.base", "train", "errors"}, TENSORS | {"accelerate"}),
     "train.optimizers": rule({"errors"}, {"torch"}, {"bitsandbytes"}),
     "models": rule(
-        {"core", "models", "errors", "files", "adapter_config", "adapter_header"},
+        {"core", "models", "errors", "json_files", "adapter_config", "adapter_header", "files"},
         TENSORS | {"diffusers", "transformers", "peft", "safetensors", "huggingface_hub", "numpy"},
     ),
     "rewards": rule({"core.types", "rewards", "errors", "cache", "prompt_text"}, TENSORS | {"numpy", "PIL"}, {ANY}),
@@ -65,7 +77,7 @@ RULES = {
             "prompt_text",
             "suites",
             "errors",
-            "files",
+            "json_files",
         },
         TENSORS,
     ),
