@@ -33,8 +33,12 @@ def holds_secret(text: str) -> bool:
 def one_line(error: object) -> str:
     """An error or a text as one line for a terminal: no secret, no character that moves a cursor, 2000 at most."""
     line = redacted(" ".join(str(error).split()))
-    line = line if len(line) <= LONGEST else f"{line[: LONGEST - 1]}…"
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line)
+    return printable(line if len(line) <= LONGEST else f"{line[: LONGEST - 1]}…")
+
+
+def printable(text: str) -> str:
+    """The text with what no terminal should obey written out."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 class FlowOPDError(Exception):

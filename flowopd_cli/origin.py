@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from flowopd_cli.errors import ArtifactError
-from flowopd_cli.files import read_json
+from flowopd_cli.json_files import read_json
 from flowopd_cli.manifest import Base, Environment, Parent
 from flowopd_cli.recipe_io import first_problem
 from flowopd_cli.refs import AdapterRef

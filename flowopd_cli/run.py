@@ -16,6 +16,7 @@ from flowopd_cli import recipe as recipes
 from flowopd_cli.checkpoints import Checkpoints
 from flowopd_cli.errors import ArtifactError, StorageError
 from flowopd_cli.files import atomic_write, plain, sha256_file
+from flowopd_cli.json_files import read_json_lines
 from flowopd_cli.locks import Lock
 from flowopd_cli.manifest import (
     LOCK,
@@ -170,7 +171,7 @@ class RunDir(RunPaths):
 
     def events(self) -> list[dict[str, Any]]:
         """What :meth:`log_event` was told."""
-        return files.read_json_lines(self.events_file)
+        return read_json_lines(self.events_file)
 
     def save_fault(self, iteration: int, writer: Callable[[Path], None]) -> Path:
         """Let ``writer`` fill a folder for what iteration ``iteration`` could not learn; where it is."""
@@ -198,7 +199,7 @@ class RunDir(RunPaths):
 
     def rows(self) -> list[dict[str, Any]]:
         """The logged rows; a last line torn by a crash is left out."""
-        return files.read_json_lines(self.metrics_file)
+        return read_json_lines(self.metrics_file)
 
     def go_back(self, step: int) -> None:
         """Drop the rows and checkpoints after ``step``, from which the run goes on: each iteration is logged once."""
@@ -207,7 +208,7 @@ class RunDir(RunPaths):
         self.checkpoints.remove(later for later in self.checkpoints.steps() if later > step)
         for file in (self.metrics_file, self.events_file):
             if file.is_file():
-                rows = files.read_json_lines(file)
+                rows = read_json_lines(file)
                 kept = [row for row in rows if (row.get("iteration", row.get("step")) or 0) <= step]
                 atomic_write(file, files.json_lines(kept))
 

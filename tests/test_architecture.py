@@ -15,7 +15,7 @@ FOUNDATION = {
     *("recipe", "recipe_io", "recipe_specs", "run", "refs", "manifest", "files"),
     *("registry", "errors", "progress", "arithmetic", "card", "settle", "tasks", "cache", "prompt_files", "prompt_ocr"),
     *("shapes", "footprint", "runs", "tables", "processes", "locks", "origin", "checkpoints", "run_paths"),
-    *("paths", "safe_yaml", "recipe_secrets", "prompt_text", "adapter_config", "adapter_header"),
+    *("paths", "safe_yaml", "recipe_secrets", "prompt_text", "adapter_config", "adapter_header", "json_files"),
 }
 FRONT = {
     *("cli", "options", "plan", "preflight", "base_check", "execute", "launch", "console", "track", "signals"),
@@ -47,7 +47,7 @@ RULES = {
     "processes": rule({"errors"}, set(), {"torch"}),
     "train.optimizers": rule({"errors"}, {"torch"}, {"bitsandbytes"}),
     "models": rule(
-        {"core", "models", "errors", "files", "processes", "adapter_config", "adapter_header"},
+        {"core", "models", "errors", "files", "json_files", "processes", "adapter_config", "adapter_header"},
         TENSORS | {"diffusers", "transformers", "peft", "safetensors", "huggingface_hub", "numpy"},
     ),
     "rewards": rule({"core.types", "rewards", "errors", "cache", "prompt_text"}, TENSORS | {"numpy", "PIL"}, {ANY}),
@@ -66,7 +66,7 @@ RULES = {
             "prompt_text",
             "suites",
             "errors",
-            "files",
+            "json_files",
         },
         TENSORS,
     ),

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
 from flowopd_cli.errors import ArtifactError
-from flowopd_cli.files import read_json
+from flowopd_cli.json_files import read_json
 
 WHOLE_FILE_BYTES = 64 * 1024**2
 EDGE_BYTES = 1024**2
@@ -26,7 +25,7 @@ def locate(pretrained: str | Path, revision: str | None = None) -> Path:
     config = folder / "transformer" / "config.json"
     if not config.is_file():
         raise ArtifactError(f"{pretrained}: not a diffusers pipeline (no transformer/config.json in it)")
-    kind = json.loads(config.read_text(encoding="utf-8")).get("_class_name")
+    kind = read_json(config, "configuration of a transformer").get("_class_name")
     if kind != "SD3Transformer2DModel":
         raise ArtifactError(f"{pretrained}: its transformer is {kind}, the family sd3 needs SD3Transformer2DModel")
     return folder

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,12 +17,14 @@ from torch import Tensor
 from flowopd_cli.core.schedule import flow_sigmas
 from flowopd_cli.core.types import Conditioning
 from flowopd_cli.errors import ArtifactError
+from flowopd_cli.json_files import read_json
 from flowopd_cli.models.adapters import AdapterBank
 from flowopd_cli.models.attention import choose_attention
 from flowopd_cli.models.devices import pick_dtype, take_device
 from flowopd_cli.models.embeddings import EmbeddingStore, Row, store_folder
 from flowopd_cli.models.folders import base_fingerprint, encoder_identity, locate
 from flowopd_cli.models.guidance import guided
+from flowopd_cli.models.parts import load_part
 from flowopd_cli.models.plain import absent_t5
 from flowopd_cli.models.quiet import hush
 from flowopd_cli.models.shards import Turns
@@ -63,7 +64,7 @@ class SD3Model:
             self._turns = Turns(self._idle)
         self.transformer.to(device).eval()
         self.adapters = AdapterBank(self.transformer, targets)
-        self._scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler")
+        self._scheduler = load_part(FlowMatchEulerDiscreteScheduler, folder, "scheduler")
         self._resolution = resolution
         self._encoders: StableDiffusion3Pipeline | None = None
         self._vae: AutoencoderKL | None = None
@@ -72,7 +73,8 @@ class SD3Model:
 
     def _load_transformer(self) -> SD3Transformer2DModel:
         """The transformer's weights, read once; :class:`~flowopd_cli.models.random.RandomSD3` makes them up."""
-        return SD3Transformer2DModel.from_pretrained(self.folder, subfolder="transformer", torch_dtype=self.dtype)
+        options = {"torch_dtype": self.dtype, "use_safetensors": True}
+        return load_part(SD3Transformer2DModel, self.folder, "transformer", **options)
 
     @classmethod
     def load(
@@ -265,7 +267,8 @@ class SD3Model:
     def decode(self, latents: Float[Tensor, "b C H W"]) -> Float[Tensor, "b 3 H W"]:
         """Pictures in [0, 1], float32; the autoencoder is loaded when first asked for and works in float32."""
         if self._vae is None:
-            self._vae = AutoencoderKL.from_pretrained(self.folder, subfolder="vae", torch_dtype=torch.float32)
+            options = {"torch_dtype": torch.float32, "use_safetensors": True}
+            self._vae = load_part(AutoencoderKL, self.folder, "vae", **options)
             self._vae.to(self.device).eval().requires_grad_(False)
         config = self._vae.config
         scaled = latents.float() / config.scaling_factor + (config.shift_factor or 0.0)
@@ -276,9 +279,8 @@ class SD3Model:
         if self._encoders is None:
             from diffusers import StableDiffusion3Pipeline
 
-            self._encoders = StableDiffusion3Pipeline.from_pretrained(
-                self.folder, transformer=self.transformer, vae=None, torch_dtype=self.dtype, **absent_t5(self.folder)
-            )
+            own = {"transformer": self.transformer, "vae": None, "torch_dtype": self.dtype, "use_safetensors": True}
+            self._encoders = load_part(StableDiffusion3Pipeline, self.folder, **own, **absent_t5(self.folder))
             for name in ("text_encoder", "text_encoder_2", "text_encoder_3"):
                 encoder = getattr(self._encoders, name)
                 if encoder is not None:
@@ -292,4 +294,7 @@ class SD3Model:
         return store_folder(root, encoder_identity(self.folder) | own | {"versions": versions})
 
     def _vae_config(self) -> dict:
-        return json.loads((self.folder / "vae" / "config.json").read_text(encoding="utf-8"))
+        config = read_json(self.folder / "vae" / "config.json", "configuration of an autoencoder")
+        if not isinstance(config.get("block_out_channels"), list):
+            raise ArtifactError(f"{self.folder}: the configuration of its autoencoder has no block_out_channels")
+        return config

@@ -238,7 +238,10 @@ def test_a_suite_imports_its_own_category(tmp_path):
     ("content", "words"),
     [
         ("[]", "has no rows"),
-        ("{", "no list of question_id and answer"),
+        ("{", r"vqa_result\.json: damaged list of question_id and answer"),
+        ("[" * 100_000, "nested too deeply"),
+        ('[{"question_id": Infinity, "answer": 1}]', "no list of question_id and answer"),
+        ('{"question_id": 3}', "no list of question_id and answer"),
         ('[{"question_id": 0}]', "no list of question_id and answer"),
         ('[{"question_id": 3, "answer": NaN}]', "answer 3 is not a number"),
     ],
