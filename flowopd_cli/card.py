@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -11,6 +10,7 @@ from typing import Any
 import yaml
 
 from flowopd_cli.errors import ArtifactError, FlowOPDError
+from flowopd_cli.json_files import read_json_value
 from flowopd_cli.manifest import Base, Manifest, is_run
 from flowopd_cli.recipe import EvalRecipe
 from flowopd_cli.refs import AdapterRef
@@ -128,21 +128,31 @@ def results(run: RunDir) -> dict[str, dict[str, Any]]:
 
 
 def _figures(read: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    exact = {name: bool(result.get("exact", True)) for name, result in read.items()}
-    return {name: {key: result[key] for key in FIGURES} | {"exact": exact[name]} for name, result in read.items()}
+    return {name: {key: result[key] for key in (*FIGURES, "exact")} for name, result in read.items()}
 
 
 def _results_of(run: RunDir) -> dict[str, dict[str, Any]]:
     """Each suite's figures and version; the prompts beside them are no suite's."""
     read = {}
     for path in sorted(run.eval_dir.glob("*.json")):
-        try:
-            result = json.loads(path.read_text(encoding="utf-8"))
-            if isinstance(result, dict):
-                read[str(result["suite"])] = {key: result[key] for key in (*FIGURES, "version")}
-        except (OSError, ValueError, KeyError) as error:
-            raise ArtifactError(f"{path}: damaged result of an evaluation") from error
+        result = read_json_value(path, "result of an evaluation")
+        if isinstance(result, dict):
+            if not _is_result(result):
+                raise ArtifactError(f"{path}: damaged result of an evaluation (suite, version, mean, stderr or n)")
+            read[result["suite"]] = {key: result[key] for key in (*FIGURES, "version")}
+            read[result["suite"]]["exact"] = bool(result.get("exact", True))
     return read
+
+
+def _is_result(result: Mapping[str, Any]) -> bool:
+    """Whether it has what every result of a suite has, each of its kind."""
+    named = all(isinstance(result.get(key), str) and result[key].isprintable() for key in ("suite", "version"))
+    mean, error, count = (result.get(key, "missing") for key in FIGURES)
+    return named and _is_number(mean) and (error is None or _is_number(error)) and type(count) is int
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and not abs(value) >= 1e300
 
 
 def _pictures(images: int | None) -> str:

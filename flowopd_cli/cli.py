@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from flowopd_cli import __version__, cli_bench, cli_eval, cli_prompts, cli_rewards, cli_runs
-from flowopd_cli.errors import FlowOPDError
+from flowopd_cli.errors import FlowOPDError, one_line
 from flowopd_cli.options import Common, stage_command
 
 HELP = """Post-train flow-matching text-to-image models: teachers, merging, multi-teacher on-policy distillation.
@@ -25,7 +25,8 @@ Example, on the toy base, two cores, no download:
   flowopd eval --adapter runs/student
 
 stdout carries only the result. Exit codes: 0 done, 1 unexpected error, 2 a mistake in what was asked,
-3 an evaluation under its bar (--fail-under), 130 stopped.
+3 an evaluation under its bar (--fail-under) or a fault that was looked for, 4 no space or no leave to write,
+5 a training that no longer learns, 130 stopped by Ctrl-C, 143 by SIGTERM.
 """
 
 app = typer.Typer(
@@ -253,6 +254,7 @@ def main() -> None:
     from flowopd_cli import launch
 
     code: Any = 1
+    launch.announce()
     try:
         app(prog_name="flowopd")
     except SystemExit as stop:
@@ -260,7 +262,8 @@ def main() -> None:
     except FlowOPDError as error:
         code = error.exit_code
         if launch.is_main():
-            print(f"flowopd: error: {' '.join(str(error).split())}", file=sys.stderr)
+            print(f"flowopd: error: {one_line(error)}", file=sys.stderr)
     finally:
-        launch.record_exit(code if isinstance(code, int) else 1 if code else 0)
-    sys.exit(code)
+        code = code if isinstance(code, int) else 1 if code else 0
+        launch.record_exit(code)
+    sys.exit(launch.final_code(code))

@@ -22,7 +22,7 @@ def ls(
     \b
     Example:
       flowopd runs ls
-      flowopd runs ls --json | jq -r '.[] | select(.status == "abandoned").run'
+      flowopd runs ls --json | jq -r '.[] | select(.status == "interrupted").run'
     """
     from flowopd_cli.runs import listing
     from flowopd_cli.tables import columns
@@ -58,6 +58,33 @@ def verify(run: Annotated[Path, typer.Argument(metavar="RUN", help="A run direct
     if not json and not faults:
         typer.echo(f"{len(found)} things looked at, all as the manifest says", err=True)
     if faults:
+        raise typer.Exit(FAULTY)
+
+
+@app.command("replay")
+def replay(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run that ended with numbers that are not finite.")],
+    device: Annotated[str | None, typer.Option("--device", metavar="DEVICE", help="Instead of the recipe's.")] = None,
+    json: Json = False,
+) -> None:
+    """Compute again what a training could not learn from, row by row: which are not finite. Exits with 3 if any is.
+
+    \b
+    Example:
+      flowopd runs replay runs/t-ocr
+    """
+    import importlib
+
+    from flowopd_cli.tables import columns
+
+    told = importlib.import_module("flowopd_cli.stages._replay").replay(run, device)
+    if json:
+        print(jsonlib.dumps(told))
+    else:
+        cells = [tuple(str(row[key]) for key in ("prompt", "sigma", "loss", "gradient")) for row in told["rows"]]
+        print(columns([("PROMPT", "SIGMA", "LOSS", "GRADIENT"), *cells]))
+        typer.echo(f"iteration {told['iteration']}: {told['bad']} of {len(cells)} rows are not finite", err=True)
+    if told["bad"]:
         raise typer.Exit(FAULTY)
 
 

@@ -1,51 +1,77 @@
-"""Files that survive a crash: atomic writes, checksummed folders, and a lock that knows when its owner is gone."""
+"""Files that survive a crash and a full disk: atomic writes, checksummed folders. No torch here."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
 import os
-import secrets
 import shutil
-import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from flowopd_cli.errors import ArtifactError
+from flowopd_cli.errors import ArtifactError, StorageError
+from flowopd_cli.json_files import read_json
+from flowopd_cli.paths import below
 
 CHECKSUMS = "checksums.json"
-_STAGING = ".staging-"
+_STAGING, _PART = ".staging-", ".part"
+_HELP = {
+    errno.ENOSPC: "make room",
+    errno.EDQUOT: "make room in your quota",
+    errno.EFBIG: "raise the limit of file sizes (ulimit -f)",
+    errno.EROFS: "choose a place that may be written to",
+    errno.EACCES: "choose a place that may be written to",
+}
+
+
+@contextmanager
+def storing(path: Path) -> Iterator[None]:
+    """What is written inside goes to ``path``, a file or a folder.
+
+    Raises:
+        StorageError: the system refused; the message names ``path``, the reason and the space that is left.
+    """
+    try:
+        yield
+    except OSError as error:
+        cause = error.__cause__ if isinstance(error, StorageError) else error
+        raise StorageError(f"{path}: cannot be written ({_reason(path, cause)})") from cause
 
 
 def atomic_write(path: Path, content: bytes | str) -> None:
-    """Replace ``path`` by ``content``: a reader sees the old file or the new one, never half of one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    """Replace ``path`` by ``content``: a reader sees the old file or the new one, never half of one.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{_PART}")
     data = content.encode("utf-8") if isinstance(content, str) else content
-    try:
-        with temporary.open("wb") as handle:
-            handle.write(data)
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _sync_folder(path.parent)
+    with storing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb") as handle:
+                handle.write(data)
+                handle.flush()
+                os.fsync(handle.fileno())
+            os.replace(temporary, path)
+        finally:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+        sync_folder(path.parent)
 
 
-def safetensors_metadata(path: Path) -> dict[str, str]:
-    """The free text in a safetensors header, read without loading a tensor; empty where there is none."""
-    try:
-        with path.open("rb") as handle:
-            length = int.from_bytes(handle.read(8), "little")
-            header = json.loads(handle.read(length)) if length <= path.stat().st_size else {}
-    except (OSError, ValueError):
-        return {}
-    found = header.get("__metadata__") if isinstance(header, dict) else None
-    return found if isinstance(found, dict) else {}
+def append(path: Path, text: str) -> None:
+    """Add ``text`` to the end of a file; what a crash leaves of a last line, :func:`read_json_lines` leaves out.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    with storing(path), path.open("a", encoding="utf-8") as handle:
+        handle.write(text)
 
 
 def sha256_file(path: Path) -> str:
@@ -63,43 +89,9 @@ def sha256_files(paths: Iterable[Path]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def read_json(path: Path, what: str) -> dict[str, Any]:
-    """The JSON object in a file.
-
-    Raises:
-        ArtifactError: the file is missing, not JSON, or not an object; ``what`` names it.
-    """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ArtifactError(f"{path}: no such {what}") from error
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{path}: damaged {what} ({' '.join(str(error).split())})") from error
-    if not isinstance(data, dict):
-        raise ArtifactError(f"{path}: damaged {what} (not a JSON object)")
-    return data
-
-
 def json_lines(rows: Iterable[Mapping[str, Any]]) -> str:
     """One line of JSON a row."""
     return "".join(json.dumps(row) + "\n" for row in rows)
-
-
-def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file of JSON lines, none if there is no file; a last line torn by a crash is left out.
-
-    Raises:
-        ArtifactError: another line is not JSON.
-    """
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    found = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            found.append(json.loads(line))
-        except ValueError as error:
-            if number < len(lines):
-                raise ArtifactError(f"{path}:{number}: not JSON") from error
-    return found
 
 
 def plain(value: Any) -> Any:
@@ -117,19 +109,35 @@ def plain(value: Any) -> Any:
 
 
 def commit_folder(final: Path, writer: Callable[[Path], None]) -> None:
-    """Let ``writer`` fill a staging folder, add checksums, force it to disk, and only then give it its name."""
-    staging = final.with_name(f"{_STAGING}{final.name}")
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
-    writer(staging)
-    sums = {file.relative_to(staging).as_posix(): sha256_file(file) for file in _files(staging)}
-    for file in _files(staging):
-        _sync_file(file)
-    atomic_write(staging / CHECKSUMS, json.dumps(sums, indent=1))
-    if final.exists():
-        shutil.rmtree(final)
-    os.replace(staging, final)
-    _sync_folder(final.parent)
+    """Let ``writer`` fill a staging folder, add checksums, force it to disk, and only then give it its name.
+
+    Raises:
+        StorageError: it cannot be written; what had the name before is as it was.
+    """
+    staging, replaced = (final.with_name(f"{_STAGING}{word}{final.name}") for word in ("", "replaced-"))
+    with storing(final):
+        try:
+            for leftover in (staging, replaced):
+                shutil.rmtree(leftover, ignore_errors=True)
+            staging.mkdir(parents=True)
+            writer(staging)
+            _seal(staging)
+        except BaseException:
+            shutil.rmtree(staging, ignore_errors=True)  # the space is wanted for the run's last words
+            raise
+        if final.exists():
+            os.replace(final, replaced)
+        os.replace(staging, final)
+        sync_folder(final.parent)
+        shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _seal(folder: Path) -> None:
+    """Add the checksums of all files and force everything to disk."""
+    sums = {file.relative_to(folder).as_posix(): sha256_file(file) for file in _files(folder)}
+    for file in _files(folder):
+        sync_file(file)
+    atomic_write(folder / CHECKSUMS, json.dumps(sums, indent=1))
 
 
 def remove(path: Path) -> None:
@@ -140,152 +148,49 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def drop_folder(path: Path) -> None:
+    """Remove a folder that has a name of its own as a whole: there is all of it or nothing under that name."""
+    dropped = path.with_name(f"{_STAGING}dropped-{path.name}")
+    with suppress(OSError):
+        shutil.rmtree(dropped, ignore_errors=True)
+        os.replace(path, dropped)
+        shutil.rmtree(dropped, ignore_errors=True)
+
+
 def is_intact(folder: Path) -> bool:
     """Whether every file that the checksums of a committed folder name is there and unchanged."""
     try:
         sums = read_json(folder / CHECKSUMS, "checksum list")
-        return all(sha256_file(folder / name) == value for name, value in sums.items())
-    except (ArtifactError, OSError):
+        return bool(sums) and all(sha256_file(below(folder, name)) == value for name, value in sums.items())
+    except (ArtifactError, OSError, ValueError):
         return False
 
 
-def remove_staging(parent: Path) -> None:
-    """Remove what an interrupted :func:`commit_folder` left behind."""
-    for leftover in parent.glob(f"{_STAGING}*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+def is_sealed(folder: Path) -> bool:
+    """Whether a folder has checksums at all: one that another program made has none."""
+    return (folder / CHECKSUMS).exists()
 
 
-class Lock:
-    """A file that names its owner, so that two processes never write one run; a dead owner's lock is taken over."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.held = False
-
-    def acquire(self) -> None:
-        """Take the lock.
-
-        Raises:
-            ArtifactError: a living process holds it.
-        """
-        if self.held:
-            return
-        owner = {"pid": os.getpid(), "birth": _birth(os.getpid()), "host": socket.gethostname()}
-        draft = self.path.with_name(f"{self.path.name}.{secrets.token_hex(8)}.part")
-        draft.write_text(json.dumps(owner), encoding="utf-8")
-        try:
-            self.held = _take(draft, self.path) or self._take_over(draft)
-        finally:
-            draft.unlink(missing_ok=True)
-        if not self.held:
-            raise ArtifactError(f"{self.path.parent}: another process is taking this run; choose another --out")
-
-    def release(self) -> None:
-        """Give the lock back, if it is held here."""
-        if self.held:
-            self.path.unlink(missing_ok=True)
-            self.held = False
-
-    def taken(self) -> bool:
-        """Whether a living process holds it, this one or another."""
-        try:
-            self._refuse_living_owner(self.path.read_bytes())
-        except FileNotFoundError:
-            return False
-        except ArtifactError:
-            return True
-        return False
-
-    def _take_over(self, draft: Path) -> bool:
-        """Replace a dead owner's lock; false when another process was quicker.
-
-        Raises:
-            ArtifactError: the owner is alive, or on another machine.
-        """
-        with _one_at_a_time(self.path.parent):
-            with suppress(FileNotFoundError):
-                self._refuse_living_owner(self.path.read_bytes())
-                self.path.unlink()
-            return _take(draft, self.path)
-
-    def _refuse_living_owner(self, content: bytes) -> None:
-        try:
-            owner = json.loads(content)
-            pid, birth, host = int(owner["pid"]), owner["birth"], owner["host"]
-        except (ValueError, KeyError, TypeError):
-            return
-        elsewhere = host != socket.gethostname()
-        if elsewhere or (_alive(pid) and (birth is None or birth == _birth(pid))):
-            raise ArtifactError(
-                f"{self.path.parent}: process {pid} on {host} is writing this run; wait for it, choose another --out, "
-                f"or, if it is gone, delete {self.path}"
-            )
-
-
-def _take(draft: Path, path: Path) -> bool:
-    """Give the finished file ``draft`` the name ``path`` as well; false where that name is taken."""
-    try:
-        os.link(draft, path)
-    except FileExistsError:
-        return False
-    except OSError:  # no hard links on this file system
-        return _create(path, draft.read_bytes())
-    return True
-
-
-def _create(path: Path, content: bytes) -> bool:
-    try:
-        with path.open("xb") as handle:
-            handle.write(content)
-    except FileExistsError:
-        return False
-    return True
-
-
-@contextmanager
-def _one_at_a_time(folder: Path) -> Iterator[None]:
-    """Hold the system's lock on a folder, which ends with the process, where the system has one."""
-    descriptor = None
-    with suppress(ImportError, OSError):
-        import fcntl
-
-        descriptor = os.open(folder, os.O_RDONLY)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-    try:
-        yield
-    finally:
-        if descriptor is not None:
-            os.close(descriptor)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def _birth(pid: int) -> str | None:
-    """When a process started, in clock ticks since boot, where the system tells; tells a reused pid from its owner."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        return None
+def remove_leftovers(folder: Path) -> None:
+    """Remove what an interrupted :func:`atomic_write` or :func:`commit_folder` left behind in a folder."""
+    for pattern in (f"{_STAGING}*", f".*{_PART}"):
+        for leftover in list(folder.glob(pattern)):
+            with suppress(OSError):
+                remove(leftover)
 
 
 def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-def _sync_file(path: Path) -> None:
+def sync_file(path: Path) -> None:
+    """Force a file's content to disk."""
     with path.open("rb") as handle:
         os.fsync(handle.fileno())
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Force the names in a folder to disk, where the system does that."""
     if os.name != "posix":
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -293,3 +198,14 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _reason(path: Path, error: BaseException | None) -> str:
+    """Why a write was refused, the space that is left, and what helps."""
+    number = error.errno if isinstance(error, OSError) else None
+    told = (error.strerror if isinstance(error, OSError) else None) or " ".join(str(error).split())
+    place = next((folder for folder in path.absolute().parents if folder.is_dir()), None)
+    with suppress(OSError):
+        if place is not None:
+            told += f"; {shutil.disk_usage(place).free:,} bytes are free there"
+    return told + (f"; {_HELP[number]}" if number in _HELP else "")

@@ -17,12 +17,17 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 
 from flowopd_cli.errors import RecipeError
 
 EXIT_FILE = "FLOWOPD_EXIT_FILE"
+PID = ".pid"
+HURRY = 10.0  # seconds that copies have to stop at once
 PATIENCE = 3600  # seconds that copies which were asked to stop have for their last iteration
 
 
@@ -75,14 +80,22 @@ def relaunch(argv: Sequence[str], processes: int, device: str) -> int:
 
 
 def _run(argv: Sequence[str], environment: Mapping[str, str]) -> int:
-    """Run the launcher to its end. Asked to stop, the copies finish by themselves and are waited for.
+    """Run the launcher to its end. It has a session of its own, so that no signal but ours reaches it.
 
-    A terminal sends Ctrl-C to the launcher itself; SIGTERM reaches this process alone and is handed on. Unlike SIG_IGN,
-    a handler is not inherited.
+    The first request to stop is handed on to it and by it to the copies, which finish by themselves and are waited for;
+    the second goes to the copies, which then stop at once or are killed.
     """
-    with subprocess.Popen(argv, env=environment) as launcher:
-        answers = {signal.SIGINT: lambda *_: None, signal.SIGTERM: lambda *_: launcher.terminate()}
-        before = {number: signal.signal(number, answer) for number, answer in answers.items()}
+    asked: list[int] = []
+    with subprocess.Popen(argv, env=environment, start_new_session=True) as launcher:
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            asked.append(number)
+            if len(asked) == 1:
+                launcher.send_signal(signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
+            elif len(asked) == 2:
+                _stop_copies(Path(environment[EXIT_FILE]).parent, launcher)
+
+        before = {number: signal.signal(number, stop) for number in _asking()}
         try:
             return launcher.wait()
         finally:
@@ -90,11 +103,50 @@ def _run(argv: Sequence[str], environment: Mapping[str, str]) -> int:
                 signal.signal(number, handler)
 
 
+def _asking() -> list[signal.Signals]:
+    """Signals that ask to stop; the end of the terminal does, unless it is ignored as under nohup."""
+    hung_up = getattr(signal, "SIGHUP", None)
+    heard = hung_up is not None and signal.getsignal(hung_up) is not signal.SIG_IGN
+    return [signal.SIGINT, signal.SIGTERM, *([hung_up] if heard and hung_up else [])]
+
+
+def _stop_copies(folder: Path, launcher: subprocess.Popen[bytes]) -> None:
+    """Ask every copy once more, and kill those that are there after ``HURRY`` seconds, and the launcher."""
+
+    def tell(number: int) -> None:
+        for path in folder.glob(f"*{PID}"):
+            with suppress(OSError, ValueError):
+                os.kill(int(path.read_text()), number)
+
+    def kill() -> None:
+        tell(signal.SIGKILL)
+        launcher.kill()
+
+    tell(signal.SIGTERM)
+    timer = threading.Timer(HURRY, kill)
+    timer.daemon = True
+    timer.start()
+
+
+def announce() -> None:
+    """Tell the process that launched this one its number; one that ends takes it back, see :func:`record_exit`."""
+    target = os.environ.get(EXIT_FILE)
+    if target and launched():
+        Path(target).with_name(f"{rank()}{PID}").write_text(str(os.getpid()))
+
+
 def record_exit(code: int) -> None:
     """Tell the process that launched this one how the command ended; launchers turn every failure into 1."""
     target = os.environ.get(EXIT_FILE)
-    if target and is_main() and launched():
-        Path(target).write_text(str(code))
+    if target and launched():
+        Path(target).with_name(f"{rank()}{PID}").unlink(missing_ok=True)
+        if is_main():
+            Path(target).write_text(str(code))
+
+
+def final_code(code: int) -> int:
+    """What this process exits with: a launcher of ours, which reads the code elsewhere, has nothing to report."""
+    return 0 if launched() and os.environ.get(EXIT_FILE) else code
 
 
 def _cuda_devices() -> int:

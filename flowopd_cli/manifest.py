@@ -6,17 +6,29 @@ import platform
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 
 from flowopd_cli.errors import ArtifactError
-from flowopd_cli.files import read_json
+from flowopd_cli.json_files import read_json
+from flowopd_cli.locks import Lock
+from flowopd_cli.paths import is_file
 from flowopd_cli.recipe_io import first_problem
 
-MANIFEST, ADAPTER = "manifest.json", "adapter"
+MANIFEST, ADAPTER, LOCK = "manifest.json", "adapter", ".lock"
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "numpy")
 Status = Literal["running", "done", "failed", "interrupted"]
+
+
+def _time(text: str) -> str:
+    """A time with its zone, as :func:`now` writes it."""
+    if datetime.fromisoformat(text).tzinfo is None:
+        raise ValueError("a time without a zone")
+    return text
+
+
+Time = Annotated[str, AfterValidator(_time)]
 
 
 class _Entry(BaseModel):
@@ -44,7 +56,7 @@ class Artifact(_Entry):
 
     path: str
     sha256: str
-    bytes: int
+    bytes: NonNegativeInt
 
 
 class Base(_Entry):
@@ -55,25 +67,26 @@ class Base(_Entry):
 
 
 class Manifest(_Entry):
-    """What a run is, what it was made from and what it made."""
+    """What a run is, what it was made from and what it made; ``prompts`` is the digest of those it trains on."""
 
     run_id: str
-    stage: str
+    stage: str = Field(pattern=r"^[a-z][a-z_-]{0,40}$")
     status: Status
     recipe_sha: str
     code_version: str
-    created: str
-    finished: str | None = None
+    created: Time
+    finished: Time | None = None
     environment: Environment
     parents: tuple[Parent, ...] = ()
     artifacts: tuple[Artifact, ...] = ()
     metrics: dict[str, Any] = Field(default_factory=dict)
     base: Base | None = None
+    prompts: str | None = None
 
 
 def is_run(path: Path) -> bool:
     """Whether a directory is a run."""
-    return (path / MANIFEST).is_file()
+    return is_file(path / MANIFEST)
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -87,6 +100,16 @@ def read_manifest(path: Path) -> Manifest:
         return Manifest.model_validate(read_json(file, "manifest"))
     except ValidationError as error:
         raise ArtifactError(f"{file}: damaged manifest ({first_problem(error, Manifest)})") from error
+
+
+def status_now(path: Path) -> Status:
+    """How the run at ``path`` stands: one that was killed while it was running is interrupted.
+
+    Raises:
+        ArtifactError: it has no manifest, or a damaged one.
+    """
+    status = read_manifest(path).status
+    return "interrupted" if status == "running" and not Lock(path / LOCK).taken() else status
 
 
 def environment() -> Environment:

@@ -7,28 +7,24 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from flowopd_cli import origin, safe_yaml
 from flowopd_cli import recipe as recipes
 from flowopd_cli.errors import ArtifactError, RecipeError
 from flowopd_cli.manifest import ADAPTER
 from flowopd_cli.options import Common
+from flowopd_cli.origin import MAY_CHANGE
 from flowopd_cli.recipe_io import suggest
-from flowopd_cli.recipe_specs import secret_in_name
+from flowopd_cli.recipe_secrets import secret_in_name
 from flowopd_cli.refs import AdapterRef
 from flowopd_cli.registry import REWARDS, reward_name
 from flowopd_cli.run import RunDir, is_run
+from flowopd_cli.run_paths import go_on
 from flowopd_cli.settle import with_full_names
 from flowopd_cli.shapes import model_fields
 
 TOY = "toy"
 RANKLESS = {"exact", "factor_average"}
 TEACHERS = {"routing", "teachers"}
-# Fields of the recipe that a resumed run may change.
-MAY_CHANGE = {
-    *("train.iterations", "train.checkpoint_every", "train.keep_checkpoints", "train.sample_every", "train.track"),
-    *("train.processes", "train.micro", "train.rollout_batch", "model.device", "opd.log_rewards_every"),
-}
 # Made by others: no base draws, and the suites are the public ones.
 FOREIGN = {"eval.pictures", "eval.import_scores"}
 NEEDED = {
@@ -125,7 +121,7 @@ def split_options(text: str, flag: str, known: Sequence[str]) -> tuple[str, dict
         key, _, raw = part.partition("=")
         if key not in known:
             raise RecipeError(f"{flag} {text}: no option {key!r}{suggest(key, known)}; known: {', '.join(known)}")
-        options[key] = yaml.safe_load(raw)
+        options[key] = safe_yaml.parse(raw, f"{flag} {head}: {key}")
     return head, options
 
 
@@ -146,37 +142,36 @@ def _resumed(stage: str, common: Common, given: Mapping[str, Any]) -> recipes.Re
     run = RunDir.open(Path(str(common.resume)))
     actual = run.manifest().stage
     if actual != stage:
-        raise RecipeError(f"{run.path}: is a {actual} run; go on with: flowopd {actual} --resume {run.path}")
+        raise RecipeError(f"{run.path}: is a {actual} run; go on with: {go_on(actual, run.path)}")
+    if not run.recipe_file.is_file():
+        raise ArtifactError(f"{run.path}: ended before its first write was done; start again with --out and --force")
     recipe = with_full_names(run.recipe(common.overrides))
-    if isinstance(recipe, recipes.TrainedRecipe):
-        _refuse_other_course(run, recipe)
+    if isinstance(recipe, recipes.TrainedRecipe) and (common.overrides or run.manifest().status != "done"):
+        _refuse_other_course(run, recipe, common.overrides)
     if common.processes and isinstance(recipe, recipes.TrainedRecipe):
         return recipe.model_copy(update={"train": recipe.train.model_copy(update={"processes": common.processes})})
     return recipe
 
 
-def _refuse_other_course(run: RunDir, recipe: recipes.Recipe) -> None:
-    """A resumed training follows its own recipe, but for what changes no result beyond rounding.
+def _refuse_other_course(run: RunDir, recipe: recipes.Recipe, overrides: Sequence[str]) -> None:
+    """A resumed training follows its own recipe, but for what changes no result beyond rounding, with its own adapters.
 
     Raises:
         RecipeError: another field was set.
+        ArtifactError: its checkpoints were made by another recipe than the run's now is, or with other adapters.
     """
-    before, after = (_flat(r.model_dump(mode="json")) for r in (with_full_names(run.recipe()), recipe))
-    changed = [key for key in {**before, **after} if before.get(key) != after.get(key) and key not in MAY_CHANGE]
-    if changed:
+    then, now = run.checkpoints.origin(), recipe.model_dump(mode="json")
+    began = run.recipe() if then is None else recipes.build(then.recipe, where=f"{run.path}: its checkpoint")
+    before = with_full_names(began).model_dump(mode="json")
+    changed, asked = origin.other_fields(before, now), [recipes.parse_override(text)[0] for text in overrides]
+    wrong = [name for name in asked if any(key == name or key.startswith(f"{name}.") for key in changed)]
+    if wrong:
         raise RecipeError(
-            f"--set {changed[0]}: {run.path} goes on as it began; on --resume only {', '.join(sorted(MAY_CHANGE))} may "
+            f"--set {wrong[0]}: {run.path} goes on as it began; on --resume only {', '.join(sorted(MAY_CHANGE))} may "
             "change; for anything else start a fresh run, from this one with adapter.init"
         )
-
-
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """A tree of mappings as dotted keys."""
-    if not isinstance(tree, dict) or not tree:
-        return {prefix: tree}
-    return {
-        key: value for name, part in tree.items() for key, value in _flat(part, f"{prefix}.{name}".strip(".")).items()
-    }
+    if then is not None:
+        origin.refuse(run.path, [*origin.other_recipe(before, now), *origin.changed_parents(then)])
 
 
 def _starting_point(

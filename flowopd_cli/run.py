@@ -1,26 +1,25 @@
-"""Run directories: the only place that knows what the files of a run are called. No torch here.
+"""Run directories: their life from the first write to the last. No torch here.
 
-``recipe.yaml`` (resolved), ``manifest.json``, ``metrics.jsonl``, ``adapter/``, ``checkpoints/step-000100/``,
+``recipe.yaml`` (resolved), ``manifest.json``, ``metrics.jsonl``, ``adapter/``, ``best/``, ``checkpoints/step-000100/``,
 ``samples/``, ``eval/<suite>.json``, ``tensorboard/``, ``README.md``, ``report.html``.
 """
 
 from __future__ import annotations
 
 import io
-import re
-import secrets
-import shutil
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
 from flowopd_cli import __version__, files
 from flowopd_cli import recipe as recipes
-from flowopd_cli.errors import ArtifactError
-from flowopd_cli.files import Lock, atomic_write, plain, sha256_file
+from flowopd_cli.checkpoints import Checkpoints
+from flowopd_cli.errors import ArtifactError, StorageError
+from flowopd_cli.files import atomic_write, plain, sha256_file
+from flowopd_cli.json_files import read_json_lines
+from flowopd_cli.locks import Lock
 from flowopd_cli.manifest import (
-    ADAPTER,
+    LOCK,
     MANIFEST,
     Artifact,
     Base,
@@ -32,7 +31,9 @@ from flowopd_cli.manifest import (
     now,
     read_manifest,
 )
+from flowopd_cli.origin import Origin, other_inputs, refuse
 from flowopd_cli.refs import AdapterRef
+from flowopd_cli.run_paths import CHECKPOINTS, EVAL, IMAGES, OURS, SAMPLES, RunPaths, fresh_path, go_on
 
 __all__ = [
     "AdapterRef",
@@ -44,12 +45,6 @@ __all__ = [
     "is_run",
 ]
 
-RECIPE, METRICS, LOCK = "recipe.yaml", "metrics.jsonl", ".lock"
-CHECKPOINTS, SAMPLES, EVAL, HUB, TENSORBOARD = "checkpoints", "samples", "eval", "hub", "tensorboard"
-IMAGES, DRAWN, SCORED = "images", "drawn.json", ".scored"
-REPORT, CARD = "report.html", "README.md"
-OURS = (RECIPE, MANIFEST, METRICS, ADAPTER, CHECKPOINTS, SAMPLES, EVAL, HUB, IMAGES, TENSORBOARD, REPORT, CARD)
-
 
 class Picture(Protocol):
     """What a run needs of a PIL picture."""
@@ -59,13 +54,17 @@ class Picture(Protocol):
         ...
 
 
-class RunDir:
+class RunDir(RunPaths):
     """One run's directory. With ``writes=False`` (ranks above 0, references) every writing method does nothing."""
 
     def __init__(self, path: str | Path, *, writes: bool = True) -> None:
-        self.path = Path(path)
+        super().__init__(path)
         self.writes = writes
+        self.checkpoints = Checkpoints(self.path / CHECKPOINTS)
         self._lock = Lock(self.path / LOCK)
+        self._recipe: dict[str, Any] = {}
+        self._then: Origin | None = None
+        self._inputs: dict[str, Any] = {}
 
     @classmethod
     def create(cls, out: Path | None, stage: str, *, force: bool = False) -> RunDir:
@@ -77,6 +76,8 @@ class RunDir:
         run = cls(fresh_path(stage) if out is None else out)
         try:
             run._occupy(stage, force=force)
+        except StorageError:
+            raise
         except OSError as error:
             raise ArtifactError(f"{run.path}: cannot be written ({error.strerror}); choose another --out") from error
         return run
@@ -96,78 +97,6 @@ class RunDir:
         run.manifest()
         return run
 
-    @property
-    def recipe_file(self) -> Path:
-        """The resolved recipe."""
-        return self.path / RECIPE
-
-    @property
-    def metrics_file(self) -> Path:
-        """One JSON object per logged step."""
-        return self.path / METRICS
-
-    @property
-    def adapter_dir(self) -> Path:
-        """The trained adapter in PEFT form."""
-        return self.path / ADAPTER
-
-    @property
-    def checkpoints_dir(self) -> Path:
-        """What resuming needs."""
-        return self.path / CHECKPOINTS
-
-    @property
-    def samples_dir(self) -> Path:
-        """Pictures drawn on the way."""
-        return self.path / SAMPLES
-
-    @property
-    def eval_dir(self) -> Path:
-        """One JSON file per evaluated suite."""
-        return self.path / EVAL
-
-    @property
-    def scored_dir(self) -> Path:
-        """Rows of pictures that are scored already, a file for each process, until an evaluation is through."""
-        return self.eval_dir / SCORED
-
-    @property
-    def images_dir(self) -> Path:
-        """The pictures of an evaluation, a folder for each suite in its official layout."""
-        return self.path / IMAGES
-
-    @property
-    def hub_dir(self) -> Path:
-        """The folder that push uploads."""
-        return self.path / HUB
-
-    @property
-    def tensorboard_dir(self) -> Path:
-        """The curves of ``train.track: tensorboard``."""
-        return self.path / TENSORBOARD
-
-    @property
-    def report_file(self) -> Path:
-        """The self-contained report."""
-        return self.path / REPORT
-
-    @property
-    def card_file(self) -> Path:
-        """The model card."""
-        return self.path / CARD
-
-    def eval_file(self, suite: str) -> Path:
-        """Where the results of one suite go."""
-        return self.eval_dir / f"{suite}.json"
-
-    def image_file(self, name: str) -> Path:
-        """Where a picture called ``name`` goes."""
-        return self.samples_dir / f"{name.removesuffix('.png')}.png"
-
-    def checkpoint_dir(self, step: int) -> Path:
-        """Where the checkpoint of one step goes."""
-        return self.checkpoints_dir / f"step-{step:06d}"
-
     def manifest(self) -> Manifest:
         """The manifest as it is on disk."""
         return read_manifest(self.path)
@@ -177,42 +106,79 @@ class RunDir:
         return recipes.load(self.recipe_file, overrides=overrides)
 
     def start(self, recipe: recipes.Recipe) -> None:
-        """Lock the run and write its recipe and manifest; a resumed run keeps its id, birth and parents."""
+        """Lock the run and write its manifest and recipe; a resumed run keeps its id, birth and parents.
+
+        Raises:
+            ArtifactError: another process is writing it.
+            StorageError: it cannot be written.
+        """
         if not self.writes:
             return
         self._lock.acquire()
-        atomic_write(self.recipe_file, recipes.dump(recipe))
+        for folder in (self.path, *(self.path / name for name in (CHECKPOINTS, SAMPLES, EVAL))):
+            files.remove_leftovers(folder)
+        self._recipe = recipe.model_dump(mode="json")
         changes = {"status": "running", "recipe_sha": recipes.digest(recipe), "finished": None}
         changes |= {"code_version": __version__, "environment": environment()}
         if is_run(self.path):
+            self._then = self.checkpoints.origin()
             self._write(self.manifest().model_copy(update=changes))
-            return
-        fixed = {"run_id": self.path.resolve().name, "stage": recipe.stage, "created": now()}
-        self._write(Manifest.model_validate(fixed | changes))
+        else:
+            fixed = {"run_id": self.path.resolve().name, "stage": recipe.stage, "created": now()}
+            self._write(Manifest.model_validate(fixed | changes))
+        atomic_write(self.recipe_file, recipes.dump(recipe))
 
-    def set_parents(self, parents: Sequence[Parent | Mapping[str, Any]]) -> None:
-        """Record the adapters that this run is made from: ``role``, ``ref`` and ``sha256`` of each."""
-        self._update(parents=tuple(Parent.model_validate(parent) for parent in parents))
+    def set_prompts(self, digest: str) -> None:
+        """Record the prompts that this run trains on by a digest of them all."""
+        self._inputs["prompts"] = digest
+        self._record_inputs(complete=False)
 
     def set_base(self, ref: str, sha256: str | None) -> None:
         """Record the base model and the digest of its transformer, where that is known."""
-        self._update(base=Base(ref=ref, sha256=sha256))
+        self._inputs["base"] = Base(ref=ref, sha256=sha256)
+        self._record_inputs(complete=False)
+
+    def set_parents(self, parents: Sequence[Parent | Mapping[str, Any]]) -> None:
+        """Record the adapters that this run is made from, the last of its inputs: role, reference, digest of each.
+
+        Raises:
+            ArtifactError: the run goes on from a checkpoint that was made with another base, adapter or prompt; the
+                message lists what differs, and the manifest stays as it was.
+        """
+        self._inputs["parents"] = tuple(Parent.model_validate(parent) for parent in parents)
+        self._record_inputs(complete=True)
 
     def finish(self, status: Status, metrics: Mapping[str, Any] | None = None) -> None:
         """Close the run: digest what it made, set its status, and give the lock back."""
         if not self.writes:
             return
-        merged = {**self.manifest().metrics, **plain(metrics or {})}
-        self._update(status=status, metrics=merged, finished=now(), artifacts=self._artifacts())
-        self._lock.release()
+        try:
+            merged = {**self.manifest().metrics, **plain(metrics or {})}
+            self._update(status=status, metrics=merged, finished=now(), artifacts=self._artifacts())
+        finally:
+            self._lock.release()
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Append one row to the metrics; figures that are not finite become null."""
-        if not self.writes:
-            return
-        with self.metrics_file.open("a", encoding="utf-8") as handle:
-            handle.write(files.json_lines([plain(row)]))
-            handle.flush()
+        if self.writes:
+            files.append(self.metrics_file, files.json_lines([plain(row)]))
+
+    def log_event(self, iteration: int, kind: str, text: str, **more: Any) -> None:
+        """Append what is worth a look to the events: ``kind`` is ``skipped`` or ``warning``."""
+        if self.writes:
+            told = {"iteration": iteration, "kind": kind, "text": text, **more}
+            files.append(self.events_file, files.json_lines([told]))
+
+    def events(self) -> list[dict[str, Any]]:
+        """What :meth:`log_event` was told."""
+        return read_json_lines(self.events_file)
+
+    def save_fault(self, iteration: int, writer: Callable[[Path], None]) -> Path:
+        """Let ``writer`` fill a folder for what iteration ``iteration`` could not learn; where it is."""
+        folder = self.faults_dir / f"iteration-{iteration:06d}"
+        if self.writes:
+            files.commit_folder(folder, writer)
+        return folder
 
     def write_eval(self, suite: str, text: str) -> None:
         """Write the results of one suite, JSON text."""
@@ -233,57 +199,93 @@ class RunDir:
 
     def rows(self) -> list[dict[str, Any]]:
         """The logged rows; a last line torn by a crash is left out."""
-        return files.read_json_lines(self.metrics_file)
+        return read_json_lines(self.metrics_file)
 
-    def truncate_metrics(self, step: int) -> None:
-        """Drop rows whose ``iteration`` (else ``step``) is after ``step``: a resumed run logs each exactly once."""
-        if self.writes and self.metrics_file.is_file():
-            kept = [row for row in self.rows() if (row.get("iteration", row.get("step")) or 0) <= step]
-            atomic_write(self.metrics_file, files.json_lines(kept))
-
-    def save_checkpoint(self, step: int, writer: Callable[[Path], None], keep: int) -> None:
-        """Let ``writer`` fill the checkpoint of ``step`` atomically, then keep the newest ``keep``."""
+    def go_back(self, step: int) -> None:
+        """Drop the rows and checkpoints after ``step``, from which the run goes on: each iteration is logged once."""
         if not self.writes:
             return
-        files.commit_folder(self.checkpoint_dir(step), writer)
-        files.remove_staging(self.checkpoints_dir)
-        for old in sorted(self._checkpoints())[:-keep]:
-            shutil.rmtree(self.checkpoint_dir(old), ignore_errors=True)
+        self.checkpoints.remove(later for later in self.checkpoints.steps() if later > step)
+        for file in (self.metrics_file, self.events_file):
+            if file.is_file():
+                rows = read_json_lines(file)
+                kept = [row for row in rows if (row.get("iteration", row.get("step")) or 0) <= step]
+                atomic_write(file, files.json_lines(kept))
 
-    def latest_checkpoint(self) -> tuple[int, Path] | None:
-        """The newest undamaged checkpoint and its step, if there is one."""
-        for step in sorted(self._checkpoints(), reverse=True):
-            if files.is_intact(self.checkpoint_dir(step)):
-                return step, self.checkpoint_dir(step)
-        return None
+    def save_checkpoint(self, step: int, writer: Callable[[Path], None], keep: int, best: int | None = None) -> None:
+        """Let ``writer`` fill the checkpoint of ``step``, then keep the newest ``keep`` and the one of step ``best``.
+
+        The rows of the metrics are on disk before it is.
+        """
+        if not self.writes:
+            return
+        self._lock.confirm()
+        if self.metrics_file.is_file():
+            files.sync_file(self.metrics_file)
+        self.checkpoints.save(step, writer, self._origin())
+        self.checkpoints.prune(keep, also=[best])
+
+    def save_adapter(self, writer: Callable[[Path], None], *, best: bool = False) -> None:
+        """Let ``writer`` fill ``adapter/``, or ``best/``, sealed with checksums; the old one stays until then."""
+        if self.writes:
+            self._lock.confirm()
+            files.commit_folder(self.best_dir if best else self.adapter_dir, writer)
 
     def _occupy(self, stage: str, *, force: bool) -> None:
         if self.path.exists() and not self.path.is_dir():
             raise ArtifactError(f"{self.path}: is a file; --out names a directory")
-        used = self.path.is_dir() and any(path.name != LOCK for path in self.path.iterdir())
-        if used and not force:
-            raise ArtifactError(
-                f"{self.path}: is not empty; continue it with --resume {self.path}, replace it with --force, "
-                f"or give --out a fresh name such as {fresh_path(stage)}"
-            )
-        if used and not is_run(self.path):
-            raise ArtifactError(f"{self.path}: --force replaces runs only, and this directory is not one")
+        self._refuse_used(stage, force=force)
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock.acquire()
-        for name in OURS if used else ():
+        try:
+            self._refuse_used(stage, force=force)  # another command may have come and gone before the lock
+        except ArtifactError:
+            self._lock.release()
+            raise
+        if is_run(self.path):  # one that is killed halfway through this is no finished run
+            self._update(status="interrupted", artifacts=(), metrics={})
+        for name in OURS if self._used() else ():
             files.remove(self.path / name)
 
-    def _checkpoints(self) -> list[int]:
-        names = (path.name for path in self.checkpoints_dir.glob("step-*") if path.is_dir())
-        return [int(match[1]) for match in (re.fullmatch(r"step-(\d+)", name) for name in names) if match]
+    def _refuse_used(self, stage: str, *, force: bool) -> None:
+        if self._used() and not force:
+            raise ArtifactError(
+                f"{self.path}: is not empty; continue it with {go_on(stage, self.path)}, replace it with --force, or "
+                f"give --out a fresh name such as {fresh_path(stage)}"
+            )
+        if self._used() and not is_run(self.path):
+            raise ArtifactError(f"{self.path}: --force replaces runs only, and this directory is not one")
+
+    def _used(self) -> bool:
+        return self.path.is_dir() and any(not path.name.startswith(LOCK) for path in self.path.iterdir())
+
+    def _record_inputs(self, *, complete: bool) -> None:
+        """Write base, adapters and prompts; of a run that goes on only when all are known to be those of before."""
+        if not self.writes:
+            return
+        if self._then is not None:
+            if not complete:
+                return
+            refuse(self.path, other_inputs(self._then, self._then.model_copy(update=self._inputs)))
+        self._update(**self._inputs)
+
+    def _origin(self) -> Origin:
+        told = self.manifest()
+        return Origin(
+            base=told.base,
+            parents=told.parents,
+            prompts=told.prompts,
+            recipe=self._recipe,
+            environment=told.environment,
+        )
 
     def _artifacts(self) -> tuple[Artifact, ...]:
-        left_out = {MANIFEST, LOCK, CHECKPOINTS, IMAGES}
+        left_out = {MANIFEST, CHECKPOINTS, IMAGES}
         named = ((p.relative_to(self.path), p) for p in sorted(self.path.rglob("*")) if p.is_file())
         return tuple(
             Artifact(path=name.as_posix(), sha256=sha256_file(path), bytes=path.stat().st_size)
             for name, path in named
-            if name.parts[0] not in left_out
+            if name.parts[0] not in left_out and not any(part.startswith(".") for part in name.parts)
         )
 
     def _update(self, **changes: Any) -> None:
@@ -291,9 +293,5 @@ class RunDir:
             self._write(self.manifest().model_copy(update=changes))
 
     def _write(self, manifest: Manifest) -> None:
+        self._lock.confirm()
         atomic_write(self.path / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
-
-
-def fresh_path(stage: str) -> Path:
-    """A name under ``runs/`` that nobody has taken."""
-    return Path("runs") / f"{stage}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"

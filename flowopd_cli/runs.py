@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flowopd_cli import __version__
 from flowopd_cli.errors import ArtifactError, FlowOPDError
-from flowopd_cli.files import Lock, is_intact, sha256_file
-from flowopd_cli.manifest import Artifact, Manifest, Parent, is_run
+from flowopd_cli.files import is_intact, is_sealed, sha256_file
+from flowopd_cli.manifest import Artifact, Manifest, Parent, is_run, status_now
+from flowopd_cli.paths import below, is_file
+from flowopd_cli.recipe import TrainedRecipe, digest
 from flowopd_cli.refs import AdapterRef
-from flowopd_cli.run import LOCK, RunDir
+from flowopd_cli.run import RunDir
+from flowopd_cli.run_paths import go_on
 
 
 @dataclass(frozen=True)
@@ -49,21 +55,22 @@ def verify(path: Path) -> Iterator[Finding]:
     run = RunDir.open(path, writes=False)
     manifest = run.manifest()
     yield Finding("status", manifest.status, _unfinished(run, manifest))
+    yield from _check_recipe(run, manifest)
     yield from (_check_file(run, artifact) for artifact in manifest.artifacts)
-    for folder in sorted(run.checkpoints_dir.glob("step-*")):
-        fault = "" if is_intact(folder) else "damaged or incomplete: --resume takes the one before it"
-        yield Finding("checkpoint", folder.relative_to(run.path).as_posix(), fault)
+    yield from (_check_folder("checkpoint", run, run.checkpoints.path(step)) for step in run.checkpoints.steps())
+    adapters = [folder for folder in (run.adapter_dir, run.best_dir) if is_sealed(folder)]
+    yield from (_check_folder("adapter", run, folder) for folder in adapters)
     yield from (_check_parent(parent) for parent in manifest.parents)
 
 
 def _found(root: Path) -> Iterator[Path]:
     """Runs at ``root`` and below; what lies inside a run is its own."""
-    if is_run(root):
-        yield root
-        return
-    for path in sorted(root.iterdir()):
-        if path.is_dir() and not path.is_symlink() and not path.name.startswith("."):
-            yield from _found(path)
+    for path, folders, _ in os.walk(root):
+        with suppress(ArtifactError):  # a folder that may not be looked into
+            if is_run(Path(path)):
+                folders.clear()
+                yield Path(path)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
 
 
 def _row(path: Path) -> dict[str, Any]:
@@ -72,11 +79,10 @@ def _row(path: Path) -> dict[str, Any]:
         manifest = run.manifest()
     except FlowOPDError:
         return {"run": str(path), "stage": "?", "status": "damaged", "created": "", "finished": None, "figures": {}}
-    fault = _unfinished(run, manifest)
     return {
         "run": str(path),
         "stage": manifest.stage,
-        "status": "abandoned" if manifest.status == "running" and fault else manifest.status,
+        "status": status_now(path),
         "created": manifest.created,
         "finished": manifest.finished,
         "figures": _figures(manifest.metrics),
@@ -84,32 +90,62 @@ def _row(path: Path) -> dict[str, Any]:
 
 
 def _figures(metrics: Mapping[str, Any]) -> dict[str, float]:
-    return {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+    return {name: value for name, value in metrics.items() if isinstance(value, int | float) and abs(value) < 1e300}
 
 
 def _unfinished(run: RunDir, manifest: Manifest) -> str:
     """What is wrong with a run that says it is running: nothing as long as its process lives."""
-    if manifest.status != "running" or Lock(run.path / LOCK).taken():
+    if manifest.status != "running" or status_now(run.path) == "running":
         return ""
-    return f"its process is gone; go on with: flowopd {manifest.stage} --resume {run.path}"
+    return f"its process is gone; go on with: {go_on(manifest.stage, run.path)}"
+
+
+def _check_recipe(run: RunDir, manifest: Manifest) -> Iterator[Finding]:
+    """The recipe is the one that the manifest names, and a training has logged each of its iterations once."""
+    try:
+        recipe, rows = run.recipe(), run.rows()
+    except FlowOPDError as error:
+        yield Finding("recipe", run.recipe_file.name, str(error))
+        return
+    changed = manifest.code_version == __version__ and digest(recipe) != manifest.recipe_sha  # versions add fields
+    yield Finding("recipe", run.recipe_file.name, "is not the one that this run began with" if changed else "")
+    if isinstance(recipe, TrainedRecipe) and rows:
+        logged = [row.get("iteration") for row in rows]
+        whole = logged == list(range(1, len(logged) + 1))
+        yield Finding("metrics", run.metrics_file.name, "" if whole else "does not have each iteration once")
+
+
+def _check_folder(kind: str, run: RunDir, folder: Path) -> Finding:
+    name, hint = folder.relative_to(run.path).as_posix(), "; --resume takes the one before it"
+    return Finding(
+        kind, name, "" if is_intact(folder) else f"damaged or incomplete{hint if kind == 'checkpoint' else ''}"
+    )
 
 
 def _check_file(run: RunDir, artifact: Artifact) -> Finding:
-    path = run.path / artifact.path
-    if not path.is_file():
-        return Finding("file", artifact.path, "missing")
-    if path.stat().st_size != artifact.bytes:
-        return Finding("file", artifact.path, f"has {path.stat().st_size} bytes, not {artifact.bytes}")
-    return Finding("file", artifact.path, "" if sha256_file(path) == artifact.sha256 else "its content has changed")
+    try:
+        path = below(run.path, artifact.path)
+        if not is_file(path):
+            return Finding("file", artifact.path, "missing")
+        if path.stat().st_size != artifact.bytes:
+            return Finding("file", artifact.path, f"has {path.stat().st_size} bytes, not {artifact.bytes}")
+        changed = "" if sha256_file(path) == artifact.sha256 else "its content has changed"
+        return Finding("file", artifact.path, changed)
+    except ArtifactError:
+        return Finding("file", artifact.path, "lies outside the run")
+    except OSError as error:
+        return Finding("file", artifact.path, f"cannot be read ({error.strerror})")
 
 
 def _check_parent(parent: Parent) -> Finding:
-    reference = AdapterRef.parse(parent.ref)
     name = f"{parent.role} {parent.ref}"
-    if reference.kind == "hub":
-        return Finding("parent", name)  # on the Hub its revision names it
     try:
+        reference = AdapterRef.parse(parent.ref)
+        if reference.kind == "hub":
+            return Finding("parent", name)  # on the Hub its revision names it
         now = reference.sha256()
     except ArtifactError as error:
         return Finding("parent", name, str(error))
+    except OSError as error:
+        return Finding("parent", name, f"cannot be read ({error.strerror})")
     return Finding("parent", name, "" if now == parent.sha256 else "is another adapter than the one this run used")

@@ -7,7 +7,6 @@ activations with what autograd really keeps.
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from flowopd_cli.errors import ArtifactError
-from flowopd_cli.files import read_json
+from flowopd_cli.json_files import read_json
 from flowopd_cli.registry import BASES, FAMILIES
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -197,9 +196,11 @@ def pixels_of(folder: Path) -> int:
     """The side of a latent pixel in the picture, as a pipeline's autoencoder says.
 
     Raises:
-        ArtifactError, KeyError: there is no such autoencoder.
+        ArtifactError: there is no such autoencoder.
     """
-    config = read_json(folder / "vae" / "config.json", "configuration of the autoencoder")
+    config = read_json(folder / "vae" / "config.json", "configuration of an autoencoder")
+    if not isinstance(config.get("block_out_channels"), list):
+        raise ArtifactError(f"{folder}: the configuration of its autoencoder has no block_out_channels")
     return 2 ** (len(config["block_out_channels"]) - 1)
 
 
@@ -208,12 +209,11 @@ def _folder(pretrained: str) -> Path:
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    """A local folder's configuration of the transformer; empty where there is none."""
+    """A local folder's configuration of the transformer; empty where there is no sound one."""
     try:
-        found = json.loads((folder / "transformer" / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_json(folder / "transformer" / "config.json", "configuration of a transformer")
+    except ArtifactError:
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def embedding(inputs: int, width: int, name: str) -> Iterator[Linear]:

@@ -14,10 +14,11 @@ PACKAGE = "flowopd_cli"
 FOUNDATION = {
     *("recipe", "recipe_io", "recipe_specs", "run", "refs", "manifest", "files"),
     *("registry", "errors", "progress", "arithmetic", "card", "settle", "tasks", "cache", "prompt_files", "prompt_ocr"),
-    *("shapes", "footprint", "runs", "tables"),
+    *("shapes", "footprint", "runs", "tables", "processes", "locks", "origin", "checkpoints", "run_paths"),
+    *("paths", "safe_yaml", "recipe_secrets", "prompt_text", "adapter_config", "adapter_header", "json_files"),
 }
 FRONT = {
-    *("cli", "options", "plan", "preflight", "execute", "launch", "console", "track"),
+    *("cli", "options", "plan", "preflight", "base_check", "execute", "launch", "console", "track", "signals"),
     *("cli_bench", "cli_eval", "cli_rewards", "cli_prompts", "cli_runs"),
     *("demo", "report", "__main__"),
 }
@@ -42,20 +43,34 @@ ANY = "*"
 RULES = {
     "core": rule({"core", "errors"}, TENSORS),
     "train": rule({"core", "models.base", "train", "errors"}, TENSORS | {"safetensors"}),
-    "train.loop": rule({"core", "models.base", "train", "errors"}, TENSORS | {"accelerate"}),
+    "train.loop": rule({"core", "models.base", "train", "errors", "processes"}, TENSORS),
+    "processes": rule({"errors"}, set(), {"torch"}),
     "train.optimizers": rule({"errors"}, {"torch"}, {"bitsandbytes"}),
     "models": rule(
-        {"core", "models", "errors", "files", "shapes"},
+        {"core", "models", "errors", "files", "json_files", "processes", "adapter_config", "adapter_header", "shapes"},
         TENSORS | {"diffusers", "transformers", "peft", "safetensors", "huggingface_hub", "numpy"},
     ),
-    "models.shapes": rule({"shapes", "files"}, set()),
-    "rewards": rule({"core.types", "rewards", "errors", "cache"}, TENSORS | {"numpy", "PIL"}, {ANY}),
-    "prompts": rule({"core.types", "core.routing", "errors", "registry"}, set(), {ANY}),
+    "models.shapes": rule({"shapes", "json_files"}, set()),
+    "rewards": rule({"core.types", "rewards", "errors", "cache", "prompt_text"}, TENSORS | {"numpy", "PIL"}, {ANY}),
+    "prompts": rule({"core.types", "core.routing", "errors", "registry", "prompt_text"}, set(), {ANY}),
     "prompt_geneval": rule({"rewards.coco"}, set()),
     "prompt_sources": rule(
-        {"core.types", "errors", "prompts", "prompt_files", "prompt_geneval", "rewards.clauses"}, set()
+        {"core.types", "errors", "prompts", "prompt_files", "prompt_geneval", "prompt_text", "rewards.clauses"}, set()
     ),
-    "suites": rule({"core.types", "rewards", "prompts", "prompt_files", "prompt_sources", "suites", "errors"}, TENSORS),
+    "suites": rule(
+        {
+            "core.types",
+            "rewards",
+            "prompts",
+            "prompt_files",
+            "prompt_sources",
+            "prompt_text",
+            "suites",
+            "errors",
+            "json_files",
+        },
+        TENSORS,
+    ),
     "toy": rule(
         {"core", "prompts", "rewards", "suites", "toy", "errors"},
         TENSORS | {"numpy", "PIL", "diffusers", "transformers", "safetensors", "tokenizers"},
@@ -68,9 +83,11 @@ RULES = {
         {"huggingface_hub", "diffusers"},
     ),
     "foundation": rule(FOUNDATION, {"pydantic", "yaml"}, {"huggingface_hub"}),
-    "front": rule(FOUNDATION | FRONT, {"yaml"}, {"jinja2"}),
+    "front": rule(FOUNDATION | FRONT, set(), {"jinja2"}),
+    "preflight": rule(FOUNDATION | FRONT | {"rewards.clauses"}, set()),
+    "base_check": rule(FOUNDATION | {"models.folders"}, set()),
     "cli": rule(FOUNDATION | FRONT, {"typer"}, {"stages"}),
-    "cli_rewards": rule(FOUNDATION | FRONT, {"typer"}, {"stages", "yaml"}),
+    "cli_rewards": rule(FOUNDATION | FRONT, {"typer"}, {"stages"}),
     "cli_runs": rule(FOUNDATION, {"typer"}),
     "cli_prompts": rule(FOUNDATION | {"prompt_geneval"}, {"typer"}),
     "cli_bench": rule(FOUNDATION | FRONT, {"typer"}, {"bench"}),
@@ -190,7 +207,7 @@ def test_a_wrong_import_is_refused(module, source, word):
     ("module", "source"),
     [
         ("core.losses", "import math\nimport torch\nfrom flowopd_cli.core.types import Loss"),
-        ("train.loop", "from accelerate import Accelerator\nfrom flowopd_cli.models.base import FlowModel"),
+        ("train.loop", "from flowopd_cli.processes import everyone\nfrom flowopd_cli.models.base import FlowModel"),
         ("rewards.ocr", "def f():\n    import rapidocr"),
         ("stages.teacher", "from flowopd_cli.stages import _model\nfrom flowopd_cli.run import RunDir"),
         ("cli", "def f():\n    from flowopd_cli.stages import teacher"),
@@ -222,7 +239,7 @@ def test_stages_leave_file_names_to_the_run(module):
     assert literal_file_names(MODULES[module].read_text(encoding="utf-8")) == []
 
 
-@pytest.mark.parametrize("module", [name for name in MODULES if name not in {"run", "manifest"}])
+@pytest.mark.parametrize("module", [name for name in MODULES if name not in {"run_paths", "manifest"}])
 def test_only_the_run_knows_the_files_of_a_run(module):
     found = set(literal_file_names(MODULES[module].read_text(encoding="utf-8")))
     assert not found & {"recipe.yaml", "manifest.json", "metrics.jsonl", "prompts.json", "report.html", "README.md"}

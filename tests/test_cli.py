@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tiny_adapters import TOY_SHA, pair, write_adapter
 
 from flowopd_cli import cli, launch
 from flowopd_cli.console import Console, duration
@@ -84,14 +85,13 @@ def stage(monkeypatch):
     return install
 
 
-def trained(path, *, base="b" * 64, stage="teacher"):
+def trained(path, *, base=TOY_SHA, stage="teacher"):
     """A finished run with an adapter in it."""
     from flowopd_cli import recipe as recipes
 
     run = RunDir.create(path, stage)
     run.start(recipes.build(TEACHER))
-    run.adapter_dir.mkdir()
-    (run.adapter_dir / "adapter_config.json").write_text("{}", encoding="utf-8")
+    write_adapter(run.adapter_dir)
     run.set_base("toy", base)
     run.finish("done")
     return run
@@ -376,7 +376,7 @@ def test_push_without_a_repository_leaves_no_run(flowopd, stage, tmp_path):
 
 def test_a_start_from_an_adapter_records_that_adapters_shape(flowopd, stage, tmp_path):
     config = {"r": 16, "lora_alpha": 16.0, "target_modules": ["attn.to_q"]}
-    (trained("a").adapter_dir / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
+    write_adapter(trained("a").adapter_dir, pair(rank=16), **config)
     calls = stage("distill")
     code, _, err = flowopd("distill", "--init", "a", "--out", "r")
     assert code == 0
@@ -469,7 +469,7 @@ def test_sigterm_outside_the_loop_is_like_ctrl_c(flowopd, stage, tmp_path):
     before = signal.getsignal(signal.SIGTERM)
     stage("eval", is_told_to_stop)
     code, _, err = flowopd("eval", "--out", "r")
-    assert code == 130
+    assert code == 143
     assert "stopped; go on with: flowopd eval --resume r" in err
     assert RunDir.open(tmp_path / "r").manifest().status == "interrupted"
     assert signal.getsignal(signal.SIGTERM) is before

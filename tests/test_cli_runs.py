@@ -5,7 +5,8 @@ import json
 import pytest
 
 from flowopd_cli import recipe as recipes
-from flowopd_cli.run import LOCK, RunDir
+from flowopd_cli.manifest import LOCK
+from flowopd_cli.run import RunDir
 
 DATA = {"stage": "merge", "model": {"pretrained": "toy"}, "adapters": ["base"]}
 
@@ -41,7 +42,7 @@ def test_runs_are_listed_oldest_first_with_how_they_ended(make, flowopd, tmp_pat
     assert {name: row["status"] for name, row in rows.items()} == {
         "b": "done",
         "deep/a": "interrupted",
-        "c": "abandoned",
+        "c": "interrupted",
         "d": "damaged",
     }
     assert rows["b"]["figures"] == {"rank": 32}
@@ -75,7 +76,7 @@ def test_a_sound_run_is_said_to_be_sound(make, flowopd):
         (lambda run: run.eval_file("some").unlink(), "missing"),
         (lambda run: run.eval_file("some").write_text("longer than it was"), "bytes, not"),
         (lambda run: run.eval_file("some").write_text(json.dumps({"mean": 2})), "content has changed"),
-        (lambda run: (run.checkpoint_dir(5) / "state").write_bytes(b"stale"), "damaged or incomplete"),
+        (lambda run: (run.checkpoints.path(5) / "state").write_bytes(b"stale"), "damaged or incomplete"),
         (lambda run: run.set_parents([{"role": "t", "ref": "gone", "sha256": "0"}]), "no such run directory"),
     ],
 )

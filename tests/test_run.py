@@ -3,14 +3,13 @@
 import json
 import os
 import socket
-import threading
-from contextlib import suppress
 
 import pytest
 
 from flowopd_cli import recipe as recipes
 from flowopd_cli.errors import ArtifactError
-from flowopd_cli.files import Lock, atomic_write, sha256_file
+from flowopd_cli.files import atomic_write, sha256_file
+from flowopd_cli.locks import Lock
 from flowopd_cli.refs import recorded_base
 from flowopd_cli.run import AdapterRef, Base, Parent, RunDir
 
@@ -59,6 +58,73 @@ def test_force_replaces_a_run_and_only_what_is_ours(tmp_path):
     assert not again.metrics_file.exists()
     assert not again.adapter_dir.exists()
     assert (again.path / "notes.txt").read_text(encoding="utf-8") == "mine"
+
+
+def test_a_force_that_is_killed_halfway_leaves_a_run_that_can_be_replaced(tmp_path, monkeypatch):
+    run = with_adapter(tmp_path / "r")
+
+    def killed(path):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("flowopd_cli.files.remove", killed)
+        with pytest.raises(KeyboardInterrupt):
+            RunDir.create(run.path, "teacher", force=True)
+    assert (run.manifest().status, run.manifest().artifacts) == ("interrupted", ())
+    (run.path / ".lock").unlink()
+    RunDir.create(run.path, "teacher", force=True)
+    assert not run.recipe_file.exists()
+
+
+def test_a_command_that_came_and_went_before_the_lock_is_seen(tmp_path, monkeypatch):
+    """Another command fills the directory after it was looked at and before it is locked."""
+    rival, acquire = tmp_path / "r", Lock.acquire
+
+    def late(lock):
+        monkeypatch.setattr(Lock, "acquire", acquire)
+        started(rival).finish("done")
+        lock.acquire()
+
+    monkeypatch.setattr(Lock, "acquire", late)
+    with pytest.raises(ArtifactError, match="is not empty"):
+        RunDir.create(rival, "teacher")
+    assert RunDir.open(rival).manifest().status == "done"
+    assert not (rival / ".lock").exists()
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path):
+    run = started(tmp_path / "r")
+    run.save_checkpoint(1, lambda folder: (folder / "state").write_text("1"), keep=2)
+    run.finish("interrupted")
+    left = [run.path / ".manifest.json.99.part", run.checkpoints.folder / ".staging-step-000002" / "state"]
+    for path in left:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("half")
+    again = RunDir.open(run.path)
+    again.start(RECIPE)
+    assert not any(path.exists() for path in left)
+    assert again.checkpoints.steps() == [1]
+
+
+def test_hidden_files_are_no_artifacts(tmp_path):
+    run = started(tmp_path / "r")
+    (run.path / ".notes").write_text("x")
+    run.finish("done")
+    assert [artifact.path for artifact in run.manifest().artifacts] == ["recipe.yaml"]
+
+
+def test_a_run_that_was_taken_over_writes_nothing_more(tmp_path):
+    run = started(tmp_path / "r")
+    (run.path / ".lock").write_text(json.dumps({"pid": 1, "birth": None, "host": "elsewhere"}))
+    for write in (
+        lambda: run.save_checkpoint(1, lambda folder: None, keep=1),
+        lambda: run.save_adapter(lambda folder: None),
+        lambda: run.finish("done"),
+    ):
+        with pytest.raises(ArtifactError, match="another process has taken this run over"):
+            write()
+    assert run.manifest().status == "running"
+    assert run.checkpoints.steps() == []
 
 
 def test_force_never_empties_a_directory_that_is_no_run(tmp_path):
@@ -137,7 +203,7 @@ def test_rows_survive_a_torn_last_line_and_resume_logs_each_iteration_once(tmp_p
     with run.metrics_file.open("a", encoding="utf-8") as handle:
         handle.write('{"iteration": 6, "lo')
     assert [row["iteration"] for row in run.rows()] == [1, 2, 3, 4, 5]
-    run.truncate_metrics(3)
+    run.go_back(3)
     assert [row["iteration"] for row in run.rows()] == [1, 2, 3]
     run.log({"iteration": 4})
     assert [row["iteration"] for row in run.rows()] == [1, 2, 3, 4]
@@ -148,7 +214,7 @@ def test_rows_without_iteration_are_cut_by_step(tmp_path):
     run = started(tmp_path / "r")
     for step in range(4):
         run.log({"step": step})
-    run.truncate_metrics(1)
+    run.go_back(1)
     assert [row["step"] for row in run.rows()] == [0, 1]
 
 
@@ -179,12 +245,12 @@ def test_checkpoints_are_pruned_and_damaged_ones_skipped(tmp_path):
     run = started(tmp_path / "r")
     for step in (10, 20, 30):
         run.save_checkpoint(step, lambda folder, s=step: (folder / "state").write_text(str(s)), keep=2)
-    assert sorted(p.name for p in run.checkpoints_dir.iterdir()) == ["step-000020", "step-000030"]
-    assert run.latest_checkpoint() == (30, run.checkpoint_dir(30))
-    (run.checkpoint_dir(30) / "state").write_text("bitrot")
-    assert run.latest_checkpoint() == (20, run.checkpoint_dir(20))
-    (run.checkpoint_dir(20) / "state").unlink()
-    assert run.latest_checkpoint() is None
+    assert sorted(p.name for p in run.checkpoints.folder.iterdir()) == ["step-000020", "step-000030"]
+    assert run.checkpoints.newest() == (30, run.checkpoints.path(30))
+    (run.checkpoints.path(30) / "state").write_text("bitrot")
+    assert run.checkpoints.newest() == (20, run.checkpoints.path(20))
+    (run.checkpoints.path(20) / "state").unlink()
+    assert run.checkpoints.newest() is None
 
 
 def test_a_writer_that_dies_leaves_the_last_checkpoint(tmp_path):
@@ -197,10 +263,10 @@ def test_a_writer_that_dies_leaves_the_last_checkpoint(tmp_path):
 
     with pytest.raises(OSError, match="disk full"):
         run.save_checkpoint(2, dies, keep=2)
-    assert run.latest_checkpoint() == (1, run.checkpoint_dir(1))
+    assert run.checkpoints.newest() == (1, run.checkpoints.path(1))
     run.save_checkpoint(1, lambda folder: (folder / "state").write_text("again"), keep=2)
-    assert (run.checkpoint_dir(1) / "state").read_text() == "again"
-    assert [p.name for p in run.checkpoints_dir.iterdir()] == ["step-000001"]
+    assert (run.checkpoints.path(1) / "state").read_text() == "again"
+    assert [p.name for p in run.checkpoints.folder.iterdir()] == ["step-000001"]
 
 
 def test_two_writers_refuse_and_a_dead_owner_is_replaced(tmp_path):
@@ -217,64 +283,6 @@ def test_two_writers_refuse_and_a_dead_owner_is_replaced(tmp_path):
         again.finish("done")
 
 
-def test_a_reused_process_number_is_not_its_old_owner(tmp_path):
-    path = tmp_path / ".lock"
-    path.write_text(json.dumps({"pid": os.getpid(), "birth": "1", "host": socket.gethostname()}), encoding="utf-8")
-    lock = Lock(path)
-    lock.acquire()
-    assert lock.held
-
-
-def rivals(path, count=8):
-    """How many of several threads that start together take a lock."""
-    start, held = threading.Barrier(count), []
-
-    def take():
-        lock = Lock(path)
-        start.wait()
-        with suppress(ArtifactError):
-            lock.acquire()
-            held.append(lock)
-
-    threads = [threading.Thread(target=take) for _ in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return len(held)
-
-
-@pytest.mark.parametrize("left_behind", [None, {"pid": 2**22 + 1, "birth": "0", "host": socket.gethostname()}])
-def test_of_rivals_one_takes_the_lock(tmp_path, left_behind):
-    for attempt in range(30):
-        path = tmp_path / str(attempt) / ".lock"
-        path.parent.mkdir()
-        if left_behind:
-            path.write_text(json.dumps(left_behind), encoding="utf-8")
-        assert rivals(path) == 1
-        assert [file.name for file in path.parent.iterdir()] == [".lock"]
-
-
-def test_a_lock_needs_no_hard_links(tmp_path, monkeypatch):
-    def refuse(*names):
-        raise PermissionError("no links here")
-
-    monkeypatch.setattr("os.link", refuse)
-    first, second = Lock(tmp_path / ".lock"), Lock(tmp_path / ".lock")
-    first.acquire()
-    with pytest.raises(ArtifactError, match="is writing this run"):
-        second.acquire()
-    first.release()
-    second.acquire()
-
-
-def test_a_lock_of_another_machine_is_respected(tmp_path):
-    path = tmp_path / ".lock"
-    path.write_text(json.dumps({"pid": 1, "birth": None, "host": "elsewhere"}), encoding="utf-8")
-    with pytest.raises(ArtifactError, match=r"on elsewhere .* delete"):
-        Lock(path).acquire()
-
-
 def test_a_follower_writes_nothing(tmp_path):
     run = RunDir(tmp_path / "r", writes=False)
     run.start(RECIPE)
@@ -283,11 +291,11 @@ def test_a_follower_writes_nothing(tmp_path):
     run.write_eval("ocr", "{}")
     run.write_image("x", None)
     run.save_checkpoint(1, lambda folder: None, keep=1)
-    run.truncate_metrics(0)
+    run.go_back(0)
     run.finish("done")
     assert not (tmp_path / "r").exists()
     assert run.rows() == []
-    assert run.latest_checkpoint() is None
+    assert run.checkpoints.newest() is None
 
 
 def test_atomic_write_leaves_no_debris(tmp_path):
@@ -322,7 +330,7 @@ def test_the_record_of_a_base_is_read_from_any_folder_that_has_one(tmp_path):
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "me/base"}', encoding="utf-8")
     assert recorded_base(tmp_path) == AdapterRef.parse(str(tmp_path)).base() == Base(ref="me/base")
     assert recorded_base(None) is None
-    assert recorded_base(run.checkpoints_dir) is None
+    assert recorded_base(run.checkpoints.folder) is None
 
 
 def test_the_shape_of_an_adapter_is_what_its_configuration_says(tmp_path):

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
 from flowopd_cli.errors import ArtifactError
-from flowopd_cli.files import read_json
+from flowopd_cli.json_files import read_json
 
 CONFIG = "transformer/config.json"
 WHOLE_FILE_BYTES = 64 * 1024**2
@@ -37,7 +36,7 @@ def _checked(folder: Path, pretrained: str | Path, transformer: str | None) -> P
     config = folder / CONFIG
     if not config.is_file():
         raise ArtifactError(f"{pretrained}: not a diffusers pipeline (no {CONFIG} in it)")
-    kind = json.loads(config.read_text(encoding="utf-8")).get("_class_name")
+    kind = read_json(config, "configuration of a transformer").get("_class_name")
     if transformer is not None and kind != transformer:
         raise ArtifactError(
             f"{pretrained}: its transformer is {kind}, this family's is {transformer}: "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -23,8 +22,13 @@ from flowopd_cli.models.attention import choose_attention
 from flowopd_cli.models.devices import pick_dtype, take_device
 from flowopd_cli.models.embeddings import EmbeddingStore, Row, store_folder
 from flowopd_cli.models.folders import absent_parts, base_fingerprint, encoder_identity, locate
+from flowopd_cli.models.parts import load_part
 from flowopd_cli.models.quiet import hush
+from flowopd_cli.models.shards import Turns
+from flowopd_cli.models.shards import shard as cut
 from flowopd_cli.models.speed import allow_tf32, checkpointed, compile_blocks
+from flowopd_cli.processes import rank_and_world
+from flowopd_cli.shapes import pixels_of
 
 if TYPE_CHECKING:  # imported where encoders are loaded: it takes seconds, and few runs need them
     from diffusers import DiffusionPipeline
@@ -56,14 +60,19 @@ class PipelineModel(ABC):
         max_sequence_length: int,
         targets: Sequence[str],
         prompt_cache: Path | None = None,
+        shard: bool = False,
     ) -> None:
         hush()
         self.folder, self.dtype, self.device = folder, dtype, device
         self.max_sequence_length = max_sequence_length
         self.transformer = self._load_transformer()
+        self._turns: Turns | None = None
+        if shard and rank_and_world()[1] > 1:
+            cut(self.transformer, self.blocks, device)
+            self._turns = Turns(self._idle)
         self.transformer.to(device).eval()
         self.adapters = AdapterBank(self.transformer, targets)
-        self._scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler")
+        self._scheduler = load_part(FlowMatchEulerDiscreteScheduler, folder, "scheduler")
         self._resolution = resolution
         self._encoders: DiffusionPipeline | None = None
         self._vae: AutoencoderKL | None = None
@@ -72,7 +81,8 @@ class PipelineModel(ABC):
 
     def _load_transformer(self) -> ModelMixin:
         """The transformer's weights, read once; :mod:`~flowopd_cli.models.random` makes them up."""
-        return self.transformer_class.from_pretrained(self.folder, subfolder="transformer", torch_dtype=self.dtype)
+        options = {"torch_dtype": self.dtype, "use_safetensors": True}
+        return load_part(self.transformer_class, self.folder, "transformer", **options)
 
     @classmethod
     def load(
@@ -89,11 +99,12 @@ class PipelineModel(ABC):
         tf32: bool = True,
         compile: str = "none",
         attention: str = "auto",
+        shard: bool = False,
     ) -> Model:
         """Load a folder or Hub id; for ``auto`` see :mod:`flowopd_cli.models.devices`.
 
-        ``prompt_cache`` is a folder in which embeddings outlive the run; without one they stay in memory. For the last
-        three see :mod:`flowopd_cli.models.speed` and :mod:`flowopd_cli.models.attention`.
+        ``prompt_cache`` is a folder in which embeddings outlive the run; without one they stay in memory. For the rest
+        see :mod:`~flowopd_cli.models.speed`, :mod:`~flowopd_cli.models.attention`, :mod:`~flowopd_cli.models.shards`.
 
         Raises:
             ArtifactError: nothing there, a pipeline of another family, no such device, it cannot be fetched, or
@@ -107,9 +118,8 @@ class PipelineModel(ABC):
             dtype=pick_dtype(dtype, place),
             device=place,
             resolution=resolution,
-            max_sequence_length=max_sequence_length,
-            targets=targets,
-            prompt_cache=prompt_cache,
+            **{"max_sequence_length": max_sequence_length, "targets": targets},
+            **{"prompt_cache": prompt_cache, "shard": shard},
         )
         choose_attention(model.transformer, attention)
         compile_blocks(model.blocks, compile)
@@ -136,8 +146,7 @@ class PipelineModel(ABC):
         """
         if self._resolution is None:
             return own
-        config = json.loads((self.folder / "vae" / "config.json").read_text(encoding="utf-8"))
-        factor = 2 ** (len(config["block_out_channels"]) - 1)
+        factor = pixels_of(self.folder)
         if self._resolution % (patch * factor):
             raise ArtifactError(f"model.resolution {self._resolution} is not a multiple of {patch * factor} pixels")
         return self._resolution // factor
@@ -207,8 +216,21 @@ class PipelineModel(ABC):
 
     def _transform(self, adapters: Sequence[str | None] | None, **inputs: Any) -> Tensor:
         """The transformer once, in float32 at the end; row i through ``adapters[i]``, or all through the one in use."""
+        if self._turns is not None:
+            self._turns.take()
         with self.adapters.mix(adapters):
             return self.transformer(**inputs, return_dict=False)[0].float()
+
+    def _idle(self, gradients: bool) -> None:
+        """A forward of nothing, with ``gradients`` of nothing through the policy, in step with other processes."""
+        config = self.transformer.config
+        x = torch.zeros(1, self.latent_shape[0], 2, 2, device=self.device)
+        embeds = torch.zeros(1, 1, config.joint_attention_dim, device=self.device, dtype=self.dtype)
+        pooled = torch.zeros(1, config.pooled_projection_dim, device=self.device, dtype=self.dtype)
+        with self.adapters.use("policy" if gradients else None):
+            velocity = self.velocity(x, x.new_ones(1), Conditioning(embeds, pooled), guidance=1.0)
+            if gradients:
+                (0 * velocity.sum()).backward()
 
     def checkpoint_gradients(self) -> None:
         """Keep only the blocks' inputs for the backward, and compute the rest again: less memory, a third slower."""
@@ -218,7 +240,8 @@ class PipelineModel(ABC):
     def decode(self, latents: Float[Tensor, "b C H W"]) -> Float[Tensor, "b 3 H W"]:
         """Pictures in [0, 1], float32; the autoencoder is loaded when first asked for and works in float32."""
         if self._vae is None:
-            self._vae = AutoencoderKL.from_pretrained(self.folder, subfolder="vae", torch_dtype=torch.float32)
+            options = {"torch_dtype": torch.float32, "use_safetensors": True}
+            self._vae = load_part(AutoencoderKL, self.folder, "vae", **options)
             self._vae.to(self.device).eval().requires_grad_(False)
         config = self._vae.config
         scaled = latents.float() / config.scaling_factor + (config.shift_factor or 0.0)
@@ -231,9 +254,9 @@ class PipelineModel(ABC):
     def _pipeline(self) -> Any:
         """The pipeline's text half: encoders and tokenizers, with the transformer that is already loaded."""
         if self._encoders is None:
-            self._encoders = getattr(diffusers, self.pipeline_name).from_pretrained(
-                self.folder, transformer=self.transformer, vae=None, torch_dtype=self.dtype, **absent_parts(self.folder)
-            )
+            own = {"transformer": self.transformer, "vae": None, "torch_dtype": self.dtype, "use_safetensors": True}
+            kind = getattr(diffusers, self.pipeline_name)
+            self._encoders = load_part(kind, self.folder, **own, **absent_parts(self.folder))
             for name, encoder in self._encoders.components.items():
                 if name.startswith("text_encoder") and encoder is not None:
                     encoder.to(self.device).eval().requires_grad_(False)

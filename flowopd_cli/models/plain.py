@@ -12,6 +12,7 @@ from torch import Tensor
 
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.models.folders import absent_parts
+from flowopd_cli.models.parts import load_part
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ def plain_pipeline(folder: Path, dtype: torch.dtype) -> Any:
     """The diffusers pipeline of a folder, whichever its family."""
     from diffusers import DiffusionPipeline  # its import takes seconds, and few runs need one
 
-    return DiffusionPipeline.from_pretrained(folder, torch_dtype=dtype, **absent_parts(folder))
+    options = {"torch_dtype": dtype, "use_safetensors": True, **absent_parts(folder)}
+    return load_part(DiffusionPipeline, folder, **options)
 
 
 def plain_picture(pipeline: Any, adapter: Path | None, request: Request) -> Float[Tensor, "1 3 H W"]:

@@ -9,13 +9,12 @@ import torch
 
 from flowopd_cli import registry
 from flowopd_cli.core.types import Prompt
+from flowopd_cli.processes import everyone, rank_and_world
 from flowopd_cli.prompts import GroupSampler, load_prompts
 from flowopd_cli.recipe import PromptSpec, RewardSpec, TrainSpec
 from flowopd_cli.rewards.base import RewardMix, Weighted
 from flowopd_cli.rewards.function import make_reward
-from flowopd_cli.stages._ranks import rank_and_world
 from flowopd_cli.train.collect import Draw
-from flowopd_cli.train.loop import everyone
 from flowopd_cli.train.share import Share, dealt, owners
 
 

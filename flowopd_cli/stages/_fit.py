@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from flowopd_cli.core.sampler import Sampler, draw_window
 from flowopd_cli.core.steps import make_kernel
 from flowopd_cli.core.types import Prompt
-from flowopd_cli.errors import ArtifactError
 from flowopd_cli.models.base import FlowModel, LoadedModel
 from flowopd_cli.progress import Progress
 from flowopd_cli.recipe import ColdstartRecipe, DistillRecipe, SamplingSpec, TeacherRecipe, TrainSpec
 from flowopd_cli.run import RunDir
+from flowopd_cli.stages._keeper import Keeper
 from flowopd_cli.stages._model import save_adapter
+from flowopd_cli.stages._resume import resume_state
 from flowopd_cli.stages._samples import make_sample_writer
 from flowopd_cli.stages._tune import tune
-from flowopd_cli.train.checkpoint import TrainState
-from flowopd_cli.train.loop import Experience, FitSettings, Hooks, fit
+from flowopd_cli.train.loop import Experience, FitSettings, fit
 from flowopd_cli.train.objectives import Objective, OPDSettings
 
 
@@ -46,6 +47,7 @@ def fit_settings(train: TrainSpec) -> FitSettings:
         warmup=train.warmup,
         weight_decay=train.weight_decay,
         max_grad_norm=train.max_grad_norm,
+        skip_limit=train.skip_limit,
         ema_decay=train.ema_decay,
         ema_every=train.ema_every,
         checkpoint_every=train.checkpoint_every,
@@ -70,49 +72,18 @@ def train(
     course: Course,
     *,
     resume: bool,
-) -> None:
-    """Train ``policy``, from the newest checkpoint on ``resume``, and leave the finished adapter in the run."""
+) -> dict[str, Any]:
+    """Train ``policy``, from the newest checkpoint on ``resume``, and leave the finished adapter in the run.
+
+    Returns the figures of its metrics that were logged last.
+    """
     spec = recipe.train
     tune(model, spec)
     state = resume_state(run, resume, progress)
     progress.start(spec.iterations, course.title, done=state.iteration if state else 0)
-    hooks = make_hooks(run, progress, spec, make_sample_writer(model, recipe, course.prompts, run))
+    ema = spec.ema_decay > 0
+    keeper = Keeper(run, progress, spec, lambda: save_adapter(model, run, recipe.model, ema=ema, best=True))
+    hooks = keeper.hooks(make_sample_writer(model, recipe, course.prompts, run), resumed=state is not None)
     fit(model, course.experience, course.objective, fit_settings(spec), state=state, hooks=hooks)
-    save_adapter(model, run, recipe.model, ema=spec.ema_decay > 0)
-
-
-def make_hooks(run: RunDir, progress: Progress, train: TrainSpec, sample: Callable[[int], None] | None) -> Hooks:
-    """Metrics, checkpoints and sample pictures of a training stage go into its run directory."""
-
-    def on_iteration(row: dict[str, float]) -> None:
-        run.log(row)
-        progress.step(row)
-
-    def on_checkpoint(iteration: int, state: TrainState) -> None:
-        run.save_checkpoint(iteration, state.save, train.keep_checkpoints)
-
-    return Hooks(on_iteration, on_checkpoint, sample or (lambda iteration: None), train.sample_every if sample else 0)
-
-
-def resume_state(run: RunDir, resume: bool, progress: Progress) -> TrainState | None:
-    """The newest sound checkpoint's state; metrics written after it are dropped.
-
-    Raises:
-        ArtifactError: there are checkpoints, but none is sound.
-    """
-    if not resume:
-        return None
-    found = run.latest_checkpoint()
-    written = sorted(path for path in run.checkpoints_dir.glob("[!.]*") if path.is_dir())
-    if found is None and written:
-        names = ", ".join(path.name for path in written)
-        raise ArtifactError(
-            f"{run.path}: its checkpoints are damaged ({names}), so there is nothing to go on from; "
-            f"start again with --out {run.path} --force"
-        )
-    if found is None:
-        progress.note("no checkpoint yet: starting with the first iteration")
-    elif written[-1] != found[1]:
-        progress.note(f"checkpoint {written[-1].name} is damaged: going on from {found[1].name}")
-    run.truncate_metrics(0 if found is None else found[0])
-    return None if found is None else TrainState.load(found[1])
+    save_adapter(model, run, recipe.model, ema=ema)
+    return keeper.figures()

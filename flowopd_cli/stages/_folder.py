@@ -16,8 +16,9 @@ from PIL import Image
 from torch import Tensor
 
 from flowopd_cli.errors import ArtifactError, RecipeError
-from flowopd_cli.files import atomic_write, read_json
-from flowopd_cli.run import DRAWN
+from flowopd_cli.files import atomic_write
+from flowopd_cli.json_files import read_json
+from flowopd_cli.run_paths import DRAWN
 from flowopd_cli.stages._wanted import Wanted
 
 UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
@@ -42,7 +43,9 @@ class PictureFolder:
         """
         path = self.root / DRAWN
         here = read_json(path, "note of what was drawn") if path.is_file() else {"settings": settings, "prompts": {}}
-        if here["settings"] != settings:
+        if not isinstance(here.get("prompts"), dict):
+            raise ArtifactError(f"{path}: damaged note of what was drawn; choose a fresh --out, or --force")
+        if here.get("settings") != settings:
             raise ArtifactError(f"{self.root}: has pictures of other settings; choose a fresh --out, or --force")
         changed = [home for home, digest in prompts.items() if here["prompts"].get(home, digest) != digest]
         if changed:

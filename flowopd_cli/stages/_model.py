@@ -11,10 +11,10 @@ from flowopd_cli.core.types import Prompt
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.manifest import Parent
 from flowopd_cli.models.base import LoadedModel
+from flowopd_cli.processes import rank_and_world
 from flowopd_cli.recipe import AdapterSpec, AnchorSpec, ModelSpec, TeacherSpec
 from flowopd_cli.refs import AdapterRef, recorded_base
 from flowopd_cli.run import RunDir
-from flowopd_cli.stages._ranks import rank_and_world
 from flowopd_cli.train.collect import Teacher
 
 
@@ -41,6 +41,7 @@ def load_model(spec: ModelSpec, targets: Sequence[str], run: RunDir | None = Non
         tf32=spec.tf32,
         compile=spec.compile,
         attention=spec.attention,
+        shard=spec.shard,
         prompt_cache=cache_dir() / "embeddings" if spec.cache_prompts else None,
     )
     _ = model.latent_shape
@@ -111,8 +112,7 @@ def resolve(ref: str, model: LoadedModel) -> Path | None:
     return path
 
 
-def save_adapter(model: LoadedModel, run: RunDir, spec: ModelSpec, *, ema: bool) -> None:
-    """Write the finished adapter (the EMA when there is one) in PEFT form; the first process alone does."""
-    if not run.writes:
-        return
-    model.adapters.save("policy_ema" if ema else "policy", run.adapter_dir, spec.pretrained, model.fingerprint)
+def save_adapter(model: LoadedModel, run: RunDir, spec: ModelSpec, *, ema: bool, best: bool = False) -> None:
+    """Write the adapter as it stands (the EMA when there is one) in PEFT form; the first process alone does."""
+    name = "policy_ema" if ema else "policy"
+    run.save_adapter(lambda folder: model.adapters.save(name, folder, spec.pretrained, model.fingerprint), best=best)

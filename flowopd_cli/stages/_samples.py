@@ -14,12 +14,11 @@ from flowopd_cli.core.sampler import Sampler
 from flowopd_cli.core.steps import make_kernel
 from flowopd_cli.core.types import Prompt
 from flowopd_cli.models.base import FlowModel
+from flowopd_cli.processes import everyone, rank_and_world
 from flowopd_cli.recipe import TeacherRecipe
 from flowopd_cli.run import RunDir
-from flowopd_cli.stages._ranks import rank_and_world
 from flowopd_cli.suites.base import image_seed
 from flowopd_cli.train import collect
-from flowopd_cli.train.loop import everyone
 
 SAMPLES = 8
 

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flowopd_cli.files import atomic_write, json_lines, plain, read_json_lines, remove
+from flowopd_cli.files import append, atomic_write, json_lines, plain, remove, storing
+from flowopd_cli.json_files import read_json_lines
 from flowopd_cli.rewards.base import Reward
 from flowopd_cli.run import RunDir
 from flowopd_cli.stages._folder import PictureFolder
@@ -50,9 +51,9 @@ class Journal:
             for name, row in rows
             if (path := files[key_of(row)]) is not None
         ]
-        self._home.mkdir(parents=True, exist_ok=True)
-        with self._file.open("a", encoding="utf-8") as handle:
-            handle.write(json_lines(lines))
+        with storing(self._home):
+            self._home.mkdir(parents=True, exist_ok=True)
+        append(self._file, json_lines(lines))
 
     def remove(self) -> None:
         """Remove all of them: the results are written."""

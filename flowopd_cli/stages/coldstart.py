@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
-from flowopd_cli.core.types import Conditioning
 from flowopd_cli.errors import RewardError
 from flowopd_cli.progress import Progress
 from flowopd_cli.recipe import ColdstartRecipe
 from flowopd_cli.run import RunDir
 from flowopd_cli.stages import _data, _fit, _model
+from flowopd_cli.stages._resume import prompts_digest
 from flowopd_cli.tasks import check_tasks
 from flowopd_cli.train import objectives, supervised
 
@@ -20,6 +18,7 @@ def run(recipe: ColdstartRecipe, run: RunDir, progress: Progress, *, resume: boo
     """Every teacher draws its own tasks' prompts; the best of each group is kept; the policy learns to draw them."""
     train, sft = recipe.train, recipe.sft
     drawer, prompts = _data.make_drawer(recipe.prompts, train, recipe.seed)
+    run.set_prompts(prompts_digest(prompts))
     check_tasks(recipe, prompts)
     rewards = _data.make_rewards(recipe.rewards, prompts) if recipe.rewards else None
     model = _model.load_model(recipe.model, recipe.adapter.targets, run)
@@ -28,24 +27,22 @@ def run(recipe: ColdstartRecipe, run: RunDir, progress: Progress, *, resume: boo
     run.set_parents(parents)
     _model.encode_ahead(model, prompts)
     sampler = _fit.make_sampler(model, recipe.sampling)
-    latents, cond = [], []
+    kept = []
     progress.note(f"drawing {sft.samples} kept pictures from {len(teachers)} teachers")
     draws = -(-sft.samples // train.groups)
     for index in range(draws):
-        kept = supervised.best_of_group(model, sampler, drawer(index), teachers, rewards, batch=train.rollout_batch)
-        latents.append(kept.trajectory.final)
-        cond.append(kept.cond)
-    data, texts = torch.cat(latents), Conditioning.cat(cond)
-    if not len(data):
+        drawn = supervised.best_of_group(model, sampler, drawer(index), teachers, rewards, batch=train.rollout_batch)
+        kept.append(drawn)
+    data = supervised.Pictures.of(kept)
+    if not data.prompts:
         raise RewardError("none of the teachers' pictures could be scored, so there is nothing to learn from")
 
     def experience(iteration: int):
-        rows = supervised.sft_rows(
-            data, texts, sft.batch, seed=recipe.seed + iteration, mean=sft.logit_mean, std=sft.logit_std
-        )
+        noise = {"seed": recipe.seed + iteration, "mean": sft.logit_mean, "std": sft.logit_std}
+        rows = supervised.sft_rows(data, sft.batch, **noise)
         own = rows[drawer.rank :: drawer.processes]
         return [[own[i : i + train.micro] for i in range(0, len(own), train.micro)]], {}
 
     course = _fit.Course("coldstart", experience, objectives.sft(model, recipe.sampling.guidance), prompts)
-    _fit.train(recipe, model, run, progress, course, resume=resume)
-    return {"metrics": {"pictures": len(data)}}
+    figures = _fit.train(recipe, model, run, progress, course, resume=resume)
+    return {"metrics": {"pictures": len(data.prompts), **figures}}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from flowopd_cli.recipe import DistillRecipe
 from flowopd_cli.rewards.base import RewardMix
 from flowopd_cli.run import RunDir
 from flowopd_cli.stages import _data, _fit, _lessons, _model
+from flowopd_cli.stages._resume import prompts_digest
 from flowopd_cli.tasks import check_tasks
 from flowopd_cli.train import collect, fused, objectives
 from flowopd_cli.train.collect import Draw
@@ -26,6 +27,7 @@ def run(recipe: DistillRecipe, run: RunDir, progress: Progress, *, resume: bool 
     """Rollout, target velocities by route, anchor velocities, ``opd``; no decoding unless rewards are logged."""
     guidance = recipe.sampling.guidance
     drawer, prompts = _data.make_drawer(recipe.prompts, recipe.train, recipe.seed)
+    run.set_prompts(prompts_digest(prompts))
     check_tasks(recipe, prompts)
     rewards = _data.make_rewards(recipe.rewards, prompts) if recipe.opd.log_rewards_every else None
     model = _model.load_model(recipe.model, recipe.adapter.targets, run)
@@ -37,13 +39,12 @@ def run(recipe: DistillRecipe, run: RunDir, progress: Progress, *, resume: bool 
     experience = _Experience(recipe, model, drawer, teachers, anchor, rewards)
     objective = objectives.opd(model, _fit.make_sampler(model, recipe.sampling), _fit.opd_settings(recipe))
     course = _fit.Course(f"distill {len(teachers)} teachers", experience, objective, prompts)
-    _fit.train(recipe, model, run, progress, course, resume=resume)
-    return {"metrics": experience.final}
+    return {"metrics": _fit.train(recipe, model, run, progress, course, resume=resume)}
 
 
 @dataclass(frozen=True)
 class _Experience:
-    """The optimizer steps of an iteration, by the recipe's schedule; ``final`` are the figures logged last."""
+    """The optimizer steps of an iteration, by the recipe's schedule."""
 
     recipe: DistillRecipe
     model: FlowModel
@@ -51,7 +52,6 @@ class _Experience:
     teachers: Mapping[str, Teacher]
     anchor: Teacher | None
     rewards: RewardMix | None
-    final: dict[str, float] = field(default_factory=dict)
 
     def __call__(self, iteration: int) -> tuple[Iterable[MicroBatches], Mapping[str, float]]:
         train, every = self.recipe.train, self.recipe.opd.log_rewards_every
@@ -79,6 +79,5 @@ class _Experience:
             pictures = collect.with_images(self.model, rolled, batch=self.recipe.train.rollout_batch)
             scored = collect.with_rewards(pictures, self.rewards)
             figures.update(collect.reward_figures(scored, draw.share))
-            self.final.update(figures)
 
         return log

@@ -7,12 +7,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from flowopd_cli.processes import everyone, rank_and_world
 from flowopd_cli.progress import Progress
 from flowopd_cli.recipe import EvalRecipe
 from flowopd_cli.refs import AdapterRef
 from flowopd_cli.run import RunDir
 from flowopd_cli.stages import _model
-from flowopd_cli.stages import _ranks as ranks
 from flowopd_cli.stages import _results as outcome
 from flowopd_cli.stages import _suites as suite_tools
 from flowopd_cli.stages._folder import Picture, PictureFolder
@@ -31,7 +31,7 @@ def run(recipe: EvalRecipe, run: RunDir, progress: Progress, *, resume: bool = F
         results = outcome.imported(suites, Path(recipe.eval.import_scores))
     else:
         results = judged(recipe, suites, run, progress)
-    if ranks.rank_and_world()[0]:
+    if rank_and_world()[0]:
         return {"suites": {}}
     for name, result in results.items():
         run.write_eval(name, json.dumps(result, indent=1))
@@ -42,7 +42,7 @@ def run(recipe: EvalRecipe, run: RunDir, progress: Progress, *, resume: bool = F
 
 def judged(recipe: EvalRecipe, asked: suite_tools.Asked, run: RunDir, progress: Progress) -> dict[str, Result]:
     """Results of every suite from pictures: those that are there, and those that are drawn now."""
-    rank, world = ranks.rank_and_world()
+    rank, world = rank_and_world()
     wanted = plan(asked.suites, recipe.eval)
     rewards = suite_tools.rewards(asked.suites, wanted)
     foreign = recipe.eval.pictures is not None
@@ -63,7 +63,7 @@ def judged(recipe: EvalRecipe, asked: suite_tools.Asked, run: RunDir, progress: 
                 scorer.submit(part, pictures)
             return [row for old in known.values() for row in old or ()] + scorer.finish()
 
-    rows = ranks.together(work)
+    rows = [row for part in everyone(work()) for row in part]
     if rank:
         return {}
     keep(run, wanted, folder, recipe.eval.keep_images)
@@ -95,7 +95,7 @@ def draw(
     recipe: EvalRecipe, missing: Sequence[Wanted], folder: PictureFolder, run: RunDir, progress: Progress
 ) -> Iterator[tuple[Sequence[Wanted], list[Picture]]]:
     """Pictures that are not there yet, under the recipe's adapter, a batch at a time."""
-    if not missing:
+    if not missing and not recipe.model.shard:
         return
     spec = recipe.eval
     model = _model.load_model(recipe.model, (), run)

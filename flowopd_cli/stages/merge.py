@@ -40,7 +40,7 @@ def run(recipe: MergeRecipe, run: RunDir, progress: Progress, *, resume: bool = 
     merged = merge(adapters, weights, options)
     rank = max(f.a.shape[0] for f in merged.factors.values())
     config = AdapterConfig(rank, float(rank), tuple(targets), recipe.model.pretrained, base_sha, {}, {})
-    write_adapter(run.adapter_dir, merged.factors, config)
+    run.save_adapter(lambda folder: write_adapter(folder, merged.factors, config))
     report = merged.report
     progress.note(
         f"{spec.method}: rank {rank}, energy kept {report.retained_energy:.4f}, error {report.relative_error:.4f}"

@@ -9,6 +9,7 @@ from typing import Any
 
 from flowopd_cli import card as cards
 from flowopd_cli.errors import ArtifactError, RecipeError
+from flowopd_cli.files import storing
 from flowopd_cli.models.adapter_files import read_adapter, write_adapter, write_diffusers
 from flowopd_cli.models.folders import absent_parts, locate
 from flowopd_cli.progress import Progress
@@ -35,7 +36,8 @@ def run(
     write_adapter(run.hub_dir, factors, replace(config, base=name))
     write_diffusers(run.hub_dir, factors)
     run.set_parents([reference.parent("pushed", adapter)])
-    fill(recipe, source, run)
+    with storing(run.hub_dir):
+        fill(recipe, source, run)
     largest = verify(source, run, recipe)
     progress.note(f"plain diffusers draws the same picture: largest difference {largest * 255:.2f} of 255")
     if not dry_run:

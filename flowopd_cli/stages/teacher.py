@@ -9,6 +9,7 @@ from flowopd_cli.progress import Progress
 from flowopd_cli.recipe import TeacherRecipe
 from flowopd_cli.run import RunDir
 from flowopd_cli.stages import _background, _data, _fit, _lessons, _model
+from flowopd_cli.stages._resume import prompts_digest
 from flowopd_cli.tasks import check_tasks
 from flowopd_cli.train import collect, graded, objectives
 
@@ -17,6 +18,7 @@ def run(recipe: TeacherRecipe, run: RunDir, progress: Progress, *, resume: bool 
     """Rollout, rewards, advantages, clipped surrogate; the adapter ends in ``adapter/``."""
     train, grpo = recipe.train, recipe.grpo
     drawer, prompts = _data.make_drawer(recipe.prompts, train, recipe.seed)
+    run.set_prompts(prompts_digest(prompts))
     check_tasks(recipe, prompts)
     rewards = _data.make_rewards(recipe.rewards, prompts)
     model = _model.load_model(recipe.model, recipe.adapter.targets, run)
@@ -24,7 +26,6 @@ def run(recipe: TeacherRecipe, run: RunDir, progress: Progress, *, resume: bool 
     _model.encode_ahead(model, prompts)
     base = collect.Teacher(None, recipe.sampling.guidance) if grpo.beta else None
     grader = graded.Grader(model, partial(_background.InBackground, rewards), train.rollout_batch, base)
-    final: dict[str, float] = {}
 
     def experience(iteration: int):
         sampler = _lessons.iteration_sampler(model, recipe, iteration)
@@ -41,12 +42,12 @@ def run(recipe: TeacherRecipe, run: RunDir, progress: Progress, *, resume: bool 
             figures["resampled_groups"] = float(replaced)
         advantages = {"std": grpo.std, "clip": grpo.adv_clip, "share": draw.share, "scores": scores}
         rolled = collect.with_advantages(rolled, **advantages)
-        final.update(figures)
+        if not scores.result.valid.any():
+            return [], figures
         deal = {"updates": train.updates, "micro": train.micro, "seed": recipe.seed + iteration, "share": draw.share}
         return collect.step_batches(rolled, sampler, **deal), figures
 
     sampler = _fit.make_sampler(model, recipe.sampling)
     objective = objectives.grpo(model, sampler, clip=grpo.clip, beta=grpo.beta)
     course = _fit.Course(f"teacher {'+'.join(r.name for r in recipe.rewards)}", experience, objective, prompts)
-    _fit.train(recipe, model, run, progress, course, resume=resume)
-    return {"metrics": final}
+    return {"metrics": _fit.train(recipe, model, run, progress, course, resume=resume)}

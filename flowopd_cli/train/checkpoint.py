@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from flowopd_cli.models.base import FlowModel
@@ -60,8 +60,8 @@ class TrainState:
         return {name.removeprefix(prefix): value for name, value in self.tensors.items() if name.startswith(prefix)}
 
     def save(self, folder: Path) -> None:
-        """Write the two files of a checkpoint."""
-        save_file(self.tensors, folder / TENSORS)
+        """Write the two files of a checkpoint; what the system refuses is an :class:`OSError` that says why."""
+        (folder / TENSORS).write_bytes(save(self.tensors))
         (folder / COUNTERS).write_text(json.dumps({"iteration": self.iteration, "step": self.step}), encoding="utf-8")
 
     @classmethod

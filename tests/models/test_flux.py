@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from flowopd_cli import recipe as recipes
 from flowopd_cli.arithmetic import arithmetic
 from flowopd_cli.card import Card, metadata
-from flowopd_cli.errors import ArtifactError, RecipeError
+from flowopd_cli.errors import ArtifactError
 from flowopd_cli.footprint import footprint, forward_operations, kept
 from flowopd_cli.manifest import Manifest
 from flowopd_cli.models.adapters import AdapterBank
@@ -263,7 +263,7 @@ def test_a_base_on_the_command_line_brings_its_family(folder, tmp_path):
 
 def test_a_base_of_another_family_than_the_recipes_is_refused_before_anything_is_loaded(folder):
     recipe = recipes.build({"stage": "eval", "model": {"pretrained": str(folder), "family": "sd3"}})
-    with pytest.raises(RecipeError, match=r"model\.family sd3: .* is of the family flux: use --set model\.family=flux"):
+    with pytest.raises(ArtifactError, match=r"family sd3: .* is of the family flux: use --set model\.family=flux"):
         check_names(recipe)
     assert family_of(str(folder)) == "flux"
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
-from flowopd_cli.files import read_json
+from flowopd_cli.json_files import read_json
 from flowopd_cli.shapes import (
     FULL,
     TIME_CHANNELS,

@@ -1,0 +1,112 @@
+"""What the processes of one run say to each other: everything goes through here, an error of one of them included."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from flowopd_cli.errors import FlowOPDError
+
+T = TypeVar("T")
+LONG = timedelta(days=7)  # one process may have far more to judge than another
+
+_before: list[Callable[[], None]] = []  # one at most
+
+
+@dataclass(frozen=True)
+class _Fault:
+    """What a process sends that cannot go on."""
+
+    text: str
+    exit_code: int
+
+
+def rank_and_world() -> tuple[int, int]:
+    """This process's number and how many there are, as the launcher says."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def everyone(value: T) -> list[T]:
+    """What every process passes here, in their order; all of them have to call it. Alone: ``[value]``.
+
+    Raises:
+        FlowOPDError: another one met an error inside :func:`together` instead.
+    """
+    if rank_and_world()[1] == 1:
+        return [value]
+    for finish in _before:
+        finish()
+    return exchange(value)
+
+
+def exchange(value: T) -> list[T]:
+    """:func:`everyone` for those whom it would call first; see :func:`before_everyone`.
+
+    Raises:
+        FlowOPDError: as there.
+    """
+    found = _gathered(value)
+    for other in found:
+        if isinstance(other, _Fault):
+            error = FlowOPDError(other.text)
+            error.exit_code, error.told = other.exit_code, True
+            raise error
+    return found
+
+
+def add_up(flat: T) -> T:
+    """The sum of every process's tensor ``flat``, in place; after an :func:`everyone`, so that all are there."""
+    if rank_and_world()[1] > 1:
+        start()
+        _dist().all_reduce(flat)
+    return flat
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """All processes leave the block in the same way: a user's error of one is raised in the others.
+
+    What is no such error (a bug, no memory) ends its process, and the launcher the others.
+
+    Raises:
+        FlowOPDError: another process could not do its part, and why.
+    """
+    try:
+        yield
+    except FlowOPDError as error:
+        if not error.told and rank_and_world()[1] > 1:
+            error.told = True
+            _gathered(_Fault(str(error), error.exit_code))
+        raise
+    everyone(None)
+
+
+def before_everyone(finish: Callable[[], None]) -> None:
+    """Have ``finish``, and nothing asked for earlier, called when this process is about to wait for all the others."""
+    _before[:] = [finish]
+
+
+def start() -> None:
+    """Join the other processes, if that has not been done; a GPU of one's own is to be chosen before."""
+    import torch
+
+    if not _dist().is_initialized():
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        _dist().init_process_group(backend, timeout=LONG)
+
+
+def _gathered(value: Any) -> list[Any]:
+    start()
+    found: list[Any] = [None] * rank_and_world()[1]
+    _dist().all_gather_object(found, value)
+    return found
+
+
+def _dist() -> Any:
+    import torch.distributed as dist
+
+    return dist

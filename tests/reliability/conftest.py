@@ -1,0 +1,56 @@
+"""One server of quick processes, and undisturbed runs to compare with."""
+
+from pathlib import Path
+
+import forks as quick
+import pytest
+import toyruns
+from safetensors.torch import load_file
+
+from flowopd_cli.run import RunDir
+
+
+@pytest.fixture(scope="session")
+def forks(tmp_path_factory):
+    """Runs command lines in forked processes."""
+    with quick.server(tmp_path_factory.mktemp("said")) as found:
+        yield found
+
+
+class Whole:
+    """Undisturbed runs: two teachers and their student. ``commands`` are the lines that made them."""
+
+    def __init__(self, root, forks):
+        self.root, self._forks = root, forks
+        self.paths = {name: root / name for name in ("teacher", "other", "distill")}
+        self.commands = {
+            "teacher": toyruns.teacher("quality", "train.keep_best.metric=reward"),
+            "other": toyruns.teacher("geneval", "train.iterations=2", "train.keep_best=null"),
+            "distill": toyruns.distill(self.paths["teacher"], self.paths["other"]),
+        }
+        self.made = {name: self._make(name) for name in self.commands}
+
+    def _make(self, name):
+        ended = self._forks.run(*self.commands[name], "--out", self.paths[name], below=self.paths[name])
+        assert ended.code == 0, ended.err
+        return ended
+
+    def in_two(self, stage):
+        """The undisturbed run of two processes."""
+        path = self.root / f"{stage}-in-two"
+        if not path.exists():
+            ended = self._forks.run(*self.commands[stage], "--out", path, ranks=2)
+            assert ended.code == 0, ended.err
+        return path
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory, forks) -> Whole:
+    """The undisturbed runs. Every iteration moves the policy, or that nothing is lost would say little."""
+    made = Whole(Path(tmp_path_factory.mktemp("whole")), forks)
+    for stage in ("teacher", "distill"):
+        found = RunDir(made.paths[stage]).checkpoints
+        one, two = (load_file(found.path(step) / "state.safetensors") for step in found.steps()[-2:])
+        for role in ("policy", "policy_ema", "optimizer"):
+            assert any(bool((one[key] != two[key]).any()) for key in one if key.startswith(f"{role}/")), role
+    return made
