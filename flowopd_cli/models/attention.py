@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from diffusers.models.attention import AttentionModuleMixin
-from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.attention_dispatch import attention_backend, dispatch_attention_fn
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
@@ -83,7 +83,8 @@ def choose_attention(transformer: nn.Module, name: str) -> None:
         if isinstance(layer, Attention):
             layer.set_processor(JointAttention())
     try:
-        transformer.set_attention_backend(BACKENDS[name])
+        with attention_backend():  # which gives other models of the process their own way back
+            transformer.set_attention_backend(BACKENDS[name])
         _try(layers[0], next(transformer.parameters()))
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
