@@ -1,6 +1,10 @@
 """The six commands on a tiny base that is not of the default family, from its recipes, as a user would type them."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,8 +12,11 @@ from families import FLUX
 from safetensors.torch import load_file
 from tiny import TEXTS
 
+import flowopd_cli
 from flowopd_cli.run import RunDir
 
+PACKAGE = Path(flowopd_cli.__file__).parent.parent
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(PACKAGE), "OMP_NUM_THREADS": "1"}
 SMALL = {
     "model.resolution": 32,
     "model.max_sequence_length": 6,
@@ -111,3 +118,21 @@ def test_the_six_commands(call, base, tmp_path, monkeypatch):
 
 def resolution():
     return ("--set", "model.resolution=32", "--set", "model.max_sequence_length=6")
+
+
+@pytest.mark.slow
+def test_two_processes_with_half_of_the_base_each_train_what_one_does(base, tmp_path):
+    """Three groups: one process has more forwards to make than the other, which makes up for them."""
+    recipe = ["teacher", "--recipe", "flux-dev/teacher-pickscore", "--base", str(base)]
+    data = ["--set", "rewards=[{name: jpeg_compressibility}]", "--set", "prompts=[{source: toy:geneval, limit: 4}]"]
+    common = [*recipe, *data, *flags(train__groups=3, train__sample_every=0, grpo__beta=0.1)]
+    ways = {"one": [], "two": ["--processes", "2"], "pieces": ["--processes", "2", "--set", "model.shard=true"]}
+    found = {}
+    for name, more in ways.items():
+        argv = [sys.executable, "-m", "flowopd_cli", *common, "--out", str(tmp_path / name), *more]
+        done = subprocess.run(argv, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        found[name] = load_file(trained(tmp_path / name).adapter_dir / "adapter_model.safetensors")
+    for name in ("two", "pieces"):
+        for key, value in found["one"].items():
+            torch.testing.assert_close(found[name][key], value, atol=1e-6, rtol=1e-3)  # float32 sums in another order
