@@ -104,6 +104,7 @@ WIDE = {
     "cli_eval": "Typer reads a command's flags off its signature",
     "cli_rewards": "Typer reads a command's flags off its signature",
     "rewards.remote": "a reward's options are the arguments of its constructor",
+    "rewards.workers.deqa": "a reward's options are the arguments of its constructor",
     "models.sd3": "load takes the fields of a recipe's model section",
 }
 FILE_NAME = re.compile(r"[\w.-]*\w\.(jsonl?|ya?ml|html|md|safetensors|png|pt)")
