@@ -94,7 +94,7 @@ def test_two_processes_are_told_by_the_one_that_launched_them(whole, tmp_path, n
 def test_two_processes_stop_at_once_at_the_second_request(whole, tmp_path, number, code):
     """One iteration would take minutes."""
     path = tmp_path / "r"
-    long = toyruns.changes("train.groups=4096", "train.group_size=8", "train.rollout_batch=64", "train.iterations=9")
+    long = toyruns.changes("train.groups=64", "train.group_size=512", "train.rollout_batch=64", "train.iterations=9")
     process = commands.started(*whole.commands["teacher"], *long, "--processes", 2, "--out", path)
     while not (path / "manifest.json").exists():
         assert process.poll() is None
