@@ -58,7 +58,7 @@ RULES = {
     "train.loop": rule({"core", "models.base", "train", "errors"}, TENSORS | {"accelerate"}),
     "train.optimizers": rule({"errors"}, {"torch"}, {"bitsandbytes"}),
     "models": rule(
-        {"core", "models", "errors", "json_files", "adapter_config", "adapter_header", "files"},
+        {"core", "models", "errors", "json_files", "paths", "adapter_config", "adapter_header", "files"},
         TENSORS | {"diffusers", "transformers", "peft", "safetensors", "huggingface_hub", "numpy"},
     ),
     "rewards": rule({"core.types", "rewards", "errors", "cache", "prompt_text"}, TENSORS | {"numpy", "PIL"}, {ANY}),
