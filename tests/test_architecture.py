@@ -47,7 +47,7 @@ RULES = {
     "processes": rule({"errors"}, set(), {"torch"}),
     "train.optimizers": rule({"errors"}, {"torch"}, {"bitsandbytes"}),
     "models": rule(
-        {"core", "models", "errors", "files", "json_files", "processes", "adapter_config", "adapter_header"},
+        {"core", "models", "errors", "files", "json_files", "paths", "processes", "adapter_config", "adapter_header"},
         TENSORS | {"diffusers", "transformers", "peft", "safetensors", "huggingface_hub", "numpy"},
     ),
     "rewards": rule({"core.types", "rewards", "errors", "cache", "prompt_text"}, TENSORS | {"numpy", "PIL"}, {ANY}),

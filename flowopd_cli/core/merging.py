@@ -198,7 +198,7 @@ def _trim(delta: Float[Tensor, "out in"], density: float) -> Float[Tensor, "out 
 def _elect(parts: Sequence[tuple[float, Tensor]]) -> Float[Tensor, "out in"]:
     weighted = torch.stack([weight * delta for weight, delta in parts])
     agree = weighted.sign() == weighted.sum(dim=0).sign()
-    share = torch.stack([agree[i] * abs(weight) for i, (weight, _) in enumerate(parts)]).sum(dim=0)
+    share = torch.stack([agree[i].double() * abs(weight) for i, (weight, _) in enumerate(parts)]).sum(dim=0)
     whole = sum(abs(weight) for weight, _ in parts)
     return torch.where(share > 0, (weighted * agree).sum(dim=0) * whole / share.clamp(min=1e-12), 0.0)
 

@@ -6,8 +6,9 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
-from flowopd_cli.errors import ArtifactError
+from flowopd_cli.errors import ArtifactError, one_line
 from flowopd_cli.json_files import read_json
+from flowopd_cli.paths import is_hub_id
 
 WHOLE_FILE_BYTES = 64 * 1024**2
 EDGE_BYTES = 1024**2
@@ -34,13 +35,13 @@ def locate(pretrained: str | Path, revision: str | None = None) -> Path:
 def _fetch(repo: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
 
-    if repo.count("/") != 1:
+    if not is_hub_id(repo):
         raise ArtifactError(f"{repo}: no such folder, and not a Hub id (owner/name): check --base")
     patterns = ["*.json", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.model"]
     try:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)[:200]
         raise ArtifactError(
             f"{repo}: cannot be fetched ({reason}); check the name, `hf auth login`, or give a local folder to --base"
         ) from error
