@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -9,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from flowopd_cli.errors import ArtifactError, FlowOPDError
+from flowopd_cli.errors import ArtifactError, FlowOPDError, printable
 from flowopd_cli.json_files import read_json_value
 from flowopd_cli.manifest import Base, Manifest, is_run
 from flowopd_cli.recipe import EvalRecipe
@@ -180,7 +182,8 @@ def build(card: Card) -> str:
     parts = [
         f"---\n{yaml.safe_dump(metadata(card, base), sort_keys=False)}---",
         f"# {card.title}",
-        f"A LoRA for `{base}`, made by `flowopd {card.manifest.stage}` (flowopd {card.manifest.code_version}).",
+        f"A LoRA for {_code(base)}, made by {_code('flowopd ' + card.manifest.stage)} "
+        f"(flowopd {_plain(card.manifest.code_version)}).",
         _results(card.evaluations),
         f"![samples]({card.picture})" if card.picture else "",
         _usage(card, base),
@@ -189,7 +192,7 @@ def build(card: Card) -> str:
         "the suites, prompts and seeds named in the evaluation files; a reward is not a person's judgment.",
         ""
         if card.license or _license(base)
-        else f"flowopd does not know the license of `{base}`: look it up before you use or share this adapter.",
+        else f"flowopd does not know the license of {_code(base)}: look it up before you use or share this adapter.",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -227,12 +230,12 @@ def _results(found: Sequence[Evaluation]) -> str:
     if not found:
         return ""
     suites = list(found[-1].suites)
-    lines = ["## Results", "", f"| model | {' | '.join(suites)} |", f"|---|{'---|' * len(suites)}"]
+    lines = ["## Results", "", f"| model | {' | '.join(map(_plain, suites))} |", f"|---|{'---|' * len(suites)}"]
     for evaluation in found:
         cells = [evaluation.suites.get(suite) for suite in suites]
         shown = [_cell(cell) if cell else "—" for cell in cells]
         lines.append(f"| {evaluation.of} | {' | '.join(shown)} |")
-    made = f"Protocol: {protocol(found[-1])}."
+    made = f"Protocol: {_plain(protocol(found[-1]))}."
     mark = " ~: not by the scorer of papers, so not comparable with them."
     near = any(not figures["exact"] for evaluation in found for figures in evaluation.suites.values())
     told = f"{made} Mean ± standard error over prompts; each picture's row is in `eval/`.{mark if near else ''}"
@@ -251,7 +254,7 @@ def _figure_name(suite: str, figures: Mapping[str, Any]) -> str:
 def _usage(card: Card, base: str) -> str:
     length = card.max_sequence_length
     absent = "".join(f", {part}=None" for part in card.absent)
-    name, lead = f'"{base}"', ""
+    name, lead = json.dumps(base), ""
     if base in BASES.names():
         module, _, attribute = BASES.target(base).partition(":")
         name, lead = f"{attribute}()", f"from {module} import {attribute}\n"
@@ -269,5 +272,15 @@ def _lineage(manifest: Manifest) -> str:
     lines = ["## Where it comes from", "", "| role | reference | sha256 |", "|---|---|---|"]
     base = [] if manifest.base is None else [("base", manifest.base.ref, manifest.base.sha256)]
     parents = [(p.role, p.ref, p.sha256) for p in manifest.parents]
-    lines += [f"| {role} | `{ref}` | `{(sha or '—')[:16]}` |" for role, ref, sha in [*base, *parents]]
-    return "\n".join([*lines, "", f"Recipe `{manifest.recipe_sha}` is in `recipe.yaml`."])
+    lines += [f"| {_plain(role)} | {_code(ref)} | {_code((sha or '—')[:16])} |" for role, ref, sha in [*base, *parents]]
+    return "\n".join([*lines, "", f"Recipe {_code(manifest.recipe_sha)} is in `recipe.yaml`."])
+
+
+def _code(text: str) -> str:
+    """A text of somebody else's as code, which it cannot leave."""
+    return f"`{printable(text).replace('`', chr(39)).replace('|', '/')}`"
+
+
+def _plain(text: str) -> str:
+    """A text of somebody else's between our words: no markup of Markdown or HTML in it acts."""
+    return re.sub(r"[<>|`*\[\]\\]", lambda found: f"&#{ord(found[0])};", printable(text))

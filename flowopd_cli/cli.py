@@ -249,6 +249,12 @@ def _root(
     """Take the options that stand before a command."""
 
 
+def _said(error: OSError) -> str:
+    """What the system refused, and over which file."""
+    reason = error.strerror or f"{type(error).__name__}: {error}"
+    return f"{error.filename}: {reason}" if error.filename is not None else reason
+
+
 def main() -> None:
     """Run the command line: a user's mistake is one line on stderr; the exit code says what happened."""
     from flowopd_cli import launch
@@ -263,6 +269,9 @@ def main() -> None:
         code = error.exit_code
         if launch.is_main():
             print(f"flowopd: error: {one_line(error)}", file=sys.stderr)
+    except OSError as error:
+        code = FlowOPDError.exit_code
+        print(f"flowopd: error: {one_line(_said(error))}", file=sys.stderr)
     finally:
         code = code if isinstance(code, int) else 1 if code else 0
         launch.record_exit(code)

@@ -52,7 +52,7 @@ def perform(recipe: recipes.Recipe, common: Common) -> None:
     _check_stage(recipe)
     copies = _processes(recipe, common)
     if launch.should_launch(copies):
-        raise typer.Exit(launch.relaunch(_argv(recipe.stage, common), copies, recipe.model.device))
+        raise typer.Exit(_relaunch(recipe, common, copies))
     run = _open_run(recipe, common)
     with redirect_stdout(sys.stderr):
         result = run_stage(recipe, run, console, resume=common.resume is not None, dry_run=common.dry_run)
@@ -197,12 +197,15 @@ def _processes(recipe: recipes.Recipe, common: Common) -> int:
     return asked
 
 
-def _argv(stage: str, common: Common) -> list[str]:
-    """This command line again, with a run directory that every copy agrees on."""
-    argv = sys.argv[1:]
+def _relaunch(recipe: recipes.Recipe, common: Common, copies: int) -> int:
+    """This command line again, in several copies, with a run directory that all agree on."""
+    argv, path = sys.argv[1:], common.resume or common.out or fresh_path(recipe.stage)
     if common.out is None and common.resume is None:
-        argv = [*argv, "--out", str(fresh_path(stage))]
-    return argv
+        argv = [*argv, "--out", str(path)]
+    try:
+        return launch.relaunch(argv, copies, recipe.model.device)
+    except Interrupted as error:
+        raise Interrupted(f"{error}; go on with: {go_on(recipe.stage, path)}", error.exit_code - 128) from error
 
 
 def _close(run: RunDir, status: Any) -> None:

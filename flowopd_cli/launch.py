@@ -23,7 +23,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
-from flowopd_cli.errors import RecipeError
+from flowopd_cli.errors import Interrupted, RecipeError
 
 EXIT_FILE = "FLOWOPD_EXIT_FILE"
 PID = ".pid"
@@ -64,7 +64,11 @@ def command(argv: Sequence[str], processes: int, *, cuda: bool) -> list[str]:
 
 
 def relaunch(argv: Sequence[str], processes: int, device: str) -> int:
-    """Run ``flowopd *argv`` in ``processes`` copies and return the exit code of the first."""
+    """Run ``flowopd *argv`` in ``processes`` copies and return the exit code of the first.
+
+    Raises:
+        Interrupted: it was asked to stop, and the copies were gone before they could say how they ended.
+    """
     cuda = device != "cpu" and _cuda_devices() > 0
     if cuda and _cuda_devices() < processes:
         raise RecipeError(f"--processes {processes}: this machine has {_cuda_devices()} CUDA devices")
@@ -75,29 +79,38 @@ def relaunch(argv: Sequence[str], processes: int, device: str) -> int:
         if not cuda:
             environment["ACCELERATE_USE_CPU"] = "true"
             environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-        code = _run(command(argv, processes, cuda=cuda), environment)
+        code, asked = _run(command(argv, processes, cuda=cuda), environment, processes)
+        if asked and not exit_file.is_file():
+            raise Interrupted("stopped", asked[0])
         return int(exit_file.read_text()) if exit_file.is_file() else code
 
 
-def _run(argv: Sequence[str], environment: Mapping[str, str]) -> int:
-    """Run the launcher to its end. It has a session of its own, so that no signal but ours reaches it.
+def _run(argv: Sequence[str], environment: Mapping[str, str], processes: int) -> tuple[int, list[int]]:
+    """Run the launcher to its end: its exit code, and the requests to stop that came meanwhile.
 
-    The first request to stop is handed on to it and by it to the copies, which finish by themselves and are waited for;
-    the second goes to the copies, which then stop at once or are killed.
+    It has a session of its own, so that no signal but ours reaches it. The first request is handed on to the copies,
+    which finish by themselves and are waited for (as long as some have not begun, to the launcher, which ends them);
+    at the second they stop at once, or are killed.
     """
     asked: list[int] = []
     with subprocess.Popen(argv, env=environment, start_new_session=True) as launcher:
 
         def stop(number: int, frame: FrameType | None) -> None:
             asked.append(number)
-            if len(asked) == 1:
-                launcher.send_signal(signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
-            elif len(asked) == 2:
-                _stop_copies(Path(environment[EXIT_FILE]).parent, launcher)
+            handed = signal.SIGINT if number == signal.SIGINT else signal.SIGTERM
+            copies = _copies(environment)
+            if len(asked) == 1 and len(copies) < processes:
+                launcher.send_signal(handed)
+            elif len(asked) <= 2:
+                _tell(copies, handed)
+            if len(asked) == 2:
+                timer = threading.Timer(HURRY, lambda: (_tell(_copies(environment), signal.SIGKILL), launcher.kill()))
+                timer.daemon = True
+                timer.start()
 
         before = {number: signal.signal(number, stop) for number in _asking()}
         try:
-            return launcher.wait()
+            return launcher.wait(), asked
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
@@ -110,22 +123,19 @@ def _asking() -> list[signal.Signals]:
     return [signal.SIGINT, signal.SIGTERM, *([hung_up] if heard and hung_up else [])]
 
 
-def _stop_copies(folder: Path, launcher: subprocess.Popen[bytes]) -> None:
-    """Ask every copy once more, and kill those that are there after ``HURRY`` seconds, and the launcher."""
+def _copies(environment: Mapping[str, str]) -> list[int]:
+    """The numbers of the copies that have begun and not ended; see :func:`announce`."""
+    found = []
+    for path in Path(environment[EXIT_FILE]).parent.glob(f"*{PID}"):
+        with suppress(OSError, ValueError):
+            found.append(int(path.read_text()))
+    return found
 
-    def tell(number: int) -> None:
-        for path in folder.glob(f"*{PID}"):
-            with suppress(OSError, ValueError):
-                os.kill(int(path.read_text()), number)
 
-    def kill() -> None:
-        tell(signal.SIGKILL)
-        launcher.kill()
-
-    tell(signal.SIGTERM)
-    timer = threading.Timer(HURRY, kill)
-    timer.daemon = True
-    timer.start()
+def _tell(copies: Sequence[int], number: int) -> None:
+    for copy in copies:
+        with suppress(OSError):
+            os.kill(copy, number)
 
 
 def announce() -> None:

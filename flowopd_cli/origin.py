@@ -75,7 +75,7 @@ def other_inputs(then: Origin, now: Origin) -> list[str]:
         elif old.sha256 != new.sha256:
             found.append(_changed(f"{role} {new.ref}", old.sha256, new.sha256))
     if then.prompts != now.prompts:
-        found.append(_changed("the prompts", then.prompts, now.prompts))
+        found.append(_changed("the set of prompts", then.prompts, now.prompts))
     return found
 
 

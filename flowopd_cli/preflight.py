@@ -37,20 +37,23 @@ CLAUSED = {"geneval", "geneval-hf", "toy-geneval"}
 def check(recipe: Recipe, *, out: Path | None = None, dry_run: bool = False) -> list[str]:
     """Refuse what could not run; returns remarks about what could, but may not be meant.
 
-    ``out`` is where the run will be written, ``dry_run`` that nothing will be trained or uploaded.
+    ``out`` is where the run will be written, ``dry_run`` that nothing will be trained or uploaded, so that an adapter
+    may still be to come.
 
     Raises:
         FlowOPDError: a name is unknown, a file or adapter is missing, adapters have different bases, a task has no
             teacher or no reward, or ``out`` holds what the recipe reads.
     """
     refs = dict(adapter_refs(recipe))
+    absent = {role: ref for role, ref in refs.items() if AdapterRef.parse(ref).absent} if dry_run else {}
+    refs = {role: ref for role, ref in refs.items() if role not in absent}
     check_refs(refs)
     if out is not None:
         _check_out(out, recipe, refs)
     check_bases(recipe.model, refs)
     if isinstance(recipe, PushRecipe):
         _check_push(recipe, dry_run)
-    return check_names(recipe)
+    return [*(f"{role}: {ref}: is not there yet" for role, ref in absent.items()), *check_names(recipe)]
 
 
 def check_names(recipe: Recipe) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -45,6 +46,11 @@ class AdapterRef:
                 raise ArtifactError(f"{text}: write it as hub:<owner>/<name> or hub:<owner>/<name>@<revision>")
             return cls(text, "hub", repo, revision or None)
         return cls(text, "run" if is_run(Path(text)) else "folder", text)
+
+    @property
+    def absent(self) -> bool:
+        """Whether it names a local place where nothing is yet."""
+        return self.kind == "folder" and not os.path.lexists(self.location)
 
     def check(self) -> None:
         """Refuse a local reference that has no adapter; a Hub reference is only looked up by ``resolve``."""

@@ -234,7 +234,8 @@ class RunDir(RunPaths):
     def _occupy(self, stage: str, *, force: bool) -> None:
         if self.path.exists() and not self.path.is_dir():
             raise ArtifactError(f"{self.path}: is a file; --out names a directory")
-        self._refuse_used(stage, force=force)
+        if not self._lock.taken():  # else the lock says who writes it
+            self._refuse_used(stage, force=force)
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock.acquire()
         try:

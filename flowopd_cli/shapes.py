@@ -20,6 +20,7 @@ from flowopd_cli.registry import BASES, FAMILIES
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 FULL = 4  # bytes of a float32 number: adapters, optimizer, latents
 TIME_CHANNELS = 256
+MOST_BLOCKS = 10_000
 
 
 @dataclass(frozen=True)
@@ -182,9 +183,21 @@ def shape_of(pretrained: str) -> Shape | None:
         return named
     folder = _folder(pretrained)
     try:
-        return told.read(folder, _config(folder))
+        return _sound(told.read(folder, _config(folder)))
     except (ArtifactError, ValueError, TypeError, KeyError):
         return None
+
+
+def _sound(shape: Shape) -> Shape:
+    """The shape, whose numbers somebody may have damaged.
+
+    Raises:
+        ValueError: one of them is no size.
+    """
+    sizes = [getattr(shape, f.name) for f in fields(shape) if f.type == "int" and f.name != "encoders"]  # type: ignore[arg-type]
+    if not all(type(size) is int and size > 0 for size in sizes) or shape.blocks > MOST_BLOCKS:
+        raise ValueError("no sizes of a transformer")
+    return shape
 
 
 def named_shapes() -> dict[str, Shape]:

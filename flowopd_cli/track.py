@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from flowopd_cli.errors import MissingDependency
+from flowopd_cli.files import storing
 from flowopd_cli.progress import Progress
 from flowopd_cli.recipe import Recipe, TrainedRecipe
 from flowopd_cli.run import RunDir
@@ -35,18 +37,24 @@ class TensorBoard:
         self._writer = self._open(str(self._folder), purge_step=done + 1 if done else None)
 
     def step(self, row: Mapping[str, float]) -> None:
-        """One point for each figure, at the row's iteration."""
+        """One point for each figure, at the row's iteration.
+
+        Raises:
+            StorageError: they cannot be written; TensorBoard says so at some later step.
+        """
         self._progress.step(row)
-        for name, value in row.items():
-            if name != "iteration":
-                self._writer.add_scalar(name, value, int(row["iteration"]))
+        with storing(self._folder):
+            for name, value in row.items():
+                if name != "iteration":
+                    self._writer.add_scalar(name, value, int(row["iteration"]))
 
     def done(self) -> None:
-        """Close the file."""
+        """Close the file; what cannot be written of the last points is in the metrics too."""
         self._progress.done()
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            with suppress(OSError):
+                writer.close()
 
 
 def tracked(recipe: Recipe, run: RunDir, progress: Progress) -> Progress:

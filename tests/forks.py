@@ -60,23 +60,38 @@ class Forks:
     def __init__(self, process, folder):
         self._process, self._folder, self._count = process, folder, 0
 
+    def rivals(self, *argv, count=2):
+        """The same command line in processes that start together: how each of them ended."""
+        return self._ask(argv, rivals=count)
+
     def run(self, *argv, kill=None, below=None, before="", ranks=1):
         """Run a command line to its end, in ``ranks`` processes; the first one's changes below a folder are noted.
 
         ``before`` is the source of Python statements that each executes first. When one of several ends, the others are
         asked to end too, as a launcher does.
         """
+        told = {"kill": asdict(kill) if kill else {}, "below": str(below) if below else None}
+        return self._ask(argv, **told, before=before, ranks=ranks)[0]
+
+    def _ask(self, argv, **told):
         self._count += 1
         stem = self._folder / str(self._count)
-        told = {"argv": [str(word) for word in argv], "stem": str(stem), "cwd": str(self._folder), "ranks": ranks}
-        told |= {"below": str(below) if below else None, "kill": asdict(kill) if kill else None, "before": before}
-        self._process.stdin.write(json.dumps(told) + "\n")
+        asked = {"kill": {}, "below": None, "before": "", "ranks": 1, "rivals": 1, **told}
+        asked |= {"argv": [str(word) for word in argv], "stem": str(stem), "cwd": str(self._folder)}
+        self._process.stdin.write(json.dumps(asked) + "\n")
         self._process.stdin.flush()
         answer = json.loads(self._process.stdout.readline())
+        return [self._ended(code, answer["seconds"], _stem(stem, i)) for i, code in enumerate(answer["codes"])]
+
+    def _ended(self, code, seconds, stem):
         texts = {name: stem.with_suffix(f".{name}").read_text() for name in ("out", "err")}
         noted = stem.with_suffix(".changes")
         changes = [json.loads(line) for line in noted.read_text().splitlines()] if noted.exists() else []
-        return Ended(answer["code"], texts["out"], texts["err"], changes, answer["seconds"])
+        return Ended(code, texts["out"], texts["err"], changes, seconds)
+
+
+def _stem(stem, index):
+    return Path(stem) if index == 0 else Path(f"{stem}-{index}")
 
 
 @contextmanager
@@ -109,14 +124,15 @@ def serve():
     for line in sys.stdin:
         told, children = json.loads(line), []
         port = _free_port()
-        for rank in range(told["ranks"]):
+        for rank in range(told["ranks"] * told["rivals"]):
             children.append(os.fork())
             if children[-1] == 0:
                 answers.close()
                 _be(told, rank, port)
         started = time.monotonic()
-        code = _wait(children, _due(told["kill"] or {}, told["below"], started), told["kill"] or {})
-        print(json.dumps({"code": code, "seconds": time.monotonic() - started}), file=answers, flush=True)
+        due = _due(told["kill"], told["below"], started)
+        codes = _wait(children, due, told["kill"], rivals=told["rivals"] > 1)
+        print(json.dumps({"codes": codes, "seconds": time.monotonic() - started}), file=answers, flush=True)
 
 
 def _free_port():
@@ -146,8 +162,8 @@ def _rows(below):
         return 0
 
 
-def _wait(children, due, kill):
-    """The exit code of the first child, after all have ended."""
+def _wait(children, due, kill, *, rivals):
+    """The exit codes of all children."""
     codes, asked, started = {}, False, time.monotonic()
     while len(codes) < len(children):
         now = time.monotonic()
@@ -158,13 +174,13 @@ def _wait(children, due, kill):
         living = [child for child in children if child not in codes]
         if due():
             _tell([child for child in living if child == children[kill["rank"]]], kill["number"])
-        if codes and any(codes.values()) and not asked:
+        if any(codes.values()) and not asked and not rivals:
             asked = True
             _tell(living, signal.SIGTERM)
         if now > started + PATIENCE:
             _tell(living, signal.SIGKILL)
         time.sleep(0.002)
-    return codes[children[0]]
+    return [codes[child] for child in children]
 
 
 def _tell(children, number):
@@ -176,7 +192,7 @@ def _be(told, rank, port):
     """A child: a command line, from its first statement to its exit code."""
     code = 1
     try:
-        stem = Path(told["stem"] if rank == 0 else f"{told['stem']}-{rank}")
+        stem = _stem(told["stem"], rank)
         for descriptor, name in ((1, "out"), (2, "err")):
             os.dup2(os.open(stem.with_suffix(f".{name}"), os.O_WRONLY | os.O_CREAT, 0o644), descriptor)
         os.chdir(told["cwd"])
@@ -206,7 +222,7 @@ def _be(told, rank, port):
 
 def _watch(told):
     """Note the changes below a folder, and die at one of them."""
-    kill = told["kill"] or {}
+    kill = told["kill"]
     if kill.get("half"):
         _die_in_the_middle(kill)
     if not told["below"]:

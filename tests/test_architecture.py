@@ -47,7 +47,10 @@ RULES = {
     "processes": rule({"errors"}, set(), {"torch"}),
     "train.optimizers": rule({"errors"}, {"torch"}, {"bitsandbytes"}),
     "models": rule(
-        {"core", "models", "errors", "files", "json_files", "processes", "adapter_config", "adapter_header", "shapes"},
+        {
+            *("core", "models", "errors", "files", "json_files", "paths", "processes", "shapes"),
+            *("adapter_config", "adapter_header"),
+        },
         TENSORS | {"diffusers", "transformers", "peft", "safetensors", "huggingface_hub", "numpy"},
     ),
     "models.shapes": rule({"shapes", "json_files"}, set()),
@@ -105,6 +108,7 @@ WIDE = {
     "cli_eval": "Typer reads a command's flags off its signature",
     "cli_rewards": "Typer reads a command's flags off its signature",
     "rewards.remote": "a reward's options are the arguments of its constructor",
+    "rewards.workers.deqa": "a reward's options are the arguments of its constructor",
     "models.pipeline": "load takes the fields of a recipe's model section",
 }
 FILE_NAME = re.compile(r"[\w.-]*\w\.(jsonl?|ya?ml|html|md|safetensors|png|pt)")

@@ -207,8 +207,9 @@ def test_rewards_on_the_command_line(flowopd):
         ("toy-geneval", 0.5, "geneval"),
         ("toy-ocr", 2.0, "ocr"),
     ]
-    own = resolved("--reward", "json.decoder:JSONDecoder", "--prompts", "toy:ocr,split=validation,limit=5")
-    assert own["rewards"][0]["name"] == "json.decoder:JSONDecoder"
+    Path("mine.py").write_text("def bright(images, prompts): return images.mean((1, 2, 3))\n", encoding="utf-8")
+    own = resolved("--reward", "mine:bright", "--prompts", "toy:ocr,split=validation,limit=5")
+    assert own["rewards"][0]["name"] == "mine:bright"
     assert own["prompts"][0]["limit"] == 5
     assert own["prompts"][0]["split"] == "validation"
 

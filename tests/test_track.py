@@ -6,7 +6,7 @@ import types
 import pytest
 
 from flowopd_cli import recipe as recipes
-from flowopd_cli.errors import MissingDependency
+from flowopd_cli.errors import MissingDependency, StorageError
 from flowopd_cli.progress import Silent
 from flowopd_cli.run import RunDir
 from flowopd_cli.track import tracked
@@ -57,6 +57,22 @@ def test_every_figure_is_a_point_at_its_iteration(monkeypatch, run):
     assert writer.points == [("reward", 0.5, 4), ("loss", 0.25, 4)]
     assert writer.closed
     assert heard.rows == [{"iteration": 4, "reward": 0.5, "loss": 0.25}]
+
+
+def test_a_full_disk_is_one_line_and_does_not_spoil_the_end(monkeypatch, run):
+    class Full(Writer):
+        def add_scalar(self, name, value, step):
+            raise OSError(28, "No space left on device")
+
+        def close(self):
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", types.SimpleNamespace(SummaryWriter=Full))
+    progress = tracked(RECIPE, run, Silent())
+    progress.start(5, "teacher")
+    with pytest.raises(StorageError, match=f"{run.tensorboard_dir}: cannot be written .No space left on device; "):
+        progress.step({"iteration": 1, "reward": 0.5})
+    progress.done()
 
 
 def test_without_the_field_nothing_is_wrapped(run):

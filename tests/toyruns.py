@@ -39,8 +39,9 @@ def going_on(command, path):
 
 
 def listing(path):
-    """Every file of a run but its lock, which a kill after the last write may leave."""
-    return sorted(p.relative_to(path).as_posix() for p in Path(path).rglob("*") if p.is_file() and p.name != ".lock")
+    """Every file of a run but its lock, which a kill may leave."""
+    found = (file for file in Path(path).rglob("*") if file.is_file() and not file.name.startswith(".lock"))
+    return sorted(file.relative_to(path).as_posix() for file in found)
 
 
 def figures(path):

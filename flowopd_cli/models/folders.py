@@ -6,8 +6,9 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
-from flowopd_cli.errors import ArtifactError
+from flowopd_cli.errors import ArtifactError, one_line
 from flowopd_cli.json_files import read_json
+from flowopd_cli.paths import is_hub_id
 
 CONFIG = "transformer/config.json"
 WHOLE_FILE_BYTES = 64 * 1024**2
@@ -26,7 +27,7 @@ def locate(pretrained: str | Path, revision: str | None = None, transformer: str
     if folder.is_dir():
         return _checked(folder, pretrained, transformer)
     repo = str(pretrained)
-    if repo.count("/") != 1:
+    if not is_hub_id(repo):
         raise ArtifactError(f"{repo}: no such folder, and not a Hub id (owner/name): check --base")
     _checked(_fetch(repo, revision, [CONFIG]), repo, transformer)
     return _fetch(repo, revision, ["*.json", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.model"])
@@ -51,7 +52,7 @@ def _fetch(repo: str, revision: str | None, patterns: list[str]) -> Path:
     try:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)[:200]
         raise ArtifactError(
             f"{repo}: cannot be fetched ({reason}); check the name, `hf auth login`, or give a local folder to --base"
         ) from error

@@ -334,6 +334,13 @@ def test_the_family_is_told_off_a_folder_and_its_weights_are_counted(tiny, model
     assert shape.text_tokens(tiny.options["max_sequence_length"]) >= model.encode(TEXTS).embeds.shape[1]
 
 
+@pytest.mark.parametrize("value", [-1, "many", 10**6])
+def test_a_shape_that_somebody_damaged_is_not_told(tiny, copied, value):
+    edit(copied / "transformer" / "config.json", num_layers=value)
+    assert family_of(str(copied)) == tiny.family
+    assert shape_of(str(copied)) is None
+
+
 def test_a_random_model_of_the_shape_is_one_of_the_family(tiny, folder):
     options = {**tiny.options, "device": "cpu"}
     shape = shape_of(str(folder))

@@ -35,6 +35,14 @@ class Whole:
         assert ended.code == 0, ended.err
         return ended
 
+    def variant(self, name, *overrides):
+        """An undisturbed run with other settings."""
+        path = self.root / f"{name}-{'-'.join(overrides)}"
+        if not path.exists():
+            ended = self._forks.run(*self.commands[name], *toyruns.changes(*overrides), "--out", path)
+            assert ended.code == 0, ended.err
+        return path
+
     def in_two(self, stage):
         """The undisturbed run of two processes."""
         path = self.root / f"{stage}-in-two"

@@ -4,18 +4,15 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
-import time
 from collections import Counter
 from pathlib import Path
 
+import commands
 import pytest
 import toyruns
-from forks import ROOT, Kill
+from forks import Kill
 
 from flowopd_cli.manifest import is_run, status_now
-from flowopd_cli.run import RunDir
 
 FEW, MANY = 3, 25
 SLOW = pytest.param(MANY, marks=pytest.mark.slow)
@@ -27,6 +24,7 @@ def kills(whole, stage, count):
     By turns at a change of a file, in the middle of a write, and at any time.
     """
     made, draw = whole.made[stage], random.Random(f"{stage}/{count}")
+    usual = whole.made["distill"].seconds  # by then nothing is read for the first time
     writes = {"append": 5, "bytes": 3}  # rows of metrics, and checkpoints
 
     def one(index):
@@ -35,7 +33,7 @@ def kills(whole, stage, count):
         half = draw.choice(["append", "bytes", None, None])
         if half:
             return Kill(half=half, change=draw.randint(1, writes[half]))
-        return Kill(seconds=draw.uniform(0.02, made.seconds))
+        return Kill(seconds=draw.uniform(0.02, usual))
 
     return [(one(index), one(index + 1) if draw.random() < 0.3 else None) for index in range(count)]
 
@@ -82,36 +80,6 @@ def test_two_processes_of_which_one_is_killed_come_to_the_same_end(forks, whole,
         toyruns.check_same_end(path, reference)
 
 
-def real(*argv):
-    """The command line in a process group of its own."""
-    command = [sys.executable, "-m", "flowopd_cli", *map(str, argv)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def descendants(pid):
-    """A process and all that it started, by their numbers."""
-    parents = {}
-    for entry in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parents[int(entry.parent.name)] = int(entry.read_text().rpartition(")")[2].split()[1])
-        except OSError:
-            continue
-    found = {pid}
-    while new := {child for child, parent in parents.items() if parent in found} - found:
-        found |= new
-    return found
-
-
-def wait_for_rows(path, process, rows, patience=240):
-    """Until a run has logged so many rows."""
-    deadline = time.monotonic() + patience
-    while len(RunDir(path).rows()) < rows:
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_the_real_command_line_is_killed_with_all_that_it_started(whole, tmp_path, processes):
@@ -119,13 +87,13 @@ def test_the_real_command_line_is_killed_with_all_that_it_started(whole, tmp_pat
     command = (
         [*whole.commands["distill"], "--processes", str(processes)] if processes > 1 else whole.commands["distill"]
     )
-    process = real(*command, "--out", path)
-    wait_for_rows(path, process, 3)
-    for pid in descendants(process.pid):
+    process = commands.started(*command, "--out", path)
+    commands.wait_for_rows(path, process, 3)
+    for pid in commands.descendants(process.pid):
         os.kill(pid, signal.SIGKILL)
     process.communicate()
     assert status_now(path) == "interrupted"
-    again = real("distill", "--resume", path)
+    again = commands.started("distill", "--resume", path)
     said = again.communicate(timeout=300)
     assert again.returncode == 0, said[1]
     assert said[0] == f"{path}\n"

@@ -96,8 +96,11 @@ def test_a_run_goes_on_with_what_it_was_made_from(stopped):
         ({"base": "c"}, ["base toy was b, is c"]),
         ({"teacher": "u"}, ["teacher_a runs/a was t, is u"]),
         ({"teacher": None}, ["teacher_a runs/a was t, is the bare base"]),
-        ({"prompts": "q"}, ["the prompts was p, is q"]),
-        ({"base": "c", "teacher": "u", "prompts": "q"}, ["base toy was", "teacher_a runs/a was", "the prompts was"]),
+        ({"prompts": "q"}, ["the set of prompts was p, is q"]),
+        (
+            {"base": "c", "teacher": "u", "prompts": "q"},
+            ["base toy was", "teacher_a runs/a was", "the set of prompts was"],
+        ),
     ],
 )
 def test_other_inputs_are_refused_with_the_list_of_what_differs(stopped, changes, told):

@@ -133,7 +133,7 @@ def read(folder: Path, config: Mapping[str, Any]) -> SD3Shape:
     sizes["dual_attention_layers"] = tuple(sizes.get("dual_attention_layers", ()))
     sizes.setdefault("qk_norm", None)
     words = read_json(folder / "tokenizer" / "tokenizer_config.json", "configuration of the tokenizer")
-    return SD3Shape(**sizes, pixels=pixels_of(folder), clip_tokens=int(words.get("model_max_length", CLIP_TOKENS)))
+    return SD3Shape(**sizes, pixels=pixels_of(folder), clip_tokens=words.get("model_max_length", CLIP_TOKENS))
 
 
 SHAPES = {

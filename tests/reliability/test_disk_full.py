@@ -1,0 +1,161 @@
+"""A disk that is full at any kind of write: one line with path and space, exit code 4, and what was done is there."""
+
+import shutil
+
+import pytest
+import toyruns
+
+from flowopd_cli.manifest import status_now
+from flowopd_cli.run import RunDir
+
+FULL = """
+import errno, fnmatch, io
+really, seen = io.open, 0
+def opened(file, mode="r", *rest, **named):
+    global seen
+    handle = really(file, mode, *rest, **named)
+    if fnmatch.fnmatch(str(file), {pattern!r}) and set(mode) & set("wax"):
+        seen += 1
+        if seen == {nth}:
+            write = handle.write
+            def refuse(data):
+                write(data[: len(data) // 2])
+                raise OSError(errno.ENOSPC, "No space left on device")
+            handle.write = refuse
+    return handle
+io.open = opened
+"""
+LIMITED = """
+import resource
+resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size}))
+"""
+
+
+def check_refused(ended, path, reason="No space left on device"):
+    """One line that names the path, the reason and the space; exit code 4."""
+    assert ended.code == 4, ended.err
+    (line,) = [line for line in ended.err.splitlines() if line.startswith("flowopd: error: ")]
+    assert line.startswith(f"flowopd: error: {path}: cannot be written ({reason}; ")
+    assert "bytes are free there" in line
+    assert "Traceback" not in ended.err
+    return line
+
+
+@pytest.mark.parametrize(
+    ("pattern", "nth", "named", "kept"),
+    [
+        ("*/r/.lock.*.draft", 1, ".lock.*.draft", None),
+        ("*/r/.manifest.json.*", 1, "manifest.json", None),
+        ("*/r/.recipe.yaml.*", 1, "recipe.yaml", None),
+        ("*/r/.manifest.json.*", 2, "manifest.json", None),
+        ("*/r/metrics.jsonl", 1, "metrics.jsonl", None),
+        ("*/r/metrics.jsonl", 4, "metrics.jsonl", 2),
+        ("*/r/checkpoints/*/state.safetensors", 1, "checkpoints/step-000002", None),
+        ("*/r/checkpoints/*/state.safetensors", 2, "checkpoints/step-000004", 2),
+        ("*/r/checkpoints/*/state.json", 2, "checkpoints/step-000004", 2),
+        ("*/r/checkpoints/*/origin.json", 2, "checkpoints/step-000004", 2),
+        ("*/r/checkpoints/*/.checksums.json.*", 3, "checkpoints/step-000005", 4),
+        ("*/r/samples/.000003.png.*", 1, "samples/000003.png", 2),
+        ("*/.staging-best/.adapter_model.safetensors.*", 2, "best", 2),
+        ("*/.staging-adapter/.adapter_model.safetensors.*", 1, "adapter", 5),
+        ("*/.staging-adapter/.adapter_config.json.*", 1, "adapter", 5),
+    ],
+)
+def test_a_training_that_finds_the_disk_full_loses_nothing(forks, whole, tmp_path, pattern, nth, named, kept):
+    """``kept`` is the checkpoint that is there then; a run that goes on comes to the end of an undisturbed one."""
+    path = tmp_path / "r"
+    command = toyruns.teacher("quality", "train.keep_best.metric=step")  # each checkpoint is the best
+    reference = whole.variant("teacher", "train.keep_best.metric=step")
+    ended = forks.run(*command, "--out", path, before=FULL.format(pattern=pattern, nth=nth))
+    assert ended.code == 4, ended.err
+    if "*" not in named:
+        line = check_refused(ended, path / named)
+        assert line.endswith(f"then go on with: flowopd teacher --resume {path}") == (kept is not None)
+    newest = RunDir(path).checkpoints.newest()
+    assert (newest and newest[0]) == kept
+    assert not [name for name in toyruns.listing(path) if ".staging-" in name or name.endswith(".part")]
+    if (path / "manifest.json").exists():
+        assert status_now(path) in {"failed", "interrupted"}
+    again = forks.run(*toyruns.going_on(command, path))
+    assert again.code == 0, again.err
+    toyruns.check_same_end(path, reference)
+
+
+def test_a_limit_of_file_sizes_is_told_by_the_system_itself(forks, whole, tmp_path):
+    path, reference = tmp_path / "r", whole.paths["teacher"]
+    state = RunDir(reference).checkpoints.newest()[1] / "state.safetensors"
+    ended = forks.run(*whole.commands["teacher"], "--out", path, before=LIMITED.format(size=state.stat().st_size - 1))
+    line = check_refused(ended, path / "checkpoints" / "step-000002", "File too large")
+    assert "raise the limit of file sizes (ulimit -f)" in line
+    assert status_now(path) == "failed"
+    assert forks.run("teacher", "--resume", path).code == 0
+    toyruns.check_same_end(path, reference)
+
+
+def test_a_manifest_that_cannot_be_closed_leaves_a_run_that_is_interrupted(forks, whole, tmp_path):
+    """The one write that says that all is done; the adapter is there by then."""
+    path = tmp_path / "r"
+    last = sum("/.manifest.json." in change[1] and change[0] == "open" for change in whole.made["teacher"].changes)
+    full = FULL.format(pattern="*/r/.manifest.json.*", nth=last)
+    check_refused(forks.run(*whole.commands["teacher"], "--out", path, before=full), path / "manifest.json")
+    assert status_now(path) == "interrupted"
+    assert forks.run("teacher", "--resume", path).code == 0
+    toyruns.check_same_end(path, whole.paths["teacher"])
+
+
+LITTLE = toyruns.changes("eval.limit=3", "eval.images=2", "eval.steps=2", "eval.batch=2")
+EVALUATION = ["eval", "--suite", "quality", *LITTLE]
+
+
+@pytest.fixture(scope="module")
+def evaluated(forks, tmp_path_factory):
+    path = tmp_path_factory.mktemp("evaluated") / "e"
+    ended = forks.run(*EVALUATION, "--out", path)
+    assert ended.code == 0, ended.err
+    return path
+
+
+@pytest.mark.parametrize(
+    ("pattern", "nth", "named"),
+    [
+        ("*/r/images/quality/*", 3, "images/quality/"),
+        ("*/r/images/.drawn.json.*", 1, "images/drawn.json"),
+        ("*/r/eval/.scored/0", 2, "eval/.scored/0"),
+        ("*/r/eval/.quality.jsonl.*", 1, "eval/quality.jsonl"),
+        ("*/r/eval/.quality.json.*", 1, "eval/quality.json"),
+        ("*/r/samples/*", 1, "samples/eval.png"),
+    ],
+)
+def test_an_evaluation_that_finds_the_disk_full_goes_on(forks, evaluated, tmp_path, pattern, nth, named):
+    path = tmp_path / "r"
+    ended = forks.run(*EVALUATION, "--out", path, before=FULL.format(pattern=pattern, nth=nth))
+    assert ended.code == 4, ended.err
+    (line,) = [line for line in ended.err.splitlines() if line.startswith("flowopd: error: ")]
+    assert line.startswith(f"flowopd: error: {path / named}")
+    assert "No space left on device; " in line
+    assert status_now(path) == "failed"
+    assert forks.run("eval", "--resume", path).code == 0
+    for name in ("eval/quality.json", "eval/quality.jsonl"):
+        assert (path / name).read_bytes() == (evaluated / name).read_bytes()
+    assert toyruns.listing(path) == toyruns.listing(evaluated)
+
+
+def test_a_merge_that_finds_the_disk_full_can_be_repeated(forks, whole, tmp_path):
+    path = tmp_path / "r"
+    command = ["merge", whole.paths["teacher"], whole.paths["other"], "--method", "exact"]
+    full = FULL.format(pattern="*/.adapter_model.safetensors.*", nth=1)
+    check_refused(forks.run(*command, "--out", path, before=full), path / "adapter")
+    assert not (path / "adapter").exists()
+    assert forks.run("merge", "--resume", path).code == 0
+    assert status_now(path) == "done"
+
+
+def test_the_space_is_that_of_the_nearest_folder(tmp_path):
+    from flowopd_cli.errors import StorageError
+    from flowopd_cli.files import storing
+
+    free = shutil.disk_usage(tmp_path).free
+    with pytest.raises(StorageError) as refused, storing(tmp_path / "a" / "b" / "c"):
+        raise OSError(28, "No space left on device")
+    told = int(str(refused.value).split("device; ")[1].split(" bytes")[0].replace(",", ""))
+    assert abs(told - free) < 2**30  # others write too

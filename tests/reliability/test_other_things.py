@@ -1,0 +1,129 @@
+"""A training goes on with what it was made from, wherever that lies now, and with nothing else."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import toyruns
+import yaml
+from forks import Kill
+
+import flowopd_cli
+from flowopd_cli.manifest import status_now
+from flowopd_cli.run import RunDir
+
+UNLOADABLE = "from flowopd_cli.models.sd3 import SD3Model\nSD3Model.load = None\n"
+BASE = Path(flowopd_cli.__file__).parent / "toy" / "weights"
+
+
+@pytest.fixture
+def mine(forks, whole, tmp_path):
+    """A base, a prompt file and two teachers of one's own, and a student of theirs that was killed on its way."""
+    base, prompts = shutil.copytree(BASE, tmp_path / "base"), tmp_path / "prompts.jsonl"
+    rows = [{"prompt": text, "task": "geneval"} for text in ("a red circle", "a blue square", "a green star")]
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name in ("teacher", "other"):
+        shutil.copytree(whole.paths[name], tmp_path / name)
+    command = [*toyruns.distill(tmp_path / "teacher", tmp_path / "other"), "--base", base]
+    command += toyruns.changes(
+        f"prompts=[{{source: {prompts}}}]", "model.resolution=null", "model.max_sequence_length=1"
+    )
+    whole_path, path = tmp_path / "whole", tmp_path / "r"
+    for out, kill in ((whole_path, None), (path, Kill(rows=3))):
+        ended = forks.run(*command, "--out", out, kill=kill, below=out)
+        assert ended.killed if kill else ended.code == 0, ended.err
+    return tmp_path
+
+
+def edit(path, *pairs):
+    text = path.read_text()
+    for old, new in pairs:
+        assert old in text
+        text = text.replace(old, new)
+    path.write_text(text)
+
+
+def retrained(root, name):
+    """Another adapter in a teacher's place, itself whole."""
+    shutil.rmtree(root / name)
+    shutil.copytree(root / ("other" if name == "teacher" else "teacher"), root / name)
+
+
+REFUSED = [
+    (lambda root: retrained(root, "other"), ["anchor {root}/other was ", "teacher_ocr {root}/other was "], True),
+    (
+        lambda root: retrained(root, "teacher"),
+        ["init {root}/teacher was ", "teacher_geneval {root}/teacher was "],
+        True,
+    ),
+    (lambda root: edit(root / "r" / "recipe.yaml", ("lr: 0.01", "lr: 0.02")), ["train.lr was 0.01, is 0.02"], True),
+    (
+        lambda root: edit(root / "r" / "recipe.yaml", ("lr: 0.01", "lr: 0.02"), ("seed: 0", "seed: 1")),
+        ["seed was 0, is 1", "train.lr was 0.01, is 0.02"],
+        True,
+    ),
+    (lambda root: edit(root / "prompts.jsonl", ("a red", "a grey")), ["the set of prompts was "], False),
+]
+
+
+@pytest.mark.parametrize(("change", "told", "unloaded"), REFUSED, ids=["anchor", "teacher", "recipe", "two", "prompts"])
+def test_a_resume_with_other_things_is_refused_with_their_list(forks, mine, change, told, unloaded):
+    change(mine)
+    manifest, rows = (mine / "r" / "manifest.json").read_bytes(), len(RunDir(mine / "r").rows())
+    ended = forks.run("distill", "--resume", mine / "r", before=UNLOADABLE if unloaded else "")
+    assert ended.code == 2, ended.err
+    (line,) = [line for line in ended.err.splitlines() if "cannot go on, its checkpoints were made with other" in line]
+    assert all(text.format(root=mine) in line for text in told)
+    assert line.count(" was ") == len(told)
+    assert len(RunDir(mine / "r").rows()) == rows
+    if unloaded:
+        assert (mine / "r" / "manifest.json").read_bytes() == manifest
+    parents = {parent.role: parent.sha256 for parent in RunDir(mine / "r").manifest().parents}
+    assert parents == {parent.role: parent.sha256 for parent in RunDir(mine / "whole").manifest().parents}
+
+
+def test_another_base_under_the_same_name_is_refused_before_training(forks, tmp_path):
+    base = shutil.copytree(BASE, tmp_path / "base")
+    command = [*toyruns.teacher("toy-quality"), "--base", base, *toyruns.changes("model.resolution=null")]
+    command += toyruns.changes("model.max_sequence_length=1", "prompts=[{source: 'toy:all'}]")
+    path = tmp_path / "r"
+    assert forks.run(*command, "--out", path, kill=Kill(rows=3), below=path).killed
+    config = base / "transformer" / "config.json"
+    config.write_text(config.read_text() + "\n")
+    ended = forks.run("teacher", "--resume", path)
+    assert ended.code == 2, ended.err
+    assert f"cannot go on, its checkpoints were made with other things: base {base} was " in ended.err
+    assert len(RunDir(path).rows()) >= 3
+    assert RunDir(path).manifest().base == RunDir(path).checkpoints.origin().base
+
+
+def test_what_has_only_moved_is_found_at_its_new_place(forks, mine):
+    for name in ("base", "teacher", "other"):
+        (mine / name).rename(mine / f"moved-{name}")
+    ended = forks.run("distill", "--resume", mine / "r")
+    assert ended.code == 2
+    assert "no such" in ended.err
+    places = {"model.pretrained": "base", "adapter.init": "teacher", "routing.geneval.ref": "teacher"}
+    places |= {"routing.ocr.ref": "other", "anchor.ref": "other"}
+    moved = toyruns.changes(*(f"{key}={mine / f'moved-{name}'}" for key, name in places.items()))
+    ended = forks.run("distill", "--resume", mine / "r", *moved)
+    assert ended.code == 0, ended.err
+    assert status_now(mine / "r") == "done"
+    assert toyruns.figures(mine / "r") == toyruns.figures(mine / "whole")
+    name = "adapter/adapter_model.safetensors"
+    assert (mine / "r" / name).read_bytes() == (mine / "whole" / name).read_bytes()
+    assert {parent.ref for parent in RunDir(mine / "r").manifest().parents} == {
+        str(mine / f"moved-{n}") for n in ("teacher", "other")
+    }
+
+
+def test_what_changes_no_result_may_change(forks, mine):
+    """Here the two best of three rows; micro-batches and pictures are as they were."""
+    changed = toyruns.changes("train.keep_checkpoints=9", "train.checkpoint_every=1", "train.keep_best.metric=kl")
+    ended = forks.run("distill", "--resume", mine / "r", *changed)
+    assert ended.code == 0, ended.err
+    run = RunDir(mine / "r")
+    assert run.checkpoints.steps() == [2, 3, 4, 5]
+    assert yaml.safe_load(run.recipe_file.read_text())["train"]["keep_best"] == {"metric": "kl", "direction": "max"}
+    assert toyruns.figures(mine / "r") == toyruns.figures(mine / "whole")

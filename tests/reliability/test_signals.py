@@ -1,0 +1,112 @@
+"""A training that is asked to stop ends its iteration, keeps it, and says how to go on."""
+
+import signal
+import time
+
+import commands
+import pytest
+import toyruns
+from forks import Kill
+
+from flowopd_cli.manifest import status_now
+from flowopd_cli.run import RunDir
+
+CODES = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
+SLEEPS = """
+import time
+from flowopd_cli.run import RunDir
+log = RunDir.log
+def slowly(run, row):
+    log(run, row)
+    if row["iteration"] == 3:
+        time.sleep(60)
+RunDir.log = slowly
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), CODES)
+@pytest.mark.parametrize("stage", ["teacher", "distill"])
+def test_a_request_to_stop_keeps_the_iteration_and_says_how_to_go_on(forks, whole, tmp_path, stage, number, code):
+    path = tmp_path / "a run"
+    ended = forks.run(*whole.commands[stage], "--out", path, kill=Kill(rows=1, number=number), below=path)
+    assert ended.code == code, ended.err
+    run = RunDir.open(path)
+    logged = len(run.rows())
+    assert f"stopped after iteration {logged} of 5; go on with: flowopd {stage} --resume '{path}'" in ended.err
+    assert run.manifest().status == "interrupted"
+    assert run.checkpoints.newest()[0] == logged
+    assert forks.run(stage, "--resume", path).code == 0
+    toyruns.check_same_end(path, whole.paths[stage])
+
+
+@pytest.mark.parametrize(("number", "code"), CODES)
+def test_a_second_request_stops_at_once(forks, whole, tmp_path, number, code):
+    path = tmp_path / "r"
+    kill = Kill(rows=3, number=number, times=2, gap=0.5)
+    ended = forks.run(*whole.commands["teacher"], "--out", path, kill=kill, below=path, before=SLEEPS)
+    assert ended.code == code, ended.err
+    assert ended.seconds < 30
+    assert "Traceback" not in ended.err
+    assert f"stopped; go on with: flowopd teacher --resume {path}" in ended.err
+    assert RunDir(path).manifest().status == "interrupted"
+    assert RunDir(path).checkpoints.newest()[0] == 2
+    assert forks.run("teacher", "--resume", path).code == 0
+    toyruns.check_same_end(path, whole.paths["teacher"])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_before_the_first_iteration_there_is_nothing_to_keep(forks, whole, tmp_path, number):
+    path = tmp_path / "r"
+    early = f"""
+import os
+from flowopd_cli.stages import _model
+load = _model.load_model
+def stopped(*args):
+    os.kill(os.getpid(), {int(number)})
+    return load(*args)
+_model.load_model = stopped
+"""
+    ended = forks.run(*whole.commands["teacher"], "--out", path, before=early)
+    assert ended.code == 128 + number
+    assert f"stopped; go on with: flowopd teacher --resume {path}" in ended.err
+    assert status_now(path) == "interrupted"
+    assert forks.run("teacher", "--resume", path).code == 0
+    toyruns.check_same_end(path, whole.paths["teacher"])
+
+
+@pytest.mark.parametrize(("number", "code"), [CODES[1], pytest.param(*CODES[0], marks=pytest.mark.slow)])
+def test_two_processes_are_told_by_the_one_that_launched_them(whole, tmp_path, number, code):
+    path = tmp_path / "r"
+    more = [*toyruns.changes("train.iterations=100000"), "--processes", 2, "--out", path]
+    process = commands.started(*whole.commands["distill"], *more)
+    commands.wait_for_rows(path, process, 1)
+    process.send_signal(number)
+    said = process.communicate(timeout=120)[1]
+    assert process.returncode == code, said
+    run = RunDir.open(path)
+    assert f"stopped after iteration {len(run.rows())} of 100000; go on with: flowopd distill --resume {path}" in said
+    assert run.checkpoints.newest()[0] == len(run.rows())
+    assert run.manifest().status == "interrupted"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), CODES)
+def test_two_processes_stop_at_once_at_the_second_request(whole, tmp_path, number, code):
+    """One iteration would take minutes."""
+    path = tmp_path / "r"
+    long = toyruns.changes("train.groups=64", "train.group_size=512", "train.rollout_batch=64", "train.iterations=9")
+    process = commands.started(*whole.commands["teacher"], *long, "--processes", 2, "--out", path)
+    while not (path / "manifest.json").exists():
+        assert process.poll() is None
+        time.sleep(0.1)
+    time.sleep(15)  # imports, the base, and then the first rollout
+    copies = commands.descendants(process.pid)
+    assert len(copies) >= 4
+    process.send_signal(number)
+    time.sleep(2)
+    assert process.poll() is None
+    process.send_signal(number)
+    said = process.communicate(timeout=40)[1]
+    assert process.returncode == code, said
+    assert status_now(path) == "interrupted"
+    assert not [pid for pid in copies if commands.alive(pid)]

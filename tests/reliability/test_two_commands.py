@@ -1,0 +1,77 @@
+"""Of commands that are started on one run directory exactly one proceeds."""
+
+import shutil
+
+import commands
+import pytest
+import toyruns
+from forks import Kill
+
+from flowopd_cli.run import RunDir
+
+
+@pytest.fixture(scope="module")
+def half(forks, whole, tmp_path_factory):
+    """A run that was killed in the middle."""
+    path = tmp_path_factory.mktemp("half") / "r"
+    assert forks.run(*whole.commands["teacher"], "--out", path, kill=Kill(rows=3), below=path).killed
+    return path
+
+
+def one_proceeded(ended, path):
+    """One is done, the others were refused with one line."""
+    done, refused = ([end for end in ended if (end.code == 0) == well] for well in (True, False))
+    assert len(done) == 1, [(end.code, end.err) for end in ended]
+    assert done[0].out == f"{path}\n"
+    for end in refused:
+        assert end.code == 2, end.err
+        assert end.err.count("flowopd: error: ") == 1
+        assert any(words in end.err for words in ("is writing this run", "is taking this run", "is not empty"))
+        assert "Traceback" not in end.err
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_of_two_fresh_runs_one_proceeds(forks, whole, tmp_path, count):
+    path = tmp_path / "r"
+    one_proceeded(forks.rivals(*whole.commands["teacher"], "--out", path, count=count), path)
+    toyruns.check_same_end(path, whole.paths["teacher"])
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_of_two_that_resume_one_proceeds(forks, whole, half, tmp_path, count):
+    path = shutil.copytree(half, tmp_path / "r")
+    one_proceeded(forks.rivals("teacher", "--resume", path, count=count), path)
+    toyruns.check_same_end(path, whole.paths["teacher"])
+
+
+def test_of_two_that_replace_one_proceeds(forks, whole, half, tmp_path):
+    path = shutil.copytree(half, tmp_path / "r")
+    one_proceeded(forks.rivals(*whole.commands["teacher"], "--out", path, "--force"), path)
+    toyruns.check_same_end(path, whole.paths["teacher"])
+
+
+@pytest.mark.parametrize("more", [["--force"], [], None])
+def test_a_run_that_is_being_written_is_left_alone(forks, whole, half, tmp_path, more):
+    """A second command comes while the first has long begun."""
+    path = shutil.copytree(half, tmp_path / "r")
+    owner = RunDir.open(path)
+    owner.start(owner.recipe())
+    before = toyruns.listing(path)
+    argv = ["teacher", "--resume", path] if more is None else [*whole.commands["teacher"], "--out", path, *more]
+    ended = forks.run(*argv)
+    assert ended.code == 2
+    assert "is writing this run; wait for it" in ended.err
+    assert toyruns.listing(path) == before
+    assert owner.manifest().status == "running"
+    owner.finish("interrupted")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("resume", [False, True])
+def test_of_two_real_command_lines_one_proceeds(whole, half, tmp_path, resume):
+    path = shutil.copytree(half, tmp_path / "r") if resume else tmp_path / "r"
+    argv = ["teacher", "--resume", path] if resume else [*whole.commands["teacher"], "--out", path]
+    rivals = [commands.started(*argv), commands.started(*argv)]
+    said = [rival.communicate(timeout=300) for rival in rivals]
+    assert sorted(rival.returncode for rival in rivals) == [0, 2], said
+    toyruns.check_same_end(path, whole.paths["teacher"])
