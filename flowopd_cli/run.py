@@ -240,7 +240,8 @@ class RunDir(RunPaths):
             raise ArtifactError(f"{self.path}: --force replaces runs only, and this directory is not one")
 
     def _used(self) -> bool:
-        return self.path.is_dir() and any(not path.name.startswith(LOCK) for path in self.path.iterdir())
+        found = self.path.iterdir() if self.path.is_dir() else ()
+        return any(not path.name.startswith(LOCK) and not files.is_leftover(path) for path in found)
 
     def _record_inputs(self, *, complete: bool) -> None:
         """Write base, adapters and prompts; of a run that goes on only when all are known to be those of before."""

@@ -12,7 +12,7 @@ from flowopd_cli.progress import Progress
 from flowopd_cli.recipe import ColdstartRecipe
 from flowopd_cli.run import RunDir
 from flowopd_cli.stages import _data, _fit, _model
-from flowopd_cli.stages._resume import prompts_digest
+from flowopd_cli.stages._resume import prompts_digest, seed_generators
 from flowopd_cli.tasks import check_tasks
 from flowopd_cli.train import objectives, supervised
 
@@ -34,6 +34,7 @@ def run(recipe: ColdstartRecipe, run: RunDir, progress: Progress, *, resume: boo
     progress.note(f"drawing {sft.samples} kept pictures from {len(teachers)} teachers")
     draws = -(-sft.samples // train.groups)
     for index in range(draws):
+        seed_generators(recipe.seed, index)
         kept = supervised.best_of_group(model, sampler, drawer(index), teachers, rewards, batch=train.rollout_batch)
         latents.append(kept.trajectory.final)
         cond.append(kept.cond)
