@@ -25,7 +25,7 @@ Example, on the toy base, two cores, no download:
   flowopd eval --adapter runs/student
 
 stdout carries only the result. Exit codes: 0 done, 1 unexpected error, 2 a mistake in what was asked,
-3 an evaluation under its bar (--fail-under), 130 stopped.
+3 an evaluation under its bar (--fail-under), 4 a file could not be written, 130 or 143 stopped.
 """
 
 app = typer.Typer(
