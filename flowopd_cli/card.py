@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -10,7 +11,8 @@ from typing import Any
 
 import yaml
 
-from flowopd_cli.errors import ArtifactError, FlowOPDError
+from flowopd_cli.errors import ArtifactError, FlowOPDError, printable
+from flowopd_cli.json_files import read_json_value
 from flowopd_cli.manifest import Base, Manifest, is_run
 from flowopd_cli.recipe import EvalRecipe
 from flowopd_cli.refs import AdapterRef
@@ -135,21 +137,31 @@ def results(run: RunDir) -> dict[str, dict[str, Any]]:
 
 
 def _figures(read: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    exact = {name: bool(result.get("exact", True)) for name, result in read.items()}
-    return {name: {key: result[key] for key in FIGURES} | {"exact": exact[name]} for name, result in read.items()}
+    return {name: {key: result[key] for key in (*FIGURES, "exact")} for name, result in read.items()}
 
 
 def _results_of(run: RunDir) -> dict[str, dict[str, Any]]:
     """Each suite's figures and version; the prompts beside them are no suite's."""
     read = {}
     for path in sorted(run.eval_dir.glob("*.json")):
-        try:
-            result = json.loads(path.read_text(encoding="utf-8"))
-            if isinstance(result, dict):
-                read[str(result["suite"])] = {key: result[key] for key in (*FIGURES, "version")}
-        except (OSError, ValueError, KeyError) as error:
-            raise ArtifactError(f"{path}: damaged result of an evaluation") from error
+        result = read_json_value(path, "result of an evaluation")
+        if isinstance(result, dict):
+            if not _is_result(result):
+                raise ArtifactError(f"{path}: damaged result of an evaluation (suite, version, mean, stderr or n)")
+            read[result["suite"]] = {key: result[key] for key in (*FIGURES, "version")}
+            read[result["suite"]]["exact"] = bool(result.get("exact", True))
     return read
+
+
+def _is_result(result: Mapping[str, Any]) -> bool:
+    """Whether it has what every result of a suite has, each of its kind."""
+    named = all(isinstance(result.get(key), str) and result[key].isprintable() for key in ("suite", "version"))
+    mean, error, count = (result.get(key, "missing") for key in FIGURES)
+    return named and _is_number(mean) and (error is None or _is_number(error)) and type(count) is int
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and not abs(value) >= 1e300
 
 
 def _pictures(images: int | None) -> str:
@@ -177,7 +189,8 @@ def build(card: Card) -> str:
     parts = [
         f"---\n{yaml.safe_dump(metadata(card, base), sort_keys=False)}---",
         f"# {card.title}",
-        f"A LoRA for `{base}`, made by `flowopd {card.manifest.stage}` (flowopd {card.manifest.code_version}).",
+        f"A LoRA for {_code(base)}, made by {_code('flowopd ' + card.manifest.stage)} "
+        f"(flowopd {_plain(card.manifest.code_version)}).",
         _results(card.evaluations),
         f"![samples]({card.picture})" if card.picture else "",
         _usage(card, base),
@@ -186,7 +199,7 @@ def build(card: Card) -> str:
         "the suites, prompts and seeds named in the evaluation files; a reward is not a person's judgment.",
         ""
         if card.license or base in LICENSES
-        else f"flowopd does not know the license of `{base}`: look it up before you use or share this adapter.",
+        else f"flowopd does not know the license of {_code(base)}: look it up before you use or share this adapter.",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -218,12 +231,12 @@ def _results(found: Sequence[Evaluation]) -> str:
     if not found:
         return ""
     suites = list(found[-1].suites)
-    lines = ["## Results", "", f"| model | {' | '.join(suites)} |", f"|---|{'---|' * len(suites)}"]
+    lines = ["## Results", "", f"| model | {' | '.join(map(_plain, suites))} |", f"|---|{'---|' * len(suites)}"]
     for evaluation in found:
         cells = [evaluation.suites.get(suite) for suite in suites]
         shown = [_cell(cell) if cell else "—" for cell in cells]
         lines.append(f"| {evaluation.of} | {' | '.join(shown)} |")
-    made = f"Protocol: {protocol(found[-1])}."
+    made = f"Protocol: {_plain(protocol(found[-1]))}."
     mark = " ~: not by the scorer of papers, so not comparable with them."
     near = any(not figures["exact"] for evaluation in found for figures in evaluation.suites.values())
     told = f"{made} Mean ± standard error over prompts; each picture's row is in `eval/`.{mark if near else ''}"
@@ -242,7 +255,7 @@ def _figure_name(suite: str, figures: Mapping[str, Any]) -> str:
 def _usage(card: Card, base: str) -> str:
     length = card.max_sequence_length
     absent = ", text_encoder_3=None, tokenizer_3=None" if card.without_t5 else ""
-    name, lead = f'"{base}"', ""
+    name, lead = json.dumps(base), ""
     if base in BASES.names():
         module, _, attribute = BASES.target(base).partition(":")
         name, lead = f"{attribute}()", f"from {module} import {attribute}\n"
@@ -260,5 +273,15 @@ def _lineage(manifest: Manifest) -> str:
     lines = ["## Where it comes from", "", "| role | reference | sha256 |", "|---|---|---|"]
     base = [] if manifest.base is None else [("base", manifest.base.ref, manifest.base.sha256)]
     parents = [(p.role, p.ref, p.sha256) for p in manifest.parents]
-    lines += [f"| {role} | `{ref}` | `{(sha or '—')[:16]}` |" for role, ref, sha in [*base, *parents]]
-    return "\n".join([*lines, "", f"Recipe `{manifest.recipe_sha}` is in `recipe.yaml`."])
+    lines += [f"| {_plain(role)} | {_code(ref)} | {_code((sha or '—')[:16])} |" for role, ref, sha in [*base, *parents]]
+    return "\n".join([*lines, "", f"Recipe {_code(manifest.recipe_sha)} is in `recipe.yaml`."])
+
+
+def _code(text: str) -> str:
+    """A text of somebody else's as code, which it cannot leave."""
+    return f"`{printable(text).replace('`', chr(39)).replace('|', '/')}`"
+
+
+def _plain(text: str) -> str:
+    """A text of somebody else's between our words: no markup of Markdown or HTML in it acts."""
+    return re.sub(r"[<>|`*\[\]\\]", lambda found: f"&#{ord(found[0])};", printable(text))

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from flowopd_cli import __version__, cli_bench, cli_eval, cli_prompts, cli_rewards, cli_runs
-from flowopd_cli.errors import FlowOPDError
+from flowopd_cli.errors import FlowOPDError, one_line
 from flowopd_cli.options import Common, stage_command
 
 HELP = """Post-train flow-matching text-to-image models: teachers, merging, multi-teacher on-policy distillation.
@@ -25,7 +25,8 @@ Example, on the toy base, two cores, no download:
   flowopd eval --adapter runs/student
 
 stdout carries only the result. Exit codes: 0 done, 1 unexpected error, 2 a mistake in what was asked,
-3 an evaluation under its bar (--fail-under), 4 a file could not be written, 130 or 143 stopped.
+3 an evaluation under its bar (--fail-under) or a fault that was looked for, 4 no space or no leave to write,
+5 a training that no longer learns, 130 stopped by Ctrl-C, 143 by SIGTERM.
 """
 
 app = typer.Typer(
@@ -248,6 +249,12 @@ def _root(
     """Take the options that stand before a command."""
 
 
+def _said(error: OSError) -> str:
+    """What the system refused, and over which file."""
+    reason = error.strerror or f"{type(error).__name__}: {error}"
+    return f"{error.filename}: {reason}" if error.filename is not None else reason
+
+
 def main() -> None:
     """Run the command line: a user's mistake is one line on stderr; the exit code says what happened."""
     from flowopd_cli import launch
@@ -261,7 +268,10 @@ def main() -> None:
     except FlowOPDError as error:
         code = error.exit_code
         if launch.is_main():
-            print(f"flowopd: error: {' '.join(str(error).split())}", file=sys.stderr)
+            print(f"flowopd: error: {one_line(error)}", file=sys.stderr)
+    except OSError as error:
+        code = FlowOPDError.exit_code
+        print(f"flowopd: error: {one_line(_said(error))}", file=sys.stderr)
     finally:
         code = code if isinstance(code, int) else 1 if code else 0
         launch.record_exit(code)

@@ -129,19 +129,20 @@ def read_options(texts: Sequence[str]) -> dict[str, Any]:
     """``name=value`` texts as a reward's options; values as in YAML.
 
     Raises:
-        RecipeError: a text is not of that form.
+        RecipeError: a text is not of that form, or holds a secret, which clients would be told.
     """
-    import yaml
+    from flowopd_cli import safe_yaml
+    from flowopd_cli.recipe_secrets import secret_in_options
 
     found: dict[str, Any] = {}
     for text in texts:
         name, equals, raw = text.partition("=")
         if not equals or not name.isidentifier():
-            raise RecipeError(f"{OPTION} {text}: write it as OPTION=VALUE")
-        try:
-            found[name] = yaml.safe_load(raw)
-        except yaml.YAMLError as error:
-            raise RecipeError(f"{OPTION} {text}: the value is not YAML") from error
+            raise RecipeError(f"{OPTION} {text[:80]}: write it as OPTION=VALUE")
+        found[name] = safe_yaml.parse(raw, f"{OPTION} {name}")
+    secret = secret_in_options(found)
+    if secret:
+        raise RecipeError(f"{OPTION}: {secret}")
     return found
 
 

@@ -61,5 +61,32 @@ def verify(run: Annotated[Path, typer.Argument(metavar="RUN", help="A run direct
         raise typer.Exit(FAULTY)
 
 
+@app.command("replay")
+def replay(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run that ended with numbers that are not finite.")],
+    device: Annotated[str | None, typer.Option("--device", metavar="DEVICE", help="Instead of the recipe's.")] = None,
+    json: Json = False,
+) -> None:
+    """Compute again what a training could not learn from, row by row: which are not finite. Exits with 3 if any is.
+
+    \b
+    Example:
+      flowopd runs replay runs/t-ocr
+    """
+    import importlib
+
+    from flowopd_cli.tables import columns
+
+    told = importlib.import_module("flowopd_cli.stages._replay").replay(run, device)
+    if json:
+        print(jsonlib.dumps(told))
+    else:
+        cells = [tuple(str(row[key]) for key in ("prompt", "sigma", "loss", "gradient")) for row in told["rows"]]
+        print(columns([("PROMPT", "SIGMA", "LOSS", "GRADIENT"), *cells]))
+        typer.echo(f"iteration {told['iteration']}: {told['bad']} of {len(cells)} rows are not finite", err=True)
+    if told["bad"]:
+        raise typer.Exit(FAULTY)
+
+
 def _brief(figures: dict[str, float]) -> str:
     return ", ".join(f"{name} {value:.4g}" for name, value in list(figures.items())[:3])

@@ -11,6 +11,8 @@ from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from flowopd_cli.errors import redacted
+
 PLAIN_SECONDS = 10.0
 PLAIN_WIDTH = 120
 
@@ -106,7 +108,7 @@ class Console:
 
     def _say(self, text: str) -> None:
         if not self.quiet:
-            self._rich.print(text, markup=False, soft_wrap=True)
+            self._rich.print(redacted(text), markup=False, soft_wrap=True)
 
 
 def duration(seconds: float) -> str:

@@ -2,17 +2,56 @@
 
 from __future__ import annotations
 
+import re
 import signal
+
+LONGEST = 2000
+# What must not be repeated: a login in an address, a secret in its query, a key of a known form.
+_SECRETS = (
+    (re.compile(r"(?i)\b([a-z][a-z0-9+.-]{0,15}://)[^/?#\s]{1,300}@"), r"\1***@"),
+    (
+        re.compile(r"(?i)([?&;][\w.-]{0,40}(?:token|key|secret|password|signature|sig|auth|credential)=)[^&;\s'\"]+"),
+        r"\1***",
+    ),
+    (re.compile(r"\b(hf_|sk-|ghp_|github_pat_|glpat-|xox[abp]-)[\w-]{12,}"), r"\1***"),
+)
+_BEARER = re.compile(r"(?i)\b(bearer\s+)[\w.~+/=-]{8,}")
+
+
+def redacted(text: str) -> str:
+    """The text without what looks like a login in an address, a token or a key."""
+    for pattern, stand_in in _SECRETS:
+        text = pattern.sub(stand_in, text)
+    return _BEARER.sub(r"\1***", text)
+
+
+def holds_secret(text: str) -> bool:
+    """Whether a text has a login in an address, a secret in its query or a key of a known form."""
+    return any(pattern.search(text) for pattern, _ in _SECRETS)
+
+
+def one_line(error: object) -> str:
+    """An error or a text as one line for a terminal: no secret, no character that moves a cursor, 2000 at most."""
+    line = redacted(" ".join(str(error).split()))
+    return printable(line if len(line) <= LONGEST else f"{line[: LONGEST - 1]}…")
+
+
+def printable(text: str) -> str:
+    """The text with what no terminal should obey written out."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 class FlowOPDError(Exception):
-    """Base of every error that is shown as one line instead of a traceback.
+    """Base of every error that is shown as one line instead of a traceback. Its text never repeats a secret.
 
     ``told`` says that all processes of the run know of it.
     """
 
     exit_code = 2
     told = False
+
+    def __str__(self) -> str:
+        return redacted(super().__str__())
 
 
 class RecipeError(FlowOPDError):
@@ -52,6 +91,13 @@ class MissingDependency(FlowOPDError):
         super().__init__(f"{package} is not installed: pip install 'flowopd[{extra}]'")
         self.package = package
         self.extra = extra
+
+
+class DivergedError(FlowOPDError):
+    """A training could not learn, again and again: every process knows, for they count together."""
+
+    exit_code = 5
+    told = True
 
 
 class Interrupted(FlowOPDError):

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from flowopd_cli.errors import ArtifactError, StorageError
+from flowopd_cli.json_files import read_json
+from flowopd_cli.paths import below
 
 CHECKSUMS = "checksums.json"
 _STAGING, _PART = ".staging-", ".part"
@@ -72,18 +74,6 @@ def append(path: Path, text: str) -> None:
         handle.write(text)
 
 
-def safetensors_metadata(path: Path) -> dict[str, str]:
-    """The free text in a safetensors header, read without loading a tensor; empty where there is none."""
-    try:
-        with path.open("rb") as handle:
-            length = int.from_bytes(handle.read(8), "little")
-            header = json.loads(handle.read(length)) if length <= path.stat().st_size else {}
-    except (OSError, ValueError):
-        return {}
-    found = header.get("__metadata__") if isinstance(header, dict) else None
-    return found if isinstance(found, dict) else {}
-
-
 def sha256_file(path: Path) -> str:
     """SHA-256 of a file, 64 hex digits."""
     running = hashlib.sha256()
@@ -99,43 +89,9 @@ def sha256_files(paths: Iterable[Path]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def read_json(path: Path, what: str) -> dict[str, Any]:
-    """The JSON object in a file.
-
-    Raises:
-        ArtifactError: the file is missing, not JSON, or not an object; ``what`` names it.
-    """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ArtifactError(f"{path}: no such {what}") from error
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{path}: damaged {what} ({' '.join(str(error).split())})") from error
-    if not isinstance(data, dict):
-        raise ArtifactError(f"{path}: damaged {what} (not a JSON object)")
-    return data
-
-
 def json_lines(rows: Iterable[Mapping[str, Any]]) -> str:
     """One line of JSON a row."""
     return "".join(json.dumps(row) + "\n" for row in rows)
-
-
-def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file of JSON lines, none if there is no file; a last line torn by a crash is left out.
-
-    Raises:
-        ArtifactError: another line is not JSON.
-    """
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    found = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            found.append(json.loads(line))
-        except ValueError as error:
-            if number < len(lines):
-                raise ArtifactError(f"{path}:{number}: not JSON") from error
-    return found
 
 
 def plain(value: Any) -> Any:
@@ -205,7 +161,7 @@ def is_intact(folder: Path) -> bool:
     """Whether every file that the checksums of a committed folder name is there and unchanged."""
     try:
         sums = read_json(folder / CHECKSUMS, "checksum list")
-        return bool(sums) and all(sha256_file(folder / name) == value for name, value in sums.items())
+        return bool(sums) and all(sha256_file(below(folder, name)) == value for name, value in sums.items())
     except (ArtifactError, OSError, ValueError):
         return False
 

@@ -95,7 +95,7 @@ def footprint(recipe: TrainedRecipe) -> Figures:
     one = adapter_weights(shape, recipe.adapter.targets, recipe.adapter.rank) * FULL
     learning, collecting = _rows(recipe, shape, BYTES[dtype])
     holding = {
-        "base": base_weights(shape) * BYTES[dtype],
+        "base": base_weights(shape) * BYTES[dtype] // (recipe.train.processes if recipe.model.shard else 1),
         "adapters": one * _adapters(recipe),
         "optimizer": 3 * one,  # AdamW's two moments and the gradient
         "trajectories": _trajectories(recipe, shape, BYTES[dtype]),

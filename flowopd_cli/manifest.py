@@ -6,18 +6,29 @@ import platform
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 
 from flowopd_cli.errors import ArtifactError
-from flowopd_cli.files import read_json
+from flowopd_cli.json_files import read_json
 from flowopd_cli.locks import Lock
+from flowopd_cli.paths import is_file
 from flowopd_cli.recipe_io import first_problem
 
 MANIFEST, ADAPTER, LOCK = "manifest.json", "adapter", ".lock"
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "numpy")
 Status = Literal["running", "done", "failed", "interrupted"]
+
+
+def _time(text: str) -> str:
+    """A time with its zone, as :func:`now` writes it."""
+    if datetime.fromisoformat(text).tzinfo is None:
+        raise ValueError("a time without a zone")
+    return text
+
+
+Time = Annotated[str, AfterValidator(_time)]
 
 
 class _Entry(BaseModel):
@@ -45,7 +56,7 @@ class Artifact(_Entry):
 
     path: str
     sha256: str
-    bytes: int
+    bytes: NonNegativeInt
 
 
 class Base(_Entry):
@@ -59,12 +70,12 @@ class Manifest(_Entry):
     """What a run is, what it was made from and what it made; ``prompts`` is the digest of those it trains on."""
 
     run_id: str
-    stage: str
+    stage: str = Field(pattern=r"^[a-z][a-z_-]{0,40}$")
     status: Status
     recipe_sha: str
     code_version: str
-    created: str
-    finished: str | None = None
+    created: Time
+    finished: Time | None = None
     environment: Environment
     parents: tuple[Parent, ...] = ()
     artifacts: tuple[Artifact, ...] = ()
@@ -75,7 +86,7 @@ class Manifest(_Entry):
 
 def is_run(path: Path) -> bool:
     """Whether a directory is a run."""
-    return (path / MANIFEST).is_file()
+    return is_file(path / MANIFEST)
 
 
 def read_manifest(path: Path) -> Manifest:

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from flowopd_cli.errors import ArtifactError
-from flowopd_cli.files import read_json
+from flowopd_cli.json_files import read_json
 from flowopd_cli.manifest import Base, Environment, Parent
 from flowopd_cli.recipe_io import first_problem
 from flowopd_cli.refs import AdapterRef
@@ -19,7 +19,7 @@ MAY_CHANGE = frozenset(
     {
         *("train.iterations", "train.checkpoint_every", "train.keep_checkpoints", "train.keep_best"),
         *("train.sample_every", "train.track", "train.processes", "train.micro", "train.rollout_batch"),
-        *("model.device", "opd.log_rewards_every"),
+        *("train.skip_limit", "model.device", "model.shard", "opd.log_rewards_every"),
     }
 )
 # Names of what is compared by its content: a folder that has moved is the same folder.

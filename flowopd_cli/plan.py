@@ -7,16 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from flowopd_cli import origin
+from flowopd_cli import origin, safe_yaml
 from flowopd_cli import recipe as recipes
 from flowopd_cli.errors import ArtifactError, RecipeError
 from flowopd_cli.manifest import ADAPTER
 from flowopd_cli.options import Common
 from flowopd_cli.origin import MAY_CHANGE
 from flowopd_cli.recipe_io import suggest
-from flowopd_cli.recipe_specs import secret_in_name
+from flowopd_cli.recipe_secrets import secret_in_name
 from flowopd_cli.refs import AdapterRef
 from flowopd_cli.registry import REWARDS, reward_name
 from flowopd_cli.run import RunDir, is_run
@@ -122,7 +120,7 @@ def split_options(text: str, flag: str, known: Sequence[str]) -> tuple[str, dict
         key, _, raw = part.partition("=")
         if key not in known:
             raise RecipeError(f"{flag} {text}: no option {key!r}{suggest(key, known)}; known: {', '.join(known)}")
-        options[key] = yaml.safe_load(raw)
+        options[key] = safe_yaml.parse(raw, f"{flag} {head}: {key}")
     return head, options
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from flowopd_cli import registry
+from flowopd_cli.base_check import check_base, check_bases, check_refs
 from flowopd_cli.errors import ArtifactError, MergeError, MissingDependency, PromptError, RecipeError
+from flowopd_cli.paths import is_hub_id
 from flowopd_cli.plan import RANKLESS
+from flowopd_cli.prompt_text import SUFFIXES, Row, read_rows, repeats, target
 from flowopd_cli.recipe import (
     ColdstartRecipe,
     DistillRecipe,
@@ -23,34 +25,41 @@ from flowopd_cli.recipe import (
     TrainedRecipe,
 )
 from flowopd_cli.refs import AdapterRef
+from flowopd_cli.rewards.clauses import faulty
 from flowopd_cli.run import RunDir
 from flowopd_cli.tasks import check_tasks
+
+# Rewards that need something of a prompt's own text or metadata.
+QUOTED = {"ocr", "toy-ocr"}
+CLAUSED = {"geneval", "geneval-hf", "toy-geneval"}
 
 
 def check(recipe: Recipe, *, out: Path | None = None, dry_run: bool = False) -> list[str]:
     """Refuse what could not run; returns remarks about what could, but may not be meant.
 
-    ``out`` is where the run will be written, ``dry_run`` that nothing will be trained or uploaded.
+    ``out`` is where the run will be written, ``dry_run`` that nothing will be trained or uploaded, so that an adapter
+    may still be to come.
 
     Raises:
         FlowOPDError: a name is unknown, a file or adapter is missing, adapters have different bases, a task has no
             teacher or no reward, or ``out`` holds what the recipe reads.
     """
     refs = dict(adapter_refs(recipe))
-    for role, ref in refs.items():
-        _check_ref(role, ref)
+    absent = {role: ref for role, ref in refs.items() if AdapterRef.parse(ref).absent} if dry_run else {}
+    refs = {role: ref for role, ref in refs.items() if role not in absent}
+    check_refs(refs)
     if out is not None:
         _check_out(out, recipe, refs)
-    _check_one_base([AdapterRef.parse(ref) for ref in refs.values()])
+    check_bases(recipe.model, refs)
     if isinstance(recipe, PushRecipe):
         _check_push(recipe, dry_run)
-    return check_names(recipe)
+    return [*(f"{role}: {ref}: is not there yet" for role, ref in absent.items()), *check_names(recipe)]
 
 
 def check_names(recipe: Recipe) -> list[str]:
     """The part of :func:`check` that asks for no adapter: names, prompt files, tasks, settings that do nothing."""
     registry.MODELS.check(recipe.model.family)
-    _check_base(recipe.model.pretrained)
+    check_base(recipe.model)
     for spec in getattr(recipe, "rewards", ()):
         registry.REWARDS.check(spec.name)
     if isinstance(recipe, EvalRecipe):
@@ -80,11 +89,11 @@ def adapter_refs(recipe: Recipe) -> Iterator[tuple[str, str]]:
         yield "run", recipe.run
 
 
-def tasks_of(spec: PromptSpec) -> set[str]:
-    """The tasks that a prompt source names; empty where only reading it by its own plugin would tell.
+def rows_of(spec: PromptSpec) -> list[Row]:
+    """The rows of a prompt file, every line of it read and found sound; none for a registered source.
 
     Raises:
-        PromptError: there is no such source or file, it has no such task, or a line of it is not JSON.
+        PromptError: there is no such source or file, it has no such task, or a line of it cannot be used.
     """
     path = Path(spec.source)
     if spec.source in registry.PROMPTS.names():
@@ -93,62 +102,55 @@ def tasks_of(spec: PromptSpec) -> set[str]:
             raise PromptError(
                 f"prompts: {spec.source}: no prompt in it of task {spec.task!r}; it has {', '.join(known)}"
             )
-        return {spec.task} if spec.task else set(known)
-    if path.suffix not in {".txt", ".jsonl"}:
+        return []
+    if path.suffix not in SUFFIXES:
         registry.PROMPTS.target(spec.source)
-    if not path.is_file():
-        raise PromptError(f"prompts: {spec.source}: no such file")
-    if path.suffix == ".txt":
-        return {spec.task} if spec.task else set()
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise PromptError(f"prompts: {path}: cannot be read as UTF-8 text ({error})") from error
-    numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()][: spec.limit]
-    named = (_task_of_line(f"{path}:{number}", line) or spec.task for number, line in numbered)
-    return {task for task in named if task}
+    rows = read_rows(path, spec.task)
+    if not rows:
+        raise PromptError(f"prompts: {path}: no prompt in it")
+    nameless = next((row for row in rows if row.task is None), None)
+    if nameless is not None:
+        raise PromptError(f"{nameless.place}: has no task: give it with --prompts FILE,task=NAME")
+    return rows[: spec.limit]
 
 
-def _task_of_line(place: str, line: str) -> str | None:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise PromptError(f"{place}: not JSON ({error})") from error
-    return row.get("task") if isinstance(row, dict) else None
+def tasks_of(spec: PromptSpec) -> set[str]:
+    """The tasks that a prompt source names; empty where only reading it by its own plugin would tell.
+
+    Raises:
+        PromptError: as :func:`rows_of`.
+    """
+    return _tasks_of(spec, rows_of(spec))
 
 
-def _check_base(pretrained: str) -> None:
-    if pretrained in registry.BASES.names():
-        return
-    path = Path(pretrained)
-    if path.is_dir():
-        if not (path / "model_index.json").is_file():
-            raise ArtifactError(f"--base {pretrained}: not a diffusers pipeline folder (no model_index.json in it)")
-        return
-    local = path.is_absolute() or pretrained.startswith(".") or pretrained.count("/") != 1
-    if local and "/" not in pretrained:
-        registry.BASES.target(pretrained)
-    if local:
-        raise ArtifactError(f"--base {pretrained}: no such folder")
+def _tasks_of(spec: PromptSpec, rows: Sequence[Row]) -> set[str]:
+    if rows:
+        return {str(row.task) for row in rows}
+    return {spec.task} if spec.task else set(registry.PROMPT_TASKS.get(spec.source, ()))
 
 
-def _check_ref(role: str, ref: str) -> None:
-    try:
-        AdapterRef.parse(ref).check()
-    except ArtifactError as error:
-        raise ArtifactError(f"{role}: {error}") from error
+def _check_prompts(recipe: TrainedRecipe, rows: Sequence[Row]) -> None:
+    """Refuse prompts from files that a reward of the recipe could not score, as far as their text says.
+
+    Raises:
+        PromptError: names the line.
+    """
+    for spec in recipe.rewards if _scores(recipe) else ():
+        for row in rows if spec.name in QUOTED | CLAUSED else ():
+            if spec.task is not None and row.task != spec.task:
+                continue
+            if spec.name in QUOTED and target(row.text, row.metadata) is None:
+                raise PromptError(
+                    f"{row.place}: no text in double quotes for the reward {spec.name} to look for: {row.text[:80]!r}"
+                )
+            fault = faulty(row.metadata) if spec.name in CLAUSED else None
+            if fault:
+                raise PromptError(f"{row.place}: the reward {spec.name} needs metadata with clauses to judge: {fault}")
 
 
-def _check_one_base(refs: Sequence[AdapterRef]) -> None:
-    """Adapters whose runs recorded different bases cannot meet."""
-    recorded = [(ref.text, sha) for ref in refs if (sha := ref.base_sha256())]
-    for text, sha in recorded[1:]:
-        if sha != recorded[0][1]:
-            first = recorded[0][0]
-            raise ArtifactError(
-                f"{first} and {text} were trained on different bases ({recorded[0][1][:12]}, {sha[:12]}): "
-                "use adapters of one base"
-            )
+def _scores(recipe: TrainedRecipe) -> bool:
+    """Whether the recipe's rewards are asked at all."""
+    return not isinstance(recipe, DistillRecipe) or recipe.opd.log_rewards_every > 0
 
 
 def _check_out(out: Path, recipe: Recipe, refs: dict[str, str]) -> None:
@@ -156,16 +158,19 @@ def _check_out(out: Path, recipe: Recipe, refs: dict[str, str]) -> None:
     named = [AdapterRef.parse(ref) for ref in refs.values()]
     inputs = [ref.location for ref in named if ref.kind in {"run", "folder"}]
     inputs += recipe.push.evaluations if isinstance(recipe, PushRecipe) else ()
-    target = out.resolve()
+    target = Path(os.path.realpath(out))
     for text in inputs:
-        source = Path(text).resolve()
+        source = Path(os.path.realpath(text))
         if target == source or target in source.parents:
             raise ArtifactError(f"--out {out}: {text} is what this command reads; give --out another name")
 
 
 def _check_push(recipe: PushRecipe, dry_run: bool) -> None:
-    if not dry_run and not recipe.push.repo:
+    repo = recipe.push.repo
+    if not dry_run and not repo:
         raise RecipeError("push needs a repository (--repo OWNER/NAME), or --dry-run to write the folder only")
+    if repo and not is_hub_id(repo):
+        raise RecipeError(f"--repo {repo}: is no repository of the Hub: write it as OWNER/NAME")
     for path in recipe.push.evaluations:
         RunDir.open(path, writes=False)
 
@@ -185,14 +190,27 @@ def _check_training(recipe: TrainedRecipe) -> list[str]:
         raise MissingDependency("tensorboard", extra="track")
     if recipe.train.optimizer == "adamw8bit" and importlib.util.find_spec("bitsandbytes") is None:
         raise MissingDependency("bitsandbytes", extra="int8")
-    named = [tasks_of(spec) for spec in recipe.prompts]
+    rows = [rows_of(spec) for spec in recipe.prompts]
+    named = [_tasks_of(spec, own) for spec, own in zip(recipe.prompts, rows, strict=True)]
     check_tasks(recipe, set().union(*named))
-    return [*_idle_teachers(recipe, named), *_idle_window(recipe), *_idle_processes(recipe), *_idle_resampling(recipe)]
+    repeated = []
+    for own in rows:
+        _check_prompts(recipe, own)
+        repeated += [remark] if (remark := repeats(own)) else []
+    return [
+        *repeated,
+        *_idle_teachers(recipe, named),
+        *_idle_window(recipe),
+        *_idle_processes(recipe),
+        *_idle_resampling(recipe),
+    ]
 
 
 def _idle_processes(recipe: TrainedRecipe) -> list[str]:
     """Processes that draw nothing, or wait for others: groups stay whole."""
     groups, processes = recipe.train.groups, max(recipe.train.processes, int(os.environ.get("WORLD_SIZE", "1")))
+    if processes == 1 and recipe.model.shard:
+        return ["model.shard does nothing with one process: the pieces of the base are one for each of train.processes"]
     if groups % processes == 0:
         return []
     most = -(-groups // processes)

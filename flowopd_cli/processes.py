@@ -14,7 +14,7 @@ from flowopd_cli.errors import FlowOPDError
 T = TypeVar("T")
 LONG = timedelta(days=7)  # one process may have far more to judge than another
 
-_before: list[Callable[[], None]] = []
+_before: list[Callable[[], None]] = []  # one at most
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,8 @@ def together() -> Iterator[None]:
 
 
 def before_everyone(finish: Callable[[], None]) -> None:
-    """Have ``finish`` called whenever this process is about to wait for all the others."""
-    _before.append(finish)
+    """Have ``finish``, and nothing asked for earlier, called when this process is about to wait for all the others."""
+    _before[:] = [finish]
 
 
 def start() -> None:

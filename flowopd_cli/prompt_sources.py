@@ -15,7 +15,7 @@ from flowopd_cli import prompt_geneval
 from flowopd_cli.core.types import Prompt
 from flowopd_cli.errors import PromptError
 from flowopd_cli.prompt_files import fetch
-from flowopd_cli.prompts import load_prompts
+from flowopd_cli.prompt_text import Row, read_rows, target
 from flowopd_cli.rewards.clauses import TAGS, faulty
 
 TRAIN_PROMPTS, TRAIN_SEED = 50_000, 0
@@ -27,7 +27,7 @@ def load_geneval(path: str | Path) -> list[Prompt]:
     Raises:
         PromptError: a line is not GenEval's metadata.
     """
-    return [_checked(path, number, prompt) for number, prompt in enumerate(_numbered(path, "geneval"), start=1)]
+    return [_checked(row, prompt) for row, prompt in _numbered(path, "geneval")]
 
 
 def load_ocr(path: str | Path) -> list[Prompt]:
@@ -37,23 +37,23 @@ def load_ocr(path: str | Path) -> list[Prompt]:
         PromptError: a line quotes nothing.
     """
     prompts = []
-    for number, prompt in enumerate(_numbered(path, "ocr"), start=1):
-        parts = prompt.text.split('"', 2)
-        if len(parts) < 3 or not parts[1].strip():
-            raise PromptError(f"{path}: prompt {number}: no text in double quotes to write: {prompt.text[:80]!r}")
-        prompts.append(replace(prompt, metadata={"target": parts[1]}))
+    for row, prompt in _numbered(path, "ocr"):
+        quoted = target(prompt.text, {})
+        if quoted is None:
+            raise PromptError(f"{row.place}: no text in double quotes to write: {prompt.text[:80]!r}")
+        prompts.append(replace(prompt, metadata={"target": quoted}))
     return prompts
 
 
 def load_pickscore(path: str | Path) -> list[Prompt]:
     """Prompts of Pick-a-Pic, one a line."""
-    return _numbered(path, "pickscore")
+    return [prompt for _, prompt in _numbered(path, "pickscore")]
 
 
 def load_drawbench(path: str | Path) -> list[Prompt]:
     """DrawBench's 200 prompts, of a file that may have each several times."""
     unique: dict[str, Prompt] = {}
-    for prompt in _numbered(path, "drawbench"):
+    for _, prompt in _numbered(path, "drawbench"):
         unique.setdefault(prompt.text, replace(prompt, id=f"{len(unique):05d}"))
     return list(unique.values())
 
@@ -122,18 +122,20 @@ def _split(name: str, split: str, known: tuple[str, ...] = ("train", "test")) ->
     return split
 
 
-def _numbered(path: str | Path, task: str) -> list[Prompt]:
-    """The prompts of a file, numbered from 00000 in its order, whatever its rows say of ids and tasks."""
-    loaded = load_prompts(str(path), task=task)
-    return [replace(prompt, id=f"{index:05d}", task=task) for index, prompt in enumerate(loaded)]
+def _numbered(path: str | Path, task: str) -> list[tuple[Row, Prompt]]:
+    """The rows of a file and their prompts, numbered from 00000 in its order, whatever they say of ids and tasks."""
+    rows = read_rows(Path(path), task)
+    if not rows:
+        raise PromptError(f"prompts: {path}: no prompt in it")
+    return [(row, Prompt(f"{index:05d}", row.text, task, row.metadata)) for index, row in enumerate(rows)]
 
 
 def _metadata(row: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in row.items() if key not in {"task", "id"}}
 
 
-def _checked(path: str | Path, number: int, prompt: Prompt) -> Prompt:
+def _checked(row: Row, prompt: Prompt) -> Prompt:
     fault = faulty(prompt.metadata) if prompt.metadata.get("tag") in TAGS else "its tag is none of GenEval's"
     if fault:
-        raise PromptError(f"{path}: prompt {number}: not GenEval's metadata: {fault}")
+        raise PromptError(f"{row.place}: not GenEval's metadata: {fault}")
     return prompt

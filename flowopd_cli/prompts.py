@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from flowopd_cli import registry
 from flowopd_cli.core.routing import task_counts
 from flowopd_cli.core.types import Prompt
 from flowopd_cli.errors import PromptError
+from flowopd_cli.prompt_text import Row, read_rows
 
 
 def load_prompts(
@@ -32,45 +32,19 @@ def load_prompts(
         prompts: list[Prompt] = list(registry.PROMPTS.load(source)(split))
         prompts = [prompt for prompt in prompts if task is None or prompt.task == task]
     else:
-        prompts = _read(Path(source), task)
+        prompts = [_prompt(row) for row in read_rows(Path(source), task)]
     if not prompts:
         raise PromptError(f"prompts: {source}: no prompt in it" + (f" of task {task!r}" if task else ""))
     return prompts[:limit]
 
 
-def _read(path: Path, task: str | None) -> list[Prompt]:
-    if path.suffix not in {".txt", ".jsonl"}:
-        raise PromptError(f"prompts: {path}: neither a registered source nor a .txt or .jsonl file")
-    try:
-        # only line feeds end a line: prompts may hold Unicode's other separators
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except FileNotFoundError as error:
-        raise PromptError(f"prompts: {path}: no such file") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise PromptError(f"prompts: {path}: cannot be read as UTF-8 text ({error})") from error
-    parse = _from_row if path.suffix == ".jsonl" else _from_line
-    numbered = ((number, line.strip()) for number, line in enumerate(lines, start=1))
-    return [parse(f"{path}:{number}", line, task) for number, line in numbered if line]
-
-
-def _from_line(place: str, line: str, task: str | None) -> Prompt:
-    if task is None:
-        raise PromptError(f"{place}: a text file does not say its task: give it with --prompts FILE,task=NAME")
-    return Prompt(place, line, task)
-
-
-def _from_row(place: str, line: str, task: str | None) -> Prompt:
-    try:
-        row: Any = json.loads(line)
-    except ValueError as error:
-        raise PromptError(f"{place}: not JSON ({error})") from error
-    if not isinstance(row, dict) or not isinstance(row.get("prompt"), str) or not row["prompt"].strip():
-        raise PromptError(f'{place}: needs an object with a text under "prompt"')
-    named = row.get("task", task)
-    if not isinstance(named, str) or not named:
-        raise PromptError(f'{place}: no task: write "task" in the row or give it with --prompts FILE,task=NAME')
-    metadata = {key: value for key, value in row.items() if key not in {"task", "id"}}
-    return Prompt(str(row.get("id", place)), row["prompt"], named, metadata)
+def _prompt(row: Row) -> Prompt:
+    if row.task is None:
+        way_out = "give it with --prompts FILE,task=NAME"
+        if row.place.rpartition(":")[0].endswith(".txt"):
+            raise PromptError(f"{row.place}: a text file does not say its task: {way_out}")
+        raise PromptError(f'{row.place}: no task: write "task" in the row or {way_out}')
+    return Prompt(row.place if row.id is None else row.id, row.text, row.task, row.metadata)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from flowopd_cli.errors import RecipeError
 from flowopd_cli.recipe_io import assign, find, first_problem, parse_override, read, shipped
+from flowopd_cli.recipe_secrets import secret_in_tree
 from flowopd_cli.recipe_specs import (
     SD3_TARGETS,
     AdapterSpec,
@@ -258,16 +259,20 @@ def build(
     for expression in overrides:
         key, value = parse_override(expression)
         assign(tree, key, value)
-    named = tree.get("stage", stage)
+    named = str(tree.get("stage", stage))[:40]
     if stage is not None and named != stage:
         raise RecipeError(f"{where}: is a {named} recipe, but the command is {stage}")
     if named not in STAGES:
         raise RecipeError(f"{where}: stage {named!r} is not one of {', '.join(STAGES)}")
     model = STAGES[named]
     try:
-        return model.model_validate(tree)  # type: ignore[return-value]
+        found = model.model_validate(tree)
     except ValidationError as error:
         raise RecipeError(f"{where}: {first_problem(error, model)}") from error
+    secret = secret_in_tree(tree)
+    if secret:
+        raise RecipeError(f"{where}: {secret}")
+    return found  # type: ignore[return-value]
 
 
 def dump(recipe: Recipe) -> str:

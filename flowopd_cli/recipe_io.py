@@ -1,4 +1,4 @@
-"""Reading recipes and putting values into them: YAML, dotted keys, one-line errors, the shelf of shipped files."""
+"""Reading recipes and putting values into them: files, dotted keys, one-line errors, the shelf of shipped files."""
 
 from __future__ import annotations
 
@@ -7,39 +7,49 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
+from flowopd_cli import safe_yaml
 from flowopd_cli.errors import RecipeError
+from flowopd_cli.paths import is_file
+
+SHOWN, DEEPEST = 80, 16
 
 
 def read(path: str | Path) -> dict[str, Any]:
     """The mapping in a YAML file, not yet validated.
 
     Raises:
-        RecipeError: the file is missing, not YAML, or not a mapping.
+        RecipeError: the file is missing, not UTF-8, not YAML (see :mod:`flowopd_cli.safe_yaml`), or not a mapping.
     """
     path = Path(path)
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
+        with path.open("rb") as handle:
+            content = handle.read(safe_yaml.LARGEST + 1)
+        if len(content) > safe_yaml.LARGEST:
+            raise RecipeError(f"{path}: has more than {safe_yaml.LARGEST >> 10} KiB, which no recipe has")
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise RecipeError(f"{path}:{line}: not UTF-8 text (byte {error.start}): save it as UTF-8") from error
+    except (OSError, ValueError) as error:
         raise RecipeError(f"{path}: cannot be read ({_reason(error)})") from error
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
+    data = safe_yaml.parse(text, str(path))
     if not isinstance(data, dict):
         raise RecipeError(f"{path}: a recipe is a mapping of fields, this is {type(data).__name__}")
     return data
 
 
 def parse_override(expression: str) -> tuple[str, Any]:
-    """``a.b=c`` as a dotted key and a YAML value."""
+    """``a.b=c`` as a dotted key and a YAML value.
+
+    Raises:
+        RecipeError: it is not of that form.
+    """
     key, equals, raw = expression.partition("=")
-    if not equals or not key.strip():
-        raise RecipeError(f"--set {expression}: write it as section.field=value")
-    try:
-        return key.strip(), yaml.safe_load(raw)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"--set {expression}: the value is not YAML") from error
+    if not equals or not all(part.strip() for part in key.split(".")):
+        raise RecipeError(f"--set {expression[:SHOWN]}: write it as section.field=value")
+    return key.strip(), safe_yaml.parse(raw, f"--set {key.strip()[:SHOWN]}")
 
 
 def find(name: str) -> Path:
@@ -49,12 +59,12 @@ def find(name: str) -> Path:
         RecipeError: there is no such recipe; near names are suggested.
     """
     direct = Path(name)
-    if direct.suffix in {".yaml", ".yml"} or direct.is_file():
+    if direct.suffix in {".yaml", ".yml"} or is_file(direct):
         return direct
     shelf = shipped()
     if name in shelf:
         return shelf[name]
-    raise RecipeError(f"no recipe {name!r}{suggest(name, list(shelf))}; shipped: {', '.join(sorted(shelf))}")
+    raise RecipeError(f"no recipe {name[:SHOWN]!r}{suggest(name, list(shelf))}; shipped: {', '.join(sorted(shelf))}")
 
 
 def shipped() -> dict[str, Path]:
@@ -67,8 +77,14 @@ def shipped() -> dict[str, Path]:
 
 
 def assign(tree: dict[str, Any], dotted: str, value: Any) -> None:
-    """Put ``value`` at ``a.b.c`` of a tree of mappings and lists, making missing mappings on the way."""
+    """Put ``value`` at ``a.b.c`` of a tree of mappings and lists, making missing mappings on the way.
+
+    Raises:
+        RecipeError: the way leads through a value, to no element of a list, or deeper than any recipe goes.
+    """
     *parents, leaf = dotted.split(".")
+    if len(parents) >= DEEPEST:
+        raise RecipeError(f"--set {dotted[:SHOWN]}: is nested too deeply")
     node: Any = tree
     for part in parents:
         if isinstance(node, list):
@@ -89,7 +105,7 @@ def assign(tree: dict[str, Any], dotted: str, value: Any) -> None:
 def first_problem(error: ValidationError, model: type[BaseModel]) -> str:
     """The first problem in words: where, what, and for a misspelt key the nearest real one."""
     problem = error.errors()[0]
-    path = [str(part) for part in problem["loc"]]
+    path = [str(part)[:SHOWN] for part in problem["loc"]]
     if problem["type"] == "extra_forbidden":
         known = _fields_at(model, path[:-1])
         return f"unknown key {'.'.join(path)!r}{suggest(path[-1], known)}"
@@ -99,12 +115,12 @@ def first_problem(error: ValidationError, model: type[BaseModel]) -> str:
 
 def suggest(word: str, known: Sequence[str]) -> str:
     """``, did you mean 'x'?`` when some known word is near, else nothing."""
-    near = get_close_matches(word, known, n=1, cutoff=0.5)
+    near = get_close_matches(word[:SHOWN], known, n=1, cutoff=0.5)
     return f", did you mean {near[0]!r}?" if near else ""
 
 
 def _element(node: list[Any], part: str, dotted: str) -> Any:
-    if not part.isdigit() or int(part) >= len(node):
+    if not part.isascii() or not part.isdigit() or len(part) > 9 or int(part) >= len(node):
         raise RecipeError(f"--set {dotted}: {part!r} is not an index of a list of {len(node)}")
     return node[int(part)]
 

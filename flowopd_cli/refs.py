@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from flowopd_cli.errors import ArtifactError
-from flowopd_cli.files import is_intact, is_sealed, read_json, safetensors_metadata, sha256_files
+from flowopd_cli.adapter_config import read_config
+from flowopd_cli.adapter_header import CONFIG, DIFFUSERS_WEIGHTS, PEFT_WEIGHTS, recorded_in_weights
+from flowopd_cli.errors import ArtifactError, one_line
+from flowopd_cli.files import is_intact, is_sealed, sha256_files
 from flowopd_cli.manifest import ADAPTER, Base, Parent, is_run, read_manifest, status_now
+from flowopd_cli.paths import is_dir, is_file, is_hub_id, is_revision
 
-PEFT_CONFIG, DIFFUSERS_WEIGHTS = "adapter_config.json", "pytorch_lora_weights.safetensors"
-BASE_KEY, PEFT_WEIGHTS = "base_sha256", "adapter_model.safetensors"
+LONGEST = 4096
 
 
 @dataclass(frozen=True)
@@ -28,19 +31,26 @@ class AdapterRef:
         """Read a reference as it stands in a recipe. Whether anything is there, ``check`` and ``resolve`` say.
 
         Raises:
-            ArtifactError: the reference is empty, or a Hub reference is not ``hub:<owner>/<name>``.
+            ArtifactError: the reference is empty or no name, or a Hub reference is not ``hub:<owner>/<name>``.
         """
         text = text.strip()
         if not text:
             raise ArtifactError("an adapter reference is empty: name a run, an adapter folder, hub:<repo>, or base")
+        if len(text) > LONGEST or not text.isprintable():
+            raise ArtifactError(f"{text[:80]!r} names no adapter: it is too long, or holds what no name holds")
         if text == "base":
             return cls(text, "base")
         if text.startswith("hub:"):
-            repo, _, revision = text.removeprefix("hub:").partition("@")
-            if repo.count("/") != 1 or not all(repo.split("/")):
+            repo, at, revision = text.removeprefix("hub:").partition("@")
+            if not is_hub_id(repo) or (at and not is_revision(revision)):
                 raise ArtifactError(f"{text}: write it as hub:<owner>/<name> or hub:<owner>/<name>@<revision>")
             return cls(text, "hub", repo, revision or None)
         return cls(text, "run" if is_run(Path(text)) else "folder", text)
+
+    @property
+    def absent(self) -> bool:
+        """Whether it names a local place where nothing is yet."""
+        return self.kind == "folder" and not os.path.lexists(self.location)
 
     def check(self) -> None:
         """Refuse a local reference that has no adapter; a Hub reference is only looked up by ``resolve``."""
@@ -64,7 +74,7 @@ class AdapterRef:
 
     def _local(self) -> Path:
         path = Path(self.location)
-        if not path.is_dir():
+        if not is_dir(path):
             raise ArtifactError(f"{self.text}: no such run directory or adapter folder")
         if self.kind == "run":
             if _has_adapter(path / ADAPTER):
@@ -72,7 +82,7 @@ class AdapterRef:
             status = status_now(path)
             raise ArtifactError(f"{self.text}: this run has no adapter (its status is {status}); finish it first")
         if not _has_adapter(path):
-            raise ArtifactError(f"{self.text}: neither a run nor an adapter folder (no {PEFT_CONFIG} in it)")
+            raise ArtifactError(f"{self.text}: neither a run nor an adapter folder (no {CONFIG} in it)")
         return path
 
     def base(self) -> Base | None:
@@ -88,14 +98,13 @@ class AdapterRef:
         """``rank``, ``alpha`` and ``targets`` of a local adapter in PEFT form, as far as its configuration says."""
         folder = Path(self.location)
         folder = folder / ADAPTER if self.kind == "run" else folder
-        if self.kind in {"base", "hub"} or not (folder / PEFT_CONFIG).is_file():
+        if self.kind in {"base", "hub"} or not is_file(folder / CONFIG):
             return {}
-        config = read_json(folder / PEFT_CONFIG, "adapter configuration")
-        rank, alpha, targets = config.get("r"), config.get("lora_alpha"), config.get("target_modules")
-        found: dict[str, Any] = {"rank": rank} if isinstance(rank, int) else {}
-        if isinstance(alpha, int | float) and float(alpha).is_integer():
-            found["alpha"] = int(alpha)
-        return found | ({"targets": tuple(map(str, targets))} if isinstance(targets, list) else {})
+        config = read_config(folder / CONFIG)
+        found: dict[str, Any] = {} if config.rank is None else {"rank": config.rank}
+        if config.alpha is not None and config.alpha.is_integer() and config.alpha > 0:
+            found["alpha"] = int(config.alpha)
+        return found | ({"targets": config.targets} if config.targets and not config.target_pattern else {})
 
     def sha256(self) -> str | None:
         """Digest of the adapter's weights; ``None`` for the base."""
@@ -112,11 +121,11 @@ class AdapterRef:
             patterns = ["*.json", "*.safetensors"]
             root = Path(snapshot_download(self.location, revision=self.revision, allow_patterns=patterns))
         except Exception as error:
-            raise ArtifactError(f"{self.text}: cannot be fetched ({' '.join(str(error).split())})") from error
+            raise ArtifactError(f"{self.text}: cannot be fetched ({one_line(error)})") from error
         for folder in (root, root / ADAPTER):
             if _has_adapter(folder):
                 return folder
-        raise ArtifactError(f"{self.text}: no adapter in this repository (no {PEFT_CONFIG})")
+        raise ArtifactError(f"{self.text}: no adapter in this repository (no {CONFIG})")
 
 
 def recorded_base(folder: Path | None) -> Base | None:
@@ -136,12 +145,11 @@ def recorded_base(folder: Path | None) -> Base | None:
 
 
 def _base_in_files(folder: Path) -> Base | None:
-    if not (folder / PEFT_CONFIG).is_file():
+    if not is_file(folder / CONFIG):
         return None
-    config = read_json(folder / PEFT_CONFIG, "adapter configuration")
-    name = config.get("base_model_name_or_path")
-    sha = config.get(BASE_KEY) or safetensors_metadata(folder / PEFT_WEIGHTS).get(BASE_KEY)
-    return Base(ref=str(name or ""), sha256=str(sha) if sha else None) if name or sha else None
+    config = read_config(folder / CONFIG)
+    sha = config.base_sha256 or recorded_in_weights(folder / PEFT_WEIGHTS)
+    return Base(ref=config.base or "", sha256=sha) if config.base or sha else None
 
 
 def _digest(folder: Path | None) -> str | None:
@@ -149,4 +157,4 @@ def _digest(folder: Path | None) -> str | None:
 
 
 def _has_adapter(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in (PEFT_CONFIG, DIFFUSERS_WEIGHTS))
+    return any(is_file(folder / name) for name in (CONFIG, DIFFUSERS_WEIGHTS))

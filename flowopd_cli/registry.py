@@ -20,6 +20,34 @@ from flowopd_cli.errors import FlowOPDError, RecipeError, RewardError
 from flowopd_cli.recipe_io import suggest
 
 REMOTE = "remote:"
+# Packages that are no rewards, and in which much can be called that does harm.
+LIBRARIES = frozenset(
+    {
+        "flowopd_cli",
+        "accelerate",
+        "diffusers",
+        "huggingface_hub",
+        "numpy",
+        "peft",
+        "PIL",
+        "safetensors",
+        "scipy",
+        "torch",
+    }
+    | {
+        "transformers",
+        "pydantic",
+        "typer",
+        "click",
+        "yaml",
+        "rich",
+        "jinja2",
+        "requests",
+        "pip",
+        "setuptools",
+        "IPython",
+    }
+)
 _TARGET = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 _URLS = re.compile(r"https?://[^\s,/]+[^\s,]*(,https?://[^\s,/]+[^\s,]*)*")
 
@@ -65,6 +93,9 @@ class Registry:
                 raise self._error(f"{self.kind} {shown!r}: write it as {REMOTE}http://HOST:PORT, several with commas")
             return self._remote
         if self._open_ended and _TARGET.fullmatch(name):
+            top = name.partition(":")[0].partition(".")[0]
+            if top in sys.stdlib_module_names or top in LIBRARIES:
+                raise self._error(f"{self.kind} {name!r}: {top} is no package of rewards: name a module of your own")
             return name
         known = ", ".join(sorted(table)) or "none"
         direct = "; or name your own as package.module:attr" if self._open_ended else ""

@@ -7,9 +7,7 @@
 from __future__ import annotations
 
 import io
-import secrets
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +16,7 @@ from flowopd_cli import recipe as recipes
 from flowopd_cli.checkpoints import Checkpoints
 from flowopd_cli.errors import ArtifactError, StorageError
 from flowopd_cli.files import atomic_write, plain, sha256_file
+from flowopd_cli.json_files import read_json_lines
 from flowopd_cli.locks import Lock
 from flowopd_cli.manifest import (
     LOCK,
@@ -34,7 +33,7 @@ from flowopd_cli.manifest import (
 )
 from flowopd_cli.origin import Origin, other_inputs, refuse
 from flowopd_cli.refs import AdapterRef
-from flowopd_cli.run_paths import CHECKPOINTS, EVAL, IMAGES, OURS, SAMPLES, RunPaths, go_on
+from flowopd_cli.run_paths import CHECKPOINTS, EVAL, IMAGES, OURS, SAMPLES, RunPaths, fresh_path, go_on
 
 __all__ = [
     "AdapterRef",
@@ -164,6 +163,23 @@ class RunDir(RunPaths):
         if self.writes:
             files.append(self.metrics_file, files.json_lines([plain(row)]))
 
+    def log_event(self, iteration: int, kind: str, text: str, **more: Any) -> None:
+        """Append what is worth a look to the events: ``kind`` is ``skipped`` or ``warning``."""
+        if self.writes:
+            told = {"iteration": iteration, "kind": kind, "text": text, **more}
+            files.append(self.events_file, files.json_lines([told]))
+
+    def events(self) -> list[dict[str, Any]]:
+        """What :meth:`log_event` was told."""
+        return read_json_lines(self.events_file)
+
+    def save_fault(self, iteration: int, writer: Callable[[Path], None]) -> Path:
+        """Let ``writer`` fill a folder for what iteration ``iteration`` could not learn; where it is."""
+        folder = self.faults_dir / f"iteration-{iteration:06d}"
+        if self.writes:
+            files.commit_folder(folder, writer)
+        return folder
+
     def write_eval(self, suite: str, text: str) -> None:
         """Write the results of one suite, JSON text."""
         if self.writes:
@@ -183,16 +199,18 @@ class RunDir(RunPaths):
 
     def rows(self) -> list[dict[str, Any]]:
         """The logged rows; a last line torn by a crash is left out."""
-        return files.read_json_lines(self.metrics_file)
+        return read_json_lines(self.metrics_file)
 
     def go_back(self, step: int) -> None:
         """Drop the rows and checkpoints after ``step``, from which the run goes on: each iteration is logged once."""
         if not self.writes:
             return
         self.checkpoints.remove(later for later in self.checkpoints.steps() if later > step)
-        if self.metrics_file.is_file():
-            kept = [row for row in self.rows() if (row.get("iteration", row.get("step")) or 0) <= step]
-            atomic_write(self.metrics_file, files.json_lines(kept))
+        for file in (self.metrics_file, self.events_file):
+            if file.is_file():
+                rows = read_json_lines(file)
+                kept = [row for row in rows if (row.get("iteration", row.get("step")) or 0) <= step]
+                atomic_write(file, files.json_lines(kept))
 
     def save_checkpoint(self, step: int, writer: Callable[[Path], None], keep: int, best: int | None = None) -> None:
         """Let ``writer`` fill the checkpoint of ``step``, then keep the newest ``keep`` and the one of step ``best``.
@@ -279,8 +297,3 @@ class RunDir(RunPaths):
     def _write(self, manifest: Manifest) -> None:
         self._lock.confirm()
         atomic_write(self.path / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
-
-
-def fresh_path(stage: str) -> Path:
-    """A name under ``runs/`` that nobody has taken."""
-    return Path("runs") / f"{stage}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"

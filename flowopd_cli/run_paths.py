@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import secrets
 import shlex
+from datetime import datetime
 from pathlib import Path
 
 from flowopd_cli.manifest import ADAPTER, MANIFEST
@@ -11,7 +13,9 @@ RECIPE, METRICS, BEST = "recipe.yaml", "metrics.jsonl", "best"
 CHECKPOINTS, SAMPLES, EVAL, HUB, TENSORBOARD = "checkpoints", "samples", "eval", "hub", "tensorboard"
 IMAGES, DRAWN, SCORED = "images", "drawn.json", ".scored"
 REPORT, CARD = "report.html", "README.md"
-OURS = (RECIPE, METRICS, ADAPTER, BEST, CHECKPOINTS, SAMPLES, EVAL, HUB, IMAGES, TENSORBOARD, REPORT, CARD, MANIFEST)
+EVENTS, FAULTS = "events.jsonl", "faults"
+OURS = (RECIPE, METRICS, ADAPTER, BEST, CHECKPOINTS, SAMPLES, EVAL, HUB, IMAGES, TENSORBOARD)
+OURS = (*OURS, REPORT, CARD, EVENTS, FAULTS, MANIFEST)  # the manifest goes last: without it nothing is a run
 
 
 class RunPaths:
@@ -29,6 +33,16 @@ class RunPaths:
     def metrics_file(self) -> Path:
         """One JSON object per logged step."""
         return self.path / METRICS
+
+    @property
+    def events_file(self) -> Path:
+        """One JSON object for each skipped optimizer step and each warning of a training."""
+        return self.path / EVENTS
+
+    @property
+    def faults_dir(self) -> Path:
+        """What a training that met numbers that are not finite left to look at."""
+        return self.path / FAULTS
 
     @property
     def adapter_dir(self) -> Path:
@@ -92,3 +106,8 @@ class RunPaths:
 def go_on(stage: str, path: Path) -> str:
     """The command line that goes on with a run."""
     return f"flowopd {stage} --resume {shlex.quote(str(path))}"
+
+
+def fresh_path(stage: str) -> Path:
+    """A name under ``runs/`` that nobody has taken."""
+    return Path("runs") / f"{stage}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"

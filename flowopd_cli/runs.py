@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from flowopd_cli import __version__
 from flowopd_cli.errors import ArtifactError, FlowOPDError
 from flowopd_cli.files import is_intact, is_sealed, sha256_file
 from flowopd_cli.manifest import Artifact, Manifest, Parent, is_run, status_now
+from flowopd_cli.paths import below, is_file
 from flowopd_cli.recipe import TrainedRecipe, digest
 from flowopd_cli.refs import AdapterRef
 from flowopd_cli.run import RunDir
@@ -62,12 +65,12 @@ def verify(path: Path) -> Iterator[Finding]:
 
 def _found(root: Path) -> Iterator[Path]:
     """Runs at ``root`` and below; what lies inside a run is its own."""
-    if is_run(root):
-        yield root
-        return
-    for path in sorted(root.iterdir()):
-        if path.is_dir() and not path.is_symlink() and not path.name.startswith("."):
-            yield from _found(path)
+    for path, folders, _ in os.walk(root):
+        with suppress(ArtifactError):  # a folder that may not be looked into
+            if is_run(Path(path)):
+                folders.clear()
+                yield Path(path)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
 
 
 def _row(path: Path) -> dict[str, Any]:
@@ -87,7 +90,7 @@ def _row(path: Path) -> dict[str, Any]:
 
 
 def _figures(metrics: Mapping[str, Any]) -> dict[str, float]:
-    return {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+    return {name: value for name, value in metrics.items() if isinstance(value, int | float) and abs(value) < 1e300}
 
 
 def _unfinished(run: RunDir, manifest: Manifest) -> str:
@@ -120,21 +123,29 @@ def _check_folder(kind: str, run: RunDir, folder: Path) -> Finding:
 
 
 def _check_file(run: RunDir, artifact: Artifact) -> Finding:
-    path = run.path / artifact.path
-    if not path.is_file():
-        return Finding("file", artifact.path, "missing")
-    if path.stat().st_size != artifact.bytes:
-        return Finding("file", artifact.path, f"has {path.stat().st_size} bytes, not {artifact.bytes}")
-    return Finding("file", artifact.path, "" if sha256_file(path) == artifact.sha256 else "its content has changed")
+    try:
+        path = below(run.path, artifact.path)
+        if not is_file(path):
+            return Finding("file", artifact.path, "missing")
+        if path.stat().st_size != artifact.bytes:
+            return Finding("file", artifact.path, f"has {path.stat().st_size} bytes, not {artifact.bytes}")
+        changed = "" if sha256_file(path) == artifact.sha256 else "its content has changed"
+        return Finding("file", artifact.path, changed)
+    except ArtifactError:
+        return Finding("file", artifact.path, "lies outside the run")
+    except OSError as error:
+        return Finding("file", artifact.path, f"cannot be read ({error.strerror})")
 
 
 def _check_parent(parent: Parent) -> Finding:
-    reference = AdapterRef.parse(parent.ref)
     name = f"{parent.role} {parent.ref}"
-    if reference.kind == "hub":
-        return Finding("parent", name)  # on the Hub its revision names it
     try:
+        reference = AdapterRef.parse(parent.ref)
+        if reference.kind == "hub":
+            return Finding("parent", name)  # on the Hub its revision names it
         now = reference.sha256()
     except ArtifactError as error:
         return Finding("parent", name, str(error))
+    except OSError as error:
+        return Finding("parent", name, f"cannot be read ({error.strerror})")
     return Finding("parent", name, "" if now == parent.sha256 else "is another adapter than the one this run used")

@@ -6,18 +6,20 @@ with diffusers' own modules, and the activations with what autograd really keeps
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from flowopd_cli.errors import ArtifactError
+from flowopd_cli.json_files import read_json
 from flowopd_cli.registry import BASES
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 FULL = 4  # bytes of a float32 number: adapters, optimizer, latents
 TIME_CHANNELS = 256
 CLIP_TOKENS = 77
+MOST_LAYERS = 10_000
 ENCODERS = 123_650_304 + 694_659_840 + 4_762_310_656  # weights of CLIP-L, CLIP-G and the encoder half of T5-XXL
 
 
@@ -102,9 +104,8 @@ def shape_of(pretrained: str) -> Shape | None:
         return SHAPES[name]
     folder = Path(str(BASES.load(pretrained)()) if pretrained in BASES.names() else pretrained)
     try:
-        config = json.loads((folder / "transformer" / "config.json").read_text(encoding="utf-8"))
-        return _of_folder(folder, config)
-    except (OSError, ValueError, TypeError, KeyError):
+        return _of_folder(folder, read_json(folder / "transformer" / "config.json", "configuration"))
+    except (ArtifactError, ValueError, TypeError, KeyError):
         return None
 
 
@@ -112,10 +113,14 @@ def _of_folder(folder: Path, config: dict[str, Any]) -> Shape:
     sizes = {f.name: config[f.name] for f in fields(Shape) if f.name in config}
     sizes["dual_attention_layers"] = tuple(sizes.get("dual_attention_layers", ()))
     sizes.setdefault("qk_norm", None)
-    vae = json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8"))
-    words = json.loads((folder / "tokenizer" / "tokenizer_config.json").read_text(encoding="utf-8"))
+    vae = read_json(folder / "vae" / "config.json", "configuration")
+    words = read_json(folder / "tokenizer" / "tokenizer_config.json", "configuration")
     pixels = 2 ** (len(vae["block_out_channels"]) - 1)
-    return Shape(**sizes, pixels=pixels, clip_tokens=int(words.get("model_max_length", CLIP_TOKENS)))
+    made = Shape(**sizes, pixels=pixels, clip_tokens=words.get("model_max_length", CLIP_TOKENS))
+    numbers = [getattr(made, f.name) for f in fields(Shape) if f.type == "int" and f.name != "encoders"]
+    if not all(type(number) is int and number > 0 for number in numbers) or made.num_layers > MOST_LAYERS:
+        raise ValueError("no sizes of a transformer")
+    return made
 
 
 @dataclass(frozen=True)

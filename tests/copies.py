@@ -4,6 +4,7 @@ In float64 what is left of the split between processes is far below what the tes
 batches alone would show.
 """
 
+import json
 import os
 import signal
 import sys
@@ -14,7 +15,7 @@ from tiny import TARGETS, TEXTS, load, randomize
 
 from flowopd_cli import recipe as recipes
 from flowopd_cli.core.types import RewardResult
-from flowopd_cli.errors import Interrupted
+from flowopd_cli.errors import Interrupted, RewardError
 from flowopd_cli.execute import run_stage
 from flowopd_cli.models.adapters import AdapterBank
 from flowopd_cli.models.sd3 import SD3Model
@@ -45,6 +46,20 @@ class Light:
         return RewardResult(total, {"half": total}, images[:, 0, 0, 0] > 0.2)
 
 
+class Fails(Light):
+    """Loses its worker in the second of two processes, from the second iteration on."""
+
+    def __init__(self, upper):
+        super().__init__(upper)
+        self.calls = 0
+
+    def __call__(self, images, prompts):
+        self.calls += 1
+        if self.calls > 1 and os.environ.get("RANK") == "1":
+            raise RewardError("the worker of the second process is gone")
+        return super().__call__(images, prompts)
+
+
 class DoubleBank(AdapterBank):
     """Adapters in float64."""
 
@@ -58,8 +73,10 @@ class DoubleModel(SD3Model):
 
     def __init__(self, *arguments, **options):
         super().__init__(*arguments, **{**options, "dtype": torch.float64})
-        self.transformer.double()
         self.adapters = DoubleBank(self.transformer, TARGETS)
+
+    def _load_transformer(self):
+        return super()._load_transformer().double()
 
     def decode(self, latents):
         return torch.sigmoid(latents[:, :3])
@@ -115,14 +132,14 @@ def train(name, built, progress=None):
     return run
 
 
-def runs(folder, out, pipeline):
+def runs(folder, out, pipeline, *, shard=False):
     """Every stage, and distillations: with optimizer steps of one row each, in one pass, of some of the steps.
 
     Then stages of fewer groups than processes: a teacher that replaces groups of equal rewards, a cold start, and a
     distillation that draws sample pictures.
     """
     _model.load_model = lambda spec, targets, run=None: DoubleModel.load(
-        spec.pretrained, device="cpu", max_sequence_length=spec.max_sequence_length
+        spec.pretrained, device="cpu", max_sequence_length=spec.max_sequence_length, shard=shard
     )
     for stage in ("teacher", "coldstart", "distill"):
         train(out / stage, recipe(stage, folder, pipeline))
@@ -134,6 +151,7 @@ def runs(folder, out, pipeline):
     coarse = tuple(spec.model_copy(update={"options": {**spec.options, "levels": 5}}) for spec in teacher.rewards)
     train(out / "fresh", teacher.model_copy(update={"rewards": coarse}))
     train(out / "few-fused", recipe("distill", folder, pipeline, groups=1, updates=1))
+    train(out / "saving", recipe("distill", folder, pipeline, updates=1, iterations=2, gradient_checkpointing=True))
     train(out / "few", recipe("distill", folder, pipeline, groups=1, updates=2, sample_every=2))
     train(out / "one-group", recipe("coldstart", folder, pipeline, groups=1, iterations=2))
 
@@ -141,8 +159,16 @@ def runs(folder, out, pipeline):
 def main():
     """One of several copies."""
     torch.set_num_threads(1)
-    folder, out, pipeline = map(Path, sys.argv[1:])
-    runs(folder, out, pipeline)
+    folder, out, pipeline = map(Path, sys.argv[1:4])
+    shard = sys.argv[4:] == ["shard"]
+    runs(folder, out, pipeline, shard=shard)
+    if shard:
+        base = DoubleModel.load(pipeline, device="cpu", max_sequence_length=4, shard=True).transformer
+        held = [
+            sum(weight.to_local().numel() for weight in base.parameters()),
+            sum(w.numel() for w in base.parameters()),
+        ]
+        (out / f"held-{os.environ['RANK']}").write_text(json.dumps(held))
     try:
         train(out / "stopped", recipe("distill", folder, pipeline), StopsRankOne())
     except Interrupted:

@@ -15,9 +15,10 @@ FOUNDATION = {
     *("recipe", "recipe_io", "recipe_specs", "run", "refs", "manifest", "files"),
     *("registry", "errors", "progress", "arithmetic", "card", "settle", "tasks", "cache", "prompt_files", "prompt_ocr"),
     *("shapes", "footprint", "runs", "tables", "processes", "locks", "origin", "checkpoints", "run_paths"),
+    *("paths", "safe_yaml", "recipe_secrets", "prompt_text", "adapter_config", "adapter_header", "json_files"),
 }
 FRONT = {
-    *("cli", "options", "plan", "preflight", "execute", "launch", "console", "track", "signals"),
+    *("cli", "options", "plan", "preflight", "base_check", "execute", "launch", "console", "track", "signals"),
     *("cli_bench", "cli_eval", "cli_rewards", "cli_prompts", "cli_runs"),
     *("demo", "report", "__main__"),
 }
@@ -46,16 +47,29 @@ RULES = {
     "processes": rule({"errors"}, set(), {"torch"}),
     "train.optimizers": rule({"errors"}, {"torch"}, {"bitsandbytes"}),
     "models": rule(
-        {"core", "models", "errors", "files", "processes"},
+        {"core", "models", "errors", "files", "json_files", "paths", "processes", "adapter_config", "adapter_header"},
         TENSORS | {"diffusers", "transformers", "peft", "safetensors", "huggingface_hub", "numpy"},
     ),
-    "rewards": rule({"core.types", "rewards", "errors", "cache"}, TENSORS | {"numpy", "PIL"}, {ANY}),
-    "prompts": rule({"core.types", "core.routing", "errors", "registry"}, set(), {ANY}),
+    "rewards": rule({"core.types", "rewards", "errors", "cache", "prompt_text"}, TENSORS | {"numpy", "PIL"}, {ANY}),
+    "prompts": rule({"core.types", "core.routing", "errors", "registry", "prompt_text"}, set(), {ANY}),
     "prompt_geneval": rule({"rewards.coco"}, set()),
     "prompt_sources": rule(
-        {"core.types", "errors", "prompts", "prompt_files", "prompt_geneval", "rewards.clauses"}, set()
+        {"core.types", "errors", "prompts", "prompt_files", "prompt_geneval", "prompt_text", "rewards.clauses"}, set()
     ),
-    "suites": rule({"core.types", "rewards", "prompts", "prompt_files", "prompt_sources", "suites", "errors"}, TENSORS),
+    "suites": rule(
+        {
+            "core.types",
+            "rewards",
+            "prompts",
+            "prompt_files",
+            "prompt_sources",
+            "prompt_text",
+            "suites",
+            "errors",
+            "json_files",
+        },
+        TENSORS,
+    ),
     "toy": rule(
         {"core", "prompts", "rewards", "suites", "toy", "errors"},
         TENSORS | {"numpy", "PIL", "diffusers", "transformers", "safetensors", "tokenizers"},
@@ -68,9 +82,11 @@ RULES = {
         {"huggingface_hub", "diffusers"},
     ),
     "foundation": rule(FOUNDATION, {"pydantic", "yaml"}, {"huggingface_hub"}),
-    "front": rule(FOUNDATION | FRONT, {"yaml"}, {"jinja2"}),
+    "front": rule(FOUNDATION | FRONT, set(), {"jinja2"}),
+    "preflight": rule(FOUNDATION | FRONT | {"rewards.clauses"}, set()),
+    "base_check": rule(FOUNDATION | {"models.folders"}, set()),
     "cli": rule(FOUNDATION | FRONT, {"typer"}, {"stages"}),
-    "cli_rewards": rule(FOUNDATION | FRONT, {"typer"}, {"stages", "yaml"}),
+    "cli_rewards": rule(FOUNDATION | FRONT, {"typer"}, {"stages"}),
     "cli_runs": rule(FOUNDATION, {"typer"}),
     "cli_prompts": rule(FOUNDATION | {"prompt_geneval"}, {"typer"}),
     "cli_bench": rule(FOUNDATION | FRONT, {"typer"}, {"bench"}),
@@ -88,6 +104,7 @@ WIDE = {
     "cli_eval": "Typer reads a command's flags off its signature",
     "cli_rewards": "Typer reads a command's flags off its signature",
     "rewards.remote": "a reward's options are the arguments of its constructor",
+    "rewards.workers.deqa": "a reward's options are the arguments of its constructor",
     "models.sd3": "load takes the fields of a recipe's model section",
 }
 FILE_NAME = re.compile(r"[\w.-]*\w\.(jsonl?|ya?ml|html|md|safetensors|png|pt)")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tiny_adapters import TOY_SHA, pair, write_adapter
 
 from flowopd_cli import cli, launch
 from flowopd_cli.console import Console, duration
@@ -84,14 +85,13 @@ def stage(monkeypatch):
     return install
 
 
-def trained(path, *, base="b" * 64, stage="teacher"):
+def trained(path, *, base=TOY_SHA, stage="teacher"):
     """A finished run with an adapter in it."""
     from flowopd_cli import recipe as recipes
 
     run = RunDir.create(path, stage)
     run.start(recipes.build(TEACHER))
-    run.adapter_dir.mkdir()
-    (run.adapter_dir / "adapter_config.json").write_text("{}", encoding="utf-8")
+    write_adapter(run.adapter_dir)
     run.set_base("toy", base)
     run.finish("done")
     return run
@@ -207,8 +207,9 @@ def test_rewards_on_the_command_line(flowopd):
         ("toy-geneval", 0.5, "geneval"),
         ("toy-ocr", 2.0, "ocr"),
     ]
-    own = resolved("--reward", "json.decoder:JSONDecoder", "--prompts", "toy:ocr,split=validation,limit=5")
-    assert own["rewards"][0]["name"] == "json.decoder:JSONDecoder"
+    Path("mine.py").write_text("def bright(images, prompts): return images.mean((1, 2, 3))\n", encoding="utf-8")
+    own = resolved("--reward", "mine:bright", "--prompts", "toy:ocr,split=validation,limit=5")
+    assert own["rewards"][0]["name"] == "mine:bright"
     assert own["prompts"][0]["limit"] == 5
     assert own["prompts"][0]["split"] == "validation"
 
@@ -376,7 +377,7 @@ def test_push_without_a_repository_leaves_no_run(flowopd, stage, tmp_path):
 
 def test_a_start_from_an_adapter_records_that_adapters_shape(flowopd, stage, tmp_path):
     config = {"r": 16, "lora_alpha": 16.0, "target_modules": ["attn.to_q"]}
-    (trained("a").adapter_dir / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
+    write_adapter(trained("a").adapter_dir, pair(rank=16), **config)
     calls = stage("distill")
     code, _, err = flowopd("distill", "--init", "a", "--out", "r")
     assert code == 0

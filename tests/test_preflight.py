@@ -37,8 +37,49 @@ def test_a_rows_own_task_wins_over_the_flags(tmp_path):
 def test_a_prompt_file_that_is_no_text(tmp_path):
     path = tmp_path / "o.jsonl"
     path.write_bytes(b'{"prompt": "caf\xe9"}')
-    with pytest.raises(PromptError, match=r"o\.jsonl: cannot be read as UTF-8 text"):
+    with pytest.raises(PromptError, match=r"o\.jsonl:1: not UTF-8 text \(byte 15 of the line\)"):
         preflight.check(teacher(prompts=[{"source": str(path), "task": "ocr"}]))
+
+
+def test_prompts_that_a_reward_could_not_score_are_named_before_anything_is_loaded(tmp_path):
+    source = jsonl(tmp_path / "o.jsonl", {"prompt": 'a "word"'}, {"prompt": "x", "target": "y"}, {"prompt": "nothing"})
+    with pytest.raises(PromptError, match=r"o\.jsonl:3: no text in double quotes for the reward toy-ocr"):
+        preflight.check(teacher(prompts=[{"source": source, "task": "ocr"}]))
+    assert preflight.check(teacher(prompts=[{"source": source, "task": "ocr", "limit": 2}])) == []
+    judged = {"rewards": [{"name": "toy-geneval", "task": "a"}, {"name": "toy-ocr", "task": "b"}]}
+    mixed = jsonl(tmp_path / "m.jsonl", {"prompt": 'a "word"', "task": "b"}, {"prompt": "x", "task": "a"})
+    with pytest.raises(PromptError, match=r"m\.jsonl:2: the reward toy-geneval needs metadata with clauses"):
+        preflight.check(teacher(prompts=[{"source": mixed}], **judged))
+
+
+def test_rewards_that_are_not_asked_refuse_nothing(tmp_path):
+    source = jsonl(tmp_path / "o.jsonl", {"prompt": "nothing quoted"})
+    data = {"stage": "distill", "model": TOY, "prompts": [{"source": source, "task": "ocr"}]}
+    data |= {"routing": {"ocr": {"ref": "base"}}, "rewards": [{"name": "toy-ocr"}]}
+    assert preflight.check(recipes.build(data)) == []
+    with pytest.raises(PromptError, match="no text in double quotes"):
+        preflight.check(recipes.build(data, overrides=["opd.log_rewards_every=1"]))
+
+
+def test_prompts_that_are_there_twice_are_remarked_on(tmp_path):
+    path = tmp_path / "o.txt"
+    path.write_text('a "b"\n\nc "d"\na "b"\na "b"\n', encoding="utf-8")
+    (remark,) = preflight.check(teacher(prompts=[{"source": str(path), "task": "ocr"}]))
+    assert "o.txt: 1 of 2 prompts are there more than once, the first in line 1" in remark
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("a.txt", "", "no prompt in it"),
+        ("a.txt", " \n\n", "no prompt in it"),
+        ("b.jsonl", '{"prompt": "x"}', "b.jsonl:1: has no"),
+    ],
+)
+def test_files_without_prompts_or_tasks(tmp_path, name, text, words):
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    with pytest.raises(PromptError, match=words):
+        preflight.check(teacher(prompts=[{"source": str(tmp_path / name)}]))
 
 
 def test_the_toys_suites_are_refused_by_their_short_names_elsewhere(tmp_path):

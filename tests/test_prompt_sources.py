@@ -42,11 +42,13 @@ def test_geneval_s_rows_are_numbered_as_its_folders_and_keep_their_metadata(tmp_
         {"prompt": "x", "tag": "colors", "include": []},
         {"prompt": "x", "tag": "colors", "include": ["cup"]},
         {"prompt": "x", "tag": "colors", "include": [{"class": "cup"}]},
+        {"prompt": "x", "tag": "colors", "include": 5},
+        {"prompt": "x", "tag": "colors", "include": [{"class": "cup", "count": 1}], "exclude": "cup"},
     ],
 )
-def test_a_row_that_is_not_geneval_s_is_named_by_its_number(tmp_path, row):
+def test_a_row_that_is_not_geneval_s_is_named_by_its_line(tmp_path, row):
     path = write(tmp_path / "m.jsonl", "\n".join(map(json.dumps, [ROWS[0], row])))
-    with pytest.raises(PromptError, match="prompt 2"):
+    with pytest.raises(PromptError, match=r"m\.jsonl:2: not GenEval"):
         load_geneval(path)
 
 
@@ -59,8 +61,8 @@ def test_ocr_prompts_carry_the_text_of_their_first_quotes(tmp_path):
 
 @pytest.mark.parametrize("line", ["nothing quoted", 'an empty "" here', 'one " alone', '"  "'])
 def test_a_prompt_that_quotes_nothing_is_refused_when_it_is_loaded(tmp_path, line):
-    with pytest.raises(PromptError, match="prompt 2: no text in double quotes"):
-        load_ocr(write(tmp_path / "p.txt", f'a "word"\n{line}\n'))
+    with pytest.raises(PromptError, match=r"p\.txt:3: no text in double quotes"):
+        load_ocr(write(tmp_path / "p.txt", f'a "word"\n\n{line}\n'))
 
 
 def test_only_line_feeds_end_a_prompt(tmp_path):

@@ -1,5 +1,6 @@
 """Recipes: validation with one-line errors, overrides, round trips, the shelf."""
 
+import re
 import subprocess
 import sys
 
@@ -75,6 +76,68 @@ def test_mistakes_are_one_line_that_names_cause_and_way_out(override, words):
         assert word in message
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("seed: &one 1\nstage: *one", [r"bad\.yaml:1: not YAML \(anchors"]),
+        ("seed: 1\nseed: 2", [r"bad\.yaml:2: .*the key 'seed' is there twice"]),
+        ("seed: 2001-13-01", [r"bad\.yaml:1: .*'2001-13-01' is no timestamp"]),
+        ("seed: !!python/object/apply:os.system [ls]", [r"bad\.yaml:1: ", "python/object"]),
+        ("a: " + "[" * 2000, ["nested too deeply"]),
+        ("a: " + "9" * 5000, [r"bad\.yaml:1: .* is no int"]),
+        ("seed: " + "9" * 400, ["a number of more than 300 digits"]),
+        ("a: .nan", [r"holds \.nan"]),
+        ("a: !!binary aGk=", ["the kind bytes"]),
+        ("true: 1", ["True is no name of a field"]),
+        ('a: "x\\0y"', ["holds a NUL"]),
+        ('a: "\\ud800"', ["half a surrogate pair"]),
+        ("a: 1\n---\nb: 2", [r"bad\.yaml:2: .*another document"]),
+        ("#" * 300_000, ["more than 256 KiB"]),
+        ("stage: [teacher]", [r"stage \"\['teacher'\]\" is not one of"]),
+        ("stage: merge\nadapters: [a]\nmerge: {weights: [.inf]}", ["merge.weights.0", "finite"]),
+        ("stage: merge\nadapters: [http://u:S3CRET@h/a]", [r"adapters\.0: holds a login or a key"]),
+        ("stage: merge\nadapters: [a]\nmodel: {revision: hf_S3CRETS3CRETS3CRET}", [r"model\.revision: holds a"]),
+        ("stage: merge\nadapters: [a]\nhf_S3CRETS3CRETS3CRET: 1", [r"unknown key 'hf_\*\*\*'"]),
+    ],
+)
+def test_what_a_recipe_may_not_hold(tmp_path, text, words):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(RecipeError) as caught:
+        recipes.load(path)
+    for word in words:
+        assert re.search(word, str(caught.value))
+    assert "S3CRET" not in str(caught.value)
+    assert len(str(caught.value)) < 1000
+
+
+def test_bytes_that_are_no_text_are_named_with_their_line(tmp_path):
+    path = tmp_path / "bad.yaml"
+    path.write_bytes(b"seed: 1\nstage: caf\xe9\n")
+    with pytest.raises(RecipeError, match=r"bad\.yaml:2: not UTF-8 text"):
+        recipes.load(path)
+    with pytest.raises(RecipeError, match="Is a directory"):
+        recipes.load(tmp_path)
+
+
+@pytest.mark.parametrize("override", ["a..b=1", "=1", ".=1", "rewards.\u00b2.weight=1", ".".join("a" * 99) + "=1"])
+def test_dotted_keys_that_lead_nowhere(override):
+    with pytest.raises(RecipeError, match=r"write it as|not an index|nested too deeply"):
+        recipes.build(TEACHER, overrides=[override])
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a/" * 3000, "nul\0byte"])
+def test_names_that_no_file_can_have_are_unknown_recipes(name):
+    with pytest.raises(RecipeError, match="no recipe"):
+        recipes.find(name)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_recipe(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text("\ufeff" + recipes.dump(recipes.build(TEACHER)), encoding="utf-8")
+    assert recipes.load(path) == recipes.build(TEACHER)
+
+
 SECRET_REWARDS = [
     {"name": "remote:http://u:S3CRET@host:1"},
     {"name": "remote:http://good:1,http://u:S3,CRET@host:1"},
@@ -86,6 +149,9 @@ SECRET_REWARDS = [
     {"name": "vlm", "options": {"extra": {"secret": {"a": "S3CRET"}}}},
     {"name": "vlm", "options": {"url": ["http://good/v1", "http://host/v1?key=S3CRET"]}},
     {"name": "aesthetic", "options": {"head": "https://u:S3CRET@host/x.pth"}},
+    {"name": "vlm", "options": {"hf_token": "S3CRET"}},
+    {"name": "vlm", "options": {"openai_api_key": "S3CRET"}},
+    {"name": "vlm", "options": {"aws-secret-key": "S3CRET"}},
 ]
 
 
@@ -118,7 +184,14 @@ def test_a_secret_on_the_command_line_is_not_repeated(text):
 
 
 def test_what_is_no_secret_is_taken():
-    options = {"token_env": "MINE", "max_tokens": 5, "weights": "facebook/x@abc", "url": "http://h:1/v1"}
+    options = {
+        "token_env": "MINE",
+        "max_tokens": 5,
+        "pad_token": "x",
+        "key_env": "K",
+        "weights": "facebook/x@abc",
+        "url": "http://h:1/v1",
+    }
     built = recipes.build({**TEACHER, "rewards": [{"name": "remote:http://a:1,http://b:2/x", "options": options}]})
     assert built.rewards[0].options == options
 

@@ -7,7 +7,7 @@ import pytest
 
 from flowopd_cli import registry
 from flowopd_cli.errors import RecipeError, RewardError
-from flowopd_cli.registry import Registry, reward_name, suite_name
+from flowopd_cli.registry import REWARDS, Registry, reward_name, suite_name
 
 
 def plugins(monkeypatch, *points):
@@ -50,17 +50,29 @@ def test_own_reward_from_the_working_directory(monkeypatch, tmp_path):
 
 
 def test_the_working_directory_hides_nothing_that_is_installed(monkeypatch, tmp_path):
-    (tmp_path / "colorsys.py").write_text("raise SystemExit('the wrong one')\n", encoding="utf-8")
+    for name in ("colorsys", "iniconfig"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('the wrong one')\n", encoding="utf-8")
+        monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry != ""])
     before = list(sys.path)
-    monkeypatch.delitem(sys.modules, "colorsys", raising=False)
     table = Registry("thing", {"hue": "colorsys:rgb_to_hsv"}, open_ended=True)
     table.check("hue")
     assert callable(table.load("hue"))
     assert sys.path == before
-    assert callable(table.load("colorsys:rgb_to_hls"))
+    assert callable(table.load("iniconfig:IniConfig"))
     assert sys.path == [*before, str(tmp_path)]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["os:system", "subprocess:call", "builtins:eval", "shutil:rmtree", "torch.hub:load", "flowopd_cli.files:remove"],
+)
+def test_a_recipe_cannot_call_what_is_no_reward(name):
+    with pytest.raises(RewardError, match="is no package of rewards: name a module of your own"):
+        REWARDS.check(name)
+    with pytest.raises(RewardError, match="is no package of rewards"):
+        REWARDS.load(name)
 
 
 def test_rewards_at_an_address():

@@ -144,3 +144,14 @@ def labelled(model: SD3Model, sampler: Sampler, draw: Draw, teachers=None, *, ba
     teachers = teachers or {task: collect.Teacher("other", 1.0) for task in "ab"}
     rolled = collect.with_targets(model, sampler, collect.rollout(model, sampler, draw), teachers, batch=batch)
     return collect.with_anchor(model, sampler, rolled, collect.Teacher("third", 1.0), batch=batch)
+
+
+def experience_of(model, *, updates=1, micro=100, tasks="aabb", groups="0011"):
+    """On-policy distillation from ``other`` with ``third`` as the anchor; noise is a function of the iteration."""
+    sampler = make_sampler(model)
+
+    def experience(iteration):
+        rolled = labelled(model, sampler, make_draw(tasks, groups, first_seed=1000 * iteration))
+        return collect.step_batches(rolled, sampler, updates=updates, micro=micro, seed=iteration), {"made_up": 1.5}
+
+    return experience

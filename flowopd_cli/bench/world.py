@@ -17,7 +17,7 @@ from flowopd_cli.models.random import RandomSD3, RandomShape
 from flowopd_cli.models.sd3 import SD3Model
 from flowopd_cli.recipe import DistillRecipe, ModelSpec
 from flowopd_cli.shapes import SHAPES
-from flowopd_cli.stages import _data, _fit, _model
+from flowopd_cli.stages import _data, _fit, _model, _tune
 from flowopd_cli.train.collect import Draw, Teacher, trained_steps
 from flowopd_cli.train.objectives import OPDSettings
 
@@ -71,6 +71,7 @@ def build(recipe: DistillRecipe, batch: int | None, *, real_prompts: bool) -> Wo
     wanted = min(pictures, recipe.train.micro) if batch is None else batch
     sources, draw = _prompts(recipe, wanted, real_prompts)
     model = load(recipe)
+    _tune.tune(model, recipe.train)
     guidance, parts = recipe.sampling.guidance, recipe.adapter
     model.adapters.add("policy", parts.rank, parts.alpha, seed=recipe.seed, trainable=True)
     names = {ref: f"teacher_{i}" for i, ref in enumerate(dict.fromkeys(s.ref for s in recipe.routing.values()))}

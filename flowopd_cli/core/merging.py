@@ -90,7 +90,8 @@ def merge(
     """Merge adapters of any ranks; a module that one of them lacks counts as zero there.
 
     Raises:
-        MergeError: no adapters, weights that do not match, unequal ranks for ``factor_average``, shapes that differ.
+        MergeError: no adapters, weights that do not match, unequal ranks for ``factor_average``, shapes that differ, a
+            result that float32 cannot hold.
     """
     if not adapters or len(weights) != len(adapters):
         raise MergeError(f"{len(adapters)} adapters and {len(weights)} weights: give one weight for each adapter")
@@ -100,7 +101,12 @@ def merge(
     for name in dict.fromkeys(name for adapter in adapters for name in adapter):
         parts = [(weight, adapter[name]) for weight, adapter in zip(weights, adapters, strict=True) if name in adapter]
         _check_shapes(name, [factors for _, factors in parts])
-        merged[name], reports[name] = _merge_module(name, parts, rank, options)
+        try:
+            merged[name], reports[name] = _merge_module(name, parts, rank, options)
+        except torch.linalg.LinAlgError as error:  # pyright: ignore[reportPrivateImportUsage]
+            raise MergeError(f"{name}: cannot be merged with these weights (no finite numbers)") from error
+        if not (merged[name].a.isfinite().all() and merged[name].b.isfinite().all()):
+            raise MergeError(f"{name}: the merge has numbers that are not finite: lower the weights")
     return MergeResult(merged, MergeReport(reports))
 
 
@@ -192,7 +198,7 @@ def _trim(delta: Float[Tensor, "out in"], density: float) -> Float[Tensor, "out 
 def _elect(parts: Sequence[tuple[float, Tensor]]) -> Float[Tensor, "out in"]:
     weighted = torch.stack([weight * delta for weight, delta in parts])
     agree = weighted.sign() == weighted.sum(dim=0).sign()
-    share = torch.stack([agree[i] * abs(weight) for i, (weight, _) in enumerate(parts)]).sum(dim=0)
+    share = torch.stack([agree[i].double() * abs(weight) for i, (weight, _) in enumerate(parts)]).sum(dim=0)
     whole = sum(abs(weight) for weight, _ in parts)
     return torch.where(share > 0, (weighted * agree).sum(dim=0) * whole / share.clamp(min=1e-12), 0.0)
 

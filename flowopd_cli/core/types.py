@@ -102,6 +102,7 @@ class StepBatch:
     """Rows of one optimizer micro-step: any mixture of samples and time steps.
 
     ``anchor_weight`` is what the anchor counts for in each row (1 without it); where all are 0 it needs no velocity.
+    ``prompts`` are those of the rows, for whoever has to name them.
     """
 
     latents: Float[Tensor, "b C H W"]
@@ -114,12 +115,19 @@ class StepBatch:
     old_log_prob: Float[Tensor, " b"] | None = None
     advantage: Float[Tensor, " b"] | None = None
     anchor_weight: Float[Tensor, " b"] | None = None
+    prompts: tuple[Prompt, ...] | None = None
 
     def __len__(self) -> int:
         return self.latents.shape[0]
 
     def __getitem__(self, rows: Int[Tensor, " b"] | slice) -> StepBatch:
         return index_rows(self, rows)
+
+    def to(self, device: torch.device | str) -> StepBatch:
+        """The same rows on another device."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        moved = {name: value.to(device) for name, value in values.items() if hasattr(value, "to")}
+        return replace(self, **moved)
 
 
 @dataclass(frozen=True)
@@ -171,9 +179,12 @@ class Loss:
 
 
 def index_rows(record: Record, rows: Int[Tensor, " b"] | slice) -> Record:
-    """Index every tensor (and nested record) of a record along its first axis; ``None`` stays ``None``."""
+    """Index every tensor, tuple and nested record of a record along its first axis; ``None`` stays ``None``."""
     chosen: dict[str, Any] = {}
     for f in fields(record):  # type: ignore[arg-type]
         value = getattr(record, f.name)
-        chosen[f.name] = None if value is None else value[rows]
+        if isinstance(value, tuple) and not isinstance(rows, slice):
+            chosen[f.name] = tuple(value[row] for row in rows.tolist())
+        else:
+            chosen[f.name] = None if value is None else value[rows]
     return replace(record, **chosen)  # type: ignore[type-var]

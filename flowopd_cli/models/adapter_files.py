@@ -4,29 +4,28 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from flowopd_cli.adapter_config import BASE_KEY
+from flowopd_cli.adapter_header import (
+    CONFIG,
+    DIFFUSERS_PREFIX,
+    DIFFUSERS_WEIGHTS,
+    PEFT_PREFIX,
+    PEFT_WEIGHTS,
+    AdapterHeader,
+    read_adapter_header,
+)
 from flowopd_cli.core.merging import LoraFactors
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.files import atomic_write
-
-CONFIG, PEFT_WEIGHTS, DIFFUSERS_WEIGHTS = (
-    "adapter_config.json",
-    "adapter_model.safetensors",
-    "pytorch_lora_weights.safetensors",
-)
-BASE_KEY = "base_sha256"
-PEFT_PREFIX, DIFFUSERS_PREFIX = "base_model.model.", "transformer."
-_NAME = re.compile(r"(?P<module>.+)\.lora_(?P<side>A|B)(?:\.[^.]+)?\.weight")
 
 
 @dataclass(frozen=True)
@@ -46,21 +45,16 @@ def read_adapter(folder: Path) -> tuple[AdapterConfig, dict[str, LoraFactors]]:
     """An adapter's configuration and its factors by module name of the transformer.
 
     Raises:
-        ArtifactError: files are missing, damaged or not safetensors; DoRA, biases or other trained modules; factors
-            that do not pair up or hold non-finite values.
+        ArtifactError: as :func:`flowopd_cli.adapter_header.read_adapter_header`, or factors hold non-finite values.
     """
-    if (folder / CONFIG).is_file():
-        data = _read_config(folder / CONFIG)
-        tensors = _read_tensors(folder, PEFT_WEIGHTS, (PEFT_PREFIX, DIFFUSERS_PREFIX))
-        with safe_open(folder / PEFT_WEIGHTS, framework="pt") as file:
-            data = (file.metadata() or {}) | data
-        return _config(data, tensors), _factors(folder, tensors, data)
-    tensors = _read_tensors(folder, DIFFUSERS_WEIGHTS, (DIFFUSERS_PREFIX,))
-    alphas = {name.removesuffix(".alpha"): float(t) for name, t in tensors.items() if name.endswith(".alpha")}
-    ranks = {m["module"]: t.shape[0] for n, t in tensors.items() if (m := _NAME.fullmatch(n)) and m["side"] == "A"}
-    data = {"alpha_pattern": {name: alphas.get(name, rank) for name, rank in ranks.items()}, "target_modules": [*ranks]}
-    tensors = {name: t for name, t in tensors.items() if not name.endswith(".alpha")}
-    return _config(data, tensors), _factors(folder, tensors, data)
+    header = read_adapter_header(folder)
+    tensors = _read_tensors(header.file)
+    alphas = {module: _alpha(header, module, tensors[name]) for module, name in header.alphas.items()}
+    factors = {}
+    for module, pair in header.pairs.items():
+        scale = alphas[module] / pair.rank if module in alphas else header.config.scale_of(module, pair.rank)
+        factors[module] = LoraFactors(tensors[pair.a], tensors[pair.b], scale)
+    return _config(header, alphas), factors
 
 
 def write_adapter(folder: Path, factors: Mapping[str, LoraFactors], config: AdapterConfig) -> None:
@@ -125,83 +119,35 @@ def _serialized(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
     return data[:8] + text.ljust(size) + data[8 + size :]
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ArtifactError(f"{path}: not readable as JSON ({error})") from error
-    if not isinstance(data, dict):
-        raise ArtifactError(f"{path}: holds no adapter configuration")
-    if data.get("use_dora"):
-        raise ArtifactError(
-            f"{path}: a DoRA adapter (use_dora), whose magnitudes have no low-rank form; use plain LoRA"
-        )
-    if data.get("bias", "none") != "none":
-        raise ArtifactError(f"{path}: trains biases (bias: {data['bias']}); only plain LoRA adapters can be used")
-    if data.get("modules_to_save"):
-        raise ArtifactError(f"{path}: trains whole modules ({data['modules_to_save']}); only plain LoRA can be used")
-    return data
-
-
-def _read_tensors(folder: Path, name: str, prefixes: tuple[str, ...]) -> dict[str, Tensor]:
-    path = folder / name
-    if not path.is_file():
-        raise ArtifactError(f"{folder}: no {name} in it (pickled weights are not read)")
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a file, float32."""
     try:
         loaded = load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
         raise ArtifactError(f"{path}: damaged or not safetensors ({error})") from error
-    tensors = {}
-    for key, tensor in loaded.items():
-        if "lora_magnitude_vector" in key:
-            raise ArtifactError(f"{path}: a DoRA adapter ({key}); use plain LoRA")
+    tensors = {key: tensor.float() for key, tensor in loaded.items()}
+    for key, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise ArtifactError(f"{path}: {key} holds values that are not finite")
-        for prefix in prefixes:
-            key = key.removeprefix(prefix)
-        tensors[key] = tensor
     return tensors
 
 
-def _config(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> AdapterConfig:
-    targets = data.get("target_modules") or sorted({name.rsplit(".lora_", 1)[0] for name in tensors})
-    largest = max((t.shape[0] for name, t in tensors.items() if ".lora_A" in name), default=0)
-    base, sha = data.get("base_model_name_or_path"), data.get(BASE_KEY)
-    rank = int(data.get("r") or largest)
+def _alpha(header: AdapterHeader, module: str, tensor: Tensor) -> float:
+    if module not in header.pairs or not float(tensor):
+        raise ArtifactError(f"{header.file}: {header.alphas[module]} belongs to no factors, or is 0")
+    return float(tensor)
+
+
+def _config(header: AdapterHeader, alphas: Mapping[str, float]) -> AdapterConfig:
+    said, largest = header.config, max(pair.rank for pair in header.pairs.values())
+    rank = said.rank or largest
+    plain = {module: alphas.get(module, pair.rank) for module, pair in header.pairs.items()}
     return AdapterConfig(
         rank=rank,
-        alpha=float(data.get("lora_alpha") or rank),
-        targets=(targets,) if isinstance(targets, str) else tuple(targets),
-        base=base if isinstance(base, str) and base else None,
-        base_sha256=sha if isinstance(sha, str) else None,
-        rank_pattern=dict(data.get("rank_pattern") or {}),
-        alpha_pattern=dict(data.get("alpha_pattern") or {}),
+        alpha=said.alpha or float(rank),
+        targets=said.targets or tuple(sorted(header.pairs)),
+        base=said.base,
+        base_sha256=said.base_sha256,
+        rank_pattern=said.rank_pattern,
+        alpha_pattern=said.alpha_pattern if said.path else plain,
     )
-
-
-def _factors(folder: Path, tensors: Mapping[str, Tensor], data: Mapping[str, Any]) -> dict[str, LoraFactors]:
-    sides: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        found = _NAME.fullmatch(name)
-        if found is None:
-            raise ArtifactError(f"{folder}: {name} is no LoRA factor")
-        sides.setdefault(found["module"], {})[found["side"]] = tensor
-    if not sides:
-        raise ArtifactError(f"{folder}: the adapter is empty")
-    factors = {}
-    for module, pair in sides.items():
-        if set(pair) != {"A", "B"} or pair["A"].ndim != 2 or pair["A"].shape[0] != pair["B"].shape[-1]:
-            raise ArtifactError(f"{folder}: the A and B factors of {module} do not pair up")
-        rank = pair["A"].shape[0]
-        alpha = float(_pattern(data.get("alpha_pattern"), module, data.get("lora_alpha") or rank))
-        scale = alpha / math.sqrt(rank) if data.get("use_rslora") else alpha / rank
-        factors[module] = LoraFactors(pair["A"].float(), pair["B"].float(), scale)
-    return factors
-
-
-def _pattern(patterns: Mapping[str, Any] | None, module: str, default: Any) -> Any:
-    """PEFT's rule: the first key that matches the end of the module's name."""
-    for key, value in (patterns or {}).items():
-        if module == key or re.fullmatch(rf"(.*\.)?({key})", module):
-            return value
-    return default

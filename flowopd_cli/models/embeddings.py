@@ -111,7 +111,7 @@ class EmbeddingStore:
         try:
             atomic_write(self.folder / name, save(tensors, {"rows": json.dumps(index)}))
         except OSError as error:
-            _log.warning("prompt embeddings stay in memory: %s cannot be written (%s)", self.folder, _line(error))
+            _log.warning("prompt embeddings stay in memory: %s", _line(error))
             self._writable, self._own = False, rows
             return
         self._listed.add(name)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from flowopd_cli.errors import ArtifactError
-from flowopd_cli.files import read_json
+from flowopd_cli.errors import ArtifactError, one_line
+from flowopd_cli.json_files import read_json
+from flowopd_cli.paths import is_hub_id
 
 WHOLE_FILE_BYTES = 64 * 1024**2
 EDGE_BYTES = 1024**2
@@ -26,7 +26,7 @@ def locate(pretrained: str | Path, revision: str | None = None) -> Path:
     config = folder / "transformer" / "config.json"
     if not config.is_file():
         raise ArtifactError(f"{pretrained}: not a diffusers pipeline (no transformer/config.json in it)")
-    kind = json.loads(config.read_text(encoding="utf-8")).get("_class_name")
+    kind = read_json(config, "configuration of a transformer").get("_class_name")
     if kind != "SD3Transformer2DModel":
         raise ArtifactError(f"{pretrained}: its transformer is {kind}, the family sd3 needs SD3Transformer2DModel")
     return folder
@@ -35,13 +35,13 @@ def locate(pretrained: str | Path, revision: str | None = None) -> Path:
 def _fetch(repo: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
 
-    if repo.count("/") != 1:
+    if not is_hub_id(repo):
         raise ArtifactError(f"{repo}: no such folder, and not a Hub id (owner/name): check --base")
     patterns = ["*.json", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.model"]
     try:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)[:200]
         raise ArtifactError(
             f"{repo}: cannot be fetched ({reason}); check the name, `hf auth login`, or give a local folder to --base"
         ) from error

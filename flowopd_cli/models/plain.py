@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from flowopd_cli.errors import ArtifactError
+from flowopd_cli.json_files import read_json
+from flowopd_cli.models.parts import load_part
 
 if TYPE_CHECKING:  # its import takes seconds, and few runs need one
     from diffusers import StableDiffusion3Pipeline
@@ -32,13 +33,19 @@ def plain_pipeline(folder: Path, dtype: torch.dtype) -> StableDiffusion3Pipeline
     """A diffusers pipeline of an SD3 folder, with or without T5."""
     from diffusers import StableDiffusion3Pipeline
 
-    return StableDiffusion3Pipeline.from_pretrained(folder, torch_dtype=dtype, **absent_t5(folder))
+    options = {"torch_dtype": dtype, "use_safetensors": True, **absent_t5(folder)}
+    return load_part(StableDiffusion3Pipeline, folder, **options)
 
 
 def absent_t5(folder: Path) -> dict[str, None]:
-    """The arguments without which diffusers refuses an SD3 folder that has no T5; empty for one that has."""
-    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    return {name: None for name in ("text_encoder_3", "tokenizer_3") if index.get(name, [None])[0] is None}
+    """The arguments without which diffusers refuses an SD3 folder that has no T5; empty for one that has.
+
+    Raises:
+        ArtifactError: the folder has no sound ``model_index.json``.
+    """
+    index = read_json(folder / "model_index.json", "pipeline index")
+    kinds = {name: index.get(name) for name in ("text_encoder_3", "tokenizer_3")}
+    return {name: None for name, kind in kinds.items() if not isinstance(kind, list) or not kind or kind[0] is None}
 
 
 def plain_picture(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,15 +17,20 @@ from torch import Tensor
 from flowopd_cli.core.schedule import flow_sigmas
 from flowopd_cli.core.types import Conditioning
 from flowopd_cli.errors import ArtifactError
+from flowopd_cli.json_files import read_json
 from flowopd_cli.models.adapters import AdapterBank
 from flowopd_cli.models.attention import choose_attention
 from flowopd_cli.models.devices import pick_dtype, take_device
 from flowopd_cli.models.embeddings import EmbeddingStore, Row, store_folder
 from flowopd_cli.models.folders import base_fingerprint, encoder_identity, locate
 from flowopd_cli.models.guidance import guided
+from flowopd_cli.models.parts import load_part
 from flowopd_cli.models.plain import absent_t5
 from flowopd_cli.models.quiet import hush
+from flowopd_cli.models.shards import Turns
+from flowopd_cli.models.shards import shard as cut
 from flowopd_cli.models.speed import allow_tf32, checkpointed, compile_blocks
+from flowopd_cli.processes import rank_and_world
 
 if TYPE_CHECKING:  # imported where encoders are loaded: it takes seconds, and few runs need them
     from diffusers import StableDiffusion3Pipeline
@@ -48,14 +52,19 @@ class SD3Model:
         max_sequence_length: int,
         targets: Sequence[str],
         prompt_cache: Path | None = None,
+        shard: bool = False,
     ) -> None:
         hush()
         self.folder, self.dtype, self.device = folder, dtype, device
         self.max_sequence_length = max_sequence_length
         self.transformer = self._load_transformer()
+        self._turns: Turns | None = None
+        if shard and rank_and_world()[1] > 1:
+            cut(self.transformer, self.transformer.transformer_blocks, device)
+            self._turns = Turns(self._idle)
         self.transformer.to(device).eval()
         self.adapters = AdapterBank(self.transformer, targets)
-        self._scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler")
+        self._scheduler = load_part(FlowMatchEulerDiscreteScheduler, folder, "scheduler")
         self._resolution = resolution
         self._encoders: StableDiffusion3Pipeline | None = None
         self._vae: AutoencoderKL | None = None
@@ -64,7 +73,8 @@ class SD3Model:
 
     def _load_transformer(self) -> SD3Transformer2DModel:
         """The transformer's weights, read once; :class:`~flowopd_cli.models.random.RandomSD3` makes them up."""
-        return SD3Transformer2DModel.from_pretrained(self.folder, subfolder="transformer", torch_dtype=self.dtype)
+        options = {"torch_dtype": self.dtype, "use_safetensors": True}
+        return load_part(SD3Transformer2DModel, self.folder, "transformer", **options)
 
     @classmethod
     def load(
@@ -81,11 +91,12 @@ class SD3Model:
         tf32: bool = True,
         compile: str = "none",
         attention: str = "auto",
+        shard: bool = False,
     ) -> SD3Model:
         """Load a folder or Hub id; for ``auto`` see :mod:`flowopd_cli.models.devices`.
 
-        ``prompt_cache`` is a folder in which embeddings outlive the run; without one they stay in memory. For the last
-        three see :mod:`flowopd_cli.models.speed` and :mod:`flowopd_cli.models.attention`.
+        ``prompt_cache`` is a folder in which embeddings outlive the run; without one they stay in memory. For the rest
+        see :mod:`~flowopd_cli.models.speed`, :mod:`~flowopd_cli.models.attention`, :mod:`~flowopd_cli.models.shards`.
 
         Raises:
             ArtifactError: nothing there, not an SD3 pipeline, no such device, it cannot be fetched, or attention or
@@ -99,9 +110,8 @@ class SD3Model:
             dtype=pick_dtype(dtype, place),
             device=place,
             resolution=resolution,
-            max_sequence_length=max_sequence_length,
-            targets=targets,
-            prompt_cache=prompt_cache,
+            **{"max_sequence_length": max_sequence_length, "targets": targets},
+            **{"prompt_cache": prompt_cache, "shard": shard},
         )
         choose_attention(model.transformer, attention)
         compile_blocks(model.transformer.transformer_blocks, compile)
@@ -231,6 +241,8 @@ class SD3Model:
         adapters: Sequence[str | None] | None,
     ) -> Float[Tensor, "b C H W"]:
         """The transformer once, in float32 at the end; ``adapters`` as in :meth:`velocity`."""
+        if self._turns is not None:
+            self._turns.take()
         with self.adapters.mix(adapters):
             return self.transformer(
                 hidden_states=latents.to(self.dtype),
@@ -240,11 +252,23 @@ class SD3Model:
                 return_dict=False,
             )[0].float()
 
+    def _idle(self, gradients: bool) -> None:
+        """A forward of nothing, with ``gradients`` of nothing through the policy, in step with other processes."""
+        config = self.transformer.config
+        x = torch.zeros(1, config.in_channels, config.patch_size, config.patch_size, device=self.device)
+        embeds = torch.zeros(1, 1, config.joint_attention_dim, device=self.device, dtype=self.dtype)
+        pooled = torch.zeros(1, config.pooled_projection_dim, device=self.device, dtype=self.dtype)
+        with self.adapters.use("policy" if gradients else None):
+            velocity = self._forward(x, x.new_ones(1), embeds, pooled, None)
+            if gradients:
+                (0 * velocity.sum()).backward()
+
     @torch.no_grad()
     def decode(self, latents: Float[Tensor, "b C H W"]) -> Float[Tensor, "b 3 H W"]:
         """Pictures in [0, 1], float32; the autoencoder is loaded when first asked for and works in float32."""
         if self._vae is None:
-            self._vae = AutoencoderKL.from_pretrained(self.folder, subfolder="vae", torch_dtype=torch.float32)
+            options = {"torch_dtype": torch.float32, "use_safetensors": True}
+            self._vae = load_part(AutoencoderKL, self.folder, "vae", **options)
             self._vae.to(self.device).eval().requires_grad_(False)
         config = self._vae.config
         scaled = latents.float() / config.scaling_factor + (config.shift_factor or 0.0)
@@ -255,9 +279,8 @@ class SD3Model:
         if self._encoders is None:
             from diffusers import StableDiffusion3Pipeline
 
-            self._encoders = StableDiffusion3Pipeline.from_pretrained(
-                self.folder, transformer=self.transformer, vae=None, torch_dtype=self.dtype, **absent_t5(self.folder)
-            )
+            own = {"transformer": self.transformer, "vae": None, "torch_dtype": self.dtype, "use_safetensors": True}
+            self._encoders = load_part(StableDiffusion3Pipeline, self.folder, **own, **absent_t5(self.folder))
             for name in ("text_encoder", "text_encoder_2", "text_encoder_3"):
                 encoder = getattr(self._encoders, name)
                 if encoder is not None:
@@ -271,4 +294,7 @@ class SD3Model:
         return store_folder(root, encoder_identity(self.folder) | own | {"versions": versions})
 
     def _vae_config(self) -> dict:
-        return json.loads((self.folder / "vae" / "config.json").read_text(encoding="utf-8"))
+        config = read_json(self.folder / "vae" / "config.json", "configuration of an autoencoder")
+        if not isinstance(config.get("block_out_channels"), list):
+            raise ArtifactError(f"{self.folder}: the configuration of its autoencoder has no block_out_channels")
+        return config

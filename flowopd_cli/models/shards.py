@@ -7,6 +7,7 @@ make, or another kind, makes one of nothing. Adapters are small, stay whole ever
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable
 from enum import IntEnum
 
@@ -31,6 +32,7 @@ def shard(transformer: nn.Module, blocks: Iterable[nn.Module], device: torch.dev
 
     They go to ``device`` piece by piece, so that it never holds them whole. Do this before adapters are added.
     """
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")  # nobody writes into it
     start()
     mesh = init_device_mesh(device.type, (rank_and_world()[1],))
     for block in blocks:

@@ -6,7 +6,6 @@ Source: Schuhmann, improved-aesthetic-predictor (``sac+logos+ava1-l14-linearMSE`
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from jaxtyping import Float
 from torch import Tensor
@@ -15,7 +14,7 @@ from flowopd_cli.core.types import Prompt, RewardResult
 from flowopd_cli.rewards.base import RewardInfo
 from flowopd_cli.rewards.clip import ClipEncoder
 from flowopd_cli.rewards.scalar import LinearStack, declared, known_as, scalar_result, weights_file
-from flowopd_cli.rewards.weights import download, load_tensors
+from flowopd_cli.rewards.weights import Weights, download, load_tensors
 
 MODEL = "openai/clip-vit-large-patch14@32bd64288804d66eefd0ccbe215aa642df71cc41"
 HEAD_FILE = "sac+logos+ava1-l14-linearMSE.pth"
@@ -50,10 +49,10 @@ class AestheticReward:
         Raises:
             ArtifactError: one of them cannot be read, or they do not fit together.
         """
-        path = self._head(head)
+        path, digest = self._head(head)
         self.encoder = ClipEncoder.load(source, dtype=dtype, device=device, batch=batch)
         width = self.encoder.images([]).shape[1]
-        self.stack = LinearStack(load_tensors(path), width, str(path))
+        self.stack = LinearStack(load_tensors(path, digest), width, str(path))
         self.source = source
         self.info = declared(self.info, source == MODEL and head is None, dtype)
         self.weights = {"clip": known_as(source), "head": known_as(str(path)), "dtype": dtype}
@@ -63,7 +62,7 @@ class AestheticReward:
         return scalar_result(self.stack(self.encoder.images(images)), {}, prompts, self.source)
 
     @staticmethod
-    def _head(head: str | None) -> Path:
+    def _head(head: str | None) -> Weights:
         if head is None:
-            return download(HEAD_URL, sha256=HEAD_SHA256, name=HEAD_FILE)
+            return Weights(download(HEAD_URL, sha256=HEAD_SHA256, name=HEAD_FILE), HEAD_SHA256)
         return weights_file(head, HEAD_FILE)

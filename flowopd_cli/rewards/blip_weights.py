@@ -16,7 +16,7 @@ from torch import Tensor
 
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.rewards.clip import read, refuse_incomplete
-from flowopd_cli.rewards.weights import download, load_tensors, refuse_mismatch
+from flowopd_cli.rewards.weights import download, load_tensors, refuse_mismatch, split_digest
 
 CHECKPOINT = "https://storage.googleapis.com/sfr-vision-language-research/BLIP/models/model_base_vqa_capfilt_large.pth"
 TOKENIZER = "google-bert/bert-base-uncased@86b5e0934494bd15c9632b12f734a8a67f723594"
@@ -51,7 +51,7 @@ def load_blip(source: str) -> Any:
 
 def tokenizer_place(source: str) -> str:
     """Where the tokenizer of these weights is: in the folder itself, beside the file, or else BERT's on the Hub."""
-    folder = Path(source).parent
+    folder = Path(split_digest(source)[0]).parent
     if not _is_original(source):
         return source
     return str(folder) if any((folder / name).is_file() for name in ("vocab.txt", "tokenizer.json")) else TOKENIZER
@@ -112,14 +112,15 @@ def original_config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _is_original(source: str) -> bool:
-    return source.endswith((".pth", ".pt", ".safetensors"))
+    return split_digest(source)[0].endswith((".pth", ".pt", ".safetensors"))
 
 
 def _from_original(source: str) -> Any:
     from transformers import BlipConfig, BlipForQuestionAnswering
 
-    remote = source.startswith(("http://", "https://"))
-    tensors = load_tensors(download(source, sha256=None) if remote else source)
+    name, digest = split_digest(source)
+    remote = name.startswith(("http://", "https://"))
+    tensors = load_tensors(download(name, sha256=digest) if remote else name, digest, name)
     model = BlipForQuestionAnswering(BlipConfig(**original_config(tensors)))
     wanted, found = model.state_dict(), convert(tensors)
     refuse_mismatch(

@@ -12,6 +12,8 @@ RELATIONS = ("left of", "right of", "above", "below")
 def faulty(metadata: Mapping[str, Any]) -> str | None:
     """What is wrong with a prompt's clauses, ``None`` if nothing is: the rules take them as they come."""
     include, exclude = metadata.get("include") or [], metadata.get("exclude") or []
+    if not isinstance(include, list | tuple) or not isinstance(exclude, list | tuple):
+        return "include and exclude must be lists of clauses"
     if not include and not exclude:
         return "there is no include or exclude clause"
     for number, clause in enumerate([*include, *exclude]):
@@ -29,4 +31,4 @@ def _sound_position(position: Any, earlier: int) -> bool:
     if not isinstance(position, Sequence) or len(position) != 2 or isinstance(position, str):
         return False
     relation, target = position
-    return relation in RELATIONS and isinstance(target, int) and 0 <= target < earlier
+    return relation in RELATIONS and type(target) is int and 0 <= target < earlier

@@ -15,12 +15,13 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from flowopd_cli.errors import ArtifactError
+from flowopd_cli.errors import ArtifactError, one_line
 from flowopd_cli.rewards.pictures import to_pil
-from flowopd_cli.rewards.weights import pick_device, refuse_mismatch
+from flowopd_cli.rewards.weights import COMMIT, hub_file, pick_device, refuse_mismatch, refuse_unpinned
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 SPECIAL_TOKENS = 3
+PICKLE = "pytorch_model.bin"
 Pictures = Sequence[Image.Image] | Float[Tensor, "B 3 H W"]
 
 
@@ -143,18 +144,44 @@ def as_dtype(name: str) -> torch.dtype:
 def read(kind: Any, source: str, revision: str | None = None, **options: Any) -> Any:
     """``kind.from_pretrained`` of a local folder or a Hub id, its many errors turned into one line.
 
+    Weights are safetensors. Only a repository at a pinned commit may have a pickle in their place, which is read with
+    ``weights_only=True`` when its digest is the one that the Hub has for that commit.
+
     Raises:
         ArtifactError: nothing of that kind can be read there.
     """
+    from safetensors import SafetensorError
+
     folder = Path(source).is_dir()
     if not folder and source.startswith(("/", ".", "~")):
         raise ArtifactError(f"{source}: no such folder")
     pinned = {} if revision is None or folder else {"revision": revision}
+    ways = [{"use_safetensors": True}] if hasattr(kind, "base_model_prefix") else [{}]
+    if pinned and ways[0] and COMMIT.fullmatch(str(revision)):
+        ways.append({"use_safetensors": False, "weights_only": True})
+    reason = ""
+    for way in ways:
+        if way.get("weights_only") and not _is_pickle(source, str(revision)):
+            break
+        try:
+            return kind.from_pretrained(source, **pinned, **way, **options)
+        except (OSError, RuntimeError, ValueError, TypeError, KeyError, SafetensorError) as error:
+            reason = one_line((str(error).strip() or type(error).__name__).splitlines()[0])
+    raise ArtifactError(f"{source}: no {kind.__name__} can be read there ({reason})")
+
+
+def _is_pickle(source: str, revision: str) -> bool:
+    """Whether a repository has its weights as a pickle at this commit, and as the file that the Hub says.
+
+    Raises:
+        ArtifactError: it is another file.
+    """
     try:
-        return kind.from_pretrained(source, **pinned, **options)
-    except (OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ArtifactError(f"{source}: no {kind.__name__} can be read there ({reason})") from error
+        found = hub_file(source, PICKLE, revision=revision)
+    except ArtifactError:
+        return False
+    refuse_unpinned(found.path, found.sha256, f"{source}@{revision}/{PICKLE}")
+    return True
 
 
 def refuse_incomplete(source: str, info: Mapping[str, Any]) -> None:

@@ -93,11 +93,11 @@ class HPSv2Reward:
         """
         from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
-        path = weights_file(source, FILE)
+        path, digest = weights_file(source, FILE)
         weights_file(base, CONFIG)
         name, revision = split_revision(base)
         config = read(CLIPConfig, name, revision)
-        tensors = from_open_clip(load_tensors(path), str(path))
+        tensors = from_open_clip(load_tensors(path, digest), str(path))
         model = assemble(CLIPModel, config, tensors, str(path), as_dtype(dtype)).to(pick_device(device))
         words, pixels = read(CLIPTokenizer, name, revision), read(CLIPImageProcessorPil, name, revision)
         refuse_words(words, config.text_config.vocab_size, base)

@@ -84,9 +84,9 @@ class ImageRewardReward:
         """
         from transformers import BertTokenizer, BlipTextModel, BlipVisionModel
 
-        path = weights_file(source, FILE)
+        path, digest = weights_file(source, FILE)
         what, kind = str(path), as_dtype(dtype)
-        vision, text, head = split_parts(load_tensors(path), what)
+        vision, text, head = split_parts(load_tensors(path, digest), what)
         vision_config, text_config = vision_shape(vision, what), text_shape(text, what)
         self._device = pick_device(device)
         self.vision = assemble(BlipVisionModel, vision_config, vision, what, kind).to(self._device)

@@ -24,7 +24,14 @@ from flowopd_cli.errors import ArtifactError
 from flowopd_cli.rewards.clip import read, refuse_incomplete, split_revision
 from flowopd_cli.rewards.coco import COCO_CLASSES
 from flowopd_cli.rewards.mask2former_keys import INDEX_TABLE, UNREAD_NORM, Architecture, convert, modern
-from flowopd_cli.rewards.weights import download, file_digest, load_tensors, refuse_mismatch
+from flowopd_cli.rewards.weights import (
+    download,
+    file_digest,
+    load_tensors,
+    refuse_mismatch,
+    refuse_unpinned,
+    split_digest,
+)
 
 SERVER = "https://download.openmmlab.com/mmdetection"
 # The same training run as published for mmdet 3 and for mmdet 2; a file's name ends in the prefix of its sha256.
@@ -52,16 +59,17 @@ class Network(NamedTuple):
 def load_network(weights: str | None, *, architecture: Architecture | None = None) -> Network:
     """A detector's network in evaluation mode, on the CPU, in float32.
 
-    ``weights`` is ``None`` (GenEval's own, downloaded once), a checkpoint of mmdet (``.pth``, or its tensors as
-    ``.safetensors``), or a folder or Hub id (``repository@revision``) of ``transformers``; ``architecture`` says how
-    large a checkpoint is.
+    ``weights`` is ``None`` (GenEval's own, downloaded once), a checkpoint of mmdet (``.pth#sha256=digest``, or its
+    tensors as ``.safetensors``), or a folder or Hub id (``repository@revision``) of ``transformers``; ``architecture``
+    says how large a checkpoint is.
 
     Raises:
         ArtifactError: it is not there, or its tensors are not exactly those of the network.
     """
-    path = Path(fetch() if weights is None else weights)
+    place, digest = (str(fetch()), None) if weights is None else split_digest(weights)
+    path = Path(place)
     if path.is_file():
-        return _from_checkpoint(path, architecture or Architecture())
+        return _from_checkpoint(path, architecture or Architecture(), digest)
     if path.suffix in (".pth", ".pt", ".safetensors"):
         raise ArtifactError(f"{path}: no such file of weights")
     return _from_pretrained(*split_revision(str(path)))
@@ -78,7 +86,7 @@ def fetch() -> Path:
     raise ArtifactError("; ".join(reasons))
 
 
-def _from_checkpoint(path: Path, architecture: Architecture) -> Network:
+def _from_checkpoint(path: Path, architecture: Architecture, stated: str | None) -> Network:
     digest = file_digest(path)
     module = build(architecture)
     cached = cache_dir() / "converted" / f"mask2former-{digest[:16]}-{FORMAT}.safetensors"
@@ -87,6 +95,7 @@ def _from_checkpoint(path: Path, architecture: Architecture) -> Network:
     elif cached.is_file():
         fill(module, load_tensors(cached), [], str(cached))
     else:
+        refuse_unpinned(path, digest[:8] if digest[:8] in OFFICIAL else stated)
         converted, unknown = convert(read_checkpoint(path))
         fill(module, converted, unknown, str(path))
         with suppress(OSError):  # a cache that cannot be written only costs time

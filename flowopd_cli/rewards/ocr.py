@@ -17,6 +17,7 @@ from torch import Tensor
 
 from flowopd_cli.core.types import Prompt, RewardResult
 from flowopd_cli.errors import PromptError, RewardError
+from flowopd_cli.prompt_text import target
 from flowopd_cli.rewards.base import RewardInfo
 
 
@@ -58,15 +59,12 @@ def target_of(prompt: Prompt) -> str:
     """What a prompt wants written: ``metadata["target"]``, else the text between its first two double quotes.
 
     Raises:
-        PromptError: neither is there.
+        PromptError: neither is there, or it is no text that could be written.
     """
-    target = prompt.metadata.get("target")
-    if target is None:
-        parts = prompt.text.split('"', 2)
-        target = parts[1] if len(parts) == 3 else ""
-    if not normalize(str(target)):
+    wanted = target(prompt.text, prompt.metadata)
+    if wanted is None:
         raise PromptError(f"prompt {prompt.id!r}: no text in double quotes to write: {prompt.text[:80]!r}")
-    return str(target)
+    return wanted
 
 
 def normalize(text: str) -> str:

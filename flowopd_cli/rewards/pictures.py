@@ -2,11 +2,40 @@
 
 from __future__ import annotations
 
+import warnings
+from pathlib import Path
+
 import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
+
+from flowopd_cli.errors import ArtifactError, one_line
+
+FORMATS = ("PNG", "JPEG", "WEBP")  # what PIL decodes by itself; others start programs or hold several pictures
+MOST_PIXELS = 64 << 20
+
+
+def read_picture(path: Path) -> Image.Image:
+    """The RGB pixels of a PNG, JPEG or WebP file. Its size is known before a pixel is unpacked: a few kilobytes can
+    stand for gigabytes.
+
+    Raises:
+        ArtifactError: it is missing, none of these, damaged, or has more than 64 million pixels.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path, formats=FORMATS) as picture:
+                if picture.width * picture.height > MOST_PIXELS:
+                    raise ValueError(f"{picture.width} x {picture.height} pixels, at most {MOST_PIXELS} are read")
+                return picture.convert("RGB")
+    except (MemoryError, KeyboardInterrupt):
+        raise
+    except Exception as error:  # whatever PIL's decoders raise over hostile bytes
+        what = "no PNG, JPEG or WebP" if isinstance(error, UnidentifiedImageError) else one_line(error)[:200]
+        raise ArtifactError(f"{path}: cannot be read as a picture ({what})") from error
 
 
 def to_arrays(images: Float[Tensor, "B 3 H W"]) -> NDArray[np.uint8]:

@@ -19,7 +19,7 @@ from flowopd_cli.core.types import Prompt, RewardResult
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.rewards.base import RewardInfo
 from flowopd_cli.rewards.clip import ClipEncoder, split_revision
-from flowopd_cli.rewards.weights import file_digest, hub_file, refuse_mismatch
+from flowopd_cli.rewards.weights import Weights, file_digest, hub_file, refuse_mismatch, split_digest
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -27,23 +27,26 @@ STACK = (0, 2, 4, 6, 7)
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 
 
-def weights_file(source: str, filename: str) -> Path:
-    """The file itself, ``filename`` in a local folder, or in a Hub repository ``name@revision``.
+def weights_file(source: str, filename: str) -> Weights:
+    """The file itself, ``filename`` in a local folder, or in a Hub repository ``name@revision``; ``#sha256=digest``
+    behind any of them states its digest.
 
     Raises:
         ArtifactError: it is neither there nor reachable.
     """
+    source, stated = split_digest(source)
     if Path(source).is_file():
-        return Path(source)
+        return Weights(Path(source), stated)
     if source.startswith(("/", ".", "~")) and not Path(source).is_dir():
         raise ArtifactError(f"{source}: no such file or folder")
     repo, revision = split_revision(source)
-    return hub_file(repo, filename, revision=revision)
+    found = hub_file(repo, filename, revision=revision)
+    return found._replace(sha256=stated or found.sha256)
 
 
 def known_as(source: str) -> str:
     """What tells two weights apart: a Hub id as it is, a local file or folder by the SHA-256 of its weights."""
-    path = Path(source)
+    path = Path(split_digest(source)[0])
     if not path.exists():
         return source
     files = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)

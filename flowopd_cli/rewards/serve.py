@@ -21,6 +21,7 @@ from flowopd_cli.errors import PromptError
 from flowopd_cli.rewards.base import Reward
 from flowopd_cli.rewards.serving.digests import path_digest
 from flowopd_cli.rewards.serving.wire import NEUTRAL, Answer, Refusal
+from flowopd_cli.rewards.weights import split_digest
 
 SOURCE = re.compile(r"[\w.-]+/[\w.-]+(@[\w.-]+)?|https?://\S+")
 ENGINES = ("reader", "detector")
@@ -107,6 +108,7 @@ def weights_of(reward: Any, options: Mapping[str, Any]) -> dict[str, str]:
     for name, value in options.items():
         if not isinstance(value, (str, Path)) or not str(value):
             continue
+        value = split_digest(str(value))[0]
         if Path(value).exists():
             found[name] = path_digest(Path(value))
         elif SOURCE.fullmatch(str(value)):

@@ -48,6 +48,7 @@ def fit_settings(train: TrainSpec) -> FitSettings:
         warmup=train.warmup,
         weight_decay=train.weight_decay,
         max_grad_norm=train.max_grad_norm,
+        skip_limit=train.skip_limit,
         ema_decay=train.ema_decay,
         ema_every=train.ema_every,
         checkpoint_every=train.checkpoint_every,

@@ -16,11 +16,13 @@ from PIL import Image
 from torch import Tensor
 
 from flowopd_cli.errors import ArtifactError, RecipeError
-from flowopd_cli.files import atomic_write, read_json
+from flowopd_cli.files import atomic_write
+from flowopd_cli.json_files import read_json
+from flowopd_cli.paths import below
+from flowopd_cli.rewards.pictures import read_picture
 from flowopd_cli.run_paths import DRAWN
 from flowopd_cli.stages._wanted import Wanted
 
-UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 Picture = UInt8[Tensor, "3 H W"]
 
 
@@ -42,7 +44,9 @@ class PictureFolder:
         """
         path = self.root / DRAWN
         here = read_json(path, "note of what was drawn") if path.is_file() else {"settings": settings, "prompts": {}}
-        if here["settings"] != settings:
+        if not isinstance(here.get("prompts"), dict):
+            raise ArtifactError(f"{path}: damaged note of what was drawn; choose a fresh --out, or --force")
+        if here.get("settings") != settings:
             raise ArtifactError(f"{self.root}: has pictures of other settings; choose a fresh --out, or --force")
         changed = [home for home, digest in prompts.items() if here["prompts"].get(home, digest) != digest]
         if changed:
@@ -88,18 +92,20 @@ class PictureFolder:
         if path is None:
             raise ArtifactError(f"{self.root}: no picture {wanted.path}")
         try:
-            with Image.open(path) as image:
-                return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
-        except UNREADABLE as error:
-            hint = "" if self.foreign else "; delete it and go on"
-            raise ArtifactError(f"{path}: cannot be read as a picture ({error}){hint}") from error
+            return torch.from_numpy(np.array(read_picture(path))).permute(2, 0, 1)
+        except ArtifactError as error:
+            raise ArtifactError(f"{error}{'' if self.foreign else '; delete it and go on'}") from error
 
     def write(self, wanted: Wanted, picture: Picture) -> None:
-        """Keep a picture, and what its layout notes beside it."""
+        """Keep a picture, and what its layout notes beside it.
+
+        Raises:
+            ArtifactError: its layout leads out of the folder.
+        """
         buffer = io.BytesIO()
         Image.fromarray(picture.permute(1, 2, 0).numpy()).save(buffer, format="PNG")
         for name, text in wanted.layout.notes(wanted.prompt, wanted.place.position).items():
-            note = self.root / wanted.home / name
+            note = below(self.root, f"{wanted.home}/{name}")
             if not note.is_file():
                 atomic_write(note, text)
-        atomic_write(self.root / wanted.path, buffer.getvalue())
+        atomic_write(below(self.root, wanted.path), buffer.getvalue())

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from flowopd_cli.checkpoints import best_step
@@ -14,6 +15,8 @@ from flowopd_cli.recipe import TrainSpec
 from flowopd_cli.recipe_io import suggest
 from flowopd_cli.run import RunDir
 from flowopd_cli.train.checkpoint import TrainState
+from flowopd_cli.train.dumps import Dump
+from flowopd_cli.train.guards import Fault, Watch
 from flowopd_cli.train.loop import Hooks
 
 
@@ -29,6 +32,7 @@ class Keeper:
     progress: Progress
     train: TrainSpec
     export: Callable[[], None]
+    watch: Watch = field(default_factory=Watch)
 
     def hooks(self, sample: Callable[[int], None], *, resumed: bool) -> Hooks:
         """What the loop calls; of a run that goes on the checkpoints are those that an undisturbed one has here.
@@ -39,7 +43,10 @@ class Keeper:
         if resumed and self.run.writes:
             self._check_best(self.run.rows())
             self.run.checkpoints.prune(self.train.keep_checkpoints, [self._best(self.run.checkpoints.steps())])
-        return Hooks(self._on_iteration, self._on_checkpoint, sample, self.train.sample_every)
+            for row in self.run.rows():
+                self.watch.observe(row)
+        each = self._on_iteration, self._on_checkpoint, sample, self._on_fault, self._on_dump
+        return Hooks(*each, sample_every=self.train.sample_every)
 
     def figures(self) -> dict[str, Any]:
         """Of each logged figure the last value, as the rows have them: a resumed run says what an undisturbed one does.
@@ -57,6 +64,17 @@ class Keeper:
             self._check_best([row])
         self.run.log(row)
         self.progress.step(row)
+        for text in self.watch.observe(row):
+            self.run.log_event(int(row["iteration"]), "warning", text)
+            self.progress.note(f"iteration {row['iteration']}: warning: {text}")
+
+    def _on_fault(self, iteration: int, fault: Fault) -> None:
+        self.run.log_event(iteration, "skipped", str(fault), prompts=list(fault.prompts))
+        self.progress.note(f"iteration {iteration}: optimizer step skipped: {fault}")
+
+    def _on_dump(self, dump: Dump) -> str:
+        self.run.save_fault(dump.iteration, dump.save)
+        return f"look at it with: flowopd runs replay {shlex.quote(str(self.run.path))}"
 
     def _on_checkpoint(self, iteration: int, state: TrainState) -> None:
         best = self._best([*self.run.checkpoints.steps(), iteration]) if self.run.writes else None

@@ -41,6 +41,7 @@ def load_model(spec: ModelSpec, targets: Sequence[str], run: RunDir | None = Non
         tf32=spec.tf32,
         compile=spec.compile,
         attention=spec.attention,
+        shard=spec.shard,
         prompt_cache=cache_dir() / "embeddings" if spec.cache_prompts else None,
     )
     _ = model.latent_shape

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from flowopd_cli import recipe as recipes
+from flowopd_cli.errors import ArtifactError
+from flowopd_cli.json_files import read_json_value
 from flowopd_cli.manifest import Manifest
 
 CACHED = re.compile(r"models--(?P<owner>[^/]+?)--(?P<name>[^/]+)/snapshots/[^/]+/?")
@@ -48,10 +50,17 @@ def public_recipe(recipe: recipes.Recipe) -> str:
 
 
 def copy_evaluation(source: Path, target: Path) -> None:
-    """Copy an evaluation's results; the protocol in each names the base."""
+    """Copy an evaluation's results; the protocol in each names the base.
+
+    Raises:
+        ArtifactError: there is a link among them, which would publish a file from elsewhere.
+    """
+    for path in (source, *source.rglob("*")):
+        if path.is_symlink():
+            raise ArtifactError(f"{path}: is a link, and what is published are files of the run itself: remove it")
     shutil.copytree(source, target, dirs_exist_ok=True)
     for path in sorted(target.glob("*.json")):
-        result = json.loads(path.read_text(encoding="utf-8"))
+        result = read_json_value(path, "result of an evaluation")
         if isinstance(result, dict) and "protocol" in result:
             result["protocol"] = _shortened(result["protocol"])
             path.write_text(json.dumps(result, indent=1), encoding="utf-8")

@@ -6,18 +6,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from flowopd_cli import registry
 from flowopd_cli.core.types import Prompt
-from flowopd_cli.errors import ArtifactError, FlowOPDError, PromptError, RewardError
+from flowopd_cli.errors import FlowOPDError, PromptError, RewardError
 from flowopd_cli.prompts import load_prompts
 from flowopd_cli.rewards import isolated
 from flowopd_cli.rewards.about import info_of, installed
 from flowopd_cli.rewards.function import make_reward
+from flowopd_cli.rewards.pictures import read_picture
 from flowopd_cli.rewards.serve import RewardScorer
 from flowopd_cli.rewards.serving import wire
-from flowopd_cli.stages._folder import UNREADABLE
 
 
 def listing() -> list[dict[str, Any]]:
@@ -37,7 +35,7 @@ def score(
     check = getattr(made.reward, "check", None)
     if check is not None:
         check(prompts)
-    opened = [_open(path) for path in pictures]
+    opened = [read_picture(path) for path in pictures]
     try:
         answer = wire.cleaned(made(opened, [wire.prompt_tree(prompt) for prompt in prompts]), len(opened))
     except wire.Refusal as error:
@@ -73,14 +71,6 @@ def scorer(name: str, options: Mapping[str, Any]) -> RewardScorer:
     """A reward of the registry as the thing that answers for it, here or over HTTP."""
     found = registry.REWARDS.load(name)
     return RewardScorer(name, make_reward(found, name, options), options, found)
-
-
-def _open(path: Path) -> Image.Image:
-    try:
-        with Image.open(path) as picture:
-            return picture.convert("RGB")
-    except UNREADABLE as error:
-        raise ArtifactError(f"{path}: cannot be read as a picture ({error})") from error
 
 
 def _row(name: str) -> dict[str, Any]:

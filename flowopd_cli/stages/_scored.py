@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flowopd_cli.files import append, atomic_write, json_lines, plain, read_json_lines, remove, storing
+from flowopd_cli.files import append, atomic_write, json_lines, plain, remove, storing
+from flowopd_cli.json_files import read_json_lines
 from flowopd_cli.rewards.base import Reward
 from flowopd_cli.run import RunDir
 from flowopd_cli.stages._folder import PictureFolder

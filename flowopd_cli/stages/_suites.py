@@ -44,6 +44,7 @@ def load(recipe: EvalRecipe) -> Asked:
         if isinstance(made, SuiteGroup):
             groups.append(made)
         for suite in made.suites if isinstance(made, SuiteGroup) else (made,):
+            _refuse_path(suite.name, suite.folder or suite.name)
             suites.setdefault(suite.name, suite)
     _check_bars([*suites, *(group.name for group in groups)], spec.fail_under)
     return Asked(tuple(suites.values()), tuple(groups))
@@ -83,6 +84,13 @@ def _check_bars(names: Sequence[str], bars: Mapping[str, float]) -> None:
     for name in bars:
         if name not in known:
             raise RecipeError(f"--fail-under {name}: no such suite is run{suggest(name, sorted(known))}")
+
+
+def _refuse_path(*names: str) -> None:
+    """Suites give files and folders of a run their names, so none may lead elsewhere."""
+    for name in names:
+        if not name.isprintable() or name.startswith(".") or set("/\\") & set(name):
+            raise RecipeError(f"eval.suites: {name!r} cannot be the name of a file: leave out slashes")
 
 
 def _make(name: str, base: str, options: Mapping[str, Any]) -> Suite | SuiteGroup:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
-from flowopd_cli.core.types import Conditioning
 from flowopd_cli.errors import RewardError
 from flowopd_cli.progress import Progress
 from flowopd_cli.recipe import ColdstartRecipe
@@ -30,25 +27,23 @@ def run(recipe: ColdstartRecipe, run: RunDir, progress: Progress, *, resume: boo
     run.set_parents(parents)
     _model.encode_ahead(model, prompts)
     sampler = _fit.make_sampler(model, recipe.sampling)
-    latents, cond = [], []
+    kept = []
     progress.note(f"drawing {sft.samples} kept pictures from {len(teachers)} teachers")
     draws = -(-sft.samples // train.groups)
     for index in range(draws):
         seed_generators(recipe.seed, index)
-        kept = supervised.best_of_group(model, sampler, drawer(index), teachers, rewards, batch=train.rollout_batch)
-        latents.append(kept.trajectory.final)
-        cond.append(kept.cond)
-    data, texts = torch.cat(latents), Conditioning.cat(cond)
-    if not len(data):
+        drawn = supervised.best_of_group(model, sampler, drawer(index), teachers, rewards, batch=train.rollout_batch)
+        kept.append(drawn)
+    data = supervised.Pictures.of(kept)
+    if not data.prompts:
         raise RewardError("none of the teachers' pictures could be scored, so there is nothing to learn from")
 
     def experience(iteration: int):
-        rows = supervised.sft_rows(
-            data, texts, sft.batch, seed=recipe.seed + iteration, mean=sft.logit_mean, std=sft.logit_std
-        )
+        noise = {"seed": recipe.seed + iteration, "mean": sft.logit_mean, "std": sft.logit_std}
+        rows = supervised.sft_rows(data, sft.batch, **noise)
         own = rows[drawer.rank :: drawer.processes]
         return [[own[i : i + train.micro] for i in range(0, len(own), train.micro)]], {}
 
     course = _fit.Course("coldstart", experience, objectives.sft(model), prompts)
     figures = _fit.train(recipe, model, run, progress, course, resume=resume)
-    return {"metrics": {"pictures": len(data), **figures}}
+    return {"metrics": {"pictures": len(data.prompts), **figures}}

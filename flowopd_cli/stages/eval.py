@@ -95,7 +95,7 @@ def draw(
     recipe: EvalRecipe, missing: Sequence[Wanted], folder: PictureFolder, run: RunDir, progress: Progress
 ) -> Iterator[tuple[Sequence[Wanted], list[Picture]]]:
     """Pictures that are not there yet, under the recipe's adapter, a batch at a time."""
-    if not missing:
+    if not missing and not recipe.model.shard:
         return
     spec = recipe.eval
     model = _model.load_model(recipe.model, SD3_TARGETS, run)

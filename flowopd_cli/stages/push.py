@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flowopd_cli import card as cards
-from flowopd_cli.errors import ArtifactError, RecipeError
+from flowopd_cli.errors import ArtifactError, RecipeError, one_line
 from flowopd_cli.files import storing
 from flowopd_cli.models.adapter_files import read_adapter, write_adapter, write_diffusers
 from flowopd_cli.models.plain import absent_t5
@@ -59,7 +59,7 @@ def fill(recipe: PushRecipe, source: RunDir, run: RunDir) -> None:
     if own is not None:
         copy_evaluation(own.run.eval_dir, run.hub_dir / own.run.eval_dir.name)
         drawn = own.run.image_file("eval")
-        if drawn.is_file():
+        if drawn.is_file() and not drawn.is_symlink():
             picture = drawn.name
             shutil.copy(drawn, run.hub_dir / picture)
     (run.hub_dir / source.recipe_file.name).write_text(public_recipe(source.recipe()), encoding="utf-8")
@@ -95,6 +95,6 @@ def upload(recipe: PushRecipe, folder: Path) -> str:
         api.create_repo(repo, private=recipe.push.private, exist_ok=True)
         commit = api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Upload by flowopd push")
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)[:200]
         raise ArtifactError(f"{repo}: not uploaded ({reason}); log in with `hf auth login`, then push again") from error
     return str(getattr(commit, "commit_url", repo))

@@ -42,6 +42,8 @@ def run(recipe: TeacherRecipe, run: RunDir, progress: Progress, *, resume: bool 
             figures["resampled_groups"] = float(replaced)
         advantages = {"std": grpo.std, "clip": grpo.adv_clip, "share": draw.share, "scores": scores}
         rolled = collect.with_advantages(rolled, **advantages)
+        if not scores.result.valid.any():
+            return [], figures
         deal = {"updates": train.updates, "micro": train.micro, "seed": recipe.seed + iteration, "share": draw.share}
         return collect.step_batches(rolled, sampler, **deal), figures
 

@@ -6,7 +6,6 @@ Where each script writes: BLIP_vqa.py, 2D_spatial_eval.py, 3D_spatial_eval.py, n
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from flowopd_cli.errors import ArtifactError
+from flowopd_cli.json_files import read_json_value
 from flowopd_cli.suites.base import Absent, Result, aggregate, known
 
 NUMBER = re.compile(r"[-+]?\d*\.?\d+(?:[eE][-+]?\d+)?\s*$")
@@ -21,6 +21,7 @@ ANSWERS = "vqa_result.json"
 IMAGES = 10
 WHOLE = 300 * IMAGES
 TOLERANCE = 1e-4
+TAIL = 100  # bytes at the end of a file, in which its average stands
 
 
 class Written(NamedTuple):
@@ -124,13 +125,11 @@ def read_answers(path: Path) -> list[dict[str, Any]]:
     Raises:
         ArtifactError: it is missing, another form, empty, or has an answer that is no number.
     """
+    told = read_json_value(path, "list of question_id and answer")
     try:
-        rows = [
-            {"question_id": int(row["question_id"]), "answer": float(row["answer"])}
-            for row in json.loads(path.read_text(encoding="utf-8"))
-        ]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{path}: no list of question_id and answer ({error!r})") from error
+        rows = [{"question_id": int(row["question_id"]), "answer": float(row["answer"])} for row in told]
+    except (ValueError, LookupError, TypeError, OverflowError) as error:
+        raise ArtifactError(f"{path}: no list of question_id and answer ({repr(error)[:200]})") from error
     broken = next((row["question_id"] for row in rows if not math.isfinite(row["answer"])), None)
     if not rows or broken is not None:
         raise ArtifactError(f"{path}: " + (f"answer {broken} is not a number" if rows else "has no rows"))
@@ -141,7 +140,9 @@ def _same_average(path: Path, mean: float, answers: Path) -> None:
     """Refuse an average that is not that of the list beside it; a script that writes none is believed."""
     if not path.is_file():
         return
-    stated = NUMBER.search(path.read_text(encoding="utf-8", errors="replace").strip())
+    with path.open("rb") as handle:
+        handle.seek(max(0, path.stat().st_size - TAIL))
+        stated = NUMBER.search(handle.read(TAIL).decode("utf-8", "replace").strip())
     if stated is None or abs(float(stated[0]) - mean) > TOLERANCE:
         raise ArtifactError(
             f"{path}: states {stated[0] if stated else 'no number'}, but {answers.name} gives {mean:.6f}"

@@ -10,7 +10,9 @@ from typing import Any
 
 from flowopd_cli.core.types import Prompt
 from flowopd_cli.errors import ArtifactError
+from flowopd_cli.json_files import read_json_lines
 from flowopd_cli.prompt_sources import fetched, only_test
+from flowopd_cli.rewards.clauses import TAGS
 from flowopd_cli.suites.base import Absent, NamedReward, Result, Suite, aggregate, known
 from flowopd_cli.suites.layouts import GENEVAL
 
@@ -51,12 +53,15 @@ def read_official(folder: Path) -> Result:
     path = folder / RESULTS if folder.is_dir() else folder
     if not path.is_file():
         raise Absent(f"{path}: no such file")
-    try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        values = [float(row["correct"]) for row in rows]
-        tags, clusters = [row["tag"] for row in rows], [str(row["metadata"]) for row in rows]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{path}: no result file of GenEval's evaluate_images.py ({error!r})") from error
+    rows = read_json_lines(path)
+    for number, row in enumerate(rows, start=1):
+        if row.get("correct") not in (True, False) or row.get("tag") not in TAGS or "metadata" not in row:
+            raise ArtifactError(
+                f"{path}: no result file of GenEval's evaluate_images.py: row {number} lacks a sound correct, tag or "
+                "metadata"
+            )
+    values, tags = [float(row["correct"]) for row in rows], [row["tag"] for row in rows]
+    clusters = [json.dumps(row["metadata"], sort_keys=True) for row in rows]
     means, mean, stderr = aggregate(values, clusters, tags)
     if math.isnan(mean):
         raise ArtifactError(f"{path}: has no rows")

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flowopd_cli.core.types import Prompt
+from flowopd_cli.errors import ArtifactError
+from flowopd_cli.json_files import read_json
 
 
 @dataclass(frozen=True)
@@ -61,10 +63,10 @@ def geneval_elsewhere(folder: Path, place: Place) -> Path | None:
 def geneval_says(folder: Path, place: Place) -> str | None:
     """The prompt in ``00012/metadata.jsonl``, if it lies there."""
     try:
-        row = json.loads((folder / f"{place.position:05d}" / "metadata.jsonl").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        row = read_json(folder / f"{place.position:05d}" / "metadata.jsonl", "metadata")
+    except ArtifactError:
         return None
-    return row.get("prompt") if isinstance(row, dict) else None
+    return row["prompt"] if isinstance(row.get("prompt"), str) else None
 
 
 def geneval_notes(prompt: Prompt, position: int) -> Mapping[str, str]:

@@ -19,6 +19,7 @@ from flowopd_cli.core.types import Prompt
 from flowopd_cli.errors import PromptError, RecipeError
 from flowopd_cli.prompt_files import fetch
 from flowopd_cli.prompt_sources import only_test
+from flowopd_cli.prompt_text import read_rows
 from flowopd_cli.rewards.compbench_rules import kinds_of
 from flowopd_cli.suites.base import NamedReward, Result, Suite, SuiteGroup, combined_error
 from flowopd_cli.suites.compbench_scores import PUBLISHED, import_category, import_scores
@@ -91,13 +92,13 @@ def prompts(category: str, folder: Path) -> list[Prompt]:
         PromptError: no such category, a file is missing or unreadable, or a prompt cannot be part of a file's name.
     """
     _known([category])
-    path = folder / f"{category}_val.txt"
-    texts = _lines(path)
-    for number, text in enumerate(texts, start=1):
-        if "_" in text or "/" in text or len(text.encode()) > LONGEST:
-            raise PromptError(f"{path}: prompt {number}: pictures are named after it, so no _, no /, {LONGEST} bytes")
-    lists = (folder / f"complex_val_{kind}.txt" for kind in ("spatial", "action"))
-    kinds = kinds_of(texts, *map(_lines, lists)) if category == "complex" else [None] * len(texts)
+    rows = read_rows(folder / f"{category}_val.txt")
+    for row in rows:
+        if set("_/\\") & set(row.text) or len(row.text.encode()) > LONGEST:
+            raise PromptError(f"{row.place}: pictures are named after it, so no _, no /, no \\, {LONGEST} bytes")
+    texts = [row.text for row in rows]
+    lists = ([row.text for row in read_rows(folder / f"complex_val_{kind}.txt")] for kind in ("spatial", "action"))
+    kinds = kinds_of(texts, *lists) if category == "complex" else [None] * len(texts)
     return [
         Prompt(
             f"{NAME}/{category}/{position:03d}",
@@ -219,11 +220,3 @@ def _known(categories: Sequence[str]) -> None:
     for name in categories:
         if name not in CATEGORIES:
             raise PromptError(f"{NAME}: no category {name!r}; known: {', '.join(CATEGORIES)}")
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise PromptError(f"{path}: cannot be read as prompts of {NAME} ({error})") from error
-    return [line.strip() for line in lines if line.strip()]

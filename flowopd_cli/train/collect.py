@@ -239,6 +239,7 @@ def rows_of(rolled: Rollout, b: Int[Tensor, " b"], t: Int[Tensor, " b"]) -> Step
         old_log_prob=at(trajectory.log_probs),
         advantage=None if rolled.advantages is None else rolled.advantages[b],
         anchor_weight=None if rolled.anchor_weight is None else rolled.anchor_weight[t],
+        prompts=tuple(rolled.prompts[row] for row in b.tolist()),
     )
 
 

@@ -16,7 +16,7 @@ rollout, labels and rows (``replay``), whose seeds and noise these are.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -73,13 +73,14 @@ def _walk(
 ) -> Generator[StepBatch, Loss, Tensor]:
     """Take some rows of a draw along the steps, teaching on the way; returns the latents reached."""
     model, sampler, lessons = one.model, one.sampler, lessons_of(one.sampler)
-    teachers = [one.teachers[draw.prompts[row].task] for row in rows.tolist()]
+    prompts = tuple(draw.prompts[row] for row in rows.tolist())
+    teachers = [one.teachers[prompt.task] for prompt in prompts]
     weights = dict(zip(lessons.steps, lessons.anchor, strict=True))
     noise = SeededNoise(tuple(draw.seeds[row] for row in rows.tolist()), model.latent_shape)
     x = noise.initial().to(cond.embeds.device)
     for t in range(len(sampler.sigmas) - 1 if whole else max(weights) + 1):
         if t in weights:
-            loss = yield _lesson(one, teachers, x, t, cond)
+            loss = yield replace(_lesson(one, teachers, x, t, cond), prompts=prompts)
             velocity = _told(loss)
         else:
             with torch.no_grad(), model.adapters.use("policy"):

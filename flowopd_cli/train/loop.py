@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from types import FrameType
 
@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 
 from flowopd_cli.core.types import Loss, StepBatch
-from flowopd_cli.errors import Interrupted
+from flowopd_cli.errors import DivergedError, Interrupted
 from flowopd_cli.models.base import FlowModel
 from flowopd_cli.processes import add_up, everyone
 from flowopd_cli.train.checkpoint import TrainState
+from flowopd_cli.train.dumps import Dump
+from flowopd_cli.train.guards import Fault, Guard, finite
 from flowopd_cli.train.objectives import Objective
 from flowopd_cli.train.optimizers import make_optimizer
 
@@ -37,6 +39,7 @@ class FitSettings:
     ema_decay: float = 0.9
     ema_every: int = 1
     checkpoint_every: int = 50
+    skip_limit: int = 5
 
 
 @dataclass
@@ -46,6 +49,8 @@ class Hooks:
     on_iteration: Callable[[dict[str, float]], None] = lambda row: None
     on_checkpoint: Callable[[int, TrainState], None] = lambda iteration, state: None
     on_sample: Callable[[int], None] = lambda iteration: None
+    on_fault: Callable[[int, Fault], None] = lambda iteration, fault: None
+    on_dump: Callable[[Dump], str] = lambda dump: "nowhere"
     sample_every: int = 0
 
 
@@ -82,34 +87,36 @@ def fit(
 
     ``experience(i)`` gives the optimizer steps of iteration i, each a list of micro-batches, and figures to log, which
     are read after the last step. A generator of micro-batches is sent the loss of each before it is asked for the next.
-    The gradient of an optimizer step is the gradient of (sum of totals) / (sum of counts) over its micro-batches and
-    over all processes, so neither split can change it.
+    The gradient of an optimizer step is that of (sum of totals) / (sum of counts) over its micro-batches and over all
+    processes, so neither split can change it; one that is not finite is not taken. Whatever ends the training early,
+    the last finished iteration is in a checkpoint, unless the next one has begun to learn.
 
     Raises:
-        Interrupted: the user asked to stop; the last finished iteration is in a checkpoint.
+        Interrupted: the user asked to stop.
+        DivergedError: ``settings.skip_limit`` optimizer steps in a row could not be taken.
     """
     hooks = hooks or Hooks()
     parameters = model.adapters.trainable()
     optimizer = make_optimizer(settings.optimizer, parameters.values(), settings.lr, settings.weight_decay)
     state = state or TrainState.fresh(model)
     state.restore(model, optimizer)
-    learner = _Learner(model, optimizer, list(parameters.values()), objective, settings)
+    learner = _Learner(model, optimizer, [*parameters.values()], objective, settings, hooks, state.iteration)
     with _stop_requests() as stop:
         while state.iteration < settings.iterations:
-            hooks.on_iteration(learner.iteration(experience, state))
+            with learner.rescuing(state):
+                row = learner.iteration(experience, state)
+            hooks.on_iteration(row)
             last = state.iteration == settings.iterations
-            if hooks.sample_every and (last or state.iteration % hooks.sample_every == 0):
-                hooks.on_sample(state.iteration)
+            learner.sample(state.iteration, last=last)
             stopping = any(everyone(stop())) and not last
             if last or stopping or state.iteration % settings.checkpoint_every == 0:
-                state.capture(model, optimizer)
-                hooks.on_checkpoint(state.iteration, state)
+                learner.checkpoint(state)
             if stopping:
                 raise Interrupted(f"stopped after iteration {state.iteration} of {settings.iterations}")
     return state
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Learner:
     """What turns experience into optimizer steps."""
 
@@ -118,46 +125,119 @@ class _Learner:
     parameters: Sequence[torch.nn.Parameter]
     objective: Objective
     settings: FitSettings
+    hooks: Hooks
+    saved: int = 0
+    in_a_row: int = 0
+
+    def checkpoint(self, state: TrainState) -> None:
+        """Hand the state over to be kept."""
+        self.saved = state.iteration
+        state.capture(self.model, self.optimizer)
+        self.hooks.on_checkpoint(state.iteration, state)
+
+    def sample(self, iteration: int, *, last: bool) -> None:
+        """Have sample pictures drawn, if it is time for them."""
+        if self.hooks.sample_every and (last or iteration % self.hooks.sample_every == 0):
+            self.hooks.on_sample(iteration)
+
+    @contextmanager
+    def rescuing(self, state: TrainState) -> Iterator[None]:
+        """What ends the block early leaves the iterations before it in a checkpoint; numbers gone bad do not."""
+        step = state.step
+        try:
+            yield
+        except DivergedError:
+            raise
+        except Exception:
+            if state.step == step and state.iteration > self.saved:
+                with suppress(Exception):
+                    self.checkpoint(state)
+            raise
 
     def iteration(self, experience: Experience, state: TrainState) -> dict[str, float]:
         """One rollout and its optimizer steps; advances ``state``'s counters and returns the row to log."""
-        started, meter, norm = time.perf_counter(), _Meter(), 0.0
+        started, meter, norm, skipped = time.perf_counter(), _Meter(), 0.0, 0
         updates, figures = experience(state.iteration)
         collected = time.perf_counter()
-        for micro_batches in updates:
-            self._gradients(micro_batches, meter)
+        for micro_batches in self._counted(updates, state):
+            if not self._gradients(micro_batches, meter, state):
+                skipped += 1
+                continue
             norm = self._update(state.step)
             state.step += 1
             if self.settings.ema_decay and state.step % self.settings.ema_every == 0:
                 self.model.adapters.ema("policy", "policy_ema", _ema_decay(self.settings, state.step))
         state.iteration += 1
-        row = {"iteration": state.iteration, "step": state.step, **figures, **meter.means(), "grad_norm": norm}
+        row = {
+            "iteration": state.iteration,
+            "step": state.step,
+            **figures,
+            **meter.means(),
+            "grad_norm": norm,
+            "skipped": skipped,
+        }
         return row | {"seconds_collect": collected - started, "seconds_learn": time.perf_counter() - collected}
 
-    def _gradients(self, micro_batches: MicroBatches, meter: _Meter) -> None:
+    def _counted(self, updates: Iterable[MicroBatches], state: TrainState) -> Iterator[MicroBatches]:
+        """The same optimizer steps; an iteration without any counts as one that could not be taken."""
+        count = 0
+        for count, micro_batches in enumerate(updates, start=1):  # noqa: B007
+            yield micro_batches
+        self.in_a_row += count == 0
+        if count == 0 and self.in_a_row >= self.settings.skip_limit:
+            raise DivergedError(
+                f"iteration {state.iteration + 1}: for {self.in_a_row} iterations no picture could be scored, so "
+                "nothing was learned: look at the reward, and at whether the policy still draws pictures"
+            )
+
+    def _gradients(self, micro_batches: MicroBatches, meter: _Meter, state: TrainState) -> bool:
         """Accumulate d(sum of totals) / (sum of counts) into ``.grad`` over micro-batches and processes.
 
-        A process without a row in this optimizer step takes part in the sums with nothing.
+        A process without a row in this optimizer step takes part in the sums with nothing. False: they are not finite.
         """
-        count = 0
+        count, guard = 0, Guard(self.parameters)
         with self.model.adapters.use("policy"):
             batches, loss = iter(micro_batches), None
             while (batch := _after(batches, loss)) is not None:
                 loss = self.objective(batch)
                 loss.total.backward()
                 count += loss.count
-                meter.add(loss.metrics, loss.count)
-        self._sum(count, learned=count > 0)
+                if guard.passes(loss, batch):
+                    meter.add(loss.metrics, loss.count)
+        counts, faults = zip(*everyone((count, guard.fault)), strict=True)
+        fault = next(filter(None, faults), None)
+        if fault is None and sum(counts):
+            self._sum(sum(counts), learned=count > 0)
+            if not finite([p.grad for p in self.parameters if p.grad is not None]):
+                fault = Fault("gradient")
+        if fault is not None or not sum(counts):
+            self.optimizer.zero_grad(set_to_none=True)
+        self.in_a_row = 0 if fault is None else self.in_a_row + 1
+        if fault is not None:
+            self._skip(fault, guard, state)
+        return fault is None and sum(counts) > 0
+
+    def _skip(self, fault: Fault, guard: Guard, state: TrainState) -> None:
+        """Tell of an optimizer step that is not taken; too many in a row end the training."""
+        iteration = state.iteration + 1
+        self.hooks.on_fault(iteration, fault)
+        if self.in_a_row < self.settings.skip_limit:
+            return
+        batch = next((found for found in everyone(guard.batch) if found is not None), None)
+        where = self.hooks.on_dump(Dump(iteration, state.step, fault, self.model.adapters.state("policy"), batch))
+        raise DivergedError(
+            f"iteration {iteration}: {fault}, for the {self.in_a_row}. optimizer step in a row; {where}. "
+            "Try a lower train.lr, or go on from an earlier checkpoint"
+        )
 
     def _sum(self, count: int, *, learned: bool) -> None:
-        """Gradients and counts of all processes added up in one flat tensor: one message an optimizer step."""
+        """Gradients of all processes added up in one flat tensor, by ``count``: one message an optimizer step."""
         if learned and any(parameter.grad is None for parameter in self.parameters):
             raise RuntimeError(
                 "a policy parameter got no gradient: an adapter was switched between forward and backward"
             )
-        total = sum(everyone(count))
         own = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
-        flat = add_up(torch.cat([gradient.flatten() for gradient in own])).div_(total)
+        flat = add_up(torch.cat([gradient.flatten() for gradient in own])).div_(count)
         pieces = flat.split([parameter.numel() for parameter in self.parameters])
         for parameter, piece in zip(self.parameters, pieces, strict=True):
             parameter.grad = piece.view_as(parameter)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flowopd_cli.core.routing import route
 from flowopd_cli.core.sampler import Sampler
-from flowopd_cli.core.types import Conditioning, Rollout, StepBatch
+from flowopd_cli.core.types import Conditioning, Prompt, Rollout, StepBatch
 from flowopd_cli.models.base import FlowModel
 from flowopd_cli.train.collect import Draw, Scorer, Teacher, join, rollout, with_images, with_rewards
 from flowopd_cli.train.share import Share
@@ -89,12 +89,27 @@ def _best_rows(rolled: Rollout) -> Rollout:
     return Rollout(prompts, rolled.group[rows], rolled.cond[rows], trajectory)
 
 
-def sft_rows(
-    latents: Float[Tensor, "N C H W"], cond: Conditioning, batch: int, *, seed: int, mean: float, std: float
-) -> StepBatch:
+@dataclass(frozen=True)
+class Pictures:
+    """What a cold start learns: ``N`` latents, and the prompt of each."""
+
+    latents: Float[Tensor, "N C H W"]
+    cond: Conditioning
+    prompts: tuple[Prompt, ...]
+
+    @staticmethod
+    def of(kept: Sequence[Rollout]) -> Pictures:
+        """The last latents of several rollouts, one after the other."""
+        latents, cond = torch.cat([k.trajectory.final for k in kept]), Conditioning.cat([k.cond for k in kept])
+        return Pictures(latents, cond, tuple(prompt for k in kept for prompt in k.prompts))
+
+
+def sft_rows(data: Pictures, batch: int, *, seed: int, mean: float, std: float) -> StepBatch:
     """``batch`` flow-matching rows at logit-normal sigmas; everything drawn from ``seed``."""
+    latents = data.latents
     generator = torch.Generator().manual_seed(seed)
     rows = torch.randint(len(latents), (batch,), generator=generator)
     sigma = torch.sigmoid(mean + std * torch.randn(batch, generator=generator)).to(latents.device)
     noise = torch.randn(batch, *latents.shape[1:], generator=generator).to(latents.device)
-    return noised(latents[rows].float(), cond[rows], sigma, noise)
+    drawn = noised(latents[rows].float(), data.cond[rows], sigma, noise)
+    return replace(drawn, prompts=tuple(data.prompts[row] for row in rows.tolist()))

@@ -84,7 +84,7 @@ def test_writing_again_replaces_and_leaves_no_scraps(written):
 
 
 def test_rank_stabilized_scales_divide_by_the_root_of_the_rank(written):
-    edit(written, use_rslora=True, alpha_pattern={}, rank_pattern={})
+    edit(written, use_rslora=True, alpha_pattern={})
     _, factors = read_adapter(written)
     assert factors["block.0.to_q"].scale == pytest.approx(8 / 2)
     assert factors["block.0.to_k"].scale == pytest.approx(8 / 2**0.5)
@@ -102,7 +102,7 @@ def test_targets_may_be_one_name_or_none(written):
     edit(written, target_modules=None, r=None, lora_alpha=None, base_model_name_or_path=None, base_sha256=None)
     config, _ = read_adapter(written)
     assert (config.targets, config.rank) == (("block.0.to_k", "block.0.to_q"), 4)
-    assert config.base is config.base_sha256 is None
+    assert (config.base, config.base_sha256) == (None, "abc"), "the weights name the base too"
 
 
 def test_names_with_the_adapters_name_inside_are_read(written):
@@ -191,7 +191,16 @@ A, B = "m.lora_A.weight", "m.lora_B.weight"
         ({A: torch.zeros(2, 3)}, "A and B factors of m do not pair up"),
         ({A: torch.zeros(2, 3), B: torch.zeros(3, 4)}, "do not pair up"),
         ({A: torch.zeros(2, 3, 1, 1), B: torch.zeros(3, 2)}, "do not pair up"),
-        ({A: torch.full((2, 3), torch.nan), B: torch.zeros(3, 2)}, "values that are not finite"),
+        ({A: torch.full((4, 3), torch.nan), B: torch.zeros(3, 4)}, "values that are not finite"),
+        ({A: torch.full((4, 3), 1e300, dtype=torch.float64), B: torch.zeros(3, 4)}, "values that are not finite"),
+        ({A: torch.zeros(2, 3), B: torch.zeros(3, 2)}, "key r .* says rank 4 for m, but its factors .* have rank 2"),
+        ({A: torch.zeros(4, 3).int(), B: torch.zeros(3, 4)}, r"m\.lora_A\.weight holds I32; factors are F64, F32"),
+        ({A: torch.zeros(4, 3).to(torch.float8_e4m3fn), B: torch.zeros(3, 4)}, "holds F8_E4M3"),
+        ({A: torch.zeros(()), B: torch.zeros(3, 4)}, "do not pair up"),
+        ({A: torch.zeros(4, 0), B: torch.zeros(3, 4)}, "do not pair up"),
+        ({A: torch.zeros(4, 3), f"transformer.{A}": torch.zeros(4, 3)}, "is a second A factor of m"),
+        ({A: torch.zeros(4, 3), B: torch.zeros(3, 4), "m.alpha": torch.ones(())}, r"m\.alpha is no LoRA factor"),
+        ({"x" * 300: torch.zeros(1)}, "is no LoRA factor"),
         ({"m.lora_magnitude_vector.weight": torch.zeros(3)}, "a DoRA adapter"),
         ({"m.weight": torch.zeros(3)}, r"m\.weight is no LoRA factor"),
     ],
@@ -202,10 +211,95 @@ def test_tensors_that_are_no_adapter_are_refused(written, tensors, reason):
         read_adapter(written)
 
 
-def test_damaged_weights_are_refused(written):
-    (written / WEIGHTS).write_bytes(b"not safetensors at all")
+def header(tree, data=b""):
+    """A safetensors file with this header, sound or not."""
+    text = tree if isinstance(tree, bytes) else json.dumps(tree).encode()
+    return len(text).to_bytes(8, "little") + text + data
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\x01",
+        b"not safetensors at all",
+        header(b"[]"),
+        header(b"{"),
+        header(b"[" * 100_000),
+        header({"a": 3}),
+        header({"a": {"dtype": "F32", "shape": [1]}}),
+        header({"a": {"dtype": ["F32"], "shape": [1], "data_offsets": [0, 4]}}, b"1234"),
+        header({"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}, b"1234"),
+        header({"a": {"dtype": "F32", "shape": [9], "data_offsets": [0, 4]}}, b"1234"),
+        header({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, b"123"),
+        header({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, b"12345"),
+        header({"__metadata__": 3, "a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, b"1234"),
+        b"\xff" * 100,
+    ],
+)
+def test_damaged_weights_are_refused(written, content):
+    (written / WEIGHTS).write_bytes(content)
+    with pytest.raises(ArtifactError, match="damaged or not safetensors") as caught:
+        read_adapter(written)
+    assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.01, 0.5, 0.999])
+def test_weights_cut_short_are_refused(written, kept):
+    content = (written / WEIGHTS).read_bytes()
+    (written / WEIGHTS).write_bytes(content[: int(len(content) * kept)])
     with pytest.raises(ArtifactError, match="damaged or not safetensors"):
         read_adapter(written)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"r": "8"}, "key r: want a whole number from 1 to 65536, not 8"),
+        ({"r": True}, "key r: want a whole number"),
+        ({"r": -1}, "key r: want a whole number"),
+        ({"r": 8}, "key r .* says rank 8 for block.0.to_q, but its factors .* have rank 4"),
+        ({"lora_alpha": "8"}, "key lora_alpha: want a finite number"),
+        ({"lora_alpha": float("inf")}, "key lora_alpha: want a finite number"),
+        ({"lora_alpha": float("nan")}, "key lora_alpha: want a finite number"),
+        ({"lora_alpha": 10**400}, "key lora_alpha: want a finite number"),
+        ({"target_modules": 3}, "key target_modules: want names of modules, not 3"),
+        ({"target_modules": [3]}, "key target_modules"),
+        ({"target_modules": {"a": 1}}, "key target_modules"),
+        ({"rank_pattern": [1]}, "key rank_pattern: want numbers by names"),
+        ({"rank_pattern": {"to_k": None, "x": "y"}}, r"key rank_pattern\.x: want a whole number"),
+        ({"alpha_pattern": "to_k"}, "key alpha_pattern: want numbers by names"),
+        ({"alpha_pattern": {"to_k": []}}, r"key alpha_pattern\.to_k: want a finite number"),
+        ({"alpha_pattern": {"(": 1}}, "is no regular expression"),
+        ({"alpha_pattern": {"(a+)+": 1}}, "too complicated"),
+        ({"alpha_pattern": {"(a|a)" * 30: 1}}, "too complicated"),
+        ({"alpha_pattern": {".*" * 9: 1}}, "too complicated"),
+        ({"alpha_pattern": {f"x{i}$": 1 for i in range(99)}}, "has 99 patterns, at most 64"),
+        ({"base_model_name_or_path": ["x"]}, "key base_model_name_or_path: want a text"),
+        ({"base_model_name_or_path": "a\nb"}, "key base_model_name_or_path: want a text"),
+        ({"base_sha256": 3}, "key base_sha256: want a text"),
+    ],
+)
+def test_a_configuration_of_another_kind_is_refused_with_its_key(written, changes, reason):
+    edit(written, **changes)
+    with pytest.raises(ArtifactError, match=reason) as caught:
+        read_adapter(written)
+    assert "adapter_config.json" in str(caught.value)
+
+
+@pytest.mark.parametrize("key", [r"block\.\d+\.to_k", "^block.0.to_k", r".*\.(to_k|to_v)", "to_[kv]"])
+def test_patterns_are_regular_expressions(written, key):
+    edit(written, alpha_pattern={key: 6})
+    _, factors = read_adapter(written)
+    assert (factors["block.0.to_q"].scale, factors["block.0.to_k"].scale) == (2.0, 3.0)
+
+
+def test_alphas_of_nobody_are_refused(tmp_path):
+    weights = {f"transformer.{A}": torch.zeros(2, 3), f"transformer.{B}": torch.zeros(3, 2)}
+    for name, value in (("transformer.n.alpha", 1.0), ("transformer.m.alpha", 0.0)):
+        save_file({**weights, name: torch.tensor(value)}, tmp_path / "pytorch_lora_weights.safetensors")
+        with pytest.raises(ArtifactError, match="belongs to no factors, or is 0"):
+            read_adapter(tmp_path)
 
 
 def test_pickled_weights_are_not_read(written, tmp_path):

@@ -9,6 +9,7 @@ import transformers
 from PIL import Image
 from transformers import CLIPImageProcessorPil
 
+from flowopd_cli.errors import RewardError
 from flowopd_cli.rewards.workers import deqa
 
 WORDS = ["<s>", *deqa.LEVELS]
@@ -79,6 +80,20 @@ def test_scores(made):
     assert asked["trust_remote_code"] is True
     assert asked["attn_implementation"] == "eager"
     assert asked["revision"] == deqa.REVISION
+
+
+@pytest.mark.parametrize("options", [{"model": "somebody/else"}, {"revision": "main"}, {"revision": None}])
+def test_other_code_runs_only_when_it_is_asked_for(made, tmp_path, options):
+    _, _, asked = made
+    with pytest.raises(RewardError, match="runs code of its own: if you trust it, say trust_remote_code=true"):
+        deqa.DeQA(**{"model": str(tmp_path), "device": "cpu", **options})
+    assert not asked
+
+
+def test_the_code_of_another_revision_may_be_asked_for(made):
+    build, _, asked = made
+    build(revision="main", trust_remote_code=True)
+    assert (asked["trust_remote_code"], asked["revision"]) == (True, "main")
 
 
 def test_the_undivided_score(made):

@@ -24,7 +24,8 @@ from workers import ROOT, Scorer, end, started
 from flowopd_cli.errors import RewardError
 from flowopd_cli.rewards.serving import wire
 from flowopd_cli.rewards.serving.batching import Batcher
-from flowopd_cli.rewards.serving.server import check_open, is_loopback, read_token
+from flowopd_cli.rewards.serving.hosts import is_loopback
+from flowopd_cli.rewards.serving.server import check_open, read_token
 from flowopd_cli.rewards.serving.service import Service, Settings
 from flowopd_cli.rewards.serving.wire import Answer, Limits, Refusal
 
@@ -295,6 +296,28 @@ def test_an_open_address_needs_a_token(host):
 def test_loopback_needs_none(host):
     assert is_loopback(host)
     check_open(host, None)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:80", "localhost", "LocalHost:18085", "[::1]:80", "[::1]"])
+def test_a_client_of_this_machine_needs_no_token(sound, host):
+    assert ask(sound.url, "/score", body(png()), {**HEADERS, "Host": host})[0] == 200
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example:18085", "evil.example", "127.0.0.1.evil.example:80", "10.0.0.1", ":80", "::1", "a]", "[x]:1"]
+)
+def test_a_page_that_calls_this_machine_by_another_name_is_not_answered(sound, host):
+    calls = sound.calls
+    status, answer = ask(sound.url, "/score", body(png()), {**HEADERS, "Host": host})
+    assert status == 421
+    assert "known as localhost alone" in answer["error"]
+    assert sound.calls == calls
+
+
+def test_with_a_token_any_name_will_do(tmp_path):
+    with started(folder=tmp_path, token="open-sesame") as worker:
+        headers = {**HEADERS, "Host": "gpu-box:18085", "Authorization": "Bearer open-sesame"}
+        assert ask(worker.url, "/score", body(png()), headers)[0] == 200
 
 
 def test_where_tokens_come_from(tmp_path, monkeypatch):

@@ -6,11 +6,13 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from tiny_compbench import blip, save_depth, save_dino, save_original_blip
 from tiny_scorers import save_clip
 
+from flowopd_cli.files import sha256_file
 from flowopd_cli.run import RunDir
 from flowopd_cli.suites.t2i_compbench import CATEGORIES
 
@@ -30,6 +32,7 @@ def settings(name, overrides, root):
     folders = {"folder": "prompts", "blip": "blip/model_base_vqa.pth", "tokenizer": "blip", "clip": "clip"}
     options = {key: str(root / path) for key, path in {**folders, "depth": "depth"}.items()}
     options |= {"detector": f"grounding-dino={root / 'dino'}", "parser": "builtin"}
+    options["blip"] += f"#sha256={sha256_file(Path(options['blip']))}"
     argv = ["eval", "--suite", "geneval,ocr,t2i-compbench", "--limit", str(LIMIT), "--images-per-prompt", "1"]
     values = {"eval.options": {"t2i-compbench": options}, "eval.steps": 2, "eval.batch": 8, **overrides}
     argv += [part for key, value in values.items() for part in ("--set", f"{key}={json.dumps(value)}")]

@@ -1,5 +1,6 @@
 """Several processes train what one trains: the same weights, the same figures, the same moment to stop."""
 
+import json
 import os
 import socket
 import subprocess
@@ -19,8 +20,20 @@ from flowopd_cli.run import RunDir
 from flowopd_cli.stages import _model
 
 TESTS, PACKAGE = Path(__file__).resolve().parent.parent, Path(flowopd_cli.__file__).parent.parent
-NAMES = ("teacher", "coldstart", "distill", "sparse", "fused", "thinned", "fresh", "few", "few-fused", "one-group")
-COUNTS = ("two", pytest.param("three", marks=pytest.mark.slow))
+NAMES = (
+    "teacher",
+    "coldstart",
+    "distill",
+    "sparse",
+    "fused",
+    "thinned",
+    "fresh",
+    "few",
+    "few-fused",
+    "one-group",
+    "saving",
+)
+COUNTS = ("two", "shards", pytest.param("three", marks=pytest.mark.slow))
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +41,7 @@ def trained(tmp_path_factory, pipeline_folder):
     """The directory with what one process made, ``one``, and what several made, ``two`` (and ``three``, if asked)."""
     root = tmp_path_factory.mktemp("copies")
     copies.prepare(root, pipeline_folder)
-    for name in ("one", "two", "three"):
+    for name in ("one", "two", "three", "shards"):
         (root / "runs" / name).mkdir(parents=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_model, "load_model", _model.load_model)
@@ -44,10 +57,18 @@ def by_three(trained, pipeline_folder):
     return trained
 
 
+@pytest.fixture(scope="module")
+def by_shards(trained, pipeline_folder):
+    """The same directory, now with what two processes made that have half of the base each."""
+    launch(2, copies.__file__, str(trained.parent), str(trained / "shards"), str(pipeline_folder), "shard")
+    return trained
+
+
 @pytest.fixture
 def several(count, trained, request):
     """The directory with what ``count`` processes made."""
-    return (request.getfixturevalue("by_three") if count == "three" else trained) / count
+    made_by = {"three": "by_three", "shards": "by_shards"}.get(count, "trained")
+    return request.getfixturevalue(made_by) / count
 
 
 def environment():
@@ -107,6 +128,13 @@ def test_several_processes_log_the_figures_of_one(trained, several, name):
         assert sum(row["flat_groups"] for row in one) > 0
 
 
+def test_of_a_base_in_shards_each_process_holds_its_own(by_shards):
+    held = [json.loads((by_shards / "shards" / f"held-{rank}").read_text()) for rank in (0, 1)]
+    (whole,) = {of for _, of in held}
+    assert sum(own for own, _ in held) == whole
+    assert max(own for own, _ in held) < 0.55 * whole
+
+
 @pytest.mark.parametrize("count", COUNTS)
 def test_several_processes_draw_the_sample_pictures_of_one(trained, several):
     one, two = (
@@ -152,3 +180,23 @@ def test_accelerate_starts_the_same_command_on_two_machines(trained, pipeline_fo
     (row,), (expected,) = RunDir(outs[0]).rows(), alone.rows()
     kept = {key: value for key, value in expected.items() if not key.startswith("seconds")}
     assert {key: row[key] for key in kept} == pytest.approx(kept, rel=1e-3, abs=1e-5)  # float32
+
+
+@pytest.mark.parametrize("shard", [False, True])
+def test_what_one_process_cannot_do_is_one_line_and_no_work_is_lost(trained, pipeline_folder, tmp_path, shard):
+    built = copies.recipe("teacher", trained.parent, pipeline_folder, rollout_batch=64, checkpoint_every=50)
+    failing = tuple(spec.model_copy(update={"name": "copies:Fails"}) for spec in built.rewards)
+    model = built.model_copy(update={"rewards": failing, "model": built.model.model_copy(update={"shard": shard})})
+    recipe, out = tmp_path / "recipe.yaml", tmp_path / "run"
+    recipe.write_text(recipes.dump(model))
+    command = ["teacher", "--recipe", str(recipe), "--out", str(out), "--processes", "2"]
+    done = subprocess.run(
+        [sys.executable, "-m", "flowopd_cli", *command], env=environment(), capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 2
+    errors = [line for line in done.stderr.splitlines() if "error" in line.lower()]
+    assert errors == ["flowopd: error: the worker of the second process is gone"]
+    assert "Traceback" not in done.stderr
+    run = RunDir(out)
+    assert run.manifest().status == "failed"
+    assert run.checkpoints.newest()[0] == len(run.rows()) >= 1

@@ -88,8 +88,23 @@ def test_a_result_file_of_the_official_scorer(tmp_path):
     assert result["mean"] == 0.75
     assert result["by_tag"] == {"single_object": 1.0, "colors": 0.5}
     assert (result["n"], result["prompts"]) == (4, 2)
-    (tmp_path / "results.jsonl").write_text('{"tag": "colors"}\n')
-    with pytest.raises(ArtifactError, match="no result file"):
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        '{"tag": "colors"}',
+        '{"tag": "colors", "metadata": "", "correct": 2}',
+        '{"tag": ["colors"], "metadata": "", "correct": true}',
+        '{"tag": "shapes", "metadata": "", "correct": true}',
+    ],
+)
+def test_a_result_file_of_somebody_else(tmp_path, row):
+    (tmp_path / "results.jsonl").write_text(f"{row}\n")
+    with pytest.raises(ArtifactError, match=r"no result file of GenEval's .* row 1 lacks"):
+        geneval.read_official(tmp_path)
+    (tmp_path / "results.jsonl").write_text(f"[1]\n{row}\n")
+    with pytest.raises(ArtifactError, match=r"results\.jsonl:1: not JSON, or not an object"):
         geneval.read_official(tmp_path)
 
 

@@ -59,10 +59,10 @@ def test_prompts_that_cannot_be_used_are_one_line(folder):
     with pytest.raises(PromptError, match="no category 'colour'; known: color, shape"):
         prompts("colour", folder)
     (folder / "shape_val.txt").write_text("a round a_b\n")
-    with pytest.raises(PromptError, match="prompt 1: pictures are named after it"):
+    with pytest.raises(PromptError, match=r"shape_val\.txt:1: pictures are named after it"):
         prompts("shape", folder)
     (folder / "texture_val.txt").unlink()
-    with pytest.raises(PromptError, match=r"texture_val\.txt: cannot be read"):
+    with pytest.raises(PromptError, match=r"texture_val\.txt: no such file"):
         prompts("texture", folder)
 
 
@@ -238,7 +238,10 @@ def test_a_suite_imports_its_own_category(tmp_path):
     ("content", "words"),
     [
         ("[]", "has no rows"),
-        ("{", "no list of question_id and answer"),
+        ("{", r"vqa_result\.json: damaged list of question_id and answer"),
+        ("[" * 100_000, "nested too deeply"),
+        ('[{"question_id": Infinity, "answer": 1}]', "no list of question_id and answer"),
+        ('{"question_id": 3}', "no list of question_id and answer"),
         ('[{"question_id": 0}]', "no list of question_id and answer"),
         ('[{"question_id": 3, "answer": NaN}]', "answer 3 is not a number"),
     ],

@@ -6,25 +6,14 @@ import threading
 
 import pytest
 import torch
-from tiny import TEXTS, gradients, labelled, make_draw, make_sampler, randomize
+from tiny import TEXTS, experience_of, gradients, labelled, make_draw, make_sampler, randomize
 
-from flowopd_cli.core.types import Loss
+from flowopd_cli.core.types import Loss, Prompt
 from flowopd_cli.errors import Interrupted
 from flowopd_cli.train import collect, supervised
 from flowopd_cli.train.checkpoint import TrainState
 from flowopd_cli.train.loop import FitSettings, Hooks, fit
 from flowopd_cli.train.objectives import OPDSettings, opd, sft
-
-
-def experience_of(model, *, updates=1, micro=100, tasks="aabb", groups="0011"):
-    """On-policy distillation from ``other`` with ``third`` as the anchor; noise is a function of the iteration."""
-    sampler = make_sampler(model)
-
-    def experience(iteration):
-        rolled = labelled(model, sampler, make_draw(tasks, groups, first_seed=1000 * iteration))
-        return collect.step_batches(rolled, sampler, updates=updates, micro=micro, seed=iteration), {"made_up": 1.5}
-
-    return experience
 
 
 def run(model, *, settings=None, estimator="pathwise", state=None, hooks=None, beta=0.02, **options):
@@ -79,10 +68,11 @@ def test_teachers_anchor_and_base_stay_bitwise_the_same(trainee, estimator):
 
 
 def test_supervised_rows_are_learned(trainee):
-    latents, cond = torch.randn(4, 4, 4, 4, generator=torch.Generator().manual_seed(0)), trainee.encode(TEXTS)
+    latents = torch.randn(4, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    data = supervised.Pictures(latents, trainee.encode(TEXTS), tuple(Prompt(text, text, "a") for text in TEXTS))
 
     def experience(iteration):
-        return [[supervised.sft_rows(latents, cond, 16, seed=0, mean=0.0, std=1.0)]], {}
+        return [[supervised.sft_rows(data, 16, seed=0, mean=0.0, std=1.0)]], {}
 
     rows = []
     fit(trainee, experience, sft(trainee), FitSettings(15, 0.02), hooks=Hooks(on_iteration=rows.append))

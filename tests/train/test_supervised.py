@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny import TEXTS, make_draw, make_sampler
 
-from flowopd_cli.core.types import RewardResult
+from flowopd_cli.core.types import Prompt, RewardResult
 from flowopd_cli.train import collect, supervised
 from flowopd_cli.train.collect import Teacher
 
@@ -72,26 +72,32 @@ def test_a_task_of_invalid_scores_alone_leaves_the_other_tasks_pictures(trainee)
     assert [prompt.task for prompt in kept.prompts] == ["a"]
 
 
+def pictures(model, latents):
+    """One picture of each text."""
+    texts = TEXTS[: len(latents)]
+    return supervised.Pictures(latents, model.encode(texts), tuple(Prompt(text, text, "a") for text in texts))
+
+
 def test_cold_start_rows_are_a_function_of_the_seed(model):
-    latents, cond = torch.randn(3, 4, 4, 4), model.encode(TEXTS[:3])
-    first, again, other = (supervised.sft_rows(latents, cond, 8, seed=s, mean=0.0, std=1.0) for s in (1, 1, 2))
+    data = pictures(model, torch.randn(3, 4, 4, 4))
+    first, again, other = (supervised.sft_rows(data, 8, seed=s, mean=0.0, std=1.0) for s in (1, 1, 2))
     assert torch.equal(first.latents, again.latents)
     assert not torch.equal(first.latents, other.latents)
 
 
 def test_cold_start_rows_are_kept_pictures_with_their_own_prompt(model):
     latents = torch.stack([torch.full((4, 4, 4), float(i)) for i in range(3)])
-    rows = supervised.sft_rows(latents, model.encode(TEXTS[:3]), 64, seed=0, mean=0.0, std=1.0)
+    rows = supervised.sft_rows(pictures(model, latents), 64, seed=0, mean=0.0, std=1.0)
     level = rows.sigma.view(-1, 1, 1, 1)
     clean = (rows.latents - level * rows.target_velocity).mean(dim=(1, 2, 3)).round().long()
     assert set(clean.tolist()) == {0, 1, 2}
     assert torch.equal(rows.cond.embeds, model.encode([TEXTS[i] for i in clean]).embeds)
+    assert [prompt.text for prompt in rows.prompts] == [TEXTS[i] for i in clean]
 
 
 @pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (1.0, 0.5)])
 def test_cold_start_levels_are_logit_normal(model, mean, std):
-    latents, cond = torch.zeros(1, 4, 4, 4), model.encode(TEXTS[:1])
-    sigma = supervised.sft_rows(latents, cond, 2000, seed=0, mean=mean, std=std).sigma
+    sigma = supervised.sft_rows(pictures(model, torch.zeros(1, 4, 4, 4)), 2000, seed=0, mean=mean, std=std).sigma
     logits = torch.log(sigma / (1 - sigma))
     assert float(logits.mean()) == pytest.approx(mean, abs=0.06)
     assert float(logits.std()) == pytest.approx(std, rel=0.05)

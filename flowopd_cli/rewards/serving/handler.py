@@ -11,6 +11,7 @@ from http.server import BaseHTTPRequestHandler
 from typing import Any, Protocol
 
 from flowopd_cli.rewards.serving import wire
+from flowopd_cli.rewards.serving.hosts import names_loopback
 from flowopd_cli.rewards.serving.service import Service
 from flowopd_cli.rewards.serving.wire import Refusal
 
@@ -101,6 +102,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def _authorize(self) -> None:
         token = self.server.service.settings.token
+        host = self.headers.get("Host", "localhost")
+        if token is None and not names_loopback(host):
+            raise Refusal(421, f"without a token this worker is known as localhost alone, not as {wire.shown(host)}")
         given = self.headers.get("Authorization", "").encode("utf-8", "replace")
         if token is not None and not hmac.compare_digest(given, f"Bearer {token}".encode()):
             raise Refusal(401, "a bearer token is needed, and this is not the one")

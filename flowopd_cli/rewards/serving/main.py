@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from flowopd_cli.errors import FlowOPDError
+from flowopd_cli.errors import one_line as shown_line
 from flowopd_cli.rewards.serving.server import TOKEN_ENV, read_token, serve
 from flowopd_cli.rewards.serving.service import Scorer, Settings
 from flowopd_cli.rewards.serving.wire import Limits, one_line
@@ -55,5 +56,5 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _said(code: int, line: str) -> int:
-    print(f"flowopd: error: {' '.join(line.split())}", file=sys.stderr, flush=True)
+    print(f"flowopd: error: {shown_line(line)}", file=sys.stderr, flush=True)
     return code

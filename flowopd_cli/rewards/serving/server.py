@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import signal
 import socket
@@ -19,6 +18,7 @@ from typing import Any
 from flowopd_cli.errors import RewardError
 from flowopd_cli.rewards.serving import wire
 from flowopd_cli.rewards.serving.handler import Handler
+from flowopd_cli.rewards.serving.hosts import is_loopback
 from flowopd_cli.rewards.serving.service import Scorer, Service, Settings
 
 TOKEN_ENV = "FLOWOPD_REWARD_TOKEN"
@@ -96,14 +96,6 @@ def check_open(host: str, token: str | None) -> None:
             f"--host {host}: other machines could reach it, so it needs a token: "
             f"set {TOKEN_ENV} (or name --token-env or --token-file), or leave out --host"
         )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address can be reached from this machine alone."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 class _Stop(BaseException):

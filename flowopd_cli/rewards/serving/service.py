@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from PIL import Image
 
-from flowopd_cli.errors import RewardError
+from flowopd_cli.errors import RewardError, printable, redacted
 from flowopd_cli.rewards.serving import wire
 from flowopd_cli.rewards.serving.batching import Batcher
 from flowopd_cli.rewards.serving.wire import Answer, Limits, Refusal
@@ -137,8 +137,7 @@ class Service:
 
     def log(self, text: str) -> None:
         """One line on stderr; what no terminal should obey is written out."""
-        plain = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
-        print(f"{time.strftime('%H:%M:%S')} {plain}", file=sys.stderr, flush=True)
+        print(f"{time.strftime('%H:%M:%S')} {printable(redacted(text))}", file=sys.stderr, flush=True)
 
     def _check(self, body: bytes, reward: str) -> dict[str, Any]:
         prompts = wire.read_tree(body, reward).get("prompts")

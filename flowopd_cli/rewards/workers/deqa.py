@@ -31,6 +31,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from flowopd_cli.errors import RewardError
 from flowopd_cli.rewards.serving.digests import path_digest
 from flowopd_cli.rewards.serving.main import run
 from flowopd_cli.rewards.serving.wire import Answer
@@ -45,7 +46,11 @@ DIVIDE = 5.0
 
 
 class DeQA:
-    """The scorer. ``model`` may be a local folder; ``batch`` pictures go through it at once."""
+    """The scorer. ``model`` may be a local folder; ``batch`` pictures go through it at once.
+
+    The model's code comes with its weights and is run. Who asks for ``deqa`` asks for the code of the pinned commit;
+    that of any other model or revision runs only with ``trust_remote_code``.
+    """
 
     def __init__(
         self,
@@ -55,12 +60,23 @@ class DeQA:
         dtype: str = "auto",
         batch: int = 8,
         divide: float = DIVIDE,
+        trust_remote_code: bool = False,
     ) -> None:
+        """Load the model.
+
+        Raises:
+            RewardError: code that nobody asked for by name would run.
+        """
         from transformers import AutoModelForCausalLM, AutoTokenizer, CLIPImageProcessor
 
+        if (model, revision) != (MODEL, REVISION) and trust_remote_code is not True:
+            raise RewardError(
+                f"deqa: model {model} at {revision or 'no revision'} runs code of its own: if you trust it, say "
+                "trust_remote_code=true"
+            )
         place = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         kind = ("float16" if place.startswith("cuda") else "float32") if dtype == "auto" else dtype
-        pinned = {"revision": revision} if model == MODEL else {}
+        pinned = {"revision": revision} if revision and not (model != MODEL and revision == REVISION) else {}
         self.model = AutoModelForCausalLM.from_pretrained(
             model,
             trust_remote_code=True,

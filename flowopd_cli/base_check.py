@@ -1,0 +1,114 @@
+"""Whether adapters are sound and of the base that they shall work on, before that base is loaded. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from flowopd_cli import registry, shapes
+from flowopd_cli.adapter_header import Pair, read_adapter_header
+from flowopd_cli.errors import ArtifactError
+from flowopd_cli.models.folders import base_fingerprint
+from flowopd_cli.paths import is_dir, is_file, is_hub_id, is_revision
+from flowopd_cli.recipe import ModelSpec
+from flowopd_cli.refs import AdapterRef
+
+FAMILY = "sd3"
+
+
+def check_base(model: ModelSpec) -> None:
+    """Refuse a base that is neither a known name, nor a pipeline's folder, nor the name of a repository.
+
+    Raises:
+        ArtifactError: with the way out.
+    """
+    name = model.pretrained
+    if model.revision is not None and not is_revision(model.revision):
+        raise ArtifactError(f"model.revision {model.revision[:80]!r}: is no branch, tag or commit")
+    if name in registry.BASES.names():
+        return
+    if is_dir(name):
+        if not is_file(Path(name) / "model_index.json"):
+            raise ArtifactError(f"--base {name}: not a diffusers pipeline folder (no model_index.json in it)")
+        return
+    if "/" not in name and not name.startswith("."):
+        registry.BASES.target(name)
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise ArtifactError(f"--base {name}: no such folder")
+    if not is_hub_id(name):
+        raise ArtifactError(f"--base {name}: no such folder, and no repository of the Hub (owner/name)")
+
+
+def check_refs(refs: Mapping[str, str]) -> None:
+    """Refuse adapters, named by their place in the recipe, that are missing or damaged; those on the Hub are passed
+    over.
+
+    Raises:
+        ArtifactError: see :func:`flowopd_cli.adapter_header.read_adapter_header`.
+    """
+    for role, ref in refs.items():
+        try:
+            reference = AdapterRef.parse(ref)
+            reference.check()
+            _pairs(reference)
+        except ArtifactError as error:
+            raise ArtifactError(f"{role}: {error}") from error
+
+
+def check_bases(model: ModelSpec, refs: Mapping[str, str]) -> None:
+    """Refuse adapters of different bases, or of another base than the recipe's, as far as can be told from files.
+
+    Raises:
+        ArtifactError: the records differ, or the base has no such module, or it has another shape there.
+    """
+    named = [AdapterRef.parse(ref) for ref in refs.values()]
+    recorded = [(ref.text, sha) for ref in named if (sha := ref.base_sha256())]
+    _check_one_base(recorded)
+    folder = _folder(model.pretrained)
+    if model.family != FAMILY or folder is None:
+        return
+    own = base_fingerprint(folder) if recorded else ""
+    for text, sha in recorded:
+        if sha != own:
+            raise ArtifactError(
+                f"{text}: was trained on another base ({sha[:12]}, {model.pretrained} is {own[:12]}): choose the base "
+                "it was trained on with --base, or another adapter"
+            )
+    shape = shapes.shape_of(model.pretrained)
+    modules = {} if shape is None else {m.name: (m.outputs, m.inputs) for m in shapes.linears(shape)}
+    for reference in named if modules else ():
+        _check_modules(reference.text, _pairs(reference), modules)
+
+
+def _folder(pretrained: str) -> Path | None:
+    """Where a base lies on this machine; ``None`` where it is on the Hub."""
+    path = str(registry.BASES.load(pretrained)()) if pretrained in registry.BASES.names() else pretrained
+    return Path(path) if is_dir(path) else None
+
+
+def _check_one_base(recorded: Sequence[tuple[str, str]]) -> None:
+    """Adapters whose runs recorded different bases cannot meet."""
+    for text, sha in recorded[1:]:
+        if sha != recorded[0][1]:
+            first = recorded[0][0]
+            raise ArtifactError(
+                f"{first} and {text} were trained on different bases ({recorded[0][1][:12]}, {sha[:12]}): "
+                "use adapters of one base"
+            )
+
+
+def _check_modules(text: str, pairs: Mapping[str, Pair], modules: Mapping[str, tuple[int, int]]) -> None:
+    for name, pair in pairs.items():
+        given = (pair.outputs, pair.inputs)
+        if name not in modules:
+            raise ArtifactError(f"{text}: is of another base: this one has no module {name}")
+        if given != modules[name]:
+            raise ArtifactError(
+                f"{text}: is of another base: {name} is {modules[name]} here, the adapter expects {given}"
+            )
+
+
+def _pairs(reference: AdapterRef) -> Mapping[str, Pair]:
+    """The modules of a local adapter; none for the base and for what is on the Hub."""
+    folder = None if reference.kind == "hub" else reference.resolve()
+    return {} if folder is None else read_adapter_header(folder).pairs

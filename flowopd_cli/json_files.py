@@ -1,0 +1,66 @@
+"""JSON that somebody may have damaged: read within bounds, refused in one line. No torch here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from flowopd_cli.errors import ArtifactError, one_line
+
+LARGEST = 64 << 20  # bytes
+
+
+def read_json(path: Path, what: str) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        ArtifactError: the file is missing, not JSON, or not an object; ``what`` names it.
+    """
+    data = read_json_value(path, what)
+    if not isinstance(data, dict):
+        raise ArtifactError(f"{path}: damaged {what} (not a JSON object)")
+    return data
+
+
+def read_json_value(path: Path, what: str) -> Any:
+    """Whatever JSON value a file holds.
+
+    Raises:
+        ArtifactError: the file is missing, larger than any of ours, or not JSON; ``what`` names it.
+    """
+    try:
+        with path.open("rb") as handle:
+            content = handle.read(LARGEST + 1)
+        if len(content) > LARGEST:
+            raise ValueError(f"more than {LARGEST >> 20} MiB")
+        return json.loads(content.decode("utf-8"))
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{path}: no such {what}") from error
+    except RecursionError as error:
+        raise ArtifactError(f"{path}: damaged {what} (nested too deeply)") from error
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path}: damaged {what} ({one_line(error)[:300]})") from error
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file of JSON lines, none if there is no file; a last line torn by a crash is left out.
+
+    Raises:
+        ArtifactError: another line is not a JSON object, or the file cannot be read.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n") if path.is_file() else []
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be read ({error.strerror})") from error
+    found: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line.decode("utf-8")) if line.strip() else None
+        except (ValueError, RecursionError):
+            row = line
+        if isinstance(row, dict):
+            found.append(row)
+        elif row is not None and any(map(bytes.strip, lines[number:])):
+            raise ArtifactError(f"{path}:{number}: not JSON, or not an object")
+    return found

@@ -1,0 +1,119 @@
+"""The recipes for Stable Diffusion 3.5: each says what it will cost, and takes two optimizer steps on a tiny one."""
+
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import copies
+import pytest
+import yaml
+from click.testing import Result
+from tiny import TEXTS
+from typer.testing import CliRunner
+
+from flowopd_cli import recipe as recipes
+from flowopd_cli.cli import app
+from flowopd_cli.progress import Silent
+from flowopd_cli.run import RunDir
+from flowopd_cli.stages import merge
+
+SHELF = Path(__file__).resolve().parents[2] / "recipes"
+NAMES = sorted(str(path.relative_to(SHELF).with_suffix("")) for path in SHELF.glob("sd35m/*.yaml"))
+TRAINED = [name for name in NAMES if not name.endswith(("merge", "eval-all"))]
+
+
+def tree_of(name):
+    return yaml.safe_load((SHELF / f"{name}.yaml").read_text(encoding="utf-8"))
+
+
+def dry(name, *flags) -> Result:
+    return CliRunner().invoke(app, [tree_of(name)["stage"], "--recipe", name, *flags, "--dry-run"])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_dry_run_states_steps_images_and_memory(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = dry(name)
+    assert done.exit_code == 0, done.output
+    recipe = recipes.load(recipes.find(name))
+    absent = [line for line in done.stderr.splitlines() if "is not there yet" in line]
+    assert bool(absent) == (recipe.stage in {"coldstart", "merge", "distill"})
+    if name in TRAINED:
+        steps = recipe.train.iterations * (1 if recipe.stage == "coldstart" else recipe.train.updates)
+        assert f"optimizer steps  {steps:,}".split() == _row(done.stdout, "optimizer steps")
+        assert "pictures in all" in done.stdout or recipe.stage == "coldstart"
+        assert "memory in all" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_the_large_one_is_a_change_of_one_field(name):
+    base = "stabilityai/stable-diffusion-3.5-"
+    medium, large = (dry(name, "--set", f"model.pretrained={base}{size}") for size in ("medium", "large"))
+    memory = [float(_row(done.stdout, "memory: base")[2]) for done in (medium, large)]
+    assert memory[1] / memory[0] == pytest.approx(8.06 / 2.47, rel=0.05)
+
+
+def test_a_dry_run_is_quick(tmp_path):
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    command = [sys.executable, "-m", "flowopd_cli", "distill", "--recipe", "sd35m/distill", "--dry-run"]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, env=_environment())
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.5
+
+
+def _environment():
+    import os
+
+    return {**os.environ, "PYTHONPATH": str(SHELF.parent)}
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_two_optimizer_steps_on_a_tiny_one(name, tmp_path, pipeline_folder):
+    copies.prepare(tmp_path, pipeline_folder)
+    built = recipes.build(shrunk(tree_of(name), tmp_path, pipeline_folder))
+    run = copies.train(tmp_path / "run", built)
+    rows = run.rows()
+    assert rows[-1]["step"] == 2
+    assert all(row["skipped"] == 0 and row["grad_norm"] >= 0 for row in rows)
+    assert run.manifest().status == "done"
+    assert run.adapter_dir.is_dir()
+
+
+def shrunk(tree, folder, pipeline):
+    """The recipe on a tiny base: its prompts, adapters and rewards exchanged for small ones, its method as it is."""
+    steps = tree["train"].get("updates", 2) if tree["stage"] != "coldstart" else 1
+    (folder / "prompts.txt").write_text("\n".join(TEXTS))
+    tree["model"] |= {"pretrained": str(pipeline), "resolution": None, "max_sequence_length": 4, "device": "cpu"}
+    for source in tree["prompts"]:
+        source["task"] = source.get("task", source["source"])
+        source["source"] = str(folder / "prompts.txt")
+    if "init" in tree["adapter"]:
+        tree["adapter"] |= {"init": str(folder / "start"), "rank": 4, "alpha": 8}
+    for spec in [*tree.get("routing", {}).values(), *tree.get("teachers", {}).values()]:
+        spec["ref"] = str(folder / "one")
+    if "anchor" in tree:
+        tree["anchor"]["ref"] = str(folder / "two")
+    for reward in tree.get("rewards", []):
+        reward |= {"name": "copies:Light", "options": {"upper": True}}
+    tree["train"] |= {"iterations": 2 // steps, "groups": 2, "group_size": 4, "rollout_batch": 4, "sample_every": 0}
+    if tree["stage"] == "coldstart":
+        tree["sft"] |= {"samples": 4, "batch": 4}
+    return tree
+
+
+def test_the_merge_of_a_tiny_one(tmp_path, pipeline_folder):
+    copies.prepare(tmp_path, pipeline_folder)
+    tree = tree_of("sd35m/merge")
+    tree["adapters"] = [str(tmp_path / name) for name in ("one", "two", "start", "one")]
+    built = recipes.build(tree)
+    run = RunDir.create(tmp_path / "run", "merge")
+    run.start(built)
+    merge.run(built, run, Silent())
+    assert run.adapter_dir.is_dir()
+
+
+def _row(text, name):
+    """The words of one row of the arithmetic."""
+    return next(line.strip("# ").split() for line in text.splitlines() if line.strip("# ").startswith(f"{name}  "))

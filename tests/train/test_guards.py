@@ -1,0 +1,221 @@
+"""What is not learned: losses and gradients that are not finite; what is warned of; what a stopped run leaves."""
+
+import math
+
+import pytest
+import torch
+from tiny import experience_of, labelled, make_draw, make_sampler
+from torch import nn
+
+from flowopd_cli.core.types import Conditioning, Loss, Prompt, StepBatch
+from flowopd_cli.errors import DivergedError, RewardError
+from flowopd_cli.train import collect
+from flowopd_cli.train.dumps import Dump
+from flowopd_cli.train.guards import Fault, Guard, Watch, finite
+from flowopd_cli.train.loop import FitSettings, Hooks, fit
+from flowopd_cli.train.objectives import OPDSettings, opd
+
+
+def objective_of(model, spoil=lambda batch, loss: loss):
+    """Distillation whose losses go through ``spoil``."""
+    inner = opd(model, make_sampler(model), OPDSettings())
+
+    def objective(batch):
+        return spoil(batch, inner(batch))
+
+    return objective
+
+
+class Spoiler:
+    """Makes the loss of the ``k``-th micro-batch, or its gradient, not finite; if ``always`` those after it too."""
+
+    def __init__(self, k, what="gradient", always=False):
+        self.k, self.what, self.always, self.count = k, what, always, 0
+
+    def __call__(self, batch, loss):
+        self.count += 1
+        if not (self.count == self.k or (self.always and self.count >= self.k)):
+            return loss
+        if self.what == "loss":
+            return Loss(loss.total * math.nan, loss.count, loss.metrics)
+        root = (loss.total - loss.total.detach()).abs().sqrt()  # 0, with a slope that is not finite
+        return Loss(loss.total + root, loss.count, loss.metrics)
+
+
+def state_of(model):
+    return {name: value.clone() for name, value in model.adapters.state("policy").items()}
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_an_optimizer_step_that_is_not_finite_is_skipped_counted_and_named(trainee, make_trainee, what):
+    rows, faults = [], []
+    hooks = Hooks(on_iteration=rows.append, on_fault=lambda iteration, fault: faults.append((iteration, fault)))
+    batches = 12 // 3  # four pictures of three taught steps
+    spoiled = objective_of(trainee, Spoiler(batches + 2, what))
+    state = fit(trainee, experience_of(trainee, micro=3), spoiled, FitSettings(3, 0.01), hooks=hooks)
+    assert [row["skipped"] for row in rows] == [0, 1, 0]
+    assert [row["step"] for row in rows] == [1, 1, 2]
+    assert state.step == 2
+    ((iteration, fault),) = faults
+    assert (iteration, fault.what) == (2, what)
+    assert set(fault.prompts) <= {"a red circle", "a blue square"}
+    assert fault.prompts
+    assert all(bool(torch.isfinite(value).all()) for value in state.tensors.values())
+    assert math.isfinite(rows[1]["loss"])
+
+
+def test_a_skipped_step_moves_nothing(trainee):
+    before, average = state_of(trainee), []
+
+    def note(row):
+        average.append(trainee.adapters.state("policy_ema"))
+
+    spoiled = objective_of(trainee, Spoiler(1, always=True))
+    fit(trainee, experience_of(trainee, micro=3), spoiled, FitSettings(2, 0.01), hooks=Hooks(on_iteration=note))
+    after = state_of(trainee)
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert all(torch.equal(average[-1][name], value) for name, value in before.items())
+
+
+def test_too_many_in_a_row_stop_the_run_with_a_dump_that_says_the_same_again(trainee, tmp_path):
+    spoiled = objective_of(trainee, Spoiler(4, "loss", always=True))
+    kept = []
+
+    def keep(dump):
+        dump.save(tmp_path)
+        kept.append(dump)
+        return f"see {tmp_path}"
+
+    settings = FitSettings(50, 0.01, skip_limit=3)
+    with pytest.raises(DivergedError, match=r"3\. optimizer step in a row; see ") as caught:
+        fit(trainee, experience_of(trainee, micro=3), spoiled, settings, hooks=Hooks(on_dump=keep))
+    assert caught.value.exit_code == 5
+    found, (made,) = Dump.load(tmp_path), kept
+    assert (found.iteration, found.step, found.fault) == (made.iteration, made.step, made.fault)
+    assert all(torch.equal(found.policy[name], value) for name, value in made.policy.items())
+    assert found.batch.prompts == made.batch.prompts
+    for name in ("latents", "sigma", "target_velocity"):
+        assert torch.equal(getattr(found.batch, name), getattr(made.batch, name))
+    with trainee.adapters.use("policy"):
+        one, two = (objective_of(trainee)(batch).total for batch in (found.batch, made.batch))
+    assert torch.equal(one, two)
+
+
+def test_a_good_step_in_between_starts_the_count_anew(trainee):
+    def every_other(batch, loss, seen=[]):  # noqa: B006
+        seen.append(batch)
+        return Loss(loss.total * math.nan, loss.count, loss.metrics) if (len(seen) - 1) // 4 % 2 else loss
+
+    rows = []
+    settings, spoiled = FitSettings(6, 0.01, skip_limit=2), objective_of(trainee, every_other)
+    fit(trainee, experience_of(trainee, micro=3), spoiled, settings, hooks=Hooks(rows.append))
+    assert [row["skipped"] for row in rows] == [0, 1, 0, 1, 0, 1]
+
+
+def test_an_iteration_without_optimizer_steps_is_an_iteration(trainee):
+    rows, before = [], state_of(trainee)
+    fit(trainee, lambda iteration: ([], {}), objective_of(trainee), FitSettings(2, 0.01), hooks=Hooks(rows.append))
+    assert [(row["iteration"], row["step"], row["skipped"]) for row in rows] == [(1, 0, 0), (2, 0, 0)]
+    assert all(torch.equal(state_of(trainee)[name], value) for name, value in before.items())
+
+
+@pytest.mark.parametrize("error", [RewardError("the worker is gone"), RuntimeError("a bug")])
+def test_what_ends_a_run_leaves_its_last_iteration_in_a_checkpoint(trainee, error):
+    checkpoints, inner = [], experience_of(trainee, micro=3)
+
+    def experience(iteration):
+        if iteration == 2:
+            raise error
+        return inner(iteration)
+
+    hooks = Hooks(on_checkpoint=lambda iteration, state: checkpoints.append((iteration, state.step)))
+    with pytest.raises(type(error)):
+        fit(trainee, experience, objective_of(trainee), FitSettings(9, 0.01, checkpoint_every=5), hooks=hooks)
+    assert checkpoints == [(2, 2)]
+
+
+def test_an_iteration_that_has_begun_to_learn_is_not_taken_for_a_finished_one(trainee):
+    checkpoints, inner = [], experience_of(trainee, updates=2, micro=3)
+
+    def experience(iteration):
+        updates, figures = inner(iteration)
+
+        def broken():
+            yield next(iter(updates))
+            raise RewardError("too late")
+
+        return (broken() if iteration == 2 else updates), figures
+
+    hooks = Hooks(on_checkpoint=lambda iteration, state: checkpoints.append(iteration))
+    with pytest.raises(RewardError):
+        fit(trainee, experience, objective_of(trainee), FitSettings(9, 0.01, checkpoint_every=5), hooks=hooks)
+    assert checkpoints == []
+
+
+def test_the_first_bad_batch_is_the_one_that_is_kept():
+    weight, x = nn.Parameter(torch.ones(2)), torch.zeros(1, 4, 4, 4)
+    guard, cond = Guard([weight]), Conditioning(torch.zeros(1, 2, 3))
+    prompts = [(Prompt(name, name, "a"),) for name in ("good", "bad", "after")]
+    for own, value in zip(prompts, (1.0, math.inf, 1.0), strict=True):
+        weight.grad = torch.full((2,), value) if weight.grad is None else weight.grad + value
+        batch = StepBatch(x, x, torch.ones(1), torch.zeros(1), cond, prompts=own)
+        guard.passes(Loss(torch.tensor(0.0), 1), batch)
+    assert guard.fault == Fault("gradient", ("bad",))
+    assert guard.batch.prompts == prompts[1]
+
+
+def test_a_fault_names_three_prompts_and_how_many_more():
+    assert str(Fault("loss")) == "the loss is not finite"
+    assert str(Fault("loss", ("a", "b", "c", "d", "e"))) == "the loss is not finite (prompts: 'a', 'b', 'c' and 2 more)"
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_one_number_is_enough(value):
+    assert bool(finite([torch.ones(3), torch.zeros(2, 2)]))
+    assert bool(finite([]))
+    assert not bool(finite([torch.ones(3), torch.tensor([0.0, value])]))
+
+
+def warnings(rows):
+    watch = Watch()
+    return [watch.observe(row) for row in rows]
+
+
+def test_groups_without_spread_are_warned_of_once():
+    said = warnings([{"flat_groups": 1.0}] * 8 + [{"flat_groups": 0.5}] * 5 + [{"flat_groups": 0.95}] * 6)
+    at = [index for index, texts in enumerate(said) if texts]
+    assert at == [4, 17]
+    assert "train.resample_flat" in said[4][0]
+
+
+def test_a_falling_reward_is_a_collapse_and_a_rising_one_is_none():
+    rising = [{"reward": index / 30, "reward_std": 0.2} for index in range(30)]
+    assert not any(warnings(rising))
+    said = warnings(rising + [{"reward": 0.1, "reward_std": 0.2}] * 15)
+    (text,) = [text for texts in said for text in texts]
+    assert "collapsing" in text
+    noise = [{"reward": 0.5 + 0.05 * (-1) ** index, "reward_std": 0.3} for index in range(60)]
+    assert not any(warnings(noise))
+
+
+def test_an_exploding_kl_is_warned_of():
+    said = warnings([{"kl_base": 0.1 + 0.01 * (index % 3)} for index in range(20)] + [{"kl_base": 5.0}])
+    assert not any(said[:-1])
+    assert "kl_base is 5" in said[-1][0]
+    assert "train.lr" in said[-1][0]
+
+
+def test_clipped_rows_and_iterations_without_a_score_are_warned_of():
+    assert "train.updates" in warnings([{"clip_fraction": 0.9}] * 5)[-1][0]
+    assert not any(warnings([{"clip_fraction": 0.5}] * 9))
+    said = warnings([{"invalid": 1.0, "reward": math.nan}, {"invalid": 0.9, "reward": 1.0}, {"invalid": 1.0}])
+    assert [bool(texts) for texts in said] == [True, False, True]
+
+
+def test_rows_of_a_batch_keep_their_prompts(trainee):
+    sampler = make_sampler(trainee)
+    rolled = labelled(trainee, sampler, make_draw("aabb", "0011"))
+    (batch,) = next(collect.step_batches(rolled, sampler, updates=1, micro=100, seed=0))
+    rows = torch.tensor([3, 0])
+    assert batch[rows].prompts == (batch.prompts[3], batch.prompts[0])
+    assert batch[1:3].prompts == batch.prompts[1:3]
