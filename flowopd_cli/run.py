@@ -33,17 +33,10 @@ from flowopd_cli.manifest import (
     now,
     read_manifest,
 )
+from flowopd_cli.paths import is_dir
 from flowopd_cli.refs import AdapterRef
 
-__all__ = [
-    "AdapterRef",
-    "Base",
-    "Manifest",
-    "Parent",
-    "RunDir",
-    "fresh_path",
-    "is_run",
-]
+__all__ = ["AdapterRef", "Base", "Manifest", "Parent", "RunDir", "fresh_path", "is_run"]
 
 RECIPE, METRICS, LOCK = "recipe.yaml", "metrics.jsonl", ".lock"
 CHECKPOINTS, SAMPLES, EVAL, HUB, TENSORBOARD = "checkpoints", "samples", "eval", "hub", "tensorboard"
@@ -90,7 +83,7 @@ class RunDir:
             ArtifactError: there is no run at ``path``, or its manifest is damaged.
         """
         run = cls(path, writes=writes)
-        if not run.path.is_dir():
+        if not is_dir(run.path):
             raise ArtifactError(f"{path}: no such directory")
         if not is_run(run.path):
             raise ArtifactError(f"{path}: not a run directory (it has no {MANIFEST})")

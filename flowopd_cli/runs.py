@@ -12,7 +12,7 @@ from typing import Any
 from flowopd_cli.errors import ArtifactError, FlowOPDError
 from flowopd_cli.files import Lock, is_intact, sha256_file
 from flowopd_cli.manifest import Artifact, Manifest, Parent, is_run
-from flowopd_cli.paths import below, is_file
+from flowopd_cli.paths import below, is_dir, is_file
 from flowopd_cli.refs import AdapterRef
 from flowopd_cli.run import LOCK, RunDir
 
@@ -37,7 +37,7 @@ def listing(root: Path) -> list[dict[str, Any]]:
     Raises:
         ArtifactError: there is no such folder.
     """
-    if not root.is_dir():
+    if not is_dir(root):
         raise ArtifactError(f"{root}: no such folder")
     rows = [_row(path) for path in _found(root)]
     return sorted(rows, key=lambda row: (row["created"], row["run"]))
