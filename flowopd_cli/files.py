@@ -171,12 +171,17 @@ def is_sealed(folder: Path) -> bool:
     return (folder / CHECKSUMS).exists()
 
 
+def is_leftover(path: Path) -> bool:
+    """Whether an interrupted :func:`atomic_write` or :func:`commit_folder` left this behind, by its name."""
+    return path.name.startswith(_STAGING) or (path.name.startswith(".") and path.name.endswith(_PART))
+
+
 def remove_leftovers(folder: Path) -> None:
-    """Remove what an interrupted :func:`atomic_write` or :func:`commit_folder` left behind in a folder."""
-    for pattern in (f"{_STAGING}*", f".*{_PART}"):
-        for leftover in list(folder.glob(pattern)):
+    """Remove what was left behind in a folder."""
+    for path in list(folder.iterdir()) if folder.is_dir() else ():
+        if is_leftover(path):
             with suppress(OSError):
-                remove(leftover)
+                remove(path)
 
 
 def _files(folder: Path) -> list[Path]:

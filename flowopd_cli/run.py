@@ -32,18 +32,11 @@ from flowopd_cli.manifest import (
     read_manifest,
 )
 from flowopd_cli.origin import Origin, other_inputs, refuse
+from flowopd_cli.paths import is_dir
 from flowopd_cli.refs import AdapterRef
 from flowopd_cli.run_paths import CHECKPOINTS, EVAL, IMAGES, OURS, SAMPLES, RunPaths, fresh_path, go_on
 
-__all__ = [
-    "AdapterRef",
-    "Base",
-    "Manifest",
-    "Parent",
-    "RunDir",
-    "fresh_path",
-    "is_run",
-]
+__all__ = ["AdapterRef", "Base", "Manifest", "Parent", "RunDir", "fresh_path", "is_run"]
 
 
 class Picture(Protocol):
@@ -90,7 +83,7 @@ class RunDir(RunPaths):
             ArtifactError: there is no run at ``path``, or its manifest is damaged.
         """
         run = cls(path, writes=writes)
-        if not run.path.is_dir():
+        if not is_dir(run.path):
             raise ArtifactError(f"{path}: no such directory")
         if not is_run(run.path):
             raise ArtifactError(f"{path}: not a run directory (it has no {MANIFEST})")
@@ -258,7 +251,8 @@ class RunDir(RunPaths):
             raise ArtifactError(f"{self.path}: --force replaces runs only, and this directory is not one")
 
     def _used(self) -> bool:
-        return self.path.is_dir() and any(not path.name.startswith(LOCK) for path in self.path.iterdir())
+        found = self.path.iterdir() if self.path.is_dir() else ()
+        return any(not path.name.startswith(LOCK) and not files.is_leftover(path) for path in found)
 
     def _record_inputs(self, *, complete: bool) -> None:
         """Write base, adapters and prompts; of a run that goes on only when all are known to be those of before."""

@@ -29,6 +29,12 @@ def distill(first, second, *overrides):
     return ["distill", *map(str, roles), *changes(*SMALL, *overrides)]
 
 
+def coldstart(first, second, *overrides):
+    """That of a small cold start from two teachers."""
+    roles = ["--teacher", f"geneval={first}", "--teacher", f"ocr={second}"]
+    return ["coldstart", *map(str, roles), *changes(*SMALL, "sft.samples=8", "sft.batch=4", *overrides)]
+
+
 def going_on(command, path):
     """The command line that a user types after ``command`` on ``path`` was killed."""
     if not is_run(path):

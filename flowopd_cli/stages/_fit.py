@@ -15,7 +15,7 @@ from flowopd_cli.recipe import ColdstartRecipe, DistillRecipe, SamplingSpec, Tea
 from flowopd_cli.run import RunDir
 from flowopd_cli.stages._keeper import Keeper
 from flowopd_cli.stages._model import save_adapter
-from flowopd_cli.stages._resume import resume_state
+from flowopd_cli.stages._resume import resume_state, seed_generators
 from flowopd_cli.stages._samples import make_sample_writer
 from flowopd_cli.stages._tune import tune
 from flowopd_cli.train.loop import Experience, FitSettings, fit
@@ -84,6 +84,11 @@ def train(
     ema = spec.ema_decay > 0
     keeper = Keeper(run, progress, spec, lambda: save_adapter(model, run, recipe.model, ema=ema, best=True))
     hooks = keeper.hooks(make_sample_writer(model, recipe, course.prompts, run), resumed=state is not None)
-    fit(model, course.experience, course.objective, fit_settings(spec), state=state, hooks=hooks)
+
+    def experience(iteration: int):
+        seed_generators(recipe.seed, iteration)
+        return course.experience(iteration)
+
+    fit(model, experience, course.objective, fit_settings(spec), state=state, hooks=hooks)
     save_adapter(model, run, recipe.model, ema=ema)
     return keeper.figures()

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
+
+import numpy as np
+import torch
 
 from flowopd_cli.core.types import Prompt
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.files import sha256_file
 from flowopd_cli.origin import other_packages
-from flowopd_cli.processes import everyone
+from flowopd_cli.processes import everyone, rank_and_world
 from flowopd_cli.progress import Progress
 from flowopd_cli.run import RunDir
 from flowopd_cli.train.checkpoint import COUNTERS, TENSORS, TrainState
@@ -22,6 +26,18 @@ def prompts_digest(prompts: Mapping[str, Sequence[Prompt]]) -> str:
     """SHA-256 of all that a stage trains on, in its order."""
     told = [[task, [asdict(prompt) for prompt in group]] for task, group in prompts.items()]
     return hashlib.sha256(json.dumps(told, default=str, sort_keys=True).encode()).hexdigest()
+
+
+def seed_generators(seed: int, iteration: int) -> None:
+    """Give the generators of all libraries a state that depends on seed, iteration and process alone.
+
+    Nothing here draws from them; a reward of the user's own may, and then scores the same after a resume.
+    """
+    told = f"{seed}/{iteration}/{rank_and_world()[0]}".encode()
+    number = int.from_bytes(hashlib.sha256(told).digest()[:4], "big")
+    random.seed(number)
+    np.random.seed(number)
+    torch.manual_seed(number)
 
 
 def resume_state(run: RunDir, resume: bool, progress: Progress) -> TrainState | None:

@@ -9,7 +9,7 @@ from flowopd_cli.progress import Progress
 from flowopd_cli.recipe import ColdstartRecipe
 from flowopd_cli.run import RunDir
 from flowopd_cli.stages import _data, _fit, _model
-from flowopd_cli.stages._resume import prompts_digest
+from flowopd_cli.stages._resume import prompts_digest, seed_generators
 from flowopd_cli.tasks import check_tasks
 from flowopd_cli.train import objectives, supervised
 
@@ -31,6 +31,7 @@ def run(recipe: ColdstartRecipe, run: RunDir, progress: Progress, *, resume: boo
     progress.note(f"drawing {sft.samples} kept pictures from {len(teachers)} teachers")
     draws = -(-sft.samples // train.groups)
     for index in range(draws):
+        seed_generators(recipe.seed, index)
         drawn = supervised.best_of_group(model, sampler, drawer(index), teachers, rewards, batch=train.rollout_batch)
         kept.append(drawn)
     data = supervised.Pictures.of(kept)

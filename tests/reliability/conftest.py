@@ -18,15 +18,16 @@ def forks(tmp_path_factory):
 
 
 class Whole:
-    """Undisturbed runs: two teachers and their student. ``commands`` are the lines that made them."""
+    """Undisturbed runs: two teachers, their student and a cold start. ``commands`` are the lines that made them."""
 
     def __init__(self, root, forks):
         self.root, self._forks = root, forks
-        self.paths = {name: root / name for name in ("teacher", "other", "distill")}
+        self.paths = {name: root / name for name in ("teacher", "other", "distill", "coldstart")}
         self.commands = {
             "teacher": toyruns.teacher("quality", "train.keep_best.metric=reward"),
             "other": toyruns.teacher("geneval", "train.iterations=2", "train.keep_best=null"),
             "distill": toyruns.distill(self.paths["teacher"], self.paths["other"]),
+            "coldstart": toyruns.coldstart(self.paths["teacher"], self.paths["other"]),
         }
         self.made = {name: self._make(name) for name in self.commands}
 
@@ -56,7 +57,7 @@ class Whole:
 def whole(tmp_path_factory, forks) -> Whole:
     """The undisturbed runs. Every iteration moves the policy, or that nothing is lost would say little."""
     made = Whole(Path(tmp_path_factory.mktemp("whole")), forks)
-    for stage in ("teacher", "distill"):
+    for stage in ("teacher", "distill", "coldstart"):
         found = RunDir(made.paths[stage]).checkpoints
         one, two = (load_file(found.path(step) / "state.safetensors") for step in found.steps()[-2:])
         for role in ("policy", "policy_ema", "optimizer"):

@@ -13,6 +13,7 @@ import toyruns
 from forks import Kill
 
 from flowopd_cli.manifest import is_run, status_now
+from flowopd_cli.run import RunDir
 
 FEW, MANY = 3, 25
 SLOW = pytest.param(MANY, marks=pytest.mark.slow)
@@ -50,7 +51,7 @@ def disturbed(forks, command, path, planned, ranks=1):
     return ended
 
 
-@pytest.mark.parametrize("stage", ["teacher", "distill"])
+@pytest.mark.parametrize("stage", ["teacher", "distill", "coldstart"])
 @pytest.mark.parametrize("count", [FEW, SLOW])
 def test_a_killed_training_comes_to_the_end_of_an_undisturbed_one(forks, whole, tmp_path, stage, count):
     told, hit = Counter(), 0
@@ -65,6 +66,45 @@ def test_a_killed_training_comes_to_the_end_of_an_undisturbed_one(forks, whole, 
                 told[last or (f"in the middle of {kill.half}" if kill.half else "at any time")] += 1
     print(json.dumps({"stage": stage, "trials": count, "kills": hit, "where": told}))
     assert hit >= 0.8 * count
+
+
+IDLE = """
+import sys, types
+sys.modules["flowopd_cli.stages.teacher"] = types.SimpleNamespace(run=lambda *args, **named: {"metrics": {"x": 1}})
+"""
+
+
+def test_a_kill_at_each_write_of_a_run_that_does_nothing_leaves_a_directory_that_can_be_used(forks, tmp_path):
+    """The first writes and the last ones, one by one: lock, manifest, recipe."""
+    command, whole = toyruns.teacher("quality"), tmp_path / "whole"
+    changes = forks.run(*command, "--out", whole, below=whole, before=IDLE).changes
+    assert len(changes) > 20
+    for number in range(1, len(changes) + 1):
+        path = tmp_path / str(number)
+        assert forks.run(*command, "--out", path, below=path, before=IDLE, kill=Kill(change=number)).killed
+        ended = forks.run(*toyruns.going_on(command, path), before=IDLE)
+        assert ended.code == 0, (changes[number - 1], ended.err)
+        assert status_now(path) == "done"
+        assert toyruns.listing(path) == toyruns.listing(whole), changes[number - 1]
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_reward_that_draws_from_global_generators_scores_the_same_after_a_resume(forks, whole, tmp_path, rows):
+    command, paths = toyruns.teacher("noisy:score"), [tmp_path / name for name in ("whole", "killed")]
+    command += toyruns.changes("prompts=[{source: 'toy:all'}]")
+    for path, planned in zip(paths, ([], [Kill(rows=rows)]), strict=True):
+        ended = disturbed(forks, command, path, planned)
+        assert len(ended) == 1 + len(planned)
+    toyruns.check_same_end(paths[1], paths[0])
+    assert len({row["reward"] for row in RunDir(paths[0]).rows()}) == 5
+
+
+@pytest.mark.parametrize("stage", ["teacher", "distill", "coldstart"])
+def test_the_state_of_global_generators_has_no_say(forks, whole, tmp_path, stage):
+    seeds = "import random, numpy, torch\nrandom.seed(5)\nnumpy.random.seed(6)\ntorch.manual_seed(7)\n"
+    ended = forks.run(*whole.commands[stage], "--out", tmp_path / "r", before=seeds)
+    assert ended.code == 0, ended.err
+    toyruns.check_same_end(tmp_path / "r", whole.paths[stage])
 
 
 @pytest.mark.parametrize("stage", ["teacher", "distill"])
