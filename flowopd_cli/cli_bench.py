@@ -8,14 +8,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flowopd_cli import recipe as recipes
 from flowopd_cli.errors import RecipeError
-from flowopd_cli.recipe_io import suggest
-from flowopd_cli.shapes import model_fields, named_shapes
+
+if TYPE_CHECKING:  # half of the time that --help takes
+    from flowopd_cli import recipe as recipes
 
 TOY = "toy"
 TEACHERS = 2
@@ -83,6 +83,8 @@ def bench(
     values: dict[str, Any] = {"model.resolution": resolution, "sampling.steps": steps, "sampling.guidance": guidance}
     values |= {"adapter.rank": rank, "adapter.alpha": rank, "model.dtype": dtype, "model.device": device}
     if recipe and base:
+        from flowopd_cli.shapes import model_fields
+
         values |= {f"model.{key}": value for key, value in model_fields(base).items()}
     tree, where = starting_point(recipe, base, shape)
     built = measured(tree, where, values, Roles(teachers, anchor, teacher_guidance), overrides)
@@ -128,6 +130,10 @@ def starting_point(recipe: str | None, base: str | None, shape: str | None) -> t
     Raises:
         RecipeError: more than one of the three is given, or none, or there is no such recipe or shape.
     """
+    from flowopd_cli import recipe as recipes
+    from flowopd_cli.recipe_io import suggest
+    from flowopd_cli.shapes import model_fields, named_shapes
+
     if shape is not None and (recipe or base):
         raise RecipeError("--shape stands for a base of random weights: leave out --recipe and --base")
     if recipe is None and base is None and shape is None:
@@ -154,6 +160,8 @@ def measured(
     Raises:
         RecipeError: it is of another stage, or something in it is unknown or out of range.
     """
+    from flowopd_cli import recipe as recipes
+
     if tree.get("stage") != "distill":
         raise RecipeError(f"{where}: is a {tree.get('stage')} recipe; bench measures distillation")
     for key, value in values.items():
