@@ -208,13 +208,13 @@ class RunDir(RunPaths):
     def save_checkpoint(self, step: int, writer: Callable[[Path], None], keep: int, best: int | None = None) -> None:
         """Let ``writer`` fill the checkpoint of ``step``, then keep the newest ``keep`` and the one of step ``best``.
 
-        The rows of the metrics are on disk before it is.
+        The rows that are logged are on disk before it is.
         """
         if not self.writes:
             return
         self._lock.confirm()
-        if self.metrics_file.is_file():
-            files.sync_file(self.metrics_file)
+        for file in filter(Path.is_file, (self.metrics_file, self.events_file)):
+            files.sync_file(file)
         self.checkpoints.save(step, writer, self._origin())
         self.checkpoints.prune(keep, also=[best])
 

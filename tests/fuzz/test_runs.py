@@ -10,7 +10,8 @@ from tiny_adapters import TOY_SHA, pair, write_adapter
 
 from flowopd_cli import card, preflight
 from flowopd_cli import recipe as recipes
-from flowopd_cli.files import Lock, is_intact
+from flowopd_cli.files import is_intact
+from flowopd_cli.locks import Lock
 from flowopd_cli.manifest import MANIFEST, Parent, read_manifest
 from flowopd_cli.refs import AdapterRef, recorded_base
 from flowopd_cli.run import LOCK, RunDir

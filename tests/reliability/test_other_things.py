@@ -17,23 +17,31 @@ UNLOADABLE = "from flowopd_cli.models.sd3 import SD3Model\nSD3Model.load = None\
 BASE = Path(flowopd_cli.__file__).parent / "toy" / "weights"
 
 
-@pytest.fixture
-def mine(forks, whole, tmp_path):
-    """A base, a prompt file and two teachers of one's own, and a student of theirs that was killed on its way."""
-    base, prompts = shutil.copytree(BASE, tmp_path / "base"), tmp_path / "prompts.jsonl"
+@pytest.fixture(scope="module")
+def made(forks, whole, tmp_path_factory):
+    """A base, a prompt file and two teachers of one's own, a student of theirs, and one that was killed on its way."""
+    root = tmp_path_factory.mktemp("things") / "mine"
+    base, prompts = shutil.copytree(BASE, root / "base"), root / "prompts.jsonl"
     rows = [{"prompt": text, "task": "geneval"} for text in ("a red circle", "a blue square", "a green star")]
     prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
     for name in ("teacher", "other"):
-        shutil.copytree(whole.paths[name], tmp_path / name)
-    command = [*toyruns.distill(tmp_path / "teacher", tmp_path / "other"), "--base", base]
+        shutil.copytree(whole.paths[name], root / name)
+    command = [*toyruns.distill(root / "teacher", root / "other"), "--base", base]
     command += toyruns.changes(
         f"prompts=[{{source: {prompts}}}]", "model.resolution=null", "model.max_sequence_length=1"
     )
-    whole_path, path = tmp_path / "whole", tmp_path / "r"
-    for out, kill in ((whole_path, None), (path, Kill(rows=3))):
-        ended = forks.run(*command, "--out", out, kill=kill, below=out)
+    for name, kill in (("whole", None), ("r", Kill(rows=3))):
+        ended = forks.run(*command, "--out", root / name, kill=kill, below=root / name)
         assert ended.killed if kill else ended.code == 0, ended.err
-    return tmp_path
+    return shutil.copytree(root, root.with_name("kept"))
+
+
+@pytest.fixture
+def mine(made):
+    """The folder with all of these, as it was made."""
+    root = made.with_name("mine")
+    shutil.rmtree(root)
+    return shutil.copytree(made, root)
 
 
 def edit(path, *pairs):
