@@ -52,7 +52,7 @@ def look(box, run):
     with guarded(box / "nowhere"):
         found = list(verify(run.path))
         assert all(isinstance(finding.fault, str) for finding in found)
-    for read in (run.manifest, run.recipe, run.rows, run.latest_checkpoint):
+    for read in (run.manifest, run.recipe, run.rows, run.checkpoints.newest, run.checkpoints.origin, run.events):
         with guarded(box / "nowhere"):
             read()
     with guarded(box / "nowhere"):
@@ -103,7 +103,7 @@ def files_of_a_run(files):
             path.write_bytes(content)
         look(box, run)
         with guarded(run.path):
-            run.truncate_metrics(1)
+            run.go_back(1)
         with guarded(box / "nowhere"):
             is_intact(run.checkpoint_dir(2))
 
