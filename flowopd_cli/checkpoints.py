@@ -14,6 +14,14 @@ from flowopd_cli.recipe_specs import BestSpec
 
 ORIGIN = "origin.json"
 
+Fill = Callable[[Path], None]
+Regular = Callable[[int], bool]
+
+
+def each(step: int) -> bool:
+    """Every step is a regular one."""
+    return True
+
 
 class Checkpoints:
     """The folder ``checkpoints/`` of a run: ``step-000100/`` and so on."""
@@ -30,7 +38,7 @@ class Checkpoints:
         names = (path.name for path in self.folder.glob("step-*") if path.is_dir())
         return sorted(int(match[1]) for match in (re.fullmatch(r"step-(\d+)", name) for name in names) if match)
 
-    def save(self, step: int, writer: Callable[[Path], None], origin: Origin) -> None:
+    def save(self, step: int, writer: Fill, origin: Origin) -> None:
         """Let ``writer`` fill the checkpoint of ``step``, atomically; ``origin`` is written beside.
 
         Raises:
@@ -46,9 +54,9 @@ class Checkpoints:
             files.sync_folder(self.folder.parent)
         files.commit_folder(self.path(step), fill)
 
-    def prune(self, keep: int, also: Iterable[int | None] = ()) -> None:
-        """Remove all but the newest ``keep`` and those of the steps ``also``."""
-        kept = {*self.steps()[-keep:], *also}
+    def prune(self, keep: int, also: Iterable[int | None] = (), regular: Regular = each) -> None:
+        """Remove all but the newest, the newest ``keep`` of the ``regular`` ones, and those of the steps ``also``."""
+        kept = {*self.steps()[-1:], *list(filter(regular, self.steps()))[-keep:], *also}
         self.remove(step for step in self.steps() if step not in kept)
 
     def remove(self, steps: Iterable[int]) -> None:

@@ -260,19 +260,20 @@ def main() -> None:
     from flowopd_cli import launch
 
     code: Any = 1
+    told = True
     launch.announce()
     try:
         app(prog_name="flowopd")
     except SystemExit as stop:
         code = stop.code
     except FlowOPDError as error:
-        code = error.exit_code
+        code, told = error.exit_code, error.told
         if launch.is_main():
             print(f"flowopd: error: {one_line(error)}", file=sys.stderr)
     except OSError as error:
-        code = FlowOPDError.exit_code
+        code, told = FlowOPDError.exit_code, False
         print(f"flowopd: error: {one_line(_said(error))}", file=sys.stderr)
     finally:
         code = code if isinstance(code, int) else 1 if code else 0
         launch.record_exit(code)
-    sys.exit(launch.final_code(code))
+    sys.exit(launch.final_code(code, told=told))

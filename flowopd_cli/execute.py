@@ -49,11 +49,13 @@ def perform(recipe: recipes.Recipe, common: Common) -> None:
         console.note(f"{common.resume} is already done{further}")
         _tell(console, common, recipe, Path(str(common.resume)), _known_result(recipe, Path(str(common.resume))))
         return
-    _check_stage(recipe)
     copies = _processes(recipe, common)
     if launch.should_launch(copies):
+        _check_stage(recipe)
         raise typer.Exit(_relaunch(recipe, common, copies))
-    run = _open_run(recipe, common)
+    with processes.together():
+        _check_stage(recipe)
+        run = _open_run(recipe, common)
     with redirect_stdout(sys.stderr):
         result = run_stage(recipe, run, console, resume=common.resume is not None, dry_run=common.dry_run)
     _tell(console, common, recipe, run.path, result)

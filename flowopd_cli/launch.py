@@ -154,9 +154,12 @@ def record_exit(code: int) -> None:
             Path(target).write_text(str(code))
 
 
-def final_code(code: int) -> int:
-    """What this process exits with: a launcher of ours, which reads the code elsewhere, has nothing to report."""
-    return 0 if launched() and os.environ.get(EXIT_FILE) else code
+def final_code(code: int, *, told: bool) -> int:
+    """What this process exits with: a launcher of ours, which reads the code elsewhere, has nothing to report.
+
+    Unless the other copies have not been ``told``: then it ends them.
+    """
+    return 0 if told and launched() and os.environ.get(EXIT_FILE) else code
 
 
 def _cuda_devices() -> int:

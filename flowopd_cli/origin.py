@@ -14,12 +14,14 @@ from flowopd_cli.manifest import Base, Environment, Parent
 from flowopd_cli.recipe_io import first_problem
 from flowopd_cli.refs import AdapterRef
 
-# Fields of the recipe that a resumed run may change: they change no result beyond rounding. A section has all its own.
+# Fields of the recipe that a resumed run may change. All but the steps of the optimizer, which a training that no longer
+# learns may need smaller, change no result beyond rounding. A section has all its own.
 MAY_CHANGE = frozenset(
     {
         *("train.iterations", "train.checkpoint_every", "train.keep_checkpoints", "train.keep_best"),
         *("train.sample_every", "train.track", "train.processes", "train.micro", "train.rollout_batch"),
-        *("train.skip_limit", "model.device", "model.shard", "opd.log_rewards_every"),
+        *("train.skip_limit", "train.lr", "train.warmup", "train.max_grad_norm", "model.cache_prompts"),
+        *("model.device", "model.shard", "opd.log_rewards_every"),
     }
 )
 # Names of what is compared by its content: a folder that has moved is the same folder.

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from flowopd_cli import __version__, files
 from flowopd_cli import recipe as recipes
-from flowopd_cli.checkpoints import Checkpoints
+from flowopd_cli.checkpoints import Checkpoints, Fill, Regular, each
 from flowopd_cli.errors import ArtifactError, StorageError
 from flowopd_cli.files import atomic_write, plain, sha256_file
 from flowopd_cli.json_files import read_json_lines
@@ -34,17 +35,9 @@ from flowopd_cli.manifest import (
 from flowopd_cli.origin import Origin, other_inputs, refuse
 from flowopd_cli.paths import is_dir
 from flowopd_cli.refs import AdapterRef
-from flowopd_cli.run_paths import CHECKPOINTS, EVAL, IMAGES, OURS, SAMPLES, RunPaths, fresh_path, go_on
+from flowopd_cli.run_paths import CHECKPOINTS, EVAL, IMAGES, OURS, SAMPLES, Picture, RunPaths, fresh_path, go_on
 
 __all__ = ["AdapterRef", "Base", "Manifest", "Parent", "RunDir", "fresh_path", "is_run"]
-
-
-class Picture(Protocol):
-    """What a run needs of a PIL picture."""
-
-    def save(self, fp: Any, format: str | None = None) -> None:
-        """Encode the picture into an open file."""
-        ...
 
 
 class RunDir(RunPaths):
@@ -57,6 +50,7 @@ class RunDir(RunPaths):
         self._lock = Lock(self.path / LOCK)
         self._recipe: dict[str, Any] = {}
         self._then: Origin | None = None
+        self._held: tuple[Status, dict[str, Any]] | None = None
         self._inputs: dict[str, Any] = {}
 
     @classmethod
@@ -115,11 +109,15 @@ class RunDir(RunPaths):
         changes |= {"code_version": __version__, "environment": environment()}
         if is_run(self.path):
             self._then = self.checkpoints.origin()
-            self._write(self.manifest().model_copy(update=changes))
+            before = self.manifest()
+            if self._then is not None:  # what it was stays on disk until its inputs are known to be the same
+                self._held = before.status, {"recipe_sha": changes.pop("recipe_sha")}
+            self._write(before.model_copy(update=changes))
         else:
             fixed = {"run_id": self.path.resolve().name, "stage": recipe.stage, "created": now()}
             self._write(Manifest.model_validate(fixed | changes))
-        atomic_write(self.recipe_file, recipes.dump(recipe))
+        if self._held is None:
+            self._write_recipe()
 
     def set_prompts(self, digest: str) -> None:
         """Record the prompts that this run trains on by a digest of them all."""
@@ -145,6 +143,8 @@ class RunDir(RunPaths):
         """Close the run: digest what it made, set its status, and give the lock back."""
         if not self.writes:
             return
+        if self._held is not None and self._held[0] != "running":  # a resume that was refused changes nothing
+            status = self._held[0]
         try:
             merged = {**self.manifest().metrics, **plain(metrics or {})}
             self._update(status=status, metrics=merged, finished=now(), artifacts=self._artifacts())
@@ -205,8 +205,12 @@ class RunDir(RunPaths):
                 kept = [row for row in rows if (row.get("iteration", row.get("step")) or 0) <= step]
                 atomic_write(file, files.json_lines(kept))
 
-    def save_checkpoint(self, step: int, writer: Callable[[Path], None], keep: int, best: int | None = None) -> None:
-        """Let ``writer`` fill the checkpoint of ``step``, then keep the newest ``keep`` and the one of step ``best``.
+    def save_checkpoint(
+        self, step: int, fill: Fill, keep: int, best: int | None = None, regular: Regular = each
+    ) -> None:
+        """Let ``fill`` write the checkpoint of step ``at``, then keep the newest ``keep`` and the one of step ``best``.
+
+        One that is not ``regular``, such as a stopped run's, counts as long as it is the newest, and for nothing else.
 
         The rows that are logged are on disk before it is.
         """
@@ -215,8 +219,8 @@ class RunDir(RunPaths):
         self._lock.confirm()
         for file in filter(Path.is_file, (self.metrics_file, self.events_file)):
             files.sync_file(file)
-        self.checkpoints.save(step, writer, self._origin())
-        self.checkpoints.prune(keep, also=[best])
+        self.checkpoints.save(at, fill, self._origin())
+        self.checkpoints.prune(keep, also=[best], regular=regular)
 
     def save_adapter(self, writer: Callable[[Path], None], *, best: bool = False) -> None:
         """Let ``writer`` fill ``adapter/``, or ``best/``, sealed with checksums; the old one stays until then."""
@@ -237,7 +241,8 @@ class RunDir(RunPaths):
             self._lock.release()
             raise
         if is_run(self.path):  # one that is killed halfway through this is no finished run
-            self._update(status="interrupted", artifacts=(), metrics={})
+            with suppress(ArtifactError):
+                self._update(status="interrupted", artifacts=(), metrics={})
         for name in OURS if self._used() else ():
             files.remove(self.path / name)
 
@@ -262,17 +267,18 @@ class RunDir(RunPaths):
             if not complete:
                 return
             refuse(self.path, other_inputs(self._then, self._then.model_copy(update=self._inputs)))
-        self._update(**self._inputs)
+        held, self._held = self._held, None
+        self._update(**self._inputs, **(held[1] if held else {}))
+        if held:
+            self._write_recipe()
+
+    def _write_recipe(self) -> None:
+        atomic_write(self.recipe_file, recipes.dump(recipes.build(self._recipe)))
 
     def _origin(self) -> Origin:
         told = self.manifest()
-        return Origin(
-            base=told.base,
-            parents=told.parents,
-            prompts=told.prompts,
-            recipe=self._recipe,
-            environment=told.environment,
-        )
+        kept = {name: getattr(told, name) for name in ("base", "parents", "prompts", "environment")}
+        return Origin(recipe=self._recipe, **kept)
 
     def _artifacts(self) -> tuple[Artifact, ...]:
         left_out = {MANIFEST, CHECKPOINTS, IMAGES}

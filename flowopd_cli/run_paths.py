@@ -6,6 +6,7 @@ import secrets
 import shlex
 from datetime import datetime
 from pathlib import Path
+from typing import Any, Protocol
 
 from flowopd_cli.manifest import ADAPTER, MANIFEST
 
@@ -16,6 +17,14 @@ REPORT, CARD = "report.html", "README.md"
 EVENTS, FAULTS = "events.jsonl", "faults"
 OURS = (RECIPE, METRICS, ADAPTER, BEST, CHECKPOINTS, SAMPLES, EVAL, HUB, IMAGES, TENSORBOARD)
 OURS = (*OURS, REPORT, CARD, EVENTS, FAULTS, MANIFEST)  # the manifest goes last: without it nothing is a run
+
+
+class Picture(Protocol):
+    """What a run needs of a PIL picture."""
+
+    def save(self, fp: Any, format: str | None = None) -> None:
+        """Encode the picture into an open file."""
+        ...
 
 
 class RunPaths:

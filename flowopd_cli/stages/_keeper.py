@@ -33,6 +33,7 @@ class Keeper:
     train: TrainSpec
     export: Callable[[], None]
     watch: Watch = field(default_factory=Watch)
+    _learned: list[bool] = field(default_factory=list)
 
     def hooks(self, sample: Callable[[int], None], *, resumed: bool) -> Hooks:
         """What the loop calls; of a run that goes on the checkpoints are those that an undisturbed one has here.
@@ -42,7 +43,8 @@ class Keeper:
         """
         if resumed and self.run.writes:
             self._check_best(self.run.rows())
-            self.run.checkpoints.prune(self.train.keep_checkpoints, [self._best(self.run.checkpoints.steps())])
+            best = self._best(self.run.checkpoints.steps())
+            self.run.checkpoints.prune(self.train.keep_checkpoints, [best], self._regular)
             for row in self.run.rows():
                 self.watch.observe(row)
         each = self._on_iteration, self._on_checkpoint, sample, self._on_fault, self._on_dump
@@ -60,8 +62,9 @@ class Keeper:
         return found if best is None else {**found, "best_iteration": best}
 
     def _on_iteration(self, row: dict[str, float]) -> None:
-        if row["iteration"] == 1:
-            self._check_best([row])
+        if not self._learned and row.get("step", 1):  # before that the objective has no figures
+            self._check_best([*self.run.rows(), row])
+            self._learned.append(True)
         self.run.log(row)
         self.progress.step(row)
         for text in self.watch.observe(row):
@@ -80,11 +83,17 @@ class Keeper:
         best = self._best([*self.run.checkpoints.steps(), iteration]) if self.run.writes else None
         if best == iteration:
             self.export()
-        self.run.save_checkpoint(iteration, state.save, self.train.keep_checkpoints, best)
+        self.run.save_checkpoint(iteration, state.save, self.train.keep_checkpoints, best, self._regular)
+
+    def _regular(self, step: int) -> bool:
+        """Whether an undisturbed run has this checkpoint; another one is a stopped run's."""
+        return step % self.train.checkpoint_every == 0 or step == self.train.iterations
 
     def _best(self, steps: Sequence[int]) -> int | None:
         keep = self.train.keep_best
-        return None if keep is None else best_step(self.run.rows(), steps, keep, self.train.checkpoint_every)
+        if keep is None:
+            return None
+        return best_step(self.run.rows(), filter(self._regular, steps), keep, self.train.checkpoint_every)
 
     def _check_best(self, rows: Sequence[Mapping[str, Any]]) -> None:
         keep, names = self.train.keep_best, list(dict.fromkeys(name for row in rows for name in plain(row)))

@@ -28,6 +28,7 @@ class TrainState:
     iteration: int = 0
     step: int = 0
     tensors: dict[str, Tensor] = field(default_factory=dict)
+    skipped: int = 0
 
     @classmethod
     def fresh(cls, model: FlowModel) -> TrainState:
@@ -62,13 +63,14 @@ class TrainState:
     def save(self, folder: Path) -> None:
         """Write the two files of a checkpoint; what the system refuses is an :class:`OSError` that says why."""
         (folder / TENSORS).write_bytes(save(self.tensors))
-        (folder / COUNTERS).write_text(json.dumps({"iteration": self.iteration, "step": self.step}), encoding="utf-8")
+        counters = {"iteration": self.iteration, "step": self.step, "skipped": self.skipped}
+        (folder / COUNTERS).write_text(json.dumps(counters), encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path) -> TrainState:
         """Read what :meth:`save` wrote."""
         counters = json.loads((folder / COUNTERS).read_text(encoding="utf-8"))
-        return cls(counters["iteration"], counters["step"], load_file(folder / TENSORS))
+        return cls(**counters, tensors=load_file(folder / TENSORS))
 
 
 def _flat(moments: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from math import isfinite
+from math import inf, isfinite
 from statistics import fmean, median
 
 import torch
@@ -67,8 +67,9 @@ def finite(tensors: Sequence[Tensor]) -> Tensor:
 class Watch:
     """Says once what looks wrong, and what to try, and again only when it had gone away in between."""
 
-    _rewards: list[float] = field(default_factory=list)
+    _rewards: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
     _spreads: list[float] = field(default_factory=list)
+    _best: float = -inf
     _recent: dict[str, deque[float]] = field(default_factory=dict)
     _said: set[str] = field(default_factory=set)
 
@@ -107,16 +108,17 @@ class Watch:
         if "reward" not in row:
             return None
         self._rewards.append(row["reward"])
-        self._spreads.append(row.get("reward_std", 0.0))
-        if len(self._rewards) < 2 * WINDOW:
+        if len(self._spreads) < WINDOW:
+            self._spreads.append(row.get("reward_std", 0.0))
+        if len(self._rewards) < WINDOW:
             return None
-        means = [fmean(self._rewards[end - WINDOW : end]) for end in range(WINDOW, len(self._rewards) + 1)]
-        spread = fmean(self._spreads[:WINDOW])
-        if spread <= 0 or max(means) - means[-1] < spread:
+        mean, spread = fmean(self._rewards), fmean(self._spreads)
+        self._best = max(self._best, mean)
+        if spread <= 0 or self._best - mean < spread:
             return None
         return (
-            f"the reward has fallen to {means[-1]:.3g}, from {max(means):.3g}: the policy is collapsing; go back to an "
-            "earlier checkpoint with a lower train.lr, or hold it with grpo.beta or anchor.beta"
+            f"the reward has fallen to {mean:.3g}, from {self._best:.3g}: the policy is collapsing; try a lower "
+            "train.lr, or a fresh run with more grpo.beta or anchor.beta to hold it"
         )
 
     def _clipped(self, row: Mapping[str, float]) -> str | None:

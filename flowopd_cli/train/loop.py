@@ -15,7 +15,7 @@ from torch import Tensor
 from flowopd_cli.core.types import Loss, StepBatch
 from flowopd_cli.errors import DivergedError, Interrupted
 from flowopd_cli.models.base import FlowModel
-from flowopd_cli.processes import add_up, everyone
+from flowopd_cli.processes import add_up, everyone, together
 from flowopd_cli.train.checkpoint import TrainState
 from flowopd_cli.train.dumps import Dump
 from flowopd_cli.train.guards import Fault, Guard, finite
@@ -95,20 +95,20 @@ def fit(
         Interrupted: the user asked to stop.
         DivergedError: ``settings.skip_limit`` optimizer steps in a row could not be taken.
     """
-    hooks = hooks or Hooks()
     parameters = model.adapters.trainable()
     optimizer = make_optimizer(settings.optimizer, parameters.values(), settings.lr, settings.weight_decay)
     state = state or TrainState.fresh(model)
     state.restore(model, optimizer)
-    learner = _Learner(model, optimizer, [*parameters.values()], objective, settings, hooks, state.iteration)
+    learner = _Learner(model, optimizer, [*parameters.values()], objective, settings, hooks or Hooks(), state.iteration)
     with _stop_requests() as stop:
         while state.iteration < settings.iterations:
             with learner.rescuing(state):
                 row = learner.iteration(experience, state)
-            hooks.on_iteration(row)
+            learner.hooks.on_iteration(row)
             last = state.iteration == settings.iterations
-            learner.sample(state.iteration, last=last)
-            stopping = any(everyone(stop())) and not last
+            with learner.rescuing(state):
+                learner.sample(state.iteration, last=last)
+                stopping = any(everyone(stop())) and not last
             if last or stopping or state.iteration % settings.checkpoint_every == 0:
                 learner.checkpoint(state)
             if stopping:
@@ -127,10 +127,13 @@ class _Learner:
     settings: FitSettings
     hooks: Hooks
     saved: int = 0
-    in_a_row: int = 0
 
     def checkpoint(self, state: TrainState) -> None:
-        """Hand the state over to be kept."""
+        """Hand the state over to be kept; all processes know whether it is."""
+        with together():
+            self._keep(state)
+
+    def _keep(self, state: TrainState) -> None:
         self.saved = state.iteration
         state.capture(self.model, self.optimizer)
         self.hooks.on_checkpoint(state.iteration, state)
@@ -142,16 +145,14 @@ class _Learner:
 
     @contextmanager
     def rescuing(self, state: TrainState) -> Iterator[None]:
-        """What ends the block early leaves the iterations before it in a checkpoint; numbers gone bad do not."""
+        """What ends the block early leaves the finished iterations in a checkpoint, unless the next has learned."""
         step = state.step
         try:
             yield
-        except DivergedError:
-            raise
         except Exception:
             if state.step == step and state.iteration > self.saved:
                 with suppress(Exception):
-                    self.checkpoint(state)
+                    self._keep(state)
             raise
 
     def iteration(self, experience: Experience, state: TrainState) -> dict[str, float]:
@@ -183,10 +184,10 @@ class _Learner:
         count = 0
         for count, micro_batches in enumerate(updates, start=1):  # noqa: B007
             yield micro_batches
-        self.in_a_row += count == 0
-        if count == 0 and self.in_a_row >= self.settings.skip_limit:
+        state.skipped += count == 0
+        if count == 0 and state.skipped >= self.settings.skip_limit:
             raise DivergedError(
-                f"iteration {state.iteration + 1}: for {self.in_a_row} iterations no picture could be scored, so "
+                f"iteration {state.iteration + 1}: for {state.skipped} iterations no picture could be scored, so "
                 "nothing was learned: look at the reward, and at whether the policy still draws pictures"
             )
 
@@ -195,7 +196,7 @@ class _Learner:
 
         A process without a row in this optimizer step takes part in the sums with nothing. False: they are not finite.
         """
-        count, guard = 0, Guard(self.parameters)
+        count, guard, own = 0, Guard(self.parameters), _Meter()
         with self.model.adapters.use("policy"):
             batches, loss = iter(micro_batches), None
             while (batch := _after(batches, loss)) is not None:
@@ -203,7 +204,7 @@ class _Learner:
                 loss.total.backward()
                 count += loss.count
                 if guard.passes(loss, batch):
-                    meter.add(loss.metrics, loss.count)
+                    own.add(loss.metrics, loss.count)
         counts, faults = zip(*everyone((count, guard.fault)), strict=True)
         fault = next(filter(None, faults), None)
         if fault is None and sum(counts):
@@ -212,22 +213,26 @@ class _Learner:
                 fault = Fault("gradient")
         if fault is not None or not sum(counts):
             self.optimizer.zero_grad(set_to_none=True)
-        self.in_a_row = 0 if fault is None else self.in_a_row + 1
+        state.skipped = 0 if fault is None else state.skipped + 1
         if fault is not None:
             self._skip(fault, guard, state)
-        return fault is None and sum(counts) > 0
+            return False
+        meter.add({name: torch.tensor(value) for name, value in own.sums.items()}, own.count)
+        return sum(counts) > 0
 
     def _skip(self, fault: Fault, guard: Guard, state: TrainState) -> None:
         """Tell of an optimizer step that is not taken; too many in a row end the training."""
         iteration = state.iteration + 1
         self.hooks.on_fault(iteration, fault)
-        if self.in_a_row < self.settings.skip_limit:
+        if state.skipped < self.settings.skip_limit:
             return
-        batch = next((found for found in everyone(guard.batch) if found is not None), None)
-        where = self.hooks.on_dump(Dump(iteration, state.step, fault, self.model.adapters.state("policy"), batch))
+        own = None if guard.batch is None else guard.batch.to("cpu")
+        batch = next((found for found in everyone(own) if found is not None), None)
+        with together():
+            where = self.hooks.on_dump(Dump(iteration, state.step, fault, self.model.adapters.state("policy"), batch))
         raise DivergedError(
-            f"iteration {iteration}: {fault}, for the {self.in_a_row}. optimizer step in a row; {where}. "
-            "Try a lower train.lr, or go on from an earlier checkpoint"
+            f"iteration {iteration}: {fault}, for the {state.skipped}. optimizer step in a row; {where}. "
+            "Go on with --resume and a lower train.lr or train.max_grad_norm"
         )
 
     def _sum(self, count: int, *, learned: bool) -> None:

@@ -105,7 +105,7 @@ def files_of_a_run(files):
         with guarded(run.path):
             run.go_back(1)
         with guarded(box / "nowhere"):
-            is_intact(run.checkpoint_dir(2))
+            is_intact(run.checkpoints.path(2))
 
 
 OWNER = {"pid": 1, "birth": "1", "host": "h"}

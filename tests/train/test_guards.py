@@ -61,7 +61,7 @@ def test_an_optimizer_step_that_is_not_finite_is_skipped_counted_and_named(train
     assert set(fault.prompts) <= {"a red circle", "a blue square"}
     assert fault.prompts
     assert all(bool(torch.isfinite(value).all()) for value in state.tensors.values())
-    assert math.isfinite(rows[1]["loss"])
+    assert "loss" not in rows[1]
 
 
 def test_a_skipped_step_moves_nothing(trainee):
