@@ -53,7 +53,8 @@ def perform(recipe: recipes.Recipe, common: Common) -> None:
     copies = _processes(recipe, common)
     if launch.should_launch(copies):
         raise typer.Exit(_relaunch(recipe, common, copies))
-    run = _open_run(recipe, common)
+    with processes.together():  # what the first refuses, the others would wait for
+        run = _open_run(recipe, common)
     with redirect_stdout(sys.stderr):
         result = run_stage(recipe, run, console, resume=common.resume is not None, dry_run=common.dry_run)
     _tell(console, common, recipe, run.path, result)
