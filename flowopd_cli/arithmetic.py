@@ -15,6 +15,7 @@ from flowopd_cli.recipe import (
     TeacherRecipe,
     TrainSpec,
 )
+from flowopd_cli.shapes import family
 
 Figures = dict[str, int | float | str]
 
@@ -30,11 +31,6 @@ def arithmetic(recipe: Recipe) -> Figures:
     if isinstance(recipe, EvalRecipe):
         return _evaluation(recipe)
     return _no_loop(recipe)
-
-
-def guidance_cost(guidance: float) -> int:
-    """Forwards of one guided velocity: the negative half is skipped at guidance 1."""
-    return 1 if guidance == 1 else 2
 
 
 def trained_steps(sampling: SamplingSpec) -> int:
@@ -65,7 +61,7 @@ def _on_policy(recipe: TeacherRecipe | DistillRecipe) -> Figures:
     local = ceil(train.groups / train.processes) * train.group_size
     learned = taught_steps(sampling, train)
     updates, share = optimizer_steps(pictures, train.updates)
-    policy = guidance_cost(sampling.guidance)
+    policy = family(recipe.model.family).halves(sampling.guidance)
     rollout = policy * (_steps_between(recipe) if isinstance(recipe, DistillRecipe) and fused else sampling.steps)
     learning, labels = learned * policy, learned * _label_cost(recipe)
     forwards = rollout + labels + learning
@@ -114,13 +110,13 @@ def _steps_between(recipe: DistillRecipe) -> float:
 
 def _label_cost(recipe: TeacherRecipe | DistillRecipe) -> float:
     """Forwards per trained step that label it: a teacher's reference velocity, or teacher and, on average, anchor."""
-    own = recipe.sampling.guidance
+    own, cost = recipe.sampling.guidance, family(recipe.model.family).halves
     if isinstance(recipe, TeacherRecipe):
-        return guidance_cost(own) if recipe.grpo.beta > 0 else 0
+        return cost(own) if recipe.grpo.beta > 0 else 0
     teachers = [spec.guidance if spec.guidance is not None else own for spec in recipe.routing.values()]
     anchor = recipe.anchor.guidance if recipe.anchor.guidance is not None else own
     asked = recipe.anchor.probability / recipe.anchor.every if recipe.anchor.beta > 0 else 0
-    return max(map(guidance_cost, teachers)) + asked * guidance_cost(anchor)
+    return max(map(cost, teachers)) + asked * cost(anchor)
 
 
 def _short(number: float) -> int | float:
@@ -131,15 +127,14 @@ def _supervised(recipe: ColdstartRecipe) -> Figures:
     train, sft, steps = recipe.train, recipe.sft, recipe.sampling.steps
     rounds = ceil(sft.samples / train.groups)
     drawn = rounds * train.groups * train.group_size
-    guidance = max(
-        spec.guidance if spec.guidance is not None else recipe.sampling.guidance for spec in recipe.teachers.values()
-    )
+    own, cost = recipe.sampling.guidance, family(recipe.model.family).halves
+    dearest = max(cost(own if spec.guidance is None else spec.guidance) for spec in recipe.teachers.values())
     return {
         "teacher pictures drawn": drawn,
         "teacher pictures kept": rounds * train.groups,
         "processes": train.processes,
         "sampling steps": steps,
-        "transformer forwards to draw": drawn * steps * guidance_cost(guidance),
+        "transformer forwards to draw": drawn * steps * dearest,
         "iterations": train.iterations,
         "optimizer steps per iteration": 1,
         "rows per optimizer step": sft.batch,
@@ -156,7 +151,7 @@ def _evaluation(recipe: EvalRecipe) -> Figures:
         "images per prompt": spec.images or "the suite's own",
         "batch": spec.batch,
         "sampling steps": spec.steps,
-        "transformer forwards per picture": spec.steps * guidance_cost(spec.guidance),
+        "transformer forwards per picture": spec.steps * family(recipe.model.family).halves(spec.guidance),
         "optimizer steps": 0,
     }
 

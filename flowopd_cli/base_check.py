@@ -13,8 +13,6 @@ from flowopd_cli.paths import is_dir, is_file, is_hub_id, is_revision
 from flowopd_cli.recipe import ModelSpec
 from flowopd_cli.refs import AdapterRef
 
-FAMILY = "sd3"
-
 
 def check_base(model: ModelSpec) -> None:
     """Refuse a base that is neither a known name, nor a pipeline's folder, nor the name of a repository.
@@ -23,6 +21,7 @@ def check_base(model: ModelSpec) -> None:
         ArtifactError: with the way out.
     """
     name = model.pretrained
+    _check_family(model)
     if model.revision is not None and not is_revision(model.revision):
         raise ArtifactError(f"model.revision {model.revision[:80]!r}: is no branch, tag or commit")
     if name in registry.BASES.names():
@@ -37,6 +36,16 @@ def check_base(model: ModelSpec) -> None:
         raise ArtifactError(f"--base {name}: no such folder")
     if not is_hub_id(name):
         raise ArtifactError(f"--base {name}: no such folder, and no repository of the Hub (owner/name)")
+
+
+def _check_family(model: ModelSpec) -> None:
+    """Refuse a base that is known to be of another family than the recipe says."""
+    actual = shapes.family_of(model.pretrained)
+    if actual is not None and actual != model.family and model.family in registry.FAMILIES.names():
+        raise ArtifactError(
+            f"model.family {model.family}: {model.pretrained} is of the family {actual}: "
+            f"use --set model.family={actual}"
+        )
 
 
 def check_refs(refs: Mapping[str, str]) -> None:
@@ -65,7 +74,7 @@ def check_bases(model: ModelSpec, refs: Mapping[str, str]) -> None:
     recorded = [(ref.text, sha) for ref in named if (sha := ref.base_sha256())]
     _check_one_base(recorded)
     folder = _folder(model.pretrained)
-    if model.family != FAMILY or folder is None:
+    if model.family not in registry.FAMILIES.names() or folder is None:
         return
     own = base_fingerprint(folder) if recorded else ""
     for text, sha in recorded:
@@ -75,7 +84,7 @@ def check_bases(model: ModelSpec, refs: Mapping[str, str]) -> None:
                 "it was trained on with --base, or another adapter"
             )
     shape = shapes.shape_of(model.pretrained)
-    modules = {} if shape is None else {m.name: (m.outputs, m.inputs) for m in shapes.linears(shape)}
+    modules = {} if shape is None else {m.name: (m.outputs, m.inputs) for m in shape.linears()}
     for reference in named if modules else ():
         _check_modules(reference.text, _pairs(reference), modules)
 

@@ -18,16 +18,9 @@ from flowopd_cli.recipe import EvalRecipe
 from flowopd_cli.refs import AdapterRef
 from flowopd_cli.registry import BASES
 from flowopd_cli.run import RunDir
+from flowopd_cli.shapes import family, family_of
 
-STABILITY = ("stable-diffusion-3.5-medium", "stable-diffusion-3.5-large", "stable-diffusion-3.5-large-turbo")
-LICENSES = {"toy": {"license": "apache-2.0"}} | {
-    f"stabilityai/{name}": {
-        "license": "other",
-        "license_name": "stabilityai-ai-community",
-        "license_link": f"https://huggingface.co/stabilityai/{name}/blob/main/LICENSE.md",
-    }
-    for name in STABILITY
-}
+LICENSES = {"toy": {"license": "apache-2.0"}}
 FIGURES = ("mean", "stderr", "n")
 PROTOCOL = ("split", "limit", "images", "steps", "guidance", "seed")
 BASE, MODEL = "base", "this model"
@@ -64,7 +57,7 @@ class Card:
     license: str | None = None
     picture: str | None = None
     max_sequence_length: int = 256
-    without_t5: bool = False
+    absent: tuple[str, ...] = ()
 
 
 def evaluations(source: RunDir, named: Sequence[str]) -> list[Evaluation]:
@@ -198,7 +191,7 @@ def build(card: Card) -> str:
         "## Limitations\n\nThe adapter inherits what its base can and cannot do, and its license. The figures hold for "
         "the suites, prompts and seeds named in the evaluation files; a reward is not a person's judgment.",
         ""
-        if card.license or base in LICENSES
+        if card.license or _license(base)
         else f"flowopd does not know the license of {_code(base)}: look it up before you use or share this adapter.",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -206,7 +199,7 @@ def build(card: Card) -> str:
 
 def metadata(card: Card, base: str) -> dict[str, Any]:
     """The card's YAML: license, base, tags and the Hub's ``model-index``."""
-    known = LICENSES.get(base, {"license": "other"})
+    known = _license(base) or {"license": "other"}
     data: dict[str, Any] = {"license": card.license} if card.license else dict(known)
     data |= {"library_name": "diffusers", "pipeline_tag": "text-to-image"}
     if base.count("/") == 1 and not base.startswith((".", "/")):
@@ -225,6 +218,12 @@ def metadata(card: Card, base: str) -> dict[str, Any]:
     if scores:
         data["model-index"] = [{"name": card.title, "results": scores}]
     return data
+
+
+def _license(base: str) -> Mapping[str, str]:
+    """The Hub's metadata of a base's license; empty where it is not known here."""
+    named = family_of(base)
+    return LICENSES.get(base) or (family(named).licenses.get(base, {}) if named else {})
 
 
 def _results(found: Sequence[Evaluation]) -> str:
@@ -254,14 +253,14 @@ def _figure_name(suite: str, figures: Mapping[str, Any]) -> str:
 
 def _usage(card: Card, base: str) -> str:
     length = card.max_sequence_length
-    absent = ", text_encoder_3=None, tokenizer_3=None" if card.without_t5 else ""
+    absent = "".join(f", {part}=None" for part in card.absent)
     name, lead = json.dumps(base), ""
     if base in BASES.names():
         module, _, attribute = BASES.target(base).partition(":")
         name, lead = f"{attribute}()", f"from {module} import {attribute}\n"
     return (
-        f"## Use\n\n```python\nfrom diffusers import StableDiffusion3Pipeline\n{lead}\n"
-        f"pipeline = StableDiffusion3Pipeline.from_pretrained({name}{absent})\n"
+        f"## Use\n\n```python\nfrom diffusers import DiffusionPipeline\n{lead}\n"
+        f"pipeline = DiffusionPipeline.from_pretrained({name}{absent})\n"
         f'pipeline.load_lora_weights("{card.repo}")\n'
         f'image = pipeline("a prompt", max_sequence_length={length}).images[0]\n```\n\n'
         "`pytorch_lora_weights.safetensors` is the form that diffusers reads; `adapter_config.json` with "

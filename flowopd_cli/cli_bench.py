@@ -8,14 +8,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flowopd_cli import recipe as recipes
 from flowopd_cli.errors import RecipeError
-from flowopd_cli.recipe_io import suggest
-from flowopd_cli.shapes import SHAPES
+
+if TYPE_CHECKING:  # half of the time that --help takes
+    from flowopd_cli import recipe as recipes
 
 TOY = "toy"
 TEACHERS = 2
@@ -30,7 +30,7 @@ def _option(flag: str, metavar: str, help: str, **more: Any) -> Any:
 RecipeName = Annotated[str | None, _option("--recipe", "NAME|FILE", "A distillation recipe; its adapters may be away.")]
 Base = Annotated[str | None, _option("--base", "BASE", "'toy', a diffusers folder or a Hub id.")]
 ShapeName = Annotated[
-    str | None, _option("--shape", "NAME", "Random weights of a shape: small, sd3-medium, sd3.5-medium, sd3.5-large.")
+    str | None, _option("--shape", "NAME", "Random weights of a shape, small or sd3.5-medium; a wrong name lists all.")
 ]
 Resolution = Annotated[int | None, _option("--resolution", "N", "Pixels of a side.", min=1)]
 Steps = Annotated[int | None, _option("--steps", "N", "Sampling steps.", min=2)]
@@ -82,7 +82,10 @@ def bench(
     """
     values: dict[str, Any] = {"model.resolution": resolution, "sampling.steps": steps, "sampling.guidance": guidance}
     values |= {"adapter.rank": rank, "adapter.alpha": rank, "model.dtype": dtype, "model.device": device}
-    values |= {"model.pretrained": base if recipe else None}
+    if recipe and base:
+        from flowopd_cli.shapes import model_fields
+
+        values |= {f"model.{key}": value for key, value in model_fields(base).items()}
     tree, where = starting_point(recipe, base, shape)
     built = measured(tree, where, values, Roles(teachers, anchor, teacher_guidance), overrides)
     show(measure(built, batch, repeats, recipe is not None and teachers is None, quiet), out, as_json, quiet)
@@ -127,6 +130,10 @@ def starting_point(recipe: str | None, base: str | None, shape: str | None) -> t
     Raises:
         RecipeError: more than one of the three is given, or none, or there is no such recipe or shape.
     """
+    from flowopd_cli import recipe as recipes
+    from flowopd_cli.recipe_io import suggest
+    from flowopd_cli.shapes import model_fields, named_shapes
+
     if shape is not None and (recipe or base):
         raise RecipeError("--shape stands for a base of random weights: leave out --recipe and --base")
     if recipe is None and base is None and shape is None:
@@ -134,9 +141,10 @@ def starting_point(recipe: str | None, base: str | None, shape: str | None) -> t
     if recipe is not None or base == TOY:
         path = recipes.find(recipe or f"{TOY}/distill")
         return recipes.read(path), str(path)
-    if shape is not None and shape not in SHAPES:
-        raise RecipeError(f"--shape {shape}: no such shape{suggest(shape, list(SHAPES))}; known: {', '.join(SHAPES)}")
-    model: dict[str, Any] = {"pretrained": shape or base}
+    known = list(named_shapes())
+    if shape is not None and shape not in known:
+        raise RecipeError(f"--shape {shape}: no such shape{suggest(shape, known)}; known: {', '.join(known)}")
+    model: dict[str, Any] = {**model_fields(str(shape or base))}
     if shape == "small":
         model |= {"resolution": None, "max_sequence_length": 16}
     routing = {f"task{i}": {"ref": f"teacher-{i}"} for i in range(TEACHERS)}
@@ -152,6 +160,8 @@ def measured(
     Raises:
         RecipeError: it is of another stage, or something in it is unknown or out of range.
     """
+    from flowopd_cli import recipe as recipes
+
     if tree.get("stage") != "distill":
         raise RecipeError(f"{where}: is a {tree.get('stage')} recipe; bench measures distillation")
     for key, value in values.items():

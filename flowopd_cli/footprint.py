@@ -1,36 +1,16 @@
 """What a recipe needs of memory, and a pass of operations, estimated from shapes alone. No torch here.
 
-The activations are counted by what autograd keeps of an SD3 block for its backward, in numbers a token and channel:
-the input of each norm (2), queries, keys, values and result of the attention (4), the input of the GELU (4), and twice
-(once in the working precision, once in float32 where that is not the same) queries and keys before their norms. An
-adapter adds the input of each of its modules, which is shared between queries, keys and values where no cast is needed.
+The activations are counted by what autograd keeps of a block for its backward (:mod:`flowopd_cli.models.shapes`). An
+adapter adds the input of each of its modules, which several share where no cast is needed.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from flowopd_cli.recipe import AdapterSpec, ColdstartRecipe, DistillRecipe, TeacherRecipe, TrainedRecipe
-from flowopd_cli.shapes import BYTES, FULL, Shape, adapted, adapter_weights, base_weights, linears, shape_of
+from flowopd_cli.shapes import BYTES, FULL, Rows, Shape, adapted, adapter_weights, base_weights, family, shape_of
 
 Figures = dict[str, int | float | str]
 GIB = 2**30
-TRANSIENT = 12  # numbers a token and channel that one block holds at a time beside what is kept
-
-
-@dataclass(frozen=True)
-class Rows:
-    """What goes through the transformer at once: rows, tokens of a picture and of a text, bytes of a number."""
-
-    rows: int
-    image: int
-    text: int
-    bytes: int
-
-    @property
-    def tokens(self) -> int:
-        """Of all rows."""
-        return self.rows * (self.image + self.text)
 
 
 def kept(shape: Shape, adapter: AdapterSpec, batch: Rows, *, checkpointing: bool = False) -> int:
@@ -38,15 +18,10 @@ def kept(shape: Shape, adapter: AdapterSpec, batch: Rows, *, checkpointing: bool
 
     With gradient checkpointing each block keeps its inputs alone, and one block at a time all it needs.
     """
-    blocks, width = shape.num_layers, shape.width
-    norms = 0 if shape.qk_norm is None else 2 * (FULL if batch.bytes == FULL else FULL + batch.bytes)
-    attention = 4 * batch.bytes + norms
-    whole = blocks * batch.tokens * width * (6 * batch.bytes + attention)
-    whole += len(shape.dual_attention_layers) * batch.rows * batch.image * width * attention
-    whole += _adapter_inputs(shape, adapter, batch)
+    whole = shape.kept(batch) + _adapter_inputs(shape, adapter, batch)
     if not checkpointing:
         return whole
-    return blocks * batch.tokens * width * batch.bytes + whole // max(1, blocks)
+    return shape.blocks * batch.tokens * shape.width * batch.bytes + whole // max(1, shape.blocks)
 
 
 def _adapter_inputs(shape: Shape, adapter: AdapterSpec, batch: Rows) -> int:
@@ -56,10 +31,8 @@ def _adapter_inputs(shape: Shape, adapter: AdapterSpec, batch: Rows) -> int:
     for module in adapted(shape, adapter.targets):
         if module.tokens == "row":
             continue
-        tokens = batch.rows * (batch.image if module.tokens == "image" else batch.text)
-        source = module.name
-        if batch.bytes == FULL and module.name.endswith(("_q", "_k", "_v", "_q_proj", "_k_proj", "_v_proj")):
-            source = f"{module.name.rpartition('.')[0]}/{module.tokens}"
+        tokens = batch.of(module.tokens)
+        source = (batch.bytes == FULL and module.source) or module.name
         if source not in seen:
             total += tokens * module.inputs * FULL
         seen.add(source)
@@ -69,15 +42,14 @@ def _adapter_inputs(shape: Shape, adapter: AdapterSpec, batch: Rows) -> int:
 
 def transient(shape: Shape, batch: Rows) -> int:
     """Bytes that one pass without gradients holds at its widest, and one with them beside what is kept."""
-    return TRANSIENT * batch.tokens * shape.width * batch.bytes
+    return shape.TRANSIENT * batch.tokens * shape.width * batch.bytes
 
 
 def forward_operations(shape: Shape, image: int, text: int) -> int:
     """Floating-point operations of one row's forward without adapters: two a weight and token, and attention's."""
-    tokens = {"image": image, "text": text, "row": 1}
-    products = sum(2 * m.inputs * m.outputs * tokens[m.tokens] for m in linears(shape))
-    joint = shape.num_layers * 4 * (image + text) ** 2 * shape.width
-    return products + joint + len(shape.dual_attention_layers) * 4 * image**2 * shape.width
+    one = Rows(1, image, text, 0)
+    products = sum(2 * module.inputs * module.outputs * one.of(module.tokens) for module in shape.linears())
+    return products + shape.attention_operations(image, text)
 
 
 def footprint(recipe: TrainedRecipe) -> Figures:
@@ -123,10 +95,11 @@ def _rows(recipe: TrainedRecipe, shape: Shape, width: int) -> tuple[Rows, Rows]:
     """The batch that learns and the one that samples, with the halves that guidance adds."""
     model, train = recipe.model, recipe.train
     tokens = shape.image_tokens(model.resolution), shape.text_tokens(model.max_sequence_length)
-    own = 1 if isinstance(recipe, ColdstartRecipe) else _halves(recipe.sampling.guidance)
+    halves = family(model.family).halves
+    own = 1 if isinstance(recipe, ColdstartRecipe) else halves(recipe.sampling.guidance)
     others = [recipe.sampling.guidance, *_guidances(recipe)]
     pictures = min(train.rollout_batch, _pictures(recipe))
-    return Rows(_learned(recipe) * own, *tokens, width), Rows(pictures * max(map(_halves, others)), *tokens, width)
+    return Rows(_learned(recipe) * own, *tokens, width), Rows(pictures * max(map(halves, others)), *tokens, width)
 
 
 def _pictures(recipe: TrainedRecipe) -> int:
@@ -139,10 +112,6 @@ def _learned(recipe: TrainedRecipe) -> int:
     if isinstance(recipe, DistillRecipe) and recipe.fused:
         return min(recipe.train.micro, _pictures(recipe))
     return recipe.train.micro
-
-
-def _halves(guidance: float) -> int:
-    return 1 if guidance == 1 else 2
 
 
 def _guidances(recipe: TrainedRecipe) -> list[float]:
@@ -170,8 +139,7 @@ def _trajectories(recipe: TrainedRecipe, shape: Shape, width: int) -> int:
     pass (``opd.schedule: fused``) holds the latents of one step alone.
     """
     model, train, steps = recipe.model, recipe.train, recipe.sampling.steps
-    side = shape.side(model.resolution)
-    latent = shape.in_channels * side * side * FULL
+    latent = shape.latent_channels * shape.side(model.resolution) ** 2 * FULL
     text = shape.text_tokens(model.max_sequence_length) * shape.joint_attention_dim + shape.pooled_projection_dim
     if isinstance(recipe, ColdstartRecipe):
         return recipe.sft.samples * (latent + text * width)

@@ -20,6 +20,7 @@ from flowopd_cli.registry import REWARDS, reward_name
 from flowopd_cli.run import RunDir, is_run
 from flowopd_cli.run_paths import go_on
 from flowopd_cli.settle import with_full_names
+from flowopd_cli.shapes import model_fields
 
 TOY = "toy"
 RANKLESS = {"exact", "factor_average"}
@@ -245,11 +246,12 @@ def _recorded_model(reference: AdapterRef) -> dict[str, Any]:
     if is_run(run):
         return RunDir.open(run, writes=False).recipe().model.model_dump(mode="json")
     base = reference.base()
-    return {"pretrained": base.ref} if base is not None and base.ref else {}
+    return model_fields(base.ref) if base is not None and base.ref else {}
 
 
 def _shared(stage: str, common: Common) -> dict[str, Any]:
-    values: dict[str, Any] = {"model.pretrained": common.base, "seed": common.seed}
+    values: dict[str, Any] = {"seed": common.seed}
+    values |= {f"model.{key}": value for key, value in model_fields(common.base).items()} if common.base else {}
     if stage == "eval":
         values["eval.seed"] = common.seed
     if common.processes is not None and stage in {"teacher", "coldstart", "distill"}:

@@ -20,7 +20,7 @@ from flowopd_cli.errors import RecipeError
 from flowopd_cli.recipe_io import assign, find, first_problem, parse_override, read, shipped
 from flowopd_cli.recipe_secrets import secret_in_tree
 from flowopd_cli.recipe_specs import (
-    SD3_TARGETS,
+    ATTENTION_TARGETS,
     AdapterSpec,
     AnchorSpec,
     EvalSpec,
@@ -40,7 +40,7 @@ from flowopd_cli.recipe_specs import (
 )
 
 __all__ = [
-    "SD3_TARGETS",
+    "ATTENTION_TARGETS",
     "STAGES",
     "AdapterSpec",
     "AnchorSpec",

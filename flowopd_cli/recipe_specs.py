@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
 from flowopd_cli.recipe_secrets import leaves, secret_in_name, secret_in_options
 
-SD3_TARGETS = tuple(
+ATTENTION_TARGETS = tuple(
     f"attn.{name}"
     for name in (
         *("to_q", "to_k", "to_v", "to_out.0"),
@@ -60,7 +60,7 @@ class AdapterSpec(Spec):
 
     rank: PositiveInt = 32
     alpha: PositiveInt = 64
-    targets: tuple[str, ...] = SD3_TARGETS
+    targets: tuple[str, ...] = ATTENTION_TARGETS
     init: str | None = None
 
 

@@ -153,7 +153,14 @@ def _is_remote(name: str) -> bool:
     return name.startswith(REMOTE) and not _TARGET.fullmatch(name)
 
 
-MODELS = Registry("model", {"sd3": "flowopd_cli.models.sd3:SD3Model"})
+MODELS = Registry(
+    "model",
+    {"sd3": "flowopd_cli.models.sd3:SD3Model", "flux": "flowopd_cli.models.flux:FluxModel"},
+)
+FAMILIES = Registry(  # what each of MODELS is, without torch
+    "family",
+    {"sd3": "flowopd_cli.models.shapes.sd3:FAMILY", "flux": "flowopd_cli.models.shapes.flux:FAMILY"},
+)
 BASES = Registry("base", {"toy": "flowopd_cli.toy:folder"})
 REWARDS = Registry(
     "reward",
@@ -209,7 +216,7 @@ SUITES = Registry(
         "toy-quality": "flowopd_cli.toy.suites:quality",
     },
 )
-KINDS: Mapping[str, Registry] = {r.kind: r for r in (MODELS, BASES, REWARDS, PROMPTS, SUITES)}
+KINDS: Mapping[str, Registry] = {r.kind: r for r in (MODELS, FAMILIES, BASES, REWARDS, PROMPTS, SUITES)}
 
 # The tasks that the shipped prompt sources name, so that a route can be checked before any prompt is drawn.
 PROMPT_TASKS: Mapping[str, tuple[str, ...]] = {

@@ -32,18 +32,11 @@ from flowopd_cli.manifest import (
     read_manifest,
 )
 from flowopd_cli.origin import Origin, other_inputs, refuse
+from flowopd_cli.paths import is_dir
 from flowopd_cli.refs import AdapterRef
 from flowopd_cli.run_paths import CHECKPOINTS, EVAL, IMAGES, OURS, SAMPLES, RunPaths, fresh_path, go_on
 
-__all__ = [
-    "AdapterRef",
-    "Base",
-    "Manifest",
-    "Parent",
-    "RunDir",
-    "fresh_path",
-    "is_run",
-]
+__all__ = ["AdapterRef", "Base", "Manifest", "Parent", "RunDir", "fresh_path", "is_run"]
 
 
 class Picture(Protocol):
@@ -90,7 +83,7 @@ class RunDir(RunPaths):
             ArtifactError: there is no run at ``path``, or its manifest is damaged.
         """
         run = cls(path, writes=writes)
-        if not run.path.is_dir():
+        if not is_dir(run.path):
             raise ArtifactError(f"{path}: no such directory")
         if not is_run(run.path):
             raise ArtifactError(f"{path}: not a run directory (it has no {MANIFEST})")

@@ -13,7 +13,7 @@ from flowopd_cli import __version__
 from flowopd_cli.errors import ArtifactError, FlowOPDError
 from flowopd_cli.files import is_intact, is_sealed, sha256_file
 from flowopd_cli.manifest import Artifact, Manifest, Parent, is_run, status_now
-from flowopd_cli.paths import below, is_file
+from flowopd_cli.paths import below, is_dir, is_file
 from flowopd_cli.recipe import TrainedRecipe, digest
 from flowopd_cli.refs import AdapterRef
 from flowopd_cli.run import RunDir
@@ -40,7 +40,7 @@ def listing(root: Path) -> list[dict[str, Any]]:
     Raises:
         ArtifactError: there is no such folder.
     """
-    if not root.is_dir():
+    if not is_dir(root):
         raise ArtifactError(f"{root}: no such folder")
     rows = [_row(path) for path in _found(root)]
     return sorted(rows, key=lambda row: (row["created"], row["run"]))

@@ -47,9 +47,13 @@ RULES = {
     "processes": rule({"errors"}, set(), {"torch"}),
     "train.optimizers": rule({"errors"}, {"torch"}, {"bitsandbytes"}),
     "models": rule(
-        {"core", "models", "errors", "files", "json_files", "paths", "processes", "adapter_config", "adapter_header"},
+        {
+            *("core", "models", "errors", "files", "json_files", "paths", "processes", "shapes"),
+            *("adapter_config", "adapter_header"),
+        },
         TENSORS | {"diffusers", "transformers", "peft", "safetensors", "huggingface_hub", "numpy"},
     ),
+    "models.shapes": rule({"shapes", "json_files"}, set()),
     "rewards": rule({"core.types", "rewards", "errors", "cache", "prompt_text"}, TENSORS | {"numpy", "PIL"}, {ANY}),
     "prompts": rule({"core.types", "core.routing", "errors", "registry", "prompt_text"}, set(), {ANY}),
     "prompt_geneval": rule({"rewards.coco"}, set()),
@@ -105,19 +109,17 @@ WIDE = {
     "cli_rewards": "Typer reads a command's flags off its signature",
     "rewards.remote": "a reward's options are the arguments of its constructor",
     "rewards.workers.deqa": "a reward's options are the arguments of its constructor",
-    "models.sd3": "load takes the fields of a recipe's model section",
+    "models.pipeline": "load takes the fields of a recipe's model section",
 }
 FILE_NAME = re.compile(r"[\w.-]*\w\.(jsonl?|ya?ml|html|md|safetensors|png|pt)")
 
 
 def layer_of(module: str) -> str:
-    """The rule that a module, named below the package, comes under: its own, its package's, or its ring's."""
-    head = module.split(".")[0]
-    if module in RULES:
-        return module
-    if head in RULES:
-        return head
-    return "foundation" if head in FOUNDATION else "front"
+    """The rule that a module, named below the package, comes under: its own, its nearest package's, or its ring's."""
+    parts = module.split(".")
+    heads = [".".join(parts[:length]) for length in range(len(parts), 0, -1)]
+    ring = "foundation" if parts[0] in FOUNDATION else "front"
+    return next((head for head in heads if head in RULES), ring)
 
 
 def imports(source: str) -> Iterator[tuple[str, bool]]:
@@ -181,6 +183,7 @@ def test_imports_follow_the_layers(module):
         ("train.collect", "import accelerate", "accelerate"),
         ("train.collect", "def f():\n    from flowopd_cli import recipe", "recipe inside a function"),
         ("models.sd3", "from flowopd_cli.train.loop import fit", "train.loop"),
+        ("models.shapes.sd3", "def f():\n    import torch", "torch inside a function"),
         ("rewards.ocr", "import rapidocr", "rapidocr at module level"),
         ("rewards.ocr", "from flowopd_cli.core.losses import kl", "core.losses"),
         ("suites.base", "from flowopd_cli.models.base import FlowModel", "models.base"),

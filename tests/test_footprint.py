@@ -7,12 +7,13 @@ import torch
 from diffusers import SD3Transformer2DModel
 
 from flowopd_cli import recipe as recipes
-from flowopd_cli.footprint import Rows, footprint, forward_operations, kept
+from flowopd_cli.footprint import footprint, forward_operations, kept
 from flowopd_cli.models.adapters import AdapterBank
-from flowopd_cli.recipe import SD3_TARGETS, AdapterSpec
-from flowopd_cli.shapes import SHAPES, Shape, adapter_weights, base_weights, shape_of
+from flowopd_cli.models.shapes.sd3 import SHAPES, SD3Shape
+from flowopd_cli.recipe import ATTENTION_TARGETS, AdapterSpec
+from flowopd_cli.shapes import Rows, adapter_weights, base_weights, family, family_of, model_fields, shape_of
 
-TINY = Shape(3, 2, 64, 64, 48, 128, 16, 16, dual_attention_layers=(0, 1))
+TINY = SD3Shape(3, 2, 64, 64, 48, 128, 16, 16, dual_attention_layers=(0, 1))
 FEED_FORWARD = ("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2")
 GIB = 2**30
 
@@ -26,11 +27,11 @@ def transformer(shape, dtype=torch.float32):
 def test_the_weights_are_those_of_diffusers(shape):
     with torch.device("meta"):
         model = SD3Transformer2DModel(**shape.config())
-        bank = AdapterBank(model, SD3_TARGETS)
+        bank = AdapterBank(model, ATTENTION_TARGETS)
         tensors = [*model.parameters(), *model.buffers()]
         assert base_weights(shape) == sum(tensor.numel() for tensor in tensors)
     if shape.num_layers < 5:
-        for targets in (SD3_TARGETS, SD3_TARGETS[:2] + FEED_FORWARD):
+        for targets in (ATTENTION_TARGETS, ATTENTION_TARGETS[:2] + FEED_FORWARD):
             bank = AdapterBank(transformer(shape), targets)
             bank.add("policy", 8, 8, seed=0, trainable=True)
             found = sum(weight.numel() for weight in bank.trainable().values())
@@ -78,9 +79,9 @@ def autograd_keeps(shape, adapter, batch, checkpointing):
 
 @pytest.mark.parametrize("width", [4, 2])
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("targets", [SD3_TARGETS, SD3_TARGETS + FEED_FORWARD])
+@pytest.mark.parametrize("targets", [ATTENTION_TARGETS, ATTENTION_TARGETS + FEED_FORWARD])
 def test_the_activations_are_those_that_autograd_keeps(width, checkpointing, targets):
-    shape = Shape(8, 2, 64, 64, 48, 128, 32, 16, dual_attention_layers=(0, 1, 2, 3))
+    shape = SD3Shape(8, 2, 64, 64, 48, 128, 32, 16, dual_attention_layers=(0, 1, 2, 3))
     adapter, batch = AdapterSpec(rank=16, alpha=16, targets=targets), Rows(2, 256, 40, width)
     found = autograd_keeps(shape, adapter, batch, checkpointing)
     expected = kept(shape, adapter, batch, checkpointing=checkpointing)
@@ -98,7 +99,7 @@ def test_the_figures_of_a_dry_run():
     figures = footprint(distill())
     assert figures["memory: base"] == f"{(2_243_171_520 + 384**2 * 1536) * 2 / GIB:.2f} GiB"
     assert figures["memory: text encoders, before training"] == "10.39 GiB"
-    one = adapter_weights(SHAPES["sd3.5-medium"], SD3_TARGETS, 32) * 4 / GIB
+    one = adapter_weights(SHAPES["sd3.5-medium"], ATTENTION_TARGETS, 32) * 4 / GIB
     assert figures["memory: adapters"] == f"{3 * one:.2f} GiB"  # policy, average, one teacher; the anchor is the base
     more = footprint(distill(routing={task: {"ref": f"runs/{task}"} for task in "abcd"}, anchor={"ref": "runs/q"}))
     assert more["memory: adapters"] == f"{7 * one:.2f} GiB"
@@ -115,3 +116,14 @@ def test_a_shape_that_is_not_at_hand_is_said_so():
     figures = footprint(distill(model={"pretrained": "someone/else"}))
     assert list(figures) == ["memory"]
     assert "someone/else" in figures["memory"]
+
+
+def test_a_base_tells_its_family():
+    assert family_of("toy") == family_of("stabilityai/stable-diffusion-3.5-large") == family_of("small") == "sd3"
+    assert family_of("someone/else") is None
+    assert model_fields("someone/else") == {"pretrained": "someone/else"}
+    assert model_fields("toy") == {"pretrained": "toy", "family": "sd3"}
+
+
+def test_a_family_that_says_nothing_of_itself_is_taken_to_be_classifier_free():
+    assert [family("my-own").halves(guidance) for guidance in (0.0, 1.0, 4.5)] == [2, 1, 2]

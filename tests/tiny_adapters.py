@@ -9,7 +9,7 @@ from flowopd_cli.toy import folder
 
 TOY_SHA = base_fingerprint(folder())
 MODULE = "transformer_blocks.0.attn.to_q"
-WIDTH = next(linear.inputs for linear in shapes.linears(shapes.shape_of("toy")) if linear.name == MODULE)
+WIDTH = next(linear.inputs for linear in shapes.shape_of("toy").linears() if linear.name == MODULE)
 
 
 def safetensors(tensors, metadata=None, data=None):

@@ -10,7 +10,7 @@ from statistics import median
 import torch
 
 from flowopd_cli.bench.clock import seconds
-from flowopd_cli.bench.structures import forward, two_halves
+from flowopd_cli.bench.structures import forward
 from flowopd_cli.bench.world import World
 
 MEMORY = Path("/proc/meminfo")
@@ -78,10 +78,9 @@ def _student(world: World, rows: int) -> torch.Tensor:
     latents, sigma, cond = world.noise()
     index = torch.arange(rows) % world.batch
     latents, sigma, cond = latents[index], sigma[index], cond[index]
-    halves = world.sampler.guidance != 1
-    given = two_halves(latents, sigma, cond) if halves else (latents, sigma, cond.embeds, cond.pooled)
+    once = forward(world.model, latents, sigma, cond, world.sampler.guidance)
     with world.model.adapters.use("policy"):
-        return forward(world.model, *given)
+        return once()
 
 
 def _free_bytes() -> int | None:

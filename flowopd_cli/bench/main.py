@@ -16,7 +16,7 @@ from flowopd_cli.bench.world import World, build
 from flowopd_cli.footprint import forward_operations
 from flowopd_cli.progress import Progress
 from flowopd_cli.recipe import DistillRecipe
-from flowopd_cli.shapes import SHAPES, Shape, shape_of
+from flowopd_cli.shapes import family, named_shapes, shape_of
 from flowopd_cli.stages import _data
 
 FLOOR = ("student", "teacher", "anchor")
@@ -108,23 +108,18 @@ def _ratios(world: World, medians: Mapping[str, float]) -> dict[str, float]:
 
 def _operations(world: World, floor: float) -> dict[str, float]:
     """Operations of the floor's passes (two a weight and token, backward as dear as forward), and their rate."""
-    shape = _shape(world)
+    spec = world.recipe.model
+    shape = shape_of(spec.pretrained)
     if shape is None:
         return {}
-    spec, config = world.recipe.model, world.model.latent_shape
-    image = (config[1] // shape.patch_size) ** 2
-    one = forward_operations(shape, image, shape.text_tokens(spec.max_sequence_length))
+    tokens = shape.image_tokens(spec.resolution), shape.text_tokens(spec.max_sequence_length)
+    one = forward_operations(shape, *tokens)
     guidances = [world.sampler.guidance] * 2 + [max(t.guidance for t in world.teachers.values())]
     guidances += [world.anchor.guidance] if world.anchor else []
-    rows = sum(1 if guidance == 1 else 2 for guidance in guidances) * world.batch * world.steps
+    rows = sum(map(family(spec.family).halves, guidances)) * world.batch * world.steps
     rate = limits.matmul_rate(world.model.device, world.model.dtype)
     done = rows * one / floor
     return {"forward_of_one_row": one, "passes_per_second": done, "matmul_per_second": rate, "share": done / rate}
-
-
-def _shape(world: World) -> Shape | None:
-    name = world.recipe.model.pretrained
-    return SHAPES.get(name) or shape_of(name)
 
 
 def _extras(world: World, request: Request) -> dict[str, float]:
@@ -132,7 +127,7 @@ def _extras(world: World, request: Request) -> dict[str, float]:
     model, device = world.model, world.model.device
     latents = world.noise()[0]
     found: dict[str, float] = {}
-    if world.recipe.model.pretrained not in SHAPES:
+    if world.recipe.model.pretrained not in named_shapes():
         encoded = [_encode_seconds(world, number) for number in range(request.repeats + 1)]
         found["encode"] = median(encoded[1:])
         model.release_encoders()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from itertools import count
 
 import torch
@@ -18,7 +19,6 @@ from flowopd_cli.core.routing import route
 from flowopd_cli.core.sampler import Sampler
 from flowopd_cli.core.types import Conditioning, Rollout
 from flowopd_cli.models.base import Adapters, FlowModel
-from flowopd_cli.models.sd3 import TRAIN_TIMESTEPS, SD3Model
 from flowopd_cli.stages._lessons import iteration_sampler
 from flowopd_cli.train import collect, objectives
 from flowopd_cli.train.fused import OnePass, micro_batches
@@ -79,7 +79,8 @@ def replay(world: World) -> Action:
 
 def upstream(world: World) -> Action:
     """The passes of the released Flow-OPD loop: rollout, teacher, anchor and student at every step, each in batches of
-    its own with both halves of guidance in them, whatever the guidance. The mathematics is that of :func:`replay`.
+    its own, with both halves of classifier-free guidance in them whatever its scale. The mathematics is that of
+    :func:`replay`.
     """
     model, batch, sampler = BothHalves(world.model), world.batch, world.sampler
     objective = objectives.opd(model, sampler, world.settings)
@@ -121,9 +122,12 @@ def _learn(world: World, model: FlowModel, objective: objectives.Objective, roll
 
 
 class BothHalves:
-    """A model that computes the empty prompt's half also where guidance is 1 and nothing comes of it."""
+    """A model that computes the empty prompt's half also where guidance is 1 and nothing comes of it.
 
-    def __init__(self, model: SD3Model) -> None:
+    One whose network takes guidance as an input has no such half.
+    """
+
+    def __init__(self, model: FlowModel) -> None:
         self.model = model
 
     def __getattr__(self, name: str) -> object:
@@ -138,31 +142,32 @@ class BothHalves:
         self, latents: Float[Tensor, "b C H W"], sigma: Float[Tensor, " b"], cond: Conditioning, *, guidance: float
     ) -> Float[Tensor, "b C H W"]:
         """``v_neg + guidance (v_pos - v_neg)``, always in one batch of 2b rows."""
-        negative, positive = forward(self.model, *two_halves(latents, sigma, cond)).chunk(2)
+        if not self.model.classifier_free:
+            return self.model.velocity(latents, sigma, cond, guidance=guidance)
+        negative, positive = self.model.velocity(*two_halves(latents, sigma, cond), guidance=1.0).chunk(2)
         return negative + guidance * (positive - negative)
 
 
-def two_halves(latents: Tensor, sigma: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Rows of the empty prompt, then those of the prompts: what :func:`forward` takes.
+def two_halves(latents: Tensor, sigma: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor, Conditioning]:
+    """Rows of the empty prompt, then those of the prompts.
 
     Raises:
         ValueError: the conditioning has no rows of the empty prompt.
     """
     if cond.neg_embeds is None or cond.neg_pooled is None or cond.pooled is None:
         raise ValueError("guidance needs the empty prompt's rows in the conditioning")
-    embeds, pooled = torch.cat([cond.neg_embeds, cond.embeds]), torch.cat([cond.neg_pooled, cond.pooled])
-    return torch.cat([latents, latents]), torch.cat([sigma, sigma]), embeds, pooled
+    both = Conditioning(torch.cat([cond.neg_embeds, cond.embeds]), torch.cat([cond.neg_pooled, cond.pooled]))
+    return torch.cat([latents, latents]), torch.cat([sigma, sigma]), both
 
 
-def forward(model: SD3Model, latents: Tensor, sigma: Tensor, embeds: Tensor, pooled: Tensor | None) -> Tensor:
-    """The transformer and nothing else, ``(b, C, H, W)`` in float32."""
-    return model.transformer(
-        hidden_states=latents.to(model.dtype),
-        timestep=sigma * TRAIN_TIMESTEPS,
-        encoder_hidden_states=embeds,
-        pooled_projections=pooled,
-        return_dict=False,
-    )[0].float()
+def forward(
+    model: FlowModel, latents: Tensor, sigma: Tensor, cond: Conditioning, guidance: float
+) -> Callable[[], Tensor]:
+    """The transformer over these rows and nothing else: over both halves of them, where guidance has halves."""
+    if model.classifier_free and guidance != 1:
+        latents, sigma, cond = two_halves(latents, sigma, cond)
+        guidance = 1.0
+    return partial(model.velocity, latents, sigma, cond, guidance=guidance)
 
 
 def update(world: World) -> None:
@@ -181,13 +186,12 @@ def _dearest(world: World) -> tuple[str, float]:
 
 def _passes(world: World, role: str, adapter: str, guidance: float) -> Action:
     latents, sigma, cond = world.noise()
-    halves = guidance != 1
-    given = two_halves(latents, sigma, cond) if halves else (latents, sigma, cond.embeds, cond.pooled)
+    once = forward(world.model, latents, sigma, cond, guidance)
 
     def run() -> None:
         with world.model.adapters.use(adapter), torch.set_grad_enabled(role == "student"):
             for _ in range(world.steps):
-                velocity = forward(world.model, *given)
+                velocity = once()
                 if role == "student":
                     velocity.square().mean().backward()
         world.optimizer.zero_grad(set_to_none=True)

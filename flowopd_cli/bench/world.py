@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from flowopd_cli import registry
 from flowopd_cli.core.sampler import Sampler
 from flowopd_cli.core.types import Conditioning, Prompt
 from flowopd_cli.errors import RecipeError
-from flowopd_cli.models.random import RandomSD3, RandomShape
-from flowopd_cli.models.sd3 import SD3Model
+from flowopd_cli.models.base import LoadedModel
+from flowopd_cli.models.random import VAE_CHANNELS, make_random
 from flowopd_cli.recipe import DistillRecipe, ModelSpec
-from flowopd_cli.shapes import SHAPES
+from flowopd_cli.shapes import named_shapes
 from flowopd_cli.stages import _data, _fit, _model, _tune
 from flowopd_cli.train.collect import Draw, Teacher, trained_steps
 from flowopd_cli.train.objectives import OPDSettings
 
-SMALL_VAE = (32, 32, 32, 32)
+SMALL_WIDTH, SMALL_VAE = 512, (32, 32, 32, 32)
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class World:
     """One distilled iteration: ``draw`` of ``B`` prompts, all their steps, one optimizer step."""
 
     recipe: DistillRecipe
-    model: SD3Model
+    model: LoadedModel
     sampler: Sampler
     draw: Draw
     teachers: Mapping[str, Teacher]
@@ -87,17 +88,17 @@ def build(recipe: DistillRecipe, batch: int | None, *, real_prompts: bool) -> Wo
     return World(recipe, model, sampler, draw, teachers, anchor, _fit.opd_settings(recipe), optimizer, sources)
 
 
-def load(recipe: DistillRecipe) -> SD3Model:
+def load(recipe: DistillRecipe) -> LoadedModel:
     """The base: random weights where ``pretrained`` is the name of a shape, else what the recipe names."""
     spec = recipe.model.model_copy(update={"cache_prompts": False} if "cache_prompts" in ModelSpec.model_fields else {})
-    shape = SHAPES.get(spec.pretrained)
+    shape = named_shapes().get(spec.pretrained)
     if shape is None:
         return _model.load_model(spec, recipe.adapter.targets)
-    made = RandomShape(shape.config(), shape.clip_tokens)
-    made = replace(made, vae_channels=SMALL_VAE) if spec.pretrained == "small" else made
-    known = signature(SD3Model.load).parameters.keys() - {"pretrained", "revision"}
+    made = registry.MODELS.load(spec.family)
+    known = signature(made.load).parameters.keys() - {"pretrained", "revision"}
     options = {name: value for name, value in spec.model_dump().items() if name in known}
-    model = RandomSD3.make(made, {**options, "targets": recipe.adapter.targets})
+    vae = SMALL_VAE if shape.width < SMALL_WIDTH else VAE_CHANNELS
+    model = make_random(made, shape, {**options, "targets": recipe.adapter.targets}, vae)
     _ = model.latent_shape
     return model
 
@@ -118,7 +119,7 @@ def _prompts(recipe: DistillRecipe, wanted: int, real: bool) -> tuple[dict[str, 
     return {}, Draw(prompts, torch.arange(wanted), tuple(range(wanted)))
 
 
-def _randomize(model: SD3Model, name: str, *, seed: int) -> None:
+def _randomize(model: LoadedModel, name: str, *, seed: int) -> None:
     """Small random factors, so that every role does something."""
     generator = torch.Generator().manual_seed(seed)
     state: dict[str, Any] = model.adapters.state(name)

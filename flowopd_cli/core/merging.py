@@ -95,6 +95,8 @@ def merge(
     """
     if not adapters or len(weights) != len(adapters):
         raise MergeError(f"{len(adapters)} adapters and {len(weights)} weights: give one weight for each adapter")
+    if not any(adapters):
+        raise MergeError("the adapters are empty: there is nothing to merge")
     rank = options.rank or max(factors.a.shape[0] for adapter in adapters for factors in adapter.values())
     merged: dict[str, LoraFactors] = {}
     reports: dict[str, ModuleReport] = {}
@@ -145,7 +147,7 @@ def truncate(wide: LoraFactors, rank: int) -> LoraFactors:
     """The best approximation of rank ``rank`` (Eckart-Young), by QR of both sides: ``out x in`` is never formed."""
     q_b, r_b = torch.linalg.qr(wide.b.double() * wide.scale)
     q_a, r_a = torch.linalg.qr(wide.a.double().T)
-    u, s, v = torch.linalg.svd(r_b @ r_a.T)
+    u, s, v = torch.linalg.svd(r_b @ r_a.T, full_matrices=False)
     return _from_svd(q_b @ u, s, v @ q_a.T, rank)
 
 

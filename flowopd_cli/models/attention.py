@@ -1,9 +1,12 @@
-"""SD3's joint attention through diffusers' attention backends, which diffusers' own processor for SD3 passes by."""
+"""Attention through diffusers' backends, which diffusers' own processor for SD3's joint attention passes by."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.attention import AttentionModuleMixin
+from diffusers.models.attention_dispatch import attention_backend, dispatch_attention_fn
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
@@ -75,18 +78,20 @@ def choose_attention(transformer: nn.Module, name: str) -> None:
         return
     if name not in BACKENDS:
         raise ArtifactError(f"model.attention {name!r} is none of auto, {', '.join(BACKENDS)}")
-    layers = [layer for layer in transformer.modules() if isinstance(layer, Attention)]
+    layers = [layer for layer in transformer.modules() if isinstance(layer, Attention | AttentionModuleMixin)]
     for layer in layers:
-        layer.set_processor(JointAttention())
+        if isinstance(layer, Attention):
+            layer.set_processor(JointAttention())
     try:
-        transformer.set_attention_backend(BACKENDS[name])
+        with attention_backend():  # which gives other models of the process their own way back
+            transformer.set_attention_backend(BACKENDS[name])
         _try(layers[0], next(transformer.parameters()))
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise ArtifactError(f"model.attention {name} cannot work here ({reason}): use auto") from error
 
 
-def _try(layer: Attention, like: Tensor) -> None:
+def _try(layer: Any, like: Tensor) -> None:
     """One small forward and backward in the shape and precision that training will use."""
     width = layer.to_q.weight.shape[0] // layer.heads
     parts = [torch.randn(1, 64, layer.heads, width, device=like.device, dtype=like.dtype) for _ in range(3)]

@@ -1,16 +1,19 @@
-"""What a model family offers to the rest of the program: six members, nothing else."""
+"""What a model family offers to the rest of the program: six members to training and sampling, a few to the stages."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from flowopd_cli.core.types import Conditioning
+
+if TYPE_CHECKING:
+    from flowopd_cli.models.adapters import AdapterBank
 
 
 class Adapters(Protocol):
@@ -52,7 +55,13 @@ class Adapters(Protocol):
 
 
 class FlowModel(Protocol):
-    """A flow-matching text-to-image model: the base loaded once, its roles played by adapters."""
+    """A flow-matching text-to-image model: the base loaded once, its roles played by adapters.
+
+    ``classifier_free`` says what guidance is to the family: another half of the batch for the empty prompt's velocity,
+    or a number that the network itself takes, which costs nothing.
+    """
+
+    classifier_free: bool
 
     @property
     def adapters(self) -> Adapters:
@@ -81,7 +90,7 @@ class FlowModel(Protocol):
         guidance: float | Sequence[float],
         adapters: Sequence[str | None] | None = None,
     ) -> Float[Tensor, "b C H W"]:
-        """Velocity with classifier-free guidance inside; the negative half is skipped at guidance 1.
+        """Velocity with guidance inside; where that is classifier-free the negative half is skipped at guidance 1.
 
         ``guidance`` is one number or one a row. ``adapters`` names each row's own (``None``: the base), in place of
         the one in use: a mixed batch, made without gradients.
@@ -90,4 +99,28 @@ class FlowModel(Protocol):
 
     def decode(self, latents: Float[Tensor, "b C H W"]) -> Float[Tensor, "b 3 H W"]:
         """Pictures in [0, 1], float32."""
+        ...
+
+
+class LoadedModel(FlowModel, Protocol):
+    """What the stages ask of a model beyond :class:`FlowModel`; a family's ``load`` makes one (docs/add_a_model.md)."""
+
+    device: torch.device
+
+    @property
+    def adapters(self) -> AdapterBank:
+        """The adapter bank, to which stages add adapters, and from which they save one."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest that names the base."""
+        ...
+
+    def sigmas(self, steps: int, shift: float | None = None) -> Float[Tensor, " T1"]:
+        """The family's grid, with its own shift unless another is given."""
+        ...
+
+    def encode_ahead(self, texts: Sequence[str]) -> None:
+        """Encode what a run will ask for, and let the text encoders go."""
         ...

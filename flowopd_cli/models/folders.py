@@ -10,34 +10,45 @@ from flowopd_cli.errors import ArtifactError, one_line
 from flowopd_cli.json_files import read_json
 from flowopd_cli.paths import is_hub_id
 
+CONFIG = "transformer/config.json"
 WHOLE_FILE_BYTES = 64 * 1024**2
 EDGE_BYTES = 1024**2
 
 
-def locate(pretrained: str | Path, revision: str | None = None) -> Path:
+def locate(pretrained: str | Path, revision: str | None = None, transformer: str | None = None) -> Path:
     """The local folder of a pipeline, fetched from the Hub when it is not a folder.
 
+    ``transformer`` is the class that its transformer has to be of; a Hub id's is looked at before the rest is fetched.
+
     Raises:
-        ArtifactError: it is not an SD3 pipeline, or cannot be fetched.
+        ArtifactError: it is not such a pipeline, or cannot be fetched.
     """
     folder = Path(pretrained)
-    if not folder.is_dir():
-        folder = _fetch(str(pretrained), revision)
-    config = folder / "transformer" / "config.json"
+    if folder.is_dir():
+        return _checked(folder, pretrained, transformer)
+    repo = str(pretrained)
+    if not is_hub_id(repo):
+        raise ArtifactError(f"{repo}: no such folder, and not a Hub id (owner/name): check --base")
+    _checked(_fetch(repo, revision, [CONFIG]), repo, transformer)
+    return _fetch(repo, revision, ["*.json", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.model"])
+
+
+def _checked(folder: Path, pretrained: str | Path, transformer: str | None) -> Path:
+    config = folder / CONFIG
     if not config.is_file():
-        raise ArtifactError(f"{pretrained}: not a diffusers pipeline (no transformer/config.json in it)")
+        raise ArtifactError(f"{pretrained}: not a diffusers pipeline (no {CONFIG} in it)")
     kind = read_json(config, "configuration of a transformer").get("_class_name")
-    if kind != "SD3Transformer2DModel":
-        raise ArtifactError(f"{pretrained}: its transformer is {kind}, the family sd3 needs SD3Transformer2DModel")
+    if transformer is not None and kind != transformer:
+        raise ArtifactError(
+            f"{pretrained}: its transformer is {kind}, this family's is {transformer}: "
+            "name its own with --set model.family=NAME"
+        )
     return folder
 
 
-def _fetch(repo: str, revision: str | None) -> Path:
+def _fetch(repo: str, revision: str | None, patterns: list[str]) -> Path:
     from huggingface_hub import snapshot_download
 
-    if not is_hub_id(repo):
-        raise ArtifactError(f"{repo}: no such folder, and not a Hub id (owner/name): check --base")
-    patterns = ["*.json", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.model"]
     try:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
     except Exception as error:
@@ -45,6 +56,17 @@ def _fetch(repo: str, revision: str | None) -> Path:
         raise ArtifactError(
             f"{repo}: cannot be fetched ({reason}); check the name, `hf auth login`, or give a local folder to --base"
         ) from error
+
+
+def absent_parts(folder: Path) -> dict[str, None]:
+    """The arguments without which diffusers refuses a folder that lacks encoders, such as an SD3 without T5.
+
+    Raises:
+        ArtifactError: the folder has no sound ``model_index.json``.
+    """
+    index = read_json(folder / "model_index.json", "pipeline index")
+    texts = ("text_encoder", "tokenizer")
+    return {name: None for name, kind in index.items() if name.startswith(texts) and kind == [None, None]}
 
 
 def base_fingerprint(folder: str | Path) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ def allow_tf32(place: torch.device, wanted: bool) -> None:
         torch.backends.cudnn.allow_tf32 = wanted
 
 
-def compile_blocks(blocks: nn.ModuleList, name: str) -> None:
+def compile_blocks(blocks: Iterable[nn.Module], name: str) -> None:
     """Compile each block in place, so that blocks of one shape share their code; it happens at their first forward.
 
     Every adapter that is switched to, and whether gradients are wanted, is a variant of its own, compiled once. Graphs

@@ -32,6 +32,11 @@ def introduced(url: str, tree: Any, wanted: str | None) -> dict[str, Any]:
         raise WorkerMismatch(f"{url}: serves the reward {wire.shown(tree.get('reward'))}, wanted is {wanted!r}")
     if not isinstance(tree.get("reward"), str) or not isinstance(tree.get("fingerprint"), str):
         raise WorkerMismatch(f"{url}: does not say which reward it serves")
+    limits, numbers = tree.get("limits", {}), [tree.get(end) for end in ("low", "high")]
+    sound = isinstance(limits, dict) and all(type(most) is int and most > 0 for most in limits.values())
+    sound = sound and isinstance(tree.get("weights", {}), dict)
+    if not sound or not all(number is None or wire.finite(number) is not None for number in numbers):
+        raise WorkerMismatch(f"{url}: says of itself what no scoring worker says (limits, weights, low or high)")
     return tree
 
 

@@ -9,8 +9,7 @@ from typing import Any
 from flowopd_cli.core.sampler import Sampler, draw_window
 from flowopd_cli.core.steps import make_kernel
 from flowopd_cli.core.types import Prompt
-from flowopd_cli.models.base import FlowModel
-from flowopd_cli.models.sd3 import SD3Model
+from flowopd_cli.models.base import FlowModel, LoadedModel
 from flowopd_cli.progress import Progress
 from flowopd_cli.recipe import ColdstartRecipe, DistillRecipe, SamplingSpec, TeacherRecipe, TrainSpec
 from flowopd_cli.run import RunDir
@@ -67,7 +66,7 @@ class Course:
 
 def train(
     recipe: TeacherRecipe | ColdstartRecipe | DistillRecipe,
-    model: SD3Model,
+    model: LoadedModel,
     run: RunDir,
     progress: Progress,
     course: Course,

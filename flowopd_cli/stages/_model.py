@@ -10,7 +10,7 @@ from flowopd_cli.cache import cache_dir
 from flowopd_cli.core.types import Prompt
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.manifest import Parent
-from flowopd_cli.models.sd3 import SD3Model
+from flowopd_cli.models.base import LoadedModel
 from flowopd_cli.processes import rank_and_world
 from flowopd_cli.recipe import AdapterSpec, AnchorSpec, ModelSpec, TeacherSpec
 from flowopd_cli.refs import AdapterRef, recorded_base
@@ -23,7 +23,7 @@ def pretrained(spec: ModelSpec) -> str:
     return str(registry.BASES.load(spec.pretrained)()) if spec.pretrained in registry.BASES.names() else spec.pretrained
 
 
-def load_model(spec: ModelSpec, targets: Sequence[str], run: RunDir | None = None) -> SD3Model:
+def load_model(spec: ModelSpec, targets: Sequence[str], run: RunDir | None = None) -> LoadedModel:
     """Load the base once, frozen; note its fingerprint in the manifest.
 
     Raises:
@@ -50,7 +50,7 @@ def load_model(spec: ModelSpec, targets: Sequence[str], run: RunDir | None = Non
     return model
 
 
-def encode_ahead(model: SD3Model, prompts: Mapping[str, Sequence[Prompt]]) -> None:
+def encode_ahead(model: LoadedModel, prompts: Mapping[str, Sequence[Prompt]]) -> None:
     """Encode every distinct prompt that no run has yet, each process beginning elsewhere; release the encoders."""
     texts = list(dict.fromkeys(p.text for group in prompts.values() for p in group))
     rank, processes = rank_and_world()
@@ -58,7 +58,7 @@ def encode_ahead(model: SD3Model, prompts: Mapping[str, Sequence[Prompt]]) -> No
     model.encode_ahead(texts[first:] + texts[:first])
 
 
-def add_policy(model: SD3Model, spec: AdapterSpec, seed: int) -> list[Parent]:
+def add_policy(model: LoadedModel, spec: AdapterSpec, seed: int) -> list[Parent]:
     """The trainable adapter, fresh or from ``adapter.init``; returns its parents for the manifest."""
     path = None if spec.init is None else resolve(spec.init, model)
     if path is None:
@@ -69,7 +69,7 @@ def add_policy(model: SD3Model, spec: AdapterSpec, seed: int) -> list[Parent]:
 
 
 def add_teachers(
-    model: SD3Model, specs: Mapping[str, TeacherSpec], guidance: float, parents: list[Parent]
+    model: LoadedModel, specs: Mapping[str, TeacherSpec], guidance: float, parents: list[Parent]
 ) -> dict[str, Teacher]:
     """Load every teacher once as a frozen adapter ``teacher_<task>``; equal references share one adapter."""
     loaded: dict[str, str | None] = {}
@@ -81,14 +81,14 @@ def add_teachers(
     return teachers
 
 
-def add_anchor(model: SD3Model, spec: AnchorSpec, guidance: float, parents: list[Parent]) -> Teacher | None:
+def add_anchor(model: LoadedModel, spec: AnchorSpec, guidance: float, parents: list[Parent]) -> Teacher | None:
     """The anchor of MAR as a frozen adapter; nothing is loaded when its weight is 0."""
     if not spec.beta:
         return None
     return Teacher(add_frozen(model, "anchor", spec.ref, parents), guidance if spec.guidance is None else spec.guidance)
 
 
-def add_frozen(model: SD3Model, name: str, ref: str, parents: list[Parent]) -> str | None:
+def add_frozen(model: LoadedModel, name: str, ref: str, parents: list[Parent]) -> str | None:
     """Load a frozen adapter; ``base`` is no adapter at all."""
     path = resolve(ref, model)
     parents.append(AdapterRef.parse(ref).parent(name, path))
@@ -98,7 +98,7 @@ def add_frozen(model: SD3Model, name: str, ref: str, parents: list[Parent]) -> s
     return name
 
 
-def resolve(ref: str, model: SD3Model) -> Path | None:
+def resolve(ref: str, model: LoadedModel) -> Path | None:
     """The adapter folder behind a reference, refused when it was trained on another base."""
     reference = AdapterRef.parse(ref)
     path = reference.resolve()
@@ -112,7 +112,7 @@ def resolve(ref: str, model: SD3Model) -> Path | None:
     return path
 
 
-def save_adapter(model: SD3Model, run: RunDir, spec: ModelSpec, *, ema: bool, best: bool = False) -> None:
+def save_adapter(model: LoadedModel, run: RunDir, spec: ModelSpec, *, ema: bool, best: bool = False) -> None:
     """Write the adapter as it stands (the EMA when there is one) in PEFT form; the first process alone does."""
     name = "policy_ema" if ema else "policy"
     run.save_adapter(lambda folder: model.adapters.save(name, folder, spec.pretrained, model.fingerprint), best=best)

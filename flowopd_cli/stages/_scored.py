@@ -33,7 +33,7 @@ class Journal:
             lines = read_json_lines(path)
             if path == self._file:
                 atomic_write(path, json_lines(lines))  # without a last line that a crash tore
-            self._known |= {(line["suite"], key_of(line["row"])): line for line in lines}
+            self._known |= {(line["suite"], key_of(line["row"])): line for line in lines if _is_sound(line)}
 
     def rows(self, wanted: Wanted) -> list[Scored] | None:
         """The rows of a picture, one a suite that wants it; ``None`` unless all are known."""
@@ -61,6 +61,16 @@ class Journal:
 
     def _holds(self, line: Mapping[str, Any], path: Path) -> bool:
         return line["judge"] == self._judges[line["suite"]] and line["file"] == signature(path)
+
+
+def _is_sound(line: Mapping[str, Any]) -> bool:
+    """Whether a line is one of ours; of any other the picture is scored again."""
+    row = line.get("row")
+    if not isinstance(row, dict) or not all(isinstance(line.get(key), str) for key in ("suite", "judge", "file")):
+        return False
+    texts = all(isinstance(row.get(key), str) for key in ("prompt", "task", "text", "tag"))
+    nested = isinstance(row.get("scores"), dict) and isinstance(row.get("details"), dict)
+    return texts and nested and type(row.get("index")) is int and "value" in row and "valid" in row
 
 
 def judge(suite: Suite, reward: Reward) -> str:

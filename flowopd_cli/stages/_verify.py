@@ -6,9 +6,9 @@ import torch
 
 from flowopd_cli.core.sampler import SeededNoise
 from flowopd_cli.errors import ArtifactError
+from flowopd_cli.models.pipeline import PipelineModel
 from flowopd_cli.models.plain import Request, plain_picture, plain_pipeline
-from flowopd_cli.models.sd3 import SD3Model
-from flowopd_cli.recipe import SD3_TARGETS, PushRecipe
+from flowopd_cli.recipe import PushRecipe
 from flowopd_cli.run import RunDir
 from flowopd_cli.stages import _model
 from flowopd_cli.stages._samples import ode_sampler
@@ -42,7 +42,9 @@ def _difference(source: RunDir, run: RunDir, recipe: PushRecipe) -> float:
     push, spec = recipe.push, source.recipe().model
     asked = recipe.model.device
     spec = spec.model_copy(update={"dtype": "float32", "device": spec.device if asked == "auto" else asked})
-    model: SD3Model = _model.load_model(spec, SD3_TARGETS)
+    model = _model.load_model(spec, ())
+    if not isinstance(model, PipelineModel):
+        raise ArtifactError(f"model.family {spec.family} has no diffusers pipeline to check a push with")
     model.adapters.load("policy", run.hub_dir)
     noise = SeededNoise((recipe.seed,), model.latent_shape)
     cond = model.encode([push.verify_prompt])
@@ -52,9 +54,10 @@ def _difference(source: RunDir, run: RunDir, recipe: PushRecipe) -> float:
         initial = noise.initial().to(model.device)
         ours = model.decode(sampler.rollout(model.velocity, initial, cond, noise).final).cpu()
     folder, dtype, device = model.folder, model.dtype, model.device
+    start, side = model.packed(noise.initial()), ours.shape[-1]
     del model
     pipeline = plain_pipeline(folder, dtype).to(device)
     request = Request(
-        push.verify_prompt, noise.initial(), push.verify_steps, push.verify_guidance, spec.max_sequence_length
+        push.verify_prompt, start, side, push.verify_steps, push.verify_guidance, spec.max_sequence_length
     )
     return float((plain_picture(pipeline, run.hub_dir, request) - ours).abs().max())

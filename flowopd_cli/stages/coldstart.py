@@ -44,6 +44,6 @@ def run(recipe: ColdstartRecipe, run: RunDir, progress: Progress, *, resume: boo
         own = rows[drawer.rank :: drawer.processes]
         return [[own[i : i + train.micro] for i in range(0, len(own), train.micro)]], {}
 
-    course = _fit.Course("coldstart", experience, objectives.sft(model), prompts)
+    course = _fit.Course("coldstart", experience, objectives.sft(model, recipe.sampling.guidance), prompts)
     figures = _fit.train(recipe, model, run, progress, course, resume=resume)
     return {"metrics": {"pictures": len(data.prompts), **figures}}

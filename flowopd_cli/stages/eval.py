@@ -9,7 +9,7 @@ from typing import Any
 
 from flowopd_cli.processes import everyone, rank_and_world
 from flowopd_cli.progress import Progress
-from flowopd_cli.recipe import SD3_TARGETS, EvalRecipe
+from flowopd_cli.recipe import EvalRecipe
 from flowopd_cli.refs import AdapterRef
 from flowopd_cli.run import RunDir
 from flowopd_cli.stages import _model
@@ -98,7 +98,7 @@ def draw(
     if not missing and not recipe.model.shard:
         return
     spec = recipe.eval
-    model = _model.load_model(recipe.model, SD3_TARGETS, run)
+    model = _model.load_model(recipe.model, (), run)
     adapter = _model.add_frozen(model, "policy", recipe.adapter or "base", [])
     _model.encode_ahead(model, {"all": list({w.prompt.text: w.prompt for w in missing}.values())})
     sampler = ode_sampler(model, spec.steps, spec.guidance)

@@ -10,7 +10,7 @@ from flowopd_cli.core.merging import MergeOptions, merge
 from flowopd_cli.errors import ArtifactError, MergeError
 from flowopd_cli.manifest import Base
 from flowopd_cli.models.adapter_files import AdapterConfig, read_adapter, write_adapter
-from flowopd_cli.models.sd3 import base_fingerprint
+from flowopd_cli.models.folders import base_fingerprint
 from flowopd_cli.progress import Progress
 from flowopd_cli.recipe import MergeRecipe, ModelSpec
 from flowopd_cli.refs import AdapterRef, recorded_base

@@ -11,8 +11,7 @@ from flowopd_cli import card as cards
 from flowopd_cli.errors import ArtifactError, RecipeError, one_line
 from flowopd_cli.files import storing
 from flowopd_cli.models.adapter_files import read_adapter, write_adapter, write_diffusers
-from flowopd_cli.models.plain import absent_t5
-from flowopd_cli.models.sd3 import locate
+from flowopd_cli.models.folders import absent_parts, locate
 from flowopd_cli.progress import Progress
 from flowopd_cli.recipe import PushRecipe
 from flowopd_cli.refs import AdapterRef
@@ -65,7 +64,7 @@ def fill(recipe: PushRecipe, source: RunDir, run: RunDir) -> None:
     (run.hub_dir / source.recipe_file.name).write_text(public_recipe(source.recipe()), encoding="utf-8")
     repo = recipe.push.repo or run.hub_dir.name
     spec = source.recipe().model
-    without_t5 = bool(absent_t5(locate(_model.pretrained(spec), spec.revision)))
+    absent = absent_parts(locate(_model.pretrained(spec), spec.revision))
     card = cards.Card(
         title=repo.rsplit("/")[-1],
         manifest=public_manifest(source.manifest()),
@@ -74,7 +73,7 @@ def fill(recipe: PushRecipe, source: RunDir, run: RunDir) -> None:
         license=recipe.push.license,
         picture=picture,
         max_sequence_length=spec.max_sequence_length,
-        without_t5=without_t5,
+        absent=tuple(absent),
     )
     text = cards.build(card)
     (run.hub_dir / run.card_file.name).write_text(text, encoding="utf-8")

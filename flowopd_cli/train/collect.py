@@ -195,7 +195,7 @@ def _labelled(
     out, sigmas = torch.zeros_like(latents[:, :-1]), rolled.trajectory.sigmas.float().to(latents.device)
     pairs = torch.cartesian_prod(torch.arange(len(teachers)), torch.tensor(list(steps)))
     who = [teachers[row] for row in pairs[:, 0].tolist()]
-    for part in parcels(who, row_cost(model, latents, rolled.cond), batch):
+    for part in parcels(who, row_cost(model, latents, rolled.cond), batch, classifier_free=model.classifier_free):
         b, t = pairs[part, 0], pairs[part, 1]
         asked = [who[i] for i in part.tolist()]
         out[b, t] = velocity_of(model, asked, latents[b, t].float(), sigmas[t], rolled.cond[b]).to(out.dtype)

@@ -103,7 +103,7 @@ def _lesson(
         anchor = [asked.setdefault((row, one.anchor), len(asked)) for row in range(len(x))]
     rows, who = torch.tensor([row for row, _ in asked]), [teacher for _, teacher in asked]
     said = x.new_empty(len(asked), *x.shape[1:])
-    for part in parcels(who, row_cost(one.model, x, cond), one.batch):
+    for part in parcels(who, row_cost(one.model, x, cond), one.batch, classifier_free=one.model.classifier_free):
         at = rows[part]
         velocity = velocity_of(one.model, [who[i] for i in part.tolist()], x[at], sigma[at], cond[at])
         said[part] = velocity.to(said.dtype)

@@ -24,12 +24,14 @@ class Teacher:
     guidance: float
 
 
-def parcels(teachers: Sequence[Teacher], tokens: int, batch: int) -> list[Int[Tensor, " n"]]:
+def parcels(
+    teachers: Sequence[Teacher], tokens: int, batch: int, *, classifier_free: bool = True
+) -> list[Int[Tensor, " n"]]:
     """Which rows go through the base together: ``teachers`` has each row's, ``tokens`` is what a row has of them.
 
     Rows stay with those of their adapter, at most ``batch`` in a forward. Adapters share a forward while it holds at
-    most 2048 tokens, both halves of a guided row counted: below that a forward costs by its number, above it by its
-    size, and the detour of mixed rows is lost (docs/performance.md).
+    most 2048 tokens, both halves of a guided row counted where guidance is ``classifier_free``: below that a forward
+    costs by its number, above it by its size, and the detour of mixed rows is lost (docs/performance.md).
     """
     made: list[list[int]] = []
     places = {name: i for i, name in enumerate(dict.fromkeys(teacher.adapter for teacher in teachers))}
@@ -37,7 +39,7 @@ def parcels(teachers: Sequence[Teacher], tokens: int, batch: int) -> list[Int[Te
     for _, run in groupby(order, key=lambda row: teachers[row].adapter):
         rows = list(run)
         joined = [*made[-1], *rows] if made else rows
-        forwards = sum(1 if teachers[row].guidance == 1 else 2 for row in joined)
+        forwards = sum(2 if classifier_free and teachers[row].guidance != 1 else 1 for row in joined)
         if made and len(joined) <= batch and forwards * tokens <= MIXED_TOKENS:
             made[-1] = joined
             continue

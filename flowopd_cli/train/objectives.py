@@ -85,8 +85,13 @@ def opd(model: FlowModel, sampler: Sampler, settings: OPDSettings) -> Objective:
     return objective
 
 
-def sft(model: FlowModel, *, guidance: float = 1.0) -> Objective:
-    """Flow matching on given latents: ``1/2 mean |v - (eps - x0)|^2`` a row."""
+def sft(model: FlowModel, guidance: float = 1.0) -> Objective:
+    """Flow matching on given latents: ``1/2 mean |v - (eps - x0)|^2`` a row, in one forward.
+
+    ``guidance`` is that with which the pictures will be drawn. Where it is the network's own input, that input is what
+    learns; where it is classifier-free, the conditional velocity does.
+    """
+    guidance = 1.0 if model.classifier_free else guidance
 
     def objective(batch: StepBatch) -> Loss:
         velocity = model.velocity(batch.latents, batch.sigma, batch.cond, guidance=guidance)

@@ -11,15 +11,16 @@ from flowopd_cli.bench import clock, limits, structures
 from flowopd_cli.bench.main import Request, run
 from flowopd_cli.bench.world import build
 from flowopd_cli.errors import RecipeError
-from flowopd_cli.footprint import Rows, kept
+from flowopd_cli.footprint import kept
 from flowopd_cli.models.sd3 import SD3Model
+from flowopd_cli.models.shapes.sd3 import SHAPES
 from flowopd_cli.progress import Silent
-from flowopd_cli.shapes import SHAPES
+from flowopd_cli.shapes import Rows
 
 
-def recipe(*overrides, **roles):
+def recipe(*overrides, shape="small", **roles):
     given = cli_bench.Roles(roles.get("teachers"), roles.get("anchor"), roles.get("guidance"))
-    tree, where = cli_bench.starting_point(None, None, "small")
+    tree, where = cli_bench.starting_point(None, None, shape)
     settings = ("sampling.steps=3", "adapter.rank=4", *overrides)
     return cli_bench.measured(tree, where, {}, given, settings)
 
@@ -75,6 +76,29 @@ def test_the_passes_of_each_structure_are_those_that_are_counted():
     floor = [forwards(world, lambda _, action=action: action) for action in structures.floor(world).values()]
     assert floor == [(2 * 2, 0), (0, 2 * 2), (0, 2 * 2 * 2), (0, 2 * 2 * 2)]  # the second is the rollout's forward
     assert "anchor" not in structures.floor(world_of(anchor=False))
+
+
+FLUX = ("model.resolution=64", "model.max_sequence_length=8", "sampling.guidance=3.5")
+
+
+def test_guidance_that_the_network_takes_has_no_halves_in_any_structure():
+    """Two pictures, three steps of which two are trained."""
+    world = world_of(*FLUX, shape="flux-small", guidance=2.0)
+    replay = gradients(world, structures.replay)
+    for structure in (structures.fused, structures.upstream):
+        for name, found in gradients(world, structure).items():
+            torch.testing.assert_close(found, replay[name], rtol=1e-3, atol=1e-3 * float(replay[name].abs().max()))
+    assert forwards(world, structures.fused) == (2 * 2, 2 * 2 * 2)  # student; teacher and anchor
+    assert forwards(world, structures.upstream) == (2 * 2, 2 * 2 * 2 + 2 * 3)  # and the rollout
+    floor = [forwards(world, lambda _, action=action: action) for action in structures.floor(world).values()]
+    assert floor == [(2 * 2, 0), (0, 2 * 2), (0, 2 * 2), (0, 2 * 2)]
+
+
+def test_the_figures_of_another_family():
+    figures = run(Request(recipe(*FLUX, shape="flux-small"), 1, 1, real=False), Silent())
+    assert figures["settings"]["latents"] == [16, 8, 8]
+    assert figures["operations"]["forward_of_one_row"] > 0
+    assert figures["ratios"]["fused_to_floor"] > 0
 
 
 def test_the_parts_of_an_iteration_are_all_of_it():

@@ -185,3 +185,26 @@ def test_an_empty_update_has_no_error():
 def test_what_cannot_be_merged_is_refused_with_the_reason(parts, weights, method, reason):
     with pytest.raises(MergeError, match=reason):
         merge(parts, weights, MergeOptions(method=method))
+
+
+def test_empty_adapters_are_refused():
+    with pytest.raises(MergeError, match="there is nothing to merge"):
+        merge([{}, {}], [1.0, 1.0], MergeOptions())
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3, 9])
+@pytest.mark.parametrize(("rows", "columns"), [(2, 5), (5, 2), (1, 4), (4, 1)])
+def test_modules_narrower_than_the_ranks_that_meet_in_them(rows, columns, rank):
+    generator = torch.Generator().manual_seed(0)
+
+    def factors():
+        a, b = torch.randn(3, columns, generator=generator), torch.randn(rows, 3, generator=generator)
+        return LoraFactors(a, b, 0.5)
+
+    parts = [{"m": factors()}, {"m": factors()}]
+    merged = merge(parts, [0.5, 0.5], MergeOptions(rank=rank)).factors["m"]
+    kept = min(rank, rows, columns)
+    assert merged.a.shape == (kept, columns)
+    target = sum(0.5 * part["m"].delta() for part in parts)
+    u, s, v = torch.linalg.svd(target, full_matrices=False)
+    torch.testing.assert_close(merged.delta(), (u[:, :kept] * s[:kept]) @ v[:kept], atol=1e-5, rtol=1e-4)

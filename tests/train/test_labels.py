@@ -96,6 +96,12 @@ def test_adapters_share_a_forward_while_it_is_small(teachers, tokens, batch, exp
     assert [part.tolist() for part in parcels(teachers, tokens, batch)] == expected
 
 
+def test_guidance_that_the_network_takes_makes_no_halves():
+    guided = Teacher("d", 3.5)
+    assert len(parcels([A, GUIDED, guided], 682, 32)) == 2
+    assert [part.tolist() for part in parcels([A, GUIDED, guided], 682, 32, classifier_free=False)] == [[0, 1, 2]]
+
+
 @given(st.lists(st.sampled_from([A, B, GUIDED]), min_size=1, max_size=30), st.integers(1, 999), st.integers(1, 9))
 def test_every_row_goes_through_once(teachers, tokens, batch):
     made = parcels(teachers, tokens, batch)

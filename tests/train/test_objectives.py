@@ -217,6 +217,19 @@ def test_flow_matching_by_hand(trainee, rolled, sampler):
     assert float(loss_of(trainee, sft(trainee), batch).total) == pytest.approx(float(expected), rel=1e-5)
 
 
+@pytest.mark.parametrize(("classifier_free", "asked"), [(True, 1.0), (False, 3.5)])
+def test_flow_matching_learns_what_guidance_leaves_to_the_network(
+    trainee, rolled, sampler, monkeypatch, classifier_free, asked
+):
+    velocity, guidances = trainee.velocity, []
+    trainee.classifier_free = classifier_free
+    monkeypatch.setattr(
+        trainee, "velocity", lambda *a, guidance: guidances.append(guidance) or velocity(*a, guidance=1.0)
+    )
+    sft(trainee, 3.5)(one_batch(rolled, sampler))
+    assert guidances == [asked]
+
+
 def test_a_step_down_the_flow_matching_loss_lowers_it(trainee, rolled, sampler):
     batch, objective = one_batch(rolled, sampler), sft(trainee)
     before = loss_of(trainee, objective, batch).total

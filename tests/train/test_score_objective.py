@@ -21,6 +21,7 @@ class Constant:
 
     latent_shape = (1, 1, 1)
     adapters = None
+    classifier_free = True
 
     def __init__(self):
         self.value = torch.tensor(POLICY, dtype=torch.float64, requires_grad=True)

@@ -1,0 +1,269 @@
+"""What families over a diffusers pipeline share: the base loaded once and frozen, texts encoded, latents decoded."""
+
+from __future__ import annotations
+
+import gc
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+import diffusers
+import torch
+import transformers
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ModelMixin
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from flowopd_cli.core.types import Conditioning
+from flowopd_cli.errors import ArtifactError
+from flowopd_cli.models.adapters import AdapterBank
+from flowopd_cli.models.attention import choose_attention
+from flowopd_cli.models.devices import pick_dtype, take_device
+from flowopd_cli.models.embeddings import EmbeddingStore, Row, store_folder
+from flowopd_cli.models.folders import absent_parts, base_fingerprint, encoder_identity, locate
+from flowopd_cli.models.parts import load_part
+from flowopd_cli.models.quiet import hush
+from flowopd_cli.models.shards import Turns
+from flowopd_cli.models.shards import shard as cut
+from flowopd_cli.models.speed import allow_tf32, checkpointed, compile_blocks
+from flowopd_cli.processes import rank_and_world
+from flowopd_cli.shapes import pixels_of
+
+if TYPE_CHECKING:  # imported where encoders are loaded: it takes seconds, and few runs need them
+    from diffusers import DiffusionPipeline
+
+ENCODE_BATCH = 16
+
+Model = TypeVar("Model", bound="PipelineModel")
+
+
+class PipelineModel(ABC):
+    """The part of a :class:`~flowopd_cli.models.base.FlowModel` that does not depend on the family.
+
+    A family names its transformer's class, its pipeline's and the lists of blocks that are compiled, and adds
+    ``latent_shape``, ``sigmas``, ``velocity`` and :meth:`_embed`.
+    """
+
+    transformer_class: ClassVar[Any]
+    pipeline_name: ClassVar[str]
+    block_lists: ClassVar[tuple[str, ...]] = ("transformer_blocks",)
+    classifier_free = True
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        resolution: int | None,
+        max_sequence_length: int,
+        targets: Sequence[str],
+        prompt_cache: Path | None = None,
+        shard: bool = False,
+    ) -> None:
+        hush()
+        self.folder, self.dtype, self.device = folder, dtype, device
+        self.max_sequence_length = max_sequence_length
+        self.transformer = self._load_transformer()
+        self._turns: Turns | None = None
+        if shard and rank_and_world()[1] > 1:
+            cut(self.transformer, self.blocks, device)
+            self._turns = Turns(self._idle)
+        self.transformer.to(device).eval()
+        self.adapters = AdapterBank(self.transformer, targets)
+        self._scheduler = load_part(FlowMatchEulerDiscreteScheduler, folder, "scheduler")
+        self._resolution = resolution
+        self._encoders: DiffusionPipeline | None = None
+        self._vae: AutoencoderKL | None = None
+        self.prompts = EmbeddingStore(prompt_cache and self._embeddings_under(prompt_cache))
+        self._fingerprint: str | None = None
+
+    def _load_transformer(self) -> ModelMixin:
+        """The transformer's weights, read once; :mod:`~flowopd_cli.models.random` makes them up."""
+        options = {"torch_dtype": self.dtype, "use_safetensors": True}
+        return load_part(self.transformer_class, self.folder, "transformer", **options)
+
+    @classmethod
+    def load(
+        cls: type[Model],
+        pretrained: str | Path,
+        *,
+        revision: str | None = None,
+        dtype: str = "auto",
+        device: str = "auto",
+        resolution: int | None = None,
+        max_sequence_length: int = 128,
+        targets: Sequence[str] = (),
+        prompt_cache: Path | None = None,
+        tf32: bool = True,
+        compile: str = "none",
+        attention: str = "auto",
+        shard: bool = False,
+    ) -> Model:
+        """Load a folder or Hub id; for ``auto`` see :mod:`flowopd_cli.models.devices`.
+
+        ``prompt_cache`` is a folder in which embeddings outlive the run; without one they stay in memory. For the rest
+        see :mod:`~flowopd_cli.models.speed`, :mod:`~flowopd_cli.models.attention`, :mod:`~flowopd_cli.models.shards`.
+
+        Raises:
+            ArtifactError: nothing there, a pipeline of another family, no such device, it cannot be fetched, or
+                attention or compilation cannot work as asked.
+        """
+        place = take_device(device)
+        allow_tf32(place, tf32)
+        folder = locate(pretrained, revision, cls.transformer_class.__name__)
+        model = cls(
+            folder,
+            dtype=pick_dtype(dtype, place),
+            device=place,
+            resolution=resolution,
+            **{"max_sequence_length": max_sequence_length, "targets": targets},
+            **{"prompt_cache": prompt_cache, "shard": shard},
+        )
+        choose_attention(model.transformer, attention)
+        compile_blocks(model.blocks, compile)
+        model.adapters.mixes = compile == "none"  # compiled code passes over hooks that came after it
+        return model
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The transformer's blocks, in the order in which tokens pass them."""
+        return [block for name in self.block_lists for block in getattr(self.transformer, name)]
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 that names this base."""
+        if self._fingerprint is None:
+            self._fingerprint = base_fingerprint(self.folder)
+        return self._fingerprint
+
+    def _side(self, own: int, patch: int) -> int:
+        """Latent pixels along a side: ``own`` unless a resolution is chosen; ``patch`` of them are one token's.
+
+        Raises:
+            ArtifactError: the resolution is between two patches.
+        """
+        if self._resolution is None:
+            return own
+        factor = pixels_of(self.folder)
+        if self._resolution % (patch * factor):
+            raise ArtifactError(f"model.resolution {self._resolution} is not a multiple of {patch * factor} pixels")
+        return self._resolution // factor
+
+    def encode(self, texts: Sequence[str]) -> Conditioning:
+        """Rows of embeddings as the pipeline's own ``encode_prompt`` makes them, on the model's device.
+
+        A text seen before, by this run or, with a cache, by an earlier one, is read and not encoded.
+        """
+        wanted = list(dict.fromkeys([*self._negative, *texts]))
+        known = self.prompts.find(wanted)
+        new = [text for text in wanted if text not in known]
+        for start in range(0, len(new), ENCODE_BATCH):
+            known |= self._encoded(new[start : start + ENCODE_BATCH])
+        self.prompts.flush()
+        return self._conditioning([known[text] for text in texts], known.get("") if self.classifier_free else None)
+
+    def _conditioning(self, rows: Sequence[Row], empty: Row | None) -> Conditioning:
+        """Rows on the model's device, with those of the empty text where guidance needs them."""
+        embeds, pooled = (torch.stack(part).to(self.device) for part in zip(*rows, strict=True))
+        if empty is None:
+            return Conditioning(embeds, pooled)
+        return Conditioning(
+            embeds,
+            pooled,
+            neg_embeds=empty[0].to(self.device).expand(len(rows), -1, -1),
+            neg_pooled=empty[1].to(self.device).expand(len(rows), -1),
+        )
+
+    @property
+    def _negative(self) -> list[str]:
+        """The texts that guidance needs beside a prompt's."""
+        return [""] if self.classifier_free else []
+
+    def encode_ahead(self, texts: Iterable[str]) -> None:
+        """Encode what no run has yet, and let the encoders go; they are not even loaded when there is nothing new.
+
+        What another process writes meanwhile is left out, so that processes that begin at different texts share the
+        work.
+        """
+        new = self.prompts.unknown([*self._negative, *texts])
+        for start in range(0, len(new), ENCODE_BATCH):
+            if part := self.prompts.unknown(new[start : start + ENCODE_BATCH]):
+                self._encoded(part)
+        self.prompts.flush()
+        self.release_encoders()
+
+    @torch.no_grad()
+    def _encoded(self, texts: Sequence[str]) -> dict[str, Row]:
+        """Encode at most ``ENCODE_BATCH`` texts, filled up to as many: a row must not depend on its company."""
+        embeds, pooled = self._embed([*texts, *[""] * (ENCODE_BATCH - len(texts))])
+        parts = zip(texts, embeds.to("cpu", self.dtype), pooled.to("cpu", self.dtype), strict=False)
+        rows = {text: (e.clone(), p.clone()) for text, e, p in parts}
+        self.prompts.add(rows)
+        return rows
+
+    @abstractmethod
+    def _embed(self, texts: list[str]) -> tuple[Float[Tensor, "b L D"], Float[Tensor, "b P"]]:
+        """What the family's encoders make of texts: a sequence and a vector each."""
+
+    def release_encoders(self) -> None:
+        """Let the text encoders go; a text not seen before would load them again."""
+        self._encoders = None
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _transform(self, adapters: Sequence[str | None] | None, **inputs: Any) -> Tensor:
+        """The transformer once, in float32 at the end; row i through ``adapters[i]``, or all through the one in use."""
+        if self._turns is not None:
+            self._turns.take()
+        with self.adapters.mix(adapters):
+            return self.transformer(**inputs, return_dict=False)[0].float()
+
+    def _idle(self, gradients: bool) -> None:
+        """A forward of nothing, with ``gradients`` of nothing through the policy, in step with other processes."""
+        config = self.transformer.config
+        x = torch.zeros(1, self.latent_shape[0], 2, 2, device=self.device)
+        embeds = torch.zeros(1, 1, config.joint_attention_dim, device=self.device, dtype=self.dtype)
+        pooled = torch.zeros(1, config.pooled_projection_dim, device=self.device, dtype=self.dtype)
+        with self.adapters.use("policy" if gradients else None):
+            velocity = self.velocity(x, x.new_ones(1), Conditioning(embeds, pooled), guidance=1.0)
+            if gradients:
+                (0 * velocity.sum()).backward()
+
+    def checkpoint_gradients(self) -> None:
+        """Keep only the blocks' inputs for the backward, and compute the rest again: less memory, a third slower."""
+        self.transformer.enable_gradient_checkpointing(checkpointed(self.adapters))
+
+    @torch.no_grad()
+    def decode(self, latents: Float[Tensor, "b C H W"]) -> Float[Tensor, "b 3 H W"]:
+        """Pictures in [0, 1], float32; the autoencoder is loaded when first asked for and works in float32."""
+        if self._vae is None:
+            options = {"torch_dtype": torch.float32, "use_safetensors": True}
+            self._vae = load_part(AutoencoderKL, self.folder, "vae", **options)
+            self._vae.to(self.device).eval().requires_grad_(False)
+        config = self._vae.config
+        scaled = latents.float() / config.scaling_factor + (config.shift_factor or 0.0)
+        return (self._vae.decode(scaled, return_dict=False)[0] / 2 + 0.5).clamp(0, 1)
+
+    def packed(self, latents: Float[Tensor, "b C H W"]) -> Float[Tensor, "b ..."]:
+        """Latents in the layout in which the family's own pipeline takes them."""
+        return latents
+
+    def _pipeline(self) -> Any:
+        """The pipeline's text half: encoders and tokenizers, with the transformer that is already loaded."""
+        if self._encoders is None:
+            own = {"transformer": self.transformer, "vae": None, "torch_dtype": self.dtype, "use_safetensors": True}
+            kind = getattr(diffusers, self.pipeline_name)
+            self._encoders = load_part(kind, self.folder, **own, **absent_parts(self.folder))
+            for name, encoder in self._encoders.components.items():
+                if name.startswith("text_encoder") and encoder is not None:
+                    encoder.to(self.device).eval().requires_grad_(False)
+        return self._encoders
+
+    def _embeddings_under(self, root: Path) -> Path:
+        """A folder for embeddings that depend on what these do: encoders, length, precision, versions."""
+        versions = [diffusers.__version__, transformers.__version__]
+        own = {"length": self.max_sequence_length, "dtype": str(self.dtype), "device": self.device.type}
+        return store_folder(root, encoder_identity(self.folder) | own | {"versions": versions})

@@ -1,0 +1,188 @@
+"""Adapter folders with hostile headers, hostile configurations and damaged bytes; what is sound is merged."""
+
+import json
+import math
+import struct
+
+import torch
+from fuzzing import TEXTS, as_json, edited, few, folder, guarded, many, mutated
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_adapters import MODULE, TOY_SHA, WIDTH, pair, safetensors
+
+from flowopd_cli import execute, plan
+from flowopd_cli.base_check import check_bases, check_refs
+from flowopd_cli.core.merging import LoraFactors, MergeOptions, merge
+from flowopd_cli.models.adapter_files import read_adapter, write_adapter, write_diffusers
+from flowopd_cli.options import Common
+from flowopd_cli.recipe import ModelSpec, build
+from flowopd_cli.refs import AdapterRef, recorded_base
+from flowopd_cli.stages import merge as stage
+
+CONFIG = {
+    **{"peft_type": "LORA", "r": 4, "lora_alpha": 8, "bias": "none", "use_dora": False, "use_rslora": False},
+    **{"target_modules": ["attn.to_q"], "rank_pattern": {}, "alpha_pattern": {"to_q": 2.0}, "modules_to_save": None},
+    **{"base_model_name_or_path": "toy", "base_sha256": TOY_SHA},
+}
+NUMBERS = struct.pack(f"<{4 * WIDTH}f", *(math.sin(i) for i in range(4 * WIDTH)))
+TENSORS = {name: ("F32", shape, NUMBERS) for name, shape in pair().items()}
+WEIGHTS = safetensors(TENSORS, {"base_sha256": TOY_SHA, "format": "pt"})
+LENGTH = int.from_bytes(WEIGHTS[:8], "little")
+HEADER = json.loads(WEIGHTS[8 : 8 + LENGTH])
+NAMES = st.one_of(
+    TEXTS,
+    st.builds(
+        lambda prefix, module, side: f"{prefix}{module}.lora_{side}.weight",
+        st.sampled_from(["", "base_model.model.", "transformer."]),
+        st.one_of(TEXTS, st.just(MODULE)),
+        st.sampled_from(["A", "B", "A.default", "C", ""]),
+    ),
+)
+
+
+def whole(header, data=NUMBERS * 2):
+    text = as_json(header)
+    return len(text).to_bytes(8, "little") + text + data
+
+
+def adapter(config, weights, name="adapter_model.safetensors"):
+    with folder() as box:
+        path = box / "a"
+        path.mkdir()
+        if config is not None:
+            (path / "adapter_config.json").write_bytes(config)
+        (path / name).write_bytes(weights)
+        with guarded(box):
+            read, factors = read_adapter(path)
+            assert all(
+                p.a.isfinite().all() and p.b.isfinite().all() and math.isfinite(p.scale) for p in factors.values()
+            )
+            write_adapter(box / "again", factors, read)
+            assert read_adapter(box / "again")[1].keys() == factors.keys()
+            write_diffusers(box / "plain", factors)
+            read_adapter(box / "plain")
+        for look in (check_refs, lambda refs: check_bases(ModelSpec(pretrained="toy", resolution=None), refs)):
+            with guarded(box):
+                look({"adapter": str(path)})
+        with guarded(box):
+            reference = AdapterRef.parse(str(path))
+            reference.shape()
+            reference.parent("init")
+            recorded_base(path)
+
+
+BYTES = edited(WEIGHTS)
+CONFIGS = st.one_of(edited(json.dumps(CONFIG).encode()), mutated(CONFIG).map(as_json))
+HEADERS = st.one_of(
+    mutated(HEADER),
+    st.dictionaries(NAMES, st.sampled_from(list(HEADER.values())[1:]), min_size=1, max_size=4),
+).map(whole)
+PLAIN = "pytorch_lora_weights.safetensors"
+
+
+def weights_of_an_adapter(weights):
+    adapter(as_json(CONFIG), weights)
+
+
+def config_of_an_adapter(config):
+    adapter(config, WEIGHTS)
+
+
+def weights_in_plain_form(weights):
+    adapter(None, weights, PLAIN)
+
+
+test_bytes = few(given(weights=BYTES), weights_of_an_adapter)
+test_bytes_at_length = many(given(weights=BYTES), weights_of_an_adapter, 800)
+test_header = few(given(weights=HEADERS), weights_of_an_adapter)
+test_header_at_length = many(given(weights=HEADERS), weights_of_an_adapter, 1000)
+test_config = few(given(config=CONFIGS), config_of_an_adapter, 30)
+test_config_at_length = many(given(config=CONFIGS), config_of_an_adapter, 1200)
+test_plain_form = few(given(weights=HEADERS), weights_in_plain_form)
+test_plain_form_at_length = many(given(weights=HEADERS), weights_in_plain_form, 400)
+
+
+def reference(text):
+    with folder() as box, guarded(box):
+        found = AdapterRef.parse(text)
+        found.check()
+        found.shape()
+        found.base_sha256()
+
+
+REFERENCES = st.one_of(TEXTS, st.text(max_size=30), st.text(max_size=30).map("hub:{}".format))
+test_reference = few(given(text=REFERENCES), reference)
+test_reference_at_length = many(given(text=REFERENCES), reference, 400)
+
+
+SCALES = st.sampled_from([1.0, -2.0, 0.0, 1e-30, 1e30, 3e38])
+WEIGHT = st.one_of(st.floats(allow_nan=False, allow_infinity=False), st.sampled_from([0.0, 1.0, -1.0, 1e-300, 1e300]))
+
+
+@st.composite
+def factors(draw):
+    rank, rows, columns = (draw(st.integers(1, 4)) for _ in range(3))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 99)))
+    a, b = torch.randn(rank, columns, generator=generator), torch.randn(rows, rank, generator=generator)
+    return LoraFactors(a * draw(SCALES), b * draw(SCALES), draw(st.sampled_from([1.0, 0.5, -1.0, 1e9])))
+
+
+INPUTS = st.lists(st.dictionaries(st.sampled_from(["m", "n"]), factors(), max_size=2), max_size=3)
+OPTIONS = st.builds(
+    MergeOptions,
+    method=st.sampled_from(["linear", "exact", "ties", "dare_linear", "dare_ties", "factor_average"]),
+    rank=st.one_of(st.none(), st.integers(1, 9)),
+    density=st.sampled_from([1e-9, 0.3, 0.5, 1.0]),
+)
+
+
+def merging(adapters, weights, options):
+    with folder() as box, guarded(box):
+        result = merge(adapters, weights, options)
+        for pair in result.factors.values():
+            assert pair.a.isfinite().all()
+            assert pair.b.isfinite().all()
+        assert isinstance(result.report.relative_error, float)
+
+
+MERGES = given(adapters=INPUTS, weights=st.lists(WEIGHT, max_size=3), options=OPTIONS)
+EQUAL = given(
+    adapters=st.lists(st.dictionaries(st.just("m"), factors(), min_size=1), min_size=2, max_size=2),
+    weights=st.lists(WEIGHT, min_size=2, max_size=2),
+    options=OPTIONS,
+)
+test_merging = few(MERGES, merging)
+test_merging_at_length = many(MERGES, merging, 600)
+test_merging_two = few(EQUAL, merging)
+test_merging_two_at_length = many(EQUAL, merging, 600)
+
+
+def merging_folders(changes, weights):
+    """``flowopd merge`` of a sound adapter and another, as far as its run directory."""
+    with folder() as box:
+        for name, config, content in (("a", CONFIG, WEIGHTS), ("b", changes, weights)):
+            (box / name).mkdir()
+            (box / name / "adapter_config.json").write_bytes(as_json(config))
+            (box / name / "adapter_model.safetensors").write_bytes(content)
+        refs = [str(box / "a"), str(box / "b")]
+        common = Common(out=box / "out", quiet=True, base="toy")
+        with guarded(box):
+            recipe = plan.resolve("merge", common, {"adapters": refs}, refs=refs)
+            assert recipe == build(recipe.model_dump(mode="json"))
+            execute.perform(recipe, common)
+            read_adapter(box / "out" / "adapter")
+
+
+FOLDERS = given(changes=mutated(CONFIG, most=1), weights=st.one_of(st.just(WEIGHTS), edited(WEIGHTS, most=1)))
+test_merging_folders = few(FOLDERS, merging_folders, 10)
+test_merging_folders_at_length = many(FOLDERS, merging_folders, 200)
+
+
+def test_the_adapter_that_is_damaged_here_is_sound(tmp_path):
+    (tmp_path / "adapter_config.json").write_bytes(as_json(CONFIG))
+    (tmp_path / "adapter_model.safetensors").write_bytes(WEIGHTS)
+    config, found = read_adapter(tmp_path)
+    assert (config.rank, found[MODULE].scale) == (4, 0.5)
+    check_refs({"adapter": str(tmp_path)})
+    check_bases(ModelSpec(pretrained="toy", resolution=None), {"adapter": str(tmp_path)})
+    assert stage.run.__module__ == "flowopd_cli.stages.merge", "what it imports is there before the guard looks"

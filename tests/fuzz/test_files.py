@@ -1,0 +1,148 @@
+"""Pictures, results of official scorers and notes beside pictures, of hostile bytes."""
+
+import io
+import json
+
+import numpy as np
+from fuzzing import ODD, TEXTS, as_json, edited, few, folder, guarded, many, mutated
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from flowopd_cli.core.types import Prompt
+from flowopd_cli.rewards.pictures import read_picture
+from flowopd_cli.rewards.serving import wire
+from flowopd_cli.rewards.weights import split_digest
+from flowopd_cli.rewards.worker_info import info_of, introduced, shown
+from flowopd_cli.stages._folder import PictureFolder
+from flowopd_cli.suites import geneval
+from flowopd_cli.suites.compbench_scores import import_scores
+from flowopd_cli.suites.layouts import GENEVAL, Place
+
+
+def encoded(kind, **options):
+    sink = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 255, (9, 7, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(sink, format=kind, **options)
+    return sink.getvalue()
+
+
+PICTURES = [
+    encoded("PNG"),
+    encoded("JPEG"),
+    encoded("WEBP"),
+    encoded("PNG", optimize=True),
+    encoded("GIF"),
+    encoded("TIFF"),
+]
+
+
+def picture(content):
+    with folder() as box:
+        path = box / "a.png"
+        path.write_bytes(content)
+        with guarded(box):
+            assert read_picture(path).mode == "RGB"
+
+
+SEEN = st.sampled_from(PICTURES).flatmap(edited)
+test_picture = few(given(content=SEEN), picture)
+test_picture_at_length = many(given(content=SEEN), picture, 800)
+
+ANSWERS = [{"question_id": i, "answer": "0.5"} for i in range(4)]
+VERDICT = {"tag": "colors", "metadata": "{}", "correct": True, "filename": "x", "reason": ""}
+
+
+def scores(answers, average, verdicts):
+    with folder() as box:
+        place = box / "color" / "annotation_blip"
+        place.mkdir(parents=True)
+        (place / "vqa_result.json").write_bytes(answers)
+        (place / "blip_vqa_score.txt").write_bytes(average)
+        (box / "results.jsonl").write_bytes(verdicts)
+        with guarded(box):
+            import_scores(box)
+        with guarded(box):
+            geneval.read_official(box)
+
+
+AVERAGES = st.one_of(edited(b"score:0.5"), st.sampled_from([b"1" * 100_000 + b"x", b"0.5", b".", b"-", b"1e"]))
+VERDICTS = st.one_of(
+    edited(json.dumps(VERDICT).encode() * 2), st.lists(mutated(VERDICT).map(as_json), max_size=3).map(b"\n".join)
+)
+SCORES = given(
+    answers=st.one_of(mutated(ANSWERS).map(as_json), edited(json.dumps(ANSWERS).encode())),
+    average=AVERAGES,
+    verdicts=VERDICTS,
+)
+test_scores = few(SCORES, scores)
+test_scores_at_length = many(SCORES, scores, 600)
+
+
+def notes(claimed, metadata):
+    with folder() as box:
+        place = Place(Prompt("0", "a cat", "t"), 0, 0, 1)
+        (box / "drawn.json").write_bytes(claimed)
+        (box / "00000").mkdir()
+        (box / "00000" / "metadata.jsonl").write_bytes(metadata)
+        with guarded(box):
+            PictureFolder(box).claim({"a": 1}, {"s": "d"})
+        with guarded(box):
+            said = GENEVAL.says(box, place)
+            assert said is None or isinstance(said, str)
+            GENEVAL.find(box, place)
+
+
+DRAWN = {"settings": {"a": 1}, "prompts": {"s": "d"}}
+NOTES = given(
+    claimed=st.one_of(mutated(DRAWN).map(as_json), edited(json.dumps(DRAWN).encode())),
+    metadata=st.one_of(mutated({"prompt": "a cat"}).map(as_json), edited(b'{"prompt": "a cat"}')),
+)
+test_notes = few(NOTES, notes)
+test_notes_at_length = many(NOTES, notes, 400)
+
+ANSWER = {"total": [0.5, None], "scores": {"x": [1.0, 2]}, "valid": [True, False], "details": [{}, {"error": "x"}]}
+INFO = {
+    "protocol": 1,
+    "reward": "red",
+    "fingerprint": "abc",
+    "limits": {"pictures": 2, "pixels": 9},
+    "low": 0,
+    "high": 1,
+}
+
+
+def answer_of_a_worker(tree, info):
+    """What a client makes of whatever a worker says."""
+    with folder() as box:
+        with guarded(box):
+            refusals: list[str] = []
+            try:
+                read = wire.read_answer(tree, 2)
+            except wire.Refusal as refusal:
+                refusals.append(str(refusal))
+            else:
+                assert len(read.total) == len(read.valid) == len(read.details) == 2
+                assert all(value is None or isinstance(value, float) for value in read.total)
+            assert all("\n" not in refusal for refusal in refusals)
+        with guarded(box):
+            met = introduced("http://h:1", info, None)
+            assert shown(met)
+            assert info_of(met).name == met["reward"]
+
+
+TOLD = given(tree=st.one_of(mutated(ANSWER), ODD), info=st.one_of(mutated(INFO), ODD))
+test_answer_of_a_worker = few(TOLD, answer_of_a_worker)
+test_answer_of_a_worker_at_length = many(TOLD, answer_of_a_worker, 600)
+
+
+def digest(text):
+    source, stated = split_digest(text)
+    assert text == (source if stated is None else f"{source}#sha256={stated}")
+
+
+SOURCES = st.one_of(
+    TEXTS, st.builds(lambda a, b: f"{a}#sha256={b}", TEXTS, st.sampled_from(["a" * 64, "a" * 63, "A" * 64]))
+)
+test_digest = few(given(text=SOURCES), digest)
+test_digest_at_length = many(given(text=SOURCES), digest, 100)

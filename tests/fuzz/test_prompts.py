@@ -1,0 +1,75 @@
+"""Prompt files of hostile bytes and hostile rows."""
+
+import json
+
+from fuzzing import TEXTS, edited, few, folder, guarded, many, mutated
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flowopd_cli import prompt_sources
+from flowopd_cli.prompt_text import read_rows, repeats, target
+from flowopd_cli.prompts import GroupSampler, load_prompts
+from flowopd_cli.rewards.clauses import faulty
+from flowopd_cli.suites.layouts import Place
+from flowopd_cli.suites.t2i_compbench import compbench_picture, prompts
+
+TEXT = 'a sign that says "OPEN"\n\na cat\r\n  a "café" \u2028 here\na cat\n'.encode()
+CLAUSES = [{"class": "bench", "count": 2, "color": "red"}, {"class": "cup", "count": 1, "position": ["left of", 0]}]
+ROWS = [
+    {"prompt": "two red benches", "tag": "counting", "include": CLAUSES, "exclude": [], "task": "geneval"},
+    {"prompt": 'a sign "OPEN"', "target": "OPEN", "id": "s1"},
+    {"prompt": "a cat", "id": 7, "task": "other"},
+]
+LINES = "\n".join(map(json.dumps, ROWS)).encode()
+
+
+def text_file(content):
+    with folder() as box:
+        path = box / "p.txt"
+        path.write_bytes(content)
+        for name in ("spatial", "complex_val_spatial", "complex_val_action", "complex", "shape"):
+            (box / f"{name}_val.txt").write_bytes(content)
+        for read in (prompt_sources.load_ocr, prompt_sources.load_pickscore, prompt_sources.load_drawbench):
+            with guarded(box):
+                read(path)
+        with guarded(box):
+            found = load_prompts(str(path), task="t")
+            assert all(prompt.text.strip() and "\0" not in prompt.text for prompt in found)
+            GroupSampler({"t": found}, {"t": 1.0}, 3, 2, 0).draw(0)
+        with guarded(box):
+            for place, prompt in enumerate(prompts("shape", box)):
+                inside = (box / compbench_picture(Place(prompt, place, 0, 10))).resolve()
+                assert inside.parent == (box / "samples").resolve()
+
+
+TEXTUAL = st.one_of(
+    edited(TEXT), st.lists(TEXTS, max_size=5).map(lambda lines: "\n".join(lines).encode("utf-8", "replace"))
+)
+test_text_file = few(given(content=TEXTUAL), text_file)
+test_text_file_at_length = many(given(content=TEXTUAL), text_file, 1000)
+
+
+def json_file(content):
+    with folder() as box:
+        path = box / "p.jsonl"
+        path.write_bytes(content)
+        with guarded(box):
+            prompt_sources.load_geneval(path)
+        with guarded(box):
+            rows = read_rows(path, "t")
+            assert repeats(rows) is None or len(rows) > 1
+            assert len({row.id for row in rows if row.id}) == sum(row.id is not None for row in rows)
+            for row in rows:
+                assert (target(row.text, row.metadata) or "x").strip()
+                assert faulty(row.metadata) is None or isinstance(faulty(row.metadata), str)
+            load_prompts(str(path), task="t", limit=2)
+
+
+WRITTEN = st.one_of(
+    edited(LINES),
+    mutated(ROWS)
+    .map(lambda rows: rows if isinstance(rows, list) else [rows])
+    .map(lambda rows: "\n".join(map(json.dumps, rows)).encode()),
+)
+test_json_file = few(given(content=WRITTEN), json_file, 30)
+test_json_file_at_length = many(given(content=WRITTEN), json_file, 1500)

@@ -1,0 +1,123 @@
+"""Recipes from hostile YAML, hostile trees and hostile flags."""
+
+from fuzzing import ODD, TEXTS, as_json, edited, few, folder, guarded, many, mutated
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flowopd_cli import plan, preflight, safe_yaml
+from flowopd_cli import recipe as recipes
+from flowopd_cli.cli_rewards import read_options
+from flowopd_cli.errors import FlowOPDError, one_line, redacted
+from flowopd_cli.settle import settle
+
+SHELF = {name: path.read_bytes() for name, path in recipes.shipped().items()}
+TREES = [recipes.load(path).model_dump(mode="json") for path in recipes.shipped().values()]
+
+
+def text_of_a_recipe(content):
+    with folder() as box:
+        path = box / "r.yaml"
+        path.write_bytes(content)
+        with guarded(box):
+            recipe = recipes.load(path)
+            again = box / "again.yaml"
+            again.write_text(recipes.dump(recipe), encoding="utf-8")
+            assert recipes.load(again) == recipe
+            assert recipes.digest(recipes.load(again)) == recipes.digest(recipe)
+
+
+SHIPPED = st.sampled_from(sorted(SHELF)).flatmap(lambda name: edited(SHELF[name]))
+test_text_of_a_recipe = few(given(content=SHIPPED), text_of_a_recipe)
+test_text_of_a_recipe_at_length = many(given(content=SHIPPED), text_of_a_recipe, 1500)
+
+
+def any_yaml(text):
+    with folder() as box, guarded(box):
+        value = safe_yaml.parse(text, "text")
+        assert recipes.build({"stage": "eval", "eval": {"options": {"x": {"y": value}}}}) is not None
+
+
+YAML = st.one_of(
+    st.text(max_size=60), st.lists(TEXTS, max_size=6).map(" ".join), st.lists(TEXTS, max_size=6).map("\n".join)
+)
+test_any_yaml = few(given(text=YAML), any_yaml)
+test_any_yaml_at_length = many(given(text=YAML), any_yaml, 1000)
+
+
+def tree_of_a_recipe(tree):
+    with folder() as box:
+        path = box / "r.yaml"
+        path.write_bytes(as_json(tree))
+        with guarded(box):
+            recipe = recipes.load(path)
+            recipes.dump(recipe).encode("utf-8")
+
+
+FIELDS = st.sampled_from(TREES).flatmap(mutated)
+test_tree_of_a_recipe = few(given(tree=FIELDS), tree_of_a_recipe, 30)
+test_tree_of_a_recipe_at_length = many(given(tree=FIELDS), tree_of_a_recipe, 1500)
+
+
+def what_is_refused_before_a_run(tree):
+    """The whole way of a command up to where its run directory is made."""
+    with folder() as box, guarded(box):
+        recipe = recipes.build(tree, where="r.yaml")
+        recipe = settle(recipe)
+        preflight.check(recipe, out=box / "out", dry_run=True)
+
+
+SMALL = [tree for tree in TREES if tree["model"]["pretrained"] == "toy"]
+SECTIONS = st.sampled_from(SMALL).flatmap(lambda tree: mutated(tree, most=2))
+test_what_is_refused_before_a_run = few(given(tree=SECTIONS), what_is_refused_before_a_run)
+test_what_is_refused_before_a_run_at_length = many(given(tree=SECTIONS), what_is_refused_before_a_run, 700)
+
+
+def overrides(expressions):
+    with folder() as box, guarded(box):
+        recipes.build({"stage": "merge", "adapters": ["a", "b"]}, overrides=expressions)
+
+
+KEYS = st.one_of(
+    st.sampled_from(["seed", "stage", "adapters", "adapters.0", "merge.weights", "merge", "model.pretrained", "model"]),
+    st.lists(TEXTS, min_size=1, max_size=4).map(".".join),
+)
+VALUES = st.one_of(TEXTS, st.text(max_size=30), ODD.map(repr))
+EXPRESSIONS = st.lists(st.one_of(st.builds(lambda k, v: f"{k}={v}", KEYS, VALUES), st.text(max_size=20)), max_size=3)
+test_overrides = few(given(expressions=EXPRESSIONS), overrides)
+test_overrides_at_length = many(given(expressions=EXPRESSIONS), overrides, 1200)
+
+
+def flags(text):
+    with folder() as box:
+        for read in (
+            plan.reward_spec,
+            plan.prompt_spec,
+            plan.teacher_spec,
+            lambda text: plan.anchor_values(text, None),
+            lambda text: plan.numbers(text, "--weights"),
+            lambda text: read_options([text]),
+            lambda text: recipes.find(text),
+        ):
+            with guarded(box):
+                read(text)
+
+
+FLAGS = st.one_of(
+    st.text(max_size=30), st.lists(TEXTS, max_size=4).map("=".join), st.lists(TEXTS, max_size=4).map(",a=".join)
+)
+test_flags = few(given(text=FLAGS), flags)
+test_flags_at_length = many(given(text=FLAGS), flags, 500)
+
+
+def lines(text):
+    """Whatever an error says is one line without a secret."""
+    line = one_line(FlowOPDError(text))
+    assert line.isprintable()
+    assert len(line) <= 12 * 2000
+    assert redacted(line) == line
+    assert "S3CRETS3CRETS3CRET" not in one_line(f"{text} hf_S3CRETS3CRETS3CRET {text}")
+    assert "S3CRET" not in one_line(f"{text} https://me:S3CRET@host/x {text}"[-1500:])
+
+
+test_lines = few(given(text=st.text()), lines)
+test_lines_at_length = many(given(text=st.text()), lines, 300)

@@ -1,0 +1,141 @@
+"""Run directories in which anything may be damaged, or written by somebody else."""
+
+import json
+from pathlib import Path
+
+from fuzzing import TEXTS, as_json, edited, few, folder, guarded, many, mutated
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_adapters import TOY_SHA, pair, write_adapter
+
+from flowopd_cli import card, preflight
+from flowopd_cli import recipe as recipes
+from flowopd_cli.files import is_intact
+from flowopd_cli.locks import Lock
+from flowopd_cli.manifest import MANIFEST, Parent, read_manifest
+from flowopd_cli.refs import AdapterRef, recorded_base
+from flowopd_cli.run import LOCK, RunDir
+from flowopd_cli.runs import listing, verify
+from flowopd_cli.settle import settle
+from flowopd_cli.tables import columns
+
+TEACHER = {"stage": "teacher", "prompts": [{"source": "toy:geneval"}], "rewards": [{"name": "toy-geneval"}]}
+EVAL = {"stage": "eval", "model": {"pretrained": "toy"}, "adapter": "student"}
+RESULT = {"suite": "ocr", "version": "1", "mean": 0.5, "stderr": 0.1, "n": 4, "exact": False, "protocol": {"seed": 1}}
+
+
+def make(box):
+    """A finished training with a checkpoint, and an evaluation of it beside it."""
+    run = RunDir.create(box / "student", "teacher")
+    run.start(recipes.build({**TEACHER, "model": {"pretrained": "toy"}}))
+    write_adapter(run.adapter_dir, pair(), r=4)
+    run.set_base("toy", TOY_SHA)
+    run.set_parents([Parent(role="init", ref="base")])
+    for step in (1, 2):
+        run.log({"iteration": step, "reward": 0.5, "kl": None})
+        run.save_checkpoint(step, lambda path: (path / "state.json").write_text("{}"), 2)
+    run.finish("done", {"reward": 0.5})
+    judged = RunDir.create(box / "eval", "eval")
+    judged.start(recipes.build({**EVAL, "adapter": str(run.path)}))
+    judged.set_parents([AdapterRef.parse(str(run.path)).parent("policy")])
+    judged.set_base("toy", TOY_SHA)
+    judged.write_eval("ocr", json.dumps(RESULT))
+    judged.finish("done")
+    return run, judged
+
+
+def look(box, run):
+    """Everything that reads a run: none of it may write, and all of it may refuse."""
+    with guarded(box / "nowhere"):
+        rows = [(r["run"], r["stage"], r["status"], r["created"], str(r["figures"])) for r in listing(box)]
+        assert columns(rows).isprintable() or "\n" in columns(rows)
+    with guarded(box / "nowhere"):
+        found = list(verify(run.path))
+        assert all(isinstance(finding.fault, str) for finding in found)
+    for read in (run.manifest, run.recipe, run.rows, run.checkpoints.newest, run.checkpoints.origin, run.events):
+        with guarded(box / "nowhere"):
+            read()
+    with guarded(box / "nowhere"):
+        settle(run.recipe())
+    reference = str(run.path)
+    with guarded(box / "nowhere"):
+        AdapterRef.parse(reference).parent("init")
+        recorded_base(run.path)
+    with guarded(box / "nowhere"):
+        preflight.check(recipes.build({**EVAL, "adapter": reference}))
+    with guarded(box / "nowhere"):
+        Lock(run.path / LOCK).taken()
+    with guarded(box / "nowhere"):
+        found = card.evaluations(run, [])
+        assert isinstance(card.build(card.Card("t", run.manifest(), found, "me/t")), str)
+    with guarded(box / "nowhere"):
+        card.evaluations(run, [str(box / "eval")])
+
+
+def manifest_of_a_run(tree):
+    with folder() as box:
+        run, _ = make(box)
+        (run.path / MANIFEST).write_bytes(tree if isinstance(tree, bytes) else as_json(tree))
+        with guarded(box / "nowhere"):
+            manifest = read_manifest(run.path)
+            assert manifest.model_validate_json(manifest.model_dump_json()) == manifest
+        look(box, run)
+
+
+with folder() as _made:
+    make(_made)
+    SOUND = json.loads((_made / "student" / MANIFEST).read_text(encoding="utf-8"))
+    BYTES = (_made / "student" / MANIFEST).read_bytes()
+    METRICS = (_made / "student" / "metrics.jsonl").read_bytes()
+    SUMS = (_made / "student" / "checkpoints" / "step-000002" / "checksums.json").read_bytes()
+    RECIPE = (_made / "student" / "recipe.yaml").read_bytes()
+TREES = st.one_of(mutated(SOUND), edited(BYTES))
+test_manifest_of_a_run = few(given(tree=TREES), manifest_of_a_run, 20)
+test_manifest_of_a_run_at_length = many(given(tree=TREES), manifest_of_a_run, 700)
+
+
+def files_of_a_run(files):
+    with folder() as box:
+        run, judged = make(box)
+        for name, content in files.items():
+            path = (judged if name.startswith("eval/") else run).path / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        look(box, run)
+        with guarded(run.path):
+            run.go_back(1)
+        with guarded(box / "nowhere"):
+            is_intact(run.checkpoint_dir(2))
+
+
+OWNER = {"pid": 1, "birth": "1", "host": "h"}
+FILES = st.fixed_dictionaries(
+    {},
+    optional={
+        "metrics.jsonl": edited(METRICS),
+        "recipe.yaml": edited(RECIPE),
+        "checkpoints/step-000002/checksums.json": st.one_of(
+            edited(SUMS), st.dictionaries(TEXTS, TEXTS, max_size=3).map(as_json)
+        ),
+        "checkpoints/step-000003/state.json": edited(b"{}"),
+        "checkpoints/step-\u0661/x": st.just(b""),
+        "eval/ocr.json": st.one_of(mutated(RESULT).map(as_json), edited(json.dumps(RESULT).encode())),
+        "eval/other.json": st.one_of(mutated(RESULT).map(as_json), edited(b'["a"]')),
+        "adapter/adapter_config.json": st.one_of(mutated({"r": 4}).map(as_json), edited(b'{"r": 4}')),
+        ".lock": st.one_of(mutated(OWNER).map(as_json), edited(json.dumps(OWNER).encode())),
+    },
+)
+test_files_of_a_run = few(given(files=FILES), files_of_a_run, 20)
+test_files_of_a_run_at_length = many(given(files=FILES), files_of_a_run, 700)
+
+
+def opening(text):
+    with folder() as box:
+        for read in (RunDir.open, lambda text: list(verify(Path(text))), lambda text: listing(Path(text))):
+            with guarded(box):
+                read(text)
+
+
+NAMES = st.one_of(TEXTS, st.text(max_size=30)).map("no such run {}".format)
+test_opening = few(given(text=NAMES), opening)
+test_opening_at_length = many(given(text=NAMES), opening, 300)

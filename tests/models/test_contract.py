@@ -1,0 +1,353 @@
+"""What every family promises, against diffusers' own pipeline, on a tiny random one of each."""
+
+import copy
+import json
+import shutil
+
+import pytest
+import torch
+from families import FAMILIES
+from tiny import TEXTS, add_adapters, make_draw, make_sampler
+
+from flowopd_cli.errors import ArtifactError
+from flowopd_cli.models.adapter_files import write_diffusers
+from flowopd_cli.models.folders import base_fingerprint
+from flowopd_cli.models.pipeline import ENCODE_BATCH, PipelineModel
+from flowopd_cli.models.plain import Request, plain_picture, plain_pipeline
+from flowopd_cli.models.random import make_random
+from flowopd_cli.models.speed import COMPILE
+from flowopd_cli.shapes import base_weights, family, family_of, shape_of
+from flowopd_cli.train.collect import rollout, with_images
+
+SIGMA = torch.tensor([0.9, 0.5, 0.2])
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def tiny(request):
+    """Each family in turn."""
+    return FAMILIES[request.param]
+
+
+@pytest.fixture(scope="module")
+def folder(tiny, tmp_path_factory):
+    place = tmp_path_factory.mktemp("families") / tiny.family
+    tiny.assemble(0).save_pretrained(place)
+    return place
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny, folder):
+    model = tiny.load(folder)
+    model.encode(TEXTS)
+    model.release_encoders()
+    return model
+
+
+@pytest.fixture
+def model(loaded):
+    return copy.deepcopy(loaded)
+
+
+@pytest.fixture
+def adapted(model):
+    """The model with ``policy``, ``other`` and ``third``, all different."""
+    return add_adapters(model)
+
+
+@pytest.fixture
+def copied(folder, tmp_path):
+    """A copy of the pipeline that may be edited."""
+    return shutil.copytree(folder, tmp_path / "copy")
+
+
+def edit(path, **changes):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def latents(model, rows=3, seed=0):
+    return torch.randn(rows, *model.latent_shape, generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+def velocity(model, name=None, guidance=2.0, **more):
+    with model.adapters.use(name):
+        return model.velocity(latents(model), SIGMA, model.encode(TEXTS[:3]), guidance=guidance, **more)
+
+
+def gradients(model):
+    with model.adapters.use("policy"):
+        out = model.velocity(latents(model), SIGMA, model.encode(TEXTS[:3]), guidance=2.0)
+        out.square().sum().backward()
+    found = {name: parameter.grad for name, parameter in model.adapters.trainable().items()}
+    for parameter in model.adapters.trainable().values():
+        parameter.grad = None
+    return found
+
+
+def assert_same(found, expected):
+    assert max(float(value.abs().max()) for value in expected.values()) > 1e-4
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.5])
+@pytest.mark.parametrize("steps", [1, 2, 10])
+def test_ode_pictures_are_those_of_diffusers(tiny, model, folder, guidance, steps):
+    draw = make_draw("ab", "01")
+    sampler = make_sampler(model, steps=steps, kernel="ode", guidance=guidance)
+    rolled = with_images(model, rollout(model, sampler, draw, adapter=None))
+    start = rolled.trajectory.latents[:, 0]
+    theirs = tiny.plain(folder)(
+        [prompt.text for prompt in draw.prompts],
+        latents=model.packed(start),
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        max_sequence_length=tiny.options["max_sequence_length"],
+        height=tiny.options["resolution"],
+        width=tiny.options["resolution"],
+        output_type="pt",
+    ).images
+    assert float(theirs.std()) > 0.05
+    torch.testing.assert_close(rolled.images, theirs, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 10])
+def test_the_grid_falls_from_one_to_zero_and_takes_a_shift(model, steps):
+    grid = model.sigmas(steps)
+    assert grid.dtype == torch.float64
+    assert (len(grid), grid[0].item(), grid[-1].item()) == (steps + 1, 1.0, 0.0)
+    assert bool((grid.diff() < 0).all())
+    if steps > 1:
+        assert bool((model.sigmas(steps, 9.0) > model.sigmas(steps, 2.0))[1:-1].all())
+
+
+def test_guidance_changes_the_velocity_and_each_row_may_have_its_own(model):
+    scales = [1.0, 2.0, 4.5]
+    together = velocity(model, guidance=scales)
+    for row, scale in enumerate(scales):
+        torch.testing.assert_close(together[row], velocity(model, guidance=scale)[row], atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(velocity(model, guidance=1.0), velocity(model, guidance=4.5), atol=1e-4)
+
+
+def test_rows_go_through_the_transformer_as_often_as_the_family_says(tiny, model):
+    rows = []
+    hook = model.transformer.register_forward_pre_hook(
+        lambda module, inputs, named: rows.append(len(named["hidden_states"])), with_kwargs=True
+    )
+    for guidance in (1.0, 4.5):
+        velocity(model, guidance=guidance)
+    hook.remove()
+    assert rows == [3 * family(tiny.family).halves(guidance) for guidance in (1.0, 4.5)]
+    assert family(tiny.family).classifier_free == model.classifier_free
+
+
+def test_each_row_has_a_sigma_of_its_own(model):
+    together, cond = velocity(model), model.encode(TEXTS[:3])
+    for row in range(3):
+        one = slice(row, row + 1)
+        alone = model.velocity(latents(model)[one], SIGMA[one], cond[one], guidance=2.0)
+        torch.testing.assert_close(together[one], alone, atol=1e-5, rtol=1e-5)
+
+
+def test_rows_of_several_adapters_share_a_forward(adapted):
+    names = ["other", None, "third"]
+    mixed = velocity(adapted, guidance=[2.0, 1.0, 3.5], adapters=names)
+    for row, (name, guidance) in enumerate(zip(names, [2.0, 1.0, 3.5], strict=True)):
+        torch.testing.assert_close(mixed[row], velocity(adapted, name, guidance)[row], atol=1e-5, rtol=1e-5)
+
+
+def test_adapters_speak_for_themselves_and_the_base_stays_what_it_was(model):
+    base = velocity(model)
+    adapted = add_adapters(model)
+    voices = [velocity(adapted, name) for name in (None, "policy", "other", "third")]
+    assert torch.equal(voices[0], base)
+    assert all(float((a - b).abs().max()) > 1e-3 for i, a in enumerate(voices) for b in voices[i + 1 :])
+    wanting = {name for name, parameter in adapted.transformer.named_parameters() if parameter.requires_grad}
+    assert wanting
+    assert all(".policy." in name for name in wanting)
+
+
+def test_a_saved_adapter_says_the_same_again_here_and_in_plain_diffusers(tiny, adapted, folder, tmp_path):
+    adapted.adapters.save("other", tmp_path / "peft", "owner/base", adapted.fingerprint)
+    fresh = tiny.load(folder)
+    fresh.adapters.load("again", tmp_path / "peft")
+    assert torch.equal(velocity(fresh, "again"), velocity(adapted, "other"))
+    write_diffusers(tmp_path / "hub", adapted.adapters.factors("other"))
+    sampler = make_sampler(adapted, kernel="ode", guidance=3.0)
+    rolled = with_images(adapted, rollout(adapted, sampler, make_draw("a", "0"), adapter="other"))
+    start, side = adapted.packed(rolled.trajectory.latents[:, 0]), tiny.options["resolution"]
+    request = Request(rolled.prompts[0].text, start, side, 4, 3.0, tiny.options["max_sequence_length"])
+    pipeline = plain_pipeline(folder, torch.float32)
+    bare = plain_picture(pipeline, None, request)
+    torch.testing.assert_close(plain_picture(pipeline, tmp_path / "hub", request), rolled.images, atol=1e-5, rtol=0)
+    assert float((bare - rolled.images).abs().max()) > 1e-3
+
+
+def test_checkpointed_gradients_are_those_without(adapted):
+    expected, blocks = gradients(adapted), []
+    adapted.checkpoint_gradients()
+    for block in adapted.blocks:
+        block.register_forward_pre_hook(lambda *_: blocks.append(1))
+    assert_same(gradients(adapted), expected)
+    assert len(blocks) == 2 * len(adapted.blocks)  # each twice: forward, and again for backward
+
+
+@pytest.mark.parametrize("name", ["sdpa", "sdpa-math"])
+def test_attention_by_a_backend_is_that_of_diffusers(tiny, adapted, folder, name):
+    other = add_adapters(tiny.load(folder, attention=name))
+    torch.testing.assert_close(velocity(other, "other"), velocity(adapted, "other"), atol=1e-5, rtol=1e-5)
+    assert_same(gradients(other), gradients(adapted))
+
+
+def test_every_block_is_compiled(tiny, adapted, folder, monkeypatch):
+    torch._dynamo.reset()
+    monkeypatch.setitem(COMPILE, "counted", {"backend": "eager"})
+    other = add_adapters(tiny.load(folder, compile="counted"))
+    assert all(block._compiled_call_impl is not None for block in other.blocks)
+    assert len(other.blocks) == shape_of(str(folder)).blocks
+    torch.testing.assert_close(velocity(other, "other"), velocity(adapted, "other"), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["aot_eager", "default"])
+def test_compiled_and_checkpointed_gradients_are_those_without(tiny, adapted, folder, way):
+    other = add_adapters(tiny.load(folder, compile=way))
+    other.checkpoint_gradients()
+    for (name, found), expected in zip(gradients(other).items(), gradients(adapted).values(), strict=True):
+        torch.testing.assert_close(
+            found, expected, atol=1e-4, rtol=1e-4, msg=name
+        )  # fused kernels sum in another order
+
+
+def test_encoding_is_that_of_the_pipeline(tiny, model, folder):
+    length = tiny.options["max_sequence_length"]
+    theirs = tiny.plain(folder).encode_prompt(list(TEXTS), None, None, max_sequence_length=length)
+    cond = model.encode(TEXTS)
+    ours = [cond.embeds, cond.neg_embeds, cond.pooled, cond.neg_pooled]
+    for got, expected in zip([part for part in ours if part is not None], theirs, strict=False):
+        torch.testing.assert_close(got, expected, atol=1e-6, rtol=1e-5)
+    assert (cond.neg_embeds is not None) == (cond.neg_pooled is not None) == model.classifier_free
+
+
+@pytest.fixture
+def encoded(tiny, folder, monkeypatch):
+    """A model that has seen no text, and the texts of every call of its encoders."""
+    fresh, batches = tiny.load(folder), []
+    original = fresh._embed
+    monkeypatch.setattr(fresh, "_embed", lambda texts: batches.append(list(texts)) or original(texts))
+    return fresh, batches
+
+
+def test_a_text_is_encoded_once_in_batches_of_one_size(encoded):
+    fresh, batches = encoded
+    first = fresh.encode([TEXTS[0], TEXTS[1], TEXTS[0]])
+    again = fresh.encode([TEXTS[1], TEXTS[0]])
+    assert [text for batch in batches for text in batch if text] == [TEXTS[0], TEXTS[1]]
+    assert [len(batch) for batch in batches] == [ENCODE_BATCH]
+    assert torch.equal(first.embeds[[1, 0]], again.embeds)
+    assert torch.equal(first.embeds[0], first.embeds[2])
+
+
+def test_a_text_has_one_embedding_whatever_its_company(tiny, model, folder):
+    together, alone = model.encode(TEXTS), tiny.load(folder).encode(TEXTS[2:3])
+    assert torch.equal(together.embeds[2], alone.embeds[0])
+    assert torch.equal(together.pooled[2], alone.pooled[0])
+
+
+def test_texts_are_encoded_ahead_and_the_encoders_go(encoded):
+    fresh, batches = encoded
+    texts = [f"{text} {i}" for i in range(9) for text in TEXTS]
+    fresh.encode_ahead([*texts, *texts])
+    assert [len(batch) for batch in batches] == [ENCODE_BATCH] * 3
+    assert [text for batch in batches for text in batch if text] == texts
+    assert fresh._encoders is None
+    fresh.encode(texts)
+    assert fresh._encoders is None
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_second_model_reads_what_the_first_encoded_and_loads_no_encoder(tiny, folder, tmp_path, monkeypatch, dtype):
+    plain = tiny.load(folder, dtype=dtype).encode(TEXTS)
+    tiny.load(folder, dtype=dtype, prompt_cache=tmp_path).encode_ahead(TEXTS)
+
+    def loaded(self):
+        raise AssertionError("encoders are loaded")
+
+    monkeypatch.setattr(PipelineModel, "_pipeline", loaded)
+    second = tiny.load(folder, dtype=dtype, prompt_cache=tmp_path)
+    second.encode_ahead(TEXTS)
+    cond = second.encode(TEXTS)
+    assert torch.equal(cond.embeds, plain.embeds)
+    assert torch.equal(cond.pooled, plain.pooled)
+
+
+def test_other_encoders_lengths_and_precisions_share_no_embedding(tiny, folder, copied, tmp_path):
+    edit(copied / "tokenizer" / "tokenizer_config.json", note="changed")
+    options = ({}, {"max_sequence_length": 5}, {"dtype": "bfloat16"})
+    models = [tiny.load(folder, prompt_cache=tmp_path, **more) for more in options]
+    models.append(tiny.load(copied, prompt_cache=tmp_path))
+    assert len({one.prompts.folder for one in models}) == 4
+    assert tiny.load(folder, prompt_cache=tmp_path).prompts.folder == models[0].prompts.folder
+
+
+def test_bfloat16_gives_float32_velocities(tiny, folder):
+    model = tiny.load(folder, dtype="bfloat16")
+    assert model.encode(TEXTS[:1]).embeds.dtype == model.transformer.dtype == torch.bfloat16
+    assert velocity(model).dtype == torch.float32
+
+
+def test_pictures_have_the_resolution_and_lie_between_zero_and_one(tiny, model):
+    images = model.decode(20 * latents(model))
+    assert images.shape == (3, 3, tiny.options["resolution"], tiny.options["resolution"])
+    assert images.dtype == torch.float32
+    assert (float(images.min()), float(images.max())) == (0.0, 1.0)
+
+
+def test_a_resolution_between_patches_is_refused(tiny, folder):
+    resolution = tiny.options["resolution"]
+    with pytest.raises(ArtifactError, match=rf"model\.resolution {resolution + 1} is not a multiple of \d+ pixels"):
+        _ = tiny.load(folder, resolution=resolution + 1).latent_shape
+
+
+def test_the_fingerprint_follows_the_weights_and_the_configuration(tiny, model, folder, copied, tmp_path):
+    known = model.fingerprint
+    assert known == base_fingerprint(folder) == base_fingerprint(copied)
+    tiny.assemble(1).transformer.save_pretrained(tmp_path / "other" / "transformer")
+    assert base_fingerprint(tmp_path / "other") != known
+    edit(copied / "transformer" / "config.json", note="changed")
+    assert base_fingerprint(copied) != known
+
+
+def test_a_base_of_another_family_is_refused(tiny, copied):
+    edit(copied / "transformer" / "config.json", _class_name="PixArtTransformer2DModel")
+    with pytest.raises(ArtifactError, match=r"its transformer is PixArtTransformer2DModel, .* model\.family=NAME"):
+        tiny.load(copied)
+
+
+def test_the_family_is_told_off_a_folder_and_its_weights_are_counted(tiny, model, folder):
+    assert family_of(str(folder)) == tiny.family
+    shape = shape_of(str(folder))
+    tensors = [*model.transformer.parameters(), *model.transformer.buffers()]
+    assert base_weights(shape) == sum(tensor.numel() for tensor in tensors)
+    resolution, (channels, side, _) = tiny.options["resolution"], model.latent_shape
+    assert (shape.latent_channels, shape.side(resolution)) == (channels, side)
+    assert shape.text_tokens(tiny.options["max_sequence_length"]) >= model.encode(TEXTS).embeds.shape[1]
+
+
+@pytest.mark.parametrize("value", [-1, "many", 10**6])
+def test_a_shape_that_somebody_damaged_is_not_told(tiny, copied, value):
+    edit(copied / "transformer" / "config.json", num_layers=value)
+    assert family_of(str(copied)) == tiny.family
+    assert shape_of(str(copied)) is None
+
+
+def test_a_random_model_of_the_shape_is_one_of_the_family(tiny, folder):
+    options = {**tiny.options, "device": "cpu"}
+    shape = shape_of(str(folder))
+    one = make_random(type(tiny.load(folder)), shape, options, (32,) * shape.pixels.bit_length())
+    assert isinstance(one, PipelineModel)
+    cond = one.encode(TEXTS[:3])
+    out = one.velocity(latents(one), SIGMA, cond, guidance=2.0)
+    assert out.shape == (3, *one.latent_shape)
+    assert bool(out.isfinite().all())
+    assert torch.equal(one.encode(TEXTS[:1]).embeds[0], cond.embeds[0])

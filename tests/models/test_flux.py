@@ -1,0 +1,275 @@
+"""What is FLUX's own beside the contract: packed tokens, a grid by resolution, guidance as an input, its shape."""
+
+import itertools
+import json
+import math
+import shutil
+
+import numpy as np
+import pytest
+import tiny_flux
+import torch
+from diffusers import FluxPipeline, FluxTransformer2DModel
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+from families import FLUX
+from tiny import TEXTS
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from flowopd_cli import recipe as recipes
+from flowopd_cli.arithmetic import arithmetic
+from flowopd_cli.card import Card, metadata
+from flowopd_cli.errors import ArtifactError
+from flowopd_cli.footprint import footprint, forward_operations, kept
+from flowopd_cli.manifest import Manifest
+from flowopd_cli.models.adapters import AdapterBank
+from flowopd_cli.models.shapes.flux import SHAPES, FluxShape
+from flowopd_cli.options import Common
+from flowopd_cli.plan import resolve
+from flowopd_cli.preflight import check_names
+from flowopd_cli.recipe import ATTENTION_TARGETS, AdapterSpec
+from flowopd_cli.shapes import Rows, adapter_weights, base_weights, family_of, shape_of
+
+GIB = 2**30
+FEED_FORWARD = ("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2", "proj_mlp")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    place = tmp_path_factory.mktemp("flux") / "dev"
+    tiny_flux.assemble(0).save_pretrained(place)
+    return place
+
+
+@pytest.fixture(scope="module")
+def schnell(tmp_path_factory):
+    """A base whose network takes no guidance, and whose scheduler has one shift for all pictures."""
+    place = tmp_path_factory.mktemp("flux") / "schnell"
+    tiny_flux.assemble(0, guidance=False).save_pretrained(place)
+    edit(place / "scheduler" / "scheduler_config.json", use_dynamic_shifting=False, shift=1.0)
+    return place
+
+
+@pytest.fixture
+def copied(folder, tmp_path):
+    return shutil.copytree(folder, tmp_path / "copy")
+
+
+def edit(path, **changes):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def point(model, rows=2, side=None):
+    channels, own, _ = model.latent_shape
+    shape = (rows, channels, side or own, own)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0)), torch.full((rows,), 0.6)
+
+
+@torch.no_grad()
+def velocity(model, guidance, side=None):
+    x, sigma = point(model, side=side)
+    return model.velocity(x, sigma, model.encode(TEXTS[:2]), guidance=guidance)
+
+
+def test_tokens_are_packed_as_the_pipeline_packs_them(folder):
+    model = FLUX.load(folder)
+    x = torch.randn(2, 4, 6, 4)
+    assert torch.equal(model.packed(x), FluxPipeline._pack_latents(x, 2, 4, 6, 4))
+
+
+def test_the_transformer_sees_its_tokens_where_they_are(folder):
+    """On latents that are not square, so that rows and columns cannot be taken for each other."""
+    model = FLUX.load(folder)
+    x, sigma = point(model, side=6)
+    cond, ids = model.encode(TEXTS[:2]), FluxPipeline._prepare_latent_image_ids(2, 3, 2, "cpu", torch.float32)
+    with torch.no_grad():
+        tokens = model.transformer(
+            hidden_states=model.packed(x),
+            timestep=sigma,
+            guidance=torch.full((2,), 2.5),
+            pooled_projections=cond.pooled,
+            encoder_hidden_states=cond.embeds,
+            txt_ids=torch.zeros(tiny_flux.SEQUENCE, 3),
+            img_ids=ids,
+        ).sample
+    pixels = 4  # a latent pixel's side in the picture
+    expected = FluxPipeline._unpack_latents(tokens, 6 * pixels, 4 * pixels, pixels)
+    torch.testing.assert_close(velocity(model, 2.5, side=6), expected, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["exponential", "linear"])
+@pytest.mark.parametrize("resolution", [16, 64, 1024, 2048])
+def test_the_grid_is_the_pipelines_at_every_resolution(copied, resolution, kind):
+    edit(copied / "scheduler" / "scheduler_config.json", time_shift_type=kind)
+    model = FLUX.load(copied, resolution=resolution)
+    tokens = math.prod(model.latent_shape[1:]) // 4
+    scheduler = FLUX.plain(copied).scheduler
+    for steps in (1, 2, 10):
+        scheduler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps), mu=calculate_shift(tokens))
+        torch.testing.assert_close(model.sigmas(steps), scheduler.sigmas.double(), atol=1e-6, rtol=0)
+
+
+def test_a_shift_of_its_own_stands_for_the_schedulers(folder):
+    # 2 sigma / (1 + sigma) at 3/4, 1/2, 1/4
+    assert FLUX.load(folder).sigmas(4, 2.0).tolist() == pytest.approx([1, 6 / 7, 2 / 3, 2 / 5, 0])
+
+
+@pytest.mark.parametrize("option", [{"use_karras_sigmas": True}, {"shift_terminal": 0.02}])
+def test_a_grid_of_another_kind_is_refused_unless_a_shift_is_given(copied, option):
+    edit(copied / "scheduler" / "scheduler_config.json", **option)
+    model = FLUX.load(copied)
+    with pytest.raises(ArtifactError, match=rf"the scheduler's {next(iter(option))} is not supported; set sampling.sh"):
+        model.sigmas(4)
+    assert len(model.sigmas(4, 3.0)) == 5
+
+
+def test_guidance_is_what_the_network_is_given(folder, monkeypatch):
+    model, given = FLUX.load(folder), []
+    forward = model.transformer.forward
+    monkeypatch.setattr(model.transformer, "forward", lambda **kw: given.append(kw["guidance"]) or forward(**kw))
+    for guidance in (1.0, 3.5, [2.0, 1.0]):
+        velocity(model, guidance)
+    assert [row.tolist() for row in given] == [[1.0, 1.0], [3.5, 3.5], [2.0, 1.0]]
+
+
+def test_a_base_without_guidance_draws_the_pipelines_picture_and_refuses_any_but_one(schnell):
+    model = FLUX.load(schnell)
+    assert model.sigmas(4).tolist() == [1.0, 0.75, 0.5, 0.25, 0.0]
+    bare = FLUX.plain(schnell).transformer
+    x, sigma = point(model)
+    cond = model.encode(TEXTS[:2])
+    ids = torch.zeros(tiny_flux.SEQUENCE, 3), FluxPipeline._prepare_latent_image_ids(2, 2, 2, "cpu", torch.float32)
+    with torch.no_grad():
+        tokens = bare(model.packed(x), cond.embeds, cond.pooled, sigma, ids[1], ids[0]).sample
+    expected = FluxPipeline._unpack_latents(tokens, 16, 16, 4)
+    torch.testing.assert_close(velocity(model, 1.0), expected, atol=1e-6, rtol=1e-5)
+    with pytest.raises(ArtifactError, match=r"takes no guidance: set sampling\.guidance, .* to 1"):
+        velocity(model, 3.5)
+
+
+def test_a_resolution_is_the_pipelines_own_unless_one_is_chosen(folder):
+    assert FLUX.load(folder, resolution=None).latent_shape == (4, 128, 128)
+    assert FLUX.load(folder, resolution=24).latent_shape == (4, 6, 6)
+
+
+def test_a_transformer_that_wants_a_picture_to_edit_is_refused(copied):
+    edit(copied / "transformer" / "config.json", in_channels=16, out_channels=8)
+    made = FluxTransformer2DModel.from_config(FluxTransformer2DModel.load_config(copied / "transformer"))
+    made.save_pretrained(copied / "transformer")
+    with pytest.raises(ArtifactError, match="takes a picture beside the noise"):
+        _ = FLUX.load(copied).latent_shape
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_weights_are_those_of_diffusers(name):
+    with torch.device("meta"):
+        model = FluxTransformer2DModel(**SHAPES[name].config())
+    assert base_weights(SHAPES[name]) == sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_the_published_shapes():
+    assert base_weights(SHAPES["flux-dev"]) == 11_901_408_320
+    assert shape_of("black-forest-labs/FLUX.1-dev") is SHAPES["flux-dev"]
+    assert shape_of("black-forest-labs/FLUX.1-schnell") is SHAPES["flux-schnell"]
+    assert (SHAPES["flux-dev"].image_tokens(512), SHAPES["flux-dev"].image_tokens(None)) == (1024, 4096)
+
+
+def test_operations_are_those_that_pytorch_counts():
+    shape, model = SHAPES["flux-small"], network(SHAPES["flux-small"])
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(**inputs(shape, Rows(1, 64, 20, 4), torch.float32))
+    assert forward_operations(shape, 64, 20) == pytest.approx(counter.get_total_flops(), rel=0.01)
+
+
+@pytest.mark.parametrize("targets", [ATTENTION_TARGETS, ATTENTION_TARGETS[:2] + FEED_FORWARD, ("proj_out",)])
+def test_adapters_are_counted(targets):
+    bank = AdapterBank(network(SHAPES["flux-small"]), targets)
+    bank.add("policy", 8, 8, seed=0, trainable=True)
+    found = sum(weight.numel() for weight in bank.trainable().values())
+    assert adapter_weights(SHAPES["flux-small"], targets, 8) == found
+
+
+def network(shape, dtype=torch.float32):
+    with torch.random.fork_rng():
+        return FluxTransformer2DModel(**shape.config()).to(dtype)
+
+
+def inputs(shape, batch, dtype):
+    given = {
+        "hidden_states": torch.randn(batch.rows, batch.image, shape.in_channels),
+        "encoder_hidden_states": torch.randn(batch.rows, batch.text, shape.joint_attention_dim),
+        "pooled_projections": torch.randn(batch.rows, shape.pooled_projection_dim),
+    }
+    given = {name: value.to(dtype) for name, value in given.items()}
+    times = {"timestep": torch.full((batch.rows,), 0.5), "guidance": torch.full((batch.rows,), 3.5)}
+    return {**given, **times, "txt_ids": torch.zeros(batch.text, 3), "img_ids": torch.zeros(batch.image, 3)}
+
+
+def autograd_keeps(shape, adapter, batch, checkpointing):
+    """Bytes of the distinct storages that one forward saves for its backward, weights left out."""
+    model = network(shape, torch.float32 if batch.bytes == 4 else torch.bfloat16)
+    bank = AdapterBank(model, adapter.targets)
+    bank.add("policy", adapter.rank, adapter.alpha, seed=0, trainable=True)
+    if checkpointing:
+        model.enable_gradient_checkpointing()
+        model.train()
+    weights = {t.untyped_storage().data_ptr() for t in itertools.chain(model.parameters(), model.buffers())}
+    held = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            held[storage.data_ptr()] = (storage.nbytes(), tensor)
+        return tensor
+
+    with bank.use("policy"), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model(**inputs(shape, batch, model.dtype))
+    return sum(size for size, _ in held.values())
+
+
+@pytest.mark.parametrize("width", [4, 2])
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("targets", [ATTENTION_TARGETS, ATTENTION_TARGETS + FEED_FORWARD])
+def test_the_activations_are_those_that_autograd_keeps(width, checkpointing, targets):
+    shape = FluxShape(3, 6, 64, 2, 64, 48, guidance_embeds=True, axes_dims_rope=(8, 28, 28))
+    adapter, batch = AdapterSpec(rank=16, alpha=16, targets=targets), Rows(2, 256, 40, width)
+    found = autograd_keeps(shape, adapter, batch, checkpointing)
+    expected = kept(shape, adapter, batch, checkpointing=checkpointing)
+    if checkpointing:  # the block that is recomputed is not among what is saved
+        expected -= kept(shape, adapter, batch) // shape.blocks
+    assert found == pytest.approx(expected, rel=0.15 if checkpointing else 0.1)
+
+
+def test_the_figures_of_a_dry_run_of_the_true_model():
+    recipe = recipes.load(recipes.find("flux-dev/teacher-pickscore"))
+    figures = footprint(recipe)
+    assert figures["memory: base"] == f"{2 * 11_901_408_320 / GIB:.2f} GiB"
+    assert figures["memory: text encoders, before training"] == f"{2 * (123_060_480 + 4_762_310_656) / GIB:.2f} GiB"
+    one = adapter_weights(SHAPES["flux-dev"], recipe.adapter.targets, 64) * 4 / GIB
+    assert figures["memory: adapters"] == f"{2 * one:.2f} GiB"  # policy and its average
+    counted = arithmetic(recipe)
+    # six steps, five of them trained, one forward each whatever the guidance; no reference without a KL
+    assert counted["of these rollout / labels / learning"] == "6 / 0 / 5"
+
+
+def test_a_base_on_the_command_line_brings_its_family(folder, tmp_path):
+    values = {"rewards": [{"name": "jpeg_compressibility"}], "prompts": [{"source": "toy:ocr"}]}
+    for base in (str(folder), "black-forest-labs/FLUX.1-schnell"):
+        recipe = resolve("teacher", Common(base=base, out=tmp_path / "t"), values)
+        assert (recipe.model.family, recipe.model.pretrained) == ("flux", base)
+    over = Common(base="toy", recipe="flux-dev/teacher-pickscore", out=tmp_path / "t")
+    assert resolve("teacher", over, {}).model.family == "sd3"
+
+
+def test_a_base_of_another_family_than_the_recipes_is_refused_before_anything_is_loaded(folder):
+    recipe = recipes.build({"stage": "eval", "model": {"pretrained": str(folder), "family": "sd3"}})
+    with pytest.raises(ArtifactError, match=r"family sd3: .* is of the family flux: use --set model\.family=flux"):
+        check_names(recipe)
+    assert family_of(str(folder)) == "flux"
+
+
+@pytest.mark.parametrize(("name", "license"), [("dev", "flux-1-dev-non-commercial-license"), ("schnell", "apache-2.0")])
+def test_a_card_names_the_bases_license(name, license):
+    manifest = Manifest.model_construct(stage="teacher")
+    found = metadata(Card("t", manifest, [], "me/t"), f"black-forest-labs/FLUX.1-{name}")
+    assert found.get("license_name", found["license"]) == license

@@ -1,0 +1,138 @@
+"""The six commands on a tiny base that is not of the default family, from its recipes, as a user would type them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from families import FLUX
+from safetensors.torch import load_file
+from tiny import TEXTS
+
+import flowopd_cli
+from flowopd_cli.run import RunDir
+
+PACKAGE = Path(flowopd_cli.__file__).parent.parent
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(PACKAGE), "OMP_NUM_THREADS": "1"}
+SMALL = {
+    "model.resolution": 32,
+    "model.max_sequence_length": 6,
+    "model.dtype": "float32",
+    "model.device": "cpu",
+    "adapter.rank": 4,
+    "adapter.alpha": 4,
+    "sampling.steps": 3,
+    "train.iterations": 2,
+    "train.groups": 2,
+    "train.group_size": 2,
+    "train.checkpoint_every": 1,
+    "train.sample_every": 2,
+    "train.ema_every": 1,
+}
+
+
+def flags(**more):
+    """``--set`` for the small settings and ``more`` of them, whose dots are double underscores."""
+    named = {**SMALL, **{key.replace("__", "."): value for key, value in more.items()}}
+    return [word for key, value in named.items() for word in ("--set", f"{key}={value}")]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A FLUX pipeline in a folder."""
+    folder = tmp_path_factory.mktemp("bases") / "flux"
+    FLUX.assemble(0).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def call(flowopd):
+    """Run a command that has to succeed; returns its result."""
+
+    def run(*argv):
+        code, out, err = flowopd(*argv, "--json")
+        assert code == 0, err
+        return json.loads(out)
+
+    return run
+
+
+def trained(path):
+    """A run that trained for two iterations and moved its adapter."""
+    run = RunDir.open(path)
+    assert run.manifest().status == "done"
+    assert [row["iteration"] for row in run.rows()] == [1, 2]
+    weights = load_file(run.adapter_dir / "adapter_model.safetensors")
+    assert any(".single_transformer_blocks." in name for name in weights)
+    assert any(float(value.abs().max()) > 0 for name, value in weights.items() if "lora_B" in name)
+    return run
+
+
+def test_the_six_commands(call, base, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    prompts = "prompts=[{source: toy:geneval, limit: 4}, {source: toy:ocr, limit: 4}]"
+    reward = ("--set", "rewards=[{name: jpeg_compressibility}]")
+    on = ("--base", base)
+    for task in ("geneval", "ocr"):
+        source = ("--set", f"prompts=[{{source: toy:{task}, limit: 4}}]")
+        recipe = ("--recipe", "flux-dev/teacher-pickscore", *on, *reward, *source)
+        call("teacher", *recipe, "--out", f"t-{task}", *flags(grpo__beta=0.1, seed=len(task)))
+        trained(f"t-{task}")
+    teachers = ("--teacher", "geneval=t-geneval,guidance=2.0", "--teacher", "ocr=t-ocr")
+    cold = flags(sft__samples=4, sft__batch=4, sampling__guidance=3.5)
+    call("coldstart", *on, *teachers, "--set", prompts, "--out", "c", *cold)
+    assert trained("c").recipe().model.family == "flux"
+
+    merged = call("merge", "t-geneval", "t-ocr", "--out", "init", "--set", "merge.rank=4")
+    assert merged["metrics"]["rank"] == 4
+    assert RunDir.open("init").manifest().base == RunDir.open("c").manifest().base
+
+    roles = (*teachers, "--init", "init", "--anchor", "c")
+    small = flags(train__gradient_checkpointing="true")
+    call("distill", "--recipe", "flux-dev/distill", *on, *roles, "--set", prompts, "--out", "s", *small)
+    assert {"kl", "kl_anchor"} <= set(trained("s").rows()[0])
+    replayed = flags(opd__schedule="replay", train__sample_every=0, train__checkpoint_every=2)
+    call("distill", "--recipe", "flux-dev/distill", *on, *roles, "--set", prompts, "--out", "r", *replayed)
+    one, two = (load_file(RunDir.open(path).adapter_dir / "adapter_model.safetensors") for path in "sr")
+    assert max(float((one[key] - two[key]).abs().max()) for key in one) < 1e-5
+
+    counted = ("--set", "eval.limit=2", "--set", "eval.images=1", "--set", "eval.steps=2", "--set", "eval.guidance=3.5")
+    scored = call("eval", "--suite", "toy-quality", "--adapter", "s", *counted, "--out", "e")
+    assert scored["suites"]["quality"]["n"] == 2
+    assert call("eval", "--suite", "toy-quality", "--base", base, *counted, *resolution(), "--out", "eb")["suites"]
+
+    pushed = call("push", "s", "--dry-run", "--out", "p", "--set", "push.verify_guidance=3.5")
+    assert pushed["metrics"]["difference"] <= 2 / 255
+    folder = RunDir.open("p").hub_dir
+    assert "DiffusionPipeline.from_pretrained" in (folder / "README.md").read_text()
+    pipeline = FLUX.plain(base)
+    asked = {"height": 32, "width": 32, "max_sequence_length": 6, "num_inference_steps": 2, "output_type": "pt"}
+    before = pipeline(TEXTS[0], generator=torch.manual_seed(0), **asked).images
+    pipeline.load_lora_weights(folder)
+    after = pipeline(TEXTS[0], generator=torch.manual_seed(0), **asked).images
+    assert float((before - after).abs().max()) > 0
+
+
+def resolution():
+    return ("--set", "model.resolution=32", "--set", "model.max_sequence_length=6")
+
+
+@pytest.mark.slow
+def test_two_processes_with_half_of_the_base_each_train_what_one_does(base, tmp_path):
+    """Three groups: one process has more forwards to make than the other, which makes up for them."""
+    recipe = ["teacher", "--recipe", "flux-dev/teacher-pickscore", "--base", str(base)]
+    data = ["--set", "rewards=[{name: jpeg_compressibility}]", "--set", "prompts=[{source: toy:geneval, limit: 4}]"]
+    common = [*recipe, *data, *flags(train__groups=3, train__sample_every=0, grpo__beta=0.1)]
+    ways = {"one": [], "two": ["--processes", "2"], "pieces": ["--processes", "2", "--set", "model.shard=true"]}
+    found = {}
+    for name, more in ways.items():
+        argv = [sys.executable, "-m", "flowopd_cli", *common, "--out", str(tmp_path / name), *more]
+        done = subprocess.run(argv, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        found[name] = load_file(trained(tmp_path / name).adapter_dir / "adapter_model.safetensors")
+    for name in ("two", "pieces"):
+        for key, value in found["one"].items():
+            torch.testing.assert_close(found[name][key], value, atol=1e-6, rtol=1e-3)  # float32 sums in another order
