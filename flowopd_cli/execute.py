@@ -53,7 +53,7 @@ def perform(recipe: recipes.Recipe, common: Common) -> None:
     if launch.should_launch(copies):
         _check_stage(recipe)
         raise typer.Exit(_relaunch(recipe, common, copies))
-    with processes.together():
+    with processes.together():  # what the first refuses, the others would wait for
         _check_stage(recipe)
         run = _open_run(recipe, common)
     with redirect_stdout(sys.stderr):

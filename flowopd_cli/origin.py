@@ -14,7 +14,7 @@ from flowopd_cli.manifest import Base, Environment, Parent
 from flowopd_cli.recipe_io import first_problem
 from flowopd_cli.refs import AdapterRef
 
-# Fields of the recipe that a resumed run may change. All but the steps of the optimizer, which a training that no longer
+# Fields of the recipe that a resumed run may change. All but the optimizer's steps, which a training that no longer
 # learns may need smaller, change no result beyond rounding. A section has all its own.
 MAY_CHANGE = frozenset(
     {

@@ -205,9 +205,7 @@ class RunDir(RunPaths):
                 kept = [row for row in rows if (row.get("iteration", row.get("step")) or 0) <= step]
                 atomic_write(file, files.json_lines(kept))
 
-    def save_checkpoint(
-        self, step: int, fill: Fill, keep: int, best: int | None = None, regular: Regular = each
-    ) -> None:
+    def save_checkpoint(self, at: int, fill: Fill, keep: int, best: int | None = None, regular: Regular = each) -> None:
         """Let ``fill`` write the checkpoint of step ``at``, then keep the newest ``keep`` and the one of step ``best``.
 
         One that is not ``regular``, such as a stopped run's, counts as long as it is the newest, and for nothing else.

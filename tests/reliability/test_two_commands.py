@@ -66,6 +66,22 @@ def test_a_run_that_is_being_written_is_left_alone(forks, whole, half, tmp_path,
     owner.finish("interrupted")
 
 
+@pytest.mark.parametrize("resume", [False, True])
+def test_two_processes_are_refused_as_one_is(forks, whole, half, tmp_path, resume):
+    """The first one refuses, and the other does not wait for it."""
+    path = shutil.copytree(half, tmp_path / "r")
+    owner = RunDir.open(path)
+    if resume:
+        owner.start(owner.recipe())
+    argv = ["teacher", "--resume", path] if resume else [*whole.commands["teacher"], "--out", path]
+    ended = forks.run(*argv, ranks=2)
+    assert ended.code == 2, ended.err
+    assert ("is writing this run" if resume else "is not empty") in ended.err
+    assert "Traceback" not in ended.err
+    assert ended.seconds < 60
+    owner.finish("interrupted")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("resume", [False, True])
 def test_of_two_real_command_lines_one_proceeds(whole, half, tmp_path, resume):
