@@ -101,7 +101,7 @@ def is_intact(folder: Path) -> bool:
     try:
         sums = read_json(folder / CHECKSUMS, "checksum list")
         return all(sha256_file(below(folder, name)) == value for name, value in sums.items())
-    except (ArtifactError, OSError):
+    except (ArtifactError, OSError, ValueError):
         return False
 
 
