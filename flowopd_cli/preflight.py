@@ -44,10 +44,10 @@ def check(recipe: Recipe, *, out: Path | None = None, dry_run: bool = False) -> 
             teacher or no reward, or ``out`` holds what the recipe reads.
     """
     refs = dict(adapter_refs(recipe))
-    check_refs(refs)
+    check_refs(refs, fetch=not dry_run)
     if out is not None:
         _check_out(out, recipe, refs)
-    check_bases(recipe.model, refs)
+    check_bases(recipe.model, refs, fetch=not dry_run)
     if isinstance(recipe, PushRecipe):
         _check_push(recipe, dry_run)
     return check_names(recipe)

@@ -105,7 +105,7 @@ def merge(
         _check_shapes(name, [factors for _, factors in parts])
         try:
             merged[name], reports[name] = _merge_module(name, parts, rank, options)
-        except torch.linalg.LinAlgError as error:
+        except torch.linalg.LinAlgError as error:  # pyright: ignore[reportPrivateImportUsage]
             raise MergeError(f"{name}: cannot be merged with these weights (no finite numbers)") from error
         if not (merged[name].a.isfinite().all() and merged[name].b.isfinite().all()):
             raise MergeError(f"{name}: the merge has numbers that are not finite: lower the weights")
