@@ -11,7 +11,7 @@ from flowopd_cli.errors import ArtifactError
 from flowopd_cli.models.folders import base_fingerprint
 from flowopd_cli.paths import is_dir, is_file, is_hub_id, is_revision
 from flowopd_cli.recipe import ModelSpec
-from flowopd_cli.refs import AdapterRef
+from flowopd_cli.refs import AdapterRef, recorded_base
 
 
 def check_base(model: ModelSpec) -> None:
@@ -48,30 +48,32 @@ def _check_family(model: ModelSpec) -> None:
         )
 
 
-def check_refs(refs: Mapping[str, str]) -> None:
-    """Refuse adapters, named by their place in the recipe, that are missing or damaged; those on the Hub are passed
-    over.
+def check_refs(refs: Mapping[str, str], *, fetch: bool = False) -> None:
+    """Refuse adapters, named by their place in the recipe, that are missing or damaged. Those on the Hub are passed
+    over, or with ``fetch`` fetched first.
 
     Raises:
         ArtifactError: see :func:`flowopd_cli.adapter_header.read_adapter_header`.
     """
     for role, ref in refs.items():
         try:
-            reference = AdapterRef.parse(ref)
-            reference.check()
-            _pairs(reference)
+            folder = _adapter(ref, fetch)
+            if folder is not None:
+                read_adapter_header(folder)
         except ArtifactError as error:
             raise ArtifactError(f"{role}: {error}") from error
 
 
-def check_bases(model: ModelSpec, refs: Mapping[str, str]) -> None:
+def check_bases(model: ModelSpec, refs: Mapping[str, str], *, fetch: bool = False) -> None:
     """Refuse adapters of different bases, or of another base than the recipe's, as far as can be told from files.
+    ``fetch`` as in :func:`check_refs`.
 
     Raises:
         ArtifactError: the records differ, or the base has no such module, or it has another shape there.
     """
-    named = [AdapterRef.parse(ref) for ref in refs.values()]
-    recorded = [(ref.text, sha) for ref in named if (sha := ref.base_sha256())]
+    folders = {ref: path for ref in refs.values() if (path := _adapter(ref, fetch)) is not None}
+    bases = {ref: base for ref, path in folders.items() if (base := recorded_base(path)) is not None}
+    recorded = [(ref, base.sha256) for ref, base in bases.items() if base.sha256]
     _check_one_base(recorded)
     folder = _folder(model.pretrained)
     if model.family not in registry.FAMILIES.names() or folder is None:
@@ -85,8 +87,8 @@ def check_bases(model: ModelSpec, refs: Mapping[str, str]) -> None:
             )
     shape = shapes.shape_of(model.pretrained)
     modules = {} if shape is None else {m.name: (m.outputs, m.inputs) for m in shape.linears()}
-    for reference in named if modules else ():
-        _check_modules(reference.text, _pairs(reference), modules)
+    for ref, path in folders.items() if modules else ():
+        _check_modules(ref, read_adapter_header(path).pairs, modules)
 
 
 def _folder(pretrained: str) -> Path | None:
@@ -117,7 +119,7 @@ def _check_modules(text: str, pairs: Mapping[str, Pair], modules: Mapping[str, t
             )
 
 
-def _pairs(reference: AdapterRef) -> Mapping[str, Pair]:
-    """The modules of a local adapter; none for the base and for what is on the Hub."""
-    folder = None if reference.kind == "hub" else reference.resolve()
-    return {} if folder is None else read_adapter_header(folder).pairs
+def _adapter(ref: str, fetch: bool) -> Path | None:
+    """The folder of an adapter; ``None`` for the base, and for one on the Hub that is not to be fetched."""
+    reference = AdapterRef.parse(ref)
+    return None if reference.kind == "hub" and not fetch else reference.resolve()

@@ -34,7 +34,7 @@ def read_json_value(path: Path, what: str) -> Any:
             content = handle.read(LARGEST + 1)
         if len(content) > LARGEST:
             raise ValueError(f"more than {LARGEST >> 20} MiB")
-        return json.loads(content.decode("utf-8"))
+        return _parsed(content)
     except FileNotFoundError as error:
         raise ArtifactError(f"{path}: no such {what}") from error
     except RecursionError as error:
@@ -56,7 +56,7 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for number, line in enumerate(lines, start=1):
         try:
-            row = json.loads(line.decode("utf-8")) if line.strip() else None
+            row = _parsed(line) if line.strip() else None
         except (ValueError, RecursionError):
             row = line
         if isinstance(row, dict):
@@ -64,3 +64,11 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
         elif row is not None and any(map(bytes.strip, lines[number:])):
             raise ArtifactError(f"{path}:{number}: not JSON, or not an object")
     return found
+
+
+def _parsed(content: bytes) -> Any:
+    """The JSON value of UTF-8 text; escapes of half a surrogate pair, which nothing could write again, are no text."""
+    value = json.loads(content.decode("utf-8"))
+    if b"\\ud" in content.lower():
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    return value

@@ -62,9 +62,13 @@ def below(folder: Path, name: str) -> Path:
     """
     parts = {*PurePosixPath(name).parts, *PureWindowsPath(name).parts}
     absolute = name.startswith(("/", "\\")) or bool(PureWindowsPath(name).drive)
-    if not parts or absolute or ".." in parts or any(ord(letter) < 32 for letter in name):
+    if not parts or absolute or ".." in parts or any(map(_unwritable, name)):
         raise ArtifactError(f"{folder}: {name[:SHOWN]!r} is no name of a file in it")
     return folder / name
+
+
+def _unwritable(letter: str) -> bool:
+    return letter < " " or "\ud800" <= letter <= "\udfff"
 
 
 def _closed(path: str | Path) -> ArtifactError:

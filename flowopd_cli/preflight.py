@@ -47,10 +47,10 @@ def check(recipe: Recipe, *, out: Path | None = None, dry_run: bool = False) -> 
     refs = dict(adapter_refs(recipe))
     absent = {role: ref for role, ref in refs.items() if AdapterRef.parse(ref).absent} if dry_run else {}
     refs = {role: ref for role, ref in refs.items() if role not in absent}
-    check_refs(refs)
+    check_refs(refs, fetch=not dry_run)
     if out is not None:
         _check_out(out, recipe, refs)
-    check_bases(recipe.model, refs)
+    check_bases(recipe.model, refs, fetch=not dry_run)
     if isinstance(recipe, PushRecipe):
         _check_push(recipe, dry_run)
     return [*(f"{role}: {ref}: is not there yet" for role, ref in absent.items()), *check_names(recipe)]

@@ -26,6 +26,7 @@ from flowopd_cli.manifest import environment
 
 SECONDS = 20
 COUNTS = {"few": 0, "many": 0}
+PLANNED = {"tests": 0, "examples": 0}
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 CHANGES = {
     *("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.symlink", "os.link", "os.truncate", "os.chmod", "os.chown"),
@@ -110,13 +111,15 @@ def counted(kind, function):
     return call
 
 
-def few(strategies, function, examples=20):
+def few(strategies, function, examples=10):
     """The property as an ordinary test: the same few examples every time."""
     return _settings(examples, derandomize=True)(strategies(counted("few", function)))
 
 
 def many(strategies, function, examples):
-    """The property as a slow test."""
+    """The property as a slow test, whose name ends in ``_at_length``."""
+    PLANNED["tests"] += 1
+    PLANNED["examples"] += examples
     return pytest.mark.slow(_settings(examples)(strategies(counted("many", function))))
 
 

@@ -38,6 +38,20 @@ def test_an_adapter_of_another_base_is_refused(tmp_path, tensors, config, words)
     check_bases(ModelSpec(pretrained="owner/elsewhere"), {"adapter": ref})
 
 
+def test_an_adapter_on_the_hub_is_looked_at_before_a_model_is_loaded(tmp_path, monkeypatch):
+    path = write_adapter(tmp_path / "snapshot", pair("no.such.module"))
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *given, **more: str(path))
+    refs = {"adapter": "hub:me/it"}
+    check_refs(refs, fetch=True)
+    check_bases(TOY, refs)
+    with pytest.raises(ArtifactError, match=r"hub:me/it: is of another base: this one has no module no\.such"):
+        check_bases(TOY, refs, fetch=True)
+    (path / "adapter_model.safetensors").write_bytes(b"PK")
+    check_refs(refs)
+    with pytest.raises(ArtifactError, match=r"^adapter: .*damaged or not safetensors"):
+        check_refs(refs, fetch=True)
+
+
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [

@@ -389,3 +389,65 @@ def test_a_failing_hub_is_one_line(monkeypatch):
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     with pytest.raises(ArtifactError, match=r"cannot be fetched \(404 not there\)"):
         AdapterRef.parse("hub:me/model").resolve()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"[" * 100_000, "nested too deeply"),
+        (b'{"run_id": "\\ud800"}', "surrogates not allowed"),
+        (b"\xff", "invalid start byte"),
+        (b"[]", "not a JSON object"),
+        (b'{"status": "fine"}', "damaged manifest"),
+    ],
+)
+def test_a_damaged_manifest_is_one_line(tmp_path, content, words):
+    run = started(tmp_path / "r")
+    (run.path / "manifest.json").write_bytes(content)
+    with pytest.raises(ArtifactError, match=r"manifest\.json: damaged manifest") as caught:
+        RunDir.open(run.path)
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"created": "yesterday"}, {"created": "2026-01-01T00:00:00"}, {"stage": "../x"}, {"artifacts": [{"path": "x"}]}],
+)
+def test_a_manifest_of_other_kinds_is_named_by_its_field(tmp_path, changes):
+    run = started(tmp_path / "r")
+    path = run.path / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}), encoding="utf-8")
+    with pytest.raises(ArtifactError, match=f"damaged manifest .{next(iter(changes))}"):
+        RunDir.open(run.path)
+
+
+@pytest.mark.parametrize("line", [b"[1]", b"3", b"\xff", b"[" * 100_000, b'{"a": "\\ud800"}'])
+def test_a_row_that_is_no_object_is_named_by_its_line_and_passed_over_at_the_end(tmp_path, line):
+    run = started(tmp_path / "r")
+    run.metrics_file.write_bytes(b'{"step": 1}\n' + line + b'\n{"step": 2}\n')
+    with pytest.raises(ArtifactError, match=r"metrics\.jsonl:2: not JSON, or not an object"):
+        run.rows()
+    run.metrics_file.write_bytes(b'{"step": 1}\n' + line + b"\n")
+    assert run.rows() == [{"step": 1}]
+
+
+def test_checksums_that_lead_elsewhere_are_damage(tmp_path):
+    run = started(tmp_path / "r")
+    run.save_checkpoint(1, lambda path: (path / "a").write_text("x"), 2)
+    sums = run.checkpoint_dir(1) / "checksums.json"
+    for name in ("../../../recipe.yaml", "/etc/hostname", "\ud800", ""):
+        sums.write_text(json.dumps({name: "0"}))
+        assert run.latest_checkpoint() is None
+
+
+@pytest.mark.parametrize("pid", [-1, 0, 1 << 40, "x", None])
+def test_a_lock_of_no_process_is_nobodys(tmp_path, pid):
+    run = started(tmp_path / "r")
+    run.finish("done")
+    (run.path / ".lock").write_text(json.dumps({"pid": pid, "birth": None, "host": socket.gethostname()}))
+    assert not Lock(run.path / ".lock").taken()
+
+
+def test_a_run_of_a_name_that_no_file_can_have():
+    with pytest.raises(ArtifactError, match="no such directory"):
+        RunDir.open("x" * 5000)

@@ -106,7 +106,8 @@ def test_a_table_moves_no_cursor():
 
 
 @pytest.mark.parametrize(
-    "name", ["../x", "a/../../x", "/etc/passwd", "..", "", "a\0b", "a\nb", "\\\\host\\x", "C:\\x", "a\\..\\..\\x"]
+    "name",
+    ["../x", "a/../../x", "/etc/passwd", "..", "", "a\0b", "a\nb", "\\\\host\\x", "C:\\x", "a\\..\\..\\x", "a\ud800"],
 )
 def test_names_stay_in_their_folder(tmp_path, name):
     with pytest.raises(ArtifactError, match="is no name of a file in it"):

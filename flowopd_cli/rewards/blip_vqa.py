@@ -28,7 +28,7 @@ from flowopd_cli.rewards.phrases import approximations, load_parser
 from flowopd_cli.rewards.pictures import to_pil
 from flowopd_cli.rewards.scalar import declared
 from flowopd_cli.rewards.shared import shared
-from flowopd_cli.rewards.weights import pick_device
+from flowopd_cli.rewards.weights import pick_device, split_digest
 
 ENC, DEC, YES, NO = 30523, 30522, 2748, 2053
 MAX_TOKENS = 35
@@ -72,6 +72,7 @@ class BlipVQA:
     ) -> BlipVQA:
         """Read the original checkpoint (a URL or a local ``.pth`` or ``.safetensors``), or a folder or Hub id.
 
+        A ``.pth`` needs its digest, ``model.pth#sha256=...``: its authors publish none.
         The folder or id is a converted model of ``transformers``, and then also the tokenizer's place; that of an
         original file is its own folder if one lies there, or else BERT's on the Hub.
 
@@ -164,7 +165,7 @@ class BlipVQAReward:
         self.weights = {"model": model, "dtype": dtype}
         notes = [*approximations(self.parser), *self.model.approximations()]
         info = replace(self.info, exact=not notes, note="; ".join(notes))
-        self.info = declared(info, model == CHECKPOINT and tokenizer is None, dtype)
+        self.info = declared(info, split_digest(model)[0] == CHECKPOINT and tokenizer is None, dtype)
 
     def __call__(self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]) -> RewardResult:
         """Ask about B pictures: ``scores`` has ``attribute``, ``details`` the phrases and what was answered."""

@@ -71,5 +71,5 @@ WRITTEN = st.one_of(
     .map(lambda rows: rows if isinstance(rows, list) else [rows])
     .map(lambda rows: "\n".join(map(json.dumps, rows)).encode()),
 )
-test_json_file = few(given(content=WRITTEN), json_file, 30)
+test_json_file = few(given(content=WRITTEN), json_file, 15)
 test_json_file_at_length = many(given(content=WRITTEN), json_file, 1500)

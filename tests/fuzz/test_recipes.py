@@ -54,7 +54,7 @@ def tree_of_a_recipe(tree):
 
 
 FIELDS = st.sampled_from(TREES).flatmap(mutated)
-test_tree_of_a_recipe = few(given(tree=FIELDS), tree_of_a_recipe, 30)
+test_tree_of_a_recipe = few(given(tree=FIELDS), tree_of_a_recipe, 15)
 test_tree_of_a_recipe_at_length = many(given(tree=FIELDS), tree_of_a_recipe, 1500)
 
 

@@ -155,6 +155,14 @@ def test_the_default_checkpoint_is_downloaded_once(tmp_path, monkeypatch, checkp
     assert fetched == [CHECKPOINT]
 
 
+def test_the_default_checkpoint_is_exact_by_its_name_with_a_digest(checkpoint, monkeypatch):
+    monkeypatch.setattr("flowopd_cli.rewards.blip_vqa.CHECKPOINT", str(checkpoint))
+    monkeypatch.setattr("flowopd_cli.rewards.blip_vqa.approximations", lambda parser: [])
+    monkeypatch.setattr(BlipVQA, "approximations", lambda self: [])
+    assert BlipVQAReward(f"{checkpoint}#sha256={'0' * 64}", parser="builtin").info.exact
+    assert not BlipVQAReward(str(checkpoint.parent / "." / ".." / checkpoint.parent.name / checkpoint.name)).info.exact
+
+
 def test_what_is_not_there_is_one_line(tmp_path):
     with pytest.raises(ArtifactError, match="no such file of weights"):
         BlipVQA.load(str(tmp_path / "none.pth"))

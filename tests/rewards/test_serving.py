@@ -113,6 +113,8 @@ def test_refusals(sound, status, words, request_of):
         (431, b"GET /health HTTP/1.1\r\n" + b"X: y\r\n" * 200 + b"\r\n"),
         (505, b"GET /health HTTP/9.9\r\n\r\n"),
         (400, b"GET /health what HTTP/1.1\r\n\r\n"),
+        (505, b"GET /health\r\n\r\n"),
+        (505, b"GET  HTTP/1.1\r\n\r\n"),
     ],
 )
 def test_what_is_no_request_is_refused_in_json_too(sound, status, request_of):

@@ -45,6 +45,9 @@ class Handler(BaseHTTPRequestHandler):
     def parse_request(self) -> bool:
         """Read the header, which has to come in time as a whole."""
         sound = super().parse_request()
+        if sound and self.request_version == "HTTP/0.9":  # whose answers have no status
+            self.send_error(505, "the request names no version of HTTP")
+            return False
         if self.server.header_came(self.connection):
             return sound
         if sound:
