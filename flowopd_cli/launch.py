@@ -28,7 +28,7 @@ from flowopd_cli.errors import Interrupted, RecipeError
 EXIT_FILE = "FLOWOPD_EXIT_FILE"
 PID = ".pid"
 HURRY = 10.0  # seconds that copies have to stop at once
-PATIENCE = 3600  # seconds that copies which were asked to stop have for their last iteration
+PATIENCE = 60  # seconds that the other copies have when one has ended badly: with it gone they cannot go on
 
 
 def rank() -> int:
