@@ -80,7 +80,9 @@ class Forks:
         asked |= {"argv": [str(word) for word in argv], "stem": str(stem), "cwd": str(self._folder)}
         self._process.stdin.write(json.dumps(asked) + "\n")
         self._process.stdin.flush()
-        answer = json.loads(self._process.stdout.readline())
+        line = self._process.stdout.readline()
+        assert line, f"the server ended with {self._process.wait(PATIENCE)}"
+        answer = json.loads(line)
         return [self._ended(code, answer["seconds"], _stem(stem, i)) for i, code in enumerate(answer["codes"])]
 
     def _ended(self, code, seconds, stem):
