@@ -45,9 +45,18 @@ def _audit(event, args):
         _state.crimes.append(f"{event} {args!r}"[:300])
     if event == "open" and isinstance(args[2], int) and args[2] & WRITING and not isinstance(args[0], int):
         _note(box, event, args[0])
+    elif event in {"os.remove", "os.rmdir"}:
+        _note(box, event, _below(args[1], args[0]))
     elif event in CHANGES:
         for name in args[:2] if event in {"os.rename", "os.symlink", "os.link"} else args[:1]:
             _note(box, event, name)
+
+
+def _below(folder, name):
+    """The name from an open folder, by which ``shutil.rmtree`` goes, as a path."""
+    if not isinstance(folder, int) or folder < 0 or isinstance(name, int):
+        return name
+    return os.path.join(os.readlink(f"/proc/self/fd/{folder}"), os.fsdecode(name))
 
 
 def _note(box, event, name):
