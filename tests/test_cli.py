@@ -437,9 +437,9 @@ def test_interruption_says_how_to_go_on_and_resume_goes_on(flowopd, stage, tmp_p
 
     calls = stage("teacher")
     assert flowopd("distill", "--resume", "r")[0] == 2
-    code, out, err = flowopd("teacher", "--resume", "r", "--set", "train.lr=1", "--set", "train.micro=2")
+    code, out, err = flowopd("teacher", "--resume", "r", "--set", "train.weight_decay=1", "--set", "train.micro=2")
     assert (code, out, calls) == (2, "", [])
-    assert "--set train.lr: r goes on as it began; on --resume only model.device, " in err
+    assert "--set train.weight_decay: r goes on as it began; on --resume only model.cache_prompts, " in err
     code, out, _ = flowopd("teacher", "--resume", "r", "--set", "train.iterations=7", "--processes", "1")
     assert (code, out) == (0, "r\n")
     assert calls[0][2] == {"resume": True}

@@ -38,7 +38,7 @@ def test_what_changes_no_result_or_has_only_moved_may_change(override):
 @pytest.mark.parametrize(
     "override",
     [
-        *("train.lr=1", "train.groups=3", "seed=1", "sampling.eta=0.1", "adapter.rank=2", "anchor.beta=1"),
+        *("train.weight_decay=1", "train.groups=3", "seed=1", "sampling.eta=0.1", "adapter.rank=2", "anchor.beta=1"),
         *("rewards.0.weight=2", "prompts.0.limit=1", "routing.ocr.guidance=3", "model.revision=x", "opd.clip=1"),
     ],
 )

@@ -65,10 +65,16 @@ REFUSED = [
         ["init {root}/teacher was ", "teacher_geneval {root}/teacher was "],
         True,
     ),
-    (lambda root: edit(root / "r" / "recipe.yaml", ("lr: 0.01", "lr: 0.02")), ["train.lr was 0.01, is 0.02"], True),
     (
-        lambda root: edit(root / "r" / "recipe.yaml", ("lr: 0.01", "lr: 0.02"), ("seed: 0", "seed: 1")),
-        ["seed was 0, is 1", "train.lr was 0.01, is 0.02"],
+        lambda root: edit(root / "r" / "recipe.yaml", ("weight_decay: 0.0001", "weight_decay: 0.0002")),
+        ["train.weight_decay was 0.0001, is 0.0002"],
+        True,
+    ),
+    (
+        lambda root: edit(
+            root / "r" / "recipe.yaml", ("weight_decay: 0.0001", "weight_decay: 0.0002"), ("seed: 0", "seed: 1")
+        ),
+        ["seed was 0, is 1", "train.weight_decay was 0.0001, is 0.0002"],
         True,
     ),
     (lambda root: edit(root / "prompts.jsonl", ("a red", "a grey")), ["the set of prompts was "], False),
