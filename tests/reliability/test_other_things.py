@@ -16,6 +16,8 @@ from flowopd_cli.run import RunDir
 UNLOADABLE = "from flowopd_cli.models.sd3 import SD3Model\nSD3Model.load = None\n"
 BASE = Path(flowopd_cli.__file__).parent / "toy" / "weights"
 
+DECAY = ("weight_decay: 0.0001", "weight_decay: 0.0002")
+
 
 @pytest.fixture(scope="module")
 def made(forks, whole, tmp_path_factory):
@@ -66,14 +68,12 @@ REFUSED = [
         True,
     ),
     (
-        lambda root: edit(root / "r" / "recipe.yaml", ("weight_decay: 0.0001", "weight_decay: 0.0002")),
+        lambda root: edit(root / "r" / "recipe.yaml", DECAY),
         ["train.weight_decay was 0.0001, is 0.0002"],
         True,
     ),
     (
-        lambda root: edit(
-            root / "r" / "recipe.yaml", ("weight_decay: 0.0001", "weight_decay: 0.0002"), ("seed: 0", "seed: 1")
-        ),
+        lambda root: edit(root / "r" / "recipe.yaml", DECAY, ("seed: 0", "seed: 1")),
         ["seed was 0, is 1", "train.weight_decay was 0.0001, is 0.0002"],
         True,
     ),
