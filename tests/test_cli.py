@@ -623,3 +623,21 @@ def test_quiet_console_speaks_only_results(capsys):
 @pytest.mark.parametrize(("given", "said"), [(7.4, "7s"), (185, "3m05s"), (3720, "1h02m"), (-1, "0s")])
 def test_durations(given, said):
     assert duration(given) == said
+
+
+def test_what_the_system_refuses_is_one_line(flowopd, stage):
+    def act(recipe, run, progress, **rest):
+        raise OSError(28, "No space left on device", "/mnt/full/x?token=S3CRET")
+
+    stage("teacher", act)
+    code, _, err = flowopd("teacher", "--reward", "geneval", "--out", "r")
+    assert code == 2
+    assert err.splitlines()[-1] == "flowopd: error: /mnt/full/x?token=***: No space left on device"
+
+
+@pytest.mark.parametrize("flag", ["--adapter", "--recipe", "--base", "--images", "--import-scores", "--resume"])
+def test_names_that_no_file_can_have_are_one_line(flowopd, flag):
+    code, _, err = flowopd("eval", flag, "x" * 5000)
+    assert code == 2
+    assert err.count("\n") == 1
+    assert len(err) < 6000

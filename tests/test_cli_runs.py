@@ -91,6 +91,26 @@ def test_what_changed_is_named_and_ends_with_3(make, flowopd, damage, words):
     assert words in fault
 
 
+def test_what_others_wrote_into_a_manifest_leads_nowhere(make, flowopd, tmp_path):
+    run = make("a")
+    (tmp_path / "elsewhere").write_text("x")
+    path = run.path / "manifest.json"
+    tree = json.loads(path.read_text())
+    tree["artifacts"] = [
+        {"path": name, "sha256": "0", "bytes": 1} for name in ("../../elsewhere", "/etc/hostname", "x\x1b[2J")
+    ]
+    tree["parents"] = [{"role": "a\x1b[2J", "ref": "hub:..", "sha256": None}, {"role": "b", "ref": "", "sha256": None}]
+    tree["metrics"] = {"big": 10**400, "sound": 1}
+    path.write_text(json.dumps(tree))
+    code, out, _ = flowopd("runs", "verify", run.path)
+    assert code == 3
+    assert out.count("lies outside the run") == 3
+    assert "write it as hub:<owner>/<name>" in out
+    assert "\x1b" not in out
+    code, out, _ = flowopd("runs", "ls", tmp_path / "runs")
+    assert (code, "sound 1" in out, "big" in out) == (0, True, False)
+
+
 def test_what_is_no_run_is_one_line(flowopd, tmp_path):
     assert "no such folder" in flowopd("runs", "ls", tmp_path / "none")[2]
     code, _, err = flowopd("runs", "verify", tmp_path)

@@ -4,8 +4,10 @@ import json
 
 import pytest
 
+from flowopd_cli import plan
 from flowopd_cli import recipe as recipes
-from flowopd_cli.errors import ArtifactError
+from flowopd_cli.cli_rewards import read_options
+from flowopd_cli.errors import ArtifactError, RecipeError
 from flowopd_cli.options import Common
 from flowopd_cli.plan import resolve
 from flowopd_cli.run import RunDir
@@ -72,3 +74,21 @@ def test_the_init_and_the_anchor_bring_their_base_too(tmp_path):
     one = folder(tmp_path / "a", base_model_name_or_path=SD35)
     values = {"adapter.init": one, "routing": {"ocr": {"ref": "base"}}, "prompts": [{"source": "toy:ocr"}]}
     assert resolve("distill", Common(), values, refs=[one, "base"]).model.pretrained == SD35
+
+
+@pytest.mark.parametrize(
+    ("read", "text", "words"),
+    [
+        (plan.prompt_spec, "p.txt,task=[", "--prompts p.txt: task:1: not YAML"),
+        (plan.prompt_spec, "p.txt,limit=&a", "--prompts p.txt: limit:1: not YAML"),
+        (plan.teacher_spec, "ocr=r,guidance={", "--teacher ocr=r: guidance:1: not YAML"),
+        (lambda text: read_options([text]), "a=[", "--set a:1: not YAML"),
+        (lambda text: read_options([text]), "api_key=S3CRET", "option 'api_key' would be written"),
+        (lambda text: read_options([text]), "url=http://u:S3CRET@h", "option 'url' holds a login"),
+    ],
+)
+def test_values_of_flags_are_refused_in_one_line(read, text, words):
+    with pytest.raises(RecipeError) as caught:
+        read(text)
+    assert words in str(caught.value)
+    assert "S3CRET" not in str(caught.value)

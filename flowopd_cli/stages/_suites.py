@@ -10,6 +10,7 @@ from typing import Any
 from flowopd_cli import registry
 from flowopd_cli.core.types import Prompt
 from flowopd_cli.errors import RecipeError
+from flowopd_cli.paths import is_dir
 from flowopd_cli.recipe import EvalRecipe
 from flowopd_cli.recipe_io import suggest
 from flowopd_cli.rewards.base import Reward
@@ -59,7 +60,7 @@ def check(recipe: EvalRecipe) -> None:
     spec = recipe.eval
     wanted = plan(load(recipe).suites, spec) if spec.import_scores is None else []
     for flag, folder in (("--images", spec.pictures), ("--import-scores", spec.import_scores)):
-        if folder is not None and not Path(folder).is_dir():
+        if folder is not None and not is_dir(folder):
             raise RecipeError(f"{flag} {folder}: no such folder")
     if spec.pictures is not None:
         PictureFolder(Path(spec.pictures), foreign=True).check(wanted)
