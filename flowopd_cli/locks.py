@@ -186,9 +186,11 @@ def _one_at_a_time(folder: Path) -> Iterator[None]:
 
 
 def _alive(pid: int) -> bool:
+    if pid <= 0:  # to the system a group of processes, or all
+        return False
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         return True

@@ -1,6 +1,7 @@
 """Counts from shapes alone against diffusers' own modules, and the activations against what autograd keeps."""
 
 import itertools
+import json
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from flowopd_cli.models.adapters import AdapterBank
 from flowopd_cli.models.shapes.sd3 import SHAPES, SD3Shape
 from flowopd_cli.recipe import ATTENTION_TARGETS, AdapterSpec
 from flowopd_cli.shapes import Rows, adapter_weights, base_weights, family, family_of, model_fields, shape_of
+from flowopd_cli.toy import folder
 
 TINY = SD3Shape(3, 2, 64, 64, 48, 128, 16, 16, dual_attention_layers=(0, 1))
 FEED_FORWARD = ("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2")
@@ -127,3 +129,26 @@ def test_a_base_tells_its_family():
 
 def test_a_family_that_says_nothing_of_itself_is_taken_to_be_classifier_free():
     assert [family("my-own").halves(guidance) for guidance in (0.0, 1.0, 4.5)] == [2, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("transformer/config.json", "{"),
+        ("transformer/config.json", "[" * 100_000),
+        ("transformer/config.json", '{"num_layers": "24"}'),
+        ("vae/config.json", '{"block_out_channels": 3}'),
+        ("vae/config.json", "[]"),
+        ("tokenizer/tokenizer_config.json", '{"model_max_length": -1}'),
+    ],
+)
+def test_a_base_whose_configuration_is_damaged_has_no_shape(tmp_path, name, content):
+    own = folder()
+    for part in ("transformer/config.json", "vae/config.json", "tokenizer/tokenizer_config.json"):
+        (tmp_path / part).parent.mkdir(parents=True)
+        (tmp_path / part).write_text((own / part).read_text(encoding="utf-8"), encoding="utf-8")
+    assert shape_of(str(tmp_path)) == shape_of("toy")
+    sound = json.loads((own / name).read_text(encoding="utf-8"))
+    partial = content.startswith('{"') and name.startswith(("transformer", "tokenizer"))
+    (tmp_path / name).write_text(json.dumps({**sound, **json.loads(content)}) if partial else content, encoding="utf-8")
+    assert shape_of(str(tmp_path)) is None

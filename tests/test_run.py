@@ -434,10 +434,10 @@ def test_a_row_that_is_no_object_is_named_by_its_line_and_passed_over_at_the_end
 def test_checksums_that_lead_elsewhere_are_damage(tmp_path):
     run = started(tmp_path / "r")
     run.save_checkpoint(1, lambda path: (path / "a").write_text("x"), 2)
-    sums = run.checkpoint_dir(1) / "checksums.json"
+    sums = run.checkpoints.path(1) / "checksums.json"
     for name in ("../../../recipe.yaml", "/etc/hostname", "\ud800", ""):
         sums.write_text(json.dumps({name: "0"}))
-        assert run.latest_checkpoint() is None
+        assert run.checkpoints.newest() is None
 
 
 @pytest.mark.parametrize("pid", [-1, 0, 1 << 40, "x", None])

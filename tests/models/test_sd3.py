@@ -139,6 +139,35 @@ def test_what_is_no_pipeline_is_refused(copied, tmp_path):
         load("nowhere")
 
 
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+@pytest.mark.parametrize(
+    ("part", "spoil"),
+    [
+        ("transformer", lambda folder: cut(folder / "diffusion_pytorch_model.safetensors")),
+        ("transformer", lambda folder: (folder / "diffusion_pytorch_model.safetensors").unlink()),
+        ("transformer", lambda folder: edit(folder / "config.json", num_layers="many")),
+        ("scheduler", lambda folder: (folder / "scheduler_config.json").write_text("{")),
+    ],
+)
+def test_a_damaged_part_of_a_base_is_one_line(copied, part, spoil):
+    spoil(copied / part)
+    with pytest.raises(ArtifactError, match=rf"{part}: cannot be loaded as ") as caught:
+        load(copied)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_base_is_never_unpickled(copied, monkeypatch):
+    weights = copied / "transformer" / "diffusion_pytorch_model.safetensors"
+    torch.save(load(copied).transformer.state_dict(), weights.with_suffix(".bin"))
+    weights.unlink()
+    monkeypatch.setattr(torch, "load", lambda *given, **more: pytest.fail("opened"))
+    with pytest.raises(ArtifactError, match="transformer: cannot be loaded as SD3Transformer2DModel"):
+        load(copied)
+
+
 def test_a_hub_id_is_fetched_without_its_pickles(pipeline_folder, monkeypatch):
     asked = []
     monkeypatch.setattr(

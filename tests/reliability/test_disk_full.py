@@ -55,7 +55,7 @@ def check_refused(ended, path, reason="No space left on device"):
         pytest.param("*/r/checkpoints/*/state.json", 2, "checkpoints/step-000004", 2, marks=pytest.mark.slow),
         ("*/r/checkpoints/*/origin.json", 2, "checkpoints/step-000004", 2),
         ("*/r/checkpoints/*/.checksums.json.*", 3, "checkpoints/step-000005", 4),
-        ("*/r/samples/.000003.png.*", 1, "samples/000003.png", 2),
+        ("*/r/samples/.000003.png.*", 1, "samples/000003.png", 3),
         ("*/.staging-best/.adapter_model.safetensors.*", 2, "best", 2),
         ("*/.staging-adapter/.adapter_model.safetensors.*", 1, "adapter", 5),
         pytest.param("*/.staging-adapter/.adapter_config.json.*", 1, "adapter", 5, marks=pytest.mark.slow),

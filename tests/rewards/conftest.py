@@ -5,7 +5,7 @@ from scripted import Scripted
 from trusting import trusting
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def _own_checkpoints():
     with trusting():
         yield

@@ -58,7 +58,7 @@ def test_a_state_on_disk_is_bitwise_the_same(captured, tmp_path):
 def test_a_checkpoint_is_json_and_safetensors(captured, tmp_path):
     captured.save(tmp_path)
     assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".safetensors"}
-    assert json.loads((tmp_path / "state.json").read_text()) == {"iteration": 3, "step": 6}
+    assert json.loads((tmp_path / "state.json").read_text()) == {"iteration": 3, "step": 6, "skipped": 0}
 
 
 def test_a_captured_state_is_a_copy(trainee):
