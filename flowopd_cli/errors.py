@@ -10,7 +10,9 @@ LONGEST = 2000
 _SECRETS = (
     (re.compile(r"(?i)\b([a-z][a-z0-9+.-]{0,15}://)[^/?#\s]{1,300}@"), r"\1***@"),
     (
-        re.compile(r"(?i)([?&;][\w.-]{0,40}(?:token|key|secret|password|signature|sig|auth|credential)=)[^&;\s'\"]+"),
+        re.compile(
+            r"(?i)([?&;][\w.-]{0,40}(?:token|key|secret|password|signature|sig|auth|credential)=)[^&;\s'\"]+?(?=:?(?:[&;\s'\"]|$))"
+        ),
         r"\1***",
     ),
     (re.compile(r"\b(hf_|sk-|ghp_|github_pat_|glpat-|xox[abp]-)[\w-]{12,}"), r"\1***"),
