@@ -119,8 +119,10 @@ def serve():
     import torch
 
     torch.set_num_threads(1)
-    from flowopd_cli import cli, execute  # noqa: F401
-    from flowopd_cli.stages import coldstart, distill, teacher  # noqa: F401
+    from flowopd_cli import cli, execute, suites  # noqa: F401
+    from flowopd_cli.models import sd3  # noqa: F401
+    from flowopd_cli.stages import coldstart, distill, eval, merge, push, teacher  # noqa: F401
+    from flowopd_cli.toy import detector, quality, rewards  # noqa: F401
 
     answers = os.fdopen(os.dup(1), "w")
     for line in sys.stdin:
