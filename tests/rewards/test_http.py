@@ -51,7 +51,7 @@ def test_a_mapping_is_json_and_bytes_are_bytes(serve):
         cut_short,
         (200, b"<p>"),
     ],
-    ids=str,
+    ids=lambda fault: getattr(fault, "__name__", str(fault)),
 )
 def test_passing_faults_are_retried(serve, fault):
     server = serve(fault, fault, (200, {"ok": 1}))

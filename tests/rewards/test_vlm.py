@@ -146,7 +146,11 @@ def test_a_reply_without_a_message_is_invalid(serve, reply):
     assert "no message" in result.details[0]["error"]
 
 
-@pytest.mark.parametrize("fault", [(429, "slow down"), (500, "x"), (503, "x"), drop, cut_short], ids=str)
+@pytest.mark.parametrize(
+    "fault",
+    [(429, "slow down"), (500, "x"), (503, "x"), drop, cut_short],
+    ids=lambda fault: getattr(fault, "__name__", str(fault)),
+)
 def test_passing_faults_are_retried(serve, fault):
     server = serve(fault, fault, said("Final Score: 3"))
     assert judge(server)(IMAGES[:1], PROMPTS[:1]).total.tolist() == [pytest.approx(0.6)]
