@@ -107,6 +107,10 @@ class RunPaths:
         """Where the results of one suite go."""
         return self.eval_dir / f"{suite}.json"
 
+    def sample_file(self, iteration: int) -> Path:
+        """The sample pictures of one iteration."""
+        return self.image_file(f"{iteration:06d}")
+
     def image_file(self, name: str) -> Path:
         """Where a picture called ``name`` goes."""
         return self.samples_dir / f"{name.removesuffix('.png')}.png"

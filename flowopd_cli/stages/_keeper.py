@@ -48,7 +48,7 @@ class Keeper:
             for row in self.run.rows():
                 self.watch.observe(row)
         each = self._on_iteration, self._on_checkpoint, sample, self._on_fault, self._on_dump
-        return Hooks(*each, sample_every=self.train.sample_every)
+        return Hooks(*each, self._is_sampled, sample_every=self.train.sample_every)
 
     def figures(self) -> dict[str, Any]:
         """Of each logged figure the last value, as the rows have them: a resumed run says what an undisturbed one does.
@@ -84,6 +84,10 @@ class Keeper:
         if best == iteration:
             self.export()
         self.run.save_checkpoint(iteration, state.save, self.train.keep_checkpoints, best, self._regular)
+
+    def _is_sampled(self, iteration: int) -> bool:
+        """Whether this iteration's sample pictures are there, as far as this process has to know."""
+        return not self.run.writes or self.run.sample_file(iteration).is_file()
 
     def _regular(self, step: int) -> bool:
         """Whether an undisturbed run has this checkpoint; another one is a stopped run's."""

@@ -72,6 +72,7 @@ def make_sample_writer(
         own = [chosen[i] for i in mine], [seeds[i] for i in mine]
         images = to_bytes(draw_images(model, sampler, *own, "policy", recipe.train.rollout_batch))
         drawn = {i: image for part in everyone(dict(zip(mine, images, strict=True))) for i, image in part.items()}
-        run.write_image(f"{iteration:06d}", grid(torch.stack([drawn[i] for i in range(len(chosen))]), len(chosen)))
+        pictures = torch.stack([drawn[i] for i in range(len(chosen))])
+        run.write_image(run.sample_file(iteration).stem, grid(pictures, len(chosen)))
 
     return write

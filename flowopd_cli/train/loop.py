@@ -51,6 +51,7 @@ class Hooks:
     on_sample: Callable[[int], None] = lambda iteration: None
     on_fault: Callable[[int, Fault], None] = lambda iteration, fault: None
     on_dump: Callable[[Dump], str] = lambda dump: "nowhere"
+    is_sampled: Callable[[int], bool] = lambda iteration: True
     sample_every: int = 0
 
 
@@ -98,9 +99,9 @@ def fit(
     parameters = model.adapters.trainable()
     optimizer = make_optimizer(settings.optimizer, parameters.values(), settings.lr, settings.weight_decay)
     state = state or TrainState.fresh(model)
-    state.restore(model, optimizer)
     learner = _Learner(model, optimizer, [*parameters.values()], objective, settings, hooks or Hooks(), state.iteration)
     with _stop_requests() as stop:
+        learner.begin(state)
         while state.iteration < settings.iterations:
             with learner.rescuing(state):
                 row = learner.iteration(experience, state)
@@ -137,6 +138,12 @@ class _Learner:
         self.saved = state.iteration
         state.capture(self.model, self.optimizer)
         self.hooks.on_checkpoint(state.iteration, state)
+
+    def begin(self, state: TrainState) -> None:
+        """Stand where the state stands; have the sample pictures drawn that were due there and are missing."""
+        state.restore(self.model, self.optimizer)
+        if state.iteration and not all(everyone(self.hooks.is_sampled(state.iteration))):
+            self.sample(state.iteration, last=state.iteration == self.settings.iterations)
 
     def sample(self, iteration: int, *, last: bool) -> None:
         """Have sample pictures drawn, if it is time for them."""
