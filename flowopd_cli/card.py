@@ -105,14 +105,27 @@ def _named(source: RunDir, found: Sequence[Evaluation | None], named: Sequence[s
 
 def _evaluation(run: RunDir, own: str | None, base: Base | None) -> Evaluation | None:
     """What an evaluation run of the adapter ``own`` or of its base says; ``None`` when it is something else."""
-    manifest, recipe = run.manifest(), run.recipe()
-    if not isinstance(recipe, EvalRecipe) or manifest.status != "done" or manifest.base is None:
+    manifest = run.manifest()
+    if manifest.status != "done" or manifest.base is None or not manifest.parents:
         return None
-    scored = manifest.parents[0].sha256 if manifest.parents else None
-    if not manifest.parents or scored not in (own, None):
+    if manifest.parents[0].sha256 not in (own, None):
         return None
     if base is not None and base.sha256 is not None and manifest.base.sha256 != base.sha256:
         return None
+    return evaluation(run)
+
+
+def evaluation(run: RunDir) -> Evaluation | None:
+    """What an evaluation run says of the adapter that it scored, or of the base; ``None`` when it is no such run.
+
+    Raises:
+        ArtifactError: recipe or results are damaged.
+    """
+    recipe = run.recipe()
+    if not isinstance(recipe, EvalRecipe):
+        return None
+    parents = run.manifest().parents
+    scored = parents[0].sha256 if parents else None
     made = recipe.eval.model_dump(include=set(PROTOCOL))
     made |= {"resolution": recipe.model.resolution, "max_sequence_length": recipe.model.max_sequence_length}
     read = _results_of(run)

@@ -13,7 +13,7 @@ from flowopd_cli.manifest import ADAPTER, MANIFEST
 RECIPE, METRICS, BEST = "recipe.yaml", "metrics.jsonl", "best"
 CHECKPOINTS, SAMPLES, EVAL, HUB, TENSORBOARD = "checkpoints", "samples", "eval", "hub", "tensorboard"
 IMAGES, DRAWN, SCORED = "images", "drawn.json", ".scored"
-REPORT, CARD = "report.html", "README.md"
+REPORT, CARD, SAMPLE_PROMPTS = "report.html", "README.md", "prompts.json"
 EVENTS, FAULTS = "events.jsonl", "faults"
 OURS = (RECIPE, METRICS, ADAPTER, BEST, CHECKPOINTS, SAMPLES, EVAL, HUB, IMAGES, TENSORBOARD)
 OURS = (*OURS, REPORT, CARD, EVENTS, FAULTS, MANIFEST)  # the manifest goes last: without it nothing is a run
@@ -102,6 +102,11 @@ class RunPaths:
     def card_file(self) -> Path:
         """The model card."""
         return self.path / CARD
+
+    @property
+    def sample_prompts_file(self) -> Path:
+        """Prompt and seed of each picture in a row of samples."""
+        return self.samples_dir / SAMPLE_PROMPTS
 
     def eval_file(self, suite: str) -> Path:
         """Where the results of one suite go."""

@@ -166,16 +166,26 @@ class RewardResult:
 
 
 @dataclass(frozen=True)
+class Parts:
+    """Figures of some of the rows only: of each of k names the sum over its rows, and how many those are."""
+
+    names: tuple[str, ...]
+    table: Float[Tensor, "2 k"]
+
+
+@dataclass(frozen=True)
 class Loss:
     """``total`` is a sum over ``count`` terms: the loop divides once, so micro-batching cannot change it.
 
-    ``velocity`` is the policy's, detached, for whoever draws the next latents with it.
+    ``velocity`` is the policy's, detached, for whoever draws the next latents with it; ``parts`` are figures to log
+    that are no mean over all ``count`` terms.
     """
 
     total: Float[Tensor, ""]
     count: int
     metrics: Mapping[str, Float[Tensor, ""]] = field(default_factory=dict)
     velocity: Float[Tensor, "b C H W"] | None = None
+    parts: Parts | None = None
 
 
 def index_rows(record: Record, rows: Int[Tensor, " b"] | slice) -> Record:

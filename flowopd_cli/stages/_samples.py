@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 from flowopd_cli.core.sampler import Sampler
 from flowopd_cli.core.steps import make_kernel
 from flowopd_cli.core.types import Prompt
+from flowopd_cli.files import atomic_write
 from flowopd_cli.models.base import FlowModel
 from flowopd_cli.processes import everyone, rank_and_world
 from flowopd_cli.recipe import TeacherRecipe
@@ -69,6 +71,9 @@ def make_sample_writer(
     mine = range(rank, len(chosen), processes)
 
     def write(iteration: int) -> None:
+        if run.writes and not run.sample_prompts_file.is_file():
+            told = [{"text": p.text, "task": p.task, "seed": s} for p, s in zip(chosen, seeds, strict=True)]
+            atomic_write(run.sample_prompts_file, json.dumps(told, indent=1))
         own = [chosen[i] for i in mine], [seeds[i] for i in mine]
         images = to_bytes(draw_images(model, sampler, *own, "policy", recipe.train.rollout_batch))
         drawn = {i: image for part in everyone(dict(zip(mine, images, strict=True))) for i, image in part.items()}

@@ -83,7 +83,7 @@ class Watch:
             "invalid": self._invalid(row),
             "reward": self._collapse(row),
             "clip": self._clipped(row),
-            **{name: self._explosion(name, row) for name in row if name.startswith("kl")},
+            **{name: self._explosion(name, row) for name in row if name.startswith("kl") and "/" not in name},
         }
         new = [text for name, text in found.items() if text and name not in self._said]
         self._said = {name for name, text in found.items() if text}

@@ -6,11 +6,10 @@ import signal
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import FrameType
 
 import torch
-from torch import Tensor
 
 from flowopd_cli.core.types import Loss, StepBatch
 from flowopd_cli.errors import DivergedError, Interrupted
@@ -19,6 +18,7 @@ from flowopd_cli.processes import add_up, everyone, together
 from flowopd_cli.train.checkpoint import TrainState
 from flowopd_cli.train.dumps import Dump
 from flowopd_cli.train.guards import Fault, Guard, finite
+from flowopd_cli.train.meter import Meter, means
 from flowopd_cli.train.objectives import Objective
 from flowopd_cli.train.optimizers import make_optimizer
 
@@ -53,26 +53,6 @@ class Hooks:
     on_dump: Callable[[Dump], str] = lambda dump: "nowhere"
     is_sampled: Callable[[int], bool] = lambda iteration: True
     sample_every: int = 0
-
-
-@dataclass
-class _Meter:
-    """Sums of metrics and their counts over the optimizer steps of one iteration."""
-
-    sums: dict[str, float] = field(default_factory=dict)
-    count: int = 0
-
-    def add(self, metrics: Mapping[str, Tensor], count: int) -> None:
-        for name, value in metrics.items():
-            self.sums[name] = self.sums.get(name, 0.0) + float(value)
-        self.count += count
-
-    def means(self) -> dict[str, float]:
-        """Over the rows of all processes, of which one may have had none."""
-        parts = everyone((self.sums, self.count))
-        count = sum(number for _, number in parts)
-        names = dict.fromkeys(name for sums, _ in parts for name in sums)
-        return {name: sum(sums.get(name, 0.0) for sums, _ in parts) / max(count, 1) for name in names}
 
 
 def fit(
@@ -164,7 +144,7 @@ class _Learner:
 
     def iteration(self, experience: Experience, state: TrainState) -> dict[str, float]:
         """One rollout and its optimizer steps; advances ``state``'s counters and returns the row to log."""
-        started, meter, norm, skipped = time.perf_counter(), _Meter(), 0.0, 0
+        started, meter, norm, skipped = time.perf_counter(), Meter(), 0.0, 0
         updates, figures = experience(state.iteration)
         collected = time.perf_counter()
         for micro_batches in self._counted(updates, state):
@@ -180,7 +160,7 @@ class _Learner:
             "iteration": state.iteration,
             "step": state.step,
             **figures,
-            **meter.means(),
+            **means(everyone(meter)),
             "grad_norm": norm,
             "skipped": skipped,
         }
@@ -198,12 +178,12 @@ class _Learner:
                 "nothing was learned: look at the reward, and at whether the policy still draws pictures"
             )
 
-    def _gradients(self, micro_batches: MicroBatches, meter: _Meter, state: TrainState) -> bool:
+    def _gradients(self, micro_batches: MicroBatches, meter: Meter, state: TrainState) -> bool:
         """Accumulate d(sum of totals) / (sum of counts) into ``.grad`` over micro-batches and processes.
 
         A process without a row in this optimizer step takes part in the sums with nothing. False: they are not finite.
         """
-        count, guard, own = 0, Guard(self.parameters), _Meter()
+        count, guard, own = 0, Guard(self.parameters), Meter()
         with self.model.adapters.use("policy"):
             batches, loss = iter(micro_batches), None
             while (batch := _after(batches, loss)) is not None:
@@ -211,7 +191,7 @@ class _Learner:
                 loss.total.backward()
                 count += loss.count
                 if guard.passes(loss, batch):
-                    own.add(loss.metrics, loss.count)
+                    own.add(loss)
         counts, faults = zip(*everyone((count, guard.fault)), strict=True)
         fault = next(filter(None, faults), None)
         if fault is None and sum(counts):
@@ -224,7 +204,7 @@ class _Learner:
         if fault is not None:
             self._skip(fault, guard, state)
             return False
-        meter.add({name: torch.tensor(value) for name, value in own.sums.items()}, own.count)
+        meter.merge(own)
         return sum(counts) > 0
 
     def _skip(self, fault: Fault, guard: Guard, state: TrainState) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from flowopd_cli.core import losses
 from flowopd_cli.core.sampler import Sampler
 from flowopd_cli.core.steps import log_prob
-from flowopd_cli.core.types import GaussianStep, Loss, StepBatch
+from flowopd_cli.core.types import GaussianStep, Loss, Parts, StepBatch
 from flowopd_cli.models.base import FlowModel
 
 Objective = Callable[[StepBatch], Loss]
@@ -80,7 +80,7 @@ def opd(model: FlowModel, sampler: Sampler, settings: OPDSettings) -> Objective:
                 penalty = batch.anchor_weight * penalty
             loss = loss + weight * penalty
             metrics["kl_anchor"] = penalty.sum() / settings.beta
-        return replace(_loss(loss, metrics), velocity=velocity.detach())
+        return replace(_loss(loss, metrics), velocity=velocity.detach(), parts=_kl_parts(sampler, batch, kl))
 
     return objective
 
@@ -98,6 +98,19 @@ def sft(model: FlowModel, guidance: float = 1.0) -> Objective:
         return _loss(losses.velocity_matching(velocity, _need(batch.target_velocity, "target_velocity")), {})
 
     return objective
+
+
+def _kl_parts(sampler: Sampler, batch: StepBatch, kl: Float[Tensor, " b"]) -> Parts:
+    """The KL to the teacher by task (``kl/<task>``) and by sampling step (``kl_step/<index>``)."""
+    told = [prompt.task for prompt in batch.prompts or ()]
+    tasks, steps = list(dict.fromkeys(told)), len(sampler.sigmas) - 1
+    levels = sampler.sigmas[:-1].to(batch.sigma.device, torch.float32)
+    index = (batch.sigma[:, None] - levels).abs().argmin(dim=1)
+    rows = torch.stack([kl.detach().float(), torch.ones_like(kl, dtype=torch.float32)])
+    table = rows.new_zeros(2, len(tasks) + steps).index_add(1, len(tasks) + index, rows)
+    if told:
+        table.index_add_(1, torch.tensor([tasks.index(task) for task in told], device=rows.device), rows)
+    return Parts((*(f"kl/{task}" for task in tasks), *(f"kl_step/{i}" for i in range(steps))), table)
 
 
 def _step(sampler: Sampler, batch: StepBatch, velocity: Tensor | None, name: str) -> GaussianStep:
