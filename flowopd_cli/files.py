@@ -42,8 +42,10 @@ def storing(path: Path) -> Iterator[None]:
         raise StorageError(f"{path}: cannot be written ({_reason(path, cause)})") from cause
 
 
-def atomic_write(path: Path, content: bytes | str) -> None:
+def atomic_write(path: Path, content: bytes | str, *, lasting: bool = True) -> None:
     """Replace ``path`` by ``content``: a reader sees the old file or the new one, never half of one.
+
+    What is not ``lasting`` survives the end of the process but not that of the machine, and costs no wait for the disk.
 
     Raises:
         StorageError: it cannot be written.
@@ -56,12 +58,14 @@ def atomic_write(path: Path, content: bytes | str) -> None:
             with temporary.open("wb") as handle:
                 handle.write(data)
                 handle.flush()
-                os.fsync(handle.fileno())
+                if lasting:
+                    os.fsync(handle.fileno())
             os.replace(temporary, path)
         finally:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
-        sync_folder(path.parent)
+        if lasting:
+            sync_folder(path.parent)
 
 
 def append(path: Path, text: str) -> None:

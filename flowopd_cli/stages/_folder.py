@@ -24,6 +24,7 @@ from flowopd_cli.run_paths import DRAWN
 from flowopd_cli.stages._wanted import Wanted
 
 Picture = UInt8[Tensor, "3 H W"]
+END = b"\0\0\0\0IEND\xaeB`\x82"  # a PNG's last chunk (W3C PNG specification, 11.2.5)
 
 
 @dataclass(frozen=True)
@@ -56,10 +57,12 @@ class PictureFolder:
             atomic_write(path, json.dumps(told, indent=1, sort_keys=True))
 
     def find(self, wanted: Wanted) -> Path | None:
-        """The file of a picture, if it is there."""
+        """The file of a picture, if it is there; of our own, if it is whole."""
         own = self.root / wanted.path
-        if own.is_file() or not self.foreign:
-            return own if own.is_file() else None
+        if not self.foreign:
+            return own if _is_whole(own) else None
+        if own.is_file():
+            return own
         paths = (wanted.layout.find(folder, wanted.place) for folder in self._folders(wanted))
         return next((path for path in paths if path is not None), None)
 
@@ -97,7 +100,7 @@ class PictureFolder:
             raise ArtifactError(f"{error}{'' if self.foreign else '; delete it and go on'}") from error
 
     def write(self, wanted: Wanted, picture: Picture) -> None:
-        """Keep a picture, and what its layout notes beside it.
+        """Keep a picture, and what its layout notes beside it. One that a power cut takes can be drawn again.
 
         Raises:
             ArtifactError: its layout leads out of the folder.
@@ -108,4 +111,14 @@ class PictureFolder:
             note = below(self.root, f"{wanted.home}/{name}")
             if not note.is_file():
                 atomic_write(note, text)
-        atomic_write(below(self.root, wanted.path), buffer.getvalue())
+        atomic_write(below(self.root, wanted.path), buffer.getvalue(), lasting=False)
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a file is there and ends as a PNG does."""
+    try:
+        with path.open("rb") as handle:
+            handle.seek(-len(END), io.SEEK_END)
+            return handle.read() == END
+    except OSError:
+        return False

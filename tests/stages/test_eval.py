@@ -105,6 +105,17 @@ def test_an_evaluation_that_stopped_draws_no_picture_twice(done, tmp_path, monke
     perform(run.path, resume=True)
 
 
+def test_a_picture_that_a_power_cut_took_is_drawn_again(done, tmp_path):
+    shutil.copytree(done.path, tmp_path / "e")
+    run = RunDir.open(tmp_path / "e")
+    lost = sorted(run.images_dir.rglob("*.png"))[:3]
+    lost[0].write_bytes(b"")
+    lost[1].write_bytes(bytes(lost[1].stat().st_size))  # blocks that never reached the disk
+    lost[2].write_bytes(lost[2].read_bytes()[:-20])
+    perform(run.path, resume=True)
+    assert pngs(run.images_dir) == pngs(done.images_dir)
+
+
 def test_pictures_of_other_settings_are_not_mixed_in(done, tmp_path):
     shutil.copytree(done.path, tmp_path / "e")
     for override in ("eval.steps=3", "eval.seed=7", "eval.guidance=3"):
