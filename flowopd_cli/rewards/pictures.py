@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from flowopd_cli.errors import ArtifactError, one_line
 
+_END = b"\0\0\0\0IEND\xaeB`\x82"  # a PNG's last chunk (W3C PNG specification, 11.2.5)
 FORMATS = ("PNG", "JPEG", "WEBP")  # what PIL decodes by itself; others start programs or hold several pictures
 MOST_PIXELS = 64 << 20
 
@@ -47,3 +49,13 @@ def to_arrays(images: Float[Tensor, "B 3 H W"]) -> NDArray[np.uint8]:
 def to_pil(images: Float[Tensor, "B 3 H W"]) -> list[Image.Image]:
     """One RGB picture each."""
     return [Image.fromarray(array) for array in to_arrays(images)]
+
+
+def is_whole_png(path: Path) -> bool:
+    """Whether a file is there and ends as a PNG does."""
+    try:
+        with path.open("rb") as handle:
+            handle.seek(-len(_END), os.SEEK_END)
+            return handle.read() == _END
+    except OSError:
+        return False

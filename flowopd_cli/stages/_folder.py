@@ -19,12 +19,11 @@ from flowopd_cli.errors import ArtifactError, RecipeError
 from flowopd_cli.files import atomic_write
 from flowopd_cli.json_files import read_json
 from flowopd_cli.paths import below
-from flowopd_cli.rewards.pictures import read_picture
+from flowopd_cli.rewards.pictures import is_whole_png, read_picture
 from flowopd_cli.run_paths import DRAWN
 from flowopd_cli.stages._wanted import Wanted
 
 Picture = UInt8[Tensor, "3 H W"]
-END = b"\0\0\0\0IEND\xaeB`\x82"  # a PNG's last chunk (W3C PNG specification, 11.2.5)
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ class PictureFolder:
         """The file of a picture, if it is there; of our own, if it is whole."""
         own = self.root / wanted.path
         if not self.foreign:
-            return own if _is_whole(own) else None
+            return own if is_whole_png(own) else None
         if own.is_file():
             return own
         paths = (wanted.layout.find(folder, wanted.place) for folder in self._folders(wanted))
@@ -112,13 +111,3 @@ class PictureFolder:
             if not note.is_file():
                 atomic_write(note, text)
         atomic_write(below(self.root, wanted.path), buffer.getvalue(), lasting=False)
-
-
-def _is_whole(path: Path) -> bool:
-    """Whether a file is there and ends as a PNG does."""
-    try:
-        with path.open("rb") as handle:
-            handle.seek(-len(END), io.SEEK_END)
-            return handle.read() == END
-    except OSError:
-        return False
