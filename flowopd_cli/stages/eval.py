@@ -100,6 +100,7 @@ def draw(
     spec = recipe.eval
     model = _model.load_model(recipe.model, (), run)
     adapter = _model.add_frozen(model, "policy", recipe.adapter or "base", [])
+    model.adapters.fold(adapter)
     _model.encode_ahead(model, {"all": list({w.prompt.text: w.prompt for w in missing}.values())})
     sampler = ode_sampler(model, spec.steps, spec.guidance)
     for start in range(0, len(missing), spec.batch):

@@ -65,6 +65,26 @@ def test_an_adapter_adds_its_scaled_product_to_the_weights(trainee):
     torch.testing.assert_close(velocity(trainee, None), expected, atol=1e-5, rtol=1e-4)
 
 
+def test_a_folded_adapter_draws_the_same_without_its_own_products(trainee, monkeypatch):
+    others = {name: velocity(trainee, name) for name in (None, "other", "third")}
+    trainee.adapters.fold("other")
+    (layer, *_) = trainee.adapters._layers("other").values()
+    with monkeypatch.context() as patch:
+        patch.setattr(layer.lora_A["other"], "forward", lambda rows: pytest.fail("its product was computed"))
+        assert torch.allclose(velocity(trainee, "other"), others["other"], atol=1e-5)
+    assert not torch.equal(others["other"], others[None])
+    assert torch.allclose(velocity(trainee, None), others[None], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [None, "policy", "other"])
+def test_what_would_round_or_train_is_not_folded(trainee, name):
+    if name == "other":
+        trainee.adapters.transformer.to(torch.bfloat16)
+    before = trainee.adapters.digest(None)
+    trainee.adapters.fold(name)
+    assert trainee.adapters.digest(None) == before
+
+
 def test_use_gives_the_previous_adapter_back(trainee):
     bank = trainee.adapters
     assert bank.active is None
