@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flowopd_cli import __version__, cli_bench, cli_eval, cli_prompts, cli_rewards, cli_runs
+from flowopd_cli import __version__, cli_bench, cli_eval, cli_prompts, cli_report, cli_rewards, cli_runs
 from flowopd_cli.errors import FlowOPDError, one_line
 from flowopd_cli.options import Common, stage_command
 
@@ -34,6 +34,7 @@ app = typer.Typer(
 )
 recipes_app = typer.Typer(help="The recipes that came with the program.", no_args_is_help=True)
 app.command("bench")(cli_bench.bench)
+app.command("report")(cli_report.report)
 app.add_typer(cli_rewards.app, name="rewards")
 app.add_typer(cli_prompts.app, name="prompts")
 app.add_typer(cli_runs.app, name="runs")

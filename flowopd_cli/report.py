@@ -1,124 +1,90 @@
-"""One self-contained ``report.html``: the table, the curves, the pictures. No torch, no network."""
+"""``report.html``: one run's, written at its end or again, and the comparison of several. No torch, no network."""
 
 from __future__ import annotations
 
-import base64
-import json
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime
-from functools import cached_property
-from importlib.resources import files
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
-from flowopd_cli.card import results as results_of
-from flowopd_cli.run import RunDir
+from flowopd_cli.errors import ArtifactError, one_line
+from flowopd_cli.files import atomic_write
+from flowopd_cli.manifest import is_run
+from flowopd_cli.paths import is_dir, is_file
+from flowopd_cli.progress import Progress
+from flowopd_cli.reports import compare, results, single
+from flowopd_cli.reports.lineup import Entry, lineup
+from flowopd_cli.reports.page import MARK, render
+from flowopd_cli.run import RunDir, fresh_path
+from flowopd_cli.run_paths import REPORT, RunPaths
 
-PALETTE = ("#3b6fd4", "#d4562b", "#2a9d63", "#9b4fc0", "#b08a12")
-LEFT, RIGHT, TOP, BOTTOM = 34, 312, 12, 140
-
-
-@dataclass(frozen=True)
-class ModelEntry:
-    """A row of the report: a model's name and the run that evaluated it."""
-
-    name: str
-    evaluation: RunDir
-
-    @cached_property
-    def results(self) -> dict[str, dict[str, Any]]:
-        """``{suite: {mean, stderr, n}}``, read once."""
-        return results_of(self.evaluation)
+SWITCH = "FLOWOPD_REPORT"
 
 
-def build(title: str, lead: str, models: Sequence[ModelEntry], runs: Sequence[RunDir]) -> str:
-    """The report as HTML; every text is escaped."""
-    from jinja2 import Environment
+def at_end(run: RunDir, progress: Progress, status: str, metrics: Mapping[str, Any] | None = None) -> None:
+    """Write a run's report as it ends; whatever goes wrong is one warning, for the run is done without it.
 
-    results = {entry.name: entry.results for entry in models}
-    suites = list(next(iter(results.values())))
-    template = (files("flowopd_cli") / "templates" / "report.html.j2").read_text(encoding="utf-8")
-    return (
-        Environment(autoescape=True)
-        .from_string(template)
-        .render(
-            title=title,
-            lead=lead,
-            suites=suites,
-            models=table_rows(models, results, suites),
-            images=sum(result["n"] for result in next(iter(results.values())).values()),
-            charts=charts(runs),
-            prompts=json.loads(models[0].evaluation.eval_file("prompts").read_text(encoding="utf-8")),
-            runs=[run_row(run) for run in runs],
-        )
-    )
+    With ``FLOWOPD_REPORT=0`` in the environment none is written.
+    """
+    if not run.writes or os.environ.get(SWITCH, "1").lower() in {"0", "no", "off", "false"}:
+        return
+    try:
+        atomic_write(run.report_file, render(single.page(run, run.report_file, single.Ending(status, metrics or {}))))
+    except Exception as error:
+        again = f"flowopd report {run.path}"
+        with suppress(Exception):
+            progress.note(f"warning: no report was written ({one_line(error)[:300]}); try again with: {again}")
 
 
-def table_rows(
-    models: Sequence[ModelEntry], results: Mapping[str, Mapping[str, Mapping[str, Any]]], suites: Sequence[str]
-) -> list[dict[str, Any]]:
-    """One dictionary a model: its cells, its average, its picture; the best of each column marked."""
-    best = {suite: max(result[suite]["mean"] for result in results.values()) for suite in suites}
-    averages = {name: sum(r[s]["mean"] for s in suites) / len(suites) for name, r in results.items()}
-    rows = []
-    for entry in models:
-        result = results[entry.name]
-        cells = [{**result[s], "best": result[s]["mean"] == best[s]} for s in suites]
-        average = averages[entry.name]
-        rows.append(
-            {
-                "name": entry.name,
-                "cells": cells,
-                "average": average,
-                "best": average == max(averages.values()),
-                "picture": picture(entry.evaluation),
-            }
-        )
-    return rows
+def of_run(path: Path, out: Path | None) -> Path:
+    """Write the report of one run, into it or as the file or folder ``out``; returns where it is.
+
+    Raises:
+        ArtifactError: there is no run at ``path``, it is damaged, or ``out`` has something else.
+        StorageError: it cannot be written.
+    """
+    run = RunDir.open(path, writes=False)
+    target = run.report_file if out is None else page_at(out)
+    atomic_write(target, render(single.page(run, target)))
+    return target
 
 
-def picture(run: RunDir) -> str:
-    """The evaluation's row of pictures, base64; empty when it kept none."""
-    path = run.image_file("eval")
-    return base64.b64encode(path.read_bytes()).decode() if path.is_file() else ""
+def of_runs(paths: Sequence[Path], out: Path | None) -> tuple[Path, list[Entry], list[Path]]:
+    """Write the comparison of several runs: the page, the models in it, and the files of numbers beside it.
+
+    Raises:
+        ArtifactError: a path is no run, an evaluation is damaged, or ``out`` has something else.
+        StorageError: it cannot be written.
+    """
+    entries = lineup(paths)
+    target = page_at(fresh_path("report") if out is None else out)
+    if is_run(target.parent):
+        raise ArtifactError(f"{target.parent}: is a run; give --out a folder of its own for the comparison")
+    return target, entries, write_comparison(compare.Comparison(entries), target)
 
 
-def charts(runs: Sequence[RunDir]) -> list[dict[str, Any]]:
-    """A reward chart for each run that logged rewards, a KL chart for each that logged divergences."""
-    drawn = []
-    for run in runs:
-        rows = run.rows()
-        for what, keys in (("reward", ("reward",)), ("KL", ("kl", "kl_anchor", "kl_base"))):
-            series = {key: [row[key] for row in rows if row.get(key) is not None] for key in keys}
-            series = {key: values for key, values in series.items() if len(values) > 1}
-            if series:
-                drawn.append(chart(f"{run.path.name}: {what}", series))
-    return drawn
+def write_comparison(asked: compare.Comparison, target: Path) -> list[Path]:
+    """Write a comparison's page to ``target`` and its numbers beside it; returns where those are."""
+    beside = {target.with_name(name): text for name, text in results.files(asked.entries).items()}
+    atomic_write(target, render(compare.page(asked, target)))
+    for path, text in beside.items():
+        atomic_write(path, text)
+    return list(beside)
 
 
-def chart(title: str, series: Mapping[str, Sequence[float]]) -> dict[str, Any]:
-    """Polyline points of each series on one pair of axes."""
-    low = min(min(values) for values in series.values())
-    high = max(max(values) for values in series.values())
-    span = (high - low) or 1.0
-    lines = []
-    for color, (name, values) in zip(PALETTE, series.items(), strict=False):
-        step = (RIGHT - LEFT) / (len(values) - 1)
-        points = " ".join(
-            f"{LEFT + i * step:.1f},{BOTTOM - (value - low) / span * (BOTTOM - TOP):.1f}"
-            for i, value in enumerate(values)
-        )
-        lines.append({"name": name, "points": points, "color": color})
-    last = max(len(values) for values in series.values())
-    return {"title": title, "lines": lines, "low": f"{low:.3g}", "high": f"{high:.3g}", "last": last}
+def page_at(out: Path) -> Path:
+    """The page that ``--out`` names: a file whose name ends in ``.html``, else one in that folder.
 
-
-def run_row(run: RunDir) -> dict[str, Any]:
-    """Name, stage, duration and parents of a run."""
-    manifest = run.manifest()
-    seconds = 0.0
-    if manifest.finished:
-        span = datetime.fromisoformat(manifest.finished) - datetime.fromisoformat(manifest.created)
-        seconds = span.total_seconds()
-    parents = ", ".join(f"{parent.role}: {parent.ref.rsplit('/', 1)[-1]}" for parent in manifest.parents)
-    return {"name": run.path.name, "stage": manifest.stage, "seconds": seconds, "parents": parents or "—"}
+    Raises:
+        ArtifactError: something else is there.
+    """
+    is_page = out.suffix.lower() in {".html", ".htm"} and not is_dir(out)
+    target = out if is_page else RunPaths(out).report_file
+    if is_file(out) and not is_page:
+        raise ArtifactError(f"{out}: is a file; --out names a folder, or a file that ends in .html")
+    if is_file(target) and MARK.encode() not in target.read_bytes()[:2000]:
+        raise ArtifactError(f"{target}: is no report of flowopd; give --out a fresh name")
+    if not is_page and not is_file(target) and is_dir(out) and any(out.iterdir()):
+        raise ArtifactError(f"{out}: is not empty and has no {REPORT} of ours in it; give --out a fresh name")
+    return target

@@ -1,0 +1,251 @@
+"""The curves of a training, each with its axes named: reward, KL, loss, clipping, gradient norm, throughput."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from flowopd_cli.errors import printable
+from flowopd_cli.recipe import ColdstartRecipe, Recipe, TrainedRecipe
+from flowopd_cli.reports.figures import Rows, column, iterations, known, mean, names, smooth, thinned, window
+from flowopd_cli.reports.svg import DASHES, INK, SERIES, SOFT, Chart, axes, drawn
+
+MOST = 7
+ITERATION = "iteration"
+
+
+@dataclass(frozen=True)
+class Series:
+    """A line: its name, a value for each x, and half the height of the band around it, where there is one."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    spread: Sequence[float] = ()
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a chart says of itself: title, the y-axis with its unit, what its caption explains."""
+
+    title: str
+    y: str
+    caption: str = ""
+    zero: bool = False
+    log: bool = False
+
+
+def lines(shape: Shape, series: Sequence[Series], name: str) -> Chart | None:
+    """A chart of at most seven lines over iterations; ``None`` where no line has two points."""
+    shown = [s for s in series if len(known(s.y)) > 1][:MOST]
+    if not shown:
+        return None
+    figure, plain = axes()
+    smoothed = False
+    for number, one in enumerate(shown):
+        smoothed |= _line(plain, one, SERIES[number % len(SERIES)], DASHES[number // len(SERIES)])
+    plain.set_xlabel(ITERATION)
+    plain.set_ylabel(shape.y)
+    plain.margins(x=0.01)
+    if shape.log and _spans(shown):
+        plain.set_yscale("log")
+    elif shape.zero:
+        plain.set_ylim(bottom=0)
+    if len(shown) > 1:
+        _legend(plain, len(shown))
+    told = [shape.caption] if shape.caption else []
+    told += ["Thin: each iteration; thick: moving mean."] if smoothed else []
+    told += [f"{len(series) - MOST} more are in the metrics file."] if len(series) > MOST else []
+    alt = f"{shape.title}: {'; '.join(_told(one) for one in shown)}"
+    return Chart(shape.title, alt, " ".join(told), drawn(figure, name))
+
+
+def _line(plain: Any, one: Series, color: str, dash: str) -> bool:
+    """Draw a line, over a band where it has a spread; whether it is a moving mean."""
+    x, y = thinned(one.x), thinned(one.y)
+    width = window(len(y))
+    even = smooth(y, width)
+    if one.spread:
+        spread = smooth(thinned(one.spread), width)
+        low, high = ([a + sign * b for a, b in zip(even, spread, strict=True)] for sign in (-1, 1))
+        plain.fill_between(x, low, high, color=color, alpha=0.16, linewidth=0)
+    if width > 1:
+        plain.plot(x, y, color=color, linewidth=0.6, alpha=0.4)
+    plain.plot(x, even, color=color, linestyle=dash, label=_label(one.name), solid_joinstyle="round")
+    return width > 1
+
+
+def _legend(plain: Any, count: int) -> None:
+    plain.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=min(count, 3), borderpad=0.1, columnspacing=1.2)
+
+
+def _label(name: str) -> str:
+    """A name of the metrics in a legend, which passes over names that begin with an underscore."""
+    text = printable(name)[:40]
+    return f" {text}" if text.startswith("_") else text
+
+
+def _told(one: Series) -> str:
+    values = known(one.y)
+    return f"{printable(one.name)[:40]} from {values[0]:.3g} to {values[-1]:.3g}"
+
+
+def _spans(series: Sequence[Series]) -> bool:
+    """Whether positive values span two powers of ten and more."""
+    values = [value for one in series for value in known(one.y)]
+    return min(values) > 0 and max(values) > 100 * min(values)
+
+
+def training(recipe: Recipe, rows: Rows) -> list[Chart]:
+    """All curves that a run's metrics have something for."""
+    x = iterations(rows)
+
+    def plain(found: Mapping[str, str]) -> list[Series]:
+        return [Series(label, x, column(rows, name)) for name, label in found.items()]
+
+    drawn_here = [
+        _reward(rows, x),
+        lines(
+            Shape("KL to teacher and anchor", "KL (nats per dimension)", "Mean over sampling steps.", log=True),
+            plain(_divergences(rows)),
+            "kl",
+        ),
+        steps(rows),
+        lines(Shape("Loss", "loss"), plain({"loss": "loss"}), "loss"),
+        lines(Shape("Clip fraction", "share of rows", zero=True), plain({"clip_fraction": "clipped"}), "clip"),
+        lines(
+            Shape("Gradient norm", "L2 norm before clipping", _clipping(recipe), zero=True),
+            plain({"grad_norm": "norm"}),
+            "norm",
+        ),
+        _throughput(recipe, rows, x),
+        _seconds(rows, x),
+    ]
+    return [chart for chart in drawn_here if chart is not None]
+
+
+def _reward(rows: Rows, x: Sequence[float]) -> Chart | None:
+    whole = Series("reward", x, column(rows, "reward"), column(rows, "reward_std"))
+    if not known(whole.spread):
+        whole = Series("reward", x, whole.y)
+    parts = [name for name in names(rows, "reward/") if name.count("/") == 1]
+    several = [Series(name.removeprefix("reward/"), x, column(rows, name)) for name in parts if len(parts) > 1]
+    band = "Band: one standard deviation of single pictures." if whole.spread else ""
+    return lines(Shape("Reward", "reward", band), [whole, *several], "reward")
+
+
+def _divergences(rows: Rows) -> dict[str, str]:
+    """The KL of each teacher, or of all together where the rows do not tell them apart; then of anchor and base."""
+    told = {name: f"teacher {name.removeprefix('kl/')}" for name in names(rows, "kl/")} or {"kl": "teachers"}
+    return {**told, "kl_anchor": "anchor", "kl_base": "base"}
+
+
+def _clipping(recipe: Recipe) -> str:
+    return f"Clipped at {recipe.train.max_grad_norm:g}." if isinstance(recipe, TrainedRecipe) else ""
+
+
+def steps(rows: Rows) -> Chart | None:
+    """The KL at each sampling step, at the beginning, in the middle and at the end of the training."""
+    found = sorted(n for n in (name.removeprefix("kl_step/") for name in names(rows, "kl_step/")) if n.isdecimal())
+    index = sorted(map(int, found))
+    if len(index) < 2:
+        return None
+    size = max(1, len(rows) // 5)
+    middle = (len(rows) - size) // 2
+    parts = {"first fifth": rows[:size], "middle fifth": rows[middle : middle + size], "last fifth": rows[-size:]}
+    figure, plain = axes()
+    values = {name: [mean(column(part, f"kl_step/{i}")) for i in index] for name, part in parts.items()}
+    for number, (name, line) in enumerate(values.items()):
+        plain.plot(index, line, color=SERIES[number], marker="o", markersize=3, label=name)
+    every = [value for line in values.values() for value in known(line)]
+    if min(every) > 0 and max(every) > 50 * min(every):
+        plain.set_yscale("log")
+    else:
+        plain.set_ylim(bottom=0)
+    plain.set_xticks(index if len(index) <= 12 else index[:: -(-len(index) // 10)])
+    plain.set_xlabel("sampling step (0: pure noise)")
+    plain.set_ylabel("KL (nats per dimension)")
+    _legend(plain, 3)
+    alt = "KL by sampling step: " + "; ".join(
+        f"step {i} from {a:.3g} to {b:.3g}"
+        for i, a, b in zip(index, values["first fifth"], values["last fifth"], strict=True)
+    )
+    return Chart("KL by sampling step", alt, "KL to the teacher, mean over iterations.", drawn(figure, "steps"))
+
+
+def pictures_per_iteration(recipe: Recipe) -> int | None:
+    """How many pictures, drawn or learned from, an iteration takes."""
+    if isinstance(recipe, ColdstartRecipe):
+        return recipe.sft.batch
+    return recipe.train.groups * recipe.train.group_size if isinstance(recipe, TrainedRecipe) else None
+
+
+def seconds(rows: Rows) -> list[float]:
+    """How long each iteration took."""
+    pairs = zip(column(rows, "seconds_collect"), column(rows, "seconds_learn"), strict=True)
+    return [collect + learn for collect, learn in pairs]
+
+
+def _throughput(recipe: Recipe, rows: Rows, x: Sequence[float]) -> Chart | None:
+    count = pictures_per_iteration(recipe)
+    if count is None:
+        return None
+    rate = [count / value if value > 0 else math.nan for value in seconds(rows)]
+    caption = f"{count} pictures an iteration."
+    return lines(Shape("Throughput", "pictures per second", caption, zero=True), [Series("rate", x, rate)], "rate")
+
+
+def _seconds(rows: Rows, x: Sequence[float]) -> Chart | None:
+    both = [Series(n, x, column(rows, f"seconds_{n}")) for n in ("collect", "learn")]
+    caption = "Collect: rollouts, rewards, labels. Learn: forward, backward, optimizer."
+    return lines(Shape("Time", "seconds per iteration", caption, zero=True), both, "seconds")
+
+
+def together(runs: Mapping[str, Rows]) -> list[Chart]:
+    """Curves of several runs on common axes, for each figure that one of them has."""
+    shapes = {
+        "reward": Shape("Reward", "reward", "Each run's own reward."),
+        "kl": Shape("KL to the teachers", "KL (nats per dimension)", "Mean over sampling steps.", log=True),
+        "kl_anchor": Shape("KL to the anchor", "KL (nats per dimension)", "Mean over sampling steps.", log=True),
+        "loss": Shape("Loss", "loss", "Losses of different stages do not compare."),
+        "grad_norm": Shape("Gradient norm", "L2 norm before clipping", zero=True),
+    }
+    found = []
+    for name, shape in shapes.items():
+        series = [Series(run, iterations(rows), column(rows, name)) for run, rows in runs.items()]
+        chart = lines(shape, series, f"all{name}")
+        found += [chart] if chart else []
+    return found
+
+
+def seesaw(changes: Mapping[str, Mapping[str, tuple[float, float | None]]], suites: Sequence[str]) -> Chart | None:
+    """The change of each suite against the base: ``{model: {suite: (change, standard error)}}``."""
+    models = [name for name in changes if changes[name]]
+    if not models:
+        return None
+    figure, plain = axes(6.6, 0.75 + 0.42 * len(models))
+    for number, suite in enumerate(suites[:MOST]):
+        offset = (number - (min(len(suites), MOST) - 1) / 2) * 0.17
+        points = [(changes[m][suite], i + offset) for i, m in enumerate(models) if suite in changes[m]]
+        if points:
+            look = {"color": SERIES[number], "marker": "osD^vP*"[number], "linestyle": "none", "markersize": 4}
+            x, error = [p[0][0] for p in points], [p[0][1] or 0.0 for p in points]
+            plain.errorbar(x, [p[1] for p in points], xerr=error, elinewidth=1.0, label=_label(suite), **look)
+    plain.axvline(0, color=INK, linewidth=0.8)
+    plain.set_yticks(range(len(models)), [printable(m)[:28] for m in models])
+    plain.tick_params(axis="y", labelcolor=INK)
+    plain.set_ylim(len(models) - 0.5, -0.5)
+    plain.grid(visible=False, axis="y")
+    plain.set_xlabel("change against the base", color=SOFT)
+    _legend(plain, len(suites))
+    alt = "Change against the base: " + "; ".join(
+        f"{printable(m)[:28]}: " + ", ".join(f"{printable(s)[:28]} {c:+.3f}" for s, (c, _) in changes[m].items())
+        for m in models
+    )
+    caption = (
+        "Right of the line a model is better than the base at that suite, left of it worse. Bars: one standard error "
+        "of the difference, as if the two were independent."
+    )
+    return Chart("Change against the base", alt, caption, drawn(figure, "seesaw"), wide=True)
