@@ -8,7 +8,17 @@ from typing import Annotated, Any
 
 import typer
 
-from flowopd_cli import __version__, cli_bench, cli_eval, cli_prompts, cli_recipes, cli_rewards, cli_runs, completion
+from flowopd_cli import (
+    __version__,
+    cli_bench,
+    cli_eval,
+    cli_prompts,
+    cli_recipes,
+    cli_rewards,
+    cli_runs,
+    cli_watch,
+    completion,
+)
 from flowopd_cli.errors import FlowOPDError, one_line
 from flowopd_cli.options import Common, stage_command
 
@@ -31,6 +41,7 @@ stdout carries only the result. Exit codes: 0 done, 1 unexpected error, 2 a mist
 
 app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 app.command("bench")(cli_bench.bench)
+app.command("watch")(cli_watch.watch)
 app.add_typer(cli_rewards.app, name="rewards")
 app.add_typer(cli_prompts.app, name="prompts")
 app.add_typer(cli_runs.app, name="runs")
