@@ -8,7 +8,18 @@ from typing import Annotated, Any
 
 import typer
 
-from flowopd_cli import __version__, cli_bench, cli_eval, cli_prompts, cli_report, cli_rewards, cli_runs
+from flowopd_cli import (
+    __version__,
+    cli_bench,
+    cli_eval,
+    cli_prompts,
+    cli_recipes,
+    cli_report,
+    cli_rewards,
+    cli_runs,
+    cli_watch,
+    completion,
+)
 from flowopd_cli.errors import FlowOPDError, one_line
 from flowopd_cli.options import Common, stage_command
 
@@ -29,16 +40,14 @@ stdout carries only the result. Exit codes: 0 done, 1 unexpected error, 2 a mist
 5 a training that no longer learns, 130 stopped by Ctrl-C, 143 by SIGTERM.
 """
 
-app = typer.Typer(
-    help=HELP, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False
-)
-recipes_app = typer.Typer(help="The recipes that came with the program.", no_args_is_help=True)
+app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 app.command("bench")(cli_bench.bench)
 app.command("report")(cli_report.report)
+app.command("watch")(cli_watch.watch)
 app.add_typer(cli_rewards.app, name="rewards")
 app.add_typer(cli_prompts.app, name="prompts")
 app.add_typer(cli_runs.app, name="runs")
-app.add_typer(recipes_app, name="recipes")
+app.add_typer(cli_recipes.app, name="recipes")
 
 
 def _stage(stage: str, common: Common, values: dict[str, Any], refs: list[str] | None = None) -> None:
@@ -52,7 +61,13 @@ def _stage(stage: str, common: Common, values: dict[str, Any], refs: list[str] |
 def teacher(
     common: Common,
     reward: Annotated[
-        list[str], typer.Option("--reward", metavar="NAME[=WEIGHT]", help="A reward; repeat for a mixture.")
+        list[str],
+        typer.Option(
+            "--reward",
+            metavar="NAME[=WEIGHT]",
+            help="A reward; repeat for a mixture.",
+            autocompletion=completion.rewards,
+        ),
     ] = [],  # noqa: B006
     prompts: Annotated[
         list[str], typer.Option("--prompts", metavar="SOURCE", help="A prompt source or file; repeatable.")
@@ -76,7 +91,13 @@ def teacher(
 def coldstart(
     common: Common,
     teacher: Annotated[
-        list[str], typer.Option("--teacher", metavar="TASK=REF", help="A task and its teacher; repeatable.")
+        list[str],
+        typer.Option(
+            "--teacher",
+            metavar="TASK=REF",
+            help="A task and its teacher; repeatable.",
+            autocompletion=completion.teachers,
+        ),
     ] = [],  # noqa: B006
 ) -> None:
     """Start a student by fine-tuning it on the teachers' own best pictures.
@@ -95,7 +116,12 @@ def coldstart(
 def merge(
     common: Common,
     runs: Annotated[
-        list[str] | None, typer.Argument(metavar="[RUN]...", help="Runs, adapter folders or hub:<repo>@<revision>.")
+        list[str] | None,
+        typer.Argument(
+            metavar="[RUN]...",
+            help="Runs, adapter folders or hub:<repo>@<revision>.",
+            autocompletion=completion.runs,
+        ),
     ] = None,
     method: Annotated[
         str | None,
@@ -127,13 +153,27 @@ def merge(
 @stage_command(app)
 def distill(
     common: Common,
-    init: Annotated[str | None, typer.Option("--init", metavar="REF", help="The adapter to start from.")] = None,
+    init: Annotated[
+        str | None,
+        typer.Option("--init", metavar="REF", help="The adapter to start from.", autocompletion=completion.runs),
+    ] = None,
     teacher: Annotated[
         list[str],
-        typer.Option("--teacher", metavar="TASK=REF[,guidance=G]", help="A task and its teacher; repeatable."),
+        typer.Option(
+            "--teacher",
+            metavar="TASK=REF[,guidance=G]",
+            help="A task and its teacher; repeatable.",
+            autocompletion=completion.teachers,
+        ),
     ] = [],  # noqa: B006
     anchor: Annotated[
-        str | None, typer.Option("--anchor", metavar="REF", help="What every prompt is pulled towards, or base.")
+        str | None,
+        typer.Option(
+            "--anchor",
+            metavar="REF",
+            help="What every prompt is pulled towards, or base.",
+            autocompletion=completion.runs,
+        ),
     ] = None,
     beta: Annotated[float | None, typer.Option("--beta", metavar="B", help="How strongly; 0 turns it off.")] = None,
     estimator: Annotated[
@@ -161,7 +201,9 @@ stage_command(app)(cli_eval.eval_)
 @stage_command(app)
 def push(
     common: Common,
-    run: Annotated[str | None, typer.Argument(metavar="[RUN]", help="The run to publish.")] = None,
+    run: Annotated[
+        str | None, typer.Argument(metavar="[RUN]", help="The run to publish.", autocompletion=completion.runs)
+    ] = None,
     repo: Annotated[str | None, typer.Option("--repo", metavar="OWNER/NAME", help="The Hub repository.")] = None,
     private: Annotated[bool, typer.Option("--private", help="Make the repository private.")] = False,
     evaluations: Annotated[
@@ -206,35 +248,6 @@ def demo(
     console = Console(quiet=quiet)
     result = execute.run_demo(Demo(out or fresh_path("demo"), seed, quick, baseline, ablation), console)
     console.result(dumps(result) if json else result["report"])
-
-
-@recipes_app.command("ls")
-def recipes_ls() -> None:
-    """List every shipped recipe.
-
-    \b
-    Example:
-      flowopd recipes ls
-    """
-    from flowopd_cli import recipe
-
-    for name in sorted(recipe.shipped()):
-        print(name)
-
-
-@recipes_app.command("show")
-def recipes_show(name: Annotated[str, typer.Argument(help="As 'recipes ls' prints it, or a file.")]) -> None:
-    """Print a shipped recipe as it was written, comments included.
-
-    \b
-    Example:
-      flowopd recipes show toy/distill > mine.yaml
-    """
-    from flowopd_cli import recipe
-
-    path = recipe.find(name)
-    recipe.read(path)
-    print(path.read_text(encoding="utf-8"), end="")
 
 
 def _version(asked: bool) -> None:

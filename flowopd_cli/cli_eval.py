@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from flowopd_cli import completion
 from flowopd_cli.errors import RecipeError
 from flowopd_cli.options import Common
 
@@ -17,8 +18,11 @@ def _option(flag: str, metavar: str, help: str, **more: Any) -> Any:
     return typer.Option(flag, metavar=metavar, help=help, **more)
 
 
-SuiteNames = Annotated[str | None, _option("--suite", "A,B", "The suites to run.")]
-Adapter = Annotated[str | None, _option("--adapter", "REF", "The adapter to score; the base if omitted.")]
+SuiteNames = Annotated[str | None, _option("--suite", "A,B", "The suites to run.", autocompletion=completion.suites)]
+Adapter = Annotated[
+    str | None,
+    _option("--adapter", "REF", "The adapter to score; the base if omitted.", autocompletion=completion.runs),
+]
 Limit = Annotated[int | None, _option("--limit", "N", "Only N prompts of each suite, evenly spread.", min=1)]
 PerPrompt = Annotated[int | None, _option("--images-per-prompt", "N", "Pictures of each prompt.", min=1)]
 Categories = Annotated[str | None, _option("--categories", "A,B", "Categories of t2i-compbench; all if omitted.")]

@@ -9,7 +9,14 @@ from typing import Annotated, Any
 
 import typer
 
-app = typer.Typer(help="Fetch public prompt files, and make training prompts.", no_args_is_help=True)
+HELP = """Fetch public prompt files, and make training prompts.
+
+\b
+Example:
+  flowopd prompts ls
+  flowopd prompts fetch geneval
+"""
+app = typer.Typer(help=HELP, no_args_is_help=True)
 
 
 @app.command("ls")

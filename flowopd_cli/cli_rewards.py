@@ -12,18 +12,32 @@ from typing import Annotated, Any
 
 import typer
 
+from flowopd_cli import completion
 from flowopd_cli.errors import RecipeError, RewardError
 from flowopd_cli.tables import columns
 
 OPTION = "--set"
-app = typer.Typer(help="The rewards that teachers can be trained on.", no_args_is_help=True)
+HELP = """The rewards that teachers can be trained on.
+
+\b
+Example:
+  flowopd rewards ls
+  flowopd rewards serve pickscore --port 18085
+"""
+app = typer.Typer(help=HELP, no_args_is_help=True)
 
 Json = Annotated[bool, typer.Option("--json", help="Print a JSON list.")]
 Settings = Annotated[
     list[str], typer.Option(OPTION, metavar="OPTION=VALUE", help="An option of the reward; repeatable.")
 ]
 Name = Annotated[
-    str, typer.Option("--reward", metavar="NAME", help="As 'rewards ls' prints it, module:attr or remote:URL.")
+    str,
+    typer.Option(
+        "--reward",
+        metavar="NAME",
+        help="As 'rewards ls' prints it, module:attr or remote:URL.",
+        autocompletion=completion.rewards,
+    ),
 ]
 Texts = Annotated[
     list[str], typer.Option("--prompt", metavar="TEXT", help="What they should show; one for all, or one each.")
@@ -31,7 +45,10 @@ Texts = Annotated[
 File = Annotated[
     str | None, typer.Option("--prompts", metavar="FILE", help="Prompts with metadata instead, a line for each.")
 ]
-Served = Annotated[str, typer.Argument(metavar="NAME", help="A reward, or a worker script: FILE.py.")]
+Served = Annotated[
+    str,
+    typer.Argument(metavar="NAME", help="A reward, or a worker script: FILE.py.", autocompletion=completion.rewards),
+]
 Host = Annotated[str, typer.Option("--host", metavar="ADDRESS", help="Where to listen.")]
 Port = Annotated[int | None, typer.Option(metavar="N", min=0, max=65535, help="18085; for deqa 18086; 0: any.")]
 TokenEnv = Annotated[str, typer.Option(metavar="NAME", help="The variable that holds the bearer token.")]

@@ -8,8 +8,18 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="List runs, and check that one is whole.", no_args_is_help=True)
+from flowopd_cli import completion
+
+HELP = """List runs, say how they stand, and check that one is whole.
+
+\b
+Example:
+  flowopd runs ls
+  flowopd runs status runs/student
+"""
+app = typer.Typer(help=HELP, no_args_is_help=True)
 FAULTY = 3
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.", autocompletion=completion.runs)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -35,8 +45,27 @@ def ls(
     print(columns([("RUN", "STAGE", "STATUS", "CREATED", "FIGURES"), *cells]))
 
 
+@app.command("status")
+def status(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Run directories.", autocompletion=completion.runs)
+    ],
+) -> None:
+    """Print how each run stands, a word a line: done, running, interrupted, failed; absent where there is none, unbegun
+    where it was killed before it had a recipe to go on with (start it again with --force).
+
+    \b
+    Example:
+      flowopd runs status runs/student
+    """
+    from flowopd_cli.runs import standing
+
+    for run in runs:
+        print(standing(run))
+
+
 @app.command("verify")
-def verify(run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")], json: Json = False) -> None:
+def verify(run: Run, json: Json = False) -> None:
     """Check a run against its manifest: files, checkpoints, the adapters it was made from. Exits with 3 on a fault.
 
     \b
@@ -63,7 +92,14 @@ def verify(run: Annotated[Path, typer.Argument(metavar="RUN", help="A run direct
 
 @app.command("replay")
 def replay(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run that ended with numbers that are not finite.")],
+    run: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN",
+            help="A run that ended with numbers that are not finite.",
+            autocompletion=completion.runs,
+        ),
+    ],
     device: Annotated[str | None, typer.Option("--device", metavar="DEVICE", help="Instead of the recipe's.")] = None,
     json: Json = False,
 ) -> None:

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console as RichConsole
+from rich.console import Group
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress_bar import ProgressBar
 from rich.table import Table
+from rich.text import Text
 
-from flowopd_cli.errors import redacted
+from flowopd_cli.errors import one_line, printable, redacted
+from flowopd_cli.watching import BLOCKS, LETTERS, View, sparkline
 
 PLAIN_SECONDS = 10.0
 PLAIN_WIDTH = 120
+SPARK_WIDTH = 40
+COLORS = {"done": "green", "running": "cyan", "failed": "red", "interrupted": "yellow"}
 
 
 class Console:
@@ -81,6 +89,16 @@ class Console:
             table.add_row(*(str(cell) for cell in row))
         self._rich.print(table)
 
+    @contextmanager
+    def viewer(self, *, live: bool) -> Iterator[Callable[[View], None]]:
+        """A function that shows a run: each view in place of the one before, or below it where not ``live``."""
+        marks = BLOCKS if self._rich.encoding.lower().startswith("utf") else LETTERS
+        if not live:
+            yield lambda view: self._rich.print(_drawn(view, marks))
+            return
+        with Live(console=self._rich, auto_refresh=False) as screen:
+            yield lambda view: screen.update(_drawn(view, marks), refresh=True)
+
     def result(self, text: str) -> None:
         """Print what the command was asked for, on stdout."""
         if self._main:
@@ -118,3 +136,31 @@ def duration(seconds: float) -> str:
     if hours:
         return f"{hours}h{minutes:02d}m"
     return f"{minutes}m{whole % 60:02d}s" if minutes else f"{whole}s"
+
+
+def _drawn(view: View, marks: str) -> Group:
+    """A run's view: a line about it, how far it is, a curve a line, then results, pictures and what happened."""
+    head = Text.assemble((printable(view.run), "bold"), f"  {view.stage}  ", (view.status, COLORS.get(view.status, "")))
+    table = Table.grid(padding=(0, 2))
+    for curve in view.curves:
+        known = [value for value in curve.values if value is not None]
+        ends = f"{min(known):.4g} .. {max(known):.4g}" if known else ""
+        last = curve.values[-1]
+        cells = sparkline(curve.values, SPARK_WIDTH, marks), "-" if last is None else f"{last:.4g}", ends
+        table.add_row(*(Text(cell) for cell in (printable(curve.name), *cells)))
+    for name, told in view.results:
+        table.add_row(Text(printable(name)), Text(told))
+    lines = [Text(printable(f"sample  {path}"), overflow="fold") for path in view.samples]
+    lines += [Text(one_line(event), style="yellow") for event in view.events]
+    return Group(head, *_how_far(view), table, *lines)
+
+
+def _how_far(view: View) -> Iterator[Table | Text]:
+    if view.total is None:
+        return
+    told = f"{view.done}/{view.total}"
+    told += "" if view.seconds is None else f"  {view.seconds:.2f} s an iteration"
+    told += "" if view.eta is None else f"  about {duration(view.eta)} to go"
+    bar = Table.grid(padding=(0, 2))
+    bar.add_row(ProgressBar(total=view.total, completed=view.done, width=SPARK_WIDTH), Text(told))
+    yield bar

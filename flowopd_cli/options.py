@@ -10,13 +10,21 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from flowopd_cli import completion
+
 
 @dataclass(frozen=True)
 class Common:
     """What each stage's command line may say besides its own flags."""
 
     recipe: Annotated[
-        str | None, typer.Option("--recipe", metavar="NAME|FILE", help="A shipped recipe or a YAML file.")
+        str | None,
+        typer.Option(
+            "--recipe",
+            metavar="NAME|FILE",
+            help="A shipped recipe or a YAML file.",
+            autocompletion=completion.recipes,
+        ),
     ] = None
     base: Annotated[
         str | None, typer.Option("--base", metavar="BASE", help="'toy', a diffusers folder or a Hub id.")
@@ -35,7 +43,13 @@ class Common:
         ),
     ] = False
     resume: Annotated[
-        Path | None, typer.Option("--resume", metavar="RUN", help="Go on with an interrupted run, by its own recipe.")
+        Path | None,
+        typer.Option(
+            "--resume",
+            metavar="RUN",
+            help="Go on with an interrupted run, by its own recipe.",
+            autocompletion=completion.runs,
+        ),
     ] = None
     force: Annotated[bool, typer.Option("--force", help="Replace the run that is at --out.")] = False
     seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="Seed of everything random.")] = None

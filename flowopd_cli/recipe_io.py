@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -104,7 +104,15 @@ def assign(tree: dict[str, Any], dotted: str, value: Any) -> None:
 
 def first_problem(error: ValidationError, model: type[BaseModel]) -> str:
     """The first problem in words: where, what, and for a misspelt key the nearest real one."""
-    problem = error.errors()[0]
+    return _in_words(error.errors()[0], model)
+
+
+def problems(error: ValidationError, model: type[BaseModel]) -> list[str]:
+    """Every problem in words, as :func:`first_problem`."""
+    return [_in_words(problem, model) for problem in error.errors()]
+
+
+def _in_words(problem: Mapping[str, Any], model: type[BaseModel]) -> str:
     path = [str(part)[:SHOWN] for part in problem["loc"]]
     if problem["type"] == "extra_forbidden":
         known = _fields_at(model, path[:-1])

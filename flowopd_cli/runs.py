@@ -46,6 +46,20 @@ def listing(root: Path) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (row["created"], row["run"]))
 
 
+def standing(path: Path) -> str:
+    """How the run at ``path`` stands, in a word: its status, ``absent`` where there is nothing, ``unbegun`` where it
+    ended before its recipe was written.
+
+    Raises:
+        ArtifactError: there is something else, or a damaged manifest.
+    """
+    if not is_dir(path) or not any(path.iterdir()):
+        return "absent"
+    run = RunDir.open(path, writes=False)
+    status = status_now(path)
+    return status if status in {"done", "running"} or is_file(run.recipe_file) else "unbegun"
+
+
 def verify(path: Path) -> Iterator[Finding]:
     """Look at everything that a run's manifest names: its files, its checkpoints, the adapters it was made from.
 

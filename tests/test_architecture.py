@@ -16,11 +16,12 @@ FOUNDATION = {
     *("registry", "errors", "progress", "arithmetic", "card", "settle", "tasks", "cache", "prompt_files", "prompt_ocr"),
     *("shapes", "footprint", "runs", "tables", "processes", "locks", "origin", "checkpoints", "run_paths"),
     *("paths", "safe_yaml", "recipe_secrets", "prompt_text", "adapter_config", "adapter_header", "json_files"),
+    *("completion", "watching"),
 }
 FRONT = {
     *("cli", "options", "plan", "preflight", "base_check", "execute", "launch", "console", "track", "signals"),
-    *("cli_bench", "cli_eval", "cli_rewards", "cli_prompts", "cli_runs"),
-    *("demo", "report", "__main__"),
+    *("cli_bench", "cli_eval", "cli_rewards", "cli_prompts", "cli_recipes", "cli_runs", "cli_watch", "cli_doctor"),
+    *("demo", "report", "examine", "doctor", "machine", "__main__"),
 }
 PACKAGES = {"bench", "core", "train", "stages", "models", "rewards", "suites", "toy"}
 TENSORS = {"torch", "jaxtyping"}
@@ -94,11 +95,17 @@ RULES = {
     "cli_runs": rule(FOUNDATION, {"typer"}),
     "cli_prompts": rule(FOUNDATION | {"prompt_geneval"}, {"typer"}),
     "cli_bench": rule(FOUNDATION | FRONT, {"typer"}, {"bench"}),
+    "cli_recipes": rule(FOUNDATION | FRONT, {"typer"}),
+    "cli_watch": rule(FOUNDATION | FRONT, {"typer"}),
+    "cli_doctor": rule(FOUNDATION | FRONT, {"typer"}),
+    "doctor": rule(FOUNDATION | FRONT, set(), {"huggingface_hub", "stages"}),
+    "machine": rule(FOUNDATION, set(), {"torch", "packaging"}),
+    "examine": rule(FOUNDATION | FRONT, {"pydantic"}),
     "cli_eval": rule(FOUNDATION | FRONT, {"typer"}, {"stages"}),
     "options": rule(FOUNDATION, {"typer"}),
     "execute": rule(FOUNDATION | FRONT, {"typer"}, {"stages"}),
     "launch": rule(FOUNDATION, set(), {"torch"}),
-    "track": rule(FOUNDATION, set(), {"torch"}),
+    "track": rule(FOUNDATION, set(), {"accelerate", "mlflow", "numpy", "PIL", "trackio", "wandb"}),
     "console": rule(FOUNDATION, {"rich"}),
 }
 # Where a function takes more than six parameters, and why.

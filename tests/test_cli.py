@@ -18,19 +18,6 @@ from flowopd_cli.console import Console, duration
 from flowopd_cli.errors import ArtifactError, Interrupted
 from flowopd_cli.run import RunDir
 
-COMMANDS = (
-    "teacher",
-    "coldstart",
-    "merge",
-    "distill",
-    "eval",
-    "push",
-    "bench",
-    "demo",
-    "rewards ls",
-    "recipes ls",
-    "recipes show",
-)
 TEACHER = {
     "stage": "teacher",
     "model": {"pretrained": "toy", "resolution": 32},
@@ -135,14 +122,6 @@ def test_neither_imports_torch(argv, tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_help_has_an_example(flowopd, command):
-    code, out, _ = flowopd(*command.split(), "--help")
-    assert code == 0
-    assert "Example:" in out
-    assert f"\n    flowopd {command}" in out
 
 
 def test_version(flowopd):
@@ -498,7 +477,8 @@ def test_a_failing_stage_leaves_a_failed_manifest(flowopd, stage, monkeypatch, t
 
 def test_lists(flowopd):
     assert "toy-quality" in flowopd("rewards", "ls")[1]
-    assert flowopd("recipes", "ls")[1].splitlines() == ["toy/distill", "toy/grpo-mix", "toy/teacher-geneval"]
+    listed = [line.split()[0] for line in flowopd("recipes", "ls")[1].splitlines()]
+    assert listed == ["RECIPE", "toy/distill", "toy/grpo-mix", "toy/teacher-geneval"]
     assert yaml.safe_load(flowopd("recipes", "show", "toy/distill")[1]) == DISTILL
 
 

@@ -116,3 +116,17 @@ def test_what_is_no_run_is_one_line(flowopd, tmp_path):
     code, _, err = flowopd("runs", "verify", tmp_path)
     assert code == 2
     assert "not a run directory" in err
+
+
+def test_how_a_run_stands_is_one_word(make, flowopd, tmp_path):
+    make("a")
+    make("b", "running")
+    make("c", "failed")
+    killed = make("d", "interrupted")
+    killed.recipe_file.unlink()
+    (tmp_path / "empty").mkdir()
+    runs = [tmp_path / "runs" / name for name in "abcd"]
+    code, out, _ = flowopd("runs", "status", *runs, tmp_path / "empty", tmp_path / "nothing")
+    assert (code, out.split()) == (0, ["done", "interrupted", "failed", "unbegun", "absent", "absent"])
+    (tmp_path / "empty" / "file").touch()
+    assert flowopd("runs", "status", tmp_path / "empty")[0] == 2

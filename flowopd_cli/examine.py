@@ -1,0 +1,125 @@
+"""What is wrong with a recipe file, all of it, and what the recipe would cost; what a shipped one is. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from flowopd_cli import preflight, registry
+from flowopd_cli import recipe as recipes
+from flowopd_cli.arithmetic import arithmetic
+from flowopd_cli.errors import FlowOPDError, MissingDependency, RecipeError
+from flowopd_cli.recipe_io import problems
+from flowopd_cli.settle import settle, with_full_names
+
+# Of the batch arithmetic what is told first.
+HEADLINES = ("optimizer steps", "pictures in all", "teacher pictures drawn", "memory", "memory in all")
+
+
+@dataclass(frozen=True)
+class Examined:
+    """A recipe by the name it was asked for: what is wrong with it (nothing: ``ok``), remarks, its arithmetic."""
+
+    name: str
+    faults: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    stage: str | None = None
+    figures: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.faults
+
+    def headlines(self) -> dict[str, Any]:
+        """Optimizer steps, pictures and memory, as far as its stage has them."""
+        return {key: value for key, value in self.figures.items() if key.partition(",")[0] in HEADLINES}
+
+
+def examine(name: str) -> Examined:
+    """Parse and resolve a shipped recipe or a file; whatever is wrong is told, nothing is raised.
+
+    Looked at is what ``--dry-run`` looks at: an adapter may still be to come, and a package that is not installed here
+    is a remark.
+    """
+    try:
+        path = recipes.find(name)
+        tree = recipes.read(path)
+    except RecipeError as error:
+        return Examined(name, (str(error),))
+    try:
+        recipe = with_full_names(recipes.build(tree, where=str(path)))
+    except RecipeError as error:
+        return Examined(name, tuple(_all_of(error, tree)), stage=_stage(tree))
+    faults, notes = _checked(recipe)
+    return Examined(name, tuple(faults), tuple(notes), recipe.stage, {} if faults else arithmetic(settle(recipe)))
+
+
+def about(name: str, path: Path) -> dict[str, str]:
+    """A shipped recipe's name, stage, base and the first sentence of its head comment.
+
+    Raises:
+        RecipeError: it is damaged.
+    """
+    tree = recipes.read(path)
+    base = (tree.get("model") or {}).get("pretrained") or recipes.ModelSpec().pretrained
+    return {"recipe": name, "stage": str(tree.get("stage")), "base": str(base), "what": _first_sentence(path)}
+
+
+def _first_sentence(path: Path) -> str:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    head: list[str] = []
+    for line in lines:
+        text = line.removeprefix("#").strip()
+        if not line.startswith("#") or not text:
+            break
+        head.append(text)
+    return " ".join(head).partition(". ")[0].rstrip(".")
+
+
+def _stage(tree: dict[str, Any]) -> str | None:
+    found = tree.get("stage")
+    return found if isinstance(found, str) and found in recipes.STAGES else None
+
+
+def _all_of(error: RecipeError, tree: dict[str, Any]) -> Iterator[str]:
+    """Every problem that the validation met, where the error shows the first."""
+    cause, stage = error.__cause__, _stage(tree)
+    if isinstance(cause, ValidationError) and stage is not None:
+        yield from problems(cause, recipes.STAGES[stage])
+    else:
+        yield str(error)
+
+
+def _checked(recipe: recipes.Recipe) -> tuple[list[str], list[str]]:
+    """Faults and remarks of a recipe that parses; each name is looked up, whatever another one is."""
+    faults: dict[str, None] = {}
+    notes: list[str] = []
+    for check in _checks(recipe):
+        try:
+            notes += check() or []
+        except MissingDependency as error:
+            notes.append(str(error))
+        except FlowOPDError as error:
+            faults[str(error)] = None
+    return list(faults), notes
+
+
+def _checks(recipe: recipes.Recipe) -> Iterator[Callable[[], list[str] | None]]:
+    yield partial(registry.MODELS.check, recipe.model.family)
+    for spec in getattr(recipe, "rewards", ()):
+        yield partial(registry.REWARDS.check, spec.name)
+    for name in recipe.eval.suites if isinstance(recipe, recipes.EvalRecipe) else ():
+        yield partial(registry.SUITES.check, name)
+    for spec in getattr(recipe, "prompts", ()):
+        yield partial(_read, spec)
+    yield partial(preflight.check, recipe, dry_run=True)
+
+
+def _read(spec: recipes.PromptSpec) -> None:
+    preflight.rows_of(spec)
