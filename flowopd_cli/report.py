@@ -11,7 +11,7 @@ from functools import cached_property
 from importlib.resources import files
 from typing import Any
 
-from flowopd_cli.card import results as results_of
+from flowopd_cli.card_scores import results as results_of
 from flowopd_cli.run import RunDir
 
 PALETTE = ("#3b6fd4", "#d4562b", "#2a9d63", "#9b4fc0", "#b08a12")
