@@ -39,6 +39,8 @@ def told(repo: str, what: str = "not uploaded") -> Iterator[None]:
 def _reason(error: BaseException) -> str:
     from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
+    if type(error) is ValueError:  # of a card or an object that the Hub does not take, with its reasons
+        return str(error)
     chain = [error]
     while chain[-1].__cause__ is not None:
         chain.append(chain[-1].__cause__)

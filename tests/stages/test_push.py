@@ -14,7 +14,7 @@ from flowopd_cli.run import RunDir
 
 EVAL = changes("eval.limit=2", "eval.images=1", "eval.steps=2", "eval.split=validation")
 FAST = changes("push.verify_steps=2")
-MODULE_CONFIG = "adapter_config.json"
+CONFIG = "adapter_config.json"
 # The lines of a card, run as they stand; then our own sampler from the same noise.
 CARD_LINES = """
 import numpy, torch
@@ -158,17 +158,18 @@ def test_a_push_to_a_branch_leaves_the_others_and_what_is_not_its_own(pushed, fo
     assert 'load_lora_weights("me/it", revision="try/one")' in card
     assert "No evaluation came with it" in card
     hidden = hub.asked.index(("PUT", "/api/models/me/it/settings"))
-    assert there.private and hidden < max(i for i, (_, path) in enumerate(hub.asked) if "/commit/" in path)
+    assert there.private
+    assert hidden < max(i for i, (_, path) in enumerate(hub.asked) if "/commit/" in path)
 
 
 def test_a_hub_that_gives_back_another_file_is_noticed(pushed, forks, home, hub, trained):
-    hub.spoil = lambda path, content: content + b" " if path == MODULE_CONFIG else content
+    hub.spoil = lambda path, content: content + b" " if path == CONFIG else content
     try:
         ended = forks.run("push", trained, "--repo", "team/spoilt", "--out", home / "p4", *FAST)
     finally:
         hub.spoil = lambda path, content: content
     assert ended.code == 2
-    assert f"{MODULE_CONFIG} on the Hub is not the file that was uploaded (1 of " in ended.err
+    assert f"{CONFIG} on the Hub is not the file that was uploaded (1 of " in ended.err
     assert RunDir.open(home / "p4", writes=False).manifest().status == "failed"
 
 
@@ -184,11 +185,12 @@ def test_a_login_is_asked_for_before_anything_is_written(forks, home, trained):
 def test_a_pushed_adapter_teaches_from_the_hub(pushed, forks, home, hub, trained):
     """By its commit; the anchor is a copy whose configuration another program wrote."""
     files = dict(hub.files("me/it"))
-    told = json.loads(files[MODULE_CONFIG])
+    told = json.loads(files[CONFIG])
     odd = {"r": "2", "lora_alpha": "2.0", "target_modules": str(told["target_modules"]), "task_type": None}
-    files[MODULE_CONFIG] = json.dumps({**told, **odd, "base_model_name_or_path": None}).encode()
+    files[CONFIG] = json.dumps({**told, **odd, "base_model_name_or_path": None}).encode()
     sha = hub.repos["me/it"].commit("odd", files, "odd")
-    roles = ("--teacher", f"geneval=hub:me/it@{pushed[1]['commit']}", "--anchor", f"hub:me/it@{sha}", "--base", "toy")
+    ref = f"hub:me/it@{pushed[1]['commit']}"
+    roles = ("--base", "toy", "--teacher", f"geneval={ref},guidance=1.0", "--anchor", f"hub:me/it@{sha},guidance=1.0")
     small = changes(*SMALL, "train.iterations=1", "train.sample_every=0", "prompts=[{source: toy:geneval, limit: 4}]")
     init = ("--init", trained)
     planned = forks.run("distill", *roles, *init, *small, "--dry-run")
@@ -197,6 +199,6 @@ def test_a_pushed_adapter_teaches_from_the_hub(pushed, forks, home, hub, trained
     assert ended.code == 0, ended.err
     run = RunDir.open(home / "s", writes=False)
     parents = {parent.role: parent for parent in run.manifest().parents}
-    assert parents["teacher_geneval"].ref == f"hub:me/it@{pushed[1]['commit']}"
+    assert parents["teacher_geneval"].ref == ref
     assert run.rows()[0]["kl"] == pytest.approx(0, abs=1e-9), "the student starts as its teacher"
     assert run.rows()[0]["kl_anchor"] == pytest.approx(0, abs=1e-9), "and as its anchor, whose update is the same"
