@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import math
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,25 @@ from flowopd_cli.errors import ArtifactError
 
 BASE_KEY = "base_sha256"
 LARGEST = 4 << 20  # bytes
-LONGEST_NAME, LARGEST_RANK = 256, 1 << 16
+LONGEST_NAME, LARGEST_RANK, LONGEST_LIST = 256, 1 << 16, 100_000
 MOST_KEYS, MOST_PATTERNS, LONGEST_PATTERN, MOST_REPEATS = 10_000, 64, 200, 2
 PLAIN = re.compile(r"[\w.-]+")
+ALL = "all-linear"
+NUMERAL = re.compile(r"-?\d{1,9}(\.\d{1,17})?")
+# What PEFT adds to plain LoRA, by the key that turns it on.
+BEYOND = {
+    "use_qalora": "a QALoRA adapter",
+    "use_bdlora": "a BD-LoRA adapter",
+    "kasa_config": "a KaSA adapter",
+    "monteclora_config": "a MonteCLoRA adapter",
+    "alora_invocation_tokens": "an activated LoRA",
+    "arrow_config": "a router of several adapters",
+    "layer_replication": "repeats layers of its base",
+    "target_parameters": "trains parameters that are no module's weight",
+    "trainable_token_indices": "trains tokens",
+}
+# Starts that move the base's own weights, so that the factors alone are of no use with the base as it was.
+MOVING = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 @dataclass(frozen=True)
@@ -45,13 +63,41 @@ class PeftConfig:
 
 
 def read_config(path: Path) -> PeftConfig:
-    """A PEFT configuration, every value of the kind that PEFT writes.
+    """A PEFT configuration file; see :func:`config_of`."""
+    return config_of(path, _read_object(path))
+
+
+def config_of(path: Path, data: Mapping[str, Any]) -> PeftConfig:
+    """A PEFT configuration that was found in ``path``, every value of the kind that PEFT writes. A number may be
+    written as a text, and the names of modules as the text of a list, as some programs do.
 
     Raises:
-        ArtifactError: not a JSON object, a value of another kind (its key is named), or more than plain LoRA.
+        ArtifactError: a value of another kind (its key is named), or more than plain LoRA.
     """
-    data = _read_object(path)
-    if data.get("use_dora"):
+    _check_plain(path, data)
+    targets, pattern = _targets(path, data.get("target_modules"))
+    ranks, alphas = _mapping(path, "rank_pattern", data), _mapping(path, "alpha_pattern", data)
+    _check_patterns(path, [*ranks, *alphas])
+    return PeftConfig(
+        path=path,
+        rank=_whole(path, "r", data.get("r")),
+        alpha=_number(path, "lora_alpha", data.get("lora_alpha")),
+        targets=targets,
+        target_pattern=pattern,
+        base=text_or_none(path, "base_model_name_or_path", data.get("base_model_name_or_path")),
+        base_sha256=text_or_none(path, BASE_KEY, data.get(BASE_KEY)),
+        rank_pattern={name: _whole(path, f"rank_pattern.{name}", value) or 1 for name, value in ranks.items()},
+        alpha_pattern={name: _number(path, f"alpha_pattern.{name}", value) or 1.0 for name, value in alphas.items()},
+        rank_stabilized=_switch(path, "use_rslora", data.get("use_rslora")),
+    )
+
+
+def _check_plain(path: Path, data: Mapping[str, Any]) -> None:
+    """Refuse what is more than plain LoRA."""
+    kind, start = data.get("peft_type"), data.get("init_lora_weights")
+    if kind not in (None, "LORA"):
+        raise ArtifactError(f"{path}: an adapter of the kind {shown(kind)} (peft_type); only plain LoRA can be used")
+    if _switch(path, "use_dora", data.get("use_dora")):
         raise ArtifactError(
             f"{path}: a DoRA adapter (use_dora), whose magnitudes have no low-rank form; use plain LoRA"
         )
@@ -59,27 +105,32 @@ def read_config(path: Path) -> PeftConfig:
         raise ArtifactError(
             f"{path}: trains biases (bias: {shown(data['bias'])}); only plain LoRA adapters can be used"
         )
-    if data.get("modules_to_save"):
+    if data.get("modules_to_save") not in (None, [], {}, "", "None", "null", False):
         found = shown(data["modules_to_save"])
         raise ArtifactError(f"{path}: trains whole modules ({found}); only plain LoRA can be used")
-    targets = data.get("target_modules")
-    named = [targets] if isinstance(targets, str) else targets or []
+    for key, what in BEYOND.items():
+        if data.get(key):
+            raise ArtifactError(f"{path}: {what} ({key}); only plain LoRA can be used")
+    if isinstance(start, str) and start.lower().startswith(MOVING):
+        raise ArtifactError(
+            f"{path}: began by moving the base's own weights (init_lora_weights: {shown(start)}): convert it to plain "
+            "LoRA with PEFT (save_pretrained with path_initial_model_for_weight_conversion)"
+        )
+
+
+def _targets(path: Path, told: Any) -> tuple[tuple[str, ...], bool]:
+    """The names of modules that are adapted, and whether the one name is a pattern."""
+    named = told
+    if isinstance(told, str) and told.lstrip().startswith(("[", "(", "{")) and len(told) <= LONGEST_LIST:
+        with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+            named = ast.literal_eval(told.strip())
+            named = sorted(named) if isinstance(named, set) else list(named)
+    if isinstance(named, str):
+        named = [named] if named else []
+    named = [] if named is None else named
     if not isinstance(named, list) or not all(isinstance(name, str) and _sound(name) for name in named):
-        raise ArtifactError(f"{path}: key target_modules: want names of modules, not {shown(targets)}")
-    ranks, alphas = _mapping(path, "rank_pattern", data), _mapping(path, "alpha_pattern", data)
-    _check_patterns(path, [*ranks, *alphas])
-    return PeftConfig(
-        path=path,
-        rank=_whole(path, "r", data.get("r")),
-        alpha=_number(path, "lora_alpha", data.get("lora_alpha")),
-        targets=tuple(named),
-        target_pattern=isinstance(targets, str),
-        base=text_or_none(path, "base_model_name_or_path", data.get("base_model_name_or_path")),
-        base_sha256=text_or_none(path, BASE_KEY, data.get(BASE_KEY)),
-        rank_pattern={name: _whole(path, f"rank_pattern.{name}", value) or 1 for name, value in ranks.items()},
-        alpha_pattern={name: _number(path, f"alpha_pattern.{name}", value) or 1.0 for name, value in alphas.items()},
-        rank_stabilized=bool(data.get("use_rslora")),
-    )
+        raise ArtifactError(f"{path}: key target_modules: want names of modules, not {shown(told)}")
+    return tuple(named), named == [told] and (told == ALL or not PLAIN.fullmatch(told))
 
 
 def _read_object(path: Path) -> dict[str, Any]:
@@ -146,18 +197,38 @@ def _mapping(path: Path, key: str, data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _whole(path: Path, key: str, value: Any) -> int | None:
-    if value is not None and (type(value) is not int or not 1 <= value <= LARGEST_RANK):
+    number = _numeral(value)
+    number = int(number) if type(number) is float and number.is_integer() else number
+    if number is not None and (type(number) is not int or not 1 <= number <= LARGEST_RANK):
         raise ArtifactError(f"{path}: key {key}: want a whole number from 1 to {LARGEST_RANK}, not {shown(value)}")
-    return value
+    return number
 
 
 def _number(path: Path, key: str, value: Any) -> float | None:
-    if value is None:
+    number = _numeral(value)
+    if number is None:
         return None
-    sound = isinstance(value, int | float) and not isinstance(value, bool) and 0 < abs(value) < 1e9
+    sound = isinstance(number, int | float) and not isinstance(number, bool) and 0 < abs(number) < 1e9
     if not sound:
         raise ArtifactError(f"{path}: key {key}: want a finite number that is not 0, not {shown(value)}")
-    return float(value)
+    return float(number)
+
+
+def _numeral(value: Any) -> Any:
+    """The number that a text spells; anything else as it is."""
+    return float(value) if isinstance(value, str) and NUMERAL.fullmatch(value) else value
+
+
+def _switch(path: Path, key: str, value: Any) -> bool:
+    """Yes or no, which may be written as a text.
+
+    Raises:
+        ArtifactError: neither.
+    """
+    told = value.lower() if isinstance(value, str) else value
+    if told not in (None, False, True, "", "true", "false", "none", "null"):
+        raise ArtifactError(f"{path}: key {key}: want true or false, not {shown(value)}")
+    return told in (True, "true")
 
 
 def _sound(name: str) -> bool:

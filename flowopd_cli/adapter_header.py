@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +19,7 @@ from flowopd_cli.adapter_config import (
     LONGEST_NAME,
     PLAIN,
     PeftConfig,
+    config_of,
     read_config,
     reason,
     shown,
@@ -33,6 +34,8 @@ CONFIG, PEFT_WEIGHTS, DIFFUSERS_WEIGHTS = (
     "pytorch_lora_weights.safetensors",
 )
 PEFT_PREFIX, DIFFUSERS_PREFIX = "base_model.model.", "transformer."
+PREFIXES = (PEFT_PREFIX, "module.", "_orig_mod.", DIFFUSERS_PREFIX)  # as wrapped, parallel, compiled, in a pipeline
+DIFFUSERS_CONFIG = "lora_adapter_metadata"  # where diffusers keeps PEFT's configuration, in the header of its weights
 MOST_MODULES = 20_000
 BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 LARGEST = 100_000_000  # bytes of a header, as in safetensors itself
@@ -78,14 +81,40 @@ def read_adapter_header(folder: Path) -> AdapterHeader:
     """
     if not is_file(folder / CONFIG):
         file = folder / DIFFUSERS_WEIGHTS
-        entries, _ = read_header(file, folder)
-        pairs, alphas = _pairs(file, entries, (DIFFUSERS_PREFIX,))
-        return AdapterHeader(file, PeftConfig(), pairs, alphas)
+        entries, metadata = read_header(file, folder)
+        pairs, alphas = _pairs(file, entries)
+        config = _config_in(file, metadata)
+        if alphas and config.path:
+            raise ArtifactError(f"{file}: says its scales twice ({DIFFUSERS_CONFIG}, and tensors called alpha)")
+        _check_ranks(config, file, pairs)
+        return AdapterHeader(file, replace(config, base_sha256=_base_in(file, metadata)), pairs, alphas)
     config, file = read_config(folder / CONFIG), folder / PEFT_WEIGHTS
     entries, metadata = read_header(file, folder)
-    pairs, alphas = _pairs(file, entries, (PEFT_PREFIX, DIFFUSERS_PREFIX))
+    pairs, alphas = _pairs(file, entries)
     if alphas:
         raise ArtifactError(f"{file}: {next(iter(alphas.values()))[:LONGEST_NAME]} is no LoRA factor")
+    _check_ranks(config, file, pairs)
+    recorded = config.base_sha256 or _base_in(file, metadata)
+    return AdapterHeader(file, replace(config, base_sha256=recorded), pairs, {})
+
+
+def _config_in(file: Path, metadata: Mapping[str, str]) -> PeftConfig:
+    """The configuration of the transformer's adapter that diffusers puts beside its weights; one that says nothing
+    where there is none.
+    """
+    text = metadata.get(DIFFUSERS_CONFIG)
+    if not text:
+        return PeftConfig()
+    try:
+        told = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"{file}: {DIFFUSERS_CONFIG} is not readable as JSON ({reason(error)})") from error
+    items = told.items() if isinstance(told, dict) else ()
+    own = {k.removeprefix(DIFFUSERS_PREFIX): value for k, value in items if k.startswith(DIFFUSERS_PREFIX)}
+    return config_of(file, own) if own else PeftConfig()
+
+
+def _check_ranks(config: PeftConfig, file: Path, pairs: Mapping[str, Pair]) -> None:
     for module, pair in pairs.items():
         said = config.rank_of(module)
         if said is not None and said != pair.rank:
@@ -93,8 +122,6 @@ def read_adapter_header(folder: Path) -> AdapterHeader:
                 f"{config.path}: key r (or rank_pattern) says rank {said} for {module}, but its factors in {file.name} "
                 f"have rank {pair.rank}: configuration and weights are of two adapters"
             )
-    recorded = config.base_sha256 or _base_in(file, metadata)
-    return AdapterHeader(file, replace(config, base_sha256=recorded), pairs, {})
 
 
 def read_header(path: Path, folder: Path) -> tuple[dict[str, Entry], dict[str, str]]:
@@ -104,7 +131,10 @@ def read_header(path: Path, folder: Path) -> tuple[dict[str, Entry], dict[str, s
         ArtifactError: there is none in ``folder``, or it is not a whole safetensors file.
     """
     if not is_file(path):
-        raise ArtifactError(f"{folder}: no {path.name} in it (pickled weights are not read)")
+        raise ArtifactError(
+            f"{folder}: no {path.name} in it (pickled weights are not read; those you trust, load with PEFT or "
+            "diffusers and save again, which writes safetensors)"
+        )
     try:
         with path.open("rb") as handle:
             size, length = path.stat().st_size, int.from_bytes(handle.read(8), "little")
@@ -153,13 +183,13 @@ def _entries(tree: Any) -> tuple[dict[str, Entry], int, dict[str, str]]:
     return found, end, {key: value for key, value in metadata.items() if isinstance(value, str)}
 
 
-def _pairs(file: Path, entries: Mapping[str, Entry], prefixes: Iterable[str]) -> tuple[dict[str, Pair], dict[str, str]]:
+def _pairs(file: Path, entries: Mapping[str, Entry]) -> tuple[dict[str, Pair], dict[str, str]]:
     """Factors by module, and the names of the ``alpha`` scalars beside them."""
     sides: dict[str, dict[str, str]] = {}
     alphas: dict[str, str] = {}
     for name, entry in entries.items():
         bare = name
-        for prefix in prefixes:
+        for prefix in PREFIXES:
             bare = bare.removeprefix(prefix)
         _check_entry(file, name, entry)
         if bare.endswith(".alpha") and math.prod(entry.shape) == 1:
@@ -181,6 +211,8 @@ def _pairs(file: Path, entries: Mapping[str, Entry], prefixes: Iterable[str]) ->
 def _check_entry(file: Path, name: str, entry: Entry) -> None:
     if "lora_magnitude_vector" in name:
         raise ArtifactError(f"{file}: a DoRA adapter ({shown(name)}); use plain LoRA")
+    if name.startswith("text_encoder"):
+        raise ArtifactError(f"{file}: trains text encoders too ({shown(name)}); here they are never trained")
     if len(name) > LONGEST_NAME:
         raise ArtifactError(f"{file}: {name[:40]}… is no LoRA factor")
     if entry.kind not in BYTES:

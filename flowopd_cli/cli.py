@@ -205,19 +205,26 @@ def push(
         str | None, typer.Argument(metavar="[RUN]", help="The run to publish.", autocompletion=completion.runs)
     ] = None,
     repo: Annotated[str | None, typer.Option("--repo", metavar="OWNER/NAME", help="The Hub repository.")] = None,
-    private: Annotated[bool, typer.Option("--private", help="Make the repository private.")] = False,
+    revision: Annotated[
+        str | None, typer.Option("--revision", metavar="BRANCH", help="A branch of it, made where it is missing.")
+    ] = None,
+    private: Annotated[
+        bool | None, typer.Option("--private/--public", help="Who sees the repository; as it is if omitted.")
+    ] = None,
+    message: Annotated[str | None, typer.Option("--message", metavar="TEXT", help="Of the commit.")] = None,
     evaluations: Annotated[
         list[str] | None, typer.Option("--eval", metavar="RUN", help="An eval run for the card; may be repeated.")
     ] = None,
 ) -> None:
-    """Publish a run on the Hub with its card, after loading it back into plain diffusers. With
-    --dry-run it writes the folder and uploads nothing.
+    """Publish a run on the Hub with its card: checked by loading it into plain diffusers and PEFT before the upload
+    and, from the Hub, after it. With --dry-run it writes the folder and uploads nothing.
 
     \b
     Example:
       flowopd push runs/student --repo me/my-model --private
     """
-    values = {"run": run, "push.repo": repo, "push.private": private or None, "push.evaluations": evaluations}
+    values = {"run": run, "push.repo": repo, "push.revision": revision, "push.private": private}
+    values |= {"push.message": message, "push.evaluations": evaluations}
     _stage("push", common, values, [run] if run else [])
 
 

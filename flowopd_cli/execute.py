@@ -17,7 +17,7 @@ import typer
 from flowopd_cli import launch, preflight, processes, signals
 from flowopd_cli import recipe as recipes
 from flowopd_cli.arithmetic import arithmetic
-from flowopd_cli.card import results
+from flowopd_cli.card_scores import results
 from flowopd_cli.console import Console
 from flowopd_cli.demo import Demo
 from flowopd_cli.errors import ArtifactError, Interrupted, RecipeError, RewardError, StorageError

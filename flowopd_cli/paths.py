@@ -26,6 +26,11 @@ def is_revision(text: str) -> bool:
     return _REVISION.fullmatch(text) is not None and ".." not in text
 
 
+def is_branch(text: str) -> bool:
+    """Whether a text can be a branch: a revision that is no commit and no reference of the Hub's own."""
+    return is_revision(text) and not re.fullmatch(r"[0-9a-f]{40}|refs/.*|.*(/|\.lock)|.*//.*", text)
+
+
 def is_file(path: str | Path) -> bool:
     """Whether there is a file; a name that no file can have (too long, with a NUL) is none.
 

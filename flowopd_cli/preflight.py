@@ -10,7 +10,7 @@ from pathlib import Path
 from flowopd_cli import registry
 from flowopd_cli.base_check import check_base, check_bases, check_refs
 from flowopd_cli.errors import ArtifactError, MergeError, MissingDependency, PromptError, RecipeError
-from flowopd_cli.paths import is_hub_id
+from flowopd_cli.paths import is_branch, is_hub_id
 from flowopd_cli.plan import RANKLESS
 from flowopd_cli.prompt_text import SUFFIXES, Row, read_rows, repeats, target
 from flowopd_cli.recipe import (
@@ -171,6 +171,10 @@ def _check_push(recipe: PushRecipe, dry_run: bool) -> None:
         raise RecipeError("push needs a repository (--repo OWNER/NAME), or --dry-run to write the folder only")
     if repo and not is_hub_id(repo):
         raise RecipeError(f"--repo {repo}: is no repository of the Hub: write it as OWNER/NAME")
+    if recipe.push.revision is not None and not is_branch(recipe.push.revision):
+        raise RecipeError(
+            f"--revision {recipe.push.revision[:80]}: is no name of a branch, to which alone a push can go"
+        )
     for path in recipe.push.evaluations:
         RunDir.open(path, writes=False)
 

@@ -254,10 +254,14 @@ class EvalSpec(Spec):
 
 
 class PushSpec(Spec):
-    """Publication on the Hub. ``evaluations`` empty: those beside the run that scored its adapter or its base."""
+    """Publication on the Hub. ``evaluations`` empty: those beside the run that scored its adapter or its base;
+    ``private`` null: as the repository is, of a new one as the account's default says; ``license`` null: the base's.
+    """
 
     repo: str | None = None
-    private: bool = False
+    revision: str | None = None
+    private: bool | None = None
+    message: Annotated[str, Field(min_length=1, max_length=200)] = "Upload by flowopd push"
     license: str | None = None
     evaluations: tuple[str, ...] = ()
     verify_prompt: str = "a photo of a red circle"

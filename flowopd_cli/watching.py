@@ -15,7 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from flowopd_cli.card import results
+from flowopd_cli.card_scores import results
 from flowopd_cli.errors import ArtifactError, FlowOPDError
 from flowopd_cli.manifest import is_run, read_manifest, status_now
 from flowopd_cli.paths import is_dir, is_file

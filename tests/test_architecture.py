@@ -15,6 +15,7 @@ FOUNDATION = {
     *("recipe", "recipe_io", "recipe_specs", "run", "refs", "manifest", "files"),
     *("registry", "errors", "progress", "arithmetic", "card", "settle", "tasks", "cache", "prompt_files", "prompt_ocr"),
     *("shapes", "footprint", "runs", "tables", "processes", "locks", "origin", "checkpoints", "run_paths"),
+    *("card_scores", "hub_errors", "licenses"),
     *("paths", "safe_yaml", "recipe_secrets", "prompt_text", "adapter_config", "adapter_header", "json_files"),
     *("completion", "watching"),
 }

@@ -57,7 +57,7 @@ def test_an_adapter_on_the_hub_is_looked_at_before_a_model_is_loaded(tmp_path, m
     [
         (lambda path: (path / "adapter_model.safetensors").unlink(), "no adapter_model.safetensors in it"),
         (lambda path: (path / "adapter_model.safetensors").write_bytes(b"PK\x03\x04"), "damaged or not safetensors"),
-        (lambda path: (path / "adapter_config.json").write_text('{"r": "4"}'), "key r: want a whole number"),
+        (lambda path: (path / "adapter_config.json").write_text('{"r": "x"}'), "key r: want a whole number"),
         (lambda path: (path / "adapter_config.json").write_text('{"r": 8}'), "says rank 8"),
         (lambda path: (path / "adapter_config.json").unlink(), "neither a run nor an adapter folder"),
     ],

@@ -145,7 +145,7 @@ def _config(header: AdapterHeader, alphas: Mapping[str, float]) -> AdapterConfig
     return AdapterConfig(
         rank=rank,
         alpha=said.alpha or float(rank),
-        targets=said.targets or tuple(sorted(header.pairs)),
+        targets=tuple(sorted(header.pairs)) if said.target_pattern or not said.targets else said.targets,
         base=said.base,
         base_sha256=said.base_sha256,
         rank_pattern=said.rank_pattern,

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from flowopd_cli.errors import ArtifactError
+from flowopd_cli.errors import ArtifactError, one_line
 from flowopd_cli.models.folders import absent_parts
 from flowopd_cli.models.parts import load_part
 
@@ -36,16 +36,46 @@ def plain_pipeline(folder: Path, dtype: torch.dtype) -> Any:
 
 
 def plain_picture(pipeline: Any, adapter: Path | None, request: Request) -> Float[Tensor, "1 3 H W"]:
-    """What plain diffusers draws with the adapter folder loaded by its own ``load_lora_weights``; in [0, 1].
+    """What plain diffusers draws with the adapter folder loaded by its own ``load_lora_weights``; in [0, 1]. The
+    pipeline is left without it.
 
     Raises:
         ArtifactError: diffusers takes nothing of the adapter.
     """
+    if adapter is None:
+        return _drawn(pipeline, request)
+    pipeline.load_lora_weights(str(adapter))
+    if not pipeline.get_active_adapters():
+        raise ArtifactError(f"{adapter}: diffusers loads nothing of this adapter")
+    try:
+        return _drawn(pipeline, request)
+    finally:
+        pipeline.unload_lora_weights()
+
+
+def peft_picture(pipeline: Any, adapter: Path, request: Request) -> Float[Tensor, "1 3 H W"]:
+    """What the pipeline draws with the adapter folder loaded by PEFT's own ``from_pretrained``; in [0, 1]. The pipeline
+    is left without it.
+
+    Raises:
+        ArtifactError: PEFT does not take the adapter.
+    """
+    from peft import PeftModel
+
+    bare = pipeline.transformer
+    try:
+        wrapped = PeftModel.from_pretrained(bare, str(adapter))
+    except (ValueError, RuntimeError, OSError, KeyError) as error:
+        raise ArtifactError(f"{adapter}: PEFT does not load this adapter ({one_line(error)[:200]})") from error
+    pipeline.transformer = wrapped
+    try:
+        return _drawn(pipeline, request)
+    finally:
+        pipeline.transformer = wrapped.unload()
+
+
+def _drawn(pipeline: Any, request: Request) -> Float[Tensor, "1 3 H W"]:
     pipeline.set_progress_bar_config(disable=True)
-    if adapter is not None:
-        pipeline.load_lora_weights(str(adapter))
-        if not pipeline.get_active_adapters():
-            raise ArtifactError(f"{adapter}: diffusers loads nothing of this adapter")
     drawn = pipeline(
         request.prompt,
         latents=request.latents.to(pipeline.device, pipeline.transformer.dtype),

@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from flowopd_cli.card import protocol
+from flowopd_cli.card_scores import protocol
 from flowopd_cli.errors import FlowOPDError
 from flowopd_cli.manifest import status_now
 from flowopd_cli.reports import curves, strips
@@ -107,4 +107,3 @@ def _made(run: RunDir) -> tuple[str, str, str, str]:
 
 def _name(ref: str) -> str:
     return ref if ref.startswith("hub:") else Path(ref).name or ref
-

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from flowopd_cli.card import Evaluation, evaluation
+from flowopd_cli.card_scores import Evaluation, evaluation
 from flowopd_cli.errors import ArtifactError, FlowOPDError
 from flowopd_cli.manifest import is_run
 from flowopd_cli.recipe import EvalRecipe

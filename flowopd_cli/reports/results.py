@@ -121,7 +121,9 @@ def numbers(entries: Sequence[Entry]) -> list[dict[str, Any]]:
             "exact": figures["exact"],
             "version": printable(entry.evaluation.versions[suite]),
             "comparable": entry.alike,
-            **{key: entry.evaluation.protocol[key] for key in ("split", "limit", "images", "steps", "guidance", "seed")},
+            **{
+                key: entry.evaluation.protocol[key] for key in ("split", "limit", "images", "steps", "guidance", "seed")
+            },
         }
         for entry in entries
         if entry.evaluation
@@ -148,7 +150,9 @@ def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        writer.writerow({key: f"'{v}" if isinstance(v, str) and v[:1] in "=+-@" else v for key, v in row.items() if v != ""})
+        writer.writerow(
+            {key: f"'{v}" if isinstance(v, str) and v[:1] in "=+-@" else v for key, v in row.items() if v != ""}
+        )
     return buffer.getvalue()
 
 

@@ -10,7 +10,7 @@ from statistics import median
 from typing import Any
 
 from flowopd_cli import recipe as recipes
-from flowopd_cli.card import Evaluation, evaluation, protocol
+from flowopd_cli.card_scores import Evaluation, evaluation, protocol
 from flowopd_cli.errors import FlowOPDError
 from flowopd_cli.files import plain
 from flowopd_cli.manifest import Manifest, Parent, is_run, now, status_now
@@ -147,7 +147,9 @@ def _figures(manifest: Manifest) -> Listing | None:
     """What a run that has no iterations says of itself: a merge's error, a push's check."""
     if manifest.stage not in {"merge", "push", "coldstart"}:
         return None
-    told = [(NAMES.get(name, name), f"{value:.4g}") for name, value in manifest.metrics.items() if number(value) == value]
+    told = [
+        (NAMES.get(name, name), f"{value:.4g}") for name, value in manifest.metrics.items() if number(value) == value
+    ]
     return Listing("Figures", ("figure", "value"), tuple(told), frozenset({1})) if told else None
 
 
@@ -181,4 +183,3 @@ def _drawn(run: RunDir) -> strips.Grid | None:
     found = strips.within([strips.Strip("", file)])
     caption = "The first picture of prompts spread over the suites."
     return strips.grid("Pictures", caption, strips.shown_prompts(run), found) if found else None
-

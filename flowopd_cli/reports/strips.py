@@ -115,4 +115,3 @@ def _list(file: Path) -> list[Any]:
     except ArtifactError:
         return []
     return told if isinstance(told, list) else []
-

@@ -1,99 +1,85 @@
-"""``flowopd push``: card, adapter in PEFT and diffusers form, checked by plain diffusers, then uploaded."""
+"""``flowopd push``: the adapter in two forms and its card, checked, uploaded, read back from the Hub, checked again."""
 
 from __future__ import annotations
 
-import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from flowopd_cli import card as cards
-from flowopd_cli.errors import ArtifactError, RecipeError, one_line
-from flowopd_cli.files import storing
+from flowopd_cli.errors import RecipeError
+from flowopd_cli.files import remove, storing
 from flowopd_cli.models.adapter_files import read_adapter, write_adapter, write_diffusers
-from flowopd_cli.models.folders import absent_parts, locate
 from flowopd_cli.progress import Progress
 from flowopd_cli.recipe import PushRecipe
 from flowopd_cli.refs import AdapterRef
 from flowopd_cli.run import RunDir
-from flowopd_cli.stages import _model
-from flowopd_cli.stages._public import copy_evaluation, public_manifest, public_name, public_recipe
-from flowopd_cli.stages._verify import verify
+from flowopd_cli.stages._hub import Hub
+from flowopd_cli.stages._public import public_name
+from flowopd_cli.stages._shelf import fill
+from flowopd_cli.stages._verify import Check
 
 
 def run(
     recipe: PushRecipe, run: RunDir, progress: Progress, *, resume: bool = False, dry_run: bool = False
 ) -> dict[str, Any]:
-    """Write the folder, check it, upload it; with ``dry_run`` leave out the upload."""
+    """Write the folder, check it, upload it, check what the Hub gives back; with ``dry_run`` leave the Hub out."""
     if not dry_run and not recipe.push.repo:
         raise RecipeError("push needs a repository (--repo OWNER/NAME), or --dry-run to write the folder only")
+    hub = None if dry_run else Hub(recipe.push, progress)
+    if hub is not None:
+        hub.check()
     source = RunDir.open(recipe.run, writes=False)
-    reference = AdapterRef.parse(str(source.path))
-    adapter = reference.resolve()
-    assert adapter is not None, "a run is never the base"
-    config, factors = read_adapter(adapter)
-    name = public_name(config.base) if config.base else None
-    write_adapter(run.hub_dir, factors, replace(config, base=name))
-    write_diffusers(run.hub_dir, factors)
-    run.set_parents([reference.parent("pushed", adapter)])
-    with storing(run.hub_dir):
-        fill(recipe, source, run)
-    largest = verify(source, run, recipe)
-    progress.note(f"plain diffusers draws the same picture: largest difference {largest * 255:.2f} of 255")
-    if not dry_run:
-        progress.note(f"uploaded to {upload(recipe, run.hub_dir)}")
+    write(recipe, source, run)
+    check = Check(source, run.hub_dir, recipe)
+    figures = check.compare(run.hub_dir, "nothing was uploaded")
+    progress.note(f"plain diffusers and PEFT draw the same picture: {_shown(figures)}")
+    told = {} if hub is None else publish(hub, run, check, progress)
     return {
         "folder": str(run.hub_dir),
         "repo": recipe.push.repo,
         "uploaded": not dry_run,
-        "metrics": {"difference": largest},
+        **told,
+        "metrics": figures | told.get("metrics", {}),
     }
 
 
-def fill(recipe: PushRecipe, source: RunDir, run: RunDir) -> None:
-    """Card, recipe, evaluations and pictures beside the weights, without local paths."""
-    found = cards.evaluations(source, recipe.push.evaluations)
-    own = next((e for e in found if e.of == cards.MODEL), None)
-    picture = None
-    if own is not None:
-        copy_evaluation(own.run.eval_dir, run.hub_dir / own.run.eval_dir.name)
-        drawn = own.run.image_file("eval")
-        if drawn.is_file() and not drawn.is_symlink():
-            picture = drawn.name
-            shutil.copy(drawn, run.hub_dir / picture)
-    (run.hub_dir / source.recipe_file.name).write_text(public_recipe(source.recipe()), encoding="utf-8")
-    repo = recipe.push.repo or run.hub_dir.name
-    spec = source.recipe().model
-    absent = absent_parts(locate(_model.pretrained(spec), spec.revision))
-    card = cards.Card(
-        title=repo.rsplit("/")[-1],
-        manifest=public_manifest(source.manifest()),
-        evaluations=found,
-        repo=repo,
-        license=recipe.push.license,
-        picture=picture,
-        max_sequence_length=spec.max_sequence_length,
-        absent=tuple(absent),
-    )
-    text = cards.build(card)
-    (run.hub_dir / run.card_file.name).write_text(text, encoding="utf-8")
-    run.card_file.write_text(text, encoding="utf-8")
+def write(recipe: PushRecipe, source: RunDir, run: RunDir) -> None:
+    """The folder that is pushed, afresh: the adapter in both forms, and what lies beside it."""
+    reference = AdapterRef.parse(str(source.path))
+    adapter = reference.resolve()
+    assert adapter is not None, "a run is never the base"
+    config, factors = read_adapter(adapter)
+    with storing(run.hub_dir):
+        remove(run.hub_dir)
+    write_adapter(run.hub_dir, factors, replace(config, base=public_name(config.base) if config.base else None))
+    write_diffusers(run.hub_dir, factors)
+    run.set_parents([reference.parent("pushed", adapter)])
+    with storing(run.hub_dir):
+        fill(recipe, source, run)
 
 
-def upload(recipe: PushRecipe, folder: Path) -> str:
-    """Create the repository where it is missing and upload the folder; returns its address.
+def publish(hub: Hub, run: RunDir, check: Check, progress: Progress) -> dict[str, Any]:
+    """Upload the folder and check it as the Hub gives it out again; what the command tells of it.
 
     Raises:
-        ArtifactError: the Hub refused.
+        ArtifactError: the Hub refused, or gives out something else.
     """
-    from huggingface_hub import HfApi
+    commit = hub.upload(run.hub_dir, (run.eval_dir.name, run.samples_dir.name))
+    if commit.new:
+        progress.note(f"uploaded to {commit.url}")
+    else:
+        progress.note(f"{hub.repo}@{commit.sha} has these very files: nothing was uploaded")
+    with TemporaryDirectory() as place:
+        fetched = hub.fetch(commit, run.hub_dir, Path(place))
+        figures = check.compare(fetched, f"it is {hub.repo}@{commit.sha}: push again, and do not use this commit")
+    progress.note(f"read back from the Hub, every file is the same, and so is the picture: {_shown(figures)}")
+    hub.publish()
+    metrics = {f"hub_{name}": value for name, value in figures.items()}
+    return {"commit": commit.sha, "url": commit.url, "changed": commit.new, "metrics": metrics}
 
-    repo = str(recipe.push.repo)
-    try:
-        api = HfApi()
-        api.create_repo(repo, private=recipe.push.private, exist_ok=True)
-        commit = api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Upload by flowopd push")
-    except Exception as error:
-        reason = one_line(error)[:200]
-        raise ArtifactError(f"{repo}: not uploaded ({reason}); log in with `hf auth login`, then push again") from error
-    return str(getattr(commit, "commit_url", repo))
+
+def _shown(figures: Mapping[str, float]) -> str:
+    one, two = (value * 255 for value in figures.values())
+    return f"largest difference {one:.2f} (diffusers) and {two:.2f} (PEFT) of 255"

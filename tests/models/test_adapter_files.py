@@ -255,11 +255,15 @@ def test_weights_cut_short_are_refused(written, kept):
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"r": "8"}, "key r: want a whole number from 1 to 65536, not 8"),
+        ({"r": "eight"}, "key r: want a whole number from 1 to 65536, not eight"),
+        ({"r": "8"}, "key r .* says rank 8 for block.0.to_q, but its factors .* have rank 4"),
+        ({"r": 4.5}, "key r: want a whole number from 1 to 65536, not 4.5"),
         ({"r": True}, "key r: want a whole number"),
         ({"r": -1}, "key r: want a whole number"),
         ({"r": 8}, "key r .* says rank 8 for block.0.to_q, but its factors .* have rank 4"),
-        ({"lora_alpha": "8"}, "key lora_alpha: want a finite number"),
+        ({"lora_alpha": "8 or so"}, "key lora_alpha: want a finite number"),
+        ({"lora_alpha": "1e400"}, "key lora_alpha: want a finite number"),
+        ({"use_rslora": "perhaps"}, "key use_rslora: want true or false, not perhaps"),
         ({"lora_alpha": float("inf")}, "key lora_alpha: want a finite number"),
         ({"lora_alpha": float("nan")}, "key lora_alpha: want a finite number"),
         ({"lora_alpha": 10**400}, "key lora_alpha: want a finite number"),

@@ -1,0 +1,220 @@
+"""Adapters as other programs publish them: each way of writing one gives the right update, or is one line."""
+
+import json
+
+import pytest
+import torch
+from diffusers import StableDiffusion3Pipeline
+from safetensors.torch import save_file
+
+from flowopd_cli.errors import ArtifactError
+from flowopd_cli.models.adapter_files import read_adapter, write_adapter
+
+RANK, ALPHA = 2, 8.0
+MODULES = ("transformer_blocks.0.attn.to_q", "transformer_blocks.1.attn.add_k_proj")
+# As PEFT's save_pretrained leaves it for a transformer that was wrapped by get_peft_model.
+CONFIG = {
+    "alpha_pattern": {},
+    "auto_mapping": {"base_model_class": "SD3Transformer2DModel", "parent_library": "diffusers.models.transformers"},
+    "base_model_name_or_path": None,
+    "bias": "none",
+    "fan_in_fan_out": False,
+    "inference_mode": True,
+    "init_lora_weights": "gaussian",
+    "layers_pattern": None,
+    "layers_to_transform": None,
+    "lora_alpha": 8,
+    "lora_dropout": 0.0,
+    "megatron_config": None,
+    "modules_to_save": None,
+    "peft_type": "LORA",
+    "r": 2,
+    "rank_pattern": {},
+    "revision": None,
+    "target_modules": ["attn.to_q", "attn.add_k_proj"],
+    "task_type": None,
+    "use_dora": False,
+    "use_rslora": False,
+}
+
+
+def factor(*shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+A, B = factor(RANK, 6), factor(5, RANK)
+
+
+def publish(folder, changes=(), name="base_model.model.{module}.lora_{side}.weight", dtype=torch.float32):
+    """An adapter in PEFT form with ``changes`` in its configuration (``...``: without the key); the names of its
+    tensors as ``name`` says.
+    """
+    config = {key: value for key, value in {**CONFIG, **dict(changes)}.items() if value is not ...}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    told = {name.format(module=m, side=s): t.to(dtype) for m in MODULES for s, t in (("A", A), ("B", B))}
+    save_file({key: tensor.clone() for key, tensor in told.items()}, folder / "adapter_model.safetensors")
+    return folder
+
+
+def check(folder, *scales):
+    """The update of each module is what its scale says; so it is once written again in our own words."""
+    for path in (folder, folder / "again"):
+        config, factors = read_adapter(path)
+        assert factors.keys() == set(MODULES)
+        for module, scale in zip(MODULES, scales, strict=True):
+            torch.testing.assert_close(factors[module].delta(), scale * B.double() @ A.double())
+        if path == folder:
+            write_adapter(folder / "again", factors, config)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"target_modules": "attn.to_q"},
+        {"target_modules": "['attn.to_q', 'attn.add_k_proj']"},
+        {"target_modules": '["attn.to_q", "attn.add_k_proj"]'},
+        {"target_modules": "{'attn.to_q', 'attn.add_k_proj'}"},
+        {"target_modules": r".*\.(to_q|add_k_proj)"},
+        {"target_modules": "all-linear"},
+        {"target_modules": None},
+        {"target_modules": ...},
+        {"layers_to_transform": [0, 1], "layers_pattern": "transformer_blocks"},
+        {"layers_to_transform": "0", "layers_pattern": ["transformer_blocks"]},
+        {"layers_to_transform": 1},
+        {"modules_to_save": []},
+        {"modules_to_save": "None"},
+        {"task_type": "FEATURE_EXTRACTION"},
+        {"task_type": ["x"], "auto_mapping": None},
+        {"r": "2"},
+        {"r": 2.0},
+        {"r": "2.0", "lora_alpha": "8"},
+        {"r": None},
+        {"lora_alpha": 8.0},
+        {"lora_alpha": "8.0"},
+        {"use_rslora": "false", "use_dora": "False", "bias": None},
+        {"rank_pattern": {"to_q": 2}, "r": 64, "lora_alpha": 8, "alpha_pattern": {"to_q": 8.0}, "more": ...}
+        | {"rank_pattern": {"to_q": "2", "add_k_proj": 2.0}},
+        {"peft_type": ..., "alpha_pattern": None, "rank_pattern": None},
+        {"base_model_name_or_path": "/home/of/somebody/stable-diffusion-3.5-medium"},
+        {"peft_version": "0.99.0", "exclude_modules": None, "loftq_config": {}, "eva_config": None, "lora_bias": False},
+        {"a_field_of_tomorrow": {"x": [1]}, "runtime_config": {"ephemeral_gpu_offload": False}},
+    ],
+    ids=str,
+)
+def test_a_configuration_written_in_another_way_gives_the_same_update(tmp_path, changes):
+    check(publish(tmp_path, changes), ALPHA / RANK, ALPHA / RANK)
+
+
+@pytest.mark.parametrize(
+    ("changes", "scales"),
+    [
+        ({"lora_alpha": None}, (1.0, 1.0)),
+        ({"lora_alpha": "16"}, (8.0, 8.0)),
+        ({"use_rslora": "true"}, (8 / 2**0.5, 8 / 2**0.5)),
+        ({"alpha_pattern": {"attn.to_q": "2"}}, (1.0, 4.0)),
+        ({"alpha_pattern": {r".*\.1\..*": 4}}, (4.0, 2.0)),
+        ({"rank_pattern": {"to_q": 2}, "r": 2, "alpha_pattern": {"add_k_proj": 1.0}}, (4.0, 0.5)),
+    ],
+)
+def test_scales_are_those_of_the_configuration(tmp_path, changes, scales):
+    check(publish(tmp_path, changes), *scales)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "base_model.model.{module}.lora_{side}.default.weight",
+        "base_model.model.{module}.lora_{side}.learner.weight",
+        "base_model.model.transformer.{module}.lora_{side}.weight",
+        "base_model.model._orig_mod.{module}.lora_{side}.weight",
+        "base_model.model.module.{module}.lora_{side}.weight",
+        "transformer.{module}.lora_{side}.weight",
+        "{module}.lora_{side}.weight",
+    ],
+)
+def test_names_with_and_without_what_wraps_a_transformer(tmp_path, name):
+    check(publish(tmp_path, name=name), ALPHA / RANK, ALPHA / RANK)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_factors_of_other_precisions(tmp_path, dtype):
+    folder = publish(tmp_path, dtype=dtype)
+    wanted = (ALPHA / RANK) * B.to(dtype).double() @ A.to(dtype).double()
+    for pair in read_adapter(folder)[1].values():
+        torch.testing.assert_close(pair.delta(), wanted)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"peft_type": "LOHA"}, r"of the kind LOHA \(peft_type\); only plain LoRA"),
+        ({"use_dora": "true"}, "a DoRA adapter"),
+        ({"modules_to_save": "norm_out"}, r"trains whole modules \(norm_out\)"),
+        ({"layer_replication": [[0, 4], [2, 5]]}, "repeats layers of its base"),
+        ({"use_qalora": True}, "a QALoRA adapter"),
+        ({"target_parameters": ["a.weight"]}, "trains parameters that are no module's weight"),
+        ({"init_lora_weights": "pissa_niter_16"}, "moving the base's own weights .*: convert it to plain LoRA"),
+        ({"init_lora_weights": "olora"}, "moving the base's own weights"),
+        ({"target_modules": "[1, 2]"}, r"key target_modules: want names of modules, not \[1, 2\]"),
+        ({"target_modules": {"to_q": 1}}, "key target_modules: want names of modules"),
+        ({"r": "two"}, "key r: want a whole number"),
+        ({"r": [2]}, "key r: want a whole number"),
+    ],
+)
+def test_what_is_more_than_plain_lora_is_one_line(tmp_path, changes, reason):
+    with pytest.raises(ArtifactError, match=reason) as caught:
+        read_adapter(publish(tmp_path, changes))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("base_model.model.{module}.lora_{side}.bias", "is no LoRA factor"),
+        ("transformer.{module}.lora.{side}.weight", "is no LoRA factor"),
+        ("lora_transformer_{module}.lora_{side}.alpha.weight.x", "is no LoRA factor"),
+        ("text_encoder.{module}.lora_{side}.weight", "trains text encoders too"),
+    ],
+)
+def test_tensors_of_other_programs_are_one_line(tmp_path, name, reason):
+    with pytest.raises(ArtifactError, match=reason):
+        read_adapter(publish(tmp_path, name=name))
+
+
+def test_pickled_weights_name_the_way_out(tmp_path):
+    publish(tmp_path)
+    (tmp_path / "adapter_model.safetensors").rename(tmp_path / "adapter_model.bin")
+    with pytest.raises(ArtifactError, match=r"are not read; .* load with PEFT or diffusers"):
+        read_adapter(tmp_path)
+
+
+def save_by_diffusers(folder, **told):
+    layers = {f"{module}.lora_{side}.weight": t.clone() for module in MODULES for side, t in (("A", A), ("B", B))}
+    StableDiffusion3Pipeline.save_lora_weights(
+        folder, transformer_lora_layers=layers, transformer_lora_adapter_metadata=told or None
+    )
+    return folder
+
+
+def test_the_scale_that_diffusers_keeps_in_the_header_is_read(tmp_path):
+    """Without it the update would be off by alpha / r."""
+    check(save_by_diffusers(tmp_path, r=2, lora_alpha=8, target_modules=["to_q", "add_k_proj"]), 4.0, 4.0)
+
+
+def test_without_one_diffusers_scale_is_one(tmp_path):
+    check(save_by_diffusers(tmp_path), 1.0, 1.0)
+
+
+def test_two_scales_and_other_ranks_are_refused(tmp_path):
+    with pytest.raises(ArtifactError, match="says rank 3 for"):
+        read_adapter(save_by_diffusers(tmp_path, r=3, lora_alpha=8))
+    layers = {f"transformer.{MODULES[0]}.lora_{side}.weight": t.clone() for side, t in (("A", A), ("B", B))}
+    layers[f"transformer.{MODULES[0]}.alpha"] = torch.tensor(4.0)
+    told = {"lora_adapter_metadata": json.dumps({"transformer.lora_alpha": 8})}
+    save_file(layers, tmp_path / "pytorch_lora_weights.safetensors", told)
+    with pytest.raises(ArtifactError, match="says its scales twice"):
+        read_adapter(tmp_path)
+    save_file(layers, tmp_path / "pytorch_lora_weights.safetensors", {"lora_adapter_metadata": "{"})
+    with pytest.raises(ArtifactError, match="lora_adapter_metadata is not readable as JSON"):
+        read_adapter(tmp_path)
