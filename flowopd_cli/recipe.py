@@ -79,23 +79,23 @@ __all__ = [
 
 
 class _Recipe(Spec):
-    model: ModelSpec = ModelSpec()
-    seed: int = 0
+    model: ModelSpec = ModelSpec()  #: the base
+    seed: int = 0  #: of everything random but an evaluation's pictures
 
 
 class _Trained(_Recipe):
-    adapter: AdapterSpec = AdapterSpec()
-    sampling: SamplingSpec = SamplingSpec()
-    prompts: tuple[PromptSpec, ...] = Field(min_length=1)
-    train: TrainSpec = TrainSpec()
+    adapter: AdapterSpec = AdapterSpec()  #: the LoRA that is trained
+    sampling: SamplingSpec = SamplingSpec()  #: how trajectories are drawn
+    prompts: tuple[PromptSpec, ...] = Field(min_length=1)  #: what is drawn
+    train: TrainSpec = TrainSpec()  #: the loop
 
 
 class TeacherRecipe(_Trained):
     """``flowopd teacher``."""
 
-    stage: Literal["teacher"] = "teacher"
-    rewards: tuple[RewardSpec, ...] = Field(min_length=1)
-    grpo: GRPOSpec = GRPOSpec()
+    stage: Literal["teacher"] = "teacher"  #: the command that the recipe is for
+    rewards: tuple[RewardSpec, ...] = Field(min_length=1)  #: what is learned: their weighted sum
+    grpo: GRPOSpec = GRPOSpec()  #: the objective
 
     @model_validator(mode="after")
     def _policy_must_be_stochastic(self) -> TeacherRecipe:
@@ -109,10 +109,10 @@ class TeacherRecipe(_Trained):
 class ColdstartRecipe(_Trained):
     """``flowopd coldstart``: SFT on teacher trajectories."""
 
-    stage: Literal["coldstart"] = "coldstart"
-    teachers: dict[str, TeacherSpec] = Field(min_length=1)
-    rewards: tuple[RewardSpec, ...] = ()
-    sft: SFTSpec = SFTSpec()
+    stage: Literal["coldstart"] = "coldstart"  #: the command that the recipe is for
+    teachers: dict[str, TeacherSpec] = Field(min_length=1)  #: by task
+    rewards: tuple[RewardSpec, ...] = ()  #: by which the best picture of a group is chosen
+    sft: SFTSpec = SFTSpec()  #: the objective
 
     @model_validator(mode="after")
     def _no_steps_to_choose_from(self) -> ColdstartRecipe:
@@ -124,9 +124,9 @@ class ColdstartRecipe(_Trained):
 class MergeRecipe(_Recipe):
     """``flowopd merge``."""
 
-    stage: Literal["merge"] = "merge"
-    adapters: tuple[str, ...] = Field(min_length=1)
-    merge: MergeSpec = MergeSpec()
+    stage: Literal["merge"] = "merge"  #: the command that the recipe is for
+    adapters: tuple[str, ...] = Field(min_length=1)  #: runs, adapter folders or `hub:REPO@REVISION`
+    merge: MergeSpec = MergeSpec()  #: the method
 
     @model_validator(mode="after")
     def _one_weight_each(self) -> MergeRecipe:
@@ -139,11 +139,11 @@ class MergeRecipe(_Recipe):
 class DistillRecipe(_Trained):
     """``flowopd distill``."""
 
-    stage: Literal["distill"] = "distill"
-    routing: dict[str, TeacherSpec] = Field(min_length=1)
-    anchor: AnchorSpec = AnchorSpec()
-    rewards: tuple[RewardSpec, ...] = ()
-    opd: OPDSpec = OPDSpec()
+    stage: Literal["distill"] = "distill"  #: the command that the recipe is for
+    routing: dict[str, TeacherSpec] = Field(min_length=1)  #: teachers by task: a prompt is taught by its task's
+    anchor: AnchorSpec = AnchorSpec()  #: what every prompt is pulled towards
+    rewards: tuple[RewardSpec, ...] = ()  #: scored for the log, with `opd.log_rewards_every`
+    opd: OPDSpec = OPDSpec()  #: the objective
 
     @model_validator(mode="after")
     def _estimator_fits_kernel(self) -> DistillRecipe:
@@ -184,17 +184,17 @@ class DistillRecipe(_Trained):
 class EvalRecipe(_Recipe):
     """``flowopd eval``. ``adapter: null`` evaluates the base."""
 
-    stage: Literal["eval"] = "eval"
-    adapter: str | None = None
-    eval: EvalSpec = EvalSpec()
+    stage: Literal["eval"] = "eval"  #: the command that the recipe is for
+    adapter: str | None = None  #: what is scored; null is the base
+    eval: EvalSpec = EvalSpec()  #: the protocol
 
 
 class PushRecipe(_Recipe):
     """``flowopd push``."""
 
-    stage: Literal["push"] = "push"
-    run: str
-    push: PushSpec = PushSpec()
+    stage: Literal["push"] = "push"  #: the command that the recipe is for
+    run: str  #: the run to publish
+    push: PushSpec = PushSpec()  #: where and how
 
 
 TrainedRecipe = TeacherRecipe | ColdstartRecipe | DistillRecipe

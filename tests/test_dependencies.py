@@ -12,7 +12,13 @@ from flowopd_cli.rewards.isolated import WORKERS, read_script
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "dependencies.md").read_text(encoding="utf-8")
-LICENCES = {"Apache-2.0": ("apache",), "BSD-3-Clause": ("bsd",), "MIT": ("mit",), "MPL-2.0": ("mpl", "mozilla")}
+LICENCES = {
+    "Apache-2.0": ("apache",),
+    "BSD-2-Clause": ("bsd",),
+    "BSD-3-Clause": ("bsd",),
+    "MIT": ("mit",),
+    "MPL-2.0": ("mpl", "mozilla"),
+}
 LICENCES["MIT-CMU"] = ("mit-cmu", "hpnd", "historical permission notice")
 COPYLEFT = re.compile(r"\b(A|L)?GPL\b|Affero|GNU", re.IGNORECASE)
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_adapters import TOY_SHA, pair, write_adapter
 
-from flowopd_cli import card, preflight
+from flowopd_cli import card, card_scores, preflight
 from flowopd_cli import recipe as recipes
 from flowopd_cli.files import is_intact
 from flowopd_cli.locks import Lock
@@ -66,10 +66,10 @@ def look(box, run):
     with guarded(box / "nowhere"):
         Lock(run.path / LOCK).taken()
     with guarded(box / "nowhere"):
-        found = card.evaluations(run, [])
+        found = card_scores.evaluations(run, [])
         assert isinstance(card.build(card.Card("t", run.manifest(), found, "me/t")), str)
     with guarded(box / "nowhere"):
-        card.evaluations(run, [str(box / "eval")])
+        card_scores.evaluations(run, [str(box / "eval")])
 
 
 def manifest_of_a_run(tree):
@@ -156,4 +156,4 @@ def test_the_run_that_is_damaged_here_is_sound(tmp_path):
     assert run.manifest().status == judged.manifest().status == "done"
     assert run.checkpoints.newest()[0] == 2
     assert {finding.fault for finding in verify(run.path)} == {""}
-    assert [found.of for found in card.evaluations(run, [])] == ["this model"]
+    assert [found.of for found in card_scores.evaluations(run, [])] == ["this model"]
