@@ -58,6 +58,10 @@ def test_a_killed_training_comes_to_the_end_of_an_undisturbed_one(forks, whole, 
     for number, planned in enumerate(kills(whole, stage, count)):
         path = tmp_path / str(number)
         ended = disturbed(forks, whole.commands[stage], path, planned)
+        if not any(end.killed for end in ended):  # it was done before its time came
+            toyruns.check_same_end(path, whole.paths[stage])
+            path, planned = tmp_path / f"{number}-again", [Kill(change=len(whole.made[stage].changes) - number)]
+            ended = disturbed(forks, whole.commands[stage], path, planned)
         toyruns.check_same_end(path, whole.paths[stage])
         for kill, end in zip(planned, ended, strict=False):
             if kill is not None and end.killed:
@@ -65,7 +69,7 @@ def test_a_killed_training_comes_to_the_end_of_an_undisturbed_one(forks, whole, 
                 last = f"at {end.changes[-1][0]}" if kill.seconds is None and not kill.half and end.changes else ""
                 told[last or (f"in the middle of {kill.half}" if kill.half else "at any time")] += 1
     print(json.dumps({"stage": stage, "trials": count, "kills": hit, "where": told}))
-    assert hit >= 0.8 * count
+    assert hit >= count
 
 
 IDLE = """
