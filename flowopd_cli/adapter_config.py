@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import math
 import re
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ from flowopd_cli.errors import ArtifactError
 
 BASE_KEY = "base_sha256"
 LARGEST = 4 << 20  # bytes
-LONGEST_NAME, LARGEST_RANK, LONGEST_LIST = 256, 1 << 16, 100_000
+LONGEST_NAME, LARGEST_RANK = 256, 1 << 16
 MOST_KEYS, MOST_PATTERNS, LONGEST_PATTERN, MOST_REPEATS = 10_000, 64, 200, 2
 PLAIN = re.compile(r"[\w.-]+")
 ALL = "all-linear"
@@ -120,17 +118,21 @@ def _check_plain(path: Path, data: Mapping[str, Any]) -> None:
 
 def _targets(path: Path, told: Any) -> tuple[tuple[str, ...], bool]:
     """The names of modules that are adapted, and whether the one name is a pattern."""
-    named = told
-    if isinstance(told, str) and told.lstrip().startswith(("[", "(", "{")) and len(told) <= LONGEST_LIST:
-        with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
-            named = ast.literal_eval(told.strip())
-            named = sorted(named) if isinstance(named, set) else list(named)
-    if isinstance(named, str):
-        named = [named] if named else []
+    named = _listed(told) if isinstance(told, str) else told
     named = [] if named is None else named
     if not isinstance(named, list) or not all(isinstance(name, str) and _sound(name) for name in named):
         raise ArtifactError(f"{path}: key target_modules: want names of modules, not {shown(told)}")
     return tuple(named), named == [told] and (told == ALL or not PLAIN.fullmatch(told))
+
+
+def _listed(text: str) -> list[str]:
+    """The names in the text of a list, as Python or JSON writes one; of any other text itself."""
+    bare = text.strip()
+    if not bare.startswith(("[", "(", "{")) or not bare.endswith(("]", ")", "}")):
+        return [text] if text else []
+    parts = [part.strip() for part in bare[1:-1].strip().rstrip(",").split(",")]
+    names = [part[1:-1] for part in parts if part[:1] in ("'", '"') and part[:1] == part[-1:]]
+    return [] if parts == [""] else names if len(names) == len(parts) else [text]
 
 
 def _read_object(path: Path) -> dict[str, Any]:

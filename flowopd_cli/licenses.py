@@ -11,10 +11,10 @@ from typing import Any
 from flowopd_cli import safe_yaml
 from flowopd_cli.errors import RecipeError
 from flowopd_cli.paths import is_file, is_hub_id
+from flowopd_cli.run_paths import CARD
 from flowopd_cli.shapes import family, family_of
 
 KNOWN = {"toy": {"license": "apache-2.0"}}
-CARD = "README.md"
 UNKNOWN = {"license": "unknown"}
 LARGEST = 256 << 10  # bytes of a card that are looked at
 _HEAD = re.compile(r"---\r?\n(.*?)\r?\n---\s*(\n|$)", re.DOTALL)

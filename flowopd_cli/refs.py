@@ -10,11 +10,12 @@ from typing import Any, Literal
 from flowopd_cli.adapter_config import read_config
 from flowopd_cli.adapter_header import CONFIG, DIFFUSERS_WEIGHTS, PEFT_WEIGHTS, recorded_in_weights
 from flowopd_cli.errors import ArtifactError, one_line
-from flowopd_cli.files import is_intact, is_sealed, sha256_files
-from flowopd_cli.manifest import ADAPTER, Base, Parent, is_run, read_manifest, status_now
+from flowopd_cli.files import CHECKSUMS, is_intact, is_sealed, sha256_files
+from flowopd_cli.manifest import ADAPTER, MANIFEST, Base, Parent, is_run, read_manifest, status_now
 from flowopd_cli.paths import is_dir, is_file, is_hub_id, is_revision
 
 LONGEST = 4096
+FILES = (CONFIG, PEFT_WEIGHTS, DIFFUSERS_WEIGHTS, CHECKSUMS)  # of an adapter's folder, as far as they are read
 
 
 @dataclass(frozen=True)
@@ -118,8 +119,8 @@ class AdapterRef:
         from huggingface_hub import snapshot_download
 
         try:
-            patterns = ["*.json", "*.safetensors"]
-            root = Path(snapshot_download(self.location, revision=self.revision, allow_patterns=patterns))
+            wanted = [MANIFEST, *(f"{folder}{name}" for folder in ("", f"{ADAPTER}/") for name in FILES)]
+            root = Path(snapshot_download(self.location, revision=self.revision, allow_patterns=wanted))
         except Exception as error:
             raise ArtifactError(f"{self.text}: cannot be fetched ({one_line(error)})") from error
         for folder in (root, root / ADAPTER):

@@ -1,13 +1,15 @@
 """Model cards: which evaluations they report, under which protocol, and which license they name."""
 
 import json
+from dataclasses import replace
 
 import pytest
+from huggingface_hub import ModelCard
 
 from flowopd_cli import card as cards
 from flowopd_cli import recipe as recipes
 from flowopd_cli.errors import ArtifactError
-from flowopd_cli.run import AdapterRef, RunDir
+from flowopd_cli.run import AdapterRef, Parent, RunDir
 
 SHA = "b" * 64
 
@@ -108,9 +110,9 @@ def test_named_evaluations_must_compare(source):
     [
         ("toy", "apache-2.0", None),
         ("stabilityai/stable-diffusion-3.5-large", "other", "stabilityai/stable-diffusion-3.5-large/blob"),
-        ("stabilityai/sdxl-turbo", "other", None),
-        ("toyota/model", "other", None),
-        ("toy-of-mine", "other", None),
+        ("stabilityai/sdxl-turbo", "unknown", None),
+        ("toyota/model", "unknown", None),
+        ("toy-of-mine", "unknown", None),
     ],
 )
 def test_a_license_is_named_only_where_it_is_known(source, base, license, link):
@@ -121,4 +123,59 @@ def test_a_license_is_named_only_where_it_is_known(source, base, license, link):
     assert ("license_link" in found) == (link is not None)
     source.set_base(base, SHA)
     text = cards.build(cards.Card("t", source.manifest(), [], "me/t"))
-    assert ("does not know the license" in text) == (license == "other" and link is None)
+    assert ("does not know the license" in text) == (license == "unknown")
+
+
+def test_the_hub_s_own_parser_takes_the_model_index(source):
+    evaluate(source, "e1", "this model", 0.123456, suites=("ocr", "quality"))
+    found = cards.evaluations(source, [])
+    card = cards.Card("t", source.manifest(), found, "me/t", revision="v2", published=True)
+    data = ModelCard(cards.build(card)).data
+    assert {result.metric_type for result in data.eval_results} == {"ocr", "quality"}
+    result = next(result for result in data.eval_results if result.metric_type == "ocr")
+    assert (result.metric_value, result.metric_args) == (0.1235, {"stderr": 0.0, "n": 8})
+    assert (result.dataset_name, result.dataset_type) == ("Flow-GRPO OCR prompts (ocr-1)", "ocr")
+    assert (result.dataset_split, result.dataset_args) == ("test", {"steps": 40, "guidance": 4.5, "seed": 42})
+    assert result.source_url == "https://huggingface.co/me/t/blob/v2/eval/ocr.json"
+    assert data.to_dict()["model-index"][0]["name"] == "t"
+
+
+def test_an_approximate_figure_is_called_so(source):
+    path = RunDir.open(evaluate(source, "e1", "this model", 0.5)).eval_file("ocr")
+    path.write_text(json.dumps({**json.loads(path.read_text()), "exact": False, "version": "toy-ocr-1"}))
+    card = cards.Card("t", source.manifest(), cards.evaluations(source, []), "me/t")
+    result = ModelCard(cards.build(card)).data.eval_results[0]
+    assert result.metric_name == "ocr (approximate scorer)"
+    assert result.dataset_name == "ocr (toy-ocr-1)", "no name of a benchmark for what is not it"
+    assert result.source_url is None, "nothing is published yet"
+
+
+def test_a_base_on_the_hub_is_the_cards_base_and_a_local_one_is_not(source):
+    card = cards.Card("t", source.manifest(), [], "me/t")
+    found = cards.metadata(card, "owner/base")
+    assert (found["base_model"], found["base_model_relation"]) == ("owner/base", "adapter")
+    assert "base_model" not in cards.metadata(card, "my-base")
+
+
+def test_a_license_is_named_with_its_source(source):
+    inherited = {"license": "other", "license_name": "theirs", "license_link": "https://h.co/L"}
+    card = cards.Card("t", source.manifest(), [], "me/t", inherited=inherited)
+    assert cards.metadata(card, "owner/base").items() >= inherited.items()
+    assert "## License\n\n[theirs](https://h.co/L), inherited from `toy`." in cards.build(card)
+    text = cards.build(replace(card, license="mit"))
+    assert ModelCard(text).data.license == "mit"
+    assert "`mit`, as its author chose. The license of `toy` holds beside it." in text
+
+
+def test_the_lineage_has_every_digest_whole(source):
+    source.set_parents([Parent(role="anchor", ref="t", sha256="a" * 64)])
+    text = cards.build(cards.Card("t", source.manifest(), [], "me/t"))
+    assert f"| base | `toy` | `{SHA}` |" in text
+    assert f"| anchor | `t` | `{'a' * 64}` |" in text
+
+
+def test_pictures_are_a_gallery_with_their_prompts(source):
+    gallery = [("a sign: 'x'\u2028", "samples/eval-0.png")]
+    card = cards.Card("t", source.manifest(), [], "me/t", gallery=gallery, picture="samples/eval.png")
+    assert ModelCard(cards.build(card)).data.widget == [{"text": gallery[0][0], "output": {"url": gallery[0][1]}}]
+    assert "widget" not in cards.metadata(cards.Card("t", source.manifest(), [], "me/t"), "toy")

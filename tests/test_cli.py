@@ -256,6 +256,41 @@ def test_push_dry_run_is_the_stage_itself(flowopd, stage):
     recipe, _, rest = calls[0]
     assert rest == {"resume": False, "dry_run": True}
     assert (recipe.run, recipe.push.repo, recipe.push.private) == ("a", "me/m", True)
+    assert (recipe.push.revision, recipe.push.message) == (None, "Upload by flowopd push")
+
+
+@pytest.mark.parametrize(("flag", "private"), [("--private", True), ("--public", False), ("--quiet", None)])
+def test_push_takes_branch_message_and_visibility(flowopd, stage, flag, private):
+    trained("a")
+    calls = stage("push")
+    argv = ("--repo", "me/m", "--revision", "v2/try", "--message", "better", flag, "--out", "p")
+    assert flowopd("push", "a", *argv)[0] == 0
+    spec = calls[0][0].push
+    assert (spec.revision, spec.message, spec.private) == ("v2/try", "better", private)
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        ("--repo m", "--repo m: is no repository of the Hub: write it as OWNER/NAME"),
+        ("--repo me/m/n", "write it as OWNER/NAME"),
+        ("--repo https://huggingface.co/me/m", "write it as OWNER/NAME"),
+        ("--repo me/m --revision a..b", "--revision a..b: is no name of a branch"),
+        (f"--repo me/m --revision {'a' * 40}", "is no name of a branch, to which alone a push can go"),
+        ("--repo me/m --revision refs/pr/1", "is no name of a branch"),
+        ("--repo me/m --eval none", "none: no such directory"),
+        ("--repo me/m --message=", "push.message"),
+    ],
+)
+def test_a_push_to_no_place_is_refused_before_anything_is_done(flowopd, stage, tmp_path, argv, words):
+    trained("a")
+    calls = stage("push")
+    code, out, err = flowopd("push", "a", *argv.split(), "--out", "p")
+    assert (code, out) == (2, "")
+    assert words in err
+    assert err.count("\n") == 1
+    assert calls == []
+    assert not (tmp_path / "p").exists()
 
 
 @pytest.mark.parametrize(

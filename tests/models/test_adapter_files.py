@@ -12,7 +12,7 @@ from tiny import SEQUENCE, TARGETS, load, make_draw, make_sampler
 from flowopd_cli.core.merging import LoraFactors
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.models.adapter_files import AdapterConfig, read_adapter, write_adapter, write_diffusers
-from flowopd_cli.models.plain import Request, plain_picture, plain_pipeline
+from flowopd_cli.models.plain import Request, peft_picture, plain_picture, plain_pipeline
 from flowopd_cli.train.collect import rollout, with_images
 
 CONFIG = AdapterConfig(4, 8.0, ("to_q", "to_k"), "owner/base", "abc")
@@ -143,6 +143,23 @@ def test_plain_diffusers_draws_the_same_picture(drawn, pipeline_folder, tmp_path
     bare = plain_picture(plain_pipeline(pipeline_folder, torch.float32), None, request)
     torch.testing.assert_close(plain, images, atol=1e-5, rtol=0)
     assert not torch.allclose(bare, images, atol=1e-3)
+
+
+def test_peft_draws_the_same_picture_and_leaves_the_pipeline_as_it_was(drawn, pipeline_folder, tmp_path):
+    images, request, factors = drawn
+    write_adapter(tmp_path, factors, AdapterConfig(4, 8.0, TARGETS))
+    pipeline = plain_pipeline(pipeline_folder, torch.float32)
+    bare = plain_picture(pipeline, None, request)
+    torch.testing.assert_close(peft_picture(pipeline, tmp_path, request), images, atol=1e-5, rtol=0)
+    torch.testing.assert_close(plain_picture(pipeline, None, request), bare, atol=0, rtol=0)
+    write_diffusers(tmp_path / "d", factors)
+    torch.testing.assert_close(plain_picture(pipeline, tmp_path / "d", request), images, atol=1e-5, rtol=0)
+    torch.testing.assert_close(plain_picture(pipeline, None, request), bare, atol=0, rtol=0)
+    edit(tmp_path, lora_alpha=80, alpha_pattern={})
+    assert not torch.allclose(peft_picture(pipeline, tmp_path, request), images, atol=1e-3)
+    edit(tmp_path, r=3, rank_pattern={})
+    with pytest.raises(ArtifactError, match="PEFT does not load this adapter"):
+        peft_picture(pipeline, tmp_path, request)
 
 
 def test_a_form_that_plain_diffusers_does_not_read_is_noticed(drawn, pipeline_folder, tmp_path):

@@ -171,6 +171,9 @@ def test_a_hub_that_gives_back_another_file_is_noticed(pushed, forks, home, hub,
     assert ended.code == 2
     assert f"{CONFIG} on the Hub is not the file that was uploaded (1 of " in ended.err
     assert RunDir.open(home / "p4", writes=False).manifest().status == "failed"
+    again = forks.run("push", "--resume", home / "p4", "--json")
+    assert again.code == 0, again.err
+    assert json.loads(again.out)["changed"], "the spoilt file is replaced"
 
 
 def test_a_login_is_asked_for_before_anything_is_written(forks, home, trained):
@@ -195,8 +198,11 @@ def test_a_pushed_adapter_teaches_from_the_hub(pushed, forks, home, hub, trained
     init = ("--init", trained)
     planned = forks.run("distill", *roles, *init, *small, "--dry-run")
     assert planned.code == 0, planned.err
+    asked = len(hub.asked)
     ended = forks.run("distill", *roles, *init, *small, "--out", home / "s")
     assert ended.code == 0, ended.err
+    read = {path.rpartition("/")[2] for _, path in hub.asked[asked:] if "/resolve/" in path}
+    assert read == {"adapter_config.json", "adapter_model.safetensors", "pytorch_lora_weights.safetensors"}
     run = RunDir.open(home / "s", writes=False)
     parents = {parent.role: parent for parent in run.manifest().parents}
     assert parents["teacher_geneval"].ref == ref
