@@ -13,6 +13,7 @@ from flowopd_cli.rewards.isolated import WORKERS, read_script
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "dependencies.md").read_text(encoding="utf-8")
 LICENCES = {"Apache-2.0": ("apache",), "BSD-3-Clause": ("bsd",), "MIT": ("mit",), "MPL-2.0": ("mpl", "mozilla")}
+LICENCES["PSF-2.0"] = ("python software foundation", "psf")
 LICENCES["MIT-CMU"] = ("mit-cmu", "hpnd", "historical permission notice")
 COPYLEFT = re.compile(r"\b(A|L)?GPL\b|Affero|GNU", re.IGNORECASE)
 

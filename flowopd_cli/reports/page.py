@@ -33,12 +33,14 @@ class Link:
 
 @dataclass(frozen=True)
 class Listing:
-    """A plain table: a heading, its columns, rows of texts and links; ``figures`` says which columns are numbers."""
+    """A plain table: a heading, its columns, rows of texts and links; ``figures`` are the columns of
+    numbers, ``wrapped`` those of long texts."""
 
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[Link | str, ...], ...]
     figures: frozenset[int] = frozenset()
+    wrapped: frozenset[int] = frozenset()
     note: str = ""
 
 
@@ -53,6 +55,7 @@ class Page:
     table: Table | None = None
     table_note: str = ""
     downloads: Mapping[str, str] = field(default_factory=dict)
+    balance: Chart | None = None
     charts: Sequence[Chart] = ()
     chart_note: str = ""
     grids: Sequence[Grid] = ()

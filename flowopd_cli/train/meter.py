@@ -10,7 +10,7 @@ from flowopd_cli.core.types import Loss
 
 @dataclass
 class Meter:
-    """Sums of metrics and their counts; those of :class:`flowopd_cli.core.types.Parts` each have a count of their own."""
+    """Sums of metrics and their count; those of :class:`flowopd_cli.core.types.Parts` each have one of their own."""
 
     sums: dict[str, float] = field(default_factory=dict)
     count: int = 0
