@@ -165,9 +165,8 @@ def _times(rows: Rows, recipe: recipes.Recipe) -> Listing | None:
     parts = {"collect": collect, "learn": learn, "both": each}
     told = [(name, duration(sum(v)), f"{median(v):.3g} s", f"{max(v):.3g} s") for name, v in parts.items() if v]
     count = curves.pictures_per_iteration(recipe)
-    note = (
-        f"{_rate(count * len(each) / sum(each))} pictures per second over the whole run." if count and sum(each) else ""
-    )
+    rate = count * len(each) / sum(each) if count and sum(each) > 0 else None
+    note = "" if rate is None else f"{_rate(rate)} pictures per second over the whole run."
     columns = ("part", "in all", "median iteration", "longest")
     return Listing("Timings", columns, tuple(told), frozenset({1, 2, 3}), note=note)
 

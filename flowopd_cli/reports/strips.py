@@ -17,7 +17,7 @@ BUDGET = 3_000_000  # characters that all pictures of a page may take
 ROWS, COLUMNS = 8, 12
 WIDEST, SMALLEST = 240, 60  # pixels of one picture
 PIXELS = 1 << 26
-SMALL_PNG = 6_000
+PIXELATED = 96  # pixels: pictures up to this size are shown as they are, larger ones are compressed
 SHOWN = 160
 
 
@@ -49,7 +49,7 @@ class Grid:
     @property
     def pixelated(self) -> bool:
         """Whether the pictures are so small that their pixels are to be seen."""
-        return self.strips[0].size <= 96
+        return self.strips[0].size <= PIXELATED
 
 
 def read(strip: Strip, count: int, widest: int) -> Strip | None:
@@ -76,11 +76,9 @@ def read(strip: Strip, count: int, widest: int) -> Strip | None:
 def _uri(picture: Any, widest: int) -> str:
     if picture.width > widest:
         picture.thumbnail((widest, widest * 4))
-    buffer, kind = io.BytesIO(), "png"
-    picture.save(buffer, format="PNG", optimize=True)
-    if buffer.tell() > SMALL_PNG:
-        buffer, kind = io.BytesIO(), "webp"
-        picture.save(buffer, format="WEBP", quality=82, method=4)
+    kind = "png" if picture.width * picture.height <= PIXELATED**2 else "webp"
+    buffer = io.BytesIO()
+    picture.save(buffer, format=kind, quality=82)
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
