@@ -13,7 +13,8 @@ from urllib.parse import quote
 
 from flowopd_cli import __version__
 from flowopd_cli.errors import one_line
-from flowopd_cli.manifest import Manifest, is_run
+from flowopd_cli.manifest import Manifest
+from flowopd_cli.paths import is_file
 from flowopd_cli.reports.results import Table
 from flowopd_cli.reports.strips import Grid
 from flowopd_cli.reports.svg import Chart
@@ -81,10 +82,10 @@ def _uri(name: str, text: str) -> str:
 
 
 def link(text: str, target: Path, page: Path) -> Link:
-    """A link from the page at ``page`` to the report of the run at ``target``; no link where there is no run."""
+    """A link from the page at ``page`` to the report of the run at ``target``; no link where there is none."""
     try:
         report = RunPaths(target).report_file
-        if is_run(target) and report.resolve() != page.resolve():
+        if is_file(report) and report.resolve() != page.resolve():
             relative = os.path.relpath(report.resolve(), page.resolve().parent)
             return Link(text, quote(Path(relative).as_posix(), safe="/"))
     except (OSError, ValueError):

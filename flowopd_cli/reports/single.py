@@ -150,7 +150,7 @@ def _figures(manifest: Manifest) -> Listing | None:
     if manifest.stage not in {"merge", "push", "coldstart"}:
         return None
     told = [
-        (NAMES.get(name, name), f"{value:.4g}")
+        (NAMES.get(name, name), f"{value:.5g}")
         for name, value in ((name, number(found)) for name, found in manifest.metrics.items())
         if value == value
     ]
