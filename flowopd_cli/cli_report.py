@@ -10,14 +10,14 @@ import typer
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Runs of any stage, evaluations among them.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Runs of any stage, evaluations among them.")],
     out: Annotated[
         Path | None,
         typer.Option("--out", metavar="FILE|DIR", help="Where to write; the run itself, or a fresh folder."),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
-    """Write the report of a run again, or compare several: the table of their evaluations with its numbers as CSV, JSON,
+    """Write the report of a run again, or compare several: the table of their evaluations, its numbers as CSV, JSON,
     Markdown and LaTeX, the change against the base, pictures at equal prompts and seeds, curves. Evaluations of the
     named runs that lie beside them are found.
 

@@ -10,9 +10,12 @@ from typing import Any
 
 from flowopd_cli import preflight, registry, report
 from flowopd_cli import recipe as recipes
+from flowopd_cli.card import evaluation
 from flowopd_cli.errors import ArtifactError
-from flowopd_cli.files import atomic_write
 from flowopd_cli.progress import Progress
+from flowopd_cli.reports.compare import Comparison
+from flowopd_cli.reports.lineup import Entry
+from flowopd_cli.reports.results import NUMBERS
 from flowopd_cli.run import RunDir, is_run
 from flowopd_cli.settle import settle, with_full_names
 
@@ -117,7 +120,7 @@ class Demo:
         if self.out.exists() and not self.out.is_dir():
             raise ArtifactError(f"{self.out}: is a file; --out names a directory")
         trained = replace(self, baseline=True, ablation=True).trained()
-        ours = {RunDir(self.out).report_file.name, *trained, *(f"eval-{name}" for name in ("base", *trained))}
+        ours = {RunDir(self.out).report_file.name, *NUMBERS, *trained, *(f"eval-{name}" for name in ("base", *trained))}
         for path in sorted(self.out.iterdir()) if self.out.is_dir() else ():
             if path.name not in ours:
                 raise ArtifactError(
@@ -150,11 +153,12 @@ class Demo:
         self, trained: Mapping[str, RunDir], runs: Mapping[str, RunDir], progress: Progress
     ) -> dict[str, Any]:
         """The table of every model on the same prompts and seeds, and the report."""
-        entries = [report.ModelEntry(name, runs[f"eval-{name}"]) for name in ("base", *trained)]
+        runs_of = {"base": None, **trained}
+        entries = [Entry(name, run, evaluation(runs[f"eval-{name}"])) for name, run in runs_of.items()]
         results = {entry.name: entry.results for entry in entries}
         lead = f"flowopd demo on the embedded toy world, seed {self.seed}{', quick' if self.quick else ''}."
         path = RunDir(self.out).report_file
-        atomic_write(path, report.build(TITLE, lead, entries, list(trained.values())))
+        report.write_comparison(Comparison(entries, TITLE, lead), path)
         columns = ("model", *OBJECTIVES, "average")
         rows = [(name, *(cell(r[s]) for s in OBJECTIVES), f"{average(r):.3f}") for name, r in results.items()]
         progress.table("Held-out results", columns, rows)

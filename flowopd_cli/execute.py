@@ -14,7 +14,7 @@ from typing import Any
 
 import typer
 
-from flowopd_cli import launch, preflight, processes, signals
+from flowopd_cli import launch, preflight, processes, report, signals
 from flowopd_cli import recipe as recipes
 from flowopd_cli.arithmetic import arithmetic
 from flowopd_cli.card_scores import results
@@ -88,7 +88,7 @@ def run_stage(
             result = stage.run(recipe, run, progress, resume=resume, **extra)
         except (Interrupted, KeyboardInterrupt) as error:
             progress.done()
-            _close(run, "interrupted")
+            _close(run, "interrupted", progress if isinstance(error, Interrupted) else None)
             raise _stopped(error, first(), again) from error
         except BaseException as error:
             progress.done()
@@ -97,6 +97,7 @@ def run_stage(
                 error.args = (f"{error}; its checkpoints are safe, then go on with: {again}",)
             raise
         progress.done()
+        report.at_end(run, progress, "done", result.get("metrics"))
         run.finish("done", result.get("metrics"))
     return result
 
@@ -210,7 +211,10 @@ def _relaunch(recipe: recipes.Recipe, common: Common, copies: int) -> int:
         raise Interrupted(f"{error}; go on with: {go_on(recipe.stage, path)}", error.exit_code - 128) from error
 
 
-def _close(run: RunDir, status: Any) -> None:
+def _close(run: RunDir, status: Any, progress: Progress | None = None) -> None:
+    """Close a run that came to nothing, with a report where ``progress`` says that there is time for one."""
+    if progress is not None:
+        report.at_end(run, progress, status)
     with suppress(OSError, ArtifactError):
         run.finish(status)
 

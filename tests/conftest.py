@@ -14,6 +14,7 @@ install_import_hook(["flowopd_cli.core", "flowopd_cli.train"], "checked.checked"
 torch.set_num_threads(1)
 _own_cache = tempfile.TemporaryDirectory(prefix="flowopd-cache-")
 os.environ["FLOWOPD_CACHE"] = _own_cache.name  # no test writes into the user's
+os.environ["FLOWOPD_REPORT"] = "0"  # a second for each of hundreds of runs; the tests of reports ask for theirs
 hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, max_examples=50)
 hypothesis.settings.load_profile("suite")
 

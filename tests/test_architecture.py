@@ -21,10 +21,20 @@ FOUNDATION = {
 }
 FRONT = {
     *("cli", "options", "plan", "preflight", "base_check", "execute", "launch", "console", "track", "signals"),
-    *("cli_bench", "cli_eval", "cli_rewards", "cli_prompts", "cli_recipes", "cli_runs", "cli_watch", "cli_doctor"),
+    *(
+        "cli_bench",
+        "cli_eval",
+        "cli_rewards",
+        "cli_prompts",
+        "cli_recipes",
+        "cli_report",
+        "cli_runs",
+        "cli_watch",
+        "cli_doctor",
+    ),
     *("demo", "report", "examine", "doctor", "machine", "__main__"),
 }
-PACKAGES = {"bench", "core", "train", "stages", "models", "rewards", "suites", "toy"}
+PACKAGES = {"bench", "core", "reports", "train", "stages", "models", "rewards", "suites", "toy"}
 TENSORS = {"torch", "jaxtyping"}
 
 
@@ -88,7 +98,13 @@ RULES = {
         {"huggingface_hub", "diffusers"},
     ),
     "foundation": rule(FOUNDATION, {"pydantic", "yaml"}, {"huggingface_hub"}),
-    "front": rule(FOUNDATION | FRONT, set(), {"jinja2"}),
+    "front": rule(FOUNDATION | FRONT, set()),
+    "report": rule(FOUNDATION | {"reports"}, set()),
+    "reports": rule(FOUNDATION | {"reports"}, set(), {"jinja2"}),
+    "reports.svg": rule(FOUNDATION | {"reports"}, set(), {"matplotlib"}),
+    "reports.strips": rule(FOUNDATION | {"reports"}, set(), {"PIL"}),
+    "demo": rule(FOUNDATION | FRONT | {"reports"}, set()),
+    "cli_report": rule({"report"}, {"typer"}),
     "preflight": rule(FOUNDATION | FRONT | {"rewards.clauses"}, set()),
     "base_check": rule(FOUNDATION | {"models.folders"}, set()),
     "cli": rule(FOUNDATION | FRONT, {"typer"}, {"stages"}),

@@ -74,8 +74,9 @@ def test_the_report_is_one_file_with_table_curves_and_pictures(shown):
     assert result["report"] == str(out / "report.html")
     assert all(name in html for name in MODELS)
     assert html.count("data:image/png;base64,") >= len(MODELS)
-    assert "<polyline" in html
+    assert "<path" in html
     assert not re.search(r'(src|href)="https?://', html)
+    assert "student-no-anchor &" in (out / "table.tex").read_text()
 
 
 def test_the_seed_reaches_every_stage(shown):

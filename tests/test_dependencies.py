@@ -19,6 +19,7 @@ LICENCES = {
     "MIT": ("mit",),
     "MPL-2.0": ("mpl", "mozilla"),
 }
+LICENCES["PSF-2.0"] = ("python software foundation", "psf")
 LICENCES["MIT-CMU"] = ("mit-cmu", "hpnd", "historical permission notice")
 COPYLEFT = re.compile(r"\b(A|L)?GPL\b|Affero|GNU", re.IGNORECASE)
 

@@ -4,7 +4,6 @@ import json
 import os
 import struct
 import zlib
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ import torch
 import yaml
 from PIL import Image
 
-from flowopd_cli import card, report
+from flowopd_cli import card
 from flowopd_cli import recipe as recipes
 from flowopd_cli.core.merging import LoraFactors, MergeOptions, merge
 from flowopd_cli.core.types import Prompt
@@ -35,17 +34,6 @@ EVAL = {"stage": "eval", "model": {"pretrained": "toy"}}
 # -- what others look at ----------------------------------------------------------------------------------------------
 
 
-class Tags(HTMLParser):
-    """Every element and attribute of a page."""
-
-    def __init__(self):
-        super().__init__()
-        self.found = []
-
-    def handle_starttag(self, tag, attrs):
-        self.found.append((tag, dict(attrs)))
-
-
 def evaluation(path, suite, prompts):
     run = RunDir.create(path, "eval")
     run.start(recipes.build(EVAL))
@@ -54,20 +42,6 @@ def evaluation(path, suite, prompts):
     run.write_eval("prompts", json.dumps(prompts))
     run.finish("done")
     return run
-
-
-def test_a_report_escapes_every_text(tmp_path):
-    run = evaluation(tmp_path / "e&lt;'x'<b>", HOSTILE, [HOSTILE, "{{ 7 * 7 }}"])
-    run.log({"iteration": 1, "reward": 0.5, "kl": 1.0})
-    run.log({"iteration": 2, "reward": 0.25, "kl": 2.0})
-    run.set_parents([Parent(role=HOSTILE, ref=f"x/{HOSTILE}")])
-    page = report.build(HOSTILE, HOSTILE, [report.ModelEntry(HOSTILE, run)], [run])
-    reader = Tags()
-    reader.feed(page)
-    assert not [tag for tag, _ in reader.found if tag in {"script", "img", "iframe", "object", "b", "link"}]
-    assert not [name for _, attrs in reader.found for name in attrs if name.startswith("on")]
-    assert "{{ 7 * 7 }}" in page
-    assert page.count("&lt;script&gt;") >= 6
 
 
 MARKUP = "`x`|<script>alert(1)</script>\n# head\n[a](javascript:b)"

@@ -37,7 +37,6 @@ def page(asked: Comparison, target: Path) -> Page:
     entries = asked.entries
     shown = table(entries)
     scored = [entry for entry in entries if entry.evaluation]
-    balance = curves.seesaw(changes(entries), suites_of(entries))
     rows = {entry.name: entry.run.rows() for entry in entries if entry.run}
     lead = asked.lead or f"{len(entries)} models, {len(scored)} of them evaluated."
     return Page(
@@ -46,7 +45,8 @@ def page(asked: Comparison, target: Path) -> Page:
         table=shown,
         table_note=_note(entries),
         downloads=files(entries),
-        charts=[*([balance] if balance else []), *curves.together({name: own for name, own in rows.items() if own})],
+        balance=curves.seesaw(changes(entries), suites_of(entries)),
+        charts=curves.together({name: own for name, own in rows.items() if own}),
         chart_note="" if scored else "None of these models has an evaluation: flowopd eval --adapter RUN makes one.",
         grids=_grids(scored),
         listings=[part for part in (_runs(entries, target),) if part],
@@ -57,7 +57,7 @@ def _note(entries: Sequence[Entry]) -> str:
     found = [entry.evaluation for entry in entries if entry.evaluation and entry.alike]
     if not found:
         return ""
-    told = f"Mean ± standard error over prompts; best in bold. {protocol(found[0])}."
+    told = f"Mean ± standard error over prompts; best in bold. Protocol: {protocol(found[0])}."
     missing = [entry.name for entry in entries if not entry.evaluation]
     told += f" Not evaluated: {', '.join(missing)}." if missing else ""
     for entry in entries:
@@ -77,9 +77,9 @@ def _grids(scored: Sequence[Entry]) -> list[strips.Grid]:
     found = []
     for group in groups.values():
         asked = [strips.Strip(e.name, e.evaluation.run.image_file("eval")) for e in group if e.evaluation]
-        drawn = strips.within(asked, strips.BUDGET // len(groups))
-        if drawn and group[0].evaluation is not None:
-            prompts = strips.shown_prompts(group[0].evaluation.run)
+        prompts = strips.shown_prompts(group[0].evaluation.run) if group[0].evaluation else []
+        drawn = strips.within(asked, len(prompts), strips.BUDGET // len(groups))
+        if drawn:
             caption = "A column has the same prompt and the same starting noise in every row."
             found.append(strips.grid("Pictures at equal prompts and seeds", caption, prompts, drawn))
     return found
@@ -93,7 +93,8 @@ def _runs(entries: Sequence[Entry], target: Path) -> Listing | None:
         name = link(entry.name, entry.run.path, target) if entry.run else Link(entry.name)
         scored = entry.evaluation.run.path if entry.evaluation else None
         rows.append((name, *made, link(scored.name, scored, target) if scored else "—"))
-    return Listing("Runs", ("model", "stage", "status", "took", "from", "evaluation"), tuple(rows)) if rows else None
+    columns = ("model", "stage", "status", "took", "from", "evaluation")
+    return Listing("Runs", columns, tuple(rows), wrapped=frozenset({4})) if rows else None
 
 
 def _made(run: RunDir) -> tuple[str, str, str, str]:

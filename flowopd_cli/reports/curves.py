@@ -10,7 +10,7 @@ from typing import Any
 from flowopd_cli.errors import printable
 from flowopd_cli.recipe import ColdstartRecipe, Recipe, TrainedRecipe
 from flowopd_cli.reports.figures import Rows, column, iterations, known, mean, names, smooth, thinned, window
-from flowopd_cli.reports.svg import DASHES, INK, SERIES, SOFT, Chart, axes, drawn
+from flowopd_cli.reports.svg import DASHES, INK, MARKS, SERIES, Chart, Key, axes, drawn, logarithmic
 
 MOST = 7
 ITERATION = "iteration"
@@ -24,6 +24,7 @@ class Series:
     x: Sequence[float]
     y: Sequence[float]
     spread: Sequence[float] = ()
+    line: str = "solid"
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Shape:
     caption: str = ""
     zero: bool = False
     log: bool = False
+    named: bool = False
 
 
 def lines(shape: Shape, series: Sequence[Series], name: str) -> Chart | None:
@@ -43,26 +45,24 @@ def lines(shape: Shape, series: Sequence[Series], name: str) -> Chart | None:
     if not shown:
         return None
     figure, plain = axes()
-    smoothed = False
-    for number, one in enumerate(shown):
-        smoothed |= _line(plain, one, SERIES[number % len(SERIES)], DASHES[number // len(SERIES)])
+    keys = tuple(Key(printable(one.name)[:40], i, one.line) for i, one in enumerate(shown))
+    smoothed = [_line(plain, one, SERIES[key.color]) for one, key in zip(shown, keys, strict=True)]
     plain.set_xlabel(ITERATION)
     plain.set_ylabel(shape.y)
     plain.margins(x=0.01)
-    if shape.log and _spans(shown):
-        plain.set_yscale("log")
+    if shape.log and _spans([value for one in shown for value in known(one.y)]):
+        logarithmic(plain)
     elif shape.zero:
         plain.set_ylim(bottom=0)
-    if len(shown) > 1:
-        _legend(plain, len(shown))
     told = [shape.caption] if shape.caption else []
-    told += ["Thin: each iteration; thick: moving mean."] if smoothed else []
+    told += ["Thin: each iteration; thick: moving mean."] if any(smoothed) else []
     told += [f"{len(series) - MOST} more are in the metrics file."] if len(series) > MOST else []
     alt = f"{shape.title}: {'; '.join(_told(one) for one in shown)}"
-    return Chart(shape.title, alt, " ".join(told), drawn(figure, name))
+    legend = keys if len(shown) > 1 or shape.named else ()
+    return Chart(shape.title, alt, drawn(figure, name), " ".join(told), legend)
 
 
-def _line(plain: Any, one: Series, color: str, dash: str) -> bool:
+def _line(plain: Any, one: Series, color: str) -> bool:
     """Draw a line, over a band where it has a spread; whether it is a moving mean."""
     x, y = thinned(one.x), thinned(one.y)
     width = window(len(y))
@@ -73,18 +73,8 @@ def _line(plain: Any, one: Series, color: str, dash: str) -> bool:
         plain.fill_between(x, low, high, color=color, alpha=0.16, linewidth=0)
     if width > 1:
         plain.plot(x, y, color=color, linewidth=0.6, alpha=0.4)
-    plain.plot(x, even, color=color, linestyle=dash, label=_label(one.name), solid_joinstyle="round")
+    plain.plot(x, even, color=color, linestyle=DASHES[one.line], solid_joinstyle="round")
     return width > 1
-
-
-def _legend(plain: Any, count: int) -> None:
-    plain.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=min(count, 3), borderpad=0.1, columnspacing=1.2)
-
-
-def _label(name: str) -> str:
-    """A name of the metrics in a legend, which passes over names that begin with an underscore."""
-    text = printable(name)[:40]
-    return f" {text}" if text.startswith("_") else text
 
 
 def _told(one: Series) -> str:
@@ -92,9 +82,8 @@ def _told(one: Series) -> str:
     return f"{printable(one.name)[:40]} from {values[0]:.3g} to {values[-1]:.3g}"
 
 
-def _spans(series: Sequence[Series]) -> bool:
+def _spans(values: Sequence[float]) -> bool:
     """Whether positive values span two powers of ten and more."""
-    values = [value for one in series for value in known(one.y)]
     return min(values) > 0 and max(values) > 100 * min(values)
 
 
@@ -103,7 +92,8 @@ def training(recipe: Recipe, rows: Rows) -> list[Chart]:
     x = iterations(rows)
 
     def plain(found: Mapping[str, str]) -> list[Series]:
-        return [Series(label, x, column(rows, name)) for name, label in found.items()]
+        lines = {"kl_anchor": "dashed", "kl_base": "dotted"}
+        return [Series(label, x, column(rows, n), line=lines.get(n, "solid")) for n, label in found.items()]
 
     drawn_here = [
         _reward(rows, x),
@@ -157,22 +147,23 @@ def steps(rows: Rows) -> Chart | None:
     parts = {"first fifth": rows[:size], "middle fifth": rows[middle : middle + size], "last fifth": rows[-size:]}
     figure, plain = axes()
     values = {name: [mean(column(part, f"kl_step/{i}")) for i in index] for name, part in parts.items()}
-    for number, (name, line) in enumerate(values.items()):
-        plain.plot(index, line, color=SERIES[number], marker="o", markersize=3, label=name)
+    for number, line in enumerate(values.values()):
+        plain.plot(index, line, color=SERIES[number], marker="o", markersize=3)
     every = [value for line in values.values() for value in known(line)]
-    if min(every) > 0 and max(every) > 50 * min(every):
-        plain.set_yscale("log")
+    if _spans(every):
+        logarithmic(plain)
     else:
         plain.set_ylim(bottom=0)
     plain.set_xticks(index if len(index) <= 12 else index[:: -(-len(index) // 10)])
     plain.set_xlabel("sampling step (0: pure noise)")
     plain.set_ylabel("KL (nats per dimension)")
-    _legend(plain, 3)
     alt = "KL by sampling step: " + "; ".join(
         f"step {i} from {a:.3g} to {b:.3g}"
         for i, a, b in zip(index, values["first fifth"], values["last fifth"], strict=True)
     )
-    return Chart("KL by sampling step", alt, "KL to the teacher, mean over iterations.", drawn(figure, "steps"))
+    caption = "KL to the teacher, mean over the iterations of each fifth."
+    legend = tuple(Key(name, i) for i, name in enumerate(values))
+    return Chart("KL by sampling step", alt, drawn(figure, "steps"), caption, legend)
 
 
 def pictures_per_iteration(recipe: Recipe) -> int | None:
@@ -206,11 +197,10 @@ def _seconds(rows: Rows, x: Sequence[float]) -> Chart | None:
 def together(runs: Mapping[str, Rows]) -> list[Chart]:
     """Curves of several runs on common axes, for each figure that one of them has."""
     shapes = {
-        "reward": Shape("Reward", "reward", "Each run's own reward."),
-        "kl": Shape("KL to the teachers", "KL (nats per dimension)", "Mean over sampling steps.", log=True),
-        "kl_anchor": Shape("KL to the anchor", "KL (nats per dimension)", "Mean over sampling steps.", log=True),
-        "loss": Shape("Loss", "loss", "Losses of different stages do not compare."),
-        "grad_norm": Shape("Gradient norm", "L2 norm before clipping", zero=True),
+        "reward": Shape("Reward", "reward", "Each run's own reward.", named=True),
+        "kl": Shape("KL to the teachers", "KL (nats per dimension)", log=True, named=True),
+        "kl_anchor": Shape("KL to the anchor", "KL (nats per dimension)", log=True, named=True),
+        "grad_norm": Shape("Gradient norm", "L2 norm before clipping", zero=True, named=True),
     }
     found = []
     for name, shape in shapes.items():
@@ -225,21 +215,21 @@ def seesaw(changes: Mapping[str, Mapping[str, tuple[float, float | None]]], suit
     models = [name for name in changes if changes[name]]
     if not models:
         return None
-    figure, plain = axes(6.6, 0.75 + 0.42 * len(models))
-    for number, suite in enumerate(suites[:MOST]):
+    figure, plain = axes(4.6, 0.55 + 0.34 * len(models))
+    keys = tuple(Key(printable(s)[:28], i, "", mark) for i, (s, mark) in enumerate(zip(suites, MARKS, strict=False)))
+    for number, (suite, key) in enumerate(zip(suites, keys, strict=False)):
         offset = (number - (min(len(suites), MOST) - 1) / 2) * 0.17
         points = [(changes[m][suite], i + offset) for i, m in enumerate(models) if suite in changes[m]]
         if points:
-            look = {"color": SERIES[number], "marker": "osD^vP*"[number], "linestyle": "none", "markersize": 4}
+            look = {"color": SERIES[key.color], "marker": MARKS[key.mark], "linestyle": "none", "markersize": 3.5}
             x, error = [p[0][0] for p in points], [p[0][1] or 0.0 for p in points]
-            plain.errorbar(x, [p[1] for p in points], xerr=error, elinewidth=1.0, label=_label(suite), **look)
+            plain.errorbar(x, [p[1] for p in points], xerr=error, elinewidth=0.9, **look)
     plain.axvline(0, color=INK, linewidth=0.8)
     plain.set_yticks(range(len(models)), [printable(m)[:28] for m in models])
     plain.tick_params(axis="y", labelcolor=INK)
     plain.set_ylim(len(models) - 0.5, -0.5)
     plain.grid(visible=False, axis="y")
-    plain.set_xlabel("change against the base", color=SOFT)
-    _legend(plain, len(suites))
+    plain.set_xlabel("change of the suite's mean against the base")
     alt = "Change against the base: " + "; ".join(
         f"{printable(m)[:28]}: " + ", ".join(f"{printable(s)[:28]} {c:+.3f}" for s, (c, _) in changes[m].items())
         for m in models
@@ -248,4 +238,4 @@ def seesaw(changes: Mapping[str, Mapping[str, tuple[float, float | None]]], suit
         "Right of the line a model is better than the base at that suite, left of it worse. Bars: one standard error "
         "of the difference, as if the two were independent."
     )
-    return Chart("Change against the base", alt, caption, drawn(figure, "seesaw"), wide=True)
+    return Chart("Change against the base", alt, drawn(figure, "seesaw"), caption, keys)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 POINTS = 400  # of a curve: more than a screen can show
@@ -49,7 +50,7 @@ def thinned(values: Sequence[float], points: int = POINTS) -> list[float]:
     if len(values) <= points:
         return list(values)
     edges = [round(i * len(values) / points) for i in range(points + 1)]
-    return [mean(values[a:b]) for a, b in zip(edges, edges[1:], strict=False)]
+    return [mean(values[a:b]) for a, b in pairwise(edges)]
 
 
 def smooth(values: Sequence[float], window: int) -> list[float]:

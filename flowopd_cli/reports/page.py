@@ -13,7 +13,8 @@ from urllib.parse import quote
 
 from flowopd_cli import __version__
 from flowopd_cli.errors import one_line
-from flowopd_cli.manifest import Manifest, is_run
+from flowopd_cli.manifest import Manifest
+from flowopd_cli.paths import is_file
 from flowopd_cli.reports.results import Table
 from flowopd_cli.reports.strips import Grid
 from flowopd_cli.reports.svg import Chart
@@ -33,12 +34,14 @@ class Link:
 
 @dataclass(frozen=True)
 class Listing:
-    """A plain table: a heading, its columns, rows of texts and links; ``figures`` says which columns are numbers."""
+    """A plain table: a heading, its columns, rows of texts and links; ``figures`` are the columns of
+    numbers, ``wrapped`` those of long texts."""
 
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[Link | str, ...], ...]
     figures: frozenset[int] = frozenset()
+    wrapped: frozenset[int] = frozenset()
     note: str = ""
 
 
@@ -53,6 +56,7 @@ class Page:
     table: Table | None = None
     table_note: str = ""
     downloads: Mapping[str, str] = field(default_factory=dict)
+    balance: Chart | None = None
     charts: Sequence[Chart] = ()
     chart_note: str = ""
     grids: Sequence[Grid] = ()
@@ -78,10 +82,10 @@ def _uri(name: str, text: str) -> str:
 
 
 def link(text: str, target: Path, page: Path) -> Link:
-    """A link from the page at ``page`` to the report of the run at ``target``; no link where there is no run."""
+    """A link from the page at ``page`` to the report of the run at ``target``; no link where there is none."""
     try:
         report = RunPaths(target).report_file
-        if is_run(target) and report.resolve() != page.resolve():
+        if is_file(report) and report.resolve() != page.resolve():
             relative = os.path.relpath(report.resolve(), page.resolve().parent)
             return Link(text, quote(Path(relative).as_posix(), safe="/"))
     except (OSError, ValueError):

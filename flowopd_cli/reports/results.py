@@ -11,11 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from flowopd_cli.card import PROTOCOL
 from flowopd_cli.errors import printable
 from flowopd_cli.files import plain
 from flowopd_cli.reports.lineup import BASE, Entry
 
 AVERAGE = "average"
+NUMBERS = ("numbers.csv", "numbers.json", "table.md", "table.tex")
+_FORMULA = {"=", "+", "-", "@"}
 _TEX = {c: f"\\{c}" for c in "&%$#_{}"} | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}"}
 _TEX |= {"^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
 
@@ -121,9 +124,7 @@ def numbers(entries: Sequence[Entry]) -> list[dict[str, Any]]:
             "exact": figures["exact"],
             "version": printable(entry.evaluation.versions[suite]),
             "comparable": entry.alike,
-            **{
-                key: entry.evaluation.protocol[key] for key in ("split", "limit", "images", "steps", "guidance", "seed")
-            },
+            **{key: entry.evaluation.protocol[key] for key in PROTOCOL},
         }
         for entry in entries
         if entry.evaluation
@@ -136,12 +137,8 @@ def files(entries: Sequence[Entry]) -> dict[str, str]:
     shown, rows = table(entries), numbers(entries)
     if shown is None:
         return {}
-    return {
-        "numbers.csv": as_csv(rows),
-        "numbers.json": json.dumps(plain(rows), indent=1) + "\n",
-        "table.md": as_markdown(shown),
-        "table.tex": as_latex(shown),
-    }
+    texts = as_csv(rows), json.dumps(plain(rows), indent=1) + "\n", as_markdown(shown), as_latex(shown)
+    return dict(zip(NUMBERS, texts, strict=True))
 
 
 def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -150,9 +147,8 @@ def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        writer.writerow(
-            {key: f"'{v}" if isinstance(v, str) and v[:1] in "=+-@" else v for key, v in row.items() if v != ""}
-        )
+        texts = {key: f"'{v}" for key, v in row.items() if isinstance(v, str) and v[:1] in _FORMULA}
+        writer.writerow({**row, **texts})
     return buffer.getvalue()
 
 

@@ -97,11 +97,13 @@ def _facts(manifest: Manifest, recipe: recipes.Recipe, rows: Rows) -> list[tuple
     told = [("status", manifest.status), ("base", manifest.base.ref if manifest.base else recipe.model.pretrained)]
     if isinstance(recipe, recipes.TrainedRecipe):
         told.append(("iterations", f"{len(rows)} of {recipe.train.iterations}"))
-    told += [("started", manifest.created.replace("T", " ").replace("+00:00", " UTC"))]
+    told += [
+        ("started", manifest.created[:16].replace("T", " ") + (" UTC" if manifest.created.endswith("+00:00") else ""))
+    ]
     elapsed = span(manifest)
     told += [("took", duration(elapsed))] if elapsed is not None else []
     told += [("seed", str(recipe.seed)), ("recipe", manifest.recipe_sha)]
-    told += [("made with", f"flowopd {manifest.code_version}, torch {packages.get('torch', '?')}")]
+    told += [("flowopd", manifest.code_version), ("torch", packages.get("torch", "?"))]
     return told
 
 
@@ -148,7 +150,9 @@ def _figures(manifest: Manifest) -> Listing | None:
     if manifest.stage not in {"merge", "push", "coldstart"}:
         return None
     told = [
-        (NAMES.get(name, name), f"{value:.4g}") for name, value in manifest.metrics.items() if number(value) == value
+        (NAMES.get(name, name), f"{value:.5g}")
+        for name, value in ((name, number(found)) for name, found in manifest.metrics.items())
+        if value == value
     ]
     return Listing("Figures", ("figure", "value"), tuple(told), frozenset({1})) if told else None
 
@@ -161,9 +165,14 @@ def _times(rows: Rows, recipe: recipes.Recipe) -> Listing | None:
     parts = {"collect": collect, "learn": learn, "both": each}
     told = [(name, duration(sum(v)), f"{median(v):.3g} s", f"{max(v):.3g} s") for name, v in parts.items() if v]
     count = curves.pictures_per_iteration(recipe)
-    note = f"{count * len(each) / sum(each):.3g} pictures per second over the whole run." if count and sum(each) else ""
+    rate = count * len(each) / sum(each) if count and sum(each) > 0 else None
+    note = "" if rate is None else f"{_rate(rate)} pictures per second over the whole run."
     columns = ("part", "in all", "median iteration", "longest")
-    return Listing("Timings", columns, tuple(told), frozenset({1, 2, 3}), note)
+    return Listing("Timings", columns, tuple(told), frozenset({1, 2, 3}), note=note)
+
+
+def _rate(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _scored_name(manifest: Manifest) -> str:
@@ -172,7 +181,7 @@ def _scored_name(manifest: Manifest) -> str:
 
 
 def _protocol(scored: Evaluation | None) -> str:
-    return f"Mean ± standard error over prompts. {protocol(scored)}." if scored is not None else ""
+    return f"Mean ± standard error over prompts. Protocol: {protocol(scored)}." if scored is not None else ""
 
 
 def _drawn(run: RunDir) -> strips.Grid | None:
@@ -180,6 +189,7 @@ def _drawn(run: RunDir) -> strips.Grid | None:
     file = run.image_file("eval")
     if not file.is_file():
         return None
-    found = strips.within([strips.Strip("", file)])
+    prompts = strips.shown_prompts(run)
+    found = strips.within([strips.Strip("", file)], len(prompts))
     caption = "The first picture of prompts spread over the suites."
-    return strips.grid("Pictures", caption, strips.shown_prompts(run), found) if found else None
+    return strips.grid("Pictures", caption, prompts, found) if found else None

@@ -15,88 +15,100 @@ from flowopd_cli.run import RunDir
 
 BUDGET = 3_000_000  # characters that all pictures of a page may take
 ROWS, COLUMNS = 8, 12
-WIDEST, SMALLEST = 1600, 200
+WIDEST, SMALLEST = 240, 60  # pixels of one picture
 PIXELS = 1 << 26
-SMALL_PNG = 40_000
+PIXELATED = 96  # pixels: pictures up to this size are shown as they are, larger ones are compressed
 SHOWN = 160
 
 
 @dataclass(frozen=True)
 class Strip:
-    """A row of pictures: its label, where it is, and, once read, its data URI and how large it is."""
+    """A row of pictures: its label, the file of them all, and, once read, each as a data URI; ``size`` is a height."""
 
     label: str
     file: Path
-    uri: str = ""
+    uris: tuple[str, ...] = ()
     width: int = 0
-    height: int = 0
+    size: int = 0
+
+    @property
+    def characters(self) -> int:
+        """How long the pictures are, written into the page."""
+        return sum(map(len, self.uris))
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Rows of pictures under the prompts that they share, from left to right."""
+    """Rows of pictures over the prompts that they share, from left to right."""
 
     title: str
     caption: str
     prompts: tuple[str, ...]
     strips: tuple[Strip, ...]
-    pixelated: bool = False
+
+    @property
+    def pixelated(self) -> bool:
+        """Whether the pictures are so small that their pixels are to be seen."""
+        return self.strips[0].size <= PIXELATED
 
 
-def read(strip: Strip, widest: int) -> Strip | None:
-    """The strip with its picture, at most ``widest`` pixels wide; ``None`` where there is none that can be read."""
+def read(strip: Strip, count: int, widest: int) -> Strip | None:
+    """The strip with its pictures, each at most ``widest`` pixels wide; ``None`` where none can be read.
+
+    ``count`` is how many lie side by side, 0 where that is not known: they are then taken for squares.
+    """
     from PIL import Image
 
     try:
         with Image.open(strip.file, formats=("PNG",)) as found:
             if found.width * found.height > PIXELS:
                 return None
-            picture = found.convert("RGB")
+            whole = found.convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return None
-    size = picture.size
+    count = count or max(1, round(whole.width / whole.height))
+    width = whole.width // count if whole.width % count == 0 else whole.width
+    places = range(0, whole.width, width)[:COLUMNS]
+    parts = [whole.crop((left, 0, left + width, whole.height)) for left in places]
+    return replace(strip, uris=tuple(_uri(part, widest) for part in parts), width=width, size=whole.height)
+
+
+def _uri(picture: Any, widest: int) -> str:
     if picture.width > widest:
-        scaled = max(1, round(picture.height * widest / picture.width))
-        picture = picture.resize((widest, scaled), Image.Resampling.LANCZOS)
-    buffer, kind = io.BytesIO(), "png"
-    picture.save(buffer, format="PNG", optimize=True)
-    if buffer.tell() > SMALL_PNG:
-        buffer, kind = io.BytesIO(), "webp"
-        picture.save(buffer, format="WEBP", quality=82, method=4)
-    text = base64.b64encode(buffer.getvalue()).decode()
-    return replace(strip, uri=f"data:image/{kind};base64,{text}", width=size[0], height=size[1])
+        picture.thumbnail((widest, widest * 4))
+    kind = "png" if picture.width * picture.height <= PIXELATED**2 else "webp"
+    buffer = io.BytesIO()
+    picture.save(buffer, format=kind, quality=82)
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def within(strips: Sequence[Strip], budget: int = BUDGET) -> list[Strip]:
-    """The strips that can be read, all together within ``budget`` characters: narrower until they fit."""
-    widest = WIDEST
-    while True:
-        found = [strip for strip in (read(one, widest) for one in strips) if strip is not None]
-        if sum(len(strip.uri) for strip in found) <= budget:
+def within(strips: Sequence[Strip], count: int, budget: int = BUDGET) -> list[Strip]:
+    """The strips that can be read, all together within ``budget`` characters: narrower until they fit, then fewer."""
+    widest, found = WIDEST, []
+    while widest >= SMALLEST:
+        found = [strip for strip in (read(one, count, widest) for one in strips) if strip is not None]
+        if sum(strip.characters for strip in found) <= budget:
             return found
-        if widest <= SMALLEST:
-            return found[: len(found) // 2] and within(found[: len(found) // 2], budget)
         widest //= 2
+    kept = [i for i in range(len(found)) if sum(strip.characters for strip in found[: i + 1]) <= budget]
+    return found[: len(kept)]
 
 
 def over_time(run: RunDir) -> Grid | None:
     """A run's samples: the same prompts and seeds as the training went on, the first and the last row among them."""
     found = sorted(path for path in run.samples_dir.glob("*.png") if path.stem.isdecimal())
     chosen = found if len(found) <= ROWS else [found[round(i * (len(found) - 1) / (ROWS - 1))] for i in range(ROWS)]
-    strips = within([Strip(f"iteration {int(path.stem)}", path) for path in chosen])
-    if not strips:
-        return None
+    prompts = _sample_prompts(run)
+    strips = within([Strip(f"iteration {int(path.stem)}", path) for path in chosen], len(prompts))
     caption = "Drawn by the policy as it stood; a column has the same prompt and seed throughout."
-    return grid("Pictures over training time", caption, _sample_prompts(run), strips)
+    return grid("Pictures over training time", caption, prompts, strips) if strips else None
 
 
 def grid(title: str, caption: str, prompts: Sequence[str], strips: Sequence[Strip]) -> Grid:
-    """Strips of one shape with their prompts; without prompts where there are not as many as pictures."""
-    first = strips[0]
-    alike = tuple(strip for strip in strips if strip.width * first.height == strip.height * first.width)
-    across = first.width / max(first.height, 1)
-    shown = tuple(str(text)[:SHOWN] for text in prompts) if across == len(prompts) else ()
-    return Grid(title, caption, shown, alike, pixelated=first.height <= 96)
+    """Strips of as many pictures as the first one, with their prompts where there are as many of those."""
+    alike = tuple(strip for strip in strips if len(strip.uris) == len(strips[0].uris))
+    shown = tuple(str(text)[:SHOWN] for text in prompts[:COLUMNS])
+    return Grid(title, caption, shown if len(shown) == len(strips[0].uris) else (), alike)
 
 
 def _sample_prompts(run: RunDir) -> list[str]:

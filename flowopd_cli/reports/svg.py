@@ -9,17 +9,14 @@ import io
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from xml.etree import ElementTree
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 # Okabe and Ito's colors, which the color-blind tell apart; the style sheet has lighter ones for a dark page.
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f")
 INK, SOFT, LINE = "#101112", "#202122", "#303132"
-DASHES = ("-", "--", ":", "-.")
+DASHES = {"solid": "-", "dashed": "--", "dotted": ":"}
+MARKS = {"●": "o", "■": "s", "◆": "D", "▲": "^", "▼": "v", "✚": "P", "★": "*"}
 WIDTH, HEIGHT = 4.3, 2.45  # inches of 72 units: at the width of a phone a unit is a pixel and more
 _VARIABLES = {color: f"var(--c{i})" for i, color in enumerate(SERIES)}
 _VARIABLES |= {INK: "var(--ink)", SOFT: "var(--soft)", LINE: "var(--line)"}
@@ -51,9 +48,6 @@ _STYLE = {
     "ytick.major.size": 0,
     "xtick.minor.size": 0,
     "ytick.minor.size": 0,
-    "legend.frameon": False,
-    "legend.fontsize": 8,
-    "legend.handlelength": 1.6,
     "lines.linewidth": 1.4,
     "lines.solid_capstyle": "round",
 }
@@ -70,17 +64,27 @@ class Node:
 
 
 @dataclass(frozen=True)
+class Key:
+    """What a color stands for: the number of the color, the line (``solid``, ``dashed``, ``dotted``) or the mark."""
+
+    name: str
+    color: int
+    line: str = "solid"
+    mark: str = ""
+
+
+@dataclass(frozen=True)
 class Chart:
-    """A figure of the page: what it shows (``alt`` for those who cannot see it), a caption, the drawing."""
+    """A figure of the page: what it shows (``alt`` for those who cannot see it), the drawing, a caption, the keys."""
 
     title: str
     alt: str
-    caption: str
     drawing: Node
-    wide: bool = False
+    caption: str = ""
+    legend: tuple[Key, ...] = ()
 
 
-def axes(width: float = WIDTH, height: float = HEIGHT) -> tuple[Figure, Axes]:
+def axes(width: float = WIDTH, height: float = HEIGHT) -> tuple[Any, Any]:
     """A figure of one pair of axes in the style of the page; the plotting library is imported here."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -94,7 +98,14 @@ def axes(width: float = WIDTH, height: float = HEIGHT) -> tuple[Figure, Axes]:
     return figure, plain
 
 
-def drawn(figure: Figure, name: str) -> Node:
+def logarithmic(plain: Any) -> None:
+    """A logarithmic y-axis whose ticks are plain numbers."""
+    plain.set_yscale("log")
+    plain.yaxis.set_major_formatter("{x:g}")
+    plain.yaxis.set_minor_formatter("")
+
+
+def drawn(figure: Any, name: str) -> Node:
     """The figure as elements; ``name`` keeps its identifiers apart from those of the page's other figures."""
     import matplotlib
 

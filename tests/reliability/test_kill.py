@@ -146,3 +146,26 @@ def test_the_real_command_line_is_killed_with_all_that_it_started(whole, tmp_pat
         toyruns.check_same_end(path, reference)
     else:
         assert toyruns.figures(path) == toyruns.figures(reference)
+
+
+REPORTS = "import os; os.environ['FLOWOPD_REPORT'] = '1'"
+
+
+@pytest.mark.parametrize(
+    "after", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(-1, marks=pytest.mark.slow)]
+)
+def test_a_training_that_is_killed_over_its_report_has_one_in_the_end(forks, whole, tmp_path, after):
+    """It is written before the run says that it is done, so that a run that is done has one."""
+    undisturbed = tmp_path / "undisturbed"
+    ended = forks.run(*whole.commands["teacher"], "--out", undisturbed, below=undisturbed, before=REPORTS)
+    assert ended.code == 0, ended.err
+    report = RunDir(undisturbed).report_file.name
+    over = [number for number, (_, path) in enumerate(ended.changes, start=1) if report in path]
+    assert len(over) >= 3
+    path, kill = tmp_path / "killed", Kill(change=over[-1] + after)
+    assert forks.run(*whole.commands["teacher"], "--out", path, below=path, before=REPORTS, kill=kill).killed
+    assert status_now(path) == "interrupted"
+    again = forks.run(*toyruns.going_on(whole.commands["teacher"], path), before=REPORTS)
+    assert again.code == 0, again.err
+    assert "<dt>status</dt><dd>done</dd>" in RunDir(path).report_file.read_text()
+    toyruns.check_same_end(path, undisturbed)

@@ -86,7 +86,17 @@ def test_a_training_run_has_everything(world, name):
 
 def test_teachers_log_reward_and_students_log_divergence(world):
     assert {"reward", "reward_std", "flat_groups", "clip_fraction"} <= set(world["ocr"].rows()[0])
-    assert {"kl", "kl_anchor", "reward", "grad_norm"} <= set(world["student"].rows()[0])
+    row = world["student"].rows()[0]
+    assert {"kl", "kl_anchor", "reward", "grad_norm", "kl_step/0", "kl_step/1"} <= set(row)
+    assert {name for name in row if name.startswith("kl/")} <= {"kl/geneval", "kl/ocr"}
+    assert row["kl"] == pytest.approx((row["kl_step/0"] + row["kl_step/1"]) / 2, rel=1e-4)
+
+
+def test_samples_say_which_prompts_and_seeds_they_show(world):
+    told = json.loads(world["student"].sample_prompts_file.read_text())
+    assert [entry["task"] for entry in told] == ["geneval"] * 4 + ["ocr"] * 4
+    assert len({entry["seed"] for entry in told}) == 8
+    assert all(entry["text"] for entry in told)
 
 
 def test_the_manifest_names_every_parent(world):

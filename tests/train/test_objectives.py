@@ -261,3 +261,22 @@ def test_a_missing_label_is_named(trainee, sampler, rolled, name, label):
     batch = dataclasses.replace(one_batch(rolled, sampler), **{label: None})
     with pytest.raises(ValueError, match=f"the step batch carries no {label}"):
         loss_of(trainee, OBJECTIVES[name](trainee, sampler), batch)
+
+
+def test_the_kl_is_told_by_task_and_by_step(trainee, sampler, rolled):
+    """Each part is the mean KL of its own rows, as the objective tells it of these rows alone."""
+    objective, batch = opd(trainee, sampler, PATHWISE), one_batch(rolled, sampler)
+    parts = loss_of(trainee, objective, batch).parts
+    sums, counts = parts.table.tolist()
+    found = {name: (total, count) for name, total, count in zip(parts.names, sums, counts, strict=True) if count}
+    tasks = [prompt.task for prompt in batch.prompts]
+    levels = sampler.sigmas[:-1].tolist()
+    steps = [min(range(len(levels)), key=lambda i: abs(levels[i] - float(sigma))) for sigma in batch.sigma]
+    rows = {f"kl/{task}": [i for i, t in enumerate(tasks) if t == task] for task in tasks}
+    rows |= {f"kl_step/{step}": [i for i, s in enumerate(steps) if s == step] for step in steps}
+    assert found.keys() == rows.keys()
+    assert len(set(tasks)) > 1
+    assert len(set(steps)) > 1
+    for name, own in rows.items():
+        alone = loss_of(trainee, objective, batch[torch.tensor(own)])
+        assert found[name] == (pytest.approx(float(alone.metrics["kl"]), rel=1e-4), len(own))
