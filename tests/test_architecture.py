@@ -19,7 +19,19 @@ FOUNDATION = {
     *("completion", "watching"),
 }
 FRONT = {
-    *("cli", "options", "plan", "preflight", "base_check", "execute", "launch", "console", "track", "signals"),
+    *(
+        "cli",
+        "options",
+        "plan",
+        "preflight",
+        "base_check",
+        "execute",
+        "launch",
+        "console",
+        "track",
+        "trackers",
+        "signals",
+    ),
     *("cli_bench", "cli_eval", "cli_rewards", "cli_prompts", "cli_recipes", "cli_runs", "cli_watch", "cli_doctor"),
     *("demo", "report", "examine", "doctor", "machine", "__main__"),
 }
@@ -105,7 +117,8 @@ RULES = {
     "options": rule(FOUNDATION, {"typer"}),
     "execute": rule(FOUNDATION | FRONT, {"typer"}, {"stages"}),
     "launch": rule(FOUNDATION, set(), {"torch"}),
-    "track": rule(FOUNDATION, set(), {"accelerate", "mlflow", "numpy", "PIL", "trackio", "wandb"}),
+    "track": rule(FOUNDATION | {"trackers"}, set()),
+    "trackers": rule(FOUNDATION, set(), {"accelerate", "mlflow", "numpy", "PIL", "trackio", "wandb"}),
     "console": rule(FOUNDATION, {"rich"}),
 }
 # Where a function takes more than six parameters, and why.
