@@ -12,6 +12,7 @@ import typer
 from flowopd_cli import (
     __version__,
     cli_bench,
+    cli_doctor,
     cli_eval,
     cli_prompts,
     cli_recipes,
@@ -43,6 +44,7 @@ stdout carries only the result. Exit codes: 0 done, 1 unexpected error, 2 a mist
 app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 app.command("bench")(cli_bench.bench)
 app.command("watch")(cli_watch.watch)
+app.command("doctor")(cli_doctor.doctor)
 app.add_typer(cli_rewards.app, name="rewards")
 app.add_typer(cli_prompts.app, name="prompts")
 app.add_typer(cli_runs.app, name="runs")

@@ -33,7 +33,7 @@ FRONT = {
         "signals",
     ),
     *("cli_bench", "cli_eval", "cli_rewards", "cli_prompts", "cli_recipes", "cli_runs", "cli_watch", "cli_doctor"),
-    *("demo", "report", "examine", "doctor", "machine", "__main__"),
+    *("demo", "report", "examine", "doctor", "doctor_recipe", "machine", "__main__"),
 }
 PACKAGES = {"bench", "core", "train", "stages", "models", "rewards", "suites", "toy"}
 TENSORS = {"torch", "jaxtyping"}
@@ -110,7 +110,8 @@ RULES = {
     "cli_recipes": rule(FOUNDATION | FRONT, {"typer"}),
     "cli_watch": rule(FOUNDATION | FRONT, {"typer"}),
     "cli_doctor": rule(FOUNDATION | FRONT, {"typer"}),
-    "doctor": rule(FOUNDATION | FRONT, set(), {"huggingface_hub", "stages"}),
+    "doctor": rule(FOUNDATION | FRONT, set(), {"huggingface_hub"}),
+    "doctor_recipe": rule(FOUNDATION | FRONT, set(), {"huggingface_hub", "stages"}),
     "machine": rule(FOUNDATION, set(), {"torch", "packaging"}),
     "examine": rule(FOUNDATION | FRONT, {"pydantic"}),
     "cli_eval": rule(FOUNDATION | FRONT, {"typer"}, {"stages"}),
