@@ -1,4 +1,4 @@
-"""``flowopd doctor``: its tables are those of pyproject.toml, and each line says what is so on machines made up here."""
+"""``flowopd doctor``: its tables are those of pyproject.toml, and each line is right about machines made up here."""
 
 import json
 import sys
