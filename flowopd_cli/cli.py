@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +12,7 @@ import typer
 from flowopd_cli import (
     __version__,
     cli_bench,
+    cli_doctor,
     cli_eval,
     cli_prompts,
     cli_recipes,
@@ -44,10 +46,39 @@ app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode=None, pretty
 app.command("bench")(cli_bench.bench)
 app.command("report")(cli_report.report)
 app.command("watch")(cli_watch.watch)
+app.command("doctor")(cli_doctor.doctor)
 app.add_typer(cli_rewards.app, name="rewards")
 app.add_typer(cli_prompts.app, name="prompts")
 app.add_typer(cli_runs.app, name="runs")
 app.add_typer(cli_recipes.app, name="recipes")
+
+
+def _completed(complete: Callable[[str], list[str]], flag: str, metavar: str, help: str) -> Any:
+    """An option, or an argument where there is no flag, that the shell completes."""
+    if not flag:
+        return typer.Argument(metavar=metavar, help=help, autocompletion=complete)
+    return typer.Option(flag, metavar=metavar, help=help, autocompletion=complete)
+
+
+Rewards = Annotated[
+    list[str],
+    _completed(completion.rewards, "--reward", "NAME[=WEIGHT]", "A reward; repeat for a mixture."),
+]
+Teachers = Annotated[
+    list[str], _completed(completion.teachers, "--teacher", "TASK=REF", "A task and its teacher; repeatable.")
+]
+GuidedTeachers = Annotated[
+    list[str],
+    _completed(completion.teachers, "--teacher", "TASK=REF[,guidance=G]", "A task and its teacher; repeatable."),
+]
+Init = Annotated[str | None, _completed(completion.runs, "--init", "REF", "The adapter to start from.")]
+Anchor = Annotated[
+    str | None, _completed(completion.runs, "--anchor", "REF", "What every prompt is pulled towards, or base.")
+]
+Runs = Annotated[
+    list[str] | None, _completed(completion.runs, "", "[RUN]...", "Runs, adapter folders or hub:<repo>@<revision>.")
+]
+Published = Annotated[str | None, _completed(completion.runs, "", "[RUN]", "The run to publish.")]
 
 
 def _stage(stage: str, common: Common, values: dict[str, Any], refs: list[str] | None = None) -> None:
@@ -60,15 +91,7 @@ def _stage(stage: str, common: Common, values: dict[str, Any], refs: list[str] |
 @stage_command(app)
 def teacher(
     common: Common,
-    reward: Annotated[
-        list[str],
-        typer.Option(
-            "--reward",
-            metavar="NAME[=WEIGHT]",
-            help="A reward; repeat for a mixture.",
-            autocompletion=completion.rewards,
-        ),
-    ] = [],  # noqa: B006
+    reward: Rewards = [],  # noqa: B006
     prompts: Annotated[
         list[str], typer.Option("--prompts", metavar="SOURCE", help="A prompt source or file; repeatable.")
     ] = [],  # noqa: B006
@@ -90,15 +113,7 @@ def teacher(
 @stage_command(app)
 def coldstart(
     common: Common,
-    teacher: Annotated[
-        list[str],
-        typer.Option(
-            "--teacher",
-            metavar="TASK=REF",
-            help="A task and its teacher; repeatable.",
-            autocompletion=completion.teachers,
-        ),
-    ] = [],  # noqa: B006
+    teacher: Teachers = [],  # noqa: B006
 ) -> None:
     """Start a student by fine-tuning it on the teachers' own best pictures.
 
@@ -115,14 +130,7 @@ def coldstart(
 @stage_command(app)
 def merge(
     common: Common,
-    runs: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[RUN]...",
-            help="Runs, adapter folders or hub:<repo>@<revision>.",
-            autocompletion=completion.runs,
-        ),
-    ] = None,
+    runs: Runs = None,
     method: Annotated[
         str | None,
         typer.Option("--method", metavar="NAME", help="linear, exact, ties, dare_linear, dare_ties or factor_average."),
@@ -153,28 +161,9 @@ def merge(
 @stage_command(app)
 def distill(
     common: Common,
-    init: Annotated[
-        str | None,
-        typer.Option("--init", metavar="REF", help="The adapter to start from.", autocompletion=completion.runs),
-    ] = None,
-    teacher: Annotated[
-        list[str],
-        typer.Option(
-            "--teacher",
-            metavar="TASK=REF[,guidance=G]",
-            help="A task and its teacher; repeatable.",
-            autocompletion=completion.teachers,
-        ),
-    ] = [],  # noqa: B006
-    anchor: Annotated[
-        str | None,
-        typer.Option(
-            "--anchor",
-            metavar="REF",
-            help="What every prompt is pulled towards, or base.",
-            autocompletion=completion.runs,
-        ),
-    ] = None,
+    init: Init = None,
+    teacher: GuidedTeachers = [],  # noqa: B006
+    anchor: Anchor = None,
     beta: Annotated[float | None, typer.Option("--beta", metavar="B", help="How strongly; 0 turns it off.")] = None,
     estimator: Annotated[
         str | None, typer.Option("--estimator", metavar="NAME", help="pathwise (closed form) or score.")
@@ -201,9 +190,7 @@ stage_command(app)(cli_eval.eval_)
 @stage_command(app)
 def push(
     common: Common,
-    run: Annotated[
-        str | None, typer.Argument(metavar="[RUN]", help="The run to publish.", autocompletion=completion.runs)
-    ] = None,
+    run: Published = None,
     repo: Annotated[str | None, typer.Option("--repo", metavar="OWNER/NAME", help="The Hub repository.")] = None,
     revision: Annotated[
         str | None, typer.Option("--revision", metavar="BRANCH", help="A branch of it, made where it is missing.")

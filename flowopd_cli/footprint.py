@@ -6,7 +6,10 @@ adapter adds the input of each of its modules, which several share where no cast
 
 from __future__ import annotations
 
-from flowopd_cli.recipe import AdapterSpec, ColdstartRecipe, DistillRecipe, TeacherRecipe, TrainedRecipe
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from flowopd_cli.recipe import AdapterSpec, ColdstartRecipe, DistillRecipe, ModelSpec, TeacherRecipe, TrainedRecipe
 from flowopd_cli.shapes import BYTES, FULL, Rows, Shape, adapted, adapter_weights, base_weights, family, shape_of
 
 Figures = dict[str, int | float | str]
@@ -52,18 +55,35 @@ def forward_operations(shape: Shape, image: int, text: int) -> int:
     return products + shape.attention_operations(image, text)
 
 
-def footprint(recipe: TrainedRecipe) -> Figures:
-    """The rows of ``--dry-run`` about memory, on each device; ``auto`` counts as bfloat16 unless the device is a CPU.
+@dataclass(frozen=True)
+class Needs:
+    """Bytes that a training needs on each device: what is held all the time, and what a pass adds."""
+
+    dtype: str
+    holding: Mapping[str, int]
+    sampling: int
+    kept: int
+    kept_checkpointed: int
+    transient: int
+    encoders: int
+
+    def peak(self, *, checkpointing: bool) -> int:
+        """Bytes at the widest point of an iteration."""
+        learning = (self.kept_checkpointed if checkpointing else self.kept) + self.transient
+        return sum(self.holding.values()) + max(self.sampling, learning)
+
+
+def needs(recipe: TrainedRecipe) -> Needs | None:
+    """What a training needs; ``auto`` counts as bfloat16 unless the device is a CPU. ``None`` where the base's shape is
+    not at hand.
 
     Not in it: the autoencoder and rewards where pictures are decoded, the framework itself (CUDA's context and
     libraries take about 1 GiB), fragmentation.
     """
     shape = shape_of(recipe.model.pretrained)
     if shape is None:
-        return {"memory": f"not known: the shape of {recipe.model.pretrained} is not at hand (give a local folder)"}
-    dtype = recipe.model.dtype
-    if dtype == "auto":
-        dtype = "float32" if recipe.model.device == "cpu" else "bfloat16"
+        return None
+    dtype = counted_dtype(recipe.model)
     one = adapter_weights(shape, recipe.adapter.targets, recipe.adapter.rank) * FULL
     learning, collecting = _rows(recipe, shape, BYTES[dtype])
     holding = {
@@ -72,22 +92,34 @@ def footprint(recipe: TrainedRecipe) -> Figures:
         "optimizer": 3 * one,  # AdamW's two moments and the gradient
         "trajectories": _trajectories(recipe, shape, BYTES[dtype]),
     }
-    standing = sum(holding.values())
-    sampling = transient(shape, collecting)
-    peaks = [
-        standing
-        + max(sampling, kept(shape, recipe.adapter, learning, checkpointing=saving) + transient(shape, learning))
-        for saving in (False, True)
-    ]
-    encoding = {"memory: text encoders, before training": _size(shape.encoders * BYTES[dtype])}
+    plain, checkpointed = (kept(shape, recipe.adapter, learning, checkpointing=saving) for saving in (False, True))
+    passes = transient(shape, collecting), plain, checkpointed, transient(shape, learning)
+    return Needs(dtype, holding, *passes, shape.encoders * BYTES[dtype])
+
+
+def counted_dtype(model: ModelSpec) -> str:
+    """The base's dtype; ``auto`` counts as bfloat16 unless the device is a CPU."""
+    if model.dtype != "auto":
+        return model.dtype
+    return "float32" if model.device == "cpu" else "bfloat16"
+
+
+def footprint(recipe: TrainedRecipe) -> Figures:
+    """The rows of ``--dry-run`` about memory, on each device; see :func:`needs`."""
+    needed = needs(recipe)
+    if needed is None:
+        return {"memory": f"not known: the shape of {recipe.model.pretrained} is not at hand (give a local folder)"}
+    encoding = {"memory: text encoders, before training": size(needed.encoders)}
     return {
-        "memory counted for": f"{dtype} base, float32 adapters, {_learned(recipe)} rows learning at once",
-        **{f"memory: {name}": _size(value) for name, value in holding.items()},
-        "memory: sampling and labels": _size(sampling),
-        "memory: learning": _size(kept(shape, recipe.adapter, learning)),
-        "memory: learning, checkpointed": _size(kept(shape, recipe.adapter, learning, checkpointing=True)),
-        **(encoding if shape.encoders else {}),
-        "memory in all, without and with checkpointing": " / ".join(map(_size, peaks)),
+        "memory counted for": f"{needed.dtype} base, float32 adapters, {_learned(recipe)} rows learning at once",
+        **{f"memory: {name}": size(value) for name, value in needed.holding.items()},
+        "memory: sampling and labels": size(needed.sampling),
+        "memory: learning": size(needed.kept),
+        "memory: learning, checkpointed": size(needed.kept_checkpointed),
+        **(encoding if needed.encoders else {}),
+        "memory in all, without and with checkpointing": " / ".join(
+            size(needed.peak(checkpointing=saving)) for saving in (False, True)
+        ),
     }
 
 
@@ -154,6 +186,6 @@ def _references(recipe: TeacherRecipe) -> int:
     return 1 if recipe.grpo.beta else 0
 
 
-def _size(count: int) -> str:
+def size(count: int) -> str:
     """Bytes in GiB, or in MiB below a tenth of one."""
     return f"{count / GIB:.2f} GiB" if count >= GIB / 10 else f"{count / 2**20:.1f} MiB"

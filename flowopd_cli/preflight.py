@@ -28,6 +28,7 @@ from flowopd_cli.refs import AdapterRef
 from flowopd_cli.rewards.clauses import faulty
 from flowopd_cli.run import RunDir
 from flowopd_cli.tasks import check_tasks
+from flowopd_cli.track import check_installed
 
 # Rewards that need something of a prompt's own text or metadata.
 QUOTED = {"ocr", "toy-ocr"}
@@ -190,8 +191,7 @@ def _check_merge(recipe: MergeRecipe) -> None:
 
 
 def _check_training(recipe: TrainedRecipe) -> list[str]:
-    if recipe.train.track == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
-        raise MissingDependency("tensorboard", extra="track")
+    check_installed(recipe.train.trackers)
     if recipe.train.optimizer == "adamw8bit" and importlib.util.find_spec("bitsandbytes") is None:
         raise MissingDependency("bitsandbytes", extra="int8")
     rows = [rows_of(spec) for spec in recipe.prompts]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, model_validator
 
+from flowopd_cli.recipe_io import suggest
 from flowopd_cli.recipe_secrets import leaves, secret_in_name, secret_in_options
 
 ATTENTION_TARGETS = tuple(
@@ -18,6 +19,22 @@ ATTENTION_TARGETS = tuple(
 Attention = Literal[
     "auto", "sdpa", "sdpa-flash", "sdpa-efficient", "sdpa-cudnn", "sdpa-math", "flash", "flash3", "flex", "xformers"
 ]
+
+
+TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
+
+
+def _trackers(value: Any) -> Any:
+    """Names of trackers, as a list or with commas, as text with commas; ``none`` for none of them."""
+    names = value if isinstance(value, list | tuple) else value.split(",") if isinstance(value, str) else [value]
+    known = [str(name).strip() for name in names if name is not None and str(name).strip() not in {"", "none"}]
+    for name in known:
+        if name not in TRACKERS:
+            raise ValueError(f"no tracker {name[:40]!r}{suggest(name, TRACKERS)}; known: none, {', '.join(TRACKERS)}")
+    return ",".join(dict.fromkeys(known)) or "none"
+
+
+Trackers = Annotated[str, BeforeValidator(_trackers)]
 
 
 class Spec(BaseModel):
@@ -161,6 +178,7 @@ class TrainSpec(Spec):
     ``optimizer: adamw8bit`` keeps the moments of large parameters in 8 bits. Optimizer steps whose loss or gradient is
     not finite are skipped; ``skip_limit`` of them in a row end the run.
     The newest ``keep_checkpoints`` are kept, and with ``keep_best`` the best one beside them.
+    ``track`` names trackers, several with commas: tensorboard, wandb, mlflow, trackio.
     """
 
     iterations: PositiveInt = 500  #: rollouts, each with its optimizer steps
@@ -188,7 +206,12 @@ class TrainSpec(Spec):
     keep_best: BestSpec | None = None  #: keep the checkpoint with the best mean of a metric beside them; null is none
     sample_every: Annotated[int, Field(ge=0)] = 50  #: iterations between sheets of samples; 0 is none
     processes: PositiveInt = 1  #: devices of this machine that share an iteration's groups
-    track: Literal["none", "tensorboard"] = "none"  #: where curves go besides `metrics.jsonl`
+    track: Trackers = "none"  #: where curves go besides `metrics.jsonl`, several with commas
+
+    @property
+    def trackers(self) -> tuple[str, ...]:
+        """The names that ``track`` holds."""
+        return () if self.track == "none" else tuple(self.track.split(","))
 
 
 class GRPOSpec(Spec):

@@ -35,7 +35,7 @@ from flowopd_cli.manifest import (
 from flowopd_cli.origin import Origin, other_inputs, refuse
 from flowopd_cli.paths import is_dir
 from flowopd_cli.refs import AdapterRef
-from flowopd_cli.run_paths import CHECKPOINTS, EVAL, IMAGES, OURS, REPORT, SAMPLES, Picture, RunPaths, fresh_path, go_on
+from flowopd_cli.run_paths import CHECKPOINTS, EVAL, OURS, SAMPLES, UNRECORDED, Picture, RunPaths, fresh_path, go_on
 
 __all__ = ["AdapterRef", "Base", "Manifest", "Parent", "RunDir", "fresh_path", "is_run"]
 
@@ -279,12 +279,11 @@ class RunDir(RunPaths):
         return Origin(recipe=self._recipe, **kept)
 
     def _artifacts(self) -> tuple[Artifact, ...]:
-        left_out = {MANIFEST, CHECKPOINTS, IMAGES, REPORT}
         named = ((p.relative_to(self.path), p) for p in sorted(self.path.rglob("*")) if p.is_file())
         return tuple(
             Artifact(path=name.as_posix(), sha256=sha256_file(path), bytes=path.stat().st_size)
             for name, path in named
-            if name.parts[0] not in left_out and not any(part.startswith(".") for part in name.parts)
+            if name.parts[0] not in UNRECORDED and not any(part.startswith(".") for part in name.parts)
         )
 
     def _update(self, **changes: Any) -> None:

@@ -14,9 +14,10 @@ RECIPE, METRICS, BEST = "recipe.yaml", "metrics.jsonl", "best"
 CHECKPOINTS, SAMPLES, EVAL, HUB, TENSORBOARD = "checkpoints", "samples", "eval", "hub", "tensorboard"
 IMAGES, DRAWN, SCORED = "images", "drawn.json", ".scored"
 REPORT, CARD, SAMPLE_PROMPTS = "report.html", "README.md", "prompts.json"
-EVENTS, FAULTS = "events.jsonl", "faults"
-OURS = (RECIPE, METRICS, ADAPTER, BEST, CHECKPOINTS, SAMPLES, EVAL, HUB, IMAGES, TENSORBOARD)
+EVENTS, FAULTS, TRACKERS = "events.jsonl", "faults", "trackers"
+OURS = (RECIPE, METRICS, ADAPTER, BEST, CHECKPOINTS, SAMPLES, EVAL, HUB, IMAGES, TENSORBOARD, TRACKERS)
 OURS = (*OURS, REPORT, CARD, EVENTS, FAULTS, MANIFEST)  # the manifest goes last: without it nothing is a run
+UNRECORDED = {MANIFEST, CHECKPOINTS, IMAGES, REPORT, TRACKERS}  # among no run's artifacts
 
 
 class Picture(Protocol):
@@ -92,6 +93,11 @@ class RunPaths:
     def tensorboard_dir(self) -> Path:
         """The curves of ``train.track: tensorboard``."""
         return self.path / TENSORBOARD
+
+    @property
+    def trackers_dir(self) -> Path:
+        """What the other trackers keep of the run: their own business, and no part of its record."""
+        return self.path / TRACKERS
 
     @property
     def report_file(self) -> Path:

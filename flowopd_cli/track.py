@@ -1,63 +1,152 @@
-"""``train.track: tensorboard``: the rows of a run's metrics as TensorBoard curves, beside the metrics file."""
+"""``train.track``: figures and sample pictures of a run for TensorBoard, Weights & Biases, MLflow or trackio.
+
+All of them through accelerate's trackers. Each has a thread of its own: training waits for none of them, and one that
+fails is left out with a warning.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import suppress
+import importlib.util
+import math
+import queue
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from flowopd_cli.errors import MissingDependency
-from flowopd_cli.files import storing
+from flowopd_cli.errors import MissingDependency, one_line
 from flowopd_cli.progress import Progress
 from flowopd_cli.recipe import Recipe, TrainedRecipe
 from flowopd_cli.run import RunDir
+from flowopd_cli.trackers import Told, told_of
+
+EXTRAS = {"tensorboard": "track", "wandb": "track-wandb", "mlflow": "track-mlflow", "trackio": "track-trackio"}
+COUNTS = {"iteration", "step"}
+PATIENCE = 60.0  # seconds that a tracker has at the end for what it has not sent
 
 
-class TensorBoard:
-    """A progress listener that also writes the figures of every iteration into the run's ``tensorboard/``."""
+def check_installed(names: Sequence[str]) -> None:
+    """Refuse trackers whose package is absent.
 
-    def __init__(self, progress: Progress, run: RunDir) -> None:
-        """Listens for ``progress``, which hears all that this one does.
-
-        Raises:
-            MissingDependency: tensorboard is not installed.
-        """
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise MissingDependency("tensorboard", extra="track") from error
-        self._open: Any = SummaryWriter
-        self._progress, self._folder = progress, run.tensorboard_dir
-        self._writer: Any = None
-        self.note, self.table = progress.note, progress.table
-
-    def start(self, total: int, description: str, done: int = 0) -> None:
-        """Open the curves; a resumed run takes away what was drawn after its checkpoint."""
-        self._progress.start(total, description, done)
-        self._writer = self._open(str(self._folder), purge_step=done + 1 if done else None)
-
-    def step(self, row: Mapping[str, float]) -> None:
-        """One point for each figure, at the row's iteration.
-
-        Raises:
-            StorageError: they cannot be written; TensorBoard says so at some later step.
-        """
-        self._progress.step(row)
-        with storing(self._folder):
-            for name, value in row.items():
-                if name != "iteration":
-                    self._writer.add_scalar(name, value, int(row["iteration"]))
-
-    def done(self) -> None:
-        """Close the file; what cannot be written of the last points is in the metrics too."""
-        self._progress.done()
-        writer, self._writer = self._writer, None
-        if writer is not None:
-            with suppress(OSError):
-                writer.close()
+    Raises:
+        MissingDependency: names the extra.
+    """
+    for name in names:
+        found = importlib.util.find_spec(name)
+        if found is None or found.origin is None:  # a mere folder of that name is no package
+            raise MissingDependency(name, extra=EXTRAS[name])
 
 
 def tracked(recipe: Recipe, run: RunDir, progress: Progress) -> Progress:
-    """``progress``, with curves beside it where the recipe asks for them."""
-    wanted = isinstance(recipe, TrainedRecipe) and recipe.train.track == "tensorboard" and run.writes
-    return TensorBoard(progress, run) if wanted else progress
+    """``progress``, with the recipe's trackers beside it.
+
+    Raises:
+        MissingDependency: a tracker is not installed.
+    """
+    names = recipe.train.trackers if isinstance(recipe, TrainedRecipe) and run.writes else ()
+    check_installed(names)
+    return Tracked(progress, run, recipe, names) if names else progress
+
+
+class Tracked:
+    """A progress listener that hands what it hears to trackers as well."""
+
+    def __init__(self, progress: Progress, run: RunDir, recipe: Recipe, names: Sequence[str]) -> None:
+        """Listens for ``progress``, which hears all that this one does."""
+        self._progress, self._run, self._recipe, self._names = progress, run, recipe, names
+        self._lines: list[_Line] = []
+        self._sent = 0
+        self.note, self.table = progress.note, progress.table
+
+    def start(self, total: int, description: str, done: int = 0) -> None:
+        """Open the trackers; of a resumed run they go on where it does."""
+        self._progress.start(total, description, done)
+        self._sent = done
+        self._lines = [_Line(name, told_of(self._run, self._recipe, done)) for name in self._names]
+
+    def step(self, row: Mapping[str, float]) -> None:
+        """The figures of an iteration, after the pictures of earlier ones."""
+        self._progress.step(row)
+        self._send_pictures(int(row["iteration"]) - 1)
+        figures = {name: float(v) for name, v in row.items() if name not in COUNTS and _finite(v)}
+        self._send("figures", figures, int(row["iteration"]))
+        self._complain()
+
+    def done(self) -> None:
+        """Send the last pictures and close the trackers; what is not sent after a minute is given up."""
+        self._progress.done()
+        self._send_pictures(None)
+        for line in self._lines:
+            line.end()
+        for line in self._lines:
+            line.wait(PATIENCE)
+        self._complain()
+        self._lines = []
+
+    def _send_pictures(self, last: int | None) -> None:
+        for iteration, file in _pictures(self._run.samples_dir) if self._lines else ():
+            if iteration > self._sent and (last is None or iteration <= last):
+                self._send("picture", file, iteration)
+                self._sent = iteration
+
+    def _send(self, *call: Any) -> None:
+        for line in self._lines:
+            line.calls.put(call)
+
+    def _complain(self) -> None:
+        for line in self._lines:
+            for text in line.heard():
+                self._progress.note(text)
+
+
+class _Line(threading.Thread):
+    """A tracker's thread: its calls in their order, up to the first that fails."""
+
+    def __init__(self, name: str, told: Told) -> None:
+        super().__init__(name=f"tracker {name}", daemon=True)
+        self.calls: queue.SimpleQueue[tuple[Any, ...] | None] = queue.SimpleQueue()
+        self._tracker, self._told = name, told
+        self._said: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self.start()
+
+    def end(self) -> None:
+        """After what was sent nothing more comes."""
+        self.calls.put(None)
+
+    def wait(self, seconds: float) -> None:
+        """Give it so long to finish."""
+        self.join(seconds)
+        if self.is_alive():
+            self._said.put(f"warning: {self._tracker}: not through after {seconds:.0f} s; what it has not sent is lost")
+
+    def heard(self) -> list[str]:
+        """What it has said since the last time."""
+        said = []
+        while not self._said.empty():
+            said.append(self._said.get())
+        return said
+
+    def run(self) -> None:
+        """Open the tracker, make its calls, close it."""
+        try:
+            from flowopd_cli.trackers import open_board
+
+            board = open_board(self._tracker, self._told)
+            self._said.put(f"{self._tracker}: {board.where}")
+            while (call := self.calls.get()) is not None:
+                method: Callable[..., None] = getattr(board, call[0])
+                method(*call[1:])
+            board.close()
+        except BaseException as error:  # a library may end its thread in any way
+            told = one_line(error) or type(error).__name__
+            self._said.put(f"warning: {self._tracker} is left out from here on: {told[:300]}; the run goes on")
+
+
+def _pictures(folder: Path) -> list[tuple[int, Path]]:
+    """Sample pictures with their iterations, in order."""
+    found = folder.glob("*.png") if folder.is_dir() else ()
+    return sorted((int(file.stem), file) for file in found if file.stem.isdecimal())
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)

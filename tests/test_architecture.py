@@ -20,19 +20,22 @@ FOUNDATION = {
     *("completion", "watching"),
 }
 FRONT = {
-    *("cli", "options", "plan", "preflight", "base_check", "execute", "launch", "console", "track", "signals"),
     *(
-        "cli_bench",
-        "cli_eval",
-        "cli_rewards",
-        "cli_prompts",
-        "cli_recipes",
-        "cli_report",
-        "cli_runs",
-        "cli_watch",
-        "cli_doctor",
+        "cli",
+        "options",
+        "plan",
+        "preflight",
+        "base_check",
+        "execute",
+        "launch",
+        "console",
+        "track",
+        "trackers",
+        "signals",
     ),
-    *("demo", "report", "examine", "doctor", "machine", "__main__"),
+    *("cli_bench", "cli_eval", "cli_rewards", "cli_prompts", "cli_recipes", "cli_report"),
+    *("cli_runs", "cli_watch", "cli_doctor"),
+    *("demo", "report", "examine", "doctor", "doctor_recipe", "machine", "__main__"),
 }
 PACKAGES = {"bench", "core", "reports", "train", "stages", "models", "rewards", "suites", "toy"}
 TENSORS = {"torch", "jaxtyping"}
@@ -115,14 +118,16 @@ RULES = {
     "cli_recipes": rule(FOUNDATION | FRONT, {"typer"}),
     "cli_watch": rule(FOUNDATION | FRONT, {"typer"}),
     "cli_doctor": rule(FOUNDATION | FRONT, {"typer"}),
-    "doctor": rule(FOUNDATION | FRONT, set(), {"huggingface_hub", "stages"}),
+    "doctor": rule(FOUNDATION | FRONT, set(), {"huggingface_hub"}),
+    "doctor_recipe": rule(FOUNDATION | FRONT, set(), {"huggingface_hub", "stages"}),
     "machine": rule(FOUNDATION, set(), {"torch", "packaging"}),
     "examine": rule(FOUNDATION | FRONT, {"pydantic"}),
     "cli_eval": rule(FOUNDATION | FRONT, {"typer"}, {"stages"}),
     "options": rule(FOUNDATION, {"typer"}),
     "execute": rule(FOUNDATION | FRONT, {"typer"}, {"stages"}),
     "launch": rule(FOUNDATION, set(), {"torch"}),
-    "track": rule(FOUNDATION, set(), {"accelerate", "mlflow", "numpy", "PIL", "trackio", "wandb"}),
+    "track": rule(FOUNDATION | {"trackers"}, set()),
+    "trackers": rule(FOUNDATION, set(), {"accelerate", "mlflow", "numpy", "PIL", "trackio", "wandb"}),
     "console": rule(FOUNDATION, {"rich"}),
 }
 # Where a function takes more than six parameters, and why.

@@ -110,7 +110,7 @@ def test_curves_need_tensorboard(monkeypatch):
     with pytest.raises(MissingDependency, match=r"pip install 'flowopd\[track\]'"):
         preflight.check(recipe)
     found = types.ModuleType("tensorboard")
-    found.__spec__ = types.SimpleNamespace(name="tensorboard")
+    found.__spec__ = types.SimpleNamespace(name="tensorboard", origin="tensorboard/__init__.py")
     monkeypatch.setitem(sys.modules, "tensorboard", found)
     assert preflight.check(recipe) == []
 

@@ -20,7 +20,7 @@ from flowopd_cli.rewards.serving import wire
 
 def listing() -> list[dict[str, Any]]:
     """A row for each reward of the registry."""
-    return [_row(name) for name in registry.REWARDS.names()]
+    return [row(name) for name in registry.REWARDS.names()]
 
 
 def score(
@@ -73,23 +73,24 @@ def scorer(name: str, options: Mapping[str, Any]) -> RewardScorer:
     return RewardScorer(name, make_reward(found, name, options), options, found)
 
 
-def _row(name: str) -> dict[str, Any]:
+def row(name: str) -> dict[str, Any]:
+    """What ``flowopd rewards ls`` says of one reward."""
     worker = isolated.find_script(name) is not None
     try:
         found, reason = registry.REWARDS.load(name), ""
     except FlowOPDError as error:
         found, reason = None, str(error)
     info = info_of(found)
-    row: dict[str, Any] = {"name": name, "target": registry.REWARDS.target(name)}
+    told: dict[str, Any] = {"name": name, "target": registry.REWARDS.target(name)}
     if info is None:
-        return {**row, "installed": "no" if reason else "?", "note": reason}
-    told = {key: getattr(info, key) for key in ("paper", "license", "extra", "exact", "note")}
+        return {**told, "installed": "no" if reason else "?", "note": reason}
+    about = {key: getattr(info, key) for key in ("paper", "license", "extra", "exact", "note")}
     if getattr(found, "info", None) is None:  # a factory: whose weights it takes is its own affair
-        told |= {"exact": None, "license": "", "note": ""}
+        about |= {"exact": None, "license": "", "note": ""}
     return {
-        **row,
+        **told,
         "installed": "worker" if worker else installed(info.extra),
         "low": info.low,
         "high": info.high,
-        **told,
+        **about,
     }

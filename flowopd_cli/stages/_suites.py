@@ -80,6 +80,11 @@ def rewards(suites: Sequence[Suite], wanted: Sequence[Wanted]) -> dict[str, Rewa
     return found
 
 
+def judges(recipe: EvalRecipe) -> list[str]:
+    """The rewards of the registry that the recipe's suites name."""
+    return [suite.reward.name for suite in load(recipe).suites if isinstance(suite.reward, NamedReward)]
+
+
 def _check_bars(names: Sequence[str], bars: Mapping[str, float]) -> None:
     known = {*names, *(name.split("[")[0] for name in names)}
     for name in bars:
