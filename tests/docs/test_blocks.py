@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import forks as quick
 import pages
 import pytest
 import toyruns
@@ -84,22 +83,15 @@ def small(words):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Where the commands of all pages run, one after the other; it has the files that pages give."""
-    return tmp_path_factory.mktemp("pages")
-
-
-@pytest.fixture(scope="module")
-def done(folder):
+def done(forks, folder):
     """What all commands that need nothing special said and how they ended; those of two pages run once."""
     give(folder, pages.BLOCKS)
     found = {}
-    with quick.server(folder) as forks:
-        for command in (command for block in FREE for command in pages.commands(block.text, block)):
-            if command.words not in found:
-                ended = found[command.words] = forks.run(*small(command.words))
-                if command.target:
-                    (folder / command.target).write_text(ended.out)
+    for command in (command for block in FREE for command in pages.commands(block.text, block)):
+        if command.words not in found:
+            ended = found[command.words] = forks.run(*small(command.words))
+            if command.target:
+                (folder / command.target).write_text(ended.out)
     return found
 
 
