@@ -15,7 +15,7 @@ import typer
 from flowopd_cli import execute, plan, registry
 from flowopd_cli.cli import app
 
-TINY = toyruns.changes(*toyruns.SMALL, "train.iterations=2", "train.keep_best=null")
+TINY = toyruns.changes(*toyruns.SMALL, "train.iterations=1", "train.sample_every=0", "train.keep_best=null")
 SMALL = {
     "teacher": TINY,
     "coldstart": [*TINY, *toyruns.changes("sft.samples=4", "sft.batch=4")],

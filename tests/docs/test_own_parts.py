@@ -14,7 +14,7 @@ if sys.version_info >= (3, 11):
 else:
     tomllib = pytest.importorskip("tomli")
 
-SMALL = [*toyruns.changes(*toyruns.SMALL, "train.iterations=1", "train.keep_best=null")]
+SMALL = [*toyruns.changes(*toyruns.SMALL, "train.iterations=1", "train.sample_every=0", "train.keep_best=null")]
 EVAL = toyruns.changes("eval.limit=4", "eval.images=1", "eval.steps=2")
 
 
