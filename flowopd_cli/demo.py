@@ -10,7 +10,7 @@ from typing import Any
 
 from flowopd_cli import preflight, registry, report
 from flowopd_cli import recipe as recipes
-from flowopd_cli.card import evaluation
+from flowopd_cli.card_scores import evaluation
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.progress import Progress
 from flowopd_cli.reports.compare import Comparison

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
-from flowopd_cli.recipe_io import suggest
 from flowopd_cli.recipe_secrets import leaves, secret_in_name, secret_in_options
+from flowopd_cli.recipe_trackers import Trackers
 
 ATTENTION_TARGETS = tuple(
     f"attn.{name}"
@@ -19,22 +19,6 @@ ATTENTION_TARGETS = tuple(
 Attention = Literal[
     "auto", "sdpa", "sdpa-flash", "sdpa-efficient", "sdpa-cudnn", "sdpa-math", "flash", "flash3", "flex", "xformers"
 ]
-
-
-TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
-
-
-def _trackers(value: Any) -> Any:
-    """Names of trackers, as a list or with commas, as text with commas; ``none`` for none of them."""
-    names = value if isinstance(value, list | tuple) else value.split(",") if isinstance(value, str) else [value]
-    known = [str(name).strip() for name in names if name is not None and str(name).strip() not in {"", "none"}]
-    for name in known:
-        if name not in TRACKERS:
-            raise ValueError(f"no tracker {name[:40]!r}{suggest(name, TRACKERS)}; known: none, {', '.join(TRACKERS)}")
-    return ",".join(dict.fromkeys(known)) or "none"
-
-
-Trackers = Annotated[str, BeforeValidator(_trackers)]
 
 
 class Spec(BaseModel):

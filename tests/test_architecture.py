@@ -16,8 +16,17 @@ FOUNDATION = {
     *("registry", "errors", "progress", "arithmetic", "card", "settle", "tasks", "cache", "prompt_files", "prompt_ocr"),
     *("shapes", "footprint", "runs", "tables", "processes", "locks", "origin", "checkpoints", "run_paths"),
     *("card_scores", "hub_errors", "licenses"),
-    *("paths", "safe_yaml", "recipe_secrets", "prompt_text", "adapter_config", "adapter_header", "json_files"),
-    *("completion", "watching"),
+    *(
+        "paths",
+        "safe_yaml",
+        "recipe_secrets",
+        "recipe_trackers",
+        "prompt_text",
+        "adapter_config",
+        "adapter_header",
+        "json_files",
+    ),
+    *("completion", "recipe_trackers", "watching"),
 }
 FRONT = {
     *(

@@ -15,7 +15,7 @@ import browser
 import pytest
 import reported
 
-from flowopd_cli import card, report
+from flowopd_cli import card_scores, report
 from flowopd_cli import recipe as recipes
 from flowopd_cli.console import Console
 from flowopd_cli.errors import ArtifactError, Interrupted
@@ -361,8 +361,8 @@ def test_runs_without_evaluations_are_compared_by_their_curves(tmp_path):
 def test_the_card_and_the_report_read_evaluations_alike(world):
     entry = lineup.lineup([world / "student"])[1]
     assert entry.evaluation is not None
-    assert card.evaluation(RunDir(world / "e-student")).suites == entry.results
-    assert card.evaluation(RunDir(world / "student")) is None
+    assert card_scores.evaluation(RunDir(world / "e-student")).suites == entry.results
+    assert card_scores.evaluation(RunDir(world / "student")) is None
 
 
 # -- the command ------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flowopd_cli.card import PROTOCOL
+from flowopd_cli.card_scores import PROTOCOL
 from flowopd_cli.errors import printable
 from flowopd_cli.files import plain
 from flowopd_cli.reports.lineup import BASE, Entry
