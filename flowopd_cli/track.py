@@ -10,6 +10,7 @@ import importlib.util
 import math
 import queue
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -78,8 +79,9 @@ class Tracked:
         self._send_pictures(None)
         for line in self._lines:
             line.end()
+        until = time.monotonic() + PATIENCE
         for line in self._lines:
-            line.wait(PATIENCE)
+            line.wait(max(0.0, until - time.monotonic()))
         self._complain()
         self._lines = []
 
@@ -117,7 +119,7 @@ class _Line(threading.Thread):
         """Give it so long to finish."""
         self.join(seconds)
         if self.is_alive():
-            self._said.put(f"warning: {self._tracker}: not through after {seconds:.0f} s; what it has not sent is lost")
+            self._said.put(f"warning: {self._tracker}: not through after {PATIENCE:g} s; what it has not sent is lost")
 
     def heard(self) -> list[str]:
         """What it has said since the last time."""

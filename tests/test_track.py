@@ -155,7 +155,7 @@ def test_a_tracker_that_hangs_is_given_up(monkeypatch, run, here):
     monkeypatch.setattr("flowopd_cli.trackers.open_board", lambda name, told: Hangs())
     monkeypatch.setattr(track, "PATIENCE", 0.05)
     began = time.monotonic()
-    assert train(run, "mlflow", (1,))[-1] == "warning: mlflow: not through after 0 s; what it has not sent is lost"
+    assert train(run, "mlflow", (1,))[-1] == "warning: mlflow: not through after 0.05 s; what it has not sent is lost"
     assert time.monotonic() - began < 2
 
 
