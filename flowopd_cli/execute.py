@@ -6,6 +6,7 @@ import gc
 import importlib
 import json
 import sys
+from collections.abc import Mapping
 from contextlib import redirect_stdout, suppress
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from flowopd_cli.arithmetic import arithmetic
 from flowopd_cli.card_scores import results
 from flowopd_cli.console import Console
 from flowopd_cli.demo import Demo
-from flowopd_cli.errors import ArtifactError, Interrupted, RecipeError, RewardError, StorageError
+from flowopd_cli.errors import ArtifactError, DivergedError, Interrupted, RecipeError, RewardError, StorageError
 from flowopd_cli.options import Common
 from flowopd_cli.progress import Progress
 from flowopd_cli.recipe_io import suggest
@@ -92,14 +93,21 @@ def run_stage(
             raise _stopped(error, first(), again) from error
         except BaseException as error:
             progress.done()
-            _close(run, "failed")
+            _close(run, "failed", progress if isinstance(error, DivergedError) else None)
             if isinstance(error, StorageError | RewardError) and run.checkpoints.steps():
                 error.args = (f"{error}; its checkpoints are safe, then go on with: {again}",)
             raise
         progress.done()
-        report.at_end(run, progress, "done", result.get("metrics"))
-        run.finish("done", result.get("metrics"))
+        _conclude(run, progress, result.get("metrics"))
     return result
+
+
+def _conclude(run: RunDir, progress: Progress, metrics: Mapping[str, Any] | None) -> None:
+    """Write the report of a run that is done and close it: whoever stops the report stops nothing else."""
+    try:
+        report.at_end(run, progress, "done", metrics)
+    finally:
+        run.finish("done", metrics)
 
 
 def _stopped(error: BaseException, number: int | None, again: str) -> Interrupted:
@@ -214,7 +222,8 @@ def _relaunch(recipe: recipes.Recipe, common: Common, copies: int) -> int:
 def _close(run: RunDir, status: Any, progress: Progress | None = None) -> None:
     """Close a run that came to nothing, with a report where ``progress`` says that there is time for one."""
     if progress is not None:
-        report.at_end(run, progress, status)
+        with suppress(KeyboardInterrupt):  # a second signal: there is no time for it after all
+            report.at_end(run, progress, status)
     with suppress(OSError, ArtifactError):
         run.finish(status)
 

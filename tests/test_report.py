@@ -100,6 +100,17 @@ def test_the_kl_by_step_is_that_of_the_first_and_the_last_iterations():
     assert curves.steps([{"kl_step/0": 1.0}]) is None
 
 
+def test_there_are_no_ticks_between_iterations():
+    chart = curves.lines(curves.Shape("t", "y"), [curves.Series("a", [1.0, 2.0], [5.0, 7.0])], "t")
+    assert chart is not None
+
+    def texts(node):
+        return [node.text, *(text for child in node.children for text in texts(child))]
+
+    assert {"1", "2"} <= set(texts(chart.drawing))
+    assert not {"1.25", "1.5", "1.50"} & set(texts(chart.drawing))
+
+
 def test_an_evaluations_report_has_its_table_and_pictures(world, tmp_path):
     page = page_of(world / "e-one", tmp_path)
     assert {"0.700", "0.450", "± 0.010", "ocr ~", "a red circle"} <= set(page.texts)
@@ -261,6 +272,21 @@ def test_no_report_can_fail_a_run(monkeypatch, tmp_path, capsys):
     said = [line for line in capsys.readouterr().err.splitlines() if "no report was written" in line]
     assert len(said) == 1
     assert said[0].endswith(f"try again with: flowopd report {run.path}")
+
+
+@pytest.mark.parametrize(
+    ("work", "status", "raised"), [(works, "done", KeyboardInterrupt), (stops, "interrupted", Interrupted)]
+)
+def test_who_stops_a_report_stops_nothing_else(monkeypatch, tmp_path, work, status, raised):
+    def impatient(*_):
+        raise KeyboardInterrupt
+
+    stage(monkeypatch, work)
+    monkeypatch.setattr(single, "page", impatient)
+    run = RunDir.create(tmp_path / "r", "teacher")
+    with pytest.raises(raised):
+        run_stage(recipes.build(reported.TEACHER), run, Silent())
+    assert run.manifest().status == status
 
 
 @pytest.mark.parametrize("word", ["0", "off"])

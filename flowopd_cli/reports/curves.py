@@ -48,6 +48,7 @@ def lines(shape: Shape, series: Sequence[Series], name: str) -> Chart | None:
     keys = tuple(Key(printable(one.name)[:40], i, one.line) for i, one in enumerate(shown))
     smoothed = [_line(plain, one, SERIES[key.color]) for one, key in zip(shown, keys, strict=True)]
     plain.set_xlabel(ITERATION)
+    plain.xaxis.get_major_locator().set_params(integer=True)
     plain.set_ylabel(shape.y)
     plain.margins(x=0.01)
     if shape.log and _spans([value for one in shown for value in known(one.y)]):
@@ -128,7 +129,7 @@ def _reward(rows: Rows, x: Sequence[float]) -> Chart | None:
 
 def _divergences(rows: Rows) -> dict[str, str]:
     """The KL of each teacher, or of all together where the rows do not tell them apart; then of anchor and base."""
-    told = {name: f"teacher {name.removeprefix('kl/')}" for name in names(rows, "kl/")} or {"kl": "teachers"}
+    told = {name: f"teacher {name.removeprefix('kl/')}" for name in sorted(names(rows, "kl/"))} or {"kl": "teachers"}
     return {**told, "kl_anchor": "anchor", "kl_base": "base"}
 
 

@@ -35,7 +35,7 @@ WHAT = {
 NAMES = {
     "retained_energy": "energy kept",
     "relative_error": "relative error",
-    "difference": "largest difference of a pixel between plain diffusers' picture and ours (0 to 1)",
+    "difference": "largest difference from plain diffusers, 0 to 1",
     "pictures": "pictures learned from",
     "best_iteration": "best iteration",
 }
