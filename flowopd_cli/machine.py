@@ -24,6 +24,7 @@ PACKAGES: Mapping[str, tuple[str, str]] = {
     "huggingface_hub": (">=1.0", "2.4.0"),
     "jinja2": (">=3.1", "3.1.6"),
     "jaxtyping": (">=0.3", "0.3.11"),
+    "matplotlib": (">=3.8", "3.11.2"),
     "numpy": (">=1.26", "2.4.6"),
     "pillow": (">=10", "13.0.0"),
     "pydantic": (">=2.8,<3", "2.14.3"),
@@ -31,7 +32,7 @@ PACKAGES: Mapping[str, tuple[str, str]] = {
     "rich": (">=13.7", "15.0.0"),
     "typer": (">=0.15", "0.29.2"),
 }
-# The extras of users; dev and those that only join others are left out.
+# The extras of users; dev, docs and those that only join others are left out.
 EXTRAS: Mapping[str, Mapping[str, str]] = {
     "ocr": {"rapidocr": ">=3.4", "onnxruntime": ">=1.18"},
     "paddle": {"paddleocr": ">=3.7,<3.8", "onnxruntime": ">=1.18"},

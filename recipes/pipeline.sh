@@ -9,7 +9,7 @@
 # ends it with that stage's exit code (README: exit codes). stdout gets the path of the last run and nothing else.
 #
 #   RUNS        where the runs go (runs)
-#   SHELF       whose recipes: toy, sd35m, flux-dev (toy);  VARIANT  behind their names: -1gpu
+#   SHELF       whose recipes: toy or sd35m (toy);  VARIANT  behind their names: -1gpu
 #   TASKS       tasks with a teacher each (geneval ocr);  ANCHOR  the teacher that anchors them (quality)
 #   START       merge or coldstart (merge)
 #   EVAL_RECIPE, COLDSTART_RECIPE                              other recipes than the shelf's own

@@ -25,6 +25,7 @@ SMALL = {
 # Keys that a stage logs with some settings only; `reward/…` stands for keys whose names depend on the reward.
 BY_SETTING = {"kl_base", "reward", "reward_std", "invalid", "flat_groups", "clip_fraction"}
 BY_SETTING |= {"reward/NAME", "reward/NAME/SCORE"}
+FAMILIES = {"kl": "kl/TASK", "kl_step": "kl_step/INDEX"}  # keys that are one for each of something
 FREE = [block for block in pages.SHELL if not block.needs]
 SHIMS = {
     name: f'#!/bin/sh\nexec "{sys.executable}" {more}"$@"\n'
@@ -120,6 +121,7 @@ def test_metrics_and_manifests_have_the_keys_of_the_page(done, folder):
     for stage, run in (("teacher", "t-ocr"), ("coldstart", "init-sft"), ("distill", "student")):
         rows = (folder / "runs" / run / "metrics.jsonl").read_text().splitlines()
         keys = {key for row in rows for key in json.loads(row) if not key.startswith("reward/")}
+        keys = {FAMILIES.get(key.partition("/")[0], key) if "/" in key else key for key in keys}
         page = {key for key, stages in named["metrics.jsonl"].items() if stage in stages}
         assert keys <= page
         assert page - keys <= BY_SETTING

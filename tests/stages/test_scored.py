@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from PIL import Image
 
 from flowopd_cli.core.types import Prompt
 from flowopd_cli.run import RunDir
@@ -24,7 +25,7 @@ def line(tmp_path):
     run, folder = RunDir(tmp_path), PictureFolder(tmp_path / "images")
     picture = folder.root / WANTED.path
     picture.parent.mkdir(parents=True)
-    picture.write_bytes(b"x")
+    Image.new("RGB", (1, 1)).save(picture)
     run.scored_dir.mkdir(parents=True)
     sound = {"suite": "s", "judge": judge(SUITE, object()), "file": signature(picture)}
     sound["row"] = {**ROW, "scores": {}, "details": {}}
