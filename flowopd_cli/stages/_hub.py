@@ -53,7 +53,8 @@ class Hub:
 
     def upload(self, folder: Path, ours: tuple[str, ...]) -> Commit:
         """Make repository and branch where they are missing, and one commit of all files of ``folder``; what an earlier
-        push left in the folders ``ours`` goes. A repository that shall be private is so before the first file.
+        push left in the folders ``ours`` goes. A repository that shall be private is so before the first file; a new
+        one that shall be public is private until :meth:`publish`.
 
         Raises:
             ArtifactError: the Hub refused.
@@ -62,7 +63,7 @@ class Hub:
 
         api, own = self._api, dict(_files(folder))
         with told(self.repo):
-            api.create_repo(self.repo, private=self.spec.private, exist_ok=True)
+            api.create_repo(self.repo, private=None if self.spec.private is None else True, exist_ok=True)
             if self.spec.private:
                 self._show(private=True)
             if self.branch != MAIN:

@@ -79,11 +79,14 @@ def test_an_organization_of_the_login_is_its_own(server, folder):
     assert push(folder, "team/it").url.startswith(f"{server.url}/team/it/commit/")
 
 
-@pytest.mark.parametrize(("asked", "private"), [(None, False), (False, False), (True, True)])
-def test_a_new_repository_is_what_was_asked_for(server, folder, asked, private):
+@pytest.mark.parametrize(("asked", "first", "last"), [(None, False, False), (False, True, False), (True, True, True)])
+def test_a_new_repository_is_what_was_asked_for_and_public_only_at_the_end(server, folder, asked, first, last):
     push(folder, private=asked)
-    assert server.repos["me/it"].private is private
+    assert server.repos["me/it"].private is first
     assert server.count("PUT", "/settings") == 0
+    hub(private=asked).publish()
+    assert server.repos["me/it"].private is last
+    assert server.count("PUT", "/settings") == int(first is not last)
 
 
 def test_a_repository_stays_as_it_is_unless_somebody_says_so(server, folder):
