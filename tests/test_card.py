@@ -157,6 +157,15 @@ def test_a_base_on_the_hub_is_the_cards_base_and_a_local_one_is_not(source):
     assert "base_model" not in cards.metadata(card, "my-base")
 
 
+def test_the_lines_of_use_load_the_base_at_its_revision(source):
+    card = cards.Card("t", source.manifest(), [], "me/t", absent=("text_encoder_3",), base_revision="0123abc")
+    assert "revision" not in cards.build(card), "the toy is no repository"
+    source.set_base("owner/base", SHA)
+    card = replace(card, manifest=source.manifest())
+    assert 'from_pretrained("owner/base", revision="0123abc", text_encoder_3=None)' in cards.build(card)
+    assert 'from_pretrained("owner/base", text_encoder_3=None)' in cards.build(replace(card, base_revision=None))
+
+
 def test_a_license_is_named_with_its_source(source):
     inherited = {"license": "other", "license_name": "theirs", "license_link": "https://h.co/L"}
     card = cards.Card("t", source.manifest(), [], "me/t", inherited=inherited)
