@@ -19,6 +19,8 @@ MOST_KEYS, MOST_PATTERNS, LONGEST_PATTERN, MOST_REPEATS = 10_000, 64, 200, 2
 PLAIN = re.compile(r"[\w.-]+")
 ALL = "all-linear"
 NUMERAL = re.compile(r"-?\d{1,9}(\.\d{1,17})?")
+# How some programs write that there is nothing.
+ABSENT = {"", "none", "null", "false", "[]", "{}", "()"}
 # What PEFT adds to plain LoRA, by the key that turns it on.
 BEYOND = {
     "use_qalora": "a QALoRA adapter",
@@ -67,11 +69,13 @@ def read_config(path: Path) -> PeftConfig:
 
 def config_of(path: Path, data: Mapping[str, Any]) -> PeftConfig:
     """A PEFT configuration that was found in ``path``, every value of the kind that PEFT writes. A number may be
-    written as a text, and the names of modules as the text of a list, as some programs do.
+    written as a text, the names of modules as the text of a list, and nothing as a text of :data:`ABSENT`, as some
+    programs do.
 
     Raises:
         ArtifactError: a value of another kind (its key is named), or more than plain LoRA.
     """
+    data = {key: None if _is_absent(value) else value for key, value in data.items()}
     _check_plain(path, data)
     targets, pattern = _targets(path, data.get("target_modules"))
     ranks, alphas = _mapping(path, "rank_pattern", data), _mapping(path, "alpha_pattern", data)
@@ -99,11 +103,11 @@ def _check_plain(path: Path, data: Mapping[str, Any]) -> None:
         raise ArtifactError(
             f"{path}: a DoRA adapter (use_dora), whose magnitudes have no low-rank form; use plain LoRA"
         )
-    if data.get("bias") not in (None, "none"):
+    if data.get("bias"):
         raise ArtifactError(
             f"{path}: trains biases (bias: {shown(data['bias'])}); only plain LoRA adapters can be used"
         )
-    if data.get("modules_to_save") not in (None, [], {}, "", "None", "null", False):
+    if data.get("modules_to_save"):
         found = shown(data["modules_to_save"])
         raise ArtifactError(f"{path}: trains whole modules ({found}); only plain LoRA can be used")
     for key, what in BEYOND.items():
@@ -114,6 +118,10 @@ def _check_plain(path: Path, data: Mapping[str, Any]) -> None:
             f"{path}: began by moving the base's own weights (init_lora_weights: {shown(start)}): convert it to plain "
             "LoRA with PEFT (save_pretrained with path_initial_model_for_weight_conversion)"
         )
+
+
+def _is_absent(value: Any) -> bool:
+    return isinstance(value, str) and len(value) < 16 and "".join(value.split()).lower() in ABSENT
 
 
 def _targets(path: Path, told: Any) -> tuple[tuple[str, ...], bool]:
@@ -228,7 +236,7 @@ def _switch(path: Path, key: str, value: Any) -> bool:
         ArtifactError: neither.
     """
     told = value.lower() if isinstance(value, str) else value
-    if told not in (None, False, True, "", "true", "false", "none", "null"):
+    if told not in (None, False, True, "true"):
         raise ArtifactError(f"{path}: key {key}: want true or false, not {shown(value)}")
     return told in (True, "true")
 

@@ -34,7 +34,7 @@ class Card:
     """What the card tells. ``repo`` is what the lines of usage load, at ``revision``; ``published`` says that it is a
     repository; ``license`` was asked for, ``inherited`` is the base's; ``gallery`` are prompts and their pictures'
     files, ``picture`` is all of them in a row; ``sampling`` are the further arguments of the pipeline's call;
-    ``trained`` says on what.
+    ``trained`` says on what. ``base_revision`` is that of a base on the Hub.
     """
 
     title: str
@@ -51,6 +51,7 @@ class Card:
     sampling: Mapping[str, float] = field(default_factory=dict)
     absent: tuple[str, ...] = ()
     trained: str = ""
+    base_revision: str | None = None
 
 
 def build(card: Card) -> str:
@@ -175,6 +176,7 @@ def _figure_name(suite: str, figures: Mapping[str, Any]) -> str:
 
 def _usage(card: Card, base: str) -> str:
     absent = "".join(f", {part}=None" for part in card.absent)
+    pinned = f", revision={json.dumps(card.base_revision)}" if card.base_revision and "/" in base else ""
     name, lead = json.dumps(base), ""
     if base in BASES.names():
         module, _, attribute = BASES.target(base).partition(":")
@@ -184,7 +186,7 @@ def _usage(card: Card, base: str) -> str:
     adapter = f"{card.repo}@{card.revision}" if card.revision else card.repo
     return (
         f"## Use\n\n```python\nfrom diffusers import DiffusionPipeline\n{lead}\n"
-        f"pipeline = DiffusionPipeline.from_pretrained({name}{absent})\n"
+        f"pipeline = DiffusionPipeline.from_pretrained({name}{pinned}{absent})\n"
         f"pipeline.load_lora_weights({json.dumps(card.repo)}{at})\n"
         f'image = pipeline("a prompt", max_sequence_length={card.max_sequence_length}{asked}).images[0]\n```\n\n'
         "The same with PEFT, in place of `load_lora_weights`:\n\n```python\nfrom peft import PeftModel\n\n"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -21,12 +23,15 @@ BASE, MODEL = "base", "this model"
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One evaluation run of this model or of its base: each suite's figures and version, and how pictures were made."""
+    """One evaluation run of this model or of its base: each suite's figures, version and judge (``None`` where the
+    result does not say which it was), and how pictures were made.
+    """
 
     of: str
     run: RunDir
     suites: dict[str, dict[str, Any]]
     versions: dict[str, str]
+    judges: dict[str, str | None]
     protocol: dict[str, Any]
 
     def comparable(self) -> bool:
@@ -34,9 +39,16 @@ class Evaluation:
         return self.protocol["split"] == "test" and self.protocol["limit"] is None
 
     def shared(self, other: Evaluation) -> list[str]:
-        """The suites whose figures stand beside the other's: same protocol, same version."""
-        same = self.protocol == other.protocol
-        return [name for name in self.suites if same and other.versions.get(name) == self.versions[name]]
+        """The suites whose figures stand beside the other's: same protocol, same version, same judge."""
+        if self.protocol != other.protocol:
+            return []
+        alike = [name for name in self.suites if other.versions.get(name) == self.versions[name]]
+        return [name for name in alike if name not in self.judged_otherwise(other)]
+
+    def judged_otherwise(self, other: Evaluation) -> list[str]:
+        """The suites that the other has too, and that another judge scored there."""
+        pairs = {name: (judge, other.judges.get(name)) for name, judge in self.judges.items()}
+        return [name for name, (one, two) in pairs.items() if None not in (one, two) and one != two]
 
 
 def evaluations(source: RunDir, named: Sequence[str]) -> list[Evaluation]:
@@ -77,8 +89,9 @@ def _named(source: RunDir, found: Sequence[Evaluation | None], named: Sequence[s
     base, ours = chosen[BASE], chosen[MODEL]
     alike = base.shared(ours)
     if not alike:
-        one, two = protocol(base), protocol(ours)
-        raise ArtifactError(f"--eval: base and model were not evaluated alike ({one} / {two}); repeat one, or name one")
+        one, two, judged = protocol(base), protocol(ours), ", ".join(base.judged_otherwise(ours))
+        how = f"{one} / {two}" + (f"; another judge of {judged}" if judged else "")
+        raise ArtifactError(f"--eval: base and model were not evaluated alike ({how}); repeat one, or name one")
     return [replace(base, suites={name: base.suites[name] for name in alike}), ours]
 
 
@@ -109,7 +122,8 @@ def evaluation(run: RunDir) -> Evaluation | None:
     made |= {"resolution": recipe.model.resolution, "max_sequence_length": recipe.model.max_sequence_length}
     read = _results_of(run)
     versions = {name: str(result["version"]) for name, result in read.items()}
-    return Evaluation(BASE if scored is None else MODEL, run, _figures(read), versions, made)
+    judges = {name: result["judge"] for name, result in read.items()}
+    return Evaluation(BASE if scored is None else MODEL, run, _figures(read), versions, judges, made)
 
 
 def results(run: RunDir) -> dict[str, dict[str, Any]]:
@@ -126,16 +140,33 @@ def _figures(read: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]
 
 
 def _results_of(run: RunDir) -> dict[str, dict[str, Any]]:
-    """Each suite's figures and version; the prompts beside them are no suite's."""
-    read = {}
+    """Each suite's figures, version and judge; the prompts beside them are no suite's."""
+    read, parts = {}, {}
     for path in sorted(run.eval_dir.glob("*.json")):
         result = read_json_value(path, "result of an evaluation")
         if isinstance(result, dict):
             if not _is_result(result):
                 raise ArtifactError(f"{path}: damaged result of an evaluation (suite, version, mean, stderr or n)")
             read[result["suite"]] = {key: result[key] for key in (*FIGURES, "version")}
-            read[result["suite"]]["exact"] = bool(result.get("exact", True))
+            read[result["suite"]] |= {"exact": bool(result.get("exact", True)), "judge": _judge(result)}
+            parts[result["suite"]] = result.get("parts")
+    for name, of in parts.items():
+        judges = {part: read[part]["judge"] for part in of if part in read} if isinstance(of, dict) else {}
+        if any(judges.values()):
+            read[name]["judge"] = _digest(judges)
     return read
+
+
+def _judge(result: Mapping[str, Any]) -> str | None:
+    """What tells the judge of a result from any other, ``None`` where the result has nothing of it."""
+    told = {key: result[key] for key in ("reward", "engine") if isinstance(result.get(key), str)}
+    weights = result.get("weights")
+    named = sorted((n, w) for n, w in weights.items() if isinstance(w, str)) if isinstance(weights, dict) else []
+    return _digest([told, named]) if told or named else None
+
+
+def _digest(told: Any) -> str:
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
 def _is_result(result: Mapping[str, Any]) -> bool:

@@ -19,7 +19,8 @@ from flowopd_cli.paths import below
 
 CHECKSUMS = "checksums.json"
 _STAGING, _PART = ".staging-", ".part"
-_HELP = {
+# What helps against a refusal of the system, by its number.
+HELP = {
     errno.ENOSPC: "make room",
     errno.EDQUOT: "make room in your quota",
     errno.EFBIG: "raise the limit of file sizes (ulimit -f)",
@@ -217,4 +218,4 @@ def _reason(path: Path, error: BaseException | None) -> str:
     with suppress(OSError):
         if place is not None:
             told += f"; {shutil.disk_usage(place).free:,} bytes are free there"
-    return told + (f"; {_HELP[number]}" if number in _HELP else "")
+    return told + (f"; {HELP[number]}" if number in HELP else "")

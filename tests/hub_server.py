@@ -50,6 +50,7 @@ class Hub:
 
     def __init__(self):
         self.users = {TOKEN: ("me", ["team"]), STRANGER: ("stranger", [])}
+        self.roles = {}  # of a token, or of a member of an organization; write where nothing is said
         self.repos, self.objects, self.asked, self.faults = {}, {}, [], []
         self.url, self.spoil = "", lambda path, content: content
         self.lock = threading.RLock()
@@ -181,8 +182,10 @@ class Handler(BaseHTTPRequestHandler):
         names = self.me()
         if not names:
             raise Refused(401, "", "Invalid username or password.")
-        orgs = [{"type": "org", "name": name, "roleInOrg": "write"} for name in names[1:]]
-        self.answer({"type": "user", "name": names[0], "orgs": orgs})
+        roles, token = self.hub.roles, self.headers["Authorization"].removeprefix("Bearer ")
+        orgs = [{"type": "org", "name": name, "roleInOrg": roles.get(name, "write")} for name in names[1:]]
+        auth = {"type": "access_token", "accessToken": {"displayName": "t", "role": roles.get(token, "write")}}
+        self.answer({"type": "user", "name": names[0], "orgs": orgs, "auth": auth})
 
     def create(self):
         asked = json.loads(self.body)

@@ -28,7 +28,7 @@ def source(tmp_path):
     return run
 
 
-def evaluate(source, name, of, mean, *, suites=("ocr",), version="1", base=SHA, **spec):
+def evaluate(source, name, of, mean, *, suites=("ocr",), version="1", base=SHA, judge=None, **spec):
     """An evaluation beside ``source``: of itself, or of its base."""
     run = RunDir.create(source.path.parent / name, "eval")
     run.start(recipes.build({"stage": "eval", "model": {"pretrained": "toy"}, "eval": {"suites": suites, **spec}}))
@@ -37,7 +37,7 @@ def evaluate(source, name, of, mean, *, suites=("ocr",), version="1", base=SHA, 
     run.set_base("toy", base)
     for suite in suites:
         result = {"suite": suite, "version": f"{suite}-{version}", "mean": mean, "stderr": 0.0, "n": 8}
-        run.write_eval(suite, json.dumps(result))
+        run.write_eval(suite, json.dumps(result | (judge or {})))
     run.write_eval("prompts", '["a", "b"]')
     run.finish("done")
     return str(run.path)
@@ -57,6 +57,42 @@ def test_only_whole_evaluations_on_test_prompts_of_one_protocol_meet(source):
     evaluate(source, "z5", "base", 0.6, base="c" * 64)
     evaluate(source, "z6", "base", 0.7, seed=1)
     assert means(cards.evaluations(source, [])) == {"base": {"ocr": 0.5}, "this model": {"ocr": 0.9}}
+
+
+JUDGE = {"reward": "ocr", "engine": "reader-1", "weights": {"model": "sha256:1", "dtype": "float32"}}
+
+
+@pytest.mark.parametrize(
+    ("judge", "meet"),
+    [
+        (JUDGE, True),
+        ({"weights": dict(reversed(JUDGE["weights"].items())), "engine": "reader-1", "reward": "ocr"}, True),
+        (None, True),  # of a version that did not say
+        ({**JUDGE, "reward": "other"}, False),
+        ({**JUDGE, "engine": "reader-2"}, False),
+        ({**JUDGE, "weights": {"model": "sha256:2", "dtype": "float32"}}, False),
+        ({"engine": "official.py"}, False),
+        ({"engine": ["?"], "weights": [[1]], "reward": None}, True),
+    ],
+)
+def test_figures_of_different_judges_do_not_meet(source, judge, meet):
+    ours = evaluate(source, "e1", "this model", 0.9, judge=JUDGE)
+    base = evaluate(source, "e2", "base", 0.5, judge=judge)
+    expected = {"base": {"ocr": 0.5}, "this model": {"ocr": 0.9}} if meet else {"this model": {"ocr": 0.9}}
+    assert means(cards.evaluations(source, [])) == expected
+    if not meet:
+        with pytest.raises(ArtifactError, match=r"not evaluated alike \(.*; another judge of ocr\); repeat one"):
+            cards.evaluations(source, [ours, base])
+
+
+def test_an_average_is_by_the_judges_of_its_parts(source):
+    for name, of, mean, engine in (("e1", "this model", 0.9, "one"), ("e2", "base", 0.5, "two")):
+        run = RunDir.open(
+            evaluate(source, name, of, mean, suites=("ocr", "quality"), judge={**JUDGE, "engine": engine})
+        )
+        whole = {"suite": "average", "version": "average-1", "mean": mean, "stderr": None, "n": 16}
+        run.write_eval("average", json.dumps({**whole, "parts": {"ocr": mean, "quality": mean}}))
+    assert means(cards.evaluations(source, [])).keys() == {"this model"}
 
 
 def test_a_base_of_another_protocol_is_left_out(source):
@@ -155,6 +191,15 @@ def test_a_base_on_the_hub_is_the_cards_base_and_a_local_one_is_not(source):
     found = cards.metadata(card, "owner/base")
     assert (found["base_model"], found["base_model_relation"]) == ("owner/base", "adapter")
     assert "base_model" not in cards.metadata(card, "my-base")
+
+
+def test_the_lines_of_use_load_the_base_at_its_revision(source):
+    card = cards.Card("t", source.manifest(), [], "me/t", absent=("text_encoder_3",), base_revision="0123abc")
+    assert "revision" not in cards.build(card), "the toy is no repository"
+    source.set_base("owner/base", SHA)
+    card = replace(card, manifest=source.manifest())
+    assert 'from_pretrained("owner/base", revision="0123abc", text_encoder_3=None)' in cards.build(card)
+    assert 'from_pretrained("owner/base", text_encoder_3=None)' in cards.build(replace(card, base_revision=None))
 
 
 def test_a_license_is_named_with_its_source(source):

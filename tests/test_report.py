@@ -362,6 +362,18 @@ def test_pictures_stand_side_by_side_only_at_equal_prompts_and_seeds(world, tmp_
     assert re.findall(r"<b>([\d.]+)</b>", text) == ["0.800", "0.900", "0.850"]
 
 
+def test_figures_of_another_judge_are_marked_and_neither_bold_nor_compared(tmp_path):
+    for name, engine in (("a", None), ("b", "one"), ("c", "two"), ("d", "one")):
+        run = reported.evaluation(tmp_path / name, means={"ocr": 0.9 if engine == "two" else 0.5})
+        told = json.loads(run.eval_file("ocr").read_text()) | ({"engine": engine} if engine else {})
+        run.write_eval("ocr", json.dumps(told))
+    target, entries, _ = report.of_runs([tmp_path / name for name in "abcd"], tmp_path / "x")
+    assert [entry.alike for entry in entries] == [True, True, False, True]
+    text = target.read_text(encoding="utf-8")
+    assert re.search(r"† base \(3\) was evaluated otherwise and does not compare: [^†]*; another judge of ocr\.", text)
+    assert "0.900</b>" not in text
+
+
 def test_texts_of_a_table_stay_in_their_cells():
     cell = results.Cell(0.5, None, best=True)
     shown = results.Table((HOSTILE,), ((HOSTILE, (cell,)), ("a & b_c", (None,))))

@@ -62,7 +62,10 @@ def _note(entries: Sequence[Entry]) -> str:
     told += f" Not evaluated: {', '.join(missing)}." if missing else ""
     for entry in entries:
         if entry.evaluation and not entry.alike:
-            told += f" † {entry.name} was evaluated otherwise and does not compare: {protocol(entry.evaluation)}."
+            others = [name for usual in found for name in entry.evaluation.judged_otherwise(usual)]
+            judged = ", ".join(dict.fromkeys(others))
+            how = protocol(entry.evaluation) + (f"; another judge of {judged}" if judged else "")
+            told += f" † {entry.name} was evaluated otherwise and does not compare: {how}."
     return told
 
 

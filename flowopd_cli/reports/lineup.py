@@ -138,15 +138,18 @@ def _distinct(entries: Sequence[Entry]) -> list[Entry]:
 
 
 def _marked(entries: Sequence[Entry]) -> list[Entry]:
-    """Entries whose evaluation was not made as most were say so: their figures do not compare."""
-    made = [(entry.evaluation.protocol, entry.evaluation.versions) for entry in entries if entry.evaluation]
-    if not made:
-        return list(entries)
-    usual = max(made, key=lambda one: sum(_same(one, other) for other in made))
-    alike = [not e.evaluation or _same(usual, (e.evaluation.protocol, e.evaluation.versions)) for e in entries]
+    """Entries whose evaluation was not made as most were say so: their figures do not compare. What stays compares
+    each with each, also where one, of a version that named no judge, is like two that differ.
+    """
+    made = [entry.evaluation for entry in entries if entry.evaluation]
+    usual: list[Evaluation] = []
+    for one in sorted(made, key=lambda one: -sum(_same(one, other) for other in made)):
+        usual += [one] if all(_same(one, other) for other in usual) else []
+    alike = [not entry.evaluation or any(entry.evaluation is one for one in usual) for entry in entries]
     return [replace(entry, alike=same) for entry, same in zip(entries, alike, strict=True)]
 
 
-def _same(one: tuple[Any, Any], two: tuple[Any, Any]) -> bool:
-    """Whether protocols are equal and no suite has another version."""
-    return one[0] == two[0] and all(two[1].get(name, version) == version for name, version in one[1].items())
+def _same(one: Evaluation, two: Evaluation) -> bool:
+    """Whether protocols are equal and no suite has another version or another judge."""
+    versions = all(two.versions.get(name, version) == version for name, version in one.versions.items())
+    return one.protocol == two.protocol and versions and not one.judged_otherwise(two)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.files import sha256_file
-from flowopd_cli.hub_errors import told
+from flowopd_cli.hub_errors import refuse_login, told
 from flowopd_cli.progress import Progress
 from flowopd_cli.recipe import PushSpec
 
@@ -37,23 +37,20 @@ class Hub:
         self._progress, self._api = progress, HfApi()
 
     def check(self) -> None:
-        """Refuse before anything is drawn: no network, no login, or a namespace that is not the login's.
+        """Refuse before anything is drawn: no network, no login, one that may only read, or a namespace that is not
+        the login's. What a fine-grained token may do, the Hub tells at the upload only.
 
         Raises:
             ArtifactError: with the way out.
         """
         with told(self.repo):
             me = self._api.whoami()
-        names = [str(me.get("name")), *(str(group.get("name")) for group in me.get("orgs") or ())]
-        if self.repo.split("/")[0] not in names:
-            raise ArtifactError(
-                f"{self.repo}: not uploaded (you are logged in as {names[0]}, who writes to {', '.join(names)}): "
-                "name a repository there with --repo, or log in as somebody else with `hf auth login`"
-            )
+        refuse_login(self.repo, me)
 
     def upload(self, folder: Path, ours: tuple[str, ...]) -> Commit:
         """Make repository and branch where they are missing, and one commit of all files of ``folder``; what an earlier
-        push left in the folders ``ours`` goes. A repository that shall be private is so before the first file.
+        push left in the folders ``ours`` goes. A repository that shall be private is so before the first file; a new
+        one that shall be public is private until :meth:`publish`.
 
         Raises:
             ArtifactError: the Hub refused.
@@ -62,7 +59,7 @@ class Hub:
 
         api, own = self._api, dict(_files(folder))
         with told(self.repo):
-            api.create_repo(self.repo, private=self.spec.private, exist_ok=True)
+            api.create_repo(self.repo, private=None if self.spec.private is None else True, exist_ok=True)
             if self.spec.private:
                 self._show(private=True)
             if self.branch != MAIN:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
-
-from PIL import Image
 
 from flowopd_cli import card as cards
 from flowopd_cli import recipe as recipes
@@ -15,6 +12,7 @@ from flowopd_cli.json_files import read_json_value
 from flowopd_cli.licenses import inherited_license
 from flowopd_cli.models.folders import absent_parts, locate
 from flowopd_cli.recipe import PushRecipe
+from flowopd_cli.rewards.pictures import read_picture
 from flowopd_cli.run import RunDir
 from flowopd_cli.stages import _model
 from flowopd_cli.stages._public import copy_evaluation, public_manifest, public_name, public_recipe
@@ -48,6 +46,7 @@ def fill(recipe: PushRecipe, source: RunDir, run: RunDir) -> None:
         sampling=_sampling(trained, own),
         absent=tuple(absent_parts(folder)),
         trained=_trained_on(trained),
+        base_revision=spec.revision,
     )
     text = cards.build(card)
     (run.hub_dir / run.card_file.name).write_text(text, encoding="utf-8")
@@ -55,24 +54,28 @@ def fill(recipe: PushRecipe, source: RunDir, run: RunDir) -> None:
 
 
 def pictures(scored: RunDir, folder: Path) -> tuple[str | None, list[tuple[str, str]]]:
-    """Copy the row of pictures that an evaluation shows, and each alone; their names in ``folder``, with the prompts.
+    """The row of pictures that an evaluation shows, and each alone; their names in ``folder``, with the prompts. Only
+    pixels are published, nothing else that the file may hold. A row that is not of one picture a prompt is written as a
+    whole alone.
 
-    A row that is not of one picture a prompt is copied as a whole alone.
+    Raises:
+        ArtifactError: the row is damaged, or far larger than any of ours.
     """
     row = scored.image_file(ROW)
     if not row.is_file() or row.is_symlink():
         return None, []
+    try:
+        image = read_picture(row)
+    except ArtifactError as error:
+        raise ArtifactError(f"{error}; remove it and push again, or evaluate again") from error
     home = folder / scored.samples_dir.name
     home.mkdir(parents=True, exist_ok=True)
-    shutil.copy(row, home / row.name)
-    texts = _prompts(scored)
-    with Image.open(row, formats=("PNG",)) as image:
-        side = image.height
-        gallery = []
-        for index, text in enumerate(texts if image.width == side * len(texts) else ()):
-            name = scored.image_file(f"{ROW}-{index}").name
-            image.crop((index * side, 0, (index + 1) * side, side)).save(home / name)
-            gallery.append((printable(text), f"{home.name}/{name}"))
+    image.save(home / row.name)
+    texts, side, gallery = _prompts(scored), image.height, []
+    for index, text in enumerate(texts if image.width == side * len(texts) else ()):
+        name = scored.image_file(f"{ROW}-{index}").name
+        image.crop((index * side, 0, (index + 1) * side, side)).save(home / name)
+        gallery.append((printable(text), f"{home.name}/{name}"))
     return f"{home.name}/{row.name}", gallery
 
 

@@ -19,17 +19,21 @@ from flowopd_cli.run import RunDir
 from flowopd_cli.stages import _model
 from flowopd_cli.stages._samples import ode_sampler
 
+SPEED = {"attention": "auto", "compile": "none", "shard": False}
+
 
 class Check:
     """Draws one prompt by our sampler and, from folders, by others'. All draw in float32, whatever the run was trained
     in: in half precision plain diffusers rounds the adapter and the autoencoder too, and the difference would be the
-    rounding's. The base is loaded for this alone, once for ours and once for all the others.
+    rounding's. What only makes a training quicker or smaller (``SPEED``) is off: some of it wants half precision. The
+    base is loaded for this alone, once for ours and once for all the others.
     """
 
     def __init__(self, source: RunDir, folder: Path, recipe: PushRecipe) -> None:
         self._recipe, asked = recipe, recipe.model.device
         spec = source.recipe().model
-        self._spec = spec.model_copy(update={"dtype": "float32", "device": spec.device if asked == "auto" else asked})
+        device = spec.device if asked == "auto" else asked
+        self._spec = spec.model_copy(update={"dtype": "float32", "device": device, **SPEED})
         with _fitting():
             self._draw(folder)
 

@@ -1,13 +1,17 @@
 """What the Hub may answer to a push, and the one line that each answer becomes."""
 
+import errno
+import importlib
 import json
+import os
 
 import huggingface_hub
 import pytest
 from hub_server import DROP, STRANGER, TOKEN, serving
 from huggingface_hub import constants
+from huggingface_hub.errors import HfHubHTTPError
 
-from flowopd_cli.errors import ArtifactError
+from flowopd_cli.errors import ArtifactError, StorageError
 from flowopd_cli.progress import Silent
 from flowopd_cli.recipe import PushSpec
 from flowopd_cli.stages._hub import Hub
@@ -79,11 +83,14 @@ def test_an_organization_of_the_login_is_its_own(server, folder):
     assert push(folder, "team/it").url.startswith(f"{server.url}/team/it/commit/")
 
 
-@pytest.mark.parametrize(("asked", "private"), [(None, False), (False, False), (True, True)])
-def test_a_new_repository_is_what_was_asked_for(server, folder, asked, private):
+@pytest.mark.parametrize(("asked", "first", "last"), [(None, False, False), (False, True, False), (True, True, True)])
+def test_a_new_repository_is_what_was_asked_for_and_public_only_at_the_end(server, folder, asked, first, last):
     push(folder, private=asked)
-    assert server.repos["me/it"].private is private
+    assert server.repos["me/it"].private is first
     assert server.count("PUT", "/settings") == 0
+    hub(private=asked).publish()
+    assert server.repos["me/it"].private is last
+    assert server.count("PUT", "/settings") == int(first is not last)
 
 
 def test_a_repository_stays_as_it_is_unless_somebody_says_so(server, folder):
@@ -127,6 +134,33 @@ def test_an_unknown_token_and_a_foreign_namespace(server, monkeypatch):
     with pytest.raises(ArtifactError, match="does not take this token: log in again") as caught:
         hub("me/it").check()
     assert "hf_unknown" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("whose", "role", "repo", "words"),
+    [
+        (TOKEN, "read", "me/it", "this token may only read.*with write access"),
+        (TOKEN, "read", "team/it", "this token may only read"),
+        ("team", "read", "team/it", r"me may only read in team\): ask there for write access"),
+        ("team", "read", "me/it", None),
+        ("team", "contributor", "team/it", None),
+        (TOKEN, "fineGrained", "team/it", None),
+    ],
+)
+def test_a_login_that_may_only_read_is_refused_by_the_check(server, whose, role, repo, words):
+    server.roles[whose] = role
+    if words is None:
+        hub(repo).check()
+        return
+    with pytest.raises(ArtifactError, match=f"^{repo}: not uploaded .*{words}"):
+        hub(repo).check()
+
+
+@pytest.mark.parametrize("auth", [None, {}, {"accessToken": None}])
+def test_a_login_that_tells_no_role_passes_the_check(server, monkeypatch, auth):
+    found = hub()
+    monkeypatch.setattr(found._api, "whoami", lambda: {"name": "me", "orgs": None, "auth": auth})
+    found.check()
 
 
 @pytest.mark.parametrize(
@@ -193,6 +227,34 @@ def test_what_cannot_be_read_back_says_that_it_is_uploaded(server, folder, tmp_p
     server.fail("GET", "/tree/", 403, times=99)
     with pytest.raises(ArtifactError, match=r"me/it: uploaded, but not read back \("):
         hub().fetch(made, folder, tmp_path / "back")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_full_disk_is_not_told_as_the_network(server, folder, tmp_path, monkeypatch, number, wrapped):
+    def full(*args, **kwargs):
+        error = OSError(number, os.strerror(number), str(tmp_path / "back" / "x"))
+        if wrapped:
+            raise RuntimeError("a thread failed") from error
+        raise error
+
+    made, back = push(folder), hub()
+    monkeypatch.setattr(back._api, "snapshot_download", full)
+    with pytest.raises(StorageError, match=r"me/it: uploaded, but not read back \(.*back/x: .*; make room") as caught:
+        back.fetch(made, folder, tmp_path / "back")
+    assert caught.value.exit_code == 4
+
+
+def test_a_connection_that_the_system_forbids_is_the_networks(server, folder, tmp_path, monkeypatch):
+    client = importlib.import_module(HfHubHTTPError.__mro__[1].__module__.partition(".")[0])
+
+    def forbidden(*args, **kwargs):
+        raise client.ConnectError("no way") from PermissionError(errno.EACCES, "Permission denied")
+
+    made, back = push(folder), hub()
+    monkeypatch.setattr(back._api, "snapshot_download", forbidden)
+    with pytest.raises(ArtifactError, match="the Hub cannot be reached: ConnectError"):
+        back.fetch(made, folder, tmp_path / "back")
 
 
 def test_only_what_a_push_left_in_its_own_folders_goes(server, folder):
