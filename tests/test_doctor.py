@@ -32,7 +32,9 @@ def test_the_tables_are_those_of_pyproject():
     assert set(declared["requires-python"].split(",")) == {machine.PYTHON[0]}
     known = {name: set(wanted.split(",")) for name, (wanted, _) in machine.PACKAGES.items()}
     assert known == ranges(declared["dependencies"])
-    extras = {name: ranges(lines) for name, lines in declared["optional-dependencies"].items() if name not in {"dev", "docs"}}
+    extras = {
+        name: ranges(lines) for name, lines in declared["optional-dependencies"].items() if name not in {"dev", "docs"}
+    }
     ours = {
         extra: {name: set(wanted.split(",")) for name, wanted in packages.items()}
         for extra, packages in machine.EXTRAS.items()
