@@ -117,6 +117,25 @@ def test_a_container_s_limit_counts(monkeypatch):
     assert machine.memory() == (3 * GIB, GIB)
 
 
+@pytest.mark.parametrize(
+    ("folder", "limit", "used", "idle"),
+    [
+        ("", "memory.max", "memory.current", "inactive_file"),
+        ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ],
+)
+def test_pages_of_files_that_may_be_dropped_are_not_used(tmp_path, folder, limit, used, idle):
+    place = tmp_path / folder
+    place.mkdir(exist_ok=True)
+    (place / limit).write_text("1000\n")
+    (place / used).write_text("900\n")
+    assert machine._limits(tmp_path) == [(1000, 900)]
+    (place / "memory.stat").write_text(f"anon 300\n{idle} 600\nactive_file 7\n")
+    assert machine._limits(tmp_path) == [(1000, 300)]
+    (place / limit).write_text("max\n")
+    assert machine._limits(tmp_path) == []
+
+
 @pytest.mark.parametrize("name", ["toy/teacher-ocr", "toy/distill", "toy/coldstart", SD35])
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_the_largest_micro_batch_is_the_last_that_fits(name, checkpointing):
