@@ -27,6 +27,7 @@ PACKAGES: Mapping[str, tuple[str, str]] = {
     "jaxtyping": (">=0.3", "0.3.11"),
     "matplotlib": (">=3.8", "3.11.2"),
     "numpy": (">=1.26", "2.4.6"),
+    "packaging": (">=21", "26.3"),
     "pillow": (">=10", "13.0.0"),
     "pydantic": (">=2.8,<3", "2.14.3"),
     "pyyaml": (">=6", "6.0.3"),
@@ -65,19 +66,26 @@ def version(package: str) -> str | None:
         return None
 
 
-def allowed(found: str, wanted: str) -> bool:
-    """Whether a version lies in a range as pyproject.toml writes them; a local build counts as its release."""
-    from packaging.specifiers import SpecifierSet
-    from packaging.version import Version
-
-    return SpecifierSet(wanted).contains(Version(found).public, prereleases=True)
+def allowed(found: str, wanted: str) -> bool | None:
+    """Whether a version lies in a range as pyproject.toml writes them; a local build counts as its release. ``None``
+    where that cannot be told: the version is no version, or packaging is not installed.
+    """
+    try:
+        from packaging.specifiers import SpecifierSet
+        from packaging.version import InvalidVersion, Version
+    except ImportError:
+        return None
+    try:
+        return SpecifierSet(wanted).contains(Version(found).public, prereleases=True)
+    except InvalidVersion:
+        return None
 
 
 def absent(extra: str) -> list[str]:
     """The packages of an extra that are not installed, or too old or too new."""
     wanted = EXTRAS.get(extra, {})
     found = {name: version(name) for name in wanted}
-    return [name for name, told in found.items() if told is None or not allowed(told, wanted[name])]
+    return [name for name, told in found.items() if told is None or allowed(told, wanted[name]) is False]
 
 
 def devices() -> list[Device]:
