@@ -211,7 +211,7 @@ def push(
       flowopd push runs/student --repo me/my-model --private
     """
     values = {"run": run, "push.repo": repo, "push.revision": revision, "push.private": private}
-    values |= {"push.message": message, "push.evaluations": evaluations}
+    values |= {"push.message": message, "push.evaluations": evaluations, "push.dry_run": common.dry_run or None}
     _stage("push", common, values, [run] if run else [])
 
 

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json as jsonlib
 import sys
+from collections.abc import Iterator
 from contextlib import redirect_stdout
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from flowopd_cli import completion
 from flowopd_cli.errors import RecipeError
 
+if TYPE_CHECKING:
+    from flowopd_cli.doctor import Line
+    from flowopd_cli.recipe import Recipe
+
 FAULTY = 3
-Recipe = Annotated[
+Wanted = Annotated[
     str | None,
     typer.Option("--recipe", metavar="NAME|FILE", help="Can this machine run it?", autocompletion=completion.recipes),
 ]
@@ -23,7 +28,7 @@ Overrides = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
-def doctor(recipe: Recipe = None, overrides: Overrides = [], json: Json = False) -> None:  # noqa: B006
+def doctor(recipe: Wanted = None, overrides: Overrides = [], json: Json = False) -> None:  # noqa: B006
     """Look at this machine: Python, packages and the versions known to work, devices, memory, extras, the Hub's token,
     folders. With --recipe also whether it can run that, with which train.micro, and what is absent. Nothing is fetched.
 
@@ -38,14 +43,11 @@ def doctor(recipe: Recipe = None, overrides: Overrides = [], json: Json = False)
         raise RecipeError("--set changes a recipe: name one with --recipe")
     with redirect_stdout(sys.stderr):
         from flowopd_cli import doctor as general
-        from flowopd_cli import recipe as recipes
 
-        wanted = None if recipe is None else recipes.load(recipes.find(recipe), overrides=overrides)
+        wanted = None if recipe is None else _load(recipe, overrides)
         lines = list(general.examine())
         if wanted is not None:
-            from flowopd_cli import doctor_recipe
-
-            lines += doctor_recipe.examine(wanted)
+            lines += general.guarded("recipe", lambda: _of_recipe(wanted))
     failed = any(line.state == "fail" for line in lines)
     if json:
         print(jsonlib.dumps({"ok": not failed, "recipe": recipe, "lines": [line.tree() for line in lines]}))
@@ -56,3 +58,18 @@ def doctor(recipe: Recipe = None, overrides: Overrides = [], json: Json = False)
         print(columns([(line.state, line.name, text) for line, text in zip(lines, told, strict=True)]))
     if failed:
         raise typer.Exit(FAULTY)
+
+
+def _load(name: str, overrides: list[str]) -> Recipe | None:
+    """The recipe; nothing where a package is absent without which none is read, which has a line of its own."""
+    try:
+        from flowopd_cli import recipe as recipes
+    except ImportError:
+        return None
+    return recipes.load(recipes.find(name), overrides=overrides)
+
+
+def _of_recipe(recipe: Recipe) -> Iterator[Line]:
+    from flowopd_cli import doctor_recipe
+
+    yield from doctor_recipe.examine(recipe)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from flowopd_cli import __version__, machine
 from flowopd_cli.cache import cache_dir
+from flowopd_cli.errors import one_line
 from flowopd_cli.machine import GIB
-from flowopd_cli.registry import BASES
 
 State = Literal["ok", "warn", "fail"]
 LITTLE, NONE = 5 * GIB, GIB // 2  # bytes of space that is little, and that is none
@@ -37,15 +37,28 @@ def examine() -> Iterator[Line]:
     """Interpreter, packages, devices, memory, extras, the Hub, folders."""
     yield _python()
     yield Line("flowopd", "ok", __version__)
-    yield from (_package(name) for name in machine.PACKAGES)
+    for name in machine.PACKAGES:
+        yield from guarded(name, lambda name=name: [_package(name)])
     if machine.version("torch") is not None:
-        yield from _devices()
-    yield _memory()
+        yield from guarded("device", _devices, "install the build of PyTorch that fits this machine")
+    yield from guarded("memory", lambda: [_memory()])
     yield Line("cores", "ok", f"{machine.cores()} ({machine.processor()})")
-    yield from (_extra(name) for name in machine.EXTRAS)
-    yield _toy()
-    yield _token()
-    yield from _folders()
+    for name in machine.EXTRAS:
+        yield from guarded(f"extra {name}", lambda name=name: [_extra(name)])
+    yield from guarded("toy base", lambda: [_toy()], "install the package again")
+    yield from guarded("hub token", lambda: [_token()])
+    yield from guarded("working folder", lambda: [_folder("working folder", Path.cwd())], "go where there is one")
+    yield from guarded("cache", lambda: [_folder("cache", cache_dir())])
+    yield from guarded("hub cache", _hub)
+
+
+def guarded(name: str, check: Callable[[], Iterable[Line]], way_out: str = "") -> Iterator[Line]:
+    """The lines of a check; one that breaks is a line that fails, and the others are looked at all the same."""
+    try:
+        yield from check()
+    except Exception as error:
+        told = f"could not be looked at ({type(error).__name__}: {error})"
+        yield Line(name, "fail", one_line(told), way_out or "install what it names again")
 
 
 def gib(count: int) -> str:
@@ -57,7 +70,7 @@ def _python() -> Line:
     wanted, tested = machine.PYTHON
     found = platform.python_version()
     told = f"{found} (tested with {tested})"
-    if machine.allowed(found, wanted):
+    if machine.allowed(found, wanted) is not False:
         return Line("python", "ok", told)
     return Line("python", "fail", told, f"use a Python {wanted}")
 
@@ -67,7 +80,12 @@ def _package(name: str) -> Line:
     found, way_out = machine.version(name), f"pip install '{name}{wanted}'"
     if found is None:
         return Line(name, "fail", "not installed", way_out)
-    if not machine.allowed(found, wanted):
+    fits = machine.allowed(found, wanted)
+    if fits is None:
+        comparable = machine.version("packaging") is not None  # else that is what to install
+        told = f"{found} cannot be compared with {wanted} (tested with {tested})"
+        return Line(name, "warn", told, way_out if comparable else "")
+    if not fits:
         return Line(name, "fail", f"{found} is outside {wanted} (tested with {tested})", way_out)
     return Line(name, "ok", found if found == tested else f"{found} (tested with {tested})")
 
@@ -104,6 +122,8 @@ def _extra(name: str) -> Line:
 
 
 def _toy() -> Line:
+    from flowopd_cli.registry import BASES
+
     folder = Path(str(BASES.load("toy")()))
     whole = (folder / "model_index.json").is_file() and any((folder / "transformer").glob("*.safetensors"))
     if whole:
@@ -121,11 +141,9 @@ def _token() -> Line:
     return Line("hub token", "warn", "none", way_out)
 
 
-def _folders() -> Iterator[Line]:
+def _hub() -> Iterator[Line]:
     from huggingface_hub import constants
 
-    yield _folder("working folder", Path.cwd())
-    yield _folder("cache", cache_dir())
     yield _folder("hub cache", Path(constants.HF_HUB_CACHE))
     if constants.HF_HUB_OFFLINE:
         yield Line("hub", "warn", "offline (HF_HUB_OFFLINE)", "unset it to download weights or to push")

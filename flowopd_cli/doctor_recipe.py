@@ -9,20 +9,36 @@ from pathlib import Path
 from flowopd_cli import machine, preflight, registry
 from flowopd_cli import recipe as recipes
 from flowopd_cli.arithmetic import arithmetic
-from flowopd_cli.doctor import Line, gib
+from flowopd_cli.doctor import Line, gib, guarded
 from flowopd_cli.errors import FlowOPDError, MissingDependency
 from flowopd_cli.footprint import Needs, counted_dtype, needs, size
 from flowopd_cli.paths import is_dir
 from flowopd_cli.settle import settle, with_full_names
-from flowopd_cli.shapes import BYTES, base_weights, shape_of
+from flowopd_cli.shapes import BYTES, FULL, Shape, base_weights, shape_of
 
 FRAMEWORK = machine.GIB  # what libraries and a CUDA context take beside what is counted
 
 
 def examine(recipe: recipes.Recipe) -> Iterator[Line]:
     """What the recipe needs of this machine; nothing is loaded or fetched."""
-    yield from _sound(recipe)
-    recipe = settle(recipe)
+    yield from guarded("recipe", lambda: _sound(recipe))
+    settled = settle(recipe)
+    if _loads_base(settled):
+        yield from guarded("memory needed", lambda: _room(settled))
+        yield from guarded("base", lambda: _base(settled.model))
+    yield from guarded("rewards", lambda: _rewards(settled))
+    yield from guarded("prompts", lambda: _prompts(settled))
+
+
+def _loads_base(recipe: recipes.Recipe) -> bool:
+    """Whether it works with the base, and not with adapters, pictures or scores alone."""
+    if isinstance(recipe, recipes.EvalRecipe):
+        return recipe.eval.pictures is None and recipe.eval.import_scores is None
+    return not isinstance(recipe, recipes.MergeRecipe)
+
+
+def _room(recipe: recipes.Recipe) -> Iterator[Line]:
+    """The memory that is needed beside that which is there."""
     found = machine.devices()
     if recipe.model.device == "cpu" or (recipe.model.device == "auto" and not found):
         memory = machine.memory()
@@ -31,9 +47,6 @@ def examine(recipe: recipes.Recipe) -> Iterator[Line]:
     else:
         rooms = [device.free for device in found]
     yield from _memory(recipe, rooms)
-    yield from _base(recipe.model)
-    yield from _rewards(recipe)
-    yield from _prompts(recipe)
 
 
 def largest_micro(recipe: recipes.TrainedRecipe, room: int, *, checkpointing: bool) -> int:
@@ -92,24 +105,35 @@ def _memory(recipe: recipes.Recipe, rooms: Sequence[int]) -> Iterator[Line]:
         assert needed is not None  # its shape is known
         yield _training(recipe, needed, room, left)
     else:
-        taken = base_weights(shape) * BYTES[counted_dtype(recipe.model)]
-        state = "ok" if taken <= room else "fail"
-        yield Line(
-            "memory needed", state, f"{gib(taken)} for the base; {left}", "" if state == "ok" else "a larger device"
-        )
+        yield _drawing(recipe, shape, room, left)
+
+
+def _drawing(recipe: recipes.Recipe, shape: Shape, room: int, left: str) -> Line:
+    """Whether the base fits beside its text encoders, which are there together while prompts are encoded; a push draws
+    in float32.
+    """
+    width = FULL if isinstance(recipe, recipes.PushRecipe) else BYTES[counted_dtype(recipe.model)]
+    taken = (base_weights(shape) + shape.encoders) * width
+    told = f"{gib(taken)} for the base and its text encoders; {left}"
+    return Line("memory needed", "ok", told) if taken <= room else Line("memory needed", "fail", told, _larger(recipe))
+
+
+def _larger(recipe: recipes.Recipe) -> str:
+    return "a larger device" if recipe.model.device == "cpu" else "a larger device, or --set model.device=cpu"
 
 
 def _training(recipe: recipes.TrainedRecipe, needed: Needs, room: int, left: str) -> Line:
     """Whether a training fits as it is; else the settings with which it would."""
     saving = recipe.train.gradient_checkpointing
-    peak = max(needed.peak(checkpointing=saving), needed.encoders)
+    encoding = needed.encoding
+    peak = max(needed.peak(checkpointing=saving), encoding)
     most = largest_micro(recipe, room, checkpointing=saving)
     told = f"{size(peak)} at train.micro {recipe.train.micro}; {left}"
     if peak <= room:
         return Line("memory needed", "ok", f"{told}; train.micro up to {most} fits")
-    if most and needed.encoders <= room:
+    if most and encoding <= room:
         return Line("memory needed", "fail", told, f"--set train.micro={most}")
-    most = 0 if saving or needed.encoders > room else largest_micro(recipe, room, checkpointing=True)
+    most = 0 if saving or encoding > room else largest_micro(recipe, room, checkpointing=True)
     if most:
         way_out = f"--set train.gradient_checkpointing=true --set train.micro={min(most, recipe.train.micro)}"
         return Line("memory needed", "fail", told, way_out)

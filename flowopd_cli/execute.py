@@ -38,7 +38,7 @@ def perform(recipe: recipes.Recipe, common: Common) -> None:
     """Do what a stage's command line asks for; stdout gets the run's path or JSON and nothing else."""
     asked, recipe = recipe, settle(recipe)
     notes = remarks(asked, recipe, common.overrides)
-    notes += preflight.check(recipe, out=common.out, dry_run=common.dry_run)
+    notes += preflight.check(recipe, out=common.out, dry_run=common.dry_run or _is_dry(recipe))
     console = Console(quiet=common.quiet, main=launch.is_main())
     for note in notes:
         console.note(f"note: {note}")
@@ -46,8 +46,7 @@ def perform(recipe: recipes.Recipe, common: Common) -> None:
         console.result(describe(recipe, notes, as_json=common.json))
         return
     if _is_finished(common):
-        further = "; --set train.iterations=N goes further" if isinstance(recipe, recipes.TrainedRecipe) else ""
-        console.note(f"{common.resume} is already done{further}")
+        console.note(f"{common.resume} is already done{_further(recipe)}")
         _tell(console, common, recipe, Path(str(common.resume)), _known_result(recipe, Path(str(common.resume))))
         return
     copies = _processes(recipe, common)
@@ -58,7 +57,7 @@ def perform(recipe: recipes.Recipe, common: Common) -> None:
         _check_stage(recipe)
         run = _open_run(recipe, common)
     with redirect_stdout(sys.stderr):
-        result = run_stage(recipe, run, console, resume=common.resume is not None, dry_run=common.dry_run)
+        result = run_stage(recipe, run, console, resume=common.resume is not None)
     _tell(console, common, recipe, run.path, result)
 
 
@@ -78,9 +77,10 @@ def run_stage(
     Raises:
         Interrupted: the user stopped it; the message says how to go on.
     """
+    dry_run = dry_run or _is_dry(recipe)
     extra = {"dry_run": dry_run} if recipe.stage == "push" else {}
     recipe = settle(recipe)
-    again = again or go_on(recipe.stage, run.path)
+    again = again or go_on(recipe.stage, run.path) + (" --dry-run" if dry_run else "")
     with signals.terminable() as first, processes.together():
         run.start(recipe)
         try:
@@ -199,6 +199,18 @@ def _tell(console: Console, common: Common, recipe: recipes.Recipe, path: Path, 
 def _is_finished(common: Common) -> bool:
     """Whether there is nothing left to resume."""
     return common.resume is not None and not common.overrides and RunDir.open(common.resume).manifest().status == "done"
+
+
+def _is_dry(recipe: recipes.Recipe) -> bool:
+    """Whether it is a push that uploads nothing; one that was interrupted goes on as one."""
+    return isinstance(recipe, recipes.PushRecipe) and recipe.push.dry_run
+
+
+def _further(recipe: recipes.Recipe) -> str:
+    """What could still be made of a finished run."""
+    if isinstance(recipe, recipes.TrainedRecipe):
+        return "; --set train.iterations=N goes further"
+    return "; nothing was uploaded: push again without --dry-run, with another --out" if _is_dry(recipe) else ""
 
 
 def _processes(recipe: recipes.Recipe, common: Common) -> int:

@@ -67,6 +67,11 @@ class Needs:
     transient: int
     encoders: int
 
+    @property
+    def encoding(self) -> int:
+        """Bytes while prompts are encoded: the text encoders beside the base and the adapters."""
+        return self.holding["base"] + self.holding["adapters"] + self.encoders
+
     def peak(self, *, checkpointing: bool) -> int:
         """Bytes at the widest point of an iteration."""
         learning = (self.kept_checkpointed if checkpointing else self.kept) + self.transient

@@ -12,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 
 GIB = 2**30
+CGROUPS = Path("/sys/fs/cgroup")
 PYTHON = ">=3.10", "3.11"
 # What pyproject.toml asks for, and the version that the tests ran with.
 PACKAGES: Mapping[str, tuple[str, str]] = {
@@ -26,6 +27,7 @@ PACKAGES: Mapping[str, tuple[str, str]] = {
     "jaxtyping": (">=0.3", "0.3.11"),
     "matplotlib": (">=3.8", "3.11.2"),
     "numpy": (">=1.26", "2.4.6"),
+    "packaging": (">=21", "26.3"),
     "pillow": (">=10", "13.0.0"),
     "pydantic": (">=2.8,<3", "2.14.3"),
     "pyyaml": (">=6", "6.0.3"),
@@ -64,19 +66,26 @@ def version(package: str) -> str | None:
         return None
 
 
-def allowed(found: str, wanted: str) -> bool:
-    """Whether a version lies in a range as pyproject.toml writes them; a local build counts as its release."""
-    from packaging.specifiers import SpecifierSet
-    from packaging.version import Version
-
-    return SpecifierSet(wanted).contains(Version(found).public, prereleases=True)
+def allowed(found: str, wanted: str) -> bool | None:
+    """Whether a version lies in a range as pyproject.toml writes them; a local build counts as its release. ``None``
+    where that cannot be told: the version is no version, or packaging is not installed.
+    """
+    try:
+        from packaging.specifiers import SpecifierSet
+        from packaging.version import InvalidVersion, Version
+    except ImportError:
+        return None
+    try:
+        return SpecifierSet(wanted).contains(Version(found).public, prereleases=True)
+    except InvalidVersion:
+        return None
 
 
 def absent(extra: str) -> list[str]:
     """The packages of an extra that are not installed, or too old or too new."""
     wanted = EXTRAS.get(extra, {})
     found = {name: version(name) for name in wanted}
-    return [name for name, told in found.items() if told is None or not allowed(told, wanted[name])]
+    return [name for name, told in found.items() if told is None or allowed(told, wanted[name]) is False]
 
 
 def devices() -> list[Device]:
@@ -135,16 +144,25 @@ def memory() -> tuple[int, int] | None:
     return whole, free
 
 
-def _limits() -> list[tuple[int, int]]:
-    """The memory limits of control groups and what they count as used."""
-    root, found = Path("/sys/fs/cgroup"), []
-    for limit, used in (
-        (root / "memory.max", root / "memory.current"),
-        (root / "memory/memory.limit_in_bytes", root / "memory/memory.usage_in_bytes"),
+def _limits(root: Path = CGROUPS) -> list[tuple[int, int]]:
+    """The memory limits of control groups and what of them is used, without pages of files that may be dropped."""
+    found = []
+    for folder, limit, used, idle in (
+        (root, "memory.max", "memory.current", "inactive_file"),
+        (root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
     ):
         with suppress(OSError, ValueError):  # "max" where there is none
-            found.append((int(limit.read_text()), int(used.read_text())))
+            taken = int((folder / used).read_text()) - _counted(folder / "memory.stat", idle)
+            found.append((int((folder / limit).read_text()), max(0, taken)))
     return found
+
+
+def _counted(file: Path, name: str) -> int:
+    """The figure of that name in a file with one a line; 0 where there is none."""
+    with suppress(OSError, ValueError):
+        rows = (line.split() for line in file.read_text().splitlines())
+        return next((int(row[1]) for row in rows if len(row) == 2 and row[0] == name), 0)
+    return 0
 
 
 def space(folder: Path) -> tuple[Path, int, bool]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from json import dumps
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ RANKLESS = {"exact", "factor_average"}
 TEACHERS = {"routing", "teachers"}
 # Made by others: no base draws, and the suites are the public ones.
 FOREIGN = {"eval.pictures", "eval.import_scores"}
+AGAIN = {"eval.fail_under", "push.dry_run"}  # flags that --resume takes: they change nothing of what is made
 NEEDED = {
     "teacher": {"rewards": "a reward (--reward NAME)", "prompts": "prompts (--prompts SOURCE)"},
     "coldstart": {"teachers": "a teacher (--teacher TASK=REF)", "prompts": "prompts (--set prompts=...)"},
@@ -136,7 +138,7 @@ def numbers(text: str | None, flag: str) -> list[float] | None:
 def _resumed(stage: str, common: Common, given: Mapping[str, Any]) -> recipes.Recipe:
     clashes = {"--recipe": common.recipe, "--base": common.base, "--out": common.out, "--seed": common.seed}
     named = [flag for flag, value in clashes.items() if value is not None] + (["--force"] if common.force else [])
-    if named or given:
+    if named or given.keys() - AGAIN:
         what = ", ".join(named) or "a flag of the recipe"
         raise RecipeError(f"--resume goes on by the run's own recipe: leave out {what} (--set may change a field)")
     run = RunDir.open(Path(str(common.resume)))
@@ -145,7 +147,8 @@ def _resumed(stage: str, common: Common, given: Mapping[str, Any]) -> recipes.Re
         raise RecipeError(f"{run.path}: is a {actual} run; go on with: {go_on(actual, run.path)}")
     if not run.recipe_file.is_file():
         raise ArtifactError(f"{run.path}: ended before its first write was done; start again with --out and --force")
-    recipe = with_full_names(run.recipe(common.overrides))
+    again = [f"{key}={dumps(value)}" for key, value in given.items()]
+    recipe = with_full_names(run.recipe([*again, *common.overrides]))
     if isinstance(recipe, recipes.TrainedRecipe) and (common.overrides or run.manifest().status != "done"):
         _refuse_other_course(run, recipe, common.overrides)
     if common.processes and isinstance(recipe, recipes.TrainedRecipe):

@@ -283,6 +283,7 @@ class PushSpec(Spec):
     """
 
     repo: str | None = None  #: `OWNER/NAME` on the Hub; null writes the folder alone
+    dry_run: bool = False  #: nothing is uploaded, on `--resume` neither; `--dry-run` sets it
     revision: str | None = None  #: branch; one that is missing is made; null is the main one
     private: bool | None = None  #: true or false; null leaves a repository as it is
     message: Annotated[str, Field(min_length=1, max_length=200)] = "Upload by flowopd push"  #: of the commit

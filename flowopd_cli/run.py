@@ -226,6 +226,11 @@ class RunDir(RunPaths):
             self._lock.confirm()
             files.commit_folder(self.best_dir if best else self.adapter_dir, writer)
 
+    def used(self) -> bool:
+        """Whether there is anything in the directory but a lock and what killed writers left."""
+        found = self.path.iterdir() if is_dir(self.path) else ()
+        return any(not path.name.startswith(LOCK) and not files.is_leftover(path) for path in found)
+
     def _occupy(self, stage: str, *, force: bool) -> None:
         if self.path.exists() and not self.path.is_dir():
             raise ArtifactError(f"{self.path}: is a file; --out names a directory")
@@ -241,21 +246,17 @@ class RunDir(RunPaths):
         if is_run(self.path):  # one that is killed halfway through this is no finished run
             with suppress(ArtifactError):
                 self._update(status="interrupted", artifacts=(), metrics={})
-        for name in OURS if self._used() else ():
+        for name in OURS if self.used() else ():
             files.remove(self.path / name)
 
     def _refuse_used(self, stage: str, *, force: bool) -> None:
-        if self._used() and not force:
+        if self.used() and not force:
             raise ArtifactError(
                 f"{self.path}: is not empty; continue it with {go_on(stage, self.path)}, replace it with --force, or "
                 f"give --out a fresh name such as {fresh_path(stage)}"
             )
-        if self._used() and not is_run(self.path):
+        if self.used() and not is_run(self.path):
             raise ArtifactError(f"{self.path}: --force replaces runs only, and this directory is not one")
-
-    def _used(self) -> bool:
-        found = self.path.iterdir() if self.path.is_dir() else ()
-        return any(not path.name.startswith(LOCK) and not files.is_leftover(path) for path in found)
 
     def _record_inputs(self, *, complete: bool) -> None:
         """Write base, adapters and prompts; of a run that goes on only when all are known to be those of before."""

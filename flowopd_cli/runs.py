@@ -47,13 +47,13 @@ def listing(root: Path) -> list[dict[str, Any]]:
 
 
 def standing(path: Path) -> str:
-    """How the run at ``path`` stands, in a word: its status, ``absent`` where there is nothing, ``unbegun`` where it
-    ended before its recipe was written.
+    """How the run at ``path`` stands, in a word: its status, ``absent`` where there is nothing but a lock at most,
+    ``unbegun`` where it ended before its recipe was written.
 
     Raises:
         ArtifactError: there is something else, or a damaged manifest.
     """
-    if not is_dir(path) or not any(path.iterdir()):
+    if not RunDir(path, writes=False).used():
         return "absent"
     run = RunDir.open(path, writes=False)
     status = status_now(path)

@@ -17,7 +17,8 @@ from typing import Any
 
 from flowopd_cli.card_scores import results
 from flowopd_cli.errors import ArtifactError, FlowOPDError
-from flowopd_cli.manifest import is_run, read_manifest, status_now
+from flowopd_cli.locks import Lock
+from flowopd_cli.manifest import LOCK, MANIFEST, is_run, read_manifest, status_now
 from flowopd_cli.paths import is_dir, is_file
 from flowopd_cli.recipe import TrainedRecipe
 from flowopd_cli.run import RunDir
@@ -80,6 +81,7 @@ class Tail:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.fresh = True  # whether the last look began the file anew
         self._at, self._file, self._rest = 0, None, b""
 
     def more(self) -> list[dict[str, Any]]:
@@ -87,12 +89,14 @@ class Tail:
         try:
             with self.path.open("rb") as handle:
                 told = os.fstat(handle.fileno())
-                if self._file != told.st_ino or told.st_size < self._at:
+                self.fresh = self._file != told.st_ino or told.st_size < self._at
+                if self.fresh:
                     self._at, self._rest = 0, b""
                 self._file = told.st_ino
                 handle.seek(self._at)
                 content = handle.read()
         except OSError:
+            self.fresh = False
             return []
         self._at += len(content)
         *lines, self._rest = (self._rest + content).split(b"\n")
@@ -126,11 +130,14 @@ class Watcher:
         if not is_run(path):
             if is_file(path):
                 raise ArtifactError(f"{path}: is a file, and no run directory")
+            if self._run.used() and not Lock(path / LOCK).taken():
+                raise ArtifactError(f"{path}: not a run directory (it has no {MANIFEST}), and not an empty one")
             return View(str(path), WAITING)
         status = status_now(path)  # before the rows: the last of a run that ends now are not missed
         stage = read_manifest(path).stage
         self._rows = _joined(self._rows, self._metrics.more())
-        self._told = _joined(self._told, self._events.more())
+        more = self._events.more()  # several of them may be of one iteration
+        self._told = [*([] if self._events.fresh else self._told), *more]
         return View(
             str(path),
             status,

@@ -259,6 +259,39 @@ def test_push_dry_run_is_the_stage_itself(flowopd, stage):
     assert (recipe.push.revision, recipe.push.message) == (None, "Upload by flowopd push")
 
 
+def test_a_push_that_began_as_a_dry_run_stays_one(flowopd, stage):
+    def stops(recipe, run, progress, **rest):
+        raise Interrupted("stopped")
+
+    trained("a")
+    stage("push", stops)
+    code, _, err = flowopd("push", "a", "--repo", "me/m", "--dry-run", "--out", "p")
+    assert (code, err.strip().rpartition(": ")[2]) == (130, "flowopd push --resume p --dry-run")
+    assert flowopd("push", "a", "--dry-run", "--out", "q")[0] == 130
+    calls = stage("push")
+    assert flowopd("push", "--resume", "p")[:2] == (0, "p\n")
+    assert flowopd("push", "--resume", "q")[:2] == (0, "q\n")
+    assert [rest for _, _, rest in calls] == [{"resume": True, "dry_run": True}] * 2
+    code, _, err = flowopd("push", "--resume", "p")
+    assert (code, len(calls)) == (0, 2)
+    assert "p is already done; nothing was uploaded: push again without --dry-run, with another --out" in err
+    assert flowopd("push", "--resume", "p", "--set", "push.dry_run=false")[0] == 0
+    assert calls[2][2] == {"resume": True, "dry_run": False}
+
+
+def test_a_push_that_was_to_upload_can_be_gone_on_with_as_a_dry_run(flowopd, stage):
+    def stops(recipe, run, progress, **rest):
+        raise Interrupted("stopped")
+
+    trained("a")
+    stage("push", stops)
+    code, _, err = flowopd("push", "a", "--repo", "me/m", "--out", "p")
+    assert (code, err.strip().rpartition(": ")[2]) == (130, "flowopd push --resume p")
+    calls = stage("push")
+    assert flowopd("push", "--resume", "p", "--dry-run")[0] == 0
+    assert calls[0][2] == {"resume": True, "dry_run": True}
+
+
 @pytest.mark.parametrize(("flag", "private"), [("--private", True), ("--public", False), ("--quiet", None)])
 def test_push_takes_branch_message_and_visibility(flowopd, stage, flag, private):
     trained("a")

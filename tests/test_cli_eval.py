@@ -45,7 +45,29 @@ def test_a_suite_under_its_bar_ends_with_3_and_says_so(root, capsys):
     assert err.startswith("quality: 0.")
     assert call("eval", "--resume", root / "low") == 3
     assert "already done" in capsys.readouterr().err
+    assert call("eval", "--resume", root / "low", "--fail-under", "quality=0.01") == 0
+    assert call("eval", "--resume", root / "low") == 3
+    assert call("eval", "--resume", root / "low", "--fail-under", "geneval=0.01") == 2
+    assert "--fail-under geneval: no such result" in capsys.readouterr().err
+    assert call("eval", "--resume", root / "low", "--fail-under", "quality=0.9", "--suite", "ocr") == 2
+    assert "leave out a flag of the recipe" in capsys.readouterr().err
     assert call(*quality, "--fail-under", "quality=0.01", "--out", root / "high") == 0
+
+
+def test_a_bar_given_later_counts_for_a_run_that_is_done_or_goes_on(root, tmp_path, capsys):
+    shutil.copytree(root / "done", tmp_path / "e")
+    assert call("eval", "--resume", tmp_path / "e") == 0
+    before = (tmp_path / "e" / "recipe.yaml").read_bytes()
+    capsys.readouterr()
+    assert call("eval", "--resume", tmp_path / "e", "--fail-under", "quality=0.99", "--json") == 3
+    out, err = capsys.readouterr()
+    assert json.loads(out)["below"] == [err.strip().splitlines()[-1]]
+    assert "quality: 0." in err
+    assert (tmp_path / "e" / "recipe.yaml").read_bytes() == before
+    RunDir(tmp_path / "e").finish("interrupted")
+    assert call("eval", "--resume", tmp_path / "e", "--fail-under", "quality=0.99") == 3
+    assert RunDir.open(tmp_path / "e").manifest().status == "done"
+    assert RunDir.open(tmp_path / "e").recipe().eval.fail_under == {"quality": 0.99}
 
 
 @pytest.mark.parametrize(

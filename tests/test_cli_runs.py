@@ -128,5 +128,7 @@ def test_how_a_run_stands_is_one_word(make, flowopd, tmp_path):
     runs = [tmp_path / "runs" / name for name in "abcd"]
     code, out, _ = flowopd("runs", "status", *runs, tmp_path / "empty", tmp_path / "nothing")
     assert (code, out.split()) == (0, ["done", "interrupted", "failed", "unbegun", "absent", "absent"])
+    (tmp_path / "empty" / LOCK).touch()  # killed between its lock and its manifest
+    assert flowopd("runs", "status", tmp_path / "empty")[:2] == (0, "absent\n")
     (tmp_path / "empty" / "file").touch()
     assert flowopd("runs", "status", tmp_path / "empty")[0] == 2

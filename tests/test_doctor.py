@@ -12,6 +12,7 @@ from flowopd_cli import doctor, doctor_recipe, machine
 from flowopd_cli import recipe as recipes
 from flowopd_cli.footprint import needs
 from flowopd_cli.machine import GIB, Device
+from flowopd_cli.shapes import base_weights, shape_of
 
 ROOT = Path(__file__).resolve().parent.parent
 SD35 = "sd35m/distill-1gpu"
@@ -32,7 +33,9 @@ def test_the_tables_are_those_of_pyproject():
     assert set(declared["requires-python"].split(",")) == {machine.PYTHON[0]}
     known = {name: set(wanted.split(",")) for name, (wanted, _) in machine.PACKAGES.items()}
     assert known == ranges(declared["dependencies"])
-    extras = {name: ranges(lines) for name, lines in declared["optional-dependencies"].items() if name not in {"dev", "docs"}}
+    extras = {
+        name: ranges(lines) for name, lines in declared["optional-dependencies"].items() if name not in {"dev", "docs"}
+    }
     ours = {
         extra: {name: set(wanted.split(",")) for name, wanted in packages.items()}
         for extra, packages in machine.EXTRAS.items()
@@ -45,6 +48,41 @@ def test_what_the_tests_ran_with_lies_in_the_ranges():
         assert machine.allowed(tested, wanted)
     assert machine.allowed("2.13.0+cpu", "<=2.13.0")
     assert not machine.allowed("2.13.1", "<=2.13.0")
+
+
+def test_a_version_that_is_none_or_cannot_be_compared_is_no_error(seen, monkeypatch):
+    assert machine.allowed("unknown", "<3") is None
+    lines = seen(versions={"diffusers": "unknown", "rapidocr": "unknown", "onnxruntime": "2"})
+    assert (lines["diffusers"].state, lines["diffusers"].way_out) == ("warn", "pip install 'diffusers>=0.36,<0.43'")
+    assert lines["extra ocr"].state == "ok"
+    monkeypatch.setitem(sys.modules, "packaging.specifiers", None)  # an import of it fails
+    lines = seen(versions={"packaging": None})
+    assert (lines["packaging"].state, lines["packaging"].way_out) == ("fail", "pip install 'packaging>=21'")
+    assert (lines["python"].state, lines["torch"].state, lines["torch"].way_out) == ("ok", "warn", "")
+
+
+def test_a_check_that_breaks_is_a_line_and_the_others_go_on(seen, monkeypatch, flowopd, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as absent:
+        absent.setitem(sys.modules, "huggingface_hub", None)
+        lines = seen()
+    for name in ("hub token", "hub cache"):
+        assert lines[name].state == "fail"
+        assert "huggingface_hub" in lines[name].found
+    assert lines["cache"].state == "ok"
+
+    def broken():
+        raise OSError("libcudart.so.12: cannot open\nshared object file")
+
+    monkeypatch.setattr(machine, "devices", broken)
+    code, out, err = flowopd("doctor", "--recipe", "toy/teacher-ocr", "--json")
+    found = {line["name"]: line for line in json.loads(out)["lines"]}
+    assert (code, err) == (3, "")
+    assert "(OSError: libcudart.so.12: cannot open shared object file)" in found["device"]["found"]
+    assert found["device"]["way_out"] == "install the build of PyTorch that fits this machine"
+    assert found["memory needed"]["state"] == "fail"
+    assert (found["recipe"]["state"], found["base"]["state"]) == ("ok", "ok")
+    assert "reward toy-ocr" in found
 
 
 @pytest.fixture
@@ -115,6 +153,25 @@ def test_a_container_s_limit_counts(monkeypatch):
     assert machine.memory() == (3 * GIB, GIB)
 
 
+@pytest.mark.parametrize(
+    ("folder", "limit", "used", "idle"),
+    [
+        ("", "memory.max", "memory.current", "inactive_file"),
+        ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ],
+)
+def test_pages_of_files_that_may_be_dropped_are_not_used(tmp_path, folder, limit, used, idle):
+    place = tmp_path / folder
+    place.mkdir(exist_ok=True)
+    (place / limit).write_text("1000\n")
+    (place / used).write_text("900\n")
+    assert machine._limits(tmp_path) == [(1000, 900)]
+    (place / "memory.stat").write_text(f"anon 300\n{idle} 600\nactive_file 7\n")
+    assert machine._limits(tmp_path) == [(1000, 300)]
+    (place / limit).write_text("max\n")
+    assert machine._limits(tmp_path) == []
+
+
 @pytest.mark.parametrize("name", ["toy/teacher-ocr", "toy/distill", "toy/coldstart", SD35])
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_the_largest_micro_batch_is_the_last_that_fits(name, checkpointing):
@@ -151,6 +208,30 @@ def test_a_recipe_fits_or_it_is_said_with_what_it_would(monkeypatch):
     assert (line.state, line.way_out.partition(":")[0]) == ("fail", "not even one row fits")
     line = memory_line(monkeypatch, 79 * GIB, "train.processes=4", cards=2)
     assert (line.state, line.way_out) == ("fail", "set train.processes=2, or model.device=cpu")
+
+
+def test_text_encoders_are_counted_beside_the_base_and_a_merge_loads_neither(monkeypatch):
+    monkeypatch.setattr(machine, "devices", lambda: [Device("A", 80 * GIB, 79 * GIB, True)])
+
+    def lines(stage, *overrides, **given):
+        tree = {"stage": stage, "model": {"pretrained": "stabilityai/stable-diffusion-3.5-medium"}, **given}
+        found = doctor_recipe.examine(recipes.build(tree, overrides=overrides))
+        return {line.name: line for line in found}
+
+    shape = shape_of("sd3.5-medium")
+    taken = base_weights(shape) + shape.encoders
+    asked = {"eval": {"suites": ["pickscore"]}}
+    assert lines("eval", **asked)["memory needed"].found.startswith(f"{doctor.gib(2 * taken)} for the base and")
+    assert lines("push", run="r")["memory needed"].found.startswith(f"{doctor.gib(4 * taken)} for the base and")
+    free = 2 * taken + doctor_recipe.FRAMEWORK
+    monkeypatch.setattr(machine, "devices", lambda: [Device("A", 80 * GIB, free - 1, True)])
+    assert lines("eval", **asked)["memory needed"].state == "fail"
+    monkeypatch.setattr(machine, "devices", lambda: [Device("A", 80 * GIB, free, True)])
+    assert lines("eval", **asked)["memory needed"].state == "ok"
+    for told in (lines("merge", adapters=["runs/a"]), lines("eval", "eval.import_scores=there", **asked)):
+        assert not {"memory needed", "devices", "base"} & told.keys()
+    small = memory_line(monkeypatch, 12 * GIB, "train.micro=1", "train.gradient_checkpointing=true")
+    assert (small.state, small.way_out.partition(":")[0]) == ("fail", "not even one row fits")
 
 
 def test_what_a_recipe_lacks_is_named(monkeypatch):

@@ -12,7 +12,8 @@ import pytest
 
 from flowopd_cli import cli_watch, watching
 from flowopd_cli import recipe as recipes
-from flowopd_cli.manifest import MANIFEST
+from flowopd_cli.locks import Lock
+from flowopd_cli.manifest import LOCK, MANIFEST
 from flowopd_cli.run import RunDir
 from flowopd_cli.watching import Tail, Watcher, sparkline
 
@@ -82,7 +83,7 @@ def test_a_run_is_seen_from_before_its_beginning_to_its_end(run):
     run.log(row(3, loss=1.0))
     view = watcher.look()
     assert [curve.values for curve in view.curves] == [(0.1, 0.2, 0.3), (None, None, 1.0)]
-    assert view.events == ("iteration 4: warning: the reward\nstands still",)
+    assert view.events == ()
     run.samples_dir.mkdir()
     for name in ("000001.png", "000002.png", "000003.png", "000004.png"):
         (run.samples_dir / name).touch()
@@ -147,6 +148,39 @@ def test_once_and_without_a_terminal_it_shows_one_view(run, flowopd, tmp_path):
     assert "there is no run at" in err
     (tmp_path / "file").touch()
     assert flowopd("watch", tmp_path / "file")[0] == 2
+
+
+def test_a_folder_that_is_no_run_is_not_waited_for(flowopd, monkeypatch, tmp_path):
+    def never(seconds):
+        raise AssertionError("it waits")
+
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr(cli_watch.time, "sleep", never)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / LOCK).write_text("left by a process that is gone")
+    assert Watcher(folder).look().status == "waiting"
+    (folder / "notes.txt").touch()
+    code, out, err = flowopd("watch", folder)
+    assert (code, out) == (2, "")
+    assert f"{folder}: not a run directory" in err
+    (folder / LOCK).unlink()
+    lock = Lock(folder / LOCK)
+    lock.acquire()  # somebody is replacing a run there that had a file of its owner
+    assert Watcher(folder).look().status == "waiting"
+    lock.release()
+
+
+def test_events_of_one_iteration_are_kept_until_their_file_is_rewritten(run):
+    watcher = Watcher(run.path)
+    run.log_event(1, "warning", "early")
+    run.log_event(3, "skipped", "one")
+    assert len(watcher.look().events) == 2
+    run.log_event(3, "warning", "two")
+    assert [text.rpartition(" ")[2] for text in watcher.look().events] == ["early", "one", "two"]
+    assert len(watcher.look().events) == 3
+    run.go_back(2)
+    assert [text.rpartition(" ")[2] for text in watcher.look().events] == ["early"]
 
 
 def test_names_in_a_run_move_no_cursor(run, flowopd):
