@@ -339,6 +339,49 @@ def test_a_comparison_has_its_table_and_its_numbers_as_files(world, tmp_path):
     assert "Not evaluated: t-two." in text
 
 
+PAPER = {"average": 0.7, "deqa": 4.1, "geneval": 0.6, "ocr": 0.5, "pickscore": 22.0}
+
+
+def test_the_average_of_the_paper_is_the_suites_own(tmp_path):
+    made = reported.teacher(tmp_path / "t")
+    reported.evaluation(tmp_path / "e-base", None, PAPER)
+    scored = reported.evaluation(tmp_path / "e", made, PAPER | {"average": 0.8, "ocr": 0.9})
+    target, entries, _ = report.of_runs([made.path], tmp_path / "c")
+    shown = results.table(entries)
+    assert shown is not None
+    assert shown.columns == ("deqa", "geneval", "ocr", "pickscore", "average")
+    assert [cells[-1] for _, cells in shown.rows] == [results.Cell(0.7, 0.01), results.Cell(0.8, 0.01, best=True)]
+    assert (tmp_path / "c" / "table.md").read_text().splitlines()[0].count("average") == 1
+    assert (tmp_path / "c" / "table.tex").read_text().count("average") == 1
+    rows = [row for row in json.loads((tmp_path / "c" / "numbers.json").read_text()) if row["suite"] == "average"]
+    assert [row["mean"] for row in rows] == [0.7, 0.8]
+    for page in (target, report.of_run(scored.path, None)):
+        text = page.read_text(encoding="utf-8")
+        assert re.findall(r'<th scope="col" class="n">(\w+)', text) == [*shown.columns]
+        assert "average: as the suite of that name has it" in text
+
+
+@pytest.mark.parametrize(
+    ("means", "note"),
+    [
+        ({"geneval": 0.6, "deqa": 4.1}, "No average: the suites are on different scales."),
+        ({"geneval": 0.6, "drawbench-imagereward": -0.2}, "No average: the suites are on different scales."),
+        (
+            {"t2i-compbench": 0.5, "t2i-compbench-color": 0.6, "t2i-compbench-shape": 0.4},
+            "No average: t2i-compbench is one of other columns already.",
+        ),
+        ({"geneval": 0.6}, ""),
+    ],
+)
+def test_there_is_no_average_that_means_nothing(tmp_path, means, note):
+    run = reported.evaluation(tmp_path / "e", None, means)
+    entry = lineup.Entry("base", None, card_scores.evaluation(run))
+    shown = results.table([entry])
+    assert shown is not None
+    assert (set(shown.columns), shown.note) == (set(means), note)
+    assert note in " ".join(page_of(run.path, tmp_path).texts)
+
+
 def test_the_change_against_the_base_has_a_sign_and_an_error(world, tmp_path):
     found = results.changes(lineup.lineup([world / "t-one", world / "student"]))
     assert list(found) == ["t-one", "student"]
