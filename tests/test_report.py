@@ -21,7 +21,7 @@ from flowopd_cli.console import Console
 from flowopd_cli.errors import ArtifactError, Interrupted
 from flowopd_cli.execute import run_stage
 from flowopd_cli.progress import Silent
-from flowopd_cli.reports import curves, figures, lineup, results, single, strips
+from flowopd_cli.reports import balance, curves, figures, lineup, results, single, strips
 from flowopd_cli.run import RunDir
 
 HOSTILE = '"><img src=x onerror=alert(1)><script>alert(2)</script>$\\frac{=cmd|`x`|'
@@ -388,11 +388,37 @@ def test_the_change_against_the_base_has_a_sign_and_an_error(world, tmp_path):
     change, error = found["t-one"]["ocr"]
     assert (change, error) == pytest.approx((-0.05, math.sqrt(2) * 0.01))
     assert found["student"]["ocr"][0] == pytest.approx(0.4)
-    chart = curves.seesaw(found, ["geneval", "ocr"])
-    assert chart is not None
+    [chart] = balance.panels(found, [["geneval", "ocr"]])
     assert "t-one: geneval +0.100, ocr -0.050" in chart.alt
     assert [key.name for key in chart.legend] == ["geneval", "ocr"]
-    assert curves.seesaw({}, ["ocr"]) is None
+    assert balance.panels({}, [["ocr"]]) == []
+
+
+MANY = {f"s{i:02d}": 0.3 + 0.02 * i for i in range(12)}
+
+
+def many(root, means):
+    """A teacher, and evaluations of it and of the base on many suites."""
+    made = reported.teacher(root / "t")
+    reported.evaluation(root / "e-base", None, means)
+    reported.evaluation(root / "e", made, {name: mean + 0.1 for name, mean in means.items()})
+    return made.path
+
+
+def test_the_change_of_every_suite_stands_in_a_panel_of_its_scale(tmp_path):
+    entries = lineup.lineup([many(tmp_path, MANY | PAPER), tmp_path / "e"])
+    charts = balance.panels(results.changes(entries), results.scales(entries))
+    named = [[key.name for key in chart.legend] for chart in charts]
+    assert named == [["geneval", "ocr", *list(MANY)[:5]], list(MANY)[5:], ["deqa"], ["pickscore"]]
+    for chart, names in zip(charts, named, strict=True):
+        assert chart.alt == "Change against the base: t: " + ", ".join(f"{name} +0.100" for name in names)
+        assert len({key.mark for key in chart.legend}) == len(names)
+
+
+def test_a_change_that_is_no_number_is_left_out():
+    own = {"m": {"a": (0.1, None), "b": (math.nan, None)}, "n": {"b": (math.nan, 0.1)}}
+    [chart] = balance.panels(own, [["a", "b"], ["c"]])
+    assert chart.alt == "Change against the base: m: a +0.100"
 
 
 def test_pictures_stand_side_by_side_only_at_equal_prompts_and_seeds(world, tmp_path):

@@ -56,7 +56,8 @@ class Page:
     table: Table | None = None
     table_note: str = ""
     downloads: Mapping[str, str] = field(default_factory=dict)
-    balance: Chart | None = None
+    balance: Sequence[Chart] = ()
+    balance_note: str = ""
     charts: Sequence[Chart] = ()
     chart_note: str = ""
     grids: Sequence[Grid] = ()

@@ -114,6 +114,13 @@ def _error(entry: Entry, name: str) -> float | None:
     return entry.results[name]["stderr"] if name in entry.results else None
 
 
+def scales(entries: Sequence[Entry]) -> list[list[str]]:
+    """The suites that may share an axis: those between 0 and 1, then each other by itself; no average is among them."""
+    suites = [suite for suite in suites_of(entries) if suite != AVERAGE]
+    unit = [suite for suite in suites if on_unit_scale(entries, suite)]
+    return [group for group in (unit, *([suite] for suite in suites if suite not in unit)) if group]
+
+
 def changes(entries: Sequence[Entry]) -> dict[str, dict[str, tuple[float, float | None]]]:
     """Of every model that compares with the base the change of each suite, with its standard error."""
     base = next((entry for entry in entries if entry.name == BASE and entry.alike), None)
