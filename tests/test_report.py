@@ -177,7 +177,7 @@ def check_harmless(page):
     assert {tag for tag, _ in tags.found} <= {
         *("html", "head", "meta", "link", "title", "style", "body", "header", "main", "section", "footer", "div", "p"),
         *("h1", "h2", "h3", "dl", "dt", "dd", "ul", "ol", "li", "i", "b", "a", "span", "figure", "figcaption", "img"),
-        *("table", "thead", "tbody", "tr", "th", "td", "details", "summary", "pre"),
+        *("table", "thead", "tbody", "tr", "th", "td", "details", "summary", "pre", "wbr"),
         *("svg", "g", "path", "use", "text", "defs", "clippath", "rect", "tspan"),
     }
     assert not [name for _, attributes in tags.found for name in attributes if name.startswith("on")]
@@ -397,11 +397,11 @@ def test_the_change_against_the_base_has_a_sign_and_an_error(world, tmp_path):
 MANY = {f"s{i:02d}": 0.3 + 0.02 * i for i in range(12)}
 
 
-def many(root, means):
+def many(root, means, name="t"):
     """A teacher, and evaluations of it and of the base on many suites."""
-    made = reported.teacher(root / "t")
+    made = reported.teacher(root / name)
     reported.evaluation(root / "e-base", None, means)
-    reported.evaluation(root / "e", made, {name: mean + 0.1 for name, mean in means.items()})
+    reported.evaluation(root / "e", made, {suite: mean + 0.1 for suite, mean in means.items()})
     return made.path
 
 
@@ -512,12 +512,17 @@ def chromium():
         yield found
 
 
+LONG = "a-student-with-a-rather-long-name-that-says-all-of-its-settings"
+
+
 @pytest.fixture(scope="module")
 def pages(world, tmp_path_factory):
     folder = tmp_path_factory.mktemp("pages")
+    wide = many(folder, PAPER | {f"t2i-compbench-{name}[grounding-dino]": 0.5 for name in "abcdefg"}, LONG)
     both = report.of_runs([world / "t-one", world / "student", world / "e-base"], folder / "c")[0]
     one = [report.of_run(world / name, folder / f"{name}.html") for name in ("student", "t-one", "e-one")]
-    return [both, *one, report.of_run(hostile(folder).path, folder / "h.html")]
+    whole = report.of_runs([wide, folder / "e"], folder / "w")[0]
+    return [both, *one, report.of_run(hostile(folder).path, folder / "h.html"), whole]
 
 
 @pytest.mark.parametrize("dark", [False, True])
@@ -538,6 +543,13 @@ def test_a_browser_shows_every_page_without_overflow_or_error(chromium, pages, t
         chromium.screenshot(tmp_path / "page.png")
         assert (tmp_path / "page.png").stat().st_size > 10_000
     assert papers == {"rgb(21, 23, 26)" if dark else "rgb(255, 255, 255)"}
+
+
+def test_a_phone_shows_figures_beside_the_names_of_models_and_a_desktop_most_suites(chromium, pages):
+    edges = "[...document.querySelectorAll('#results thead th')].map(h => h.getBoundingClientRect().right)"
+    for width, count in ((390, 2), (1440, 7)):
+        chromium.show(pages[-1], width)
+        assert sum(edge <= width - 16 for edge in chromium.value(edges)) >= count
 
 
 def test_lines_take_the_colors_of_the_page_and_a_print_is_light(chromium, pages):

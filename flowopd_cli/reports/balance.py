@@ -15,7 +15,7 @@ NOTE = (
     "Right of the line a model is better than the base at that suite, left of it worse. Bars: one standard error of "
     "the difference, as if the two were independent."
 )
-NAME = 40
+NAME, LABEL = 40, 28  # characters of a suite's name and of a model's
 Changes = Mapping[str, Mapping[str, tuple[float, float | None]]]
 
 
@@ -58,15 +58,20 @@ def _panel(changes: Changes, suites: Sequence[str], reach: tuple[float, float] |
         points = [(changes[m][suite], i + offset) for i, m in enumerate(models) if _known(changes[m], suite)]
         _points(plain, points, key)
     plain.axvline(0, color=INK, linewidth=0.8)
-    plain.set_yticks(range(len(models)), [printable(m)[:28] for m in models])
+    plain.set_yticks(range(len(models)), [_short(m) for m in models])
     plain.tick_params(axis="y", labelcolor=INK)
     plain.set_ylim(len(models) - 0.5, -0.5)
     plain.grid(visible=False, axis="y")
     plain.set_xlabel("change of the suite's mean against the base")
     if reach:
         plain.set_xlim(*reach)
-    alt = f"{TITLE}: " + "; ".join(f"{printable(m)[:28]}: {_told(changes[m], suites)}" for m in models)
+    alt = f"{TITLE}: " + "; ".join(f"{_short(m)}: {_told(changes[m], suites)}" for m in models)
     return Chart(TITLE, alt, drawn(figure, name), "", keys)
+
+
+def _short(model: str) -> str:
+    text = printable(model)
+    return text if len(text) <= LABEL else f"{text[: LABEL - 1]}…"
 
 
 def _points(plain: Any, points: Sequence[tuple[tuple[float, float | None], float]], key: Key) -> None:
