@@ -500,6 +500,29 @@ def test_a_comparison_does_not_replace_the_report_of_a_run(world, tmp_path):
         report.of_runs([run.path, world / "student"], run.path)
 
 
+def test_the_files_beside_a_comparison_replace_no_others(flowopd, world, tmp_path):
+    runs, folder = [world / "t-one", world / "student"], tmp_path / "paper"
+    folder.mkdir()
+    for name in ("table.tex", "second.table.tex"):
+        (folder / name).write_text("years of work")
+    asked = ["report", *runs, "--out", folder / "first.html"]
+    code, out, _ = flowopd(*asked, "--json")
+    assert code == 0
+    assert json.loads(out)["files"] == [str(folder / f"first.{name}") for name in results.NUMBERS]
+    for named in (folder / "second.html", folder / "report.html"):
+        code, out, err = flowopd("report", *runs, "--out", named)
+        assert (code, out, named.exists()) == (2, "", False)
+        assert "table.tex: is no file of an earlier report, or was changed; move it" in err
+        assert len(err.splitlines()) == 1
+    assert (folder / "table.tex").read_text() == (folder / "second.table.tex").read_text() == "years of work"
+    other = ["report", runs[0], world / "t-two", "--out", folder / "first.html"]
+    assert flowopd(*other)[0] == 0  # what the earlier page has is ours to replace
+    assert "student" not in (folder / "first.table.md").read_text()
+    (folder / "first.table.md").write_text("with a caption")
+    assert flowopd(*asked)[0] == 2
+    assert (folder / "first.table.md").read_text() == "with a caption"
+
+
 # -- in a browser -----------------------------------------------------------------------------------------------------
 
 
