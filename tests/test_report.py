@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import browser
 import pytest
 import reported
+from PIL import Image
 
 from flowopd_cli import card_scores, report
 from flowopd_cli import recipe as recipes
@@ -223,6 +224,16 @@ def test_a_picture_that_is_none_is_left_out(tmp_path):
     run.sample_prompts_file.write_text("[1, {]")
     run.finish("done")
     assert single.page(run, run.report_file).grids == ()
+
+
+@pytest.mark.parametrize(("width", "height"), [(100, 20000), (20000, 1), (1, 20000)])
+def test_a_picture_of_an_absurd_shape_is_made_small(tmp_path, width, height):
+    run = reported.begun(tmp_path / "t", reported.TEACHER)
+    run.write_image("000001", Image.new("RGB", (width, height)))
+    run.finish("done")
+    for image in page_of(run.path, tmp_path).all("img"):
+        with Image.open(io.BytesIO(base64.b64decode(image["src"].partition(",")[2]))) as shown:
+            assert (shown.width <= strips.WIDEST, shown.height <= 4 * strips.WIDEST) == (True, True)
 
 
 # -- at the end of a run ----------------------------------------------------------------------------------------------
