@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from flowopd_cli.errors import ArtifactError, one_line
+from flowopd_cli.errors import ArtifactError, one_line, printable
 from flowopd_cli.files import atomic_write
 from flowopd_cli.manifest import is_run
 from flowopd_cli.paths import is_dir, is_file
@@ -112,3 +112,8 @@ def page_at(out: Path) -> Path:
     if not is_page and not is_file(target) and is_dir(out) and any(out.iterdir()):
         raise ArtifactError(f"{out}: is not empty and has no {REPORT} of ours in it; give --out a fresh name")
     return target
+
+
+def shown(page: Path) -> str:
+    """Where a page is, as a terminal can show it: bytes of a name that are no UTF-8 are written out."""
+    return printable(str(page))

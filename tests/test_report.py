@@ -236,6 +236,27 @@ def test_a_picture_of_an_absurd_shape_is_made_small(tmp_path, width, height):
             assert (shown.width <= strips.WIDEST, shown.height <= 4 * strips.WIDEST) == (True, True)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="a name is any bytes on Linux alone")
+def test_a_name_that_is_no_utf_8_is_written_out(flowopd, world, tmp_path):
+    names = [os.fsdecode(name) for name in (b"bad\xff", b"bad\xfe\x1b[2J")]
+    made = reported.teacher(tmp_path / "t")
+    reported.evaluation(tmp_path / "e", made)
+    runs = [
+        (tmp_path / "t").rename(tmp_path / names[0]),
+        reported.teacher(tmp_path / "u").path.rename(tmp_path / names[1]),
+    ]
+    (tmp_path / "e").rename(tmp_path / os.fsdecode(b"e\xff"))
+    for argv in ([runs[0]], [runs[1]], [*runs, tmp_path / os.fsdecode(b"e\xff"), "--out", tmp_path / "c"]):
+        code, out, err = flowopd("report", *argv)
+        assert (code, err) == (0, "")
+        assert out.encode().decode().endswith("report.html\n")
+    page = (tmp_path / "c" / "report.html").read_text(encoding="utf-8")
+    assert "bad\\udcff" in page
+    assert "bad\\udcfe\\x1b[2J" in page
+    assert 'href="../bad%FF/report.html"' in page
+    assert "\x1b" not in page + (tmp_path / names[1] / "report.html").read_text(encoding="utf-8")
+
+
 # -- at the end of a run ----------------------------------------------------------------------------------------------
 
 
