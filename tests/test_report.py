@@ -396,8 +396,9 @@ def test_the_average_of_the_paper_is_the_suites_own(tmp_path):
 @pytest.mark.parametrize(
     ("means", "note"),
     [
+        ({"geneval": 0.6, "mine": -0.2}, "No average: the suites are on different scales."),
         ({"geneval": 0.6, "deqa": 4.1}, "No average: the suites are on different scales."),
-        ({"geneval": 0.6, "drawbench-imagereward": -0.2}, "No average: the suites are on different scales."),
+        ({"geneval": 0.6, "drawbench-imagereward": 0.87}, "No average: the suites are on different scales."),
         (
             {"t2i-compbench": 0.5, "t2i-compbench-color": 0.6, "t2i-compbench-shape": 0.4},
             "No average: t2i-compbench is one of other columns already.",

@@ -17,6 +17,7 @@ from flowopd_cli.files import plain
 from flowopd_cli.reports.lineup import BASE, Entry
 
 AVERAGE = "average"
+UNBOUNDED = ("imagereward",)  # how suites end whose means may lie between 0 and 1 by chance
 NUMBERS = ("numbers.csv", "numbers.json", "table.md", "table.tex")
 _FORMULA = {"=", "+", "-", "@"}
 _TEX = {c: f"\\{c}" for c in "&%$#_{}"} | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}"}
@@ -60,8 +61,10 @@ def suites_of(entries: Sequence[Entry]) -> list[str]:
 
 
 def on_unit_scale(entries: Sequence[Entry], suite: str) -> bool:
-    """Whether every mean of a suite lies between 0 and 1."""
-    return all(0 <= entry.results[suite]["mean"] <= 1 for entry in entries if suite in entry.results)
+    """Whether every mean of a suite lies between 0 and 1, and not by chance."""
+    return not suite.endswith(UNBOUNDED) and all(
+        0 <= entry.results[suite]["mean"] <= 1 for entry in entries if suite in entry.results
+    )
 
 
 def table(entries: Sequence[Entry]) -> Table | None:
