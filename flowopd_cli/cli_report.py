@@ -35,4 +35,4 @@ def report(
         page, entries, files = reports.of_runs(runs, out)
         models = {entry.name: entry.results for entry in entries}
         told = {"report": str(page), "files": [str(file) for file in files], "models": models}
-    print(jsonlib.dumps(told) if json else page)
+    print(jsonlib.dumps(told) if json else reports.shown(page))

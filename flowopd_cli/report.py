@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from flowopd_cli.errors import ArtifactError, one_line
+from flowopd_cli.errors import ArtifactError, one_line, printable
 from flowopd_cli.files import atomic_write
 from flowopd_cli.manifest import is_run
 from flowopd_cli.paths import is_dir, is_file
@@ -61,16 +62,39 @@ def of_runs(paths: Sequence[Path], out: Path | None) -> tuple[Path, list[Entry],
     target = page_at(fresh_path("report") if out is None else out)
     if is_run(target.parent):
         raise ArtifactError(f"{target.parent}: is a run; give --out a folder of its own for the comparison")
+    _keep_others(target, _beside(entries, target))
     return target, entries, write_comparison(compare.Comparison(entries), target)
 
 
 def write_comparison(asked: compare.Comparison, target: Path) -> list[Path]:
     """Write a comparison's page to ``target`` and its numbers beside it; returns where those are."""
-    beside = {target.with_name(name): text for name, text in results.files(asked.entries).items()}
-    atomic_write(target, render(compare.page(asked, target)))
+    beside, page = _beside(asked.entries, target), render(compare.page(asked, target))
     for path, text in beside.items():
         atomic_write(path, text)
+    atomic_write(target, page)
     return list(beside)
+
+
+def _beside(entries: Sequence[Entry], target: Path) -> dict[Path, str]:
+    """The files of numbers; those of a page with a name of its own begin with that: ``paper.table.tex``."""
+    own = "" if target.name == REPORT else f"{target.stem}."
+    return {target.with_name(own + name): text for name, text in results.files(entries).items()}
+
+
+def _keep_others(target: Path, beside: Mapping[Path, str]) -> None:
+    """Refuse to replace a file of numbers that is not as the earlier page at ``target`` has it.
+
+    Raises:
+        ArtifactError: one of them is there, and is no earlier report's or was changed since.
+    """
+    earlier = target.read_bytes() if is_file(target) else b""
+    for path, text in beside.items():
+        if is_file(path):
+            found = path.read_bytes()
+            if found != text.encode() and b64encode(found) not in earlier:
+                raise ArtifactError(
+                    f"{path}: is no file of an earlier report, or was changed; move it, or give --out a fresh name"
+                )
 
 
 def page_at(out: Path) -> Path:
@@ -88,3 +112,8 @@ def page_at(out: Path) -> Path:
     if not is_page and not is_file(target) and is_dir(out) and any(out.iterdir()):
         raise ArtifactError(f"{out}: is not empty and has no {REPORT} of ours in it; give --out a fresh name")
     return target
+
+
+def shown(page: Path) -> str:
+    """Where a page is, as a terminal can show it: bytes of a name that are no UTF-8 are written out."""
+    return printable(str(page))

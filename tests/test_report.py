@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import browser
 import pytest
 import reported
+from PIL import Image
 
 from flowopd_cli import card_scores, report
 from flowopd_cli import recipe as recipes
@@ -21,7 +22,7 @@ from flowopd_cli.console import Console
 from flowopd_cli.errors import ArtifactError, Interrupted
 from flowopd_cli.execute import run_stage
 from flowopd_cli.progress import Silent
-from flowopd_cli.reports import curves, figures, lineup, results, single, strips
+from flowopd_cli.reports import balance, curves, figures, lineup, results, single, strips
 from flowopd_cli.run import RunDir
 
 HOSTILE = '"><img src=x onerror=alert(1)><script>alert(2)</script>$\\frac{=cmd|`x`|'
@@ -177,7 +178,7 @@ def check_harmless(page):
     assert {tag for tag, _ in tags.found} <= {
         *("html", "head", "meta", "link", "title", "style", "body", "header", "main", "section", "footer", "div", "p"),
         *("h1", "h2", "h3", "dl", "dt", "dd", "ul", "ol", "li", "i", "b", "a", "span", "figure", "figcaption", "img"),
-        *("table", "thead", "tbody", "tr", "th", "td", "details", "summary", "pre"),
+        *("table", "thead", "tbody", "tr", "th", "td", "details", "summary", "pre", "wbr"),
         *("svg", "g", "path", "use", "text", "defs", "clippath", "rect", "tspan"),
     }
     assert not [name for _, attributes in tags.found for name in attributes if name.startswith("on")]
@@ -223,6 +224,37 @@ def test_a_picture_that_is_none_is_left_out(tmp_path):
     run.sample_prompts_file.write_text("[1, {]")
     run.finish("done")
     assert single.page(run, run.report_file).grids == ()
+
+
+@pytest.mark.parametrize(("width", "height"), [(100, 20000), (20000, 1), (1, 20000)])
+def test_a_picture_of_an_absurd_shape_is_made_small(tmp_path, width, height):
+    run = reported.begun(tmp_path / "t", reported.TEACHER)
+    run.write_image("000001", Image.new("RGB", (width, height)))
+    run.finish("done")
+    for image in page_of(run.path, tmp_path).all("img"):
+        with Image.open(io.BytesIO(base64.b64decode(image["src"].partition(",")[2]))) as shown:
+            assert (shown.width <= strips.WIDEST, shown.height <= 4 * strips.WIDEST) == (True, True)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a name is any bytes on Linux alone")
+def test_a_name_that_is_no_utf_8_is_written_out(flowopd, world, tmp_path):
+    names = [os.fsdecode(name) for name in (b"bad\xff", b"bad\xfe\x1b[2J")]
+    made = reported.teacher(tmp_path / "t")
+    reported.evaluation(tmp_path / "e", made)
+    runs = [
+        (tmp_path / "t").rename(tmp_path / names[0]),
+        reported.teacher(tmp_path / "u").path.rename(tmp_path / names[1]),
+    ]
+    (tmp_path / "e").rename(tmp_path / os.fsdecode(b"e\xff"))
+    for argv in ([runs[0]], [runs[1]], [*runs, tmp_path / os.fsdecode(b"e\xff"), "--out", tmp_path / "c"]):
+        code, out, err = flowopd("report", *argv)
+        assert (code, err) == (0, "")
+        assert out.encode().decode().endswith("report.html\n")
+    page = (tmp_path / "c" / "report.html").read_text(encoding="utf-8")
+    assert "bad\\udcff" in page
+    assert "bad\\udcfe\\x1b[2J" in page
+    assert 'href="../bad%FF/report.html"' in page
+    assert "\x1b" not in page + (tmp_path / names[1] / "report.html").read_text(encoding="utf-8")
 
 
 # -- at the end of a run ----------------------------------------------------------------------------------------------
@@ -339,17 +371,87 @@ def test_a_comparison_has_its_table_and_its_numbers_as_files(world, tmp_path):
     assert "Not evaluated: t-two." in text
 
 
+PAPER = {"average": 0.7, "deqa": 4.1, "geneval": 0.6, "ocr": 0.5, "pickscore": 22.0}
+
+
+def test_the_average_of_the_paper_is_the_suites_own(tmp_path):
+    made = reported.teacher(tmp_path / "t")
+    reported.evaluation(tmp_path / "e-base", None, PAPER)
+    scored = reported.evaluation(tmp_path / "e", made, PAPER | {"average": 0.8, "ocr": 0.9})
+    target, entries, _ = report.of_runs([made.path], tmp_path / "c")
+    shown = results.table(entries)
+    assert shown is not None
+    assert shown.columns == ("deqa", "geneval", "ocr", "pickscore", "average")
+    assert [cells[-1] for _, cells in shown.rows] == [results.Cell(0.7, 0.01), results.Cell(0.8, 0.01, best=True)]
+    assert (tmp_path / "c" / "table.md").read_text().splitlines()[0].count("average") == 1
+    assert (tmp_path / "c" / "table.tex").read_text().count("average") == 1
+    rows = [row for row in json.loads((tmp_path / "c" / "numbers.json").read_text()) if row["suite"] == "average"]
+    assert [row["mean"] for row in rows] == [0.7, 0.8]
+    for page in (target, report.of_run(scored.path, None)):
+        text = page.read_text(encoding="utf-8")
+        assert re.findall(r'<th scope="col" class="n">(\w+)', text) == [*shown.columns]
+        assert "average: as the suite of that name has it" in text
+
+
+@pytest.mark.parametrize(
+    ("means", "note"),
+    [
+        ({"geneval": 0.6, "mine": -0.2}, "No average: the suites are on different scales."),
+        ({"geneval": 0.6, "deqa": 4.1}, "No average: the suites are on different scales."),
+        ({"geneval": 0.6, "drawbench-imagereward": 0.87}, "No average: the suites are on different scales."),
+        (
+            {"t2i-compbench": 0.5, "t2i-compbench-color": 0.6, "t2i-compbench-shape": 0.4},
+            "No average: t2i-compbench is one of other columns already.",
+        ),
+        ({"geneval": 0.6}, ""),
+    ],
+)
+def test_there_is_no_average_that_means_nothing(tmp_path, means, note):
+    run = reported.evaluation(tmp_path / "e", None, means)
+    entry = lineup.Entry("base", None, card_scores.evaluation(run))
+    shown = results.table([entry])
+    assert shown is not None
+    assert (set(shown.columns), shown.note) == (set(means), note)
+    assert note in " ".join(page_of(run.path, tmp_path).texts)
+
+
 def test_the_change_against_the_base_has_a_sign_and_an_error(world, tmp_path):
     found = results.changes(lineup.lineup([world / "t-one", world / "student"]))
     assert list(found) == ["t-one", "student"]
     change, error = found["t-one"]["ocr"]
     assert (change, error) == pytest.approx((-0.05, math.sqrt(2) * 0.01))
     assert found["student"]["ocr"][0] == pytest.approx(0.4)
-    chart = curves.seesaw(found, ["geneval", "ocr"])
-    assert chart is not None
+    [chart] = balance.panels(found, [["geneval", "ocr"]])
     assert "t-one: geneval +0.100, ocr -0.050" in chart.alt
     assert [key.name for key in chart.legend] == ["geneval", "ocr"]
-    assert curves.seesaw({}, ["ocr"]) is None
+    assert balance.panels({}, [["ocr"]]) == []
+
+
+MANY = {f"s{i:02d}": 0.3 + 0.02 * i for i in range(12)}
+
+
+def many(root, means, name="t"):
+    """A teacher, and evaluations of it and of the base on many suites."""
+    made = reported.teacher(root / name)
+    reported.evaluation(root / "e-base", None, means)
+    reported.evaluation(root / "e", made, {suite: mean + 0.1 for suite, mean in means.items()})
+    return made.path
+
+
+def test_the_change_of_every_suite_stands_in_a_panel_of_its_scale(tmp_path):
+    entries = lineup.lineup([many(tmp_path, MANY | PAPER), tmp_path / "e"])
+    charts = balance.panels(results.changes(entries), results.scales(entries))
+    named = [[key.name for key in chart.legend] for chart in charts]
+    assert named == [["geneval", "ocr", *list(MANY)[:5]], list(MANY)[5:], ["deqa"], ["pickscore"]]
+    for chart, names in zip(charts, named, strict=True):
+        assert chart.alt == "Change against the base: t: " + ", ".join(f"{name} +0.100" for name in names)
+        assert len({key.mark for key in chart.legend}) == len(names)
+
+
+def test_a_change_that_is_no_number_is_left_out():
+    own = {"m": {"a": (0.1, None), "b": (math.nan, None)}, "n": {"b": (math.nan, 0.1)}}
+    [chart] = balance.panels(own, [["a", "b"], ["c"]])
+    assert chart.alt == "Change against the base: m: a +0.100"
 
 
 def test_pictures_stand_side_by_side_only_at_equal_prompts_and_seeds(world, tmp_path):
@@ -443,6 +545,29 @@ def test_a_comparison_does_not_replace_the_report_of_a_run(world, tmp_path):
         report.of_runs([run.path, world / "student"], run.path)
 
 
+def test_the_files_beside_a_comparison_replace_no_others(flowopd, world, tmp_path):
+    runs, folder = [world / "t-one", world / "student"], tmp_path / "paper"
+    folder.mkdir()
+    for name in ("table.tex", "second.table.tex"):
+        (folder / name).write_text("years of work")
+    asked = ["report", *runs, "--out", folder / "first.html"]
+    code, out, _ = flowopd(*asked, "--json")
+    assert code == 0
+    assert json.loads(out)["files"] == [str(folder / f"first.{name}") for name in results.NUMBERS]
+    for named in (folder / "second.html", folder / "report.html"):
+        code, out, err = flowopd("report", *runs, "--out", named)
+        assert (code, out, named.exists()) == (2, "", False)
+        assert "table.tex: is no file of an earlier report, or was changed; move it" in err
+        assert len(err.splitlines()) == 1
+    assert (folder / "table.tex").read_text() == (folder / "second.table.tex").read_text() == "years of work"
+    other = ["report", runs[0], world / "t-two", "--out", folder / "first.html"]
+    assert flowopd(*other)[0] == 0  # what the earlier page has is ours to replace
+    assert "student" not in (folder / "first.table.md").read_text()
+    (folder / "first.table.md").write_text("with a caption")
+    assert flowopd(*asked)[0] == 2
+    assert (folder / "first.table.md").read_text() == "with a caption"
+
+
 # -- in a browser -----------------------------------------------------------------------------------------------------
 
 
@@ -455,12 +580,17 @@ def chromium():
         yield found
 
 
+LONG = "a-student-with-a-rather-long-name-that-says-all-of-its-settings"
+
+
 @pytest.fixture(scope="module")
 def pages(world, tmp_path_factory):
     folder = tmp_path_factory.mktemp("pages")
+    wide = many(folder, PAPER | {f"t2i-compbench-{name}[grounding-dino]": 0.5 for name in "abcdefg"}, LONG)
     both = report.of_runs([world / "t-one", world / "student", world / "e-base"], folder / "c")[0]
     one = [report.of_run(world / name, folder / f"{name}.html") for name in ("student", "t-one", "e-one")]
-    return [both, *one, report.of_run(hostile(folder).path, folder / "h.html")]
+    whole = report.of_runs([wide, folder / "e"], folder / "w")[0]
+    return [both, *one, report.of_run(hostile(folder).path, folder / "h.html"), whole]
 
 
 @pytest.mark.parametrize("dark", [False, True])
@@ -481,6 +611,13 @@ def test_a_browser_shows_every_page_without_overflow_or_error(chromium, pages, t
         chromium.screenshot(tmp_path / "page.png")
         assert (tmp_path / "page.png").stat().st_size > 10_000
     assert papers == {"rgb(21, 23, 26)" if dark else "rgb(255, 255, 255)"}
+
+
+def test_a_phone_shows_figures_beside_the_names_of_models_and_a_desktop_most_suites(chromium, pages):
+    edges = "[...document.querySelectorAll('#results thead th')].map(h => h.getBoundingClientRect().right)"
+    for width, count in ((390, 2), (1440, 7)):
+        chromium.show(pages[-1], width)
+        assert sum(edge <= width - 16 for edge in chromium.value(edges)) >= count
 
 
 def test_lines_take_the_colors_of_the_page_and_a_print_is_light(chromium, pages):

@@ -10,10 +10,10 @@ from pathlib import Path
 from flowopd_cli.card_scores import protocol
 from flowopd_cli.errors import FlowOPDError
 from flowopd_cli.manifest import status_now
-from flowopd_cli.reports import curves, strips
+from flowopd_cli.reports import balance, curves, strips
 from flowopd_cli.reports.lineup import Entry
 from flowopd_cli.reports.page import Link, Listing, Page, duration, link, span
-from flowopd_cli.reports.results import changes, files, suites_of, table
+from flowopd_cli.reports.results import changes, files, scales, table
 from flowopd_cli.run import RunDir
 
 TITLE = "Comparison"
@@ -45,7 +45,8 @@ def page(asked: Comparison, target: Path) -> Page:
         table=shown,
         table_note=_note(entries),
         downloads=files(entries),
-        balance=curves.seesaw(changes(entries), suites_of(entries)),
+        balance_note=balance.NOTE,
+        balance=balance.panels(changes(entries), scales(entries)),
         charts=curves.together({name: own for name, own in rows.items() if own}),
         chart_note="" if scored else "None of these models has an evaluation: flowopd eval --adapter RUN makes one.",
         grids=_grids(scored),

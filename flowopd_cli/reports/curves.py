@@ -10,7 +10,7 @@ from typing import Any
 from flowopd_cli.errors import printable
 from flowopd_cli.recipe import ColdstartRecipe, Recipe, TrainedRecipe
 from flowopd_cli.reports.figures import Rows, column, iterations, known, mean, names, smooth, thinned, window
-from flowopd_cli.reports.svg import DASHES, INK, MARKS, SERIES, Chart, Key, axes, drawn, logarithmic
+from flowopd_cli.reports.svg import DASHES, SERIES, Chart, Key, axes, drawn, logarithmic
 
 MOST = 7
 ITERATION = "iteration"
@@ -209,34 +209,3 @@ def together(runs: Mapping[str, Rows]) -> list[Chart]:
         chart = lines(shape, series, f"all{name}")
         found += [chart] if chart else []
     return found
-
-
-def seesaw(changes: Mapping[str, Mapping[str, tuple[float, float | None]]], suites: Sequence[str]) -> Chart | None:
-    """The change of each suite against the base: ``{model: {suite: (change, standard error)}}``."""
-    models = [name for name in changes if changes[name]]
-    if not models:
-        return None
-    figure, plain = axes(4.6, 0.55 + 0.34 * len(models))
-    keys = tuple(Key(printable(s)[:28], i, "", mark) for i, (s, mark) in enumerate(zip(suites, MARKS, strict=False)))
-    for number, (suite, key) in enumerate(zip(suites, keys, strict=False)):
-        offset = (number - (min(len(suites), MOST) - 1) / 2) * 0.17
-        points = [(changes[m][suite], i + offset) for i, m in enumerate(models) if suite in changes[m]]
-        if points:
-            look = {"color": SERIES[key.color], "marker": MARKS[key.mark], "linestyle": "none", "markersize": 3.5}
-            x, error = [p[0][0] for p in points], [p[0][1] or 0.0 for p in points]
-            plain.errorbar(x, [p[1] for p in points], xerr=error, elinewidth=0.9, **look)
-    plain.axvline(0, color=INK, linewidth=0.8)
-    plain.set_yticks(range(len(models)), [printable(m)[:28] for m in models])
-    plain.tick_params(axis="y", labelcolor=INK)
-    plain.set_ylim(len(models) - 0.5, -0.5)
-    plain.grid(visible=False, axis="y")
-    plain.set_xlabel("change of the suite's mean against the base")
-    alt = "Change against the base: " + "; ".join(
-        f"{printable(m)[:28]}: " + ", ".join(f"{printable(s)[:28]} {c:+.3f}" for s, (c, _) in changes[m].items())
-        for m in models
-    )
-    caption = (
-        "Right of the line a model is better than the base at that suite, left of it worse. Bars: one standard error "
-        "of the difference, as if the two were independent."
-    )
-    return Chart("Change against the base", alt, drawn(figure, "seesaw"), caption, keys)

@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from flowopd_cli import __version__
-from flowopd_cli.errors import one_line
+from flowopd_cli.errors import one_line, printable
 from flowopd_cli.manifest import Manifest
 from flowopd_cli.paths import is_file
 from flowopd_cli.reports.results import Table
@@ -56,7 +56,8 @@ class Page:
     table: Table | None = None
     table_note: str = ""
     downloads: Mapping[str, str] = field(default_factory=dict)
-    balance: Chart | None = None
+    balance: Sequence[Chart] = ()
+    balance_note: str = ""
     charts: Sequence[Chart] = ()
     chart_note: str = ""
     grids: Sequence[Grid] = ()
@@ -71,9 +72,9 @@ def render(page: Page) -> str:
     template = (files("flowopd_cli") / "templates" / "report.html.j2").read_text(encoding="utf-8")
     uris = {name: _uri(name, text) for name, text in page.downloads.items()}
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["brief"] = one_line
-    made = environment.from_string(template)
-    return made.render(page=page, uris=uris, mark=MARK, version=__version__)
+    environment.filters |= {"brief": one_line, "printable": printable}
+    made = environment.from_string(template).render(page=page, uris=uris, mark=MARK, version=__version__)
+    return made.encode("utf-8", "backslashreplace").decode("utf-8")  # a name of a file may hold what UTF-8 cannot
 
 
 def _uri(name: str, text: str) -> str:
@@ -87,7 +88,7 @@ def link(text: str, target: Path, page: Path) -> Link:
         report = RunPaths(target).report_file
         if is_file(report) and report.resolve() != page.resolve():
             relative = os.path.relpath(report.resolve(), page.resolve().parent)
-            return Link(text, quote(Path(relative).as_posix(), safe="/"))
+            return Link(text, quote(os.fsencode(Path(relative).as_posix()), safe="/"))
     except (OSError, ValueError):
         pass
     return Link(text)

@@ -17,6 +17,7 @@ from flowopd_cli.files import plain
 from flowopd_cli.reports.lineup import BASE, Entry
 
 AVERAGE = "average"
+UNBOUNDED = ("imagereward",)  # how suites end whose means may lie between 0 and 1 by chance
 NUMBERS = ("numbers.csv", "numbers.json", "table.md", "table.tex")
 _FORMULA = {"=", "+", "-", "@"}
 _TEX = {c: f"\\{c}" for c in "&%$#_{}"} | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}"}
@@ -44,17 +45,26 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """Models as rows, suites as columns; ``near`` are suites whose scorer is not that of papers."""
+    """Models as rows, suites as columns; ``near`` are suites whose scorer is not that of papers, ``note`` says what
+    the average is, or why there is none."""
 
     columns: tuple[str, ...]
     rows: tuple[tuple[str, tuple[Cell | None, ...]], ...]
     near: frozenset[str] = frozenset()
     apart: tuple[str, ...] = ()
+    note: str = ""
 
 
 def suites_of(entries: Sequence[Entry]) -> list[str]:
-    """Every suite that a model was scored on, in the order in which they appear."""
-    return list(dict.fromkeys(suite for entry in entries for suite in entry.results))
+    """Every suite that a model was scored on, in the order in which they appear; one named ``average`` is the last."""
+    return sorted(dict.fromkeys(suite for entry in entries for suite in entry.results), key=AVERAGE.__eq__)
+
+
+def on_unit_scale(entries: Sequence[Entry], suite: str) -> bool:
+    """Whether every mean of a suite lies between 0 and 1, and not by chance."""
+    return not suite.endswith(UNBOUNDED) and all(
+        0 <= entry.results[suite]["mean"] <= 1 for entry in entries if suite in entry.results
+    )
 
 
 def table(entries: Sequence[Entry]) -> Table | None:
@@ -62,9 +72,10 @@ def table(entries: Sequence[Entry]) -> Table | None:
     suites = suites_of(entries)
     if not suites:
         return None
-    means = {entry.name: _means(entry.results, suites) for entry in entries}
+    averaged, note = _averaged(entries, suites)
+    means = {entry.name: _means(entry.results, suites, averaged) for entry in entries}
     fair = [means[entry.name] for entry in entries if entry.alike]
-    columns = [*suites, AVERAGE] if len(suites) > 1 else suites
+    columns = [*suites, AVERAGE] if averaged else suites
     best = {name: max((row[name] for row in fair if name in row), default=math.inf) for name in columns}
     rows = []
     for entry in entries:
@@ -77,18 +88,40 @@ def table(entries: Sequence[Entry]) -> Table | None:
         )
         rows.append((entry.name + ("" if entry.alike else " †"), cells))
     near = {s for entry in entries for s, figures in entry.results.items() if not figures["exact"]}
-    return Table(tuple(columns), tuple(rows), frozenset(near), tuple(e.name for e in entries if not e.alike))
+    apart = tuple(entry.name for entry in entries if not entry.alike)
+    return Table(tuple(columns), tuple(rows), frozenset(near), apart, note)
 
 
-def _means(results: Mapping[str, Mapping[str, Any]], suites: Sequence[str]) -> dict[str, float]:
-    """The mean of each suite and, where a model has all of them, their average."""
+def _averaged(entries: Sequence[Entry], suites: Sequence[str]) -> tuple[bool, str]:
+    """Whether the suites' own average means something, and what is to be said of it."""
+    if len(suites) < 2:
+        return False, ""
+    if AVERAGE in suites:
+        return False, f"{AVERAGE}: as the suite of that name has it, each of its parts divided by its scale."
+    whole = [suite for suite in suites if any(other.startswith(f"{suite}-") for other in suites)]
+    if whole:
+        return False, f"No average: {', '.join(whole)} is one of other columns already."
+    if not all(on_unit_scale(entries, suite) for suite in suites):
+        return False, "No average: the suites are on different scales."
+    return True, f"{AVERAGE}: the plain mean of the suites, of models that have all of them."
+
+
+def _means(results: Mapping[str, Mapping[str, Any]], suites: Sequence[str], averaged: bool) -> dict[str, float]:
+    """The mean of each suite and, if asked for and a model has all of them, their average."""
     found = {suite: float(results[suite]["mean"]) for suite in suites if suite in results}
-    whole = len(found) == len(suites) > 1
+    whole = averaged and len(found) == len(suites)
     return found | ({AVERAGE: math.fsum(found.values()) / len(found)} if whole else {})
 
 
 def _error(entry: Entry, name: str) -> float | None:
     return entry.results[name]["stderr"] if name in entry.results else None
+
+
+def scales(entries: Sequence[Entry]) -> list[list[str]]:
+    """The suites that may share an axis: those between 0 and 1, then each other by itself; no average is among them."""
+    suites = [suite for suite in suites_of(entries) if suite != AVERAGE]
+    unit = [suite for suite in suites if on_unit_scale(entries, suite)]
+    return [group for group in (unit, *([suite] for suite in suites if suite not in unit)) if group]
 
 
 def changes(entries: Sequence[Entry]) -> dict[str, dict[str, tuple[float, float | None]]]:

@@ -53,7 +53,8 @@ class Grid:
 
 
 def read(strip: Strip, count: int, widest: int) -> Strip | None:
-    """The strip with its pictures, each at most ``widest`` pixels wide; ``None`` where none can be read.
+    """The strip with its pictures, each at most ``widest`` pixels wide and four times as high; ``None`` where none can
+    be read.
 
     ``count`` is how many lie side by side, 0 where that is not known: they are then taken for squares.
     """
@@ -64,18 +65,18 @@ def read(strip: Strip, count: int, widest: int) -> Strip | None:
             if found.width * found.height > PIXELS:
                 return None
             whole = found.convert("RGB")
+        count = count or max(1, round(whole.width / whole.height))
+        width = whole.width // count if whole.width % count == 0 else whole.width
+        places = range(0, whole.width, width)[:COLUMNS]
+        parts = [whole.crop((left, 0, left + width, whole.height)) for left in places]
+        uris = tuple(_uri(part, widest) for part in parts)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return None
-    count = count or max(1, round(whole.width / whole.height))
-    width = whole.width // count if whole.width % count == 0 else whole.width
-    places = range(0, whole.width, width)[:COLUMNS]
-    parts = [whole.crop((left, 0, left + width, whole.height)) for left in places]
-    return replace(strip, uris=tuple(_uri(part, widest) for part in parts), width=width, size=whole.height)
+    return replace(strip, uris=uris, width=width, size=whole.height)
 
 
 def _uri(picture: Any, widest: int) -> str:
-    if picture.width > widest:
-        picture.thumbnail((widest, widest * 4))
+    picture.thumbnail((widest, widest * 4))  # never larger than it is
     kind = "png" if picture.width * picture.height <= PIXELATED**2 else "webp"
     buffer = io.BytesIO()
     picture.save(buffer, format=kind, quality=82)
