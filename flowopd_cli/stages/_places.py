@@ -18,7 +18,7 @@ PUBLIC = (
 ADDRESS = "address"
 _PART = r"[^\s/'\"<>|,;:()\[\]{}]+"
 _PLACE = re.compile(
-    r"(?P<address>[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>|,;(){}]*)"
+    r"(?P<address>[A-Za-z][A-Za-z0-9+.-]{0,15}://[^\s'\"<>|,;(){}]*)"
     rf"|(?<![\w.~-])(?:/{_PART}/|(?:~[\w.-]*|\.\.?)/)(?:{_PART}/)*(?:{_PART})?"
 )
 

@@ -48,10 +48,17 @@ def copy_evaluation(source: Path, target: Path) -> None:
     for path in sorted(target.glob("*.json")):
         result = read_json_value(source / path.name, "result of an evaluation")
         if isinstance(result, dict):
-            path.write_text(json.dumps(_shortened(result), indent=1), encoding="utf-8")
+            path.write_text(json.dumps(_public(path, result), indent=1), encoding="utf-8")
     for path in sorted(target.glob("*.jsonl")):
-        rows = [_shortened(row, kept=WORDS) for row in read_json_lines(source / path.name)]
+        rows = [_public(path, row, kept=WORDS) for row in read_json_lines(source / path.name)]
         path.write_text(json_lines(rows), encoding="utf-8")
+
+
+def _public(path: Path, value: dict[str, Any], kept: Sequence[str] = ()) -> dict[str, Any]:
+    try:
+        return _shortened(value, kept=kept)
+    except RecursionError as error:
+        raise ArtifactError(f"{path}: damaged result of an evaluation (nested too deeply)") from error
 
 
 def _shortened(value: Any, key: str = "", kept: Sequence[str] = ()) -> Any:

@@ -1,11 +1,13 @@
 """What a push makes of local paths."""
 
 import json
+import time
 
 import pytest
 import yaml
 
 from flowopd_cli import recipe as recipes
+from flowopd_cli.errors import ArtifactError
 from flowopd_cli.manifest import Base, Parent
 from flowopd_cli.rewards.blip_weights import CHECKPOINT
 from flowopd_cli.run import RunDir
@@ -123,6 +125,23 @@ def test_results_and_rows_of_an_evaluation_name_no_place(tmp_path):
     assert first == {**row, "details": {"error": "w: torn", "engine": "w", "read": ["/A/B"]}}
     assert second == {**first, "value": None}
     assert json.loads(texts["prompts.json"]) == ["/imagine a/b c"]
+
+
+@pytest.mark.parametrize("name", ["s.json", "s.jsonl"])
+def test_a_result_that_is_nested_too_deeply_is_one_line(tmp_path, name):
+    run = RunDir.create(tmp_path / "e", "eval")
+    run.eval_dir.mkdir(exist_ok=True)
+    (run.eval_dir / name).write_text('{"a":' + "[" * 700 + "]" * 700 + "}")
+    with pytest.raises(ArtifactError, match=f"{name}: damaged result of an evaluation"):
+        copy_evaluation(run.eval_dir, tmp_path / "hub")
+
+
+def test_a_long_text_costs_no_time():
+    texts = "a" * 200_000, "~a" * 50_000, "/a" * 100_000, "./" * 100_000
+    started = time.perf_counter()
+    for text in texts:
+        public_text(f"x {text}: ")
+    assert time.perf_counter() - started < 2
 
 
 def test_a_published_recipe_loads_and_names_no_folder():
