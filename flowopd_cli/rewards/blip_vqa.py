@@ -26,7 +26,7 @@ from flowopd_cli.rewards.clip import as_dtype, read, split_revision
 from flowopd_cli.rewards.compbench_rules import attribute_score, clean_question, questions
 from flowopd_cli.rewards.phrases import approximations, load_parser
 from flowopd_cli.rewards.pictures import to_pil
-from flowopd_cli.rewards.scalar import declared
+from flowopd_cli.rewards.scalar import declared, known_as
 from flowopd_cli.rewards.shared import shared
 from flowopd_cli.rewards.weights import pick_device, split_digest
 
@@ -162,7 +162,7 @@ class BlipVQAReward:
         self.parser = load_parser(parser)
         self.model = shared(BlipVQA.load, model, **options)
         self.engine = f"blip-vqa-{self.model.grid}/{self.parser.name}"
-        self.weights = {"model": model, "dtype": dtype}
+        self.weights = {"model": known_as(model), "dtype": dtype}
         notes = [*approximations(self.parser), *self.model.approximations()]
         info = replace(self.info, exact=not notes, note="; ".join(notes))
         self.info = declared(info, split_digest(model)[0] == CHECKPOINT and tokenizer is None, dtype)

@@ -40,6 +40,7 @@ from flowopd_cli.rewards.geneval import Detection
 from flowopd_cli.rewards.grounding import Found, Grounder, load_grounder
 from flowopd_cli.rewards.phrases import load_parser
 from flowopd_cli.rewards.pictures import to_pil
+from flowopd_cli.rewards.scalar import known_as
 from flowopd_cli.rewards.shared import shared
 
 PAPER = "arXiv 2307.06350"
@@ -118,7 +119,7 @@ class Spatial3DReward:
         self.plane = SpatialReward(detector, parser=parser, device=device, batch=batch)
         self.depth = shared(DepthEstimator.load, depth, device=device, batch=batch)
         self.engine = f"{self.plane.engine}/{self.depth.engine}"
-        self.weights = {**self.plane.weights, "depth": depth}
+        self.weights = {**self.plane.weights, "depth": known_as(depth)}
         self.info = _named(self.info, "3d_spatial", self.plane.detector.name, f"+{self.depth.name}")
 
     def check(self, prompts: Sequence[Prompt]) -> None:
@@ -199,7 +200,7 @@ class ComplexReward(OverDetector):
         self.blip = shared(BlipVQA.load, blip, device=device, batch=batch)
         self.clip = shared(ClipEncoder.load, clip, device=device, batch=batch)
         self.engine = f"3-in-1/{self.engine}"
-        self.weights = {"blip": blip, "clip": clip, **self.weights}
+        self.weights = {"blip": known_as(blip), "clip": known_as(clip), **self.weights}
 
     def check(self, prompts: Sequence[Prompt]) -> None:
         """Refuse prompts that do not say which relations they have.

@@ -18,6 +18,7 @@ from torch import Tensor
 from flowopd_cli.rewards.clip import as_dtype
 from flowopd_cli.rewards.compbench_spatial import frame_size
 from flowopd_cli.rewards.grounding import complete
+from flowopd_cli.rewards.scalar import known_as
 from flowopd_cli.rewards.weights import pick_device
 
 DPT_HYBRID = "Intel/dpt-hybrid-midas"
@@ -56,7 +57,7 @@ class DepthEstimator:
 
         model = complete(DPTForDepthEstimation, source, unused=UNUSED)
         made = cls(model.to(pick_device(device), as_dtype(dtype)), batch=batch)
-        made.engine = f"{cls.name}/{source}"
+        made.engine = f"{cls.name}/{known_as(source)}"
         return made
 
     @torch.no_grad()

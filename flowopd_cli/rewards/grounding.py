@@ -19,6 +19,7 @@ from flowopd_cli.errors import MissingDependency, RewardError
 from flowopd_cli.rewards.clip import as_dtype, read, split_revision
 from flowopd_cli.rewards.compbench_spatial import plain_iou
 from flowopd_cli.rewards.geneval import Detection
+from flowopd_cli.rewards.scalar import known_as
 from flowopd_cli.rewards.weights import pick_device, refuse_mismatch
 
 GROUNDING_DINO = "IDEA-Research/grounding-dino-tiny@a2bb814dd30d776dcf7e30523b00659f4f141c71"
@@ -87,7 +88,7 @@ class GroundingDino(_Loaded):
         place = split_revision(source)
         tokenizer, processor = read(BertTokenizer, *place), read(GroundingDinoImageProcessorPil, *place)
         made = cls(model, tokenizer, processor, threshold=threshold, batch=batch)
-        made.engine = f"{cls.name}/{source}"
+        made.engine = f"{cls.name}/{known_as(source)}"
         return made
 
     @torch.no_grad()
@@ -163,7 +164,7 @@ class Owlv2(_Loaded):
         place = split_revision(source)
         tokenizer, processor = read(CLIPTokenizer, *place), read(Owlv2ImageProcessorPil, *place)
         made = cls(model, tokenizer, processor, threshold=threshold, batch=batch)
-        made.engine = f"{cls.name}/{source}"
+        made.engine = f"{cls.name}/{known_as(source)}"
         return made
 
     @torch.no_grad()

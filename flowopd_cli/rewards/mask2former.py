@@ -27,6 +27,7 @@ from flowopd_cli.rewards.geneval import COLORS, DEFAULTS, Detection, GenEvalOpti
 from flowopd_cli.rewards.mask2former_keys import Architecture
 from flowopd_cli.rewards.mask2former_weights import load_network
 from flowopd_cli.rewards.pictures import to_arrays
+from flowopd_cli.rewards.scalar import known_as
 from flowopd_cli.rewards.weights import pick_device
 
 CLIP = "openai/clip-vit-large-patch14@32bd64288804d66eefd0ccbe215aa642df71cc41"
@@ -97,7 +98,7 @@ class Mask2FormerDetector:
         changes += [f"+{Path(s.clip).name}"] * (s.clip != CLIP)
         self.name = network.name + "".join(changes)
         self.official = network.official and not changes
-        self.weights = {"detector": self.name, "clip": s.clip}
+        self.weights = {"detector": self.name, "clip": known_as(s.clip)}
 
     def check(self, prompts: Sequence[Prompt]) -> None:
         """Refuse prompts that ask for a class or a color that nobody can find.

@@ -1,37 +1,23 @@
-"""What a push says of the machine it comes from: nothing. Local paths become names."""
+"""What a push says of the machine it comes from: nothing. Local paths become names, and addresses go."""
 
 from __future__ import annotations
 
 import json
-import os
-import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from flowopd_cli import recipe as recipes
 from flowopd_cli.errors import ArtifactError
-from flowopd_cli.json_files import read_json_value
+from flowopd_cli.files import json_lines
+from flowopd_cli.json_files import read_json_lines, read_json_value
 from flowopd_cli.manifest import Manifest
+from flowopd_cli.stages._places import public_name, public_reference, public_text
 
-CACHED = re.compile(r"models--(?P<owner>[^/]+?)--(?P<name>[^/]+)/snapshots/[^/]+/?")
 REFERENCES = ("ref", "init", "adapters")
-NOTE = "# As it ran, but for local paths: only their last part stands here.\n"
-
-
-def public_name(text: str) -> str:
-    """A Hub id or a registered name as it is; of a local path the last part; of one in the Hub's cache its Hub id."""
-    path = Path(os.path.expanduser(text))
-    if not (path.is_absolute() or text.startswith(("./", "../")) or ("/" in text and path.exists())):
-        return text
-    cached = CACHED.search(path.as_posix())
-    return f"{cached['owner']}/{cached['name']}" if cached else path.resolve().name
-
-
-def public_reference(text: str) -> str:
-    """An adapter's reference: of a run or a folder the last part."""
-    return text if text.startswith("hub:") else Path(text).name
+WORDS = ("text", "target", "read")  # in a row: the prompt, and what a reader saw in its picture
+NOTE = "# As it ran, but for local paths, of which the last part stands here, and addresses that are not public.\n"
 
 
 def public_manifest(manifest: Manifest) -> Manifest:
@@ -50,27 +36,36 @@ def public_recipe(recipe: recipes.Recipe) -> str:
 
 
 def copy_evaluation(source: Path, target: Path) -> None:
-    """Copy an evaluation's results; the protocol in each names the base.
+    """Copy an evaluation's results and rows; what they say of judges, base and errors names no place.
 
     Raises:
-        ArtifactError: there is a link among them, which would publish a file from elsewhere.
+        ArtifactError: a file is damaged, or there is a link among them, which would publish a file from elsewhere.
     """
     for path in (source, *source.rglob("*")):
         if path.is_symlink():
             raise ArtifactError(f"{path}: is a link, and what is published are files of the run itself: remove it")
     shutil.copytree(source, target, dirs_exist_ok=True)
     for path in sorted(target.glob("*.json")):
-        result = read_json_value(path, "result of an evaluation")
-        if isinstance(result, dict) and "protocol" in result:
-            result["protocol"] = _shortened(result["protocol"])
-            path.write_text(json.dumps(result, indent=1), encoding="utf-8")
+        result = read_json_value(source / path.name, "result of an evaluation")
+        if isinstance(result, dict):
+            path.write_text(json.dumps(_public(path, result), indent=1), encoding="utf-8")
+    for path in sorted(target.glob("*.jsonl")):
+        rows = [_public(path, row, kept=WORDS) for row in read_json_lines(source / path.name)]
+        path.write_text(json_lines(rows), encoding="utf-8")
 
 
-def _shortened(value: Any, key: str = "") -> Any:
+def _public(path: Path, value: dict[str, Any], kept: Sequence[str] = ()) -> dict[str, Any]:
+    try:
+        return _shortened(value, kept=kept)
+    except RecursionError as error:
+        raise ArtifactError(f"{path}: damaged result of an evaluation (nested too deeply)") from error
+
+
+def _shortened(value: Any, key: str = "", kept: Sequence[str] = ()) -> Any:
     if isinstance(value, Mapping):
-        return {name: _shortened(inner, name) for name, inner in value.items()}
+        return {name: _shortened(inner, name, kept) for name, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_shortened(inner, key) for inner in value]
-    if not isinstance(value, str):
+        return [_shortened(inner, key, kept) for inner in value]
+    if not isinstance(value, str) or key in kept:
         return value
-    return public_reference(value) if key in REFERENCES else public_name(value)
+    return public_reference(value) if key in REFERENCES else public_text(value)

@@ -15,7 +15,8 @@ from flowopd_cli.recipe import PushRecipe
 from flowopd_cli.rewards.pictures import read_picture
 from flowopd_cli.run import RunDir
 from flowopd_cli.stages import _model
-from flowopd_cli.stages._public import copy_evaluation, public_manifest, public_name, public_recipe
+from flowopd_cli.stages._places import public_name, public_text
+from flowopd_cli.stages._public import copy_evaluation, public_manifest, public_recipe
 
 ROW = "eval"
 
@@ -99,7 +100,7 @@ def _sampling(recipe: recipes.Recipe, own: cards.Evaluation | None) -> Mapping[s
 def _trained_on(recipe: recipes.Recipe) -> str:
     """The rewards or tasks of a training, in words; empty of a merge, whose parents the lineage names."""
     if isinstance(recipe, recipes.TeacherRecipe):
-        return f"the rewards {', '.join(spec.name for spec in recipe.rewards)}"
+        return f"the rewards {', '.join(public_text(spec.name) for spec in recipe.rewards)}"
     if isinstance(recipe, recipes.DistillRecipe):
         return f"prompts of the tasks {', '.join(recipe.routing)}"
     return f"prompts of the tasks {', '.join(recipe.teachers)}" if isinstance(recipe, recipes.ColdstartRecipe) else ""

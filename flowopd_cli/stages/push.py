@@ -16,7 +16,7 @@ from flowopd_cli.recipe import PushRecipe
 from flowopd_cli.refs import AdapterRef
 from flowopd_cli.run import RunDir
 from flowopd_cli.stages._hub import Hub
-from flowopd_cli.stages._public import public_name
+from flowopd_cli.stages._places import public_name
 from flowopd_cli.stages._shelf import fill
 from flowopd_cli.stages._verify import Check
 

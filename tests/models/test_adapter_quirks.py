@@ -199,6 +199,24 @@ def test_tensors_of_other_programs_are_one_line(tmp_path, name, reason):
         read_adapter(publish(tmp_path, name=name))
 
 
+@pytest.mark.parametrize(
+    "name", ["lora_unet_{module}.lora_{way}.weight", "transformer.{module}.lora.{way}.weight"], ids=["kohya", "older"]
+)
+def test_factors_called_down_and_up_are_one_line(tmp_path, name):
+    told = {name.format(module=MODULES[0], way=way): t.clone() for way, t in (("down", A), ("up", B))}
+    save_file(told, tmp_path / "pytorch_lora_weights.safetensors")
+    with pytest.raises(ArtifactError, match="is no LoRA factor"):
+        read_adapter(tmp_path)
+
+
+def test_files_of_other_names_are_one_line(tmp_path):
+    publish(tmp_path)
+    (tmp_path / "adapter_config.json").unlink()
+    (tmp_path / "adapter_model.safetensors").rename(tmp_path / "my_lora.safetensors")
+    with pytest.raises(ArtifactError, match="pytorch_lora_weights"):
+        read_adapter(tmp_path)
+
+
 def test_pickled_weights_name_the_way_out(tmp_path):
     publish(tmp_path)
     (tmp_path / "adapter_model.safetensors").rename(tmp_path / "adapter_model.bin")

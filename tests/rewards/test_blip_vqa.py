@@ -187,6 +187,7 @@ def test_the_reward_multiplies_its_phrases(checkpoint, images):
     assert result.total[2] == 1.0  # no phrase at all
     assert result.valid.all()
     assert reward.engine == f"blip-vqa-{SIDE}/builtin-1"
+    assert reward.weights["model"].startswith("sha256:"), "no path of this machine"
     assert not reward.info.exact
     assert "builtin-1" in reward.info.note
     assert BlipVQAReward.info.name == "blip-vqa"

@@ -127,6 +127,10 @@ def test_3d_runs_end_to_end_whatever_the_batch(folders, images):
         results.append(reward(images, asked).total)
     assert torch.allclose(*results, atol=1e-4)
     assert reward.info.name == "3d_spatial[owlv2+dpt-hybrid]"
+    told = f"{reward.engine} {reward.weights}"
+    assert told.count("sha256:") == 4
+    assert folders["owl"] not in told
+    assert folders["depth"] not in told, "no path of this machine"
 
 
 def complex_reward(folders, detector="owl", batch=8):

@@ -1,12 +1,19 @@
 """What a push makes of local paths."""
 
+import json
+import time
+
 import pytest
 import yaml
 
 from flowopd_cli import recipe as recipes
+from flowopd_cli.errors import ArtifactError
 from flowopd_cli.manifest import Base, Parent
+from flowopd_cli.rewards.blip_weights import CHECKPOINT
 from flowopd_cli.run import RunDir
-from flowopd_cli.stages._public import public_manifest, public_name, public_recipe, public_reference
+from flowopd_cli.stages._places import public_name, public_reference, public_text
+from flowopd_cli.stages._public import copy_evaluation, public_manifest, public_recipe
+from flowopd_cli.stages._shelf import _trained_on
 
 COPY = "/home/me/.cache/huggingface/hub/models--owner--a-name/snapshots/0123abc"
 
@@ -22,7 +29,12 @@ COPY = "/home/me/.cache/huggingface/hub/models--owner--a-name/snapshots/0123abc"
         ("../bases/sd35", "sd35"),
         ("there/is", "is"),
         (COPY, "owner/a-name"),
+        ("/", "/"),
+        ("~", "~"),
+        ("words/" * 200, "words/" * 200),
+        ("a\0/b", "a\0/b"),
     ],
+    ids=lambda text: text[:40].replace("\0", "0"),
 )
 def test_a_name_stays_and_a_path_becomes_one(text, expected, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -36,6 +48,100 @@ def test_a_name_stays_and_a_path_becomes_one(text, expected, tmp_path, monkeypat
 )
 def test_a_reference_stays_only_on_the_hub(text, expected):
     assert public_reference(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a photo of a red/blue circle, 3/4", "a photo of a red/blue circle, 3/4"),
+        ("blip-vqa-480/builtin-1", "blip-vqa-480/builtin-1"),
+        ("rapidocr-3.10.0/PP-OCRv6_rec_small/band", "rapidocr-3.10.0/PP-OCRv6_rec_small/band"),
+        ("openai/clip-vit-large-patch14@32bd64288", "openai/clip-vit-large-patch14@32bd64288"),
+        ("my_package.my_module:attr", "my_package.my_module:attr"),
+        ("remote:attr", "remote:attr"),
+        ("grounding-dino//home/me/gdino/builtin", "grounding-dino/builtin"),
+        ("3-in-1/owlv2/../weights/ow", "3-in-1/owlv2/ow"),
+        ("owlv2=/data/my/owl", "owlv2=owl"),
+        ("owlv2=~/owl", "owlv2=owl"),
+        ("/home/me/my models/w.pth#sha256=0a", "w.pth#sha256=0a"),
+        ("/home/me/w.pth: no such file, see docs/x", "w.pth: no such file, see docs/x"),
+        ("cannot be read ('/home/me/my.png')", "cannot be read ('my.png')"),
+        ("remote:http://gpu17.corp.internal:8000", "remote:address"),
+        ("remote:http://a:1,https://b/x", "remote:address"),
+        ("http://10.1.2.3:9000", "address"),
+        ("http://[fd00::1]:80/v1", "v1"),
+        ("http://[fd00::1", "address"),
+        ("http://10.1.2.3:9000/v1,https://models.corp.internal/v2/", "v1,v2"),
+        ("http://10.1.2.3:9000: refused", "address refused"),
+        ("https://mirror.corp.internal/blip/model.pth", "model.pth"),
+        ("s3://bucket/team/w.safetensors", "w.safetensors"),
+        ("https://me:secret@huggingface.co/owner/name", "name"),
+        (
+            "https://huggingface.co/owner/name/resolve/main/w.pth",
+            "https://huggingface.co/owner/name/resolve/main/w.pth",
+        ),
+        ("https://huggingface.co.evil.internal/owner/name", "name"),
+    ],
+)
+def test_a_text_keeps_names_and_loses_places(text, expected):
+    assert public_text(text) == expected
+
+
+def test_the_weights_that_rewards_come_with_keep_their_addresses():
+    assert public_text(CHECKPOINT) == CHECKPOINT
+
+
+def test_workers_of_rewards_are_not_published():
+    rewards = [{"name": "remote:http://gpu17.corp.internal:8000"}, {"name": "vlm", "options": {"model": "m"}}]
+    rewards[1]["options"]["url"] = "http://10.1.2.3:9000"
+    built = recipes.build({"stage": "teacher", "prompts": [{"source": "toy:ocr"}], "rewards": rewards})
+    text = public_recipe(built)
+    published = recipes.build(yaml.safe_load(text))
+    assert [spec.name for spec in published.rewards] == ["remote:address", "vlm"]
+    assert published.rewards[1].options == {"model": "m", "url": "address"}
+    told = text + _trained_on(built)
+    assert "corp" not in told
+    assert "10.1.2.3" not in told
+
+
+def test_results_and_rows_of_an_evaluation_name_no_place(tmp_path):
+    run = RunDir.create(tmp_path / "e", "eval")
+    place = str(tmp_path / "w")
+    weights = {"model": place, "worker": "http://10.1.2.3:9000/score"}
+    result = {"suite": "s", "engine": f"dpt/{place}/x", "weights": weights, "note": f"read by {place}", "mean": 0.5}
+    run.write_eval("s", json.dumps({**result, "protocol": {"model": place, "steps": 2}}))
+    run.write_eval("prompts", '["/imagine a/b c"]')
+    details = {"error": f"{place}: torn", "engine": place, "read": ["/A/B"]}
+    row = {"text": "/imagine a/b c", "value": 0.5, "details": details}
+    run.write_rows("s", [row, {**row, "value": None}])
+    copy_evaluation(run.eval_dir, tmp_path / "hub")
+    texts = {path.name: path.read_text() for path in (tmp_path / "hub").iterdir()}
+    assert set(texts) == {"s.json", "s.jsonl", "prompts.json"}
+    assert [name for name, text in texts.items() if str(tmp_path) in text or "10.1.2.3" in text] == []
+    told = json.loads(texts["s.json"])
+    assert (told["engine"], told["weights"]) == ("dpt/x", {"model": "w", "worker": "score"})
+    assert (told["note"], told["protocol"], told["mean"]) == ("read by w", {"model": "w", "steps": 2}, 0.5)
+    first, second = map(json.loads, texts["s.jsonl"].splitlines())
+    assert first == {**row, "details": {"error": "w: torn", "engine": "w", "read": ["/A/B"]}}
+    assert second == {**first, "value": None}
+    assert json.loads(texts["prompts.json"]) == ["/imagine a/b c"]
+
+
+@pytest.mark.parametrize("name", ["s.json", "s.jsonl"])
+def test_a_result_that_is_nested_too_deeply_is_one_line(tmp_path, name):
+    run = RunDir.create(tmp_path / "e", "eval")
+    run.eval_dir.mkdir(exist_ok=True)
+    (run.eval_dir / name).write_text('{"a":' + "[" * 700 + "]" * 700 + "}")
+    with pytest.raises(ArtifactError, match=f"{name}: damaged result of an evaluation"):
+        copy_evaluation(run.eval_dir, tmp_path / "hub")
+
+
+def test_a_long_text_costs_no_time():
+    texts = "a" * 200_000, "~a" * 50_000, "/a" * 100_000, "./" * 100_000
+    started = time.perf_counter()
+    for text in texts:
+        public_text(f"x {text}: ")
+    assert time.perf_counter() - started < 2
 
 
 def test_a_published_recipe_loads_and_names_no_folder():
