@@ -30,7 +30,9 @@ Split = Annotated[str | None, _option("--split", "NAME", "test or validation.")]
 Batch = Annotated[int | None, _option("--batch", "N", "Pictures drawn at once.", min=1)]
 Images = Annotated[Path | None, _option("--images", "DIR", "Score these pictures instead of drawing any.")]
 ImportScores = Annotated[Path | None, _option("--import-scores", "DIR", "Read what official scorers wrote there.")]
-FailUnder = Annotated[list[str], _option("--fail-under", "SUITE=X", "Exit with 3 below this; repeatable.")]
+FailUnder = Annotated[
+    list[str], _option("--fail-under", "SUITE=X", "Exit with 3 below it, also on --resume; repeatable.")
+]
 
 
 def eval_(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from flowopd_cli import preflight, registry
 from flowopd_cli import recipe as recipes
@@ -17,6 +18,7 @@ from flowopd_cli.errors import FlowOPDError, MissingDependency, RecipeError
 from flowopd_cli.recipe_io import problems
 from flowopd_cli.settle import settle, with_full_names
 
+Parsed = TypeVar("Parsed", bound=BaseModel)
 # Of the batch arithmetic what is told first.
 HEADLINES = ("optimizer steps", "pictures in all", "teacher pictures drawn", "memory", "memory in all")
 
@@ -55,8 +57,9 @@ def examine(name: str) -> Examined:
     try:
         recipe = with_full_names(recipes.build(tree, where=str(path)))
     except RecipeError as error:
-        return Examined(name, tuple(_all_of(error, tree)), stage=_stage(tree))
-    faults, notes = _checked(recipe)
+        faults, notes = _checked(_names(tree))
+        return Examined(name, tuple(dict.fromkeys([*_all_of(error, tree), *faults])), tuple(notes), _stage(tree))
+    faults, notes = _checked(_checks(recipe))
     return Examined(name, tuple(faults), tuple(notes), recipe.stage, {} if faults else arithmetic(settle(recipe)))
 
 
@@ -96,11 +99,11 @@ def _all_of(error: RecipeError, tree: dict[str, Any]) -> Iterator[str]:
         yield str(error)
 
 
-def _checked(recipe: recipes.Recipe) -> tuple[list[str], list[str]]:
-    """Faults and remarks of a recipe that parses; each name is looked up, whatever another one is."""
+def _checked(checks: Iterable[Callable[[], list[str] | None]]) -> tuple[list[str], list[str]]:
+    """Faults and remarks; each name is looked up, whatever another one is."""
     faults: dict[str, None] = {}
     notes: list[str] = []
-    for check in _checks(recipe):
+    for check in checks:
         try:
             notes += check() or []
         except MissingDependency as error:
@@ -119,6 +122,47 @@ def _checks(recipe: recipes.Recipe) -> Iterator[Callable[[], list[str] | None]]:
     for spec in getattr(recipe, "prompts", ()):
         yield partial(_read, spec)
     yield partial(preflight.check, recipe, dry_run=True)
+
+
+def _names(tree: Mapping[str, Any]) -> Iterator[Callable[[], list[str] | None]]:
+    """Checks of the names in a recipe that does not parse, as far as each is a name."""
+    model = _section(tree, "model")
+    base = str(model.get("pretrained", recipes.ModelSpec().pretrained))
+    yield partial(registry.MODELS.check, str(model.get("family", recipes.ModelSpec().family)))
+    for entry in _entries(tree.get("rewards")):
+        spec = _parsed(recipes.RewardSpec, entry, ("name",))
+        if spec is not None:
+            yield partial(registry.REWARDS.check, registry.reward_name(spec.name, base))
+    for name in filter(_is_text, _listed(_section(tree, "eval").get("suites"))):
+        yield partial(registry.SUITES.check, registry.suite_name(name, base))
+    for entry in _entries(tree.get("prompts")):
+        source = _parsed(recipes.PromptSpec, entry, ("source", "task"))
+        if source is not None:
+            yield partial(_read, source)
+
+
+def _parsed(kind: type[Parsed], entry: Mapping[str, Any], keys: Sequence[str]) -> Parsed | None:
+    """An entry's names alone, without what may be wrong beside them."""
+    with suppress(ValidationError):
+        return kind.model_validate({key: entry[key] for key in keys if key in entry})
+    return None
+
+
+def _section(tree: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    found = tree.get(name)
+    return found if isinstance(found, Mapping) else {}
+
+
+def _entries(value: Any) -> list[Mapping[str, Any]]:
+    return [entry for entry in _listed(value) if isinstance(entry, Mapping)]
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
 
 
 def _read(spec: recipes.PromptSpec) -> None:

@@ -66,6 +66,35 @@ def test_validate_tells_every_fault_of_every_file(flowopd):
     assert good["arithmetic"]["optimizer steps"] == 120
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("rewards: [{name: toy-orc, wieght: 2}]\nprompts: [{source: 'toy:ocr'}]", ["wieght", "toy-orc"]),
+        ("rewards: [{name: orc}]\nprompts: [{source: 'toy:orc', weight: -1}]", ["weight", "'orc'", "toy:orc"]),
+        ("model: {pretrained: toy, family: sd4, size: 3}\nrewards: [{name: ocr}]", ["size", "prompts", "sd4"]),
+        ("rewards: 3\nprompts: [4, {source: [5]}]\nmodel: []", ["rewards", "prompts.0", "prompts.1.source", "model"]),
+        ("rewards: [{name: 'remote:http://u:secret@h'}]\nprompts: [{source: 'toy:ocr'}]", ["rewards.0"]),
+    ],
+)
+def test_a_fault_of_the_form_hides_no_unknown_name(text, words):
+    Path("mine.yaml").write_text(f"stage: teacher\n{text}\n")
+    faults = examine("mine.yaml").faults
+    assert len(set(faults)) == len(faults)
+    for word in words:
+        assert any(word in fault for fault in faults), faults
+    assert "secret@" not in " ".join(faults)
+
+
+def test_unknown_suites_are_told_beside_a_fault_of_the_form():
+    Path("mine.yaml").write_text(
+        "stage: eval\nmodel: {pretrained: toy}\neval: {suites: [ocr, genevel, 3], stepss: 4}\n"
+    )
+    faults = examine("mine.yaml").faults
+    assert any("genevel" in fault for fault in faults)
+    assert any("stepss" in fault for fault in faults)
+    assert len(faults) == 3
+
+
 def test_validate_prints_what_a_sound_recipe_costs(flowopd):
     code, out, _ = flowopd("recipes", "validate", "toy/teacher-ocr")
     assert code == 0

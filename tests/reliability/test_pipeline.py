@@ -88,13 +88,18 @@ class Shell:
         from forks import Kill
 
         self.asked.append(words)
-        kill = Kill(change=40) if words[0] == self._kill_at else None
+        kill = Kill(change=40) if words[0] == self._kill_at and not looks(words) else None
         ended = self._forks.run(*words, kill=kill, below=self.runs if kill else None)
         return ended.code % 256, ended.out, ended.err
 
     def stages(self):
         """The stages that were asked for, with how: made, gone on with."""
-        return [(words[0], "--resume" in words) for words in self.asked if words[0] != "runs"]
+        return [(words[0], "--resume" in words) for words in self.asked if not looks(words)]
+
+
+def looks(words):
+    """Whether a command line makes nothing, and only checks."""
+    return words[0] in {"runs", "recipes"} or (words[0] == "distill" and "--dry-run" in words)
 
 
 @pytest.fixture(scope="module")
@@ -130,18 +135,74 @@ def test_called_again_it_goes_on_and_comes_to_its_end(made, shell):
     assert roles["init"] == "merge"
     assert sorted(roles.values()) == ["merge", "teacher-geneval", "teacher-ocr", "teacher-quality"]
     assert (runs["push-preview"].hub_dir / "README.md").is_file()
+    told = runs["push-preview"].recipe().push
+    assert [Path(path).name for path in told.evaluations] == ["eval-base", "eval-student"]
+    assert told.dry_run
+    assert "| base |" in (runs["push-preview"].hub_dir / "README.md").read_text()
 
 
-def test_of_what_is_done_nothing_is_done_again_and_a_bar_still_counts(made, shell):
-    shutil.rmtree(shell.runs / "eval-student")
-    done = shell(FAIL_UNDER="geneval=1.1")
-    assert done.returncode == 3, done.stderr
-    assert done.stdout == ""
-    assert "is under 1.1" in done.stderr
-    assert [resumed for _, resumed in shell.stages()] == [True] * 6 + [False]
-    again = shell()
-    assert again.returncode == 3
+def test_of_what_is_done_nothing_is_done_again_and_a_bar_given_later_counts(made, shell):
+    under = shell(FAIL_UNDER="geneval=1.1")
+    assert (under.returncode, under.stdout) == (3, ""), under.stderr
+    assert "is under 1.1" in under.stderr
+    assert [resumed for _, resumed in shell.stages()] == [True] * 7
+
+
+def test_a_publication_that_was_killed_goes_on_as_what_it_was(made, shell):
+    shutil.rmtree(shell.runs / "push-preview")
+    assert shell(kill_at="push").returncode == 247
+    assert status_now(shell.runs / "push-preview") == "interrupted"
+    assert (shell.runs / "push-preview" / "recipe.yaml").is_file()
+    done = shell()
+    assert (done.returncode, done.stdout) == (0, f"{shell.runs}/push-preview\n"), done.stderr
     assert all(resumed for _, resumed in shell.stages())
+    assert "--dry-run" in shell.asked[-1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"ANCHOR": "deqa"}, "toy/teacher-deqa"),
+        ({"VARIANT": "-1gpu"}, "toy/distill-1gpu"),
+        ({"EVAL_RECIPE": "toy/evil"}, "toy/evil"),
+        ({"TASKS": "geneval"}, "prompts of task 'ocr' have no teacher"),
+        ({"DISTILL_SET": "train.micro=*"}, "train.micro"),
+    ],
+)
+def test_what_cannot_come_to_an_end_is_refused_before_any_stage(shell, tmp_path, settings, words):
+    done = shell(RUNS=str(tmp_path), **settings)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert words in done.stderr
+    assert shell.stages() == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_shelf_has_its_own_tasks_and_anchor(tmp_path):
+    asked = []
+
+    def answer(words):
+        asked.append(words)
+        return (9 if words[0] == "teacher" else 0), "absent\n" if words[0] == "runs" else "", ""
+
+    with command(tmp_path, answer):
+        given = {**os.environ, "SHELF": "sd35m", "VARIANT": "-1gpu", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+        done = subprocess.run(["bash", SCRIPT], env=given, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 9, done.stderr
+    shown = {words[-1] for words in asked if words[0] == "recipes"}
+    teachers = {f"sd35m/teacher-{name}-1gpu" for name in ("geneval", "ocr", "pickscore", "deqa")}
+    assert shown == {*teachers, "sd35m/distill-1gpu", "sd35m/eval-all", "sd35m/merge"}
+    (checked,) = [words for words in asked if words[0] == "distill"]
+    assert [word for word in checked if "=" in word] == ["geneval=base", "ocr=base", "pickscore=base"]
+
+
+def test_a_star_in_a_setting_is_no_file(tmp_path):
+    lines = SCRIPT.read_text()
+    function = lines[lines.index("flags() {") :].partition("\n}\n")[0] + "\n}\n"
+    (tmp_path / "a.b=1").touch()
+    done = subprocess.run(
+        ["bash", "-c", f"{function}flags --set 'a.b=* c=2'; echo *"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.stdout == "--set\na.b=*\n--set\nc=2\na.b=1\n"
 
 
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
