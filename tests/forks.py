@@ -118,6 +118,7 @@ def serve():
     """Answer one request a line until there are no more."""
     import torch
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are started without it
     torch.set_num_threads(1)
     from flowopd_cli import cli, execute, suites  # noqa: F401
     from flowopd_cli.models import sd3  # noqa: F401
