@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,14 +25,22 @@ BASE, MODEL = "base", "this model"
 class Evaluation:
     """One evaluation run of this model or of its base: each suite's figures, version and judge (``None`` where the
     result does not say which it was), and how pictures were made.
+
+    ``scored`` is the digest of the adapter, ``None`` of the base; ``finished`` when it ended, empty where it has not.
     """
 
-    of: str
     run: RunDir
+    scored: str | None
+    finished: str
     suites: dict[str, dict[str, Any]]
     versions: dict[str, str]
     judges: dict[str, str | None]
     protocol: dict[str, Any]
+
+    @property
+    def of(self) -> str:
+        """Whose figures they are, in the words of a card."""
+        return BASE if self.scored is None else MODEL
 
     def comparable(self) -> bool:
         """Whether it is a whole evaluation on test prompts, which a card may report without being told to."""
@@ -68,12 +76,17 @@ def evaluations(source: RunDir, named: Sequence[str]) -> list[Evaluation]:
         with suppress(FlowOPDError):
             found += [_evaluation(RunDir(path, writes=False), own, base)] if is_run(path) else []
     whole = [e for e in found if e is not None and e.comparable()]
-    ours = max((e for e in whole if e.of == MODEL), key=lambda e: (len(e.suites), _finished(e)), default=None)
+    ours = fullest(e for e in whole if e.of == MODEL)
     if ours is None:
         return []
     bases = [replace(e, suites={name: e.suites[name] for name in e.shared(ours)}) for e in whole if e.of == BASE]
-    best = max((e for e in bases if e.suites), key=lambda e: (len(e.suites), _finished(e)), default=None)
+    best = fullest(e for e in bases if e.suites)
     return [ours] if best is None else [best, ours]
+
+
+def fullest(found: Iterable[Evaluation]) -> Evaluation | None:
+    """The evaluation with the most suites, the latest of several; ``None`` where there is none."""
+    return max(found, key=lambda one: (len(one.suites), one.finished), default=None)
 
 
 def _named(source: RunDir, found: Sequence[Evaluation | None], named: Sequence[str]) -> list[Evaluation]:
@@ -116,14 +129,14 @@ def evaluation(run: RunDir) -> Evaluation | None:
     recipe = run.recipe()
     if not isinstance(recipe, EvalRecipe):
         return None
-    parents = run.manifest().parents
-    scored = parents[0].sha256 if parents else None
+    manifest = run.manifest()
+    scored = manifest.parents[0].sha256 if manifest.parents else None
     made = recipe.eval.model_dump(include=set(PROTOCOL))
     made |= {"resolution": recipe.model.resolution, "max_sequence_length": recipe.model.max_sequence_length}
     read = _results_of(run)
     versions = {name: str(result["version"]) for name, result in read.items()}
     judges = {name: result["judge"] for name, result in read.items()}
-    return Evaluation(BASE if scored is None else MODEL, run, _figures(read), versions, judges, made)
+    return Evaluation(run, scored, manifest.finished or "", _figures(read), versions, judges, made)
 
 
 def results(run: RunDir) -> dict[str, dict[str, Any]]:
@@ -182,10 +195,6 @@ def _is_number(value: Any) -> bool:
 
 def _pictures(images: int | None) -> str:
     return "as many pictures each as the suite says" if images is None else f"{images} pictures each"
-
-
-def _finished(evaluation: Evaluation) -> str:
-    return evaluation.run.manifest().finished or ""
 
 
 def protocol(evaluation: Evaluation) -> str:

@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flowopd_cli import completion
-from flowopd_cli.errors import RecipeError
+from flowopd_cli.errors import FAULTY, RecipeError
 
 if TYPE_CHECKING:
     from flowopd_cli.doctor import Line
     from flowopd_cli.recipe import Recipe
 
-FAULTY = 3
 Wanted = Annotated[
     str | None,
     typer.Option("--recipe", metavar="NAME|FILE", help="Can this machine run it?", autocompletion=completion.recipes),

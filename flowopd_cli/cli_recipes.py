@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flowopd_cli import completion
-from flowopd_cli.errors import ArtifactError, printable
+from flowopd_cli.errors import FAULTY, ArtifactError, printable
 
 if TYPE_CHECKING:
     from flowopd_cli.examine import Examined
@@ -24,7 +24,6 @@ Example:
   flowopd recipes validate mine.yaml
 """
 app = typer.Typer(help=HELP, no_args_is_help=True)
-FAULTY = 3
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Name = Annotated[
     str, typer.Argument(help="As 'recipes ls' prints it, or a file.", autocompletion=completion.shipped_recipes)

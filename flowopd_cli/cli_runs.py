@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from flowopd_cli import completion
+from flowopd_cli.errors import FAULTY
 
 HELP = """List runs, say how they stand, and check that one is whole.
 
@@ -18,7 +19,6 @@ Example:
   flowopd runs status runs/student
 """
 app = typer.Typer(help=HELP, no_args_is_help=True)
-FAULTY = 3
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.", autocompletion=completion.runs)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 

@@ -11,10 +11,9 @@ from typing import Annotated
 import typer
 
 from flowopd_cli import completion
-from flowopd_cli.errors import printable
+from flowopd_cli.errors import FAULTY, Interrupted, printable
 
-CODES = {"done": 0, "running": 0, "waiting": 2, "interrupted": 3, "failed": 3}
-INTERRUPTED = 130
+CODES = {"done": 0, "running": 0, "waiting": 2, "interrupted": FAULTY, "failed": FAULTY}
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.", autocompletion=completion.runs)]
 Once = Annotated[bool, typer.Option("--once", help="Show it once and end; so does a stderr that is no terminal.")]
 Every = Annotated[float, typer.Option("--every", metavar="SECONDS", min=0.1, help="How often to look.")]
@@ -47,7 +46,7 @@ def watch(run: Run, once: Once = False, every: Every = 1.0, json: Json = False) 
                 show(view)
     except KeyboardInterrupt:
         console.note(f"left alone: {printable(str(run))}")
-        raise typer.Exit(INTERRUPTED) from None
+        raise typer.Exit(Interrupted("").exit_code) from None
     if once and view.status == WAITING:
         console.note(f"there is no run at {printable(str(run))} yet")
     if json:

@@ -6,6 +6,7 @@ import re
 import signal
 
 LONGEST = 2000
+FAULTY = 3  # the exit code of a command whose check does not hold; no error
 # What must not be repeated: a login in an address, a secret in its query, a key of a known form.
 _SECRETS = (
     (re.compile(r"(?i)\b([a-z][a-z0-9+.-]{0,15}://)[^/?#\s]{1,300}@"), r"\1***@"),

@@ -118,6 +118,11 @@ class RunPaths:
         """Where the results of one suite go."""
         return self.eval_dir / f"{suite}.json"
 
+    def samples(self) -> list[tuple[int, Path]]:
+        """The sample pictures that are there, each with its iteration, in order."""
+        found = self.samples_dir.glob("*.png") if self.samples_dir.is_dir() else ()
+        return sorted((int(file.stem), file) for file in found if file.stem.isdecimal())
+
     def sample_file(self, iteration: int) -> Path:
         """The sample pictures of one iteration."""
         return self.image_file(f"{iteration:06d}")

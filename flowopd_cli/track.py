@@ -12,7 +12,6 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from flowopd_cli.errors import MissingDependency, one_line
@@ -86,7 +85,7 @@ class Tracked:
         self._lines = []
 
     def _send_pictures(self, last: int | None) -> None:
-        for iteration, file in _pictures(self._run.samples_dir) if self._lines else ():
+        for iteration, file in self._run.samples() if self._lines else ():
             if iteration > self._sent and (last is None or iteration <= last):
                 self._send("picture", file, iteration)
                 self._sent = iteration
@@ -142,12 +141,6 @@ class _Line(threading.Thread):
         except BaseException as error:  # a library may end its thread in any way
             told = one_line(error) or type(error).__name__
             self._said.put(f"warning: {self._tracker} is left out from here on: {told[:300]}; the run goes on")
-
-
-def _pictures(folder: Path) -> list[tuple[int, Path]]:
-    """Sample pictures with their iterations, in order."""
-    found = folder.glob("*.png") if folder.is_dir() else ()
-    return sorted((int(file.stem), file) for file in found if file.stem.isdecimal())
 
 
 def _finite(value: Any) -> bool:

@@ -28,7 +28,6 @@ IDLE = {"flat_groups", "invalid"}  # of interest when they are not 0
 MOST_CURVES, MOST_SAMPLES, MOST_EVENTS, RECENT = 10, 3, 3, 20
 WAITING = "waiting"  # for a run that has not begun
 BLOCKS, LETTERS = "▁▂▃▄▅▆▇█", "_.-=+*#@"
-BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from flowopd_cli.errors import FlowOPDError
 from flowopd_cli.manifest import status_now
 from flowopd_cli.reports import balance, curves, strips
 from flowopd_cli.reports.lineup import Entry
-from flowopd_cli.reports.page import Link, Listing, Page, duration, link, span
+from flowopd_cli.reports.page import Link, Listing, Page, duration, link, shortened, span
 from flowopd_cli.reports.results import changes, files, scales, table
 from flowopd_cli.run import RunDir
 
@@ -79,9 +79,8 @@ def _grids(scored: Sequence[Entry]) -> list[strips.Grid]:
             key = tuple(made[name] for name in ("seed", "steps", "guidance", "resolution"))
             groups.setdefault((*key, *strips.shown_prompts(entry.evaluation.run)), []).append(entry)
     found = []
-    for group in groups.values():
+    for (_, _, _, _, *prompts), group in groups.items():
         asked = [strips.Strip(e.name, e.evaluation.run.image_file("eval")) for e in group if e.evaluation]
-        prompts = strips.shown_prompts(group[0].evaluation.run) if group[0].evaluation else []
         drawn = strips.within(asked, len(prompts), strips.BUDGET // len(groups))
         if drawn:
             caption = "A column has the same prompt and the same starting noise in every row."
@@ -106,9 +105,5 @@ def _made(run: RunDir) -> tuple[str, str, str, str]:
     elapsed, status = span(manifest), manifest.status
     with suppress(FlowOPDError):
         status = status_now(run.path)
-    parents = ", ".join(f"{parent.role.replace('_', ' ')}: {_name(parent.ref)}" for parent in manifest.parents)
+    parents = ", ".join(f"{parent.role.replace('_', ' ')}: {shortened(parent.ref)}" for parent in manifest.parents)
     return manifest.stage, status, duration(elapsed) if elapsed is not None else "—", parents or "—"
-
-
-def _name(ref: str) -> str:
-    return ref if ref.startswith("hub:") else Path(ref).name or ref

@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from flowopd_cli.card_scores import Evaluation, evaluation
+from flowopd_cli.card_scores import BASE, Evaluation, evaluation, fullest
 from flowopd_cli.errors import ArtifactError, FlowOPDError
 from flowopd_cli.manifest import is_run
 from flowopd_cli.recipe import EvalRecipe
 from flowopd_cli.refs import AdapterRef
 from flowopd_cli.run import RunDir
 
-BASE = "base"
+__all__ = ["BASE", "Entry", "lineup"]
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,9 @@ def lineup(paths: Sequence[Path]) -> list[Entry]:
             entries.append(_of_evaluation(run, scored[run.path]))
         else:
             digest = _digest(run)
-            own = [found for found in (*scored.values(), *beside.values()) if digest and _digest_of(found) == digest]
-            entries.append(Entry(run.path.name, run, _fullest(own)))
-    bases = [found for found in beside.values() if _digest_of(found) is None]
+            own = [found for found in (*scored.values(), *beside.values()) if digest and found.scored == digest]
+            entries.append(Entry(run.path.name, run, fullest(own)))
+    bases = [found for found in beside.values() if found.scored is None]
     return _marked(_distinct(_with_base(entries, bases)))
 
 
@@ -83,11 +83,6 @@ def _digest(run: RunDir) -> str | None:
     return None
 
 
-def _digest_of(found: Evaluation) -> str | None:
-    parents = found.run.manifest().parents
-    return parents[0].sha256 if parents else None
-
-
 def _of_evaluation(run: RunDir, found: Evaluation) -> Entry:
     """The model of an evaluation: its run, where it still lies where it was and is what it was."""
     parents = run.manifest().parents
@@ -102,11 +97,6 @@ def _of_evaluation(run: RunDir, found: Evaluation) -> Entry:
             if is_run(path) and _digest(maker) == parents[0].sha256:
                 return Entry(path.name, maker, found)
     return Entry(place.name or parents[0].ref, None, found)
-
-
-def _fullest(found: Sequence[Evaluation]) -> Evaluation | None:
-    """The evaluation with the most suites, the latest of several."""
-    return max(found, key=lambda one: (len(one.suites), one.run.manifest().finished or ""), default=None)
 
 
 def _with_base(entries: Sequence[Entry], bases: Sequence[Evaluation]) -> list[Entry]:

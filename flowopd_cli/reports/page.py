@@ -94,6 +94,11 @@ def link(text: str, target: Path, page: Path) -> Link:
     return Link(text)
 
 
+def shortened(ref: str) -> str:
+    """An adapter's reference as a reader knows it: one of the Hub as it is, else its last part."""
+    return ref if ref.startswith("hub:") else Path(ref).name or ref
+
+
 def duration(seconds: float) -> str:
     """``2 h 05 min``, ``3 min 05 s`` or ``7.1 s``."""
     if seconds >= 3600:

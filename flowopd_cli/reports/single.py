@@ -18,7 +18,7 @@ from flowopd_cli.refs import AdapterRef
 from flowopd_cli.reports import curves, strips
 from flowopd_cli.reports.figures import Rows, column, known, number
 from flowopd_cli.reports.lineup import Entry
-from flowopd_cli.reports.page import Link, Listing, Page, duration, link, span
+from flowopd_cli.reports.page import Link, Listing, Page, duration, link, shortened, span
 from flowopd_cli.reports.results import files, table
 from flowopd_cli.run import RunDir
 from flowopd_cli.run_paths import go_on
@@ -123,7 +123,7 @@ def _lineage(run: RunDir, manifest: Manifest, target: Path) -> Listing | None:
     rows = []
     for parent in manifest.parents:
         place, sha = local(run, parent), (parent.sha256 or "")[:12]
-        name = parent.ref if parent.ref.startswith("hub:") else Path(parent.ref).name or parent.ref
+        name = shortened(parent.ref)
         rows.append((parent.role.replace("_", " "), link(name, place, target) if place else Link(name), sha))
     if manifest.base is not None:
         rows.append(("base", Link(_base_name(manifest)), (manifest.base.sha256 or "")[:12]))

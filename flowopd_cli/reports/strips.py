@@ -97,10 +97,10 @@ def within(strips: Sequence[Strip], count: int, budget: int = BUDGET) -> list[St
 
 def over_time(run: RunDir) -> Grid | None:
     """A run's samples: the same prompts and seeds as the training went on, the first and the last row among them."""
-    found = sorted(path for path in run.samples_dir.glob("*.png") if path.stem.isdecimal())
+    found = run.samples()
     chosen = found if len(found) <= ROWS else [found[round(i * (len(found) - 1) / (ROWS - 1))] for i in range(ROWS)]
     prompts = _sample_prompts(run)
-    strips = within([Strip(f"iteration {int(path.stem)}", path) for path in chosen], len(prompts))
+    strips = within([Strip(f"iteration {iteration}", path) for iteration, path in chosen], len(prompts))
     caption = "Drawn by the policy as it stood; a column has the same prompt and seed throughout."
     return grid("Pictures over training time", caption, prompts, strips) if strips else None
 
