@@ -1,6 +1,6 @@
 """``python -m flowopd_cli``: what ``accelerate launch`` starts."""
 
-from flowopd_cli.cli import main
+from flowopd_cli.cli.app import main
 
 if __name__ == "__main__":
     main()

@@ -17,7 +17,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from flowopd_cli.errors import FlowOPDError, RecipeError, RewardError
-from flowopd_cli.recipe_io import suggest
+from flowopd_cli.system.text import suggest
 
 REMOTE = "remote:"
 # Packages that are no rewards, and in which much can be called that does harm.
@@ -165,21 +165,21 @@ BASES = Registry("base", {"toy": "flowopd_cli.toy:folder"})
 REWARDS = Registry(
     "reward",
     {
-        "deqa": "flowopd_cli.rewards.deqa:DeQAReward",
-        "aesthetic": "flowopd_cli.rewards.aesthetic:AestheticReward",
-        "blip-vqa": "flowopd_cli.rewards.blip_vqa:BlipVQAReward",
-        "clipscore": "flowopd_cli.rewards.clipscore:ClipScoreReward",
-        "compbench-3d-spatial": "flowopd_cli.rewards.compbench:Spatial3DReward",
-        "compbench-complex": "flowopd_cli.rewards.compbench:ComplexReward",
-        "compbench-numeracy": "flowopd_cli.rewards.compbench:NumeracyReward",
-        "compbench-spatial": "flowopd_cli.rewards.compbench:SpatialReward",
-        "geneval": "flowopd_cli.rewards.geneval_reward:GenEvalReward",
-        "geneval-hf": "flowopd_cli.rewards.geneval_reward:GenEvalHFReward",
-        "hpsv2": "flowopd_cli.rewards.hpsv2:HPSv2Reward",
-        "imagereward": "flowopd_cli.rewards.imagereward:ImageRewardReward",
+        "deqa": "flowopd_cli.rewards.remote.deqa:DeQAReward",
+        "aesthetic": "flowopd_cli.rewards.preference.aesthetic:AestheticReward",
+        "blip-vqa": "flowopd_cli.rewards.compbench.blip_vqa:BlipVQAReward",
+        "clipscore": "flowopd_cli.rewards.preference.clipscore:ClipScoreReward",
+        "compbench-3d-spatial": "flowopd_cli.rewards.compbench.rewards:Spatial3DReward",
+        "compbench-complex": "flowopd_cli.rewards.compbench.rewards:ComplexReward",
+        "compbench-numeracy": "flowopd_cli.rewards.compbench.rewards:NumeracyReward",
+        "compbench-spatial": "flowopd_cli.rewards.compbench.rewards:SpatialReward",
+        "geneval": "flowopd_cli.rewards.geneval.reward:GenEvalReward",
+        "geneval-hf": "flowopd_cli.rewards.geneval.reward:GenEvalHFReward",
+        "hpsv2": "flowopd_cli.rewards.preference.hpsv2:HPSv2Reward",
+        "imagereward": "flowopd_cli.rewards.preference.imagereward:ImageRewardReward",
         "jpeg_compressibility": "flowopd_cli.rewards.jpeg:JpegReward",
-        "ocr": "flowopd_cli.rewards.ocr:OCRReward",
-        "pickscore": "flowopd_cli.rewards.pickscore:PickScoreReward",
+        "ocr": "flowopd_cli.rewards.ocr.reward:OCRReward",
+        "pickscore": "flowopd_cli.rewards.preference.pickscore:PickScoreReward",
         "toy-geneval": "flowopd_cli.toy.rewards:geneval",
         "toy-ocr": "flowopd_cli.toy.rewards:ocr",
         "toy-quality": "flowopd_cli.toy.rewards:quality",
@@ -187,7 +187,7 @@ REWARDS = Registry(
     },
     error=RewardError,
     open_ended=True,
-    remote="flowopd_cli.rewards.remote:RemoteReward",
+    remote="flowopd_cli.rewards.remote.client:RemoteReward",
 )
 PROMPTS = Registry(
     "prompts",
@@ -195,10 +195,10 @@ PROMPTS = Registry(
         "toy:geneval": "flowopd_cli.toy.prompts:geneval",
         "toy:ocr": "flowopd_cli.toy.prompts:ocr",
         "toy:all": "flowopd_cli.toy.prompts:everything",
-        "geneval": "flowopd_cli.prompt_sources:geneval",
-        "ocr": "flowopd_cli.prompt_sources:ocr",
-        "pickscore": "flowopd_cli.prompt_sources:pickscore",
-        "drawbench": "flowopd_cli.prompt_sources:drawbench",
+        "geneval": "flowopd_cli.prompts.sources:geneval",
+        "ocr": "flowopd_cli.prompts.sources:ocr",
+        "pickscore": "flowopd_cli.prompts.sources:pickscore",
+        "drawbench": "flowopd_cli.prompts.sources:drawbench",
     },
 )
 SUITES = Registry(
@@ -210,7 +210,7 @@ SUITES = Registry(
         "geneval": "flowopd_cli.suites.geneval:geneval",
         "ocr": "flowopd_cli.suites.ocr:ocr",
         "pickscore": "flowopd_cli.suites.pickscore:pickscore",
-        "t2i-compbench": "flowopd_cli.suites.t2i_compbench:t2i_compbench",
+        "t2i-compbench": "flowopd_cli.suites.compbench:t2i_compbench",
         "toy-geneval": "flowopd_cli.toy.suites:geneval",
         "toy-ocr": "flowopd_cli.toy.suites:ocr",
         "toy-quality": "flowopd_cli.toy.suites:quality",

@@ -7,10 +7,11 @@ import tempfile
 
 import hypothesis
 import pytest
+import support.checked  # noqa: F401  the hook below looks it up as an attribute of its package
 import torch
 from jaxtyping import install_import_hook
 
-install_import_hook(["flowopd_cli.core", "flowopd_cli.train"], "checked.checked")
+install_import_hook(["flowopd_cli.core", "flowopd_cli.train"], "support.checked.checked")
 torch.set_num_threads(1)
 _own_cache = tempfile.TemporaryDirectory(prefix="flowopd-cache-")
 os.environ["FLOWOPD_CACHE"] = _own_cache.name  # no test writes into the user's
@@ -22,7 +23,7 @@ hypothesis.settings.load_profile("suite")
 @pytest.fixture(scope="session")
 def pipeline_folder(tmp_path_factory):
     """A random, tiny Stable Diffusion 3 pipeline in diffusers' folder layout."""
-    from tiny import assemble
+    from support.tiny import assemble
 
     folder = tmp_path_factory.mktemp("pipelines") / "tiny"
     assemble(seed=0).save_pretrained(folder)
@@ -32,7 +33,7 @@ def pipeline_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def loaded(pipeline_folder):
     """The tiny pipeline as a flow model, loaded once; tests take copies of it."""
-    from tiny import load
+    from support.tiny import load
 
     return load(pipeline_folder)
 
@@ -40,7 +41,7 @@ def loaded(pipeline_folder):
 @pytest.fixture(scope="session")
 def adapted(pipeline_folder):
     """The tiny model with three adapters and its texts encoded, made once; tests take copies of it."""
-    from tiny import TEXTS, add_adapters, load
+    from support.tiny import TEXTS, add_adapters, load
 
     made = add_adapters(load(pipeline_folder))
     made.encode(TEXTS)
@@ -70,7 +71,7 @@ def trainee(make_trainee):
 def flowopd(monkeypatch, capsys):
     """Run a command line in this process: ``(code, stdout, stderr)``."""
 
-    from flowopd_cli import cli
+    from flowopd_cli.cli import app as cli
 
     def call(*argv):
         monkeypatch.setattr(sys, "argv", ["flowopd", *map(str, argv)])

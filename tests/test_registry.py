@@ -66,7 +66,14 @@ def test_the_working_directory_hides_nothing_that_is_installed(monkeypatch, tmp_
 
 @pytest.mark.parametrize(
     "name",
-    ["os:system", "subprocess:call", "builtins:eval", "shutil:rmtree", "torch.hub:load", "flowopd_cli.files:remove"],
+    [
+        "os:system",
+        "subprocess:call",
+        "builtins:eval",
+        "shutil:rmtree",
+        "torch.hub:load",
+        "flowopd_cli.system.files:remove",
+    ],
 )
 def test_a_recipe_cannot_call_what_is_no_reward(name):
     with pytest.raises(RewardError, match="is no package of rewards: name a module of your own"):

@@ -16,8 +16,10 @@ import typer
 from pydantic import BaseModel
 from sphinx.pycode import ModuleAnalyzer
 
-from flowopd_cli import recipe, recipe_specs, registry
-from flowopd_cli.cli import app
+from flowopd_cli import recipe, registry
+from flowopd_cli.cli.app import app
+from flowopd_cli.recipe import recipes as recipes_module
+from flowopd_cli.recipe import sections as recipe_specs
 
 BOUNDS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
 KIND = {int: "integer", float: "number", str: "text", bool: "true or false", Any: "any"}
@@ -107,7 +109,7 @@ def comments(model: type[BaseModel]) -> Mapping[str, str]:
 
 
 def _comments(module: str) -> Mapping[tuple[str, str], list[str]]:
-    if module not in (recipe.__name__, recipe_specs.__name__):
+    if module not in (recipes_module.__name__, recipe_specs.__name__):
         return {}
     return ModuleAnalyzer.for_module(module).find_attr_docs()
 

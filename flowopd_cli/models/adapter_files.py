@@ -13,8 +13,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from flowopd_cli.adapter_config import BASE_KEY
-from flowopd_cli.adapter_header import (
+from flowopd_cli.core.merging import LoraFactors
+from flowopd_cli.errors import ArtifactError
+from flowopd_cli.models.files.adapter_header import (
     CONFIG,
     DIFFUSERS_PREFIX,
     DIFFUSERS_WEIGHTS,
@@ -23,9 +24,8 @@ from flowopd_cli.adapter_header import (
     AdapterHeader,
     read_adapter_header,
 )
-from flowopd_cli.core.merging import LoraFactors
-from flowopd_cli.errors import ArtifactError
-from flowopd_cli.files import atomic_write
+from flowopd_cli.models.files.peft_config import BASE_KEY
+from flowopd_cli.system.files import atomic_write
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def read_adapter(folder: Path) -> tuple[AdapterConfig, dict[str, LoraFactors]]:
     """An adapter's configuration and its factors by module name of the transformer.
 
     Raises:
-        ArtifactError: as :func:`flowopd_cli.adapter_header.read_adapter_header`, or factors hold non-finite values.
+        ArtifactError: as :func:`read_adapter_header`, or factors hold non-finite values.
     """
     header = read_adapter_header(folder)
     tensors = _read_tensors(header.file)

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from flowopd_cli.files import atomic_write
+from flowopd_cli.system.files import atomic_write
 
 FORMAT = 1
 SUFFIX = ".safetensors"

@@ -21,14 +21,14 @@ from flowopd_cli.models.adapters import AdapterBank
 from flowopd_cli.models.attention import choose_attention
 from flowopd_cli.models.devices import pick_dtype, take_device
 from flowopd_cli.models.embeddings import EmbeddingStore, Row, store_folder
-from flowopd_cli.models.folders import absent_parts, base_fingerprint, encoder_identity, locate
+from flowopd_cli.models.files.pipelines import absent_parts, base_fingerprint, encoder_identity, locate
+from flowopd_cli.models.files.shapes import pixels_of
 from flowopd_cli.models.parts import load_part
 from flowopd_cli.models.quiet import hush
-from flowopd_cli.models.shards import Turns
-from flowopd_cli.models.shards import shard as cut
+from flowopd_cli.models.sharding import Turns
+from flowopd_cli.models.sharding import shard as cut
 from flowopd_cli.models.speed import allow_tf32, checkpointed, compile_blocks
-from flowopd_cli.processes import rank_and_world
-from flowopd_cli.shapes import pixels_of
+from flowopd_cli.system.distributed import rank_and_world
 
 if TYPE_CHECKING:  # imported where encoders are loaded: it takes seconds, and few runs need them
     from diffusers import DiffusionPipeline
@@ -80,7 +80,7 @@ class PipelineModel(ABC):
         self._fingerprint: str | None = None
 
     def _load_transformer(self) -> ModelMixin:
-        """The transformer's weights, read once; :mod:`~flowopd_cli.models.random` makes them up."""
+        """The transformer's weights, read once; :mod:`~flowopd_cli.models.random_weights` makes them up."""
         options = {"torch_dtype": self.dtype, "use_safetensors": True}
         return load_part(self.transformer_class, self.folder, "transformer", **options)
 
@@ -104,7 +104,7 @@ class PipelineModel(ABC):
         """Load a folder or Hub id; for ``auto`` see :mod:`flowopd_cli.models.devices`.
 
         ``prompt_cache`` is a folder in which embeddings outlive the run; without one they stay in memory. For the rest
-        see :mod:`~flowopd_cli.models.speed`, :mod:`~flowopd_cli.models.attention`, :mod:`~flowopd_cli.models.shards`.
+        see :mod:`~flowopd_cli.models.speed`, :mod:`~flowopd_cli.models.attention`, :mod:`~flowopd_cli.models.sharding`.
 
         Raises:
             ArtifactError: nothing there, a pipeline of another family, no such device, it cannot be fetched, or

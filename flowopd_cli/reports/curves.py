@@ -9,8 +9,8 @@ from typing import Any
 
 from flowopd_cli.errors import printable
 from flowopd_cli.recipe import ColdstartRecipe, Recipe, TrainedRecipe
-from flowopd_cli.reports.figures import Rows, column, iterations, known, mean, names, smooth, thinned, window
-from flowopd_cli.reports.svg import DASHES, SERIES, Chart, Key, axes, drawn, logarithmic
+from flowopd_cli.reports.charts import DASHES, SERIES, Chart, Key, axes, drawn, logarithmic
+from flowopd_cli.reports.series import Rows, column, iterations, known, mean, names, smooth, thinned, window
 
 MOST = 7
 ITERATION = "iteration"

@@ -13,12 +13,12 @@ from urllib.parse import quote
 
 from flowopd_cli import __version__
 from flowopd_cli.errors import one_line, printable
-from flowopd_cli.manifest import Manifest
-from flowopd_cli.paths import is_file
-from flowopd_cli.reports.results import Table
-from flowopd_cli.reports.strips import Grid
-from flowopd_cli.reports.svg import Chart
-from flowopd_cli.run_paths import RunPaths
+from flowopd_cli.reports.charts import Chart
+from flowopd_cli.reports.pictures import Grid
+from flowopd_cli.reports.table import Table
+from flowopd_cli.runs.layout import RunPaths
+from flowopd_cli.runs.manifest import Manifest
+from flowopd_cli.system.paths import is_file
 
 MARK = "flowopd report"
 KINDS = {"csv": "text/csv", "json": "application/json", "md": "text/markdown", "tex": "application/x-tex"}
@@ -69,7 +69,7 @@ def render(page: Page) -> str:
     """The page as HTML: one file that asks the network for nothing and runs no script."""
     from jinja2 import Environment
 
-    template = (files("flowopd_cli") / "templates" / "report.html.j2").read_text(encoding="utf-8")
+    template = (files("flowopd_cli.reports") / "report.html.j2").read_text(encoding="utf-8")
     uris = {name: _uri(name, text) for name, text in page.downloads.items()}
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"brief": one_line, "printable": printable}

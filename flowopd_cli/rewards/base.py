@@ -13,7 +13,7 @@ from torch import Tensor
 
 from flowopd_cli.core.types import Prompt, RewardResult
 from flowopd_cli.errors import RewardError
-from flowopd_cli.rewards.parallel import Background
+from flowopd_cli.system.threads import Background
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,9 @@ from torch import Tensor
 from flowopd_cli.core.types import Prompt, RewardResult
 from flowopd_cli.errors import RewardError
 from flowopd_cli.rewards.base import RewardInfo
-from flowopd_cli.rewards.http import RETRYABLE, EndpointError, Patience, join_url, post_json
-from flowopd_cli.rewards.parallel import in_parallel
 from flowopd_cli.rewards.pictures import to_pil
+from flowopd_cli.rewards.remote.http import RETRYABLE, EndpointError, Patience, join_url, post_json
+from flowopd_cli.system.threads import in_parallel
 
 KEY_ENV = "FLOWOPD_VLM_API_KEY"
 PATH = "chat/completions"

@@ -17,9 +17,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from flowopd_cli.cache import cache_dir
 from flowopd_cli.errors import ArtifactError, one_line
-from flowopd_cli.rewards.serving.digests import file_digest
+from flowopd_cli.rewards.remote.digests import file_digest
+from flowopd_cli.system.paths import cache_dir
 
 CHUNK = 1 << 20
 TIMEOUT = 60.0

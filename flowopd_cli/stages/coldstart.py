@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from flowopd_cli.errors import RewardError
-from flowopd_cli.progress import Progress
 from flowopd_cli.recipe import ColdstartRecipe
-from flowopd_cli.run import RunDir
-from flowopd_cli.stages import _data, _fit, _model
-from flowopd_cli.stages._resume import prompts_digest, seed_generators
-from flowopd_cli.tasks import check_tasks
+from flowopd_cli.recipe.tasks import check_tasks
+from flowopd_cli.runs.run import RunDir
+from flowopd_cli.stages.training import data as _data
+from flowopd_cli.stages.training import fit as _fit
+from flowopd_cli.stages.training import model as _model
+from flowopd_cli.stages.training.resume import prompts_digest, seed_generators
+from flowopd_cli.system.progress import Progress
 from flowopd_cli.train import objectives, supervised
 
 

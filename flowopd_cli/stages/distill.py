@@ -10,13 +10,16 @@ import torch
 
 from flowopd_cli.core.types import Rollout
 from flowopd_cli.models.base import FlowModel
-from flowopd_cli.progress import Progress
 from flowopd_cli.recipe import DistillRecipe
+from flowopd_cli.recipe.tasks import check_tasks
 from flowopd_cli.rewards.base import RewardMix
-from flowopd_cli.run import RunDir
-from flowopd_cli.stages import _data, _fit, _lessons, _model
-from flowopd_cli.stages._resume import prompts_digest
-from flowopd_cli.tasks import check_tasks
+from flowopd_cli.runs.run import RunDir
+from flowopd_cli.stages.training import data as _data
+from flowopd_cli.stages.training import fit as _fit
+from flowopd_cli.stages.training import lessons as _lessons
+from flowopd_cli.stages.training import model as _model
+from flowopd_cli.stages.training.resume import prompts_digest
+from flowopd_cli.system.progress import Progress
 from flowopd_cli.train import collect, fused, objectives
 from flowopd_cli.train.collect import Draw
 from flowopd_cli.train.labels import Teacher

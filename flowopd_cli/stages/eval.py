@@ -7,21 +7,21 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from flowopd_cli.processes import everyone, rank_and_world
-from flowopd_cli.progress import Progress
 from flowopd_cli.recipe import EvalRecipe
-from flowopd_cli.refs import AdapterRef
-from flowopd_cli.run import RunDir
-from flowopd_cli.stages import _model
-from flowopd_cli.stages import _results as outcome
-from flowopd_cli.stages import _suites as suite_tools
-from flowopd_cli.stages._folder import Picture, PictureFolder
-from flowopd_cli.stages._pictures import keep, settings, whole
-from flowopd_cli.stages._samples import draw_images, ode_sampler, to_bytes
-from flowopd_cli.stages._scored import Journal, Scored
-from flowopd_cli.stages._scoring import Scorer
-from flowopd_cli.stages._wanted import Wanted, digests, plan
+from flowopd_cli.runs.adapter_ref import AdapterRef
+from flowopd_cli.runs.run import RunDir
+from flowopd_cli.stages.evaluation import results as outcome
+from flowopd_cli.stages.evaluation import suites as suite_tools
+from flowopd_cli.stages.evaluation.folder import Picture, PictureFolder
+from flowopd_cli.stages.evaluation.journal import Journal, Scored
+from flowopd_cli.stages.evaluation.pictures import keep, settings, whole
+from flowopd_cli.stages.evaluation.requests import Wanted, digests, plan
+from flowopd_cli.stages.evaluation.scorer import Scorer
+from flowopd_cli.stages.training import model as _model
+from flowopd_cli.stages.training.samples import draw_images, ode_sampler, to_bytes
 from flowopd_cli.suites.base import Result, image_seed
+from flowopd_cli.system.distributed import everyone, rank_and_world
+from flowopd_cli.system.progress import Progress
 
 
 def run(recipe: EvalRecipe, run: RunDir, progress: Progress, *, resume: bool = False) -> dict[str, Any]:

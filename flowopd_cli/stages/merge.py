@@ -8,14 +8,14 @@ from typing import Any
 
 from flowopd_cli.core.merging import MergeOptions, merge
 from flowopd_cli.errors import ArtifactError, MergeError
-from flowopd_cli.manifest import Base
 from flowopd_cli.models.adapter_files import AdapterConfig, read_adapter, write_adapter
-from flowopd_cli.models.folders import base_fingerprint
-from flowopd_cli.progress import Progress
+from flowopd_cli.models.files.pipelines import base_fingerprint
 from flowopd_cli.recipe import MergeRecipe, ModelSpec
-from flowopd_cli.refs import AdapterRef, recorded_base
-from flowopd_cli.run import RunDir
-from flowopd_cli.stages import _model
+from flowopd_cli.runs.adapter_ref import AdapterRef, recorded_base
+from flowopd_cli.runs.manifest import Base
+from flowopd_cli.runs.run import RunDir
+from flowopd_cli.stages.training import model as _model
+from flowopd_cli.system.progress import Progress
 
 
 def run(recipe: MergeRecipe, run: RunDir, progress: Progress, *, resume: bool = False) -> dict[str, Any]:

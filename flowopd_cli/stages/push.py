@@ -9,16 +9,16 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from flowopd_cli.errors import RecipeError
-from flowopd_cli.files import remove, storing
 from flowopd_cli.models.adapter_files import read_adapter, write_adapter, write_diffusers
-from flowopd_cli.progress import Progress
 from flowopd_cli.recipe import PushRecipe
-from flowopd_cli.refs import AdapterRef
-from flowopd_cli.run import RunDir
-from flowopd_cli.stages._hub import Hub
-from flowopd_cli.stages._places import public_name
-from flowopd_cli.stages._shelf import fill
-from flowopd_cli.stages._verify import Check
+from flowopd_cli.runs.adapter_ref import AdapterRef
+from flowopd_cli.runs.run import RunDir
+from flowopd_cli.stages.publishing.folder import fill
+from flowopd_cli.stages.publishing.hub import Hub
+from flowopd_cli.stages.publishing.verify import Check
+from flowopd_cli.system.files import remove, storing
+from flowopd_cli.system.places import public_name
+from flowopd_cli.system.progress import Progress
 
 
 def run(

@@ -5,13 +5,28 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from flowopd_cli.progress import Progress
 from flowopd_cli.recipe import TeacherRecipe
-from flowopd_cli.run import RunDir
-from flowopd_cli.stages import _background, _data, _fit, _lessons, _model
-from flowopd_cli.stages._resume import prompts_digest
-from flowopd_cli.tasks import check_tasks
-from flowopd_cli.train import collect, graded, objectives
+from flowopd_cli.recipe.tasks import check_tasks
+from flowopd_cli.runs.run import RunDir
+from flowopd_cli.stages.training import (
+    data as _data,
+)
+from flowopd_cli.stages.training import (
+    fit as _fit,
+)
+from flowopd_cli.stages.training import (
+    lessons as _lessons,
+)
+from flowopd_cli.stages.training import (
+    model as _model,
+)
+from flowopd_cli.stages.training import (
+    scoring as _background,
+)
+from flowopd_cli.stages.training.resume import prompts_digest
+from flowopd_cli.system.progress import Progress
+from flowopd_cli.train import collect, objectives
+from flowopd_cli.train import grading as graded
 
 
 def run(recipe: TeacherRecipe, run: RunDir, progress: Progress, *, resume: bool = False) -> dict[str, Any]:

@@ -10,11 +10,11 @@ from typing import Any
 
 from flowopd_cli.core.types import Prompt
 from flowopd_cli.errors import ArtifactError
-from flowopd_cli.json_files import read_json_lines
-from flowopd_cli.prompt_sources import fetched, only_test
-from flowopd_cli.rewards.clauses import TAGS
+from flowopd_cli.prompts.clauses import TAGS
+from flowopd_cli.prompts.sources import fetched, only_test
 from flowopd_cli.suites.base import Absent, NamedReward, Result, Suite, aggregate, known
 from flowopd_cli.suites.layouts import GENEVAL
+from flowopd_cli.system.json_files import read_json_lines
 
 PUBLISHED = {"SD3.5-M": 0.63, "Flow-GRPO": 0.95, "Flow-OPD": 0.92}
 RESULTS = "results.jsonl"

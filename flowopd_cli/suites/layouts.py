@@ -9,7 +9,7 @@ from pathlib import Path
 
 from flowopd_cli.core.types import Prompt
 from flowopd_cli.errors import ArtifactError
-from flowopd_cli.json_files import read_json
+from flowopd_cli.system.json_files import read_json
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from flowopd_cli.core.types import Prompt
-from flowopd_cli.prompt_sources import fetched, only_test
+from flowopd_cli.prompts.sources import fetched, only_test
 from flowopd_cli.suites.base import NamedReward, Suite
 
 PUBLISHED = {"SD3.5-M": 21.72}

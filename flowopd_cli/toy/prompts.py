@@ -8,7 +8,7 @@ from functools import lru_cache
 from itertools import permutations, product
 
 from flowopd_cli.core.types import Prompt
-from flowopd_cli.rewards.clauses import RELATIONS, TAGS
+from flowopd_cli.prompts.clauses import RELATIONS, TAGS
 from flowopd_cli.toy.draw import GLYPHS, INKS, SHAPES
 
 SEED = 20260508

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from flowopd_cli.rewards.geneval_reward import GenEvalReward
-from flowopd_cli.rewards.ocr import OCRReward
+from flowopd_cli.rewards.geneval.reward import GenEvalReward
+from flowopd_cli.rewards.ocr.reward import OCRReward
 from flowopd_cli.toy.detector import PixelDetector
 from flowopd_cli.toy.quality import QualityReward
 

@@ -15,7 +15,7 @@ from flowopd_cli.core.sampler import Lessons, Sampler, SeededNoise
 from flowopd_cli.core.types import Conditioning, Prompt, RewardResult, Rollout, StepBatch, Trajectory
 from flowopd_cli.models.base import FlowModel
 from flowopd_cli.train.labels import Teacher, parcels, row_cost, velocity_of
-from flowopd_cli.train.share import Share, dealt
+from flowopd_cli.train.partition import Share, dealt
 
 Scorer = Callable[[Float[Tensor, "B 3 H W"], Sequence[Prompt]], RewardResult]
 

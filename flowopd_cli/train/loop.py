@@ -14,9 +14,9 @@ import torch
 from flowopd_cli.core.types import Loss, StepBatch
 from flowopd_cli.errors import DivergedError, Interrupted
 from flowopd_cli.models.base import FlowModel
-from flowopd_cli.processes import add_up, everyone, together
+from flowopd_cli.system.distributed import add_up, everyone, together
 from flowopd_cli.train.checkpoint import TrainState
-from flowopd_cli.train.dumps import Dump
+from flowopd_cli.train.faults import Dump
 from flowopd_cli.train.guards import Fault, Guard, finite
 from flowopd_cli.train.meter import Meter, means
 from flowopd_cli.train.objectives import Objective

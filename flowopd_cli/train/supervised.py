@@ -14,7 +14,7 @@ from flowopd_cli.core.sampler import Sampler
 from flowopd_cli.core.types import Conditioning, Prompt, Rollout, StepBatch
 from flowopd_cli.models.base import FlowModel
 from flowopd_cli.train.collect import Draw, Scorer, Teacher, join, rollout, with_images, with_rewards
-from flowopd_cli.train.share import Share
+from flowopd_cli.train.partition import Share
 
 
 def noised(

@@ -3,8 +3,8 @@
 import sys
 from pathlib import Path
 
-import forks as quick
 import pytest
+from support import forks as quick
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1] / "docs" / "_ext")]

@@ -7,11 +7,13 @@ import sys
 
 import pages
 import pytest
-import toyruns
 import typer
+from support import toyruns
 
-from flowopd_cli import execute, plan, registry
-from flowopd_cli.cli import app
+from flowopd_cli import registry
+from flowopd_cli.cli import execute
+from flowopd_cli.cli.app import app
+from flowopd_cli.cli.plan import resolve as plan
 
 TINY = toyruns.changes(*toyruns.SMALL, "train.iterations=1", "train.sample_every=0", "train.keep_best=null")
 SMALL = {

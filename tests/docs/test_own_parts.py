@@ -6,8 +6,8 @@ from importlib import util
 
 import pages
 import pytest
-import toyruns
 from safetensors.torch import save_file
+from support import toyruns
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -13,8 +13,9 @@ import pages
 import pytest
 import typer
 
-from flowopd_cli import errors, recipe, recipe_specs, registry
-from flowopd_cli.cli import app
+from flowopd_cli import errors, recipe, registry
+from flowopd_cli.cli.app import app
+from flowopd_cli.recipe import sections as recipe_specs
 
 reference = pytest.importorskip("flowopd_reference")  # needs sphinx, as the site does
 DOCS = pages.ROOT / "docs"
@@ -109,7 +110,8 @@ def test_exit_codes_are_those_of_the_code():
         for _, thing in inspect.getmembers(errors, inspect.isclass)
         if issubclass(thing, errors.FlowOPDError)
     }
-    from flowopd_cli import cli_runs, execute
+    from flowopd_cli.cli import execute
+    from flowopd_cli.cli.commands import runs as cli_runs
 
     signals = {128 + number for number in (1, 2, 15)}
     assert listed == raised | signals | {0, 1, execute.UNDER_THE_BAR, cli_runs.FAULTY}

@@ -5,18 +5,19 @@ import math
 import struct
 
 import torch
-from fuzzing import TEXTS, as_json, edited, few, folder, guarded, many, mutated
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_adapters import MODULE, TOY_SHA, WIDTH, pair, safetensors
+from support.fuzzing import TEXTS, as_json, edited, few, folder, guarded, many, mutated
+from support.tiny_adapters import MODULE, TOY_SHA, WIDTH, pair, safetensors
 
-from flowopd_cli import execute, plan
-from flowopd_cli.base_check import check_bases, check_refs
+from flowopd_cli.cli import execute
+from flowopd_cli.cli.options import Common
+from flowopd_cli.cli.plan import resolve as plan
+from flowopd_cli.cli.plan.adapters import check_bases, check_refs
 from flowopd_cli.core.merging import LoraFactors, MergeOptions, merge
 from flowopd_cli.models.adapter_files import read_adapter, write_adapter, write_diffusers
-from flowopd_cli.options import Common
 from flowopd_cli.recipe import ModelSpec, build
-from flowopd_cli.refs import AdapterRef, recorded_base
+from flowopd_cli.runs.adapter_ref import AdapterRef, recorded_base
 from flowopd_cli.stages import merge as stage
 
 CONFIG = {

@@ -4,19 +4,19 @@ import io
 import json
 
 import numpy as np
-from fuzzing import ODD, TEXTS, as_json, edited, few, folder, guarded, many, mutated
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from support.fuzzing import ODD, TEXTS, as_json, edited, few, folder, guarded, many, mutated
 
 from flowopd_cli.core.types import Prompt
 from flowopd_cli.rewards.pictures import read_picture
-from flowopd_cli.rewards.serving import wire
+from flowopd_cli.rewards.remote import protocol as wire
+from flowopd_cli.rewards.remote.worker_info import info_of, introduced, shown
 from flowopd_cli.rewards.weights import split_digest
-from flowopd_cli.rewards.worker_info import info_of, introduced, shown
-from flowopd_cli.stages._folder import PictureFolder
+from flowopd_cli.stages.evaluation.folder import PictureFolder
 from flowopd_cli.suites import geneval
-from flowopd_cli.suites.compbench_scores import import_scores
+from flowopd_cli.suites.compbench_import import import_scores
 from flowopd_cli.suites.layouts import GENEVAL, Place
 
 

@@ -6,8 +6,8 @@ import sys
 import time
 from pathlib import Path
 
-import fuzzing
 import pytest
+from support import fuzzing
 
 from flowopd_cli.errors import RecipeError
 

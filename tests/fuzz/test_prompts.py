@@ -2,16 +2,16 @@
 
 import json
 
-from fuzzing import TEXTS, edited, few, folder, guarded, many, mutated
 from hypothesis import given
 from hypothesis import strategies as st
+from support.fuzzing import TEXTS, edited, few, folder, guarded, many, mutated
 
-from flowopd_cli import prompt_sources
-from flowopd_cli.prompt_text import read_rows, repeats, target
-from flowopd_cli.prompts import GroupSampler, load_prompts
-from flowopd_cli.rewards.clauses import faulty
+from flowopd_cli.prompts import sources as prompt_sources
+from flowopd_cli.prompts.clauses import faulty
+from flowopd_cli.prompts.files import read_rows, repeats, target
+from flowopd_cli.prompts.sampler import GroupSampler, load_prompts
+from flowopd_cli.suites.compbench import compbench_picture, prompts
 from flowopd_cli.suites.layouts import Place
-from flowopd_cli.suites.t2i_compbench import compbench_picture, prompts
 
 TEXT = 'a sign that says "OPEN"\n\na cat\r\n  a "café" \u2028 here\na cat\n'.encode()
 CLAUSES = [{"class": "bench", "count": 2, "color": "red"}, {"class": "cup", "count": 1, "position": ["left of", 0]}]

@@ -1,14 +1,16 @@
 """Recipes from hostile YAML, hostile trees and hostile flags."""
 
-from fuzzing import ODD, TEXTS, as_json, edited, few, folder, guarded, many, mutated
 from hypothesis import given
 from hypothesis import strategies as st
+from support.fuzzing import ODD, TEXTS, as_json, edited, few, folder, guarded, many, mutated
 
-from flowopd_cli import plan, preflight, safe_yaml
 from flowopd_cli import recipe as recipes
-from flowopd_cli.cli_rewards import read_options
+from flowopd_cli.cli.commands.rewards import read_options
+from flowopd_cli.cli.plan import check as preflight
+from flowopd_cli.cli.plan import resolve as plan
+from flowopd_cli.cli.plan.settle import settle
 from flowopd_cli.errors import FlowOPDError, one_line, redacted
-from flowopd_cli.settle import settle
+from flowopd_cli.system import yaml_files as safe_yaml
 
 SHELF = {name: path.read_bytes() for name, path in recipes.shipped().items()}
 TREES = [recipes.load(path).model_dump(mode="json") for path in recipes.shipped().values()]

@@ -3,21 +3,23 @@
 import json
 from pathlib import Path
 
-from fuzzing import TEXTS, as_json, edited, few, folder, guarded, many, mutated
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_adapters import TOY_SHA, pair, write_adapter
+from support.fuzzing import TEXTS, as_json, edited, few, folder, guarded, many, mutated
+from support.tiny_adapters import TOY_SHA, pair, write_adapter
 
-from flowopd_cli import card, card_scores, preflight
 from flowopd_cli import recipe as recipes
-from flowopd_cli.files import is_intact
-from flowopd_cli.locks import Lock
-from flowopd_cli.manifest import MANIFEST, Parent, read_manifest
-from flowopd_cli.refs import AdapterRef, recorded_base
-from flowopd_cli.run import LOCK, RunDir
-from flowopd_cli.runs import listing, verify
-from flowopd_cli.settle import settle
-from flowopd_cli.tables import columns
+from flowopd_cli.cli.plan import check as preflight
+from flowopd_cli.cli.plan.settle import settle
+from flowopd_cli.runs import evaluations as card_scores
+from flowopd_cli.runs.adapter_ref import AdapterRef, recorded_base
+from flowopd_cli.runs.inspect import listing, verify
+from flowopd_cli.runs.lock import Lock
+from flowopd_cli.runs.manifest import MANIFEST, Parent, read_manifest
+from flowopd_cli.runs.run import LOCK, RunDir
+from flowopd_cli.stages.publishing import card
+from flowopd_cli.system.files import is_intact
+from flowopd_cli.system.text import columns
 
 TEACHER = {"stage": "teacher", "prompts": [{"source": "toy:geneval"}], "rewards": [{"name": "toy-geneval"}]}
 EVAL = {"stage": "eval", "model": {"pretrained": "toy"}, "adapter": "student"}

@@ -5,16 +5,17 @@ import json
 import socket
 
 import pytest
-from fuzzing import ODD, TEXTS, as_json, edited, few, folder, guarded, many, mutated
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from workers import started
+from support.fuzzing import ODD, TEXTS, as_json, edited, few, folder, guarded, many, mutated
+from support.workers import started
 
 from flowopd_cli.errors import redacted
-from flowopd_cli.rewards.serving import handler, wire
-from flowopd_cli.rewards.serving.service import Service, Settings
-from flowopd_cli.rewards.serving.wire import Answer, Limits, Refusal
+from flowopd_cli.rewards.remote import handler
+from flowopd_cli.rewards.remote import protocol as wire
+from flowopd_cli.rewards.remote.protocol import Answer, Limits, Refusal
+from flowopd_cli.rewards.remote.service import Service, Settings
 
 STATUSES = {200, 400, 401, 404, 405, 408, 409, 411, 413, 414, 415, 421, 422, 431, 501, 503, 505}
 LIMITS = Limits(body_bytes=1 << 20, pictures=4, pixels=100, request_pixels=200, queue_seconds=2, body_seconds=0.1)

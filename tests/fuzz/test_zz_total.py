@@ -1,7 +1,7 @@
 """How many examples were tried in all; the last of the fuzz tests."""
 
 import pytest
-from fuzzing import COUNTS, PLANNED
+from support.fuzzing import COUNTS, PLANNED
 
 
 @pytest.mark.slow

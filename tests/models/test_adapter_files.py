@@ -7,12 +7,12 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file, save_file
-from tiny import SEQUENCE, TARGETS, load, make_draw, make_sampler
+from support.tiny import SEQUENCE, TARGETS, load, make_draw, make_sampler
 
 from flowopd_cli.core.merging import LoraFactors
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.models.adapter_files import AdapterConfig, read_adapter, write_adapter, write_diffusers
-from flowopd_cli.models.plain import Request, peft_picture, plain_picture, plain_pipeline
+from flowopd_cli.models.reference import Request, peft_picture, plain_picture, plain_pipeline
 from flowopd_cli.train.collect import rollout, with_images
 
 CONFIG = AdapterConfig(4, 8.0, ("to_q", "to_k"), "owner/base", "abc")

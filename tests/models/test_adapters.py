@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny import TARGETS, TEXTS, load, randomize
+from support.tiny import TARGETS, TEXTS, load, randomize
 from torch import nn
 
 from flowopd_cli.core.merging import LoraFactors

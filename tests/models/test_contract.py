@@ -6,17 +6,17 @@ import shutil
 
 import pytest
 import torch
-from families import FAMILIES
-from tiny import TEXTS, add_adapters, make_draw, make_sampler
+from support.families import FAMILIES
+from support.tiny import TEXTS, add_adapters, make_draw, make_sampler
 
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.models.adapter_files import write_diffusers
-from flowopd_cli.models.folders import base_fingerprint
+from flowopd_cli.models.files.pipelines import base_fingerprint
+from flowopd_cli.models.files.shapes import base_weights, family, family_of, shape_of
 from flowopd_cli.models.pipeline import ENCODE_BATCH, PipelineModel
-from flowopd_cli.models.plain import Request, plain_picture, plain_pipeline
-from flowopd_cli.models.random import make_random
+from flowopd_cli.models.random_weights import make_random
+from flowopd_cli.models.reference import Request, plain_picture, plain_pipeline
 from flowopd_cli.models.speed import COMPILE
-from flowopd_cli.shapes import base_weights, family, family_of, shape_of
 from flowopd_cli.train.collect import rollout, with_images
 
 SIGMA = torch.tensor([0.9, 0.5, 0.2])

@@ -7,28 +7,28 @@ import shutil
 
 import numpy as np
 import pytest
-import tiny_flux
 import torch
 from diffusers import FluxPipeline, FluxTransformer2DModel
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
-from families import FLUX
-from tiny import TEXTS
+from support import tiny_flux
+from support.families import FLUX
+from support.tiny import TEXTS
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from flowopd_cli import recipe as recipes
-from flowopd_cli.arithmetic import arithmetic
-from flowopd_cli.card import Card, metadata
+from flowopd_cli.cli.options import Common
+from flowopd_cli.cli.plan.check import check_names
+from flowopd_cli.cli.plan.resolve import resolve
 from flowopd_cli.errors import ArtifactError
-from flowopd_cli.footprint import footprint, forward_operations, kept
-from flowopd_cli.manifest import Manifest
 from flowopd_cli.models.adapters import AdapterBank
+from flowopd_cli.models.files.shapes import Rows, adapter_weights, base_weights, family_of, shape_of
+from flowopd_cli.models.footprint import footprint, forward_operations, kept
 from flowopd_cli.models.shapes.flux import SHAPES, FluxShape
-from flowopd_cli.options import Common
-from flowopd_cli.plan import resolve
-from flowopd_cli.preflight import check_names
 from flowopd_cli.recipe import ATTENTION_TARGETS, AdapterSpec
-from flowopd_cli.shapes import Rows, adapter_weights, base_weights, family_of, shape_of
+from flowopd_cli.recipe.cost import arithmetic
+from flowopd_cli.runs.manifest import Manifest
+from flowopd_cli.stages.publishing.card import Card, metadata
 
 GIB = 2**30
 FEED_FORWARD = ("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2", "proj_mlp")

@@ -5,11 +5,11 @@ import shutil
 
 import pytest
 import torch
-from tiny import TEXTS, assemble, load
+from support.tiny import TEXTS, assemble, load
 
 from flowopd_cli.errors import ArtifactError
-from flowopd_cli.models import folders
-from flowopd_cli.models.folders import base_fingerprint
+from flowopd_cli.models.files import pipelines as folders
+from flowopd_cli.models.files.pipelines import base_fingerprint
 
 
 @pytest.fixture

@@ -5,12 +5,12 @@ import logging
 import pytest
 import torch
 import torch._dynamo.testing
-from tiny import TEXTS, add_adapters, load
+from support.tiny import TEXTS, add_adapters, load
 
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.models import devices, speed
 from flowopd_cli.models.attention import BACKENDS
-from flowopd_cli.recipe_specs import Attention, ModelSpec
+from flowopd_cli.recipe.sections import Attention, ModelSpec
 
 SIGMA = torch.tensor([0.9, 0.5, 0.2])
 logging.getLogger("torch._dynamo").setLevel(logging.ERROR)

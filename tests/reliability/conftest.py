@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-import forks as quick
 import pytest
-import toyruns
 from safetensors.torch import load_file
+from support import forks as quick
+from support import toyruns
 
-from flowopd_cli.run import RunDir
+from flowopd_cli.runs.run import RunDir
 
 
 @pytest.fixture(scope="session")

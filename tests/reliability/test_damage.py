@@ -4,13 +4,13 @@ import random
 import shutil
 
 import pytest
-import toyruns
-from forks import Kill
+from support import toyruns
+from support.forks import Kill
 
-from flowopd_cli import runs
 from flowopd_cli.errors import ArtifactError
-from flowopd_cli.refs import AdapterRef
-from flowopd_cli.run import RunDir
+from flowopd_cli.runs import inspect as runs
+from flowopd_cli.runs.adapter_ref import AdapterRef
+from flowopd_cli.runs.run import RunDir
 
 CHECKPOINT = ("state.safetensors", "state.json", "origin.json", "checksums.json")
 ADAPTER = ("adapter_model.safetensors", "adapter_config.json", "checksums.json")

@@ -3,10 +3,10 @@
 import shutil
 
 import pytest
-import toyruns
+from support import toyruns
 
-from flowopd_cli.manifest import status_now
-from flowopd_cli.run import RunDir
+from flowopd_cli.runs.manifest import status_now
+from flowopd_cli.runs.run import RunDir
 
 FULL = """
 import errno, fnmatch, io
@@ -152,7 +152,7 @@ def test_a_merge_that_finds_the_disk_full_can_be_repeated(forks, whole, tmp_path
 
 def test_the_space_is_that_of_the_nearest_folder(tmp_path):
     from flowopd_cli.errors import StorageError
-    from flowopd_cli.files import storing
+    from flowopd_cli.system.files import storing
 
     free = shutil.disk_usage(tmp_path).free
     with pytest.raises(StorageError) as refused, storing(tmp_path / "a" / "b" / "c"):

@@ -4,8 +4,9 @@ import ast
 import re
 from pathlib import Path
 
-from flowopd_cli import locks, origin
 from flowopd_cli.errors import StorageError
+from flowopd_cli.runs import lock as locks
+from flowopd_cli.runs import provenance as origin
 
 TESTS = Path(__file__).resolve().parent.parent
 PAGE = (TESTS.parent / "docs" / "reliability.md").read_text(encoding="utf-8")

@@ -7,13 +7,12 @@ import signal
 from collections import Counter
 from pathlib import Path
 
-import commands
 import pytest
-import toyruns
-from forks import Kill
+from support import commands, toyruns
+from support.forks import Kill
 
-from flowopd_cli.manifest import is_run, status_now
-from flowopd_cli.run import RunDir
+from flowopd_cli.runs.manifest import is_run, status_now
+from flowopd_cli.runs.run import RunDir
 
 FEW, MANY = 3, 25
 SLOW = pytest.param(MANY, marks=pytest.mark.slow)
@@ -94,7 +93,7 @@ def test_a_kill_at_each_write_of_a_run_that_does_nothing_leaves_a_directory_that
 
 @pytest.mark.parametrize("rows", [1, 3])
 def test_a_reward_that_draws_from_global_generators_scores_the_same_after_a_resume(forks, whole, tmp_path, rows):
-    command, paths = toyruns.teacher("noisy:score"), [tmp_path / name for name in ("whole", "killed")]
+    command, paths = toyruns.teacher("support.noisy:score"), [tmp_path / name for name in ("whole", "killed")]
     command += toyruns.changes("prompts=[{source: 'toy:all'}]")
     for path, planned in zip(paths, ([], [Kill(rows=rows)]), strict=True):
         ended = disturbed(forks, command, path, planned)

@@ -5,13 +5,13 @@ import shutil
 from pathlib import Path
 
 import pytest
-import toyruns
 import yaml
-from forks import Kill
+from support import toyruns
+from support.forks import Kill
 
 import flowopd_cli
-from flowopd_cli.manifest import status_now
-from flowopd_cli.run import RunDir
+from flowopd_cli.runs.manifest import status_now
+from flowopd_cli.runs.run import RunDir
 
 UNLOADABLE = "from flowopd_cli.models.sd3 import SD3Model\nSD3Model.load = None\n"
 BASE = Path(flowopd_cli.__file__).parent / "toy" / "weights"

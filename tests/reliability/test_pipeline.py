@@ -11,10 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import toyruns
+from support import toyruns
 
-from flowopd_cli.manifest import status_now
-from flowopd_cli.run import RunDir
+from flowopd_cli.runs.manifest import status_now
+from flowopd_cli.runs.run import RunDir
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "recipes" / "pipeline.sh"
@@ -85,7 +85,7 @@ class Shell:
             return subprocess.run(["bash", SCRIPT], env=given, capture_output=True, text=True, check=False)
 
     def _answer(self, words):
-        from forks import Kill
+        from support.forks import Kill
 
         self.asked.append(words)
         kill = Kill(change=40) if words[0] == self._kill_at and not looks(words) else None

@@ -3,18 +3,17 @@
 import signal
 import time
 
-import commands
 import pytest
-import toyruns
-from forks import Kill
+from support import commands, toyruns
+from support.forks import Kill
 
-from flowopd_cli.manifest import status_now
-from flowopd_cli.run import RunDir
+from flowopd_cli.runs.manifest import status_now
+from flowopd_cli.runs.run import RunDir
 
 CODES = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
 SLEEPS = """
 import time
-from flowopd_cli.run import RunDir
+from flowopd_cli.runs.run import RunDir
 log = RunDir.log
 def slowly(run, row):
     log(run, row)
@@ -59,7 +58,7 @@ def test_before_the_first_iteration_there_is_nothing_to_keep(forks, whole, tmp_p
     path = tmp_path / "r"
     early = f"""
 import os
-from flowopd_cli.stages import _model
+from flowopd_cli.stages.training import model as _model
 load = _model.load_model
 def stopped(*args):
     os.kill(os.getpid(), {int(number)})

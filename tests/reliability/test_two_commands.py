@@ -2,12 +2,11 @@
 
 import shutil
 
-import commands
 import pytest
-import toyruns
-from forks import Kill
+from support import commands, toyruns
+from support.forks import Kill
 
-from flowopd_cli.run import RunDir
+from flowopd_cli.runs.run import RunDir
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,8 @@
 """Servers that answer by a script, closed after the test; the tests' own checkpoints, which are taken as they are."""
 
 import pytest
-from scripted import Scripted
-from trusting import trusting
+from support.scripted import Scripted
+from support.trusting import trusting
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -7,14 +7,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny import make_draw, make_sampler
+from support.tiny import make_draw, make_sampler
 
 from flowopd_cli.core.advantages import group_advantages
 from flowopd_cli.core.types import Prompt, RewardResult
 from flowopd_cli.errors import PromptError, RewardError
 from flowopd_cli.rewards.base import RewardInfo, RewardMix, Weighted, numbered
 from flowopd_cli.rewards.jpeg import JpegReward
-from flowopd_cli.rewards.parallel import in_parallel
+from flowopd_cli.system.threads import in_parallel
 from flowopd_cli.train import collect
 
 A, B = Prompt("1", "x", "a"), Prompt("2", "y", "b")

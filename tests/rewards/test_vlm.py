@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from scripted import cut_short, drop, hang
+from support.scripted import cut_short, drop, hang
 
 from flowopd_cli.core.types import Prompt
 from flowopd_cli.errors import RewardError

@@ -13,16 +13,18 @@ from PIL import Image
 
 from flowopd_cli import recipe as recipes
 from flowopd_cli import registry
+from flowopd_cli.cli.execute import run_stage
 from flowopd_cli.errors import ArtifactError, Interrupted, RecipeError
-from flowopd_cli.execute import run_stage
-from flowopd_cli.progress import Silent
-from flowopd_cli.prompts import load_prompts
+from flowopd_cli.prompts.sampler import load_prompts
 from flowopd_cli.rewards.jpeg import JpegReward
-from flowopd_cli.run import RunDir
-from flowopd_cli.stages import _scored, _scoring, _suites
+from flowopd_cli.runs.run import RunDir
 from flowopd_cli.stages import eval as stage
-from flowopd_cli.stages._wanted import plan
+from flowopd_cli.stages.evaluation import journal as _scored
+from flowopd_cli.stages.evaluation import scorer as _scoring
+from flowopd_cli.stages.evaluation import suites as _suites
+from flowopd_cli.stages.evaluation.requests import plan
 from flowopd_cli.suites.base import NamedReward, Suite
+from flowopd_cli.system.progress import Silent
 
 SMALL = ("eval.limit=4", "eval.images=2", "eval.steps=2", "eval.split=validation", "eval.batch=4")
 

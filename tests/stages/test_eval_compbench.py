@@ -9,12 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
-from tiny_compbench import blip, save_depth, save_dino, save_original_blip
-from tiny_scorers import save_clip
+from support.tiny_compbench import blip, save_depth, save_dino, save_original_blip
+from support.tiny_scorers import save_clip
 
-from flowopd_cli.files import sha256_file
-from flowopd_cli.run import RunDir
-from flowopd_cli.suites.t2i_compbench import CATEGORIES
+from flowopd_cli.runs.run import RunDir
+from flowopd_cli.suites.compbench import CATEGORIES
+from flowopd_cli.system.files import sha256_file
 
 SENTENCES = {
     "spatial": "a {0} dog on the left of a {1} cat",

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from families import FLUX
 from safetensors.torch import load_file
-from tiny import TEXTS
+from support.families import FLUX
+from support.tiny import TEXTS
 
 import flowopd_cli
-from flowopd_cli.run import RunDir
+from flowopd_cli.runs.run import RunDir
 
 PACKAGE = Path(flowopd_cli.__file__).parent.parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(PACKAGE), "OMP_NUM_THREADS": "1"}

@@ -10,6 +10,9 @@ from safetensors.torch import load_file, save_file
 
 import flowopd_cli
 from flowopd_cli import recipe as recipes
+from flowopd_cli.cli.execute import run_stage
+from flowopd_cli.cli.options import Common
+from flowopd_cli.cli.plan.resolve import resolve
 from flowopd_cli.errors import (
     ArtifactError,
     FlowOPDError,
@@ -19,11 +22,8 @@ from flowopd_cli.errors import (
     RewardError,
     RoutingError,
 )
-from flowopd_cli.execute import run_stage
-from flowopd_cli.options import Common
-from flowopd_cli.plan import resolve
-from flowopd_cli.progress import Silent
-from flowopd_cli.run import AdapterRef, Base, RunDir
+from flowopd_cli.runs.run import AdapterRef, Base, RunDir
+from flowopd_cli.system.progress import Silent
 
 TOY = Path(flowopd_cli.__file__).parent / "toy" / "weights"
 SMALL = ("train.iterations=2", "train.groups=2", "train.group_size=2", "train.checkpoint_every=1", "sampling.steps=3")
@@ -221,7 +221,7 @@ def test_a_push_that_does_not_fit_in_memory_names_the_way_out(world, tmp_path, m
     def full(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("flowopd_cli.stages._verify.plain_pipeline", full)
+    monkeypatch.setattr("flowopd_cli.stages.publishing.verify.plain_pipeline", full)
     built = recipes.build({"stage": "push", "run": str(world["student"].path)})
     with pytest.raises(ArtifactError, match=r"--set model\.device=cpu"):
         run_stage(built, RunDir.create(tmp_path / "p", "push"), Silent(), dry_run=True)

@@ -7,17 +7,17 @@ import subprocess
 import sys
 from pathlib import Path
 
-import copies
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from support import copies
 
 import flowopd_cli
 from flowopd_cli import recipe as recipes
-from flowopd_cli.run import RunDir
-from flowopd_cli.stages import _model
+from flowopd_cli.runs.run import RunDir
+from flowopd_cli.stages.training import model as _model
 
 TESTS, PACKAGE = Path(__file__).resolve().parent.parent, Path(flowopd_cli.__file__).parent.parent
 NAMES = (
@@ -185,7 +185,7 @@ def test_accelerate_starts_the_same_command_on_two_machines(trained, pipeline_fo
 @pytest.mark.parametrize("shard", [False, True])
 def test_what_one_process_cannot_do_is_one_line_and_no_work_is_lost(trained, pipeline_folder, tmp_path, shard):
     built = copies.recipe("teacher", trained.parent, pipeline_folder, rollout_batch=64, checkpoint_every=50)
-    failing = tuple(spec.model_copy(update={"name": "copies:Fails"}) for spec in built.rewards)
+    failing = tuple(spec.model_copy(update={"name": "support.copies:Fails"}) for spec in built.rewards)
     model = built.model_copy(update={"rewards": failing, "model": built.model.model_copy(update={"shard": shard})})
     recipe, out = tmp_path / "recipe.yaml", tmp_path / "run"
     recipe.write_text(recipes.dump(model))

@@ -5,12 +5,12 @@ import os
 from unittest.mock import patch
 
 import pytest
-from forks import server
-from hub_server import TOKEN, environment, serving
 from huggingface_hub import ModelCard
-from toyruns import SMALL, changes, teacher
+from support.forks import server
+from support.hub_server import TOKEN, environment, serving
+from support.toyruns import SMALL, changes, teacher
 
-from flowopd_cli.run import RunDir
+from flowopd_cli.runs.run import RunDir
 
 EVAL = changes("eval.limit=2", "eval.images=1", "eval.steps=2", "eval.split=validation")
 FAST = changes("push.verify_steps=2")
@@ -36,9 +36,9 @@ peft = numpy.asarray(names["image"]).astype(int)
 
 from flowopd_cli.core.sampler import SeededNoise
 from flowopd_cli.recipe import ModelSpec
-from flowopd_cli.refs import AdapterRef
-from flowopd_cli.stages import _model
-from flowopd_cli.stages._samples import ode_sampler, to_bytes
+from flowopd_cli.runs.adapter_ref import AdapterRef
+from flowopd_cli.stages.training import model as _model
+from flowopd_cli.stages.training.samples import ode_sampler, to_bytes
 model = _model.load_model(ModelSpec(pretrained="toy", resolution=None, max_sequence_length=1, dtype="float32"), ())
 model.adapters.load("policy", AdapterRef.parse({ref!r}).resolve())
 cond, noise = model.encode(["a prompt"]), SeededNoise((0,), model.latent_shape)

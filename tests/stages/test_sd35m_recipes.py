@@ -5,18 +5,18 @@ import subprocess
 import sys
 from pathlib import Path
 
-import copies
 import pytest
 import yaml
 from click.testing import Result
-from tiny import TEXTS
+from support import copies
+from support.tiny import TEXTS
 from typer.testing import CliRunner
 
 from flowopd_cli import recipe as recipes
-from flowopd_cli.cli import app
-from flowopd_cli.progress import Silent
-from flowopd_cli.run import RunDir
+from flowopd_cli.cli.app import app
+from flowopd_cli.runs.run import RunDir
 from flowopd_cli.stages import merge
+from flowopd_cli.system.progress import Silent
 
 SHELF = Path(__file__).resolve().parents[2] / "recipes"
 NAMES = sorted(str(path.relative_to(SHELF).with_suffix("")) for path in SHELF.glob("sd35m/*.yaml"))
@@ -96,7 +96,7 @@ def shrunk(tree, folder, pipeline):
     if "anchor" in tree:
         tree["anchor"]["ref"] = str(folder / "two")
     for reward in tree.get("rewards", []):
-        reward |= {"name": "copies:Light", "options": {"upper": True}}
+        reward |= {"name": "support.copies:Light", "options": {"upper": True}}
     tree["train"] |= {"iterations": 2 // steps, "groups": 2, "group_size": 4, "rollout_batch": 4, "sample_every": 0}
     if tree["stage"] == "coldstart":
         tree["sft"] |= {"samples": 4, "batch": 4}

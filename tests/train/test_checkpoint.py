@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from tiny import load
+from support.tiny import load
 
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.train.checkpoint import TrainState

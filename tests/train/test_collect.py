@@ -5,14 +5,14 @@ import math
 
 import pytest
 import torch
-from tiny import load, make_draw, make_sampler
+from support.tiny import load, make_draw, make_sampler
 
 from flowopd_cli.core.sampler import SeededNoise
 from flowopd_cli.core.types import RewardResult
 from flowopd_cli.errors import RoutingError
 from flowopd_cli.train import collect
 from flowopd_cli.train.collect import Teacher
-from flowopd_cli.train.share import Share
+from flowopd_cli.train.partition import Share
 
 STEPS = 4
 TEACHERS = {"a": Teacher("other", 1.0), "b": Teacher("third", 3.0)}

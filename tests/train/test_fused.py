@@ -4,8 +4,8 @@ import dataclasses
 
 import pytest
 import torch
-from copies import DoubleModel
-from tiny import TEXTS, add_adapters, gradients, make_draw, make_sampler
+from support.copies import DoubleModel
+from support.tiny import TEXTS, add_adapters, gradients, make_draw, make_sampler
 
 from flowopd_cli.core.sampler import Lessons, SeededNoise, draw_lessons
 from flowopd_cli.core.types import Loss

@@ -4,13 +4,13 @@ import math
 
 import pytest
 import torch
-from tiny import experience_of, labelled, make_draw, make_sampler
+from support.tiny import experience_of, labelled, make_draw, make_sampler
 from torch import nn
 
 from flowopd_cli.core.types import Conditioning, Loss, Prompt, StepBatch
 from flowopd_cli.errors import DivergedError, RewardError
 from flowopd_cli.train import collect
-from flowopd_cli.train.dumps import Dump
+from flowopd_cli.train.faults import Dump
 from flowopd_cli.train.guards import Fault, Guard, Watch, finite
 from flowopd_cli.train.loop import FitSettings, Hooks, fit
 from flowopd_cli.train.objectives import OPDSettings, opd

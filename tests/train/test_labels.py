@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import TEXTS
+from support.tiny import TEXTS
 
 from flowopd_cli.models import adapters
 from flowopd_cli.train.labels import MIXED_TOKENS, Teacher, parcels, row_cost, tokens_of, velocity_of

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 import torch
-from tiny import TEXTS, experience_of, gradients, labelled, make_draw, make_sampler, randomize
+from support.tiny import TEXTS, experience_of, gradients, labelled, make_draw, make_sampler, randomize
 
 from flowopd_cli.core.types import Loss, Prompt
 from flowopd_cli.errors import Interrupted

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from tiny import gradients, labelled, make_draw, make_sampler, randomize
+from support.tiny import gradients, labelled, make_draw, make_sampler, randomize
 
 from flowopd_cli.core.losses import sampled_gain
 from flowopd_cli.core.steps import log_prob

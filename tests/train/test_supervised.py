@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from tiny import TEXTS, make_draw, make_sampler
+from support.tiny import TEXTS, make_draw, make_sampler
 
 from flowopd_cli.core.types import Prompt, RewardResult
 from flowopd_cli.train import collect, supervised

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
-from flowopd_cli.shapes import (
+from flowopd_cli.models.files.shapes import (
     FULL,
     TIME_CHANNELS,
     Family,

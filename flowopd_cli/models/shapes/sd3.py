@@ -12,8 +12,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
-from flowopd_cli.json_files import read_json
-from flowopd_cli.shapes import (
+from flowopd_cli.models.files.shapes import (
     FULL,
     TIME_CHANNELS,
     Family,
@@ -25,6 +24,7 @@ from flowopd_cli.shapes import (
     feed_forward,
     pixels_of,
 )
+from flowopd_cli.system.json_files import read_json
 
 CLIP_TOKENS = 77
 ENCODERS = 123_650_304 + 694_659_840 + 4_762_310_656  # weights of CLIP-L, CLIP-G and the encoder half of T5-XXL

@@ -1,0 +1,1 @@
+"""The command line: commands, the plan they settle on, and how a plan is carried out."""

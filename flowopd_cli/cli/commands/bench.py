@@ -1,0 +1,211 @@
+"""``flowopd bench``: its flags, turned into a distillation recipe to measure. Nothing heavy is imported here."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from flowopd_cli.errors import RecipeError
+
+if TYPE_CHECKING:  # half of the time that --help takes
+    from flowopd_cli import recipe as recipes
+
+TOY = "toy"
+TEACHERS = 2
+GUIDANCE = 4.5
+BATCH = 4
+
+
+def _option(flag: str, metavar: str, help: str, **more: Any) -> Any:
+    return typer.Option(flag, metavar=metavar, help=help, **more)
+
+
+RecipeName = Annotated[str | None, _option("--recipe", "NAME|FILE", "A distillation recipe; its adapters may be away.")]
+Base = Annotated[str | None, _option("--base", "BASE", "'toy', a diffusers folder or a Hub id.")]
+ShapeName = Annotated[
+    str | None, _option("--shape", "NAME", "Random weights of a shape, small or sd3.5-medium; a wrong name lists all.")
+]
+Resolution = Annotated[int | None, _option("--resolution", "N", "Pixels of a side.", min=1)]
+Steps = Annotated[int | None, _option("--steps", "N", "Sampling steps.", min=2)]
+Rank = Annotated[int | None, _option("--rank", "R", "Rank of every adapter.", min=1)]
+Teachers = Annotated[int | None, _option("--teachers", "N", "Teachers, each an adapter; 2 without a recipe.", min=1)]
+Anchor = Annotated[bool | None, typer.Option("--anchor/--no-anchor", help="With or without the anchor.")]
+Batch = Annotated[int | None, _option("--batch", "N", "Pictures of the iteration; 4 without a recipe.", min=1)]
+Guidance = Annotated[float | None, _option("--guidance", "G", "The student's; 1: it has no negative half.", min=0)]
+TeacherGuidance = Annotated[float | None, _option("--teacher-guidance", "G", "The teachers' and the anchor's.", min=0)]
+Dtype = Annotated[str | None, _option("--dtype", "NAME", "auto, float32, bfloat16 or float16.")]
+Device = Annotated[str | None, _option("--device", "NAME", "auto, cpu, cuda or cuda:N.")]
+Repeats = Annotated[int, _option("--repeats", "N", "Samples of each structure.", min=1)]
+Overrides = Annotated[list[str], _option("--set", "A.B=C", "Override one field of the recipe; repeatable.")]
+Out = Annotated[Path | None, _option("--out", "FILE", "Write the figures there as JSON too.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the figures as one JSON object.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Say nothing on stderr but errors.")]
+
+
+def bench(
+    recipe: RecipeName = None,
+    base: Base = None,
+    shape: ShapeName = None,
+    resolution: Resolution = None,
+    steps: Steps = None,
+    rank: Rank = None,
+    teachers: Teachers = None,
+    anchor: Anchor = None,
+    batch: Batch = None,
+    guidance: Guidance = None,
+    teacher_guidance: TeacherGuidance = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    repeats: Repeats = 5,
+    overrides: Overrides = [],  # noqa: B006
+    out: Out = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure a distillation step on this machine: the floor of passes it needs, what it takes, where the time goes.
+
+    The adapters are random ones of the recipe's rank, so the teachers need not be trained yet. With --shape the base is
+    random too and nothing is downloaded.
+
+    \b
+    Example:
+      flowopd bench --shape small
+      flowopd bench --shape sd3.5-medium --resolution 512 --batch 8 --json
+      flowopd bench --recipe toy/distill
+    """
+    values: dict[str, Any] = {"model.resolution": resolution, "sampling.steps": steps, "sampling.guidance": guidance}
+    values |= {"adapter.rank": rank, "adapter.alpha": rank, "model.dtype": dtype, "model.device": device}
+    if recipe and base:
+        from flowopd_cli.models.files.shapes import model_fields
+
+        values |= {f"model.{key}": value for key, value in model_fields(base).items()}
+    tree, where = starting_point(recipe, base, shape)
+    built = measured(tree, where, values, Roles(teachers, anchor, teacher_guidance), overrides)
+    show(measure(built, batch, repeats, recipe is not None and teachers is None, quiet), out, as_json, quiet)
+
+
+@dataclass(frozen=True)
+class Roles:
+    """How many teachers, whether there is an anchor, and the guidance of both; ``None`` leaves it to the recipe."""
+
+    teachers: int | None
+    anchor: bool | None
+    guidance: float | None
+
+
+def measure(recipe: recipes.DistillRecipe, batch: int | None, repeats: int, named: bool, quiet: bool) -> dict[str, Any]:
+    """The figures; the heavy imports wait until here."""
+    from flowopd_cli.cli.console import Console
+
+    with redirect_stdout(sys.stderr):
+        from flowopd_cli.stages.bench import measure as main
+
+        request = main.Request(recipe, batch or (None if named else BATCH), repeats, named)
+        return main.run(request, Console(quiet=quiet))
+
+
+def show(figures: dict[str, Any], out: Path | None, as_json: bool, quiet: bool) -> None:
+    """Tables on stderr, a line or the figures on stdout, and the figures in a file where one is named."""
+    from flowopd_cli.cli.console import Console
+
+    console, text = Console(quiet=quiet), json.dumps(figures)
+    if out is not None:
+        out.write_text(text + "\n", encoding="utf-8")
+    for title, columns, rows in tables(figures):
+        console.table(title, columns, rows)
+    ratio = figures["ratios"]["fused_to_floor"]
+    console.result(text if as_json else f"{figures['fused_seconds']:.3f} s an iteration, {ratio:.2f} x the floor")
+
+
+def starting_point(recipe: str | None, base: str | None, shape: str | None) -> tuple[dict[str, Any], str]:
+    """The recipe's tree, and where it comes from: a named one, the toy's for the toy base, else one made up here.
+
+    Raises:
+        RecipeError: more than one of the three is given, or none, or there is no such recipe or shape.
+    """
+    from flowopd_cli import recipe as recipes
+    from flowopd_cli.models.files.shapes import model_fields, named_shapes
+    from flowopd_cli.system.text import suggest
+
+    if shape is not None and (recipe or base):
+        raise RecipeError("--shape stands for a base of random weights: leave out --recipe and --base")
+    if recipe is None and base is None and shape is None:
+        raise RecipeError("bench needs something to measure: --recipe NAME, --base BASE or --shape small")
+    if recipe is not None or base == TOY:
+        path = recipes.find(recipe or f"{TOY}/distill")
+        return recipes.read(path), str(path)
+    known = list(named_shapes())
+    if shape is not None and shape not in known:
+        raise RecipeError(f"--shape {shape}: no such shape{suggest(shape, known)}; known: {', '.join(known)}")
+    model: dict[str, Any] = {**model_fields(str(shape or base))}
+    if shape == "small":
+        model |= {"resolution": None, "max_sequence_length": 16}
+    routing = {f"task{i}": {"ref": f"teacher-{i}"} for i in range(TEACHERS)}
+    tree = {"stage": "distill", "model": model, "prompts": [{"source": "none"}], "routing": routing}
+    return {**tree, "anchor": {"ref": "anchor"}, "sampling": {"guidance": GUIDANCE}}, "bench"
+
+
+def measured(
+    tree: dict[str, Any], where: str, values: Mapping[str, Any], roles: Roles, overrides: Sequence[str]
+) -> recipes.DistillRecipe:
+    """The recipe that is measured: ``values`` (dotted keys, ``None`` left out), roles and ``--set`` over the tree.
+
+    Raises:
+        RecipeError: it is of another stage, or something in it is unknown or out of range.
+    """
+    from flowopd_cli import recipe as recipes
+
+    if tree.get("stage") != "distill":
+        raise RecipeError(f"{where}: is a {tree.get('stage')} recipe; bench measures distillation")
+    for key, value in values.items():
+        if value is not None:
+            recipes.assign(tree, key, value)
+    if roles.teachers is not None:
+        known = list(tree.get("routing", {}).values()) or [{}]
+        tasks = [*tree.get("routing", {}), *(f"more{i}" for i in range(roles.teachers))][: roles.teachers]
+        tree["routing"] = {t: {**known[i % len(known)], "ref": f"teacher-{i}"} for i, t in enumerate(tasks)}
+    if roles.anchor is not None:
+        beta = tree.get("anchor", {}).get("beta") or recipes.AnchorSpec().beta
+        tree["anchor"] = {**tree.get("anchor", {}), "beta": beta if roles.anchor else 0.0}
+    if roles.guidance is not None:
+        for spec in [*tree["routing"].values(), tree.setdefault("anchor", {})]:
+            spec["guidance"] = roles.guidance
+    built = recipes.build(tree, overrides=overrides, stage="distill", where=where)
+    assert isinstance(built, recipes.DistillRecipe)
+    return built
+
+
+def tables(figures: Mapping[str, Any]) -> Iterator[tuple[str, list[str], list[list[str]]]]:
+    """The figures as titled tables for the reader."""
+    settings, machine = figures["settings"], figures["machine"]
+    floor, pictures = figures["floor_seconds"], settings["pictures"]
+    title = f"{settings['base']}, {pictures} pictures, {settings['steps']} steps, {machine['dtype']}, "
+    title += f"{machine['device']}, {machine['threads']} threads"
+    rows = [["floor", *_cells(floor, floor, pictures)]]
+    for name in ("fused", "replay", "upstream_structure"):
+        rows.append([name.replace("_", " "), *_cells(figures[f"{name}_seconds"], floor, pictures)])
+    yield title, ["an iteration", "seconds", "x floor", "images/s"], rows
+    parts = {"floor": figures["floor"], **figures["split"]}
+    names = list(dict.fromkeys(name for part in parts.values() for name in part))
+    rows = [[part, *(f"{shown[n]:.3f}" if n in shown else "" for n in names)] for part, shown in parts.items()]
+    yield "where the seconds go", ["", *names], rows
+    largest, operations = figures["largest_micro_batch"], figures["operations"]
+    rows = [["peak memory", f"{figures['peak_memory_bytes'] / 2**30:.2f} GiB"]]
+    rows += [["largest micro-batch", f"{largest['rows']} rows ({largest['how']})"]]
+    rows += [[f"{name}, {pictures} pictures", f"{value:.3f} s"] for name, value in figures["extras"].items()]
+    rows += [[f"the recipe's {settings['iterations']} iterations", f"{figures['hours']:.2f} h"]]
+    if operations:
+        done, rate = operations["passes_per_second"] / 1e12, operations["matmul_per_second"] / 1e12
+        rows += [["passes of the floor", f"{done:.3f} of {rate:.3f} TFLOP/s ({operations['share']:.0%})"]]
+    yield "this machine", ["", "figure"], rows
+
+
+def _cells(value: float, floor: float, pictures: int) -> list[str]:
+    return [f"{value:.3f}", f"{value / floor:.2f}", f"{pictures / value:.2f}"]

@@ -1,0 +1,129 @@
+"""``flowopd recipes``: list, print, copy and validate recipes. No torch here."""
+
+from __future__ import annotations
+
+import json as jsonlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from flowopd_cli.cli import completion
+from flowopd_cli.errors import FAULTY, ArtifactError, printable
+
+if TYPE_CHECKING:
+    from flowopd_cli.cli.plan.validate import Examined
+
+HELP = """The recipes that came with the program, and checks of your own.
+
+\b
+Example:
+  flowopd recipes ls
+  flowopd recipes copy toy/distill mine.yaml
+  flowopd recipes validate mine.yaml
+"""
+app = typer.Typer(help=HELP, no_args_is_help=True)
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Name = Annotated[
+    str, typer.Argument(help="As 'recipes ls' prints it, or a file.", autocompletion=completion.shipped_recipes)
+]
+Files = Annotated[
+    list[str], typer.Argument(metavar="FILE...", help="Files, or shipped names.", autocompletion=completion.recipes)
+]
+Dest = Annotated[Path | None, typer.Argument(metavar="[DEST]", help="A file or folder; its own name if omitted.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace the file that is there.")]
+
+
+@app.command("ls")
+def ls(json: Json = False) -> None:
+    """List every shipped recipe: its stage, its base, and what it does.
+
+    \b
+    Example:
+      flowopd recipes ls
+      flowopd recipes ls --json
+    """
+    from flowopd_cli import recipe
+    from flowopd_cli.cli.plan import validate as examine
+    from flowopd_cli.system.text import columns
+
+    rows = [examine.about(name, path) for name, path in sorted(recipe.shipped().items())]
+    if json:
+        print(jsonlib.dumps(rows))
+        return
+    cells = [(row["recipe"], row["stage"], row["base"], row["what"]) for row in rows]
+    print(columns([("RECIPE", "STAGE", "BASE", "WHAT"), *cells]))
+
+
+@app.command("show")
+def show(name: Name) -> None:
+    """Print a recipe as it was written, comments included.
+
+    \b
+    Example:
+      flowopd recipes show toy/distill
+    """
+    from flowopd_cli import recipe
+
+    path = recipe.find(name)
+    recipe.read(path)
+    print(path.read_text(encoding="utf-8"), end="")
+
+
+@app.command("copy")
+def copy(name: Name, dest: Dest = None, force: Force = False) -> None:
+    """Write a recipe to a file of your own, comments included, to change it there. Prints the file's path.
+
+    \b
+    Example:
+      flowopd recipes copy toy/distill
+      flowopd recipes copy sd35m/teacher-ocr-1gpu mine.yaml
+    """
+    from flowopd_cli import recipe
+    from flowopd_cli.system.files import atomic_write
+    from flowopd_cli.system.paths import is_dir
+
+    source = recipe.find(name)
+    stage = recipe.read(source).get("stage")
+    target = dest / source.name if dest is not None and is_dir(dest) else dest or Path(source.name)
+    if target.exists() and (not force or target.is_dir()):
+        raise ArtifactError(f"{target}: is there already; give another name, or replace it with --force")
+    atomic_write(target, source.read_bytes())
+    print(target)
+    typer.echo(f"run it with: flowopd {printable(str(stage))} --recipe {target}", err=True)
+
+
+@app.command("validate")
+def validate(files: Files, json: Json = False) -> None:
+    """Parse and resolve recipes, and say everything that is wrong with each: keys, values, names, prompts, adapters.
+    Of a sound one it prints optimizer steps, pictures and memory. Exits with 3 if any is not.
+
+    \b
+    Example:
+      flowopd recipes validate mine.yaml toy/distill
+      flowopd recipes validate mine.yaml --json
+    """
+    from flowopd_cli.cli.plan.validate import examine
+
+    found = [examine(name) for name in files]
+    if json:
+        print(jsonlib.dumps([_as_tree(one) for one in found]))
+    else:
+        print("\n".join(printable(line) for one in found for line in _as_lines(one)))
+    if not all(one.ok for one in found):
+        raise typer.Exit(FAULTY)
+
+
+def _as_tree(one: Examined) -> dict[str, Any]:
+    told = {"recipe": one.name, "ok": one.ok, "stage": one.stage, "faults": one.faults, "notes": one.notes}
+    return {**told, "arithmetic": one.figures}
+
+
+def _as_lines(one: Examined) -> Iterator[str]:
+    faults = f"{len(one.faults)} fault{'s' if len(one.faults) > 1 else ''}"
+    yield f"{one.name}: {'ok' if one.ok else faults}"
+    yield from (f"  {fault}" for fault in one.faults)
+    yield from (f"  note: {note}" for note in one.notes)
+    for key, value in one.headlines().items():
+        yield f"  {key}: {value:,}" if isinstance(value, int) else f"  {key}: {value}"

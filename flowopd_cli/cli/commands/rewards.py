@@ -1,0 +1,191 @@
+"""``flowopd rewards``: which there are, what they say of a picture, and one of them as a worker for others."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
+from json import dumps
+from math import isfinite
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from flowopd_cli.cli import completion
+from flowopd_cli.errors import RecipeError, RewardError
+from flowopd_cli.system.text import columns
+
+OPTION = "--set"
+HELP = """The rewards that teachers can be trained on.
+
+\b
+Example:
+  flowopd rewards ls
+  flowopd rewards serve pickscore --port 18085
+"""
+app = typer.Typer(help=HELP, no_args_is_help=True)
+
+Json = Annotated[bool, typer.Option("--json", help="Print a JSON list.")]
+Settings = Annotated[
+    list[str], typer.Option(OPTION, metavar="OPTION=VALUE", help="An option of the reward; repeatable.")
+]
+Name = Annotated[
+    str,
+    typer.Option(
+        "--reward",
+        metavar="NAME",
+        help="As 'rewards ls' prints it, module:attr or remote:URL.",
+        autocompletion=completion.rewards,
+    ),
+]
+Texts = Annotated[
+    list[str], typer.Option("--prompt", metavar="TEXT", help="What they should show; one for all, or one each.")
+]
+File = Annotated[
+    str | None, typer.Option("--prompts", metavar="FILE", help="Prompts with metadata instead, a line for each.")
+]
+Served = Annotated[
+    str,
+    typer.Argument(metavar="NAME", help="A reward, or a worker script: FILE.py.", autocompletion=completion.rewards),
+]
+Host = Annotated[str, typer.Option("--host", metavar="ADDRESS", help="Where to listen.")]
+Port = Annotated[int | None, typer.Option(metavar="N", min=0, max=65535, help="18085; for deqa 18086; 0: any.")]
+TokenEnv = Annotated[str, typer.Option(metavar="NAME", help="The variable that holds the bearer token.")]
+TokenFile = Annotated[Path | None, typer.Option(metavar="FILE", help="The file that holds it instead.")]
+Batch = Annotated[int, typer.Option(metavar="N", min=1, help="Pictures of several callers scored at once.")]
+Linger = Annotated[float, typer.Option(metavar="SECONDS", min=0, help="How long a batch waits for more.")]
+Queue = Annotated[float, typer.Option(metavar="SECONDS", min=0, help="How long a request may wait.")]
+Pixels = Annotated[int, typer.Option(metavar="N", min=1, help="Pixels of one picture.")]
+Bytes = Annotated[int, typer.Option(metavar="N", min=1, help="Bytes of one request.")]
+
+
+@app.command("ls")
+def ls(json: Json = False) -> None:
+    """List every reward: whether its packages are installed, whether its figures equal the reference's, its range,
+    the extra that installs it, the licence of its weights.
+
+    \b
+    Example:
+      flowopd rewards ls
+      flowopd rewards ls --json
+    """
+    with redirect_stdout(sys.stderr):
+        from flowopd_cli.rewards import catalog as _rewards
+
+        rows = _rewards.listing()
+    if json:
+        print(dumps([{**row, **_range(row)} for row in rows]))
+        return
+    head = ("NAME", "INSTALLED", "EXACT", "RANGE", "EXTRA", "LICENCE")
+    print(columns([head, *(_listed(row) for row in rows)]))
+
+
+@app.command("score")
+def score(
+    pictures: Annotated[list[Path], typer.Argument(metavar="PICTURE...", help="Picture files.")],
+    reward: Name,
+    prompt: Texts = [],  # noqa: B006
+    prompts: File = None,
+    task: Annotated[str | None, typer.Option("--task", metavar="NAME", help="The prompts' task.")] = None,
+    settings: Settings = [],  # noqa: B006
+    json: Json = False,
+) -> None:
+    """Score picture files.
+
+    \b
+    Example:
+      flowopd rewards score --reward ocr --prompt 'a sign that says "OPEN"' a.png b.png
+      flowopd rewards score --reward geneval --prompts prompts.jsonl a.png b.png --json
+    """
+    options = read_options(settings)
+    with redirect_stdout(sys.stderr):
+        from flowopd_cli.rewards import catalog as _rewards
+
+        wanted = _rewards.paired(prompt, prompts, task, len(pictures))
+        rows = _rewards.score(reward, options, pictures, wanted)
+    if not any(row["valid"] for row in rows):
+        raise RewardError(f"reward {reward}: no picture could be scored: {_reason(rows[0])}")
+    print(dumps(rows) if json else columns(_scored(rows)))
+
+
+@app.command("serve")
+def serve(
+    reward: Served,
+    host: Host = "127.0.0.1",
+    port: Port = None,
+    token_env: TokenEnv = "FLOWOPD_REWARD_TOKEN",
+    token_file: TokenFile = None,
+    settings: Settings = [],  # noqa: B006
+    max_batch: Batch = 32,
+    linger: Linger = 0.01,
+    queue_seconds: Queue = 60.0,
+    max_pixels: Pixels = 2048 * 2048,
+    max_bytes: Bytes = 64 << 20,
+) -> None:
+    """Serve a reward to other processes and machines, until stopped. Prints its URL when it is ready.
+
+    A reward whose packages cannot live beside ours runs in an environment of its own, made on first use by uv, or by
+    venv and pip. Beyond this machine it listens only with a token, which clients send from the same variable.
+
+    \b
+    Example:
+      flowopd rewards serve deqa
+      FLOWOPD_REWARD_TOKEN=... flowopd rewards serve pickscore --host 0.0.0.0 --port 18085 --set device=cuda
+      flowopd teacher --reward remote:http://127.0.0.1:18085 --out runs/t-remote
+    """
+    options = read_options(settings)
+    with redirect_stdout(sys.stderr):
+        from flowopd_cli.rewards.remote import serve_worker as _serve
+    limits = _serve.Limits(body_bytes=max_bytes, pixels=max_pixels, queue_seconds=queue_seconds)
+    service = _serve.Service(host, port, token_env, token_file, max_batch, linger, limits)
+    raise typer.Exit(_serve.serve(reward, options, service))
+
+
+def read_options(texts: Sequence[str]) -> dict[str, Any]:
+    """``name=value`` texts as a reward's options; values as in YAML.
+
+    Raises:
+        RecipeError: a text is not of that form, or holds a secret, which clients would be told.
+    """
+    from flowopd_cli.system import yaml_files as safe_yaml
+    from flowopd_cli.system.redact import secret_in_options
+
+    found: dict[str, Any] = {}
+    for text in texts:
+        name, equals, raw = text.partition("=")
+        if not equals or not name.isidentifier():
+            raise RecipeError(f"{OPTION} {text[:80]}: write it as OPTION=VALUE")
+        found[name] = safe_yaml.parse(raw, f"{OPTION} {name}")
+    secret = secret_in_options(found)
+    if secret:
+        raise RecipeError(f"{OPTION}: {secret}")
+    return found
+
+
+def _listed(row: Mapping[str, Any]) -> tuple[str, ...]:
+    if "low" not in row:
+        return (row["name"], row["installed"], "?", "?", "", "")
+    known = _range(row)
+    low, high = ("" if known[end] is None else f"{known[end]:g}" for end in ("low", "high"))
+    exact = {True: "exact", False: "approximate"}.get(row["exact"], "?")
+    return (row["name"], row["installed"], exact, f"{low}..{high}", row["extra"] or "", row["license"])
+
+
+def _range(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The ends of the range; ``None`` where there is none, for JSON has no infinity."""
+    return {end: row[end] if isfinite(row[end]) else None for end in ("low", "high") if end in row}
+
+
+def _scored(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    names = list(dict.fromkeys(name for row in rows for name in row["scores"]))
+    table = [["PICTURE", "TOTAL", *names]]
+    for row in rows:
+        values = [row["total"], *(row["scores"].get(name) for name in names)]
+        figures = ["-" if value is None else f"{value:.4f}" for value in values]
+        table.append([row["image"], *(figures if row["valid"] else [f"invalid: {_reason(row)}", *figures[1:]])])
+    return table
+
+
+def _reason(row: Mapping[str, Any]) -> str:
+    return str(row["details"].get("error", "the reward does not say why"))

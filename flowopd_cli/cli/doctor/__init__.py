@@ -1,0 +1,1 @@
+"""What ``flowopd doctor`` looks at on this machine."""

@@ -1,0 +1,126 @@
+"""Whether adapters are sound and of the base that they shall work on, before that base is loaded. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from flowopd_cli import registry
+from flowopd_cli.errors import ArtifactError
+from flowopd_cli.models.files import shapes
+from flowopd_cli.models.files.adapter_header import Pair, read_adapter_header
+from flowopd_cli.models.files.pipelines import base_fingerprint
+from flowopd_cli.recipe import ModelSpec
+from flowopd_cli.runs.adapter_ref import AdapterRef, recorded_base
+from flowopd_cli.system.paths import is_dir, is_file, is_hub_id, is_revision
+
+
+def check_base(model: ModelSpec) -> None:
+    """Refuse a base that is neither a known name, nor a pipeline's folder, nor the name of a repository.
+
+    Raises:
+        ArtifactError: with the way out.
+    """
+    name = model.pretrained
+    _check_family(model)
+    if model.revision is not None and not is_revision(model.revision):
+        raise ArtifactError(f"model.revision {model.revision[:80]!r}: is no branch, tag or commit")
+    if name in registry.BASES.names():
+        return
+    if is_dir(name):
+        if not is_file(Path(name) / "model_index.json"):
+            raise ArtifactError(f"--base {name}: not a diffusers pipeline folder (no model_index.json in it)")
+        return
+    if "/" not in name and not name.startswith("."):
+        registry.BASES.target(name)
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise ArtifactError(f"--base {name}: no such folder")
+    if not is_hub_id(name):
+        raise ArtifactError(f"--base {name}: no such folder, and no repository of the Hub (owner/name)")
+
+
+def _check_family(model: ModelSpec) -> None:
+    """Refuse a base that is known to be of another family than the recipe says."""
+    actual = shapes.family_of(model.pretrained)
+    if actual is not None and actual != model.family and model.family in registry.FAMILIES.names():
+        raise ArtifactError(
+            f"model.family {model.family}: {model.pretrained} is of the family {actual}: "
+            f"use --set model.family={actual}"
+        )
+
+
+def check_refs(refs: Mapping[str, str], *, fetch: bool = False) -> None:
+    """Refuse adapters, named by their place in the recipe, that are missing or damaged. Those on the Hub are passed
+    over, or with ``fetch`` fetched first.
+
+    Raises:
+        ArtifactError: see :func:`flowopd_cli.models.files.adapter_header.read_adapter_header`.
+    """
+    for role, ref in refs.items():
+        try:
+            folder = _adapter(ref, fetch)
+            if folder is not None:
+                read_adapter_header(folder)
+        except ArtifactError as error:
+            raise ArtifactError(f"{role}: {error}") from error
+
+
+def check_bases(model: ModelSpec, refs: Mapping[str, str], *, fetch: bool = False) -> None:
+    """Refuse adapters of different bases, or of another base than the recipe's, as far as can be told from files.
+    ``fetch`` as in :func:`check_refs`.
+
+    Raises:
+        ArtifactError: the records differ, or the base has no such module, or it has another shape there.
+    """
+    folders = {ref: path for ref in refs.values() if (path := _adapter(ref, fetch)) is not None}
+    bases = {ref: base for ref, path in folders.items() if (base := recorded_base(path)) is not None}
+    recorded = [(ref, base.sha256) for ref, base in bases.items() if base.sha256]
+    _check_one_base(recorded)
+    folder = _folder(model.pretrained)
+    if model.family not in registry.FAMILIES.names() or folder is None:
+        return
+    own = base_fingerprint(folder) if recorded else ""
+    for text, sha in recorded:
+        if sha != own:
+            raise ArtifactError(
+                f"{text}: was trained on another base ({sha[:12]}, {model.pretrained} is {own[:12]}): choose the base "
+                "it was trained on with --base, or another adapter"
+            )
+    shape = shapes.shape_of(model.pretrained)
+    modules = {} if shape is None else {m.name: (m.outputs, m.inputs) for m in shape.linears()}
+    for ref, path in folders.items() if modules else ():
+        _check_modules(ref, read_adapter_header(path).pairs, modules)
+
+
+def _folder(pretrained: str) -> Path | None:
+    """Where a base lies on this machine; ``None`` where it is on the Hub."""
+    path = str(registry.BASES.load(pretrained)()) if pretrained in registry.BASES.names() else pretrained
+    return Path(path) if is_dir(path) else None
+
+
+def _check_one_base(recorded: Sequence[tuple[str, str]]) -> None:
+    """Adapters whose runs recorded different bases cannot meet."""
+    for text, sha in recorded[1:]:
+        if sha != recorded[0][1]:
+            first = recorded[0][0]
+            raise ArtifactError(
+                f"{first} and {text} were trained on different bases ({recorded[0][1][:12]}, {sha[:12]}): "
+                "use adapters of one base"
+            )
+
+
+def _check_modules(text: str, pairs: Mapping[str, Pair], modules: Mapping[str, tuple[int, int]]) -> None:
+    for name, pair in pairs.items():
+        given = (pair.outputs, pair.inputs)
+        if name not in modules:
+            raise ArtifactError(f"{text}: is of another base: this one has no module {name}")
+        if given != modules[name]:
+            raise ArtifactError(
+                f"{text}: is of another base: {name} is {modules[name]} here, the adapter expects {given}"
+            )
+
+
+def _adapter(ref: str, fetch: bool) -> Path | None:
+    """The folder of an adapter; ``None`` for the base, and for one on the Hub that is not to be fetched."""
+    reference = AdapterRef.parse(ref)
+    return None if reference.kind == "hub" and not fetch else reference.resolve()

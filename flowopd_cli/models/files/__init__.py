@@ -1,0 +1,1 @@
+"""What the files of bases and adapters say, read without torch."""

@@ -1,0 +1,230 @@
+"""What an adapter's files say before a tensor is read: configuration, names, kinds and shapes. No torch here.
+
+Everything an adapter can be refused for is said here, but for values that are not finite and another base's modules.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from flowopd_cli.errors import ArtifactError
+from flowopd_cli.models.files.peft_config import (
+    BASE_KEY,
+    LARGEST_RANK,
+    LONGEST_NAME,
+    PLAIN,
+    PeftConfig,
+    config_of,
+    read_config,
+    reason,
+    shown,
+    text_or_none,
+)
+from flowopd_cli.system.paths import is_file
+
+CONFIG, PEFT_WEIGHTS, DIFFUSERS_WEIGHTS = (
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "pytorch_lora_weights.safetensors",
+)
+PEFT_PREFIX, DIFFUSERS_PREFIX = "base_model.model.", "transformer."
+PREFIXES = (PEFT_PREFIX, "module.", "_orig_mod.", DIFFUSERS_PREFIX)  # as wrapped, parallel, compiled, in a pipeline
+DIFFUSERS_CONFIG = "lora_adapter_metadata"  # where diffusers keeps PEFT's configuration, in the header of its weights
+MOST_MODULES = 20_000
+BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+LARGEST = 100_000_000  # bytes of a header, as in safetensors itself
+_NAME = re.compile(r"(?P<module>.+)\.lora_(?P<side>A|B)(?:\.[^.]+)?\.weight")
+
+
+class Entry(NamedTuple):
+    """A tensor in a header: its kind as safetensors calls it (``F32``) and its shape."""
+
+    kind: str
+    shape: tuple[int, ...]
+
+
+class Pair(NamedTuple):
+    """A module's factors: the names in their file of A ``(rank, inputs)`` and B ``(outputs, rank)``; their sizes."""
+
+    a: str
+    b: str
+    rank: int
+    inputs: int
+    outputs: int
+
+
+@dataclass(frozen=True)
+class AdapterHeader:
+    """An adapter before its tensors are read: its file, its configuration, its pairs by module, and the names of
+    diffusers' ``alpha`` scalars by module.
+    """
+
+    file: Path
+    config: PeftConfig
+    pairs: Mapping[str, Pair]
+    alphas: Mapping[str, str]
+
+
+def read_adapter_header(folder: Path) -> AdapterHeader:
+    """What the files of an adapter folder, PEFT's form or diffusers', say of themselves.
+
+    Raises:
+        ArtifactError: a file is missing, damaged, cut short or not safetensors; the configuration holds values of other
+            kinds than PEFT's, DoRA, biases or other trained modules; factors that do not pair up, are of no floating
+            kind, or of another rank than the configuration says.
+    """
+    if not is_file(folder / CONFIG):
+        file = folder / DIFFUSERS_WEIGHTS
+        entries, metadata = read_header(file, folder)
+        pairs, alphas = _pairs(file, entries)
+        config = _config_in(file, metadata)
+        if alphas and config.path:
+            raise ArtifactError(f"{file}: says its scales twice ({DIFFUSERS_CONFIG}, and tensors called alpha)")
+        _check_ranks(config, file, pairs)
+        return AdapterHeader(file, replace(config, base_sha256=_base_in(file, metadata)), pairs, alphas)
+    config, file = read_config(folder / CONFIG), folder / PEFT_WEIGHTS
+    entries, metadata = read_header(file, folder)
+    pairs, alphas = _pairs(file, entries)
+    if alphas:
+        raise ArtifactError(f"{file}: {next(iter(alphas.values()))[:LONGEST_NAME]} is no LoRA factor")
+    _check_ranks(config, file, pairs)
+    recorded = config.base_sha256 or _base_in(file, metadata)
+    return AdapterHeader(file, replace(config, base_sha256=recorded), pairs, {})
+
+
+def _config_in(file: Path, metadata: Mapping[str, str]) -> PeftConfig:
+    """The configuration of the transformer's adapter that diffusers puts beside its weights; one that says nothing
+    where there is none.
+    """
+    text = metadata.get(DIFFUSERS_CONFIG)
+    if not text:
+        return PeftConfig()
+    try:
+        told = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"{file}: {DIFFUSERS_CONFIG} is not readable as JSON ({reason(error)})") from error
+    items = told.items() if isinstance(told, dict) else ()
+    own = {k.removeprefix(DIFFUSERS_PREFIX): value for k, value in items if k.startswith(DIFFUSERS_PREFIX)}
+    return config_of(file, own) if own else PeftConfig()
+
+
+def _check_ranks(config: PeftConfig, file: Path, pairs: Mapping[str, Pair]) -> None:
+    for module, pair in pairs.items():
+        said = config.rank_of(module)
+        if said is not None and said != pair.rank:
+            raise ArtifactError(
+                f"{config.path}: key r (or rank_pattern) says rank {said} for {module}, but its factors in {file.name} "
+                f"have rank {pair.rank}: configuration and weights are of two adapters"
+            )
+
+
+def read_header(path: Path, folder: Path) -> tuple[dict[str, Entry], dict[str, str]]:
+    """Names, kinds and shapes of a safetensors file, and its free text; no tensor is read.
+
+    Raises:
+        ArtifactError: there is none in ``folder``, or it is not a whole safetensors file.
+    """
+    if not is_file(path):
+        raise ArtifactError(
+            f"{folder}: no {path.name} in it (pickled weights are not read; those you trust, load with PEFT or "
+            "diffusers and save again, which writes safetensors)"
+        )
+    try:
+        with path.open("rb") as handle:
+            size, length = path.stat().st_size, int.from_bytes(handle.read(8), "little")
+            if not 2 <= length <= min(size - 8, LARGEST):
+                raise ValueError("its header has no sound length")
+            tree = json.loads(handle.read(length))
+        entries, end, metadata = _entries(tree)
+    except (OSError, ValueError, LookupError, RecursionError, TypeError) as error:
+        raise ArtifactError(f"{path}: damaged or not safetensors ({reason(error)})") from error
+    if size != 8 + length + end:
+        cut = "cut short" if size < 8 + length + end else "longer than it says"
+        told = f"{size} bytes, its header says {8 + length + end}"
+        raise ArtifactError(f"{path}: damaged or not safetensors ({cut}: {told})")
+    return entries, metadata
+
+
+def recorded_in_weights(path: Path) -> str | None:
+    """The digest of the base that a file of weights names; ``None`` where it names none, or there is no sound file."""
+    try:
+        _, metadata = read_header(path, path.parent)
+    except ArtifactError:
+        return None
+    return _base_in(path, metadata)
+
+
+def _base_in(path: Path, metadata: Mapping[str, str]) -> str | None:
+    return text_or_none(path, BASE_KEY, metadata.get(BASE_KEY))
+
+
+def _entries(tree: Any) -> tuple[dict[str, Entry], int, dict[str, str]]:
+    """The tensors of a header, the end of the last, and the free text."""
+    if not isinstance(tree, dict):
+        raise ValueError("its header is no object")
+    metadata = tree.pop("__metadata__", None) or {}
+    if not isinstance(metadata, dict):
+        raise ValueError("its metadata are no object")
+    found: dict[str, Entry] = {}
+    end = 0
+    for name, told in tree.items():
+        kind, shape, (start, stop) = told["dtype"], tuple(told["shape"]), told["data_offsets"]
+        if not all(type(n) is int and 0 <= n < 1 << 48 for n in (*shape, start, stop)) or len(shape) > 16:
+            raise ValueError(f"{shown(name)} has no sound shape")
+        if kind in BYTES and stop - start != math.prod(shape) * BYTES[kind]:
+            raise ValueError(f"{shown(name)} has another size than its shape")
+        found[name], end = Entry(str(kind), shape), max(end, stop)
+    return found, end, {key: value for key, value in metadata.items() if isinstance(value, str)}
+
+
+def _pairs(file: Path, entries: Mapping[str, Entry]) -> tuple[dict[str, Pair], dict[str, str]]:
+    """Factors by module, and the names of the ``alpha`` scalars beside them."""
+    sides: dict[str, dict[str, str]] = {}
+    alphas: dict[str, str] = {}
+    for name, entry in entries.items():
+        bare = name
+        for prefix in PREFIXES:
+            bare = bare.removeprefix(prefix)
+        _check_entry(file, name, entry)
+        if bare.endswith(".alpha") and math.prod(entry.shape) == 1:
+            alphas[bare.removesuffix(".alpha")] = name
+            continue
+        found = _NAME.fullmatch(bare)
+        if found is None or not PLAIN.fullmatch(found["module"]):
+            raise ArtifactError(f"{file}: {shown(name)} is no LoRA factor")
+        if found["side"] in sides.setdefault(found["module"], {}):
+            raise ArtifactError(f"{file}: {shown(name)} is a second {found['side']} factor of {found['module']}")
+        sides[found["module"]][found["side"]] = name
+    if len(sides) > MOST_MODULES:
+        raise ArtifactError(f"{file}: names {len(sides)} modules, at most {MOST_MODULES} are taken")
+    if not sides:
+        raise ArtifactError(f"{file.parent}: the adapter is empty")
+    return {module: _pair(file, module, names, entries) for module, names in sides.items()}, alphas
+
+
+def _check_entry(file: Path, name: str, entry: Entry) -> None:
+    if "lora_magnitude_vector" in name:
+        raise ArtifactError(f"{file}: a DoRA adapter ({shown(name)}); use plain LoRA")
+    if name.startswith("text_encoder"):
+        raise ArtifactError(f"{file}: trains text encoders too ({shown(name)}); here they are never trained")
+    if len(name) > LONGEST_NAME:
+        raise ArtifactError(f"{file}: {name[:40]}… is no LoRA factor")
+    if entry.kind not in BYTES:
+        raise ArtifactError(f"{file}: {shown(name)} holds {shown(entry.kind)}; factors are {', '.join(BYTES)}")
+
+
+def _pair(file: Path, module: str, names: Mapping[str, str], entries: Mapping[str, Entry]) -> Pair:
+    a, b = names.get("A", ""), names.get("B", "")
+    left, right = (entries[name].shape if name else () for name in (b, a))
+    if len(left) != 2 or len(right) != 2 or left[1] != right[0] or not all((*left, *right)):
+        shapes = f"A {list(right) if a else 'missing'}, B {list(left) if b else 'missing'}"
+        raise ArtifactError(f"{file.parent}: the A and B factors of {module} do not pair up ({shapes})")
+    if right[0] > LARGEST_RANK:
+        raise ArtifactError(f"{file}: {module} has rank {right[0]}; at most {LARGEST_RANK} is taken")
+    return Pair(a, b, right[0], right[1], left[0])

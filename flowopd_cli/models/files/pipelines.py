@@ -1,0 +1,106 @@
+"""Pipeline folders: where one lies, and digests that name what is in it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+from flowopd_cli.errors import ArtifactError, one_line
+from flowopd_cli.system.json_files import read_json
+from flowopd_cli.system.paths import is_hub_id
+
+CONFIG = "transformer/config.json"
+WHOLE_FILE_BYTES = 64 * 1024**2
+EDGE_BYTES = 1024**2
+
+
+def locate(pretrained: str | Path, revision: str | None = None, transformer: str | None = None) -> Path:
+    """The local folder of a pipeline, fetched from the Hub when it is not a folder.
+
+    ``transformer`` is the class that its transformer has to be of; a Hub id's is looked at before the rest is fetched.
+
+    Raises:
+        ArtifactError: it is not such a pipeline, or cannot be fetched.
+    """
+    folder = Path(pretrained)
+    if folder.is_dir():
+        return _checked(folder, pretrained, transformer)
+    repo = str(pretrained)
+    if not is_hub_id(repo):
+        raise ArtifactError(f"{repo}: no such folder, and not a Hub id (owner/name): check --base")
+    _checked(_fetch(repo, revision, [CONFIG]), repo, transformer)
+    return _fetch(repo, revision, ["*.json", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.model"])
+
+
+def _checked(folder: Path, pretrained: str | Path, transformer: str | None) -> Path:
+    config = folder / CONFIG
+    if not config.is_file():
+        raise ArtifactError(f"{pretrained}: not a diffusers pipeline (no {CONFIG} in it)")
+    kind = read_json(config, "configuration of a transformer").get("_class_name")
+    if transformer is not None and kind != transformer:
+        raise ArtifactError(
+            f"{pretrained}: its transformer is {kind}, this family's is {transformer}: "
+            "name its own with --set model.family=NAME"
+        )
+    return folder
+
+
+def _fetch(repo: str, revision: str | None, patterns: list[str]) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
+    except Exception as error:
+        reason = one_line(error)[:200]
+        raise ArtifactError(
+            f"{repo}: cannot be fetched ({reason}); check the name, `hf auth login`, or give a local folder to --base"
+        ) from error
+
+
+def absent_parts(folder: Path) -> dict[str, None]:
+    """The arguments without which diffusers refuses a folder that lacks encoders, such as an SD3 without T5.
+
+    Raises:
+        ArtifactError: the folder has no sound ``model_index.json``.
+    """
+    index = read_json(folder / "model_index.json", "pipeline index")
+    texts = ("text_encoder", "tokenizer")
+    return {name: None for name, kind in index.items() if name.startswith(texts) and kind == [None, None]}
+
+
+def base_fingerprint(folder: str | Path) -> str:
+    """SHA-256 over the transformer's configuration and weight files, without loading them.
+
+    Files above 64 MiB count by their size and their first and last MiB: the header of a safetensors file, which holds
+    every name, shape and offset, and real weights at both ends.
+    """
+    files = sorted((locate(folder) / "transformer").iterdir())
+    return _digest(path for path in files if path.suffix in {".json", ".safetensors"})
+
+
+def encoder_identity(folder: Path) -> dict[str, object]:
+    """What a pipeline's text encoders and tokenizers are: their classes, and a digest of their files.
+
+    Raises:
+        ArtifactError: the folder has no sound ``model_index.json``.
+    """
+    index = read_json(folder / "model_index.json", "pipeline index")
+    parts = {name: kind for name, kind in index.items() if name.startswith(("text_encoder", "tokenizer"))}
+    files = (path for name in sorted(parts) for path in sorted((folder / name).glob("*")) if path.is_file())
+    return {"parts": parts, "files": _digest(files)}
+
+
+def _digest(files: Iterable[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in files:
+        size = path.stat().st_size
+        digest.update(f"{path.name}/{size}/".encode())
+        with path.open("rb") as file:
+            if size <= WHOLE_FILE_BYTES:
+                digest.update(file.read())
+            else:
+                digest.update(file.read(EDGE_BYTES))
+                file.seek(-EDGE_BYTES, 2)
+                digest.update(file.read())
+    return digest.hexdigest()

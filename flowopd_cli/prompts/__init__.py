@@ -1,0 +1,1 @@
+"""Prompt files, public prompt sets, generated prompts and the sampler of groups."""

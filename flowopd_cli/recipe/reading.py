@@ -1,0 +1,207 @@
+"""Reading recipes and putting values into them: files, dotted keys, one-line errors, the shelf of shipped files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from flowopd_cli.errors import RecipeError
+from flowopd_cli.recipe.recipes import STAGES, Recipe
+from flowopd_cli.system import yaml_files as safe_yaml
+from flowopd_cli.system.paths import is_file
+from flowopd_cli.system.redact import secret_in_tree
+from flowopd_cli.system.text import suggest
+
+SHOWN, DEEPEST = 80, 16
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """The mapping in a YAML file, not yet validated.
+
+    Raises:
+        RecipeError: the file is missing, not UTF-8, not YAML, or not a mapping.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as handle:
+            content = handle.read(safe_yaml.LARGEST + 1)
+        if len(content) > safe_yaml.LARGEST:
+            raise RecipeError(f"{path}: has more than {safe_yaml.LARGEST >> 10} KiB, which no recipe has")
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise RecipeError(f"{path}:{line}: not UTF-8 text (byte {error.start}): save it as UTF-8") from error
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"{path}: cannot be read ({_reason(error)})") from error
+    data = safe_yaml.parse(text, str(path))
+    if not isinstance(data, dict):
+        raise RecipeError(f"{path}: a recipe is a mapping of fields, this is {type(data).__name__}")
+    return data
+
+
+def parse_override(expression: str) -> tuple[str, Any]:
+    """``a.b=c`` as a dotted key and a YAML value.
+
+    Raises:
+        RecipeError: it is not of that form.
+    """
+    key, equals, raw = expression.partition("=")
+    if not equals or not all(part.strip() for part in key.split(".")):
+        raise RecipeError(f"--set {expression[:SHOWN]}: write it as section.field=value")
+    return key.strip(), safe_yaml.parse(raw, f"--set {key.strip()[:SHOWN]}")
+
+
+def find(name: str) -> Path:
+    """The path of a shipped recipe such as ``toy/distill``, or of the file ``name`` itself.
+
+    Raises:
+        RecipeError: there is no such recipe; near names are suggested.
+    """
+    direct = Path(name)
+    if direct.suffix in {".yaml", ".yml"} or is_file(direct):
+        return direct
+    shelf = shipped()
+    if name in shelf:
+        return shelf[name]
+    raise RecipeError(f"no recipe {name[:SHOWN]!r}{suggest(name, list(shelf))}; shipped: {', '.join(sorted(shelf))}")
+
+
+def shipped() -> dict[str, Path]:
+    """Every recipe that came with the program, by name."""
+    package = Path(__file__).resolve().parent.parent
+    for folder in (package / "_recipes", package.parent / "recipes"):
+        if folder.is_dir():
+            return {p.relative_to(folder).with_suffix("").as_posix(): p for p in sorted(folder.rglob("*.yaml"))}
+    return {}
+
+
+def assign(tree: dict[str, Any], dotted: str, value: Any) -> None:
+    """Put ``value`` at ``a.b.c`` of a tree of mappings and lists, making missing mappings on the way.
+
+    Raises:
+        RecipeError: the way leads through a value, to no element of a list, or deeper than any recipe goes.
+    """
+    *parents, leaf = dotted.split(".")
+    if len(parents) >= DEEPEST:
+        raise RecipeError(f"--set {dotted[:SHOWN]}: is nested too deeply")
+    node: Any = tree
+    for part in parents:
+        if isinstance(node, list):
+            node = _element(node, part, dotted)
+        else:
+            if node.get(part) is None:
+                node[part] = {}
+            node = node[part]
+        if not isinstance(node, dict | list):
+            raise RecipeError(f"--set {dotted}: {part} is a value, not a section")
+    if isinstance(node, list):
+        _element(node, leaf, dotted)
+        node[int(leaf)] = value
+    else:
+        node[leaf] = value
+
+
+def first_problem(error: ValidationError, model: type[BaseModel]) -> str:
+    """The first problem in words: where, what, and for a misspelt key the nearest real one."""
+    return _in_words(error.errors()[0], model)
+
+
+def problems(error: ValidationError, model: type[BaseModel]) -> list[str]:
+    """Every problem in words, as :func:`first_problem`."""
+    return [_in_words(problem, model) for problem in error.errors()]
+
+
+def _in_words(problem: Mapping[str, Any], model: type[BaseModel]) -> str:
+    path = [str(part)[:SHOWN] for part in problem["loc"]]
+    if problem["type"] == "extra_forbidden":
+        known = _fields_at(model, path[:-1])
+        return f"unknown key {'.'.join(path)!r}{suggest(path[-1], known)}"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{'.'.join(path)}: {message}" if path else message
+
+
+def _element(node: list[Any], part: str, dotted: str) -> Any:
+    if not part.isascii() or not part.isdigit() or len(part) > 9 or int(part) >= len(node):
+        raise RecipeError(f"--set {dotted}: {part!r} is not an index of a list of {len(node)}")
+    return node[int(part)]
+
+
+def _fields_at(model: type[BaseModel], path: Sequence[str]) -> list[str]:
+    current: Any = model
+    for part in path:
+        inner = getattr(current, "model_fields", {}).get(part)
+        if inner is None:
+            continue
+        current = _spec_in(inner.annotation)
+    return list(getattr(current, "model_fields", {}))
+
+
+def _spec_in(annotation: Any) -> Any:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for argument in getattr(annotation, "__args__", ()):
+        found = _spec_in(argument)
+        if found is not None:
+            return found
+    return None
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
+
+
+def load(path: str | Path, *, overrides: Sequence[str] = (), stage: str | None = None, **values: Any) -> Recipe:
+    """Read a YAML recipe, lay ``values`` and then ``--set`` overrides over it, and validate it.
+
+    Raises:
+        RecipeError: the file is missing or not YAML, a key is unknown, a value is out of range.
+    """
+    return build(read(path), overrides=overrides, stage=stage, where=str(path), **values)
+
+
+def build(
+    data: Mapping[str, Any],
+    *,
+    overrides: Sequence[str] = (),
+    stage: str | None = None,
+    where: str = "recipe",
+    **values: Any,
+) -> Recipe:
+    """Validate a mapping as the recipe of its ``stage``; see :func:`load`."""
+    tree = json.loads(json.dumps(data, default=str))
+    for dotted, value in values.items():
+        assign(tree, dotted.replace("__", "."), value)
+    for expression in overrides:
+        key, value = parse_override(expression)
+        assign(tree, key, value)
+    named = str(tree.get("stage", stage))[:40]
+    if stage is not None and named != stage:
+        raise RecipeError(f"{where}: is a {named} recipe, but the command is {stage}")
+    if named not in STAGES:
+        raise RecipeError(f"{where}: stage {named!r} is not one of {', '.join(STAGES)}")
+    model = STAGES[named]
+    try:
+        found = model.model_validate(tree)
+    except ValidationError as error:
+        raise RecipeError(f"{where}: {first_problem(error, model)}") from error
+    secret = secret_in_tree(tree)
+    if secret:
+        raise RecipeError(f"{where}: {secret}")
+    return found  # type: ignore[return-value]
+
+
+def dump(recipe: Recipe) -> str:
+    """The resolved recipe as YAML, every field written out."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def digest(recipe: Recipe) -> str:
+    """SHA-256 of the resolved recipe, 16 hex digits: equal recipes have equal digests."""
+    canonical = json.dumps(recipe.model_dump(mode="json"), sort_keys=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]

@@ -1,0 +1,1 @@
+"""The judges of T2I-CompBench."""

@@ -1,0 +1,191 @@
+"""BLIP-VQA: does the picture show each noun phrase of its prompt? The attribute score of T2I-CompBench.
+
+Source: Huang et al. 2023, arXiv 2307.06350; the model is BLIP-VQA base, capfilt-large (Li et al. 2022, arXiv
+2201.12086), run by ``transformers`` with the four settings in which the official code differs from the defaults: a
+grid of 480 pixels, LayerNorm epsilon 1e-6 in the picture encoder, ``[ENC]`` as first token of a question, and 12
+attention heads for text.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import groupby
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from flowopd_cli.core.types import Prompt, RewardResult
+from flowopd_cli.rewards.base import RewardInfo
+from flowopd_cli.rewards.compbench.blip_weights import CHECKPOINT, GRID, HUB_GRID, load_blip, tokenizer_place
+from flowopd_cli.rewards.compbench.phrases import approximations, load_parser
+from flowopd_cli.rewards.compbench.rules import attribute_score, clean_question, questions
+from flowopd_cli.rewards.pictures import to_pil
+from flowopd_cli.rewards.preference.clip import as_dtype, read, split_revision
+from flowopd_cli.rewards.preference.scoring import declared, known_as
+from flowopd_cli.rewards.shared import shared
+from flowopd_cli.rewards.weights import pick_device, split_digest
+
+ENC, DEC, YES, NO = 30523, 30522, 2748, 2053
+MAX_TOKENS = 35
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+class Question(NamedTuple):
+    """A question about picture ``row`` of a batch, its place among that picture's questions, and its tokens."""
+
+    row: int
+    column: int
+    ids: list[int]
+
+
+class BlipVQA:
+    """The question-answering model with its tokenizer, in evaluation mode and without gradients.
+
+    ``grid`` is the side in pixels that its position table was made for; anything but 480 is not the official model. A
+    table for 384, as conversions on the Hub hold, is interpolated to 480.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, *, batch: int = 8) -> None:
+        from transformers import BlipImageProcessorPil
+
+        vision = model.config.vision_config
+        self._model, self._tokenizer, self._batch = model.eval().requires_grad_(False), tokenizer, batch
+        self.grid = int(vision.image_size)
+        self._side = GRID if self.grid == HUB_GRID else self.grid
+        size = {"height": self._side, "width": self._side}
+        self._processor = BlipImageProcessorPil(size=size, resample=3, image_mean=MEAN, image_std=STD)
+
+    @classmethod
+    def load(
+        cls,
+        source: str = CHECKPOINT,
+        *,
+        tokenizer: str | None = None,
+        dtype: str = "float32",
+        device: str = "auto",
+        batch: int = 8,
+    ) -> BlipVQA:
+        """Read the original checkpoint (a URL or a local ``.pth`` or ``.safetensors``), or a folder or Hub id.
+
+        A ``.pth`` needs its digest, ``model.pth#sha256=...``: its authors publish none.
+        The folder or id is a converted model of ``transformers``, and then also the tokenizer's place; that of an
+        original file is its own folder if one lies there, or else BERT's on the Hub.
+
+        Raises:
+            ArtifactError: it is not there, or not a BLIP-VQA model with every weight.
+        """
+        from transformers import BertTokenizer
+
+        model = load_blip(source)
+        words = read(BertTokenizer, *split_revision(tokenizer or tokenizer_place(source)))
+        return cls(model.to(pick_device(device), as_dtype(dtype)), words, batch=batch)
+
+    def approximations(self) -> list[str]:
+        """In what this is not the official model; empty when it is."""
+        return [] if self.grid == GRID else [f"position grid of {self.grid} pixels, not {GRID}"]
+
+    @torch.no_grad()
+    def p_yes(self, pictures: Sequence[Image.Image], asked: Sequence[Sequence[str]]) -> list[list[float]]:
+        """Probability of "yes" against "no" for each question about each picture, by the answer's first token.
+
+        Only questions of one length share a batch: ``transformers`` lets the answer look at padding, the original
+        does not.
+        """
+        answers = [[math.nan] * len(mine) for mine in asked]
+        for start in range(0, len(pictures), self._batch):
+            seen = self._look(pictures[start : start + self._batch])
+            wanted = [
+                Question(row, column, self._tokens(text))
+                for row in range(len(seen))
+                for column, text in enumerate(asked[start + row])
+            ]
+            for part in of_one_length(wanted, self._batch):
+                rows = torch.tensor([question.row for question in part], device=seen.device)
+                values = self._answer(seen[rows], [question.ids for question in part])
+                for question, value in zip(part, values, strict=True):
+                    answers[start + question.row][question.column] = value
+        return answers
+
+    def _look(self, pictures: Sequence[Image.Image]) -> Float[Tensor, "B L D"]:
+        pixels = self._processor(list(pictures), return_tensors="pt").pixel_values
+        pixels = pixels.to(self._model.device, self._model.dtype)
+        enlarge = self._side != self.grid
+        return self._model.vision_model(pixel_values=pixels, interpolate_pos_encoding=enlarge).last_hidden_state
+
+    def _tokens(self, question: str) -> list[int]:
+        ids = self._tokenizer(clean_question(question), truncation=True, max_length=MAX_TOKENS).input_ids
+        return [ENC, *ids[1:]]
+
+    def _answer(self, seen: Float[Tensor, "b L D"], rows: list[list[int]]) -> list[float]:
+        ids = torch.tensor(rows, device=seen.device)
+        states = self._model.text_encoder(input_ids=ids, encoder_hidden_states=seen).last_hidden_state
+        begin = torch.full((len(rows), 1), DEC, device=seen.device)
+        logits = self._model.text_decoder(input_ids=begin, encoder_hidden_states=states).logits[:, 0]
+        likely = logits.float().softmax(dim=-1)
+        return (likely[:, YES] / (likely[:, YES] + likely[:, NO])).tolist()
+
+
+class BlipVQAReward:
+    """The reward ``blip-vqa``: the product of P(yes) over the prompt's noun phrases."""
+
+    info = RewardInfo(
+        "blip-vqa",
+        "arXiv 2307.06350",
+        0.0,
+        1.0,
+        license="BSD-3-Clause",
+        note="exact with spaCy's en_core_web_sm; the built-in chunker agrees with it on regular sentences",
+    )
+
+    def __init__(
+        self,
+        model: str = CHECKPOINT,
+        *,
+        tokenizer: str | None = None,
+        parser: str = "auto",
+        dtype: str = "float32",
+        device: str = "auto",
+        batch: int = 8,
+    ) -> None:
+        """``model`` is the original checkpoint or a converted folder, ``parser`` one of auto, builtin and spacy.
+
+        Raises:
+            ArtifactError: the model cannot be read.
+            MissingDependency: ``parser="spacy"`` without spaCy and its English model.
+        """
+        options = {"tokenizer": tokenizer, "dtype": dtype, "device": device, "batch": batch}
+        self.parser = load_parser(parser)
+        self.model = shared(BlipVQA.load, model, **options)
+        self.engine = f"blip-vqa-{self.model.grid}/{self.parser.name}"
+        self.weights = {"model": known_as(model), "dtype": dtype}
+        notes = [*approximations(self.parser), *self.model.approximations()]
+        info = replace(self.info, exact=not notes, note="; ".join(notes))
+        self.info = declared(info, split_digest(model)[0] == CHECKPOINT and tokenizer is None, dtype)
+
+    def __call__(self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]) -> RewardResult:
+        """Ask about B pictures: ``scores`` has ``attribute``, ``details`` the phrases and what was answered."""
+        asked = [questions(self.parser(prompt.text).chunks) for prompt in prompts]
+        answers = self.model.p_yes(to_pil(images), asked)
+        valid = torch.tensor([all(map(math.isfinite, row)) for row in answers], dtype=torch.bool)
+        total = torch.tensor([float(attribute_score(row)) for row in answers])
+        total = torch.where(valid, total, torch.nan)
+        details: list[dict[str, Any]] = [
+            {"questions": mine, "p_yes": [round(value, 4) for value in row], "parser": self.parser.name}
+            if good
+            else {"error": "the model's answer is not a number", "questions": mine, "parser": self.parser.name}
+            for mine, row, good in zip(asked, answers, valid.tolist(), strict=True)
+        ]
+        return RewardResult(total, {"attribute": total}, valid, tuple(details))
+
+
+def of_one_length(questions: Sequence[Question], size: int) -> Iterator[list[Question]]:
+    """Batches of at most ``size`` questions, each of questions with the same number of tokens."""
+    ordered = sorted(questions, key=lambda question: len(question.ids))
+    for _, group in groupby(ordered, key=lambda question: len(question.ids)):
+        same = list(group)
+        yield from (same[start : start + size] for start in range(0, len(same), size))

@@ -1,0 +1,87 @@
+"""Depth of a picture by DPT-Hybrid (MiDaS), prepared as T2I-CompBench's 3D category prepares it.
+
+Source: Ranftl et al. 2021, arXiv 2103.13413 (weights Apache-2.0); T2I-CompBench++ for the preparation: 480 pixels,
+stretched to [0, 1], enlarged to the picture, stored in 8 bits, reduced to the detector's frame.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from flowopd_cli.rewards.compbench.detectors import complete
+from flowopd_cli.rewards.compbench.spatial import frame_size
+from flowopd_cli.rewards.preference.clip import as_dtype
+from flowopd_cli.rewards.preference.scoring import known_as
+from flowopd_cli.rewards.weights import pick_device
+
+DPT_HYBRID = "Intel/dpt-hybrid-midas"
+SIDE = 480
+# The first fusion layer has nothing to add, so its first residual unit is never read and published files lack it.
+UNUSED = "fusion_stage.layers.0.residual_layer1."
+
+
+class DepthEstimator:
+    """A DPT model without gradients. ``name`` goes into the name of every figure that it takes part in."""
+
+    name = "dpt-hybrid"
+
+    def __init__(self, model: Any, *, batch: int = 8) -> None:
+        from transformers import DPTImageProcessorPil
+
+        embeddings = model.dpt.embeddings
+        holder = embeddings if hasattr(embeddings, "image_size") else embeddings.patch_embeddings
+        holder.image_size = (SIDE, SIDE)  # its table of positions is interpolated; only a check stands in the way
+        self._model, self._batch = model.eval().requires_grad_(False), batch
+        self._processor = DPTImageProcessorPil(
+            size={"height": SIDE, "width": SIDE}, resample=2, image_mean=[0.5] * 3, image_std=[0.5] * 3
+        )
+        self.engine = self.name
+
+    @classmethod
+    def load(
+        cls, source: str = DPT_HYBRID, *, dtype: str = "float32", device: str = "auto", batch: int = 8
+    ) -> DepthEstimator:
+        """Read a ``DPTForDepthEstimation`` from a local folder or a Hub id.
+
+        Raises:
+            ArtifactError: it is not there, or incomplete.
+        """
+        from transformers import DPTForDepthEstimation
+
+        model = complete(DPTForDepthEstimation, source, unused=UNUSED)
+        made = cls(model.to(pick_device(device), as_dtype(dtype)), batch=batch)
+        made.engine = f"{cls.name}/{known_as(source)}"
+        return made
+
+    @torch.no_grad()
+    def __call__(self, pictures: Sequence[Image.Image]) -> list[Float[Tensor, "h w"]]:
+        """Depth of each picture in the detector's frame, in [0, 1], larger for what is nearer."""
+        maps: list[Tensor] = []
+        for start in range(0, len(pictures), self._batch):
+            part = pictures[start : start + self._batch]
+            pixels = self._processor(list(part), return_tensors="pt").pixel_values
+            output = self._model(pixel_values=pixels.to(self._model.device, self._model.dtype)).predicted_depth
+            maps += [to_frame(row, picture.size) for row, picture in zip(output.float().cpu(), part, strict=True)]
+        return maps
+
+
+def to_frame(predicted: Float[Tensor, "h w"], size: tuple[int, int]) -> Float[Tensor, "H W"]:
+    """A predicted map as the official script sees it, for a picture of ``size`` (width, height).
+
+    A map without any relief is all zeros, one with numbers that are not finite is NaN throughout.
+    """
+    if not bool(predicted.isfinite().all()):
+        return torch.full(frame_size(*size)[::-1], torch.nan)
+    relief = predicted - predicted.min()
+    relief = relief / relief.max() if float(relief.max()) > 0 else torch.zeros_like(relief)
+    grown = torch.nn.functional.interpolate(relief[None, None], size=size[::-1], mode="bilinear", align_corners=True)
+    stored = Image.fromarray((255 * grown[0, 0]).numpy()).convert("L")
+    framed = stored.resize(frame_size(*size), Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.array(framed)).float() / 255

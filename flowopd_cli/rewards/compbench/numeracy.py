@@ -1,0 +1,127 @@
+"""T2I-CompBench's numeracy rule over plain detections: are the counted things there, and as many as counted?
+
+Source: T2I-CompBench++ (Huang et al. 2024) and its official script, quirks included (IoU with both border pixels, names
+found inside other labels, a misspelt "telivision" that never matches).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+
+from flowopd_cli.errors import PromptError
+from flowopd_cli.rewards.compbench.phrases import Token
+from flowopd_cli.rewards.geneval.rules import Box, Detection, iou
+
+COUNTS = {"one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8}
+SINGLE = ("a", "an", "one")
+SAME = 0.9
+# How the script renames an object before it looks for a label.
+RENAMED = {
+    **dict.fromkeys(("boy", "girl", "man", "woman"), "person"),
+    **{"ship": "boat", "telivision": "tv", "goldfish": "fish", "painting": "picture"},
+}
+# The singular of every countable object of the benchmark, in the order of its list, with its irregular plurals.
+_NAMES = """bottle cup cake bird knife microwave desk book helmet pillow bowl flag stool toy pen microphone bread fish
+    camera candle paddle drum guitar tomato tent kite lemon strawberry suitcase pear printer duck hamburger deer egg
+    ship chicken peach helicopter swan camel goldfish shrimp banana balloon giraffe frog horse man rabbit bicycle bee
+    girl mouse painting lamp cow train vase pig sheep airplane woman phone boy plate computer couch turtle bag car
+    backpack dog television butterfly cat person table sofa key refrigerator clock chair truck boat bear sink apple"""
+SINGULARS = tuple(_NAMES.split())
+IRREGULAR = {
+    **{name: name for name in ("fish", "deer", "goldfish", "shrimp", "sheep")},
+    **{"knife": "knives", "man": "men", "woman": "women", "mouse": "mice", "person": "people"},
+    **{"tomato": "tomatoes", "peach": "peaches", "couch": "couches"},
+    **{"strawberry": "strawberries", "butterfly": "butterflies"},
+}
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Names of countable things, ``singular[i]`` and ``plural[i]`` of the same thing."""
+
+    singular: tuple[str, ...]
+    plural: tuple[str, ...]
+
+    @classmethod
+    def parse(cls, text: str) -> Vocabulary:
+        """Read the benchmark's ``new_objects.txt``: a line ``singular - plural`` each.
+
+        Raises:
+            PromptError: a line has another form.
+        """
+        rows = [line.split(" - ") for line in text.splitlines() if line.strip()]
+        if any(len(row) < 2 for row in rows):
+            raise PromptError("objects: every line must read 'singular - plural'")
+        return cls(tuple(row[0].strip().lower() for row in rows), tuple(row[1].strip().lower() for row in rows))
+
+
+OBJECTS = Vocabulary(SINGULARS, tuple(IRREGULAR.get(name, f"{name}s") for name in SINGULARS))
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What a prompt counts: the label to look for, and how many (``None`` where the number could not be read)."""
+
+    label: str
+    count: int | None
+
+
+def counted(tokens: Sequence[Token], vocabulary: Vocabulary = OBJECTS) -> list[Counted]:
+    """Every number word (a, an, one to eight; lower case) with the known object of one or two words that follows it."""
+    words = [token.text for token in tokens]
+    names: list[str] = []
+    counts: list[int] = []
+    for i, number in enumerate(words[:-1]):
+        if number not in COUNTS and number not in SINGLE:
+            continue
+        two = " ".join(words[i + 1 : i + 3]) if i < len(words) - 2 else ""
+        name = next((n for n in (two, words[i + 1]) if n in vocabulary.singular or n in vocabulary.plural), None)
+        if name is None:
+            continue
+        single = number in SINGLE and (name == two or name in vocabulary.singular)
+        plural = name in vocabulary.plural and not single
+        names.append(vocabulary.singular[vocabulary.plural.index(name)] if plural else name)
+        if single or (name == two and not plural):
+            counts.append(1)
+        elif number in COUNTS:
+            counts.append(COUNTS[number])
+    pairs = zip_longest(names, counts)
+    return [Counted(RENAMED.get(name, name), count) for name, count in pairs if name is not None]
+
+
+def duplicates(a: Box, b: Box) -> bool:
+    """Whether two boxes are one object: IoU above 0.9, or more than 0.9 of either covered, border pixels counted."""
+    both = max(0.0, min(a[2], b[2]) - max(a[0], b[0]) + 1) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]) + 1)
+    areas = [(box[2] - box[0] + 1) * (box[3] - box[1] + 1) for box in (a, b)]
+    return iou(a, b) > SAME or any(both / area > SAME for area in areas)
+
+
+def distinct(detections: Sequence[Detection]) -> list[Detection]:
+    """Detections in their order, without those that duplicate an earlier one of the same label."""
+    kept: list[Detection] = []
+    for found in detections:
+        if not any(found.label == other.label and duplicates(found.box, other.box) for other in kept):
+            kept.append(found)
+    return kept
+
+
+def score_numeracy(wanted: Sequence[Counted], detections: Sequence[Detection]) -> float:
+    """Mean over the counted things: half for being there, half for being as many as counted.
+
+    Where no label equals a name, every label that contains it is renamed to it, for the things after it too.
+
+    Raises:
+        PromptError: the prompt counts nothing that the vocabulary knows.
+    """
+    if not wanted:
+        raise PromptError("numeracy: the prompt counts no known object")
+    labels = [found.label for found in distinct(detections)]
+    score = 0.0
+    for thing in wanted:
+        if thing.label not in labels:
+            labels = [thing.label if thing.label in label else label for label in labels]
+        number = labels.count(thing.label)
+        score += 0.5 * (number > 0) + 0.5 * (number > 0 and number == thing.count)
+    return score / len(wanted)

@@ -1,0 +1,271 @@
+"""Nouns and noun phrases of a prompt: spaCy where it is installed, else a small tagger and chunker of our own.
+
+T2I-CompBench asks spaCy's ``en_core_web_sm`` (3.5) for noun chunks (BLIP-VQA), nouns (spatial relations) and adjectives
+(CLIP on complex prompts). The built-in engine follows the same conventions on the benchmark's sentences, without a
+statistical model: its name is in every report, because a parse that differs changes the questions that are asked.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Protocol
+
+from flowopd_cli.errors import MissingDependency, RewardError
+from flowopd_cli.rewards.compbench import lexicon as words
+
+SPACY_MODEL = "en_core_web_sm"
+ENGINES = ("auto", "builtin", "spacy")
+TOKEN = re.compile(r"'s\b|\d+(?:[:.,]\d+)*|\w+?(?='s\b)|\w+|[^\w\s]")
+MODIFIERS = ("ADJ", "VBN", "VBG")
+NOUNS = ("NOUN", "PROPN")
+PLAIN = {"VBN": "VERB", "VBG": "VERB", "POSS": "PRON"}
+
+
+@dataclass(frozen=True)
+class Token:
+    """A word or a punctuation mark, its universal part-of-speech tag, and whether a space follows it."""
+
+    text: str
+    pos: str
+    space: bool = True
+
+
+@dataclass(frozen=True)
+class Parse:
+    """What a prompt consists of: its tokens, and its noun chunks in order, as they are written."""
+
+    tokens: tuple[Token, ...]
+    chunks: tuple[str, ...]
+
+
+class Parser(Protocol):
+    """Parses prompts. ``name`` goes into every report."""
+
+    name: str
+
+    def __call__(self, text: str) -> Parse:
+        """Tokens and noun chunks of one prompt."""
+        ...
+
+
+def load_parser(engine: str = "auto") -> Parser:
+    """A parser by the name of its engine: ``builtin``, ``spacy``, or ``auto``, spaCy where it is installed.
+
+    Raises:
+        RewardError: no such engine.
+        MissingDependency: spaCy was asked for, and it or its English model is not installed.
+    """
+    if engine not in ENGINES:
+        raise RewardError(f"phrases: engine {engine!r} is not one of {', '.join(ENGINES)}")
+    installed = all(importlib.util.find_spec(name) is not None for name in ("spacy", SPACY_MODEL))
+    return SpacyParser() if engine == "spacy" or (engine == "auto" and installed) else BuiltinParser()
+
+
+def approximations(parser: Parser) -> list[str]:
+    """In what a parser is not the benchmark's own; empty for spaCy with the 3.5 model."""
+    own = parser.name.startswith("spacy") and f"{SPACY_MODEL}-3.5." in parser.name
+    return [] if own else [f"parsed by {parser.name}, not by spaCy's {SPACY_MODEL} 3.5.0"]
+
+
+class SpacyParser:
+    """spaCy's small English model, as the official scripts use it."""
+
+    def __init__(self) -> None:
+        """Load the model.
+
+        Raises:
+            MissingDependency: spaCy or ``en_core_web_sm`` is not installed.
+        """
+        try:
+            import spacy
+
+            self._model = spacy.load(SPACY_MODEL)
+        except (ImportError, OSError) as error:
+            raise MissingDependency(f"spacy with its model {SPACY_MODEL}", extra="spacy") from error
+        self.name = f"spacy-{_version('spacy')}/{SPACY_MODEL}-{_version(SPACY_MODEL)}"
+        self._seen: dict[str, Parse] = {}
+
+    def __call__(self, text: str) -> Parse:
+        """Tokens and noun chunks of one prompt."""
+        if text not in self._seen:
+            document = self._model(text)
+            tokens = tuple(Token(token.text, token.pos_, bool(token.whitespace_)) for token in document)
+            self._seen[text] = Parse(tokens, tuple(chunk.text for chunk in document.noun_chunks))
+        return self._seen[text]
+
+
+class BuiltinParser:
+    """Tags by lexicon, ending and neighbours; a chunk is determiner, modifiers and nouns, up to its last noun."""
+
+    name = "builtin-1"
+
+    def __call__(self, text: str) -> Parse:
+        """Tokens and noun chunks of one prompt."""
+        spans = [(match.start(), match.end()) for match in TOKEN.finditer(text)]
+        pieces = [text[start:end] for start, end in spans]
+        tags = resolve([first_guess(piece, number) for number, piece in enumerate(pieces)], pieces)
+        chunks = tuple(text[spans[a][0] : spans[b][1]] for a, b in noun_spans(tags, pieces))
+        spaces = [end < len(text) and text[end].isspace() for _, end in spans]
+        plain = [PLAIN.get(tag, tag) for tag in tags]
+        return Parse(tuple(map(Token, pieces, plain, spaces)), chunks)
+
+
+def first_guess(word: str, number: int) -> str:
+    """The tag of a word on its own. ``VBN`` and ``VBG`` are participles, ``VN`` a verb that may be a noun."""
+    lower = word.lower()
+    closed = (
+        ("DET", words.DETERMINERS),
+        ("PRON", words.PRONOUNS),
+        ("POSS", words.POSSESSIVES),
+        ("AUX", words.AUXILIARIES),
+        ("CCONJ", words.CONJUNCTIONS),
+        ("SCONJ", words.SUBORDINATORS),
+        ("NUM", words.NUMBERS),
+        ("ADV", words.ADVERBS),
+        ("ADJ", words.ADJECTIVES),
+        ("ADP", words.PREPOSITIONS),
+        ("VN", words.VERBS_OR_NOUNS),
+        ("VERB", words.VERBS),
+    )
+    if lower == "'s":
+        return "PART"
+    if not word[0].isalnum():
+        return "PUNCT"
+    if word[0].isdigit():
+        return "NUM"
+    found = next((tag for tag, members in closed if lower in members), None)
+    if found is None and word[0].isupper() and number:
+        found = "PROPN"
+    return found or _by_ending(lower)
+
+
+def _by_ending(word: str) -> str:
+    if word.endswith(words.ADJECTIVE_ENDINGS) and word not in words.NOT_ADJECTIVES:
+        return "ADJ"
+    if word.endswith("ly") and len(word) > 4 and word not in words.NOT_ADVERBS:
+        return "ADV"
+    if word not in words.NOT_PARTICIPLES and len(word) > 3:
+        return "VBN" if word.endswith("ed") else "VBG" if word.endswith("ing") else "NOUN"
+    return "NOUN"
+
+
+def resolve(guesses: Sequence[str], pieces: Sequence[str]) -> list[str]:
+    """Settle words by their neighbours. Participles stay ``VBN`` or ``VBG`` where they modify a noun."""
+    guesses, tags = _nominal(guesses, pieces), []
+    for i, guess in enumerate(guesses):
+        before = tags[-1] if tags else ""
+        after = guesses[i + 1] if i + 1 < len(guesses) else ""
+        word = pieces[i].lower()
+        if guess == "VN":
+            verb = before in ("AUX", "PRON", "PART") or (before in NOUNS and after in _AFTER_VERB)
+            guess = "VERB" if verb else "NOUN"
+        elif guess in ("VBN", "VBG"):
+            commas = before == "DET"
+            gerund = guess == "VBG" and before in ("ADJ", "DET", "POSS") and not noun_follows(guesses, i, commas)
+            guess = guess if _modifies(guesses, pieces, tags, i) else "NOUN" if gerund else "VERB"
+        elif word == "can" and _container(before, pieces[i - 1], after):
+            guess = "NOUN"
+        elif guess == "AUX" and word.startswith("ha") and after not in ("VBN", "AUX", "VERB", "ADV"):
+            guess = "VERB"
+        elif guess == "DET" and word == "that" and after in ("VERB", "AUX", "VBN", "PRON"):
+            guess = "PRON"
+        elif guess == "NOUN" and word.endswith("ing") and after in ("DET", "POSS"):
+            guess = "VERB"
+        elif guess == "POSS" and not noun_follows(guesses, i):
+            guess = "PRON"
+        tags.append(guess)
+    return tags
+
+
+def _nominal(guesses: Sequence[str], pieces: Sequence[str]) -> list[str]:
+    """Adjectives that stand for a noun ("a red square") become nouns, the last of a row first."""
+    settled = list(guesses)
+    for i in range(len(settled) - 1, 0, -1):
+        noun = settled[i] == "ADJ" and pieces[i].lower() in words.NOMINAL and settled[i - 1] in _OPENERS
+        if noun and not noun_follows(settled, i):
+            settled[i] = "NOUN"
+    return settled
+
+
+def _container(before: str, previous: str, after: str) -> bool:
+    """Whether ``can`` holds soup rather than helps a verb."""
+    return before in MODIFIERS or previous == "watering" or (before in NOUNS and after in ("", "PUNCT", "CCONJ", "ADP"))
+
+
+_AFTER_VERB = ("DET", "ADP", "POSS", "PRON", "NUM", "ADV", "ADJ", "PART", "VBG", "SCONJ")
+_OPENERS = ("DET", "POSS", "NUM", "ADP", *MODIFIERS)
+
+
+def noun_follows(tags: Sequence[str], i: int, commas: bool = False) -> bool:
+    """Whether a noun comes after position ``i`` with nothing but modifiers in between.
+
+    Modifiers may be joined by commas and conjunctions; with ``commas`` one may also stand before the noun itself.
+    """
+    for j in range(i + 1, len(tags)):
+        after = tags[j + 1] if j + 1 < len(tags) else ""
+        joins = tags[j] in ("PUNCT", "CCONJ") and after in (*MODIFIERS, "ADV")
+        joins = joins or (commas and tags[j] == "PUNCT" and after in NOUNS)
+        if tags[j] in (*NOUNS, "VN"):
+            return True
+        if tags[j] not in (*MODIFIERS, "NUM", "ADV") and not joins:
+            return False
+    return False
+
+
+def _modifies(guesses: Sequence[str], pieces: Sequence[str], tags: Sequence[str], i: int) -> bool:
+    """Whether a participle stands before its noun ("a striped rug") rather than after it ("the rug leaned")."""
+    before = tags[-1] if tags else ""
+    if not noun_follows(guesses, i, commas=before == "DET"):
+        return False
+    after, noun = guesses[i + 1], pieces[i + 1].lower()
+    if before in NOUNS:
+        return guesses[i] == "VBN" and after in NOUNS and not noun.endswith("s")
+    if before == "ADP" and guesses[i] == "VBG" and pieces[i - 1].lower() in ("for", "by", "from", "without", "while"):
+        return False
+    if before in ("PUNCT", "CCONJ"):
+        return len(tags) > 1 and (tags[-2] in MODIFIERS or not {"VERB", "AUX", "PRON"} & set(tags))
+    return before in ("", "ADV", *_OPENERS)
+
+
+def noun_spans(tags: Sequence[str], pieces: Sequence[str]) -> list[tuple[int, int]]:
+    """First and last token of each noun chunk."""
+    spans: list[tuple[int, int]] = []
+    i = 0
+    while i < len(tags):
+        last = i if tags[i] == "PRON" else _last_noun(tags, pieces, i)
+        if last is not None:
+            spans.append((i, last))
+        i = i + 1 if last is None else last + 1
+    return spans
+
+
+def _last_noun(tags: Sequence[str], pieces: Sequence[str], start: int) -> int | None:
+    """Where a chunk that begins at ``start`` ends; ``None`` when none begins there."""
+    found: int | None = None
+    commas = tags[start] == "DET"
+    for j in range(start, len(tags)):
+        tag, after = tags[j], tags[j + 1] if j + 1 < len(tags) else ""
+        if tag in NOUNS:
+            found = j
+            continue
+        opens = j == start and tag in ("DET", "POSS")
+        modifies = tag in (*MODIFIERS, "NUM") and noun_follows(tags, j, commas and found is None)
+        advises = tag == "ADV" and found is None and after in MODIFIERS
+        onward = (*MODIFIERS, "ADV", *(NOUNS if tag == "PUNCT" and commas else ()))
+        between = j > start and tags[j - 1] in MODIFIERS and after in onward
+        joins = tag in ("PUNCT", "CCONJ") and found is None and between and noun_follows(tags, j - 1, commas)
+        glues = pieces[j] in ("-", "'s") and j > start and (after in NOUNS or noun_follows(tags, j))
+        if not (opens or modifies or advises or joins or glues):
+            break
+    return found
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "?"

@@ -1,0 +1,1 @@
+"""GenEval: detector, colors and the rules of its verdicts."""

@@ -1,0 +1,1 @@
+"""Text rendering: readers and the edit-distance reward."""

@@ -1,0 +1,282 @@
+"""Text read by PaddleOCR 3, by default with onnxruntime as its engine, so that no paddlepaddle is needed.
+
+The published OCR scores come from PaddleOCR 2.9.1, language ``en``: the English detector of PP-OCRv3 and the English
+recogniser of PP-OCRv4. PaddleOCR's own servers have no ONNX files of these; ``models="PP-OCRv4"`` takes the RapidAI
+conversions of the same two models, checked by their sha256. Licence of code and models: Apache-2.0.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from flowopd_cli.errors import ArtifactError, FlowOPDError, MissingDependency, RewardError
+from flowopd_cli.rewards.ocr.rapidocr import DROP_SCORE, SIDE_LIMIT, Found, carried_model, one_line, read_pages
+from flowopd_cli.rewards.ocr.reward import Line, Reading
+from flowopd_cli.rewards.weights import download, file_digest
+from flowopd_cli.system.paths import cache_dir
+
+ONNX, CONFIG = "inference.onnx", "inference.yml"
+PUBLISHED = "PP-OCRv4"
+PUBLISHED_NAMES = {"det": "PP-OCRv3_mobile_det", "rec": "en_PP-OCRv4_mobile_rec"}
+_CONVERTED = "https://www.modelscope.cn/models/RapidAI/RapidOCR/resolve/v3.10.0/onnx/PP-OCRv4"
+PUBLISHED_FILES = {
+    "det": (
+        f"{_CONVERTED}/det/en_PP-OCRv3_det_mobile.onnx",
+        "ea07c15d38ac40cd69da3c493444ec75b44ff23840553ff8ba102c1219ed39c2",
+    ),
+    "rec": (
+        f"{_CONVERTED}/rec/en_PP-OCRv4_rec_mobile.onnx",
+        "e8770c967605983d1570cdf5352041dfb68fa0c21664f49f47b155abd3e0e318",
+    ),
+}
+KINDS = {"det": "TextDetection", "rec": "TextRecognition"}
+_STEM = re.compile(r"(?:(?P<lang>[a-z_]+)_)?PP-OCRv(?P<version>\d)_(?P<kind>det|rec)_(?P<size>[a-z]+)")
+_MODEL_NAME = re.compile(r"^\s+model_name:\s*['\"]?([\w.+-]+)", re.MULTILINE)
+WAY_OUT = (
+    "name folders by text_detection_model_dir and text_recognition_model_dir, or take models=rapidocr or "
+    "reader=rapidocr, which download nothing"
+)
+
+
+@dataclass(frozen=True)
+class PaddleOptions:
+    """What :class:`PaddleTextReader` takes.
+
+    ``models``: ``default`` (those of the installed paddleocr), ``PP-OCRv4`` (English, as the published scores),
+    ``rapidocr`` (the files inside that wheel, no download), or ``DETECTOR+RECOGNISER`` in paddleocr's names.
+    ``engine``: ``onnxruntime``, or another of paddleocr's, such as ``paddle``. The two folders go before ``models``;
+    for onnxruntime each holds ``inference.onnx`` and ``inference.yml``, or is itself an ``.onnx`` file as rapidocr
+    ships them. ``drop_score`` is the confidence that a line needs. ``device`` is ``cpu``, ``gpu:0`` or ``auto``.
+    """
+
+    models: str = "default"
+    engine: str = "onnxruntime"
+    text_detection_model_dir: str | None = None
+    text_recognition_model_dir: str | None = None
+    drop_score: float = DROP_SCORE
+    threads: int = 1
+    device: str = "auto"
+
+
+class OCRModel(NamedTuple):
+    """A model as paddleocr wants it named, its folder, and what reports call it; empty: paddleocr's own choice."""
+
+    name: str | None = None
+    folder: Path | None = None
+    label: str | None = None
+
+
+class PaddleTextReader:
+    """Reads all lines of a picture with paddleocr 3."""
+
+    def __init__(self, **options: Any) -> None:
+        """The options are the fields of :class:`PaddleOptions`.
+
+        Raises:
+            MissingDependency: ``paddleocr``, or ``onnxruntime`` for that engine, is not installed.
+            RewardError: an option is unknown, or paddleocr does not start with them.
+            ArtifactError: a model's file is missing or is not the one expected.
+        """
+        self.options = PaddleOptions(**options)
+        paddleocr = _import(self.options.engine)
+        models = {kind: choose(kind, self.options) for kind in KINDS}
+        self._engine = _start(paddleocr, models, self.options)
+        self._lock = Lock()
+        labels = "+".join(str(models[kind].label or name) for kind, name in _names(self._engine).items())
+        dropped = "" if self.options.drop_score == DROP_SCORE else f"/drop={self.options.drop_score:g}"
+        self.name = f"paddleocr-{paddleocr.__version__}/{self.options.engine}/{labels}{dropped}"
+
+    def __call__(self, images: Float[Tensor, "B 3 H W"]) -> list[Reading]:
+        """The lines of each RGB picture in [0, 1]."""
+        with self._lock:
+            return read_pages(images, self._page, self.options.drop_score)
+
+    def _page(self, bgr: NDArray[np.uint8]) -> list[Found]:
+        result = self._engine.predict(bgr)[0]
+        rows = zip(result["rec_texts"], result["rec_scores"], result["rec_polys"], strict=True)
+        return [Found(Line(text, float(score)), float(box[0][0]), float(box[0][1])) for text, score, box in rows]
+
+
+def _import(engine: str) -> Any:
+    try:
+        if engine == "onnxruntime":
+            import onnxruntime  # noqa: F401
+        import paddleocr
+    except ImportError as error:
+        raise MissingDependency(str(error.name or "paddleocr"), extra="paddle") from error
+    logging.getLogger("paddlex").setLevel(logging.WARNING)
+    return paddleocr
+
+
+def choose(kind: str, options: PaddleOptions) -> OCRModel:
+    """The model of a ``kind``, ``det`` or ``rec``, that the options ask for; fetched or unpacked where it must be.
+
+    Raises:
+        RewardError: ``models`` names none.
+        ArtifactError: its file is missing or is not the one expected.
+    """
+    folder = options.text_detection_model_dir if kind == "det" else options.text_recognition_model_dir
+    if folder is not None and folder.endswith(".onnx"):
+        return onnx_folder(Path(folder), kind)
+    if folder is not None:
+        return _own_folder(Path(folder), options.engine)
+    if options.models == "default":
+        return OCRModel()
+    if options.models == "rapidocr":
+        return onnx_folder(carried_model(kind), kind)
+    if options.models == PUBLISHED:
+        name = PUBLISHED_NAMES[kind]
+        if options.engine != "onnxruntime":
+            return OCRModel(name)
+        url, digest = PUBLISHED_FILES[kind]
+        return onnx_folder(download(url, sha256=digest), kind, name=name)
+    parts = options.models.split("+")
+    if len(parts) != 2 or not all(parts):
+        raise RewardError(
+            f"ocr: models={options.models!r}: known are default, {PUBLISHED}, rapidocr, or DETECTOR+RECOGNISER in "
+            "paddleocr's names"
+        )
+    return OCRModel(parts[list(KINDS).index(kind)])
+
+
+def _own_folder(folder: Path, engine: str) -> OCRModel:
+    wanted = (CONFIG, ONNX) if engine == "onnxruntime" else (CONFIG,)
+    for name in wanted:
+        if not (folder / name).is_file():
+            raise ArtifactError(f"{folder}: a model folder for {engine} holds {' and '.join(wanted)}; no {name} here")
+    found = _MODEL_NAME.search((folder / CONFIG).read_text(encoding="utf-8"))
+    if found is None:
+        raise ArtifactError(f"{folder / CONFIG}: has no model_name")
+    digest = f"@{file_digest(folder / ONNX)[:8]}" if ONNX in wanted else ""
+    return OCRModel(found[1], folder, f"{found[1]}{digest}")
+
+
+def onnx_folder(onnx: Path, kind: str, *, name: str | None = None) -> OCRModel:
+    """A PP-OCR model's ONNX file as the folder that paddleocr reads, made once in the cache.
+
+    ``name`` is what paddleocr calls the model; left out, it is read off the file's name as rapidocr writes it.
+
+    Raises:
+        ArtifactError: there is no such file, its name does not say which model it is, or a recogniser carries no
+            characters.
+    """
+    if not onnx.is_file():
+        raise ArtifactError(f"{onnx}: no such file")
+    name = name or _paddle_name(onnx)
+    target = cache_dir() / "paddle" / f"{name}-{file_digest(onnx)[:12]}"
+    if not target.is_dir():
+        config = _detector(name) if kind == "det" else _recogniser(name, onnx)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+            made = Path(scratch) / "made"
+            made.mkdir()
+            shutil.copyfile(onnx, made / ONNX)
+            _write_yaml(made / CONFIG, config)
+            _settle(made, target)
+    return OCRModel(name, target, onnx.stem)
+
+
+def _settle(made: Path, target: Path) -> None:
+    """Give a finished folder its name; another process may have been first."""
+    try:
+        os.replace(made, target)
+    except OSError:
+        if not target.is_dir():
+            raise
+
+
+def _paddle_name(onnx: Path) -> str:
+    found = _STEM.fullmatch(onnx.stem)
+    if found is None:
+        raise ArtifactError(f"{onnx}: its name does not say which PP-OCR model it is")
+    language = f"{found['lang']}_" if found["lang"] not in (None, "ch") and found["kind"] == "rec" else ""
+    size = "mobile" if found["size"] == "infer" else found["size"]
+    return f"{language}PP-OCRv{found['version']}_{size}_{found['kind']}"
+
+
+def _detector(name: str) -> dict[str, Any]:
+    """PP-OCR's detector: B, G, R normalised by ImageNet's figures in that very order, as it was trained."""
+    normalise = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "scale": "1./255.", "order": "hwc"}
+    decode: dict[str, Any] = {"DecodeImage": {"channel_first": False, "img_mode": "BGR"}}
+    transforms = [decode, {"DetResizeForTest": None}, {"NormalizeImage": normalise}, {"ToCHWImage": None}]
+    boxes = {"name": "DBPostProcess", "thresh": 0.3, "box_thresh": 0.6, "max_candidates": 1000, "unclip_ratio": 1.5}
+    return {
+        "Global": {"model_name": name},
+        "PreProcess": {"transform_ops": transforms},
+        "PostProcess": boxes,
+    }
+
+
+def _recogniser(name: str, onnx: Path) -> dict[str, Any]:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(onnx), providers=["CPUExecutionProvider"])
+    characters = session.get_modelmeta().custom_metadata_map.get("character", "").splitlines()
+    if not characters:
+        raise ArtifactError(f"{onnx}: carries no list of characters; it is not a recogniser as rapidocr ships it")
+    decode: dict[str, Any] = {"DecodeImage": {"channel_first": False, "img_mode": "BGR"}}
+    return {
+        "Global": {"model_name": name},
+        "PreProcess": {"transform_ops": [decode, {"RecResizeImg": {"image_shape": [3, 48, 320]}}]},
+        "PostProcess": {"name": "CTCLabelDecode", "character_dict": characters},
+    }
+
+
+def _write_yaml(path: Path, data: dict[str, Any]) -> None:
+    import yaml
+
+    path.write_text(yaml.safe_dump(data), encoding="utf-8")
+
+
+def _start(paddleocr: Any, models: dict[str, OCRModel], options: PaddleOptions) -> Any:
+    given: dict[str, Any] = {}
+    for kind, word in (("det", "detection"), ("rec", "recognition")):
+        model = models[kind]
+        given[f"text_{word}_model_name"] = model.name
+        given[f"text_{word}_model_dir"] = None if model.folder is None else str(model.folder)
+    if options.models == PUBLISHED:
+        given |= {"text_det_limit_side_len": SIDE_LIMIT, "text_det_limit_type": "max"}
+    if options.engine == "onnxruntime":
+        given["engine_config"] = {"intra_op_num_threads": options.threads, "log_severity_level": 4}
+    turning = ("use_doc_orientation_classify", "use_doc_unwarping", "use_textline_orientation")
+    try:
+        device = _device(options)
+        return paddleocr.PaddleOCR(engine=options.engine, device=device, **given, **dict.fromkeys(turning, False))
+    except FlowOPDError:
+        raise
+    except Exception as error:
+        raise RewardError(f"paddleocr does not start ({one_line(error)}); {WAY_OUT}") from error
+
+
+def _device(options: PaddleOptions) -> str | None:
+    if options.device != "auto":
+        return options.device
+    if options.engine != "onnxruntime":
+        return None
+    import onnxruntime
+
+    return "gpu:0" if "CUDAExecutionProvider" in onnxruntime.get_available_providers() else "cpu"
+
+
+def _names(engine: Any) -> dict[str, str]:
+    """The models that a started paddleocr really uses, by kind."""
+    import yaml
+
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / CONFIG
+        engine.export_paddlex_config_to_yaml(str(path))
+        modules = yaml.safe_load(path.read_text(encoding="utf-8"))["SubModules"]
+    return {kind: str(modules[section]["model_name"]) for kind, section in KINDS.items()}

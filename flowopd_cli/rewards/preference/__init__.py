@@ -1,0 +1,1 @@
+"""Learned preference and similarity scores."""

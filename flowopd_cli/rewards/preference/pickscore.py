@@ -1,0 +1,70 @@
+"""PickScore: how people on Pick-a-Pic would rate a picture for its prompt (Kirstain et al. 2023, arXiv 2305.01569)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from jaxtyping import Float
+from torch import Tensor
+
+from flowopd_cli.core.types import Prompt, RewardResult
+from flowopd_cli.errors import RewardError
+from flowopd_cli.rewards.base import RewardInfo
+from flowopd_cli.rewards.preference.clip import ClipEncoder, paired_cosine
+from flowopd_cli.rewards.preference.scoring import declared, known_as, scalar_result, text_vectors
+
+MODEL = "yuvalkirstain/PickScore_v1@a4e4367c6dfa7288a00c550414478f865b875800"
+PROCESSOR = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K@1c2b8495b28150b8a4922ee1c8edee224c284c0c"
+DIVISORS = {"raw": 1.0, "train": 26.0}
+
+
+class PickScoreReward:
+    """``exp(logit_scale) * cos(picture, prompt)``: ``raw``, as papers report it, and ``train``, a 26th of it.
+
+    ``scale`` says which of the two figures is the total; Flow-GRPO trains on ``train``. ``scores`` has both.
+    """
+
+    info = RewardInfo(
+        "pickscore",
+        "arXiv 2305.01569",
+        15 / 26,
+        1.0,
+        license="MIT for the CLIP it was tuned from; the PickScore weights state none",
+        note="papers report scores['raw'] (about 15 to 26); range as usually seen",
+    )
+
+    def __init__(
+        self,
+        source: str = MODEL,
+        processor: str | None = None,
+        scale: str = "train",
+        dtype: str = "float32",
+        device: str = "auto",
+        batch: int = 32,
+    ) -> None:
+        """``source`` and ``processor`` are a local folder or ``repository@revision``.
+
+        ``processor`` (tokenizer and picture processor) is left out for those that the model was tuned with, or, where
+        ``source`` is a local folder, for those in it.
+
+        Raises:
+            RewardError: an unknown scale.
+            ArtifactError: the model cannot be read.
+        """
+        if scale not in DIVISORS:
+            raise RewardError(f"pickscore: scale {scale!r} is not one of {', '.join(DIVISORS)}")
+        words = processor or (PROCESSOR if source == MODEL else source)
+        self.encoder = ClipEncoder.load(source, processor=words, dtype=dtype, device=device, batch=batch)
+        self.source, self.scale = source, scale
+        self.weights = {"model": known_as(source), "processor": known_as(words), "dtype": dtype}
+        low, high = (edge * 26 / DIVISORS[scale] for edge in (self.info.low, self.info.high))
+        info = replace(self.info, low=low, high=high)
+        self.info = declared(info, source == MODEL and words == PROCESSOR, dtype)
+
+    def __call__(self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]) -> RewardResult:
+        """Score B pictures against their prompts."""
+        words = text_vectors(self.encoder, [prompt.text for prompt in prompts])
+        raw = paired_cosine(self.encoder.images(images), words) * self.encoder.scale
+        scores = {name: raw / divisor for name, divisor in DIVISORS.items()}
+        return scalar_result(scores[self.scale], scores, prompts, self.source)

@@ -1,0 +1,165 @@
+"""What the scorers of one number share: where a checkpoint lies, how it fills a model, squares of pixels, results."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from flowopd_cli.core.types import Prompt, RewardResult
+from flowopd_cli.errors import ArtifactError
+from flowopd_cli.rewards.base import RewardInfo
+from flowopd_cli.rewards.preference.clip import ClipEncoder, split_revision
+from flowopd_cli.rewards.weights import Weights, file_digest, hub_file, refuse_mismatch, split_digest
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+STACK = (0, 2, 4, 6, 7)
+SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
+
+
+def weights_file(source: str, filename: str) -> Weights:
+    """The file itself, ``filename`` in a local folder, or in a Hub repository ``name@revision``; ``#sha256=digest``
+    behind any of them states its digest.
+
+    Raises:
+        ArtifactError: it is neither there nor reachable.
+    """
+    source, stated = split_digest(source)
+    if Path(source).is_file():
+        return Weights(Path(source), stated)
+    if source.startswith(("/", ".", "~")) and not Path(source).is_dir():
+        raise ArtifactError(f"{source}: no such file or folder")
+    repo, revision = split_revision(source)
+    found = hub_file(repo, filename, revision=revision)
+    return found._replace(sha256=stated or found.sha256)
+
+
+def known_as(source: str) -> str:
+    """What tells two weights apart: a Hub id as it is, a local file or folder by the SHA-256 of its weights."""
+    path = Path(split_digest(source)[0])
+    if not path.exists():
+        return source
+    files = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
+    return "sha256:" + hashlib.sha256("".join(map(file_digest, files)).encode()).hexdigest()
+
+
+def assemble(
+    kind: Any, config: Any, tensors: Mapping[str, Tensor], what: str, dtype: torch.dtype, **options: Any
+) -> Any:
+    """A ``transformers`` model of this class and configuration that holds exactly these tensors, ready to judge.
+
+    ``options`` go to the constructor of the class.
+
+    Raises:
+        ArtifactError: a name is missing or surplus, or a shape differs.
+    """
+    with torch.device("meta"):
+        expected = {name: tuple(value.shape) for name, value in kind(config, **options).state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in tensors.items()}
+    shared = expected.keys() & found.keys()
+    misshaped = sorted(f"{name} {found[name]}" for name in shared if expected[name] != found[name])
+    refuse_mismatch(what, sorted(expected.keys() - shared), sorted(found.keys() - shared), misshaped)
+    model = kind.from_pretrained(None, config=config, state_dict=dict(tensors), dtype=dtype, **options)
+    return model.eval().requires_grad_(False)
+
+
+def refuse_words(tokenizer: Any, limit: int, source: str) -> None:
+    """Refuse a tokenizer that does not fit its model; ``transformers`` makes an empty one of an empty folder.
+
+    Raises:
+        ArtifactError: it knows nothing but special tokens, or more words than the model.
+    """
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise ArtifactError(f"{source}: no tokenizer with words is there")
+    if len(tokenizer) > limit:
+        raise ArtifactError(f"{source}: a tokenizer of {len(tokenizer)} words, more than the model's {limit}")
+
+
+class LinearStack:
+    """Five linear layers without activations between them (dropout only, which scoring leaves out), in float32."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], width: int, what: str) -> None:
+        """``tensors`` has ``layers.N.weight`` and ``layers.N.bias`` for N in 0, 2, 4, 6, 7; ``width`` goes in.
+
+        Raises:
+            ArtifactError: other names, or shapes that do not lead from ``width`` to one number.
+        """
+        names = [f"layers.{n}.{part}" for n in STACK for part in ("weight", "bias")]
+        missing, unexpected = [n for n in names if n not in tensors], sorted(tensors.keys() - set(names))
+        refuse_mismatch(what, missing, unexpected, [])
+        self.layers = [(tensors[w].float(), tensors[b].float()) for w, b in zip(names[::2], names[1::2], strict=True)]
+        outputs = [weight.shape[0] for weight, _ in self.layers]
+        wanted = zip([*outputs[:-1], 1], [width, *outputs[:-1]], strict=True)
+        pairs = zip(names[::2], self.layers, wanted, strict=True)
+        misshaped = [f"{n} {tuple(w.shape)}" for n, (w, b), s in pairs if w.shape != s or b.shape != s[:1]]
+        refuse_mismatch(what, [], [], misshaped)
+
+    def __call__(self, vectors: Float[Tensor, "B D"]) -> Float[Tensor, " B"]:
+        """One number for each vector."""
+        for weight, bias in self.layers:
+            vectors = F.linear(vectors.float(), weight.to(vectors.device), bias.to(vectors.device))
+        return vectors[:, 0]
+
+
+def declared(info: RewardInfo, usual: bool, dtype: str) -> RewardInfo:
+    """The declaration of a scorer, exact with the ``usual`` weights in float32 alone."""
+    other = [] if usual else ["other weights than the reference's, or a copy of them"]
+    other += [] if dtype == "float32" else [f"in {dtype}"]
+    kept = [info.note] if info.note and not info.exact else []
+    return replace(info, exact=False, note="; ".join(kept + other)) if other else info
+
+
+def text_vectors(encoder: ClipEncoder, texts: Sequence[str]) -> Float[Tensor, "B D"]:
+    """Unit vectors of B texts, each different text encoded once: the pictures of a group share theirs."""
+    rows = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+    return encoder.texts(list(rows))[[rows[text] for text in texts]]
+
+
+def letterbox(image: Image.Image, side: int) -> Image.Image:
+    """The whole picture in a black square: longest side ``side`` (bicubic), centred."""
+    scale = side / max(image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    square = Image.new("RGB", (side, side))
+    square.paste(image.resize(size, Image.Resampling.BICUBIC), ((side - size[0]) // 2, (side - size[1]) // 2))
+    return square
+
+
+def centre_square(image: Image.Image, side: int) -> Image.Image:
+    """The middle of a picture: shortest side ``side`` (bicubic), then ``side`` by ``side`` pixels cut out."""
+    short = min(image.size)
+    width, height = (side if edge == short else side * edge // short for edge in image.size)
+    left, top = round((width - side) / 2), round((height - side) / 2)
+    resized = image.resize((width, height), Image.Resampling.BICUBIC)
+    return resized.crop((left, top, left + side, top + side))
+
+
+def clip_pixels(images: Sequence[Image.Image]) -> Float[Tensor, "B 3 S S"]:
+    """Squares of one size as CLIP and BLIP want them: scaled to [0, 1], then by CLIP's mean and deviation."""
+    stacked = torch.from_numpy(np.stack([np.asarray(image.convert("RGB")) for image in images]))
+    mean, std = (torch.tensor(values)[:, None, None] for values in (CLIP_MEAN, CLIP_STD))
+    return (stacked.permute(0, 3, 1, 2).float() / 255 - mean) / std
+
+
+def scalar_result(
+    total: Float[Tensor, " B"], scores: Mapping[str, Float[Tensor, " B"]], prompts: Sequence[Prompt], model: str
+) -> RewardResult:
+    """One number a picture; one that is not finite is no score at all and makes its picture invalid.
+
+    Raises:
+        ValueError: not one score for each prompt.
+    """
+    if len(total) != len(prompts):
+        raise ValueError(f"{len(total)} scores for {len(prompts)} prompts")
+    valid = torch.isfinite(total)
+    faults = [{} if good else {"error": "its score is not a finite number"} for good in valid.tolist()]
+    return RewardResult(total.float(), dict(scores), valid, tuple({"model": model} | fault for fault in faults))

@@ -1,0 +1,297 @@
+"""Run directories: their life from the first write to the last. No torch here.
+
+``recipe.yaml`` (resolved), ``manifest.json``, ``metrics.jsonl``, ``adapter/``, ``best/``, ``checkpoints/step-000100/``,
+``samples/``, ``eval/<suite>.json``, ``tensorboard/``, ``README.md``, ``report.html``.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from flowopd_cli import __version__
+from flowopd_cli.system import files
+from flowopd_cli import recipe as recipes
+from flowopd_cli.runs.checkpoints import Checkpoints, Fill, Regular, each
+from flowopd_cli.errors import ArtifactError, StorageError
+from flowopd_cli.system.files import atomic_write, plain, sha256_file
+from flowopd_cli.system.json_files import read_json_lines
+from flowopd_cli.runs.lock import Lock
+from flowopd_cli.runs.manifest import (
+    LOCK,
+    MANIFEST,
+    Artifact,
+    Base,
+    Manifest,
+    Parent,
+    Status,
+    environment,
+    is_run,
+    now,
+    read_manifest,
+)
+from flowopd_cli.runs.provenance import Origin, other_inputs, refuse
+from flowopd_cli.system.paths import is_dir
+from flowopd_cli.runs.adapter_ref import AdapterRef
+from flowopd_cli.runs.layout import CHECKPOINTS, EVAL, OURS, SAMPLES, UNRECORDED, Picture, RunPaths, fresh_path, go_on
+
+__all__ = ["AdapterRef", "Base", "Manifest", "Parent", "RunDir", "fresh_path", "is_run"]
+
+
+class RunDir(RunPaths):
+    """One run's directory. With ``writes=False`` (ranks above 0, references) every writing method does nothing."""
+
+    def __init__(self, path: str | Path, *, writes: bool = True) -> None:
+        super().__init__(path)
+        self.writes = writes
+        self.checkpoints = Checkpoints(self.path / CHECKPOINTS)
+        self._lock = Lock(self.path / LOCK)
+        self._recipe: dict[str, Any] = {}
+        self._then: Origin | None = None
+        self._held: tuple[Status, dict[str, Any]] | None = None
+        self._inputs: dict[str, Any] = {}
+
+    @classmethod
+    def create(cls, out: Path | None, stage: str, *, force: bool = False) -> RunDir:
+        """A new directory, locked for this process: ``out``, or a fresh ``runs/<stage>-<time>-<hex>``.
+
+        Raises:
+            ArtifactError: it has something in it and ``force`` is not set, or it is no run, or it cannot be made.
+        """
+        run = cls(fresh_path(stage) if out is None else out)
+        try:
+            run._occupy(stage, force=force)
+        except StorageError:
+            raise
+        except OSError as error:
+            raise ArtifactError(f"{run.path}: cannot be written ({error.strerror}); choose another --out") from error
+        return run
+
+    @classmethod
+    def open(cls, path: str | Path, *, writes: bool = True) -> RunDir:
+        """An existing run, to resume or to read.
+
+        Raises:
+            ArtifactError: there is no run at ``path``, or its manifest is damaged.
+        """
+        run = cls(path, writes=writes)
+        if not is_dir(run.path):
+            raise ArtifactError(f"{path}: no such directory")
+        if not is_run(run.path):
+            raise ArtifactError(f"{path}: not a run directory (it has no {MANIFEST})")
+        run.manifest()
+        return run
+
+    def manifest(self) -> Manifest:
+        """The manifest as it is on disk."""
+        return read_manifest(self.path)
+
+    def recipe(self, overrides: Sequence[str] = ()) -> recipes.Recipe:
+        """The resolved recipe that this run was started with, under ``--set`` overrides."""
+        return recipes.load(self.recipe_file, overrides=overrides)
+
+    def start(self, recipe: recipes.Recipe) -> None:
+        """Lock the run and write its manifest and recipe; a resumed run keeps its id, birth and parents.
+
+        Raises:
+            ArtifactError: another process is writing it.
+            StorageError: it cannot be written.
+        """
+        if not self.writes:
+            return
+        self._lock.acquire()
+        for folder in (self.path, *(self.path / name for name in (CHECKPOINTS, SAMPLES, EVAL))):
+            files.remove_leftovers(folder)
+        self._recipe = recipe.model_dump(mode="json")
+        changes = {"status": "running", "recipe_sha": recipes.digest(recipe), "finished": None}
+        changes |= {"code_version": __version__, "environment": environment()}
+        if is_run(self.path):
+            self._then = self.checkpoints.origin()
+            before = self.manifest()
+            if self._then is not None:  # what it was stays on disk until its inputs are known to be the same
+                self._held = before.status, {"recipe_sha": changes.pop("recipe_sha")}
+            self._write(before.model_copy(update=changes))
+        else:
+            fixed = {"run_id": self.path.resolve().name, "stage": recipe.stage, "created": now()}
+            self._write(Manifest.model_validate(fixed | changes))
+        if self._held is None:
+            self._write_recipe()
+
+    def set_prompts(self, digest: str) -> None:
+        """Record the prompts that this run trains on by a digest of them all."""
+        self._inputs["prompts"] = digest
+        self._record_inputs(complete=False)
+
+    def set_base(self, ref: str, sha256: str | None) -> None:
+        """Record the base model and the digest of its transformer, where that is known."""
+        self._inputs["base"] = Base(ref=ref, sha256=sha256)
+        self._record_inputs(complete=False)
+
+    def set_parents(self, parents: Sequence[Parent | Mapping[str, Any]]) -> None:
+        """Record the adapters that this run is made from, the last of its inputs: role, reference, digest of each.
+
+        Raises:
+            ArtifactError: the run goes on from a checkpoint that was made with another base, adapter or prompt; the
+                message lists what differs, and the manifest stays as it was.
+        """
+        self._inputs["parents"] = tuple(Parent.model_validate(parent) for parent in parents)
+        self._record_inputs(complete=True)
+
+    def finish(self, status: Status, metrics: Mapping[str, Any] | None = None) -> None:
+        """Close the run: digest what it made, set its status, and give the lock back."""
+        if not self.writes:
+            return
+        if self._held is not None and self._held[0] != "running":  # a resume that was refused changes nothing
+            status = self._held[0]
+        try:
+            merged = {**self.manifest().metrics, **plain(metrics or {})}
+            self._update(status=status, metrics=merged, finished=now(), artifacts=self._artifacts())
+        finally:
+            self._lock.release()
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """Append one row to the metrics; figures that are not finite become null."""
+        if self.writes:
+            files.append(self.metrics_file, files.json_lines([plain(row)]))
+
+    def log_event(self, iteration: int, kind: str, text: str, **more: Any) -> None:
+        """Append what is worth a look to the events: ``kind`` is ``skipped`` or ``warning``."""
+        if self.writes:
+            told = {"iteration": iteration, "kind": kind, "text": text, **more}
+            files.append(self.events_file, files.json_lines([told]))
+
+    def events(self) -> list[dict[str, Any]]:
+        """What :meth:`log_event` was told."""
+        return read_json_lines(self.events_file)
+
+    def save_fault(self, iteration: int, writer: Callable[[Path], None]) -> Path:
+        """Let ``writer`` fill a folder for what iteration ``iteration`` could not learn; where it is."""
+        folder = self.faults_dir / f"iteration-{iteration:06d}"
+        if self.writes:
+            files.commit_folder(folder, writer)
+        return folder
+
+    def write_eval(self, suite: str, text: str) -> None:
+        """Write the results of one suite, JSON text."""
+        if self.writes:
+            atomic_write(self.eval_file(suite), text)
+
+    def write_rows(self, suite: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write one line of JSON for each picture that a suite scored."""
+        if self.writes:
+            atomic_write(self.eval_dir / f"{suite}.jsonl", files.json_lines(rows))
+
+    def write_image(self, name: str, image: Picture) -> None:
+        """Write a PIL picture among the samples, as PNG."""
+        if self.writes:
+            buffer = io.BytesIO()
+            image.save(buffer, format="PNG")
+            atomic_write(self.image_file(name), buffer.getvalue())
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The logged rows; a last line torn by a crash is left out."""
+        return read_json_lines(self.metrics_file)
+
+    def go_back(self, step: int) -> None:
+        """Drop the rows and checkpoints after ``step``, from which the run goes on: each iteration is logged once."""
+        if not self.writes:
+            return
+        self.checkpoints.remove(later for later in self.checkpoints.steps() if later > step)
+        for file in (self.metrics_file, self.events_file):
+            if file.is_file():
+                rows = read_json_lines(file)
+                kept = [row for row in rows if (row.get("iteration", row.get("step")) or 0) <= step]
+                atomic_write(file, files.json_lines(kept))
+
+    def save_checkpoint(self, at: int, fill: Fill, keep: int, best: int | None = None, regular: Regular = each) -> None:
+        """Let ``fill`` write the checkpoint of step ``at``, then keep the newest ``keep`` and the one of step ``best``.
+
+        One that is not ``regular``, such as a stopped run's, counts as long as it is the newest, and for nothing else.
+
+        The rows that are logged are on disk before it is.
+        """
+        if not self.writes:
+            return
+        self._lock.confirm()
+        for file in filter(Path.is_file, (self.metrics_file, self.events_file)):
+            files.sync_file(file)
+        self.checkpoints.save(at, fill, self._origin())
+        self.checkpoints.prune(keep, also=[best], regular=regular)
+
+    def save_adapter(self, writer: Callable[[Path], None], *, best: bool = False) -> None:
+        """Let ``writer`` fill ``adapter/``, or ``best/``, sealed with checksums; the old one stays until then."""
+        if self.writes:
+            self._lock.confirm()
+            files.commit_folder(self.best_dir if best else self.adapter_dir, writer)
+
+    def used(self) -> bool:
+        """Whether there is anything in the directory but a lock and what killed writers left."""
+        found = self.path.iterdir() if is_dir(self.path) else ()
+        return any(not path.name.startswith(LOCK) and not files.is_leftover(path) for path in found)
+
+    def _occupy(self, stage: str, *, force: bool) -> None:
+        if self.path.exists() and not self.path.is_dir():
+            raise ArtifactError(f"{self.path}: is a file; --out names a directory")
+        if not self._lock.taken():  # else the lock says who writes it
+            self._refuse_used(stage, force=force)
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock.acquire()
+        try:
+            self._refuse_used(stage, force=force)  # another command may have come and gone before the lock
+        except ArtifactError:
+            self._lock.release()
+            raise
+        if is_run(self.path):  # one that is killed halfway through this is no finished run
+            with suppress(ArtifactError):
+                self._update(status="interrupted", artifacts=(), metrics={})
+        for name in OURS if self.used() else ():
+            files.remove(self.path / name)
+
+    def _refuse_used(self, stage: str, *, force: bool) -> None:
+        if self.used() and not force:
+            raise ArtifactError(
+                f"{self.path}: is not empty; continue it with {go_on(stage, self.path)}, replace it with --force, or "
+                f"give --out a fresh name such as {fresh_path(stage)}"
+            )
+        if self.used() and not is_run(self.path):
+            raise ArtifactError(f"{self.path}: --force replaces runs only, and this directory is not one")
+
+    def _record_inputs(self, *, complete: bool) -> None:
+        """Write base, adapters and prompts; of a run that goes on only when all are known to be those of before."""
+        if not self.writes:
+            return
+        if self._then is not None:
+            if not complete:
+                return
+            refuse(self.path, other_inputs(self._then, self._then.model_copy(update=self._inputs)))
+        held, self._held = self._held, None
+        self._update(**self._inputs, **(held[1] if held else {}))
+        if held:
+            self._write_recipe()
+
+    def _write_recipe(self) -> None:
+        atomic_write(self.recipe_file, recipes.dump(recipes.build(self._recipe)))
+
+    def _origin(self) -> Origin:
+        told = self.manifest()
+        kept = {name: getattr(told, name) for name in ("base", "parents", "prompts", "environment")}
+        return Origin(recipe=self._recipe, **kept)
+
+    def _artifacts(self) -> tuple[Artifact, ...]:
+        named = ((p.relative_to(self.path), p) for p in sorted(self.path.rglob("*")) if p.is_file())
+        return tuple(
+            Artifact(path=name.as_posix(), sha256=sha256_file(path), bytes=path.stat().st_size)
+            for name, path in named
+            if name.parts[0] not in UNRECORDED and not any(part.startswith(".") for part in name.parts)
+        )
+
+    def _update(self, **changes: Any) -> None:
+        if self.writes:
+            self._write(self.manifest().model_copy(update=changes))
+
+    def _write(self, manifest: Manifest) -> None:
+        self._lock.confirm()
+        atomic_write(self.path / MANIFEST, manifest.model_dump_json(indent=2) + "\n")

@@ -1,0 +1,175 @@
+"""The measurement: warm up, sample, take the iteration apart, say what it comes to."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import torch
+
+from flowopd_cli.models.files.shapes import family, named_shapes, shape_of
+from flowopd_cli.models.footprint import forward_operations
+from flowopd_cli.recipe import DistillRecipe
+from flowopd_cli.stages.bench import clock, limits, structures
+from flowopd_cli.stages.bench.world import World, build
+from flowopd_cli.stages.training import data as _data
+from flowopd_cli.system.progress import Progress
+
+FLOOR = ("student", "teacher", "anchor")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to measure: ``batch`` pictures (the recipe's iteration if ``None``), ``repeats`` samples of each structure.
+
+    ``real`` says that the recipe was named: its prompts are read and its rewards timed.
+    """
+
+    recipe: DistillRecipe
+    batch: int | None
+    repeats: int
+    real: bool
+
+
+def run(request: Request, progress: Progress) -> dict[str, Any]:
+    """Measure and return the figures; every ``..._seconds`` is for one iteration of the same rows. ``cpu`` has the same
+    in seconds of this process's own work, which other programs on the machine hardly change; ``samples`` both, raw.
+
+    Raises:
+        FlowOPDError: the base, its prompts or its rewards cannot be had.
+    """
+    world = build(request.recipe, request.batch, real_prompts=request.real)
+    device = world.model.device
+    floor = structures.floor(world)
+    whole = {"fused": structures.fused(world), "replay": structures.replay(world)}
+    whole |= {"upstream_structure": structures.upstream(world)}
+    progress.note(f"bench: {world.batch} pictures, {world.steps} trained steps, {_where(device)}")
+    for action in floor.values():
+        action()
+    peaks = {name: clock.peak_bytes(action, device) for name, action in whole.items()}
+    progress.start(request.repeats, "rounds")
+    actions = {**floor, **whole}
+    samples = clock.interleaved(actions, request.repeats, device, lambda: progress.step({}))
+    progress.done()
+    medians = {name: median(clock for clock, _ in pairs) for name, pairs in samples.items()}
+    split = {name: clock.parts(world, whole[name], min(3, request.repeats)) for name in ("fused", "replay")}
+    figures = _figures(world, medians, peaks["fused"])
+    extra = _extras(world, request)
+    figures |= {"split": split, "extras": extra, "hours": _hours(world, medians["fused"], extra)}
+    own = {name: median(own for _, own in pairs) for name, pairs in samples.items()}
+    figures |= {"cpu": {"seconds": own, "ratios": _ratios(world, own)}}
+    figures |= {"largest_micro_batch": limits.largest_micro_batch(world), "peaks": peaks}
+    raw = {name: [list(pair) for pair in pairs] for name, pairs in samples.items()}
+    return figures | {"machine": machine(world), "settings": _settings(world), "samples": raw}
+
+
+def machine(world: World) -> dict[str, Any]:
+    """Where this was measured, and in which precision."""
+    found = {"device": _where(world.model.device), "dtype": str(world.model.dtype).removeprefix("torch.")}
+    found |= {"torch": torch.__version__, "threads": torch.get_num_threads(), "cores": os.cpu_count()}
+    return found
+
+
+def _where(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU {platform.processor() or platform.machine()}"
+
+
+def _figures(world: World, medians: Mapping[str, float], peak: int) -> dict[str, Any]:
+    floor = sum(medians[role] for role in FLOOR if role in medians)
+    figures: dict[str, Any] = {"floor_seconds": floor}
+    figures |= {f"{name}_seconds": medians[name] for name in ("fused", "replay", "upstream_structure")}
+    figures |= {"peak_memory_bytes": peak, "images_per_second": world.batch / medians["fused"]}
+    figures["floor"] = {role: medians[role] for role in FLOOR if role in medians}
+    figures["ratios"] = _ratios(world, medians)
+    return figures | {"operations": _operations(world, floor)}
+
+
+def _ratios(world: World, medians: Mapping[str, float]) -> dict[str, float]:
+    """What the structures take in terms of each other; the machine's speed is not in it. ``replay_to_its_floor`` allows
+    for the rollout's own forwards, one at each sampling step.
+    """
+    rollout = medians["forward"] * world.recipe.sampling.steps / world.steps
+    floor = sum(medians[role] for role in FLOOR if role in medians)
+    fused, replay, upstream = (medians[name] for name in ("fused", "replay", "upstream_structure"))
+    return {
+        "fused_to_floor": fused / floor,
+        "replay_to_floor": replay / floor,
+        "replay_to_its_floor": replay / (floor + rollout),
+        "upstream_structure_to_fused": upstream / fused,
+        "upstream_structure_to_replay": upstream / replay,
+    }
+
+
+def _operations(world: World, floor: float) -> dict[str, float]:
+    """Operations of the floor's passes (two a weight and token, backward as dear as forward), and their rate."""
+    spec = world.recipe.model
+    shape = shape_of(spec.pretrained)
+    if shape is None:
+        return {}
+    tokens = shape.image_tokens(spec.resolution), shape.text_tokens(spec.max_sequence_length)
+    one = forward_operations(shape, *tokens)
+    guidances = [world.sampler.guidance] * 2 + [max(t.guidance for t in world.teachers.values())]
+    guidances += [world.anchor.guidance] if world.anchor else []
+    rows = sum(map(family(spec.family).halves, guidances)) * world.batch * world.steps
+    rate = limits.matmul_rate(world.model.device, world.model.dtype)
+    done = rows * one / floor
+    return {"forward_of_one_row": one, "passes_per_second": done, "matmul_per_second": rate, "share": done / rate}
+
+
+def _extras(world: World, request: Request) -> dict[str, float]:
+    """Seconds of one batch for what an iteration does only now and then: encoding, decoding, scoring."""
+    model, device = world.model, world.model.device
+    latents = world.noise()[0]
+    found: dict[str, float] = {}
+    if world.recipe.model.pretrained not in named_shapes():
+        encoded = [_encode_seconds(world, number) for number in range(request.repeats + 1)]
+        found["encode"] = median(encoded[1:])
+        model.release_encoders()
+    pictures = model.decode(latents)
+    taken = [clock.seconds(lambda: model.decode(latents), device) for _ in range(request.repeats)]
+    found["decode"] = median(taken)
+    if request.real and world.recipe.rewards:
+        score = _data.make_rewards(world.recipe.rewards, world.sources)
+        score(pictures, world.draw.prompts)
+        taken = [clock.seconds(lambda: score(pictures, world.draw.prompts), device) for _ in range(request.repeats)]
+        found["rewards"] = median(taken)
+    return found
+
+
+def _encode_seconds(world: World, number: int) -> float:
+    texts = [f"{prompt.text}, picture {number}" for prompt in world.draw.prompts]
+    return clock.seconds(lambda: world.model.encode(texts) and None, world.model.device)
+
+
+def _hours(world: World, fused: float, extras: Mapping[str, float]) -> float:
+    """Hours that the recipe's iterations take at this rate on one device, logged rewards included."""
+    train, every = world.recipe.train, world.recipe.opd.log_rewards_every
+    batches = train.groups * train.group_size / world.batch
+    logged = (extras.get("decode", 0.0) + extras.get("rewards", 0.0)) / every if every else 0.0
+    return train.iterations * batches * (fused + logged) / 3600
+
+
+def _settings(world: World) -> dict[str, Any]:
+    recipe = world.recipe
+    anchor = world.anchor
+    return {
+        "base": recipe.model.pretrained,
+        "latents": list(world.model.latent_shape),
+        "pictures": world.batch,
+        "steps": recipe.sampling.steps,
+        "trained_steps": world.steps,
+        "rank": recipe.adapter.rank,
+        "adapters": len(world.model.adapters.names),
+        "teachers": len({teacher.adapter for teacher in world.teachers.values()}),
+        "guidance": world.sampler.guidance,
+        "teacher_guidance": sorted({teacher.guidance for teacher in world.teachers.values()}),
+        "anchor_guidance": None if anchor is None else anchor.guidance,
+        "iterations": recipe.train.iterations,
+        "pictures_per_iteration": recipe.train.groups * recipe.train.group_size,
+    }

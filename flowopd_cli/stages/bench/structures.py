@@ -1,0 +1,199 @@
+"""One distilled iteration in every structure that is compared, and the passes of which the floor is made.
+
+Each is a call without arguments that makes the gradients of one optimizer step over the same rows, and the step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from itertools import count
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from flowopd_cli.core.routing import route
+from flowopd_cli.core.sampler import Sampler
+from flowopd_cli.core.types import Conditioning, Rollout
+from flowopd_cli.models.base import Adapters, FlowModel
+from flowopd_cli.stages.bench.world import World
+from flowopd_cli.stages.training.lessons import iteration_sampler
+from flowopd_cli.train import collect, objectives
+from flowopd_cli.train.fused import OnePass, micro_batches
+from flowopd_cli.train.labels import Teacher
+
+Action = Callable[[], None]
+
+
+def floor(world: World) -> dict[str, Action]:
+    """The passes that no structure does without, each role's alone, as often as an iteration has trained steps; and
+    ``forward``, the student's without gradients, of which a replay's rollout is made.
+    """
+    own = "policy", world.sampler.guidance
+    roles = {"student": own, "forward": own, "teacher": _dearest(world)}
+    if world.anchor is not None:
+        roles["anchor"] = (str(world.anchor.adapter), world.anchor.guidance)
+    return {role: _passes(world, role, *rest) for role, rest in roles.items()}
+
+
+def fused(world: World) -> Action:
+    """Each step is labelled and learned where the rollout stands, which then goes on."""
+    model, batch, iterations = world.model, world.batch, count()
+    objective = objectives.opd(model, world.sampler, world.settings)
+    together = max(batch, world.recipe.train.rollout_batch)
+
+    def run() -> None:
+        sampler = iteration_sampler(model, world.recipe, next(iterations))
+        steps = micro_batches(OnePass(model, sampler, world.teachers, world.anchor, batch, together), world.draw)
+        with model.adapters.use("policy"):
+            micro = next(steps, None)
+            while micro is not None:
+                loss = objective(micro)
+                loss.total.backward()
+                try:
+                    micro = steps.send(loss)
+                except StopIteration:
+                    micro = None
+        update(world)
+
+    return run
+
+
+def replay(world: World) -> Action:
+    """The whole trajectory first, then its labels, then the policy's passes with gradients over it."""
+    model, batch, iterations = world.model, world.batch, count()
+    objective = objectives.opd(model, world.sampler, world.settings)
+
+    def run() -> None:
+        sampler = iteration_sampler(model, world.recipe, next(iterations))
+        rolled = collect.rollout(model, sampler, world.draw, batch=batch)
+        rolled = collect.with_targets(model, sampler, rolled, world.teachers, batch=batch)
+        if world.anchor is not None:
+            rolled = collect.with_anchor(model, sampler, rolled, world.anchor, batch=batch)
+        _learn(world, model, objective, rolled, sampler)
+
+    return run
+
+
+def upstream(world: World) -> Action:
+    """The passes of the released Flow-OPD loop: rollout, teacher, anchor and student at every step, each in batches of
+    its own, with both halves of classifier-free guidance in them whatever its scale. The mathematics is that of
+    :func:`replay`.
+    """
+    model, batch, sampler = BothHalves(world.model), world.batch, world.sampler
+    objective = objectives.opd(model, sampler, world.settings)
+    everyone = torch.arange(batch)
+    roles = route(world.draw.prompts, tuple(world.teachers))
+
+    def run() -> None:
+        rolled = collect.rollout(model, sampler, world.draw, batch=batch)
+        targets = [_labels(world, model, rolled, world.teachers[task], rows) for task, rows in roles.items()]
+        rolled = replace(rolled, target_velocity=torch.stack(targets).sum(dim=0))
+        if world.anchor is not None:
+            rolled = replace(rolled, anchor_velocity=_labels(world, model, rolled, world.anchor, everyone))
+        _learn(world, model, objective, rolled, sampler)
+
+    return run
+
+
+@torch.no_grad()
+def _labels(
+    world: World, model: FlowModel, rolled: Rollout, teacher: Teacher, rows: Int[Tensor, " b"]
+) -> Float[Tensor, "B T C H W"]:
+    """One adapter's velocities at its rows of the trajectory, 0 elsewhere."""
+    latents, sigmas = rolled.trajectory.latents, rolled.trajectory.sigmas.float().to(world.model.device)
+    out = torch.zeros_like(latents[:, :-1])
+    pairs = torch.cartesian_prod(rows, torch.tensor(collect.trained_steps(world.sampler)))
+    with model.adapters.use(teacher.adapter):
+        for b, t in (part.unbind(1) for part in pairs.split(world.batch)):
+            out[b, t] = model.velocity(latents[b, t], sigmas[t], rolled.cond[b], guidance=teacher.guidance)
+    return out
+
+
+def _learn(world: World, model: FlowModel, objective: objectives.Objective, rolled: Rollout, sampler: Sampler) -> None:
+    """The policy's passes with gradients over a labelled rollout, and the optimizer step."""
+    with model.adapters.use("policy"):
+        for micro_batches in collect.step_batches(rolled, sampler, updates=1, micro=world.batch, seed=0):
+            for micro in micro_batches:
+                objective(micro).total.backward()
+    update(world)
+
+
+class BothHalves:
+    """A model that computes the empty prompt's half also where guidance is 1 and nothing comes of it.
+
+    One whose network takes guidance as an input has no such half.
+    """
+
+    def __init__(self, model: FlowModel) -> None:
+        self.model = model
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.model, name)
+
+    @property
+    def adapters(self) -> Adapters:
+        """The model's."""
+        return self.model.adapters
+
+    def velocity(
+        self, latents: Float[Tensor, "b C H W"], sigma: Float[Tensor, " b"], cond: Conditioning, *, guidance: float
+    ) -> Float[Tensor, "b C H W"]:
+        """``v_neg + guidance (v_pos - v_neg)``, always in one batch of 2b rows."""
+        if not self.model.classifier_free:
+            return self.model.velocity(latents, sigma, cond, guidance=guidance)
+        negative, positive = self.model.velocity(*two_halves(latents, sigma, cond), guidance=1.0).chunk(2)
+        return negative + guidance * (positive - negative)
+
+
+def two_halves(latents: Tensor, sigma: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor, Conditioning]:
+    """Rows of the empty prompt, then those of the prompts.
+
+    Raises:
+        ValueError: the conditioning has no rows of the empty prompt.
+    """
+    if cond.neg_embeds is None or cond.neg_pooled is None or cond.pooled is None:
+        raise ValueError("guidance needs the empty prompt's rows in the conditioning")
+    both = Conditioning(torch.cat([cond.neg_embeds, cond.embeds]), torch.cat([cond.neg_pooled, cond.pooled]))
+    return torch.cat([latents, latents]), torch.cat([sigma, sigma]), both
+
+
+def forward(
+    model: FlowModel, latents: Tensor, sigma: Tensor, cond: Conditioning, guidance: float
+) -> Callable[[], Tensor]:
+    """The transformer over these rows and nothing else: over both halves of them, where guidance has halves."""
+    if model.classifier_free and guidance != 1:
+        latents, sigma, cond = two_halves(latents, sigma, cond)
+        guidance = 1.0
+    return partial(model.velocity, latents, sigma, cond, guidance=guidance)
+
+
+def update(world: World) -> None:
+    """One optimizer step, clipped as the loop clips."""
+    parameters = world.model.adapters.trainable().values()
+    torch.nn.utils.clip_grad_norm_(parameters, world.recipe.train.max_grad_norm)
+    world.optimizer.step()
+    world.optimizer.zero_grad(set_to_none=True)
+
+
+def _dearest(world: World) -> tuple[str, float]:
+    """A teacher, one with guidance where there is one."""
+    found = max(world.teachers.values(), key=lambda teacher: teacher.guidance != 1)
+    return str(found.adapter), found.guidance
+
+
+def _passes(world: World, role: str, adapter: str, guidance: float) -> Action:
+    latents, sigma, cond = world.noise()
+    once = forward(world.model, latents, sigma, cond, guidance)
+
+    def run() -> None:
+        with world.model.adapters.use(adapter), torch.set_grad_enabled(role == "student"):
+            for _ in range(world.steps):
+                velocity = once()
+                if role == "student":
+                    velocity.square().mean().backward()
+        world.optimizer.zero_grad(set_to_none=True)
+
+    return run

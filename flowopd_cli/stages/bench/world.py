@@ -1,0 +1,131 @@
+"""What is measured: a model with the adapters of a recipe, random in value and true in size, and one draw of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowopd_cli import registry
+from flowopd_cli.core.sampler import Sampler
+from flowopd_cli.core.types import Conditioning, Prompt
+from flowopd_cli.errors import RecipeError
+from flowopd_cli.models.base import LoadedModel
+from flowopd_cli.models.files.shapes import named_shapes
+from flowopd_cli.models.random_weights import VAE_CHANNELS, make_random
+from flowopd_cli.recipe import DistillRecipe, ModelSpec
+from flowopd_cli.stages.training import data as _data
+from flowopd_cli.stages.training import fit as _fit
+from flowopd_cli.stages.training import model as _model
+from flowopd_cli.stages.training import tune as _tune
+from flowopd_cli.train.collect import Draw, Teacher, trained_steps
+from flowopd_cli.train.objectives import OPDSettings
+
+SMALL_WIDTH, SMALL_VAE = 512, (32, 32, 32, 32)
+
+
+@dataclass(frozen=True)
+class World:
+    """One distilled iteration: ``draw`` of ``B`` prompts, all their steps, one optimizer step."""
+
+    recipe: DistillRecipe
+    model: LoadedModel
+    sampler: Sampler
+    draw: Draw
+    teachers: Mapping[str, Teacher]
+    anchor: Teacher | None
+    settings: OPDSettings
+    optimizer: torch.optim.Optimizer
+    sources: Mapping[str, list[Prompt]]
+
+    @property
+    def batch(self) -> int:
+        """Pictures of the iteration, which are also the rows of every pass."""
+        return len(self.draw.prompts)
+
+    @property
+    def steps(self) -> int:
+        """Trained steps of each picture."""
+        return len(trained_steps(self.sampler))
+
+    def noise(self) -> tuple[Tensor, Tensor, Conditioning]:
+        """Latents ``(B, C, H, W)``, a sigma for each row, and its prompt."""
+        device = self.model.device
+        generator = torch.Generator().manual_seed(0)
+        latents = torch.randn(self.batch, *self.model.latent_shape, generator=generator).to(device)
+        cond = self.model.encode([prompt.text for prompt in self.draw.prompts])
+        return latents, torch.full((self.batch,), 0.5, device=device), cond
+
+
+def build(recipe: DistillRecipe, batch: int | None, *, real_prompts: bool) -> World:
+    """The recipe's model and roles; its references stand for random adapters of the recipe's rank.
+
+    ``batch`` pictures: as many as the recipe has rows in a micro-batch if ``None``. ``real_prompts`` draws them from
+    the recipe's own sources, which its rewards may need.
+
+    Raises:
+        RecipeError: the batch has more pictures than the recipe's iteration.
+        FlowOPDError: the base cannot be loaded, a prompt source cannot be read.
+    """
+    pictures = recipe.train.groups * recipe.train.group_size
+    wanted = min(pictures, recipe.train.micro) if batch is None else batch
+    sources, draw = _prompts(recipe, wanted, real_prompts)
+    model = load(recipe)
+    _tune.tune(model, recipe.train)
+    guidance, parts = recipe.sampling.guidance, recipe.adapter
+    model.adapters.add("policy", parts.rank, parts.alpha, seed=recipe.seed, trainable=True)
+    names = {ref: f"teacher_{i}" for i, ref in enumerate(dict.fromkeys(s.ref for s in recipe.routing.values()))}
+    teachers = {t: Teacher(names[s.ref], _own(s.guidance, guidance)) for t, s in recipe.routing.items()}
+    anchor = Teacher("anchor", _own(recipe.anchor.guidance, guidance)) if recipe.anchor.beta else None
+    for index, name in enumerate([*names.values(), *(["anchor"] if anchor else [])]):
+        model.adapters.add(name, parts.rank, parts.alpha, seed=recipe.seed + 1 + index, trainable=False)
+    for index, name in enumerate(model.adapters.names):
+        _randomize(model, name, seed=index)
+    model.adapters.copy("policy", "policy_ema")
+    optimizer = torch.optim.AdamW(model.adapters.trainable().values(), lr=0.0)
+    sampler = _fit.make_sampler(model, recipe.sampling, seed=recipe.seed)
+    return World(recipe, model, sampler, draw, teachers, anchor, _fit.opd_settings(recipe), optimizer, sources)
+
+
+def load(recipe: DistillRecipe) -> LoadedModel:
+    """The base: random weights where ``pretrained`` is the name of a shape, else what the recipe names."""
+    spec = recipe.model.model_copy(update={"cache_prompts": False} if "cache_prompts" in ModelSpec.model_fields else {})
+    shape = named_shapes().get(spec.pretrained)
+    if shape is None:
+        return _model.load_model(spec, recipe.adapter.targets)
+    made = registry.MODELS.load(spec.family)
+    known = signature(made.load).parameters.keys() - {"pretrained", "revision"}
+    options = {name: value for name, value in spec.model_dump().items() if name in known}
+    vae = SMALL_VAE if shape.width < SMALL_WIDTH else VAE_CHANNELS
+    model = make_random(made, shape, {**options, "targets": recipe.adapter.targets}, vae)
+    _ = model.latent_shape
+    return model
+
+
+def _own(guidance: float | None, policy: float) -> float:
+    return policy if guidance is None else guidance
+
+
+def _prompts(recipe: DistillRecipe, wanted: int, real: bool) -> tuple[dict[str, list[Prompt]], Draw]:
+    if real:
+        drawer, sources = _data.make_drawer(recipe.prompts, recipe.train, recipe.seed)
+        drawn = drawer(0)
+        if wanted > len(drawn.prompts):
+            raise RecipeError(f"--batch {wanted}: an iteration of the recipe has {len(drawn.prompts)} pictures")
+        return sources, Draw(drawn.prompts[:wanted], drawn.group[:wanted], drawn.seeds[:wanted])
+    tasks = list(recipe.routing)
+    prompts = tuple(Prompt(f"p{i}", f"prompt number {i}", tasks[i % len(tasks)]) for i in range(wanted))
+    return {}, Draw(prompts, torch.arange(wanted), tuple(range(wanted)))
+
+
+def _randomize(model: LoadedModel, name: str, *, seed: int) -> None:
+    """Small random factors, so that every role does something."""
+    generator = torch.Generator().manual_seed(seed)
+    state: dict[str, Any] = model.adapters.state(name)
+    for key, value in state.items():
+        state[key] = (0.02 * torch.randn(value.shape, generator=generator)).to(value)
+    model.adapters.load_state(name, state)

@@ -1,0 +1,1 @@
+"""The parts of ``eval``: requests, pictures, scores and results."""

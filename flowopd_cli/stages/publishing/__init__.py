@@ -1,0 +1,1 @@
+"""The parts of ``push``: card, folder, verification and upload."""

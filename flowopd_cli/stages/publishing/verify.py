@@ -1,0 +1,96 @@
+"""The check of a push: our picture of the adapter against plain diffusers' and PEFT's, before and after an upload."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flowopd_cli.core.sampler import SeededNoise
+from flowopd_cli.errors import ArtifactError
+from flowopd_cli.models.pipeline import PipelineModel
+from flowopd_cli.models.reference import Request, peft_picture, plain_picture, plain_pipeline
+from flowopd_cli.recipe import PushRecipe
+from flowopd_cli.runs.run import RunDir
+from flowopd_cli.stages.training import model as _model
+from flowopd_cli.stages.training.samples import ode_sampler
+
+SPEED = {"attention": "auto", "compile": "none", "shard": False}
+
+
+class Check:
+    """Draws one prompt by our sampler and, from folders, by others'. All draw in float32, whatever the run was trained
+    in: in half precision plain diffusers rounds the adapter and the autoencoder too, and the difference would be the
+    rounding's. What only makes a training quicker or smaller (``SPEED``) is off: some of it wants half precision. The
+    base is loaded for this alone, once for ours and once for all the others.
+    """
+
+    def __init__(self, source: RunDir, folder: Path, recipe: PushRecipe) -> None:
+        self._recipe, asked = recipe, recipe.model.device
+        spec = source.recipe().model
+        device = spec.device if asked == "auto" else asked
+        self._spec = spec.model_copy(update={"dtype": "float32", "device": device, **SPEED})
+        with _fitting():
+            self._draw(folder)
+
+    def compare(self, folder: Path, what: str) -> dict[str, float]:
+        """Largest difference in [0, 1] between our picture and those that plain diffusers and PEFT draw from a folder.
+
+        Raises:
+            ArtifactError: one is above ``push.tolerance``, or the base does not fit in the device's memory; ``what``
+                says how the upload stands then.
+        """
+        with _fitting():
+            found = {
+                "difference": self._from(plain_picture(self._pipeline, folder, self._request)),
+                "difference_peft": self._from(peft_picture(self._pipeline, folder, self._request)),
+            }
+        limit = self._recipe.push.tolerance
+        for name, largest in zip(("plain diffusers", "PEFT"), found.values(), strict=True):
+            if not largest <= limit:
+                raise ArtifactError(
+                    f"{folder}: {name} draws another picture (difference {largest * 255:.1f} of 255, "
+                    f"push.tolerance allows {limit * 255:.1f}); {what}"
+                )
+        return found
+
+    @cached_property
+    def _pipeline(self) -> Any:
+        return plain_pipeline(self._folder, torch.float32).to(self._device)
+
+    def _from(self, picture: torch.Tensor) -> float:
+        return float((picture - self._ours).abs().max())
+
+    def _draw(self, folder: Path) -> None:
+        push, spec = self._recipe.push, self._spec
+        model = _model.load_model(spec, ())
+        if not isinstance(model, PipelineModel):
+            raise ArtifactError(f"model.family {spec.family} has no diffusers pipeline to check a push with")
+        model.adapters.load("policy", folder)
+        noise = SeededNoise((self._recipe.seed,), model.latent_shape)
+        cond = model.encode([push.verify_prompt])
+        model.release_encoders()
+        sampler = ode_sampler(model, push.verify_steps, push.verify_guidance)
+        with model.adapters.use("policy"), torch.no_grad():
+            initial = noise.initial().to(model.device)
+            self._ours = model.decode(sampler.rollout(model.velocity, initial, cond, noise).final).cpu()
+        self._folder, self._device = model.folder, model.device
+        start, side = model.packed(noise.initial()), self._ours.shape[-1]
+        self._request = Request(
+            push.verify_prompt, start, side, push.verify_steps, push.verify_guidance, spec.max_sequence_length
+        )
+
+
+@contextmanager
+def _fitting() -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise ArtifactError(
+            "the check of a push draws in float32, which does not fit in this device's memory: "
+            "use --set model.device=cpu"
+        ) from error

@@ -1,0 +1,81 @@
+"""What ``flowopd runs replay`` does: the objective on the micro-batch that a training could not learn from."""
+
+from __future__ import annotations
+
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flowopd_cli.core.types import StepBatch
+from flowopd_cli.errors import ArtifactError
+from flowopd_cli.models.base import FlowModel
+from flowopd_cli.recipe import DistillRecipe, TeacherRecipe, TrainedRecipe
+from flowopd_cli.runs.run import RunDir
+from flowopd_cli.stages.training import fit as _fit
+from flowopd_cli.stages.training import model as _model
+from flowopd_cli.stages.training.tune import tune
+from flowopd_cli.system.files import is_intact
+from flowopd_cli.train import objectives
+from flowopd_cli.train.faults import Dump
+from flowopd_cli.train.objectives import Objective
+
+
+def replay(path: Path, device: str | None = None) -> dict[str, Any]:
+    """Loss and gradient norm of every row of the newest fault's batch, each row by itself, and how many are not finite.
+
+    Raises:
+        ArtifactError: the run has left nothing to replay, or it is damaged.
+    """
+    run = RunDir.open(path, writes=False)
+    recipe = run.recipe()
+    folders = sorted(folder for folder in run.faults_dir.glob("iteration-*") if folder.is_dir())
+    if not folders or not isinstance(recipe, TrainedRecipe):
+        raise ArtifactError(f"{path}: no training of it ended with numbers that are not finite: nothing to replay")
+    if not is_intact(folders[-1]):
+        raise ArtifactError(f"{folders[-1]}: is damaged; there is no other copy of it")
+    dump = Dump.load(folders[-1])
+    if dump.batch is None:
+        raise ArtifactError(f"{folders[-1]}: no single micro-batch was at fault, only their sum: lower train.lr")
+    spec = recipe.model if device is None else recipe.model.model_copy(update={"device": device})
+    model = _model.load_model(spec.model_copy(update={"shard": False}), recipe.adapter.targets)
+    _model.add_policy(model, recipe.adapter, recipe.seed)
+    model.adapters.load_state("policy", dict(dump.policy))
+    tune(model, recipe.train)
+    rows = _rows(model, _objective(recipe, model), dump.batch)
+    bad = sum(not (isfinite(row["loss"]) and isfinite(row["gradient"])) for row in rows)
+    told = {"run": str(path), "iteration": dump.iteration, "step": dump.step, "fault": str(dump.fault), "bad": bad}
+    return told | {"rows": [row | {key: _number(row[key]) for key in ("loss", "gradient")} for row in rows]}
+
+
+def _rows(model: FlowModel, objective: Objective, batch: StepBatch) -> list[dict[str, Any]]:
+    parameters = list(model.adapters.trainable().values())
+    place, found = parameters[0].device, []
+    batch = batch.to(place)
+    for index in range(len(batch)):
+        row = batch[index : index + 1]
+        with model.adapters.use("policy"):
+            loss = objective(row).total
+            loss.backward()
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        for parameter in parameters:
+            parameter.grad = None
+        prompt = row.prompts[0].text if row.prompts else ""
+        figures = {"sigma": round(float(row.sigma), 6), "loss": float(loss.detach()), "gradient": float(norm)}
+        found.append({"prompt": prompt, **figures})
+    return found
+
+
+def _objective(recipe: TrainedRecipe, model: FlowModel) -> Objective:
+    sampler = _fit.make_sampler(model, recipe.sampling)
+    if isinstance(recipe, TeacherRecipe):
+        return objectives.grpo(model, sampler, clip=recipe.grpo.clip, beta=recipe.grpo.beta)
+    if isinstance(recipe, DistillRecipe):
+        return objectives.opd(model, sampler, _fit.opd_settings(recipe))
+    return objectives.sft(model)
+
+
+def _number(value: float) -> float | str:
+    """As JSON can say it."""
+    return value if isfinite(value) else str(value)

@@ -1,0 +1,1 @@
+"""What the machine provides: files, paths, processes, threads. Nothing of the method."""

@@ -1,0 +1,221 @@
+"""Files that survive a crash and a full disk: atomic writes, checksummed folders. No torch here."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from flowopd_cli.errors import ArtifactError, StorageError
+from flowopd_cli.system.json_files import read_json
+from flowopd_cli.system.paths import below
+
+CHECKSUMS = "checksums.json"
+_STAGING, _PART = ".staging-", ".part"
+# What helps against a refusal of the system, by its number.
+HELP = {
+    errno.ENOSPC: "make room",
+    errno.EDQUOT: "make room in your quota",
+    errno.EFBIG: "raise the limit of file sizes (ulimit -f)",
+    errno.EROFS: "choose a place that may be written to",
+    errno.EACCES: "choose a place that may be written to",
+}
+
+
+@contextmanager
+def storing(path: Path) -> Iterator[None]:
+    """What is written inside goes to ``path``, a file or a folder.
+
+    Raises:
+        StorageError: the system refused; the message names ``path``, the reason and the space that is left.
+    """
+    try:
+        yield
+    except OSError as error:
+        cause = error.__cause__ if isinstance(error, StorageError) else error
+        raise StorageError(f"{path}: cannot be written ({_reason(path, cause)})") from cause
+
+
+def atomic_write(path: Path, content: bytes | str, *, lasting: bool = True) -> None:
+    """Replace ``path`` by ``content``: a reader sees the old file or the new one, never half of one.
+
+    What is not ``lasting`` survives the end of the process but not that of the machine, and costs no wait for the disk.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{_PART}")
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    with storing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb") as handle:
+                handle.write(data)
+                handle.flush()
+                if lasting:
+                    os.fsync(handle.fileno())
+            os.replace(temporary, path)
+        finally:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+        if lasting:
+            sync_folder(path.parent)
+
+
+def append(path: Path, text: str) -> None:
+    """Add ``text`` to the end of a file; what a crash leaves of a last line, :func:`read_json_lines` leaves out.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    with storing(path), path.open("a", encoding="utf-8") as handle:
+        handle.write(text)
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file, 64 hex digits."""
+    running = hashlib.sha256()
+    with path.open("rb") as handle:
+        while block := handle.read(1 << 20):
+            running.update(block)
+    return running.hexdigest()
+
+
+def sha256_files(paths: Iterable[Path]) -> str:
+    """One SHA-256 over the names and contents of several files, whatever their order."""
+    lines = sorted(f"{path.name} {sha256_file(path)}" for path in paths)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def json_lines(rows: Iterable[Mapping[str, Any]]) -> str:
+    """One line of JSON a row."""
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def plain(value: Any) -> Any:
+    """JSON values only: a tensor of one element is its number, a figure that is not finite is null."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    number = float(value)
+    return number if math.isfinite(number) else None
+
+
+def commit_folder(final: Path, writer: Callable[[Path], None]) -> None:
+    """Let ``writer`` fill a staging folder, add checksums, force it to disk, and only then give it its name.
+
+    Raises:
+        StorageError: it cannot be written; what had the name before is as it was.
+    """
+    staging, replaced = (final.with_name(f"{_STAGING}{word}{final.name}") for word in ("", "replaced-"))
+    with storing(final):
+        try:
+            for leftover in (staging, replaced):
+                shutil.rmtree(leftover, ignore_errors=True)
+            staging.mkdir(parents=True)
+            writer(staging)
+            _seal(staging)
+        except BaseException:
+            shutil.rmtree(staging, ignore_errors=True)  # the space is wanted for the run's last words
+            raise
+        if final.exists():
+            os.replace(final, replaced)
+        os.replace(staging, final)
+        sync_folder(final.parent)
+        shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _seal(folder: Path) -> None:
+    """Add the checksums of all files and force everything to disk."""
+    sums = {file.relative_to(folder).as_posix(): sha256_file(file) for file in _files(folder)}
+    for file in _files(folder):
+        sync_file(file)
+    atomic_write(folder / CHECKSUMS, json.dumps(sums, indent=1))
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a folder with all that is in it, or a link, if there is one."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def drop_folder(path: Path) -> None:
+    """Remove a folder that has a name of its own as a whole: there is all of it or nothing under that name."""
+    dropped = path.with_name(f"{_STAGING}dropped-{path.name}")
+    with suppress(OSError):
+        shutil.rmtree(dropped, ignore_errors=True)
+        os.replace(path, dropped)
+        shutil.rmtree(dropped, ignore_errors=True)
+
+
+def is_intact(folder: Path) -> bool:
+    """Whether every file that the checksums of a committed folder name is there and unchanged."""
+    try:
+        sums = read_json(folder / CHECKSUMS, "checksum list")
+        return bool(sums) and all(sha256_file(below(folder, name)) == value for name, value in sums.items())
+    except (ArtifactError, OSError, ValueError):
+        return False
+
+
+def is_sealed(folder: Path) -> bool:
+    """Whether a folder has checksums at all: one that another program made has none."""
+    return (folder / CHECKSUMS).exists()
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether an interrupted :func:`atomic_write` or :func:`commit_folder` left this behind, by its name."""
+    return path.name.startswith(_STAGING) or (path.name.startswith(".") and path.name.endswith(_PART))
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what was left behind in a folder."""
+    for path in list(folder.iterdir()) if folder.is_dir() else ():
+        if is_leftover(path):
+            with suppress(OSError):
+                remove(path)
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def sync_file(path: Path) -> None:
+    """Force a file's content to disk."""
+    with path.open("rb") as handle:
+        os.fsync(handle.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Force the names in a folder to disk, where the system does that."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _reason(path: Path, error: BaseException | None) -> str:
+    """Why a write was refused, the space that is left, and what helps."""
+    number = error.errno if isinstance(error, OSError) else None
+    told = (error.strerror if isinstance(error, OSError) else None) or " ".join(str(error).split())
+    place = next((folder for folder in path.absolute().parents if folder.is_dir()), None)
+    with suppress(OSError):
+        if place is not None:
+            told += f"; {shutil.disk_usage(place).free:,} bytes are free there"
+    return told + (f"; {HELP[number]}" if number in HELP else "")

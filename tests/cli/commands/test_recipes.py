@@ -1,0 +1,125 @@
+"""``flowopd recipes``: listed with what they do, copied with their comments, validated with all that is wrong."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from flowopd_cli import recipe as recipes
+from flowopd_cli.cli.plan.validate import examine
+
+SHELF = Path(__file__).resolve().parents[3] / "recipes"
+
+
+@pytest.fixture(autouse=True)
+def here(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+
+
+def test_every_recipe_is_listed_with_stage_base_and_a_description(flowopd):
+    rows = json.loads(flowopd("recipes", "ls", "--json")[1])
+    assert [row["recipe"] for row in rows] == sorted(recipes.shipped())
+    for row in rows:
+        recipe = recipes.load(recipes.find(row["recipe"]))
+        assert (row["stage"], row["base"]) == (recipe.stage, recipe.model.pretrained)
+        assert len(row["what"].split()) > 3
+    lines = flowopd("recipes", "ls")[1].splitlines()
+    assert lines[0].split() == ["RECIPE", "STAGE", "BASE", "WHAT"]
+    assert len(lines) == len(rows) + 1
+
+
+def test_a_copy_has_the_comments_and_replaces_nothing_unasked(flowopd, tmp_path):
+    code, out, err = flowopd("recipes", "copy", "toy/distill")
+    assert (code, out) == (0, "distill.yaml\n")
+    assert "flowopd distill --recipe distill.yaml" in err
+    assert Path("distill.yaml").read_text() == (SHELF / "toy" / "distill.yaml").read_text()
+    Path("distill.yaml").write_text("mine")
+    code, out, err = flowopd("recipes", "copy", "toy/distill")
+    assert (code, out) == (2, "")
+    assert "distill.yaml: is there already; give another name, or replace it with --force" in err
+    assert Path("distill.yaml").read_text() == "mine"
+    assert flowopd("recipes", "copy", "toy/distill", "--force")[0] == 0
+    assert Path("distill.yaml").read_text() != "mine"
+    Path("folder").mkdir()
+    assert flowopd("recipes", "copy", "toy/merge", "folder")[1] == "folder/merge.yaml\n"
+
+
+def test_validate_tells_every_fault_of_every_file(flowopd):
+    Path("a.yaml").write_text(
+        "stage: teacher\nprompts: [{source: 'toy:ocr'}]\nrewards: [{name: toy-ocr}]\ntrain: {iteration: 3, lr: -1}\n"
+    )
+    Path("b.yaml").write_text("stage: teacher\nprompts: [{source: 'toy:orc'}]\nrewards: [{name: toy-orc}]\n")
+    Path("c.yaml").write_text("stage: [\n")
+    code, out, err = flowopd("recipes", "validate", "a.yaml", "b.yaml", "c.yaml", "toy/teacher-ocr", "--json")
+    assert (code, err) == (3, "")
+    a, b, c, good = json.loads(out)
+    assert sorted(a["faults"]) == [
+        "train.lr: Input should be greater than 0",
+        "unknown key 'train.iteration', did you mean 'iterations'?",
+    ]
+    assert len(b["faults"]) == 2
+    assert any("toy-orc" in fault and "did you mean 'toy-ocr'?" in fault for fault in b["faults"])
+    assert any("toy:orc" in fault for fault in b["faults"])
+    assert len(c["faults"]) == 1
+    assert c["stage"] is None
+    assert (good["ok"], good["faults"], good["stage"]) == (True, [], "teacher")
+    assert good["arithmetic"]["optimizer steps"] == 120
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("rewards: [{name: toy-orc, wieght: 2}]\nprompts: [{source: 'toy:ocr'}]", ["wieght", "toy-orc"]),
+        ("rewards: [{name: orc}]\nprompts: [{source: 'toy:orc', weight: -1}]", ["weight", "'orc'", "toy:orc"]),
+        ("model: {pretrained: toy, family: sd4, size: 3}\nrewards: [{name: ocr}]", ["size", "prompts", "sd4"]),
+        ("rewards: 3\nprompts: [4, {source: [5]}]\nmodel: []", ["rewards", "prompts.0", "prompts.1.source", "model"]),
+        ("rewards: [{name: 'remote:http://u:secret@h'}]\nprompts: [{source: 'toy:ocr'}]", ["rewards.0"]),
+    ],
+)
+def test_a_fault_of_the_form_hides_no_unknown_name(text, words):
+    Path("mine.yaml").write_text(f"stage: teacher\n{text}\n")
+    faults = examine("mine.yaml").faults
+    assert len(set(faults)) == len(faults)
+    for word in words:
+        assert any(word in fault for fault in faults), faults
+    assert "secret@" not in " ".join(faults)
+
+
+def test_unknown_suites_are_told_beside_a_fault_of_the_form():
+    Path("mine.yaml").write_text(
+        "stage: eval\nmodel: {pretrained: toy}\neval: {suites: [ocr, genevel, 3], stepss: 4}\n"
+    )
+    faults = examine("mine.yaml").faults
+    assert any("genevel" in fault for fault in faults)
+    assert any("stepss" in fault for fault in faults)
+    assert len(faults) == 3
+
+
+def test_validate_prints_what_a_sound_recipe_costs(flowopd):
+    code, out, _ = flowopd("recipes", "validate", "toy/teacher-ocr")
+    assert code == 0
+    lines = [line.strip() for line in out.splitlines()]
+    assert lines[:3] == ["toy/teacher-ocr: ok", "optimizer steps: 120", "pictures in all: 5,760"]
+    assert lines[3].startswith("memory in all")
+    code, out, _ = flowopd("recipes", "validate", "nothing")
+    assert code == 3
+    assert "nothing: 1 fault\n  no recipe 'nothing'" in out
+
+
+def test_what_only_this_machine_lacks_is_a_note(monkeypatch):
+    import importlib.util
+
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "tensorboard" else found(name))
+    Path("mine.yaml").write_text(
+        "stage: teacher\nmodel: {pretrained: toy}\nprompts: [{source: 'toy:ocr'}]\nrewards: [{name: ocr}]\n"
+        "train: {track: tensorboard}\n"
+    )
+    seen = examine("mine.yaml")
+    assert seen.ok
+    assert seen.notes == ("tensorboard is not installed: pip install 'flowopd[track]'",)
+
+
+@pytest.mark.parametrize("name", sorted(recipes.shipped()))
+def test_every_shipped_recipe_is_sound(name):
+    assert examine(name).faults == ()

@@ -1,0 +1,94 @@
+"""From flags to a recipe: which base adapters bring along."""
+
+import json
+
+import pytest
+
+from flowopd_cli import recipe as recipes
+from flowopd_cli.cli.commands.rewards import read_options
+from flowopd_cli.cli.options import Common
+from flowopd_cli.cli.plan import resolve as plan
+from flowopd_cli.cli.plan.resolve import resolve
+from flowopd_cli.errors import ArtifactError, RecipeError
+from flowopd_cli.runs.run import RunDir
+
+SD35 = "stabilityai/stable-diffusion-3.5-medium"
+
+
+def folder(path, **config):
+    """An adapter folder in PEFT form, as far as its configuration goes."""
+    path.mkdir(parents=True)
+    (path / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
+    return str(path)
+
+
+def run(path, base, resolution):
+    """A run of one base with an adapter in it."""
+    made = RunDir.create(path, "teacher")
+    data = {"stage": "teacher", "prompts": [{"source": "toy:ocr"}], "rewards": [{"name": "toy-ocr"}]}
+    made.start(recipes.build({**data, "model": {"pretrained": base, "resolution": resolution}}))
+    folder(made.adapter_dir)
+    made.set_base(base, "b" * 64)
+    made.finish("done")
+    return str(path)
+
+
+def model_of(*refs, **options):
+    return resolve("merge", Common(**options), {"adapters": list(refs)}, refs=list(refs)).model
+
+
+def test_folders_bring_the_base_that_their_configuration_names(tmp_path):
+    one, two = (folder(tmp_path / name, base_model_name_or_path=SD35) for name in "ab")
+    found = model_of(one, two)
+    assert (found.pretrained, found.resolution) == (SD35, 512)
+    toy = folder(tmp_path / "toy", base_model_name_or_path="toy")
+    assert model_of(toy).model_dump() == recipes.load(recipes.find("toy/merge")).model.model_dump()
+
+
+def test_runs_bring_their_whole_model_and_so_do_the_adapters_in_them(tmp_path):
+    ours = run(tmp_path / "r", SD35, 768)
+    for reference in (ours, f"{ours}/adapter"):
+        assert (model_of(reference).pretrained, model_of(reference).resolution) == (SD35, 768)
+
+
+def test_adapters_that_disagree_or_say_nothing_want_a_base(tmp_path):
+    named = folder(tmp_path / "a", base_model_name_or_path=SD35)
+    toy, silent = run(tmp_path / "r", "toy", 32), folder(tmp_path / "s")
+    with pytest.raises(ArtifactError, match=r"adapters of different bases \(.*a of stabilityai/.*, .*r of toy\)"):
+        model_of(named, toy)
+    with pytest.raises(ArtifactError, match=r"s: does not record the base it was trained on; name it with --base"):
+        model_of(toy, silent)
+    with pytest.raises(ArtifactError, match=r"hub:me/m: does not record the base"):
+        model_of("hub:me/m")
+    assert model_of(toy, "hub:me/m").pretrained == "toy"
+    assert model_of(named, silent, base="toy").pretrained == "toy"
+
+
+def test_what_a_push_wrote_is_an_adapter_folder_and_no_run(tmp_path):
+    pushed = RunDir.create(tmp_path / "p", "push")
+    pushed.start(recipes.build({"stage": "push", "run": "r"}))
+    assert model_of(folder(pushed.hub_dir, base_model_name_or_path="toy")).pretrained == "toy"
+
+
+def test_the_init_and_the_anchor_bring_their_base_too(tmp_path):
+    one = folder(tmp_path / "a", base_model_name_or_path=SD35)
+    values = {"adapter.init": one, "routing": {"ocr": {"ref": "base"}}, "prompts": [{"source": "toy:ocr"}]}
+    assert resolve("distill", Common(), values, refs=[one, "base"]).model.pretrained == SD35
+
+
+@pytest.mark.parametrize(
+    ("read", "text", "words"),
+    [
+        (plan.prompt_spec, "p.txt,task=[", "--prompts p.txt: task:1: not YAML"),
+        (plan.prompt_spec, "p.txt,limit=&a", "--prompts p.txt: limit:1: not YAML"),
+        (plan.teacher_spec, "ocr=r,guidance={", "--teacher ocr=r: guidance:1: not YAML"),
+        (lambda text: read_options([text]), "a=[", "--set a:1: not YAML"),
+        (lambda text: read_options([text]), "api_key=S3CRET", "option 'api_key' would be written"),
+        (lambda text: read_options([text]), "url=http://u:S3CRET@h", "option 'url' holds a login"),
+    ],
+)
+def test_values_of_flags_are_refused_in_one_line(read, text, words):
+    with pytest.raises(RecipeError) as caught:
+        read(text)
+    assert words in str(caught.value)
+    assert "S3CRET" not in str(caught.value)

@@ -1,0 +1,161 @@
+"""The figures of ``--dry-run``, each derived by hand beside its assert."""
+
+import pytest
+
+from flowopd_cli import recipe as recipes
+from flowopd_cli.recipe.cost import arithmetic, optimizer_steps, trained_steps
+
+TRAIN = {"iterations": 5, "groups": 8, "group_size": 12, "updates": 2, "micro": 10, "rollout_batch": 32}
+
+
+def teacher(**sections):
+    data = {"stage": "teacher", "prompts": [{"source": "toy:geneval"}], "rewards": [{"name": "geneval"}]}
+    return recipes.build({**data, "train": TRAIN, "sampling": {"steps": 10, "guidance": 4.5}, **sections})
+
+
+def distill(**sections):
+    data = {"stage": "distill", "prompts": [{"source": "toy:geneval"}], "routing": {"geneval": {"ref": "base"}}}
+    return recipes.build({**data, "train": TRAIN, "sampling": {"steps": 10, "guidance": 1.0}, **sections})
+
+
+def test_teacher():
+    figures = arithmetic(teacher())
+    assert figures["pictures per iteration"] == 96  # 8 groups x 12
+    assert figures["rollout batches per process"] == 3  # 96 / 32
+    assert figures["trained steps per picture"] == 9  # all but the last, which arrives at sigma 0
+    assert figures["rows per optimizer step"] == 432  # 96 / 2 updates x 9 steps
+    assert figures["micro-batches per optimizer step"] == 44  # ceil(432 / 10)
+    assert figures["optimizer steps"] == 10  # 5 iterations x 2 updates
+    # guidance doubles: rollout 10 x 2, reference for the KL 9 x 2, learning 9 x 2
+    assert figures["transformer forwards per picture"] == 20 + 18 + 18
+    assert figures["transformer forwards in all"] == 56 * 96 * 5
+
+
+def test_teacher_without_kl_needs_no_reference():
+    figures = arithmetic(teacher(grpo={"beta": 0}))
+    assert figures["of these rollout / labels / learning"] == "20 / 0 / 18"
+
+
+def test_distill_counts_teacher_and_anchor():
+    figures = arithmetic(distill(routing={"geneval": {"ref": "base", "guidance": 4.5}}, anchor={"beta": 0.02}))
+    # own guidance 1: rollout 10, learning 9; labels 9 x (2 guided teacher + 1 anchor)
+    assert figures["of these rollout / labels / learning"] == "10 / 27 / 9"
+    assert arithmetic(distill(anchor={"beta": 0}))["of these rollout / labels / learning"] == "10 / 9 / 9"
+
+
+ONE = {**TRAIN, "updates": 1}
+
+
+def parts(**sections):
+    return arithmetic(distill(**sections))["of these rollout / labels / learning"]
+
+
+def test_one_pass_makes_no_forward_for_the_rollout_alone():
+    figures = arithmetic(distill(train=ONE))
+    assert (figures["schedule"], arithmetic(distill())["schedule"]) == ("fused", "replay")
+    assert figures["of these rollout / labels / learning"] == "0 / 18 / 9"  # 9 x (teacher + anchor), 9 to learn
+    assert figures["rollout batches per process"] == 0
+    assert figures["micro-batches per optimizer step"] == 90  # ceil(96 / 10) at each of 9 steps
+    assert parts(train=ONE, opd={"schedule": "replay"}) == "10 / 18 / 9"
+    logged = {"opd": {"log_rewards_every": 4}, "rewards": [{"name": "ocr"}]}
+    assert parts(train=ONE, **logged) == "0.25 / 18 / 9"  # the tenth step in every fourth iteration
+
+
+def test_what_teaches_less_costs_less():
+    assert parts(train=ONE, anchor={"every": 4}) == "0 / 11.25 / 9"  # 9 x (1 + 1/4)
+    assert parts(train=ONE, anchor={"probability": 0.5}) == "0 / 13.5 / 9"
+    few = {**ONE, "steps_per_rollout": 4}
+    assert parts(train=few) == "4 / 8 / 4"  # the last of 4 among 9 is the 8th on average: 4 x 10 / 5
+    assert parts(train={**few, "updates": 2}) == "10 / 8 / 4"
+    assert arithmetic(distill(train={**ONE, "steps_per_rollout": 50}))["trained steps per picture"] == 9
+    assert arithmetic(teacher(train=few))["of these rollout / labels / learning"] == "20 / 8 / 8"
+    window = {"steps": 10, "guidance": 1.0, "window": {"size": 2, "start_max": 4}}
+    assert parts(train=ONE, sampling=window) == "10 / 4 / 2"
+    assert parts(train=ONE, sampling=window, opd={"schedule": "fused"}) == "2 / 4 / 2"  # starts at 2 on average
+
+
+@pytest.mark.parametrize(
+    ("sampling", "expected"),
+    [
+        ({"steps": 10}, 9),
+        ({"steps": 10, "kernel": "ode"}, 9),
+        ({"steps": 10, "eta": 0}, 9),
+        ({"steps": 10, "window": {"size": 3, "start_max": 5}}, 3),
+        ({"steps": 10, "window": {"size": 10}}, 9),
+        ({"steps": 8, "window": {"size": 2, "start_min": 6, "start_max": 6}}, 1),
+        ({"steps": 8, "window": {"size": 2, "start_min": 5, "start_max": 5}}, 2),
+        ({"steps": 10, "kernel": "ode", "window": {"size": 3}}, 9),
+        ({"steps": 2}, 1),
+        ({"steps": 1, "kernel": "ode"}, 1),
+    ],
+)
+def test_trained_steps(sampling, expected):
+    assert trained_steps(distill(sampling=sampling).sampling) == expected
+
+
+@pytest.mark.parametrize("window", [None, {"size": 1}, {"size": 2}, "late"])
+@pytest.mark.parametrize("steps", [2, 10])
+@pytest.mark.parametrize(("kernel", "eta"), [("flow_sde", 0.7), ("flow_sde", 0), ("cps", 0.7), ("ode", 0.7)])
+def test_trained_steps_are_those_that_collection_trains(kernel, eta, steps, window):
+    torch = pytest.importorskip("torch")
+    from flowopd_cli.core.sampler import Sampler
+    from flowopd_cli.core.steps import make_kernel
+    from flowopd_cli.train import collect
+
+    if window == "late":
+        window = {"size": 2, "start_min": steps - 2, "start_max": steps - 2}
+    sampling = distill(sampling={"steps": steps, "kernel": kernel, "eta": eta, "window": window}).sampling
+    sigmas = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+    start = 0 if window is None else window.get("start_min", 0)
+    range_ = None if window is None else (start, start + window["size"])
+    sampler = Sampler(sigmas, make_kernel(kernel, eta, sigmas), 1.0, range_)
+    assert trained_steps(sampling) == len(collect.trained_steps(sampler))
+
+
+@pytest.mark.parametrize(
+    ("pictures", "updates", "expected"),
+    [(96, 2, (2, 48)), (5, 4, (3, 2)), (3, 8, (3, 1)), (7, 1, (1, 7))],
+)
+def test_pictures_are_dealt_to_optimizer_steps_as_torch_chunks_them(pictures, updates, expected):
+    torch = pytest.importorskip("torch")
+    chunks = torch.arange(pictures).chunk(updates)
+    assert optimizer_steps(pictures, updates) == expected == (len(chunks), len(chunks[0]))
+
+
+def test_processes_share_the_pictures_of_the_same_optimizer_steps():
+    figures = arithmetic(teacher(train={**TRAIN, "processes": 4}))
+    assert figures["rollout batches per process"] == 1  # 2 groups x 12 of 8 x 12, in batches of 32
+    assert figures["rows per optimizer step"] == 432  # as with one process
+    assert figures["micro-batches per optimizer step"] == "about 11 per process"  # 432 / 4 / 10
+    assert figures["optimizer steps"] == 10
+
+
+def test_a_process_has_whole_groups():
+    few = {**TRAIN, "groups": 3, "group_size": 4, "updates": 3, "processes": 2, "rollout_batch": 4}
+    figures = arithmetic(teacher(train=few))
+    assert figures["rollout batches per process"] == 2  # two groups of 4 for the first process, one for the second
+    assert figures["optimizer steps"] == 15  # 5 iterations x 3, on either
+
+
+def test_coldstart():
+    data = {"stage": "coldstart", "prompts": [{"source": "toy:ocr"}], "teachers": {"ocr": {"ref": "base"}}}
+    sft = {"samples": 20, "batch": 64}
+    figures = arithmetic(recipes.build({**data, "train": TRAIN, "sft": sft, "sampling": {"steps": 10}}))
+    assert figures["teacher pictures drawn"] == 288  # ceil(20 / 8) rounds x 8 groups x 12
+    assert figures["teacher pictures kept"] == 24  # 3 rounds x 8 groups
+    assert figures["transformer forwards to draw"] == 288 * 10 * 2
+    assert figures["micro-batches per optimizer step"] == 7  # ceil(64 / 10)
+    assert figures["optimizer steps"] == 5
+    two = recipes.build({**data, "train": {**TRAIN, "processes": 2}, "sft": sft})
+    assert arithmetic(two)["micro-batches per optimizer step"] == 4  # ceil(32 / 10)
+
+
+def test_stages_without_a_loop():
+    evaluation = recipes.build({"stage": "eval", "eval": {"steps": 40, "guidance": 4.5, "limit": 9}})
+    assert arithmetic(evaluation)["transformer forwards per picture"] == 80
+    assert arithmetic(evaluation)["prompts per suite"] == "at most 9"
+    assert arithmetic(recipes.build({"stage": "merge", "adapters": ["a", "b"]})) == {
+        "adapters": 2,
+        "optimizer steps": 0,
+    }
+    assert arithmetic(recipes.build({"stage": "push", "run": "r"})) == {"optimizer steps": 0}

@@ -1,0 +1,206 @@
+"""Hostile names, files and pictures: nothing of them acts, nothing leaves its folder, no secret is written down."""
+
+import json
+import os
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from flowopd_cli import recipe as recipes
+from flowopd_cli.core.merging import LoraFactors, MergeOptions, merge
+from flowopd_cli.core.types import Prompt
+from flowopd_cli.errors import ArtifactError, MergeError, RecipeError
+from flowopd_cli.rewards.pictures import read_picture
+from flowopd_cli.runs.manifest import Base, Environment, Manifest, Parent
+from flowopd_cli.runs.run import RunDir
+from flowopd_cli.stages.evaluation import suites as _suites
+from flowopd_cli.stages.evaluation.folder import PictureFolder
+from flowopd_cli.stages.evaluation.requests import Wanted
+from flowopd_cli.stages.publishing import card
+from flowopd_cli.stages.publishing.public import copy_evaluation
+from flowopd_cli.suites.layouts import FLAT, Layout, Place
+from flowopd_cli.system.paths import below, is_dir, is_file
+from flowopd_cli.system.text import columns
+
+HOSTILE = '"><img src=x onerror=alert(1)><script>alert(2)</script>'
+EVAL = {"stage": "eval", "model": {"pretrained": "toy"}}
+
+
+# -- what others look at ----------------------------------------------------------------------------------------------
+
+
+def evaluation(path, suite, prompts):
+    run = RunDir.create(path, "eval")
+    run.start(recipes.build(EVAL))
+    result = {"suite": suite, "version": "1", "mean": 0.5, "stderr": None, "n": 2}
+    run.write_eval("a", json.dumps(result))
+    run.write_eval("prompts", json.dumps(prompts))
+    run.finish("done")
+    return run
+
+
+MARKUP = "`x`|<script>alert(1)</script>\n# head\n[a](javascript:b)"
+
+
+def test_a_card_lets_no_text_out_of_its_place():
+    manifest = Manifest(
+        run_id="r",
+        stage="teacher",
+        status="done",
+        recipe_sha=MARKUP,
+        code_version=MARKUP,
+        created="2026-01-01T00:00:00+00:00",
+        environment=Environment(python="3", platform="x", packages={}),
+        parents=(Parent(role=MARKUP, ref=MARKUP),),
+        base=Base(ref=f'{MARKUP}")\nimport os'),
+    )
+    text = card.build(card.Card(title="t", manifest=manifest, evaluations=[], repo="me/t"))
+    head, body = text.split("---\n")[1:3]
+    assert yaml.safe_load(head)["tags"][-1] == "teacher"
+    assert "\n# head" not in body
+    assert "import os" not in [line.strip() for line in body.splitlines()]
+    code = body.split("```python\n")[1].split("```")[0]
+    compile(code, "card", "exec")
+    outside = [part for number, part in enumerate(body.replace(code, "").split("`")) if number % 2 == 0]
+    assert not any("<script>" in part or "](javascript:" in part for part in outside)
+    rows = [line for line in body.splitlines() if line.startswith("|")]
+    assert {line.count("|") for line in rows} == {4}
+
+
+def test_a_table_moves_no_cursor():
+    assert columns([["a\x1b[2J\u202e", "b"]]) == r"a\x1b[2J\u202e  b"
+
+
+# -- names that lead elsewhere ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../x", "a/../../x", "/etc/passwd", "..", "", "a\0b", "a\nb", "\\\\host\\x", "C:\\x", "a\\..\\..\\x", "a\ud800"],
+)
+def test_names_stay_in_their_folder(tmp_path, name):
+    with pytest.raises(ArtifactError, match="is no name of a file in it"):
+        below(tmp_path, name)
+
+
+@pytest.mark.parametrize("name", ["x", "a/b.png", "a red hen_000001.png", "..hidden", "a..b", "é"])
+def test_plain_names_pass(tmp_path, name):
+    assert below(tmp_path, name) == tmp_path / name
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "a/" * 4000])
+def test_names_that_no_file_can_have_are_not_there(name):
+    assert not is_file(name)
+    assert not is_dir(name)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may look anywhere")
+def test_a_closed_folder_is_one_line(tmp_path):
+    (tmp_path / "closed").mkdir(mode=0)
+    with pytest.raises(ArtifactError, match="permission denied"):
+        is_file(tmp_path / "closed" / "x")
+
+
+def test_an_option_cannot_lead_results_out_of_the_run():
+    options = {"t2i-compbench": {"categories": ["spatial"], "detector": "../../../../tmp/x"}}
+    spec = {"suites": ["t2i-compbench"], "options": options}
+    with pytest.raises(RecipeError, match="cannot be the name of a file"):
+        _suites.load(recipes.build({**EVAL, "eval": spec}))
+
+
+def test_a_layout_cannot_lead_pictures_out_of_the_run(tmp_path):
+    folder, picture = PictureFolder(tmp_path / "run"), torch.zeros(3, 4, 4, dtype=torch.uint8)
+    place = Place(Prompt("0", "x", "t"), 0, 0, 1)
+    for layout in (
+        Layout(lambda place: "../../x.png"),
+        Layout(FLAT.picture, lambda prompt, position: {"../../x": "y"}),
+    ):
+        with pytest.raises(ArtifactError, match="is no name of a file"):
+            folder.write(Wanted(place.prompt, place, "suite", layout, ("suite",)), picture)
+    assert not list(tmp_path.glob("x*"))
+
+
+def test_a_link_in_an_evaluation_is_not_published(tmp_path):
+    run = evaluation(tmp_path / "e", "ocr", [])
+    (tmp_path / "secret").write_text("S3CRET")
+    (run.eval_dir / "b.json").symlink_to(tmp_path / "secret")
+    with pytest.raises(ArtifactError, match=r"b\.json: is a link"):
+        copy_evaluation(run.eval_dir, tmp_path / "hub")
+    assert not (tmp_path / "hub").exists()
+
+
+# -- pictures ---------------------------------------------------------------------------------------------------------
+
+
+def png(width, height, rows=b""):
+    """A PNG that says a size, whatever is in it."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    body = (struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(body)
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "no PNG, JPEG or WebP"),
+        (b"\xff\xd8\xff", "no PNG, JPEG or WebP"),
+        (EPS, "no PNG, JPEG or WebP"),
+        (b"BM" + bytes(60), "no PNG, JPEG or WebP"),
+        (png(50_000, 50_000), "50000 x 50000 pixels|exceeds limit"),
+        (png(9_000, 9_000), "9000 x 9000 pixels, at most"),
+        (png(8, 8, b"\0"), "truncated|broken"),
+        (png(8, 8)[:40], "."),
+    ],
+)
+def test_hostile_pictures_are_one_line(tmp_path, recwarn, content, words):
+    path = tmp_path / "a.png"
+    path.write_bytes(content)
+    with pytest.raises(ArtifactError, match=r"a\.png: cannot be read as a picture") as caught:
+        read_picture(path)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ArtifactError, match=words):
+        read_picture(path)
+    assert not recwarn.list
+    with pytest.raises(ArtifactError, match="cannot be read"):
+        read_picture(tmp_path / "none.png")
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_pictures_of_three_kinds_are_read_whatever_their_names(tmp_path, kind):
+    Image.fromarray(np.full((4, 6, 3), 128, np.uint8)).save(tmp_path / "a.png", format=kind)
+    assert read_picture(tmp_path / "a.png").size == (6, 4)
+    assert read_picture(tmp_path / "a.png").mode == "RGB"
+
+
+# -- numbers ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["linear", "exact", "factor_average", "ties", "dare_linear"])
+@pytest.mark.parametrize("weight", [1e100, 1e300])
+def test_a_merge_beyond_float32_is_refused(method, weight):
+    factors = {"m": LoraFactors(torch.full((2, 3), 1e3), torch.full((3, 2), 1e3))}
+    with pytest.raises(MergeError, match=r"^m: "):
+        merge([factors, factors], [weight, weight], MergeOptions(method))
+
+
+# -- secrets ----------------------------------------------------------------------------------------------------------
+
+
+def test_no_token_of_the_environment_reaches_a_run(tmp_path, monkeypatch):
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "FLOWOPD_REWARD_TOKEN", "OPENAI_API_KEY"):
+        monkeypatch.setenv(name, "S3CRET-in-the-environment")
+    monkeypatch.setenv("HTTPS_PROXY", "http://me:S3CRET@proxy:8080")
+    run = evaluation(tmp_path / "e", "ocr", ["a"])
+    run.log({"reward": 1.0})
+    for path in run.path.rglob("*"):
+        if path.is_file():
+            assert b"S3CRET" not in path.read_bytes(), path

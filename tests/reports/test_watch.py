@@ -1,0 +1,234 @@
+"""``flowopd watch``: a run that begins, goes on, goes back, ends or is killed while somebody looks."""
+
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flowopd_cli import recipe as recipes
+from flowopd_cli.cli.commands import watch as cli_watch
+from flowopd_cli.reports import watch as watching
+from flowopd_cli.reports.watch import Tail, Watcher, sparkline
+from flowopd_cli.runs.lock import Lock
+from flowopd_cli.runs.manifest import LOCK, MANIFEST
+from flowopd_cli.runs.run import RunDir
+
+ROOT = Path(__file__).resolve().parents[2]
+COLOR = re.compile(r"\x1b\[[\d;]*\b(3[0-8]|4[0-8]|9\d|10\d)[\d;]*m")
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A training of ten iterations that has begun."""
+    run = RunDir.create(tmp_path / "r", "teacher")
+    run.start(recipes.load(recipes.find("toy/teacher-ocr"), overrides=["train.iterations=10"]))
+    yield run
+    run._lock.release()
+
+
+def row(iteration, **more):
+    return {"iteration": iteration, "reward": iteration / 10, "seconds_collect": 1.5, "seconds_learn": 0.5, **more}
+
+
+def test_a_sparkline_has_the_means_of_equal_stretches():
+    assert sparkline([0, 7], 10) == "▁█"
+    assert sparkline(range(8), 8) == "▁▂▃▄▅▆▇█"
+    assert sparkline([0, 0, 7, 7], 2) == "▁█"
+    assert sparkline([0, None, 7], 3) == "▁ █"
+    assert sparkline([0, None, 1, 1], 2) == "▁█"
+    assert sparkline([3, 3], 2) == "▄▄"
+    assert sparkline([None], 5) == " "
+    assert sparkline([], 5) == ""
+
+
+def test_a_half_written_line_waits_for_its_end(tmp_path):
+    file = tmp_path / "rows"
+    tail = Tail(file)
+    assert tail.more() == []
+    file.write_text('{"a": 1}\n{"a"')
+    assert tail.more() == [{"a": 1}]
+    assert tail.more() == []
+    with file.open("a") as handle:
+        handle.write(': 2}\nnot JSON\n[3]\n{"a": 4}\n')
+    assert tail.more() == [{"a": 2}, {"a": 4}]
+    other = tmp_path / "other"
+    other.write_text('{"a": 5}\n{"a": 6}\n{"a": 7}\n{"a": 8}\n{"a": 9}\n{"a": 10}\n{"a": 11}\n')
+    os.replace(other, file)
+    assert [row["a"] for row in tail.more()] == [5, 6, 7, 8, 9, 10, 11]
+
+
+def test_a_run_is_seen_from_before_its_beginning_to_its_end(run):
+    path, manifest = run.path, (run.path / MANIFEST).read_bytes()
+    (run.path / MANIFEST).unlink()
+    watcher = Watcher(path)
+    assert (watcher.look().status, watcher.look().ended) == ("waiting", False)
+    (run.path / MANIFEST).write_bytes(manifest)
+    view = watcher.look()
+    assert (view.status, view.stage, view.done, view.total, view.eta) == ("running", "teacher", 0, 10, None)
+    for iteration in (1, 2, 3, 4):
+        run.log(row(iteration, loss=float("nan")))
+    run.log_event(4, "warning", "the reward\nstands still")
+    view = watcher.look()
+    assert (view.done, view.seconds, view.eta) == (4, 2.0, 12.0)
+    assert [(curve.name, curve.values) for curve in view.curves] == [
+        ("reward", (0.1, 0.2, 0.3, 0.4)),
+        ("loss", (None, None, None, None)),
+    ]
+    assert view.events == ("iteration 4: warning: the reward\nstands still",)
+    run.go_back(2)
+    run.log(row(3, loss=1.0))
+    view = watcher.look()
+    assert [curve.values for curve in view.curves] == [(0.1, 0.2, 0.3), (None, None, 1.0)]
+    assert view.events == ()
+    run.samples_dir.mkdir()
+    for name in ("000001.png", "000002.png", "000003.png", "000004.png"):
+        (run.samples_dir / name).touch()
+    run.finish("done", {})
+    view = watcher.look()
+    assert (view.status, view.ended, view.eta) == ("done", True, None)
+    assert [Path(sample).name for sample in view.samples] == ["000002.png", "000003.png", "000004.png"]
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "status"),
+    [
+        (lambda run: run.finish("done"), 0, "done"),
+        (lambda run: run.finish("failed"), 3, "failed"),
+        (lambda run: run._lock.release(), 3, "interrupted"),  # killed: nobody holds its lock
+    ],
+)
+def test_it_watches_to_the_end_and_leaves_with_its_code(run, flowopd, monkeypatch, end, code, status):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    iterations = iter(range(1, 20))
+
+    def goes_on(seconds):
+        assert seconds == 0.5
+        run.log(row(next(iterations)))
+        if len(run.rows()) == 3:
+            end(run)
+
+    monkeypatch.setattr(cli_watch.time, "sleep", goes_on)
+    found, out, err = flowopd("watch", run.path, "--every", "0.5", "--json")
+    assert found == code
+    assert json.loads(out)["done"] == 3
+    assert json.loads(out)["figures"] == {"reward": 0.3}
+    assert status in err
+    assert "3/10" in err
+
+
+def test_ctrl_c_leaves_the_run_alone(run, flowopd, monkeypatch):
+    def stop(seconds):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr(cli_watch.time, "sleep", stop)
+    before = (run.path / MANIFEST).read_bytes()
+    code, out, err = flowopd("watch", run.path)
+    assert (code, out) == (130, "")
+    assert f"left alone: {run.path}" in err
+    assert (run.path / MANIFEST).read_bytes() == before
+    assert Watcher(run.path).look().status == "running"
+
+
+def test_once_and_without_a_terminal_it_shows_one_view(run, flowopd, tmp_path):
+    run.log(row(1, kl=0.25))
+    code, out, err = flowopd("watch", run.path, "--once")
+    assert (code, out) == (0, "")
+    assert "teacher  running" in err
+    assert "1/10  2.00 s an iteration  about 18s to go" in err
+    assert flowopd("watch", run.path)[0] == 0
+    run.finish("failed")
+    assert flowopd("watch", run.path)[0] == 3
+    code, out, err = flowopd("watch", tmp_path / "nothing")
+    assert (code, out) == (2, "")
+    assert "there is no run at" in err
+    (tmp_path / "file").touch()
+    assert flowopd("watch", tmp_path / "file")[0] == 2
+
+
+def test_a_folder_that_is_no_run_is_not_waited_for(flowopd, monkeypatch, tmp_path):
+    def never(seconds):
+        raise AssertionError("it waits")
+
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr(cli_watch.time, "sleep", never)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / LOCK).write_text("left by a process that is gone")
+    assert Watcher(folder).look().status == "waiting"
+    (folder / "notes.txt").touch()
+    code, out, err = flowopd("watch", folder)
+    assert (code, out) == (2, "")
+    assert f"{folder}: not a run directory" in err
+    (folder / LOCK).unlink()
+    lock = Lock(folder / LOCK)
+    lock.acquire()  # somebody is replacing a run there that had a file of its owner
+    assert Watcher(folder).look().status == "waiting"
+    lock.release()
+
+
+def test_events_of_one_iteration_are_kept_until_their_file_is_rewritten(run):
+    watcher = Watcher(run.path)
+    run.log_event(1, "warning", "early")
+    run.log_event(3, "skipped", "one")
+    assert len(watcher.look().events) == 2
+    run.log_event(3, "warning", "two")
+    assert [text.rpartition(" ")[2] for text in watcher.look().events] == ["early", "one", "two"]
+    assert len(watcher.look().events) == 3
+    run.go_back(2)
+    assert [text.rpartition(" ")[2] for text in watcher.look().events] == ["early"]
+
+
+def test_names_in_a_run_move_no_cursor(run, flowopd):
+    run.log(row(1, **{"reward/\x1b[2J[red]": 1.0}))
+    run.log_event(1, "warning", "\x1b]0;title\x07")
+    err = flowopd("watch", run.path)[2]
+    assert "\x1b" not in err
+    assert "reward/\\x1b[2J[red]" in err
+
+
+def test_an_evaluation_shows_what_is_scored(tmp_path):
+    run = RunDir.create(tmp_path / "e", "eval")
+    run.start(recipes.load(recipes.find("toy/eval")))
+    run.scored_dir.mkdir(parents=True)
+    (run.scored_dir / "0.jsonl").write_text("{}\n{}\n{}")
+    assert Watcher(run.path).look().results == (("scored (0)", "2 pictures"),)
+    run._lock.release()
+
+
+def shown_on_a_terminal(path, **environment):
+    """What ``flowopd watch`` writes to a terminal."""
+    given = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm-256color", **environment}
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "flowopd_cli", "watch", str(path)]
+    with subprocess.Popen(command, env=given, stdout=subprocess.PIPE, stderr=theirs) as process:
+        os.close(theirs)
+        told = b""
+        while True:
+            try:
+                told += os.read(ours, 4096)
+            except OSError:
+                break
+        assert process.stdout.read() == b""
+    os.close(ours)
+    return told.decode()
+
+
+def test_no_color_is_honored(run, monkeypatch):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    run.finish("done")
+    assert COLOR.search(shown_on_a_terminal(run.path))
+    plain = shown_on_a_terminal(run.path, NO_COLOR="1")
+    assert "done" in plain
+    assert not COLOR.search(plain)
+
+
+def test_letters_stand_in_where_blocks_cannot_be_written():
+    assert set(sparkline(range(50), 50, watching.LETTERS)) == set(watching.LETTERS)
+    assert watching.LETTERS.isascii()
+    assert len(watching.LETTERS) == len(watching.BLOCKS)

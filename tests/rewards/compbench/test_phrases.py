@@ -1,0 +1,110 @@
+import sys
+import types
+
+import pytest
+
+from flowopd_cli.errors import MissingDependency, RewardError
+from flowopd_cli.rewards.compbench import phrases
+from flowopd_cli.rewards.compbench.phrases import BuiltinParser, SpacyParser, approximations, load_parser
+
+
+@pytest.fixture
+def parse():
+    return BuiltinParser()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "chunks"),
+    [
+        ("a green spoon and a blue towel", ["a green spoon", "a blue towel"]),
+        ("a white orange and a brown hen", ["a white orange", "a brown hen"]),
+        ("an oblong egg and a square sponge.", ["an oblong egg", "a square sponge"]),
+        ("rubber boots and a wooden flute", ["rubber boots", "a wooden flute"]),
+        ("leather gloves and fluffy slippers", ["leather gloves", "fluffy slippers"]),
+        ("a triangular slice of melon and a round jar of jam", ["a triangular slice", "melon", "a round jar", "jam"]),
+        ("a cubic soda can and a metallic watering can", ["a cubic soda can", "a metallic watering can"]),
+        ("a square cutting board and a small rolling pin", ["a square cutting board", "a small rolling pin"]),
+        ("a black and white goose near a pond", ["a black and white goose", "a pond"]),
+        ("A long, narrow grey hallway with red doors.", ["A long, narrow grey hallway", "red doors"]),
+        ("The wooden ladle and metallic pot stir the hot stew.", ["The wooden ladle", "metallic pot", "the hot stew"]),
+        ("The leather coat and fluffy hat hang on the door.", ["The leather coat", "fluffy hat", "the door"]),
+        ("The round tray and the oval plate were on the shelf.", ["The round tray", "the oval plate", "the shelf"]),
+        ("The striped towel leaned against a tiled wall.", ["The striped towel", "a tiled wall"]),
+        ("The baker's hands held the warm, inviting bread.", ["The baker's hands", "the warm, inviting bread"]),
+        ("The soft, gentle song of the bird woke her.", ["The soft, gentle song", "the bird", "her"]),
+        ("two red foxes and three white owls", ["two red foxes", "three white owls"]),
+        ("a cat on top of the side of a box", ["a cat", "top", "the side", "a box"]),
+        ("a hen on the left of a goat", ["a hen", "the left", "a goat"]),
+        ("a crystal-clear glass and a tie-dye shirt", ["a crystal-clear glass", "a tie-dye shirt"]),
+        ("", []),
+    ],
+)
+def test_noun_chunks(parse, prompt, chunks):
+    assert list(parse(prompt).chunks) == chunks
+
+
+def tags(parse, prompt):
+    return [token.pos for token in parse(prompt).tokens]
+
+
+def test_tags(parse):
+    assert tags(parse, "a goat next to a hen") == ["DET", "NOUN", "ADJ", "ADP", "DET", "NOUN"]
+    assert tags(parse, "a key hidden by a bag") == ["DET", "NOUN", "VERB", "ADP", "DET", "NOUN"]
+    spoken = "The red scarf was on top of the grey chair."
+    wanted = ["DET", "ADJ", "NOUN", "AUX", "ADP", "NOUN", "ADP", "DET", "ADJ", "NOUN", "PUNCT"]
+    assert tags(parse, spoken) == wanted
+    assert tags(parse, "The metallic stand display a wooden mask")[2:4] == ["NOUN", "VERB"]
+    assert tags(parse, "a stunning display of light")[2] == "NOUN"
+
+
+def test_tokens_remember_their_spaces(parse):
+    tokens = parse("The dog's bowl, red.").tokens
+    assert [token.text for token in tokens] == ["The", "dog", "'s", "bowl", ",", "red", "."]
+    assert "".join(token.text + " " * token.space for token in tokens) == "The dog's bowl, red."
+
+
+def test_engines_are_chosen_by_name(monkeypatch):
+    assert load_parser("builtin").name == "builtin-1"
+    assert load_parser("auto").name == "builtin-1" or load_parser("auto").name.startswith("spacy")
+    with pytest.raises(RewardError, match="engine 'nltk' is not one of auto, builtin, spacy"):
+        load_parser("nltk")
+    monkeypatch.setitem(sys.modules, "spacy", None)
+    with pytest.raises(MissingDependency, match=r"pip install 'flowopd\[spacy\]'"):
+        load_parser("spacy")
+
+
+class Word:
+    def __init__(self, text, pos_, whitespace_=" "):
+        self.text, self.pos_, self.whitespace_ = text, pos_, whitespace_
+
+
+class Document(list):
+    noun_chunks = (Word("a red hat", ""), Word("top", ""))
+
+
+def test_spacy_is_asked_once_a_prompt(monkeypatch):
+    asked = []
+
+    def model(text):
+        asked.append(text)
+        return Document([Word("hat", "NOUN", ""), Word(".", "PUNCT", "")])
+
+    fake = types.ModuleType("spacy")
+    fake.load = lambda name: model
+    monkeypatch.setitem(sys.modules, "spacy", fake)
+    monkeypatch.setattr(phrases, "version", lambda package: "3.5.0")
+    parser = SpacyParser()
+    assert parser("hat.") is parser("hat.")
+    assert asked == ["hat."]
+    assert parser.name == "spacy-3.5.0/en_core_web_sm-3.5.0"
+    assert parser("hat.").chunks == ("a red hat", "top")
+    assert [(token.text, token.pos, token.space) for token in parser("hat.").tokens] == [
+        ("hat", "NOUN", False),
+        (".", "PUNCT", False),
+    ]
+    assert approximations(parser) == []
+    assert approximations(BuiltinParser()) == ["parsed by builtin-1, not by spaCy's en_core_web_sm 3.5.0"]
+    monkeypatch.setattr(phrases, "version", lambda package: "3.8.0")
+    assert approximations(SpacyParser()) == [
+        "parsed by spacy-3.8.0/en_core_web_sm-3.8.0, not by spaCy's en_core_web_sm 3.5.0"
+    ]

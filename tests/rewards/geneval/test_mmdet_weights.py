@@ -1,0 +1,279 @@
+"""mmdet's checkpoint in transformers: every tensor in its place, the numbers equal, everything else refused."""
+
+import os
+import re
+import sys
+import types
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from support.mmdet_reference import TINY, mmcv1, random_reference
+
+from flowopd_cli.errors import ArtifactError
+from flowopd_cli.rewards.geneval import mmdet_weights as weights
+from flowopd_cli.rewards.geneval.mmdet_keys import Architecture, by_pixel, convert, modern, translate
+from flowopd_cli.rewards.geneval.mmdet_weights import build, fill, load_network, read_checkpoint
+
+QKV = "backbone.stages.1.blocks.1.attn.w_msa.qkv.weight"
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return random_reference(TINY)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("FLOWOPD_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def checkpoint(reference, tmp_path):
+    """A checkpoint as mmdet 2 publishes it: the legacy file format, with a log beside the tensors."""
+    path = tmp_path / "tiny.pth"
+    log = {"CLASSES": ("person",), "epoch": 3, "best": np.float64(0.461), "when": np.arange(2)}
+    state = mmcv1(reference.state_dict())
+    torch.save({"meta": log, "state_dict": state}, path, _use_new_zipfile_serialization=False)
+    return path
+
+
+@pytest.mark.parametrize("names", [dict, mmcv1], ids=["mmdet3", "mmdet2"])
+def test_both_networks_compute_the_same(reference, names):
+    torch.set_default_dtype(torch.float64)
+    try:
+        module = build(TINY).eval()
+        converted, unknown = convert(names(reference.double().state_dict()))
+        fill(module, converted, unknown, "tiny")
+        pixels = torch.randn(2, 3, 64, 96)
+        with torch.no_grad():
+            expected, found = reference(pixels), module(pixels)
+    finally:
+        torch.set_default_dtype(torch.float32)
+        reference.float()
+    for one, other in zip(expected, found, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-9, rtol=0)
+        assert one.std() > 0.1
+
+
+def test_single_precision_agrees_to_five_decimals(reference, checkpoint):
+    network = load_network(str(checkpoint), architecture=TINY)
+    pixels = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        for one, other in zip(reference(pixels), network.module(pixels), strict=True):
+            torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+def test_the_head_is_that_of_transformers(checkpoint, tmp_path):
+    pytest.importorskip("scipy")
+    from transformers import Mask2FormerForUniversalSegmentation
+
+    network = load_network(str(checkpoint), architecture=TINY)
+    network.module.save_pretrained(tmp_path / "folder")
+    whole = Mask2FormerForUniversalSegmentation.from_pretrained(tmp_path / "folder").eval()
+    pixels = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        output, (classes, masks) = whole(pixels), network.module(pixels)
+    torch.testing.assert_close(output.class_queries_logits, classes)
+    torch.testing.assert_close(output.masks_queries_logits, masks)
+
+
+def test_every_tensor_of_the_real_network_has_one_source():
+    """The full size, by names and shapes alone: what mmdet holds fills every place, and no place twice."""
+    with torch.device("meta"):
+        state = random_names(Architecture())
+        module = build(Architecture())
+    converted, unknown = convert(state)
+    own = {modern(name): t.shape for name, t in module.state_dict().items()}
+    own = {name: shape for name, shape in own.items() if "swin.layernorm" not in name and "position_index" not in name}
+    assert unknown == []
+    assert {name: t.shape for name, t in converted.items()} == own
+    assert sum(t.numel() for t in converted.values()) == pytest.approx(68.7e6, rel=0.01)
+
+
+def random_names(architecture):
+    from support.mmdet_reference import Mask2Former
+
+    return mmcv1(Mask2Former(architecture).state_dict())
+
+
+def test_patch_merging_goes_pixel_by_pixel():
+    """Channel c of pixel (row, column) is 100 c + 10 row + column."""
+    mmdet = torch.tensor([100 * c + 10 * row + column for c in range(3) for row in range(2) for column in range(2)])
+    theirs = [100 * c + 10 * row + column for column in range(2) for row in range(2) for c in range(3)]
+    assert by_pixel(mmdet).tolist() == theirs
+
+
+def test_earlier_releases_of_transformers_are_understood():
+    block = "model.pixel_level_module.encoder.encoder.layers.0.blocks.1"
+    now = "model.pixel_level_module.encoder.swin.encoder.layers.0.blocks.1"
+    renamed = {
+        "attention.self.query.weight": "attention.q_proj.weight",
+        "attention.self.relative_position_bias_table": "attention.relative_position_bias.relative_position_bias_table",
+        "attention.output.dense.bias": "attention.o_proj.bias",
+        "intermediate.dense.weight": "mlp.fc1.weight",
+        "output.dense.weight": "mlp.fc2.weight",
+    }
+    assert {modern(f"{block}.{old}") for old in renamed} == {f"{now}.{new}" for new in renamed.values()}
+    assert modern(f"{now}.mlp.fc1.weight") == f"{now}.mlp.fc1.weight"
+    assert translate("backbone.stages.0.blocks.1.ffn.layers.1.weight") == f"{now}.mlp.fc2.weight"
+    assert translate("panoptic_head.who_knows.weight") is None
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (
+            lambda s: s.pop("panoptic_head.query_feat.weight"),
+            "missing (first model.transformer_module.queries_features",
+        ),
+        (lambda s: s.pop(QKV), "3 missing (first model.pixel_level_module.encoder.swin.encoder.layers.1.blocks.1"),
+        (lambda s: s.update({"roi_head.bias": torch.zeros(2)}), "1 unexpected (first roi_head.bias)"),
+        (
+            lambda s: s.update({"backbone.stages.0.blocks.7.norm1.bias": torch.zeros(8)}),
+            "unexpected (first model.pixel",
+        ),
+        (
+            lambda s: s.update({"panoptic_head.cls_embed.bias": torch.zeros(134)}),
+            "another shape (first class_predictor",
+        ),
+        (lambda s: s.update({QKV: torch.zeros(47, 16)}), "of another shape (first model.pixel_level_module"),
+        (lambda s: s.update({"backbone.stages.0.downsample.norm.bias": torch.zeros(30)}), "downsample.norm.bias"),
+    ],
+)
+def test_a_missing_surplus_or_misshaped_tensor_is_named(reference, tmp_path, cache, change, word):
+    state = dict(reference.state_dict())
+    change(state)
+    torch.save({"state_dict": state}, tmp_path / "odd.pth")
+    with pytest.raises(ArtifactError) as error:
+        load_network(str(tmp_path / "odd.pth"), architecture=TINY)
+    assert word in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not list(cache.rglob("*.safetensors")), "what does not fit is not kept"
+
+
+def test_a_checkpoint_is_converted_once(checkpoint, cache, monkeypatch):
+    first = load_network(str(checkpoint), architecture=TINY)
+    (kept,) = (cache / "converted").iterdir()
+    assert kept.suffix == ".safetensors"
+    monkeypatch.setattr(weights, "read_checkpoint", lambda path: pytest.fail("read again"))
+    second = load_network(str(checkpoint), architecture=TINY)
+    assert first.name == second.name
+    assert re.fullmatch(r"mmdet-mask2former-[0-9a-f]{8}", first.name)
+    assert not first.official
+    for one, other in zip(first.module.parameters(), second.module.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_cache_that_cannot_be_written_only_costs_time(checkpoint, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("FLOWOPD_CACHE", str(tmp_path / "file"))
+    assert load_network(str(checkpoint), architecture=TINY).module is not None
+
+
+def test_tensors_of_mmdet_may_come_as_safetensors(reference, checkpoint, tmp_path):
+    save_file(dict(reference.state_dict()), tmp_path / "tiny.safetensors")
+    one, other = (load_network(str(p), architecture=TINY) for p in (tmp_path / "tiny.safetensors", checkpoint))
+    for a, b in zip(one.module.parameters(), other.module.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_the_log_of_a_checkpoint_is_not_made(tmp_path, monkeypatch):
+    """Objects of mmengine in a checkpoint do not need mmengine, and their code does not run."""
+    module = types.ModuleType("mmengine")
+    ran = []
+
+    class History:
+        def __reduce__(self):
+            return History, (1,)
+
+        def __init__(self, *arguments):
+            ran.extend(arguments)
+
+    History.__module__, History.__qualname__ = "mmengine", "History"
+    module.History = History
+    monkeypatch.setitem(sys.modules, "mmengine", module)
+    torch.save({"message_hub": History(), "state_dict": {"a": torch.ones(2)}}, tmp_path / "log.pth")
+    ran.clear()
+    monkeypatch.delitem(sys.modules, "mmengine")
+    assert list(read_checkpoint(tmp_path / "log.pth")) == ["a"]
+    assert ran == []
+
+
+class Bomb:
+    def __reduce__(self):
+        return os.getenv, ("HOME",)
+
+
+def test_any_other_code_is_refused(tmp_path):
+    torch.save({"state_dict": {"a": torch.ones(2)}, "meta": Bomb()}, tmp_path / "bomb.pth")
+    with pytest.raises(ArtifactError, match="getenv"):
+        read_checkpoint(tmp_path / "bomb.pth")
+
+
+def test_files_that_are_no_checkpoints_are_one_line(tmp_path):
+    (tmp_path / "text.pth").write_text("<html>not found</html>")
+    for path in (tmp_path / "text.pth", tmp_path / "none.pth"):
+        with pytest.raises(ArtifactError, match=path.name) as error:
+            load_network(str(path), architecture=TINY)
+        assert "\n" not in str(error.value)
+
+
+def test_the_second_release_is_tried_when_the_first_is_refused(monkeypatch, tmp_path):
+    asked = []
+
+    def download(url, *, sha256):
+        asked.append((url.rsplit("-", 1)[1], sha256))
+        if len(asked) == 1:
+            raise ArtifactError("gone")
+        return tmp_path / "found.pth"
+
+    monkeypatch.setattr(weights, "download", download)
+    assert weights.fetch() == tmp_path / "found.pth"
+    assert asked == [("c9d0c4f2.pth", "c9d0c4f2"), ("743b7d99.pth", "743b7d99")]
+    monkeypatch.setattr(weights, "download", lambda url, sha256: (_ for _ in ()).throw(ArtifactError(f"no {sha256}")))
+    with pytest.raises(ArtifactError, match="no c9d0c4f2; no 743b7d99"):
+        weights.fetch()
+
+
+@pytest.fixture
+def folder(checkpoint, tmp_path):
+    load_network(str(checkpoint), architecture=TINY).module.save_pretrained(tmp_path / "hf")
+    return tmp_path / "hf"
+
+
+def test_a_folder_of_transformers_is_read(folder, checkpoint):
+    network = load_network(str(folder))
+    assert (network.name, network.official) == ("transformers-mask2former:hf", False)
+    pixels = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        one, other = network.module(pixels), load_network(str(checkpoint), architecture=TINY).module(pixels)
+    torch.testing.assert_close(one[0], other[0])
+
+
+def test_a_folder_saved_with_its_training_loss_is_read(folder):
+    file = folder / "model.safetensors"
+    unused = {"criterion.empty_weight": torch.ones(81)}
+    read = {k: v for k, v in load_file(file).items() if "swin.layernorm" not in k}
+    save_file({**read, **unused}, file, metadata={"format": "pt"})
+    assert load_network(str(folder)).module is not None
+
+
+def test_an_incomplete_folder_is_refused(folder):
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    del tensors["class_predictor.bias"]
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(ArtifactError, match=r"1 missing \(first class_predictor.bias\)"):
+        load_network(str(folder))
+
+
+def test_a_folder_with_other_classes_is_refused(checkpoint, tmp_path):
+    module = load_network(str(checkpoint), architecture=TINY).module
+    module.config.num_labels = 133
+    module.class_predictor = torch.nn.Linear(32, 134)
+    module.save_pretrained(tmp_path / "panoptic")
+    with pytest.raises(ArtifactError, match="133 classes"):
+        load_network(str(tmp_path / "panoptic"))

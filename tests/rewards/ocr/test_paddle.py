@@ -1,0 +1,247 @@
+"""PaddleOCR as a reader: its wiring on a stand-in module, and, where it is installed, the engine itself, offline."""
+
+import hashlib
+import types
+
+import pytest
+import torch
+import yaml
+from PIL import Image, ImageDraw, ImageFont
+
+from flowopd_cli.core.types import Prompt
+from flowopd_cli.errors import ArtifactError, MissingDependency, RewardError
+from flowopd_cli.rewards.ocr import paddle
+from flowopd_cli.rewards.ocr.paddle import PaddleOptions, PaddleTextReader, choose, onnx_folder
+from flowopd_cli.rewards.ocr.rapidocr import carried_model, make_reader
+from flowopd_cli.rewards.ocr.reward import Line, OCRReward, normalize
+from flowopd_cli.rewards.pictures import to_arrays
+
+TEXT = """
+acorn Bridge CANDLE desert Engine FLOWER garden Harbor ISLAND jacket Kitchen LANTERN market Needle OCEAN planet
+Quarter RIVER silver Tunnel UMBRELLA valley Window YELLOW zebra Anchor BASKET copper Dolphin ECHO fabric Guitar
+HAMMER indigo Jungle KERNEL ladder Mirror NUMBER orange Pepper QUEEN ribbon Shadow TEMPLE unicorn Velvet WINTER
+yogurt Zipper Autumn BREEZE castle Driver EAGLE forest Galaxy HONEY insect Jigsaw KNIGHT lemon Marble NAPKIN
+orchid Pirate QUARTZ rocket Saddle TICKET urban Violin WALNUT yonder Zenith Apollo BOTTLE circus Diamond EMPIRE
+feather Goblin HELMET impact Jasmine KETTLE legend Magnet NECTAR oyster Parrot QUIVER rabbit Sunset THUNDER upward
+Voyage WHISPER young Zodiac
+"""
+WORDS = TEXT.split()
+INKS = [(20, 20, 20), (160, 20, 20), (20, 90, 30), (20, 30, 150)]
+
+
+class FakeOCR:
+    """Stands in for ``paddleocr.PaddleOCR``: notes what it was given and finds three lines out of order."""
+
+    made = None
+
+    def __init__(self, **given):
+        self.given, self.seen = given, []
+        FakeOCR.made = self
+
+    def export_paddlex_config_to_yaml(self, path):
+        names = {"TextDetection": "detection", "TextRecognition": "recognition"}
+        modules = {k: {"model_name": self.given[f"text_{w}_model_name"] or f"own_{w}"} for k, w in names.items()}
+        with open(path, "w", encoding="utf-8") as sink:
+            yaml.safe_dump({"SubModules": modules}, sink)
+
+    def predict(self, array):
+        self.seen.append(array)
+        boxes = [[[9, 80]], [[60, 3]], [[5, 0]]]
+        return [{"rec_texts": ["last", "second", "first"], "rec_scores": [0.6, 0.4, 0.9], "rec_polys": boxes}]
+
+
+@pytest.fixture
+def fake(monkeypatch, tmp_path):
+    """paddleocr replaced by the stand-in, with a cache of its own."""
+    monkeypatch.setenv("FLOWOPD_CACHE", str(tmp_path / "cache"))
+    module = types.SimpleNamespace(__version__="3.7.0", PaddleOCR=FakeOCR)
+    monkeypatch.setattr(paddle, "_import", lambda engine: module)
+    return module
+
+
+def model_folder(path, name="PP-OCRv5_mobile_det"):
+    path.mkdir()
+    (path / "inference.onnx").write_bytes(b"weights")
+    (path / "inference.yml").write_text(f"Global:\n  model_name: {name}\n", encoding="utf-8")
+    return str(path)
+
+
+class TestWiring:
+    def test_pictures_arrive_as_blue_green_red_and_lines_leave_in_order(self, fake):
+        reader = PaddleTextReader(device="cpu")
+        image = torch.zeros(1, 3, 6, 7)
+        image[0, 0] = 1.0
+        (reading,) = reader(image)
+        assert FakeOCR.made.seen[0][0, 0].tolist() == [0, 0, 255]
+        assert reading.lines == (Line("first", 0.9), Line("last", 0.6))
+
+    def test_the_confidence_needed_is_an_option(self, fake):
+        reader = PaddleTextReader(device="cpu", drop_score=0.3)
+        assert [line.text for line in reader(torch.zeros(1, 3, 6, 7))[0].lines] == ["first", "second", "last"]
+        assert reader.name.endswith("/drop=0.3")
+
+    def test_by_default_paddleocr_chooses_its_models_and_they_are_recorded(self, fake):
+        reader = PaddleTextReader(device="cpu")
+        given = FakeOCR.made.given
+        assert given["engine"] == "onnxruntime"
+        assert given["text_detection_model_name"] is given["text_recognition_model_dir"] is None
+        turning = ("use_doc_orientation_classify", "use_doc_unwarping", "use_textline_orientation")
+        assert [given[name] for name in turning] == [False] * 3
+        assert reader.name == "paddleocr-3.7.0/onnxruntime/own_detection+own_recognition"
+
+    def test_models_by_paddleocrs_names(self, fake):
+        reader = PaddleTextReader(models="PP-OCRv5_server_det+en_PP-OCRv5_mobile_rec", engine="paddle", device="cpu")
+        assert FakeOCR.made.given["text_recognition_model_name"] == "en_PP-OCRv5_mobile_rec"
+        assert "engine_config" not in FakeOCR.made.given
+        assert reader.name == "paddleocr-3.7.0/paddle/PP-OCRv5_server_det+en_PP-OCRv5_mobile_rec"
+
+    def test_the_published_models_for_the_paddle_engine(self, fake):
+        PaddleTextReader(models="PP-OCRv4", engine="paddle", device="cpu")
+        given = FakeOCR.made.given
+        assert given["text_detection_model_name"] == "PP-OCRv3_mobile_det"
+        assert given["text_recognition_model_name"] == "en_PP-OCRv4_mobile_rec"
+        assert (given["text_det_limit_side_len"], given["text_det_limit_type"]) == (960, "max")
+
+    def test_folders_go_before_models_and_are_recorded_with_their_digest(self, fake, tmp_path):
+        folder = model_folder(tmp_path / "det")
+        reader = PaddleTextReader(text_detection_model_dir=folder, device="cpu")
+        assert FakeOCR.made.given["text_detection_model_dir"] == folder
+        digest = hashlib.sha256(b"weights").hexdigest()[:8]
+        assert reader.name == f"paddleocr-3.7.0/onnxruntime/PP-OCRv5_mobile_det@{digest}+own_recognition"
+
+    def test_a_folder_without_its_files_is_refused(self, fake, tmp_path):
+        folder = model_folder(tmp_path / "det")
+        (tmp_path / "det" / "inference.onnx").unlink()
+        with pytest.raises(ArtifactError, match=r"holds inference\.yml and inference\.onnx; no inference\.onnx here"):
+            PaddleTextReader(text_detection_model_dir=folder)
+
+    @pytest.mark.parametrize("models", ["PP-OCRv9", "+x", "a+b+c"])
+    def test_unknown_models_are_refused(self, fake, models):
+        with pytest.raises(RewardError, match="known are default, PP-OCRv4, rapidocr"):
+            PaddleTextReader(models=models)
+
+    def test_an_unknown_option_names_itself(self, fake):
+        with pytest.raises(TypeError, match="modles"):
+            PaddleTextReader(modles="default")
+
+    def test_what_paddleocr_refuses_is_one_line_with_a_way_out(self, fake):
+        def refuse(**given):
+            raise RuntimeError("No available model\nhosting platforms detected")
+
+        fake.PaddleOCR = refuse
+        with pytest.raises(
+            RewardError, match=r"No available model hosting platforms detected.*models=rapidocr"
+        ) as seen:
+            PaddleTextReader(device="cpu")
+        assert "\n" not in str(seen.value)
+
+    def test_without_paddleocr_the_extra_is_named(self, monkeypatch):
+        monkeypatch.setitem(__import__("sys").modules, "paddleocr", None)
+        with pytest.raises(MissingDependency, match=r"paddleocr is not installed: pip install 'flowopd\[paddle\]'"):
+            make_reader("paddleocr", engine="paddle")
+
+
+@pytest.mark.parametrize(
+    ("stem", "name"),
+    [
+        ("PP-OCRv6_det_small", "PP-OCRv6_small_det"),
+        ("ch_PP-OCRv4_rec_mobile", "PP-OCRv4_mobile_rec"),
+        ("ch_PP-OCRv4_det_infer", "PP-OCRv4_mobile_det"),
+        ("en_PP-OCRv3_det_mobile", "PP-OCRv3_mobile_det"),
+        ("en_PP-OCRv4_rec_mobile", "en_PP-OCRv4_mobile_rec"),
+    ],
+)
+def test_rapidocrs_file_names_say_what_paddleocr_calls_the_model(tmp_path, stem, name):
+    assert paddle._paddle_name(tmp_path / f"{stem}.onnx") == name
+
+
+def test_a_file_that_does_not_say_its_model_is_refused(tmp_path):
+    (tmp_path / "mine.onnx").write_bytes(b"x")
+    with pytest.raises(ArtifactError, match="does not say which PP-OCR model"):
+        choose("det", PaddleOptions(text_detection_model_dir=str(tmp_path / "mine.onnx")))
+    with pytest.raises(ArtifactError, match="no such file"):
+        choose("det", PaddleOptions(text_detection_model_dir=str(tmp_path / "none.onnx")))
+
+
+def words(size=48):
+    """A picture of each word, in changing inks, on paper of about its size."""
+    font = ImageFont.load_default(size=size)
+    pictures = []
+    for i, word in enumerate(WORDS):
+        picture = Image.new("RGB", (352, 96), (250, 245, 230))
+        ImageDraw.Draw(picture).text((24, 18), word, font=font, fill=INKS[i % len(INKS)])
+        pictures.append(torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(96, 352, 3))
+    return torch.stack(pictures).permute(0, 3, 1, 2).float() / 255
+
+
+class TestEngine:
+    """The real engine, onnxruntime, over the ONNX files of rapidocr: nothing is downloaded."""
+
+    @pytest.fixture(scope="class")
+    def cache(self, tmp_path_factory):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("FLOWOPD_CACHE", str(tmp_path_factory.mktemp("cache")))
+            yield patch
+
+    @pytest.fixture(scope="class")
+    def reader(self, cache):
+        pytest.importorskip("paddleocr", reason="paddleocr over rapidocr's ONNX files, and its agreement with rapidocr")
+        pytest.importorskip("rapidocr", reason="paddleocr has no ONNX files to read with")
+        return make_reader("paddleocr", models="rapidocr", device="cpu")
+
+    def test_it_agrees_with_rapidocr_on_a_hundred_words(self, reader):
+        pictures = words()
+        assert len(set(map(str.lower, WORDS))) == len(pictures) == 100
+        paddles, rapids = ([_text(r) for r in one(pictures)] for one in (reader, make_reader("rapidocr")))
+        agree = sum(a == b for a, b in zip(paddles, rapids, strict=True))
+        right = sum(a == normalize(word) for a, word in zip(paddles, WORDS, strict=True))
+        print(f"paddleocr agrees with rapidocr on {agree} of 100 words and reads {right} of them right")
+        assert agree >= 95
+        assert right >= 95
+
+    def test_the_reward_scores_its_readings(self, reader):
+        prompts = [Prompt(word, f'a card with "{word}"', "ocr") for word in ("acorn", "Bridge", "wrong")]
+        result = OCRReward(reader)(words()[:3], prompts)
+        assert result.total.tolist()[:2] == [1.0, 1.0]
+        assert result.total[2] < 0.5
+        assert result.details[0]["reader"].startswith("paddleocr-3")
+        assert "_det_" in result.details[0]["reader"]
+
+    def test_a_blank_picture_has_no_lines(self, reader):
+        assert reader(torch.ones(1, 3, 96, 352))[0].lines == ()
+
+    def test_the_published_models_run_through_the_same_loading_code(self, reader, cache):
+        """rapidocr's own weights stand in for the published ones, which are only on the net."""
+        files = {kind: carried_model(kind) for kind in ("det", "rec")}
+        digests = {kind: hashlib.sha256(path.read_bytes()).hexdigest() for kind, path in files.items()}
+        cache.setattr(paddle, "PUBLISHED_FILES", {k: (files[k].as_uri(), digests[k]) for k in files})
+        published = make_reader("paddleocr", models="PP-OCRv4", device="cpu")
+        assert [_text(r) for r in published(words()[:2])] == ["acorn", "bridge"]
+
+    def test_a_published_file_that_is_another_is_refused(self, reader, cache, tmp_path):
+        other = tmp_path / "en_PP-OCRv3_det_mobile.onnx"
+        other.write_bytes(b"not it")
+        cache.setattr(paddle, "PUBLISHED_FILES", {"det": (other.as_uri(), "0" * 64), "rec": (other.as_uri(), "0" * 64)})
+        with pytest.raises(ArtifactError, match="expected 000"):
+            make_reader("paddleocr", models="PP-OCRv4", device="cpu")
+
+    def test_a_prepared_folder_is_made_once_and_can_be_named(self, reader, cache):
+        first, second = (onnx_folder(carried_model("det"), "det") for _ in range(2))
+        assert first == second
+        again = choose("det", PaddleOptions(text_detection_model_dir=str(first.folder)))
+        assert again.name == first.name
+        assert (first.folder / "inference.yml").is_file()
+
+    def test_a_detector_is_no_recogniser(self, reader, cache):
+        with pytest.raises(ArtifactError, match="no list of characters"):
+            onnx_folder(carried_model("det"), "rec", name="PP-OCRv6_small_rec")
+
+
+def _text(reading):
+    return normalize("".join(line.text for line in reading.lines))
+
+
+def test_the_rendered_words_are_pictures_of_ink_on_paper():
+    arrays = to_arrays(words()[:1])
+    assert arrays.min() < 40
+    assert arrays.max() > 240

@@ -1,0 +1,133 @@
+"""What the page readers share, the choice of a reader by name, and the rapidocr reader on rendered pages."""
+
+import importlib.util
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from flowopd_cli.core.types import Prompt
+from flowopd_cli.errors import MissingDependency, RewardError
+from flowopd_cli.rewards.ocr import rapidocr as readers
+from flowopd_cli.rewards.ocr.rapidocr import Found, make_reader, read_pages, reading_order
+from flowopd_cli.rewards.ocr.reward import Line, OCRReward
+
+
+def page(*lines, size=(256, 512), ink=(150, 20, 20), paper=(250, 240, 200)):
+    """A picture ``(3, H, W)`` in [0, 1] with lines of text at ``(x, y)``."""
+    picture = Image.new("RGB", (size[1], size[0]), paper)
+    draw = ImageDraw.Draw(picture)
+    for text, x, y in lines:
+        draw.text((x, y), text, font=ImageFont.load_default(size=48), fill=ink)
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255
+
+
+@pytest.mark.parametrize(
+    ("corners", "order"),
+    [
+        ([], []),
+        ([(0, 50), (0, 0)], [1, 0]),
+        ([(90, 0), (10, 4), (50, 9)], [1, 2, 0]),
+        ([(90, 0), (10, 10)], [0, 1]),
+        ([(90, 0), (10, 9.5), (0, 100)], [1, 0, 2]),
+        ([(5, 40), (300, 38), (5, 0)], [2, 0, 1]),
+    ],
+)
+def test_lines_are_read_from_top_to_bottom_then_left_to_right(corners, order):
+    assert reading_order(corners) == order
+
+
+def test_the_engine_gets_blue_green_red_bytes():
+    seen = []
+
+    def engine(array):
+        seen.append(array)
+        return []
+
+    images = torch.zeros(1, 3, 4, 5)
+    images[0, 0] = 1.0
+    images[0, 1, 2, 3] = 0.5
+    read_pages(images, engine, 0.5)
+    assert seen[0].shape == (4, 5, 3)
+    assert seen[0].dtype == np.uint8
+    assert seen[0][0, 0].tolist() == [0, 0, 255]
+    assert seen[0][2, 3].tolist() == [0, 128, 255]
+    assert seen[0].flags["C_CONTIGUOUS"]
+
+
+def test_lines_below_the_threshold_are_dropped_and_the_rest_keep_their_confidence():
+    found = [Found(Line("low", 0.49), 0, 0), Found(Line("second", 0.5), 0, 60), Found(Line("first", 0.9), 0, 30)]
+    (reading,) = read_pages(torch.zeros(1, 3, 8, 8), lambda array: found, 0.5)
+    assert reading.lines == (Line("first", 0.9), Line("second", 0.5))
+
+
+def test_a_picture_that_breaks_the_engine_costs_itself_alone():
+    def engine(array):
+        if array.max() == 0:
+            raise ValueError("a black\npicture")
+        return [Found(Line("hello", 0.9), 0, 0)]
+
+    class Breaking:
+        name = "breaking"
+
+        def __call__(self, images):
+            return read_pages(images, engine, 0.5)
+
+    prompts = [Prompt(str(i), 'says "hello"', "ocr") for i in range(2)]
+    result = OCRReward(Breaking())(torch.stack([torch.zeros(3, 8, 8), torch.ones(3, 8, 8)]), prompts)
+    assert result.valid.tolist() == [False, True]
+    assert result.details[0]["error"] == "ValueError: a black picture"
+    assert float(result.total[1]) == 1.0
+
+
+def test_an_unknown_reader_and_options_for_a_made_one_are_refused():
+    with pytest.raises(RewardError, match="no reader 'tesseract'; known: auto, paddleocr"):
+        OCRReward("tesseract")
+    with pytest.raises(RewardError, match="threads"):
+        OCRReward(lambda images: [], threads=2)
+
+
+@pytest.mark.parametrize(("installed", "chosen"), [(True, "paddle"), (False, "rapid")])
+def test_auto_is_paddleocr_where_that_is_installed(monkeypatch, installed, chosen):
+    from flowopd_cli.rewards.ocr import paddle
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if installed else None)
+    monkeypatch.setattr(paddle, "PaddleTextReader", lambda: "paddle")
+    monkeypatch.setattr(readers, "RapidPageReader", lambda: "rapid")
+    assert make_reader() == chosen
+
+
+@pytest.mark.parametrize("name", ["rapidocr", "rapidocr-band"])
+def test_a_missing_package_is_one_line_with_its_extra(monkeypatch, name):
+    monkeypatch.setitem(sys.modules, "rapidocr", None)
+    with pytest.raises(MissingDependency, match=r"rapidocr is not installed: pip install 'flowopd\[ocr\]'"):
+        make_reader(name)
+
+
+class TestRapidPageReader:
+    @pytest.fixture(scope="class")
+    def reader(self):
+        pytest.importorskip("rapidocr", reason="the rapidocr page reader itself is not tested")
+        return make_reader("rapidocr")
+
+    def test_it_reads_several_lines_in_order(self, reader):
+        picture = page(("Second", 30, 150), ("First", 60, 20), ("Right", 300, 24))
+        assert [line.text for line in reader(picture[None])[0].lines] == ["First", "Right", "Second"]
+
+    def test_each_picture_has_a_reading_of_its_own(self, reader):
+        readings = reader(torch.stack([page(("Open", 40, 90)), page(), page(("Closed", 40, 90))]))
+        assert [[line.text for line in reading.lines] for reading in readings] == [["Open"], [], ["Closed"]]
+        assert all(line.confidence > 0.9 for reading in readings for line in reading.lines)
+
+    def test_its_name_has_version_and_models(self, reader):
+        assert reader.name.startswith("rapidocr-")
+        assert reader.name.count("_det_") == reader.name.count("_rec_") == 1
+
+    def test_the_reward_concatenates_lines(self, reader):
+        prompts = [Prompt("p", 'a sign that says "First Second"', "ocr")]
+        result = OCRReward(reader)(page(("First", 30, 20), ("Second", 30, 150))[None], prompts)
+        assert float(result.total[0]) == 1.0
+        assert float(result.scores["exact"][0]) == 1.0
+        assert result.details[0]["reader"] == reader.name

@@ -1,0 +1,244 @@
+"""PickScore, CLIPScore and the aesthetic score on tiny CLIP folders, against one picture at a time by hand."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from support.tiny_scorers import TOKENS, linear_head, pictures, save_clip
+
+from flowopd_cli.core.types import Prompt
+from flowopd_cli.errors import ArtifactError, RewardError
+from flowopd_cli.rewards.preference.aesthetic import HEAD_FILE, AestheticReward
+from flowopd_cli.rewards.preference.clipscore import ClipScoreReward
+from flowopd_cli.rewards.preference.pickscore import PickScoreReward
+
+TEXTS = ["a cat", "two dogs on the left of a red car, and far too many more words", "a cat", "", "blue"]
+PROMPTS = [Prompt(str(i), text, "t") for i, text in enumerate(TEXTS)]
+IMAGES = pictures(len(TEXTS))
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clip")
+    return str(folder), save_clip(folder)
+
+
+def ids_by_hand(folder, text):
+    """Letters as CLIP's words, the end token kept when the text is cut."""
+    vocab = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
+    letters = [vocab[c + "</w>" * (i == len(word) - 1)] for word in pieces(text) for i, c in enumerate(word)]
+    return [vocab["<|startoftext|>"], *letters[: TOKENS - 2], vocab["<|endoftext|>"]]
+
+
+def pieces(text):
+    return re.findall(r"[a-z]+|[0-9]|[^\sa-z0-9]+", text)
+
+
+@torch.no_grad()
+def cosines_by_hand(model, folder, texts, pixels):
+    rows = []
+    for text, pixel in zip(texts, pixels, strict=True):
+        ids = torch.tensor([ids_by_hand(Path(folder), text)])
+        words = model.get_text_features(input_ids=ids, attention_mask=torch.ones_like(ids)).pooler_output[0]
+        seen = model.get_image_features(pixel_values=pixel[None]).pooler_output[0]
+        rows.append(torch.nn.functional.cosine_similarity(words, seen, dim=0))
+    return torch.stack(rows)
+
+
+def pil_pixels(images, side=32):
+    """Shortest side by PIL's bicubic, the middle cut out, CLIP's mean and deviation."""
+    mean = np.array([0.48145466, 0.4578275, 0.40821073])
+    std = np.array([0.26862954, 0.26130258, 0.27577711])
+    rows = []
+    for image in images:
+        picture = Image.fromarray((image.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8))
+        scale = side / min(picture.size)
+        picture = picture.resize((int(picture.width * scale), int(picture.height * scale)), Image.Resampling.BICUBIC)
+        left = (picture.width - side) // 2
+        array = np.asarray(picture)[:, left : left + side] / 255
+        rows.append(torch.tensor((array - mean) / std).permute(2, 0, 1).float())
+    return torch.stack(rows)
+
+
+def test_pickscore_is_the_scaled_cosine_and_a_26th_of_it_to_train_on(clip):
+    folder, model = clip
+    reward = PickScoreReward(folder, device="cpu", batch=3)
+    result = reward(IMAGES, PROMPTS)
+    expected = cosines_by_hand(model, folder, TEXTS, pil_pixels(IMAGES)) * np.exp(2.0)
+    torch.testing.assert_close(result.scores["raw"], expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(result.total, expected / 26, atol=1e-5, rtol=1e-4)
+    assert result.valid.all()
+    assert expected.std() > 0.1
+    raw = PickScoreReward(folder, scale="raw", device="cpu")
+    assert torch.equal(raw(IMAGES, PROMPTS).total, raw(IMAGES, PROMPTS).scores["raw"])
+    assert raw.info.high == pytest.approx(26)
+    assert reward.info.high == pytest.approx(1)
+
+
+@pytest.mark.parametrize("make", [PickScoreReward, lambda f, **k: ClipScoreReward(source=f, **k)])
+def test_batches_do_not_change_scores(clip, make):
+    one, eight = (make(clip[0], device="cpu", batch=b)(IMAGES, PROMPTS).total for b in (1, 8))
+    alone = torch.cat([make(clip[0], device="cpu")(IMAGES[i : i + 1], PROMPTS[i : i + 1]).total for i in range(5)])
+    torch.testing.assert_close(one, eight, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(alone, eight, atol=1e-5, rtol=1e-5)
+    assert make(clip[0], device="cpu")(IMAGES[:0], []).total.shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("variant", "prefix", "formula"),
+    [
+        ("t2i-compbench", "", lambda c: c),
+        ("original", "A photo depicts ", lambda c: 2.5 * c.clamp(min=0)),
+    ],
+)
+def test_clipscore_variants(clip, variant, prefix, formula):
+    folder, model = clip
+    result = ClipScoreReward(variant, folder, device="cpu")(IMAGES, PROMPTS)
+    texts = [(prefix + text).lower() for text in TEXTS]
+    cosine = cosines_by_hand(model, folder, texts, pil_pixels(IMAGES))
+    torch.testing.assert_close(result.scores["cosine"], cosine, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(result.total, formula(cosine), atol=1e-5, rtol=1e-4)
+
+
+def test_the_flow_grpo_variant_shrinks_tensors_bilinearly(clip):
+    """Downscaling by two with antialiasing is a triangle filter: weights 1, 3, 3, 1 over 8 inside the picture."""
+    folder, model = clip
+    images = pictures(2, 64, 64).mul(255).round() / 255
+    result = ClipScoreReward("flow_grpo", folder, device="cpu")(images, PROMPTS[:2])
+    mean = torch.tensor([0.48145466, 0.4578275, 0.40821073])[:, None, None]
+    std = torch.tensor([0.26862954, 0.26130258, 0.27577711])[:, None, None]
+    kernel = torch.tensor([1.0, 3, 3, 1])
+
+    def halve(rows):
+        shares = [rows[..., max(0, 2 * i - 1) : 2 * i + 3] for i in range(32)]
+        weights = [kernel[1:] if i == 0 else kernel[: s.shape[-1]] for i, s in enumerate(shares)]
+        return torch.stack([(s * w).sum(-1) / w.sum() for s, w in zip(shares, weights, strict=True)], dim=-1)
+
+    small = halve(halve(images).transpose(2, 3)).transpose(2, 3)
+    cosine = cosines_by_hand(model, folder, TEXTS[:2], (small - mean) / std)
+    torch.testing.assert_close(result.total, 100 * cosine / 30, atol=1e-4, rtol=1e-4)
+    bicubic = ClipScoreReward("t2i-compbench", folder, device="cpu")(images, PROMPTS[:2]).scores["cosine"]
+    assert (bicubic - cosine).abs().max() > 1e-4
+
+
+def test_the_pictures_of_a_group_share_their_text(clip):
+    reward = PickScoreReward(clip[0], device="cpu")
+    asked = []
+    encode = reward.encoder.texts
+    reward.encoder.texts = lambda texts: asked.append(list(texts)) or encode(texts)
+    reward(IMAGES, PROMPTS)
+    assert asked == [list(dict.fromkeys(TEXTS))]
+
+
+def test_half_precision_is_near(clip):
+    full = PickScoreReward(clip[0], device="cpu")(IMAGES, PROMPTS).scores["raw"]
+    half = PickScoreReward(clip[0], dtype="bfloat16", device="cpu")(IMAGES, PROMPTS).scores["raw"]
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half, full, atol=0.4, rtol=0.05)
+    assert not torch.equal(half, full)
+
+
+@pytest.fixture
+def head(tmp_path):
+    path = tmp_path / HEAD_FILE
+    torch.save(linear_head(24), path)
+    return path
+
+
+def test_aesthetic_is_the_linear_head_on_unit_vectors(clip, head):
+    folder, model = clip
+    for source in (head, head.parent):
+        result = AestheticReward(folder, str(source), device="cpu", batch=2)(IMAGES, PROMPTS)
+        with torch.no_grad():
+            vectors = torch.cat([model.get_image_features(p[None]).pooler_output for p in pil_pixels(IMAGES)])
+        stack = torch.nn.Sequential(*(torch.nn.Linear(a, b) for a, b in ((24, 12), (12, 10), (10, 8), (8, 6), (6, 1))))
+        names = dict(zip(("0", "1", "2", "3", "4"), ("0", "2", "4", "6", "7"), strict=True))
+        tensors = linear_head(24)
+        stack.load_state_dict(
+            {name: tensors[f"layers.{names[name[0]]}{name[1:]}"] for name in stack.state_dict()}, strict=True
+        )
+        expected = stack(vectors / vectors.norm(dim=-1, keepdim=True))[:, 0].detach()
+        torch.testing.assert_close(result.total, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_head_that_gives_no_number_makes_pictures_invalid(clip, head):
+    torch.save(linear_head(24) | {"layers.7.bias": torch.tensor([float("nan")])}, head)
+    result = AestheticReward(clip[0], str(head), device="cpu")(IMAGES, PROMPTS)
+    assert not result.valid.any()
+    assert torch.isnan(result.total).all()
+    assert all("not a finite number" in detail["error"] for detail in result.details)
+
+
+def without(name):
+    return {k: v for k, v in linear_head(24).items() if k != name}
+
+
+class Evil:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+@pytest.mark.parametrize(
+    ("content", "word"),
+    [
+        (without("layers.4.bias"), "missing"),
+        (linear_head(24) | {"layers.9.weight": torch.zeros(1)}, "unexpected"),
+        (linear_head(23), "of another shape"),
+        (linear_head(24) | {"layers.2.bias": torch.zeros(3)}, "of another shape"),
+        ([1, 2], "not named tensors"),
+        (None, "no such file"),
+    ],
+)
+def test_a_wrong_head_is_one_clear_line(clip, head, content, word):
+    head.unlink()
+    if content is not None:
+        torch.save(content, head)
+    with pytest.raises(ArtifactError, match=word) as caught:
+        AestheticReward(clip[0], str(head), device="cpu")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_pickle_that_acts_is_not_obeyed(clip, head, tmp_path):
+    torch.save({"layers.0.weight": Evil(tmp_path / "touched")}, head)
+    with pytest.raises(ArtifactError, match="cannot be read as weights"):
+        AestheticReward(clip[0], str(head), device="cpu")
+    assert not (tmp_path / "touched").exists()
+
+
+def test_an_incomplete_folder_is_one_clear_line(clip, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    save_clip(tmp_path)
+    path = tmp_path / "model.safetensors"
+    tensors = load_file(path)
+    save_file({k: v for k, v in tensors.items() if k != "visual_projection.weight"}, path, {"format": "pt"})
+    for make in (lambda: PickScoreReward(str(tmp_path)), lambda: ClipScoreReward(source=str(tmp_path))):
+        with pytest.raises(ArtifactError, match=r"missing \(first visual_projection\.weight\)") as caught:
+            make()
+        assert "\n" not in str(caught.value)
+    with pytest.raises(ArtifactError, match="no such folder"):
+        PickScoreReward(str(tmp_path / "nowhere"))
+
+
+def test_local_weights_are_known_by_their_digest_wherever_they_lie(clip, tmp_path):
+    copy = shutil.copytree(clip[0], tmp_path / "copy")
+    here, there = (ClipScoreReward(source=str(folder), device="cpu").weights for folder in (clip[0], copy))
+    assert here == there
+    assert here["model"].startswith("sha256:")
+    save_clip(copy, seed=9)
+    assert ClipScoreReward(source=str(copy), device="cpu").weights != here
+
+
+def test_unknown_options_are_named():
+    with pytest.raises(RewardError, match="raw, train"):
+        PickScoreReward(scale="percent")
+    with pytest.raises(RewardError, match="t2i-compbench, flow_grpo, original"):
+        ClipScoreReward("b32")

@@ -1,0 +1,80 @@
+"""What a resumed run may change, and how what it may not is told."""
+
+import pytest
+
+from flowopd_cli.runs import provenance as origin
+from flowopd_cli import recipe as recipes
+from flowopd_cli.errors import ArtifactError
+from flowopd_cli.runs.manifest import Environment
+from flowopd_cli.runs.provenance import MAY_CHANGE, MAY_MOVE, Origin
+
+DISTILL = {
+    "stage": "distill",
+    "prompts": [{"source": "toy:ocr"}],
+    "routing": {"ocr": {"ref": "runs/a"}},
+    "rewards": [{"name": "toy-ocr"}],
+}
+
+
+def changed(*overrides):
+    one, two = (recipes.build(DISTILL, overrides=o).model_dump(mode="json") for o in ((), overrides))
+    return origin.other_fields(one, two)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        *("train.iterations=7", "train.checkpoint_every=3", "train.keep_checkpoints=5", "train.sample_every=1"),
+        *("train.keep_best={metric: loss, direction: min}", "train.keep_best.metric=loss", "train.track=tensorboard"),
+        *("train.processes=2", "train.micro=1", "train.rollout_batch=2", "model.device=cpu"),
+        *("opd.log_rewards_every=3", "routing.ocr.ref=elsewhere", "anchor.ref=elsewhere", "adapter.init=elsewhere"),
+        "model.pretrained=elsewhere",
+    ],
+)
+def test_what_changes_no_result_or_has_only_moved_may_change(override):
+    assert changed(override) == []
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        *("train.weight_decay=1", "train.groups=3", "seed=1", "sampling.eta=0.1", "adapter.rank=2", "anchor.beta=1"),
+        *("rewards.0.weight=2", "prompts.0.limit=1", "routing.ocr.guidance=3", "model.revision=x", "opd.clip=1"),
+    ],
+)
+def test_anything_else_may_not(override):
+    assert changed(override) == [override.partition("=")[0]]
+
+
+def test_the_lists_name_fields_that_exist():
+    fields = {*origin.flat(recipes.build(DISTILL).model_dump(mode="json"))}
+    stars = {key.replace("routing.ocr", "routing.*") for key in fields}
+    assert stars >= MAY_CHANGE
+    assert {name for name in MAY_MOVE if not name.startswith("teachers")} <= stars
+
+
+def test_a_record_that_is_damaged_is_one_line(tmp_path):
+    path = tmp_path / "o"
+    path.write_text('{"base": 3}')
+    with pytest.raises(ArtifactError, match="damaged") as refused:
+        origin.read_origin(path)
+    assert "\n" not in str(refused.value)
+
+
+def test_changed_parents_are_seen_without_a_model(tmp_path):
+    for name in ("same", "other", "gone"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "adapter_config.json").write_text("{}")
+        (tmp_path / name / "adapter_model.safetensors").write_bytes(b"weights")
+    parents = [
+        {"role": f"teacher_{name}", "ref": str(tmp_path / name), "sha256": origin.AdapterRef.parse(str(p)).sha256()}
+        for name in ("same", "other", "gone")
+        if (p := tmp_path / name)
+    ] + [{"role": "anchor", "ref": "base"}, {"role": "init", "ref": "hub:me/x", "sha256": "1"}]
+    environment = Environment(python="3", platform="p", packages={})
+    made = Origin(base=None, parents=tuple(parents), prompts=None, recipe={}, environment=environment)
+    assert origin.changed_parents(made) == []
+    (tmp_path / "other" / "adapter_model.safetensors").write_bytes(b"others")
+    (tmp_path / "gone").rename(tmp_path / "moved")
+    (told,) = origin.changed_parents(made)
+    assert told.startswith(f"teacher_other {tmp_path / 'other'} was ")

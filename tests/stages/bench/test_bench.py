@@ -1,0 +1,214 @@
+"""The benchmark: its structures make the same gradients, its clock and its limits say what is so."""
+
+import json
+import sys
+
+import pytest
+import torch
+
+from flowopd_cli.cli import app as cli
+from flowopd_cli.cli.commands import bench as cli_bench
+from flowopd_cli.errors import RecipeError
+from flowopd_cli.models.files.shapes import Rows
+from flowopd_cli.models.footprint import kept
+from flowopd_cli.models.sd3 import SD3Model
+from flowopd_cli.models.shapes.sd3 import SHAPES
+from flowopd_cli.stages.bench import clock, limits, structures
+from flowopd_cli.stages.bench.measure import Request, run
+from flowopd_cli.stages.bench.world import build
+from flowopd_cli.system.progress import Silent
+
+
+def recipe(*overrides, shape="small", **roles):
+    given = cli_bench.Roles(roles.get("teachers"), roles.get("anchor"), roles.get("guidance"))
+    tree, where = cli_bench.starting_point(None, None, shape)
+    settings = ("sampling.steps=3", "adapter.rank=4", *overrides)
+    return cli_bench.measured(tree, where, {}, given, settings)
+
+
+def world_of(*overrides, batch=2, **roles):
+    return build(recipe(*overrides, **roles), batch, real_prompts=False)
+
+
+def gradients(world, structure):
+    """What a structure leaves in the policy when its optimizer step comes."""
+    found = {}
+
+    def step():
+        found.update({name: p.grad.clone() for name, p in world.model.adapters.trainable().items()})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(world.optimizer, "step", step)
+        patch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: None)
+        structure(world)()
+    return found
+
+
+@pytest.mark.parametrize("guidance", [1.0, 4.5])
+def test_every_structure_makes_the_same_gradients(guidance):
+    world = world_of(f"sampling.guidance={guidance}", guidance=4.5)
+    replay = gradients(world, structures.replay)
+    assert max(float(value.abs().max()) for value in replay.values()) > 0
+    for structure in (structures.fused, structures.upstream):
+        found = gradients(world, structure)
+        for name, value in replay.items():
+            torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-3 * float(value.abs().max()))
+
+
+def forwards(world, structure):
+    """Rows that go through the transformer, those with gradients apart."""
+    rows = {True: 0, False: 0}
+
+    def count(module, inputs, named):
+        rows[torch.is_grad_enabled()] += len(named["hidden_states"])
+
+    hook = world.model.transformer.register_forward_pre_hook(count, with_kwargs=True)
+    structure(world)()
+    hook.remove()
+    return rows[True], rows[False]
+
+
+def test_the_passes_of_each_structure_are_those_that_are_counted():
+    """Two pictures, three steps of which two are trained; student without guidance, teachers and anchor with."""
+    world = world_of("sampling.guidance=1", guidance=4.5)
+    assert forwards(world, structures.fused) == (2 * 2, 2 * 2 * 2 * 2)  # student; halves of teacher and anchor
+    assert forwards(world, structures.replay) == (2 * 2, 2 * 2 * 2 * 2 + 2 * 3)  # and the rollout
+    assert forwards(world, structures.upstream) == (2 * 2 * 2, 2 * 2 * 2 * 2 + 2 * 2 * 3)  # and halves everywhere
+    floor = [forwards(world, lambda _, action=action: action) for action in structures.floor(world).values()]
+    assert floor == [(2 * 2, 0), (0, 2 * 2), (0, 2 * 2 * 2), (0, 2 * 2 * 2)]  # the second is the rollout's forward
+    assert "anchor" not in structures.floor(world_of(anchor=False))
+
+
+FLUX = ("model.resolution=64", "model.max_sequence_length=8", "sampling.guidance=3.5")
+
+
+def test_guidance_that_the_network_takes_has_no_halves_in_any_structure():
+    """Two pictures, three steps of which two are trained."""
+    world = world_of(*FLUX, shape="flux-small", guidance=2.0)
+    replay = gradients(world, structures.replay)
+    for structure in (structures.fused, structures.upstream):
+        for name, found in gradients(world, structure).items():
+            torch.testing.assert_close(found, replay[name], rtol=1e-3, atol=1e-3 * float(replay[name].abs().max()))
+    assert forwards(world, structures.fused) == (2 * 2, 2 * 2 * 2)  # student; teacher and anchor
+    assert forwards(world, structures.upstream) == (2 * 2, 2 * 2 * 2 + 2 * 3)  # and the rollout
+    floor = [forwards(world, lambda _, action=action: action) for action in structures.floor(world).values()]
+    assert floor == [(2 * 2, 0), (0, 2 * 2), (0, 2 * 2), (0, 2 * 2)]
+
+
+def test_the_figures_of_another_family():
+    figures = run(Request(recipe(*FLUX, shape="flux-small"), 1, 1, real=False), Silent())
+    assert figures["settings"]["latents"] == [16, 8, 8]
+    assert figures["operations"]["forward_of_one_row"] > 0
+    assert figures["ratios"]["fused_to_floor"] > 0
+
+
+def test_the_parts_of_an_iteration_are_all_of_it():
+    world = world_of()
+    structures.replay(world)()
+    found = clock.parts(world, structures.replay(world), 1)
+    assert all(found[name] > 0 for name in ("rollout", "teacher", "anchor", "student", "optimizer"))
+    whole = found.pop("all")
+    assert sum(found.values()) == pytest.approx(whole, rel=1e-6)
+    assert found["rest"] < 0.5 * whole
+    assert clock.parts(world, structures.fused(world), 1)["rollout"] == 0
+    assert type(world.model.velocity.__self__).velocity is SD3Model.velocity  # nothing of the clock is left
+
+
+def test_samples_are_interleaved_and_every_round_begins_with_another():
+    calls = []
+    actions = {name: lambda name=name: calls.append(name) for name in "abc"}
+    samples = clock.interleaved(actions, 4, torch.device("cpu"))
+    assert "".join(calls) == "abc" + "bca" + "cab" + "abc"
+    assert {name: len(values) for name, values in samples.items()} == dict.fromkeys("abc", 4)
+
+
+@pytest.mark.skipif(not clock.CLEAR.exists(), reason="the system does not say")
+def test_the_peak_is_that_of_the_action_alone():
+    def take(mebibytes):
+        return lambda: torch.zeros(mebibytes * 2**18).add_(1).sum()
+
+    much, little = (clock.peak_bytes(take(size), torch.device("cpu")) for size in (400, 4))
+    assert much - little > 300 * 2**20
+
+
+def test_the_largest_micro_batch_is_reckoned_from_what_autograd_keeps():
+    world = world_of("sampling.guidance=1")
+    expected = kept(SHAPES["small"], world.recipe.adapter, Rows(1, 256, 32, 4))
+    assert limits.kept_bytes(world) == pytest.approx(expected, rel=0.15)
+    found = limits.largest_micro_batch(world)
+    assert found["rows"] > 1
+    assert "estimated" in found["how"]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_the_largest_micro_batch_is_tried():
+    found = limits.largest_micro_batch(world_of("model.device=cuda"))
+    assert found["rows"] >= 8
+    assert found["how"] == "found by doubling"
+
+
+def test_the_figures():
+    figures = run(Request(recipe("sampling.guidance=1", guidance=4.5), 1, 2, real=False), Silent())
+    keys = ("floor_seconds", "fused_seconds", "replay_seconds", "upstream_structure_seconds", "peak_memory_bytes")
+    assert all(figures[key] > 0 for key in keys)
+    assert figures["floor_seconds"] == pytest.approx(sum(figures["floor"].values()))
+    assert figures["images_per_second"] == pytest.approx(1 / figures["fused_seconds"])
+    assert {name: len(pairs) for name, pairs in figures["samples"].items()} == dict.fromkeys(
+        ("student", "forward", "teacher", "anchor", "fused", "replay", "upstream_structure"), 2
+    )
+    hours = 500 * 48 * 24 * figures["fused_seconds"] / 3600  # iterations x groups x their size, a picture at a time
+    assert figures["hours"] == pytest.approx(hours)
+    assert json.loads(json.dumps(figures)) == figures
+    assert [title for title, _, _ in cli_bench.tables(figures)][1:] == ["where the seconds go", "this machine"]
+
+
+def test_the_command_line(monkeypatch, capsys, tmp_path):
+    said = {"fused_seconds": 2.0, "ratios": {"fused_to_floor": 1.05}}
+    asked = []
+    monkeypatch.setattr(cli_bench, "measure", lambda *given: asked.append(given) or said)
+    monkeypatch.setattr(cli_bench, "tables", lambda figures: [])
+    argv = ["bench", "--shape", "sd3.5-medium", "--resolution", "512", "--rank", "16", "--teachers", "3"]
+    argv += ["--no-anchor", "--guidance", "1", "--teacher-guidance", "4.5", "--batch", "2", "--steps", "4"]
+    for more in ([], ["--json", "--out", str(tmp_path / "b.json")]):
+        monkeypatch.setattr(sys, "argv", ["flowopd", *argv, *more])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        assert not stop.value.code
+        out = capsys.readouterr().out
+        assert out == ("2.000 s an iteration, 1.05 x the floor\n" if not more else json.dumps(said) + "\n")
+    assert json.loads((tmp_path / "b.json").read_text()) == said
+    built = asked[0][0]
+    assert (built.model.pretrained, built.model.resolution, built.sampling.steps) == ("sd3.5-medium", 512, 4)
+    assert (built.adapter.rank, built.adapter.alpha, built.anchor.beta) == (16, 16, 0)
+    assert [spec.guidance for spec in built.routing.values()] == [4.5] * 3
+    assert built.sampling.guidance == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "word"),
+    [
+        ((None, None, None), "something to measure"),
+        ((None, "toy", "small"), "leave out"),
+        ((None, None, "smal"), "did you mean 'small'"),
+        (("toy/nothing", None, None), "no recipe"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(given, word):
+    with pytest.raises(RecipeError, match=word):
+        cli_bench.starting_point(*given)
+
+
+def test_only_distillation_is_measured():
+    tree, where = cli_bench.starting_point("toy/teacher-ocr", None, None)
+    with pytest.raises(RecipeError, match="teacher recipe"):
+        cli_bench.measured(tree, where, {}, cli_bench.Roles(None, None, None), ())
+
+
+def test_a_recipe_keeps_its_settings_and_needs_none_of_its_adapters():
+    tree, where = cli_bench.starting_point("toy/distill", None, None)
+    built = cli_bench.measured(tree, where, {}, cli_bench.Roles(None, None, None), ("sampling.steps=2",))
+    figures = run(Request(built, 2, 1, real=True), Silent())
+    assert figures["settings"]["adapters"] == 5  # policy, two teachers, anchor, average
+    assert figures["settings"]["teacher_guidance"] == [2.0]
+    assert set(figures["extras"]) == {"encode", "decode"}

@@ -1,0 +1,165 @@
+"""A training whose numbers are no longer finite: what it says, what it leaves, what replays it."""
+
+import json
+
+import pytest
+import torch
+from click.testing import Result
+from support import copies
+from typer.testing import CliRunner
+
+from flowopd_cli import recipe as recipes
+from flowopd_cli.cli.app import app
+from flowopd_cli.errors import ArtifactError, DivergedError
+from flowopd_cli.runs.run import RunDir
+from flowopd_cli.stages.training import replay as _replay
+from flowopd_cli.system.progress import Silent
+
+
+class Heard(Silent):
+    """Keeps the remarks."""
+
+    def __init__(self):
+        self.notes = []
+
+    def note(self, text):
+        self.notes.append(text)
+
+
+def recipe(folder, pipeline, stage="distill", **train):
+    copies.prepare(folder, pipeline)
+    return copies.recipe(stage, folder, pipeline, updates=1, checkpoint_every=1, **train)
+
+
+def exploded(built):
+    """The recipe with a learning rate at which one step is enough."""
+    return built.model_copy(update={"train": built.train.model_copy(update={"lr": 1e30, "iterations": 50})})
+
+
+def runs(*argv) -> Result:
+    return CliRunner().invoke(app, ["runs", *map(str, argv)])
+
+
+@pytest.mark.parametrize("stage", ["distill", "coldstart"])
+def test_a_training_that_explodes_stops_by_itself_and_can_be_replayed(tmp_path, pipeline_folder, stage):
+    heard = Heard()
+    with pytest.raises(DivergedError, match="flowopd runs replay") as caught:
+        copies.train(tmp_path / "run", exploded(recipe(tmp_path, pipeline_folder, stage)), heard)
+    assert "5. optimizer step in a row" in str(caught.value)
+    run = RunDir(tmp_path / "run")
+    assert run.manifest().status == "failed"
+    rows, events = run.rows(), [event for event in run.events() if event["kind"] == "skipped"]
+    skipped = [row["iteration"] for row in rows if row["skipped"]]
+    assert [event["iteration"] for event in events] == [*skipped, skipped[-1] + 1]
+    assert len(events) == 5
+    texts = set((tmp_path / "a.txt").read_text().splitlines() + (tmp_path / "b.txt").read_text().splitlines())
+    assert all(event["prompts"] and set(event["prompts"]) <= texts for event in events)
+    assert sum("optimizer step skipped" in note for note in heard.notes) == 5
+    done = runs("replay", run.path, "--device", "cpu", "--json")
+    assert done.exit_code == 3, done.output
+    told = json.loads(done.stdout)
+    assert told["iteration"] == events[-1]["iteration"]
+    assert 0 < told["bad"] <= len(told["rows"]) <= 5
+    assert {row["prompt"] for row in told["rows"]} <= texts
+    table = runs("replay", run.path, "--device", "cpu")
+    assert "nan" in table.stdout or "inf" in table.stdout
+    assert f"{told['bad']} of {len(told['rows'])} rows are not finite" in table.stderr
+
+
+def test_a_teacher_whose_pictures_are_no_numbers_stops_by_itself(tmp_path, pipeline_folder):
+    with pytest.raises(DivergedError, match="for 5 iterations no picture could be scored") as caught:
+        copies.train(tmp_path / "run", exploded(recipe(tmp_path, pipeline_folder, "teacher")))
+    assert caught.value.exit_code == 5
+    run = RunDir(tmp_path / "run")
+    assert [row["invalid"] for row in run.rows()][-4:] == [1.0] * 4
+    assert ["could be scored" in event["text"] for event in run.events()] == [True]
+
+
+def test_a_replay_computes_what_the_training_did(tmp_path, pipeline_folder, monkeypatch):
+    """A batch of a training in which all is well is finite again, row by row, with the loss that it had."""
+    from flowopd_cli.train import loop
+    from flowopd_cli.train.faults import Dump
+    from flowopd_cli.train.guards import Fault
+
+    kept = {}
+    inner = loop.Guard.passes
+
+    def first(self, loss, batch):
+        if not kept:
+            policy = {n: p.detach().clone() for n, p in zip(kept_names, self.parameters, strict=True)}
+            kept.update(batch=batch, policy=policy, loss=float(loss.total.detach()))
+        return inner(self, loss, batch)
+
+    built = recipe(tmp_path, pipeline_folder, iterations=1, micro=4)
+    kept_names = None
+    trainable = copies.AdapterBank.trainable
+
+    def named(self):
+        nonlocal kept_names
+        found = trainable(self)
+        kept_names = list(found)
+        return found
+
+    monkeypatch.setattr(copies.AdapterBank, "trainable", named)
+    monkeypatch.setattr(loop.Guard, "passes", first)
+    run = copies.train(tmp_path / "run", built)
+    dump = Dump(1, 0, Fault("loss", ("made up",)), kept["policy"], kept["batch"])
+    run.save_fault(1, dump.save)
+    told = _replay.replay(run.path)
+    assert told["bad"] == 0
+    assert sum(row["loss"] for row in told["rows"]) == pytest.approx(kept["loss"], rel=1e-4)
+    assert [row["prompt"] for row in told["rows"]] == [prompt.text for prompt in kept["batch"].prompts]
+
+
+def test_a_run_without_faults_has_nothing_to_replay(tmp_path, pipeline_folder):
+    run = copies.train(tmp_path / "run", recipe(tmp_path, pipeline_folder, iterations=1))
+    with pytest.raises(ArtifactError, match="nothing to replay"):
+        _replay.replay(run.path)
+    assert run.events() == []
+
+
+def test_a_damaged_dump_is_refused(tmp_path, pipeline_folder):
+    with pytest.raises(DivergedError):
+        copies.train(tmp_path / "run", exploded(recipe(tmp_path, pipeline_folder, skip_limit=1)))
+    run = RunDir(tmp_path / "run")
+    (folder,) = run.faults_dir.iterdir()
+    file = next(folder.glob("batch*"))
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(bytes(data))
+    with pytest.raises(ArtifactError, match="damaged"):
+        _replay.replay(run.path)
+
+
+def test_a_resumed_run_says_each_thing_once(tmp_path, pipeline_folder):
+    run = copies.train(tmp_path / "run", recipe(tmp_path, pipeline_folder, iterations=2))
+    for iteration in (1, 2, 3):
+        run.log_event(iteration, "warning", f"number {iteration}")
+    run.go_back(2)
+    assert [event["iteration"] for event in run.events()] == [1, 2]
+
+
+def test_warnings_are_said_and_kept(tmp_path, pipeline_folder, monkeypatch):
+    """Rewards that nothing can score: every iteration is one without learning, which is said once."""
+    heard = Heard()
+    built = recipe(tmp_path, pipeline_folder, "teacher", iterations=3, sample_every=0)
+    monkeypatch.setattr(copies.Light, "__call__", nothing)
+    run = copies.train(tmp_path / "run", built, heard)
+    (event,) = run.events()
+    assert event["kind"] == "warning"
+    assert "no picture of this iteration could be scored" in event["text"]
+    assert sum("no picture of this iteration" in note for note in heard.notes) == 1
+    assert [row["step"] for row in run.rows()] == [0, 0, 0]
+    assert all(row["reward"] is None for row in run.rows())
+
+
+def nothing(self, images, prompts):
+    zero = torch.zeros(len(prompts))
+    return copies.RewardResult(zero, {"half": zero}, zero > 1)
+
+
+def test_the_recipe_with_a_limit_of_its_own_can_be_read_again(tmp_path, pipeline_folder):
+    built = recipe(tmp_path, pipeline_folder, skip_limit=9)
+    file = tmp_path / "recipe.yaml"
+    file.write_text(recipes.dump(built))
+    assert recipes.load(file).train.skip_limit == 9

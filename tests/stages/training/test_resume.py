@@ -1,0 +1,159 @@
+"""Where a training goes on, and with what it refuses to."""
+
+import pytest
+import torch
+
+from flowopd_cli import recipe as recipes
+from flowopd_cli.core.types import Prompt
+from flowopd_cli.errors import ArtifactError
+from flowopd_cli.runs.run import RunDir
+from flowopd_cli.stages.training import resume as _resume
+from flowopd_cli.stages.training.resume import prompts_digest
+from flowopd_cli.system.progress import Silent
+from flowopd_cli.train.checkpoint import TrainState
+
+RECIPE = recipes.build({"stage": "teacher", "prompts": [{"source": "toy:ocr"}], "rewards": [{"name": "toy-ocr"}]})
+PROMPT = Prompt("1", "a red circle", "a", {"tag": "color"})
+
+
+class Notes(Silent):
+    """Keeps what is said."""
+
+    def __init__(self):
+        self.said = []
+
+    def note(self, text):
+        self.said.append(text)
+
+
+def inputs(run, base="b", teacher="t", prompts="p"):
+    """What a stage tells its run before it trains."""
+    run.set_prompts(prompts)
+    run.set_base("toy", base)
+    run.set_parents([{"role": "teacher_a", "ref": "runs/a", "sha256": teacher}])
+
+
+@pytest.fixture
+def stopped(tmp_path):
+    """A run with checkpoints after iterations 1 and 2, and three rows of metrics."""
+    run = RunDir.create(tmp_path / "r", "teacher")
+    run.start(RECIPE)
+    inputs(run)
+    for iteration in (1, 2):
+        run.save_checkpoint(iteration, TrainState(iteration, iteration, {"policy/x": torch.zeros(1)}).save, keep=2)
+    for iteration in (1, 2, 3):
+        run.log({"iteration": iteration})
+    run.finish("interrupted")
+    return run
+
+
+def damage(run, *steps):
+    for step in steps:
+        next(run.checkpoints.path(step).glob("*.safetensors")).write_bytes(b"torn")
+
+
+@pytest.mark.parametrize(
+    ("broken", "left", "said"), [((), 2, []), ((2,), 1, ["step-000002 is damaged: going on from step-000001"])]
+)
+def test_a_resumed_run_goes_on_from_its_newest_sound_checkpoint(stopped, broken, left, said):
+    damage(stopped, *broken)
+    progress = Notes()
+    assert _resume.resume_state(stopped, True, progress).iteration == left
+    assert len(stopped.rows()) == left
+    assert stopped.checkpoints.steps() == list(range(1, left + 1))
+    assert [text in line for text, line in zip(said, progress.said, strict=True)] == [True] * len(said)
+
+
+def test_a_run_whose_every_checkpoint_is_damaged_does_not_start_again_by_itself(stopped):
+    damage(stopped, 1, 2)
+    with pytest.raises(ArtifactError, match=r"step-000001, step-000002.* --force") as refused:
+        _resume.resume_state(stopped, True, Notes())
+    assert "\n" not in str(refused.value)
+    assert len(stopped.rows()) == 3
+
+
+def test_a_run_without_a_checkpoint_starts_with_the_first_iteration_and_says_so(tmp_path):
+    run, progress = RunDir.create(tmp_path / "r", "teacher"), Notes()
+    run.log({"iteration": 1})
+    assert _resume.resume_state(run, True, progress) is None
+    assert _resume.resume_state(run, False, progress) is None
+    assert progress.said == ["no checkpoint yet: starting with the first iteration"]
+    assert run.rows() == []
+
+
+def test_a_run_goes_on_with_what_it_was_made_from(stopped):
+    before = stopped.manifest()
+    again = RunDir.open(stopped.path)
+    again.start(RECIPE)
+    inputs(again)
+    after = again.manifest()
+    assert (after.base, after.parents, after.prompts) == (before.base, before.parents, before.prompts)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"base": "c"}, ["base toy was b, is c"]),
+        ({"teacher": "u"}, ["teacher_a runs/a was t, is u"]),
+        ({"teacher": None}, ["teacher_a runs/a was t, is the bare base"]),
+        ({"prompts": "q"}, ["the set of prompts was p, is q"]),
+        (
+            {"base": "c", "teacher": "u", "prompts": "q"},
+            ["base toy was", "teacher_a runs/a was", "the set of prompts was"],
+        ),
+    ],
+)
+def test_other_inputs_are_refused_with_the_list_of_what_differs(stopped, changes, told):
+    again = RunDir.open(stopped.path)
+    again.start(RECIPE)
+    with pytest.raises(ArtifactError, match="cannot go on, its checkpoints were made with other things") as refused:
+        inputs(again, **changes)
+    assert all(text in str(refused.value) for text in told)
+    assert str(refused.value).count(" was ") == len(told)
+    manifest = again.manifest()
+    assert (manifest.base.sha256, manifest.parents[0].sha256, manifest.prompts) == ("b", "t", "p")
+
+
+def test_a_teacher_more_or_less_is_refused(stopped):
+    again = RunDir.open(stopped.path)
+    again.start(RECIPE)
+    again.set_base("toy", "b")
+    with pytest.raises(ArtifactError, match="teacher_a was runs/a, is none; anchor was none, is base"):
+        again.set_parents([{"role": "anchor", "ref": "base"}])
+
+
+def test_other_packages_are_remarked_on(stopped, monkeypatch):
+    again = RunDir.open(stopped.path)
+    again.start(RECIPE)
+    made = again.manifest().environment
+    other = made.model_copy(update={"packages": {**made.packages, "torch": "0.1"}})
+    monkeypatch.setattr(RunDir, "manifest", lambda self: manifest.model_copy(update={"environment": other}))
+    manifest = stopped.checkpoints.origin()
+    progress = Notes()
+    _resume._tell_other_packages(again, progress)
+    assert progress.said == [
+        f"since the checkpoint torch was {made.packages['torch']}, is 0.1: figures may differ in their last digits"
+    ]
+
+
+def test_processes_that_find_different_checkpoints_refuse(stopped, monkeypatch):
+    monkeypatch.setattr(_resume, "everyone", lambda mine: [mine, (1, "x", "y")])
+    with pytest.raises(ArtifactError, match=r"different checkpoints \(step 2 and step 1\): copy the run"):
+        _resume.resume_state(stopped, True, Notes())
+    monkeypatch.setattr(_resume, "everyone", lambda mine: [mine, None])
+    with pytest.raises(ArtifactError, match=r"\(step 2 and none\)"):
+        _resume.resume_state(stopped, True, Notes())
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"b": [PROMPT]},
+        {"a": [PROMPT, PROMPT]},
+        {"a": [Prompt("1", "a red square", "a", PROMPT.metadata)]},
+        {"a": [Prompt("1", PROMPT.text, "a", {"tag": "shape"})]},
+    ],
+)
+def test_the_digest_of_prompts_tells_them_apart(other):
+    assert prompts_digest({"a": [PROMPT]}) == prompts_digest({"a": [Prompt("1", PROMPT.text, "a", {"tag": "color"})]})
+    assert prompts_digest({"a": [PROMPT]}) != prompts_digest(other)

@@ -1,0 +1,179 @@
+"""What ``stages/test_processes.py`` runs in one process and in several: the training stages on a tiny float64 model.
+
+In float64 what is left of the split between processes is far below what the test allows; in float32 the sizes of
+batches alone would show.
+"""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+from support.tiny import TARGETS, TEXTS, load, randomize
+
+from flowopd_cli import recipe as recipes
+from flowopd_cli.cli.execute import run_stage
+from flowopd_cli.core.types import RewardResult
+from flowopd_cli.errors import Interrupted, RewardError
+from flowopd_cli.models.adapters import AdapterBank
+from flowopd_cli.models.sd3 import SD3Model
+from flowopd_cli.rewards.base import RewardInfo
+from flowopd_cli.runs.run import RunDir
+from flowopd_cli.stages.training import model as _model
+from flowopd_cli.system.progress import Silent
+
+COMMON = {
+    "seed": 3,
+    "adapter": {"rank": 4, "alpha": 8, "targets": list(TARGETS)},
+    "sampling": {"steps": 4, "guidance": 1.0},
+}
+TRAIN = {"iterations": 4, "group_size": 4, "updates": 3, "micro": 5, "rollout_batch": 3, "lr": 0.01, "ema_every": 1}
+REWARD = {"name": "support.copies:Light", "task": "a", "options": {"upper": True}}
+
+
+class Light:
+    """The mean of a half of the picture, in ``levels`` if told so; now and then there is none."""
+
+    def __init__(self, upper, levels=0):
+        self.upper, self.levels = upper, levels
+        self.info = RewardInfo("upper" if upper else "lower", "made up", 0, 1)
+
+    def __call__(self, images, prompts):
+        total = images[:, :, :2].mean((1, 2, 3)) if self.upper else images[:, :, 2:].mean((1, 2, 3))
+        total = (total * self.levels).round() / self.levels if self.levels else total
+        return RewardResult(total, {"half": total}, images[:, 0, 0, 0] > 0.2)
+
+
+class Fails(Light):
+    """Loses its worker in the second of two processes, from the second iteration on."""
+
+    def __init__(self, upper):
+        super().__init__(upper)
+        self.calls = 0
+
+    def __call__(self, images, prompts):
+        self.calls += 1
+        if self.calls > 1 and os.environ.get("RANK") == "1":
+            raise RewardError("the worker of the second process is gone")
+        return super().__call__(images, prompts)
+
+
+class DoubleBank(AdapterBank):
+    """Adapters in float64."""
+
+    def _inject(self, *arguments):
+        super()._inject(*arguments)
+        self.transformer.double()
+
+
+class DoubleModel(SD3Model):
+    """The tiny model in float64; its pictures are a function of each latent by itself."""
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **{**options, "dtype": torch.float64})
+        self.adapters = DoubleBank(self.transformer, TARGETS)
+
+    def _load_transformer(self):
+        return super()._load_transformer().double()
+
+    def decode(self, latents):
+        return torch.sigmoid(latents[:, :3])
+
+
+class StopsRankOne(Silent):
+    """Asks the second of two processes, and no other, to stop after the first iteration."""
+
+    def step(self, row):
+        if row["iteration"] == 1 and os.environ.get("RANK") == "1":
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def prepare(folder, pipeline):
+    """Prompts of two tasks, and three adapters to start from and to learn from."""
+    (folder / "a.txt").write_text("\n".join(TEXTS[:2]))
+    (folder / "b.txt").write_text("\n".join(TEXTS[2:]))
+    model = load(pipeline)
+    for seed, name in enumerate(("start", "one", "two")):
+        model.adapters.add(name, 4, 8.0, seed=seed, trainable=False)
+        randomize(model, name, seed=10 + seed)
+        model.adapters.save(name, folder / name, str(pipeline), model.fingerprint)
+
+
+def recipe(stage, folder, pipeline, **train):
+    """A few iterations of a stage over an uneven number of groups: twelve optimizer steps, four of a cold start."""
+    model = {"pretrained": str(pipeline), "device": "cpu", "resolution": None, "max_sequence_length": 4}
+    prompts = [{"source": str(folder / f"{task}.txt"), "task": task} for task in "ab"]
+    teachers = {"a": {"ref": str(folder / "one"), "guidance": 3.0}, "b": {"ref": str(folder / "two")}}
+    rewards = [REWARD, {**REWARD, "task": "b", "options": {"upper": False}}]
+    sections = {
+        "teacher": {"rewards": rewards, "grpo": {"clip": 0.2}},
+        "coldstart": {"rewards": rewards, "teachers": teachers, "sft": {"samples": 12, "batch": 7}},
+        "distill": {
+            "rewards": rewards,
+            "routing": teachers,
+            "anchor": {"ref": "base", "beta": 0.1},
+            "opd": {"log_rewards_every": 2},
+        },
+    }
+    spread = {"train": {**TRAIN, "groups": 5 if stage == "coldstart" else 3, "sample_every": 0, **train}}
+    start = {"adapter": {**COMMON["adapter"], "init": str(folder / "start")}}
+    return recipes.build(
+        {"stage": stage, **COMMON, **start, "model": model, "prompts": prompts, **sections[stage], **spread}
+    )
+
+
+def train(name, built, progress=None):
+    """Run a stage in a directory of its own, as the command line would: the first process alone writes."""
+    path = Path(name)
+    run = RunDir.create(path, built.stage) if os.environ.get("RANK", "0") == "0" else RunDir(path, writes=False)
+    run_stage(built, run, progress or Silent())
+    return run
+
+
+def runs(folder, out, pipeline, *, shard=False):
+    """Every stage, and distillations: with optimizer steps of one row each, in one pass, of some of the steps.
+
+    Then stages of fewer groups than processes: a teacher that replaces groups of equal rewards, a cold start, and a
+    distillation that draws sample pictures.
+    """
+    _model.load_model = lambda spec, targets, run=None: DoubleModel.load(
+        spec.pretrained, device="cpu", max_sequence_length=spec.max_sequence_length, shard=shard
+    )
+    for stage in ("teacher", "coldstart", "distill"):
+        train(out / stage, recipe(stage, folder, pipeline))
+    train(out / "sparse", recipe("distill", folder, pipeline, group_size=1))
+    train(out / "fused", recipe("distill", folder, pipeline, updates=1, iterations=10))
+    thinned = recipe("distill", folder, pipeline, updates=1, micro=2, steps_per_rollout=2)
+    train(out / "thinned", thinned.model_copy(update={"anchor": thinned.anchor.model_copy(update={"every": 2})}))
+    teacher = recipe("teacher", folder, pipeline, groups=2, group_size=2, resample_flat=3, updates=2)
+    coarse = tuple(spec.model_copy(update={"options": {**spec.options, "levels": 5}}) for spec in teacher.rewards)
+    train(out / "fresh", teacher.model_copy(update={"rewards": coarse}))
+    train(out / "few-fused", recipe("distill", folder, pipeline, groups=1, updates=1))
+    train(out / "saving", recipe("distill", folder, pipeline, updates=1, iterations=2, gradient_checkpointing=True))
+    train(out / "few", recipe("distill", folder, pipeline, groups=1, updates=2, sample_every=2))
+    train(out / "one-group", recipe("coldstart", folder, pipeline, groups=1, iterations=2))
+
+
+def main():
+    """One of several copies."""
+    torch.set_num_threads(1)
+    folder, out, pipeline = map(Path, sys.argv[1:4])
+    shard = sys.argv[4:] == ["shard"]
+    runs(folder, out, pipeline, shard=shard)
+    if shard:
+        base = DoubleModel.load(pipeline, device="cpu", max_sequence_length=4, shard=True).transformer
+        held = [
+            sum(weight.to_local().numel() for weight in base.parameters()),
+            sum(w.numel() for w in base.parameters()),
+        ]
+        (out / f"held-{os.environ['RANK']}").write_text(json.dumps(held))
+    try:
+        train(out / "stopped", recipe("distill", folder, pipeline), StopsRankOne())
+    except Interrupted:
+        (out / f"stopped-{os.environ['RANK']}").touch()
+
+
+if __name__ == "__main__":
+    main()

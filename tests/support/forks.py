@@ -1,0 +1,292 @@
+"""Commands as processes of their own without the seconds of their imports: a server imports once and forks for each.
+
+``with server(folder) as forks: forks.run("teacher", "--out", path, kill=Kill(change=7))``. A child can be killed before
+its n-th change of a file below a folder (every rename, removal, new folder, opening for writing and fsync), in the
+middle of a write, or after a time. Run as a script it is the server.
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+PATIENCE = 120.0
+WATCHED = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "os.truncate"}
+WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+
+
+@dataclass(frozen=True)
+class Kill:
+    """When a child is killed: before change number ``change``, in the middle of write number ``change`` by ``half``
+    (``append`` or ``bytes``), after ``seconds``, or once the metrics have ``rows``. ``number`` is the signal, of
+    which ``times`` are sent, ``gap`` seconds apart; of several processes ``rank`` is the one.
+    """
+
+    change: int | None = None
+    half: str | None = None
+    seconds: float | None = None
+    rows: int | None = None
+    number: int = signal.SIGKILL
+    times: int = 1
+    gap: float = 0.3
+    rank: int = 0
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a child ended: its exit code (negative: the signal), what it said, what it changed, how long it took."""
+
+    code: int
+    out: str
+    err: str
+    changes: list
+    seconds: float
+
+    @property
+    def killed(self):
+        return self.code < 0
+
+
+class Forks:
+    """The client's side."""
+
+    def __init__(self, process, folder):
+        self._process, self._folder, self._count = process, folder, 0
+
+    def rivals(self, *argv, count=2):
+        """The same command line in processes that start together: how each of them ended."""
+        return self._ask(argv, rivals=count)
+
+    def run(self, *argv, kill=None, below=None, before="", ranks=1):
+        """Run a command line to its end, in ``ranks`` processes; the first one's changes below a folder are noted.
+
+        ``before`` is the source of Python statements that each executes first. When one of several ends, the others are
+        asked to end too, as a launcher does.
+        """
+        told = {"kill": asdict(kill) if kill else {}, "below": str(below) if below else None}
+        return self._ask(argv, **told, before=before, ranks=ranks)[0]
+
+    def _ask(self, argv, **told):
+        self._count += 1
+        stem = self._folder / str(self._count)
+        asked = {"kill": {}, "below": None, "before": "", "ranks": 1, "rivals": 1, **told}
+        asked |= {"argv": [str(word) for word in argv], "stem": str(stem), "cwd": str(self._folder)}
+        self._process.stdin.write(json.dumps(asked) + "\n")
+        self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        assert line, f"the server ended with {self._process.wait(PATIENCE)}"
+        answer = json.loads(line)
+        return [self._ended(code, answer["seconds"], _stem(stem, i)) for i, code in enumerate(answer["codes"])]
+
+    def _ended(self, code, seconds, stem):
+        texts = {name: stem.with_suffix(f".{name}").read_text() for name in ("out", "err")}
+        noted = stem.with_suffix(".changes")
+        changes = [json.loads(line) for line in noted.read_text().splitlines()] if noted.exists() else []
+        return Ended(code, texts["out"], texts["err"], changes, seconds)
+
+
+def _stem(stem, index):
+    return Path(stem) if index == 0 else Path(f"{stem}-{index}")
+
+
+@contextmanager
+def server(folder):
+    """A server whose children write what they say into ``folder``."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests"))),
+        "OMP_NUM_THREADS": "1",
+    }
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    process = subprocess.Popen([sys.executable, __file__], env=environment, **pipes)
+    try:
+        yield Forks(process, folder)
+    finally:
+        process.stdin.close()
+        process.wait(PATIENCE)
+        process.stdout.close()
+
+
+def serve():
+    """Answer one request a line until there are no more."""
+    import torch
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are started without it
+    torch.set_num_threads(1)
+    from flowopd_cli import suites  # noqa: F401
+    from flowopd_cli.models import sd3  # noqa: F401
+    from flowopd_cli.stages import coldstart, distill, eval, merge, push, teacher  # noqa: F401
+    from flowopd_cli.toy import detector, quality, rewards  # noqa: F401
+
+    answers = os.fdopen(os.dup(1), "w")
+    for line in sys.stdin:
+        told, children = json.loads(line), []
+        port = _free_port()
+        for rank in range(told["ranks"] * told["rivals"]):
+            children.append(os.fork())
+            if children[-1] == 0:
+                answers.close()
+                _be(told, rank, port)
+        started = time.monotonic()
+        due = _due(told["kill"], told["below"], started)
+        codes = _wait(children, due, told["kill"], rivals=told["rivals"] > 1)
+        print(json.dumps({"codes": codes, "seconds": time.monotonic() - started}), file=answers, flush=True)
+
+
+def _free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def _due(kill, below, started):
+    """A function that says whether the next signal is to be sent."""
+    times = [i * kill["gap"] for i in range(kill["times"])] if kill.get("seconds") or kill.get("rows") else []
+    first = started + kill["seconds"] if kill.get("seconds") else None
+
+    def due():
+        nonlocal first
+        if times and first is None and _rows(below) >= kill["rows"]:
+            first = time.monotonic()
+        return bool(times) and first is not None and time.monotonic() >= first + times[0] and times.pop(0) >= 0
+
+    return due
+
+
+def _rows(below):
+    try:
+        return (Path(below) / "metrics.jsonl").read_bytes().count(b"\n")
+    except OSError:
+        return 0
+
+
+def _wait(children, due, kill, *, rivals):
+    """The exit codes of all children."""
+    codes, asked, started = {}, False, time.monotonic()
+    while len(codes) < len(children):
+        now = time.monotonic()
+        for child in children:
+            ended, status = os.waitpid(child, os.WNOHANG) if child not in codes else (0, 0)
+            if ended:
+                codes[child] = os.waitstatus_to_exitcode(status)
+        living = [child for child in children if child not in codes]
+        if due():
+            _tell([child for child in living if child == children[kill["rank"]]], kill["number"])
+        if any(codes.values()) and not asked and not rivals:
+            asked = True
+            _tell(living, signal.SIGTERM)
+        if now > started + PATIENCE:
+            _tell(living, signal.SIGKILL)
+        time.sleep(0.002)
+    return [codes[child] for child in children]
+
+
+def _tell(children, number):
+    for child in children:
+        os.kill(child, number)
+
+
+def _be(told, rank, port):
+    """A child: a command line, from its first statement to its exit code."""
+    code = 1
+    try:
+        stem = _stem(told["stem"], rank)
+        for descriptor, name in ((1, "out"), (2, "err")):
+            os.dup2(os.open(stem.with_suffix(f".{name}"), os.O_WRONLY | os.O_CREAT, 0o644), descriptor)
+        os.chdir(told["cwd"])
+        sys.stdin.close()
+        sys.argv = ["flowopd", *told["argv"]]
+        if told["ranks"] > 1:
+            shared = {"WORLD_SIZE": told["ranks"], "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            own = {"RANK": rank, "LOCAL_RANK": rank, "ACCELERATE_USE_CPU": "true"}
+            os.environ |= {name: str(value) for name, value in (shared | own).items()}
+        exec(told["before"], {})
+        if rank == 0:
+            _watch(told)
+        from flowopd_cli.cli import app as cli
+
+        cli.main()
+    except SystemExit as stop:
+        code = stop.code or 0
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _watch(told):
+    """Note the changes below a folder, and die at one of them."""
+    kill = told["kill"]
+    if kill.get("half"):
+        _die_in_the_middle(kill)
+    if not told["below"]:
+        return
+    below, count = os.path.realpath(told["below"]), 0
+    noted = os.open(Path(told["stem"]).with_suffix(".changes"), os.O_WRONLY | os.O_CREAT)
+
+    def change(what, path):
+        nonlocal count
+        count += 1
+        os.write(noted, (json.dumps([what, path]) + "\n").encode())
+        if count == kill.get("change") and not kill.get("half"):
+            os.kill(os.getpid(), kill["number"])
+
+    def seen(event, args):
+        name = event
+        if event == "open":
+            name = "open" if (args[2] or 0) & WRITING else None
+        if name not in WATCHED | {"open"}:
+            return
+        inside = event in {"os.remove", "os.rmdir"} and args[-1] != -1  # one step of the removal of a folder
+        path = os.fspath(args[0]) if isinstance(args[0], str | os.PathLike) else None
+        if path is not None and (inside or os.path.realpath(path).startswith(below)):
+            change(name, path)
+
+    sys.addaudithook(seen)
+    fsync = os.fsync
+
+    def synced(descriptor):
+        number = descriptor if isinstance(descriptor, int) else descriptor.fileno()
+        path = os.path.realpath(f"/proc/self/fd/{number}")
+        if path.startswith(below):
+            change("os.fsync", path)
+        fsync(descriptor)
+
+    os.fsync = synced
+
+
+def _die_in_the_middle(kill):
+    """Write half of the n-th row of metrics, or of the n-th file of tensors, and die."""
+    from flowopd_cli.system import files
+
+    count, write = 0, Path.write_bytes
+
+    def half(path, data):
+        nonlocal count
+        count += 1
+        if count == kill["change"]:
+            with path.open("ab") as handle:
+                handle.write(data[: len(data) // 2])
+            os.kill(os.getpid(), signal.SIGKILL)
+        return False
+
+    if kill["half"] == "append":
+        append = files.append
+        files.append = lambda path, text: half(path, text.encode()) or append(path, text)
+    else:
+        Path.write_bytes = lambda path, data: half(path, data) or write(path, data)
+
+
+if __name__ == "__main__":
+    serve()

@@ -1,0 +1,97 @@
+"""Runs as stages leave them, without any training: metrics, samples, adapters and evaluations made up."""
+
+import json
+import math
+
+import numpy as np
+from PIL import Image
+
+from flowopd_cli import recipe as recipes
+from flowopd_cli.runs.adapter_ref import AdapterRef
+from flowopd_cli.runs.manifest import Base, Parent
+from flowopd_cli.runs.run import RunDir
+
+ROUTES = {"geneval": {"ref": "base"}, "ocr": {"ref": "base"}}
+TRAINED = {"model": {"pretrained": "toy"}, "train": {"iterations": 30}, "prompts": [{"source": "toy:all"}]}
+TEACHER = {"stage": "teacher", "rewards": [{"name": "ocr"}], **TRAINED}
+DISTILL = {"stage": "distill", "routing": ROUTES, **TRAINED}
+EVAL = {"stage": "eval", "model": {"pretrained": "toy"}, "eval": {"suites": ["toy-ocr"]}}
+BASE = Base(ref="toy", sha256="b" * 64)
+SUITES = {"geneval": 0.6, "ocr": 0.5}
+
+
+def begun(path, recipe):
+    """A run that has started."""
+    run = RunDir.create(path, recipe["stage"])
+    run.start(recipes.build(recipe))
+    run.set_base(BASE.ref, BASE.sha256)
+    return run
+
+
+def row(i, **more):
+    """A row of metrics, with what every training logs."""
+    clock = {"seconds_collect": 0.5, "seconds_learn": 0.25}
+    return {"iteration": i, "step": i, "loss": 0.1 / i, "grad_norm": 0.01, "skipped": 0, **clock, **more}
+
+
+def teacher(path, iterations=30, **more):
+    """A finished teacher: thirty rows, two rows of samples, an adapter of its own."""
+    run = begun(path, TEACHER | more)
+    for i in range(1, iterations + 1):
+        reward = 0.5 + 0.01 * i
+        run.log(row(i, reward=reward, reward_std=0.1, clip_fraction=0.05, **{"reward/ocr": reward}))
+    told = [{"text": f'a sign that says "{word}"', "seed": 7} for word in ("ABC", "DEF")]
+    run.sample_prompts_file.parent.mkdir(exist_ok=True)
+    run.sample_prompts_file.write_text(json.dumps(told))
+    for at in (15, 30):
+        run.write_image(f"{at:06d}", noise(2, 16, at))
+    with_adapter(run)
+    run.finish("done", {"reward": 0.8})
+    return run
+
+
+def student(path, *teachers, finish=True):
+    """A distillation: KL by teacher and by step; its parents are the teachers."""
+    run = begun(path, DISTILL)
+    tasks = ["geneval", "ocr"]
+    run.set_parents([parent(made, f"teacher_{task}") for made, task in zip(teachers, tasks, strict=False)])
+    for i in range(1, 31):
+        steps = {f"kl_step/{t}": math.exp(-t - i / 30) for t in range(6)}
+        run.log(row(i, kl=1 / i, kl_anchor=0.1, **{f"kl/{t}": 1 / (i + n) for n, t in enumerate(tasks)}, **steps))
+    if finish:
+        with_adapter(run)
+        run.finish("done")
+    return run
+
+
+def evaluation(path, made=None, means=None, **protocol):
+    """The evaluation of a run's adapter, or of the base."""
+    run = begun(path, EVAL | {"eval": {"suites": ["toy-ocr"], **protocol}})
+    run.set_parents([parent(made, "policy") if made else Parent(role="policy", ref="base")])
+    for suite, mean in (means or SUITES).items():
+        told = {"suite": suite, "version": f"{suite}-1", "mean": mean, "stderr": 0.01, "n": 8, "exact": suite != "ocr"}
+        run.write_eval(suite, json.dumps(told))
+    run.write_eval("prompts", json.dumps(["a red circle", "a blue square", "two stars"]))
+    run.write_image("eval", noise(3, 16, len(str(path))))
+    run.finish("done")
+    return run
+
+
+def parent(made, role):
+    return Parent(role=role, ref=str(made.path), sha256=AdapterRef.parse(str(made.path)).sha256())
+
+
+def with_adapter(run):
+    """Files that stand for an adapter: what they hold is the run's name."""
+
+    def fill(folder):
+        (folder / "adapter_config.json").write_text("{}")
+        (folder / "adapter_model.safetensors").write_text(run.path.name)
+
+    run.save_adapter(fill)
+
+
+def noise(count, size, seed):
+    """A row of pictures that nothing compresses."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (size, count * size, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)

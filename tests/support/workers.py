@@ -1,0 +1,159 @@
+"""Scoring workers as real processes, sound and faulty: ``with started("nan") as worker: RemoteReward(worker.url)``.
+
+Run as a script it is such a worker. A sound one gives each picture the mean of its red channel.
+"""
+
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+START_SECONDS = 30
+
+
+@dataclass
+class Worker:
+    """A worker that has said its URL. ``calls`` counts how often its reward was asked."""
+
+    url: str
+    process: subprocess.Popen
+    calls_file: Path
+    log_file: Path
+
+    @property
+    def calls(self):
+        return len(self.batches)
+
+    @property
+    def batches(self):
+        """Pictures of each call."""
+        return [int(line) for line in self.calls_file.read_text().split()] if self.calls_file.exists() else []
+
+    def open_gate(self):
+        """Let a ``gate`` worker score what it holds."""
+        self.calls_file.with_suffix(".open").touch()
+
+    @property
+    def log(self):
+        return self.log_file.read_text()
+
+
+@contextmanager
+def started(mode="sound", *flags, folder, token=None, argv=None, **options):
+    """A worker that behaves as ``mode`` says, ended whatever happens; ``argv`` starts another program instead."""
+    mark = len(list(folder.glob("*.log")))
+    calls, log = folder / f"{mark}.calls", folder / f"{mark}.log"
+    told = json.dumps({"mode": mode, "calls": str(calls), **options})
+    command = argv or [sys.executable, __file__, "--options", told, *flags]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment.pop("FLOWOPD_REWARD_TOKEN", None)
+    if token:
+        environment["FLOWOPD_REWARD_TOKEN"] = token
+    with log.open("w") as sink:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=sink, text=True, env=environment)
+    try:
+        yield Worker(first_line(process, log), process, calls, log)
+    finally:
+        end(process)
+
+
+def first_line(process, log):
+    """What it prints when it is ready."""
+    lines = queue.Queue()
+    threading.Thread(target=lambda: lines.put(process.stdout.readline()), daemon=True).start()
+    try:
+        line = lines.get(timeout=START_SECONDS).strip()
+    except queue.Empty:
+        line = ""
+    assert line.startswith("http://"), log.read_text()
+    return line
+
+
+def end(process):
+    process.terminate()
+    try:
+        process.wait(1)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    process.stdout.close()
+
+
+class Scorer:
+    """Red pictures score high, in the manner of ``mode``."""
+
+    def __init__(self, mode, calls, name="red", seconds=30.0, failures=2, weights="one"):
+        self.mode, self.calls, self.seconds, self.failures = mode, Path(calls), seconds, failures
+        self.info = {"reward": name, "package": "test 1", "weights": {"model": weights}, "low": 0, "high": None}
+        if mode == "loading":
+            time.sleep(seconds)
+
+    def check(self, prompts):
+        from flowopd_cli.rewards.remote.protocol import Refusal
+
+        for prompt in prompts:
+            if prompt["text"] == "bad":
+                raise Refusal(422, f"prompt {prompt['id']!r}: is bad")
+
+    def __call__(self, pictures, prompts):
+        from flowopd_cli.rewards.remote.protocol import Answer
+
+        with self.calls.open("a") as sink:
+            sink.write(f"{len(pictures)}\n")
+        calls = len(self.calls.read_text().split())
+        if self.mode == "kill":
+            os._exit(9)
+        if self.mode == "slow" or (self.mode == "hang_first" and calls == 1):
+            time.sleep(self.seconds)
+        while self.mode == "gate" and not self.calls.with_suffix(".open").exists():
+            time.sleep(0.02)
+        if self.mode == "error" or (self.mode == "error_first" and calls <= self.failures):
+            raise RuntimeError("the detector\nbroke")
+        if any(prompt["text"] == "poison" for prompt in prompts):
+            raise ValueError("poison")
+        red = [picture.resize((1, 1)).getpixel((0, 0))[0] / 255 for picture in pictures]
+        if self.mode == "nan":
+            red[::2] = [float("nan")] * len(red[::2])
+        if self.mode == "short":
+            red = red[1:]
+        sizes = [float(picture.width) for picture in pictures]
+        return Answer(red, {"width": sizes}, [True] * len(red), [{"text": p["text"]} for p in prompts])
+
+
+def lie(mode):
+    """Let the server break the protocol."""
+    from flowopd_cli.rewards.remote import protocol as wire
+    from flowopd_cli.rewards.remote.service import Service
+
+    honest = Service.post
+    changes = {
+        "wrong_length": lambda answer: {"total": answer["total"][1:]},
+        "wrong_kind": lambda answer: {"total": ["good"] * len(answer["total"])},
+        "literal_nan": lambda answer: {"total": [float("nan"), *answer["total"][1:]]},
+        "no_list": lambda answer: {"valid": None},
+        "other_weights": lambda answer: {"fingerprint": "0" * 12},
+    }
+    wire.to_bytes = lambda tree: json.dumps(tree).encode()
+    if mode in changes:
+        Service.post = lambda self, *asked: {**(a := honest(self, *asked)), **changes[mode](a)}
+    if mode == "list":
+        Service.post = lambda self, *asked: [1, 2]
+    if mode == "page":
+        Service.post = lambda self, *asked: {"page": True}
+        wire.to_bytes = lambda tree: b"<html>busy</html>" if "page" in tree else json.dumps(tree).encode()
+    if mode == "protocol":
+        wire.PROTOCOL = 2
+
+
+if __name__ == "__main__":
+    from flowopd_cli.rewards.remote.main import run
+
+    lie(json.loads(sys.argv[sys.argv.index("--options") + 1])["mode"])
+    run(lambda options: Scorer(**options))
