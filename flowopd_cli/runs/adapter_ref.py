@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from flowopd_cli.models.files.peft_config import read_config
-from flowopd_cli.models.files.adapter_header import CONFIG, DIFFUSERS_WEIGHTS, PEFT_WEIGHTS, recorded_in_weights
 from flowopd_cli.errors import ArtifactError, one_line
-from flowopd_cli.system.files import CHECKSUMS, is_intact, is_sealed, sha256_files
+from flowopd_cli.models.files.adapter_header import CONFIG, DIFFUSERS_WEIGHTS, PEFT_WEIGHTS, recorded_in_weights
+from flowopd_cli.models.files.peft_config import read_config
 from flowopd_cli.runs.manifest import ADAPTER, MANIFEST, Base, Parent, is_run, read_manifest, status_now
+from flowopd_cli.system.files import CHECKSUMS, is_intact, is_sealed, sha256_files
 from flowopd_cli.system.paths import is_dir, is_file, is_hub_id, is_revision
 
 LONGEST = 4096

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flowopd_cli.system import files
 from flowopd_cli.errors import ArtifactError
-from flowopd_cli.runs.provenance import Origin, read_origin
 from flowopd_cli.recipe.sections import BestSpec
+from flowopd_cli.runs.provenance import Origin, read_origin
+from flowopd_cli.system import files
 
 ORIGIN = "origin.json"
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from flowopd_cli.errors import ArtifactError, FlowOPDError
-from flowopd_cli.system.json_files import read_json_value
-from flowopd_cli.runs.manifest import Base, is_run
 from flowopd_cli.recipe import EvalRecipe
 from flowopd_cli.runs.adapter_ref import AdapterRef
+from flowopd_cli.runs.manifest import Base, is_run
 from flowopd_cli.runs.run import RunDir
+from flowopd_cli.system.json_files import read_json_value
 
 FIGURES = ("mean", "stderr", "n")
 PROTOCOL = ("split", "limit", "images", "steps", "guidance", "seed")

@@ -11,13 +11,13 @@ from typing import Any
 
 from flowopd_cli import __version__
 from flowopd_cli.errors import ArtifactError, FlowOPDError
-from flowopd_cli.system.files import is_intact, is_sealed, sha256_file
-from flowopd_cli.runs.manifest import Artifact, Manifest, Parent, is_run, status_now
-from flowopd_cli.system.paths import below, is_dir, is_file
 from flowopd_cli.recipe import TrainedRecipe, digest
 from flowopd_cli.runs.adapter_ref import AdapterRef
-from flowopd_cli.runs.run import RunDir
 from flowopd_cli.runs.layout import go_on
+from flowopd_cli.runs.manifest import Artifact, Manifest, Parent, is_run, status_now
+from flowopd_cli.runs.run import RunDir
+from flowopd_cli.system.files import is_intact, is_sealed, sha256_file
+from flowopd_cli.system.paths import below, is_dir, is_file
 
 
 @dataclass(frozen=True)

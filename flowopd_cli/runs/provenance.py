@@ -9,10 +9,10 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from flowopd_cli.errors import ArtifactError
-from flowopd_cli.system.json_files import read_json
-from flowopd_cli.runs.manifest import Base, Environment, Parent
 from flowopd_cli.recipe.reading import first_problem
 from flowopd_cli.runs.adapter_ref import AdapterRef
+from flowopd_cli.runs.manifest import Base, Environment, Parent
+from flowopd_cli.system.json_files import read_json
 
 # Fields of the recipe that a resumed run may change. All but the optimizer's steps, which a training that no longer
 # learns may need smaller, change no result beyond rounding. A section has all its own.

@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from flowopd_cli import __version__
-from flowopd_cli.system import files
 from flowopd_cli import recipe as recipes
-from flowopd_cli.runs.checkpoints import Checkpoints, Fill, Regular, each
 from flowopd_cli.errors import ArtifactError, StorageError
-from flowopd_cli.system.files import atomic_write, plain, sha256_file
-from flowopd_cli.system.json_files import read_json_lines
+from flowopd_cli.runs.adapter_ref import AdapterRef
+from flowopd_cli.runs.checkpoints import Checkpoints, Fill, Regular, each
+from flowopd_cli.runs.layout import CHECKPOINTS, EVAL, OURS, SAMPLES, UNRECORDED, Picture, RunPaths, fresh_path, go_on
 from flowopd_cli.runs.lock import Lock
 from flowopd_cli.runs.manifest import (
     LOCK,
@@ -34,9 +33,10 @@ from flowopd_cli.runs.manifest import (
     read_manifest,
 )
 from flowopd_cli.runs.provenance import Origin, other_inputs, refuse
+from flowopd_cli.system import files
+from flowopd_cli.system.files import atomic_write, plain, sha256_file
+from flowopd_cli.system.json_files import read_json_lines
 from flowopd_cli.system.paths import is_dir
-from flowopd_cli.runs.adapter_ref import AdapterRef
-from flowopd_cli.runs.layout import CHECKPOINTS, EVAL, OURS, SAMPLES, UNRECORDED, Picture, RunPaths, fresh_path, go_on
 
 __all__ = ["AdapterRef", "Base", "Manifest", "Parent", "RunDir", "fresh_path", "is_run"]
 

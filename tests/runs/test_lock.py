@@ -12,8 +12,8 @@ from contextlib import suppress
 
 import pytest
 
-from flowopd_cli.runs import lock as locks
 from flowopd_cli.errors import ArtifactError
+from flowopd_cli.runs import lock as locks
 from flowopd_cli.runs.lock import Lock
 
 HERE = {"host": socket.gethostname(), "machine": locks._machine()}

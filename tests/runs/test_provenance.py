@@ -2,9 +2,9 @@
 
 import pytest
 
-from flowopd_cli.runs import provenance as origin
 from flowopd_cli import recipe as recipes
 from flowopd_cli.errors import ArtifactError
+from flowopd_cli.runs import provenance as origin
 from flowopd_cli.runs.manifest import Environment
 from flowopd_cli.runs.provenance import MAY_CHANGE, MAY_MOVE, Origin
 

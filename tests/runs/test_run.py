@@ -8,10 +8,10 @@ import pytest
 
 from flowopd_cli import recipe as recipes
 from flowopd_cli.errors import ArtifactError
-from flowopd_cli.system.files import atomic_write, sha256_file
-from flowopd_cli.runs.lock import Lock
 from flowopd_cli.runs.adapter_ref import recorded_base
+from flowopd_cli.runs.lock import Lock
 from flowopd_cli.runs.run import AdapterRef, Base, Parent, RunDir
+from flowopd_cli.system.files import atomic_write, sha256_file
 
 RECIPE = recipes.build(
     {"stage": "teacher", "prompts": [{"source": "toy:geneval"}], "rewards": [{"name": "toy-geneval"}]}
