@@ -17,9 +17,9 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from flowopd_cli.errors import FlowOPDError, RecipeError, RewardError
+from flowopd_cli.system.redact import REMOTE
 from flowopd_cli.system.text import suggest
 
-REMOTE = "remote:"
 # Packages that are no rewards, and in which much can be called that does harm.
 LIBRARIES = frozenset(
     {

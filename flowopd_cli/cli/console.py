@@ -18,6 +18,7 @@ from rich.text import Text
 
 from flowopd_cli.errors import one_line, printable, redacted
 from flowopd_cli.reports.watch import BLOCKS, LETTERS, View, sparkline
+from flowopd_cli.system.text import duration
 
 PLAIN_SECONDS = 10.0
 PLAIN_WIDTH = 120
@@ -127,15 +128,6 @@ class Console:
     def _say(self, text: str) -> None:
         if not self.quiet:
             self._rich.print(redacted(text), markup=False, soft_wrap=True)
-
-
-def duration(seconds: float) -> str:
-    """``1h02m``, ``3m05s`` or ``7s``."""
-    whole = max(0, round(seconds))
-    hours, minutes = whole // 3600, whole // 60 % 60
-    if hours:
-        return f"{hours}h{minutes:02d}m"
-    return f"{minutes}m{whole % 60:02d}s" if minutes else f"{whole}s"
 
 
 def _drawn(view: View, marks: str) -> Group:

@@ -12,11 +12,12 @@ from flowopd_cli.reports import changes as balance
 from flowopd_cli.reports import curves
 from flowopd_cli.reports import pictures as strips
 from flowopd_cli.reports.entries import Entry
-from flowopd_cli.reports.page import Link, Listing, Page, duration, link, shortened, span
+from flowopd_cli.reports.page import Link, Listing, Page, link, shortened, span
 from flowopd_cli.reports.table import changes, files, scales, table
 from flowopd_cli.runs.evaluations import protocol
 from flowopd_cli.runs.manifest import status_now
 from flowopd_cli.runs.run import RunDir
+from flowopd_cli.system.text import duration
 
 TITLE = "Comparison"
 

@@ -99,13 +99,6 @@ def shortened(ref: str) -> str:
     return ref if ref.startswith("hub:") else Path(ref).name or ref
 
 
-def duration(seconds: float) -> str:
-    """``2 h 05 min``, ``3 min 05 s`` or ``7.1 s``."""
-    if seconds >= 3600:
-        return f"{int(seconds) // 3600} h {int(seconds) % 3600 // 60:02d} min"
-    return f"{int(seconds) // 60} min {int(seconds) % 60:02d} s" if seconds >= 60 else f"{seconds:.3g} s"
-
-
 def span(manifest: Manifest) -> float | None:
     """Seconds between a run's birth and its end; of a resumed run that includes the time in between."""
     if not manifest.finished:

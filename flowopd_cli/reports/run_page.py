@@ -14,7 +14,7 @@ from flowopd_cli.errors import FlowOPDError
 from flowopd_cli.reports import curves
 from flowopd_cli.reports import pictures as strips
 from flowopd_cli.reports.entries import Entry
-from flowopd_cli.reports.page import Link, Listing, Page, duration, link, shortened, span
+from flowopd_cli.reports.page import Link, Listing, Page, link, shortened, span
 from flowopd_cli.reports.series import Rows, column, known, number
 from flowopd_cli.reports.table import files, table
 from flowopd_cli.runs.adapter_ref import AdapterRef
@@ -23,6 +23,7 @@ from flowopd_cli.runs.layout import go_on
 from flowopd_cli.runs.manifest import Manifest, Parent, is_run, now, status_now
 from flowopd_cli.runs.run import RunDir
 from flowopd_cli.system.files import plain
+from flowopd_cli.system.text import duration
 
 EVENTS = 40
 WHAT = {

@@ -16,7 +16,7 @@ from flowopd_cli.runs.run import RunDir
 from flowopd_cli.system.files import atomic_write
 from flowopd_cli.system.json_files import read_json
 from flowopd_cli.system.paths import is_file
-from flowopd_cli.system.redact import SECRETS
+from flowopd_cli.system.redact import is_secret_name
 
 PROJECT = "flowopd"
 PICTURES = "samples"
@@ -198,7 +198,7 @@ def _flat(tree: Any, path: str = "") -> dict[str, Any]:
         parts = [(str(key), value) for key, value in tree.items()]
     elif isinstance(tree, list) and any(isinstance(value, Mapping | list) for value in tree):
         parts = [(str(index), value) for index, value in enumerate(tree)]
-    elif SECRETS.fullmatch(path.rpartition(".")[2].lower().replace("-", "_")):
+    elif is_secret_name(path.rpartition(".")[2]):
         return {path: "***"}
     else:
         return {path: tree if isinstance(tree, bool | int | float) else redacted(_text(tree))}

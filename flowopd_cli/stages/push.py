@@ -17,8 +17,8 @@ from flowopd_cli.stages.publishing.folder import fill
 from flowopd_cli.stages.publishing.hub import Hub
 from flowopd_cli.stages.publishing.verify import Check
 from flowopd_cli.system.files import remove, storing
-from flowopd_cli.system.places import public_name
 from flowopd_cli.system.progress import Progress
+from flowopd_cli.system.redact import public_name
 
 
 def run(

@@ -1,61 +1,81 @@
-"""What may not be written into a recipe, which is kept beside its run and published with it: logins and keys."""
+"""What may not be written down or published: logins, keys, local paths, private addresses.
+
+The patterns of secrets themselves are in :mod:`flowopd_cli.errors`, which redacts every message.
+"""
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from flowopd_cli.errors import holds_secret
 
 REMOTE = "remote:"
-SECRETS = re.compile(
+ADDRESS = "address"
+# Hosts of published reward weights.
+PUBLIC = (
+    *("huggingface.co", "github.com", "raw.githubusercontent.com", "storage.googleapis.com"),
+    *("www.modelscope.cn", "download.openmmlab.com"),
+)
+_SECRET_NAME = re.compile(
     r"(.*_)?(api_?key|password|passwd|secret|authorization|credentials?|(access|private|secret)_key)"
     r"|((api|auth|access|bearer|hf|hub|refresh|secret|session|user)_?)?token"
 )
-LOGIN = re.compile(r"://[^/?#\s]*@")
-WAY_OUT = "put the secret into an environment variable (token_env or key_env names another one)"
+_LOGIN = re.compile(r"://[^/?#\s]*@")
+_HUB_CACHE = re.compile(r"models--(?P<owner>[^/]+?)--(?P<name>[^/]+)/snapshots/[^/]+/?")
+_PART = r"[^\s/'\"<>|,;:()\[\]{}]+"
+_PLACE = re.compile(
+    r"(?P<address>[A-Za-z][A-Za-z0-9+.-]{0,15}://[^\s'\"<>|,;(){}]*)"
+    rf"|(?<![\w.~-])(?:/{_PART}/|(?:~[\w.-]*|\.\.?)/)(?:{_PART}/)*(?:{_PART})?"
+)
+_WRITTEN = "which would be written into recipe.yaml; put it into an environment variable instead "
+_WRITTEN += "(token_env and key_env name one)"
+
+
+def is_secret_name(name: str) -> bool:
+    """Whether an option of this name holds a secret."""
+    return _SECRET_NAME.fullmatch(name.lower().replace("-", "_")) is not None
 
 
 def secret_in_tree(tree: Any, path: tuple[str, ...] = ()) -> str | None:
-    """Where a recipe's tree holds a login or a key of a known form, in words that do not repeat it; else ``None``."""
+    """Why a recipe's tree may not be written down: it holds a login or a key. The reason does not repeat the secret."""
     if isinstance(tree, str):
-        return _written(".".join(path) + ":") if holds_secret(tree) else None
+        return f"{'.'.join(path)}: holds a login or a key, {_WRITTEN}" if holds_secret(tree) else None
     if isinstance(tree, Mapping) and any(holds_secret(str(name)) for name in tree):
-        return _written(f"a key of {'.'.join(path) or 'the recipe'}")
+        return f"a key of {'.'.join(path) or 'the recipe'} holds a login or a key, {_WRITTEN}"
     parts = tree.items() if isinstance(tree, Mapping) else enumerate(tree) if isinstance(tree, list | tuple) else ()
-    found = (secret_in_tree(inner, (*path, str(name))) for name, inner in parts)
-    return next(filter(None, found), None)
-
-
-def _written(place: str) -> str:
-    return f"{place} holds a login or a key, which would be written into recipe.yaml; {WAY_OUT}"
+    reasons = (secret_in_tree(inner, (*path, str(name))) for name, inner in parts)
+    return next(filter(None, reasons), None)
 
 
 def secret_in_name(name: str) -> str | None:
-    """Why a reward's name may not be written down, in words that do not repeat it; ``None`` where it may."""
+    """Why a reward's name may not be written down, ``None`` where it may."""
     return _secret_in_address("the address of a worker", name) if name.startswith(REMOTE) else None
 
 
 def secret_in_options(options: Mapping[str, Any]) -> str | None:
-    """Why a reward's options may not be written down, in words that do not repeat them; ``None`` where they may."""
+    """Why a reward's options may not be written down, ``None`` where they may."""
     for name, value in leaves(options):
-        if SECRETS.fullmatch(name.lower().replace("-", "_")):
-            return f"option {name!r} would be written into recipe.yaml; {WAY_OUT}"
-        address = name.lower() in {"url", "urls"} or LOGIN.search(str(value))
-        found = _secret_in_address(f"option {name!r}", str(value)) if address else None
-        if found:
-            return found
+        if is_secret_name(name):
+            return f"option {name!r} holds a secret, {_WRITTEN}"
+        is_address = name.lower() in {"url", "urls"} or _LOGIN.search(str(value))
+        reason = _secret_in_address(f"option {name!r}", str(value)) if is_address else None
+        if reason:
+            return reason
     return None
 
 
 def _secret_in_address(what: str, text: str) -> str | None:
-    held = [word for letter, word in (("@", "a login"), ("?", "a query"), ("#", "a fragment")) if letter in text]
-    return f"{what} holds {held[0]}, which would be written into recipe.yaml; {WAY_OUT}" if held else None
+    parts = [part for letter, part in (("@", "a login"), ("?", "a query"), ("#", "a fragment")) if letter in text]
+    return f"{what} holds {parts[0]}, {_WRITTEN}" if parts else None
 
 
 def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value of nested options with the name that it stands under."""
+    """Every value of nested options, each with the nearest name above it."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
             yield from leaves(inner, str(key))
@@ -66,3 +86,50 @@ def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
             yield from leaves(inner, name)
     else:
         yield name, value
+
+
+def public_name(text: str) -> str:
+    """A Hub id or a registered name unchanged; a local path's last part; for a path in the Hub's cache, its Hub id."""
+    path = Path(os.path.expanduser(text))
+    if not (path.is_absolute() or text.startswith(("./", "../")) or ("/" in text and _exists(path))):
+        return text
+    cached = _HUB_CACHE.search(path.as_posix())
+    if cached:
+        return f"{cached['owner']}/{cached['name']}"
+    name = Path(text).name
+    return (Path(os.path.abspath(path)).name if name in ("", "..") else name) or text
+
+
+def public_reference(text: str) -> str:
+    """An adapter's reference: one of the Hub unchanged, the last part of a run's or a folder's path."""
+    return text if text.startswith("hub:") else Path(text).name
+
+
+def public_text(text: str) -> str:
+    """A text whose local paths and private addresses are shortened.
+
+    A path becomes its name (:func:`public_name`); an address of a host that is not ``PUBLIC`` becomes the last part of
+    its path, or ``address``; a reward's workers become ``remote:address``.
+    """
+    if text.startswith(REMOTE) and "://" in text:
+        return REMOTE + ADDRESS
+    is_sentence = "://" in text or ": " in text
+    name = text if is_sentence else public_name(text)
+    return name if name != text else _PLACE.sub(_shortened, text)
+
+
+def _shortened(place: re.Match[str]) -> str:
+    if place["address"] is None:
+        return public_name(place[0])
+    try:
+        parts = urlsplit(place[0])
+    except ValueError:
+        return ADDRESS
+    return place[0] if parts.netloc in PUBLIC else Path(parts.path).name or ADDRESS
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # the text is too long for a path
+        return False

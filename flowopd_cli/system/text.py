@@ -1,4 +1,4 @@
-"""Words and tables for people."""
+"""Texts for people: near names, tables, durations, sizes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from flowopd_cli.errors import printable
 
 LONGEST = 80  # of a word that is compared
+GIB = 2**30
 
 
 def suggest(word: str, known: Sequence[str]) -> str:
@@ -23,3 +24,16 @@ def columns(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     )
+
+
+def duration(seconds: float) -> str:
+    """``2 h 05 min``, ``3 min 05 s`` or ``7.1 s``."""
+    whole = int(seconds)
+    if whole >= 3600:
+        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    return f"{whole // 60} min {whole % 60:02d} s" if whole >= 60 else f"{max(seconds, 0):.3g} s"
+
+
+def gib(count: float, decimals: int = 1) -> str:
+    """Bytes as GiB, or as MiB below a tenth of one."""
+    return f"{count / GIB:.{decimals}f} GiB" if count >= GIB / 10 else f"{count / 2**20:.1f} MiB"

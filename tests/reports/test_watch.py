@@ -140,7 +140,7 @@ def test_once_and_without_a_terminal_it_shows_one_view(run, flowopd, tmp_path):
     code, out, err = flowopd("watch", run.path, "--once")
     assert (code, out) == (0, "")
     assert "teacher  running" in err
-    assert "1/10  2.00 s an iteration  about 18s to go" in err
+    assert "1/10  2.00 s an iteration  about 18 s to go" in err
     assert flowopd("watch", run.path)[0] == 0
     run.finish("failed")
     assert flowopd("watch", run.path)[0] == 3

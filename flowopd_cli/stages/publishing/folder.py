@@ -16,7 +16,7 @@ from flowopd_cli.stages.publishing.licenses import inherited_license
 from flowopd_cli.stages.publishing.public import copy_evaluation, public_manifest, public_recipe
 from flowopd_cli.stages.training import model as _model
 from flowopd_cli.system.json_files import read_json_value
-from flowopd_cli.system.places import public_name, public_text
+from flowopd_cli.system.redact import public_name, public_text
 
 ROW = "eval"
 

@@ -13,7 +13,7 @@ from flowopd_cli.errors import ArtifactError
 from flowopd_cli.runs.manifest import Manifest
 from flowopd_cli.system.files import json_lines
 from flowopd_cli.system.json_files import read_json_lines, read_json_value
-from flowopd_cli.system.places import public_name, public_reference, public_text
+from flowopd_cli.system.redact import public_name, public_reference, public_text
 
 REFERENCES = ("ref", "init", "adapters")
 WORDS = ("text", "target", "read")  # in a row: the prompt, and what a reader saw in its picture
