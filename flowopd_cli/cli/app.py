@@ -254,7 +254,7 @@ def demo(
     from flowopd_cli.cli import execute
     from flowopd_cli.cli.console import Console
     from flowopd_cli.cli.demo import Demo
-    from flowopd_cli.runs.run import fresh_path
+    from flowopd_cli.runs.layout import fresh_path
 
     console = Console(quiet=quiet)
     result = execute.run_demo(Demo(out or fresh_path("demo"), seed, quick, baseline, ablation), console)

@@ -18,7 +18,8 @@ from flowopd_cli.reports.comparison import Comparison
 from flowopd_cli.reports.entries import Entry
 from flowopd_cli.reports.table import NUMBERS
 from flowopd_cli.runs.evaluations import evaluation
-from flowopd_cli.runs.run import RunDir, is_run
+from flowopd_cli.runs.manifest import is_run
+from flowopd_cli.runs.run import RunDir
 from flowopd_cli.system.progress import Progress
 
 OBJECTIVES = ("geneval", "ocr", "quality")

@@ -27,8 +27,8 @@ from flowopd_cli.recipe.cost import arithmetic
 from flowopd_cli.reports import report
 from flowopd_cli.reports.track import tracked
 from flowopd_cli.runs.evaluations import results
-from flowopd_cli.runs.layout import go_on
-from flowopd_cli.runs.run import RunDir, fresh_path
+from flowopd_cli.runs.layout import fresh_path, go_on
+from flowopd_cli.runs.run import RunDir
 from flowopd_cli.system import distributed as processes
 from flowopd_cli.system.progress import Progress
 from flowopd_cli.system.text import suggest

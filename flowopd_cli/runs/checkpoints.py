@@ -9,10 +9,10 @@ from typing import Any
 
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.recipe.sections import BestSpec
-from flowopd_cli.runs.provenance import Origin, read_origin
+from flowopd_cli.runs.provenance import Provenance, read_provenance
 from flowopd_cli.system import files
 
-ORIGIN = "origin.json"
+PROVENANCE = "origin.json"
 
 Fill = Callable[[Path], None]
 Regular = Callable[[int], bool]
@@ -38,8 +38,8 @@ class Checkpoints:
         names = (path.name for path in self.folder.glob("step-*") if path.is_dir())
         return sorted(int(match[1]) for match in (re.fullmatch(r"step-(\d+)", name) for name in names) if match)
 
-    def save(self, step: int, writer: Fill, origin: Origin) -> None:
-        """Let ``writer`` fill the checkpoint of ``step``, atomically; ``origin`` is written beside.
+    def save(self, step: int, writer: Fill, provenance: Provenance) -> None:
+        """Let ``writer`` fill the checkpoint of ``step``, atomically; ``provenance`` is written beside.
 
         Raises:
             StorageError: it cannot be written; those before are as they were.
@@ -47,7 +47,7 @@ class Checkpoints:
 
         def fill(folder: Path) -> None:
             writer(folder)
-            (folder / ORIGIN).write_text(origin.model_dump_json(indent=1), encoding="utf-8")
+            (folder / PROVENANCE).write_text(provenance.model_dump_json(indent=1), encoding="utf-8")
 
         with files.storing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -71,11 +71,11 @@ class Checkpoints:
                 return step, self.path(step)
         return None
 
-    def origin(self) -> Origin | None:
+    def provenance(self) -> Provenance | None:
         """What they were made from, by the newest of which that can be read."""
         for step in reversed(self.steps()):
             try:
-                return read_origin(self.path(step) / ORIGIN)
+                return read_provenance(self.path(step) / PROVENANCE)
             except ArtifactError:
                 continue
         return None

@@ -66,8 +66,16 @@ class Base(_Entry):
     sha256: str | None = None
 
 
+class Inputs(_Entry):
+    """What a run is made from; ``prompts`` is the digest of those it trains on."""
+
+    base: Base | None = None
+    parents: tuple[Parent, ...] = ()
+    prompts: str | None = None
+
+
 class Manifest(_Entry):
-    """What a run is, what it was made from and what it made; ``prompts`` is the digest of those it trains on."""
+    """What a run is, what it was made from (see :class:`Inputs`) and what it made."""
 
     run_id: str
     stage: str = Field(pattern=r"^[a-z][a-z_-]{0,40}$")

@@ -6,12 +6,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.recipe.reading import first_problem
 from flowopd_cli.runs.adapter_ref import AdapterRef
-from flowopd_cli.runs.manifest import Base, Environment, Parent
+from flowopd_cli.runs.manifest import Environment, Inputs
 from flowopd_cli.system.json_files import read_json
 
 # Fields of the recipe that a resumed run may change. All but the optimizer's steps, which a training that no longer
@@ -28,28 +28,23 @@ MAY_CHANGE = frozenset(
 MAY_MOVE = ("model.pretrained", "adapter.init", "anchor.ref", "routing.*.ref", "teachers.*.ref")
 
 
-class Origin(BaseModel):
-    """Base, adapters, prompts, recipe and packages that a checkpoint was made with."""
+class Provenance(Inputs):
+    """Inputs, recipe and packages that a checkpoint was made with."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    base: Base | None
-    parents: tuple[Parent, ...]
-    prompts: str | None
     recipe: dict[str, Any]
     environment: Environment
 
 
-def read_origin(path: Path) -> Origin:
-    """The origin in a file.
+def read_provenance(path: Path) -> Provenance:
+    """The provenance in a file.
 
     Raises:
         ArtifactError: there is none, or it is damaged.
     """
     try:
-        return Origin.model_validate(read_json(path, "record of what a checkpoint was made from"))
+        return Provenance.model_validate(read_json(path, "record of what a checkpoint was made from"))
     except ValidationError as error:
-        raise ArtifactError(f"{path}: damaged ({first_problem(error, Origin)})") from error
+        raise ArtifactError(f"{path}: damaged ({first_problem(error, Provenance)})") from error
 
 
 def other_fields(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -64,12 +59,12 @@ def other_recipe(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return [f"{key} was {before.get(key)!r}, is {after.get(key)!r}" for key in other_fields(then, now)]
 
 
-def other_inputs(then: Origin, now: Origin) -> list[str]:
+def other_inputs(then: Inputs, now: Inputs) -> list[str]:
     """The differences of base, adapters and prompts in words, by their content."""
     found = []
     if then.base is not None and now.base is not None and then.base.sha256 != now.base.sha256:
         found.append(_changed(f"base {now.base.ref}", then.base.sha256, now.base.sha256))
-    before, after = ({parent.role: parent for parent in origin.parents} for origin in (then, now))
+    before, after = ({parent.role: parent for parent in inputs.parents} for inputs in (then, now))
     for role in {**before, **after}:
         old, new = before.get(role), after.get(role)
         if old is None or new is None:
@@ -81,8 +76,8 @@ def other_inputs(then: Origin, now: Origin) -> list[str]:
     return found
 
 
-def changed_parents(then: Origin) -> list[str]:
-    """Those local adapters of an origin that lie where they lay and are others now, in words; nothing is loaded."""
+def changed_parents(then: Inputs) -> list[str]:
+    """Those local adapters of a provenance that lie where they lay and are others now, in words; nothing is loaded."""
     found = []
     for parent in then.parents:
         reference = AdapterRef.parse(parent.ref)

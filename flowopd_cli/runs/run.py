@@ -15,7 +15,6 @@ from typing import Any
 from flowopd_cli import __version__
 from flowopd_cli import recipe as recipes
 from flowopd_cli.errors import ArtifactError, StorageError
-from flowopd_cli.runs.adapter_ref import AdapterRef
 from flowopd_cli.runs.checkpoints import Checkpoints, Fill, Regular, each
 from flowopd_cli.runs.layout import CHECKPOINTS, EVAL, OURS, SAMPLES, UNRECORDED, Picture, RunPaths, fresh_path, go_on
 from flowopd_cli.runs.lock import Lock
@@ -23,22 +22,19 @@ from flowopd_cli.runs.manifest import (
     LOCK,
     MANIFEST,
     Artifact,
-    Base,
+    Inputs,
     Manifest,
-    Parent,
     Status,
     environment,
     is_run,
     now,
     read_manifest,
 )
-from flowopd_cli.runs.provenance import Origin, other_inputs, refuse
+from flowopd_cli.runs.provenance import Provenance, other_inputs, refuse
 from flowopd_cli.system import files
 from flowopd_cli.system.files import atomic_write, plain, sha256_file
 from flowopd_cli.system.json_files import read_json_lines
 from flowopd_cli.system.paths import is_dir
-
-__all__ = ["AdapterRef", "Base", "Manifest", "Parent", "RunDir", "fresh_path", "is_run"]
 
 
 class RunDir(RunPaths):
@@ -49,10 +45,8 @@ class RunDir(RunPaths):
         self.writes = writes
         self.checkpoints = Checkpoints(self.path / CHECKPOINTS)
         self._lock = Lock(self.path / LOCK)
-        self._recipe: dict[str, Any] = {}
-        self._then: Origin | None = None
-        self._held: tuple[Status, dict[str, Any]] | None = None
-        self._inputs: dict[str, Any] = {}
+        self._recipe: recipes.Recipe | None = None
+        self._resumed: tuple[Status, Provenance] | None = None  # until the inputs are declared
 
     @classmethod
     def create(cls, out: Path | None, stage: str, *, force: bool = False) -> RunDir:
@@ -94,7 +88,9 @@ class RunDir(RunPaths):
         return recipes.load(self.recipe_file, overrides=overrides)
 
     def start(self, recipe: recipes.Recipe) -> None:
-        """Lock the run and write its manifest and recipe; a resumed run keeps its id, birth and parents.
+        """Lock the run and write its manifest and recipe; a resumed run keeps its id, its creation time and its inputs.
+
+        A run that has checkpoints keeps its recipe on disk until :meth:`declare` has found the same inputs.
 
         Raises:
             ArtifactError: another process is writing it.
@@ -105,47 +101,45 @@ class RunDir(RunPaths):
         self._lock.acquire()
         for folder in (self.path, *(self.path / name for name in (CHECKPOINTS, SAMPLES, EVAL))):
             files.remove_leftovers(folder)
-        self._recipe = recipe.model_dump(mode="json")
-        changes = {"status": "running", "recipe_sha": recipes.digest(recipe), "finished": None}
-        changes |= {"code_version": __version__, "environment": environment()}
+        self._recipe = recipe
+        changes = {"status": "running", "finished": None, "code_version": __version__, "environment": environment()}
+        changes["recipe_sha"] = recipes.digest(recipe)
         if is_run(self.path):
-            self._then = self.checkpoints.origin()
-            before = self.manifest()
-            if self._then is not None:  # what it was stays on disk until its inputs are known to be the same
-                self._held = before.status, {"recipe_sha": changes.pop("recipe_sha")}
+            before, provenance = self.manifest(), self.checkpoints.provenance()
+            if provenance is not None:
+                self._resumed = before.status, provenance
+                changes["recipe_sha"] = before.recipe_sha
             self._write(before.model_copy(update=changes))
         else:
-            fixed = {"run_id": self.path.resolve().name, "stage": recipe.stage, "created": now()}
-            self._write(Manifest.model_validate(fixed | changes))
-        if self._held is None:
+            identity = {"run_id": self.path.resolve().name, "stage": recipe.stage, "created": now()}
+            self._write(Manifest.model_validate(identity | changes))
+        if self._resumed is None:
             self._write_recipe()
 
-    def set_prompts(self, digest: str) -> None:
-        """Record the prompts that this run trains on by a digest of them all."""
-        self._inputs["prompts"] = digest
-        self._record_inputs(complete=False)
-
-    def set_base(self, ref: str, sha256: str | None) -> None:
-        """Record the base model and the digest of its transformer, where that is known."""
-        self._inputs["base"] = Base(ref=ref, sha256=sha256)
-        self._record_inputs(complete=False)
-
-    def set_parents(self, parents: Sequence[Parent | Mapping[str, Any]]) -> None:
-        """Record the adapters that this run is made from, the last of its inputs: role, reference, digest of each.
+    def declare(self, inputs: Inputs) -> None:
+        """Record what the run is made from, before anything is made; a field that is not set keeps its record.
 
         Raises:
-            ArtifactError: the run goes on from a checkpoint that was made with another base, adapter or prompt; the
-                message lists what differs, and the manifest stays as it was.
+            ArtifactError: the run resumes a checkpoint that was made from another base, adapter or set of prompts; the
+                message lists the differences, and the manifest is unchanged.
         """
-        self._inputs["parents"] = tuple(Parent.model_validate(parent) for parent in parents)
-        self._record_inputs(complete=True)
-
-    def finish(self, status: Status, metrics: Mapping[str, Any] | None = None) -> None:
-        """Close the run: digest what it made, set its status, and give the lock back."""
         if not self.writes:
             return
-        if self._held is not None and self._held[0] != "running":  # a resume that was refused changes nothing
-            status = self._held[0]
+        changes: dict[str, Any] = {name: getattr(inputs, name) for name in inputs.model_fields_set}
+        if self._resumed is None:
+            self._update(**changes)
+            return
+        refuse(self.path, other_inputs(self._resumed[1], inputs))
+        self._update(**changes, recipe_sha=recipes.digest(self._started_recipe()))
+        self._write_recipe()
+        self._resumed = None
+
+    def finish(self, status: Status, metrics: Mapping[str, Any] | None = None) -> None:
+        """Close the run: record its status and the digests of its files, and release the lock."""
+        if not self.writes:
+            return
+        if self._resumed is not None and self._resumed[0] != "running":  # a resume that was refused changes nothing
+            status = self._resumed[0]
         try:
             merged = {**self.manifest().metrics, **plain(metrics or {})}
             self._update(status=status, metrics=merged, finished=now(), artifacts=self._artifacts())
@@ -218,7 +212,7 @@ class RunDir(RunPaths):
         self._lock.confirm()
         for file in filter(Path.is_file, (self.metrics_file, self.events_file)):
             files.sync_file(file)
-        self.checkpoints.save(at, fill, self._origin())
+        self.checkpoints.save(at, fill, self._provenance())
         self.checkpoints.prune(keep, also=[best], regular=regular)
 
     def save_adapter(self, writer: Callable[[Path], None], *, best: bool = False) -> None:
@@ -259,26 +253,22 @@ class RunDir(RunPaths):
         if self.used() and not is_run(self.path):
             raise ArtifactError(f"{self.path}: --force replaces runs only, and this directory is not one")
 
-    def _record_inputs(self, *, complete: bool) -> None:
-        """Write base, adapters and prompts; of a run that goes on only when all are known to be those of before."""
-        if not self.writes:
-            return
-        if self._then is not None:
-            if not complete:
-                return
-            refuse(self.path, other_inputs(self._then, self._then.model_copy(update=self._inputs)))
-        held, self._held = self._held, None
-        self._update(**self._inputs, **(held[1] if held else {}))
-        if held:
-            self._write_recipe()
-
     def _write_recipe(self) -> None:
-        atomic_write(self.recipe_file, recipes.dump(recipes.build(self._recipe)))
+        atomic_write(self.recipe_file, recipes.dump(self._started_recipe()))
 
-    def _origin(self) -> Origin:
-        told = self.manifest()
-        kept = {name: getattr(told, name) for name in ("base", "parents", "prompts", "environment")}
-        return Origin(recipe=self._recipe, **kept)
+    def _started_recipe(self) -> recipes.Recipe:
+        assert self._recipe is not None, "start comes first"
+        return self._recipe
+
+    def _provenance(self) -> Provenance:
+        manifest = self.manifest()
+        return Provenance(
+            base=manifest.base,
+            parents=manifest.parents,
+            prompts=manifest.prompts,
+            recipe={} if self._recipe is None else self._recipe.model_dump(mode="json"),
+            environment=manifest.environment,
+        )
 
     def _artifacts(self) -> tuple[Artifact, ...]:
         named = ((p.relative_to(self.path), p) for p in sorted(self.path.rglob("*")) if p.is_file())

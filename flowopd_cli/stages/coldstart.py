@@ -20,13 +20,12 @@ def run(recipe: ColdstartRecipe, run: RunDir, progress: Progress, *, resume: boo
     """Every teacher draws its own tasks' prompts; the best of each group is kept; the policy learns to draw them."""
     train, sft = recipe.train, recipe.sft
     drawer, prompts = _data.make_drawer(recipe.prompts, train, recipe.seed)
-    run.set_prompts(prompts_digest(prompts))
     check_tasks(recipe, prompts)
     rewards = _data.make_rewards(recipe.rewards, prompts) if recipe.rewards else None
-    model = _model.load_model(recipe.model, recipe.adapter.targets, run)
+    model = _model.load_model(recipe.model, recipe.adapter.targets)
     parents = _model.add_policy(model, recipe.adapter, recipe.seed)
     teachers = _model.add_teachers(model, recipe.teachers, recipe.sampling.guidance, parents)
-    run.set_parents(parents)
+    run.declare(_model.inputs(recipe.model, model, parents, prompts_digest(prompts)))
     _model.encode_ahead(model, prompts)
     sampler = _fit.make_sampler(model, recipe.sampling)
     kept = []

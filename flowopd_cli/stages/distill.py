@@ -30,14 +30,13 @@ def run(recipe: DistillRecipe, run: RunDir, progress: Progress, *, resume: bool 
     """Rollout, target velocities by route, anchor velocities, ``opd``; no decoding unless rewards are logged."""
     guidance = recipe.sampling.guidance
     drawer, prompts = _data.make_drawer(recipe.prompts, recipe.train, recipe.seed)
-    run.set_prompts(prompts_digest(prompts))
     check_tasks(recipe, prompts)
     rewards = _data.make_rewards(recipe.rewards, prompts) if recipe.opd.log_rewards_every else None
-    model = _model.load_model(recipe.model, recipe.adapter.targets, run)
+    model = _model.load_model(recipe.model, recipe.adapter.targets)
     parents = _model.add_policy(model, recipe.adapter, recipe.seed)
     teachers = _model.add_teachers(model, recipe.routing, guidance, parents)
     anchor = _model.add_anchor(model, recipe.anchor, guidance, parents)
-    run.set_parents(parents)
+    run.declare(_model.inputs(recipe.model, model, parents, prompts_digest(prompts)))
     _model.encode_ahead(model, prompts)
     experience = _Experience(recipe, model, drawer, teachers, anchor, rewards)
     objective = objectives.opd(model, _fit.make_sampler(model, recipe.sampling), _fit.opd_settings(recipe))

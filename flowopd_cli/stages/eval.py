@@ -9,6 +9,7 @@ from typing import Any
 
 from flowopd_cli.recipe import EvalRecipe
 from flowopd_cli.runs.adapter_ref import AdapterRef
+from flowopd_cli.runs.manifest import Parent
 from flowopd_cli.runs.run import RunDir
 from flowopd_cli.stages.evaluation import results as outcome
 from flowopd_cli.stages.evaluation import suites as suite_tools
@@ -51,7 +52,6 @@ def judged(recipe: EvalRecipe, asked: suite_tools.Asked, run: RunDir, progress: 
         folder.check(wanted)
     else:
         parents = [AdapterRef.parse(recipe.adapter or "base").parent("policy")]
-        run.set_parents(parents)
         folder.claim(settings(recipe, parents), digests(asked.suites, recipe.eval.split))
     journal = Journal(run, rank, folder, asked.suites, rewards)
 
@@ -98,8 +98,10 @@ def draw(
     if not missing and not recipe.model.shard:
         return
     spec = recipe.eval
-    model = _model.load_model(recipe.model, (), run)
-    adapter = _model.add_frozen(model, "policy", recipe.adapter or "base", [])
+    model = _model.load_model(recipe.model, ())
+    parents: list[Parent] = []
+    adapter = _model.add_frozen(model, "policy", recipe.adapter or "base", parents)
+    run.declare(_model.inputs(recipe.model, model, parents))
     model.adapters.fold(adapter)
     _model.encode_ahead(model, {"all": list({w.prompt.text: w.prompt for w in missing}.values())})
     sampler = ode_sampler(model, spec.steps, spec.guidance)

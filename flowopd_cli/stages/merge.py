@@ -12,7 +12,7 @@ from flowopd_cli.models.adapter_files import AdapterConfig, read_adapter, write_
 from flowopd_cli.models.files.pipelines import base_fingerprint
 from flowopd_cli.recipe import MergeRecipe, ModelSpec
 from flowopd_cli.runs.adapter_ref import AdapterRef, recorded_base
-from flowopd_cli.runs.manifest import Base
+from flowopd_cli.runs.manifest import Base, Inputs
 from flowopd_cli.runs.run import RunDir
 from flowopd_cli.stages.training import model as _model
 from flowopd_cli.system.progress import Progress
@@ -32,8 +32,7 @@ def run(recipe: MergeRecipe, run: RunDir, progress: Progress, *, resume: bool = 
         adapters.append(factors)
         targets += [t for t in config.targets if t not in targets]
     base_sha = base_digest(recipe.model, bases)
-    run.set_parents(parents)
-    run.set_base(recipe.model.pretrained, base_sha)
+    run.declare(Inputs(base=Base(ref=recipe.model.pretrained, sha256=base_sha), parents=tuple(parents)))
     spec = recipe.merge
     weights = spec.weights or [1 / len(adapters)] * len(adapters)
     options = MergeOptions(spec.method, spec.rank, spec.density, recipe.seed)

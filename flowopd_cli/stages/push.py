@@ -12,6 +12,7 @@ from flowopd_cli.errors import RecipeError
 from flowopd_cli.models.adapter_files import read_adapter, write_adapter, write_diffusers
 from flowopd_cli.recipe import PushRecipe
 from flowopd_cli.runs.adapter_ref import AdapterRef
+from flowopd_cli.runs.manifest import Inputs
 from flowopd_cli.runs.run import RunDir
 from flowopd_cli.stages.publishing.folder import fill
 from flowopd_cli.stages.publishing.hub import Hub
@@ -55,7 +56,7 @@ def write(recipe: PushRecipe, source: RunDir, run: RunDir) -> None:
         remove(run.hub_dir)
     write_adapter(run.hub_dir, factors, replace(config, base=public_name(config.base) if config.base else None))
     write_diffusers(run.hub_dir, factors)
-    run.set_parents([reference.parent("pushed", adapter)])
+    run.declare(Inputs(parents=(reference.parent("pushed", adapter),)))
     with storing(run.hub_dir):
         fill(recipe, source, run)
 

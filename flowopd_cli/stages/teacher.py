@@ -33,11 +33,11 @@ def run(recipe: TeacherRecipe, run: RunDir, progress: Progress, *, resume: bool 
     """Rollout, rewards, advantages, clipped surrogate; the adapter ends in ``adapter/``."""
     train, grpo = recipe.train, recipe.grpo
     drawer, prompts = _data.make_drawer(recipe.prompts, train, recipe.seed)
-    run.set_prompts(prompts_digest(prompts))
     check_tasks(recipe, prompts)
     rewards = _data.make_rewards(recipe.rewards, prompts)
-    model = _model.load_model(recipe.model, recipe.adapter.targets, run)
-    run.set_parents(_model.add_policy(model, recipe.adapter, recipe.seed))
+    model = _model.load_model(recipe.model, recipe.adapter.targets)
+    parents = _model.add_policy(model, recipe.adapter, recipe.seed)
+    run.declare(_model.inputs(recipe.model, model, parents, prompts_digest(prompts)))
     _model.encode_ahead(model, prompts)
     base = collect.Teacher(None, recipe.sampling.guidance) if grpo.beta else None
     grader = graded.Grader(model, partial(_background.InBackground, rewards), train.rollout_batch, base)

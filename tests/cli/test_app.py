@@ -17,6 +17,7 @@ from flowopd_cli.cli import app as cli
 from flowopd_cli.cli import launch
 from flowopd_cli.cli.console import Console
 from flowopd_cli.errors import ArtifactError, Interrupted
+from flowopd_cli.runs.manifest import Base, Inputs
 from flowopd_cli.runs.run import RunDir
 
 TEACHER = {
@@ -80,7 +81,7 @@ def trained(path, *, base=TOY_SHA, stage="teacher"):
     run = RunDir.create(path, stage)
     run.start(recipes.build(TEACHER))
     write_adapter(run.adapter_dir)
-    run.set_base("toy", base)
+    run.declare(Inputs(base=Base(ref="toy", sha256=base)))
     run.finish("done")
     return run
 

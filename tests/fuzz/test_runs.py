@@ -15,8 +15,8 @@ from flowopd_cli.runs import evaluations as card_scores
 from flowopd_cli.runs.adapter_ref import AdapterRef, recorded_base
 from flowopd_cli.runs.inspect import listing, verify
 from flowopd_cli.runs.lock import Lock
-from flowopd_cli.runs.manifest import MANIFEST, Parent, read_manifest
-from flowopd_cli.runs.run import LOCK, RunDir
+from flowopd_cli.runs.manifest import LOCK, MANIFEST, Base, Inputs, Parent, read_manifest
+from flowopd_cli.runs.run import RunDir
 from flowopd_cli.stages.publishing import card
 from flowopd_cli.system.files import is_intact
 from flowopd_cli.system.text import columns
@@ -31,16 +31,16 @@ def make(box):
     run = RunDir.create(box / "student", "teacher")
     run.start(recipes.build({**TEACHER, "model": {"pretrained": "toy"}}))
     write_adapter(run.adapter_dir, pair(), r=4)
-    run.set_base("toy", TOY_SHA)
-    run.set_parents([Parent(role="init", ref="base")])
+    run.declare(Inputs(base=Base(ref="toy", sha256=TOY_SHA), parents=(Parent(role="init", ref="base"),)))
     for step in (1, 2):
         run.log({"iteration": step, "reward": 0.5, "kl": None})
         run.save_checkpoint(step, lambda path: (path / "state.json").write_text("{}"), 2)
     run.finish("done", {"reward": 0.5})
     judged = RunDir.create(box / "eval", "eval")
     judged.start(recipes.build({**EVAL, "adapter": str(run.path)}))
-    judged.set_parents([AdapterRef.parse(str(run.path)).parent("policy")])
-    judged.set_base("toy", TOY_SHA)
+    judged.declare(
+        Inputs(base=Base(ref="toy", sha256=TOY_SHA), parents=(AdapterRef.parse(str(run.path)).parent("policy"),))
+    )
     judged.write_eval("ocr", json.dumps(RESULT))
     judged.finish("done")
     return run, judged
@@ -54,7 +54,7 @@ def look(box, run):
     with guarded(box / "nowhere"):
         found = list(verify(run.path))
         assert all(isinstance(finding.fault, str) for finding in found)
-    for read in (run.manifest, run.recipe, run.rows, run.checkpoints.newest, run.checkpoints.origin, run.events):
+    for read in (run.manifest, run.recipe, run.rows, run.checkpoints.newest, run.checkpoints.provenance, run.events):
         with guarded(box / "nowhere"):
             read()
     with guarded(box / "nowhere"):

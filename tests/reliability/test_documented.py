@@ -6,7 +6,7 @@ from pathlib import Path
 
 from flowopd_cli.errors import StorageError
 from flowopd_cli.runs import lock as locks
-from flowopd_cli.runs import provenance as origin
+from flowopd_cli.runs import provenance
 
 TESTS = Path(__file__).resolve().parent.parent
 PAGE = (TESTS.parent / "docs" / "reliability.md").read_text(encoding="utf-8")
@@ -36,7 +36,7 @@ def test_every_test_of_this_folder_is_in_the_table_or_about_a_detail():
 def test_the_page_lists_what_may_change():
     listed = PAGE.partition("**What may change on `--resume`**")[2].partition("Anything else")[0]
     fields = set(re.findall(r"`([\w.]+)`", listed))
-    assert fields == {*origin.MAY_CHANGE, *(name.replace("*", "TASK") for name in origin.MAY_MOVE)}
+    assert fields == {*provenance.MAY_CHANGE, *(name.replace("*", "TASK") for name in provenance.MAY_MOVE)}
 
 
 def test_the_figures_are_those_of_the_code():

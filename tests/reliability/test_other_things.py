@@ -109,7 +109,7 @@ def test_another_base_under_the_same_name_is_refused_before_training(forks, tmp_
     assert ended.code == 2, ended.err
     assert f"cannot go on, its checkpoints were made with other things: base {base} was " in ended.err
     assert len(RunDir(path).rows()) >= 3
-    assert RunDir(path).manifest().base == RunDir(path).checkpoints.origin().base
+    assert RunDir(path).manifest().base == RunDir(path).checkpoints.provenance().base
 
 
 def test_what_has_only_moved_is_found_at_its_new_place(forks, mine):

@@ -42,6 +42,7 @@ from flowopd_cli.reports import (
     table as results,
 )
 from flowopd_cli.runs import evaluations as card_scores
+from flowopd_cli.runs.manifest import Inputs
 from flowopd_cli.runs.run import RunDir
 from flowopd_cli.system.progress import Silent
 
@@ -187,7 +188,14 @@ def hostile(root):
     run.sample_prompts_file.parent.mkdir(exist_ok=True)
     run.sample_prompts_file.write_text(json.dumps([{"text": HOSTILE}, {"text": "{{ 7 * 7 }}\x1b[2J"}]))
     run.write_image("000003", reported.noise(2, 16, 0))
-    run.set_parents([reported.Parent(role=HOSTILE, ref="javascript:alert(1)"), reported.Parent(role="x", ref=HOSTILE)])
+    run.declare(
+        Inputs(
+            parents=(
+                reported.Parent(role=HOSTILE, ref="javascript:alert(1)"),
+                reported.Parent(role="x", ref=HOSTILE),
+            )
+        )
+    )
     run.log_event(1, "warning", HOSTILE)
     run.finish("done")
     return run

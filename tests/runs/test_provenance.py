@@ -4,9 +4,9 @@ import pytest
 
 from flowopd_cli import recipe as recipes
 from flowopd_cli.errors import ArtifactError
-from flowopd_cli.runs import provenance as origin
+from flowopd_cli.runs import provenance
 from flowopd_cli.runs.manifest import Environment
-from flowopd_cli.runs.provenance import MAY_CHANGE, MAY_MOVE, Origin
+from flowopd_cli.runs.provenance import MAY_CHANGE, MAY_MOVE, Provenance
 
 DISTILL = {
     "stage": "distill",
@@ -18,7 +18,7 @@ DISTILL = {
 
 def changed(*overrides):
     one, two = (recipes.build(DISTILL, overrides=o).model_dump(mode="json") for o in ((), overrides))
-    return origin.other_fields(one, two)
+    return provenance.other_fields(one, two)
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_anything_else_may_not(override):
 
 
 def test_the_lists_name_fields_that_exist():
-    fields = {*origin.flat(recipes.build(DISTILL).model_dump(mode="json"))}
+    fields = {*provenance.flat(recipes.build(DISTILL).model_dump(mode="json"))}
     stars = {key.replace("routing.ocr", "routing.*") for key in fields}
     assert stars >= MAY_CHANGE
     assert {name for name in MAY_MOVE if not name.startswith("teachers")} <= stars
@@ -57,7 +57,7 @@ def test_a_record_that_is_damaged_is_one_line(tmp_path):
     path = tmp_path / "o"
     path.write_text('{"base": 3}')
     with pytest.raises(ArtifactError, match="damaged") as refused:
-        origin.read_origin(path)
+        provenance.read_provenance(path)
     assert "\n" not in str(refused.value)
 
 
@@ -67,14 +67,14 @@ def test_changed_parents_are_seen_without_a_model(tmp_path):
         (tmp_path / name / "adapter_config.json").write_text("{}")
         (tmp_path / name / "adapter_model.safetensors").write_bytes(b"weights")
     parents = [
-        {"role": f"teacher_{name}", "ref": str(tmp_path / name), "sha256": origin.AdapterRef.parse(str(p)).sha256()}
+        {"role": f"teacher_{name}", "ref": str(tmp_path / name), "sha256": provenance.AdapterRef.parse(str(p)).sha256()}
         for name in ("same", "other", "gone")
         if (p := tmp_path / name)
     ] + [{"role": "anchor", "ref": "base"}, {"role": "init", "ref": "hub:me/x", "sha256": "1"}]
     environment = Environment(python="3", platform="p", packages={})
-    made = Origin(base=None, parents=tuple(parents), prompts=None, recipe={}, environment=environment)
-    assert origin.changed_parents(made) == []
+    made = Provenance(base=None, parents=tuple(parents), prompts=None, recipe={}, environment=environment)
+    assert provenance.changed_parents(made) == []
     (tmp_path / "other" / "adapter_model.safetensors").write_bytes(b"others")
     (tmp_path / "gone").rename(tmp_path / "moved")
-    (told,) = origin.changed_parents(made)
+    (told,) = provenance.changed_parents(made)
     assert told.startswith(f"teacher_other {tmp_path / 'other'} was ")

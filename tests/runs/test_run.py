@@ -8,9 +8,10 @@ import pytest
 
 from flowopd_cli import recipe as recipes
 from flowopd_cli.errors import ArtifactError
-from flowopd_cli.runs.adapter_ref import recorded_base
+from flowopd_cli.runs.adapter_ref import AdapterRef, recorded_base
 from flowopd_cli.runs.lock import Lock
-from flowopd_cli.runs.run import AdapterRef, Base, Parent, RunDir
+from flowopd_cli.runs.manifest import Base, Inputs, Parent
+from flowopd_cli.runs.run import RunDir
 from flowopd_cli.system.files import atomic_write, sha256_file
 
 RECIPE = recipes.build(
@@ -29,7 +30,7 @@ def with_adapter(path, *, base="b" * 64):
     run.adapter_dir.mkdir()
     (run.adapter_dir / "adapter_config.json").write_text("{}", encoding="utf-8")
     (run.adapter_dir / "adapter_model.safetensors").write_bytes(b"weights")
-    run.set_base("toy", base)
+    run.declare(Inputs(base=Base(ref="toy", sha256=base)))
     run.finish("done", {"reward": 0.5})
     return run
 
@@ -166,8 +167,15 @@ def test_manifest_of_a_whole_life(tmp_path):
     assert (begun.status, begun.stage, begun.run_id) == ("running", "teacher", "r")
     assert begun.recipe_sha == recipes.digest(RECIPE)
     assert begun.environment.packages["torch"]
-    run.set_parents([Parent(role="anchor", ref="base"), {"role": "init", "ref": "x", "sha256": "1"}])
-    run.set_base("toy", "b" * 64)
+    run.declare(
+        Inputs(
+            base=Base(ref="toy", sha256="b" * 64),
+            parents=(
+                Parent(role="anchor", ref="base"),
+                Parent(role="init", ref="x", sha256="1"),
+            ),
+        )
+    )
     atomic_write(run.eval_file("ocr"), "{}")
     run.save_checkpoint(1, lambda folder: (folder / "state").write_bytes(b"1"), keep=1)
     run.finish("done", {"reward": float("nan"), "kl": 0.25})
@@ -185,7 +193,7 @@ def test_manifest_of_a_whole_life(tmp_path):
 
 def test_resumed_run_keeps_its_id_and_birth(tmp_path):
     run = started(tmp_path / "r")
-    run.set_base("toy", "b" * 64)
+    run.declare(Inputs(base=Base(ref="toy", sha256="b" * 64)))
     run.finish("interrupted")
     before = run.manifest()
     again = RunDir.open(run.path)
@@ -287,7 +295,7 @@ def test_a_follower_writes_nothing(tmp_path):
     run = RunDir(tmp_path / "r", writes=False)
     run.start(RECIPE)
     run.log({"iteration": 1})
-    run.set_base("toy", "b")
+    run.declare(Inputs(base=Base(ref="toy", sha256="b")))
     run.write_eval("ocr", "{}")
     run.write_image("x", None)
     run.save_checkpoint(1, lambda folder: None, keep=1)

@@ -22,7 +22,9 @@ from flowopd_cli.errors import (
     RewardError,
     RoutingError,
 )
-from flowopd_cli.runs.run import AdapterRef, Base, RunDir
+from flowopd_cli.runs.adapter_ref import AdapterRef
+from flowopd_cli.runs.manifest import Base
+from flowopd_cli.runs.run import RunDir
 from flowopd_cli.system.progress import Silent
 
 TOY = Path(flowopd_cli.__file__).parent / "toy" / "weights"

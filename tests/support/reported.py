@@ -8,7 +8,7 @@ from PIL import Image
 
 from flowopd_cli import recipe as recipes
 from flowopd_cli.runs.adapter_ref import AdapterRef
-from flowopd_cli.runs.manifest import Base, Parent
+from flowopd_cli.runs.manifest import Base, Inputs, Parent
 from flowopd_cli.runs.run import RunDir
 
 ROUTES = {"geneval": {"ref": "base"}, "ocr": {"ref": "base"}}
@@ -24,7 +24,7 @@ def begun(path, recipe):
     """A run that has started."""
     run = RunDir.create(path, recipe["stage"])
     run.start(recipes.build(recipe))
-    run.set_base(BASE.ref, BASE.sha256)
+    run.declare(Inputs(base=BASE))
     return run
 
 
@@ -54,7 +54,8 @@ def student(path, *teachers, finish=True):
     """A distillation: KL by teacher and by step; its parents are the teachers."""
     run = begun(path, DISTILL)
     tasks = ["geneval", "ocr"]
-    run.set_parents([parent(made, f"teacher_{task}") for made, task in zip(teachers, tasks, strict=False)])
+    roles = [f"teacher_{task}" for task in tasks]
+    run.declare(Inputs(parents=tuple(parent(made, role) for made, role in zip(teachers, roles, strict=False))))
     for i in range(1, 31):
         steps = {f"kl_step/{t}": math.exp(-t - i / 30) for t in range(6)}
         run.log(row(i, kl=1 / i, kl_anchor=0.1, **{f"kl/{t}": 1 / (i + n) for n, t in enumerate(tasks)}, **steps))
@@ -67,7 +68,7 @@ def student(path, *teachers, finish=True):
 def evaluation(path, made=None, means=None, **protocol):
     """The evaluation of a run's adapter, or of the base."""
     run = begun(path, EVAL | {"eval": {"suites": ["toy-ocr"], **protocol}})
-    run.set_parents([parent(made, "policy") if made else Parent(role="policy", ref="base")])
+    run.declare(Inputs(parents=(parent(made, "policy") if made else Parent(role="policy", ref="base"),)))
     for suite, mean in (means or SUITES).items():
         told = {"suite": suite, "version": f"{suite}-1", "mean": mean, "stderr": 0.01, "n": 8, "exact": suite != "ocr"}
         run.write_eval(suite, json.dumps(told))

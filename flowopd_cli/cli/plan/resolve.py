@@ -14,12 +14,12 @@ from flowopd_cli.cli.plan.settle import with_full_names
 from flowopd_cli.errors import ArtifactError, RecipeError
 from flowopd_cli.models.files.shapes import model_fields
 from flowopd_cli.registry import REWARDS, reward_name
-from flowopd_cli.runs import provenance as origin
+from flowopd_cli.runs import provenance
 from flowopd_cli.runs.adapter_ref import AdapterRef
 from flowopd_cli.runs.layout import go_on
-from flowopd_cli.runs.manifest import ADAPTER
+from flowopd_cli.runs.manifest import ADAPTER, is_run
 from flowopd_cli.runs.provenance import MAY_CHANGE
-from flowopd_cli.runs.run import RunDir, is_run
+from flowopd_cli.runs.run import RunDir
 from flowopd_cli.system import yaml_files as safe_yaml
 from flowopd_cli.system.redact import secret_in_name
 from flowopd_cli.system.text import suggest
@@ -164,10 +164,10 @@ def _refuse_other_course(run: RunDir, recipe: recipes.Recipe, overrides: Sequenc
         RecipeError: another field was set.
         ArtifactError: its checkpoints were made by another recipe than the run's now is, or with other adapters.
     """
-    then, now = run.checkpoints.origin(), recipe.model_dump(mode="json")
+    then, now = run.checkpoints.provenance(), recipe.model_dump(mode="json")
     began = run.recipe() if then is None else recipes.build(then.recipe, where=f"{run.path}: its checkpoint")
     before = with_full_names(began).model_dump(mode="json")
-    changed, asked = origin.other_fields(before, now), [recipes.parse_override(text)[0] for text in overrides]
+    changed, asked = provenance.other_fields(before, now), [recipes.parse_override(text)[0] for text in overrides]
     wrong = [name for name in asked if any(key == name or key.startswith(f"{name}.") for key in changed)]
     if wrong:
         raise RecipeError(
@@ -175,7 +175,7 @@ def _refuse_other_course(run: RunDir, recipe: recipes.Recipe, overrides: Sequenc
             "change; for anything else start a fresh run, from this one with adapter.init"
         )
     if then is not None:
-        origin.refuse(run.path, [*origin.other_recipe(before, now), *origin.changed_parents(then)])
+        provenance.refuse(run.path, [*provenance.other_recipe(before, now), *provenance.changed_parents(then)])
 
 
 def _starting_point(

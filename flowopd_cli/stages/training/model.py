@@ -11,7 +11,7 @@ from flowopd_cli.errors import ArtifactError
 from flowopd_cli.models.base import LoadedModel
 from flowopd_cli.recipe import AdapterSpec, AnchorSpec, ModelSpec, TeacherSpec
 from flowopd_cli.runs.adapter_ref import AdapterRef, recorded_base
-from flowopd_cli.runs.manifest import Parent
+from flowopd_cli.runs.manifest import Base, Inputs, Parent
 from flowopd_cli.runs.run import RunDir
 from flowopd_cli.system.distributed import rank_and_world
 from flowopd_cli.system.paths import cache_dir
@@ -23,8 +23,8 @@ def pretrained(spec: ModelSpec) -> str:
     return str(registry.BASES.load(spec.pretrained)()) if spec.pretrained in registry.BASES.names() else spec.pretrained
 
 
-def load_model(spec: ModelSpec, targets: Sequence[str], run: RunDir | None = None) -> LoadedModel:
-    """Load the base once, frozen; note its fingerprint in the manifest.
+def load_model(spec: ModelSpec, targets: Sequence[str]) -> LoadedModel:
+    """Load the base once, frozen.
 
     Raises:
         ArtifactError: it cannot be loaded, or has no latents at the recipe's resolution.
@@ -45,9 +45,13 @@ def load_model(spec: ModelSpec, targets: Sequence[str], run: RunDir | None = Non
         prompt_cache=cache_dir() / "embeddings" if spec.cache_prompts else None,
     )
     _ = model.latent_shape
-    if run is not None:
-        run.set_base(spec.pretrained, model.fingerprint)
     return model
+
+
+def inputs(spec: ModelSpec, model: LoadedModel, parents: Sequence[Parent], prompts: str | None = None) -> Inputs:
+    """What a run with this model declares; ``prompts`` is their digest."""
+    base = Base(ref=spec.pretrained, sha256=model.fingerprint)
+    return Inputs(base=base, parents=tuple(parents), prompts=prompts)
 
 
 def encode_ahead(model: LoadedModel, prompts: Mapping[str, Sequence[Prompt]]) -> None:

@@ -78,7 +78,7 @@ def _refuse_others(mine: Any) -> None:
 
 
 def _tell_other_packages(run: RunDir, progress: Progress) -> None:
-    then = run.checkpoints.origin()
+    then = run.checkpoints.provenance()
     changes = other_packages(then.environment, run.manifest().environment) if then and run.writes else []
     if changes:
         progress.note(f"since the checkpoint {', '.join(changes)}: figures may differ in their last digits")

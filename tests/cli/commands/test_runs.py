@@ -5,7 +5,7 @@ import json
 import pytest
 
 from flowopd_cli import recipe as recipes
-from flowopd_cli.runs.manifest import LOCK
+from flowopd_cli.runs.manifest import LOCK, Inputs, Parent
 from flowopd_cli.runs.run import RunDir
 
 DATA = {"stage": "merge", "model": {"pretrained": "toy"}, "adapters": ["base"]}
@@ -20,7 +20,7 @@ def make(tmp_path):
         run.start(recipes.build(DATA))
         run.write_eval("some", json.dumps({"mean": 1}))
         run.save_checkpoint(5, lambda folder: (folder / "state").write_bytes(b"state"), keep=2)
-        run.set_parents([{"role": "init", "ref": "base", "sha256": None}])
+        run.declare(Inputs(parents=(Parent(role="init", ref="base"),)))
         if status == "running":
             run._lock.release()  # as a killed process leaves it, but for the file
         else:
@@ -77,7 +77,10 @@ def test_a_sound_run_is_said_to_be_sound(make, flowopd):
         (lambda run: run.eval_file("some").write_text("longer than it was"), "bytes, not"),
         (lambda run: run.eval_file("some").write_text(json.dumps({"mean": 2})), "content has changed"),
         (lambda run: (run.checkpoints.path(5) / "state").write_bytes(b"stale"), "damaged or incomplete"),
-        (lambda run: run.set_parents([{"role": "t", "ref": "gone", "sha256": "0"}]), "no such run directory"),
+        (
+            lambda run: run.declare(Inputs(parents=(Parent(role="t", ref="gone", sha256="0"),))),
+            "no such run directory",
+        ),
     ],
 )
 def test_what_changed_is_named_and_ends_with_3(make, flowopd, damage, words):

@@ -10,6 +10,7 @@ from flowopd_cli.cli.options import Common
 from flowopd_cli.cli.plan import resolve as plan
 from flowopd_cli.cli.plan.resolve import resolve
 from flowopd_cli.errors import ArtifactError, RecipeError
+from flowopd_cli.runs.manifest import Base, Inputs
 from flowopd_cli.runs.run import RunDir
 
 SD35 = "stabilityai/stable-diffusion-3.5-medium"
@@ -28,7 +29,7 @@ def run(path, base, resolution):
     data = {"stage": "teacher", "prompts": [{"source": "toy:ocr"}], "rewards": [{"name": "toy-ocr"}]}
     made.start(recipes.build({**data, "model": {"pretrained": base, "resolution": resolution}}))
     folder(made.adapter_dir)
-    made.set_base(base, "b" * 64)
+    made.declare(Inputs(base=Base(ref=base, sha256="b" * 64)))
     made.finish("done")
     return str(path)
 

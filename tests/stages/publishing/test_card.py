@@ -8,7 +8,9 @@ from huggingface_hub import ModelCard
 
 from flowopd_cli import recipe as recipes
 from flowopd_cli.errors import ArtifactError
-from flowopd_cli.runs.run import AdapterRef, Parent, RunDir
+from flowopd_cli.runs.adapter_ref import AdapterRef
+from flowopd_cli.runs.manifest import Base, Inputs, Parent
+from flowopd_cli.runs.run import RunDir
 from flowopd_cli.stages.publishing import card as cards
 
 SHA = "b" * 64
@@ -23,7 +25,7 @@ def source(tmp_path):
     run.adapter_dir.mkdir()
     (run.adapter_dir / "adapter_config.json").write_text("{}", encoding="utf-8")
     (run.adapter_dir / "adapter_model.safetensors").write_bytes(b"weights")
-    run.set_base("toy", SHA)
+    run.declare(Inputs(base=Base(ref="toy", sha256=SHA)))
     run.finish("done")
     return run
 
@@ -33,8 +35,7 @@ def evaluate(source, name, of, mean, *, suites=("ocr",), version="1", base=SHA, 
     run = RunDir.create(source.path.parent / name, "eval")
     run.start(recipes.build({"stage": "eval", "model": {"pretrained": "toy"}, "eval": {"suites": suites, **spec}}))
     parent = AdapterRef.parse(str(source.path) if of == "this model" else "base").parent("policy")
-    run.set_parents([parent])
-    run.set_base("toy", base)
+    run.declare(Inputs(base=Base(ref="toy", sha256=base), parents=(parent,)))
     for suite in suites:
         result = {"suite": suite, "version": f"{suite}-{version}", "mean": mean, "stderr": 0.0, "n": 8}
         run.write_eval(suite, json.dumps(result | (judge or {})))
@@ -157,7 +158,7 @@ def test_a_license_is_named_only_where_it_is_known(source, base, license, link):
     assert found["license"] == license
     assert (link or "") in found.get("license_link", "")
     assert ("license_link" in found) == (link is not None)
-    source.set_base(base, SHA)
+    source.declare(Inputs(base=Base(ref=base, sha256=SHA)))
     text = cards.build(cards.Card("t", source.manifest(), [], "me/t"))
     assert ("does not know the license" in text) == (license == "unknown")
 
@@ -196,7 +197,7 @@ def test_a_base_on_the_hub_is_the_cards_base_and_a_local_one_is_not(source):
 def test_the_lines_of_use_load_the_base_at_its_revision(source):
     card = cards.Card("t", source.manifest(), [], "me/t", absent=("text_encoder_3",), base_revision="0123abc")
     assert "revision" not in cards.build(card), "the toy is no repository"
-    source.set_base("owner/base", SHA)
+    source.declare(Inputs(base=Base(ref="owner/base", sha256=SHA)))
     card = replace(card, manifest=source.manifest())
     assert 'from_pretrained("owner/base", revision="0123abc", text_encoder_3=None)' in cards.build(card)
     assert 'from_pretrained("owner/base", text_encoder_3=None)' in cards.build(replace(card, base_revision=None))
@@ -213,7 +214,7 @@ def test_a_license_is_named_with_its_source(source):
 
 
 def test_the_lineage_has_every_digest_whole(source):
-    source.set_parents([Parent(role="anchor", ref="t", sha256="a" * 64)])
+    source.declare(Inputs(parents=(Parent(role="anchor", ref="t", sha256="a" * 64),)))
     text = cards.build(cards.Card("t", source.manifest(), [], "me/t"))
     assert f"| base | `toy` | `{SHA}` |" in text
     assert f"| anchor | `t` | `{'a' * 64}` |" in text

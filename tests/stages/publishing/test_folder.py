@@ -7,7 +7,7 @@ import yaml
 
 from flowopd_cli import recipe as recipes
 from flowopd_cli.errors import ArtifactError
-from flowopd_cli.runs.manifest import Base, Parent
+from flowopd_cli.runs.manifest import Base, Inputs, Parent
 from flowopd_cli.runs.run import RunDir
 from flowopd_cli.stages.publishing.folder import _trained_on
 from flowopd_cli.stages.publishing.public import copy_evaluation, public_manifest, public_recipe
@@ -87,8 +87,12 @@ def test_a_published_recipe_loads_and_names_no_folder():
 def test_a_published_manifest_keeps_digests_and_loses_paths(tmp_path):
     run = RunDir.create(tmp_path / "r", "distill")
     run.start(recipes.build({"stage": "push", "run": "r"}))
-    run.set_base(str(tmp_path / "sd35"), "b" * 64)
-    run.set_parents([Parent(role="anchor", ref=str(tmp_path / "t"), sha256="a" * 64)])
+    run.declare(
+        Inputs(
+            base=Base(ref=str(tmp_path / "sd35"), sha256="b" * 64),
+            parents=(Parent(role="anchor", ref=str(tmp_path / "t"), sha256="a" * 64),),
+        )
+    )
     shown = public_manifest(run.manifest())
     assert shown.base == Base(ref="sd35", sha256="b" * 64)
     assert shown.parents == (Parent(role="anchor", ref="t", sha256="a" * 64),)

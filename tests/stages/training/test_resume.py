@@ -6,6 +6,7 @@ import torch
 from flowopd_cli import recipe as recipes
 from flowopd_cli.core.types import Prompt
 from flowopd_cli.errors import ArtifactError
+from flowopd_cli.runs.manifest import Base, Inputs, Parent
 from flowopd_cli.runs.run import RunDir
 from flowopd_cli.stages.training import resume as _resume
 from flowopd_cli.stages.training.resume import prompts_digest
@@ -28,9 +29,8 @@ class Notes(Silent):
 
 def inputs(run, base="b", teacher="t", prompts="p"):
     """What a stage tells its run before it trains."""
-    run.set_prompts(prompts)
-    run.set_base("toy", base)
-    run.set_parents([{"role": "teacher_a", "ref": "runs/a", "sha256": teacher}])
+    parent = Parent(role="teacher_a", ref="runs/a", sha256=teacher)
+    run.declare(Inputs(base=Base(ref="toy", sha256=base), parents=(parent,), prompts=prompts))
 
 
 @pytest.fixture
@@ -117,9 +117,9 @@ def test_other_inputs_are_refused_with_the_list_of_what_differs(stopped, changes
 def test_a_teacher_more_or_less_is_refused(stopped):
     again = RunDir.open(stopped.path)
     again.start(RECIPE)
-    again.set_base("toy", "b")
+    anchor = Inputs(base=Base(ref="toy", sha256="b"), parents=(Parent(role="anchor", ref="base"),), prompts="p")
     with pytest.raises(ArtifactError, match="teacher_a was runs/a, is none; anchor was none, is base"):
-        again.set_parents([{"role": "anchor", "ref": "base"}])
+        again.declare(anchor)
 
 
 def test_other_packages_are_remarked_on(stopped, monkeypatch):
@@ -128,7 +128,7 @@ def test_other_packages_are_remarked_on(stopped, monkeypatch):
     made = again.manifest().environment
     other = made.model_copy(update={"packages": {**made.packages, "torch": "0.1"}})
     monkeypatch.setattr(RunDir, "manifest", lambda self: manifest.model_copy(update={"environment": other}))
-    manifest = stopped.checkpoints.origin()
+    manifest = stopped.checkpoints.provenance()
     progress = Notes()
     _resume._tell_other_packages(again, progress)
     assert progress.said == [
