@@ -204,12 +204,12 @@ PROMPTS = Registry(
 SUITES = Registry(
     "suite",
     {
-        "average": "flowopd_cli.suites.average:average",
-        "deqa": "flowopd_cli.suites.drawbench:deqa",
-        "drawbench": "flowopd_cli.suites.drawbench:drawbench",
+        "average": "flowopd_cli.suites.flow_grpo:average",
+        "deqa": "flowopd_cli.suites.flow_grpo:deqa",
+        "drawbench": "flowopd_cli.suites.flow_grpo:drawbench",
         "geneval": "flowopd_cli.suites.geneval:geneval",
-        "ocr": "flowopd_cli.suites.ocr:ocr",
-        "pickscore": "flowopd_cli.suites.pickscore:pickscore",
+        "ocr": "flowopd_cli.suites.flow_grpo:ocr",
+        "pickscore": "flowopd_cli.suites.flow_grpo:pickscore",
         "t2i-compbench": "flowopd_cli.suites.compbench:t2i_compbench",
         "toy-geneval": "flowopd_cli.toy.suites:geneval",
         "toy-ocr": "flowopd_cli.toy.suites:ocr",

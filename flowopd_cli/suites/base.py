@@ -22,13 +22,13 @@ Row = dict[str, Any]
 Result = dict[str, Any]
 
 
-class Absent(ArtifactError):
-    """An official scorer's output is not there: a part that was not scored, and no mistake."""
+class MissingScores(ArtifactError):
+    """An official scorer has written no output for a suite."""
 
 
 @dataclass(frozen=True)
 class NamedReward:
-    """A reward by its name in the registry, with its options; whoever runs the suite loads it."""
+    """A reward of the registry with its options, loaded when the suite runs."""
 
     name: str
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -36,37 +36,31 @@ class NamedReward:
 
 @dataclass(frozen=True)
 class Suite:
-    """Prompts of a split, the reward that judges them and how its scores are averaged.
-
-    ``score`` names the reward's figure that is the suite's headline (``None``: its total). With ``tagged`` the mean is
-    the unweighted mean of the means of the prompts' ``metadata["tag"]``, as GenEval reports. ``images`` is the
-    protocol's number of pictures a prompt, ``layout`` how they lie on disk so that the official scorer finds them,
-    ``published`` what papers print, by model. ``imported`` reads the official scorer's own output instead. ``folder``
-    is where its pictures lie (its name, if left out), ``aliases`` where another program may have put them. ``judge`` is
-    the reward that defines the suite: with another one the figure is not the suite's.
-    """
+    """Prompts, the reward that scores their pictures, and how the scores are averaged."""
 
     name: str
     version: str
-    prompts: Callable[[str], list[Prompt]]
+    prompts: Callable[[str], list[Prompt]]  #: the prompts of a split
     reward: Callable[[], Reward] | NamedReward
-    score: str | None = None
-    tagged: bool = False
-    images: int = 4
-    layout: Layout = FLAT
-    published: Mapping[str, float] = field(default_factory=dict)
-    imported: Callable[[Path], Result] | None = None
-    folder: str | None = None
-    aliases: tuple[str, ...] = ()
-    judge: str | None = None
+    score: str | None = None  #: the reward's figure that is the headline; ``None``: its total
+    tagged: bool = False  #: the headline is the unweighted mean over ``metadata["tag"]``, as in GenEval
+    images: int = 4  #: pictures a prompt
+    layout: Layout = FLAT  #: file names, those that the official scorer expects
+    published: Mapping[str, float] = field(default_factory=dict)  #: figures of papers, by model
+    imported: Callable[[Path], Result] | None = None  #: reads the official scorer's output
+    folder: str | None = None  #: folder of its pictures; ``None``: its name
+    aliases: tuple[str, ...] = ()  #: names of that folder in other programs
+    judge: str | None = None  #: the reward that defines the suite; figures of another one are not exact
+
+    @property
+    def picture_folder(self) -> str:
+        """The folder of its pictures, below that of all suites."""
+        return self.folder or self.name
 
 
 @dataclass(frozen=True)
 class SuiteGroup:
-    """Suites that are asked for by one name, and the figures that only all of them together have.
-
-    ``combine`` makes those, or ``None`` where what was judged is too little for them.
-    """
+    """Suites with one common name; ``combine`` computes the figure of the group, or ``None`` if results are missing."""
 
     name: str
     suites: tuple[Suite, ...]
@@ -74,7 +68,7 @@ class SuiteGroup:
 
 
 def image_seed(seed: int, prompt_id: str, index: int) -> int:
-    """The noise seed of a picture: a function of the suite's seed, the prompt and the picture's number alone."""
+    """The noise seed of a picture, which depends on nothing but these three."""
     digest = hashlib.sha256(f"{seed}/{prompt_id}/{index}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
@@ -82,15 +76,15 @@ def image_seed(seed: int, prompt_id: str, index: int) -> int:
 def score(
     suite: Suite, reward: Reward, images: UInt8[Tensor, "B 3 H W"], prompts: Sequence[Prompt], indices: Sequence[int]
 ) -> list[Row]:
-    """Score B pictures: a row each, with every score, and the headline under ``value`` (``None`` where invalid).
+    """One row a picture with all its scores; ``value`` is the headline, ``None`` where the picture is invalid.
 
     Raises:
-        RewardError: the reward has no such figure.
+        RewardError: the reward does not return the suite's figure.
     """
     result = reward(as_float(images), prompts)
     if suite.score is not None and suite.score not in result.scores:
-        has = ", ".join(result.scores) or "none but its total"
-        raise RewardError(f"suite {suite.name}: its figure is {suite.score!r}, and {reward.info.name} has {has}")
+        scores = ", ".join(result.scores) or "none but the total"
+        raise RewardError(f"suite {suite.name}: {reward.info.name} returns no score {suite.score!r} (it has {scores})")
     headline = result.total if suite.score is None else result.scores[suite.score]
     valid = [bool(good) for good in result.valid]
     details = result.details or tuple({} for _ in prompts)
@@ -111,7 +105,7 @@ def score(
 
 
 def summarize(suite: Suite, rows: Sequence[Row], protocol: Mapping[str, Any], reward: Reward) -> Result:
-    """``mean ± stderr`` over the valid rows, by tag where the suite has tags, and how they were made.
+    """Mean and standard error over the valid rows, by tag where the suite has tags, with the protocol.
 
     Raises:
         RewardError: no picture could be scored.
@@ -120,29 +114,29 @@ def summarize(suite: Suite, rows: Sequence[Row], protocol: Mapping[str, Any], re
     clusters = [f"{row['task']}/{row['prompt']}" for row in rows]
     means, mean, stderr = aggregate(headline, clusters, [row["tag"] for row in rows])
     if not means:
-        raise RewardError(f"suite {suite.name}: no picture could be scored{_why(rows)}")
+        raise RewardError(f"suite {suite.name}: no picture could be scored{_first_error(rows)}")
     names = sorted({name for row in rows for name in row["scores"]})
-    own = suite.judge in (None, reward.info.name)
-    lost = sorted({row["tag"] for row in rows} - means.keys())
+    is_judge = suite.judge in (None, reward.info.name)
+    unscored = sorted({row["tag"] for row in rows} - means.keys())
     notes = [reward.info.note] if reward.info.note else []
-    notes += [] if own else [f"judged by {reward.info.name}, not by {suite.judge}"]
-    notes += [f"no picture of {', '.join(lost)} could be scored"] if lost else []
+    notes += [] if is_judge else [f"judged by {reward.info.name}, not by {suite.judge}"]
+    notes += [f"no picture of {', '.join(unscored)} could be scored"] if unscored else []
     return {
         "suite": suite.name,
         "version": suite.version,
         "reward": reward.info.name,
         "engine": str(getattr(reward, "engine", reward.info.name)),
         "weights": {name: str(value) for name, value in getattr(reward, "weights", {}).items()},
-        "exact": reward.info.exact and own and not lost,
+        "exact": reward.info.exact and is_judge and not unscored,
         "note": "; ".join(notes),
         "mean": mean,
-        "stderr": known(stderr),
+        "stderr": finite_or_none(stderr),
         "n": sum(not math.isnan(value) for value in headline),
         "invalid": sum(math.isnan(value) for value in headline),
         "prompts": len(set(clusters)),
         "by_tag": means if suite.tagged else {},
         "figures": {name: _mean([row["scores"].get(name) for row in rows]) for name in names},
-        "published": dict(suite.published) if own else {},
+        "published": dict(suite.published) if is_judge else {},
         "protocol": dict(protocol),
     }
 
@@ -152,8 +146,8 @@ def aggregate(
 ) -> tuple[dict[str, float], float, float]:
     """Mean of each tag, their unweighted mean, and its standard error with pictures clustered by prompt.
 
-    NaN values are left out. Pictures of one prompt are not independent, so the error of a tag is that of the mean of
-    its prompts' means; it is NaN where a tag has a single prompt.
+    NaN values are left out. Pictures of one prompt are not independent, so the error of a tag is the standard error of
+    the prompts' means, NaN for a single prompt.
     """
     means: dict[str, float] = {}
     variances: list[float] = []
@@ -172,25 +166,24 @@ def aggregate(
     return means, sum(means.values()) / len(means), math.sqrt(sum(variances)) / len(means)
 
 
-def known(value: float) -> float | None:
-    """A number, ``None`` in place of one that is not known."""
+def finite_or_none(value: float) -> float | None:
+    """The number, ``None`` if it is NaN or infinite."""
     return value if math.isfinite(value) else None
 
 
 def combined_error(errors: Sequence[float | None]) -> float | None:
-    """Standard error of the mean of independent figures; not known where one of theirs is not."""
-    found = [error for error in errors if error is not None]
-    return math.sqrt(sum(error**2 for error in found)) / len(found) if found and len(found) == len(errors) else None
+    """Standard error of the mean of independent figures, ``None`` where one of their errors is."""
+    known = [error for error in errors if error is not None]
+    return math.sqrt(sum(error**2 for error in known)) / len(known) if known and len(known) == len(errors) else None
 
 
 def as_float(images: Tensor) -> Float[Tensor, "B 3 H W"]:
-    """Pictures in [0, 1] from bytes, or as they are."""
+    """Pictures in [0, 1], from bytes or floats."""
     return images.float() / 255 if images.dtype == torch.uint8 else images
 
 
 def _figure(value: Tensor) -> float | None:
-    number = float(value)
-    return round(number, 6) if math.isfinite(number) else None
+    return finite_or_none(round(float(value), 6))
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -198,6 +191,6 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def _why(rows: Sequence[Row]) -> str:
-    reasons = [str(row["details"]["error"]) for row in rows if row["details"].get("error")]
-    return f" ({reasons[0]})" if reasons else ""
+def _first_error(rows: Sequence[Row]) -> str:
+    error = next((row["details"]["error"] for row in rows if row["details"].get("error")), None)
+    return f" ({error})" if error else ""

@@ -1,13 +1,14 @@
 """T2I-CompBench++ (Huang et al. 2023, arXiv 2307.06350, and 2024): 8 categories of 300 prompts, ten pictures each.
 
-Color, shape, texture and non-spatial are judged by the models of the benchmark itself and comparable with papers. The
-spatial, counting and complex categories use UniDet there; here an open-vocabulary detector stands in, whose name is
-part of the figure's name (``spatial[grounding-dino]``), and no average mixes the two kinds. What the official scripts
-wrote can be read instead (``import_scores``).
+Color, shape, texture and non-spatial use the benchmark's own models and compare with papers. The spatial, counting and
+complex categories use UniDet there and an open-vocabulary detector here: the detector is part of the figure's name
+(``spatial[grounding-dino]``), and the average leaves them out. :mod:`~flowopd_cli.suites.compbench_import` reads the
+output of the official scripts instead.
 """
 
 from __future__ import annotations
 
+import glob
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,80 +23,70 @@ from flowopd_cli.prompts.public import fetch
 from flowopd_cli.prompts.sources import only_test
 from flowopd_cli.rewards.compbench.rules import kinds_of
 from flowopd_cli.suites.base import NamedReward, Result, Suite, SuiteGroup, combined_error
-from flowopd_cli.suites.compbench_import import PUBLISHED, import_category, import_scores
+from flowopd_cli.suites.compbench_import import IMAGES, NAME, PUBLISHED, VERSION, import_category
 from flowopd_cli.suites.layouts import Layout, Place
 
-NAME, VERSION = "t2i-compbench", "t2i-compbench++-1"
-IMAGES = 10
-LONGEST = 240
+MOST_BYTES = 240  # of a prompt, so that its pictures can be named after it
 DETECTOR, DEPTH = "grounding-dino", "dpt-hybrid"
 
 
 @dataclass(frozen=True)
 class Category:
-    """How a category is judged: the reward, which of the suite's options it takes and what they are called there.
-
-    ``fixed`` are options of ours, ``score`` is the reward's figure that counts (``None``: its total).
-    """
+    """The reward of a category and its options."""
 
     reward: str
-    options: Mapping[str, str]
+    options: Mapping[str, str]  #: options of the suite that the reward takes, and their names there
     fixed: Mapping[str, Any] = field(default_factory=dict)
-    score: str | None = None
+    score: str | None = None  #: the reward's figure that counts; ``None``: its total
 
 
-def _same(*names: str) -> dict[str, str]:
+def _same_names(*names: str) -> dict[str, str]:
     return {name: name for name in (*names, "device", "batch")}
 
 
-_ASKED = {**_same("parser", "tokenizer", "dtype"), "blip": "model"}
-_SEEN = _same("parser", "detector")
+_VQA = Category("blip-vqa", {**_same_names("parser", "tokenizer", "dtype"), "blip": "model"})
+_DETECTOR = _same_names("parser", "detector")
 CATEGORIES: Mapping[str, Category] = {
-    "color": Category("blip-vqa", _ASKED),
-    "shape": Category("blip-vqa", _ASKED),
-    "texture": Category("blip-vqa", _ASKED),
-    "spatial": Category("compbench-spatial", _SEEN),
-    "3d_spatial": Category("compbench-3d-spatial", {**_SEEN, "depth": "depth"}),
-    "numeracy": Category("compbench-numeracy", _SEEN),
+    "color": _VQA,
+    "shape": _VQA,
+    "texture": _VQA,
+    "spatial": Category("compbench-spatial", _DETECTOR),
+    "3d_spatial": Category("compbench-3d-spatial", {**_DETECTOR, "depth": "depth"}),
+    "numeracy": Category("compbench-numeracy", _DETECTOR),
     "non_spatial": Category(
-        "clipscore", {**_same("dtype"), "clip": "source"}, {"variant": "t2i-compbench"}, score="cosine"
+        "clipscore", {**_same_names("dtype"), "clip": "source"}, {"variant": "t2i-compbench"}, score="cosine"
     ),
-    "complex": Category("compbench-complex", {**_SEEN, "blip": "blip", "clip": "clip"}),
+    "complex": Category("compbench-complex", {**_DETECTOR, "blip": "blip", "clip": "clip"}),
 }
 COMPARABLE = ("color", "shape", "texture", "non_spatial")
 
 
 def experimental(name: str) -> bool:
-    """Whether a figure's name says that another model than the benchmark's judged it: ``spatial[owlv2]``."""
+    """Whether a figure's name has a detector in it (``spatial[owlv2]``): it does not compare with papers."""
     return "[" in name
 
 
 def figure_name(category: str, detector: str = DETECTOR) -> str:
-    """The name of a category's figure: plain where it is comparable, with the detector's name where it is not."""
+    """The category's name, followed by the detector's where the figure does not compare with papers."""
     if category in COMPARABLE:
         return category
     return f"{category}[{detector.partition('=')[0]}{f'+{DEPTH}' if category == '3d_spatial' else ''}]"
 
 
-def file_name(prompt_text: str, running_index: int) -> str:
-    """``<prompt>_<6 digits>.png``; the index runs over the category: picture j of prompt i of ten is ``10 i + j``."""
-    return f"{prompt_text}_{running_index:06d}.png"
-
-
 def prompts(category: str, folder: Path) -> list[Prompt]:
     """The prompts of a category, from ``<category>_val.txt`` in a folder.
 
-    ``metadata`` has category and position, which the file's name depends on; a complex prompt also says which
-    ``relations`` it has, by the helper files ``complex_val_spatial.txt`` and ``complex_val_action.txt``.
+    ``metadata`` holds category and position; of a complex prompt also its ``relations``, which the files
+    ``complex_val_spatial.txt`` and ``complex_val_action.txt`` give.
 
     Raises:
-        PromptError: no such category, a file is missing or unreadable, or a prompt cannot be part of a file's name.
+        PromptError: unknown category, unreadable file, or a prompt that cannot be part of a file name.
     """
-    _known([category])
+    _check_names([category])
     rows = read_rows(folder / f"{category}_val.txt")
     for row in rows:
-        if set("_/\\") & set(row.text) or len(row.text.encode()) > LONGEST:
-            raise PromptError(f"{row.place}: pictures are named after it, so no _, no /, no \\, {LONGEST} bytes")
+        if set("_/\\") & set(row.text) or len(row.text.encode()) > MOST_BYTES:
+            raise PromptError(f"{row.place}: pictures are named after it, so no _, no /, no \\, {MOST_BYTES} bytes")
     texts = [row.text for row in rows]
     lists = ([row.text for row in read_rows(folder / f"complex_val_{kind}.txt")] for kind in ("spatial", "action"))
     kinds = kinds_of(texts, *lists) if category == "complex" else [None] * len(texts)
@@ -111,38 +102,37 @@ def prompts(category: str, folder: Path) -> list[Prompt]:
 
 
 def reward(category: str, **options: Any) -> NamedReward:
-    """The reward of a category by its name in the registry; of the suite's options it gets those that it takes.
+    """The reward of a category, with those of the suite's options that it takes.
 
     Raises:
         RecipeError: an option that no category takes.
     """
-    _known([category])
-    known = {name for found in CATEGORIES.values() for name in found.options}
+    _check_names([category])
+    known = {name for each in CATEGORIES.values() for name in each.options}
     unknown = sorted(set(options) - known)
     if unknown:
         raise RecipeError(f"{NAME}: no option {unknown[0]!r}; known: {', '.join(sorted(known))}")
-    found = CATEGORIES[category]
-    taken = {found.options[name]: value for name, value in options.items() if name in found.options}
-    return NamedReward(found.reward, {**found.fixed, **taken})
+    spec = CATEGORIES[category]
+    renamed = {spec.options[name]: value for name, value in options.items() if name in spec.options}
+    return NamedReward(spec.reward, {**spec.fixed, **renamed})
 
 
 def t2i_compbench(categories: Sequence[str] | str = (), folder: str | None = None, **options: Any) -> SuiteGroup:
-    """One suite a category, ``t2i-compbench-<figure's name>``, all eight where none is named.
+    """One suite a category, ``t2i-compbench-<figure name>``, by default all eight.
 
-    ``folder`` holds the prompt files in place of the fetched ones; ``options`` are those of ``reward``.
+    ``folder`` holds local prompt files in place of the fetched ones; ``options`` are those of :func:`reward`.
 
     Raises:
-        PromptError: no such category.
+        PromptError: unknown category.
     """
-    chosen = [name.strip() for name in categories.split(",")] if isinstance(categories, str) else list(categories)
-    _known(chosen)
-    suites = tuple(suite(name, folder, **options) for name in chosen or CATEGORIES)
-    comparable = not chosen or set(chosen) & set(COMPARABLE)
+    names = [name.strip() for name in categories.split(",")] if isinstance(categories, str) else list(categories)
+    _check_names(names)
+    suites = tuple(_suite(name, folder, **options) for name in names or CATEGORIES)
+    comparable = not names or set(names) & set(COMPARABLE)
     return SuiteGroup(NAME, suites, aggregate if comparable else None)
 
 
-def suite(category: str, folder: str | None = None, **options: Any) -> Suite:
-    """The suite of one category."""
+def _suite(category: str, folder: str | None = None, **options: Any) -> Suite:
     name = f"{NAME}-{figure_name(category, str(options.get('detector', DETECTOR)))}"
     return Suite(
         name=name,
@@ -159,56 +149,42 @@ def suite(category: str, folder: str | None = None, **options: Any) -> Suite:
     )
 
 
-def aggregate(found: Mapping[str, Result]) -> Result:
-    """Mean of the comparable categories alone, with what went into it; those of another detector are listed apart.
-
-    ``mean`` is NaN where no comparable category was judged. The errors of categories add in squares.
-    """
-    plain = {name: result for name, result in found.items() if not experimental(str(result.get("suite", name)))}
-    apart = {name: result["mean"] for name, result in found.items() if name not in plain}
-    mean = sum(result["mean"] for result in plain.values()) / len(plain) if plain else math.nan
+def aggregate(results: Mapping[str, Result]) -> Result:
+    """Mean of the comparable categories (NaN if there is none); the others are listed under ``experimental``."""
+    plain = {name: result for name, result in results.items() if not experimental(str(result.get("suite", name)))}
     return {
         "suite": NAME,
         "version": VERSION,
         "exact": bool(plain) and all(result.get("exact", True) for result in plain.values()),
         "note": f"mean of {len(plain)} comparable of {len(CATEGORIES)} categories",
-        "mean": mean,
+        "mean": sum(result["mean"] for result in plain.values()) / len(plain) if plain else math.nan,
         "stderr": combined_error([result.get("stderr") for result in plain.values()]),
         "n": sum(result["n"] for result in plain.values()),
         "parts": {name: result["mean"] for name, result in plain.items()},
-        "experimental": apart,
+        "experimental": {name: result["mean"] for name, result in results.items() if name not in plain},
         "published": {},
     }
 
 
 def compbench_picture(place: Place) -> str:
-    """``samples/<prompt>_<6 digits>.png``, the index running over the category."""
-    return f"samples/{file_name(place.prompt.text, place.position * place.images + place.index)}"
+    """``samples/<prompt>_<6 digits>.png``; picture j of prompt i has the index ``10 i + j``."""
+    return f"samples/{place.prompt.text}_{_index(place):06d}.png"
 
 
 def compbench_elsewhere(folder: Path, place: Place) -> Path | None:
-    """The picture of that running index, whatever number of digits its name has."""
-    index = place.position * place.images + place.index
-    found = (folder / "samples").glob(f"{_literal(place.prompt.text)}_*.png")
-    return next((path for path in found if path.stem.rpartition("_")[2].isdigit()
-                 and int(path.stem.rpartition("_")[2]) == index), None)  # fmt: skip
+    """The picture of that index, whatever number of digits its name has."""
+    for path in (folder / "samples").glob(f"{glob.escape(place.prompt.text)}_*.png"):
+        digits = path.stem.rpartition("_")[2]
+        if digits.isdigit() and int(digits) == _index(place):
+            return path
+    return None
 
 
 LAYOUT = Layout(compbench_picture, elsewhere=compbench_elsewhere)
-__all__ = [
-    "CATEGORIES",
-    "aggregate",
-    "experimental",
-    "file_name",
-    "import_scores",
-    "prompts",
-    "reward",
-    "t2i_compbench",
-]
 
 
-def _literal(text: str) -> str:
-    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in text)
+def _index(place: Place) -> int:
+    return place.position * place.images + place.index
 
 
 def _prompts(category: str, folder: str | None, split: str) -> list[Prompt]:
@@ -216,7 +192,7 @@ def _prompts(category: str, folder: str | None, split: str) -> list[Prompt]:
     return prompts(category, fetch(NAME).path if folder is None else Path(folder))
 
 
-def _known(categories: Sequence[str]) -> None:
+def _check_names(categories: Sequence[str]) -> None:
     for name in categories:
         if name not in CATEGORIES:
             raise PromptError(f"{NAME}: no category {name!r}; known: {', '.join(CATEGORIES)}")

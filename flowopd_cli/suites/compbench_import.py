@@ -1,7 +1,6 @@
-"""What T2I-CompBench's own scripts wrote, read back: a list of ``{question_id, answer}`` and an average a category.
+"""Reads the output of T2I-CompBench's own scripts: answers and an average for each category.
 
-Where each script writes: BLIP_vqa.py, 2D_spatial_eval.py, 3D_spatial_eval.py, numeracy_eval.py, CLIP_similarity.py and
-3_in_1.py, under the folder whose ``samples`` they scored.
+The scripts write below the folder whose ``samples`` they scored.
 """
 
 from __future__ import annotations
@@ -13,35 +12,36 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from flowopd_cli.errors import ArtifactError
-from flowopd_cli.suites.base import Absent, Result, aggregate, known
+from flowopd_cli.suites.base import MissingScores, Result, aggregate, finite_or_none
 from flowopd_cli.system.json_files import read_json_value
 
+NAME, VERSION = "t2i-compbench", "t2i-compbench++-1"
 NUMBER = re.compile(r"[-+]?\d*\.?\d+(?:[eE][-+]?\d+)?\s*$")
 ANSWERS = "vqa_result.json"
 IMAGES = 10
-WHOLE = 300 * IMAGES
+PICTURES = 300 * IMAGES
 TOLERANCE = 1e-4
-TAIL = 100  # bytes at the end of a file, in which its average stands
+TAIL = 100  # bytes at the end of a file that hold its average
 
 
-class Written(NamedTuple):
-    """A script's folder below the category's, the file of its average, and the script."""
+class Output(NamedTuple):
+    """A script and where it writes: its folder below the category's, and the file of its average there."""
 
     folder: str
     average: str
     script: str
 
 
-_BLIP = Written("annotation_blip", "blip_vqa_score.txt", "BLIP_vqa.py")
-WRITTEN: Mapping[str, Written] = {
+_BLIP = Output("annotation_blip", "blip_vqa_score.txt", "BLIP_vqa.py")
+OUTPUTS: Mapping[str, Output] = {
     "color": _BLIP,
     "shape": _BLIP,
     "texture": _BLIP,
-    "spatial": Written("labels/annotation_obj_detection_2d", "avg_score.txt", "2D_spatial_eval.py"),
-    "3d_spatial": Written("labels/annotation_obj_detection_3d", "avg_result.txt", "3D_spatial_eval.py"),
-    "numeracy": Written("annotation_num", "score.txt", "numeracy_eval.py"),
-    "non_spatial": Written("annotation_clip", "score_avg.txt", "CLIP_similarity.py"),
-    "complex": Written("annotation_3_in_1", "vqa_score.txt", "3_in_1.py"),
+    "spatial": Output("labels/annotation_obj_detection_2d", "avg_score.txt", "2D_spatial_eval.py"),
+    "3d_spatial": Output("labels/annotation_obj_detection_3d", "avg_result.txt", "3D_spatial_eval.py"),
+    "numeracy": Output("annotation_num", "score.txt", "numeracy_eval.py"),
+    "non_spatial": Output("annotation_clip", "score_avg.txt", "CLIP_similarity.py"),
+    "complex": Output("annotation_3_in_1", "vqa_score.txt", "3_in_1.py"),
 }
 
 
@@ -61,29 +61,29 @@ PUBLISHED: Mapping[str, Mapping[str, float]] = {
     "non_spatial": _published(0.3146, 0.3195, 0.3163),
     "complex": _published(0.3800, None, 0.3943),
 }
-# A folder that is no category's own: what only one category's scripts write says which it is, the first that fits.
-TELLING = ("complex", "spatial", "3d_spatial", "numeracy")
+# Categories that their output alone identifies, most specific first.
+IDENTIFIED_BY_OUTPUT = ("complex", "spatial", "3d_spatial", "numeracy")
 
 
 def import_scores(folder: Path, images: int = IMAGES) -> dict[str, Result]:
-    """Figures of every category whose scores lie below ``folder``.
+    """Figures of every category with scores below ``folder``.
 
-    ``folder`` holds a folder a category (``color``, or ``t2i-compbench-color`` as ``flowopd eval`` names them), or is
-    one category's own where only one category can have written what is there. ``images`` is the number of pictures a
-    prompt, which the standard error needs.
+    ``folder`` holds one folder a category (``color``, or ``t2i-compbench-color`` as ``flowopd eval`` names it), or the
+    output of a single category that it identifies. ``images`` is the number of pictures a prompt.
 
     Raises:
-        ArtifactError: there are none, or their category cannot be told, or a file is damaged.
+        ArtifactError: there are none, their category is ambiguous, or a file is damaged.
     """
-    found = {name: import_category(folder, name, images) for name in WRITTEN if _own_folder(folder, name)}
-    if found:
-        return found
-    here = next((name for name in TELLING if _answers(folder, name).is_file()), None)
-    if here is not None:
-        return {here: import_category(folder, here, images)}
-    known = [name for name in WRITTEN if _answers(folder, name).is_file()]
-    if known:
-        raise ArtifactError(f"{folder}: scores of {', '.join(known)}? Put them into a folder of the category's name")
+    results = {name: import_category(folder, name, images) for name in OUTPUTS if _own_folder(folder, name)}
+    if results:
+        return results
+    candidates = [name for name in OUTPUTS if _answers(folder, name).is_file()]
+    identified = next((name for name in IDENTIFIED_BY_OUTPUT if name in candidates), None)
+    if identified is not None:
+        return {identified: import_category(folder, identified, images)}
+    if candidates:
+        names = ", ".join(candidates)
+        raise ArtifactError(f"{folder}: scores of {names}? Put them into a folder of the category's name")
     raise ArtifactError(f"{folder}: no scores of T2I-CompBench's scripts (such as color/annotation_blip/{ANSWERS})")
 
 
@@ -91,26 +91,25 @@ def import_category(folder: Path, category: str, images: int = IMAGES) -> Result
     """The figures of one category, from its folder below ``folder`` or from ``folder`` itself.
 
     Raises:
-        Absent: there is no list.
-        ArtifactError: it is damaged, or the average beside it is of another list.
+        MissingScores: there is no list of answers.
+        ArtifactError: it is damaged, or differs from the average beside it.
     """
-    own = _own_folder(folder, category) or folder
-    path, written = _answers(own, category), WRITTEN[category]
+    path, output = _answers(_own_folder(folder, category) or folder, category), OUTPUTS[category]
     if not path.is_file():
-        raise Absent(f"{path}: no such file")
+        raise MissingScores(f"{path}: no such file")
     rows = read_answers(path)
     values = [row["answer"] for row in rows]
     mean = sum(values) / len(values)
-    _same_average(path.parent / written.average, mean, path)
+    _check_average(path.parent / output.average, mean, path)
     clusters = [str(row["question_id"] // images) for row in rows]
     return {
-        "suite": f"t2i-compbench-{category}",
-        "version": "t2i-compbench++-1",
-        "engine": written.script,
-        "exact": len(values) == WHOLE,
-        "note": "" if len(values) == WHOLE else f"{len(values)} pictures; the whole category has {WHOLE}",
+        "suite": f"{NAME}-{category}",
+        "version": VERSION,
+        "engine": output.script,
+        "exact": len(values) == PICTURES,
+        "note": "" if len(values) == PICTURES else f"{len(values)} pictures; the whole category has {PICTURES}",
         "mean": mean,
-        "stderr": known(aggregate(values, clusters, [""] * len(values))[2]),
+        "stderr": finite_or_none(aggregate(values, clusters, [""] * len(values))[2]),
         "n": len(values),
         "invalid": 0,
         "prompts": len(set(clusters)),
@@ -123,11 +122,11 @@ def read_answers(path: Path) -> list[dict[str, Any]]:
     """The rows of a ``vqa_result.json``: ``question_id`` int, ``answer`` float (BLIP writes it as text).
 
     Raises:
-        ArtifactError: it is missing, another form, empty, or has an answer that is no number.
+        ArtifactError: it is missing, empty, or has another form.
     """
-    told = read_json_value(path, "list of question_id and answer")
+    content = read_json_value(path, "list of question_id and answer")
     try:
-        rows = [{"question_id": int(row["question_id"]), "answer": float(row["answer"])} for row in told]
+        rows = [{"question_id": int(row["question_id"]), "answer": float(row["answer"])} for row in content]
     except (ValueError, LookupError, TypeError, OverflowError) as error:
         raise ArtifactError(f"{path}: no list of question_id and answer ({repr(error)[:200]})") from error
     broken = next((row["question_id"] for row in rows if not math.isfinite(row["answer"])), None)
@@ -136,8 +135,8 @@ def read_answers(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _same_average(path: Path, mean: float, answers: Path) -> None:
-    """Refuse an average that is not that of the list beside it; a script that writes none is believed."""
+def _check_average(path: Path, mean: float, answers: Path) -> None:
+    """Compare the average that a script wrote, if it did, with that of its answers."""
     if not path.is_file():
         return
     with path.open("rb") as handle:
@@ -150,13 +149,10 @@ def _same_average(path: Path, mean: float, answers: Path) -> None:
 
 
 def _own_folder(folder: Path, category: str) -> Path | None:
-    tried = (
-        folder / category,
-        folder / f"t2i-compbench-{category}",
-        *sorted(folder.glob(f"t2i-compbench-{category}[[]*")),
-    )
-    return next((place for place in tried if _answers(place, category).is_file()), None)
+    own = f"{NAME}-{category}"
+    folders = (folder / category, folder / own, *sorted(folder.glob(f"{own}[[]*")))
+    return next((path for path in folders if _answers(path, category).is_file()), None)
 
 
 def _answers(folder: Path, category: str) -> Path:
-    return folder / WRITTEN[category].folder / ANSWERS
+    return folder / OUTPUTS[category].folder / ANSWERS

@@ -1,4 +1,4 @@
-"""GenEval (Ghosh et al. 2023, arXiv 2310.11513): 553 prompts, four pictures each, the official verdict."""
+"""GenEval (Ghosh et al. 2023, arXiv 2310.11513): 553 prompts, four pictures each, judged by the official rules."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from flowopd_cli.core.types import Prompt
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.prompts.clauses import TAGS
 from flowopd_cli.prompts.sources import fetched, only_test
-from flowopd_cli.suites.base import Absent, NamedReward, Result, Suite, aggregate, known
+from flowopd_cli.suites.base import MissingScores, NamedReward, Result, Suite, aggregate, finite_or_none
 from flowopd_cli.suites.layouts import GENEVAL
 from flowopd_cli.system.json_files import read_json_lines
 
@@ -47,12 +47,12 @@ def read_official(folder: Path) -> Result:
     """The suite's figures from the result file of ``evaluate_images.py``: ``results.jsonl`` in ``folder``.
 
     Raises:
-        Absent: there is no such file.
-        ArtifactError: a row of it lacks what the script writes.
+        MissingScores: there is no such file.
+        ArtifactError: a row lacks a field that the script writes.
     """
     path = folder / RESULTS if folder.is_dir() else folder
     if not path.is_file():
-        raise Absent(f"{path}: no such file")
+        raise MissingScores(f"{path}: no such file")
     rows = read_json_lines(path)
     for number, row in enumerate(rows, start=1):
         if row.get("correct") not in (True, False) or row.get("tag") not in TAGS or "metadata" not in row:
@@ -72,7 +72,7 @@ def read_official(folder: Path) -> Result:
         "exact": len(rows) == IMAGES,
         "note": "" if len(rows) == IMAGES else f"{len(rows)} pictures; the whole suite has {IMAGES}",
         "mean": mean,
-        "stderr": known(stderr),
+        "stderr": finite_or_none(stderr),
         "n": len(rows),
         "prompts": len(set(clusters)),
         "by_tag": means,

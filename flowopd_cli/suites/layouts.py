@@ -1,4 +1,4 @@
-"""Where a suite's pictures lie, so that official scorers can be pointed at the same folder."""
+"""File names of a suite's pictures, those that its official scorer expects."""
 
 from __future__ import annotations
 
@@ -24,19 +24,15 @@ class Place:
 
 @dataclass(frozen=True)
 class Layout:
-    """``picture`` gives a picture's path in the suite's folder, ``notes`` further files of a prompt and their text.
+    """The files of a suite, relative to its folder."""
 
-    ``elsewhere`` finds a picture in a folder that another program filled, where its name may differ; ``says`` reads
-    there which prompt the pictures of a place are of, where that is noted.
-    """
-
-    picture: Callable[[Place], str]
-    notes: Callable[[Prompt, int], Mapping[str, str]] = lambda prompt, position: {}
-    elsewhere: Callable[[Path, Place], Path | None] | None = None
-    says: Callable[[Path, Place], str | None] = lambda folder, place: None
+    picture: Callable[[Place], str]  #: path of a picture
+    notes: Callable[[Prompt, int], Mapping[str, str]] = lambda prompt, position: {}  #: further files of a prompt
+    elsewhere: Callable[[Path, Place], Path | None] | None = None  #: finds a picture that another program named
+    noted_prompt: Callable[[Path, Place], str | None] = lambda folder, place: None  #: the prompt that a note gives
 
     def find(self, folder: Path, place: Place) -> Path | None:
-        """A picture's file in a suite's folder, if it is there."""
+        """The file of a picture in a suite's folder, ``None`` if it is missing."""
         own = folder / self.picture(place)
         if own.is_file() or self.elsewhere is None:
             return own if own.is_file() else None
@@ -54,14 +50,14 @@ def geneval_picture(place: Place) -> str:
 
 
 def geneval_elsewhere(folder: Path, place: Place) -> Path | None:
-    """The picture of that number among those with an all-digit name, as the official scorer takes them."""
-    found = [path for path in (folder / f"{place.position:05d}" / "samples").glob("*.png") if path.stem.isdigit()]
-    found.sort(key=lambda path: (int(path.stem), path.stem))
-    return found[place.index] if place.index < len(found) else None
+    """The picture of that number among those with an all-digit name, as the official scorer counts them."""
+    paths = [path for path in (folder / f"{place.position:05d}" / "samples").glob("*.png") if path.stem.isdigit()]
+    paths.sort(key=lambda path: (int(path.stem), path.stem))
+    return paths[place.index] if place.index < len(paths) else None
 
 
-def geneval_says(folder: Path, place: Place) -> str | None:
-    """The prompt in ``00012/metadata.jsonl``, if it lies there."""
+def geneval_noted_prompt(folder: Path, place: Place) -> str | None:
+    """The prompt in ``00012/metadata.jsonl``, ``None`` without a readable one."""
     try:
         row = read_json(folder / f"{place.position:05d}" / "metadata.jsonl", "metadata")
     except ArtifactError:
@@ -76,4 +72,4 @@ def geneval_notes(prompt: Prompt, position: int) -> Mapping[str, str]:
 
 
 FLAT = Layout(flat_picture)
-GENEVAL = Layout(geneval_picture, geneval_notes, geneval_elsewhere, geneval_says)
+GENEVAL = Layout(geneval_picture, geneval_notes, geneval_elsewhere, geneval_noted_prompt)

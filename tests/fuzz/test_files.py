@@ -88,7 +88,7 @@ def notes(claimed, metadata):
         with guarded(box):
             PictureFolder(box).claim({"a": 1}, {"s": "d"})
         with guarded(box):
-            said = GENEVAL.says(box, place)
+            said = GENEVAL.noted_prompt(box, place)
             assert said is None or isinstance(said, str)
             GENEVAL.find(box, place)
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from flowopd_cli.core.types import Prompt
 from flowopd_cli.errors import ArtifactError, PromptError, RecipeError
 from flowopd_cli.prompts.public import Fetched
 from flowopd_cli.rewards.compbench.rules import kind_of
@@ -13,14 +14,14 @@ from flowopd_cli.suites.compbench import (
     CATEGORIES,
     COMPARABLE,
     aggregate,
+    compbench_picture,
     experimental,
     figure_name,
-    file_name,
-    import_scores,
     prompts,
     reward,
     t2i_compbench,
 )
+from flowopd_cli.suites.compbench_import import import_scores
 from flowopd_cli.suites.layouts import Place
 
 COMPLEX = ("The red cup is next to the jug.", "The old dog ran home.", "The kite flew near the tall tree.")
@@ -67,7 +68,7 @@ def test_prompts_that_cannot_be_used_are_one_line(folder):
 
 
 def test_files_are_numbered_over_the_whole_category(folder):
-    assert file_name("a red hen", 10 * 7 + 3) == "a red hen_000073.png"
+    assert compbench_picture(Place(Prompt("0", "a red hen", "t"), 7, 3, 10)) == "samples/a red hen_000073.png"
     (suite,) = t2i_compbench("color", str(folder)).suites
     second = suite.prompts("test")[1]
     assert suite.layout.picture(Place(second, 1, 3, 10)) == "samples/a white fox and a grey owl_000013.png"

@@ -9,7 +9,7 @@ from flowopd_cli import registry
 from flowopd_cli.core.types import Prompt, RewardResult
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.rewards.base import RewardInfo
-from flowopd_cli.suites import average, drawbench, geneval, ocr, pickscore
+from flowopd_cli.suites import flow_grpo, geneval
 from flowopd_cli.suites.base import NamedReward, SuiteGroup, score, summarize
 
 ROWS = [
@@ -44,17 +44,17 @@ def test_geneval_is_four_pictures_of_each_metadata_row(metadata):
 
 def test_scalar_suites_name_their_rewards_and_headlines(tmp_path):
     path = lines(tmp_path, 'a sign that says "OPEN"', 'a card with "TEA"')
-    assert ocr.ocr(prompts=path, reader="rapidocr").reward == NamedReward("ocr", {"reader": "rapidocr"})
-    assert [p.metadata["target"] for p in ocr.ocr(prompts=path).prompts("test")] == ["OPEN", "TEA"]
-    assert pickscore.pickscore(prompts=path).score == "raw"
-    judge = drawbench.deqa(prompts=path, reward="remote:http://gpu:1", timeout=5)
+    assert flow_grpo.ocr(prompts=path, reader="rapidocr").reward == NamedReward("ocr", {"reader": "rapidocr"})
+    assert [p.metadata["target"] for p in flow_grpo.ocr(prompts=path).prompts("test")] == ["OPEN", "TEA"]
+    assert flow_grpo.pickscore(prompts=path).score == "raw"
+    judge = flow_grpo.deqa(prompts=path, reward="remote:http://gpu:1", timeout=5)
     assert judge.reward == NamedReward("remote:http://gpu:1", {"timeout": 5})
     assert judge.score == "score"
 
 
 def test_drawbench_is_one_set_of_prompts_for_all_scorers(tmp_path):
     path = lines(tmp_path, "a horse", "a horse", "two horses")
-    group = drawbench.drawbench(prompts=path, scorers=("aesthetic", "deqa"), options={"deqa": {"reward": "remote:x"}})
+    group = flow_grpo.drawbench(prompts=path, scorers=("aesthetic", "deqa"), options={"deqa": {"reward": "remote:x"}})
     assert isinstance(group, SuiteGroup)
     assert [suite.name for suite in group.suites] == ["drawbench-aesthetic", "drawbench-deqa"]
     assert group.suites[1].reward.name == "remote:x"
@@ -67,14 +67,14 @@ def test_the_average_is_that_of_four_scales():
     figures = {"geneval": 0.6, "ocr": 0.5, "deqa": 4.0, "pickscore": 20.8}
     found = {name: {"mean": value, "stderr": 0.0, "n": 10, "exact": True} for name, value in figures.items()}
     found["geneval"]["stderr"] = 0.04
-    result = average.combine(found)
+    result = flow_grpo.combine(found)
     assert result["mean"] == pytest.approx((0.6 + 0.5 + 0.8 + 0.8) / 4)
     assert result["stderr"] == pytest.approx(0.01)
     assert result["n"] == 40
     assert result["exact"]
     del found["deqa"]
-    assert average.combine(found) is None
-    assert [suite.name for suite in average.average().suites] == ["geneval", "ocr", "deqa", "pickscore"]
+    assert flow_grpo.combine(found) is None
+    assert [suite.name for suite in flow_grpo.average().suites] == ["geneval", "ocr", "deqa", "pickscore"]
 
 
 def test_a_result_file_of_the_official_scorer(tmp_path):
@@ -125,7 +125,7 @@ def test_an_inexact_reward_marks_its_suite():
         def __call__(self, images, prompts):
             return RewardResult(torch.ones(len(prompts)), {}, torch.ones(len(prompts), dtype=torch.bool))
 
-    suite = ocr.ocr()
+    suite = flow_grpo.ocr()
     rows = score(suite, Guess(), torch.zeros(1, 3, 2, 2).byte(), [Prompt("0", "x", "ocr")], [0])
     result = summarize(suite, rows, {}, Guess())
     assert (result["exact"], result["note"], result["engine"]) == (

@@ -76,7 +76,7 @@ class PictureFolder:
             raise RecipeError(f"--images {self.root}: {len(missing)} of {len(wanted)} pictures are missing, "
                               f"the first is {missing[0].path}")  # fmt: skip
         for item in wanted:
-            says = next((text for f in self._folders(item) if (text := item.layout.says(f, item.place))), None)
+            says = next((text for f in self._folders(item) if (text := item.layout.noted_prompt(f, item.place))), None)
             if says is not None and says != item.prompt.text:
                 raise RecipeError(f"--images {self.root}: {item.path} is of {says[:60]!r}, and the suite's prompt is "
                                   f"{item.prompt.text[:60]!r}: another prompt file, or another --base?")  # fmt: skip

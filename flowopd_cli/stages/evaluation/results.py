@@ -12,7 +12,7 @@ from flowopd_cli.rewards.base import Reward
 from flowopd_cli.stages.evaluation.journal import key_of
 from flowopd_cli.stages.evaluation.requests import Wanted
 from flowopd_cli.stages.evaluation.suites import Asked
-from flowopd_cli.suites.base import Absent, Result, Row, Suite, summarize
+from flowopd_cli.suites.base import MissingScores, Result, Row, Suite, summarize
 from flowopd_cli.system.progress import Progress
 
 
@@ -48,7 +48,7 @@ def imported(asked: Asked, folder: Path) -> dict[str, Result]:
     for suite in asked.suites:
         try:
             read = suite.imported(folder) if suite.imported is not None else None
-        except Absent as error:
+        except MissingScores as error:
             absent.append(str(error))
             continue
         if read is not None:
