@@ -271,5 +271,5 @@ def test_a_base_of_another_family_than_the_recipes_is_refused_before_anything_is
 @pytest.mark.parametrize(("name", "license"), [("dev", "flux-1-dev-non-commercial-license"), ("schnell", "apache-2.0")])
 def test_a_card_names_the_bases_license(name, license):
     manifest = Manifest.model_construct(stage="teacher")
-    found = metadata(Card("t", manifest, [], "me/t"), f"black-forest-labs/FLUX.1-{name}")
+    found = metadata(Card("t", manifest, [], "me/t"), f"black-forest-labs/FLUX.1-{name}").to_dict()
     assert found.get("license_name", found["license"]) == license

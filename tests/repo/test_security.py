@@ -22,7 +22,7 @@ from flowopd_cli.stages.evaluation import suites as _suites
 from flowopd_cli.stages.evaluation.folder import PictureFolder
 from flowopd_cli.stages.evaluation.requests import Wanted
 from flowopd_cli.stages.publishing import card
-from flowopd_cli.stages.publishing.public import copy_evaluation
+from flowopd_cli.stages.publishing.folder import copy_evaluation
 from flowopd_cli.suites.layouts import FLAT, Layout, Place
 from flowopd_cli.system.paths import below, is_dir, is_file
 from flowopd_cli.system.text import columns

@@ -1,52 +1,66 @@
-"""What lies beside the weights in a pushed folder: card, recipe, evaluations and pictures, without local paths."""
+"""What lies beside the weights in a pushed folder: card, recipe, evaluations and pictures.
+
+Only listed fields of results and rows are published, and no text in them names a local path or a private address.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 from flowopd_cli import recipe as recipes
 from flowopd_cli.errors import ArtifactError, printable
 from flowopd_cli.models.files.pipelines import absent_parts, locate
 from flowopd_cli.recipe import PushRecipe
 from flowopd_cli.rewards.pictures import read_picture
+from flowopd_cli.runs.evaluations import MODEL, Evaluation, evaluations
+from flowopd_cli.runs.manifest import Manifest
 from flowopd_cli.runs.run import RunDir
 from flowopd_cli.stages.publishing import card as cards
 from flowopd_cli.stages.publishing.licenses import inherited_license
-from flowopd_cli.stages.publishing.public import copy_evaluation, public_manifest, public_recipe
-from flowopd_cli.stages.training import model as _model
-from flowopd_cli.system.json_files import read_json_value
-from flowopd_cli.system.redact import public_name, public_text
+from flowopd_cli.stages.training.model import pretrained
+from flowopd_cli.system.files import json_lines
+from flowopd_cli.system.json_files import read_json_lines, read_json_value
+from flowopd_cli.system.redact import public_name, public_reference, public_text
 
-ROW = "eval"
+PICTURES = "eval"  # the row of pictures of an evaluation
+RESULT = {"suite", "version", "reward", "engine", "weights", "exact", "note", "mean", "stderr", "n", "invalid"}
+RESULT |= {"prompts", "by_tag", "figures", "published", "protocol", "parts", "experimental"}
+ROW = {"prompt", "task", "text", "index", "tag", "valid", "value", "scores", "details"}
+REFERENCES = {"ref", "init", "adapters"}
+VERBATIM = {"text", "target", "read"}  # of a row: the prompt, and what a reader saw in its picture
+NOTE = "# As it ran, but for local paths, of which the last part stands here, and addresses that are not public.\n"
 
 
 def fill(recipe: PushRecipe, source: RunDir, run: RunDir) -> None:
     """Write all but the weights into the folder that is pushed."""
     push, trained = recipe.push, source.recipe()
-    found = cards.evaluations(source, push.evaluations)
-    own = next((e for e in found if e.of == cards.MODEL), None)
-    if own is not None:
-        copy_evaluation(own.run.eval_dir, run.hub_dir / own.run.eval_dir.name)
-    picture, gallery = pictures(own.run, run.hub_dir) if own else (None, [])
+    reported = evaluations(source, push.evaluations)
+    scored = next((e for e in reported if e.of == MODEL), None)
+    picture, gallery = None, []
+    if scored is not None:
+        copy_evaluation(scored.run.eval_dir, run.hub_dir / scored.run.eval_dir.name)
+        picture, gallery = pictures(scored.run, run.hub_dir)
     (run.hub_dir / source.recipe_file.name).write_text(public_recipe(trained), encoding="utf-8")
     spec = trained.model
-    folder = locate(_model.pretrained(spec), spec.revision)
+    base = locate(pretrained(spec), spec.revision)
     card = cards.Card(
         title=(push.repo or run.hub_dir.name).rsplit("/")[-1],
         manifest=public_manifest(source.manifest()),
-        evaluations=found,
+        evaluations=reported,
         repo=push.repo or run.hub_dir.name,
         revision=push.revision if push.repo else None,
         published=push.repo is not None,
         license=push.license,
-        inherited=inherited_license(public_name(spec.pretrained), folder, spec.revision),
+        inherited=inherited_license(public_name(spec.pretrained), base, spec.revision),
         picture=picture,
         gallery=gallery,
         max_sequence_length=spec.max_sequence_length,
-        sampling=_sampling(trained, own),
-        absent=tuple(absent_parts(folder)),
-        trained=_trained_on(trained),
+        sampling=_sampling(trained, scored),
+        absent=tuple(absent_parts(base)),
+        trained=trained_on(trained),
         base_revision=spec.revision,
     )
     text = cards.build(card)
@@ -54,15 +68,75 @@ def fill(recipe: PushRecipe, source: RunDir, run: RunDir) -> None:
     run.card_file.write_text(text, encoding="utf-8")
 
 
-def pictures(scored: RunDir, folder: Path) -> tuple[str | None, list[tuple[str, str]]]:
-    """The row of pictures that an evaluation shows, and each alone; their names in ``folder``, with the prompts. Only
-    pixels are published, nothing else that the file may hold. A row that is not of one picture a prompt is written as a
-    whole alone.
+def public_manifest(manifest: Manifest) -> Manifest:
+    """The manifest with names for the base and the parents; their digests identify them."""
+    parents = tuple(p.model_copy(update={"ref": public_reference(p.ref)}) for p in manifest.parents)
+    base = manifest.base
+    if base is not None:
+        base = base.model_copy(update={"ref": public_name(base.ref)})
+    return manifest.model_copy(update={"parents": parents, "base": base})
+
+
+def public_recipe(recipe: recipes.Recipe) -> str:
+    """The recipe as YAML that loads."""
+    tree = _public(recipe.model_dump(mode="json"))
+    return NOTE + recipes.dump(type(recipe).model_validate(tree))
+
+
+def copy_evaluation(source: Path, target: Path) -> None:
+    """Copy the prompts of an evaluation and the public fields of its results and rows.
 
     Raises:
-        ArtifactError: the row is damaged, or far larger than any of ours.
+        ArtifactError: a file is damaged, or a link, which would publish a file from elsewhere.
     """
-    row = scored.image_file(ROW)
+    files = sorted(source.iterdir())
+    for path in (source, *files):
+        if path.is_symlink():
+            raise ArtifactError(f"{path}: is a link, and only files of the run itself are published: remove it")
+    target.mkdir(parents=True)
+    for path in files:
+        try:
+            if path.suffix == ".jsonl":
+                text = json_lines([_fields(row, ROW, VERBATIM) for row in read_json_lines(path)])
+            elif path.suffix == ".json":
+                value = read_json_value(path, "result of an evaluation")
+                text = json.dumps(_fields(value, RESULT) if isinstance(value, dict) else _texts(value), indent=1)
+            else:
+                continue
+        except RecursionError as error:
+            raise ArtifactError(f"{path}: damaged result of an evaluation (nested too deeply)") from error
+        (target / path.name).write_text(text, encoding="utf-8")
+
+
+def _fields(value: Mapping[str, Any], names: Collection[str], verbatim: Collection[str] = ()) -> dict[str, Any]:
+    return {name: _public(inner, name, verbatim) for name, inner in value.items() if name in names}
+
+
+def _public(value: Any, key: str = "", verbatim: Collection[str] = ()) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _public(inner, name, verbatim) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_public(inner, key, verbatim) for inner in value]
+    if not isinstance(value, str) or key in verbatim:
+        return value
+    return public_reference(value) if key in REFERENCES else public_text(value)
+
+
+def _texts(value: Any) -> list[str]:
+    """The texts of a list, empty for anything else."""
+    return value if isinstance(value, list) and all(isinstance(text, str) for text in value) else []
+
+
+def pictures(scored: RunDir, folder: Path) -> tuple[str | None, list[tuple[str, str]]]:
+    """Write the row of pictures of an evaluation into ``folder``, whole and cut: its name, and each prompt with its
+    picture's name.
+
+    Only pixels are published, no other data of the file. A row without one picture a prompt is not cut.
+
+    Raises:
+        ArtifactError: the row is damaged or too large.
+    """
+    row = scored.image_file(PICTURES)
     if not row.is_file() or row.is_symlink():
         return None, []
     try:
@@ -72,9 +146,9 @@ def pictures(scored: RunDir, folder: Path) -> tuple[str | None, list[tuple[str, 
     home = folder / scored.samples_dir.name
     home.mkdir(parents=True, exist_ok=True)
     image.save(home / row.name)
-    texts, side, gallery = _prompts(scored), image.height, []
-    for index, text in enumerate(texts if image.width == side * len(texts) else ()):
-        name = scored.image_file(f"{ROW}-{index}").name
+    prompts, side, gallery = _prompts(scored), image.height, []
+    for index, text in enumerate(prompts if image.width == side * len(prompts) else ()):
+        name = scored.image_file(f"{PICTURES}-{index}").name
         image.crop((index * side, 0, (index + 1) * side, side)).save(home / name)
         gallery.append((printable(text), f"{home.name}/{name}"))
     return f"{home.name}/{row.name}", gallery
@@ -82,23 +156,22 @@ def pictures(scored: RunDir, folder: Path) -> tuple[str | None, list[tuple[str, 
 
 def _prompts(scored: RunDir) -> list[str]:
     try:
-        texts = read_json_value(scored.eval_file("prompts"), "prompts of an evaluation")
+        return _texts(read_json_value(scored.eval_file("prompts"), "prompts of an evaluation"))
     except ArtifactError:
         return []
-    return texts if isinstance(texts, list) and all(isinstance(text, str) for text in texts) else []
 
 
-def _sampling(recipe: recipes.Recipe, own: cards.Evaluation | None) -> Mapping[str, float]:
-    """How the pictures of the figures were drawn, else how the training draws."""
-    if own is not None:
-        return {"num_inference_steps": own.protocol["steps"], "guidance_scale": own.protocol["guidance"]}
+def _sampling(recipe: recipes.Recipe, scored: Evaluation | None) -> Mapping[str, float]:
+    """The steps and guidance of the figures, else of the training."""
+    if scored is not None:
+        return {"num_inference_steps": scored.protocol["steps"], "guidance_scale": scored.protocol["guidance"]}
     if isinstance(recipe, recipes.TrainedRecipe):
         return {"num_inference_steps": recipe.sampling.steps, "guidance_scale": recipe.sampling.guidance}
     return {}
 
 
-def _trained_on(recipe: recipes.Recipe) -> str:
-    """The rewards or tasks of a training, in words; empty of a merge, whose parents the lineage names."""
+def trained_on(recipe: recipes.Recipe) -> str:
+    """The rewards or tasks of a training in words, empty for a merge."""
     if isinstance(recipe, recipes.TeacherRecipe):
         return f"the rewards {', '.join(public_text(spec.name) for spec in recipe.rewards)}"
     if isinstance(recipe, recipes.DistillRecipe):

@@ -1,23 +1,37 @@
-"""The Hub, as a push needs it: who is logged in, one commit, the same files back."""
+"""The Hub as a push uses it: check the login, make one commit, download the same files. Its errors become one line."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from flowopd_cli.errors import ArtifactError
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.utils import disable_progress_bars, logging
+
+from flowopd_cli.errors import ArtifactError, StorageError, one_line
 from flowopd_cli.recipe import PushSpec
-from flowopd_cli.stages.publishing.hub_errors import refuse_login, told
-from flowopd_cli.system.files import sha256_file
+from flowopd_cli.system.files import HELP, sha256_file
 from flowopd_cli.system.progress import Progress
 
 MAIN = "main"
+OFFLINE = "HF_HUB_OFFLINE is set, so nothing may be uploaded: unset it"
+LOGIN = "nobody is logged in: run `hf auth login`, or put a token with write access into HF_TOKEN"
+REFUSALS = {
+    401: "the Hub does not accept this token: log in again with `hf auth login`",
+    403: "this login may not write there: use a token with write access, or a repository of your own",
+    404: "the repository or the branch is gone: push again",
+    409: "another client is changing the repository: push again",
+    412: "another client changed the repository meanwhile: push again",
+    429: "the Hub accepts no more requests for now: push again later",
+}
 
 
 @dataclass(frozen=True)
 class Commit:
-    """What stands on the Hub: the commit, its address, and whether this push made it."""
+    """A commit on the Hub, its address, and whether this push made it."""
 
     sha: str
     url: str
@@ -25,89 +39,131 @@ class Commit:
 
 
 class Hub:
-    """One branch of one repository."""
+    """One branch of one repository. Every method raises an :class:`ArtifactError` where the Hub refuses."""
 
     def __init__(self, spec: PushSpec, progress: Progress) -> None:
-        from huggingface_hub import HfApi
-        from huggingface_hub.utils import disable_progress_bars, logging
-
         disable_progress_bars()
         logging.set_verbosity_error()  # stderr is the console's
         self.spec, self.repo, self.branch = spec, str(spec.repo), spec.revision or MAIN
         self._progress, self._api = progress, HfApi()
 
     def check(self) -> None:
-        """Refuse before anything is drawn: no network, no login, one that may only read, or a namespace that is not
-        the login's. What a fine-grained token may do, the Hub tells at the upload only.
+        """Refuse a missing network or login, a token that may only read, and a namespace that is not the login's.
 
-        Raises:
-            ArtifactError: with the way out.
+        What a fine-grained token may do shows at the upload.
         """
-        with told(self.repo):
+        with one_line_errors(self.repo):
             me = self._api.whoami()
-        refuse_login(self.repo, me)
+        name, owner = str(me.get("name")), self.repo.partition("/")[0]
+        groups = {str(group.get("name")): group for group in me.get("orgs") or ()}
+        token = (me.get("auth") or {}).get("accessToken") or {}
+        if token.get("role") == "read":
+            reason = "this token may only read"
+            way_out = "log in with a token with write access by `hf auth login`, or put one into HF_TOKEN"
+        elif owner not in (name, *groups):
+            reason = f"you are logged in as {name}, who writes to {', '.join([name, *groups])}"
+            way_out = "name a repository there with --repo, or log in with another account by `hf auth login`"
+        elif owner in groups and groups[owner].get("roleInOrg") == "read":
+            reason = f"{name} may only read in {owner}"
+            way_out = "ask there for write access, or name another repository with --repo"
+        else:
+            return
+        raise ArtifactError(f"{self.repo}: not uploaded ({reason}): {way_out}")
 
     def upload(self, folder: Path, ours: tuple[str, ...]) -> Commit:
-        """Make repository and branch where they are missing, and one commit of all files of ``folder``; what an earlier
-        push left in the folders ``ours`` goes. A repository that shall be private is so before the first file; a new
-        one that shall be public is private until :meth:`publish`.
+        """Make one commit of all files of ``folder``; files of an earlier push in the folders ``ours`` are deleted.
 
-        Raises:
-            ArtifactError: the Hub refused.
+        Repository and branch are made where they are missing. A repository that becomes private does so before the
+        first file; a new one that becomes public stays private until :meth:`publish`.
         """
-        from huggingface_hub import CommitOperationAdd, CommitOperationDelete
-
-        api, own = self._api, dict(_files(folder))
-        with told(self.repo):
+        api, files = self._api, _files(folder)
+        with one_line_errors(self.repo):
             api.create_repo(self.repo, private=None if self.spec.private is None else True, exist_ok=True)
             if self.spec.private:
-                self._show(private=True)
+                self._set_private(True)
             if self.branch != MAIN:
                 api.create_branch(self.repo, branch=self.branch, exist_ok=True)
             before = api.model_info(self.repo, revision=self.branch).sha
-            there = api.list_repo_files(self.repo, revision=before)
-            stale = [name for name in there if name.split("/")[0] in ours and "/" in name and name not in own]
-            operations = [CommitOperationDelete(name) for name in stale]
-            added = [CommitOperationAdd(name, str(path)) for name, path in own.items()]
-            made = api.create_commit(
-                self.repo, [*operations, *added], commit_message=self.spec.message, revision=self.branch
-            )
+            present = api.list_repo_files(self.repo, revision=before)
+            stale = [name for name in present if name.partition("/")[0] in ours and "/" in name and name not in files]
+            operations = [
+                *(CommitOperationDelete(name) for name in stale),
+                *(CommitOperationAdd(name, str(path)) for name, path in files.items()),
+            ]
+            made = api.create_commit(self.repo, operations, commit_message=self.spec.message, revision=self.branch)
         return Commit(str(made.oid), str(made.commit_url), made.oid != before)
 
     def fetch(self, commit: Commit, folder: Path, into: Path) -> Path:
-        """The files of ``folder`` as the Hub now gives them out, downloaded into ``into`` and compared by SHA-256.
-
-        Raises:
-            ArtifactError: the Hub refused, or gives out other files.
-        """
-        names = [name for name, _ in _files(folder)]
-        with told(self.repo, "uploaded, but not read back"):
-            self._api.snapshot_download(self.repo, revision=commit.sha, local_dir=into, allow_patterns=names)
-        wrong = [name for name in names if not _same(folder / name, into / name)]
+        """Download the files of ``folder`` at ``commit`` into ``into`` and compare them by SHA-256."""
+        files = _files(folder)
+        with one_line_errors(self.repo, "uploaded, but not read back"):
+            self._api.snapshot_download(self.repo, revision=commit.sha, local_dir=into, allow_patterns=list(files))
+        wrong = [
+            name
+            for name, path in files.items()
+            if not (into / name).is_file() or sha256_file(path) != sha256_file(into / name)
+        ]
         if wrong:
             raise ArtifactError(
                 f"{self.repo}@{commit.sha}: {wrong[0]} on the Hub is not the file that was uploaded "
-                f"({len(wrong)} of {len(names)} differ): push again, and do not use this commit"
+                f"({len(wrong)} of {len(files)} differ): push again, and do not use this commit"
             )
         return into
 
     def publish(self) -> None:
-        """Let everybody see a repository that shall be public: after all checks."""
+        """Make a repository public that shall be, after all checks."""
         if self.spec.private is False:
-            with told(self.repo, "uploaded, but not made public"):
-                self._show(private=False)
+            with one_line_errors(self.repo, "uploaded, but not made public"):
+                self._set_private(False)
 
-    def _show(self, *, private: bool) -> None:
+    def _set_private(self, private: bool) -> None:
         if bool(self._api.model_info(self.repo).private) is not private:
             self._api.update_repo_settings(self.repo, private=private)
             self._progress.note(f"{self.repo} was {'public' if private else 'private'}, and no longer is")
 
 
-def _files(folder: Path) -> Iterator[tuple[str, Path]]:
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            yield path.relative_to(folder).as_posix(), path
+def _files(folder: Path) -> dict[str, Path]:
+    return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def _same(one: Path, two: Path) -> bool:
-    return two.is_file() and sha256_file(one) == sha256_file(two)
+@contextmanager
+def one_line_errors(repo: str, what: str = "not uploaded") -> Iterator[None]:
+    """Errors of the Hub, the network or this disk as one line without the token.
+
+    Raises:
+        ArtifactError: names ``repo``, ``what``, the reason and the way out.
+        StorageError: a local file could not be written.
+    """
+    try:
+        yield
+    except Exception as error:
+        causes: list[BaseException] = [error]
+        while causes[-1].__cause__ is not None:
+            causes.append(causes[-1].__cause__)
+        network = next((i for i, cause in enumerate(causes) if _is_of_network(cause)), len(causes))
+        for cause in causes[:network]:  # a connection's error number is the network's
+            if isinstance(cause, OSError) and cause.errno in HELP:
+                place = one_line(cause.filename or "a local file")
+                raise StorageError(f"{repo}: {what} ({place}: {cause.strerror}; {HELP[cause.errno]})") from cause
+        reason = one_line(_reason(causes)).replace(get_token() or "\0", "***")
+        raise ArtifactError(f"{repo}: {what} ({reason[:400]})") from error
+
+
+def _reason(causes: list[BaseException]) -> str:
+    if type(causes[0]) is not ValueError:  # one of those lists what the Hub refuses in a card
+        for cause in causes:
+            if isinstance(cause, OfflineModeIsEnabled):
+                return OFFLINE
+            if isinstance(cause, LocalTokenNotFoundError):
+                return LOGIN
+            if isinstance(cause, HfHubHTTPError):
+                status, message = cause.response.status_code, cause.server_message
+                way_out = "the Hub failed: push again later" if status >= 500 else "the Hub refused"
+                return f"{REFUSALS.get(status, way_out)}; it answered {status}{f': {message}' if message else ''}"
+            if isinstance(cause, OSError) or _is_of_network(cause):
+                return f"the Hub cannot be reached: {type(cause).__name__}: {cause}; push again later"
+    return str(causes[0])
+
+
+def _is_of_network(error: BaseException) -> bool:
+    return type(error).__module__.startswith(("httpx", "httpcore"))

@@ -8,63 +8,50 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from flowopd_cli.errors import RecipeError
+from huggingface_hub import hf_hub_download, metadata_load
+
 from flowopd_cli.models.files.shapes import family, family_of
 from flowopd_cli.runs.layout import CARD
-from flowopd_cli.system import yaml_files as safe_yaml
 from flowopd_cli.system.paths import is_file, is_hub_id
 
 KNOWN = {"toy": {"license": "apache-2.0"}}
 UNKNOWN = {"license": "unknown"}
-LARGEST = 256 << 10  # bytes of a card that are looked at
-_HEAD = re.compile(r"---\r?\n(.*?)\r?\n---\s*(\n|$)", re.DOTALL)
+LARGEST_CARD = 256 << 10  # bytes
 _NAME, _LINK = re.compile(r"[\w.+-]{1,100}", re.ASCII), re.compile(r"https://[\w.~/%+-]{1,300}", re.ASCII)
 
 
 def known_license(base: str) -> Mapping[str, str]:
-    """The Hub's metadata of the license of a base that comes with the program or its family names; else empty."""
-    named = family_of(base)
-    return KNOWN.get(base) or (family(named).licenses.get(base, {}) if named else {})
+    """The license of a base that the package or its family knows, empty for another."""
+    family_name = family_of(base)
+    return KNOWN.get(base) or (family(family_name).licenses.get(base, {}) if family_name else {})
 
 
 def inherited_license(base: str, folder: Path | None, revision: str | None = None) -> Mapping[str, str]:
-    """The Hub's metadata of a base's license: ``license`` and, where it has them, ``license_name`` and
-    ``license_link``. Of a base that is not known here the card says it: the one in ``folder``, else the Hub's.
-    Empty where neither can be read or names none.
+    """``license`` of a base and, where it has them, ``license_name`` and ``license_link``.
+
+    An unknown base's license is read from its card in ``folder``, else from the Hub's. Empty where neither names one.
     """
-    return known_license(base) or _in_card(base, folder) or (_on_hub(base, revision) if is_hub_id(base) else {})
-
-
-def _in_card(base: str, folder: Path | None) -> Mapping[str, str]:
-    if folder is None or not is_file(folder / CARD):
-        return {}
-    with suppress(OSError, RecipeError), (folder / CARD).open("rb") as handle:
-        return _in_head(base, handle.read(LARGEST).decode("utf-8", "replace"))
+    if known := known_license(base):
+        return known
+    card = folder / CARD if folder is not None else None
+    if card is not None and is_file(card) and (license := _in_card(base, card)):
+        return license
+    with suppress(Exception):  # offline, gated, gone
+        return _in_card(base, Path(hf_hub_download(base, CARD, revision=revision))) if is_hub_id(base) else {}
     return {}
 
 
-def _on_hub(base: str, revision: str | None) -> Mapping[str, str]:
-    from huggingface_hub import hf_hub_download
-
-    with suppress(Exception):  # offline, gated, gone: then the license is not known
-        return _in_card(base, Path(hf_hub_download(base, CARD, revision=revision)).parent)
-    return {}
-
-
-def _in_head(base: str, text: str) -> Mapping[str, str]:
-    """What the metadata of a card say, as far as it is a name and a link."""
-    found = _HEAD.match(text.removeprefix("\ufeff"))
-    head: Any = safe_yaml.parse(found[1], CARD) if found else None
-    if not isinstance(head, dict) or not _is(_NAME, head.get("license")):
-        return {}
-    data = {"license": head["license"]}
-    if _is(_NAME, head.get("license_name")):
-        data["license_name"] = head["license_name"]
-    link = head.get("license_link")
-    if _is(_NAME, link) and is_hub_id(base):
-        link = f"https://huggingface.co/{base}/blob/main/{link}"
-    return data | ({"license_link": link} if _is(_LINK, link) else {})
+def _in_card(base: str, card: Path) -> Mapping[str, str]:
+    data: dict[str, Any] = {}
+    with suppress(Exception):  # whatever a card may hold, its license is then unknown
+        data = metadata_load(card) or {} if card.stat().st_size <= LARGEST_CARD else {}
+    terms = {key: data.get(key) for key in ("license", "license_name", "license_link")}
+    if is_hub_id(base) and _matches(_NAME, terms["license_link"]):
+        terms["license_link"] = f"https://huggingface.co/{base}/blob/main/{terms['license_link']}"
+    forms = {"license": _NAME, "license_name": _NAME, "license_link": _LINK}
+    found = {key: str(value) for key, value in terms.items() if _matches(forms[key], value)}
+    return found if "license" in found else {}
 
 
-def _is(pattern: re.Pattern[str], value: Any) -> bool:
+def _matches(pattern: re.Pattern[str], value: Any) -> bool:
     return isinstance(value, str) and pattern.fullmatch(value) is not None

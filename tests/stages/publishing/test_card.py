@@ -9,6 +9,7 @@ from huggingface_hub import ModelCard
 from flowopd_cli import recipe as recipes
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.runs.adapter_ref import AdapterRef
+from flowopd_cli.runs.evaluations import evaluations
 from flowopd_cli.runs.manifest import Base, Inputs, Parent
 from flowopd_cli.runs.run import RunDir
 from flowopd_cli.stages.publishing import card as cards
@@ -57,7 +58,7 @@ def test_only_whole_evaluations_on_test_prompts_of_one_protocol_meet(source):
     evaluate(source, "z4", "base", 0.4, version="2")
     evaluate(source, "z5", "base", 0.6, base="c" * 64)
     evaluate(source, "z6", "base", 0.7, seed=1)
-    assert means(cards.evaluations(source, [])) == {"base": {"ocr": 0.5}, "this model": {"ocr": 0.9}}
+    assert means(evaluations(source, [])) == {"base": {"ocr": 0.5}, "this model": {"ocr": 0.9}}
 
 
 JUDGE = {"reward": "ocr", "engine": "reader-1", "weights": {"model": "sha256:1", "dtype": "float32"}}
@@ -80,10 +81,10 @@ def test_figures_of_different_judges_do_not_meet(source, judge, meet):
     ours = evaluate(source, "e1", "this model", 0.9, judge=JUDGE)
     base = evaluate(source, "e2", "base", 0.5, judge=judge)
     expected = {"base": {"ocr": 0.5}, "this model": {"ocr": 0.9}} if meet else {"this model": {"ocr": 0.9}}
-    assert means(cards.evaluations(source, [])) == expected
+    assert means(evaluations(source, [])) == expected
     if not meet:
         with pytest.raises(ArtifactError, match=r"not evaluated alike \(.*; another judge of ocr\); repeat one"):
-            cards.evaluations(source, [ours, base])
+            evaluations(source, [ours, base])
 
 
 def test_an_average_is_by_the_judges_of_its_parts(source):
@@ -93,20 +94,20 @@ def test_an_average_is_by_the_judges_of_its_parts(source):
         )
         whole = {"suite": "average", "version": "average-1", "mean": mean, "stderr": None, "n": 16}
         run.write_eval("average", json.dumps({**whole, "parts": {"ocr": mean, "quality": mean}}))
-    assert means(cards.evaluations(source, [])).keys() == {"this model"}
+    assert means(evaluations(source, [])).keys() == {"this model"}
 
 
 def test_a_base_of_another_protocol_is_left_out(source):
     evaluate(source, "e1", "this model", 0.9, guidance=1.0)
     evaluate(source, "e2", "base", 0.5, guidance=2.0)
-    assert means(cards.evaluations(source, [])) == {"this model": {"ocr": 0.9}}
+    assert means(evaluations(source, [])) == {"this model": {"ocr": 0.9}}
 
 
 def test_the_fullest_evaluation_wins_and_the_base_keeps_what_it_shares(source):
     evaluate(source, "e1", "this model", 0.9, suites=("ocr", "quality"))
     evaluate(source, "e2", "this model", 0.1)
     evaluate(source, "e3", "base", 0.5)
-    found = cards.evaluations(source, [])
+    found = evaluations(source, [])
     assert means(found) == {"base": {"ocr": 0.5}, "this model": {"ocr": 0.9, "quality": 0.9}}
     text = cards.build(cards.Card("t", source.manifest(), found, "me/t"))
     assert "| base | 0.5000 ± 0.0000 (n = 8) | — |" in text
@@ -122,23 +123,23 @@ def test_a_damaged_neighbour_is_passed_over_unless_it_is_named(source):
     (path / "manifest.json").write_text("{", encoding="utf-8")
     torn = RunDir.open(evaluate(source, "torn", "this model", 0.9))
     torn.eval_file("ocr").write_text("{", encoding="utf-8")
-    assert cards.evaluations(source, []) == []
+    assert evaluations(source, []) == []
     with pytest.raises(ArtifactError, match="damaged manifest"):
-        cards.evaluations(source, [str(path)])
+        evaluations(source, [str(path)])
     with pytest.raises(ArtifactError, match="damaged result"):
-        cards.evaluations(source, [str(torn.path)])
+        evaluations(source, [str(torn.path)])
 
 
 def test_named_evaluations_must_compare(source):
     ours = evaluate(source, "e1", "this model", 0.9, split="validation")
     base = evaluate(source, "e2", "base", 0.5)
     with pytest.raises(ArtifactError, match=r"not evaluated alike \(test prompts, .* / validation prompts, "):
-        cards.evaluations(source, [ours, base])
+        evaluations(source, [ours, base])
     with pytest.raises(ArtifactError, match=r"e1 is of this model too; name one"):
-        cards.evaluations(source, [ours, evaluate(source, "e3", "this model", 0.8)])
+        evaluations(source, [ours, evaluate(source, "e3", "this model", 0.8)])
     with pytest.raises(ArtifactError, match="not a finished evaluation of"):
-        cards.evaluations(source, [str(source.path)])
-    found = cards.evaluations(source, [ours])
+        evaluations(source, [str(source.path)])
+    found = evaluations(source, [ours])
     assert "Protocol: validation prompts" in cards.build(cards.Card("t", source.manifest(), found, "me/t"))
 
 
@@ -154,7 +155,7 @@ def test_named_evaluations_must_compare(source):
 )
 def test_a_license_is_named_only_where_it_is_known(source, base, license, link):
     card = cards.Card("t", source.manifest(), [], "me/t")
-    found = cards.metadata(card, base)
+    found = cards.metadata(card, base).to_dict()
     assert found["license"] == license
     assert (link or "") in found.get("license_link", "")
     assert ("license_link" in found) == (link is not None)
@@ -165,7 +166,7 @@ def test_a_license_is_named_only_where_it_is_known(source, base, license, link):
 
 def test_the_hub_s_own_parser_takes_the_model_index(source):
     evaluate(source, "e1", "this model", 0.123456, suites=("ocr", "quality"))
-    found = cards.evaluations(source, [])
+    found = evaluations(source, [])
     card = cards.Card("t", source.manifest(), found, "me/t", revision="v2", published=True)
     data = ModelCard(cards.build(card)).data
     assert {result.metric_type for result in data.eval_results} == {"ocr", "quality"}
@@ -180,7 +181,7 @@ def test_the_hub_s_own_parser_takes_the_model_index(source):
 def test_an_approximate_figure_is_called_so(source):
     path = RunDir.open(evaluate(source, "e1", "this model", 0.5)).eval_file("ocr")
     path.write_text(json.dumps({**json.loads(path.read_text()), "exact": False, "version": "toy-ocr-1"}))
-    card = cards.Card("t", source.manifest(), cards.evaluations(source, []), "me/t")
+    card = cards.Card("t", source.manifest(), evaluations(source, []), "me/t")
     result = ModelCard(cards.build(card)).data.eval_results[0]
     assert result.metric_name == "ocr (approximate scorer)"
     assert result.dataset_name == "ocr (toy-ocr-1)", "no name of a benchmark for what is not it"
@@ -189,9 +190,9 @@ def test_an_approximate_figure_is_called_so(source):
 
 def test_a_base_on_the_hub_is_the_cards_base_and_a_local_one_is_not(source):
     card = cards.Card("t", source.manifest(), [], "me/t")
-    found = cards.metadata(card, "owner/base")
+    found = cards.metadata(card, "owner/base").to_dict()
     assert (found["base_model"], found["base_model_relation"]) == ("owner/base", "adapter")
-    assert "base_model" not in cards.metadata(card, "my-base")
+    assert "base_model" not in cards.metadata(card, "my-base").to_dict()
 
 
 def test_the_lines_of_use_load_the_base_at_its_revision(source):
@@ -206,7 +207,7 @@ def test_the_lines_of_use_load_the_base_at_its_revision(source):
 def test_a_license_is_named_with_its_source(source):
     inherited = {"license": "other", "license_name": "theirs", "license_link": "https://h.co/L"}
     card = cards.Card("t", source.manifest(), [], "me/t", inherited=inherited)
-    assert cards.metadata(card, "owner/base").items() >= inherited.items()
+    assert cards.metadata(card, "owner/base").to_dict().items() >= inherited.items()
     assert "## License\n\n[theirs](https://h.co/L), inherited from `toy`." in cards.build(card)
     text = cards.build(replace(card, license="mit"))
     assert ModelCard(text).data.license == "mit"
@@ -224,4 +225,4 @@ def test_pictures_are_a_gallery_with_their_prompts(source):
     gallery = [("a sign: 'x'\u2028", "samples/eval-0.png")]
     card = cards.Card("t", source.manifest(), [], "me/t", gallery=gallery, picture="samples/eval.png")
     assert ModelCard(cards.build(card)).data.widget == [{"text": gallery[0][0], "output": {"url": gallery[0][1]}}]
-    assert "widget" not in cards.metadata(cards.Card("t", source.manifest(), [], "me/t"), "toy")
+    assert "widget" not in cards.metadata(cards.Card("t", source.manifest(), [], "me/t"), "toy").to_dict()

@@ -9,8 +9,7 @@ from flowopd_cli import recipe as recipes
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.runs.manifest import Base, Inputs, Parent
 from flowopd_cli.runs.run import RunDir
-from flowopd_cli.stages.publishing.folder import _trained_on
-from flowopd_cli.stages.publishing.public import copy_evaluation, public_manifest, public_recipe
+from flowopd_cli.stages.publishing.folder import copy_evaluation, public_manifest, public_recipe, trained_on
 
 COPY = "/home/me/.cache/huggingface/hub/models--owner--a-name/snapshots/0123abc"
 
@@ -23,7 +22,7 @@ def test_workers_of_rewards_are_not_published():
     published = recipes.build(yaml.safe_load(text))
     assert [spec.name for spec in published.rewards] == ["remote:address", "vlm"]
     assert published.rewards[1].options == {"model": "m", "url": "address"}
-    told = text + _trained_on(built)
+    told = text + trained_on(built)
     assert "corp" not in told
     assert "10.1.2.3" not in told
 
@@ -55,7 +54,8 @@ def test_results_and_rows_of_an_evaluation_name_no_place(tmp_path):
 def test_a_result_that_is_nested_too_deeply_is_one_line(tmp_path, name):
     run = RunDir.create(tmp_path / "e", "eval")
     run.eval_dir.mkdir(exist_ok=True)
-    (run.eval_dir / name).write_text('{"a":' + "[" * 700 + "]" * 700 + "}")
+    nested = "[" * 700 + "]" * 700
+    (run.eval_dir / name).write_text(f'{{"note": {nested}, "details": {nested}}}')
     with pytest.raises(ArtifactError, match=f"{name}: damaged result of an evaluation"):
         copy_evaluation(run.eval_dir, tmp_path / "hub")
 

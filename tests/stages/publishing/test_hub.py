@@ -131,7 +131,7 @@ def test_an_unknown_token_and_a_foreign_namespace(server, monkeypatch):
     with pytest.raises(ArtifactError, match="logged in as stranger, who writes to stranger"):
         hub("me/it").check()
     monkeypatch.setenv("HF_TOKEN", "hf_unknownUnknownUnknown")
-    with pytest.raises(ArtifactError, match="does not take this token: log in again") as caught:
+    with pytest.raises(ArtifactError, match="does not accept this token: log in again") as caught:
         hub("me/it").check()
     assert "hf_unknown" not in str(caught.value)
 
@@ -170,11 +170,11 @@ def test_a_login_that_tells_no_role_passes_the_check(server, monkeypatch, auth):
             ("POST", "/api/repos/create", 403, "You don't have the rights"),
             "use a token with write access.*403: You don't",
         ),
-        (("POST", "/api/repos/create", 429), "takes no more requests for now"),
+        (("POST", "/api/repos/create", 429), "accepts no more requests for now"),
         (("POST", "/commit/", 500), "the Hub failed: push again later; it answered 500"),
         (("POST", "/commit/", 503, f"busy {TOKEN}"), "answered 503: busy"),
-        (("POST", "/commit/", 409, "conflict"), "somebody else is changing the repository: push again"),
-        (("POST", "/commit/", 412), "somebody else changed the repository meanwhile"),
+        (("POST", "/commit/", 409, "conflict"), "another client is changing the repository: push again"),
+        (("POST", "/commit/", 412), "another client changed the repository meanwhile"),
         (("POST", "/commit/", DROP), "the Hub cannot be reached: RemoteProtocolError"),
         (("PUT", "/lfs/", 403), "it answered 403"),
         (("POST", "/branch/", 403), "may not write there"),

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from flowopd_cli.stages.publishing import licenses
 from flowopd_cli.stages.publishing.licenses import inherited_license
 
 LINK = "https://example.org/LICENSE"
@@ -54,7 +55,7 @@ def test_known_bases_have_their_own_whatever_a_copy_says(tmp_path, base, name):
         ("mine", "license: 'a b'", {}),
         ("mine", "language: en", {}),
         ("mine", "license: !!python/object:x {}", {}),
-        ("mine", "license: &a mit\nx: *a", {}),
+        ("mine", "license: &a mit\nx: *a", {"license": "mit"}),
         ("mine", "- license", {}),
         ("mine", "{", {}),
     ],
@@ -77,7 +78,7 @@ def test_a_base_on_the_hub_is_asked_for_its_card_at_its_revision(tmp_path, monke
         asked.append((repo, name, revision))
         return str(card(tmp_path, "license: mit") / name)
 
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    monkeypatch.setattr(licenses, "hf_hub_download", download)
     empty = Path(tmp_path / "empty")
     empty.mkdir()
     assert inherited_license("owner/base", empty, "v1") == {"license": "mit"}
@@ -88,5 +89,5 @@ def test_a_hub_that_does_not_answer_leaves_it_unknown(monkeypatch):
     def download(*args, **kwargs):
         raise OSError("no network")
 
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    monkeypatch.setattr(licenses, "hf_hub_download", download)
     assert inherited_license("owner/base", None) == {}
