@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 from flowopd_cli.errors import printable
-from flowopd_cli.reports.charts import INK, MARKS, SERIES, Chart, Key, axes, drawn
+from flowopd_cli.reports.charts import INK, MARKS, SERIES, Chart, Key, axes, svg
 
 TITLE = "Change against the base"
 NOTE = (
@@ -66,7 +66,7 @@ def _panel(changes: Changes, suites: Sequence[str], reach: tuple[float, float] |
     if reach:
         plain.set_xlim(*reach)
     alt = f"{TITLE}: " + "; ".join(f"{_short(m)}: {_told(changes[m], suites)}" for m in models)
-    return Chart(TITLE, alt, drawn(figure, name), "", keys)
+    return Chart(TITLE, alt, svg(figure, name), "", keys)
 
 
 def _short(model: str) -> str:

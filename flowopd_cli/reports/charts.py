@@ -1,30 +1,23 @@
-"""Figures as inline SVG whose colors a style sheet chooses: a tree of few, known elements that the page writes.
-
-Every text and attribute is escaped where the page writes it; what is not listed here is left out.
-"""
+"""Charts as matplotlib's SVG, with variables of the page's style sheet in place of colors."""
 
 from __future__ import annotations
 
 import io
 import logging
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
-from xml.etree import ElementTree
 
-# Okabe and Ito's colors, which the color-blind tell apart; the style sheet has lighter ones for a dark page.
+from markupsafe import Markup
+
+# Okabe and Ito's colors for the color-blind; the style sheet has lighter ones for a dark page.
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f")
 INK, SOFT, LINE = "#101112", "#202122", "#303132"
 DASHES = {"solid": "-", "dashed": "--", "dotted": ":"}
 MARKS = {"●": "o", "■": "s", "◆": "D", "▲": "^", "▼": "v", "✚": "P", "★": "*"}
-WIDTH, HEIGHT = 4.3, 2.45  # inches of 72 units: at the width of a phone a unit is a pixel and more
-_VARIABLES = {color: f"var(--c{i})" for i, color in enumerate(SERIES)}
-_VARIABLES |= {INK: "var(--ink)", SOFT: "var(--soft)", LINE: "var(--line)"}
-_TAGS = {"svg", "g", "path", "use", "text", "defs", "clipPath", "rect", "tspan"}
-_ATTRIBUTES = {"viewBox", "d", "style", "x", "y", "transform", "clip-path", "width", "height", "id", "href"}
-_SIZED = re.compile(r"font: (?:[a-z]+ )?([\d.]+px)[^;]*")
-_STYLE = {
+WIDTH, HEIGHT = 4.3, 2.45  # inches of 72 units; on a phone a unit is at least a pixel
+_VARIABLES = {color: f"c{i}" for i, color in enumerate(SERIES)} | {INK: "ink", SOFT: "soft", LINE: "line"}
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,
     "font.family": "sans-serif",
@@ -55,18 +48,8 @@ _STYLE = {
 
 
 @dataclass(frozen=True)
-class Node:
-    """One element: its name, its attributes, its text, what it holds."""
-
-    tag: str
-    attributes: dict[str, str] = field(default_factory=dict)
-    text: str = ""
-    children: tuple[Node, ...] = ()
-
-
-@dataclass(frozen=True)
 class Key:
-    """What a color stands for: the number of the color, the line (``solid``, ``dashed``, ``dotted``) or the mark."""
+    """A row of a legend: the number of its color, and the line (``solid``, ``dashed``, ``dotted``) or the mark."""
 
     name: str
     color: int
@@ -76,80 +59,47 @@ class Key:
 
 @dataclass(frozen=True)
 class Chart:
-    """A figure of the page: what it shows (``alt`` for those who cannot see it), the drawing, a caption, the keys."""
+    """A chart of the page; ``alt`` describes it for those who cannot see it."""
 
     title: str
     alt: str
-    drawing: Node
+    drawing: Markup
     caption: str = ""
     legend: tuple[Key, ...] = ()
 
 
 def axes(width: float = WIDTH, height: float = HEIGHT) -> tuple[Any, Any]:
-    """A figure of one pair of axes in the style of the page; the plotting library is imported here."""
+    """A figure with one pair of axes in the style of the page; matplotlib is imported here."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # of its font cache nobody needs to hear
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it reports its font cache
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(width, height), layout="constrained", facecolor="none")
         FigureCanvasSVG(figure)
-        plain = figure.subplots()
-        plain.set_facecolor("none")
-    return figure, plain
+        ax = figure.subplots()
+        ax.set_facecolor("none")
+    return figure, ax
 
 
-def logarithmic(plain: Any) -> None:
+def set_log_scale(ax: Any) -> None:
     """A logarithmic y-axis whose ticks are plain numbers."""
-    plain.set_yscale("log")
-    plain.yaxis.set_major_formatter("{x:g}")
-    plain.yaxis.set_minor_formatter("")
+    ax.set_yscale("log")
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.yaxis.set_minor_formatter("")
 
 
-def drawn(figure: Any, name: str) -> Node:
-    """The figure as elements; ``name`` keeps its identifiers apart from those of the page's other figures."""
+def svg(figure: Any, name: str) -> Markup:
+    """The figure as an SVG element; ``name`` makes its identifiers unique on the page."""
     import matplotlib
 
-    buffer = io.BytesIO()
+    buffer = io.StringIO()
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    root = ElementTree.fromstring(buffer.getvalue())
-    return next(_nodes(root, f"{re.sub(r'[^a-z0-9]', '', name.lower())}-"))
-
-
-def _nodes(element: Any, prefix: str) -> Iterator[Node]:
-    """The element if it is a known one, else nothing; a group that says nothing is what it holds."""
-    tag = str(element.tag).rpartition("}")[2]
-    if tag not in _TAGS:
-        return
-    children = tuple(node for child in element for node in _nodes(child, prefix))
-    attributes = dict(_attributes(tag, element.attrib, prefix))
-    if tag == "g" and not attributes:
-        yield from children
-    elif tag in {"text", "tspan", "path", "use", "rect"} or children:
-        yield Node(tag, attributes, (element.text or "").strip() if tag in {"text", "tspan"} else "", children)
-
-
-def _attributes(tag: str, found: dict[str, str], prefix: str) -> Iterator[tuple[str, str]]:
-    for key, value in found.items():
-        name = key.rpartition("}")[2]
-        unwanted = tag == "svg" and name in {"width", "height"}
-        if name not in _ATTRIBUTES or unwanted or (name == "id" and tag not in {"clipPath", "path"}):
-            continue
-        if name == "id":
-            yield name, prefix + value
-        elif name == "href":
-            yield name, f"#{prefix}{value.removeprefix('#')}"
-        elif name == "clip-path":
-            yield name, value.replace("url(#", f"url(#{prefix}")
-        else:
-            yield name, _themed(value) if name == "style" else value
-
-
-def _themed(style: str) -> str:
-    """A style with variables for the colors, and the page's font in place of the one that was measured."""
-    style = _SIZED.sub(r"font-size: \1", style)
-    for color, variable in _VARIABLES.items():
-        style = style.replace(color, variable)
-    return style
+    text = buffer.getvalue()
+    text = re.sub(r"<(metadata|style)\b.*?</\1>|<!--.*?-->", "", text[text.index("<svg") :], flags=re.DOTALL)
+    text = re.sub(r'<g id="[^"]*"', "<g", text)
+    text = re.sub(r"font: (?:[a-z]+ )?([\d.]+px)[^;\"]*", r"font-size: \1", text)  # in the font of the page
+    text = re.sub("|".join(_VARIABLES), lambda match: f"var(--{_VARIABLES[match[0]]})", text)
+    return Markup(text)  # noqa: S704 (matplotlib escapes every text)

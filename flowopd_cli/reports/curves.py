@@ -9,7 +9,7 @@ from typing import Any
 
 from flowopd_cli.errors import printable
 from flowopd_cli.recipe import ColdstartRecipe, Recipe, TrainedRecipe
-from flowopd_cli.reports.charts import DASHES, SERIES, Chart, Key, axes, drawn, logarithmic
+from flowopd_cli.reports.charts import DASHES, SERIES, Chart, Key, axes, set_log_scale, svg
 from flowopd_cli.reports.series import Rows, column, iterations, known, mean, names, smooth, thinned, window
 
 MOST = 7
@@ -52,7 +52,7 @@ def lines(shape: Shape, series: Sequence[Series], name: str) -> Chart | None:
     plain.set_ylabel(shape.y)
     plain.margins(x=0.01)
     if shape.log and _spans([value for one in shown for value in known(one.y)]):
-        logarithmic(plain)
+        set_log_scale(plain)
     elif shape.zero:
         plain.set_ylim(bottom=0)
     told = [shape.caption] if shape.caption else []
@@ -60,7 +60,7 @@ def lines(shape: Shape, series: Sequence[Series], name: str) -> Chart | None:
     told += [f"{len(series) - MOST} more are in the metrics file."] if len(series) > MOST else []
     alt = f"{shape.title}: {'; '.join(_told(one) for one in shown)}"
     legend = keys if len(shown) > 1 or shape.named else ()
-    return Chart(shape.title, alt, drawn(figure, name), " ".join(told), legend)
+    return Chart(shape.title, alt, svg(figure, name), " ".join(told), legend)
 
 
 def _line(plain: Any, one: Series, color: str) -> bool:
@@ -152,7 +152,7 @@ def steps(rows: Rows) -> Chart | None:
         plain.plot(index, line, color=SERIES[number], marker="o", markersize=3)
     every = [value for line in values.values() for value in known(line)]
     if _spans(every):
-        logarithmic(plain)
+        set_log_scale(plain)
     else:
         plain.set_ylim(bottom=0)
     plain.set_xticks(index if len(index) <= 12 else index[:: -(-len(index) // 10)])
@@ -164,7 +164,7 @@ def steps(rows: Rows) -> Chart | None:
     )
     caption = "KL to the teacher, mean over the iterations of each fifth."
     legend = tuple(Key(name, i) for i, name in enumerate(values))
-    return Chart("KL by sampling step", alt, drawn(figure, "steps"), caption, legend)
+    return Chart("KL by sampling step", alt, svg(figure, "steps"), caption, legend)
 
 
 def pictures_per_iteration(recipe: Recipe) -> int | None:
