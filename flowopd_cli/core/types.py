@@ -18,16 +18,6 @@ Record = TypeVar("Record")
 
 
 @dataclass(frozen=True)
-class Prompt:
-    """One text to draw, the task it belongs to, and what its reward needs to know."""
-
-    id: str
-    text: str
-    task: str
-    metadata: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
 class Conditioning:
     """Encoded prompts, one row each. ``neg_*`` is the empty prompt, present when guidance may be used."""
 

@@ -1,4 +1,4 @@
-"""Prompts from files or registered sources, and the sampler that deals them into groups."""
+"""The sampler that deals prompts into groups."""
 
 from __future__ import annotations
 
@@ -7,44 +7,12 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
-from pathlib import Path
+from math import ceil
 from typing import Any
 
-from flowopd_cli import registry
-from flowopd_cli.core.routing import task_counts
-from flowopd_cli.core.types import Prompt
-from flowopd_cli.errors import PromptError
-from flowopd_cli.prompts.files import Row, read_rows
+from flowopd_cli.core.prompt import Prompt
 
-
-def load_prompts(
-    source: str, *, task: str | None = None, split: str = "train", limit: int | None = None
-) -> list[Prompt]:
-    """The prompts of a registered source, or of a ``.txt`` (one a line) or ``.jsonl`` file.
-
-    A JSONL row is GenEval's metadata form, ``{"prompt": …, "task"?: …, …}``: everything else in it becomes the
-    prompt's metadata. ``task`` names the task of prompts whose rows do not. ``split`` applies to registered sources.
-
-    Raises:
-        PromptError: no such file, a line that cannot be used (named by number), or a prompt without a task.
-    """
-    if source in registry.PROMPTS.names():
-        prompts: list[Prompt] = list(registry.PROMPTS.load(source)(split))
-        prompts = [prompt for prompt in prompts if task is None or prompt.task == task]
-    else:
-        prompts = [_prompt(row) for row in read_rows(Path(source), task)]
-    if not prompts:
-        raise PromptError(f"prompts: {source}: no prompt in it" + (f" of task {task!r}" if task else ""))
-    return prompts[:limit]
-
-
-def _prompt(row: Row) -> Prompt:
-    if row.task is None:
-        way_out = "give it with --prompts FILE,task=NAME"
-        if row.place.rpartition(":")[0].endswith(".txt"):
-            raise PromptError(f"{row.place}: a text file does not say its task: {way_out}")
-        raise PromptError(f'{row.place}: no task: write "task" in the row or {way_out}')
-    return Prompt(row.place if row.id is None else row.id, row.text, row.task, row.metadata)
+GOLDEN = 0.6180339887498949
 
 
 @dataclass(frozen=True)
@@ -111,3 +79,20 @@ class GroupSampler:
     def _noise(self, iteration: int, row: int | str) -> int:
         digest = hashlib.sha256(f"{self.seed}/{iteration}/{row}".encode()).digest()
         return int.from_bytes(digest[:8], "big") >> 1
+
+
+def task_counts(weights: Mapping[str, float], total: int, iteration: int) -> dict[str, int]:
+    """Split ``total`` groups over tasks in proportion to ``weights``: a function of the iteration alone.
+
+    ``total`` equally spaced points are laid over the tasks' shares of [0, 1) (systematic sampling), so that no count is
+    more than one off its exact share; their common offset moves by the golden ratio, so that long-run shares are exact.
+    """
+    whole, offset = sum(weights.values()), (iteration * GOLDEN) % 1
+    counts, below, edge = {}, 0, 0.0
+    for name, weight in weights.items():
+        edge += weight / whole
+        reached = min(total, max(below, ceil(edge * total - offset - 1e-9)))
+        counts[name] = reached - below
+        below = reached
+    counts[next(reversed(counts))] += total - below
+    return counts

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from flowopd_cli.core.types import Prompt
+from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.errors import PromptError
 from flowopd_cli.prompts import make_geneval as prompt_geneval
 from flowopd_cli.prompts.clauses import TAGS, faulty

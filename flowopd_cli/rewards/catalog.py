@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from flowopd_cli import registry
-from flowopd_cli.core.types import Prompt
+from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.errors import FlowOPDError, PromptError, RewardError
-from flowopd_cli.prompts.sampler import load_prompts
+from flowopd_cli.prompts.load import load_prompts
 from flowopd_cli.rewards.about import info_of, installed
 from flowopd_cli.rewards.function import make_reward
 from flowopd_cli.rewards.pictures import read_picture

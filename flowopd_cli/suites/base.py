@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from flowopd_cli.core.types import Prompt
+from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.errors import ArtifactError, RewardError
 from flowopd_cli.rewards.base import Reward
 from flowopd_cli.suites.layouts import FLAT, Layout

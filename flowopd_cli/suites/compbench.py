@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from flowopd_cli.core.types import Prompt
+from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.errors import PromptError, RecipeError
 from flowopd_cli.prompts.files import read_rows
 from flowopd_cli.prompts.public import fetch

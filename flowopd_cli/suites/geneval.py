@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from flowopd_cli.core.types import Prompt
+from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.prompts.clauses import TAGS
 from flowopd_cli.prompts.sources import fetched, only_test

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from flowopd_cli.core.types import Prompt
+from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.rewards.geneval.rules import Detection
 from flowopd_cli.toy.draw import SHAPES, shape_mask
 from flowopd_cli.toy.ink import COLORS, read_ink, seen_paper

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from itertools import permutations, product
 
-from flowopd_cli.core.types import Prompt
+from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.prompts.clauses import RELATIONS, TAGS
 from flowopd_cli.toy.draw import GLYPHS, INKS, SHAPES
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from flowopd_cli.core.types import Prompt
+from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.toy.draw import CELLS, GLYPHS, INKS, SHAPES, TEXT_INKS, Code, Picture, Shape, Wear, render
 
 Scene = list[Shape | Code]

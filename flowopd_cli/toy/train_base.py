@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL, StableDiffusion3Pipeline
 from torch import Tensor
 
-from flowopd_cli.core.types import Prompt
+from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.toy import prompts as toy_prompts
 from flowopd_cli.toy import scenes
 from flowopd_cli.toy.scenes import Habits

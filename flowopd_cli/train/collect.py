@@ -10,9 +10,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from flowopd_cli.core.advantages import flat_groups, group_advantages, zero_variance_fraction
+from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.core.routing import check_routes
 from flowopd_cli.core.sampler import Lessons, Sampler, SeededNoise
-from flowopd_cli.core.types import Conditioning, Prompt, RewardResult, Rollout, StepBatch, Trajectory
+from flowopd_cli.core.types import Conditioning, RewardResult, Rollout, StepBatch, Trajectory
 from flowopd_cli.models.base import FlowModel
 from flowopd_cli.train.labels import Teacher, parcels, row_cost, velocity_of
 from flowopd_cli.train.partition import Share, dealt

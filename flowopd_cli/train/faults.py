@@ -11,7 +11,8 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from flowopd_cli.core.types import Conditioning, Prompt, StepBatch
+from flowopd_cli.core.prompt import Prompt
+from flowopd_cli.core.types import Conditioning, StepBatch
 from flowopd_cli.train.guards import Fault
 
 POLICY, BATCH, WHY = "policy.safetensors", "batch.safetensors", "fault.json"

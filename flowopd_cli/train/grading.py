@@ -11,8 +11,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from flowopd_cli.core.advantages import flat_groups
+from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.core.sampler import Sampler
-from flowopd_cli.core.types import Conditioning, Prompt, RewardResult, Rollout
+from flowopd_cli.core.types import Conditioning, RewardResult, Rollout
 from flowopd_cli.models.base import FlowModel
 from flowopd_cli.train import collect
 from flowopd_cli.train.collect import Draw, Scores, Teacher

@@ -9,9 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.core.routing import route
 from flowopd_cli.core.sampler import Sampler
-from flowopd_cli.core.types import Conditioning, Prompt, Rollout, StepBatch
+from flowopd_cli.core.types import Conditioning, Rollout, StepBatch
 from flowopd_cli.models.base import FlowModel
 from flowopd_cli.train.collect import Draw, Scorer, Teacher, join, rollout, with_images, with_rewards
 from flowopd_cli.train.partition import Share

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.core.routing import check_routes, route
-from flowopd_cli.core.types import Prompt
 from flowopd_cli.errors import RoutingError
 
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from jaxtyping import TypeCheckError
 
+from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.core.types import (
     Conditioning,
     GaussianStep,
     Loss,
-    Prompt,
     RewardResult,
     Rollout,
     StepBatch,

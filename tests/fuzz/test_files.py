@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from support.fuzzing import ODD, TEXTS, as_json, edited, few, folder, guarded, many, mutated
 
-from flowopd_cli.core.types import Prompt
+from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.rewards.pictures import read_picture
 from flowopd_cli.rewards.remote import protocol as wire
 from flowopd_cli.rewards.remote.worker_info import info_of, introduced, shown

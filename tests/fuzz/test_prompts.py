@@ -9,7 +9,8 @@ from support.fuzzing import TEXTS, edited, few, folder, guarded, many, mutated
 from flowopd_cli.prompts import sources as prompt_sources
 from flowopd_cli.prompts.clauses import faulty
 from flowopd_cli.prompts.files import read_rows, repeats, target
-from flowopd_cli.prompts.sampler import GroupSampler, load_prompts
+from flowopd_cli.prompts.load import load_prompts
+from flowopd_cli.prompts.sampler import GroupSampler
 from flowopd_cli.suites.compbench import compbench_picture, prompts
 from flowopd_cli.suites.layouts import Place
 

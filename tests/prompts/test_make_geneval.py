@@ -7,7 +7,7 @@ from itertools import permutations
 
 import pytest
 
-from flowopd_cli.core.types import Prompt
+from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.prompts import make_geneval as prompt_geneval
 from flowopd_cli.prompts import make_ocr as prompt_ocr
 from flowopd_cli.prompts.coco import GENEVAL_CLASSES

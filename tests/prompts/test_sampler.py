@@ -5,9 +5,10 @@ from collections import Counter
 
 import pytest
 
-from flowopd_cli.core.types import Prompt
+from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.errors import PromptError
-from flowopd_cli.prompts.sampler import GroupSampler, load_prompts
+from flowopd_cli.prompts.load import load_prompts
+from flowopd_cli.prompts.sampler import GroupSampler
 
 
 def test_a_text_file_has_one_prompt_a_line(tmp_path):

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flowopd_cli.core.routing import task_counts
+from flowopd_cli.prompts.sampler import task_counts
 
 weights = st.dictionaries(st.sampled_from("abcd"), st.floats(0.1, 9), min_size=1)
 

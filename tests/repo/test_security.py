@@ -13,7 +13,7 @@ from PIL import Image
 
 from flowopd_cli import recipe as recipes
 from flowopd_cli.core.merging import LoraFactors, MergeOptions, merge
-from flowopd_cli.core.types import Prompt
+from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.errors import ArtifactError, MergeError, RecipeError
 from flowopd_cli.rewards.pictures import read_picture
 from flowopd_cli.runs.manifest import Base, Environment, Manifest, Parent

@@ -10,7 +10,8 @@ import torch
 from support.tiny import make_draw, make_sampler
 
 from flowopd_cli.core.advantages import group_advantages
-from flowopd_cli.core.types import Prompt, RewardResult
+from flowopd_cli.core.prompt import Prompt
+from flowopd_cli.core.types import RewardResult
 from flowopd_cli.errors import PromptError, RewardError
 from flowopd_cli.rewards.base import RewardInfo, RewardMix, Weighted, numbered
 from flowopd_cli.rewards.jpeg import JpegReward

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from flowopd_cli.core.types import Prompt, RewardResult
+from flowopd_cli.core.prompt import Prompt
+from flowopd_cli.core.types import RewardResult
 from flowopd_cli.errors import RewardError
 from flowopd_cli.rewards.base import RewardInfo
 from flowopd_cli.rewards.function import FunctionReward, make_reward

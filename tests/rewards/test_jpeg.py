@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from flowopd_cli.core.types import Prompt
+from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.errors import RewardError
 from flowopd_cli.rewards.jpeg import JpegReward
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from support.scripted import cut_short, drop, hang
 
-from flowopd_cli.core.types import Prompt
+from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.errors import RewardError
 from flowopd_cli.rewards.vlm import PRESETS, VLMReward, read_answer
 

@@ -15,7 +15,7 @@ from flowopd_cli import recipe as recipes
 from flowopd_cli import registry
 from flowopd_cli.cli.execute import run_stage
 from flowopd_cli.errors import ArtifactError, Interrupted, RecipeError
-from flowopd_cli.prompts.sampler import load_prompts
+from flowopd_cli.prompts.load import load_prompts
 from flowopd_cli.rewards.jpeg import JpegReward
 from flowopd_cli.runs.run import RunDir
 from flowopd_cli.stages import eval as stage

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from flowopd_cli.core.types import Prompt, RewardResult
+from flowopd_cli.core.prompt import Prompt
+from flowopd_cli.core.types import RewardResult
 from flowopd_cli.errors import RewardError
 from flowopd_cli.rewards.base import RewardInfo
 from flowopd_cli.suites.base import Suite, aggregate, as_float, image_seed, score, summarize

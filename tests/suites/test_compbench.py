@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from flowopd_cli.core.types import Prompt
+from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.errors import ArtifactError, PromptError, RecipeError
 from flowopd_cli.prompts.public import Fetched
 from flowopd_cli.rewards.compbench.rules import kind_of

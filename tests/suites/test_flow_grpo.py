@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from flowopd_cli import registry
-from flowopd_cli.core.types import Prompt, RewardResult
+from flowopd_cli.core.prompt import Prompt
+from flowopd_cli.core.types import RewardResult
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.rewards.base import RewardInfo
 from flowopd_cli.suites import flow_grpo, geneval

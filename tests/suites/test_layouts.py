@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from flowopd_cli.core.types import Prompt
+from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.suites.layouts import FLAT, GENEVAL, Place
 
 PROMPT = Prompt("00012", "a photo of a bench", "geneval", {"tag": "single_object", "include": [{"class": "bench"}]})

@@ -6,9 +6,9 @@ import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
+from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.core.sampler import Sampler
 from flowopd_cli.core.steps import make_kernel
-from flowopd_cli.core.types import Prompt
 from flowopd_cli.models.sd3 import SD3Model
 from flowopd_cli.toy.pipeline import TOKENS, tokenizer
 from flowopd_cli.train import collect

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from flowopd_cli.core.types import Prompt
+from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.toy import prompts, rewards, scenes
 from flowopd_cli.toy.draw import CELLS, INKS, PAPER, SHAPES, Code, Shape, Wear, render
 from flowopd_cli.toy.quality import print_quality

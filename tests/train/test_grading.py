@@ -6,8 +6,9 @@ import pytest
 import torch
 from support.tiny import TEXTS, make_draw, make_sampler
 
+from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.core.steps import log_prob
-from flowopd_cli.core.types import Prompt, RewardResult
+from flowopd_cli.core.types import RewardResult
 from flowopd_cli.train import collect
 from flowopd_cli.train import grading as graded
 from flowopd_cli.train.collect import Draw, Teacher

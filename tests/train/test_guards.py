@@ -7,7 +7,8 @@ import torch
 from support.tiny import experience_of, labelled, make_draw, make_sampler
 from torch import nn
 
-from flowopd_cli.core.types import Conditioning, Loss, Prompt, StepBatch
+from flowopd_cli.core.prompt import Prompt
+from flowopd_cli.core.types import Conditioning, Loss, StepBatch
 from flowopd_cli.errors import DivergedError, RewardError
 from flowopd_cli.train import collect
 from flowopd_cli.train.faults import Dump

@@ -8,7 +8,8 @@ import pytest
 import torch
 from support.tiny import TEXTS, experience_of, gradients, labelled, make_draw, make_sampler, randomize
 
-from flowopd_cli.core.types import Loss, Prompt
+from flowopd_cli.core.prompt import Prompt
+from flowopd_cli.core.types import Loss
 from flowopd_cli.errors import Interrupted
 from flowopd_cli.train import collect, supervised
 from flowopd_cli.train.checkpoint import TrainState

@@ -6,7 +6,8 @@ import pytest
 import torch
 from support.tiny import TEXTS, make_draw, make_sampler
 
-from flowopd_cli.core.types import Prompt, RewardResult
+from flowopd_cli.core.prompt import Prompt
+from flowopd_cli.core.types import RewardResult
 from flowopd_cli.train import collect, supervised
 from flowopd_cli.train.collect import Teacher
 

@@ -19,7 +19,8 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from flowopd_cli.core.types import Prompt, RewardResult
+from flowopd_cli.core.prompt import Prompt
+from flowopd_cli.core.types import RewardResult
 from flowopd_cli.rewards.base import RewardInfo
 from flowopd_cli.rewards.compbench.blip_weights import CHECKPOINT, GRID, HUB_GRID, load_blip, tokenizer_place
 from flowopd_cli.rewards.compbench.phrases import approximations, load_parser

@@ -17,7 +17,8 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from flowopd_cli.core.types import Prompt, RewardResult
+from flowopd_cli.core.prompt import Prompt
+from flowopd_cli.core.types import RewardResult
 from flowopd_cli.errors import PromptError
 from flowopd_cli.rewards.base import RewardInfo
 from flowopd_cli.rewards.compbench.blip_vqa import BlipVQA

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 from PIL import Image
 from torch import Tensor
 
-from flowopd_cli.core.types import Prompt
+from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.errors import PromptError
 from flowopd_cli.prompts.coco import GENEVAL_CLASSES
 from flowopd_cli.rewards.geneval.colors import ColorClassifier, cut_out

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from jaxtyping import Float
 from torch import Tensor
 
-from flowopd_cli.core.types import Prompt, RewardResult
+from flowopd_cli.core.prompt import Prompt
+from flowopd_cli.core.types import RewardResult
 from flowopd_cli.rewards.base import RewardInfo
 from flowopd_cli.rewards.preference.clip import ClipEncoder
 from flowopd_cli.rewards.preference.scoring import LinearStack, declared, known_as, scalar_result, weights_file

@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from jaxtyping import Float
 from torch import Tensor
 
-from flowopd_cli.core.types import Prompt, RewardResult
+from flowopd_cli.core.prompt import Prompt
+from flowopd_cli.core.types import RewardResult
 from flowopd_cli.rewards.base import RewardInfo
 from flowopd_cli.rewards.pictures import to_pil
 from flowopd_cli.rewards.preference.clip import ClipEncoder, as_dtype, paired_cosine, read, split_revision

@@ -15,7 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from flowopd_cli.core.types import Prompt, RewardResult
+from flowopd_cli.core.prompt import Prompt
+from flowopd_cli.core.types import RewardResult
 from flowopd_cli.rewards.base import RewardInfo
 from flowopd_cli.rewards.pictures import to_pil
 from flowopd_cli.rewards.preference.clip import as_dtype, read, split_revision

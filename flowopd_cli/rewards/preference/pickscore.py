@@ -8,7 +8,8 @@ from dataclasses import replace
 from jaxtyping import Float
 from torch import Tensor
 
-from flowopd_cli.core.types import Prompt, RewardResult
+from flowopd_cli.core.prompt import Prompt
+from flowopd_cli.core.types import RewardResult
 from flowopd_cli.errors import RewardError
 from flowopd_cli.rewards.base import RewardInfo
 from flowopd_cli.rewards.preference.clip import ClipEncoder, paired_cosine

@@ -18,7 +18,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from flowopd_cli.core.types import Prompt, RewardResult
+from flowopd_cli.core.prompt import Prompt
+from flowopd_cli.core.types import RewardResult
 from flowopd_cli.errors import PromptError, RewardError
 from flowopd_cli.rewards.pictures import to_pil
 from flowopd_cli.rewards.remote import protocol as wire

@@ -16,7 +16,8 @@ import torch
 from PIL import Image
 
 from flowopd_cli import __version__
-from flowopd_cli.core.types import Prompt, RewardResult
+from flowopd_cli.core.prompt import Prompt
+from flowopd_cli.core.types import RewardResult
 from flowopd_cli.errors import PromptError
 from flowopd_cli.rewards.base import Reward
 from flowopd_cli.rewards.remote.digests import path_digest

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from flowopd_cli import registry
+from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.core.sampler import Sampler
-from flowopd_cli.core.types import Conditioning, Prompt
+from flowopd_cli.core.types import Conditioning
 from flowopd_cli.errors import RecipeError
 from flowopd_cli.models.base import LoadedModel
 from flowopd_cli.models.files.shapes import named_shapes

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from flowopd_cli.core.types import Prompt
+from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.errors import RecipeError
 from flowopd_cli.recipe import EvalSpec
 from flowopd_cli.suites.base import Suite

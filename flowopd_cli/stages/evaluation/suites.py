@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flowopd_cli import registry
-from flowopd_cli.core.types import Prompt
+from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.errors import RecipeError
 from flowopd_cli.recipe import EvalRecipe
 from flowopd_cli.rewards.base import Reward

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 
 from flowopd_cli import registry
-from flowopd_cli.core.types import Prompt
-from flowopd_cli.prompts.sampler import GroupSampler, load_prompts
+from flowopd_cli.core.prompt import Prompt
+from flowopd_cli.prompts.load import load_prompts
+from flowopd_cli.prompts.sampler import GroupSampler
 from flowopd_cli.recipe import PromptSpec, RewardSpec, TrainSpec
 from flowopd_cli.rewards.base import RewardMix, Weighted
 from flowopd_cli.rewards.function import make_reward

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.core.sampler import Sampler, draw_window
 from flowopd_cli.core.steps import make_kernel
-from flowopd_cli.core.types import Prompt
 from flowopd_cli.models.base import FlowModel, LoadedModel
 from flowopd_cli.recipe import ColdstartRecipe, DistillRecipe, SamplingSpec, TeacherRecipe, TrainSpec
 from flowopd_cli.runs.run import RunDir

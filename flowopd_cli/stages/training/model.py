@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from flowopd_cli import registry
-from flowopd_cli.core.types import Prompt
+from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.models.base import LoadedModel
 from flowopd_cli.recipe import AdapterSpec, AnchorSpec, ModelSpec, TeacherSpec

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from flowopd_cli.core.types import Prompt
+from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.runs.provenance import other_packages
 from flowopd_cli.runs.run import RunDir

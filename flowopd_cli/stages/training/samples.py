@@ -11,9 +11,9 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
+from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.core.sampler import Sampler
 from flowopd_cli.core.steps import make_kernel
-from flowopd_cli.core.types import Prompt
 from flowopd_cli.models.base import FlowModel
 from flowopd_cli.recipe import TeacherRecipe
 from flowopd_cli.runs.run import RunDir

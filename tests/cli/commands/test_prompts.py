@@ -9,8 +9,8 @@ from typer.testing import CliRunner
 from flowopd_cli.cli.commands.prompts import app
 from flowopd_cli.errors import ArtifactError, PromptError
 from flowopd_cli.prompts import public as prompt_files
+from flowopd_cli.prompts.load import load_prompts
 from flowopd_cli.prompts.public import PromptFile, PromptSource
-from flowopd_cli.prompts.sampler import load_prompts
 
 MINE = b"one\ntwo\n"
 

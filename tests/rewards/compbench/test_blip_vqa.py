@@ -9,7 +9,7 @@ from PIL import Image
 from support.tiny_compbench import SIDE, bert_words, blip, blip_config, original_blip, save_original_blip
 from support.tiny_scorers import pictures
 
-from flowopd_cli.core.types import Prompt
+from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.errors import ArtifactError, MissingDependency
 from flowopd_cli.rewards.compbench.blip_vqa import BlipVQA, BlipVQAReward
 from flowopd_cli.rewards.compbench.blip_weights import CHECKPOINT, convert, rename

@@ -3,7 +3,7 @@ import torch
 from support.tiny_compbench import blip, save_depth, save_dino, save_original_blip, save_owl
 from support.tiny_scorers import pictures, save_clip
 
-from flowopd_cli.core.types import Prompt
+from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.errors import ArtifactError, PromptError, RewardError
 from flowopd_cli.rewards.base import RewardMix, Weighted
 from flowopd_cli.rewards.compbench.blip_vqa import BlipVQA

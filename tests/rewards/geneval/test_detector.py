@@ -10,7 +10,7 @@ from PIL import Image
 from support.mmdet_reference import TINY, mmcv1, random_reference
 from support.tiny_scorers import SIDE, pictures, save_clip
 
-from flowopd_cli.core.types import Prompt
+from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.errors import ArtifactError, PromptError
 from flowopd_cli.prompts.coco import COCO_CLASSES, GENEVAL_CLASSES
 from flowopd_cli.rewards.geneval import detector as mask2former

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from flowopd_cli.core.types import Prompt
+from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.errors import PromptError, RewardError
 from flowopd_cli.rewards.geneval import reward as geneval_reward
 from flowopd_cli.rewards.geneval.reward import GenEvalHFReward, GenEvalReward

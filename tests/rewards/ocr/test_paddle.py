@@ -8,7 +8,7 @@ import torch
 import yaml
 from PIL import Image, ImageDraw, ImageFont
 
-from flowopd_cli.core.types import Prompt
+from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.errors import ArtifactError, MissingDependency, RewardError
 from flowopd_cli.rewards.ocr import paddle
 from flowopd_cli.rewards.ocr.paddle import PaddleOptions, PaddleTextReader, choose, onnx_folder

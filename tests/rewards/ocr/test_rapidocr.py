@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from flowopd_cli.core.types import Prompt
+from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.errors import MissingDependency, RewardError
 from flowopd_cli.rewards.ocr import rapidocr as readers
 from flowopd_cli.rewards.ocr.rapidocr import Found, make_reader, read_pages, reading_order

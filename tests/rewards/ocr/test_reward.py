@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from flowopd_cli.core.types import Prompt
+from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.errors import PromptError
 from flowopd_cli.rewards.base import RewardMix, Weighted
 from flowopd_cli.rewards.ocr.reward import Line, OCRReward, Reading, levenshtein, normalize, score_text, target_of

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from PIL import Image
 from support.tiny_scorers import SIDE, clip_config, clip_words, pictures, save_clip, shaken
 
-from flowopd_cli.core.types import Prompt
+from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.rewards.preference.hpsv2 import FILE, HPSv2Reward, from_open_clip
 from flowopd_cli.rewards.preference.scoring import letterbox

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from PIL import Image
 from support.tiny_scorers import SIDE, WORDS, bert_words, linear_head, pictures
 
-from flowopd_cli.core.types import Prompt
+from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.rewards.preference.imagereward import FILE, ImageRewardReward
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from support.tiny_scorers import TOKENS, linear_head, pictures, save_clip
 
-from flowopd_cli.core.types import Prompt
+from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.errors import ArtifactError, RewardError
 from flowopd_cli.rewards.preference.aesthetic import HEAD_FILE, AestheticReward
 from flowopd_cli.rewards.preference.clipscore import ClipScoreReward

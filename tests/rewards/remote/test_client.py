@@ -11,7 +11,7 @@ import torch
 from support.scripted import Scripted, hang
 from support.workers import started
 
-from flowopd_cli.core.types import Prompt
+from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.errors import PromptError, RewardError
 from flowopd_cli.rewards.remote.client import RemoteReward, WorkerMismatch
 from flowopd_cli.rewards.remote.deqa import DeQAReward

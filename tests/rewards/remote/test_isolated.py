@@ -265,6 +265,6 @@ def pictures():
 
 
 def prompts():
-    from flowopd_cli.core.types import Prompt
+    from flowopd_cli.core.prompt import Prompt
 
     return [Prompt("1", "x", "t"), Prompt("2", "y", "t")]

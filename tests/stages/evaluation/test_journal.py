@@ -5,7 +5,7 @@ import json
 import pytest
 from PIL import Image
 
-from flowopd_cli.core.types import Prompt
+from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.runs.run import RunDir
 from flowopd_cli.stages.evaluation.folder import PictureFolder
 from flowopd_cli.stages.evaluation.journal import Journal, judge, signature

@@ -3,7 +3,7 @@
 import pytest
 from support.tiny import TEXTS
 
-from flowopd_cli.core.types import Prompt
+from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.recipe import ModelSpec
 from flowopd_cli.stages.training import model as _model

@@ -6,7 +6,8 @@ import time
 import pytest
 import torch
 
-from flowopd_cli.core.types import Prompt, RewardResult
+from flowopd_cli.core.prompt import Prompt
+from flowopd_cli.core.types import RewardResult
 from flowopd_cli.errors import RewardError
 from flowopd_cli.stages.training.scoring import InBackground
 
