@@ -19,14 +19,11 @@ from flowopd_cli.core.types import Conditioning
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.models.adapters import AdapterBank
 from flowopd_cli.models.attention import choose_attention
-from flowopd_cli.models.devices import pick_dtype, take_device
 from flowopd_cli.models.embeddings import EmbeddingStore, Row, store_folder
 from flowopd_cli.models.files.pipelines import absent_parts, base_fingerprint, encoder_identity, locate
 from flowopd_cli.models.files.shapes import pixels_of
-from flowopd_cli.models.parts import load_part
-from flowopd_cli.models.quiet import hush
-from flowopd_cli.models.sharding import Turns
-from flowopd_cli.models.sharding import shard as cut
+from flowopd_cli.models.loading import LoadOptions, load_part, pick_dtype, quiet_libraries, take_device
+from flowopd_cli.models.sharding import Turns, shard
 from flowopd_cli.models.speed import allow_tf32, checkpointed, compile_blocks
 from flowopd_cli.system.distributed import rank_and_world
 
@@ -34,6 +31,7 @@ if TYPE_CHECKING:  # imported where encoders are loaded: it takes seconds, and f
     from diffusers import DiffusionPipeline
 
 ENCODE_BATCH = 16
+DEFAULTS = LoadOptions()
 
 Model = TypeVar("Model", bound="PipelineModel")
 
@@ -50,34 +48,26 @@ class PipelineModel(ABC):
     block_lists: ClassVar[tuple[str, ...]] = ("transformer_blocks",)
     classifier_free = True
 
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        dtype: torch.dtype,
-        device: torch.device,
-        resolution: int | None,
-        max_sequence_length: int,
-        targets: Sequence[str],
-        prompt_cache: Path | None = None,
-        shard: bool = False,
-    ) -> None:
-        hush()
-        self.folder, self.dtype, self.device = folder, dtype, device
-        self.max_sequence_length = max_sequence_length
+    def __init__(self, folder: Path, device: torch.device, options: LoadOptions) -> None:
+        quiet_libraries()
+        self.folder, self.device, self.dtype = folder, device, pick_dtype(options.dtype, device)
+        self.max_sequence_length = options.max_sequence_length
         self.transformer = self._load_transformer()
         self._turns: Turns | None = None
-        if shard and rank_and_world()[1] > 1:
-            cut(self.transformer, self.blocks, device)
+        if options.shard and rank_and_world()[1] > 1:
+            shard(self.transformer, self.blocks, device)
             self._turns = Turns(self._idle)
         self.transformer.to(device).eval()
-        self.adapters = AdapterBank(self.transformer, targets)
+        self.adapters = AdapterBank(self.transformer, options.targets)
         self._scheduler = load_part(FlowMatchEulerDiscreteScheduler, folder, "scheduler")
-        self._resolution = resolution
+        self._resolution = options.resolution
         self._encoders: DiffusionPipeline | None = None
         self._vae: AutoencoderKL | None = None
-        self.prompts = EmbeddingStore(prompt_cache and self._embeddings_under(prompt_cache))
+        self.prompts = EmbeddingStore(options.prompt_cache and self._embeddings_under(options.prompt_cache))
         self._fingerprint: str | None = None
+        choose_attention(self.transformer, options.attention)
+        compile_blocks(self.blocks, options.compile)
+        self.adapters.mixes = options.compile == "none"  # compiled code skips hooks that are registered later
 
     def _load_transformer(self) -> ModelMixin:
         """The transformer's weights, read once; :mod:`~flowopd_cli.models.random_weights` makes them up."""
@@ -85,46 +75,16 @@ class PipelineModel(ABC):
         return load_part(self.transformer_class, self.folder, "transformer", **options)
 
     @classmethod
-    def load(
-        cls: type[Model],
-        pretrained: str | Path,
-        *,
-        revision: str | None = None,
-        dtype: str = "auto",
-        device: str = "auto",
-        resolution: int | None = None,
-        max_sequence_length: int = 128,
-        targets: Sequence[str] = (),
-        prompt_cache: Path | None = None,
-        tf32: bool = True,
-        compile: str = "none",
-        attention: str = "auto",
-        shard: bool = False,
-    ) -> Model:
-        """Load a folder or Hub id; for ``auto`` see :mod:`flowopd_cli.models.devices`.
-
-        ``prompt_cache`` is a folder in which embeddings outlive the run; without one they stay in memory. For the rest
-        see :mod:`~flowopd_cli.models.speed`, :mod:`~flowopd_cli.models.attention`, :mod:`~flowopd_cli.models.sharding`.
+    def load(cls: type[Model], pretrained: str | Path, options: LoadOptions = DEFAULTS) -> Model:
+        """Load a folder or Hub id.
 
         Raises:
-            ArtifactError: nothing there, a pipeline of another family, no such device, it cannot be fetched, or
-                attention or compilation cannot work as asked.
+            ArtifactError: no such base, a pipeline of another family, no such device, it cannot be fetched, or the
+                chosen attention or compilation does not work here.
         """
-        place = take_device(device)
-        allow_tf32(place, tf32)
-        folder = locate(pretrained, revision, cls.transformer_class.__name__)
-        model = cls(
-            folder,
-            dtype=pick_dtype(dtype, place),
-            device=place,
-            resolution=resolution,
-            **{"max_sequence_length": max_sequence_length, "targets": targets},
-            **{"prompt_cache": prompt_cache, "shard": shard},
-        )
-        choose_attention(model.transformer, attention)
-        compile_blocks(model.blocks, compile)
-        model.adapters.mixes = compile == "none"  # compiled code passes over hooks that came after it
-        return model
+        device = take_device(options.device)
+        allow_tf32(device, options.tf32)
+        return cls(locate(pretrained, options.revision, cls.transformer_class.__name__), device, options)
 
     @property
     def blocks(self) -> list[nn.Module]:

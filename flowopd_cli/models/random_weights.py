@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ModelMixin
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from flowopd_cli.core.types import Conditioning
 from flowopd_cli.models.files.shapes import Shape
+from flowopd_cli.models.loading import LoadOptions
 from flowopd_cli.models.pipeline import PipelineModel
 
 VAE_CHANNELS = (128, 256, 512, 512)
@@ -43,12 +43,12 @@ def write_shape(folder: Path, transformer: str, shape: Shape, vae_channels: Sequ
 
 
 def make_random(
-    family: type[PipelineModel], shape: Shape, options: Mapping[str, Any], vae_channels: Sequence[int] = VAE_CHANNELS
+    family: type[PipelineModel], shape: Shape, options: LoadOptions, vae_channels: Sequence[int] = VAE_CHANNELS
 ) -> PipelineModel:
     """A model of a family in this shape; ``options`` are those of its ``load``, the folder left out."""
     kept = tempfile.TemporaryDirectory(prefix="flowopd-")
     folder = write_shape(Path(kept.name) / "pipeline", family.transformer_class.__name__, shape, vae_channels)
-    model = type(f"Random{family.__name__}", (_Random, family), {}).load(folder, **options)
+    model = type(f"Random{family.__name__}", (_Random, family), {}).load(folder, options)
     model._kept, model._shape, model._texts = kept, shape, {}
     return model
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flowopd_cli.errors import ArtifactError, one_line
 from flowopd_cli.models.files.pipelines import absent_parts
-from flowopd_cli.models.parts import load_part
+from flowopd_cli.models.loading import load_part
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from flowopd_cli.errors import ArtifactError
 from flowopd_cli.models.adapter_files import write_diffusers
 from flowopd_cli.models.files.pipelines import base_fingerprint
 from flowopd_cli.models.files.shapes import base_weights, family, family_of, shape_of
+from flowopd_cli.models.loading import LoadOptions
 from flowopd_cli.models.pipeline import ENCODE_BATCH, PipelineModel
 from flowopd_cli.models.random_weights import make_random
 from flowopd_cli.models.reference import Request, plain_picture, plain_pipeline
@@ -342,7 +343,7 @@ def test_a_shape_that_somebody_damaged_is_not_told(tiny, copied, value):
 
 
 def test_a_random_model_of_the_shape_is_one_of_the_family(tiny, folder):
-    options = {**tiny.options, "device": "cpu"}
+    options = LoadOptions(**tiny.options, device="cpu")
     shape = shape_of(str(folder))
     one = make_random(type(tiny.load(folder)), shape, options, (32,) * shape.pixels.bit_length())
     assert isinstance(one, PipelineModel)

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from flowopd_cli.errors import ArtifactError
-from flowopd_cli.models import devices
-from flowopd_cli.models.devices import pick_device, pick_dtype, take_device
+from flowopd_cli.models import loading
+from flowopd_cli.models.loading import pick_device, pick_dtype, take_device
 
 
 @pytest.mark.parametrize(
@@ -47,9 +47,9 @@ def test_a_device_that_is_not_there_is_refused(wanted, cuda, environment, words)
 
 def test_a_cuda_device_becomes_the_current_one_before_anything_is_loaded(monkeypatch):
     taken = []
-    monkeypatch.setattr(devices.torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(devices.torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(devices.torch.cuda, "set_device", taken.append)
+    monkeypatch.setattr(loading.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(loading.torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(loading.torch.cuda, "set_device", taken.append)
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert take_device("cpu") == torch.device("cpu")
     assert take_device("auto") == torch.device("cuda:1")

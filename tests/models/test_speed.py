@@ -8,8 +8,9 @@ import torch._dynamo.testing
 from support.tiny import TEXTS, add_adapters, load
 
 from flowopd_cli.errors import ArtifactError
-from flowopd_cli.models import devices, speed
+from flowopd_cli.models import speed
 from flowopd_cli.models.attention import BACKENDS
+from flowopd_cli.models.loading import pick_dtype
 from flowopd_cli.recipe.sections import Attention, ModelSpec
 
 SIGMA = torch.tensor([0.9, 0.5, 0.2])
@@ -181,8 +182,8 @@ def test_tf32_is_a_matter_of_cuda_alone(monkeypatch, wanted, precision):
 
 
 def test_automatic_precision_is_bfloat16_on_cuda_and_adapters_are_float32(make):
-    assert devices.pick_dtype("auto", torch.device("cuda")) == torch.bfloat16
-    assert devices.pick_dtype("auto", torch.device("cpu")) == torch.float32
+    assert pick_dtype("auto", torch.device("cuda")) == torch.bfloat16
+    assert pick_dtype("auto", torch.device("cpu")) == torch.float32
     model = make(dtype="bfloat16")
     model.checkpoint_gradients()
     assert {value.dtype for value in gradients(model).values()} == {torch.float32}

@@ -18,6 +18,7 @@ from flowopd_cli.cli.execute import run_stage
 from flowopd_cli.core.types import RewardResult
 from flowopd_cli.errors import Interrupted, RewardError
 from flowopd_cli.models.adapters import AdapterBank
+from flowopd_cli.models.loading import LoadOptions
 from flowopd_cli.models.sd3 import SD3Model
 from flowopd_cli.rewards.base import RewardInfo
 from flowopd_cli.runs.run import RunDir
@@ -71,8 +72,9 @@ class DoubleBank(AdapterBank):
 class DoubleModel(SD3Model):
     """The tiny model in float64; its pictures are a function of each latent by itself."""
 
-    def __init__(self, *arguments, **options):
-        super().__init__(*arguments, **{**options, "dtype": torch.float64})
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.dtype = torch.float64
         self.adapters = DoubleBank(self.transformer, TARGETS)
 
     def _load_transformer(self):
@@ -139,7 +141,7 @@ def runs(folder, out, pipeline, *, shard=False):
     distillation that draws sample pictures.
     """
     _model.load_model = lambda spec, targets, run=None: DoubleModel.load(
-        spec.pretrained, device="cpu", max_sequence_length=spec.max_sequence_length, shard=shard
+        spec.pretrained, LoadOptions(device="cpu", max_sequence_length=spec.max_sequence_length, shard=shard)
     )
     for stage in ("teacher", "coldstart", "distill"):
         train(out / stage, recipe(stage, folder, pipeline))
@@ -163,7 +165,7 @@ def main():
     shard = sys.argv[4:] == ["shard"]
     runs(folder, out, pipeline, shard=shard)
     if shard:
-        base = DoubleModel.load(pipeline, device="cpu", max_sequence_length=4, shard=True).transformer
+        base = DoubleModel.load(pipeline, LoadOptions(device="cpu", max_sequence_length=4, shard=True)).transformer
         held = [
             sum(weight.to_local().numel() for weight in base.parameters()),
             sum(w.numel() for w in base.parameters()),

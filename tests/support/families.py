@@ -9,6 +9,7 @@ from diffusers import DiffusionPipeline
 from support import tiny, tiny_flux
 
 from flowopd_cli.models.files.pipelines import absent_parts
+from flowopd_cli.models.loading import LoadOptions
 from flowopd_cli.models.pipeline import PipelineModel
 from flowopd_cli.registry import MODELS
 
@@ -23,7 +24,7 @@ class Tiny:
 
     def load(self, folder: Path, **more: Any) -> PipelineModel:
         """The folder as a flow model on the CPU."""
-        return MODELS.load(self.family).load(folder, **{"device": "cpu", **self.options, **more})
+        return MODELS.load(self.family).load(folder, LoadOptions(**{"device": "cpu", **self.options, **more}))
 
     def plain(self, folder: Path) -> DiffusionPipeline:
         """The folder as diffusers has it."""

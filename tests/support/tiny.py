@@ -9,6 +9,7 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.core.sampler import Sampler
 from flowopd_cli.core.steps import make_kernel
+from flowopd_cli.models.loading import LoadOptions
 from flowopd_cli.models.sd3 import SD3Model
 from flowopd_cli.toy.pipeline import TOKENS, tokenizer
 from flowopd_cli.train import collect
@@ -91,7 +92,8 @@ def assemble(seed: int) -> StableDiffusion3Pipeline:
 
 def load(folder: Path, **options) -> SD3Model:
     """The folder as a flow model on the CPU."""
-    return SD3Model.load(folder, **{"device": "cpu", "max_sequence_length": SEQUENCE, "targets": TARGETS, **options})
+    defaults = {"device": "cpu", "max_sequence_length": SEQUENCE, "targets": TARGETS}
+    return SD3Model.load(folder, LoadOptions(**{**defaults, **options}))
 
 
 def randomize(model: SD3Model, name: str, *, seed: int, scale: float = 0.2) -> None:

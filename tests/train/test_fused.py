@@ -10,6 +10,7 @@ from support.tiny import TEXTS, add_adapters, gradients, make_draw, make_sampler
 from flowopd_cli.core.sampler import Lessons, SeededNoise, draw_lessons
 from flowopd_cli.core.types import Loss
 from flowopd_cli.errors import RoutingError
+from flowopd_cli.models.loading import LoadOptions
 from flowopd_cli.train import collect, fused
 from flowopd_cli.train.labels import Teacher
 from flowopd_cli.train.loop import FitSettings, Hooks, fit
@@ -32,7 +33,7 @@ class Exact(DoubleModel):
 @pytest.fixture(scope="module")
 def exact(pipeline_folder):
     """The tiny model with three adapters, all in float64."""
-    made = add_adapters(Exact.load(pipeline_folder, device="cpu", max_sequence_length=4))
+    made = add_adapters(Exact.load(pipeline_folder, LoadOptions(device="cpu", max_sequence_length=4)))
     made.encode(TEXTS)
     made.release_encoders()
     return made

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from inspect import signature
 from typing import Any
 
 import torch
@@ -99,10 +98,8 @@ def load(recipe: DistillRecipe) -> LoadedModel:
     if shape is None:
         return _model.load_model(spec, recipe.adapter.targets)
     made = registry.MODELS.load(spec.family)
-    known = signature(made.load).parameters.keys() - {"pretrained", "revision"}
-    options = {name: value for name, value in spec.model_dump().items() if name in known}
     vae = SMALL_VAE if shape.width < SMALL_WIDTH else VAE_CHANNELS
-    model = make_random(made, shape, {**options, "targets": recipe.adapter.targets}, vae)
+    model = make_random(made, shape, _model.load_options(spec, recipe.adapter.targets), vae)
     _ = model.latent_shape
     return model
 

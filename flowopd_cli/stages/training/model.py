@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 
 from flowopd_cli import registry
 from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.models.base import LoadedModel
+from flowopd_cli.models.loading import LoadOptions
 from flowopd_cli.recipe import AdapterSpec, AnchorSpec, ModelSpec, TeacherSpec
 from flowopd_cli.runs.adapter_ref import AdapterRef, recorded_base
 from flowopd_cli.runs.manifest import Base, Inputs, Parent
@@ -29,21 +31,7 @@ def load_model(spec: ModelSpec, targets: Sequence[str]) -> LoadedModel:
     Raises:
         ArtifactError: it cannot be loaded, or has no latents at the recipe's resolution.
     """
-    family = registry.MODELS.load(spec.family)
-    model = family.load(
-        pretrained(spec),
-        revision=spec.revision,
-        dtype=spec.dtype,
-        device=spec.device,
-        resolution=spec.resolution,
-        max_sequence_length=spec.max_sequence_length,
-        targets=targets,
-        tf32=spec.tf32,
-        compile=spec.compile,
-        attention=spec.attention,
-        shard=spec.shard,
-        prompt_cache=cache_dir() / "embeddings" if spec.cache_prompts else None,
-    )
+    model = registry.MODELS.load(spec.family).load(pretrained(spec), load_options(spec, targets))
     _ = model.latent_shape
     return model
 
@@ -52,6 +40,16 @@ def inputs(spec: ModelSpec, model: LoadedModel, parents: Sequence[Parent], promp
     """What a run with this model declares; ``prompts`` is their digest."""
     base = Base(ref=spec.pretrained, sha256=model.fingerprint)
     return Inputs(base=base, parents=tuple(parents), prompts=prompts)
+
+
+def load_options(spec: ModelSpec, targets: Sequence[str]) -> LoadOptions:
+    """The fields of a recipe's ``model`` section as the options of a family's ``load``."""
+    names = {field.name for field in fields(LoadOptions)} & spec.model_fields.keys()
+    return LoadOptions(
+        **{name: getattr(spec, name) for name in names},
+        targets=tuple(targets),
+        prompt_cache=cache_dir() / "embeddings" if spec.cache_prompts else None,
+    )
 
 
 def encode_ahead(model: LoadedModel, prompts: Mapping[str, Sequence[Prompt]]) -> None:

@@ -1,0 +1,120 @@
+"""How a base is loaded: its options, the device and precision, a part of a pipeline's folder, quiet libraries."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+from safetensors import SafetensorError
+
+from flowopd_cli.errors import ArtifactError, one_line
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+BROKEN = (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError)
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """How to load a base: the fields of a recipe's ``model`` section beside the base and its family.
+
+    ``targets`` are the modules that adapters sit on. ``prompt_cache`` is a folder in which embeddings outlive the run;
+    without one they stay in memory. For ``auto`` see :func:`pick_device` and :func:`pick_dtype`.
+    """
+
+    revision: str | None = None
+    dtype: str = "auto"
+    device: str = "auto"
+    resolution: int | None = None
+    max_sequence_length: int = 128
+    targets: tuple[str, ...] = ()
+    prompt_cache: Path | None = None
+    tf32: bool = True
+    compile: str = "none"
+    attention: str = "auto"
+    shard: bool = False
+
+
+def take_device(name: str) -> torch.device:
+    """The device behind ``model.device``; a CUDA device becomes the current one. Call it before loading anything.
+
+    Raises:
+        ArtifactError: see :func:`pick_device`.
+    """
+    device = pick_device(name, torch.cuda.device_count() if torch.cuda.is_available() else 0, os.environ)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
+
+
+def pick_device(name: str, cuda: int, environment: Mapping[str, str]) -> torch.device:
+    """``auto`` is CUDA if there is any; each process of a launcher takes the device of its local rank.
+
+    ``cuda`` is the number of CUDA devices; ``environment`` has the launcher's ``LOCAL_RANK`` and ``LOCAL_WORLD_SIZE``.
+
+    Raises:
+        ArtifactError: no such device, or one device for several processes.
+    """
+    device = _parse(("cuda" if cuda else "cpu") if name == "auto" else name)
+    if device.type != "cuda":
+        return device
+    if not cuda:
+        raise ArtifactError(f"model.device is {name}, but PyTorch sees no CUDA device: use --set model.device=cpu")
+    processes = int(environment.get("LOCAL_WORLD_SIZE", "1"))
+    if device.index is not None and processes > 1:
+        raise ArtifactError(f"model.device {name} is one device for {processes} processes: use --set model.device=cuda")
+    index = int(environment.get("LOCAL_RANK", "0")) if device.index is None else device.index
+    if index >= cuda:
+        raise ArtifactError(f"model.device {name}: there is no CUDA device {index} here, their number is {cuda}")
+    return torch.device("cuda", index)
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """``auto`` is bfloat16 on CUDA and float32 elsewhere."""
+    if name == "auto":
+        name = "bfloat16" if device.type == "cuda" else "float32"
+    return DTYPES[name]
+
+
+def _parse(name: str) -> torch.device:
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in {"cpu", "cuda", accelerator.type if accelerator else None}:
+        raise ArtifactError(f"model.device {name!r} is no device of PyTorch here: use auto, cpu, cuda or cuda:N")
+    return device
+
+
+def load_part(kind: Any, folder: Path, subfolder: str | None = None, **options: Any) -> Any:
+    """``kind.from_pretrained`` of a part of a pipeline, or of the whole; no pickled weights are read.
+
+    Raises:
+        ArtifactError: it is missing, damaged or of another kind.
+        torch.OutOfMemoryError: it does not fit.
+    """
+    if subfolder is not None:
+        options["subfolder"] = subfolder
+    try:
+        return kind.from_pretrained(folder, **options)
+    except torch.OutOfMemoryError:
+        raise
+    except BROKEN as error:
+        path = folder / (subfolder or "")
+        raise ArtifactError(f"{path}: cannot be loaded as {kind.__name__} ({one_line(error)[:300]})") from error
+
+
+def quiet_libraries() -> None:
+    """Silence all but errors of diffusers and transformers: stderr belongs to the console."""
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", message=".*torch_dtype.*", category=FutureWarning)
+    warnings.filterwarnings("ignore", message=".*already found a `peft_config`.*")
