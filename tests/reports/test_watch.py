@@ -13,7 +13,7 @@ import pytest
 from flowopd_cli import recipe as recipes
 from flowopd_cli.cli.commands import watch as cli_watch
 from flowopd_cli.reports import watch as watching
-from flowopd_cli.reports.watch import Tail, Watcher, sparkline
+from flowopd_cli.reports.watch import look, sparkline
 from flowopd_cli.runs.lock import Lock
 from flowopd_cli.runs.manifest import LOCK, MANIFEST
 from flowopd_cli.runs.run import RunDir
@@ -35,7 +35,7 @@ def row(iteration, **more):
     return {"iteration": iteration, "reward": iteration / 10, "seconds_collect": 1.5, "seconds_learn": 0.5, **more}
 
 
-def test_a_sparkline_has_the_means_of_equal_stretches():
+def test_sparkline():
     assert sparkline([0, 7], 10) == "▁█"
     assert sparkline(range(8), 8) == "▁▂▃▄▅▆▇█"
     assert sparkline([0, 0, 7, 7], 2) == "▁█"
@@ -46,34 +46,22 @@ def test_a_sparkline_has_the_means_of_equal_stretches():
     assert sparkline([], 5) == ""
 
 
-def test_a_half_written_line_waits_for_its_end(tmp_path):
-    file = tmp_path / "rows"
-    tail = Tail(file)
-    assert tail.more() == []
-    file.write_text('{"a": 1}\n{"a"')
-    assert tail.more() == [{"a": 1}]
-    assert tail.more() == []
-    with file.open("a") as handle:
-        handle.write(': 2}\nnot JSON\n[3]\n{"a": 4}\n')
-    assert tail.more() == [{"a": 2}, {"a": 4}]
-    other = tmp_path / "other"
-    other.write_text('{"a": 5}\n{"a": 6}\n{"a": 7}\n{"a": 8}\n{"a": 9}\n{"a": 10}\n{"a": 11}\n')
-    os.replace(other, file)
-    assert [row["a"] for row in tail.more()] == [5, 6, 7, 8, 9, 10, 11]
+def test_half_written_and_damaged_lines_are_skipped(run):
+    run.metrics_file.write_text('{"iteration": 1}\nnot JSON\n[3]\n{"iteration": 2}\n{"iter')
+    assert look(run.path).done == 2
 
 
-def test_a_run_is_seen_from_before_its_beginning_to_its_end(run):
+def test_views_from_before_a_run_to_its_end(run):
     path, manifest = run.path, (run.path / MANIFEST).read_bytes()
     (run.path / MANIFEST).unlink()
-    watcher = Watcher(path)
-    assert (watcher.look().status, watcher.look().ended) == ("waiting", False)
+    assert (look(path).status, look(path).ended) == ("waiting", False)
     (run.path / MANIFEST).write_bytes(manifest)
-    view = watcher.look()
+    view = look(run.path)
     assert (view.status, view.stage, view.done, view.total, view.eta) == ("running", "teacher", 0, 10, None)
     for iteration in (1, 2, 3, 4):
         run.log(row(iteration, loss=float("nan")))
     run.log_event(4, "warning", "the reward\nstands still")
-    view = watcher.look()
+    view = look(run.path)
     assert (view.done, view.seconds, view.eta) == (4, 2.0, 12.0)
     assert [(curve.name, curve.values) for curve in view.curves] == [
         ("reward", (0.1, 0.2, 0.3, 0.4)),
@@ -82,14 +70,14 @@ def test_a_run_is_seen_from_before_its_beginning_to_its_end(run):
     assert view.events == ("iteration 4: warning: the reward\nstands still",)
     run.go_back(2)
     run.log(row(3, loss=1.0))
-    view = watcher.look()
+    view = look(run.path)
     assert [curve.values for curve in view.curves] == [(0.1, 0.2, 0.3), (None, None, 1.0)]
     assert view.events == ()
     run.samples_dir.mkdir()
     for name in ("000001.png", "000002.png", "000003.png", "000004.png"):
         (run.samples_dir / name).touch()
     run.finish("done", {})
-    view = watcher.look()
+    view = look(run.path)
     assert (view.status, view.ended, view.eta) == ("done", True, None)
     assert [Path(sample).name for sample in view.samples] == ["000002.png", "000003.png", "000004.png"]
 
@@ -102,7 +90,7 @@ def test_a_run_is_seen_from_before_its_beginning_to_its_end(run):
         (lambda run: run._lock.release(), 3, "interrupted"),  # killed: nobody holds its lock
     ],
 )
-def test_it_watches_to_the_end_and_leaves_with_its_code(run, flowopd, monkeypatch, end, code, status):
+def test_watch_follows_a_run_to_its_end(run, flowopd, monkeypatch, end, code, status):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     iterations = iter(range(1, 20))
 
@@ -132,10 +120,10 @@ def test_ctrl_c_leaves_the_run_alone(run, flowopd, monkeypatch):
     assert (code, out) == (130, "")
     assert f"left alone: {run.path}" in err
     assert (run.path / MANIFEST).read_bytes() == before
-    assert Watcher(run.path).look().status == "running"
+    assert look(run.path).status == "running"
 
 
-def test_once_and_without_a_terminal_it_shows_one_view(run, flowopd, tmp_path):
+def test_once_shows_one_view(run, flowopd, tmp_path):
     run.log(row(1, kl=0.25))
     code, out, err = flowopd("watch", run.path, "--once")
     assert (code, out) == (0, "")
@@ -151,7 +139,7 @@ def test_once_and_without_a_terminal_it_shows_one_view(run, flowopd, tmp_path):
     assert flowopd("watch", tmp_path / "file")[0] == 2
 
 
-def test_a_folder_that_is_no_run_is_not_waited_for(flowopd, monkeypatch, tmp_path):
+def test_another_folder_is_refused(flowopd, monkeypatch, tmp_path):
     def never(seconds):
         raise AssertionError("it waits")
 
@@ -160,7 +148,7 @@ def test_a_folder_that_is_no_run_is_not_waited_for(flowopd, monkeypatch, tmp_pat
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / LOCK).write_text("left by a process that is gone")
-    assert Watcher(folder).look().status == "waiting"
+    assert look(folder).status == "waiting"
     (folder / "notes.txt").touch()
     code, out, err = flowopd("watch", folder)
     assert (code, out) == (2, "")
@@ -168,23 +156,22 @@ def test_a_folder_that_is_no_run_is_not_waited_for(flowopd, monkeypatch, tmp_pat
     (folder / LOCK).unlink()
     lock = Lock(folder / LOCK)
     lock.acquire()  # somebody is replacing a run there that had a file of its owner
-    assert Watcher(folder).look().status == "waiting"
+    assert look(folder).status == "waiting"
     lock.release()
 
 
-def test_events_of_one_iteration_are_kept_until_their_file_is_rewritten(run):
-    watcher = Watcher(run.path)
+def test_all_events_of_an_iteration_are_shown(run):
     run.log_event(1, "warning", "early")
     run.log_event(3, "skipped", "one")
-    assert len(watcher.look().events) == 2
+    assert len(look(run.path).events) == 2
     run.log_event(3, "warning", "two")
-    assert [text.rpartition(" ")[2] for text in watcher.look().events] == ["early", "one", "two"]
-    assert len(watcher.look().events) == 3
+    assert [text.rpartition(" ")[2] for text in look(run.path).events] == ["early", "one", "two"]
+    assert len(look(run.path).events) == 3
     run.go_back(2)
-    assert [text.rpartition(" ")[2] for text in watcher.look().events] == ["early"]
+    assert [text.rpartition(" ")[2] for text in look(run.path).events] == ["early"]
 
 
-def test_names_in_a_run_move_no_cursor(run, flowopd):
+def test_names_are_printed_without_control_characters(run, flowopd):
     run.log(row(1, **{"reward/\x1b[2J[red]": 1.0}))
     run.log_event(1, "warning", "\x1b]0;title\x07")
     err = flowopd("watch", run.path)[2]
@@ -192,12 +179,12 @@ def test_names_in_a_run_move_no_cursor(run, flowopd):
     assert "reward/\\x1b[2J[red]" in err
 
 
-def test_an_evaluation_shows_what_is_scored(tmp_path):
+def test_an_evaluation_shows_scored_pictures(tmp_path):
     run = RunDir.create(tmp_path / "e", "eval")
     run.start(recipes.load(recipes.find("toy/eval")))
     run.scored_dir.mkdir(parents=True)
     (run.scored_dir / "0.jsonl").write_text("{}\n{}\n{}")
-    assert Watcher(run.path).look().results == (("scored (0)", "2 pictures"),)
+    assert look(run.path).results == (("scored (0)", "2 pictures"),)
     run._lock.release()
 
 
