@@ -1,7 +1,6 @@
 """``train.track``: figures and sample pictures of a run for TensorBoard, Weights & Biases, MLflow or trackio.
 
-All of them through accelerate's trackers. Each has a thread of its own: training waits for none of them, and one that
-fails is left out with a warning.
+Each tracker has its own thread: training waits for none of them, and one that fails is left out with a warning.
 """
 
 from __future__ import annotations
@@ -16,13 +15,13 @@ from typing import Any
 
 from flowopd_cli.errors import MissingDependency, one_line
 from flowopd_cli.recipe import Recipe, TrainedRecipe
-from flowopd_cli.reports.trackers import Told, told_of
+from flowopd_cli.reports.trackers import RunInfo, open_tracker
 from flowopd_cli.runs.run import RunDir
 from flowopd_cli.system.progress import Progress
 
 EXTRAS = {"tensorboard": "track", "wandb": "track-wandb", "mlflow": "track-mlflow", "trackio": "track-trackio"}
 COUNTS = {"iteration", "step"}
-PATIENCE = 60.0  # seconds that a tracker has at the end for what it has not sent
+TIMEOUT = 60.0  # seconds that a tracker has at the end to send what is left
 
 
 def check_installed(names: Sequence[str]) -> None:
@@ -32,8 +31,8 @@ def check_installed(names: Sequence[str]) -> None:
         MissingDependency: names the extra.
     """
     for name in names:
-        found = importlib.util.find_spec(name)
-        if found is None or found.origin is None:  # a mere folder of that name is no package
+        module = importlib.util.find_spec(name)
+        if module is None or module.origin is None:  # a folder of that name is no package
             raise MissingDependency(name, extra=EXTRAS[name])
 
 
@@ -49,99 +48,84 @@ def tracked(recipe: Recipe, run: RunDir, progress: Progress) -> Progress:
 
 
 class Tracked:
-    """A progress listener that hands what it hears to trackers as well."""
+    """A progress listener that also sends figures and pictures to trackers."""
 
     def __init__(self, progress: Progress, run: RunDir, recipe: Recipe, names: Sequence[str]) -> None:
-        """Listens for ``progress``, which hears all that this one does."""
         self._progress, self._run, self._recipe, self._names = progress, run, recipe, names
-        self._lines: list[_Line] = []
-        self._sent = 0
+        self._threads: list[_TrackerThread] = []
+        self._last_picture = 0
         self.note, self.table = progress.note, progress.table
 
     def start(self, total: int, description: str, done: int = 0) -> None:
-        """Open the trackers; of a resumed run they go on where it does."""
+        """Open the trackers; those of a resumed run continue its curves."""
         self._progress.start(total, description, done)
-        self._sent = done
-        self._lines = [_Line(name, told_of(self._run, self._recipe, done)) for name in self._names]
+        self._last_picture = done
+        info = RunInfo.of(self._run, self._recipe, done)
+        self._threads = [_TrackerThread(name, info) for name in self._names]
 
     def step(self, row: Mapping[str, float]) -> None:
-        """The figures of an iteration, after the pictures of earlier ones."""
+        """Send the figures of an iteration, after the pictures of earlier ones."""
         self._progress.step(row)
-        self._send_pictures(int(row["iteration"]) - 1)
-        figures = {name: float(v) for name, v in row.items() if name not in COUNTS and _finite(v)}
-        self._send("figures", figures, int(row["iteration"]))
-        self._complain()
+        iteration = int(row["iteration"])
+        self._send_pictures(iteration - 1)
+        figures = {name: float(v) for name, v in row.items() if name not in COUNTS and _is_finite(v)}
+        self._send("figures", figures, iteration)
+        self._show_notes()
 
     def done(self) -> None:
-        """Send the last pictures and close the trackers; what is not sent after a minute is given up."""
+        """Send the last pictures and close the trackers; one that takes longer than a minute is abandoned."""
         self._progress.done()
         self._send_pictures(None)
-        for line in self._lines:
-            line.end()
-        until = time.monotonic() + PATIENCE
-        for line in self._lines:
-            line.wait(max(0.0, until - time.monotonic()))
-        self._complain()
-        self._lines = []
+        for thread in self._threads:
+            thread.calls.put(None)
+        deadline = time.monotonic() + TIMEOUT
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        self._show_notes()
+        for thread in self._threads:
+            if thread.is_alive():
+                self.note(f"warning: {thread.tracker}: not through after {TIMEOUT:g} s; what it has not sent is lost")
+        self._threads = []
 
     def _send_pictures(self, last: int | None) -> None:
-        for iteration, file in self._run.samples() if self._lines else ():
-            if iteration > self._sent and (last is None or iteration <= last):
+        for iteration, file in self._run.samples() if self._threads else ():
+            if iteration > self._last_picture and (last is None or iteration <= last):
                 self._send("picture", file, iteration)
-                self._sent = iteration
+                self._last_picture = iteration
 
     def _send(self, *call: Any) -> None:
-        for line in self._lines:
-            line.calls.put(call)
+        for thread in self._threads:
+            thread.calls.put(call)
 
-    def _complain(self) -> None:
-        for line in self._lines:
-            for text in line.heard():
-                self._progress.note(text)
+    def _show_notes(self) -> None:
+        """Show them from this thread: progress is not thread-safe."""
+        for thread in self._threads:
+            while not thread.notes.empty():
+                self.note(thread.notes.get())
 
 
-class _Line(threading.Thread):
-    """A tracker's thread: its calls in their order, up to the first that fails."""
+class _TrackerThread(threading.Thread):
+    """Makes a tracker's calls in order, until one fails or ``None`` ends them."""
 
-    def __init__(self, name: str, told: Told) -> None:
-        super().__init__(name=f"tracker {name}", daemon=True)
+    def __init__(self, tracker: str, info: RunInfo) -> None:
+        super().__init__(name=f"tracker {tracker}", daemon=True)
         self.calls: queue.SimpleQueue[tuple[Any, ...] | None] = queue.SimpleQueue()
-        self._tracker, self._told = name, told
-        self._said: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self.notes: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self.tracker, self._info = tracker, info
         self.start()
 
-    def end(self) -> None:
-        """After what was sent nothing more comes."""
-        self.calls.put(None)
-
-    def wait(self, seconds: float) -> None:
-        """Give it so long to finish."""
-        self.join(seconds)
-        if self.is_alive():
-            self._said.put(f"warning: {self._tracker}: not through after {PATIENCE:g} s; what it has not sent is lost")
-
-    def heard(self) -> list[str]:
-        """What it has said since the last time."""
-        said = []
-        while not self._said.empty():
-            said.append(self._said.get())
-        return said
-
     def run(self) -> None:
-        """Open the tracker, make its calls, close it."""
         try:
-            from flowopd_cli.reports.trackers import open_board
-
-            board = open_board(self._tracker, self._told)
-            self._said.put(f"{self._tracker}: {board.where}")
+            tracker = open_tracker(self.tracker, self._info)
+            self.notes.put(f"{self.tracker}: {tracker.where}")
             while (call := self.calls.get()) is not None:
-                method: Callable[..., None] = getattr(board, call[0])
+                method: Callable[..., None] = getattr(tracker, call[0])
                 method(*call[1:])
-            board.close()
+            tracker.close()
         except BaseException as error:  # a library may end its thread in any way
-            told = one_line(error) or type(error).__name__
-            self._said.put(f"warning: {self._tracker} is left out from here on: {told[:300]}; the run goes on")
+            reason = one_line(error) or type(error).__name__
+            self.notes.put(f"warning: {self.tracker} is left out from here on: {reason[:300]}; the run goes on")
 
 
-def _finite(value: Any) -> bool:
+def _is_finite(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)

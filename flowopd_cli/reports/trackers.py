@@ -1,4 +1,4 @@
-"""Accelerate's trackers, each told what its library asks for: where to write, which run to go on with, pictures."""
+"""Accelerate's trackers, each opened as its library needs: where to write, which run to continue, pictures."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from flowopd_cli.system.redact import is_secret_name
 
 PROJECT = "flowopd"
 PICTURES = "samples"
-SECONDS = 30  # that a server may take to answer
+TIMEOUT = 30  # seconds that a server may take to answer
 
 
 @dataclass(frozen=True)
-class Told:
-    """What a tracker is told of a run: its name, an identity that a resumed run keeps, its recipe, where to write.
+class RunInfo:
+    """What a tracker needs of a run; ``done`` iterations are behind it, and ``identity`` stays the same on a resume.
 
-    ``done`` iterations are behind it. No secret is in ``config`` or ``recipe``.
+    No secret is in ``config`` or ``recipe``.
     """
 
     name: str
@@ -38,46 +38,45 @@ class Told:
     recipe: str
     done: int
 
+    @classmethod
+    def of(cls, run: RunDir, recipe: Recipe, done: int) -> RunInfo:
+        """Collect it."""
+        manifest = run.manifest()
+        birth = f"{manifest.run_id} {manifest.created} {run.path.resolve()}"
+        return cls(
+            name=manifest.run_id,
+            identity=hashlib.sha256(birth.encode()).hexdigest()[:12],
+            folder=run.trackers_dir,
+            curves=run.tensorboard_dir,
+            config=_flat(recipe.model_dump(mode="json")),
+            recipe=redacted(dump(recipe)),
+            done=done,
+        )
 
-def told_of(run: RunDir, recipe: Recipe, done: int) -> Told:
-    """What there is to tell of a run."""
-    manifest = run.manifest()
-    born = f"{manifest.run_id} {manifest.created} {run.path.resolve()}"
-    identity = hashlib.sha256(born.encode()).hexdigest()[:12]
-    config = _flat(recipe.model_dump(mode="json"))
-    folder, curves = run.trackers_dir, run.tensorboard_dir
-    return Told(manifest.run_id, identity, folder, curves, config, redacted(dump(recipe)), done)
 
-
-def open_board(name: str, told: Told) -> Board:
-    """The tracker called ``name``, open. What it raises is its library's own."""
+def open_tracker(name: str, info: RunInfo) -> Tracker:
+    """Open the tracker called ``name``. Errors are its library's own."""
     from accelerate.state import PartialState
 
-    PartialState()  # accelerate's trackers ask it who they are
-    board = BOARDS[name](told)
-    board.open()
-    return board
+    PartialState()  # accelerate's trackers read it
+    return TRACKERS[name](info)
 
 
-class Board:
-    """One of accelerate's trackers."""
+class Tracker:
+    """One of accelerate's trackers, opened with the recipe logged; ``where`` says where its curves are."""
 
     where = ""
+    tracker: Any
 
-    def __init__(self, told: Told) -> None:
-        self.told = told
-        self.tracker: Any = None
-
-    def open(self) -> None:
-        """Start it, and log the recipe."""
+    def __init__(self, info: RunInfo) -> None:
         raise NotImplementedError
 
     def figures(self, row: Mapping[str, float], iteration: int) -> None:
-        """One point for each figure."""
+        """Log a point for each figure."""
         self.tracker.log(dict(row), step=iteration)
 
     def picture(self, file: Path, iteration: int) -> None:
-        """A sample picture."""
+        """Log a sample picture."""
         self.tracker.log_images({PICTURES: [_pixels(file)]}, step=iteration)
 
     def close(self) -> None:
@@ -85,102 +84,108 @@ class Board:
         self.tracker.finish()
 
 
-class TensorBoard(Board):
+class TensorBoard(Tracker):
     """Curves and pictures in the run's own ``tensorboard/``; those after the checkpoint of a resumed run are purged."""
 
-    def open(self) -> None:
-        """A fresh file of events."""
+    def __init__(self, info: RunInfo) -> None:
         from accelerate.tracking import TensorBoardTracker
 
-        told = self.told
-        purge = {"purge_step": told.done + 1} if told.done else {}
-        self.tracker = TensorBoardTracker("", str(told.curves), **purge)
+        purge = {"purge_step": info.done + 1} if info.done else {}
+        self.tracker = TensorBoardTracker("", str(info.curves), **purge)
         self.tracker.start()
-        self.tracker.log({"recipe": f"```yaml\n{told.recipe}```"}, step=told.done)
-        self.where = f"tensorboard --logdir {told.curves}"
+        self.tracker.log({"recipe": f"```yaml\n{info.recipe}```"}, step=info.done)
+        self.where = f"tensorboard --logdir {info.curves}"
 
     def picture(self, file: Path, iteration: int) -> None:
-        """As one picture; the library takes stacks of them."""
+        """As a stack of one picture."""
         self.tracker.log_images({PICTURES: _pixels(file)[None]}, step=iteration, dataformats="NHWC")
 
 
-class WandB(Board):
-    """A run of Weights & Biases whose id is the run's identity. It sends neither console, code, git state nor host."""
+class WandB(Tracker):
+    """A run of Weights & Biases under the run's identity. Console, code, git state and host are not sent."""
 
-    def open(self) -> None:
-        """Log in without a question, then start or go on."""
-        import wandb
+    def __init__(self, info: RunInfo) -> None:
+        import wandb  # pyright: ignore[reportMissingImports]
         from accelerate.tracking import WandBTracker
 
-        told = self.told
-        quiet = {"silent": True, "console": "off", "init_timeout": SECONDS, "finish_timeout": SECONDS}
-        private = {"disable_git": True, "save_code": False, "x_disable_meta": True, "x_disable_machine_info": True}
-        private["x_save_requirements"] = False
         if os.environ.get("WANDB_MODE") not in {"offline", "disabled"} and not wandb.login(prompt=False):
             raise RuntimeError("no login: run `wandb login`, set WANDB_API_KEY, or WANDB_MODE=offline")
-        told.folder.mkdir(parents=True, exist_ok=True)
-        started = {"id": told.identity, "name": told.name, "resume": "allow", "dir": os.environ.get("WANDB_DIR")}
-        started["dir"] = started["dir"] or str(told.folder)
-        settings = wandb.Settings(**quiet, **private)
+        settings = wandb.Settings(
+            silent=True,
+            console="off",
+            init_timeout=TIMEOUT,
+            finish_timeout=TIMEOUT,
+            disable_git=True,
+            save_code=False,
+            x_disable_meta=True,
+            x_disable_machine_info=True,
+            x_save_requirements=False,
+        )
+        info.folder.mkdir(parents=True, exist_ok=True)
+        folder = os.environ.get("WANDB_DIR") or str(info.folder)
         project = os.environ.get("WANDB_PROJECT") or PROJECT
-        self.tracker = WandBTracker(project, settings=settings, **started)
+        self.tracker = WandBTracker(
+            project, settings=settings, id=info.identity, name=info.name, resume="allow", dir=folder
+        )
         self.tracker.start()
-        self.tracker.store_init_configuration(told.config)
+        self.tracker.store_init_configuration(info.config)
         run = self.tracker.run
-        self.where = f"offline, in {started['dir']}; send it with: wandb sync" if run.offline else run.url
+        self.where = f"offline, in {folder}; send it with: wandb sync" if run.offline else run.url
 
 
-class MLflow(Board):
+class MLflow(Tracker):
     """A run of the experiment ``flowopd`` (``MLFLOW_EXPERIMENT_NAME``) at ``MLFLOW_TRACKING_URI``.
 
-    Its id is the server's; it is kept in the run directory, so that a resumed run goes on with it.
+    The server gives it an id, which a file in the run directory holds for a resumed run.
     """
 
-    def open(self) -> None:
-        """Start a run, or go on with the one that is noted."""
+    def __init__(self, info: RunInfo) -> None:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(SECONDS))
-        import mlflow
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(TIMEOUT))
+        import mlflow  # pyright: ignore[reportMissingImports]
         from accelerate.tracking import MLflowTracker
 
-        told, noted = self.told, self.told.folder / "mlflow.json"
-        known = read_json(noted, "note of MLflow's run").get("run_id") if is_file(noted) else None
-        self.tracker = MLflowTracker(PROJECT, run_id=known, run_name=told.name)
+        note = info.folder / "mlflow.json"
+        earlier = read_json(note, "note of MLflow's run").get("run_id") if is_file(note) else None
+        self.tracker = MLflowTracker(PROJECT, run_id=earlier, run_name=info.name)
         self.tracker.start()
         run_id = self.tracker.active_run.info.run_id
-        if known is None:
-            atomic_write(noted, json.dumps({"run_id": run_id}))
-            self.tracker.store_init_configuration(told.config)
+        if earlier is None:
+            atomic_write(note, json.dumps({"run_id": run_id}))
+            self.tracker.store_init_configuration(info.config)
         self.where = f"run {run_id} at {redacted(mlflow.get_tracking_uri())}"
 
     def picture(self, file: Path, iteration: int) -> None:
-        """Accelerate's tracker has no pictures: by the library's own call, into the run that it started."""
-        import mlflow
+        """By the library's own call: accelerate's tracker logs no pictures."""
+        import mlflow  # pyright: ignore[reportMissingImports]
 
         mlflow.log_image(_pixels(file), key=PICTURES, step=iteration, synchronous=True)
 
 
-class Trackio(Board):
+class Trackio(Tracker):
     """A run of trackio's project ``flowopd``, on this machine, or in the Space that ``TRACKIO_SPACE_ID`` names."""
 
-    def open(self) -> None:
-        """Start a run, or go on with the one of this name."""
+    def __init__(self, info: RunInfo) -> None:
         from accelerate.tracking import TrackioTracker
 
-        told = self.told
-        name = f"{told.name}-{told.identity[:6]}"
-        self.tracker = TrackioTracker(PROJECT, name=name, resume="allow", config=told.config, embed=False)
+        name = f"{info.name}-{info.identity[:6]}"
+        self.tracker = TrackioTracker(PROJECT, name=name, resume="allow", config=info.config, embed=False)
         self.tracker.start()
         self.where = f"trackio show --project {PROJECT}"
 
     def picture(self, file: Path, iteration: int) -> None:
-        """Accelerate's tracker has no pictures: as the library's own kind of value."""
-        import trackio
+        """As the library's own type: accelerate's tracker logs no pictures."""
+        import trackio  # pyright: ignore[reportMissingImports]
 
         self.tracker.log({PICTURES: trackio.Image(_pixels(file))}, step=iteration)
 
 
-BOARDS = {"tensorboard": TensorBoard, "wandb": WandB, "mlflow": MLflow, "trackio": Trackio}
+TRACKERS = {
+    "tensorboard": TensorBoard,
+    "wandb": WandB,
+    "mlflow": MLflow,
+    "trackio": Trackio,
+}
 
 
 def _pixels(file: Path) -> Any:
@@ -193,7 +198,7 @@ def _pixels(file: Path) -> Any:
 
 
 def _flat(tree: Any, path: str = "") -> dict[str, Any]:
-    """A recipe's fields by dotted names; lists of values as text; what looks like a secret is starred out."""
+    """A recipe's fields by dotted names; lists of values as text; secrets as ``***``."""
     if isinstance(tree, Mapping):
         parts = [(str(key), value) for key, value in tree.items()]
     elif isinstance(tree, list) and any(isinstance(value, Mapping | list) for value in tree):
@@ -201,9 +206,6 @@ def _flat(tree: Any, path: str = "") -> dict[str, Any]:
     elif is_secret_name(path.rpartition(".")[2]):
         return {path: "***"}
     else:
-        return {path: tree if isinstance(tree, bool | int | float) else redacted(_text(tree))}
+        text = ", ".join(map(str, tree)) if isinstance(tree, list) else str(tree)
+        return {path: tree if isinstance(tree, bool | int | float) else redacted(text)}
     return {name: value for key, inner in parts for name, value in _flat(inner, f"{path}.{key}".lstrip(".")).items()}
-
-
-def _text(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

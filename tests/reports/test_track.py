@@ -13,7 +13,7 @@ from PIL import Image
 from flowopd_cli import recipe as recipes
 from flowopd_cli.errors import MissingDependency, RecipeError
 from flowopd_cli.reports import track
-from flowopd_cli.reports.trackers import told_of
+from flowopd_cli.reports.trackers import RunInfo
 from flowopd_cli.runs.run import RunDir
 from flowopd_cli.system.progress import Silent
 
@@ -119,14 +119,14 @@ def test_what_is_told_keeps_its_identity_and_holds_no_secret(run):
     built = recipe("wandb").model_copy(update={"seed": 7})
     rewards = ({"name": "vlm", "options": {"url": "http://me:word@host/v1", "api_key": "abc", "note": key}},)
     unchecked = built.model_copy(update={"rewards": tuple(recipes.RewardSpec.model_construct(**r) for r in rewards)})
-    told = told_of(run, unchecked, 3)
-    assert told.config["seed"] == 7
-    assert told.config["train.iterations"] == 500
-    assert told.config["rewards.0.options.url"] == "http://***@host/v1"
-    assert told.config["rewards.0.options.api_key"] == "***"
-    assert key not in json.dumps(told.config) + told.recipe
-    assert "word" not in told.recipe
-    assert told.identity == told_of(RunDir(run.path), built, 9).identity
+    info = RunInfo.of(run, unchecked, 3)
+    assert info.config["seed"] == 7
+    assert info.config["train.iterations"] == 500
+    assert info.config["rewards.0.options.url"] == "http://***@host/v1"
+    assert info.config["rewards.0.options.api_key"] == "***"
+    assert key not in json.dumps(info.config) + info.recipe
+    assert "word" not in info.recipe
+    assert info.identity == RunInfo.of(RunDir(run.path), built, 9).identity
 
 
 def test_a_tracker_that_fails_costs_one_warning_and_never_the_run(monkeypatch, run, here):
@@ -137,7 +137,7 @@ def test_a_tracker_that_fails_costs_one_warning_and_never_the_run(monkeypatch, r
             raise SystemExit("no network\nat all")
 
     opened = []
-    monkeypatch.setattr("flowopd_cli.reports.trackers.open_board", lambda name, told: opened.append(name) or Breaks())
+    monkeypatch.setattr("flowopd_cli.reports.track.open_tracker", lambda name, info: opened.append(name) or Breaks())
     assert train(run, "wandb", (1, 2, 3)) == [
         "wandb: nowhere",
         "warning: wandb is left out from here on: no network at all; the run goes on",
@@ -152,8 +152,8 @@ def test_a_tracker_that_hangs_is_given_up(monkeypatch, run, here):
         def figures(self, row, iteration):
             time.sleep(3)
 
-    monkeypatch.setattr("flowopd_cli.reports.trackers.open_board", lambda name, told: Hangs())
-    monkeypatch.setattr(track, "PATIENCE", 0.05)
+    monkeypatch.setattr("flowopd_cli.reports.track.open_tracker", lambda name, info: Hangs())
+    monkeypatch.setattr(track, "TIMEOUT", 0.05)
     began = time.monotonic()
     assert train(run, "mlflow", (1,))[-1] == "warning: mlflow: not through after 0.05 s; what it has not sent is lost"
     assert time.monotonic() - began < 2
@@ -193,7 +193,7 @@ def test_wandb_is_told_its_run_and_sends_nothing_of_the_machine(monkeypatch, run
     assert train(run, "wandb", (3, 4), done=2) == ["wandb: https://somewhere/run"]
     given, config = log
     assert (given["project"], given["name"], given["resume"]) == ("flowopd", "r", "allow")
-    assert given["id"] == told_of(run, recipe("wandb"), 0).identity
+    assert given["id"] == RunInfo.of(run, recipe("wandb"), 0).identity
     assert given["dir"] == str(run.trackers_dir)
     assert given["settings"]["console"] == "off"
     assert given["settings"]["x_disable_meta"] is True
@@ -279,7 +279,7 @@ def test_wandb_itself_writes_a_run_offline(run, monkeypatch):
     (said,) = train(run, "wandb", (1, 2))
     assert said == f"wandb: offline, in {run.trackers_dir}; send it with: wandb sync"
     (folder,) = (run.trackers_dir / "wandb").glob("offline-run-*")
-    assert folder.name.endswith(told_of(run, recipe("wandb"), 0).identity)
+    assert folder.name.endswith(RunInfo.of(run, recipe("wandb"), 0).identity)
     assert list(folder.glob("files/media/images/samples_2_*.png"))
     assert not list(folder.rglob("requirements.txt"))
     run.finish("done")
