@@ -20,34 +20,6 @@ from flowopd_cli.errors import FlowOPDError, RecipeError, RewardError
 from flowopd_cli.system.redact import REMOTE
 from flowopd_cli.system.text import suggest
 
-# Packages that are no rewards, and in which much can be called that does harm.
-LIBRARIES = frozenset(
-    {
-        "flowopd_cli",
-        "accelerate",
-        "diffusers",
-        "huggingface_hub",
-        "numpy",
-        "peft",
-        "PIL",
-        "safetensors",
-        "scipy",
-        "torch",
-    }
-    | {
-        "transformers",
-        "pydantic",
-        "typer",
-        "click",
-        "yaml",
-        "rich",
-        "jinja2",
-        "requests",
-        "pip",
-        "setuptools",
-        "IPython",
-    }
-)
 _TARGET = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 _URLS = re.compile(r"https?://[^\s,/]+[^\s,]*(,https?://[^\s,/]+[^\s,]*)*")
 
@@ -92,15 +64,16 @@ class Registry:
                 shown = REMOTE if "@" in name or "?" in name else name
                 raise self._error(f"{self.kind} {shown!r}: write it as {REMOTE}http://HOST:PORT, several with commas")
             return self._remote
-        if self._open_ended and _TARGET.fullmatch(name):
-            top = name.partition(":")[0].partition(".")[0]
-            if top in sys.stdlib_module_names or top in LIBRARIES:
-                raise self._error(f"{self.kind} {name!r}: {top} is no package of rewards: name a module of your own")
+        if self.is_code(name):
             return name
         known = ", ".join(sorted(table)) or "none"
         direct = "; or name your own as package.module:attr" if self._open_ended else ""
         direct += f", a worker as {REMOTE}URL" if self._remote else ""
         raise self._error(f"no {self.kind} {name!r}{suggest(name, list(table))}; known: {known}{direct}")
+
+    def is_code(self, name: str) -> bool:
+        """Whether a name is the ``module:attr`` of code that is not registered, which ``load`` would import."""
+        return self._open_ended and _TARGET.fullmatch(name) is not None and name not in self._table()
 
     def check(self, name: str) -> None:
         """Refuse a name that ``load`` could not find, importing nothing of it."""

@@ -64,22 +64,10 @@ def test_the_working_directory_hides_nothing_that_is_installed(monkeypatch, tmp_
     assert sys.path == [*before, str(tmp_path)]
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "os:system",
-        "subprocess:call",
-        "builtins:eval",
-        "shutil:rmtree",
-        "torch.hub:load",
-        "flowopd_cli.system.files:remove",
-    ],
-)
-def test_a_recipe_cannot_call_what_is_no_reward(name):
-    with pytest.raises(RewardError, match="is no package of rewards: name a module of your own"):
-        REWARDS.check(name)
-    with pytest.raises(RewardError, match="is no package of rewards"):
-        REWARDS.load(name)
+def test_code_is_what_is_not_registered():
+    assert REWARDS.is_code("my.module:attr")
+    assert not any(map(REWARDS.is_code, ["toy-ocr", "remote:http://a:1", "no module"]))
+    assert not registry.PROMPTS.is_code("toy:ocr")
 
 
 def test_rewards_at_an_address():

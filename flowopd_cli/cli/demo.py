@@ -1,4 +1,4 @@
-"""``flowopd demo``: the six commands' own stages in a chain on the toy world, a table and a report at the end."""
+"""``flowopd demo``: the stages in a chain on the toy base, with a table and a report at the end."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 
 from flowopd_cli import recipe as recipes
 from flowopd_cli import registry
-from flowopd_cli.cli.plan import check as preflight
-from flowopd_cli.cli.plan.settle import settle, with_full_names
+from flowopd_cli.cli.plan.check import check_names
+from flowopd_cli.cli.plan.resolve import Plan
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.reports import report
 from flowopd_cli.reports.comparison import Comparison
@@ -53,15 +53,15 @@ class Demo:
         return f"flowopd demo --out {shlex.quote(str(self.out))}{seed}" + "".join(f" --{flag}" for flag in flags)
 
     def run(self, execute: Execute, progress: Progress) -> dict[str, Any]:
-        """Base, three teachers, merge, distill with MAR, evaluation of all on held-out prompts; the report's path.
+        """Three teachers, merge, distillation with the anchor, evaluation of each and of the base; the report's path.
 
-        Stages that an earlier call with the same settings has finished are kept, one it left unfinished goes on.
+        Stages that an earlier call with the same settings finished are reused; an unfinished one is resumed.
 
         Raises:
-            ArtifactError: ``out`` has something else in it, or stages of other settings.
-            MissingDependency: a stage would miss a package.
+            ArtifactError: ``out`` holds something else, or stages of other settings.
+            MissingDependency: a stage needs a package that is not installed.
         """
-        self._refuse_strangers()
+        self._check_folder()
         stages = self.stages()
         self._check(stages)
         runs = {name: self._stage(name, recipe, execute, progress) for name, recipe in stages.items()}
@@ -95,7 +95,7 @@ class Demo:
         return recipes.load(recipes.find(name), overrides=[*fast, f"seed={self.seed}", *overrides], **values)
 
     def _lineage(self) -> dict[str, Any]:
-        """The student starts from the merge, is taught by two teachers, anchored by the third."""
+        """The student starts from the merge, learns from two teachers and is anchored to the third."""
         return {
             "adapter__init": str(self.out / "merge"),
             "routing__geneval__ref": str(self.out / "teacher-geneval"),
@@ -104,22 +104,22 @@ class Demo:
         }
 
     def _check(self, stages: Mapping[str, recipes.Recipe]) -> None:
-        """Refuse now what would stop a stage later: runs of other settings, absent packages, unknown names."""
+        """Find early what would stop a stage later: runs of other settings, absent packages, unknown names."""
         for name, recipe in stages.items():
             if is_run(self.out / name):
-                self._refuse_others(self.out / name, recipe)
+                self._check_settings(self.out / name, recipe)
         rewards, suites = {}, set()
-        for recipe in map(with_full_names, stages.values()):
-            preflight.check_names(recipe)
-            rewards |= {str(spec): spec for spec in getattr(recipe, "rewards", ())}
-            suites |= set(recipe.eval.suites) if isinstance(recipe, recipes.EvalRecipe) else set()
+        for plan in map(Plan.of, stages.values()):
+            check_names(plan.recipe)
+            rewards |= {str(spec): spec for spec in getattr(plan.recipe, "rewards", ())}
+            suites |= set(plan.recipe.eval.suites) if isinstance(plan.recipe, recipes.EvalRecipe) else set()
         for spec in rewards.values():
             registry.REWARDS.load(spec.name)(**spec.options)
         for name in suites:
             registry.SUITES.load(name)().reward()
 
-    def _refuse_strangers(self) -> None:
-        """A directory with anything in it that is no part of a demo stays as it is."""
+    def _check_folder(self) -> None:
+        """Refuse a directory that holds anything else than a demo."""
         if self.out.exists() and not self.out.is_dir():
             raise ArtifactError(f"{self.out}: is a file; --out names a directory")
         trained = replace(self, baseline=True, ablation=True).trained()
@@ -131,33 +131,30 @@ class Demo:
                     "leave it out"
                 )
 
-    def _refuse_others(self, path: Path, recipe: recipes.Recipe) -> None:
-        if RunDir.open(path, writes=False).manifest().recipe_sha != recipes.digest(settle(recipe)):
+    def _check_settings(self, path: Path, recipe: recipes.Recipe) -> None:
+        if RunDir.open(path, writes=False).manifest().recipe_sha != recipes.digest(Plan.of(recipe).recipe):
             raise ArtifactError(
                 f"{path}: was made with other settings (a seed, --quick, --out written otherwise, another version): "
                 "repeat those, or give --out a fresh name"
             )
 
     def _stage(self, name: str, recipe: recipes.Recipe, execute: Execute, progress: Progress) -> RunDir:
-        """The finished run of one stage: kept, gone on with, or made."""
+        """The finished run of one stage: made now, completed, or reused."""
         path = self.out / name
-        if not is_run(path):
-            run = RunDir.create(path, recipe.stage)
-            execute(recipe, run, progress)
-            return run
-        run = RunDir.open(path)
-        if run.manifest().status == "done":
-            progress.note(f"{name}: kept from an earlier call")
-        else:
-            execute(recipe, run, progress, resume=True)
+        if is_run(path) and RunDir.open(path).manifest().status == "done":
+            progress.note(f"{name}: finished earlier")
+            return RunDir.open(path)
+        resume = is_run(path)
+        run = RunDir.open(path) if resume else RunDir.create(path, recipe.stage)
+        execute(Plan.of(recipe), run, progress, resume=resume)  # planned now: its adapters exist by now
         return run
 
     def _conclude(
         self, trained: Mapping[str, RunDir], runs: Mapping[str, RunDir], progress: Progress
     ) -> dict[str, Any]:
         """The table of every model on the same prompts and seeds, and the report."""
-        runs_of = {"base": None, **trained}
-        entries = [Entry(name, run, evaluation(runs[f"eval-{name}"])) for name, run in runs_of.items()]
+        models = {"base": None, **trained}
+        entries = [Entry(name, run, evaluation(runs[f"eval-{name}"])) for name, run in models.items()]
         results = {entry.name: entry.results for entry in entries}
         lead = f"flowopd demo on the embedded toy world, seed {self.seed}{', quick' if self.quick else ''}."
         path = RunDir(self.out).report_file

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, model_validator
 
-from flowopd_cli.recipe.trackers import Trackers
 from flowopd_cli.system.redact import leaves, secret_in_name, secret_in_options
+from flowopd_cli.system.text import suggest
 
 ATTENTION_TARGETS = tuple(
     f"attn.{name}"
@@ -19,6 +19,20 @@ ATTENTION_TARGETS = tuple(
 Attention = Literal[
     "auto", "sdpa", "sdpa-flash", "sdpa-efficient", "sdpa-cudnn", "sdpa-math", "flash", "flash3", "flex", "xformers"
 ]
+TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
+
+
+def _parse_trackers(value: Any) -> Any:
+    """Tracker names, as a list or as text with commas, become text with commas; ``none`` if there are none."""
+    entries = value if isinstance(value, list | tuple) else value.split(",") if isinstance(value, str) else [value]
+    names = [str(name).strip() for name in entries if name is not None and str(name).strip() not in {"", "none"}]
+    for name in names:
+        if name not in TRACKERS:
+            raise ValueError(f"no tracker {name[:40]!r}{suggest(name, TRACKERS)}; known: none, {', '.join(TRACKERS)}")
+    return ",".join(dict.fromkeys(names)) or "none"
+
+
+Trackers = Annotated[str, BeforeValidator(_parse_trackers)]
 
 
 class Spec(BaseModel):

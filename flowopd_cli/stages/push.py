@@ -22,10 +22,9 @@ from flowopd_cli.system.progress import Progress
 from flowopd_cli.system.redact import public_name
 
 
-def run(
-    recipe: PushRecipe, run: RunDir, progress: Progress, *, resume: bool = False, dry_run: bool = False
-) -> dict[str, Any]:
-    """Write the folder, check it, upload it, check what the Hub gives back; with ``dry_run`` leave the Hub out."""
+def run(recipe: PushRecipe, run: RunDir, progress: Progress, *, resume: bool = False) -> dict[str, Any]:
+    """Write the folder, check it, upload it, check the uploaded one; with ``push.dry_run`` without the Hub."""
+    dry_run = recipe.push.dry_run
     if not dry_run and not recipe.push.repo:
         raise RecipeError("push needs a repository (--repo OWNER/NAME), or --dry-run to write the folder only")
     hub = None if dry_run else Hub(recipe.push, progress)

@@ -255,8 +255,8 @@ def test_push_dry_run_is_the_stage_itself(flowopd, stage):
     trained("a")
     calls = stage("push")
     assert flowopd("push", "a", "--repo", "me/m", "--private", "--dry-run", "--out", "p")[:2] == (0, "p\n")
-    recipe, _, rest = calls[0]
-    assert rest == {"resume": False, "dry_run": True}
+    recipe = calls[0][0]
+    assert recipe.push.dry_run
     assert (recipe.run, recipe.push.repo, recipe.push.private) == ("a", "me/m", True)
     assert (recipe.push.revision, recipe.push.message) == (None, "Upload by flowopd push")
 
@@ -273,12 +273,12 @@ def test_a_push_that_began_as_a_dry_run_stays_one(flowopd, stage):
     calls = stage("push")
     assert flowopd("push", "--resume", "p")[:2] == (0, "p\n")
     assert flowopd("push", "--resume", "q")[:2] == (0, "q\n")
-    assert [rest for _, _, rest in calls] == [{"resume": True, "dry_run": True}] * 2
+    assert [(recipe.push.dry_run, rest["resume"]) for recipe, _, rest in calls] == [(True, True)] * 2
     code, _, err = flowopd("push", "--resume", "p")
     assert (code, len(calls)) == (0, 2)
     assert "p is already done; nothing was uploaded: push again without --dry-run, with another --out" in err
     assert flowopd("push", "--resume", "p", "--set", "push.dry_run=false")[0] == 0
-    assert calls[2][2] == {"resume": True, "dry_run": False}
+    assert not calls[2][0].push.dry_run
 
 
 def test_a_push_that_was_to_upload_can_be_gone_on_with_as_a_dry_run(flowopd, stage):
@@ -291,7 +291,7 @@ def test_a_push_that_was_to_upload_can_be_gone_on_with_as_a_dry_run(flowopd, sta
     assert (code, err.strip().rpartition(": ")[2]) == (130, "flowopd push --resume p")
     calls = stage("push")
     assert flowopd("push", "--resume", "p", "--dry-run")[0] == 0
-    assert calls[0][2] == {"resume": True, "dry_run": True}
+    assert calls[0][0].push.dry_run
 
 
 @pytest.mark.parametrize(("flag", "private"), [("--private", True), ("--public", False), ("--quiet", None)])

@@ -12,8 +12,8 @@ import pytest
 from flowopd_cli.cli import demo
 from flowopd_cli.cli.console import Console
 from flowopd_cli.cli.demo import Demo
-from flowopd_cli.cli.execute import run_demo, run_stage
-from flowopd_cli.cli.plan.settle import settle
+from flowopd_cli.cli.execute import run_demo
+from flowopd_cli.cli.stage import run_stage
 from flowopd_cli.errors import ArtifactError, Interrupted, MissingDependency
 from flowopd_cli.runs.run import RunDir
 from flowopd_cli.system.progress import Silent
@@ -88,9 +88,10 @@ def test_the_seed_reaches_every_stage(shown):
 def pretend(seen, *, stop=None):
     """A stage that only leaves the files behind; the one called ``stop`` is interrupted instead."""
 
-    def execute(recipe, run, progress, *, resume=False, **rest):
+    def execute(plan, run, progress, *, resume=False):
+        recipe = plan.recipe
         seen.append((run.path.name, resume))
-        run.start(settle(recipe))
+        run.start(recipe)
         if run.path.name == stop:
             run.finish("interrupted")
             raise Interrupted("stopped")

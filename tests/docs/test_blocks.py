@@ -10,10 +10,11 @@ import pytest
 import typer
 from support import toyruns
 
+from flowopd_cli import recipe as recipes
 from flowopd_cli import registry
 from flowopd_cli.cli import execute
 from flowopd_cli.cli.app import app
-from flowopd_cli.cli.plan import resolve as plan
+from flowopd_cli.cli.plan import resolve
 
 TINY = toyruns.changes(*toyruns.SMALL, "train.iterations=1", "train.sample_every=0", "train.keep_best=null")
 SMALL = {
@@ -67,8 +68,9 @@ def test_every_stage_resolves_to_a_recipe_of_names_that_exist(command, flowopd, 
     if any(word.endswith(".yaml") for word in command.words):
         pytest.skip("the page's own recipe, which the page's own run reads")
     resolved = []
-    monkeypatch.setattr(execute, "perform", lambda recipe, common: resolved.append(recipe))
-    monkeypatch.setattr(plan, "_resumed", lambda stage, common, given: None)
+    resumed = recipes.build({"stage": "merge", "adapters": ["base"]})
+    monkeypatch.setattr(execute, "execute", lambda plan, common: resolved.append(plan.recipe))
+    monkeypatch.setattr(resolve, "_resumed", lambda *rest: resumed)
     monkeypatch.chdir(tmp_path)
     code, _, said = flowopd(*command.words)
     assert code == 0, said

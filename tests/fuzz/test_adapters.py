@@ -12,8 +12,8 @@ from support.tiny_adapters import MODULE, TOY_SHA, WIDTH, pair, safetensors
 
 from flowopd_cli.cli import execute
 from flowopd_cli.cli.options import Common
-from flowopd_cli.cli.plan import resolve as plan
 from flowopd_cli.cli.plan.adapters import check_bases, check_refs
+from flowopd_cli.cli.plan.resolve import resolve
 from flowopd_cli.core.merging import LoraFactors, MergeOptions, merge
 from flowopd_cli.models.adapter_files import read_adapter, write_adapter, write_diffusers
 from flowopd_cli.recipe import ModelSpec, build
@@ -168,7 +168,7 @@ def merging_folders(changes, weights):
         refs = [str(box / "a"), str(box / "b")]
         common = Common(out=box / "out", quiet=True, base="toy")
         with guarded(box):
-            recipe = plan.resolve("merge", common, {"adapters": refs}, refs=refs)
+            recipe = resolve("merge", common, {"adapters": refs}, refs=refs).recipe
             assert recipe == build(recipe.model_dump(mode="json"))
             execute.perform(recipe, common)
             read_adapter(box / "out" / "adapter")

@@ -5,10 +5,9 @@ from hypothesis import strategies as st
 from support.fuzzing import ODD, TEXTS, as_json, edited, few, folder, guarded, many, mutated
 
 from flowopd_cli import recipe as recipes
-from flowopd_cli.cli.commands.rewards import read_options
-from flowopd_cli.cli.plan import check as preflight
-from flowopd_cli.cli.plan import resolve as plan
-from flowopd_cli.cli.plan.settle import settle
+from flowopd_cli.cli.plan.check import check
+from flowopd_cli.cli.plan.flags import anchor_values, numbers, prompt_spec, reward_options, reward_spec, teacher_spec
+from flowopd_cli.cli.plan.resolve import Plan
 from flowopd_cli.errors import FlowOPDError, one_line, redacted
 from flowopd_cli.system import yaml_files as safe_yaml
 
@@ -64,8 +63,8 @@ def what_is_refused_before_a_run(tree):
     """The whole way of a command up to where its run directory is made."""
     with folder() as box, guarded(box):
         recipe = recipes.build(tree, where="r.yaml")
-        recipe = settle(recipe)
-        preflight.check(recipe, out=box / "out", dry_run=True)
+        recipe = Plan.of(recipe).recipe
+        check(recipe, out=box / "out", dry_run=True)
 
 
 SMALL = [tree for tree in TREES if tree["model"]["pretrained"] == "toy"]
@@ -92,12 +91,12 @@ test_overrides_at_length = many(given(expressions=EXPRESSIONS), overrides, 1200)
 def flags(text):
     with folder() as box:
         for read in (
-            plan.reward_spec,
-            plan.prompt_spec,
-            plan.teacher_spec,
-            lambda text: plan.anchor_values(text, None),
-            lambda text: plan.numbers(text, "--weights"),
-            lambda text: read_options([text]),
+            reward_spec,
+            prompt_spec,
+            teacher_spec,
+            lambda text: anchor_values(text, None),
+            lambda text: numbers(text, "--weights"),
+            lambda text: reward_options([text]),
             lambda text: recipes.find(text),
         ):
             with guarded(box):

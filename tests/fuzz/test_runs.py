@@ -9,8 +9,8 @@ from support.fuzzing import TEXTS, as_json, edited, few, folder, guarded, many, 
 from support.tiny_adapters import TOY_SHA, pair, write_adapter
 
 from flowopd_cli import recipe as recipes
-from flowopd_cli.cli.plan import check as preflight
-from flowopd_cli.cli.plan.settle import settle
+from flowopd_cli.cli.plan.check import check
+from flowopd_cli.cli.plan.resolve import Plan
 from flowopd_cli.runs import evaluations as card_scores
 from flowopd_cli.runs.adapter_ref import AdapterRef, recorded_base
 from flowopd_cli.runs.inspect import listing, verify
@@ -58,13 +58,13 @@ def look(box, run):
         with guarded(box / "nowhere"):
             read()
     with guarded(box / "nowhere"):
-        settle(run.recipe())
+        Plan.of(run.recipe())
     reference = str(run.path)
     with guarded(box / "nowhere"):
         AdapterRef.parse(reference).parent("init")
         recorded_base(run.path)
     with guarded(box / "nowhere"):
-        preflight.check(recipes.build({**EVAL, "adapter": reference}))
+        check(recipes.build({**EVAL, "adapter": reference}))
     with guarded(box / "nowhere"):
         Lock(run.path / LOCK).taken()
     with guarded(box / "nowhere"):

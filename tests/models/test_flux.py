@@ -255,10 +255,10 @@ def test_the_figures_of_a_dry_run_of_the_true_model():
 def test_a_base_on_the_command_line_brings_its_family(folder, tmp_path):
     values = {"rewards": [{"name": "jpeg_compressibility"}], "prompts": [{"source": "toy:ocr"}]}
     for base in (str(folder), "black-forest-labs/FLUX.1-schnell"):
-        recipe = resolve("teacher", Common(base=base, out=tmp_path / "t"), values)
+        recipe = resolve("teacher", Common(base=base, out=tmp_path / "t"), values).recipe
         assert (recipe.model.family, recipe.model.pretrained) == ("flux", base)
     over = Common(base="toy", recipe="flux-dev/teacher-pickscore", out=tmp_path / "t")
-    assert resolve("teacher", over, {}).model.family == "sd3"
+    assert resolve("teacher", over, {}).recipe.model.family == "sd3"
 
 
 def test_a_base_of_another_family_than_the_recipes_is_refused_before_anything_is_loaded(folder):

@@ -8,7 +8,7 @@ import pytest
 
 from flowopd_cli import recipe as recipes
 from flowopd_cli import registry
-from flowopd_cli.cli.plan import resolve as plan
+from flowopd_cli.cli.plan.flags import reward_spec
 from flowopd_cli.errors import RecipeError, RewardError
 
 TEACHER = {
@@ -177,7 +177,7 @@ def test_a_suites_options_hold_no_secrets_either():
 @pytest.mark.parametrize("text", ["remote:http://u:S3CRET@h/?key=S3CRET", "remote:http://u:a,x=S3CRET@h"])
 def test_a_secret_on_the_command_line_is_not_repeated(text):
     with pytest.raises(RecipeError, match=r"--reward: the address of a worker holds a login") as caught:
-        plan.reward_spec(text)
+        reward_spec(text)
     assert "S3CRET" not in str(caught.value)
     with pytest.raises(RewardError, match="reward 'remote:'") as unknown:
         registry.REWARDS.target("remote:u:S3CRET@h")

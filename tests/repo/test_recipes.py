@@ -8,7 +8,7 @@ import yaml
 from flowopd_cli import recipe as recipes
 from flowopd_cli import registry
 from flowopd_cli.cli.plan.check import tasks_of
-from flowopd_cli.cli.plan.resolve import with_full_names
+from flowopd_cli.cli.plan.resolve import complete_names
 from flowopd_cli.recipe.cost import arithmetic
 
 SHELF = Path(__file__).resolve().parents[2] / "recipes"
@@ -26,7 +26,7 @@ def test_the_toy_shelf_has_what_the_commands_fall_back_on(name):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SHELF)))
 def test_recipe(path):
-    recipe = with_full_names(recipes.load(path))
+    recipe = complete_names(recipes.load(path))
     assert recipes.build(yaml.safe_load(recipes.dump(recipe))) == recipe
     registry.MODELS.check(recipe.model.family)
     for spec in getattr(recipe, "rewards", ()):

@@ -17,7 +17,8 @@ from support import browser, reported
 
 from flowopd_cli import recipe as recipes
 from flowopd_cli.cli.console import Console
-from flowopd_cli.cli.execute import run_stage
+from flowopd_cli.cli.plan.resolve import Plan
+from flowopd_cli.cli.stage import run_stage
 from flowopd_cli.errors import ArtifactError, Interrupted
 from flowopd_cli.reports import (
     changes as balance,
@@ -305,7 +306,7 @@ def stops(recipe, run, progress, **rest):
 def test_a_stage_leaves_a_report_of_its_end(monkeypatch, tmp_path):
     stage(monkeypatch, works)
     run = RunDir.create(tmp_path / "r", "teacher")
-    run_stage(recipes.build(reported.TEACHER), run, Silent())
+    run_stage(Plan.of(recipes.build(reported.TEACHER)), run, Silent())
     page = run.report_file.read_text()
     assert "<dt>status</dt><dd>done</dd>" in page
     assert "reward from 0.5 to 0.75" in page
@@ -316,7 +317,7 @@ def test_a_stage_that_is_asked_to_stop_leaves_one_too(monkeypatch, tmp_path):
     stage(monkeypatch, stops)
     run = RunDir.create(tmp_path / "r", "teacher")
     with pytest.raises(Interrupted):
-        run_stage(recipes.build(reported.TEACHER), run, Silent())
+        run_stage(Plan.of(recipes.build(reported.TEACHER)), run, Silent())
     assert "<dt>status</dt><dd>interrupted</dd>" in run.report_file.read_text()
 
 
@@ -324,7 +325,7 @@ def test_no_report_can_fail_a_run(monkeypatch, tmp_path, capsys):
     stage(monkeypatch, works)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     run = RunDir.create(tmp_path / "r", "teacher")
-    run_stage(recipes.build(reported.TEACHER), run, Console())
+    run_stage(Plan.of(recipes.build(reported.TEACHER)), run, Console())
     assert run.manifest().status == "done"
     assert not run.report_file.exists()
     said = [line for line in capsys.readouterr().err.splitlines() if "no report was written" in line]
@@ -343,7 +344,7 @@ def test_who_stops_a_report_stops_nothing_else(monkeypatch, tmp_path, work, stat
     monkeypatch.setattr(single, "page", impatient)
     run = RunDir.create(tmp_path / "r", "teacher")
     with pytest.raises(raised):
-        run_stage(recipes.build(reported.TEACHER), run, Silent())
+        run_stage(Plan.of(recipes.build(reported.TEACHER)), run, Silent())
     assert run.manifest().status == status
 
 
@@ -352,7 +353,7 @@ def test_reports_can_be_switched_off(monkeypatch, tmp_path, word):
     stage(monkeypatch, works)
     monkeypatch.setenv("FLOWOPD_REPORT", word)
     run = RunDir.create(tmp_path / "r", "teacher")
-    run_stage(recipes.build(reported.TEACHER), run, Silent())
+    run_stage(Plan.of(recipes.build(reported.TEACHER)), run, Silent())
     assert not run.report_file.exists()
 
 

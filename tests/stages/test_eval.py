@@ -13,7 +13,8 @@ from PIL import Image
 
 from flowopd_cli import recipe as recipes
 from flowopd_cli import registry
-from flowopd_cli.cli.execute import run_stage
+from flowopd_cli.cli.plan.resolve import Plan
+from flowopd_cli.cli.stage import run_stage
 from flowopd_cli.errors import ArtifactError, Interrupted, RecipeError
 from flowopd_cli.prompts.load import load_prompts
 from flowopd_cli.rewards.jpeg import JpegReward
@@ -44,7 +45,7 @@ class StopAt(Silent):
 def perform(path, *overrides, resume=False, progress=None):
     built = recipes.load(recipes.find("toy/eval"), overrides=[*SMALL, *overrides])
     run = RunDir.open(path) if resume else RunDir.create(path, built.stage)
-    return run, run_stage(built, run, progress or Silent(), resume=resume)
+    return run, run_stage(Plan.of(built), run, progress or Silent(), resume=resume)
 
 
 def result(run, suite):

@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 
 import flowopd_cli
 from flowopd_cli import recipe as recipes
-from flowopd_cli.cli.execute import run_stage
 from flowopd_cli.cli.options import Common
-from flowopd_cli.cli.plan.resolve import resolve
+from flowopd_cli.cli.plan.resolve import Plan, resolve
+from flowopd_cli.cli.stage import run_stage
 from flowopd_cli.errors import (
     ArtifactError,
     FlowOPDError,
@@ -37,7 +37,7 @@ EVAL = ("eval.limit=4", "eval.images=2", "eval.steps=2", "eval.split=validation"
 def perform(path, name, *overrides, resume=False, **values):
     built = recipes.load(recipes.find(name), overrides=overrides, **values)
     run = RunDir.open(path) if resume else RunDir.create(path, built.stage)
-    return run, run_stage(built, run, Silent(), resume=resume)
+    return run, run_stage(Plan.of(built), run, Silent(), resume=resume)
 
 
 def weights(run):
@@ -143,11 +143,11 @@ def test_a_stopped_run_goes_on_to_the_same_adapter(world, tmp_path):
     built = recipes.load(recipes.find("toy/teacher-ocr"), overrides=[*SMALL, *LORA])
     short = built.model_copy(update={"train": built.train.model_copy(update={"iterations": 1})})
     run = RunDir.create(tmp_path / "t", built.stage)
-    run_stage(short, run, Silent())
+    run_stage(Plan.of(short), run, Silent())
     with pytest.raises(Interrupted, match="--resume"):
-        run_stage(built, run, Stop(), resume=True)
+        run_stage(Plan.of(built), run, Stop(), resume=True)
     assert run.manifest().status == "interrupted"
-    run_stage(built, run, Silent(), resume=True)
+    run_stage(Plan.of(built), run, Silent(), resume=True)
     assert equal(weights(run), weights(world["ocr"]))
     assert [row["iteration"] for row in run.rows()] == [1, 2]
 
@@ -170,9 +170,10 @@ def test_a_student_of_other_kernels(world, tmp_path, kernel):
 
 def test_push_writes_both_forms_and_a_card(world, tmp_path):
     scored = [str(world[name].path) for name in ("eval", "eval-base")]
-    built = recipes.build({"stage": "push", "run": str(world["student"].path), "push": {"evaluations": scored}})
+    push = {"dry_run": True, "evaluations": scored}
+    built = recipes.build({"stage": "push", "run": str(world["student"].path), "push": push})
     run = RunDir.create(tmp_path / "p", "push")
-    result = run_stage(built, run, Silent(), dry_run=True)
+    result = run_stage(Plan.of(built), run, Silent())
     assert result["uploaded"] is False
     assert result["metrics"]["difference"] <= 2 / 255
     names = {path.name for path in run.hub_dir.iterdir()}
@@ -195,9 +196,9 @@ def abroad(tmp_path_factory):
     scored, _ = perform(
         root / "e", "toy/eval", *EVAL, "eval.suites=[toy-quality]", adapter=str(trained.path), model__pretrained=base
     )
-    push = {"stage": "push", "run": str(trained.path), "push": {"evaluations": [str(scored.path)]}}
+    push = {"stage": "push", "run": str(trained.path), "push": {"dry_run": True, "evaluations": [str(scored.path)]}}
     run = RunDir.create(root / "p", "push")
-    result = run_stage(recipes.build(push), run, Silent(), dry_run=True)
+    result = run_stage(Plan.of(recipes.build(push)), run, Silent())
     return root, run, result
 
 
@@ -224,21 +225,22 @@ def test_a_push_that_does_not_fit_in_memory_names_the_way_out(world, tmp_path, m
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr("flowopd_cli.stages.publishing.verify.plain_pipeline", full)
-    built = recipes.build({"stage": "push", "run": str(world["student"].path)})
+    built = recipes.build({"stage": "push", "run": str(world["student"].path), "push": {"dry_run": True}})
     with pytest.raises(ArtifactError, match=r"--set model\.device=cpu"):
-        run_stage(built, RunDir.create(tmp_path / "p", "push"), Silent(), dry_run=True)
+        run_stage(Plan.of(built), RunDir.create(tmp_path / "p", "push"), Silent())
 
 
 def test_push_without_a_repository_is_refused(world, tmp_path):
     built = recipes.build({"stage": "push", "run": str(world["student"].path)})
     with pytest.raises(RecipeError, match="--repo"):
-        run_stage(built, RunDir.create(tmp_path / "p", "push"), Silent())
+        run_stage(Plan.of(built), RunDir.create(tmp_path / "p", "push"), Silent())
 
 
 def test_push_refuses_what_diffusers_draws_otherwise(world, tmp_path):
-    built = recipes.build({"stage": "push", "run": str(world["student"].path), "push": {"tolerance": 1e-12}})
+    push = {"dry_run": True, "tolerance": 1e-12}
+    built = recipes.build({"stage": "push", "run": str(world["student"].path), "push": push})
     with pytest.raises(ArtifactError, match="another picture"):
-        run_stage(built, RunDir.create(tmp_path / "p", "push"), Silent(), dry_run=True)
+        run_stage(Plan.of(built), RunDir.create(tmp_path / "p", "push"), Silent())
 
 
 def test_prompts_without_a_target_are_refused_before_anything_is_drawn(tmp_path):
@@ -303,9 +305,9 @@ def test_a_merge_is_of_the_base_that_its_adapters_name(world, monkeypatch, tmp_p
     name = "stabilityai/stable-diffusion-3.5-medium"
     on_the_hub(monkeypatch, tmp_path / "a", world, base_model_name_or_path=name)
     common = Common(out=tmp_path / "m")
-    recipe = resolve("merge", common, {"adapters": [str(tmp_path / "a")]}, refs=[str(tmp_path / "a")])
+    plan = resolve("merge", common, {"adapters": [str(tmp_path / "a")]}, refs=[str(tmp_path / "a")])
     run = RunDir.create(tmp_path / "m", "merge")
-    run_stage(recipe, run, Silent())
+    run_stage(plan, run, Silent())
     assert run.manifest().base == Base(ref=name, sha256=None)
     assert AdapterRef.parse(str(run.adapter_dir)).base() == Base(ref=name, sha256=None)
     assert json.loads((run.adapter_dir / "adapter_config.json").read_text())["base_model_name_or_path"] == name

@@ -14,7 +14,8 @@ import torch
 from support.tiny import TARGETS, TEXTS, load, randomize
 
 from flowopd_cli import recipe as recipes
-from flowopd_cli.cli.execute import run_stage
+from flowopd_cli.cli.plan.resolve import Plan
+from flowopd_cli.cli.stage import run_stage
 from flowopd_cli.core.types import RewardResult
 from flowopd_cli.errors import Interrupted, RewardError
 from flowopd_cli.models.adapters import AdapterBank
@@ -130,7 +131,7 @@ def train(name, built, progress=None):
     """Run a stage in a directory of its own, as the command line would: the first process alone writes."""
     path = Path(name)
     run = RunDir.create(path, built.stage) if os.environ.get("RANK", "0") == "0" else RunDir(path, writes=False)
-    run_stage(built, run, progress or Silent())
+    run_stage(Plan.of(built), run, progress or Silent())
     return run
 
 

@@ -13,10 +13,10 @@ from typing import Annotated, Any
 import typer
 
 from flowopd_cli.cli import completion
-from flowopd_cli.errors import RecipeError, RewardError
+from flowopd_cli.cli.plan.flags import reward_options
+from flowopd_cli.errors import RewardError
 from flowopd_cli.system.text import columns
 
-OPTION = "--set"
 HELP = """The rewards that teachers can be trained on.
 
 \b
@@ -28,7 +28,7 @@ app = typer.Typer(help=HELP, no_args_is_help=True)
 
 Json = Annotated[bool, typer.Option("--json", help="Print a JSON list.")]
 Settings = Annotated[
-    list[str], typer.Option(OPTION, metavar="OPTION=VALUE", help="An option of the reward; repeatable.")
+    list[str], typer.Option("--set", metavar="OPTION=VALUE", help="An option of the reward; repeatable.")
 ]
 Name = Annotated[
     str,
@@ -98,7 +98,7 @@ def score(
       flowopd rewards score --reward ocr --prompt 'a sign that says "OPEN"' a.png b.png
       flowopd rewards score --reward geneval --prompts prompts.jsonl a.png b.png --json
     """
-    options = read_options(settings)
+    options = reward_options(settings)
     with redirect_stdout(sys.stderr):
         from flowopd_cli.rewards import catalog as _rewards
 
@@ -134,33 +134,12 @@ def serve(
       FLOWOPD_REWARD_TOKEN=... flowopd rewards serve pickscore --host 0.0.0.0 --port 18085 --set device=cuda
       flowopd teacher --reward remote:http://127.0.0.1:18085 --out runs/t-remote
     """
-    options = read_options(settings)
+    options = reward_options(settings)
     with redirect_stdout(sys.stderr):
         from flowopd_cli.rewards.remote import serve_worker as _serve
     limits = _serve.Limits(body_bytes=max_bytes, pixels=max_pixels, queue_seconds=queue_seconds)
     service = _serve.Service(host, port, token_env, token_file, max_batch, linger, limits)
     raise typer.Exit(_serve.serve(reward, options, service))
-
-
-def read_options(texts: Sequence[str]) -> dict[str, Any]:
-    """``name=value`` texts as a reward's options; values as in YAML.
-
-    Raises:
-        RecipeError: a text is not of that form, or holds a secret, which clients would be told.
-    """
-    from flowopd_cli.system import yaml_files as safe_yaml
-    from flowopd_cli.system.redact import secret_in_options
-
-    found: dict[str, Any] = {}
-    for text in texts:
-        name, equals, raw = text.partition("=")
-        if not equals or not name.isidentifier():
-            raise RecipeError(f"{OPTION} {text[:80]}: write it as OPTION=VALUE")
-        found[name] = safe_yaml.parse(raw, f"{OPTION} {name}")
-    secret = secret_in_options(found)
-    if secret:
-        raise RecipeError(f"{OPTION}: {secret}")
-    return found
 
 
 def _listed(row: Mapping[str, Any]) -> tuple[str, ...]:

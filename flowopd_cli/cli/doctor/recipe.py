@@ -11,7 +11,7 @@ from flowopd_cli import registry
 from flowopd_cli.cli.doctor import machine
 from flowopd_cli.cli.doctor.checks import Line, gib, guarded
 from flowopd_cli.cli.plan import check as preflight
-from flowopd_cli.cli.plan.settle import settle, with_full_names
+from flowopd_cli.cli.plan.resolve import Plan
 from flowopd_cli.errors import FlowOPDError, MissingDependency
 from flowopd_cli.models.files.shapes import BYTES, FULL, Shape, base_weights, shape_of
 from flowopd_cli.models.footprint import Needs, counted_dtype, needs, size
@@ -24,12 +24,12 @@ FRAMEWORK = machine.GIB  # what libraries and a CUDA context take beside what is
 def examine(recipe: recipes.Recipe) -> Iterator[Line]:
     """What the recipe needs of this machine; nothing is loaded or fetched."""
     yield from guarded("recipe", lambda: _sound(recipe))
-    settled = settle(recipe)
-    if _loads_base(settled):
-        yield from guarded("memory needed", lambda: _room(settled))
-        yield from guarded("base", lambda: _base(settled.model))
-    yield from guarded("rewards", lambda: _rewards(settled))
-    yield from guarded("prompts", lambda: _prompts(settled))
+    recipe = Plan.of(recipe).recipe
+    if _loads_base(recipe):
+        yield from guarded("memory needed", lambda: _room(recipe))
+        yield from guarded("base", lambda: _base(recipe.model))
+    yield from guarded("rewards", lambda: _rewards(recipe))
+    yield from guarded("prompts", lambda: _prompts(recipe))
 
 
 def _loads_base(recipe: recipes.Recipe) -> bool:
@@ -79,7 +79,7 @@ def _processes(recipe: recipes.Recipe) -> int:
 def _sound(recipe: recipes.Recipe) -> Iterator[Line]:
     """What ``--dry-run`` would refuse or remark on."""
     try:
-        notes = preflight.check(with_full_names(recipe), dry_run=True)
+        notes = preflight.check(recipe, dry_run=True)
     except MissingDependency as error:
         yield Line("recipe", "fail", f"{error.package} is not installed", f"pip install 'flowopd[{error.extra}]'")
         return

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from flowopd_cli import recipe as recipes
 from flowopd_cli import registry
 from flowopd_cli.cli.plan import check as preflight
-from flowopd_cli.cli.plan.settle import settle, with_full_names
+from flowopd_cli.cli.plan.resolve import Plan, complete_names
 from flowopd_cli.errors import FlowOPDError, MissingDependency, RecipeError
 from flowopd_cli.recipe.cost import arithmetic
 from flowopd_cli.recipe.reading import problems
@@ -56,12 +56,14 @@ def examine(name: str) -> Examined:
     except RecipeError as error:
         return Examined(name, (str(error),))
     try:
-        recipe = with_full_names(recipes.build(tree, where=str(path)))
+        recipe = complete_names(recipes.build(tree, where=str(path)))
     except RecipeError as error:
         faults, notes = _checked(_names(tree))
         return Examined(name, tuple(dict.fromkeys([*_all_of(error, tree), *faults])), tuple(notes), _stage(tree))
     faults, notes = _checked(_checks(recipe))
-    return Examined(name, tuple(faults), tuple(notes), recipe.stage, {} if faults else arithmetic(settle(recipe)))
+    return Examined(
+        name, tuple(faults), tuple(notes), recipe.stage, {} if faults else arithmetic(Plan.of(recipe).recipe)
+    )
 
 
 def about(name: str, path: Path) -> dict[str, str]:

@@ -5,10 +5,9 @@ import json
 import pytest
 
 from flowopd_cli import recipe as recipes
-from flowopd_cli.cli.commands.rewards import read_options
 from flowopd_cli.cli.options import Common
-from flowopd_cli.cli.plan import resolve as plan
 from flowopd_cli.cli.plan.resolve import resolve
+from flowopd_cli.cli.stage import continuation
 from flowopd_cli.errors import ArtifactError, RecipeError
 from flowopd_cli.runs.manifest import Base, Inputs
 from flowopd_cli.runs.run import RunDir
@@ -35,7 +34,7 @@ def run(path, base, resolution):
 
 
 def model_of(*refs, **options):
-    return resolve("merge", Common(**options), {"adapters": list(refs)}, refs=list(refs)).model
+    return resolve("merge", Common(**options), {"adapters": list(refs)}, refs=list(refs)).recipe.model
 
 
 def test_folders_bring_the_base_that_their_configuration_names(tmp_path):
@@ -74,22 +73,47 @@ def test_what_a_push_wrote_is_an_adapter_folder_and_no_run(tmp_path):
 def test_the_init_and_the_anchor_bring_their_base_too(tmp_path):
     one = folder(tmp_path / "a", base_model_name_or_path=SD35)
     values = {"adapter.init": one, "routing": {"ocr": {"ref": "base"}}, "prompts": [{"source": "toy:ocr"}]}
-    assert resolve("distill", Common(), values, refs=[one, "base"]).model.pretrained == SD35
+    assert resolve("distill", Common(), values, refs=[one, "base"]).recipe.model.pretrained == SD35
 
 
-@pytest.mark.parametrize(
-    ("read", "text", "words"),
-    [
-        (plan.prompt_spec, "p.txt,task=[", "--prompts p.txt: task:1: not YAML"),
-        (plan.prompt_spec, "p.txt,limit=&a", "--prompts p.txt: limit:1: not YAML"),
-        (plan.teacher_spec, "ocr=r,guidance={", "--teacher ocr=r: guidance:1: not YAML"),
-        (lambda text: read_options([text]), "a=[", "--set a:1: not YAML"),
-        (lambda text: read_options([text]), "api_key=S3CRET", "option 'api_key' would be written"),
-        (lambda text: read_options([text]), "url=http://u:S3CRET@h", "option 'url' holds a login"),
-    ],
-)
-def test_values_of_flags_are_refused_in_one_line(read, text, words):
-    with pytest.raises(RecipeError) as caught:
-        read(text)
-    assert words in str(caught.value)
-    assert "S3CRET" not in str(caught.value)
+def code_recipe(path, name):
+    data = {"stage": "teacher", "model": {"pretrained": "toy"}, "prompts": [{"source": "toy:ocr"}]}
+    path.write_text(recipes.dump(recipes.build({**data, "rewards": [{"name": "toy-ocr"}, {"name": name}]})))
+    return str(path)
+
+
+@pytest.mark.parametrize("name", ["my_rewards:sharp", "os:system", "torch.hub:load", "flowopd_cli.system.files:remove"])
+def test_code_that_a_recipe_file_names_needs_consent(tmp_path, name):
+    file = code_recipe(tmp_path / "r.yaml", name)
+    with pytest.raises(RecipeError) as refused:
+        resolve("teacher", Common(recipe=file), {})
+    assert str(refused.value) == f"{file}: rewards.1.name: {name} is code, which a recipe runs only with --allow-code"
+    assert resolve("teacher", Common(recipe=file, allow_code=True), {}).recipe.rewards[1].name == name
+
+
+def test_code_that_the_command_line_names_is_consented_to(tmp_path):
+    file, name = code_recipe(tmp_path / "r.yaml", "a:b"), "my_rewards:sharp"
+    assert resolve("teacher", Common(recipe=file), {"rewards": [{"name": name}]}).recipe.rewards[0].name == name
+    for override in (f"rewards.1.name={name}", f"rewards=[{{name: '{name}'}}]"):
+        resolve("teacher", Common(recipe=file, overrides=[override]), {})
+    with pytest.raises(RecipeError, match=r"rewards\.1\.name: a:b is code"):
+        resolve("teacher", Common(recipe=file, overrides=["seed=1"]), {})
+
+
+def test_options_of_suites_name_code_too(tmp_path):
+    file = tmp_path / "r.yaml"
+    data = {"stage": "eval", "model": {"pretrained": "toy"}}
+    options = {"average": {"deqa": {"reward": "my_rewards:sharp"}}}
+    file.write_text(recipes.dump(recipes.build({**data, "eval": {"suites": ["average"], "options": options}})))
+    with pytest.raises(RecipeError, match=r"eval\.options, reward: my_rewards:sharp is code"):
+        resolve("eval", Common(recipe=str(file)), {})
+
+
+def test_a_resumed_run_needs_consent_again(tmp_path):
+    made = RunDir.create(tmp_path / "r", "teacher")
+    made.start(recipes.load(code_recipe(tmp_path / "r.yaml", "my_rewards:sharp")))
+    made.finish("interrupted")
+    with pytest.raises(RecipeError, match="--allow-code"):
+        resolve("teacher", Common(resume=made.path), {})
+    plan = resolve("teacher", Common(resume=made.path, allow_code=True), {})
+    assert continuation(plan.recipe, made.path).endswith(" --allow-code")

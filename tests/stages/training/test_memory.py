@@ -6,7 +6,8 @@ from safetensors.torch import load_file
 from support.tiny import TARGETS, TEXTS
 
 from flowopd_cli import recipe as recipes
-from flowopd_cli.cli.execute import run_stage
+from flowopd_cli.cli.plan.resolve import Plan
+from flowopd_cli.cli.stage import run_stage
 from flowopd_cli.errors import RecipeError
 from flowopd_cli.models.sd3 import SD3Model
 from flowopd_cli.recipe import TrainSpec
@@ -41,10 +42,8 @@ def distill(pipeline_folder, tmp_path, monkeypatch):
             "routing": {"a": {"ref": "base", "guidance": 2.0}},
             "train": train,
         }
-        run_stage(
-            built := recipes.build(tree, overrides=overrides), RunDir.create(tmp_path / name, "distill"), Silent()
-        )
-        assert built.stage == "distill"
+        plan = Plan.of(recipes.build(tree, overrides=overrides))
+        run_stage(plan, RunDir.create(tmp_path / name, "distill"), Silent())
         return load_file(tmp_path / name / "adapter" / "adapter_model.safetensors")
 
     return run

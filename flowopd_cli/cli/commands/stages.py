@@ -1,0 +1,298 @@
+"""The commands of the six stages and the demo: their flags become a plan. Nothing heavy is imported here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from flowopd_cli.cli import completion
+from flowopd_cli.cli.options import Common, stage_command
+from flowopd_cli.errors import RecipeError
+
+
+def register(app: typer.Typer, *, panel: str) -> None:
+    """Add the six commands to the command line, in the order of the pipeline."""
+    for function in (teacher, coldstart, merge, distill, eval_, push):
+        stage_command(app, function, panel=panel)
+
+
+def _option(flag: str, metavar: str, help: str, complete: Callable[[str], list[str]] | None = None, **more: Any) -> Any:
+    return typer.Option(flag, metavar=metavar, help=help, autocompletion=complete, **more)
+
+
+def _argument(metavar: str, help: str) -> Any:
+    return typer.Argument(metavar=metavar, help=help, autocompletion=completion.runs)
+
+
+def _execute(stage: str, common: Common, values: dict[str, Any], refs: list[str] | None = None) -> None:
+    from flowopd_cli.cli.execute import execute
+    from flowopd_cli.cli.plan.resolve import resolve
+
+    execute(resolve(stage, common, values, refs=refs or []), common)
+
+
+def teacher(
+    common: Common,
+    reward: Annotated[
+        list[str],
+        _option(
+            "--reward",
+            "NAME[=WEIGHT]",
+            "The reward to learn; repeat it for a weighted mixture. A name of 'rewards ls', remote:URL, or your own "
+            "code as module:attr.",
+            completion.rewards,
+        ),
+    ] = [],  # noqa: B006
+    prompts: Annotated[
+        list[str],
+        _option(
+            "--prompts", "SOURCE", "Where the training prompts come from: a named source or a file; may be repeated."
+        ),
+    ] = [],  # noqa: B006
+) -> None:
+    """Train one adapter on one reward, or on a weighted mixture, with GRPO.
+
+    \b
+    Example:
+      flowopd teacher --reward geneval --out runs/t-geneval
+      flowopd teacher --reward ocr=0.7 --reward quality=0.3 --prompts toy:all --set train.iterations=200
+    """
+    from flowopd_cli.cli.plan.flags import prompt_spec, reward_spec
+
+    rewards, sources = [reward_spec(text) for text in reward], [prompt_spec(text) for text in prompts]
+    _execute("teacher", common, {"rewards": rewards, "prompts": sources})
+
+
+def coldstart(
+    common: Common,
+    teacher: Annotated[
+        list[str],
+        _option(
+            "--teacher", "TASK=REF", "The teacher of a task, once for each task of the prompts.", completion.teachers
+        ),
+    ] = [],  # noqa: B006
+) -> None:
+    """Start a student by fine-tuning it on the teachers' best pictures.
+
+    \b
+    Example:
+      flowopd coldstart --teacher geneval=runs/t-geneval --teacher ocr=runs/t-ocr --out runs/init
+    """
+    from flowopd_cli.cli.plan.flags import teacher_specs
+
+    teachers = teacher_specs(teacher)
+    _execute("coldstart", common, {"teachers": teachers}, [spec["ref"] for spec in teachers.values()])
+
+
+def merge(
+    common: Common,
+    runs: Annotated[
+        list[str] | None, _argument("[RUN]...", "The adapters to merge: runs, adapter folders or hub:REPO@REVISION.")
+    ] = None,
+    method: Annotated[
+        str | None,
+        _option(
+            "--method",
+            "NAME",
+            "How the updates are combined: linear, exact, ties, dare_linear, dare_ties or factor_average.",
+        ),
+    ] = None,
+    weights: Annotated[
+        str | None, _option("--weights", "W,W,...", "One factor for each adapter, not normalized; 1/K each by default.")
+    ] = None,
+    rank: Annotated[
+        int | None,
+        _option(
+            "--rank",
+            "R",
+            "The rank of the result; the largest of its parts by default. Methods exact and factor_average take none.",
+            min=1,
+        ),
+    ] = None,
+) -> None:
+    """Merge several adapters of one base into one: the weighted sum of their products, not of their factors. The
+    weights are not normalized: give them a sum of 1 for a mean.
+
+    \b
+    Example:
+      flowopd merge runs/t-geneval runs/t-ocr runs/t-quality --weights 0.4,0.4,0.2 --out runs/init
+    """
+    from flowopd_cli.cli.plan.flags import numbers
+
+    values = {"adapters": runs, "merge.method": method, "merge.rank": rank}
+    values["merge.weights"] = numbers(weights, "--weights")
+    _execute("merge", common, values, runs)
+
+
+def distill(
+    common: Common,
+    init: Annotated[
+        str | None,
+        _option("--init", "REF", "The adapter that the student starts from; the base by default.", completion.runs),
+    ] = None,
+    teacher: Annotated[
+        list[str],
+        _option(
+            "--teacher",
+            "TASK=REF[,guidance=G]",
+            "The teacher of a task, once for each task of the prompts, and its classifier-free guidance scale.",
+            completion.teachers,
+        ),
+    ] = [],  # noqa: B006
+    anchor: Annotated[
+        str | None,
+        _option(
+            "--anchor",
+            "REF[,guidance=G]",
+            "The adapter that keeps the student close to it on every prompt; 'base' for the bare base.",
+            completion.runs,
+        ),
+    ] = None,
+    beta: Annotated[
+        float | None,
+        _option("--beta", "B", "The weight of the KL divergence to the anchor in the loss; 0 turns the anchor off."),
+    ] = None,
+    estimator: Annotated[
+        str | None,
+        _option(
+            "--estimator",
+            "NAME",
+            "How the gradient of the KL to the teachers is estimated: pathwise (in closed form, through the student's "
+            "mean) or score (the policy gradient).",
+        ),
+    ] = None,
+) -> None:
+    """Distill several teachers into one student, on the student's own trajectories.
+
+    \b
+    Example:
+      flowopd distill --init runs/init --teacher geneval=runs/t-geneval --teacher ocr=runs/t-ocr,guidance=4.5 \\
+          --anchor runs/t-quality --beta 0.02 --out runs/student
+    """
+    from flowopd_cli.cli.plan.flags import anchor_values, teacher_specs
+
+    routing = teacher_specs(teacher)
+    values = {"adapter.init": init, "routing": routing, "opd.estimator": estimator, **anchor_values(anchor, beta)}
+    refs = [init, *(spec["ref"] for spec in routing.values()), values.get("anchor.ref")]
+    _execute("distill", common, values, [ref for ref in refs if ref])
+
+
+def eval_(
+    common: Common,
+    suite: Annotated[str | None, _option("--suite", "A,B", "The suites to run.", completion.suites)] = None,
+    adapter: Annotated[
+        str | None, _option("--adapter", "REF", "The adapter to score; the bare base by default.", completion.runs)
+    ] = None,
+    limit: Annotated[
+        int | None,
+        _option("--limit", "N", "Use only N prompts of each suite, evenly spread over it.", min=1),
+    ] = None,
+    images_per_prompt: Annotated[
+        int | None,
+        _option(
+            "--images-per-prompt", "N", "How many pictures to draw for each prompt; the suite's own by default.", min=1
+        ),
+    ] = None,
+    categories: Annotated[
+        str | None, _option("--categories", "A,B", "The categories of t2i-compbench to run; all by default.")
+    ] = None,
+    split: Annotated[
+        str | None, _option("--split", "NAME", "The prompts to use: test (the default) or validation.")
+    ] = None,
+    batch: Annotated[
+        int | None, _option("--batch", "N", "How many pictures are drawn at once; it changes no result.", min=1)
+    ] = None,
+    images: Annotated[
+        Path | None, _option("--images", "DIR", "Score the pictures in this folder instead of drawing any.")
+    ] = None,
+    import_scores: Annotated[
+        Path | None, _option("--import-scores", "DIR", "Read the scores that official scorers wrote into this folder.")
+    ] = None,
+    fail_under: Annotated[
+        list[str],
+        _option(
+            "--fail-under",
+            "SUITE=X",
+            "Exit with code 3 if the suite's mean is below X; may be repeated, and also given with --resume.",
+        ),
+    ] = [],  # noqa: B006
+) -> None:
+    """Score an adapter, the bare base, or pictures of another program on held-out prompts.
+
+    \b
+    Example:
+      flowopd eval --suite geneval,ocr --adapter runs/student --out runs/eval-student
+      flowopd eval --suite geneval --images their/pictures --fail-under geneval=0.85
+    """
+    from flowopd_cli.cli.plan.flags import names, thresholds
+
+    if images is not None and import_scores is not None:
+        raise RecipeError("--images scores pictures, --import-scores reads existing scores: name one of them")
+    values: dict[str, Any] = {"adapter": adapter, "eval.suites": names(suite)}
+    values |= {"eval.limit": limit, "eval.images": images_per_prompt, "eval.split": split, "eval.batch": batch}
+    values |= {"eval.options.t2i-compbench.categories": names(categories)}
+    values |= {"eval.pictures": images and str(images), "eval.import_scores": import_scores and str(import_scores)}
+    values |= {"eval.fail_under": thresholds(fail_under)}
+    _execute("eval", common, values, [adapter] if adapter else [])
+
+
+def push(
+    common: Common,
+    run: Annotated[str | None, _argument("[RUN]", "The run to publish.")] = None,
+    repo: Annotated[str | None, _option("--repo", "OWNER/NAME", "The Hub repository to upload to.")] = None,
+    revision: Annotated[
+        str | None, _option("--revision", "BRANCH", "The branch to upload to; created if it does not exist.")
+    ] = None,
+    private: Annotated[
+        bool | None,
+        typer.Option("--private/--public", help="Who may see the repository; unchanged by default."),
+    ] = None,
+    message: Annotated[str | None, _option("--message", "TEXT", "The message of the commit.")] = None,
+    evaluations: Annotated[
+        list[str] | None,
+        _option("--eval", "RUN", "An evaluation whose scores go into the card; may be repeated.", completion.runs),
+    ] = None,
+) -> None:
+    """Publish a run on the Hub with its card: checked by loading it into plain diffusers and PEFT before the upload
+    and, from the Hub, after it. With --dry-run it writes the folder and uploads nothing.
+
+    \b
+    Example:
+      flowopd push runs/student --repo me/my-model --private
+    """
+    values = {"run": run, "push.repo": repo, "push.revision": revision, "push.private": private}
+    values |= {"push.message": message, "push.evaluations": evaluations, "push.dry_run": common.dry_run or None}
+    _execute("push", common, values, [run] if run else [])
+
+
+def demo(
+    out: Annotated[Path | None, _option("--out", "DIR", "The folder to write; a fresh one by default.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Train for a few minutes only, with smaller gains.")] = False,
+    baseline: Annotated[
+        bool, typer.Option("--baseline", help="Also train one adapter with GRPO on all rewards at once.")
+    ] = False,
+    ablation: Annotated[bool, typer.Option("--ablation", help="Also distill a student without the anchor.")] = False,
+    seed: Annotated[int, _option("--seed", "N", "The seed of everything random.")] = 0,
+    json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors to stderr.")] = False,
+) -> None:
+    """Run the whole pipeline on the toy base: three teachers, merge, distillation, a table and a report. The same
+    command with the --out of an interrupted demo goes on with it: finished stages are not repeated.
+
+    \b
+    Example:
+      flowopd demo --quick --out demo
+    """
+    from json import dumps
+
+    from flowopd_cli.cli.console import Console
+    from flowopd_cli.cli.demo import Demo
+    from flowopd_cli.cli.execute import run_demo
+    from flowopd_cli.runs.layout import fresh_path
+
+    console = Console(quiet=quiet)
+    result = run_demo(Demo(out or fresh_path("demo"), seed, quick, baseline, ablation), console)
+    console.result(dumps(result) if json else result["report"])

@@ -1,0 +1,37 @@
+"""Code named by a recipe file runs only with ``--allow-code``; named on the command line, it is consented to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from flowopd_cli.errors import RecipeError
+from flowopd_cli.recipe import EvalRecipe, Recipe, parse_override
+from flowopd_cli.registry import REWARDS
+from flowopd_cli.system.redact import leaves
+
+
+def code_fields(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """The fields of a recipe that name code as ``module:attr``, with that name."""
+    for index, spec in enumerate(getattr(recipe, "rewards", ())):
+        if REWARDS.is_code(spec.name):
+            yield f"rewards.{index}.name", spec.name
+    for field, value in leaves(recipe.eval.options) if isinstance(recipe, EvalRecipe) else ():
+        if isinstance(value, str) and REWARDS.is_code(value):
+            yield f"eval.options, {field}", value
+
+
+def check_consent(recipe: Recipe, where: str, rewards: Sequence[str], overrides: Sequence[str]) -> None:
+    """Refuse code that the recipe file ``where`` names, unless ``--reward`` or ``--set`` names it too.
+
+    Raises:
+        RecipeError: names the field and ``--allow-code``.
+    """
+    typed = {*rewards, *(value for _, value in leaves([_value(text) for text in overrides]) if isinstance(value, str))}
+    for field, name in code_fields(recipe):
+        if name not in typed:
+            raise RecipeError(f"{where}: {field}: {name} is code, which a recipe runs only with --allow-code")
+
+
+def _value(override: str) -> Any:
+    return parse_override(override)[1]

@@ -1,0 +1,120 @@
+"""One stage in its run directory: from the first write of the manifest to the status in which it ends."""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Literal
+
+from flowopd_cli.cli import signals
+from flowopd_cli.cli.plan.consent import code_fields
+from flowopd_cli.cli.plan.resolve import Plan
+from flowopd_cli.errors import ArtifactError, DivergedError, Interrupted, RewardError, StorageError
+from flowopd_cli.recipe import PushRecipe, Recipe
+from flowopd_cli.reports import report
+from flowopd_cli.reports.track import tracked
+from flowopd_cli.runs.layout import go_on
+from flowopd_cli.runs.run import RunDir
+from flowopd_cli.system import distributed
+from flowopd_cli.system.progress import Progress
+
+
+def run_stage(
+    plan: Plan, run: RunDir, progress: Progress, *, resume: bool = False, again: str | None = None
+) -> dict[str, Any]:
+    """Run one stage in its directory; however it ends, the manifest says so.
+
+    ``again`` is the command that goes on after an interruption, where that is not the stage's own.
+
+    Raises:
+        Interrupted: the user stopped it; the message says how to go on.
+    """
+    recipe = plan.recipe
+    again = again or continuation(recipe, run.path)
+    with signals.terminable() as first, distributed.together():
+        run.start(recipe)
+        try:
+            progress = tracked(recipe, run, progress)
+            result = _load(recipe.stage)(recipe, run, progress, resume=resume)
+        except (Interrupted, KeyboardInterrupt) as error:
+            progress.done()
+            _close(run, "interrupted", progress if isinstance(error, Interrupted) else None)
+            raise interruption(error, first(), again) from error
+        except BaseException as error:
+            progress.done()
+            _close(run, "failed", progress if isinstance(error, DivergedError) else None)
+            if isinstance(error, StorageError | RewardError) and run.checkpoints.steps():
+                error.args = (f"{error}; its checkpoints are safe, then go on with: {again}",)
+            raise
+        progress.done()
+        _conclude(run, progress, result.get("metrics"))
+    return result
+
+
+def continuation(recipe: Recipe, path: Path) -> str:
+    """The command line that goes on with a run."""
+    consent = " --allow-code" if any(code_fields(recipe)) else ""
+    return go_on(recipe.stage, path) + consent + (" --dry-run" if is_dry_push(recipe) else "")
+
+
+def is_dry_push(recipe: Recipe) -> bool:
+    """Whether it is a push that uploads nothing; an interrupted one goes on as one."""
+    return isinstance(recipe, PushRecipe) and recipe.push.dry_run
+
+
+def interruption(error: BaseException, number: int | None, again: str) -> Interrupted:
+    """The error of an interrupted command; ``number`` is the signal that this process received, if it did."""
+    interrupted = Interrupted(f"{str(error) or 'stopped'}; go on with: {again}")
+    if number is not None:
+        interrupted.exit_code = 128 + number
+    elif isinstance(error, Interrupted):
+        interrupted.exit_code = error.exit_code
+    return interrupted
+
+
+def _load(stage: str) -> Callable[..., dict[str, Any]]:
+    """Import a stage with the garbage collector off: it takes a fifth of the time and would find nothing."""
+    first = "torch" not in sys.modules
+    gc.disable()
+    try:
+        return _import(stage)
+    finally:
+        if first:
+            gc.freeze()
+        gc.enable()
+
+
+def _import(stage: str) -> Callable[..., dict[str, Any]]:
+    if stage == "teacher":
+        from flowopd_cli.stages.teacher import run
+    elif stage == "coldstart":
+        from flowopd_cli.stages.coldstart import run
+    elif stage == "merge":
+        from flowopd_cli.stages.merge import run
+    elif stage == "distill":
+        from flowopd_cli.stages.distill import run
+    elif stage == "eval":
+        from flowopd_cli.stages.eval import run
+    else:
+        from flowopd_cli.stages.push import run
+    return run
+
+
+def _conclude(run: RunDir, progress: Progress, metrics: Mapping[str, Any] | None) -> None:
+    """Write the report of a finished run and close the run, even if the report is interrupted."""
+    try:
+        report.at_end(run, progress, "done", metrics)
+    finally:
+        run.finish("done", metrics)
+
+
+def _close(run: RunDir, status: Literal["interrupted", "failed"], progress: Progress | None) -> None:
+    """Close a run that did not finish, with a report if ``progress`` is given."""
+    if progress is not None:
+        with suppress(KeyboardInterrupt):  # a second signal leaves no time for the report
+            report.at_end(run, progress, status)
+    with suppress(OSError, ArtifactError):
+        run.finish(status)
