@@ -18,7 +18,7 @@ from flowopd_cli.cli.options import Common
 from flowopd_cli.cli.plan.check import check
 from flowopd_cli.cli.plan.resolve import Plan
 from flowopd_cli.cli.stage import continuation, interruption, is_dry_push, run_stage
-from flowopd_cli.errors import Interrupted, RecipeError
+from flowopd_cli.errors import FAULTY, Interrupted, RecipeError
 from flowopd_cli.recipe import EvalRecipe, Recipe, TrainedRecipe, dump
 from flowopd_cli.recipe.cost import arithmetic
 from flowopd_cli.runs.evaluations import results
@@ -27,7 +27,6 @@ from flowopd_cli.runs.run import RunDir
 from flowopd_cli.system import distributed
 from flowopd_cli.system.text import suggest
 
-BELOW_THRESHOLD = 3
 ONE_PROCESS = ("merge", "push")
 
 
@@ -128,7 +127,7 @@ def _print_result(console: Console, common: Common, recipe: Recipe, path: Path, 
     for line in below:
         typer.echo(line, err=True)
     if below:
-        raise typer.Exit(BELOW_THRESHOLD)
+        raise typer.Exit(FAULTY)
 
 
 def _is_finished(common: Common) -> bool:
