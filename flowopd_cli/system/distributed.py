@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -97,6 +98,13 @@ def start() -> None:
     if not _dist().is_initialized():
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         _dist().init_process_group(backend, timeout=LONG)
+        # A thread of gloo that drops a tensor while the interpreter finalizes aborts the process: end it before that.
+        atexit.register(_leave)
+
+
+def _leave() -> None:
+    if _dist().is_initialized():
+        _dist().destroy_process_group()
 
 
 def _gathered(value: Any) -> list[Any]:
