@@ -1,11 +1,12 @@
-"""The reward protocol, and the weighted mixture of rewards that stages call."""
+"""The base class of rewards, and the weighted mixture of rewards that stages call."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -19,10 +20,10 @@ from flowopd_cli.system.threads import Background
 
 @dataclass(frozen=True)
 class RewardInfo:
-    """What a reward declares about itself; ``flowopd rewards ls`` prints it.
+    """The declaration of a reward, printed by ``flowopd rewards ls``.
 
-    ``exact`` says whether its figures equal those of the reference implementation, ``note`` why not (or under which
-    condition). ``license`` is that of its weights, ``extra`` the optional dependencies it needs.
+    ``exact`` says whether its scores equal those of the reference implementation; ``note`` explains a deviation or a
+    condition. ``license`` is that of its weights, ``extra`` the optional dependencies it needs.
     """
 
     name: str
@@ -36,19 +37,28 @@ class RewardInfo:
     note: str = ""
 
 
-class Reward(Protocol):
-    """Scores pictures. ``scores`` may hold several named figures; ``total`` is the one to train on.
+class Reward(ABC):
+    """Scores images. ``scores`` may hold several named scores; ``total`` is the one to train on.
 
-    A reward may also have ``check(prompts)``, which raises ``PromptError`` for prompts that it could not score;
-    ``weights``, a mapping that says which weights score; and ``concurrent = True`` when it mostly waits for somebody
-    else, so that a mixture asks it while its other rewards compute.
+    ``engine`` names the software that scores, when two rewards of one name may differ in it; ``weights`` identifies the
+    weights. A reward with ``concurrent = True`` mostly waits, and a mixture runs it beside its other rewards.
     """
 
     info: RewardInfo
+    engine: str = ""
+    weights: Mapping[str, str] = {}
+    concurrent: bool = False
 
+    def check(self, prompts: Sequence[Prompt]) -> None:  # noqa: B027
+        """Refuse prompts that cannot be scored; called once, before any image is drawn.
+
+        Raises:
+            PromptError: a prompt lacks what the reward needs.
+        """
+
+    @abstractmethod
     def __call__(self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]) -> RewardResult:
-        """Score B pictures in [0, 1] against their prompts."""
-        ...
+        """Score B images in [0, 1] against their prompts."""
 
 
 @dataclass(frozen=True)
@@ -59,107 +69,104 @@ class Weighted:
     weight: float = 1.0
     task: str | None = None
 
+    def rows(self, prompts: Sequence[Prompt]) -> list[int]:
+        """The indices of the prompts that the reward applies to."""
+        return [i for i, prompt in enumerate(prompts) if self.task in (None, prompt.task)]
+
 
 class RewardMix:
-    """Weighted sum of rewards, each asked only about the prompts of its task; where lower is better, its negative.
+    """Weighted sum of rewards, each applied to the prompts of its task; where lower is better, its negative.
 
-    A picture is invalid when any reward that applies to it says so, or when none applies; its total is NaN, so that
-    nothing can take it for a score. Its scores and details stand under the rewards' names; of several rewards of one
-    name the second has ``-2`` behind it, the third ``-3``.
+    An image is invalid when any reward that applies to it says so, or when none applies; its total is then NaN. Scores
+    and details are stored under the rewards' names; further rewards of the same name get the suffix ``-2``, ``-3``.
     """
 
     def __init__(self, parts: Sequence[Weighted]) -> None:
         self.parts = tuple(parts)
-        self.names = numbered([part.reward.info.name for part in parts])
+        self.names = unique_names([part.reward.info.name for part in parts])
 
     def check(self, prompts: Sequence[Prompt]) -> None:
-        """Let every reward that has a ``check`` refuse prompts it could not score.
+        """Let every reward refuse prompts of its task that it cannot score.
 
         Raises:
             PromptError: a prompt lacks what its reward needs.
         """
         for part in self.parts:
-            check = getattr(part.reward, "check", None)
-            if check is not None:
-                check([p for p in prompts if part.task is None or p.task == part.task])
+            part.reward.check([prompts[i] for i in part.rows(prompts)])
 
     def __call__(self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]) -> RewardResult:
-        """Score B pictures; scores of rewards that do not apply are NaN in ``scores``.
+        """Score B images; in ``scores``, a reward that does not apply to an image is NaN.
 
         Raises:
-            RewardError: a reward failed, or gave another number of scores than it was shown pictures.
+            RewardError: a reward failed, or returned a wrong number of scores.
         """
         count = len(prompts)
-        images, whole = without_holes(images)
+        images, finite = blank_nonfinite(images)
         total = torch.zeros(count)
-        asked = torch.zeros(count, dtype=torch.bool)
-        valid = whole.clone()
+        scored = torch.zeros(count, dtype=torch.bool)
+        valid = finite.clone()
         scores: dict[str, Tensor] = {}
         details: list[dict[str, Any]] = [{} for _ in prompts]
         for number, rows, result in self._results(images, prompts):
-            part, called = self.parts[number], self.names[number]
+            part, name = self.parts[number], self.names[number]
             index = torch.tensor(rows)
             sign = 1.0 if part.reward.info.higher_is_better else -1.0
-            result = replace(result, valid=result.valid & whole[index])
+            result = replace(result, valid=result.valid & finite[index])
             total[index] += sign * part.weight * torch.where(result.valid, result.total, 0.0)
-            asked[index] = True
+            scored[index] = True
             valid[index] &= result.valid
-            for name, column in _named(called, result).items():
-                scores.setdefault(name, torch.full((count,), float("nan")))[index] = column
+            for column_name, column in _score_columns(name, result).items():
+                scores.setdefault(column_name, torch.full((count,), float("nan")))[index] = column
             for i, detail in zip(rows, result.details, strict=False):
-                details[i][called] = dict(detail)
-        valid &= asked
-        for i in (~whole).nonzero()[:, 0].tolist():
+                details[i][name] = dict(detail)
+        valid &= scored
+        for i in (~finite).nonzero()[:, 0].tolist():
             details[i]["error"] = "the picture has pixels that are not finite"
         return RewardResult(torch.where(valid, total, torch.nan), scores, valid, tuple(details))
 
     def _results(
         self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]
     ) -> Iterator[tuple[int, list[int], RewardResult]]:
-        """The number of each part with the rows it was asked about, in order. Those that wait for others wait in the
-        background, all at once, while the rest compute here.
-        """
-        waiting: dict[int, Background[RewardResult]] = {}
-        tasks: dict[int, tuple[list[int], Callable[[], RewardResult]]] = {}
-        for number, part in enumerate(self.parts):
-            rows = [i for i, p in enumerate(prompts) if part.task is None or p.task == part.task]
-            if not rows:
-                continue
-            pictures = images[torch.tensor(rows, device=images.device)]
-            tasks[number] = rows, partial(part.reward, pictures, [prompts[i] for i in rows])
-            if getattr(part.reward, "concurrent", False):
-                waiting[number] = Background(tasks[number][1])
-        done = {number: task() for number, (_, task) in tasks.items() if number not in waiting}
-        for number, (rows, _) in tasks.items():
-            result = waiting[number].result() if number in waiting else done[number]
-            yield number, rows, _sound(self.names[number], result, len(rows))
+        """Number, rows and result of each part that applies. Concurrent rewards run while the others compute here."""
+        rows = {number: rows for number, part in enumerate(self.parts) if (rows := part.rows(prompts))}
+        tasks = {
+            number: partial(
+                self.parts[number].reward, images[torch.tensor(mine, device=images.device)], [prompts[i] for i in mine]
+            )
+            for number, mine in rows.items()
+        }
+        waiting = {n: Background(task) for n, task in tasks.items() if self.parts[n].reward.concurrent}
+        results = {n: task() for n, task in tasks.items() if n not in waiting}
+        for number, mine in rows.items():
+            result = waiting[number].result() if number in waiting else results[number]
+            yield number, mine, _validated(self.names[number], result, len(mine))
 
 
-def numbered(names: Sequence[str]) -> tuple[str, ...]:
-    """The names, each once: one that was there before gets the next number that makes it another."""
-    found: list[str] = []
+def unique_names(names: Sequence[str]) -> tuple[str, ...]:
+    """The names with a number appended to repeated ones."""
+    unique: list[str] = []
     for name in names:
         candidates = (f"{name}-{number}" for number in range(2, len(names) + 2) if f"{name}-{number}" not in names)
-        found.append(name if name not in found else next(c for c in candidates if c not in found))
-    return tuple(found)
+        unique.append(name if name not in unique else next(c for c in candidates if c not in unique))
+    return tuple(unique)
 
 
-def without_holes(images: Float[Tensor, "B 3 H W"]) -> tuple[Float[Tensor, "B 3 H W"], Bool[Tensor, " B"]]:
-    """Pictures of which those with pixels that are not finite are black, and which the others are, on the CPU."""
-    whole = images.isfinite().flatten(1).all(dim=1)
-    return torch.where(whole[:, None, None, None], images, 0.0), whole.cpu()
+def blank_nonfinite(images: Float[Tensor, "B 3 H W"]) -> tuple[Float[Tensor, "B 3 H W"], Bool[Tensor, " B"]]:
+    """The images, those with non-finite pixels made black, and a mask on the CPU of the finite ones."""
+    finite = images.isfinite().flatten(1).all(dim=1)
+    return torch.where(finite[:, None, None, None], images, 0.0), finite.cpu()
 
 
-def _sound(name: str, result: RewardResult, count: int) -> RewardResult:
-    """On the CPU, and without a total that is valid but no finite number; a score too few or too many is an error."""
+def _validated(name: str, result: RewardResult, count: int) -> RewardResult:
+    """The result on the CPU, non-finite totals marked invalid."""
     for column in (result.total, result.valid, *result.scores.values()):
         if column.shape != (count,):
             raise RewardError(f"reward {name}: gave scores of shape {tuple(column.shape)} for {count} pictures")
-    scores = {figure: column.cpu() for figure, column in result.scores.items()}
+    scores = {score: column.cpu() for score, column in result.scores.items()}
     total = result.total.detach().float().cpu()
     return RewardResult(total, scores, result.valid.cpu() & torch.isfinite(total), result.details)
 
 
-def _named(reward: str, result: RewardResult) -> Mapping[str, Float[Tensor, " B"]]:
+def _score_columns(reward: str, result: RewardResult) -> dict[str, Float[Tensor, " B"]]:
     columns = {reward: result.total, **{f"{reward}/{n}": value for n, value in result.scores.items() if n != reward}}
     return {name: torch.where(result.valid, value.float(), torch.nan) for name, value in columns.items()}

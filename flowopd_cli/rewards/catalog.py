@@ -1,16 +1,20 @@
-"""What ``flowopd rewards`` lists, and the scores that it gives to pictures from files."""
+"""The rewards that ``flowopd rewards ls`` lists, and the scores that ``flowopd rewards score`` prints."""
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from packaging.requirements import Requirement
 
 from flowopd_cli import registry
 from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.errors import FlowOPDError, PromptError, RewardError
 from flowopd_cli.prompts.load import load_prompts
-from flowopd_cli.rewards.about import info_of, installed
+from flowopd_cli.rewards.base import RewardInfo
 from flowopd_cli.rewards.function import make_reward
 from flowopd_cli.rewards.pictures import read_picture
 from flowopd_cli.rewards.remote import isolated
@@ -23,6 +27,47 @@ def listing() -> list[dict[str, Any]]:
     return [row(name) for name in registry.REWARDS.names()]
 
 
+def row(name: str) -> dict[str, Any]:
+    """The row of one reward: whether it is installed, and what it declares about itself."""
+    try:
+        target, reason = registry.REWARDS.load(name), ""
+    except FlowOPDError as error:
+        target, reason = None, str(error)
+    info = info_of(target)
+    entry: dict[str, Any] = {"name": name, "target": registry.REWARDS.target(name)}
+    if info is None:
+        return {**entry, "installed": "no" if reason else "?", "note": reason}
+    declared = {key: getattr(info, key) for key in ("low", "high", "paper", "license", "extra", "exact", "note")}
+    if getattr(target, "info", None) is None:  # a factory chooses the weights when it is called
+        declared |= {"exact": None, "license": "", "note": ""}
+    return {**entry, "installed": "worker" if isolated.find_script(name) else installed(info.extra), **declared}
+
+
+def info_of(target: Any) -> RewardInfo | None:
+    """The declaration of a class or function, or of the class that a factory's annotation returns."""
+    info = getattr(target, "info", None)
+    if info is None:
+        try:
+            info = getattr(typing.get_type_hints(target).get("return"), "info", None)
+        except (NameError, TypeError):
+            return None
+    return info if isinstance(info, RewardInfo) else None
+
+
+def installed(extra: str | None) -> str:
+    """``yes`` or ``no`` for the packages of an extra; ``?`` where flowopd itself is not an installed package."""
+    if not extra:
+        return "yes"
+    try:
+        requirements = [Requirement(line) for line in metadata.requires("flowopd") or ()]
+    except metadata.PackageNotFoundError:
+        return "?"
+    needed = [r for r in requirements if r.marker and r.marker.evaluate({"extra": extra}) and r.name != "flowopd"]
+    if not needed:
+        return "?"
+    return "yes" if all(any(metadata.distributions(name=requirement.name)) for requirement in needed) else "no"
+
+
 def score(
     name: str, options: Mapping[str, Any], pictures: Sequence[Path], prompts: Sequence[Prompt]
 ) -> list[dict[str, Any]]:
@@ -31,13 +76,11 @@ def score(
     Raises:
         RewardError, PromptError, ArtifactError: the reward, a prompt or a picture cannot be used.
     """
-    made = scorer(name, options)
-    check = getattr(made.reward, "check", None)
-    if check is not None:
-        check(prompts)
-    opened = [read_picture(path) for path in pictures]
+    reward_scorer = scorer(name, options)
+    reward_scorer.reward.check(prompts)
+    images = [read_picture(path) for path in pictures]
     try:
-        answer = wire.cleaned(made(opened, [wire.prompt_tree(prompt) for prompt in prompts]), len(opened))
+        answer = wire.cleaned(reward_scorer(images, [wire.prompt_tree(prompt) for prompt in prompts]), len(images))
     except wire.Refusal as error:
         raise RewardError(f"reward {name}: {error}") from error
     return [
@@ -61,36 +104,17 @@ def paired(texts: Sequence[str], file: str | None, task: str | None, count: int)
     """
     if bool(texts) == (file is not None):
         raise PromptError("say what the pictures should show: --prompt TEXT, or --prompts FILE with a line for each")
-    found = load_prompts(file, task=task or "") if file else [Prompt(t, t, task or "") for t in texts]
-    if len(found) not in (1, count):
-        raise PromptError(f"{len(found)} prompts for {count} pictures: give one for all, or one for each")
-    return found * count if len(found) == 1 else found
+    prompts = load_prompts(file, task=task or "") if file else [Prompt(t, t, task or "") for t in texts]
+    if len(prompts) not in (1, count):
+        raise PromptError(f"{len(prompts)} prompts for {count} pictures: give one for all, or one for each")
+    return prompts * count if len(prompts) == 1 else prompts
 
 
 def scorer(name: str, options: Mapping[str, Any]) -> RewardScorer:
-    """A reward of the registry as the thing that answers for it, here or over HTTP."""
-    found = registry.REWARDS.load(name)
-    return RewardScorer(name, make_reward(found, name, options), options, found)
+    """A reward of the registry behind the worker's protocol.
 
-
-def row(name: str) -> dict[str, Any]:
-    """What ``flowopd rewards ls`` says of one reward."""
-    worker = isolated.find_script(name) is not None
-    try:
-        found, reason = registry.REWARDS.load(name), ""
-    except FlowOPDError as error:
-        found, reason = None, str(error)
-    info = info_of(found)
-    told: dict[str, Any] = {"name": name, "target": registry.REWARDS.target(name)}
-    if info is None:
-        return {**told, "installed": "no" if reason else "?", "note": reason}
-    about = {key: getattr(info, key) for key in ("paper", "license", "extra", "exact", "note")}
-    if getattr(found, "info", None) is None:  # a factory: whose weights it takes is its own affair
-        about |= {"exact": None, "license": "", "note": ""}
-    return {
-        **told,
-        "installed": "worker" if worker else installed(info.extra),
-        "low": info.low,
-        "high": info.high,
-        **about,
-    }
+    Raises:
+        RewardError: it is unknown, or an option is wrong.
+    """
+    factory = registry.REWARDS.load(name)
+    return RewardScorer(name, make_reward(factory, name, options), options, factory)

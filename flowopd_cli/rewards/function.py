@@ -1,4 +1,4 @@
-"""A user's own plain function as a reward, beside classes and factories that are rewards already."""
+"""Rewards from registry names: classes, factories and plain scoring functions."""
 
 from __future__ import annotations
 
@@ -18,53 +18,52 @@ from flowopd_cli.rewards.base import Reward, RewardInfo
 PARAMETERS = ["images", "prompts"]
 
 
-def make_reward(found: Any, name: str, options: Mapping[str, Any]) -> Reward:
-    """What a registry name stands for as a reward: a scoring function is wrapped, anything else is called.
+def make_reward(target: Any, name: str, options: Mapping[str, Any]) -> Reward:
+    """Make the reward of a registry name: a scoring function is wrapped, a class or factory is called.
 
-    A function whose first two parameters are ``images`` and ``prompts`` scores by itself, and the options are its
-    further arguments; a class, or any other function, returns the reward and takes the options.
+    A function whose first two parameters are ``images`` and ``prompts`` is a scoring function, and the options are its
+    further arguments.
 
     Raises:
-        RewardError: the options do not fit, or what came out is no reward.
+        RewardError: the options do not fit, or the target is no reward.
     """
     try:
-        if is_scoring_function(found):
-            inspect.signature(found).bind(None, None, **options)
-            return FunctionReward(found, name, options)
-        reward: Any = found(**options)
+        if is_scoring_function(target):
+            inspect.signature(target).bind(None, None, **options)
+            return FunctionReward(target, name, options)
+        reward = target(**options)
     except TypeError as error:
         raise RewardError(f"reward {name}: {error}") from error
-    sound = callable(reward) and isinstance(getattr(reward, "info", None), RewardInfo)
-    if not sound:
+    if not isinstance(reward, Reward) or not isinstance(getattr(reward, "info", None), RewardInfo):
         raise RewardError(
-            f"reward {name}: is no reward: want a class or a factory whose result has an info, "
-            "or a function f(images, prompts)"
+            f"reward {name}: is no reward: expected a subclass of flowopd_cli.rewards.base.Reward with an info, a "
+            "factory that returns one, or a function f(images, prompts)"
         )
     return reward
 
 
-def is_scoring_function(found: Any) -> bool:
-    """Whether this is a plain function ``f(images, prompts, ...)``."""
-    return inspect.isfunction(found) and list(inspect.signature(found).parameters)[:2] == PARAMETERS
+def is_scoring_function(target: Any) -> bool:
+    """Whether the target is a plain function ``f(images, prompts, ...)``."""
+    return inspect.isfunction(target) and list(inspect.signature(target).parameters)[:2] == PARAMETERS
 
 
-class FunctionReward:
-    """A function ``f(images, prompts, **options)`` that returns a number for each picture, or a ``RewardResult``.
+class FunctionReward(Reward):
+    """A function ``f(images, prompts, **options)`` that returns a number for each image, or a ``RewardResult``.
 
-    ``None``, NaN and infinities make their picture invalid. A function may declare itself by an attribute ``info``.
+    ``None``, NaN and infinities make their image invalid. The function may have an attribute ``info``.
     """
 
     def __init__(self, function: Callable[..., Any], name: str, options: Mapping[str, Any]) -> None:
         self.function, self.name, self.options = function, name, dict(options)
-        infinite = float("inf")
-        own = getattr(function, "info", None)
-        self.info = own if isinstance(own, RewardInfo) else RewardInfo(function.__name__, "none", -infinite, infinite)
+        infinity = float("inf")
+        info = getattr(function, "info", None)
+        self.info = info if isinstance(info, RewardInfo) else RewardInfo(function.__name__, "none", -infinity, infinity)
 
     def __call__(self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]) -> RewardResult:
-        """Score B pictures in [0, 1].
+        """Score B images in [0, 1].
 
         Raises:
-            RewardError: not one number for each picture came back.
+            RewardError: the function did not return one number per image.
         """
         result = self.function(images, prompts, **self.options)
         if isinstance(result, RewardResult):
@@ -84,5 +83,5 @@ class FunctionReward:
             return [float("nan") if value is None else float(value) for value in entries]
         except (TypeError, ValueError) as error:
             raise RewardError(
-                f"reward {self.name}: want a number for each picture, got {type(result).__name__} ({error})"
+                f"reward {self.name}: expected a number for each picture, got {type(result).__name__} ({error})"
             ) from error

@@ -13,14 +13,14 @@ from torch import Tensor
 from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.core.types import RewardResult
 from flowopd_cli.errors import RewardError
-from flowopd_cli.rewards.base import RewardInfo
+from flowopd_cli.rewards.base import Reward, RewardInfo
 from flowopd_cli.rewards.pictures import to_pil
 
 UNHELD = "JPEG cannot hold a picture of this size"
 DIVISORS = {"ddpo": 1.0, "flow_grpo": 500.0}
 
 
-class JpegReward:
+class JpegReward(Reward):
     """``-kB / divisor``, a kilobyte being 1000 bytes: the simpler the picture, the nearer to 0. The prompt is ignored.
 
     ``variant`` is ``ddpo`` (divisor 1) or ``flow_grpo`` (500). ``scores`` has ``kilobytes``, where less is better.

@@ -1,12 +1,14 @@
-"""Pictures between forms: tensors in [0, 1], bytes, PIL."""
+"""Conversions of images between files, PIL, bytes and tensors in [0, 1]."""
 
 from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
@@ -20,11 +22,11 @@ MOST_PIXELS = 64 << 20
 
 
 def read_picture(path: Path) -> Image.Image:
-    """The RGB pixels of a PNG, JPEG or WebP file. Its size is known before a pixel is unpacked: a few kilobytes can
-    stand for gigabytes.
+    """The RGB pixels of a PNG, JPEG or WebP file. Its size is checked before decoding, because a few kilobytes can
+    unpack to gigabytes.
 
     Raises:
-        ArtifactError: it is missing, none of these, damaged, or has more than 64 million pixels.
+        ArtifactError: the file is missing, of another format, damaged, or has more than 64 million pixels.
     """
     try:
         with warnings.catch_warnings():
@@ -35,9 +37,9 @@ def read_picture(path: Path) -> Image.Image:
                 return picture.convert("RGB")
     except (MemoryError, KeyboardInterrupt):
         raise
-    except Exception as error:  # whatever PIL's decoders raise over hostile bytes
-        what = "no PNG, JPEG or WebP" if isinstance(error, UnidentifiedImageError) else one_line(error)[:200]
-        raise ArtifactError(f"{path}: cannot be read as a picture ({what})") from error
+    except Exception as error:  # any that PIL's decoders raise over hostile bytes
+        reason = "no PNG, JPEG or WebP" if isinstance(error, UnidentifiedImageError) else one_line(error)[:200]
+        raise ArtifactError(f"{path}: cannot be read as a picture ({reason})") from error
 
 
 def to_arrays(images: Float[Tensor, "B 3 H W"]) -> NDArray[np.uint8]:
@@ -47,12 +49,18 @@ def to_arrays(images: Float[Tensor, "B 3 H W"]) -> NDArray[np.uint8]:
 
 
 def to_pil(images: Float[Tensor, "B 3 H W"]) -> list[Image.Image]:
-    """One RGB picture each."""
+    """One RGB image each."""
     return [Image.fromarray(array) for array in to_arrays(images)]
 
 
+def to_tensor(images: Sequence[Image.Image]) -> Float[Tensor, "B 3 H W"]:
+    """RGB images of one size as a tensor in [0, 1]."""
+    arrays = np.stack([np.asarray(image.convert("RGB")) for image in images])
+    return torch.from_numpy(arrays).permute(0, 3, 1, 2).float() / 255
+
+
 def is_whole_png(path: Path) -> bool:
-    """Whether a file is there and ends as a PNG does."""
+    """Whether the file exists and ends with a PNG's last chunk."""
     try:
         with path.open("rb") as handle:
             handle.seek(-len(_END), os.SEEK_END)

@@ -23,7 +23,7 @@ from torch import Tensor
 from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.core.types import RewardResult
 from flowopd_cli.errors import RewardError
-from flowopd_cli.rewards.base import RewardInfo
+from flowopd_cli.rewards.base import Reward, RewardInfo
 from flowopd_cli.rewards.pictures import to_pil
 from flowopd_cli.rewards.remote.http import RETRYABLE, EndpointError, Patience, join_url, post_json
 from flowopd_cli.system.threads import in_parallel
@@ -96,7 +96,7 @@ class Judgement(NamedTuple):
     refused: bool = False
 
 
-class VLMReward:
+class VLMReward(Reward):
     """The judge's number: ``raw`` in its own range (1 to 5 in the presets), and the total, ``raw / divisor``."""
 
     concurrent = True

@@ -1,57 +1,92 @@
-"""Where weights come from: a local path, a pinned Hub file, or a URL whose digest is checked. No pickle is trusted.
+"""Weights of rewards: local files, pinned Hub files, checked downloads, and models that several rewards share.
 
-A pickled checkpoint is read with ``weights_only=True``, and only when its sha256 has been stated: here, by the Hub for
-a pinned commit, or by the user, who writes ``file.pt#sha256=...``.
+No pickle is trusted: a pickled checkpoint is read with ``weights_only=True``, and only when its SHA-256 is pinned here,
+by the Hub at a pinned commit, or by the user, who writes ``file.pt#sha256=...``.
 """
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 import os
 import re
 import shutil
 import tempfile
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
-
-from torch import Tensor
+from threading import Lock
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from weakref import WeakValueDictionary
 
 from flowopd_cli.errors import ArtifactError, one_line
-from flowopd_cli.rewards.remote.digests import file_digest
+from flowopd_cli.system.files import sha256_file
 from flowopd_cli.system.paths import cache_dir
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".onnx")
 CHUNK = 1 << 20
 TIMEOUT = 60.0
 COMMIT, DIGEST = re.compile(r"[0-9a-f]{40}"), re.compile(r"[0-9a-f]{64}")
 _STATED = re.compile(r"(?P<source>.+)#sha256=(?P<digest>[0-9a-f]{64})", re.DOTALL)
+Model = TypeVar("Model")
+_shared: WeakValueDictionary[Any, Any] = WeakValueDictionary()
+_lock = Lock()
 
 
 class Weights(NamedTuple):
-    """A file of weights, and what its sha256 is known to begin with; ``None`` where nothing is known."""
+    """A file of weights and its pinned SHA-256, or a prefix of it; ``None`` when it is not pinned."""
 
     path: Path
     sha256: str | None = None
 
 
 def split_digest(source: str) -> tuple[str, str | None]:
-    """``source#sha256=digest`` in two; a source without a digest as it is."""
-    found = _STATED.fullmatch(source)
-    return (found["source"], found["digest"]) if found else (source, None)
+    """Split ``source#sha256=digest``; the digest of a plain source is ``None``."""
+    match = _STATED.fullmatch(source)
+    return (match["source"], match["digest"]) if match else (source, None)
+
+
+def path_digest(path: Path) -> str:
+    """``sha256:`` and the digest of a file, or of the digests of a folder's weights in the order of their names."""
+    if path.is_file():
+        return f"sha256:{sha256_file(path)}"
+    files = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES and file.is_file())
+    return f"sha256:{hashlib.sha256(''.join(map(sha256_file, files)).encode()).hexdigest()}"
+
+
+def weights_id(source: str) -> str:
+    """An identifier of weights: a Hub id as it is, a local file or folder by its SHA-256."""
+    path = Path(split_digest(source)[0])
+    return path_digest(path) if path.exists() else source
+
+
+def shared(load: Callable[..., Model], *names: str | None, **options: Any) -> Model:
+    """``load(*names, **options)``, or the model still in use that an earlier call with equal arguments loaded."""
+    bound = inspect.signature(load).bind(*names, **options)
+    bound.apply_defaults()
+    key = (load.__module__, load.__qualname__, repr(bound.arguments))
+    with _lock:
+        model = _shared.get(key)
+        if model is None:
+            model = _shared[key] = load(*names, **options)
+        return model
 
 
 def pick_device(device: str = "auto") -> str:
-    """``auto`` is the GPU where there is one."""
+    """The device; ``auto`` is the GPU where there is one."""
     import torch
 
     return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
 
 
 def hub_file(repo: str, filename: str, *, revision: str | None = None) -> Weights:
-    """A file of a Hub repository, or of a local folder of that name. At a pinned commit the Hub vouches for its digest.
+    """A file of a Hub repository, or of a local folder of that name. At a pinned commit its digest is the Hub's.
 
     Raises:
-        ArtifactError: it is neither there nor reachable.
+        ArtifactError: the file is missing or cannot be fetched.
     """
     if Path(repo).is_dir():
         path = Path(repo) / filename
@@ -70,15 +105,15 @@ def hub_file(repo: str, filename: str, *, revision: str | None = None) -> Weight
 
 
 def download(url: str, *, sha256: str | None, name: str | None = None) -> Path:
-    """A file from a URL, kept in the cache. ``sha256`` may be a prefix of the digest; ``None`` trusts nothing but TLS.
+    """A file from a URL, cached. ``sha256`` may be a prefix of the digest; without one only https is accepted.
 
     Raises:
-        ArtifactError: it cannot be fetched, or is not the file that was expected.
+        ArtifactError: the file cannot be fetched, or its digest is another one.
     """
     if not url.startswith("https://") and sha256 is None:
-        raise ArtifactError(f"{url}: is not fetched without https:// unless its digest is stated (URL#sha256=...)")
+        raise ArtifactError(f"{url}: is not fetched without https:// unless its digest is pinned (URL#sha256=...)")
     target = cache_dir() / "weights" / (name or _file_name(url))
-    if target.is_file() and (sha256 is None or file_digest(target).startswith(sha256)):
+    if target.is_file() and (sha256 is None or sha256_file(target).startswith(sha256)):
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, partial = tempfile.mkstemp(dir=target.parent, prefix=target.name)
@@ -88,7 +123,7 @@ def download(url: str, *, sha256: str | None, name: str | None = None) -> Path:
             size = source.headers.get("Content-Length")
         if size is not None and Path(partial).stat().st_size != int(size):
             raise OSError(f"it broke off after {Path(partial).stat().st_size} of {size} bytes")
-        found = file_digest(Path(partial))
+        found = sha256_file(Path(partial))
         if sha256 is not None and not found.startswith(sha256):
             raise ArtifactError(f"{url}: sha256 is {found}, expected {sha256}; the file was not kept")
         os.replace(partial, target)
@@ -107,15 +142,15 @@ def _file_name(url: str) -> str:
 
 
 def refuse_unpinned(path: Path, sha256: str | None, name: str | None = None) -> None:
-    """Refuse a pickled checkpoint whose digest nobody stated, or that is another file; ``name`` is what the user wrote.
+    """Refuse a pickled checkpoint whose digest is not pinned or differs; ``name`` is the user's name for it.
 
     Raises:
-        ArtifactError: with the digest that it has.
+        ArtifactError: the message has the actual digest.
     """
-    found = file_digest(path)
+    found = sha256_file(path)
     if sha256 is None:
         raise ArtifactError(
-            f"{name or path}: a pickled checkpoint whose sha256 nobody stated: if you trust it, write "
+            f"{name or path}: a pickled checkpoint without a pinned sha256: if you trust it, write "
             f"{name or path}#sha256={found}, or convert it to .safetensors"
         )
     if not found.startswith(sha256):
@@ -123,13 +158,12 @@ def refuse_unpinned(path: Path, sha256: str | None, name: str | None = None) -> 
 
 
 def load_tensors(path: str | Path, sha256: str | None = None, name: str | None = None) -> dict[str, Tensor]:
-    """Tensors of a safetensors file, or of a PyTorch checkpoint of this digest read with ``weights_only=True``.
+    """Tensors of a safetensors file, or of a pinned PyTorch checkpoint read with ``weights_only=True``.
 
-    ``{"state_dict": ...}`` and ``{"model": ...}`` wrappers are opened. ``name`` is what the user called the file.
+    ``{"state_dict": ...}`` and ``{"model": ...}`` wrappers are opened. ``name`` is the user's name for the file.
 
     Raises:
-        ArtifactError: the file is missing, is neither, holds something other than tensors, or is a pickle whose digest
-            nobody stated.
+        ArtifactError: the file is missing, unreadable, holds no tensors, or is a pickle that is not pinned.
     """
     import torch
     from safetensors.torch import load_file
@@ -150,16 +184,16 @@ def load_tensors(path: str | Path, sha256: str | None = None, name: str | None =
             tree = tree[wrapper]
     if not isinstance(tree, Mapping):
         raise ArtifactError(f"{path}: holds {type(tree).__name__}, not named tensors")
-    return {name: value for name, value in tree.items() if isinstance(value, Tensor)}
+    return {name: value for name, value in tree.items() if isinstance(value, torch.Tensor)}
 
 
-def refuse_mismatch(what: str, missing: list[str], unexpected: list[str], misshaped: list[str]) -> None:
+def refuse_mismatch(source: str, missing: list[str], unexpected: list[str], misshaped: list[str]) -> None:
     """Refuse weights whose names or shapes are not those of the model.
 
     Raises:
         ArtifactError: names the first of each kind.
     """
-    found = {"missing": missing, "unexpected": unexpected, "of another shape": misshaped}
-    parts = [f"{len(names)} {kind} (first {names[0]})" for kind, names in found.items() if names]
+    kinds = {"missing": missing, "unexpected": unexpected, "of another shape": misshaped}
+    parts = [f"{len(names)} {kind} (first {names[0]})" for kind, names in kinds.items() if names]
     if parts:
-        raise ArtifactError(f"{what}: these are not its weights: {', '.join(parts)}")
+        raise ArtifactError(f"{source}: these are not its weights: {', '.join(parts)}")

@@ -1,57 +1,50 @@
-"""Tasks that mostly wait, in threads that never hold up the end of the program."""
+"""Tasks in threads that never delay the exit of the program, as the threads of ``ThreadPoolExecutor`` would."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
-from typing import Generic, TypeVar
+from concurrent.futures import Future
+from queue import Empty, SimpleQueue
+from threading import Event, Thread
+from typing import TypeVar
 
 T = TypeVar("T")
 
 
-class Background(Generic[T]):
-    """A task that has begun in a thread of its own."""
+class Background(Future[T]):
+    """The future of a task that runs in a daemon thread of its own."""
 
     def __init__(self, task: Callable[[], T]) -> None:
-        self._task = task
-        self._results: list[T] = []
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
+        super().__init__()
+        Thread(target=self._run, args=(task,), daemon=True).start()
 
     @property
     def failed(self) -> bool:
-        """Whether it has ended with an error, which :meth:`result` raises."""
-        return self._error is not None
+        """Whether the task has ended with an exception, which ``result()`` raises."""
+        return self.done() and self.exception() is not None
 
-    def result(self) -> T:
-        """What it returned, when it is done; what it raised is raised here."""
-        self._thread.join()
-        if self._error is not None:
-            raise self._error
-        return self._results[0]
-
-    def _run(self) -> None:
+    def _run(self, task: Callable[[], T]) -> None:
         try:
-            self._results.append(self._task())
+            self.set_result(task())
         except BaseException as error:
-            self._error = error
+            self.set_exception(error)
 
 
 def in_parallel(tasks: Sequence[Callable[[], T]], workers: int) -> list[T]:
-    """Results of the tasks in their order, ``workers`` of them at a time; after an error no more are begun."""
+    """Results of the tasks in their order, at most ``workers`` at a time. After an exception no further task starts."""
     if workers <= 1 or len(tasks) <= 1:
         return [task() for task in tasks]
+    pending: SimpleQueue[int] = SimpleQueue()
+    for number in range(len(tasks)):
+        pending.put(number)
     results: dict[int, T] = {}
-    todo = iter(range(len(tasks)))
-    lock = threading.Lock()
-    failed = threading.Event()
+    failed = Event()
 
     def work() -> None:
         while not failed.is_set():
-            with lock:
-                number = next(todo, None)
-            if number is None:
+            try:
+                number = pending.get_nowait()
+            except Empty:
                 return
             try:
                 results[number] = tasks[number]()

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.core.types import RewardResult
-from flowopd_cli.rewards.base import RewardInfo
+from flowopd_cli.rewards.base import Reward, RewardInfo
 from flowopd_cli.toy.ink import clean_paper, read_ink
 
 RESIDUAL_SCALE = 0.2
@@ -31,7 +31,7 @@ def print_quality(images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, " B"]:
     return torch.exp(-dirt / RESIDUAL_SCALE) * contrast
 
 
-class QualityReward:
+class QualityReward(Reward):
     """The reward ``toy-quality``."""
 
     info = RewardInfo(name="quality", paper="docs/toy.md", low=0.0, high=1.0)

@@ -1,4 +1,4 @@
-"""Servers that answer by a script, closed after the test; the tests' own checkpoints, which are taken as they are."""
+"""Scripted HTTP servers, and permission to read the pickles that the tests write."""
 
 import pytest
 from support.scripted import Scripted
@@ -6,19 +6,19 @@ from support.trusting import trusting
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _own_checkpoints():
+def _trust_pickles():
     with trusting():
         yield
 
 
 @pytest.fixture
 def serve():
-    made = []
+    servers = []
 
     def make(*replies):
-        made.append(Scripted(*replies))
-        return made[-1]
+        servers.append(Scripted(*replies))
+        return servers[-1]
 
     yield make
-    for server in made:
+    for server in servers:
         server.close()

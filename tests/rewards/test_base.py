@@ -13,7 +13,7 @@ from flowopd_cli.core.advantages import group_advantages
 from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.core.types import RewardResult
 from flowopd_cli.errors import PromptError, RewardError
-from flowopd_cli.rewards.base import RewardInfo, RewardMix, Weighted, numbered
+from flowopd_cli.rewards.base import Reward, RewardInfo, RewardMix, Weighted, unique_names
 from flowopd_cli.rewards.jpeg import JpegReward
 from flowopd_cli.system.threads import in_parallel
 from flowopd_cli.train import collect
@@ -21,7 +21,7 @@ from flowopd_cli.train import collect
 A, B = Prompt("1", "x", "a"), Prompt("2", "y", "b")
 
 
-class Constant:
+class Constant(Reward):
     def __init__(self, name, value, valid=True, extra=None):
         self.info, self.value, self.valid, self.extra = RewardInfo(name, "none", 0, 1), value, valid, extra or {}
         self.asked = []
@@ -66,8 +66,8 @@ def test_rewards_of_one_name_do_not_overwrite_each_other():
         **{"vlm-3": 1.0, "vlm-3/raw": 5.0},
     }
     assert set(result.details[0]) == {"vlm", "vlm-2", "vlm-3"}
-    assert numbered(["a", "a-2", "a", "b", "a"]) == ("a", "a-2", "a-3", "b", "a-4")
-    assert numbered(["a", "a", "a-2", "a-2"]) == ("a", "a-3", "a-2", "a-2-2")
+    assert unique_names(["a", "a-2", "a", "b", "a"]) == ("a", "a-2", "a-3", "b", "a-4")
+    assert unique_names(["a", "a", "a-2", "a-2"]) == ("a", "a-3", "a-2", "a-2-2")
 
 
 def test_one_invalid_score_makes_the_picture_invalid():

@@ -6,7 +6,7 @@ import torch
 from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.core.types import RewardResult
 from flowopd_cli.errors import RewardError
-from flowopd_cli.rewards.base import RewardInfo
+from flowopd_cli.rewards.base import Reward, RewardInfo
 from flowopd_cli.rewards.function import FunctionReward, make_reward
 
 IMAGES = torch.rand(3, 3, 4, 4)
@@ -17,7 +17,7 @@ def reds(images, prompts, gain=1.0):
     return [gain * float(image[0].mean()) for image in images]
 
 
-class Red:
+class Red(Reward):
     info = RewardInfo("red", "none", 0, 1)
 
     def __init__(self, gain=1.0):

@@ -1,4 +1,4 @@
-"""Pickled checkpoints are read when their sha256 is stated, and not otherwise."""
+"""Pickled checkpoints are read when their SHA-256 is pinned, and not otherwise."""
 
 import os
 
@@ -11,11 +11,16 @@ from flowopd_cli.errors import ArtifactError
 from flowopd_cli.rewards import weights
 from flowopd_cli.rewards.geneval.mmdet_weights import load_network
 from flowopd_cli.rewards.preference import clip
-from flowopd_cli.rewards.preference.scoring import known_as, weights_file
-from flowopd_cli.rewards.weights import download, hub_file, load_tensors, split_digest
+from flowopd_cli.rewards.preference.scoring import weights_file
+from flowopd_cli.rewards.weights import download, hub_file, load_tensors, split_digest, weights_id
 from flowopd_cli.system.files import sha256_file
 
 COMMIT = "0123456789" * 4
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _trust_pickles():
+    """No exemption here: this module tests the refusal."""
 
 
 @pytest.fixture
@@ -25,20 +30,20 @@ def pickled(tmp_path):
     return path
 
 
-def test_a_pickle_is_read_when_its_digest_is_stated(pickled):
+def test_a_pickle_is_read_when_its_digest_is_pinned(pickled):
     digest = sha256_file(pickled)
     assert load_tensors(*weights_file(f"{pickled}#sha256={digest}", "w.pt")).keys() == {"a"}
     assert load_tensors(*weights_file(f"{pickled.parent}#sha256={digest}", "w.pt")).keys() == {"a"}
-    assert known_as(f"{pickled}#sha256={digest}") == known_as(str(pickled))
+    assert weights_id(f"{pickled}#sha256={digest}") == weights_id(str(pickled))
 
 
-def test_a_pickle_of_which_nobody_stated_anything_is_not_opened(pickled, monkeypatch):
+def test_a_pickle_without_a_pinned_digest_is_not_opened(pickled, monkeypatch):
     monkeypatch.setattr(torch, "load", lambda *given, **more: pytest.fail("opened"))
     with pytest.raises(ArtifactError, match=f"write .*#sha256={sha256_file(pickled)}, or convert"):
         load_tensors(*weights_file(str(pickled), "w.pt"))
     with pytest.raises(ArtifactError, match=r"sha256 is .*, expected 00"):
         load_tensors(*weights_file(f"{pickled}#sha256={'0' * 64}", "w.pt"))
-    with pytest.raises(ArtifactError, match="a pickled checkpoint whose sha256 nobody stated"):
+    with pytest.raises(ArtifactError, match="a pickled checkpoint without a pinned sha256"):
         load_network(str(pickled))
 
 
@@ -69,7 +74,7 @@ def test_the_hub_vouches_for_what_it_has_at_a_commit(pickled, tmp_path, monkeypa
     hub(tmp_path / "hub", monkeypatch, pickled.read_bytes(), digest)
     assert load_tensors(*hub_file("me/it", "pytorch_model.bin", revision=COMMIT)).keys() == {"a"}
     for revision in (None, "main", COMMIT[:12]):
-        with pytest.raises(ArtifactError, match="nobody stated"):
+        with pytest.raises(ArtifactError, match="without a pinned sha256"):
             load_tensors(*hub_file("me/it", "pytorch_model.bin", revision=revision))
 
 

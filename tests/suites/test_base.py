@@ -8,7 +8,7 @@ import torch
 from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.core.types import RewardResult
 from flowopd_cli.errors import RewardError
-from flowopd_cli.rewards.base import RewardInfo
+from flowopd_cli.rewards.base import Reward, RewardInfo
 from flowopd_cli.suites.base import Suite, aggregate, as_float, image_seed, score, summarize
 
 
@@ -44,7 +44,7 @@ def test_nan_is_left_out():
     assert aggregate([math.nan], ["p"], [""])[0] == {}
 
 
-class Bright:
+class Bright(Reward):
     info = RewardInfo("bright", "none", 0, 1)
 
     def __call__(self, images, prompts):

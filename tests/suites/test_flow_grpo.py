@@ -9,7 +9,7 @@ from flowopd_cli import registry
 from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.core.types import RewardResult
 from flowopd_cli.errors import ArtifactError
-from flowopd_cli.rewards.base import RewardInfo
+from flowopd_cli.rewards.base import Reward, RewardInfo
 from flowopd_cli.suites import flow_grpo, geneval
 from flowopd_cli.suites.base import NamedReward, SuiteGroup, score, summarize
 
@@ -119,7 +119,7 @@ def test_every_public_suite_is_made_without_any_file(name):
 
 
 def test_an_inexact_reward_marks_its_suite():
-    class Guess:
+    class Guess(Reward):
         info = RewardInfo("guess", "none", 0, 1, exact=False, note="a guess")
         engine = "guess-1"
 

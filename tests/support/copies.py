@@ -21,7 +21,7 @@ from flowopd_cli.errors import Interrupted, RewardError
 from flowopd_cli.models.adapters import AdapterBank
 from flowopd_cli.models.loading import LoadOptions
 from flowopd_cli.models.sd3 import SD3Model
-from flowopd_cli.rewards.base import RewardInfo
+from flowopd_cli.rewards.base import Reward, RewardInfo
 from flowopd_cli.runs.run import RunDir
 from flowopd_cli.stages.training import model as _model
 from flowopd_cli.system.progress import Silent
@@ -35,7 +35,7 @@ TRAIN = {"iterations": 4, "group_size": 4, "updates": 3, "micro": 5, "rollout_ba
 REWARD = {"name": "support.copies:Light", "task": "a", "options": {"upper": True}}
 
 
-class Light:
+class Light(Reward):
     """The mean of a half of the picture, in ``levels`` if told so; now and then there is none."""
 
     def __init__(self, upper, levels=0):

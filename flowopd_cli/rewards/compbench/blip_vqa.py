@@ -21,15 +21,14 @@ from torch import Tensor
 
 from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.core.types import RewardResult
-from flowopd_cli.rewards.base import RewardInfo
+from flowopd_cli.rewards.base import Reward, RewardInfo
 from flowopd_cli.rewards.compbench.blip_weights import CHECKPOINT, GRID, HUB_GRID, load_blip, tokenizer_place
 from flowopd_cli.rewards.compbench.phrases import approximations, load_parser
 from flowopd_cli.rewards.compbench.rules import attribute_score, clean_question, questions
 from flowopd_cli.rewards.pictures import to_pil
 from flowopd_cli.rewards.preference.clip import as_dtype, read, split_revision
-from flowopd_cli.rewards.preference.scoring import declared, known_as
-from flowopd_cli.rewards.shared import shared
-from flowopd_cli.rewards.weights import pick_device, split_digest
+from flowopd_cli.rewards.preference.scoring import declared
+from flowopd_cli.rewards.weights import pick_device, shared, split_digest, weights_id
 
 ENC, DEC, YES, NO = 30523, 30522, 2748, 2053
 MAX_TOKENS = 35
@@ -131,7 +130,7 @@ class BlipVQA:
         return (likely[:, YES] / (likely[:, YES] + likely[:, NO])).tolist()
 
 
-class BlipVQAReward:
+class BlipVQAReward(Reward):
     """The reward ``blip-vqa``: the product of P(yes) over the prompt's noun phrases."""
 
     info = RewardInfo(
@@ -163,7 +162,7 @@ class BlipVQAReward:
         self.parser = load_parser(parser)
         self.model = shared(BlipVQA.load, model, **options)
         self.engine = f"blip-vqa-{self.model.grid}/{self.parser.name}"
-        self.weights = {"model": known_as(model), "dtype": dtype}
+        self.weights = {"model": weights_id(model), "dtype": dtype}
         notes = [*approximations(self.parser), *self.model.approximations()]
         info = replace(self.info, exact=not notes, note="; ".join(notes))
         self.info = declared(info, split_digest(model)[0] == CHECKPOINT and tokenizer is None, dtype)

@@ -18,8 +18,7 @@ from torch import Tensor
 from flowopd_cli.rewards.compbench.detectors import complete
 from flowopd_cli.rewards.compbench.spatial import frame_size
 from flowopd_cli.rewards.preference.clip import as_dtype
-from flowopd_cli.rewards.preference.scoring import known_as
-from flowopd_cli.rewards.weights import pick_device
+from flowopd_cli.rewards.weights import pick_device, weights_id
 
 DPT_HYBRID = "Intel/dpt-hybrid-midas"
 SIDE = 480
@@ -57,7 +56,7 @@ class DepthEstimator:
 
         model = complete(DPTForDepthEstimation, source, unused=UNUSED)
         made = cls(model.to(pick_device(device), as_dtype(dtype)), batch=batch)
-        made.engine = f"{cls.name}/{known_as(source)}"
+        made.engine = f"{cls.name}/{weights_id(source)}"
         return made
 
     @torch.no_grad()

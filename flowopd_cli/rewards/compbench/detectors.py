@@ -19,8 +19,7 @@ from flowopd_cli.errors import MissingDependency, RewardError
 from flowopd_cli.rewards.compbench.spatial import plain_iou
 from flowopd_cli.rewards.geneval.rules import Detection
 from flowopd_cli.rewards.preference.clip import as_dtype, read, split_revision
-from flowopd_cli.rewards.preference.scoring import known_as
-from flowopd_cli.rewards.weights import pick_device, refuse_mismatch
+from flowopd_cli.rewards.weights import pick_device, refuse_mismatch, weights_id
 
 GROUNDING_DINO = "IDEA-Research/grounding-dino-tiny@a2bb814dd30d776dcf7e30523b00659f4f141c71"
 OWLV2 = "google/owlv2-base-patch16-ensemble@cfd3195ba4ea9592eec887ded089f4c08eff231d"
@@ -88,7 +87,7 @@ class GroundingDino(_Loaded):
         place = split_revision(source)
         tokenizer, processor = read(BertTokenizer, *place), read(GroundingDinoImageProcessorPil, *place)
         made = cls(model, tokenizer, processor, threshold=threshold, batch=batch)
-        made.engine = f"{cls.name}/{known_as(source)}"
+        made.engine = f"{cls.name}/{weights_id(source)}"
         return made
 
     @torch.no_grad()
@@ -164,7 +163,7 @@ class Owlv2(_Loaded):
         place = split_revision(source)
         tokenizer, processor = read(CLIPTokenizer, *place), read(Owlv2ImageProcessorPil, *place)
         made = cls(model, tokenizer, processor, threshold=threshold, batch=batch)
-        made.engine = f"{cls.name}/{known_as(source)}"
+        made.engine = f"{cls.name}/{weights_id(source)}"
         return made
 
     @torch.no_grad()

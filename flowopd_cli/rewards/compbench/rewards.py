@@ -20,7 +20,7 @@ from torch import Tensor
 from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.core.types import RewardResult
 from flowopd_cli.errors import PromptError
-from flowopd_cli.rewards.base import RewardInfo
+from flowopd_cli.rewards.base import Reward, RewardInfo
 from flowopd_cli.rewards.compbench.blip_vqa import BlipVQA
 from flowopd_cli.rewards.compbench.blip_weights import CHECKPOINT
 from flowopd_cli.rewards.compbench.depth import DPT_HYBRID, DepthEstimator
@@ -41,8 +41,7 @@ from flowopd_cli.rewards.compbench.spatial import (
 from flowopd_cli.rewards.geneval.rules import Detection
 from flowopd_cli.rewards.pictures import to_pil
 from flowopd_cli.rewards.preference.clip import ClipEncoder, paired_cosine
-from flowopd_cli.rewards.preference.scoring import known_as
-from flowopd_cli.rewards.shared import shared
+from flowopd_cli.rewards.weights import shared, weights_id
 
 PAPER = "arXiv 2307.06350"
 CLIP_BASE = "openai/clip-vit-base-patch32@3d74acf9a28c67741b2f4f2ea7635f0aaf6f0268"
@@ -51,7 +50,7 @@ DETECTOR = "grounding-dino"
 Report = dict[str, Any]
 
 
-class OverDetector:
+class OverDetector(Reward):
     """What rewards over a detector alone share: it, the parser of prompts, and the name that says so."""
 
     info: RewardInfo
@@ -96,7 +95,7 @@ class SpatialReward(OverDetector):
         return _result(list(map(judged, rules, found)), details, found, self.engine)
 
 
-class Spatial3DReward:
+class Spatial3DReward(Reward):
     """The reward ``compbench-3d-spatial``: two objects, one in front of, behind or hidden by the other."""
 
     info = RewardInfo(f"3d_spatial[{DETECTOR}+{DepthEstimator.name}]", PAPER, 0.0, 1.0, license="Apache-2.0",
@@ -120,7 +119,7 @@ class Spatial3DReward:
         self.plane = SpatialReward(detector, parser=parser, device=device, batch=batch)
         self.depth = shared(DepthEstimator.load, depth, device=device, batch=batch)
         self.engine = f"{self.plane.engine}/{self.depth.engine}"
-        self.weights = {**self.plane.weights, "depth": known_as(depth)}
+        self.weights = {**self.plane.weights, "depth": weights_id(depth)}
         self.info = _named(self.info, "3d_spatial", self.plane.detector.name, f"+{self.depth.name}")
 
     def check(self, prompts: Sequence[Prompt]) -> None:
@@ -201,7 +200,7 @@ class ComplexReward(OverDetector):
         self.blip = shared(BlipVQA.load, blip, device=device, batch=batch)
         self.clip = shared(ClipEncoder.load, clip, device=device, batch=batch)
         self.engine = f"3-in-1/{self.engine}"
-        self.weights = {"blip": known_as(blip), "clip": known_as(clip), **self.weights}
+        self.weights = {"blip": weights_id(blip), "clip": weights_id(clip), **self.weights}
 
     def check(self, prompts: Sequence[Prompt]) -> None:
         """Refuse prompts that do not say which relations they have.

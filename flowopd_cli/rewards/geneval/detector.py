@@ -27,8 +27,7 @@ from flowopd_cli.rewards.geneval.mmdet_weights import load_network
 from flowopd_cli.rewards.geneval.rules import COLORS, DEFAULTS, Detection, GenEvalOptions, keep
 from flowopd_cli.rewards.pictures import to_arrays
 from flowopd_cli.rewards.preference.clip import ClipEncoder, as_dtype
-from flowopd_cli.rewards.preference.scoring import known_as
-from flowopd_cli.rewards.weights import pick_device
+from flowopd_cli.rewards.weights import pick_device, weights_id
 
 CLIP = "openai/clip-vit-large-patch14@32bd64288804d66eefd0ccbe215aa642df71cc41"
 SHORT_SIDE, LONG_SIDE = 800, 1333
@@ -98,7 +97,7 @@ class Mask2FormerDetector:
         changes += [f"+{Path(s.clip).name}"] * (s.clip != CLIP)
         self.name = network.name + "".join(changes)
         self.official = network.official and not changes
-        self.weights = {"detector": self.name, "clip": known_as(s.clip)}
+        self.weights = {"detector": self.name, "clip": weights_id(s.clip)}
 
     def check(self, prompts: Sequence[Prompt]) -> None:
         """Refuse prompts that ask for a class or a color that nobody can find.

@@ -23,14 +23,8 @@ from flowopd_cli.errors import ArtifactError
 from flowopd_cli.prompts.coco import COCO_CLASSES
 from flowopd_cli.rewards.geneval.mmdet_keys import INDEX_TABLE, UNREAD_NORM, Architecture, convert, modern
 from flowopd_cli.rewards.preference.clip import read, refuse_incomplete, split_revision
-from flowopd_cli.rewards.weights import (
-    download,
-    file_digest,
-    load_tensors,
-    refuse_mismatch,
-    refuse_unpinned,
-    split_digest,
-)
+from flowopd_cli.rewards.weights import download, load_tensors, refuse_mismatch, refuse_unpinned, split_digest
+from flowopd_cli.system.files import sha256_file
 from flowopd_cli.system.paths import cache_dir
 
 SERVER = "https://download.openmmlab.com/mmdetection"
@@ -87,7 +81,7 @@ def fetch() -> Path:
 
 
 def _from_checkpoint(path: Path, architecture: Architecture, stated: str | None) -> Network:
-    digest = file_digest(path)
+    digest = sha256_file(path)
     module = build(architecture)
     cached = cache_dir() / "converted" / f"mask2former-{digest[:16]}-{FORMAT}.safetensors"
     if path.suffix == ".safetensors":

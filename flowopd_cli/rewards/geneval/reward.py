@@ -14,7 +14,7 @@ from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.core.types import RewardResult
 from flowopd_cli.errors import PromptError, RewardError
 from flowopd_cli.prompts.clauses import faulty
-from flowopd_cli.rewards.base import RewardInfo, without_holes
+from flowopd_cli.rewards.base import Reward, RewardInfo, blank_nonfinite
 from flowopd_cli.rewards.geneval.detector import DetectorSettings, Mask2FormerDetector
 from flowopd_cli.rewards.geneval.rules import (
     SCORES,
@@ -30,7 +30,7 @@ FACEBOOK = "facebook/mask2former-swin-small-coco-instance"
 RULES, ENGINE = ({field.name for field in fields(record)} for record in (GenEvalOptions, DetectorSettings))
 
 
-class GenEvalReward:
+class GenEvalReward(Reward):
     """GenEval by its own detector, or by another one that is given; ``score`` says which score to train on.
 
     ``training`` is Flow-GRPO's partial credit, ``official`` the verdict that papers print, ``strict`` the verdict with
@@ -90,11 +90,11 @@ class GenEvalReward:
         A picture with pixels that are no numbers, or that the detector could not look at, is invalid.
         """
         self.check(prompts)
-        images, sound = without_holes(images)
+        images, finite = blank_nonfinite(images)
         found = self.detector(images, prompts)
         columns: dict[str, list[float]] = {name: [] for name in SCORES}
         details: list[dict[str, Any]] = []
-        for prompt, detections, fine in zip(prompts, found, sound.tolist(), strict=True):
+        for prompt, detections, fine in zip(prompts, found, finite.tolist(), strict=True):
             values, detail = self._judge(prompt, detections if fine else None)
             details.append({"tag": str(prompt.metadata.get("tag", "")), **detail, "detector": self.detector.name})
             for name in SCORES:

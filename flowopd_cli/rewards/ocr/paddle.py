@@ -25,7 +25,8 @@ from torch import Tensor
 from flowopd_cli.errors import ArtifactError, FlowOPDError, MissingDependency, RewardError
 from flowopd_cli.rewards.ocr.rapidocr import DROP_SCORE, SIDE_LIMIT, Found, carried_model, one_line, read_pages
 from flowopd_cli.rewards.ocr.reward import Line, Reading
-from flowopd_cli.rewards.weights import download, file_digest
+from flowopd_cli.rewards.weights import download
+from flowopd_cli.system.files import sha256_file
 from flowopd_cli.system.paths import cache_dir
 
 ONNX, CONFIG = "inference.onnx", "inference.yml"
@@ -160,7 +161,7 @@ def _own_folder(folder: Path, engine: str) -> OCRModel:
     found = _MODEL_NAME.search((folder / CONFIG).read_text(encoding="utf-8"))
     if found is None:
         raise ArtifactError(f"{folder / CONFIG}: has no model_name")
-    digest = f"@{file_digest(folder / ONNX)[:8]}" if ONNX in wanted else ""
+    digest = f"@{sha256_file(folder / ONNX)[:8]}" if ONNX in wanted else ""
     return OCRModel(found[1], folder, f"{found[1]}{digest}")
 
 
@@ -176,7 +177,7 @@ def onnx_folder(onnx: Path, kind: str, *, name: str | None = None) -> OCRModel:
     if not onnx.is_file():
         raise ArtifactError(f"{onnx}: no such file")
     name = name or _paddle_name(onnx)
-    target = cache_dir() / "paddle" / f"{name}-{file_digest(onnx)[:12]}"
+    target = cache_dir() / "paddle" / f"{name}-{sha256_file(onnx)[:12]}"
     if not target.is_dir():
         config = _detector(name) if kind == "det" else _recogniser(name, onnx)
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,7 @@ from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.core.types import RewardResult
 from flowopd_cli.errors import PromptError, RewardError
 from flowopd_cli.prompts.files import target
-from flowopd_cli.rewards.base import RewardInfo
+from flowopd_cli.rewards.base import Reward, RewardInfo
 
 
 class Line(NamedTuple):
@@ -97,7 +97,7 @@ def score_text(target: str, lines: Sequence[Line]) -> OCRScore:
     )
 
 
-class OCRReward:
+class OCRReward(Reward):
     """The reward ``ocr``. A picture that the reader could not open is invalid, not zero."""
 
     info = RewardInfo(

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.core.types import RewardResult
-from flowopd_cli.rewards.base import RewardInfo
+from flowopd_cli.rewards.base import Reward, RewardInfo
 from flowopd_cli.rewards.preference.clip import ClipEncoder
-from flowopd_cli.rewards.preference.scoring import LinearStack, declared, known_as, scalar_result, weights_file
-from flowopd_cli.rewards.weights import Weights, download, load_tensors
+from flowopd_cli.rewards.preference.scoring import LinearStack, declared, scalar_result, weights_file
+from flowopd_cli.rewards.weights import Weights, download, load_tensors, weights_id
 
 MODEL = "openai/clip-vit-large-patch14@32bd64288804d66eefd0ccbe215aa642df71cc41"
 HEAD_FILE = "sac+logos+ava1-l14-linearMSE.pth"
@@ -25,7 +25,7 @@ HEAD_URL = (
 HEAD_SHA256 = "21dd590f3ccdc646f0d53120778b296013b096a035a2718c9cb0d511bff0f1e0"
 
 
-class AestheticReward:
+class AestheticReward(Reward):
     """Five linear layers without activations on the CLIP vector of length 1."""
 
     info = RewardInfo(
@@ -56,7 +56,7 @@ class AestheticReward:
         self.stack = LinearStack(load_tensors(path, digest), width, str(path))
         self.source = source
         self.info = declared(self.info, source == MODEL and head is None, dtype)
-        self.weights = {"clip": known_as(source), "head": known_as(str(path)), "dtype": dtype}
+        self.weights = {"clip": weights_id(source), "head": weights_id(str(path)), "dtype": dtype}
 
     def __call__(self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]) -> RewardResult:
         """Rate B pictures."""

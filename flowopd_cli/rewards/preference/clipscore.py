@@ -19,9 +19,10 @@ from torch import Tensor
 from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.core.types import RewardResult
 from flowopd_cli.errors import RewardError
-from flowopd_cli.rewards.base import RewardInfo
+from flowopd_cli.rewards.base import Reward, RewardInfo
 from flowopd_cli.rewards.preference.clip import ClipEncoder, paired_cosine
-from flowopd_cli.rewards.preference.scoring import clip_pixels, declared, known_as, scalar_result, text_vectors
+from flowopd_cli.rewards.preference.scoring import clip_pixels, declared, scalar_result, text_vectors
+from flowopd_cli.rewards.weights import weights_id
 
 BASE = "openai/clip-vit-base-patch32@3d74acf9a28c67741b2f4f2ea7635f0aaf6f0268"
 LARGE = "openai/clip-vit-large-patch14@32bd64288804d66eefd0ccbe215aa642df71cc41"
@@ -47,7 +48,7 @@ VARIANTS = {
 }
 
 
-class ClipScoreReward:
+class ClipScoreReward(Reward):
     """The cosine ``c`` of picture and prompt: ``c``, ``100 c / 30`` or ``2.5 max(c, 0)``, after ``variant``.
 
     ``scores`` has ``cosine``, which variants of one model and prefix share.
@@ -81,7 +82,7 @@ class ClipScoreReward:
         self.variant, self.source = VARIANTS[variant], source or VARIANTS[variant].source
         kind = BilinearClip if self.variant.bilinear else ClipEncoder
         self.encoder = kind.load(self.source, dtype=dtype, device=device, batch=batch)
-        self.weights = {"model": known_as(self.source), "variant": variant, "dtype": dtype}
+        self.weights = {"model": weights_id(self.source), "variant": variant, "dtype": dtype}
         info = replace(self.info, paper=self.variant.paper, low=self.variant.low, high=self.variant.high)
         self.info = declared(info, self.source == self.variant.source, dtype)
 

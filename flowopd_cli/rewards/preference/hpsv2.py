@@ -13,20 +13,19 @@ from torch import Tensor
 
 from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.core.types import RewardResult
-from flowopd_cli.rewards.base import RewardInfo
+from flowopd_cli.rewards.base import Reward, RewardInfo
 from flowopd_cli.rewards.pictures import to_pil
 from flowopd_cli.rewards.preference.clip import ClipEncoder, as_dtype, paired_cosine, read, split_revision
 from flowopd_cli.rewards.preference.scoring import (
     assemble,
     declared,
-    known_as,
     letterbox,
     refuse_words,
     scalar_result,
     text_vectors,
     weights_file,
 )
-from flowopd_cli.rewards.weights import load_tensors, pick_device, refuse_mismatch
+from flowopd_cli.rewards.weights import load_tensors, pick_device, refuse_mismatch, weights_id
 
 MODEL = "xswu/HPSv2@697403c78157020a1ae59d23f111aa58ced35b0a"
 FILE = "HPS_v2.1_compressed.pt"
@@ -62,7 +61,7 @@ INSIDE = {
 }
 
 
-class HPSv2Reward:
+class HPSv2Reward(Reward):
     """The cosine of picture and prompt, about 0.2 to 0.35; tables of the HPS benchmark show a hundred times it.
 
     The picture's longest side becomes 224 and the rest is black, as in the reference; square pictures have no rest.
@@ -104,7 +103,7 @@ class HPSv2Reward:
         refuse_words(words, config.text_config.vocab_size, base)
         self.encoder = ClipEncoder(model, words, pixels, batch=batch)
         self.side, self.source = config.vision_config.image_size, source
-        self.weights = {"checkpoint": known_as(source), "base": known_as(base), "dtype": dtype}
+        self.weights = {"checkpoint": weights_id(source), "base": weights_id(base), "dtype": dtype}
         self.info = declared(self.info, source == MODEL and base == BASE, dtype)
 
     def __call__(self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]) -> RewardResult:

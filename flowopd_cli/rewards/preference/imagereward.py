@@ -17,7 +17,7 @@ from torch import Tensor
 
 from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.core.types import RewardResult
-from flowopd_cli.rewards.base import RewardInfo
+from flowopd_cli.rewards.base import Reward, RewardInfo
 from flowopd_cli.rewards.pictures import to_pil
 from flowopd_cli.rewards.preference.clip import as_dtype, read, split_revision
 from flowopd_cli.rewards.preference.scoring import (
@@ -26,12 +26,11 @@ from flowopd_cli.rewards.preference.scoring import (
     centre_square,
     clip_pixels,
     declared,
-    known_as,
     refuse_words,
     scalar_result,
     weights_file,
 )
-from flowopd_cli.rewards.weights import load_tensors, pick_device, refuse_mismatch
+from flowopd_cli.rewards.weights import load_tensors, pick_device, refuse_mismatch, weights_id
 
 MODEL = "zai-org/ImageReward@5736be03b2652728fb87788c9797b0570450ab72"
 FILE = "ImageReward.pt"
@@ -56,7 +55,7 @@ VISION = {
 VISION_NAME = re.compile(r"(?:blocks\.(\d+)\.)?(.+?)(?:\.(weight|bias))?")
 
 
-class ImageRewardReward:
+class ImageRewardReward(Reward):
     """About -2 to 2, higher is better: 0 is the mean and 1 the deviation over the reference's own data."""
 
     info = RewardInfo(
@@ -97,7 +96,7 @@ class ImageRewardReward:
         self.words = read(BertTokenizer, *split_revision(tokenizer))
         refuse_words(self.words, text_config.vocab_size, tokenizer)
         self.side, self.source, self._batch = vision_config.image_size, source, batch
-        self.weights = {"checkpoint": known_as(source), "tokenizer": known_as(tokenizer), "dtype": dtype}
+        self.weights = {"checkpoint": weights_id(source), "tokenizer": weights_id(tokenizer), "dtype": dtype}
         self.info = declared(self.info, source == MODEL and tokenizer == TOKENIZER, dtype)
 
     @torch.no_grad()

@@ -11,16 +11,17 @@ from torch import Tensor
 from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.core.types import RewardResult
 from flowopd_cli.errors import RewardError
-from flowopd_cli.rewards.base import RewardInfo
+from flowopd_cli.rewards.base import Reward, RewardInfo
 from flowopd_cli.rewards.preference.clip import ClipEncoder, paired_cosine
-from flowopd_cli.rewards.preference.scoring import declared, known_as, scalar_result, text_vectors
+from flowopd_cli.rewards.preference.scoring import declared, scalar_result, text_vectors
+from flowopd_cli.rewards.weights import weights_id
 
 MODEL = "yuvalkirstain/PickScore_v1@a4e4367c6dfa7288a00c550414478f865b875800"
 PROCESSOR = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K@1c2b8495b28150b8a4922ee1c8edee224c284c0c"
 DIVISORS = {"raw": 1.0, "train": 26.0}
 
 
-class PickScoreReward:
+class PickScoreReward(Reward):
     """``exp(logit_scale) * cos(picture, prompt)``: ``raw``, as papers report it, and ``train``, a 26th of it.
 
     ``scale`` says which of the two figures is the total; Flow-GRPO trains on ``train``. ``scores`` has both.
@@ -58,7 +59,7 @@ class PickScoreReward:
         words = processor or (PROCESSOR if source == MODEL else source)
         self.encoder = ClipEncoder.load(source, processor=words, dtype=dtype, device=device, batch=batch)
         self.source, self.scale = source, scale
-        self.weights = {"model": known_as(source), "processor": known_as(words), "dtype": dtype}
+        self.weights = {"model": weights_id(source), "processor": weights_id(words), "dtype": dtype}
         low, high = (edge * 26 / DIVISORS[scale] for edge in (self.info.low, self.info.high))
         info = replace(self.info, low=low, high=high)
         self.info = declared(info, source == MODEL and words == PROCESSOR, dtype)

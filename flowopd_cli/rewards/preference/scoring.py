@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,12 +19,11 @@ from flowopd_cli.core.types import RewardResult
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.rewards.base import RewardInfo
 from flowopd_cli.rewards.preference.clip import ClipEncoder, split_revision
-from flowopd_cli.rewards.weights import Weights, file_digest, hub_file, refuse_mismatch, split_digest
+from flowopd_cli.rewards.weights import Weights, hub_file, refuse_mismatch, split_digest
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 STACK = (0, 2, 4, 6, 7)
-SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 
 
 def weights_file(source: str, filename: str) -> Weights:
@@ -43,15 +41,6 @@ def weights_file(source: str, filename: str) -> Weights:
     repo, revision = split_revision(source)
     found = hub_file(repo, filename, revision=revision)
     return found._replace(sha256=stated or found.sha256)
-
-
-def known_as(source: str) -> str:
-    """What tells two weights apart: a Hub id as it is, a local file or folder by the SHA-256 of its weights."""
-    path = Path(split_digest(source)[0])
-    if not path.exists():
-        return source
-    files = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
-    return "sha256:" + hashlib.sha256("".join(map(file_digest, files)).encode()).hexdigest()
 
 
 def assemble(

@@ -21,6 +21,7 @@ from torch import Tensor
 from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.core.types import RewardResult
 from flowopd_cli.errors import PromptError, RewardError
+from flowopd_cli.rewards.base import Reward
 from flowopd_cli.rewards.pictures import to_pil
 from flowopd_cli.rewards.remote import protocol as wire
 from flowopd_cli.rewards.remote.http import RETRYABLE, EndpointError, Patience, Unusable, get_json, post_json
@@ -47,7 +48,7 @@ class Chunk:
     prompts: list[dict[str, Any]]
 
 
-class RemoteReward:
+class RemoteReward(Reward):
     """Scores by workers at ``url`` (one, or several with commas between them that share the work).
 
     ``on_error`` says what happens when a worker fails: ``retry`` tries again ``retries`` times with growing pauses and

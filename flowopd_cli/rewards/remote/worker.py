@@ -11,8 +11,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from PIL import Image
 
 from flowopd_cli import __version__
@@ -20,9 +18,9 @@ from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.core.types import RewardResult
 from flowopd_cli.errors import PromptError
 from flowopd_cli.rewards.base import Reward
-from flowopd_cli.rewards.remote.digests import path_digest
+from flowopd_cli.rewards.pictures import to_tensor
 from flowopd_cli.rewards.remote.protocol import NEUTRAL, Answer, Refusal
-from flowopd_cli.rewards.weights import split_digest
+from flowopd_cli.rewards.weights import path_digest, split_digest
 
 SOURCE = re.compile(r"[\w.-]+/[\w.-]+(@[\w.-]+)?|https?://\S+")
 ENGINES = ("reader", "detector")
@@ -50,10 +48,8 @@ class RewardScorer:
         Raises:
             Refusal: it does (422).
         """
-        check = getattr(self.reward, "check", None)
         try:
-            if check is not None:
-                check([Prompt(**prompt) for prompt in prompts])
+            self.reward.check([Prompt(**prompt) for prompt in prompts])
         except PromptError as error:
             raise Refusal(422, str(error)) from error
 
@@ -79,12 +75,6 @@ class RewardScorer:
         )
 
 
-def to_tensor(pictures: Sequence[Image.Image]) -> torch.Tensor:
-    """RGB pictures of one size as ``(B, 3, H, W)`` in [0, 1]."""
-    arrays = np.stack([np.asarray(picture.convert("RGB")) for picture in pictures])
-    return torch.from_numpy(arrays).permute(0, 3, 1, 2).float() / 255
-
-
 def effective_options(made_by: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options a reward was made with, its constructor's defaults included."""
     try:
@@ -101,9 +91,8 @@ def weights_of(reward: Any, options: Mapping[str, Any]) -> dict[str, str]:
     Files and folders go in by their SHA-256, Hub ids (with their revision) and URLs as they are, and a reader or
     detector by its name, for what ``auto`` chose may differ from machine to machine.
     """
-    told = getattr(reward, "weights", None)
-    if isinstance(told, Mapping):
-        return {str(name): str(value) for name, value in told.items()}
+    if reward.weights:
+        return {str(name): str(value) for name, value in reward.weights.items()}
     engines = {name: getattr(getattr(reward, name, None), "name", None) for name in ENGINES}
     found = {name: value for name, value in engines.items() if isinstance(value, str)}
     for name, value in options.items():

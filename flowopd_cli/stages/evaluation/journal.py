@@ -76,7 +76,7 @@ def _is_sound(line: Mapping[str, Any]) -> bool:
 def judge(suite: Suite, reward: Reward) -> str:
     """A digest of all that a score depends on beside its picture, as far as the suite and its reward tell."""
     options = dict(suite.reward.options) if isinstance(suite.reward, NamedReward) else {}
-    told = [getattr(reward, "engine", ""), getattr(reward, "weights", {}), options, suite.version, suite.score]
+    told = [reward.engine, dict(reward.weights), options, suite.version, suite.score]
     return hashlib.sha256(json.dumps(told, default=str, sort_keys=True).encode()).hexdigest()[:16]
 
 

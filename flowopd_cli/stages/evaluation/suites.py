@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from flowopd_cli import registry
-from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.errors import RecipeError
 from flowopd_cli.recipe import EvalRecipe
 from flowopd_cli.rewards.base import Reward
@@ -74,9 +73,7 @@ def rewards(suites: Sequence[Suite], wanted: Sequence[Wanted]) -> dict[str, Rewa
         reward = next((reward for source, reward in made if source == suite.reward), None) or _reward(suite)
         made.append((suite.reward, reward))
         found[suite.name] = reward
-        check: Callable[[Sequence[Prompt]], None] | None = getattr(reward, "check", None)
-        if check is not None:
-            check([item.prompt for item in wanted if suite.name in item.suites and item.place.index == 0])
+        reward.check([item.prompt for item in wanted if suite.name in item.suites and item.place.index == 0])
     return found
 
 

@@ -16,7 +16,7 @@ MODULE = """
 import torch
 from flowopd_cli.core.types import RewardResult
 from flowopd_cli.errors import MissingDependency, PromptError
-from flowopd_cli.rewards.base import RewardInfo
+from flowopd_cli.rewards.base import Reward, RewardInfo
 
 
 def red(images, prompts, gain=1.0):
@@ -24,7 +24,7 @@ def red(images, prompts, gain=1.0):
     return [gain * float(image[0].mean()) if image.shape[-1] > 4 else None for image in images]
 
 
-class Blue:
+class Blue(Reward):
     info = RewardInfo("blue", "none", 0.0, 1.0, license="none", extra="ocr", exact=False)
 
     def check(self, prompts):
@@ -136,20 +136,18 @@ def test_the_list(flowopd, monkeypatch):
 def test_what_an_extra_needs(monkeypatch):
     from importlib.metadata import PackageNotFoundError
 
-    from flowopd_cli.rewards import about
-
     lines = ["torch>=2", 'pytest>=1; extra == "have"', 'no-such-package; extra == "lack"', 'pytest; extra == "lack"']
-    monkeypatch.setattr(about.metadata, "requires", lambda name: lines)
-    assert about.installed(None) == "yes"
-    assert about.installed("have") == "yes"
-    assert about.installed("lack") == "no"
-    assert about.installed("unheard-of") == "?"
+    monkeypatch.setattr(_rewards.metadata, "requires", lambda name: lines)
+    assert _rewards.installed(None) == "yes"
+    assert _rewards.installed("have") == "yes"
+    assert _rewards.installed("lack") == "no"
+    assert _rewards.installed("unheard-of") == "?"
 
     def unknown(name):
         raise PackageNotFoundError(name)
 
-    monkeypatch.setattr(about.metadata, "requires", unknown)
-    assert about.installed("have") == "?"
+    monkeypatch.setattr(_rewards.metadata, "requires", unknown)
+    assert _rewards.installed("have") == "?"
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from flowopd_cli.errors import ArtifactError, MissingDependency, RewardError
 from flowopd_cli.rewards.compbench.depth import DepthEstimator, to_frame
 from flowopd_cli.rewards.compbench.detectors import GroundingDino, Owlv2, choose, corners, load_grounder
 from flowopd_cli.rewards.pictures import to_pil
-from flowopd_cli.rewards.preference.scoring import known_as
+from flowopd_cli.rewards.weights import weights_id
 
 WANTED = [["cat", "red dog"], ["person"], []]
 
@@ -88,7 +88,7 @@ def test_grounding_dino_scores_a_name_by_its_best_token(dino, shown):
     assert {d.label for d in found[1]} == {"person"}
     assert found[2] == []
     assert all(d.score > 0.2 for row in found for d in row)
-    assert detector.engine == f"grounding-dino/{known_as(folder)}"
+    assert detector.engine == f"grounding-dino/{weights_id(folder)}"
     assert "sha256:" in detector.engine
 
 
@@ -169,7 +169,7 @@ def test_depth_is_that_of_the_model_at_480_pixels(depth, shown):
     maps = estimate(shown)
     assert [tuple(found.shape) for found in maps] == [(343, 480)] * 3  # 56 x 40: long side 480
     assert torch.allclose(maps[1], to_frame(predicted, shown[1].size), atol=2 / 255)
-    assert estimate.engine == f"dpt-hybrid/{known_as(folder)}"
+    assert estimate.engine == f"dpt-hybrid/{weights_id(folder)}"
     assert "sha256:" in estimate.engine
 
 

@@ -9,12 +9,13 @@ from PIL import Image
 
 from flowopd_cli.core.types import RewardResult
 from flowopd_cli.errors import PromptError
-from flowopd_cli.rewards.base import RewardInfo
+from flowopd_cli.rewards.base import Reward, RewardInfo
+from flowopd_cli.rewards.pictures import to_tensor
 from flowopd_cli.rewards.remote.protocol import Refusal, cleaned
-from flowopd_cli.rewards.remote.worker import RewardScorer, effective_options, to_tensor, weights_of
+from flowopd_cli.rewards.remote.worker import RewardScorer, effective_options, weights_of
 
 
-class Area:
+class Area(Reward):
     """The height and width of each picture, and its top left red."""
 
     info = RewardInfo("area", "none", 0.0, float("inf"), exact=False, note="a note")
@@ -97,18 +98,18 @@ def test_weights_by_digest_or_by_name(tmp_path):
     (folder / "config.json").write_text("{}")
     digest = hashlib.sha256(b"abc").hexdigest()
     options = effective_options(Area, {"head": str(single), "clip": folder, "clip_revision": "r", "device": "cpu"})
-    found = weights_of(None, options)
+    found = weights_of(Area(), options)
     assert found["model"] == "owner/name@abc"
     assert found["head"] == f"sha256:{digest}"
     assert found["clip"] == f"sha256:{hashlib.sha256(digest.encode()).hexdigest()}"
     assert found.keys() == {"model", "head", "clip"}
-    assert weights_of(None, {"source": "a/b@c1", "url": "https://h/w.pth", "score": "training", "dtype": "auto"}) == {
+    assert weights_of(Area(), {"source": "a/b@c1", "url": "https://h/w.pth", "score": "training", "dtype": "auto"}) == {
         **{"source": "a/b@c1", "url": "https://h/w.pth"}
     }
     (folder / "config.json").write_text("other")
-    assert weights_of(None, options) == found
+    assert weights_of(Area(), options) == found
     (folder / "a.safetensors").write_bytes(b"abd")
-    assert weights_of(None, options)["clip"] != found["clip"]
+    assert weights_of(Area(), options)["clip"] != found["clip"]
 
 
 def test_the_engine_that_was_chosen_is_told():

@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from flowopd_cli.core.prompt import Prompt
+from flowopd_cli.rewards.function import FunctionReward
 from flowopd_cli.runs.run import RunDir
 from flowopd_cli.stages.evaluation.folder import PictureFolder
 from flowopd_cli.stages.evaluation.journal import Journal, judge, signature
@@ -14,6 +15,7 @@ from flowopd_cli.suites.base import NamedReward, Suite
 from flowopd_cli.suites.layouts import FLAT, Place
 
 PROMPT = Prompt("0", "a cat", "t")
+REWARD = FunctionReward(lambda images, prompts: [0.0] * len(prompts), "zero", {})
 SUITE = Suite(name="s", version="1", prompts=lambda split: [PROMPT], reward=NamedReward("toy-ocr", {}))
 WANTED = Wanted(PROMPT, Place(PROMPT, 0, 0, 1), "s", FLAT, ("s",))
 ROW = {"prompt": "0", "task": "t", "text": "a cat", "index": 0, "tag": "", "valid": True, "value": 0.5}
@@ -27,12 +29,12 @@ def line(tmp_path):
     picture.parent.mkdir(parents=True)
     Image.new("RGB", (1, 1)).save(picture)
     run.scored_dir.mkdir(parents=True)
-    sound = {"suite": "s", "judge": judge(SUITE, object()), "file": signature(picture)}
+    sound = {"suite": "s", "judge": judge(SUITE, REWARD), "file": signature(picture)}
     sound["row"] = {**ROW, "scores": {}, "details": {}}
 
     def known(*lines):
         (run.scored_dir / "0").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-        return Journal(run, 0, folder, [SUITE], {"s": object()}).rows(WANTED)
+        return Journal(run, 0, folder, [SUITE], {"s": REWARD}).rows(WANTED)
 
     return sound, known
 

@@ -32,9 +32,9 @@ import torch
 from PIL import Image
 
 from flowopd_cli.errors import RewardError
-from flowopd_cli.rewards.remote.digests import path_digest
 from flowopd_cli.rewards.remote.main import run
 from flowopd_cli.rewards.remote.protocol import Answer
+from flowopd_cli.rewards.weights import path_digest
 
 MODEL = "zhiyuanyou/DeQA-Score-Mix3"
 REVISION = "246e219b7e3bc9b5dff5269c1a8564087aefca3f"
