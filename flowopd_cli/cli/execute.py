@@ -100,9 +100,9 @@ def _check_evaluation(recipe: Recipe) -> None:
     """Check what needs the suites themselves, before a run directory is made."""
     if isinstance(recipe, EvalRecipe) and launch.is_main():
         with redirect_stdout(sys.stderr):
-            from flowopd_cli.stages.evaluation.suites import check as check_suites
+            from flowopd_cli.stages.evaluation.suites import plan_requests
 
-            check_suites(recipe)
+            plan_requests(recipe)
 
 
 def _recorded_result(recipe: Recipe, path: Path) -> dict[str, Any]:

@@ -11,105 +11,109 @@ from flowopd_cli.recipe import EvalRecipe
 from flowopd_cli.runs.adapter_ref import AdapterRef
 from flowopd_cli.runs.manifest import Parent
 from flowopd_cli.runs.run import RunDir
-from flowopd_cli.stages.evaluation import results as outcome
-from flowopd_cli.stages.evaluation import suites as suite_tools
-from flowopd_cli.stages.evaluation.folder import Picture, PictureFolder
+from flowopd_cli.stages.drawing import draw_images, ode_sampler
+from flowopd_cli.stages.evaluation.folder import Picture, PictureFolder, picture_settings, write_samples
 from flowopd_cli.stages.evaluation.journal import Journal, Scored
-from flowopd_cli.stages.evaluation.pictures import keep, settings, whole
-from flowopd_cli.stages.evaluation.requests import Wanted, digests, plan
+from flowopd_cli.stages.evaluation.requests import PictureRequest, Requests
+from flowopd_cli.stages.evaluation.results import imported, rows_by_suite, show_table, summarize_all
 from flowopd_cli.stages.evaluation.scorer import Scorer
-from flowopd_cli.stages.training import model as _model
-from flowopd_cli.stages.training.samples import draw_images, ode_sampler, to_bytes
+from flowopd_cli.stages.evaluation.suites import make_rewards, plan_requests
+from flowopd_cli.stages.training.model import add_frozen, encode_ahead, inputs, load_model
 from flowopd_cli.suites.base import Result, image_seed
 from flowopd_cli.system.distributed import everyone, rank_and_world
 from flowopd_cli.system.progress import Progress
 
+Batch = tuple[Sequence[PictureRequest], list[Picture]]
 
-def run(recipe: EvalRecipe, run: RunDir, progress: Progress, *, resume: bool = False) -> dict[str, Any]:
-    """Draw each (prompt, image index) once, whatever number of suites asks for it, and score every suite."""
-    suites = suite_tools.load(recipe)
+
+def run(
+    recipe: EvalRecipe, run: RunDir, progress: Progress, *, resume: bool = False, requests: Requests | None = None
+) -> dict[str, Any]:
+    """Draw each picture once, however many suites request it, and score every suite.
+
+    ``requests`` are those of :func:`~flowopd_cli.stages.evaluation.suites.plan_requests`, if the caller has them.
+    """
+    requests = requests or plan_requests(recipe)
     if recipe.eval.import_scores is not None:
-        results = outcome.imported(suites, Path(recipe.eval.import_scores))
+        results = imported(requests, Path(recipe.eval.import_scores))
     else:
-        results = judged(recipe, suites, run, progress)
+        results = evaluate(recipe, requests, run, progress)
     if rank_and_world()[0]:
         return {"suites": {}}
     for name, result in results.items():
         run.write_eval(name, json.dumps(result, indent=1))
-    outcome.table(progress, results, recipe.adapter or "base")
+    show_table(progress, results, recipe.adapter or "base")
     figures = {name: {key: r.get(key) for key in ("mean", "stderr", "n", "exact")} for name, r in results.items()}
     return {"suites": figures}
 
 
-def judged(recipe: EvalRecipe, asked: suite_tools.Asked, run: RunDir, progress: Progress) -> dict[str, Result]:
-    """Results of every suite from pictures: those that are there, and those that are drawn now."""
+def evaluate(recipe: EvalRecipe, requests: Requests, run: RunDir, progress: Progress) -> dict[str, Result]:
+    """The result of every suite; empty in all processes but the first. Pictures and rows of an earlier start count."""
     rank, world = rank_and_world()
-    wanted = plan(asked.suites, recipe.eval)
-    rewards = suite_tools.rewards(asked.suites, wanted)
-    foreign = recipe.eval.pictures is not None
-    folder = PictureFolder(Path(str(recipe.eval.pictures)) if foreign else run.images_dir, foreign)
-    if foreign:
-        folder.check(wanted)
+    rewards = make_rewards(requests)
+    if recipe.eval.pictures is not None:
+        folder = PictureFolder(Path(recipe.eval.pictures), foreign=True)
     else:
+        folder = PictureFolder(run.images_dir)
         parents = [AdapterRef.parse(recipe.adapter or "base").parent("policy")]
-        folder.claim(settings(recipe, parents), digests(asked.suites, recipe.eval.split))
-    journal = Journal(run, rank, folder, asked.suites, rewards)
-
-    def work() -> list[Scored]:
-        known = {item.key: journal.rows(item) for item in wanted[rank::world]}
-        todo = [item for item in wanted[rank::world] if known[item.key] is None]
-        with Scorer(asked.suites, rewards, journal) as scorer:
-            for part, pictures in supply(recipe, todo, folder, run, progress):
-                scorer.submit(part, pictures)
-            return [row for old in known.values() for row in old or ()] + scorer.finish()
-
-    rows = [row for part in everyone(work()) for row in part]
+        folder.claim(picture_settings(recipe, parents), requests.digests)
+    journal = Journal(run, rank, folder, requests.suites, rewards)
+    scored: list[Scored] = []
+    unscored: list[PictureRequest] = []
+    for request in requests.pictures[rank::world]:
+        rows = journal.rows(request)
+        if rows is None:
+            unscored.append(request)
+        else:
+            scored += rows
+    with Scorer(requests.suites, rewards, journal) as scorer:
+        for batch in pictures(recipe, unscored, folder, run, progress):
+            scorer.submit(*batch)
+        scored += scorer.finish()
+    scored = [row for part in everyone(scored) for row in part]
     if rank:
         return {}
-    keep(run, wanted, folder, recipe.eval.keep_images)
-    ordered = outcome.in_order(rows, wanted)
-    for name, own in ordered.items():
-        run.write_rows(name, own)
+    write_samples(run, requests.pictures, folder, recipe.eval.keep_images)
+    by_suite = rows_by_suite(scored, requests.pictures)
+    for name, rows in by_suite.items():
+        run.write_rows(name, rows)
     journal.remove()
-    return outcome.results(asked, ordered, rewards, recipe)
+    return summarize_all(requests, by_suite, rewards, recipe)
 
 
-def supply(
-    recipe: EvalRecipe, wanted: Sequence[Wanted], folder: PictureFolder, run: RunDir, progress: Progress
-) -> Iterator[tuple[Sequence[Wanted], list[Picture]]]:
-    """Batches of pictures: what lies in the folder first, then the rest, drawn and kept."""
-    batch = recipe.eval.batch
-    there: list[Wanted] = []
-    missing: list[Wanted] = []
-    for item in wanted:
-        (missing if folder.find(item) is None else there).append(item)
-    progress.start(-(-len(there) // batch) - (-len(missing) // batch), f"eval {recipe.adapter or 'base'}")
-    for start in range(0, len(there), batch):
-        part = there[start : start + batch]
-        yield part, [folder.read(item) for item in part]
+def pictures(
+    recipe: EvalRecipe, requests: Sequence[PictureRequest], folder: PictureFolder, run: RunDir, progress: Progress
+) -> Iterator[Batch]:
+    """The pictures in batches: those in the folder first, then the others as they are drawn."""
+    size = recipe.eval.batch
+    present: list[PictureRequest] = []
+    missing: list[PictureRequest] = []
+    for request in requests:
+        (missing if folder.find(request) is None else present).append(request)
+    progress.start(-(-len(present) // size) - (-len(missing) // size), f"eval {recipe.adapter or 'base'}")
+    for start in range(0, len(present), size):
+        batch = present[start : start + size]
+        yield batch, [folder.read(request) for request in batch]
         progress.step({})
-    yield from draw(recipe, missing, folder, run, progress)
+    if missing or recipe.model.shard:  # a sharded model is loaded by all processes together
+        for batch in draw(recipe, missing, folder, run):
+            yield batch
+            progress.step({})
 
 
-def draw(
-    recipe: EvalRecipe, missing: Sequence[Wanted], folder: PictureFolder, run: RunDir, progress: Progress
-) -> Iterator[tuple[Sequence[Wanted], list[Picture]]]:
-    """Pictures that are not there yet, under the recipe's adapter, a batch at a time."""
-    if not missing and not recipe.model.shard:
-        return
+def draw(recipe: EvalRecipe, requests: Sequence[PictureRequest], folder: PictureFolder, run: RunDir) -> Iterator[Batch]:
+    """Draw pictures under the recipe's adapter and write them to the folder, a batch at a time."""
     spec = recipe.eval
-    model = _model.load_model(recipe.model, ())
+    folder.prepare(requests)
+    model = load_model(recipe.model, ())
     parents: list[Parent] = []
-    adapter = _model.add_frozen(model, "policy", recipe.adapter or "base", parents)
-    run.declare(_model.inputs(recipe.model, model, parents))
+    adapter = add_frozen(model, "policy", recipe.adapter or "base", parents)
+    run.declare(inputs(recipe.model, model, parents))
     model.adapters.fold(adapter)
-    _model.encode_ahead(model, {"all": list({w.prompt.text: w.prompt for w in missing}.values())})
+    encode_ahead(model, {"all": list({r.prompt.text: r.prompt for r in requests}.values())})
     sampler = ode_sampler(model, spec.steps, spec.guidance)
-    for start in range(0, len(missing), spec.batch):
-        part = missing[start : start + spec.batch]
-        seeds = [image_seed(spec.seed, item.prompt.id, item.place.index) for item in part]
-        drawn = to_bytes(whole(draw_images(model, sampler, [w.prompt for w in part], seeds, adapter, spec.batch), part))
-        for item, picture in zip(part, drawn, strict=True):
-            folder.write(item, picture)
-        yield part, list(drawn)
-        progress.step({})
+    for start in range(0, len(requests), spec.batch):
+        batch = requests[start : start + spec.batch]
+        seeds = [image_seed(spec.seed, request.prompt.id, request.place.index) for request in batch]
+        images = draw_images(model, sampler, [request.prompt for request in batch], seeds, adapter, spec.batch)
+        yield batch, folder.write(batch, images)

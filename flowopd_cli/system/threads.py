@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from queue import Empty, SimpleQueue
+from contextlib import suppress
+from queue import Empty, Full, Queue, SimpleQueue
 from threading import Event, Thread
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 T = TypeVar("T")
+Item = TypeVar("Item")
 
 
 class Background(Future[T]):
@@ -28,6 +30,54 @@ class Background(Future[T]):
             self.set_result(task())
         except BaseException as error:
             self.set_exception(error)
+
+
+class Worker(Generic[Item, T]):
+    """Calls a function on items in one background thread, in their order; at most ``most_waiting`` items wait.
+
+    ``prepare`` is called first in the thread.
+    """
+
+    def __init__(self, function: Callable[[Item], T], most_waiting: int, prepare: Callable[[], object]) -> None:
+        self._function, self._prepare = function, prepare
+        self._items: Queue[tuple[Item] | None] = Queue(most_waiting)
+        self._canceled = Event()
+        self._task = Background(self._run)
+
+    @property
+    def failed(self) -> bool:
+        """Whether an item raised an error, which :meth:`submit` and :meth:`results` raise."""
+        return self._task.failed
+
+    def submit(self, item: Item) -> None:
+        """Queue an item, once there is room; the error of an earlier one is raised here."""
+        self._put((item,))
+
+    def results(self) -> list[T]:
+        """The result of every item, in order; the error of one is raised here. No more items may follow."""
+        self._put(None)
+        return self._task.result()
+
+    def cancel(self) -> None:
+        """Wait for the item in progress and drop those that wait."""
+        self._canceled.set()
+        with suppress(Full):
+            self._items.put_nowait(None)
+        self._task.exception()  # waits for its end
+
+    def _put(self, item: tuple[Item] | None) -> None:
+        while True:
+            if self.failed:
+                self._task.result()
+            with suppress(Full):
+                return self._items.put(item, timeout=0.2)
+
+    def _run(self) -> list[T]:
+        self._prepare()
+        results = []
+        while (item := self._items.get()) is not None and not self._canceled.is_set():
+            results.append(self._function(*item))
+        return results
 
 
 def in_parallel(tasks: Sequence[Callable[[], T]], workers: int) -> list[T]:

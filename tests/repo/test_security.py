@@ -20,7 +20,7 @@ from flowopd_cli.runs.manifest import Base, Environment, Manifest, Parent
 from flowopd_cli.runs.run import RunDir
 from flowopd_cli.stages.evaluation import suites as _suites
 from flowopd_cli.stages.evaluation.folder import PictureFolder
-from flowopd_cli.stages.evaluation.requests import Wanted
+from flowopd_cli.stages.evaluation.requests import PictureRequest
 from flowopd_cli.stages.publishing import card
 from flowopd_cli.stages.publishing.folder import copy_evaluation
 from flowopd_cli.suites.layouts import FLAT, Layout, Place
@@ -110,18 +110,18 @@ def test_an_option_cannot_lead_results_out_of_the_run():
     options = {"t2i-compbench": {"categories": ["spatial"], "detector": "../../../../tmp/x"}}
     spec = {"suites": ["t2i-compbench"], "options": options}
     with pytest.raises(RecipeError, match="cannot be the name of a file"):
-        _suites.load(recipes.build({**EVAL, "eval": spec}))
+        _suites.plan_requests(recipes.build({**EVAL, "eval": spec}))
 
 
 def test_a_layout_cannot_lead_pictures_out_of_the_run(tmp_path):
-    folder, picture = PictureFolder(tmp_path / "run"), torch.zeros(3, 4, 4, dtype=torch.uint8)
+    folder = PictureFolder(tmp_path / "run")
     place = Place(Prompt("0", "x", "t"), 0, 0, 1)
     for layout in (
         Layout(lambda place: "../../x.png"),
         Layout(FLAT.picture, lambda prompt, position: {"../../x": "y"}),
     ):
         with pytest.raises(ArtifactError, match="is no name of a file"):
-            folder.write(Wanted(place.prompt, place, "suite", layout, ("suite",)), picture)
+            folder.prepare([PictureRequest(place.prompt, place, "suite", layout, ("suite",))])
     assert not list(tmp_path.glob("x*"))
 
 

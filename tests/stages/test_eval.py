@@ -20,10 +20,9 @@ from flowopd_cli.prompts.load import load_prompts
 from flowopd_cli.rewards.jpeg import JpegReward
 from flowopd_cli.runs.run import RunDir
 from flowopd_cli.stages import eval as stage
-from flowopd_cli.stages.evaluation import journal as _scored
-from flowopd_cli.stages.evaluation import scorer as _scoring
-from flowopd_cli.stages.evaluation import suites as _suites
-from flowopd_cli.stages.evaluation.requests import plan
+from flowopd_cli.stages.evaluation import scorer
+from flowopd_cli.stages.evaluation.journal import judge, key_of
+from flowopd_cli.stages.evaluation.suites import plan_requests
 from flowopd_cli.suites.base import NamedReward, Suite
 from flowopd_cli.system.progress import Silent
 
@@ -85,12 +84,11 @@ def test_suites_share_the_pictures_of_a_prompt(done):
 
 def test_every_picture_has_a_row_and_the_summary_is_theirs(done):
     for name in ("geneval", "ocr", "quality"):
-        found, own = result(done, name), rows(done, name)
-        assert found["n"] == len(own) == 8
-        assert "rows" not in found
+        summary, own = result(done, name), rows(done, name)
+        assert summary["n"] == len(own) == 8
         tags = {row["tag"] for row in own}
         means = [[row["value"] for row in own if row["tag"] == tag] for tag in tags]
-        assert found["mean"] == pytest.approx(sum(sum(v) / len(v) for v in means) / len(means))
+        assert summary["mean"] == pytest.approx(sum(sum(v) / len(v) for v in means) / len(means))
 
 
 def test_an_evaluation_that_stopped_draws_no_picture_twice(done, tmp_path, monkeypatch):
@@ -104,7 +102,7 @@ def test_an_evaluation_that_stopped_draws_no_picture_twice(done, tmp_path, monke
     assert pngs(run.images_dir) == pngs(done.images_dir)
     for name in ("geneval", "ocr", "quality"):
         assert rows(run, name) == rows(done, name)
-    monkeypatch.setattr(stage._model, "load_model", lambda *args: pytest.fail("a model was loaded for nothing"))
+    monkeypatch.setattr(stage, "load_model", lambda *args: pytest.fail("a model was loaded for nothing"))
     perform(run.path, resume=True)
 
 
@@ -187,7 +185,7 @@ def test_two_processes_give_the_rows_of_one(done, tmp_path):
 
 
 def test_pictures_of_another_program_are_scored_without_a_model(done, tmp_path, monkeypatch):
-    monkeypatch.setattr(stage._model, "load_model", lambda *args: pytest.fail("no model is needed"))
+    monkeypatch.setattr(stage, "load_model", lambda *args: pytest.fail("no model is needed"))
     folder = tmp_path / "theirs"
     shutil.copytree(done.images_dir / "geneval", folder)
     for path in list(folder.rglob("*.png")):
@@ -222,7 +220,7 @@ def test_a_bar_for_a_suite_that_is_not_run_is_refused(tmp_path):
         perform(tmp_path / "g", "eval.suites=[quality]", "eval.fail_under={ocr: 0.5}")
 
 
-def test_options_of_a_suite_that_is_not_asked_for_are_refused(tmp_path):
+def test_options_of_a_suite_that_is_not_run_are_refused(tmp_path):
     with pytest.raises(RecipeError, match=r"not among eval\.suites"):
         perform(tmp_path / "e", "eval.suites=[quality]", "eval.options={ocr: {reader: x}}")
     with pytest.raises(RecipeError, match=r"eval\.options\.toy-quality"):
@@ -234,32 +232,32 @@ def test_an_evaluation_that_stopped_scores_no_picture_twice(done, tmp_path, monk
         perform(tmp_path / "e", progress=StopAt(3))
     run = RunDir.open(tmp_path / "e")
     (journal,) = run.scored_dir.iterdir()
-    before = {(line["suite"], *_scored.key_of(line["row"])) for line in map(json.loads, journal.open())}
+    before = {(line["suite"], *key_of(line["row"])) for line in map(json.loads, journal.open())}
     journal.write_bytes(journal.read_bytes() + b'{"suite": "ocr", "ro')  # a line that the crash tore
-    somebody_touched = next(key for key in before if key[0] == "geneval")[1:]
-    wanted = {item.key: item for item in wanted_pictures("geneval")}[somebody_touched]
-    os.utime(run.images_dir / wanted.path, ns=(1, 1))
+    touched = next(key for key in before if key[0] == "geneval")[1:]
+    request = next(r for r in requests("geneval") if r.key == touched)
+    os.utime(run.images_dir / request.path, ns=(1, 1))
     scored = set()
-    original = _scoring.score
+    original = scorer.score
 
     def counted(suite, reward, images, prompts, indices):
         scored.update((suite.name, p.task, p.id, p.text, i) for p, i in zip(prompts, indices, strict=True))
         return original(suite, reward, images, prompts, indices)
 
-    monkeypatch.setattr(_scoring, "score", counted)
+    monkeypatch.setattr(scorer, "score", counted)
     perform(run.path, resume=True)
-    assert {key[1:] for key in before & scored} == {somebody_touched}
+    assert {key[1:] for key in before & scored} == {touched}
     assert not run.scored_dir.exists()
     for name in ("geneval", "ocr", "quality"):
         assert rows(run, name) == rows(done, name)
 
 
-def wanted_pictures(name):
+def requests(name):
     built = recipes.load(recipes.find("toy/eval"), overrides=[*SMALL, f"eval.suites=[{name}]"])
-    return plan(_suites.load(built).suites, built.eval)
+    return plan_requests(built).pictures
 
 
 def test_rows_of_another_judge_do_not_count():
     named = (NamedReward("jpeg_compressibility", {"quality": quality}) for quality in (90, 90, 95))
-    judges = [_scored.judge(Suite("s", "1", lambda split: [], reward), JpegReward()) for reward in named]
+    judges = [judge(Suite("s", "1", lambda split: [], reward), JpegReward()) for reward in named]
     assert judges[0] == judges[1] != judges[2]

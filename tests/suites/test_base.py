@@ -62,8 +62,7 @@ def prompts(*texts):
 
 
 def judged(suite, images, texts):
-    asked = prompts(*texts)
-    return score(suite, Bright(), images, asked, [0] * len(asked))
+    return score(suite, Bright(), images, prompts(*texts), [0] * len(texts))
 
 
 def test_a_row_has_the_picture_its_scores_and_the_headline():
@@ -93,8 +92,8 @@ def test_invalid_pictures_are_counted_and_left_out():
 
 
 def test_pictures_of_one_id_in_two_tasks_are_two_clusters():
-    asked = [Prompt("00000", "x", "a"), Prompt("00000", "y", "b")]
-    rows = score(suite(), Bright(), torch.zeros(2, 3, 2, 2).byte(), asked, [0, 0])
+    same_ids = [Prompt("00000", "x", "a"), Prompt("00000", "y", "b")]
+    rows = score(suite(), Bright(), torch.zeros(2, 3, 2, 2).byte(), same_ids, [0, 0])
     assert summarize(suite(), rows, {}, Bright())["prompts"] == 2
 
 

@@ -165,7 +165,7 @@ def _rewards(recipe: recipes.Recipe) -> Iterator[Line]:
         return
     names = [spec.name for spec in getattr(recipe, "rewards", ())]
     if isinstance(recipe, recipes.EvalRecipe):
-        names += importlib.import_module("flowopd_cli.stages.evaluation.suites").judges(recipe)
+        names += importlib.import_module("flowopd_cli.stages.evaluation.suites").reward_names(recipe)
     for name in dict.fromkeys(names):
         yield _reward(name)
 

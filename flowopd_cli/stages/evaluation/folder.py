@@ -1,4 +1,4 @@
-"""A folder of pictures: where each lies, whose they are, reading and writing them."""
+"""The picture folder of an evaluation: which pictures it may hold, reading and writing them."""
 
 from __future__ import annotations
 
@@ -11,14 +11,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
 from flowopd_cli.errors import ArtifactError, RecipeError
+from flowopd_cli.recipe import EvalRecipe
 from flowopd_cli.rewards.pictures import is_whole_png, read_picture
 from flowopd_cli.runs.layout import DRAWN
-from flowopd_cli.stages.evaluation.requests import Wanted
+from flowopd_cli.runs.manifest import Parent
+from flowopd_cli.runs.run import RunDir
+from flowopd_cli.stages.drawing import grid, to_bytes
+from flowopd_cli.stages.evaluation.requests import PictureRequest
 from flowopd_cli.system.files import atomic_write
 from flowopd_cli.system.json_files import read_json
 from flowopd_cli.system.paths import below
@@ -30,84 +34,126 @@ Picture = UInt8[Tensor, "3 H W"]
 class PictureFolder:
     """Pictures as PNG files under ``root``, each suite's in its own layout.
 
-    With ``foreign`` they are somebody else's: nothing is written, and the suite's folder may be ``root`` itself.
+    A ``foreign`` folder is another program's: it is never written to, and ``root`` may be the suite's folder itself.
     """
 
     root: Path
     foreign: bool = False
 
-    def claim(self, settings: Mapping[str, Any], prompts: Mapping[str, str]) -> None:
-        """Refuse to mix pictures of two settings, or of other prompts; a fresh folder takes them on.
+    def claim(self, settings: Mapping[str, Any], digests: Mapping[str, str]) -> None:
+        """Record settings and prompts of the pictures; pictures of others are never mixed in.
 
         Raises:
-            ArtifactError: there are pictures of other settings or prompts.
+            ArtifactError: the folder has pictures of other settings or prompts.
         """
         path = self.root / DRAWN
-        here = read_json(path, "note of what was drawn") if path.is_file() else {"settings": settings, "prompts": {}}
-        if not isinstance(here.get("prompts"), dict):
-            raise ArtifactError(f"{path}: damaged note of what was drawn; choose a fresh --out, or --force")
-        if here.get("settings") != settings:
+        record = read_json(path, "record of pictures") if path.is_file() else {"settings": settings, "prompts": {}}
+        if not isinstance(record.get("prompts"), dict):
+            raise ArtifactError(f"{path}: damaged record of pictures; choose a fresh --out, or --force")
+        if record.get("settings") != settings:
             raise ArtifactError(f"{self.root}: has pictures of other settings; choose a fresh --out, or --force")
-        changed = [home for home, digest in prompts.items() if here["prompts"].get(home, digest) != digest]
+        changed = [home for home, digest in digests.items() if record["prompts"].get(home, digest) != digest]
         if changed:
             raise ArtifactError(f"{self.root}/{changed[0]}: has pictures of other prompts; choose a fresh --out")
-        told = {"settings": settings, "prompts": {**here["prompts"], **prompts}}
-        if not path.is_file() or told != here:
-            atomic_write(path, json.dumps(told, indent=1, sort_keys=True))
+        claimed = {"settings": settings, "prompts": {**record["prompts"], **digests}}
+        if not path.is_file() or claimed != record:
+            atomic_write(path, json.dumps(claimed, indent=1, sort_keys=True))
 
-    def find(self, wanted: Wanted) -> Path | None:
-        """The file of a picture, if it is there; of our own, if it is whole."""
-        own = self.root / wanted.path
-        if not self.foreign:
-            return own if is_whole_png(own) else None
-        if own.is_file():
-            return own
-        paths = (wanted.layout.find(folder, wanted.place) for folder in self._folders(wanted))
+    def file(self, request: PictureRequest) -> Path | None:
+        """The file of a picture, ``None`` if it is missing."""
+        own = self.root / request.path
+        if own.is_file() or not self.foreign:
+            return own if own.is_file() else None
+        paths = (request.layout.find(folder, request.place) for folder in self._suite_folders(request))
         return next((path for path in paths if path is not None), None)
 
-    def check(self, wanted: Sequence[Wanted]) -> None:
-        """Refuse somebody else's pictures that are missing, or noted to be of other prompts.
+    def find(self, request: PictureRequest) -> Path | None:
+        """The file of a picture; one of ours that a crash left incomplete counts as missing."""
+        path = self.file(request)
+        return path if path is None or self.foreign or is_whole_png(path) else None
+
+    def check(self, requests: Sequence[PictureRequest]) -> None:
+        """Check that a foreign folder has every picture, and of the right prompts where it notes them.
 
         Raises:
-            RecipeError: some are.
+            RecipeError: it does not.
         """
-        missing = [item for item in wanted if self.find(item) is None]
+        missing = [request for request in requests if self.file(request) is None]
         if missing:
-            raise RecipeError(f"--images {self.root}: {len(missing)} of {len(wanted)} pictures are missing, "
+            raise RecipeError(f"--images {self.root}: {len(missing)} of {len(requests)} pictures are missing, "
                               f"the first is {missing[0].path}")  # fmt: skip
-        for item in wanted:
-            says = next((text for f in self._folders(item) if (text := item.layout.noted_prompt(f, item.place))), None)
-            if says is not None and says != item.prompt.text:
-                raise RecipeError(f"--images {self.root}: {item.path} is of {says[:60]!r}, and the suite's prompt is "
-                                  f"{item.prompt.text[:60]!r}: another prompt file, or another --base?")  # fmt: skip
+        for request in requests:
+            text = request.prompt.text
+            notes = (request.layout.noted_prompt(path, request.place) for path in self._suite_folders(request))
+            note = next((note for note in notes if note), text)
+            if note != text:
+                raise RecipeError(f"--images {self.root}: {request.path} is of {note[:60]!r}, but the prompt is "
+                                  f"{text[:60]!r}: another prompt file, or another --base?")  # fmt: skip
 
-    def _folders(self, wanted: Wanted) -> tuple[Path, ...]:
-        return (self.root / wanted.home, *(self.root / name for name in wanted.aliases), self.root)
+    def _suite_folders(self, request: PictureRequest) -> tuple[Path, ...]:
+        return (self.root / request.home, *(self.root / name for name in request.aliases), self.root)
 
-    def read(self, wanted: Wanted) -> Picture:
+    def read(self, request: PictureRequest) -> Picture:
         """A picture as RGB bytes.
 
         Raises:
-            ArtifactError: it is missing or no picture.
+            ArtifactError: it is missing or cannot be decoded.
         """
-        path = self.find(wanted)
+        path = self.file(request)
         if path is None:
-            raise ArtifactError(f"{self.root}: no picture {wanted.path}")
+            raise ArtifactError(f"{self.root}: no picture {request.path}")
         try:
             return torch.from_numpy(np.array(read_picture(path))).permute(2, 0, 1)
         except ArtifactError as error:
-            raise ArtifactError(f"{error}{'' if self.foreign else '; delete it and go on'}") from error
+            raise ArtifactError(f"{error}{'' if self.foreign else '; delete it and resume'}") from error
 
-    def write(self, wanted: Wanted, picture: Picture) -> None:
-        """Keep a picture, and what its layout notes beside it. One that a power cut takes can be drawn again.
+    def prepare(self, requests: Sequence[PictureRequest]) -> None:
+        """Check the paths of pictures that will be written, and write what their layout notes for each prompt.
 
         Raises:
-            ArtifactError: its layout leads out of the folder.
+            ArtifactError: a layout gives a path outside the folder.
         """
-        buffer = io.BytesIO()
-        Image.fromarray(picture.permute(1, 2, 0).numpy()).save(buffer, format="PNG")
-        for name, text in wanted.layout.notes(wanted.prompt, wanted.place.position).items():
-            note = below(self.root, f"{wanted.home}/{name}")
-            if not note.is_file():
-                atomic_write(note, text)
-        atomic_write(below(self.root, wanted.path), buffer.getvalue(), lasting=False)
+        for request in requests:
+            below(self.root, request.path)
+            for name, text in request.layout.notes(request.prompt, request.place.position).items():
+                note = below(self.root, f"{request.home}/{name}")
+                if not note.is_file():
+                    atomic_write(note, text)
+
+    def write(self, requests: Sequence[PictureRequest], images: Float[Tensor, "B 3 H W"]) -> list[Picture]:
+        """Write drawn images in [0, 1]; returns them as bytes. A resumed run redraws those that a power failure took.
+
+        Raises:
+            ArtifactError: an image has pixels that are not finite, which would turn black.
+        """
+        for request, image in zip(requests, images, strict=True):
+            if not bool(image.isfinite().all()):
+                raise ArtifactError(
+                    f"prompt {request.prompt.id}, picture {request.place.index}: has pixels that are not finite: "
+                    "is the adapter sound? Half precision overflows: try --set model.dtype=float32"
+                )
+        pictures = list(to_bytes(images))
+        for request, picture in zip(requests, pictures, strict=True):
+            buffer = io.BytesIO()
+            Image.fromarray(picture.permute(1, 2, 0).numpy()).save(buffer, format="PNG")
+            atomic_write(self.root / request.path, buffer.getvalue(), lasting=False)
+        return pictures
+
+
+def picture_settings(recipe: EvalRecipe, parents: Sequence[Parent]) -> dict[str, Any]:
+    """All that a picture depends on besides its prompt and number."""
+    spec = recipe.eval
+    model = recipe.model.model_dump(mode="json", exclude={"device", "cache_prompts"})
+    sampling = {"steps": spec.steps, "guidance": spec.guidance, "seed": spec.seed}
+    return {"model": model, "adapters": [parent.sha256 for parent in parents], **sampling}
+
+
+def write_samples(run: RunDir, requests: Sequence[PictureRequest], folder: PictureFolder, count: int) -> None:
+    """Write the first picture of ``count`` prompts, spread over the whole list, as one row, and their prompts."""
+    firsts = [request for request in requests if request.place.index == 0]
+    count = min(count, len(firsts))
+    chosen = [firsts[i * len(firsts) // count] for i in range(count)]
+    run.write_eval("prompts", json.dumps([request.prompt.text for request in chosen]))
+    pictures = [folder.read(request) for request in chosen]
+    if len({picture.shape for picture in pictures}) == 1:
+        run.write_image("eval", grid(torch.stack(pictures), count))

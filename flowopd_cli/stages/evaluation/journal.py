@@ -1,4 +1,4 @@
-"""Rows of the pictures that an evaluation has scored so far, on disk: one that stopped scores none of them again."""
+"""The journal of an evaluation: rows scored so far, so that a resumed run scores no picture again."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from typing import Any
 from flowopd_cli.rewards.base import Reward
 from flowopd_cli.runs.run import RunDir
 from flowopd_cli.stages.evaluation.folder import PictureFolder
-from flowopd_cli.stages.evaluation.requests import Key, Wanted
+from flowopd_cli.stages.evaluation.requests import Key, PictureRequest
 from flowopd_cli.suites.base import NamedReward, Row, Suite
 from flowopd_cli.system.files import append, atomic_write, json_lines, plain, remove, storing
 from flowopd_cli.system.json_files import read_json_lines
 
-Scored = tuple[str, Row]
+Scored = tuple[str, Row]  # suite and row
 
 
 class Journal:
-    """One file a process, a line a row. A row counts as long as its picture's file and its judge are the same."""
+    """One file a process, one line a row. A row counts as long as its picture's file and its reward are unchanged."""
 
     def __init__(
         self, run: RunDir, rank: int, folder: PictureFolder, suites: Sequence[Suite], rewards: Mapping[str, Reward]
@@ -28,24 +28,24 @@ class Journal:
         self._folder, self._home = folder, run.scored_dir
         self._file = self._home / str(rank)
         self._judges = {suite.name: judge(suite, rewards[suite.name]) for suite in suites}
-        self._known: dict[tuple[str, Key], dict[str, Any]] = {}
+        self._lines: dict[tuple[str, Key], dict[str, Any]] = {}
         for path in sorted(self._home.glob("[0-9]*")):
             lines = read_json_lines(path)
             if path == self._file:
                 atomic_write(path, json_lines(lines))  # without a last line that a crash tore
-            self._known |= {(line["suite"], key_of(line["row"])): line for line in lines if _is_sound(line)}
+            self._lines |= {(line["suite"], key_of(line["row"])): line for line in lines if _is_sound(line)}
 
-    def rows(self, wanted: Wanted) -> list[Scored] | None:
-        """The rows of a picture, one a suite that wants it; ``None`` unless all are known."""
-        lines = [self._known.get((name, wanted.key)) for name in wanted.suites]
-        path = self._folder.find(wanted)
-        if path is None or not all(line and self._holds(line, path) for line in lines):
+    def rows(self, request: PictureRequest) -> list[Scored] | None:
+        """The rows of a picture, one a suite; ``None`` unless all are there and valid."""
+        path = self._folder.find(request)
+        lines = [self._lines.get((name, request.key)) for name in request.suites]
+        if path is None or not all(line and self._is_current(line, path) for line in lines):
             return None
         return [(line["suite"], line["row"]) for line in lines if line]
 
-    def add(self, wanted: Sequence[Wanted], rows: Sequence[Scored]) -> None:
-        """Note rows of these pictures."""
-        files = {item.key: self._folder.find(item) for item in wanted}
+    def add(self, requests: Sequence[PictureRequest], rows: Sequence[Scored]) -> None:
+        """Append rows of these pictures."""
+        files = {request.key: self._folder.file(request) for request in requests}
         lines = [
             {"suite": name, "judge": self._judges[name], "file": signature(path), "row": plain(row)}
             for name, row in rows
@@ -56,15 +56,14 @@ class Journal:
         append(self._file, json_lines(lines))
 
     def remove(self) -> None:
-        """Remove all of them: the results are written."""
+        """Remove the journals of all processes, once the results are written."""
         remove(self._home)
 
-    def _holds(self, line: Mapping[str, Any], path: Path) -> bool:
+    def _is_current(self, line: Mapping[str, Any], path: Path) -> bool:
         return line["judge"] == self._judges[line["suite"]] and line["file"] == signature(path)
 
 
 def _is_sound(line: Mapping[str, Any]) -> bool:
-    """Whether a line is one of ours; of any other the picture is scored again."""
     row = line.get("row")
     if not isinstance(row, dict) or not all(isinstance(line.get(key), str) for key in ("suite", "judge", "file")):
         return False
@@ -74,16 +73,16 @@ def _is_sound(line: Mapping[str, Any]) -> bool:
 
 
 def judge(suite: Suite, reward: Reward) -> str:
-    """A digest of all that a score depends on beside its picture, as far as the suite and its reward tell."""
+    """A digest of everything that a score depends on besides its picture: engine, weights, options, suite version."""
     options = dict(suite.reward.options) if isinstance(suite.reward, NamedReward) else {}
-    told = [reward.engine, dict(reward.weights), options, suite.version, suite.score]
-    return hashlib.sha256(json.dumps(told, default=str, sort_keys=True).encode()).hexdigest()[:16]
+    parts = [reward.engine, dict(reward.weights), options, suite.version, suite.score]
+    return hashlib.sha256(json.dumps(parts, default=str, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def signature(path: Path) -> str:
-    """What changes when a file does."""
-    told = path.stat()
-    return f"{told.st_size}-{told.st_mtime_ns}"
+    """Size and modification time of a file."""
+    status = path.stat()
+    return f"{status.st_size}-{status.st_mtime_ns}"
 
 
 def key_of(row: Row) -> Key:

@@ -1,4 +1,4 @@
-"""Rows of scored pictures, or scores of official scorers, turned into results, a table and a verdict."""
+"""The results of an evaluation, from scored rows or from the output of official scorers."""
 
 from __future__ import annotations
 
@@ -9,59 +9,58 @@ from typing import Any
 from flowopd_cli.errors import RecipeError
 from flowopd_cli.recipe import EvalRecipe
 from flowopd_cli.rewards.base import Reward
-from flowopd_cli.stages.evaluation.journal import key_of
-from flowopd_cli.stages.evaluation.requests import Wanted
-from flowopd_cli.stages.evaluation.suites import Asked
+from flowopd_cli.stages.evaluation.journal import Scored, key_of
+from flowopd_cli.stages.evaluation.requests import PictureRequest, Requests
 from flowopd_cli.suites.base import MissingScores, Result, Row, Suite, summarize
 from flowopd_cli.system.progress import Progress
 
 
-def in_order(rows: Sequence[tuple[str, Row]], wanted: Sequence[Wanted]) -> dict[str, list[Row]]:
-    """Rows of each suite in the order of its prompts, whichever process and batch they came from."""
-    order = {item.key: number for number, item in enumerate(wanted)}
-    found: dict[str, list[Row]] = {}
-    for name, row in rows:
-        found.setdefault(name, []).append(row)
-    return {name: sorted(own, key=lambda row: order[key_of(row)]) for name, own in found.items()}
+def rows_by_suite(scored: Sequence[Scored], requests: Sequence[PictureRequest]) -> dict[str, list[Row]]:
+    """The rows of each suite, in the order of the requests."""
+    order = {request.key: number for number, request in enumerate(requests)}
+    by_suite: dict[str, list[Row]] = {}
+    for name, row in sorted(scored, key=lambda item: order[key_of(item[1])]):
+        by_suite.setdefault(name, []).append(row)
+    return by_suite
 
 
-def results(
-    asked: Asked, rows: Mapping[str, list[Row]], made: Mapping[str, Reward], recipe: EvalRecipe
+def summarize_all(
+    requests: Requests, rows: Mapping[str, list[Row]], rewards: Mapping[str, Reward], recipe: EvalRecipe
 ) -> dict[str, Result]:
-    """Figures of every suite, then of every group."""
-    found = {
-        suite.name: summarize(suite, rows[suite.name], protocol(recipe, suite), made[suite.name])
-        for suite in asked.suites
+    """The result of every suite, then of every group."""
+    results = {
+        suite.name: summarize(suite, rows[suite.name], protocol(recipe, suite), rewards[suite.name])
+        for suite in requests.suites
     }
-    return _with_groups(asked, found)
+    return _with_groups(requests, results)
 
 
-def imported(asked: Asked, folder: Path) -> dict[str, Result]:
-    """Figures that official scorers wrote under ``folder``.
+def imported(requests: Requests, folder: Path) -> dict[str, Result]:
+    """The results that official scorers wrote under ``folder``.
 
     Raises:
         RecipeError: none of the suites finds such files.
         ArtifactError: one of them is damaged.
     """
-    found: dict[str, Result] = {}
-    absent: list[str] = []
-    for suite in asked.suites:
+    results: dict[str, Result] = {}
+    missing: list[str] = []
+    for suite in requests.suites:
         try:
-            read = suite.imported(folder) if suite.imported is not None else None
+            result = suite.imported(folder) if suite.imported is not None else None
         except MissingScores as error:
-            absent.append(str(error))
+            missing.append(str(error))
             continue
-        if read is not None:
-            found[read["suite"]] = read
-    if not found:
-        names = ", ".join(suite.name for suite in asked.suites)
-        why = f": {absent[0]}" if absent else ""
-        raise RecipeError(f"--import-scores: no official scores that could be read for {names}{why}")
-    return _with_groups(asked, found)
+        if result is not None:
+            results[result["suite"]] = result
+    if not results:
+        names = ", ".join(suite.name for suite in requests.suites)
+        reason = f": {missing[0]}" if missing else ""
+        raise RecipeError(f"--import-scores: no official scores for {names}{reason}")
+    return _with_groups(requests, results)
 
 
 def protocol(recipe: EvalRecipe, suite: Suite) -> dict[str, Any]:
-    """How the pictures of a suite were made."""
+    """How the pictures of a suite were drawn."""
     spec = recipe.eval
     if spec.pictures is not None:
         return {"split": spec.split, "limit": spec.limit, "pictures": "drawn by another program"}
@@ -77,24 +76,25 @@ def protocol(recipe: EvalRecipe, suite: Suite) -> dict[str, Any]:
     }
 
 
-def table(progress: Progress, found: Mapping[str, Result], title: str) -> None:
-    """The headline figures, one row a suite; ``~`` marks figures that are not those of the reference scorer."""
+def show_table(progress: Progress, results: Mapping[str, Result], title: str) -> None:
+    """Show the headlines, one row a suite; ``~`` marks a figure that the reference scorer would not give."""
     rows = [
         (name, ("" if r.get("exact", True) else "~") + f"{r['mean']:.4f}", _error(r), r["n"], _published(r))
-        for name, r in found.items()
+        for name, r in results.items()
     ]
-    shown = 5 if any(row[4] for row in rows) else 4
-    progress.table(title, ("suite", "mean", "± s.e.", "images", "published")[:shown], [row[:shown] for row in rows])
+    columns = 5 if any(row[4] for row in rows) else 4
+    header = ("suite", "mean", "± s.e.", "images", "published")[:columns]
+    progress.table(title, header, [row[:columns] for row in rows])
 
 
-def _with_groups(asked: Asked, found: dict[str, Result]) -> dict[str, Result]:
-    for group in asked.groups:
+def _with_groups(requests: Requests, results: dict[str, Result]) -> dict[str, Result]:
+    for group in requests.groups:
         names = {suite.name for suite in group.suites} | {suite.name.split("[")[0] for suite in group.suites}
-        own = {name: result for name, result in found.items() if name in names}
-        whole = group.combine(own) if group.combine is not None and own else None
-        if whole is not None:
-            found = {**found, group.name: whole}
-    return found
+        members = {name: result for name, result in results.items() if name in names}
+        combined = group.combine(members) if group.combine is not None and members else None
+        if combined is not None:
+            results = {**results, group.name: combined}
+    return results
 
 
 def _error(result: Result) -> str:

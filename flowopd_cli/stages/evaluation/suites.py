@@ -1,9 +1,8 @@
-"""Suites of a recipe: their names resolved, their rewards made."""
+"""The suites of a recipe: loaded by name, their pictures planned, their rewards made."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,26 +12,53 @@ from flowopd_cli.recipe import EvalRecipe
 from flowopd_cli.rewards.base import Reward
 from flowopd_cli.rewards.function import make_reward
 from flowopd_cli.stages.evaluation.folder import PictureFolder
-from flowopd_cli.stages.evaluation.requests import Wanted, plan
+from flowopd_cli.stages.evaluation.requests import Requests, plan
 from flowopd_cli.suites.base import NamedReward, Suite, SuiteGroup
 from flowopd_cli.system.paths import is_dir
 from flowopd_cli.system.text import suggest
 
 
-@dataclass(frozen=True)
-class Asked:
-    """The suites of a recipe, each once, and the groups that some of them came in."""
-
-    suites: tuple[Suite, ...]
-    groups: tuple[SuiteGroup, ...] = ()
-
-
-def load(recipe: EvalRecipe) -> Asked:
-    """The suites by name, with their options.
+def plan_requests(recipe: EvalRecipe) -> Requests:
+    """Load the suites, read their prompts and plan every picture; checks all that needs no model and no reward.
 
     Raises:
-        RecipeError: a name or an option is unknown, or a bar is for none of them.
+        FlowOPDError: a suite, an option, a prompt file, a folder of pictures or of scores is unknown or missing.
     """
+    spec = recipe.eval
+    suites, groups = _load_suites(recipe)
+    for flag, folder in (("--images", spec.pictures), ("--import-scores", spec.import_scores)):
+        if folder is not None and not is_dir(folder):
+            raise RecipeError(f"{flag} {folder}: no such folder")
+    if spec.import_scores is not None:
+        return Requests(suites, groups)
+    requests = plan(suites, groups, spec)
+    if spec.pictures is not None:
+        PictureFolder(Path(spec.pictures), foreign=True).check(requests.pictures)
+    return requests
+
+
+def make_rewards(requests: Requests) -> dict[str, Reward]:
+    """The reward of each suite, made once for suites that share it; each checks the prompts of its suite.
+
+    Raises:
+        FlowOPDError: a reward cannot be made, or cannot score a prompt.
+    """
+    made: list[tuple[Any, Reward]] = []
+    rewards: dict[str, Reward] = {}
+    for suite in requests.suites:
+        reward = next((reward for source, reward in made if source == suite.reward), None) or _make_reward(suite)
+        made.append((suite.reward, reward))
+        rewards[suite.name] = reward
+        reward.check([r.prompt for r in requests.pictures if suite.name in r.suites and r.place.index == 0])
+    return rewards
+
+
+def reward_names(recipe: EvalRecipe) -> list[str]:
+    """The registered rewards that the recipe's suites name."""
+    return [suite.reward.name for suite in _load_suites(recipe)[0] if isinstance(suite.reward, NamedReward)]
+
+
+def _load_suites(recipe: EvalRecipe) -> tuple[tuple[Suite, ...], tuple[SuiteGroup, ...]]:
     spec = recipe.eval
     unknown = sorted(set(spec.options) - set(spec.suites))
     if unknown:
@@ -40,46 +66,28 @@ def load(recipe: EvalRecipe) -> Asked:
     suites: dict[str, Suite] = {}
     groups: list[SuiteGroup] = []
     for name in spec.suites:
-        made = _make(name, recipe.model.pretrained, spec.options.get(name, {}))
-        if isinstance(made, SuiteGroup):
-            groups.append(made)
-        for suite in made.suites if isinstance(made, SuiteGroup) else (made,):
-            _refuse_path(suite.name, suite.folder or suite.name)
+        loaded = _load_suite(name, recipe.model.pretrained, spec.options.get(name, {}))
+        if isinstance(loaded, SuiteGroup):
+            groups.append(loaded)
+        for suite in loaded.suites if isinstance(loaded, SuiteGroup) else (loaded,):
+            _check_file_names(suite.name, suite.picture_folder)
             suites.setdefault(suite.name, suite)
     _check_bars([*suites, *(group.name for group in groups)], spec.fail_under)
-    return Asked(tuple(suites.values()), tuple(groups))
+    return tuple(suites.values()), tuple(groups)
 
 
-def check(recipe: EvalRecipe) -> None:
-    """Refuse what would fail before the first picture: suites, options, prompts, folders of pictures or scores.
-
-    Raises:
-        FlowOPDError: something of it is unknown or missing.
-    """
-    spec = recipe.eval
-    wanted = plan(load(recipe).suites, spec) if spec.import_scores is None else []
-    for flag, folder in (("--images", spec.pictures), ("--import-scores", spec.import_scores)):
-        if folder is not None and not is_dir(folder):
-            raise RecipeError(f"{flag} {folder}: no such folder")
-    if spec.pictures is not None:
-        PictureFolder(Path(spec.pictures), foreign=True).check(wanted)
+def _load_suite(name: str, base: str, options: Mapping[str, Any]) -> Suite | SuiteGroup:
+    factory = registry.SUITES.load(registry.suite_name(name, base))
+    try:
+        return factory(**options)
+    except TypeError as error:
+        raise RecipeError(f"eval.options.{name}: {error}") from error
 
 
-def rewards(suites: Sequence[Suite], wanted: Sequence[Wanted]) -> dict[str, Reward]:
-    """A reward for each suite, made once where suites share it, and asked whether it can score the prompts."""
-    made: list[tuple[Any, Reward]] = []
-    found: dict[str, Reward] = {}
-    for suite in suites:
-        reward = next((reward for source, reward in made if source == suite.reward), None) or _reward(suite)
-        made.append((suite.reward, reward))
-        found[suite.name] = reward
-        reward.check([item.prompt for item in wanted if suite.name in item.suites and item.place.index == 0])
-    return found
-
-
-def judges(recipe: EvalRecipe) -> list[str]:
-    """The rewards of the registry that the recipe's suites name."""
-    return [suite.reward.name for suite in load(recipe).suites if isinstance(suite.reward, NamedReward)]
+def _make_reward(suite: Suite) -> Reward:
+    if not isinstance(suite.reward, NamedReward):
+        return suite.reward()
+    return make_reward(registry.REWARDS.load(suite.reward.name), suite.reward.name, suite.reward.options)
 
 
 def _check_bars(names: Sequence[str], bars: Mapping[str, float]) -> None:
@@ -89,22 +97,8 @@ def _check_bars(names: Sequence[str], bars: Mapping[str, float]) -> None:
             raise RecipeError(f"--fail-under {name}: no such suite is run{suggest(name, sorted(known))}")
 
 
-def _refuse_path(*names: str) -> None:
-    """Suites give files and folders of a run their names, so none may lead elsewhere."""
+def _check_file_names(*names: str) -> None:
+    """Suites name files and folders of the run: their names must not lead elsewhere."""
     for name in names:
         if not name.isprintable() or name.startswith(".") or set("/\\") & set(name):
             raise RecipeError(f"eval.suites: {name!r} cannot be the name of a file: leave out slashes")
-
-
-def _make(name: str, base: str, options: Mapping[str, Any]) -> Suite | SuiteGroup:
-    factory = registry.SUITES.load(registry.suite_name(name, base))
-    try:
-        return factory(**options)
-    except TypeError as error:
-        raise RecipeError(f"eval.options.{name}: {error}") from error
-
-
-def _reward(suite: Suite) -> Reward:
-    if not isinstance(suite.reward, NamedReward):
-        return suite.reward()
-    return make_reward(registry.REWARDS.load(suite.reward.name), suite.reward.name, suite.reward.options)

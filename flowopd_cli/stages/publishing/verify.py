@@ -16,8 +16,8 @@ from flowopd_cli.models.pipeline import PipelineModel
 from flowopd_cli.models.reference import Request, peft_picture, plain_picture, plain_pipeline
 from flowopd_cli.recipe import PushRecipe
 from flowopd_cli.runs.run import RunDir
+from flowopd_cli.stages.drawing import ode_sampler
 from flowopd_cli.stages.training import model as _model
-from flowopd_cli.stages.training.samples import ode_sampler
 
 SPEED = {"attention": "auto", "compile": "none", "shard": False}
 

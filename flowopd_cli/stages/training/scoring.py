@@ -1,10 +1,9 @@
-"""Scoring the pictures of a rollout while others are drawn, in one thread."""
+"""Scoring the pictures of a rollout in a background thread, while the next ones are drawn."""
 
 from __future__ import annotations
 
-import queue
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -12,43 +11,33 @@ from torch import Tensor
 
 from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.core.types import RewardResult
-from flowopd_cli.system.threads import Background
+from flowopd_cli.system.threads import Worker
 from flowopd_cli.train.collect import Scorer
 
-WAITING = 4  # batches of pictures kept at most while rewards are slower than drawing
+MOST_WAITING = 4  # batches in memory when rewards are slower than drawing
 
 
 class InBackground:
-    """A :class:`~flowopd_cli.train.grading.Scoring` in a thread of its own, on the device of the thread that made it.
-
-    One batch after the other, in their order: a reward that holds state or is not made for threads is never asked
-    twice at once.
-    """
+    """A :class:`~flowopd_cli.train.grading.Scoring` in one thread: a reward is never called twice at once."""
 
     def __init__(self, score: Scorer) -> None:
-        self._score = score
-        self._todo: queue.Queue[tuple[Tensor, Sequence[Prompt]] | None] = queue.Queue(WAITING)
-        self._device = torch.cuda.current_device() if torch.cuda.is_initialized() else None
-        self._worker = Background(self._work)
+        @torch.no_grad()
+        def score_batch(batch: tuple[Tensor, Sequence[Prompt]]) -> RewardResult:
+            return score(*batch)
+
+        self._worker = Worker(score_batch, MOST_WAITING, same_device())
 
     def submit(self, images: Float[Tensor, "b 3 H W"], prompts: Sequence[Prompt]) -> None:
-        """Take a batch, once few are waiting and no earlier one has failed; else its error is raised here."""
-        self._put((images, prompts))
+        """Queue a batch; blocks while ``MOST_WAITING`` batches wait. Raises the error of an earlier batch."""
+        self._worker.submit((images, prompts))
 
     def result(self) -> RewardResult:
-        """All scores, in the order of the pictures; the error of a batch is raised here."""
-        self._put(None)
-        return RewardResult.cat(self._worker.result())
+        """All scores, in the order of the pictures; raises the error of a batch."""
+        return RewardResult.cat(self._worker.results())
 
-    def _put(self, item: tuple[Tensor, Sequence[Prompt]] | None) -> None:
-        while True:
-            if self._worker.failed:
-                self._worker.result()
-            with suppress(queue.Full):
-                return self._todo.put(item, timeout=0.2)
 
-    @torch.no_grad()
-    def _work(self) -> list[RewardResult]:
-        if self._device is not None:  # a thread has a current device of its own
-            torch.cuda.set_device(self._device)
-        return [self._score(images, prompts) for images, prompts in iter(self._todo.get, None)]
+def same_device() -> Callable[[], None]:
+    """A function that selects, in another thread, the CUDA device current here."""
+    if not torch.cuda.is_initialized():
+        return lambda: None
+    return partial(torch.cuda.set_device, torch.cuda.current_device())

@@ -1,4 +1,4 @@
-"""Rows of pictures that are scored already: those that are damaged count as not there."""
+"""The journal of an evaluation: damaged lines count as missing."""
 
 import json
 
@@ -10,14 +10,14 @@ from flowopd_cli.rewards.function import FunctionReward
 from flowopd_cli.runs.run import RunDir
 from flowopd_cli.stages.evaluation.folder import PictureFolder
 from flowopd_cli.stages.evaluation.journal import Journal, judge, signature
-from flowopd_cli.stages.evaluation.requests import Wanted
+from flowopd_cli.stages.evaluation.requests import PictureRequest
 from flowopd_cli.suites.base import NamedReward, Suite
 from flowopd_cli.suites.layouts import FLAT, Place
 
 PROMPT = Prompt("0", "a cat", "t")
 REWARD = FunctionReward(lambda images, prompts: [0.0] * len(prompts), "zero", {})
 SUITE = Suite(name="s", version="1", prompts=lambda split: [PROMPT], reward=NamedReward("toy-ocr", {}))
-WANTED = Wanted(PROMPT, Place(PROMPT, 0, 0, 1), "s", FLAT, ("s",))
+REQUEST = PictureRequest(PROMPT, Place(PROMPT, 0, 0, 1), "s", FLAT, ("s",))
 ROW = {"prompt": "0", "task": "t", "text": "a cat", "index": 0, "tag": "", "valid": True, "value": 0.5}
 
 
@@ -25,23 +25,23 @@ ROW = {"prompt": "0", "task": "t", "text": "a cat", "index": 0, "tag": "", "vali
 def line(tmp_path):
     """A sound line about a picture that is there, and the file that it belongs into."""
     run, folder = RunDir(tmp_path), PictureFolder(tmp_path / "images")
-    picture = folder.root / WANTED.path
+    picture = folder.root / REQUEST.path
     picture.parent.mkdir(parents=True)
     Image.new("RGB", (1, 1)).save(picture)
     run.scored_dir.mkdir(parents=True)
     sound = {"suite": "s", "judge": judge(SUITE, REWARD), "file": signature(picture)}
     sound["row"] = {**ROW, "scores": {}, "details": {}}
 
-    def known(*lines):
+    def rows(*lines):
         (run.scored_dir / "0").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-        return Journal(run, 0, folder, [SUITE], {"s": REWARD}).rows(WANTED)
+        return Journal(run, 0, folder, [SUITE], {"s": REWARD}).rows(REQUEST)
 
-    return sound, known
+    return sound, rows
 
 
 def test_a_sound_line_is_taken(line):
-    sound, known = line
-    assert known(sound) == [("s", sound["row"])]
+    sound, rows = line
+    assert rows(sound) == [("s", sound["row"])]
 
 
 @pytest.mark.parametrize(
@@ -57,6 +57,6 @@ def test_a_sound_line_is_taken(line):
     ],
 )
 def test_a_damaged_line_is_passed_over(line, changes):
-    sound, known = line
-    assert known({**sound, **changes}) is None
-    assert known({**sound, **changes}, sound) is not None
+    sound, rows = line
+    assert rows({**sound, **changes}) is None
+    assert rows({**sound, **changes}, sound) is not None
