@@ -33,7 +33,7 @@ ONE_PROCESS = ("merge", "push")
 def execute(plan: Plan, common: Common) -> None:
     """Do what a stage's command line says; stdout gets the run's path or JSON and nothing else."""
     recipe = plan.recipe
-    remarks = [*plan.remarks, *check(recipe, out=common.out, dry_run=common.dry_run or is_dry_push(recipe))]
+    remarks = [*plan.remarks, *_check(plan, common)]
     console = Console(quiet=common.quiet, main=launch.is_main())
     for remark in remarks:
         console.note(f"note: {remark}")
@@ -55,6 +55,11 @@ def execute(plan: Plan, common: Common) -> None:
     with redirect_stdout(sys.stderr):
         result = run_stage(plan, run, console, resume=common.resume is not None)
     _print_result(console, common, recipe, run.path, result)
+
+
+def _check(plan: Plan, common: Common) -> list[str]:
+    dry_run = common.dry_run or is_dry_push(plan.recipe)
+    return check(plan.recipe, adapters=plan.adapters, out=common.out, dry_run=dry_run)
 
 
 def run_demo(demo: Demo, console: Console) -> dict[str, Any]:

@@ -38,7 +38,7 @@ def run_stage(
         run.start(recipe)
         try:
             progress = tracked(recipe, run, progress)
-            result = _load(recipe.stage)(recipe, run, progress, resume=resume)
+            result = _load(recipe.stage)(recipe, run, progress, adapters=plan.adapters, resume=resume)
         except (Interrupted, KeyboardInterrupt) as error:
             progress.done()
             _close(run, "interrupted", progress if isinstance(error, Interrupted) else None)

@@ -79,7 +79,7 @@ def _beside(runs: Sequence[RunDir], known: Mapping[Path, Any]) -> Iterable[tuple
 
 def _digest(run: RunDir) -> str | None:
     with suppress(FlowOPDError):
-        return AdapterRef.parse(str(run.path)).sha256()
+        return AdapterRef.parse(str(run.path)).resolve().sha256
     return None
 
 

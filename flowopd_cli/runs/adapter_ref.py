@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from flowopd_cli.errors import ArtifactError, one_line
-from flowopd_cli.models.files.adapter_header import CONFIG, DIFFUSERS_WEIGHTS, PEFT_WEIGHTS, recorded_in_weights
+from flowopd_cli.models.files.adapter_header import (
+    CONFIG,
+    DIFFUSERS_WEIGHTS,
+    PEFT_WEIGHTS,
+    AdapterHeader,
+    read_adapter_header,
+    recorded_in_weights,
+)
 from flowopd_cli.models.files.peft_config import read_config
 from flowopd_cli.runs.manifest import ADAPTER, MANIFEST, Base, Parent, is_run, read_manifest, status_now
-from flowopd_cli.system.files import CHECKSUMS, is_intact, is_sealed, sha256_files
+from flowopd_cli.system.files import CHECKSUMS, combined_sha256, is_sealed, sha256_file, verified_digests
 from flowopd_cli.system.paths import is_dir, is_file, is_hub_id, is_revision
 
 LONGEST = 4096
@@ -20,7 +29,7 @@ FILES = (CONFIG, PEFT_WEIGHTS, DIFFUSERS_WEIGHTS, CHECKSUMS)  # of an adapter's 
 
 @dataclass(frozen=True)
 class AdapterRef:
-    """Where an adapter is: ``location`` is a path, a Hub repository, or empty for the bare base."""
+    """A parsed reference: ``location`` is a path, a Hub repository, or empty for the bare base."""
 
     text: str
     kind: Literal["run", "folder", "hub", "base"]
@@ -29,7 +38,7 @@ class AdapterRef:
 
     @classmethod
     def parse(cls, text: str) -> AdapterRef:
-        """Read a reference as it stands in a recipe. Whether anything is there, ``check`` and ``resolve`` say.
+        """Read a reference as it stands in a recipe. :meth:`resolve` says whether anything is there.
 
         Raises:
             ArtifactError: the reference is empty or no name, or a Hub reference is not ``hub:<owner>/<name>``.
@@ -38,7 +47,7 @@ class AdapterRef:
         if not text:
             raise ArtifactError("an adapter reference is empty: name a run, an adapter folder, hub:<repo>, or base")
         if len(text) > LONGEST or not text.isprintable():
-            raise ArtifactError(f"{text[:80]!r} names no adapter: it is too long, or holds what no name holds")
+            raise ArtifactError(f"{text[:80]!r} is no adapter reference: it is too long or has unprintable characters")
         if text == "base":
             return cls(text, "base")
         if text.startswith("hub:"):
@@ -50,28 +59,35 @@ class AdapterRef:
 
     @property
     def absent(self) -> bool:
-        """Whether it names a local place where nothing is yet."""
+        """Whether it names a local path where there is nothing."""
         return self.kind == "folder" and not os.path.lexists(self.location)
 
-    def check(self) -> None:
-        """Refuse a local reference that has no adapter; a Hub reference is only looked up by ``resolve``."""
-        if self.kind != "hub":
-            self.resolve()
+    def shape(self) -> dict[str, Any]:
+        """``rank``, ``alpha`` and ``targets`` of a local adapter, as far as a configuration in PEFT form has them."""
+        folder = Path(self.location) / ADAPTER if self.kind == "run" else Path(self.location)
+        if self.kind in {"base", "hub"} or not is_file(folder / CONFIG):
+            return {}
+        config = read_config(folder / CONFIG)
+        fields: dict[str, Any] = {} if config.rank is None else {"rank": config.rank}
+        if config.alpha is not None and config.alpha.is_integer() and config.alpha > 0:
+            fields["alpha"] = int(config.alpha)
+        return fields | ({"targets": config.targets} if config.targets and not config.target_pattern else {})
 
-    def resolve(self) -> Path | None:
-        """The folder with the adapter's files, fetched first when it is on the Hub; ``None`` for the base.
+    def resolve(self) -> Adapter:
+        """The adapter, fetched first when it is on the Hub, its files verified against their checksums.
 
         Raises:
-            ArtifactError: there is nothing, no adapter in it, or one whose files are not those that were written.
+            ArtifactError: there is nothing, no adapter in it, or a file has changed since it was written.
         """
         if self.kind == "base":
-            return None
+            return Adapter(self, None)
         folder = self._fetch() if self.kind == "hub" else self._local()
-        if is_sealed(folder) and not is_intact(folder):
+        digests = verified_digests(folder) if is_sealed(folder) else {}
+        if digests is None:
             raise ArtifactError(
                 f"{self.text}: its adapter is damaged (a file in {folder} is not as it was written); take another copy"
             )
-        return folder
+        return Adapter(self, folder, digests)
 
     def _local(self) -> Path:
         path = Path(self.location)
@@ -86,41 +102,12 @@ class AdapterRef:
             raise ArtifactError(f"{self.text}: neither a run nor an adapter folder (no {CONFIG} in it)")
         return path
 
-    def base(self) -> Base | None:
-        """The base model this adapter was trained on, where a local record says; see :func:`recorded_base`."""
-        return None if self.kind in {"base", "hub"} else recorded_base(Path(self.location))
-
-    def base_sha256(self) -> str | None:
-        """Digest of the base model this adapter was trained on, where a local record has it."""
-        recorded = self.base()
-        return None if recorded is None else recorded.sha256
-
-    def shape(self) -> dict[str, Any]:
-        """``rank``, ``alpha`` and ``targets`` of a local adapter in PEFT form, as far as its configuration says."""
-        folder = Path(self.location)
-        folder = folder / ADAPTER if self.kind == "run" else folder
-        if self.kind in {"base", "hub"} or not is_file(folder / CONFIG):
-            return {}
-        config = read_config(folder / CONFIG)
-        found: dict[str, Any] = {} if config.rank is None else {"rank": config.rank}
-        if config.alpha is not None and config.alpha.is_integer() and config.alpha > 0:
-            found["alpha"] = int(config.alpha)
-        return found | ({"targets": config.targets} if config.targets and not config.target_pattern else {})
-
-    def sha256(self) -> str | None:
-        """Digest of the adapter's weights; ``None`` for the base."""
-        return _digest(self.resolve())
-
-    def parent(self, role: str, folder: Path | None = None) -> Parent:
-        """The entry that a manifest's ``parents`` holds for this adapter; ``folder`` is it, resolved already."""
-        return Parent(role=role, ref=self.text, sha256=_digest(folder or self.resolve()))
-
     def _fetch(self) -> Path:
         from huggingface_hub import snapshot_download
 
         try:
-            wanted = [MANIFEST, *(f"{folder}{name}" for folder in ("", f"{ADAPTER}/") for name in FILES)]
-            root = Path(snapshot_download(self.location, revision=self.revision, allow_patterns=wanted))
+            patterns = [MANIFEST, *(f"{folder}{name}" for folder in ("", f"{ADAPTER}/") for name in FILES)]
+            root = Path(snapshot_download(self.location, revision=self.revision, allow_patterns=patterns))
         except Exception as error:
             raise ArtifactError(f"{self.text}: cannot be fetched ({one_line(error)})") from error
         for folder in (root, root / ADAPTER):
@@ -129,19 +116,75 @@ class AdapterRef:
         raise ArtifactError(f"{self.text}: no adapter in this repository (no {CONFIG})")
 
 
+@dataclass(frozen=True)
+class Adapter:
+    """A resolved reference; ``path`` is the folder with the adapter's files, ``None`` for the bare base.
+
+    ``digests`` has the SHA-256 of the files that were verified. Header and digest are read once.
+    """
+
+    ref: AdapterRef
+    path: Path | None
+    digests: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def header(self) -> AdapterHeader | None:
+        """Configuration, names and shapes; ``None`` for the base.
+
+        Raises:
+            ArtifactError: see :func:`flowopd_cli.models.files.adapter_header.read_adapter_header`.
+        """
+        return None if self.path is None else read_adapter_header(self.path)
+
+    @cached_property
+    def sha256(self) -> str | None:
+        """Digest of the adapter's weights; ``None`` for the base."""
+        if self.path is None:
+            return None
+        files = self.path.glob("*.safetensors")
+        return combined_sha256({file.name: self.digests.get(file.name) or sha256_file(file) for file in files})
+
+    @cached_property
+    def base(self) -> Base | None:
+        """The base model that the adapter was trained on, where that is recorded; see :func:`recorded_base`."""
+        return recorded_base(self.path)
+
+    def parent(self, role: str) -> Parent:
+        """The entry of this adapter in the ``parents`` of a manifest."""
+        return Parent(role=role, ref=self.ref.text, sha256=self.sha256)
+
+
+class Adapters:
+    """The adapters of one command: each reference is resolved, verified and hashed once."""
+
+    def __init__(self) -> None:
+        self._resolved: dict[str, Adapter] = {}
+
+    def __getitem__(self, ref: str) -> Adapter:
+        """The adapter behind a reference as a recipe has it.
+
+        Raises:
+            ArtifactError: see :meth:`AdapterRef.parse` and :meth:`AdapterRef.resolve`.
+        """
+        reference = AdapterRef.parse(ref)
+        if reference.text not in self._resolved:
+            self._resolved[reference.text] = reference.resolve()
+        return self._resolved[reference.text]
+
+
 def recorded_base(folder: Path | None) -> Base | None:
     """The base that an adapter says it was trained on; ``None`` where nothing is recorded.
 
-    ``folder`` is a run or holds the adapter's files, as :meth:`AdapterRef.resolve` gives it (``None``: the bare base).
-    The record is the manifest of the run, else the adapter's own configuration and weights.
+    ``folder`` is a run or holds an adapter's files; ``None`` is the bare base. The record is the manifest of the run,
+    else the adapter's own configuration and weights.
     """
     if folder is None:
         return None
     folder = folder.resolve()
     for place in (folder.parent, folder) if folder.name == ADAPTER else (folder, folder / ADAPTER):
-        found = read_manifest(place).base if is_run(place) else _base_in_files(place)
-        if found is not None:
-            return found
+        base = read_manifest(place).base if is_run(place) else _base_in_files(place)
+        if base is not None:
+            return base
     return None
 
 
@@ -151,10 +194,6 @@ def _base_in_files(folder: Path) -> Base | None:
     config = read_config(folder / CONFIG)
     sha = config.base_sha256 or recorded_in_weights(folder / PEFT_WEIGHTS)
     return Base(ref=config.base or "", sha256=sha) if config.base or sha else None
-
-
-def _digest(folder: Path | None) -> str | None:
-    return None if folder is None else sha256_files(folder.glob("*.safetensors"))
 
 
 def _has_adapter(folder: Path) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 
 from flowopd_cli.errors import ArtifactError, FlowOPDError
 from flowopd_cli.recipe import EvalRecipe
-from flowopd_cli.runs.adapter_ref import AdapterRef
+from flowopd_cli.runs.adapter_ref import Adapter, AdapterRef
 from flowopd_cli.runs.manifest import Base, is_run
 from flowopd_cli.runs.run import RunDir
 from flowopd_cli.system.json_files import read_json_value
@@ -59,7 +59,7 @@ class Evaluation:
         return [name for name, (one, two) in pairs.items() if None not in (one, two) and one != two]
 
 
-def evaluations(source: RunDir, named: Sequence[str]) -> list[Evaluation]:
+def evaluations(source: RunDir, named: Sequence[str], adapter: Adapter | None = None) -> list[Evaluation]:
     """What to report of the base and of this model: the ``named`` evaluation runs, else the best beside the run.
 
     The best are whole evaluations on test prompts: of this model the one with the most suites (the latest of several),
@@ -68,7 +68,7 @@ def evaluations(source: RunDir, named: Sequence[str]) -> list[Evaluation]:
     Raises:
         ArtifactError: a named run is no evaluation, not of this adapter or its base, or two of them do not compare.
     """
-    own, base = AdapterRef.parse(str(source.path)).sha256(), source.manifest().base
+    own, base = (adapter or AdapterRef.parse(str(source.path)).resolve()).sha256, source.manifest().base
     if named:
         return _named(source, [_evaluation(RunDir.open(path, writes=False), own, base) for path in named], named)
     found = []

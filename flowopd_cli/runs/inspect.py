@@ -157,7 +157,7 @@ def _check_parent(parent: Parent) -> Finding:
         reference = AdapterRef.parse(parent.ref)
         if reference.kind == "hub":
             return Finding("parent", name)  # on the Hub its revision names it
-        now = reference.sha256()
+        now = reference.resolve().sha256
     except ArtifactError as error:
         return Finding("parent", name, str(error))
     except OSError as error:

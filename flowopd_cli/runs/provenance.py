@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.recipe.reading import first_problem
-from flowopd_cli.runs.adapter_ref import AdapterRef
+from flowopd_cli.runs.adapter_ref import AdapterRef, Adapters
 from flowopd_cli.runs.manifest import Environment, Inputs
 from flowopd_cli.system.json_files import read_json
 
@@ -76,13 +76,13 @@ def other_inputs(then: Inputs, now: Inputs) -> list[str]:
     return found
 
 
-def changed_parents(then: Inputs) -> list[str]:
+def changed_parents(then: Inputs, adapters: Adapters) -> list[str]:
     """Those local adapters of a provenance that lie where they lay and are others now, in words; nothing is loaded."""
     found = []
     for parent in then.parents:
         reference = AdapterRef.parse(parent.ref)
         if reference.kind in {"run", "folder"} and Path(reference.location).is_dir():
-            now = reference.sha256()
+            now = adapters[parent.ref].sha256
             if now != parent.sha256:
                 found.append(_changed(f"{parent.role} {parent.ref}", parent.sha256, now))
     return found

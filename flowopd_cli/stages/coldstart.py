@@ -7,6 +7,7 @@ from typing import Any
 from flowopd_cli.errors import RewardError
 from flowopd_cli.recipe import ColdstartRecipe
 from flowopd_cli.recipe.tasks import check_tasks
+from flowopd_cli.runs.adapter_ref import Adapters
 from flowopd_cli.runs.run import RunDir
 from flowopd_cli.stages.training import data as _data
 from flowopd_cli.stages.training import fit as _fit
@@ -16,16 +17,19 @@ from flowopd_cli.system.progress import Progress
 from flowopd_cli.train import objectives, supervised
 
 
-def run(recipe: ColdstartRecipe, run: RunDir, progress: Progress, *, resume: bool = False) -> dict[str, Any]:
+def run(
+    recipe: ColdstartRecipe, run: RunDir, progress: Progress, *, adapters: Adapters | None = None, resume: bool = False
+) -> dict[str, Any]:
     """Every teacher draws its own tasks' prompts; the best of each group is kept; the policy learns to draw them."""
     train, sft = recipe.train, recipe.sft
     drawer, prompts = _data.make_drawer(recipe.prompts, train, recipe.seed)
     check_tasks(recipe, prompts)
     rewards = _data.make_rewards(recipe.rewards, prompts) if recipe.rewards else None
     model = _model.load_model(recipe.model, recipe.adapter.targets)
-    parents = _model.add_policy(model, recipe.adapter, recipe.seed)
-    teachers = _model.add_teachers(model, recipe.teachers, recipe.sampling.guidance, parents)
-    run.declare(_model.inputs(recipe.model, model, parents, prompts_digest(prompts)))
+    roles = _model.Roles(model, adapters or Adapters())
+    roles.add_policy(recipe.adapter, recipe.seed)
+    teachers = roles.add_teachers(recipe.teachers, recipe.sampling.guidance)
+    run.declare(roles.inputs(recipe.model, prompts_digest(prompts)))
     _model.encode_ahead(model, prompts)
     sampler = _fit.make_sampler(model, recipe.sampling)
     kept = []

@@ -13,6 +13,7 @@ from flowopd_cli.models.base import FlowModel
 from flowopd_cli.recipe import DistillRecipe
 from flowopd_cli.recipe.tasks import check_tasks
 from flowopd_cli.rewards.base import RewardMix
+from flowopd_cli.runs.adapter_ref import Adapters
 from flowopd_cli.runs.run import RunDir
 from flowopd_cli.stages.training import data as _data
 from flowopd_cli.stages.training import fit as _fit
@@ -26,17 +27,20 @@ from flowopd_cli.train.labels import Teacher
 from flowopd_cli.train.loop import MicroBatches
 
 
-def run(recipe: DistillRecipe, run: RunDir, progress: Progress, *, resume: bool = False) -> dict[str, Any]:
+def run(
+    recipe: DistillRecipe, run: RunDir, progress: Progress, *, adapters: Adapters | None = None, resume: bool = False
+) -> dict[str, Any]:
     """Rollout, target velocities by route, anchor velocities, ``opd``; no decoding unless rewards are logged."""
     guidance = recipe.sampling.guidance
     drawer, prompts = _data.make_drawer(recipe.prompts, recipe.train, recipe.seed)
     check_tasks(recipe, prompts)
     rewards = _data.make_rewards(recipe.rewards, prompts) if recipe.opd.log_rewards_every else None
     model = _model.load_model(recipe.model, recipe.adapter.targets)
-    parents = _model.add_policy(model, recipe.adapter, recipe.seed)
-    teachers = _model.add_teachers(model, recipe.routing, guidance, parents)
-    anchor = _model.add_anchor(model, recipe.anchor, guidance, parents)
-    run.declare(_model.inputs(recipe.model, model, parents, prompts_digest(prompts)))
+    roles = _model.Roles(model, adapters or Adapters())
+    roles.add_policy(recipe.adapter, recipe.seed)
+    teachers = roles.add_teachers(recipe.routing, guidance)
+    anchor = roles.add_anchor(recipe.anchor, guidance)
+    run.declare(roles.inputs(recipe.model, prompts_digest(prompts)))
     _model.encode_ahead(model, prompts)
     experience = _Experience(recipe, model, drawer, teachers, anchor, rewards)
     objective = objectives.opd(model, _fit.make_sampler(model, recipe.sampling), _fit.opd_settings(recipe))

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flowopd_cli.recipe import EvalRecipe
-from flowopd_cli.runs.adapter_ref import AdapterRef
-from flowopd_cli.runs.manifest import Parent
+from flowopd_cli.runs.adapter_ref import Adapters
 from flowopd_cli.runs.run import RunDir
 from flowopd_cli.stages.drawing import draw_images, ode_sampler
 from flowopd_cli.stages.evaluation.folder import Picture, PictureFolder, picture_settings, write_samples
@@ -18,7 +17,7 @@ from flowopd_cli.stages.evaluation.requests import PictureRequest, Requests
 from flowopd_cli.stages.evaluation.results import imported, rows_by_suite, show_table, summarize_all
 from flowopd_cli.stages.evaluation.scorer import Scorer
 from flowopd_cli.stages.evaluation.suites import make_rewards, plan_requests
-from flowopd_cli.stages.training.model import add_frozen, encode_ahead, inputs, load_model
+from flowopd_cli.stages.training.model import Roles, encode_ahead, load_model
 from flowopd_cli.suites.base import Result, image_seed
 from flowopd_cli.system.distributed import everyone, rank_and_world
 from flowopd_cli.system.progress import Progress
@@ -27,7 +26,13 @@ Batch = tuple[Sequence[PictureRequest], list[Picture]]
 
 
 def run(
-    recipe: EvalRecipe, run: RunDir, progress: Progress, *, resume: bool = False, requests: Requests | None = None
+    recipe: EvalRecipe,
+    run: RunDir,
+    progress: Progress,
+    *,
+    adapters: Adapters | None = None,
+    resume: bool = False,
+    requests: Requests | None = None,
 ) -> dict[str, Any]:
     """Draw each picture once, however many suites request it, and score every suite.
 
@@ -37,7 +42,7 @@ def run(
     if recipe.eval.import_scores is not None:
         results = imported(requests, Path(recipe.eval.import_scores))
     else:
-        results = evaluate(recipe, requests, run, progress)
+        results = evaluate(recipe, requests, run, progress, adapters or Adapters())
     if rank_and_world()[0]:
         return {"suites": {}}
     for name, result in results.items():
@@ -47,7 +52,9 @@ def run(
     return {"suites": figures}
 
 
-def evaluate(recipe: EvalRecipe, requests: Requests, run: RunDir, progress: Progress) -> dict[str, Result]:
+def evaluate(
+    recipe: EvalRecipe, requests: Requests, run: RunDir, progress: Progress, adapters: Adapters
+) -> dict[str, Result]:
     """The result of every suite; empty in all processes but the first. Pictures and rows of an earlier start count."""
     rank, world = rank_and_world()
     rewards = make_rewards(requests)
@@ -55,7 +62,7 @@ def evaluate(recipe: EvalRecipe, requests: Requests, run: RunDir, progress: Prog
         folder = PictureFolder(Path(recipe.eval.pictures), foreign=True)
     else:
         folder = PictureFolder(run.images_dir)
-        parents = [AdapterRef.parse(recipe.adapter or "base").parent("policy")]
+        parents = [adapters[recipe.adapter or "base"].parent("policy")]
         folder.claim(picture_settings(recipe, parents), requests.digests)
     journal = Journal(run, rank, folder, requests.suites, rewards)
     scored: list[Scored] = []
@@ -67,7 +74,7 @@ def evaluate(recipe: EvalRecipe, requests: Requests, run: RunDir, progress: Prog
         else:
             scored += rows
     with Scorer(requests.suites, rewards, journal) as scorer:
-        for batch in pictures(recipe, unscored, folder, run, progress):
+        for batch in pictures(recipe, unscored, folder, run, progress, adapters):
             scorer.submit(*batch)
         scored += scorer.finish()
     scored = [row for part in everyone(scored) for row in part]
@@ -82,7 +89,12 @@ def evaluate(recipe: EvalRecipe, requests: Requests, run: RunDir, progress: Prog
 
 
 def pictures(
-    recipe: EvalRecipe, requests: Sequence[PictureRequest], folder: PictureFolder, run: RunDir, progress: Progress
+    recipe: EvalRecipe,
+    requests: Sequence[PictureRequest],
+    folder: PictureFolder,
+    run: RunDir,
+    progress: Progress,
+    adapters: Adapters,
 ) -> Iterator[Batch]:
     """The pictures in batches: those in the folder first, then the others as they are drawn."""
     size = recipe.eval.batch
@@ -96,19 +108,21 @@ def pictures(
         yield batch, [folder.read(request) for request in batch]
         progress.step({})
     if missing or recipe.model.shard:  # a sharded model is loaded by all processes together
-        for batch in draw(recipe, missing, folder, run):
+        for batch in draw(recipe, missing, folder, run, adapters):
             yield batch
             progress.step({})
 
 
-def draw(recipe: EvalRecipe, requests: Sequence[PictureRequest], folder: PictureFolder, run: RunDir) -> Iterator[Batch]:
+def draw(
+    recipe: EvalRecipe, requests: Sequence[PictureRequest], folder: PictureFolder, run: RunDir, adapters: Adapters
+) -> Iterator[Batch]:
     """Draw pictures under the recipe's adapter and write them to the folder, a batch at a time."""
     spec = recipe.eval
     folder.prepare(requests)
     model = load_model(recipe.model, ())
-    parents: list[Parent] = []
-    adapter = add_frozen(model, "policy", recipe.adapter or "base", parents)
-    run.declare(inputs(recipe.model, model, parents))
+    roles = Roles(model, adapters)
+    adapter = roles.add_frozen("policy", recipe.adapter or "base")
+    run.declare(roles.inputs(recipe.model))
     model.adapters.fold(adapter)
     encode_ahead(model, {"all": list({r.prompt.text: r.prompt for r in requests}.values())})
     sampler = ode_sampler(model, spec.steps, spec.guidance)

@@ -11,32 +11,34 @@ from flowopd_cli.errors import ArtifactError, MergeError
 from flowopd_cli.models.adapter_files import AdapterConfig, read_adapter, write_adapter
 from flowopd_cli.models.files.pipelines import base_fingerprint
 from flowopd_cli.recipe import MergeRecipe, ModelSpec
-from flowopd_cli.runs.adapter_ref import AdapterRef, recorded_base
+from flowopd_cli.runs.adapter_ref import Adapters
 from flowopd_cli.runs.manifest import Base, Inputs
 from flowopd_cli.runs.run import RunDir
 from flowopd_cli.stages.training import model as _model
 from flowopd_cli.system.progress import Progress
 
 
-def run(recipe: MergeRecipe, run: RunDir, progress: Progress, *, resume: bool = False) -> dict[str, Any]:
+def run(
+    recipe: MergeRecipe, run: RunDir, progress: Progress, *, adapters: Adapters | None = None, resume: bool = False
+) -> dict[str, Any]:
     """Read the factors, merge the products, write the adapter and the error of any re-compression."""
-    parents, adapters, targets, bases = [], [], [], {}
+    adapters = adapters or Adapters()
+    parents, inputs, targets, bases = [], [], [], {}
     for ref in recipe.adapters:
-        reference = AdapterRef.parse(ref)
-        folder = reference.resolve()
-        if folder is None:
+        adapter = adapters[ref]
+        if adapter.path is None:
             raise MergeError("base is no adapter: leave it out and lower the other weights instead")
-        config, factors = read_adapter(folder)
-        parents.append(reference.parent("adapter", folder))
-        bases[ref] = recorded_base(folder)
-        adapters.append(factors)
+        config, factors = read_adapter(adapter.path)
+        parents.append(adapter.parent("adapter"))
+        bases[ref] = adapter.base
+        inputs.append(factors)
         targets += [t for t in config.targets if t not in targets]
     base_sha = base_digest(recipe.model, bases)
     run.declare(Inputs(base=Base(ref=recipe.model.pretrained, sha256=base_sha), parents=tuple(parents)))
     spec = recipe.merge
-    weights = spec.weights or [1 / len(adapters)] * len(adapters)
+    weights = spec.weights or [1 / len(inputs)] * len(inputs)
     options = MergeOptions(spec.method, spec.rank, spec.density, recipe.seed)
-    merged = merge(adapters, weights, options)
+    merged = merge(inputs, weights, options)
     rank = max(f.a.shape[0] for f in merged.factors.values())
     config = AdapterConfig(rank, float(rank), tuple(targets), recipe.model.pretrained, base_sha, {}, {})
     run.save_adapter(lambda folder: write_adapter(folder, merged.factors, config))

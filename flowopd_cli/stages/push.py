@@ -11,7 +11,7 @@ from typing import Any
 from flowopd_cli.errors import RecipeError
 from flowopd_cli.models.adapter_files import read_adapter, write_adapter, write_diffusers
 from flowopd_cli.recipe import PushRecipe
-from flowopd_cli.runs.adapter_ref import AdapterRef
+from flowopd_cli.runs.adapter_ref import Adapter, Adapters
 from flowopd_cli.runs.manifest import Inputs
 from flowopd_cli.runs.run import RunDir
 from flowopd_cli.stages.publishing.folder import fill
@@ -22,7 +22,9 @@ from flowopd_cli.system.progress import Progress
 from flowopd_cli.system.redact import public_name
 
 
-def run(recipe: PushRecipe, run: RunDir, progress: Progress, *, resume: bool = False) -> dict[str, Any]:
+def run(
+    recipe: PushRecipe, run: RunDir, progress: Progress, *, adapters: Adapters | None = None, resume: bool = False
+) -> dict[str, Any]:
     """Write the folder, check it, upload it, check the uploaded one; with ``push.dry_run`` without the Hub."""
     dry_run = recipe.push.dry_run
     if not dry_run and not recipe.push.repo:
@@ -31,7 +33,7 @@ def run(recipe: PushRecipe, run: RunDir, progress: Progress, *, resume: bool = F
     if hub is not None:
         hub.check()
     source = RunDir.open(recipe.run, writes=False)
-    write(recipe, source, run)
+    write(recipe, source, run, (adapters or Adapters())[recipe.run])
     check = Check(source, run.hub_dir, recipe)
     figures = check.compare(run.hub_dir, "nothing was uploaded")
     progress.note(f"plain diffusers and PEFT draw the same picture: {_shown(figures)}")
@@ -45,19 +47,17 @@ def run(recipe: PushRecipe, run: RunDir, progress: Progress, *, resume: bool = F
     }
 
 
-def write(recipe: PushRecipe, source: RunDir, run: RunDir) -> None:
+def write(recipe: PushRecipe, source: RunDir, run: RunDir, adapter: Adapter) -> None:
     """The folder that is pushed, afresh: the adapter in both forms, and what lies beside it."""
-    reference = AdapterRef.parse(str(source.path))
-    adapter = reference.resolve()
-    assert adapter is not None, "a run is never the base"
-    config, factors = read_adapter(adapter)
+    assert adapter.path is not None, "a run is never the base"
+    config, factors = read_adapter(adapter.path)
     with storing(run.hub_dir):
         remove(run.hub_dir)
     write_adapter(run.hub_dir, factors, replace(config, base=public_name(config.base) if config.base else None))
     write_diffusers(run.hub_dir, factors)
-    run.declare(Inputs(parents=(reference.parent("pushed", adapter),)))
+    run.declare(Inputs(parents=(adapter.parent("pushed"),)))
     with storing(run.hub_dir):
-        fill(recipe, source, run)
+        fill(recipe, source, run, adapter)
 
 
 def publish(hub: Hub, run: RunDir, check: Check, progress: Progress) -> dict[str, Any]:

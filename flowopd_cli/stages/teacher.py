@@ -7,6 +7,7 @@ from typing import Any
 
 from flowopd_cli.recipe import TeacherRecipe
 from flowopd_cli.recipe.tasks import check_tasks
+from flowopd_cli.runs.adapter_ref import Adapters
 from flowopd_cli.runs.run import RunDir
 from flowopd_cli.stages.training import (
     data as _data,
@@ -29,15 +30,18 @@ from flowopd_cli.train import collect, objectives
 from flowopd_cli.train import grading as graded
 
 
-def run(recipe: TeacherRecipe, run: RunDir, progress: Progress, *, resume: bool = False) -> dict[str, Any]:
+def run(
+    recipe: TeacherRecipe, run: RunDir, progress: Progress, *, adapters: Adapters | None = None, resume: bool = False
+) -> dict[str, Any]:
     """Rollout, rewards, advantages, clipped surrogate; the adapter ends in ``adapter/``."""
     train, grpo = recipe.train, recipe.grpo
     drawer, prompts = _data.make_drawer(recipe.prompts, train, recipe.seed)
     check_tasks(recipe, prompts)
     rewards = _data.make_rewards(recipe.rewards, prompts)
     model = _model.load_model(recipe.model, recipe.adapter.targets)
-    parents = _model.add_policy(model, recipe.adapter, recipe.seed)
-    run.declare(_model.inputs(recipe.model, model, parents, prompts_digest(prompts)))
+    roles = _model.Roles(model, adapters or Adapters())
+    roles.add_policy(recipe.adapter, recipe.seed)
+    run.declare(roles.inputs(recipe.model, prompts_digest(prompts)))
     _model.encode_ahead(model, prompts)
     base = collect.Teacher(None, recipe.sampling.guidance) if grpo.beta else None
     grader = graded.Grader(model, partial(_background.InBackground, rewards), train.rollout_batch, base)

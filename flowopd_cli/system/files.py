@@ -88,9 +88,9 @@ def sha256_file(path: Path) -> str:
     return running.hexdigest()
 
 
-def sha256_files(paths: Iterable[Path]) -> str:
-    """One SHA-256 over the names and contents of several files, whatever their order."""
-    lines = sorted(f"{path.name} {sha256_file(path)}" for path in paths)
+def combined_sha256(digests: Mapping[str, str]) -> str:
+    """One SHA-256 over the names and digests of several files, whatever their order."""
+    lines = sorted(f"{name} {digest}" for name, digest in digests.items())
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
@@ -162,13 +162,19 @@ def drop_folder(path: Path) -> None:
         shutil.rmtree(dropped, ignore_errors=True)
 
 
-def is_intact(folder: Path) -> bool:
-    """Whether every file that the checksums of a committed folder name is there and unchanged."""
+def verified_digests(folder: Path) -> dict[str, str] | None:
+    """SHA-256 of each file that the checksums of a committed folder name; ``None`` if one is missing or changed."""
     try:
         sums = read_json(folder / CHECKSUMS, "checksum list")
-        return bool(sums) and all(sha256_file(below(folder, name)) == value for name, value in sums.items())
+        intact = bool(sums) and all(sha256_file(below(folder, name)) == value for name, value in sums.items())
+        return sums if intact else None
     except (ArtifactError, OSError, ValueError):
-        return False
+        return None
+
+
+def is_intact(folder: Path) -> bool:
+    """Whether every file that the checksums of a committed folder name is there and unchanged."""
+    return verified_digests(folder) is not None
 
 
 def is_sealed(folder: Path) -> bool:

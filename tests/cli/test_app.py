@@ -63,10 +63,10 @@ def stage(monkeypatch):
     def install(name, act=lambda recipe, run, progress, **rest: {"metrics": {"reward": 0.5}}):
         calls = []
 
-        def run(recipe, run, progress, **rest):
+        def run(recipe, run, progress, *, adapters, **rest):
             calls.append((recipe, run, rest))
             print("a library that prints")
-            return act(recipe, run, progress, **rest)
+            return act(recipe, run, progress, adapters=adapters, **rest)
 
         monkeypatch.setitem(sys.modules, f"flowopd_cli.stages.{name}", types.SimpleNamespace(run=run))
         return calls

@@ -38,9 +38,8 @@ def make(box):
     run.finish("done", {"reward": 0.5})
     judged = RunDir.create(box / "eval", "eval")
     judged.start(recipes.build({**EVAL, "adapter": str(run.path)}))
-    judged.declare(
-        Inputs(base=Base(ref="toy", sha256=TOY_SHA), parents=(AdapterRef.parse(str(run.path)).parent("policy"),))
-    )
+    policy = AdapterRef.parse(str(run.path)).resolve().parent("policy")
+    judged.declare(Inputs(base=Base(ref="toy", sha256=TOY_SHA), parents=(policy,)))
     judged.write_eval("ocr", json.dumps(RESULT))
     judged.finish("done")
     return run, judged
@@ -61,7 +60,7 @@ def look(box, run):
         Plan.of(run.recipe())
     reference = str(run.path)
     with guarded(box / "nowhere"):
-        AdapterRef.parse(reference).parent("init")
+        AdapterRef.parse(reference).resolve().parent("init")
         recorded_base(run.path)
     with guarded(box / "nowhere"):
         check(recipes.build({**EVAL, "adapter": reference}))

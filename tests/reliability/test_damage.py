@@ -72,12 +72,12 @@ def test_every_damage_to_an_adapter_is_seen(copy, damage, name, folder):
     for _ in damages(home / name, damage):
         for text in references:
             with pytest.raises(ArtifactError, match="its adapter is damaged") as refused:
-                AdapterRef.parse(text).check()
+                AdapterRef.parse(text).resolve()
             assert str(refused.value).startswith(f"{text}: ")
         assert {fault.kind for fault in faults(copy)} == {"file", "adapter"}
         seen += 1
     assert seen == TIMES
-    assert AdapterRef.parse(references[0]).resolve() == home
+    assert AdapterRef.parse(references[0]).resolve().path == home
 
 
 @pytest.mark.parametrize("name", ["adapter", "checkpoints/step-000005"])

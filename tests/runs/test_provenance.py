@@ -5,7 +5,8 @@ import pytest
 from flowopd_cli import recipe as recipes
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.runs import provenance
-from flowopd_cli.runs.manifest import Environment
+from flowopd_cli.runs.adapter_ref import AdapterRef, Adapters
+from flowopd_cli.runs.manifest import Environment, Parent
 from flowopd_cli.runs.provenance import MAY_CHANGE, MAY_MOVE, Provenance
 
 DISTILL = {
@@ -66,15 +67,13 @@ def test_changed_parents_are_seen_without_a_model(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "adapter_config.json").write_text("{}")
         (tmp_path / name / "adapter_model.safetensors").write_bytes(b"weights")
-    parents = [
-        {"role": f"teacher_{name}", "ref": str(tmp_path / name), "sha256": provenance.AdapterRef.parse(str(p)).sha256()}
-        for name in ("same", "other", "gone")
-        if (p := tmp_path / name)
-    ] + [{"role": "anchor", "ref": "base"}, {"role": "init", "ref": "hub:me/x", "sha256": "1"}]
+    references = [(f"teacher_{name}", str(tmp_path / name)) for name in ("same", "other", "gone")]
+    parents = [AdapterRef.parse(ref).resolve().parent(role) for role, ref in references]
+    parents += [Parent(role="anchor", ref="base"), Parent(role="init", ref="hub:me/x", sha256="1")]
     environment = Environment(python="3", platform="p", packages={})
     made = Provenance(base=None, parents=tuple(parents), prompts=None, recipe={}, environment=environment)
-    assert provenance.changed_parents(made) == []
+    assert provenance.changed_parents(made, Adapters()) == []
     (tmp_path / "other" / "adapter_model.safetensors").write_bytes(b"others")
     (tmp_path / "gone").rename(tmp_path / "moved")
-    (told,) = provenance.changed_parents(made)
+    (told,) = provenance.changed_parents(made, Adapters())
     assert told.startswith(f"teacher_other {tmp_path / 'other'} was ")

@@ -315,20 +315,19 @@ def test_atomic_write_leaves_no_debris(tmp_path):
 
 def test_references_to_runs_folders_and_the_base(tmp_path):
     run = with_adapter(tmp_path / "r")
-    by_run, by_folder = AdapterRef.parse(str(run.path)), AdapterRef.parse(str(run.adapter_dir))
-    assert (by_run.kind, by_folder.kind, AdapterRef.parse("base").kind) == ("run", "folder", "base")
-    assert by_run.resolve() == by_folder.resolve() == run.adapter_dir
-    assert by_run.base_sha256() == by_folder.base_sha256() == "b" * 64
-    assert by_run.sha256() == by_folder.sha256()
-    parent = by_run.parent("teacher_ocr")
-    assert (parent.role, parent.ref, parent.sha256) == ("teacher_ocr", str(run.path), by_run.sha256())
-    base = AdapterRef.parse("base")
-    assert (base.resolve(), base.sha256(), base.base_sha256()) == (None, None, None)
+    references = [AdapterRef.parse(text) for text in (str(run.path), str(run.adapter_dir), "base")]
+    assert [reference.kind for reference in references] == ["run", "folder", "base"]
+    by_run, by_folder, base = (reference.resolve() for reference in references)
+    assert by_run.path == by_folder.path == run.adapter_dir
+    assert by_run.base == by_folder.base == Base(ref="toy", sha256="b" * 64)
+    assert by_run.sha256 == by_folder.sha256
+    assert by_run.parent("teacher_ocr") == Parent(role="teacher_ocr", ref=str(run.path), sha256=by_run.sha256)
+    assert (base.path, base.sha256, base.base, base.header) == (None, None, None, None)
 
 
 def test_a_folder_may_record_its_base_in_its_config(tmp_path):
     (tmp_path / "adapter_config.json").write_text('{"base_sha256": "abc"}', encoding="utf-8")
-    assert AdapterRef.parse(str(tmp_path)).base_sha256() == "abc"
+    assert AdapterRef.parse(str(tmp_path)).resolve().base == Base(ref="", sha256="abc")
 
 
 def test_the_record_of_a_base_is_read_from_any_folder_that_has_one(tmp_path):
@@ -336,7 +335,7 @@ def test_the_record_of_a_base_is_read_from_any_folder_that_has_one(tmp_path):
     expected = Base(ref="toy", sha256="b" * 64)
     assert recorded_base(run.path) == recorded_base(run.adapter_dir) == expected
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "me/base"}', encoding="utf-8")
-    assert recorded_base(tmp_path) == AdapterRef.parse(str(tmp_path)).base() == Base(ref="me/base")
+    assert recorded_base(tmp_path) == AdapterRef.parse(str(tmp_path)).resolve().base == Base(ref="me/base")
     assert recorded_base(None) is None
     assert recorded_base(run.checkpoints.folder) is None
 
@@ -353,9 +352,9 @@ def test_the_shape_of_an_adapter_is_what_its_configuration_says(tmp_path):
 
 def test_diffusers_folders_are_adapters_too(tmp_path):
     (tmp_path / "pytorch_lora_weights.safetensors").write_bytes(b"w")
-    reference = AdapterRef.parse(str(tmp_path))
-    assert reference.resolve() == tmp_path
-    assert reference.base_sha256() is None
+    adapter = AdapterRef.parse(str(tmp_path)).resolve()
+    assert adapter.path == tmp_path
+    assert adapter.base is None
 
 
 def test_references_that_lead_nowhere(tmp_path):
@@ -365,7 +364,7 @@ def test_references_that_lead_nowhere(tmp_path):
         AdapterRef.parse(str(tmp_path)).resolve()
     unfinished = started(tmp_path / "r")
     with pytest.raises(ArtifactError, match="status is running"):
-        AdapterRef.parse(str(unfinished.path)).check()
+        AdapterRef.parse(str(unfinished.path)).resolve()
     for text in ("", "hub:name", "hub:a/b/c", "hub:/b"):
         with pytest.raises(ArtifactError):
             AdapterRef.parse(text)
@@ -380,14 +379,13 @@ def test_hub_references_are_fetched_only_when_resolved(monkeypatch, tmp_path):
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     reference = AdapterRef.parse("hub:me/model@v1")
-    reference.check()
     assert not asked
     with pytest.raises(ArtifactError, match="no adapter in this repository"):
         reference.resolve()
     assert asked == {"repo": "me/model", "revision": "v1"}
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "adapter_config.json").write_text("{}", encoding="utf-8")
-    assert reference.resolve() == tmp_path / "adapter"
+    assert reference.resolve().path == tmp_path / "adapter"
 
 
 def test_a_failing_hub_is_one_line(monkeypatch):

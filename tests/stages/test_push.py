@@ -40,7 +40,7 @@ from flowopd_cli.runs.adapter_ref import AdapterRef
 from flowopd_cli.stages.training import model as _model
 from flowopd_cli.stages.drawing import ode_sampler, to_bytes
 model = _model.load_model(ModelSpec(pretrained="toy", resolution=None, max_sequence_length=1, dtype="float32"), ())
-model.adapters.load("policy", AdapterRef.parse({ref!r}).resolve())
+model.adapters.load("policy", AdapterRef.parse({ref!r}).resolve().path)
 cond, noise = model.encode(["a prompt"]), SeededNoise((0,), model.latent_shape)
 torch.manual_seed(7)
 start = torch.randn(1, *model.latent_shape)

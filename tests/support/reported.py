@@ -79,7 +79,7 @@ def evaluation(path, made=None, means=None, **protocol):
 
 
 def parent(made, role):
-    return Parent(role=role, ref=str(made.path), sha256=AdapterRef.parse(str(made.path)).sha256())
+    return Parent(role=role, ref=str(made.path), sha256=AdapterRef.parse(str(made.path)).resolve().sha256)
 
 
 def with_adapter(run):

@@ -8,10 +8,10 @@ from pathlib import Path
 from flowopd_cli import registry
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.models.files import shapes
-from flowopd_cli.models.files.adapter_header import Pair, read_adapter_header
+from flowopd_cli.models.files.adapter_header import Pair
 from flowopd_cli.models.files.pipelines import base_fingerprint
 from flowopd_cli.recipe import ModelSpec
-from flowopd_cli.runs.adapter_ref import AdapterRef, recorded_base
+from flowopd_cli.runs.adapter_ref import AdapterRef, Adapters
 from flowopd_cli.system.paths import is_dir, is_file, is_hub_id, is_revision
 
 
@@ -49,7 +49,7 @@ def _check_family(model: ModelSpec) -> None:
         )
 
 
-def check_refs(refs: Mapping[str, str], *, fetch: bool = False) -> None:
+def check_refs(refs: Mapping[str, str], adapters: Adapters, *, fetch: bool = False) -> None:
     """Refuse adapters, named by their place in the recipe, that are missing or damaged. Those on the Hub are passed
     over, or with ``fetch`` fetched first.
 
@@ -58,23 +58,21 @@ def check_refs(refs: Mapping[str, str], *, fetch: bool = False) -> None:
     """
     for role, ref in refs.items():
         try:
-            folder = _adapter(ref, fetch)
-            if folder is not None:
-                read_adapter_header(folder)
+            if fetch or AdapterRef.parse(ref).kind != "hub":
+                _ = adapters[ref].header
         except ArtifactError as error:
             raise ArtifactError(f"{role}: {error}") from error
 
 
-def check_bases(model: ModelSpec, refs: Mapping[str, str], *, fetch: bool = False) -> None:
+def check_bases(model: ModelSpec, refs: Mapping[str, str], adapters: Adapters, *, fetch: bool = False) -> None:
     """Refuse adapters of different bases, or of another base than the recipe's, as far as can be told from files.
     ``fetch`` as in :func:`check_refs`.
 
     Raises:
         ArtifactError: the records differ, or the base has no such module, or it has another shape there.
     """
-    folders = {ref: path for ref in refs.values() if (path := _adapter(ref, fetch)) is not None}
-    bases = {ref: base for ref, path in folders.items() if (base := recorded_base(path)) is not None}
-    recorded = [(ref, base.sha256) for ref, base in bases.items() if base.sha256]
+    resolved = {ref: adapters[ref] for ref in refs.values() if fetch or AdapterRef.parse(ref).kind != "hub"}
+    recorded = [(ref, adapter.base.sha256) for ref, adapter in resolved.items() if adapter.base and adapter.base.sha256]
     _check_one_base(recorded)
     folder = _folder(model.pretrained)
     if model.family not in registry.FAMILIES.names() or folder is None:
@@ -88,8 +86,9 @@ def check_bases(model: ModelSpec, refs: Mapping[str, str], *, fetch: bool = Fals
             )
     shape = shapes.shape_of(model.pretrained)
     modules = {} if shape is None else {m.name: (m.outputs, m.inputs) for m in shape.linears()}
-    for ref, path in folders.items() if modules else ():
-        _check_modules(ref, read_adapter_header(path).pairs, modules)
+    for ref, adapter in resolved.items() if modules else ():
+        if adapter.header is not None:
+            _check_modules(ref, adapter.header.pairs, modules)
 
 
 def _folder(pretrained: str) -> Path | None:
@@ -118,9 +117,3 @@ def _check_modules(text: str, pairs: Mapping[str, Pair], modules: Mapping[str, t
             raise ArtifactError(
                 f"{text}: is of another base: {name} is {modules[name]} here, the adapter expects {given}"
             )
-
-
-def _adapter(ref: str, fetch: bool) -> Path | None:
-    """The folder of an adapter; ``None`` for the base, and for one on the Hub that is not to be fetched."""
-    reference = AdapterRef.parse(ref)
-    return None if reference.kind == "hub" and not fetch else reference.resolve()

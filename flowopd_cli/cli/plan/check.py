@@ -26,7 +26,7 @@ from flowopd_cli.recipe import (
 )
 from flowopd_cli.recipe.tasks import check_tasks
 from flowopd_cli.reports.track import check_installed
-from flowopd_cli.runs.adapter_ref import AdapterRef
+from flowopd_cli.runs.adapter_ref import AdapterRef, Adapters
 from flowopd_cli.runs.run import RunDir
 from flowopd_cli.system.paths import is_branch, is_hub_id
 
@@ -35,7 +35,9 @@ QUOTED = {"ocr", "toy-ocr"}
 CLAUSED = {"geneval", "geneval-hf", "toy-geneval"}
 
 
-def check(recipe: Recipe, *, out: Path | None = None, dry_run: bool = False) -> list[str]:
+def check(
+    recipe: Recipe, *, adapters: Adapters | None = None, out: Path | None = None, dry_run: bool = False
+) -> list[str]:
     """Refuse what could not run; returns remarks about what could, but may not be meant.
 
     ``out`` is where the run will be written, ``dry_run`` that nothing will be trained or uploaded, so that an adapter
@@ -45,13 +47,13 @@ def check(recipe: Recipe, *, out: Path | None = None, dry_run: bool = False) -> 
         FlowOPDError: a name is unknown, a file or adapter is missing, adapters have different bases, a task has no
             teacher or no reward, or ``out`` holds what the recipe reads.
     """
-    refs = dict(adapter_refs(recipe))
+    refs, adapters = dict(adapter_refs(recipe)), adapters or Adapters()
     absent = {role: ref for role, ref in refs.items() if AdapterRef.parse(ref).absent} if dry_run else {}
     refs = {role: ref for role, ref in refs.items() if role not in absent}
-    check_refs(refs, fetch=not dry_run)
+    check_refs(refs, adapters, fetch=not dry_run)
     if out is not None:
         _check_out(out, recipe, refs)
-    check_bases(recipe.model, refs, fetch=not dry_run)
+    check_bases(recipe.model, refs, adapters, fetch=not dry_run)
     if isinstance(recipe, PushRecipe):
         _check_push(recipe, dry_run)
     return [*(f"{role}: {ref}: is not there yet" for role, ref in absent.items()), *check_names(recipe)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from json import dumps
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from flowopd_cli.errors import ArtifactError, RecipeError
 from flowopd_cli.models.files.shapes import model_fields
 from flowopd_cli.registry import REWARDS, reward_name, suite_name
 from flowopd_cli.runs import provenance
-from flowopd_cli.runs.adapter_ref import AdapterRef
+from flowopd_cli.runs.adapter_ref import AdapterRef, Adapters, recorded_base
 from flowopd_cli.runs.layout import go_on
 from flowopd_cli.runs.manifest import ADAPTER, is_run
 from flowopd_cli.runs.provenance import MAY_CHANGE
@@ -38,25 +38,28 @@ NEEDED = {
 
 @dataclass(frozen=True)
 class Plan:
-    """What a command does: its recipe with every name complete, and remarks on what differs from the one given."""
+    """What a command does: its recipe with every name complete, remarks on what differs from the one given, and the
+    adapters that have been resolved so far.
+    """
 
     recipe: recipes.Recipe
     remarks: tuple[str, ...] = ()
+    adapters: Adapters = field(default_factory=Adapters, compare=False)
 
     @classmethod
-    def of(cls, recipe: recipes.Recipe, overrides: Sequence[str] = ()) -> Plan:
+    def of(cls, recipe: recipes.Recipe, overrides: Sequence[str] = (), adapters: Adapters | None = None) -> Plan:
         """Complete the names of a recipe; a policy that starts from a local adapter takes that adapter's shape.
 
         Raises:
             RecipeError: an override of the adapter's shape contradicts the adapter.
         """
-        recipe = complete_names(recipe)
+        recipe, adapters = complete_names(recipe), adapters or Adapters()
         if not isinstance(recipe, recipes.TrainedRecipe) or recipe.adapter.init is None:
-            return cls(recipe)
+            return cls(recipe, adapters=adapters)
         shape = AdapterRef.parse(recipe.adapter.init).shape()
         adapter = recipe.adapter.model_copy(update=shape)
         remarks = _shape_remarks(recipe.adapter, adapter, overrides)
-        return cls(recipe.model_copy(update={"adapter": adapter}), remarks)
+        return cls(recipe.model_copy(update={"adapter": adapter}), remarks, adapters)
 
 
 def resolve(stage: str, common: Common, values: Mapping[str, Any], *, refs: Sequence[str] = ()) -> Plan:
@@ -68,17 +71,18 @@ def resolve(stage: str, common: Common, values: Mapping[str, Any], *, refs: Sequ
     Raises:
         RecipeError, ArtifactError: something in it is unknown, missing or out of range, or is code without consent.
     """
+    adapters = Adapters()
     flags = {key: value for key, value in values.items() if value not in (None, [], {}, ())}
     rewards = [spec["name"] for spec in flags.get("rewards", ())]
     if common.resume is not None:
-        recipe, where = _resumed(stage, common, flags), str(common.resume)
+        recipe, where = _resumed(stage, common, flags, adapters), str(common.resume)
     else:
-        tree, where = _starting_point(stage, common, flags, refs)
+        tree, where = _starting_point(stage, common, flags, refs, adapters)
         _assign_flags(tree, stage, common, flags)
         recipe = recipes.build(tree, overrides=common.overrides, stage=stage, where=where)
     if not common.allow_code:
         check_consent(recipe, where, rewards, common.overrides)
-    return Plan.of(recipe, common.overrides)
+    return Plan.of(recipe, common.overrides, adapters)
 
 
 def complete_names(recipe: recipes.Recipe) -> recipes.Recipe:
@@ -128,7 +132,7 @@ def _assign_flags(tree: dict[str, Any], stage: str, common: Common, flags: dict[
         _drop_idle_rank(tree, flags, common.overrides)
 
 
-def _resumed(stage: str, common: Common, flags: Mapping[str, Any]) -> recipes.Recipe:
+def _resumed(stage: str, common: Common, flags: Mapping[str, Any], adapters: Adapters) -> recipes.Recipe:
     options = {"--recipe": common.recipe, "--base": common.base, "--out": common.out, "--seed": common.seed}
     clashes = [flag for flag, value in options.items() if value is not None] + (["--force"] if common.force else [])
     if clashes or flags.keys() - AGAIN:
@@ -144,13 +148,13 @@ def _resumed(stage: str, common: Common, flags: Mapping[str, Any]) -> recipes.Re
     if not isinstance(recipe, recipes.TrainedRecipe):
         return recipe
     if common.overrides or run.manifest().status != "done":
-        _refuse_other_course(run, complete_names(recipe), common.overrides)
+        _refuse_other_course(run, complete_names(recipe), common.overrides, adapters)
     if common.processes:
         return recipe.model_copy(update={"train": recipe.train.model_copy(update={"processes": common.processes})})
     return recipe
 
 
-def _refuse_other_course(run: RunDir, recipe: recipes.Recipe, overrides: Sequence[str]) -> None:
+def _refuse_other_course(run: RunDir, recipe: recipes.Recipe, overrides: Sequence[str], adapters: Adapters) -> None:
     """A resumed training follows its own recipe, but for fields that change results by rounding at most, with its own
     adapters.
 
@@ -169,17 +173,18 @@ def _refuse_other_course(run: RunDir, recipe: recipes.Recipe, overrides: Sequenc
             "change; for anything else start a fresh run, from this one with adapter.init"
         )
     if recorded is not None:
-        provenance.refuse(run.path, [*provenance.other_recipe(before, now), *provenance.changed_parents(recorded)])
+        differences = [*provenance.other_recipe(before, now), *provenance.changed_parents(recorded, adapters)]
+        provenance.refuse(run.path, differences)
 
 
 def _starting_point(
-    stage: str, common: Common, flags: Mapping[str, Any], refs: Sequence[str]
+    stage: str, common: Common, flags: Mapping[str, Any], refs: Sequence[str], adapters: Adapters
 ) -> tuple[dict[str, Any], str]:
     """The tree of fields that flags are laid over, and what an error calls it."""
     if common.recipe is not None:
         path = recipes.find(common.recipe)
         return recipes.read(path), str(path)
-    model = None if common.base else _model_of(refs)
+    model = None if common.base else _model_of(refs, adapters)
     base = common.base or (model or {}).get("pretrained") or (None if FOREIGN & flags.keys() else TOY)
     tree: dict[str, Any] = {"stage": stage}
     where = f"{stage} without --recipe"
@@ -207,7 +212,7 @@ def _toy_recipe(stage: str, flags: Mapping[str, Any]) -> str:
     return own if len(names) == 1 and own in recipes.shipped() else "toy/grpo-mix"
 
 
-def _model_of(refs: Sequence[str]) -> dict[str, Any] | None:
+def _model_of(refs: Sequence[str], adapters: Adapters) -> dict[str, Any] | None:
     """The ``model`` section of the adapters named on the command line, as their runs or configurations record it.
 
     Those that are on the Hub, or are not there at all, are left to later checks.
@@ -216,7 +221,7 @@ def _model_of(refs: Sequence[str]) -> dict[str, Any] | None:
         ArtifactError: they record different bases, or none.
     """
     references = [reference for reference in map(AdapterRef.parse, refs) if reference.kind != "base"]
-    local = [reference for reference in references if reference.kind != "hub" and _is_there(reference)]
+    local = [reference for reference in references if reference.kind != "hub" and _is_there(reference, adapters)]
     models = {reference.text: _recorded_model(reference) for reference in local}
     unknown = [text for text, model in models.items() if not model]
     unknown += [reference.text for reference in references if reference.kind == "hub" and not local]
@@ -229,9 +234,9 @@ def _model_of(refs: Sequence[str]) -> dict[str, Any] | None:
     return next(iter(models.values()), None)
 
 
-def _is_there(reference: AdapterRef) -> bool:
+def _is_there(reference: AdapterRef, adapters: Adapters) -> bool:
     try:
-        reference.check()
+        _ = adapters[reference.text]
     except ArtifactError:
         return False
     return True
@@ -243,7 +248,7 @@ def _recorded_model(reference: AdapterRef) -> dict[str, Any]:
     run = folder.parent if folder.name == ADAPTER and is_run(folder.parent) else folder
     if is_run(run):
         return RunDir.open(run, writes=False).recipe().model.model_dump(mode="json")
-    base = reference.base()
+    base = recorded_base(Path(reference.location))
     return model_fields(base.ref) if base is not None and base.ref else {}
 
 

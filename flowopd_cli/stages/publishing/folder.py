@@ -15,6 +15,7 @@ from flowopd_cli.errors import ArtifactError, printable
 from flowopd_cli.models.files.pipelines import absent_parts, locate
 from flowopd_cli.recipe import PushRecipe
 from flowopd_cli.rewards.pictures import read_picture
+from flowopd_cli.runs.adapter_ref import Adapter
 from flowopd_cli.runs.evaluations import MODEL, Evaluation, evaluations
 from flowopd_cli.runs.manifest import Manifest
 from flowopd_cli.runs.run import RunDir
@@ -34,10 +35,10 @@ VERBATIM = {"text", "target", "read"}  # of a row: the prompt, and what a reader
 NOTE = "# As it ran, but for local paths, of which the last part stands here, and addresses that are not public.\n"
 
 
-def fill(recipe: PushRecipe, source: RunDir, run: RunDir) -> None:
+def fill(recipe: PushRecipe, source: RunDir, run: RunDir, adapter: Adapter) -> None:
     """Write all but the weights into the folder that is pushed."""
     push, trained = recipe.push, source.recipe()
-    reported = evaluations(source, push.evaluations)
+    reported = evaluations(source, push.evaluations, adapter)
     scored = next((e for e in reported if e.of == MODEL), None)
     picture, gallery = None, []
     if scored is not None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
-from pathlib import Path
+from dataclasses import dataclass, field, fields
 
 from flowopd_cli import registry
 from flowopd_cli.core.prompt import Prompt
@@ -12,7 +11,7 @@ from flowopd_cli.errors import ArtifactError
 from flowopd_cli.models.base import LoadedModel
 from flowopd_cli.models.loading import LoadOptions
 from flowopd_cli.recipe import AdapterSpec, AnchorSpec, ModelSpec, TeacherSpec
-from flowopd_cli.runs.adapter_ref import AdapterRef, recorded_base
+from flowopd_cli.runs.adapter_ref import Adapter, Adapters
 from flowopd_cli.runs.manifest import Base, Inputs, Parent
 from flowopd_cli.runs.run import RunDir
 from flowopd_cli.system.distributed import rank_and_world
@@ -36,15 +35,9 @@ def load_model(spec: ModelSpec, targets: Sequence[str]) -> LoadedModel:
     return model
 
 
-def inputs(spec: ModelSpec, model: LoadedModel, parents: Sequence[Parent], prompts: str | None = None) -> Inputs:
-    """What a run with this model declares; ``prompts`` is their digest."""
-    base = Base(ref=spec.pretrained, sha256=model.fingerprint)
-    return Inputs(base=base, parents=tuple(parents), prompts=prompts)
-
-
 def load_options(spec: ModelSpec, targets: Sequence[str]) -> LoadOptions:
     """The fields of a recipe's ``model`` section as the options of a family's ``load``."""
-    names = {field.name for field in fields(LoadOptions)} & spec.model_fields.keys()
+    names = {option.name for option in fields(LoadOptions)} & spec.model_fields.keys()
     return LoadOptions(
         **{name: getattr(spec, name) for name in names},
         targets=tuple(targets),
@@ -60,58 +53,62 @@ def encode_ahead(model: LoadedModel, prompts: Mapping[str, Sequence[Prompt]]) ->
     model.encode_ahead(texts[first:] + texts[:first])
 
 
-def add_policy(model: LoadedModel, spec: AdapterSpec, seed: int) -> list[Parent]:
-    """The trainable adapter, fresh or from ``adapter.init``; returns its parents for the manifest."""
-    path = None if spec.init is None else resolve(spec.init, model)
-    if path is None:
-        model.adapters.add("policy", spec.rank, spec.alpha, seed=seed, trainable=True)
-        return []
-    model.adapters.load("policy", path, trainable=True)
-    return [AdapterRef.parse(str(spec.init)).parent("init", path)]
+@dataclass
+class Roles:
+    """Loads the adapters of a stage onto its base, each in its role, and collects them as parents of the run."""
 
+    model: LoadedModel
+    adapters: Adapters
+    parents: list[Parent] = field(default_factory=list)
 
-def add_teachers(
-    model: LoadedModel, specs: Mapping[str, TeacherSpec], guidance: float, parents: list[Parent]
-) -> dict[str, Teacher]:
-    """Load every teacher once as a frozen adapter ``teacher_<task>``; equal references share one adapter."""
-    loaded: dict[str, str | None] = {}
-    teachers: dict[str, Teacher] = {}
-    for task, spec in specs.items():
-        if spec.ref not in loaded:
-            loaded[spec.ref] = add_frozen(model, f"teacher_{task}", spec.ref, parents)
-        teachers[task] = Teacher(loaded[spec.ref], guidance if spec.guidance is None else spec.guidance)
-    return teachers
+    def inputs(self, spec: ModelSpec, prompts: str | None = None) -> Inputs:
+        """What the run declares; ``prompts`` is the digest of the prompts that it trains on."""
+        base = Base(ref=spec.pretrained, sha256=self.model.fingerprint)
+        return Inputs(base=base, parents=tuple(self.parents), prompts=prompts)
 
+    def add_policy(self, spec: AdapterSpec, seed: int) -> None:
+        """The trainable adapter, new or from ``adapter.init``."""
+        init = None if spec.init is None else self._compatible(spec.init)
+        if init is None or init.path is None:
+            self.model.adapters.add("policy", spec.rank, spec.alpha, seed=seed, trainable=True)
+            return
+        self.model.adapters.load("policy", init.path, trainable=True)
+        self.parents.append(init.parent("init"))
 
-def add_anchor(model: LoadedModel, spec: AnchorSpec, guidance: float, parents: list[Parent]) -> Teacher | None:
-    """The anchor of MAR as a frozen adapter; nothing is loaded when its weight is 0."""
-    if not spec.beta:
-        return None
-    return Teacher(add_frozen(model, "anchor", spec.ref, parents), guidance if spec.guidance is None else spec.guidance)
+    def add_teachers(self, specs: Mapping[str, TeacherSpec], guidance: float) -> dict[str, Teacher]:
+        """Each teacher as a frozen adapter ``teacher_<task>``; equal references share one adapter."""
+        names: dict[str, str | None] = {}
+        teachers: dict[str, Teacher] = {}
+        for task, spec in specs.items():
+            if spec.ref not in names:
+                names[spec.ref] = self.add_frozen(f"teacher_{task}", spec.ref)
+            teachers[task] = Teacher(names[spec.ref], guidance if spec.guidance is None else spec.guidance)
+        return teachers
 
+    def add_anchor(self, spec: AnchorSpec, guidance: float) -> Teacher | None:
+        """The anchor of MAR as a frozen adapter; nothing is loaded when its weight is 0."""
+        if not spec.beta:
+            return None
+        return Teacher(self.add_frozen("anchor", spec.ref), guidance if spec.guidance is None else spec.guidance)
 
-def add_frozen(model: LoadedModel, name: str, ref: str, parents: list[Parent]) -> str | None:
-    """Load a frozen adapter; ``base`` is no adapter at all."""
-    path = resolve(ref, model)
-    parents.append(AdapterRef.parse(ref).parent(name, path))
-    if path is None:
-        return None
-    model.adapters.load(name, path)
-    return name
+    def add_frozen(self, name: str, ref: str) -> str | None:
+        """Load a frozen adapter under ``name``; the bare base has neither adapter nor name."""
+        adapter = self._compatible(ref)
+        self.parents.append(adapter.parent(name))
+        if adapter.path is None:
+            return None
+        self.model.adapters.load(name, adapter.path)
+        return name
 
-
-def resolve(ref: str, model: LoadedModel) -> Path | None:
-    """The adapter folder behind a reference, refused when it was trained on another base."""
-    reference = AdapterRef.parse(ref)
-    path = reference.resolve()
-    base = recorded_base(path)
-    recorded = None if base is None else base.sha256
-    if recorded is not None and recorded != model.fingerprint:
-        raise ArtifactError(
-            f"{ref}: was trained on another base ({recorded[:12]}, this one is {model.fingerprint[:12]}): "
-            "choose the base it was trained on with --base, or another adapter"
-        )
-    return path
+    def _compatible(self, ref: str) -> Adapter:
+        adapter = self.adapters[ref]
+        recorded = None if adapter.base is None else adapter.base.sha256
+        if recorded is not None and recorded != self.model.fingerprint:
+            raise ArtifactError(
+                f"{ref}: was trained on another base ({recorded[:12]}, this one is {self.model.fingerprint[:12]}): "
+                "choose the base it was trained on with --base, or another adapter"
+            )
+        return adapter
 
 
 def save_adapter(model: LoadedModel, run: RunDir, spec: ModelSpec, *, ema: bool, best: bool = False) -> None:

@@ -12,6 +12,7 @@ from flowopd_cli.core.types import StepBatch
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.models.base import FlowModel
 from flowopd_cli.recipe import DistillRecipe, TeacherRecipe, TrainedRecipe
+from flowopd_cli.runs.adapter_ref import Adapters
 from flowopd_cli.runs.run import RunDir
 from flowopd_cli.stages.training import fit as _fit
 from flowopd_cli.stages.training import model as _model
@@ -40,7 +41,7 @@ def replay(path: Path, device: str | None = None) -> dict[str, Any]:
         raise ArtifactError(f"{folders[-1]}: no single micro-batch was at fault, only their sum: lower train.lr")
     spec = recipe.model if device is None else recipe.model.model_copy(update={"device": device})
     model = _model.load_model(spec.model_copy(update={"shard": False}), recipe.adapter.targets)
-    _model.add_policy(model, recipe.adapter, recipe.seed)
+    _model.Roles(model, Adapters()).add_policy(recipe.adapter, recipe.seed)
     model.adapters.load_state("policy", dict(dump.policy))
     tune(model, recipe.train)
     rows = _rows(model, _objective(recipe, model), dump.batch)

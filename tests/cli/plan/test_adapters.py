@@ -11,14 +11,15 @@ from flowopd_cli import recipe as recipes
 from flowopd_cli.cli.plan.adapters import check_base, check_bases, check_refs
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.recipe import ModelSpec
+from flowopd_cli.runs.adapter_ref import Adapters
 
 TOY = ModelSpec(pretrained="toy", resolution=None)
 
 
 def test_a_sound_adapter_of_the_base_passes(tmp_path):
     ref = str(write_adapter(tmp_path / "a", r=4, base_sha256=TOY_SHA))
-    check_refs({"adapter": ref, "anchor": "base", "routing.x": "hub:me/it@v1"})
-    check_bases(TOY, {"adapter": ref, "anchor": "base", "routing.x": "hub:me/it@v1"})
+    check_refs({"adapter": ref, "anchor": "base", "routing.x": "hub:me/it@v1"}, Adapters())
+    check_bases(TOY, {"adapter": ref, "anchor": "base", "routing.x": "hub:me/it@v1"}, Adapters())
 
 
 @pytest.mark.parametrize(
@@ -31,25 +32,25 @@ def test_a_sound_adapter_of_the_base_passes(tmp_path):
 )
 def test_an_adapter_of_another_base_is_refused(tmp_path, tensors, config, words):
     ref = str(write_adapter(tmp_path / "a", tensors or pair(), **config))
-    check_refs({"adapter": ref})
+    check_refs({"adapter": ref}, Adapters())
     with pytest.raises(ArtifactError) as caught:
-        check_bases(TOY, {"adapter": ref})
+        check_bases(TOY, {"adapter": ref}, Adapters())
     assert words in str(caught.value)
-    check_bases(ModelSpec(pretrained="owner/elsewhere"), {"adapter": ref})
+    check_bases(ModelSpec(pretrained="owner/elsewhere"), {"adapter": ref}, Adapters())
 
 
 def test_an_adapter_on_the_hub_is_looked_at_before_a_model_is_loaded(tmp_path, monkeypatch):
     path = write_adapter(tmp_path / "snapshot", pair("no.such.module"))
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *given, **more: str(path))
     refs = {"adapter": "hub:me/it"}
-    check_refs(refs, fetch=True)
-    check_bases(TOY, refs)
+    check_refs(refs, Adapters(), fetch=True)
+    check_bases(TOY, refs, Adapters())
     with pytest.raises(ArtifactError, match=r"hub:me/it: is of another base: this one has no module no\.such"):
-        check_bases(TOY, refs, fetch=True)
+        check_bases(TOY, refs, Adapters(), fetch=True)
     (path / "adapter_model.safetensors").write_bytes(b"PK")
-    check_refs(refs)
+    check_refs(refs, Adapters())
     with pytest.raises(ArtifactError, match=r"^adapter: .*damaged or not safetensors"):
-        check_refs(refs, fetch=True)
+        check_refs(refs, Adapters(), fetch=True)
 
 
 @pytest.mark.parametrize(
@@ -66,7 +67,7 @@ def test_a_damaged_adapter_is_named_with_its_place_in_the_recipe(tmp_path, spoil
     path = write_adapter(tmp_path / "a")
     spoil(path)
     with pytest.raises(ArtifactError, match=r"^routing\.ocr: ") as caught:
-        check_refs({"routing.ocr": str(path)})
+        check_refs({"routing.ocr": str(path)}, Adapters())
     assert words in str(caught.value)
 
 
@@ -110,7 +111,7 @@ def test_what_can_be_a_base(name):
 )
 def test_references_that_name_nothing(text):
     with pytest.raises(ArtifactError) as caught:
-        check_refs({"init": text})
+        check_refs({"init": text}, Adapters())
     assert len(str(caught.value)) < 300
     assert "u:p@" not in str(caught.value)
 

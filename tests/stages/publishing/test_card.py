@@ -35,7 +35,7 @@ def evaluate(source, name, of, mean, *, suites=("ocr",), version="1", base=SHA, 
     """An evaluation beside ``source``: of itself, or of its base."""
     run = RunDir.create(source.path.parent / name, "eval")
     run.start(recipes.build({"stage": "eval", "model": {"pretrained": "toy"}, "eval": {"suites": suites, **spec}}))
-    parent = AdapterRef.parse(str(source.path) if of == "this model" else "base").parent("policy")
+    parent = AdapterRef.parse(str(source.path) if of == "this model" else "base").resolve().parent("policy")
     run.declare(Inputs(base=Base(ref="toy", sha256=base), parents=(parent,)))
     for suite in suites:
         result = {"suite": suite, "version": f"{suite}-{version}", "mean": mean, "stderr": 0.0, "n": 8}
