@@ -169,9 +169,9 @@ def merging_folders(changes, weights):
         refs = [str(box / "a"), str(box / "b")]
         common = Common(out=box / "out", quiet=True, base="toy")
         with guarded(box):
-            recipe = resolve("merge", common, {"adapters": refs}, refs=refs).recipe
-            assert recipe == build(recipe.model_dump(mode="json"))
-            execute.perform(recipe, common)
+            plan = resolve("merge", common, {"adapters": refs}, refs=refs)
+            assert plan.recipe == build(plan.recipe.model_dump(mode="json"))
+            execute.execute(plan, common)
             read_adapter(box / "out" / "adapter")
 
 
