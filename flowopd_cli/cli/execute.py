@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import redirect_stdout
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,10 +48,10 @@ def execute(plan: Plan, common: Common) -> None:
         return
     processes = _processes(recipe, common)
     if launch.should_launch(processes):
-        _check_evaluation(recipe)
+        _with_requests(plan)
         raise typer.Exit(_relaunch(recipe, common, processes))
     with distributed.together():  # an error of the first process ends the others, which would wait for it
-        _check_evaluation(recipe)
+        plan = _with_requests(plan)
         run = _open_run(recipe, common)
     with redirect_stdout(sys.stderr):
         result = run_stage(plan, run, console, resume=common.resume is not None)
@@ -101,13 +102,14 @@ def _open_run(recipe: Recipe, common: Common) -> RunDir:
     return RunDir.create(common.out, recipe.stage, force=common.force)
 
 
-def _check_evaluation(recipe: Recipe) -> None:
-    """Check what needs the suites themselves, before a run directory is made."""
-    if isinstance(recipe, EvalRecipe) and launch.is_main():
-        with redirect_stdout(sys.stderr):
-            from flowopd_cli.stages.evaluation.suites import plan_requests
+def _with_requests(plan: Plan) -> Plan:
+    """Plan the pictures of an evaluation, before a run directory is made: an error in suites or prompts ends here."""
+    if not isinstance(plan.recipe, EvalRecipe) or not launch.is_main():
+        return plan
+    with redirect_stdout(sys.stderr):
+        from flowopd_cli.stages.evaluation.suites import plan_requests
 
-            plan_requests(recipe)
+        return replace(plan, requests=plan_requests(plan.recipe))
 
 
 def _recorded_result(recipe: Recipe, path: Path) -> dict[str, Any]:

@@ -38,7 +38,8 @@ def run_stage(
         run.start(recipe)
         try:
             progress = tracked(recipe, run, progress)
-            result = _load(recipe.stage)(recipe, run, progress, adapters=plan.adapters, resume=resume)
+            options = {} if plan.requests is None else {"requests": plan.requests}
+            result = _load(recipe.stage)(recipe, run, progress, adapters=plan.adapters, resume=resume, **options)
         except (Interrupted, KeyboardInterrupt) as error:
             progress.done()
             _close(run, "interrupted", progress if isinstance(error, Interrupted) else None)

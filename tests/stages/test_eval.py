@@ -15,6 +15,7 @@ from flowopd_cli import recipe as recipes
 from flowopd_cli import registry
 from flowopd_cli.cli.plan.resolve import Plan
 from flowopd_cli.cli.stage import run_stage
+from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.errors import ArtifactError, Interrupted, RecipeError
 from flowopd_cli.prompts.load import load_prompts
 from flowopd_cli.rewards.jpeg import JpegReward
@@ -23,6 +24,7 @@ from flowopd_cli.stages import eval as stage
 from flowopd_cli.stages.evaluation import scorer
 from flowopd_cli.stages.evaluation.journal import judge, key_of
 from flowopd_cli.stages.evaluation.suites import plan_requests
+from flowopd_cli.suites import flow_grpo
 from flowopd_cli.suites.base import NamedReward, Suite
 from flowopd_cli.system.progress import Silent
 
@@ -261,3 +263,12 @@ def test_rows_of_another_judge_do_not_count():
     named = (NamedReward("jpeg_compressibility", {"quality": quality}) for quality in (90, 90, 95))
     judges = [judge(Suite("s", "1", lambda split: [], reward), JpegReward()) for reward in named]
     assert judges[0] == judges[1] != judges[2]
+
+
+def test_suites_of_one_prompt_set_read_their_prompts_once(monkeypatch):
+    reads = []
+    monkeypatch.setattr(flow_grpo, "fetched", lambda name, source: reads.append(name) or [Prompt("0", "a horse", name)])
+    built = recipes.build({"stage": "eval", "model": {"pretrained": "x"}, "eval": {"suites": ["drawbench", "deqa"]}})
+    planned = plan_requests(built)
+    assert reads == ["drawbench"]
+    assert [len(request.suites) for request in planned.pictures] == [6]

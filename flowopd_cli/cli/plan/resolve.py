@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from json import dumps
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flowopd_cli import recipe as recipes
 from flowopd_cli.cli.options import Common
@@ -20,6 +20,9 @@ from flowopd_cli.runs.layout import go_on
 from flowopd_cli.runs.manifest import ADAPTER, is_run
 from flowopd_cli.runs.provenance import MAY_CHANGE
 from flowopd_cli.runs.run import RunDir
+
+if TYPE_CHECKING:  # it needs torch
+    from flowopd_cli.stages.evaluation.requests import Requests
 
 TOY = "toy"
 RANKLESS = {"exact", "factor_average"}
@@ -38,13 +41,14 @@ NEEDED = {
 
 @dataclass(frozen=True)
 class Plan:
-    """What a command does: its recipe with every name complete, remarks on what differs from the one given, and the
-    adapters that have been resolved so far.
+    """What a command does: its recipe with every name complete, remarks on what differs from the one given, the
+    adapters resolved so far, and the planned suites and pictures of an evaluation.
     """
 
     recipe: recipes.Recipe
     remarks: tuple[str, ...] = ()
     adapters: Adapters = field(default_factory=Adapters, compare=False)
+    requests: Requests | None = field(default=None, compare=False)
 
     @classmethod
     def of(cls, recipe: recipes.Recipe, overrides: Sequence[str] = (), adapters: Adapters | None = None) -> Plan:
