@@ -50,7 +50,7 @@ def page(asked: Comparison, target: Path) -> Page:
         downloads=files(entries),
         balance_note=balance.NOTE,
         balance=balance.panels(changes(entries), scales(entries)),
-        charts=curves.together({name: own for name, own in rows.items() if own}),
+        charts=curves.of_runs({name: own for name, own in rows.items() if own}),
         chart_note="" if scored else "None of these models has an evaluation: flowopd eval --adapter RUN makes one.",
         grids=_grids(scored),
         listings=[part for part in (_runs(entries, target),) if part],

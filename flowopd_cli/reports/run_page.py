@@ -15,7 +15,7 @@ from flowopd_cli.reports import curves
 from flowopd_cli.reports import pictures as strips
 from flowopd_cli.reports.entries import Entry
 from flowopd_cli.reports.page import Link, Listing, Page, link, shortened, span
-from flowopd_cli.reports.series import Rows, column, known, number
+from flowopd_cli.reports.series import Rows, column, finite, number
 from flowopd_cli.reports.table import files, table
 from flowopd_cli.runs.adapter_ref import AdapterRef
 from flowopd_cli.runs.evaluations import Evaluation, evaluation, protocol
@@ -70,7 +70,7 @@ def page(run: RunDir, target: Path, ending: Ending | None = None) -> Page:
         table=table(entries),
         table_note=_protocol(scored),
         downloads=files(entries),
-        charts=curves.training(recipe, rows) if rows else (),
+        charts=curves.of_run(recipe, rows) if rows else (),
         grids=[samples] if samples else (),
         listings=[part for part in (_lineage(run, manifest, target), _figures(manifest), _times(rows, recipe)) if part],
         recipe=recipes.dump(recipe),
@@ -160,8 +160,8 @@ def _figures(manifest: Manifest) -> Listing | None:
 
 
 def _times(rows: Rows, recipe: recipes.Recipe) -> Listing | None:
-    collect, learn = (known(column(rows, f"seconds_{part}")) for part in ("collect", "learn"))
-    each = known(curves.seconds(rows))
+    collect, learn = (finite(column(rows, f"seconds_{part}")) for part in ("collect", "learn"))
+    each = finite(curves.seconds(rows))
     if not each:
         return None
     parts = {"collect": collect, "learn": learn, "both": each}

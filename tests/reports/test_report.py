@@ -117,14 +117,14 @@ def test_a_students_report_tells_teachers_and_steps_apart_and_links_to_its_paren
 
 def test_the_kl_by_step_is_that_of_the_first_and_the_last_iterations():
     rows = [{"iteration": i, "kl_step/0": 4.0 if i <= 2 else 1.0, "kl_step/1": 2.0} for i in range(1, 11)]
-    chart = curves.steps(rows)
+    chart = curves.kl_by_step(rows)
     assert chart is not None
     assert chart.alt == "KL by sampling step: step 0 from 4 to 1; step 1 from 2 to 2"
-    assert curves.steps([{"kl_step/0": 1.0}]) is None
+    assert curves.kl_by_step([{"kl_step/0": 1.0}]) is None
 
 
 def test_there_are_no_ticks_between_iterations():
-    chart = curves.lines(curves.Shape("t", "y"), [curves.Series("a", [1.0, 2.0], [5.0, 7.0])], "t")
+    chart = curves.line_chart(curves.Spec("t", "y"), [curves.Series("a", [1.0, 2.0], [5.0, 7.0])], "t")
     assert chart is not None
 
     texts = set(Tags(chart.drawing).texts)
