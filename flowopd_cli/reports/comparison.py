@@ -6,107 +6,106 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from flowopd_cli.errors import FlowOPDError
-from flowopd_cli.reports import changes as balance
-from flowopd_cli.reports import curves
-from flowopd_cli.reports import pictures as strips
+from flowopd_cli.reports import changes, curves
 from flowopd_cli.reports.entries import Entry
-from flowopd_cli.reports.page import Link, Listing, Page, link, shortened, span
-from flowopd_cli.reports.table import changes, files, scales, table
+from flowopd_cli.reports.page import Link, Listing, Page, elapsed, link
+from flowopd_cli.reports.pictures import BUDGET, Grid, evaluated_prompts, grid, read_all
+from flowopd_cli.reports.table import changes_against_base, files, scales, table
 from flowopd_cli.runs.evaluations import protocol
 from flowopd_cli.runs.manifest import status_now
 from flowopd_cli.runs.run import RunDir
-from flowopd_cli.system.text import duration
-
-TITLE = "Comparison"
+from flowopd_cli.system.redact import public_reference
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What is compared, and what the page says above it."""
+    """The models of a comparison, and the head of its page."""
 
     entries: Sequence[Entry]
-    title: str = TITLE
+    title: str = "Comparison"
     lead: str = ""
 
 
-def page(asked: Comparison, target: Path) -> Page:
+def page(comparison: Comparison, target: Path) -> Page:
     """The comparison as a page at ``target``.
 
     Raises:
         ArtifactError: metrics or results are damaged.
     """
-    entries = asked.entries
-    shown = table(entries)
-    scored = [entry for entry in entries if entry.evaluation]
+    entries = comparison.entries
+    evaluated = sum(entry.evaluation is not None for entry in entries)
     rows = {entry.name: entry.run.rows() for entry in entries if entry.run}
-    lead = asked.lead or f"{len(entries)} models, {len(scored)} of them evaluated."
     return Page(
-        title=asked.title,
-        lead=lead,
-        table=shown,
+        title=comparison.title,
+        lead=comparison.lead or f"{len(entries)} models, {evaluated} of them evaluated.",
+        table=table(entries),
         table_note=_note(entries),
         downloads=files(entries),
-        balance_note=balance.NOTE,
-        balance=balance.panels(changes(entries), scales(entries)),
-        charts=curves.of_runs({name: own for name, own in rows.items() if own}),
-        chart_note="" if scored else "None of these models has an evaluation: flowopd eval --adapter RUN makes one.",
-        grids=_grids(scored),
-        listings=[part for part in (_runs(entries, target),) if part],
+        changes_note=changes.NOTE,
+        changes=changes.panels(changes_against_base(entries), scales(entries)),
+        charts=curves.of_runs({name: logged for name, logged in rows.items() if logged}),
+        chart_note="" if evaluated else "None of these models has an evaluation: flowopd eval --adapter RUN makes one.",
+        grids=_grids(entries),
+        listings=[_runs(entries, target)] if entries else [],
     )
 
 
 def _note(entries: Sequence[Entry]) -> str:
-    found = [entry.evaluation for entry in entries if entry.evaluation and entry.alike]
-    if not found:
+    comparable = [entry.evaluation for entry in entries if entry.evaluation and entry.comparable]
+    if not comparable:
         return ""
-    told = f"Mean ± standard error over prompts; best in bold. Protocol: {protocol(found[0])}."
+    note = f"Mean ± standard error over prompts; best in bold. Protocol: {protocol(comparable[0])}."
     missing = [entry.name for entry in entries if not entry.evaluation]
-    told += f" Not evaluated: {', '.join(missing)}." if missing else ""
+    note += f" Not evaluated: {', '.join(missing)}." if missing else ""
     for entry in entries:
-        if entry.evaluation and not entry.alike:
-            others = [name for usual in found for name in entry.evaluation.judged_otherwise(usual)]
-            judged = ", ".join(dict.fromkeys(others))
-            how = protocol(entry.evaluation) + (f"; another judge of {judged}" if judged else "")
-            told += f" † {entry.name} was evaluated otherwise and does not compare: {how}."
-    return told
+        if entry.evaluation and not entry.comparable:
+            suites = dict.fromkeys(s for other in comparable for s in entry.evaluation.judged_otherwise(other))
+            note += f" † {entry.name} was evaluated otherwise and does not compare: {protocol(entry.evaluation)}"
+            note += f"; another judge of {', '.join(suites)}." if suites else "."
+    return note
 
 
-def _grids(scored: Sequence[Entry]) -> list[strips.Grid]:
-    """A grid for each set of prompts and seeds that several models were drawn with."""
-    groups: dict[tuple[object, ...], list[Entry]] = {}
-    for entry in scored:
-        if entry.evaluation is not None and entry.evaluation.run.image_file("eval").is_file():
+def _grids(entries: Sequence[Entry]) -> list[Grid]:
+    """A grid for each set of prompts and seeds."""
+    groups: dict[tuple[Any, tuple[str, ...]], list[tuple[str, Path]]] = {}
+    for entry in entries:
+        if entry.evaluation is not None and (file := entry.evaluation.run.image_file("eval")).is_file():
             made = entry.evaluation.protocol
-            key = tuple(made[name] for name in ("seed", "steps", "guidance", "resolution"))
-            groups.setdefault((*key, *strips.shown_prompts(entry.evaluation.run)), []).append(entry)
-    found = []
-    for (_, _, _, _, *prompts), group in groups.items():
-        asked = [strips.Strip(e.name, e.evaluation.run.image_file("eval")) for e in group if e.evaluation]
-        drawn = strips.within(asked, len(prompts), strips.BUDGET // len(groups))
-        if drawn:
-            caption = "A column has the same prompt and the same starting noise in every row."
-            found.append(strips.grid("Pictures at equal prompts and seeds", caption, prompts, drawn))
-    return found
+            seeds = tuple(made[name] for name in ("seed", "steps", "guidance", "resolution"))
+            prompts = tuple(evaluated_prompts(entry.evaluation.run))
+            groups.setdefault((seeds, prompts), []).append((entry.name, file))
+    caption = "A column has the same prompt and the same starting noise in every row."
+    grids = [
+        grid(
+            "Pictures at equal prompts and seeds",
+            caption,
+            prompts,
+            read_all(rows, len(prompts), BUDGET // len(groups)),
+        )
+        for (_, prompts), rows in groups.items()
+    ]
+    return [one for one in grids if one is not None]
 
 
-def _runs(entries: Sequence[Entry], target: Path) -> Listing | None:
-    """Every model's run: its report, its stage, how it ended, what it took, what it was made from, its evaluation."""
+def _runs(entries: Sequence[Entry], target: Path) -> Listing:
+    """Each model's run: its report, stage, status, duration, parents and evaluation."""
     rows = []
     for entry in entries:
-        made = _made(entry.run) if entry.run else ("—", "—", "—", "—")
         name = link(entry.name, entry.run.path, target) if entry.run else Link(entry.name)
-        scored = entry.evaluation.run.path if entry.evaluation else None
-        rows.append((name, *made, link(scored.name, scored, target) if scored else "—"))
+        evaluation = entry.evaluation.run.path if entry.evaluation else None
+        facts = _facts(entry.run) if entry.run else ("—", "—", "—", "—")
+        rows.append((name, *facts, link(evaluation.name, evaluation, target) if evaluation else "—"))
     columns = ("model", "stage", "status", "took", "from", "evaluation")
-    return Listing("Runs", columns, tuple(rows), wrapped=frozenset({4})) if rows else None
+    return Listing("Runs", columns, tuple(rows), wrapped=frozenset({4}))
 
 
-def _made(run: RunDir) -> tuple[str, str, str, str]:
+def _facts(run: RunDir) -> tuple[str, str, str, str]:
     manifest = run.manifest()
-    elapsed, status = span(manifest), manifest.status
+    status = manifest.status
     with suppress(FlowOPDError):
         status = status_now(run.path)
-    parents = ", ".join(f"{parent.role.replace('_', ' ')}: {shortened(parent.ref)}" for parent in manifest.parents)
-    return manifest.stage, status, duration(elapsed) if elapsed is not None else "—", parents or "—"
+    parents = (f"{parent.role.replace('_', ' ')}: {public_reference(parent.ref)}" for parent in manifest.parents)
+    return manifest.stage, status, elapsed(manifest) or "—", ", ".join(parents) or "—"

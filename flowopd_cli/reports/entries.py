@@ -1,10 +1,11 @@
-"""Which models a comparison shows: runs and evaluations that belong together, told by the digests of their weights."""
+"""The models of a comparison: runs and evaluations, matched by the digests of their weights."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -15,66 +16,62 @@ from flowopd_cli.runs.evaluations import BASE, Evaluation, evaluation, fullest
 from flowopd_cli.runs.manifest import is_run
 from flowopd_cli.runs.run import RunDir
 
-__all__ = ["BASE", "Entry", "lineup"]
-
 
 @dataclass(frozen=True)
 class Entry:
-    """A row: a model's name, the run that made it, its evaluation, and whether that compares with the others'."""
+    """A model's name, the run that made it, its evaluation, and whether that compares with the others'."""
 
     name: str
     run: RunDir | None = None
     evaluation: Evaluation | None = None
-    alike: bool = True
+    comparable: bool = True
 
     @property
     def results(self) -> dict[str, dict[str, Any]]:
-        """``{suite: {mean, stderr, n, exact}}``, nothing for a model that was not evaluated."""
+        """``{suite: {mean, stderr, n, exact}}``, empty for a model without an evaluation."""
         return self.evaluation.suites if self.evaluation else {}
 
 
-def lineup(paths: Sequence[Path]) -> list[Entry]:
-    """The models behind the named runs, in their order, the base first.
+def collect(paths: Sequence[Path]) -> list[Entry]:
+    """The models behind the runs at ``paths``, in their order, the base first.
 
-    A run that is no evaluation is looked for among the evaluations that are named or lie beside it; an evaluation
-    stands for the model that it scored.
+    An evaluation stands for the model that it scored; another run's evaluation is one of ``paths`` or lies beside it.
 
     Raises:
         ArtifactError: a path is no run, or an evaluation is unfinished or damaged.
     """
     runs = [RunDir.open(path, writes=False) for path in dict.fromkeys(path.resolve() for path in paths)]
-    named = [run for run in runs if isinstance(run.recipe(), EvalRecipe)]
-    scored = {run.path: _scored(run) for run in named}
-    beside = dict(_beside(runs, known=scored))
+    named = {run.path: _evaluation(run) for run in runs if isinstance(run.recipe(), EvalRecipe)}
+    beside = [found for found in _beside(runs) if found.run.path not in named]
     entries: list[Entry] = []
     for run in runs:
-        if run.path in scored:
-            entries.append(_of_evaluation(run, scored[run.path]))
+        if run.path in named:
+            entries.append(_scored_model(run, named[run.path]))
         else:
             digest = _digest(run)
-            own = [found for found in (*scored.values(), *beside.values()) if digest and found.scored == digest]
+            own = [found for found in (*named.values(), *beside) if digest and found.scored == digest]
             entries.append(Entry(run.path.name, run, fullest(own)))
-    bases = [found for found in beside.values() if found.scored is None]
-    return _marked(_distinct(_with_base(entries, bases)))
+    bases = [found for found in beside if found.scored is None]
+    return _mark_comparable(_unique(_with_base(entries, bases)))
 
 
-def _scored(run: RunDir) -> Evaluation:
+def _evaluation(run: RunDir) -> Evaluation:
     found = evaluation(run)
     if found is None or not found.suites:
         raise ArtifactError(f"{run.path}: an evaluation without results; finish it first")
     return found
 
 
-def _beside(runs: Sequence[RunDir], known: Mapping[Path, Any]) -> Iterable[tuple[Path, Evaluation]]:
-    """Finished evaluations in the folders of the runs; what cannot be read is passed over."""
+def _beside(runs: Sequence[RunDir]) -> Iterable[Evaluation]:
+    """The finished evaluations in the folders of the runs; unreadable ones are skipped."""
     for folder in dict.fromkeys(run.path.parent for run in runs):
         for path in sorted(folder.iterdir()):
             with suppress(FlowOPDError, OSError):
-                if path not in known and is_run(path):
-                    run = RunDir(path, writes=False)
-                    found = evaluation(run) if run.manifest().status == "done" else None
-                    if found is not None and found.suites and run.manifest().parents:
-                        yield path, found
+                run = RunDir(path, writes=False)
+                if is_run(path) and run.manifest().status == "done" and run.manifest().parents:
+                    found = evaluation(run)
+                    if found is not None and found.suites:
+                        yield found
 
 
 def _digest(run: RunDir) -> str | None:
@@ -83,8 +80,8 @@ def _digest(run: RunDir) -> str | None:
     return None
 
 
-def _of_evaluation(run: RunDir, found: Evaluation) -> Entry:
-    """The model of an evaluation: its run, where it still lies where it was and is what it was."""
+def _scored_model(run: RunDir, found: Evaluation) -> Entry:
+    """The model that ``run`` evaluated; its run is at the recorded place or beside ``run``, with the same weights."""
     parents = run.manifest().parents
     if not parents:
         return Entry(run.path.name, None, found)
@@ -93,53 +90,49 @@ def _of_evaluation(run: RunDir, found: Evaluation) -> Entry:
     place = Path(parents[0].ref)
     for path in (place, run.path.parent / place.name):
         with suppress(FlowOPDError, OSError):
-            maker = RunDir(path, writes=False)
-            if is_run(path) and _digest(maker) == parents[0].sha256:
-                return Entry(path.name, maker, found)
+            trained = RunDir(path, writes=False)
+            if is_run(path) and _digest(trained) == parents[0].sha256:
+                return Entry(path.name, trained, found)
     return Entry(place.name or parents[0].ref, None, found)
 
 
 def _with_base(entries: Sequence[Entry], bases: Sequence[Evaluation]) -> list[Entry]:
-    """The base first: as it was named, else the evaluation beside the runs that shares most with the others."""
+    """The base first: a named one, else the evaluation in ``bases`` that shares most suites with the others."""
     first = [entry for entry in entries if entry.name == BASE and entry.evaluation]
     rest = [entry for entry in entries if entry not in first]
     others = [entry.evaluation for entry in rest if entry.evaluation]
-    if not first and others:
-        shared = {id(base): sum(len(base.shared(other)) for other in others) for base in bases}
-        best = max(bases, key=lambda base: shared[id(base)], default=None)
-        first = [Entry(BASE, None, best)] if best is not None and shared[id(best)] else []
+    if not first and others and bases:
+        shared = [sum(len(base.shared(other)) for other in others) for base in bases]
+        best = shared.index(max(shared))
+        first = [Entry(BASE, None, bases[best])] if shared[best] else []
     return [*first, *rest]
 
 
-def _distinct(entries: Sequence[Entry]) -> list[Entry]:
-    """One entry for a model and evaluation, each under a name of its own."""
-    found: dict[str, Entry] = {}
-    seen: set[tuple[Path | None, Path | None]] = set()
+def _unique(entries: Sequence[Entry]) -> list[Entry]:
+    """One entry for each pair of model and evaluation, each with a different name."""
+    unique: dict[tuple[Path | None, Path | None], Entry] = {}
     for entry in entries:
         key = (entry.run.path.resolve() if entry.run else None, entry.evaluation.run.path if entry.evaluation else None)
-        if key in seen:
-            continue
-        seen.add(key)
-        name, number = entry.name, 2
-        while name in found:
-            name, number = f"{entry.name} ({number})", number + 1
-        found[name] = replace(entry, name=name)
-    return list(found.values())
+        taken = {other.name for other in unique.values()}
+        names = (entry.name if n == 1 else f"{entry.name} ({n})" for n in count(1))
+        unique.setdefault(key, replace(entry, name=next(name for name in names if name not in taken)))
+    return list(unique.values())
 
 
-def _marked(entries: Sequence[Entry]) -> list[Entry]:
-    """Entries whose evaluation was not made as most were say so: their figures do not compare. What stays compares
-    each with each, also where one, of a version that named no judge, is like two that differ.
+def _mark_comparable(entries: Sequence[Entry]) -> list[Entry]:
+    """Mark a group of evaluations in which all compare with each other, starting with those that compare with most.
+
+    Comparing is not transitive: an evaluation without a judge's name compares with two of different judges.
     """
-    made = [entry.evaluation for entry in entries if entry.evaluation]
-    usual: list[Evaluation] = []
-    for one in sorted(made, key=lambda one: -sum(_same(one, other) for other in made)):
-        usual += [one] if all(_same(one, other) for other in usual) else []
-    alike = [not entry.evaluation or any(entry.evaluation is one for one in usual) for entry in entries]
-    return [replace(entry, alike=same) for entry, same in zip(entries, alike, strict=True)]
+    evaluations = [entry.evaluation for entry in entries if entry.evaluation]
+    group: list[Evaluation] = []
+    for one in sorted(evaluations, key=lambda one: -sum(_compare(one, other) for other in evaluations)):
+        group += [one] if all(_compare(one, other) for other in group) else []
+    paths = {one.run.path for one in group}
+    return [replace(e, comparable=e.evaluation is None or e.evaluation.run.path in paths) for e in entries]
 
 
-def _same(one: Evaluation, two: Evaluation) -> bool:
-    """Whether protocols are equal and no suite has another version or another judge."""
+def _compare(one: Evaluation, two: Evaluation) -> bool:
+    """Whether protocol, versions and judges are the same."""
     versions = all(two.versions.get(name, version) == version for name, version in one.versions.items())
     return one.protocol == two.protocol and versions and not one.judged_otherwise(two)

@@ -1,10 +1,11 @@
-"""The page itself: a record of its parts, written by one template in which every text is escaped."""
+"""A report page: a record of its parts, and one template that renders them."""
 
 from __future__ import annotations
 
 import base64
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from importlib.resources import files
@@ -19,14 +20,15 @@ from flowopd_cli.reports.table import Table
 from flowopd_cli.runs.layout import RunPaths
 from flowopd_cli.runs.manifest import Manifest
 from flowopd_cli.system.paths import is_file
+from flowopd_cli.system.text import duration
 
 MARK = "flowopd report"
-KINDS = {"csv": "text/csv", "json": "application/json", "md": "text/markdown", "tex": "application/x-tex"}
+TYPES = {"csv": "text/csv", "json": "application/json", "md": "text/markdown", "tex": "application/x-tex"}
 
 
 @dataclass(frozen=True)
 class Link:
-    """A text, and a page of ours that it leads to, relative to this one; empty where there is none."""
+    """A text, and the relative address of another report, empty where there is none."""
 
     text: str
     href: str = ""
@@ -34,8 +36,7 @@ class Link:
 
 @dataclass(frozen=True)
 class Listing:
-    """A plain table: a heading, its columns, rows of texts and links; ``figures`` are the columns of
-    numbers, ``wrapped`` those of long texts."""
+    """A plain table; ``figures`` are its columns of numbers, ``wrapped`` those of long texts."""
 
     title: str
     columns: tuple[str, ...]
@@ -47,7 +48,7 @@ class Listing:
 
 @dataclass(frozen=True)
 class Page:
-    """All that a report shows, in the order in which it stands there; what is empty is left out."""
+    """The parts of a report in their order; empty ones are left out."""
 
     title: str
     lead: str
@@ -56,8 +57,8 @@ class Page:
     table: Table | None = None
     table_note: str = ""
     downloads: Mapping[str, str] = field(default_factory=dict)
-    balance: Sequence[Chart] = ()
-    balance_note: str = ""
+    changes: Sequence[Chart] = ()
+    changes_note: str = ""
     charts: Sequence[Chart] = ()
     chart_note: str = ""
     grids: Sequence[Grid] = ()
@@ -66,41 +67,35 @@ class Page:
 
 
 def render(page: Page) -> str:
-    """The page as HTML: one file that asks the network for nothing and runs no script."""
+    """The page as one HTML file without scripts and network requests; every text is escaped."""
     from jinja2 import Environment
 
     template = (files("flowopd_cli.reports") / "report.html.j2").read_text(encoding="utf-8")
     uris = {name: _uri(name, text) for name, text in page.downloads.items()}
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"brief": one_line, "printable": printable}
-    made = environment.from_string(template).render(page=page, uris=uris, mark=MARK, version=__version__)
-    return made.encode("utf-8", "backslashreplace").decode("utf-8")  # a name of a file may hold what UTF-8 cannot
+    html = environment.from_string(template).render(page=page, uris=uris, mark=MARK, version=__version__)
+    return html.encode("utf-8", "backslashreplace").decode("utf-8")  # the name of a file may hold other bytes
 
 
 def _uri(name: str, text: str) -> str:
-    kind = KINDS[name.rpartition(".")[2]]
-    return f"data:{kind};charset=utf-8;base64,{base64.b64encode(text.encode()).decode()}"
+    mime = TYPES[name.rpartition(".")[2]]
+    return f"data:{mime};charset=utf-8;base64,{base64.b64encode(text.encode()).decode()}"
 
 
-def link(text: str, target: Path, page: Path) -> Link:
-    """A link from the page at ``page`` to the report of the run at ``target``; no link where there is none."""
-    try:
-        report = RunPaths(target).report_file
+def link(text: str, run: Path, page: Path) -> Link:
+    """A link from the page at ``page`` to the report of ``run``, or the text alone."""
+    with suppress(OSError, ValueError):
+        report = RunPaths(run).report_file
         if is_file(report) and report.resolve() != page.resolve():
             relative = os.path.relpath(report.resolve(), page.resolve().parent)
             return Link(text, quote(os.fsencode(Path(relative).as_posix()), safe="/"))
-    except (OSError, ValueError):
-        pass
     return Link(text)
 
 
-def shortened(ref: str) -> str:
-    """An adapter's reference as a reader knows it: one of the Hub as it is, else its last part."""
-    return ref if ref.startswith("hub:") else Path(ref).name or ref
-
-
-def span(manifest: Manifest) -> float | None:
-    """Seconds between a run's birth and its end; of a resumed run that includes the time in between."""
+def elapsed(manifest: Manifest) -> str | None:
+    """The time from a run's start to its end, pauses of a resumed run included; ``None`` where it has not ended."""
     if not manifest.finished:
         return None
-    return (datetime.fromisoformat(manifest.finished) - datetime.fromisoformat(manifest.created)).total_seconds()
+    start, end = map(datetime.fromisoformat, (manifest.created, manifest.finished))
+    return duration((end - start).total_seconds())

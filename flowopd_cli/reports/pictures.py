@@ -1,11 +1,11 @@
-"""Rows of pictures as data URIs of a bounded size: PNG where they are small, WebP where they are not."""
+"""Rows of pictures as data URIs of a bounded size: PNG for small ones, WebP for others."""
 
 from __future__ import annotations
 
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,33 +13,26 @@ from flowopd_cli.errors import ArtifactError
 from flowopd_cli.runs.run import RunDir
 from flowopd_cli.system.json_files import read_json_value
 
-BUDGET = 3_000_000  # characters that all pictures of a page may take
-ROWS, COLUMNS = 8, 12
-WIDEST, SMALLEST = 240, 60  # pixels of one picture
-PIXELS = 1 << 26
-PIXELATED = 96  # pixels: pictures up to this size are shown as they are, larger ones are compressed
-SHOWN = 160
+BUDGET = 3_000_000  # characters of all pictures of a page
+MAX_ROWS, MAX_COLUMNS, MAX_PROMPT = 8, 12, 160
+MAX_WIDTH, MIN_WIDTH = 240, 60  # pixels of one picture
+MAX_PIXELS = 1 << 26  # of a file
+PIXELATED = 96  # pixels: up to this size single pixels are shown, larger pictures are compressed
 
 
 @dataclass(frozen=True)
 class Strip:
-    """A row of pictures: its label, the file of them all, and, once read, each as a data URI; ``size`` is a height."""
+    """A row of pictures: its label, each picture as a data URI, their width and height in the file."""
 
     label: str
-    file: Path
-    uris: tuple[str, ...] = ()
-    width: int = 0
-    size: int = 0
-
-    @property
-    def characters(self) -> int:
-        """How long the pictures are, written into the page."""
-        return sum(map(len, self.uris))
+    uris: tuple[str, ...]
+    width: int
+    height: int
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Rows of pictures over the prompts that they share, from left to right."""
+    """Rows of pictures over the prompts that they share."""
 
     title: str
     caption: str
@@ -48,83 +41,92 @@ class Grid:
 
     @property
     def pixelated(self) -> bool:
-        """Whether the pictures are so small that their pixels are to be seen."""
-        return self.strips[0].size <= PIXELATED
+        """Whether to show single pixels."""
+        return self.strips[0].height <= PIXELATED
 
 
-def read(strip: Strip, count: int, widest: int) -> Strip | None:
-    """The strip with its pictures, each at most ``widest`` pixels wide and four times as high; ``None`` where none can
-    be read.
+def read(label: str, file: Path, count: int, max_width: int) -> Strip | None:
+    """The pictures of a file, each at most ``max_width`` pixels wide and four times as high.
 
-    ``count`` is how many lie side by side, 0 where that is not known: they are then taken for squares.
+    ``count`` pictures lie side by side; squares are assumed where it is 0. ``None`` for a file that cannot be read.
     """
     from PIL import Image
 
     try:
-        with Image.open(strip.file, formats=("PNG",)) as found:
-            if found.width * found.height > PIXELS:
+        with Image.open(file, formats=("PNG",)) as opened:
+            if opened.width * opened.height > MAX_PIXELS:
                 return None
-            whole = found.convert("RGB")
-        count = count or max(1, round(whole.width / whole.height))
-        width = whole.width // count if whole.width % count == 0 else whole.width
-        places = range(0, whole.width, width)[:COLUMNS]
-        parts = [whole.crop((left, 0, left + width, whole.height)) for left in places]
-        uris = tuple(_uri(part, widest) for part in parts)
+            row = opened.convert("RGB")
+        count = count or max(1, round(row.width / row.height))
+        width = row.width // count if row.width % count == 0 else row.width
+        lefts = range(0, row.width, width)[:MAX_COLUMNS]
+        uris = tuple(_uri(row.crop((left, 0, left + width, row.height)), max_width) for left in lefts)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return None
-    return replace(strip, uris=uris, width=width, size=whole.height)
+    return Strip(label, uris, width, row.height)
 
 
-def _uri(picture: Any, widest: int) -> str:
-    picture.thumbnail((widest, widest * 4))  # never larger than it is
+def _uri(picture: Any, max_width: int) -> str:
+    picture.thumbnail((max_width, max_width * 4))
     kind = "png" if picture.width * picture.height <= PIXELATED**2 else "webp"
     buffer = io.BytesIO()
     picture.save(buffer, format=kind, quality=82)
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def within(strips: Sequence[Strip], count: int, budget: int = BUDGET) -> list[Strip]:
-    """The strips that can be read, all together within ``budget`` characters: narrower until they fit, then fewer."""
-    widest, found = WIDEST, []
-    while widest >= SMALLEST:
-        found = [strip for strip in (read(one, count, widest) for one in strips) if strip is not None]
-        if sum(strip.characters for strip in found) <= budget:
-            return found
-        widest //= 2
-    kept = [i for i in range(len(found)) if sum(strip.characters for strip in found[: i + 1]) <= budget]
-    return found[: len(kept)]
+def read_all(files: Sequence[tuple[str, Path]], count: int, budget: int = BUDGET) -> list[Strip]:
+    """The strips of labeled files within ``budget`` characters: narrower until they fit, then fewer."""
+    width, strips = MAX_WIDTH, []
+    while width >= MIN_WIDTH:
+        strips = [strip for label, file in files if (strip := read(label, file, count, width)) is not None]
+        if _characters(strips) <= budget:
+            return strips
+        width //= 2
+    while _characters(strips) > budget:
+        strips.pop()
+    return strips
+
+
+def _characters(strips: Sequence[Strip]) -> int:
+    return sum(len(uri) for strip in strips for uri in strip.uris)
 
 
 def over_time(run: RunDir) -> Grid | None:
-    """A run's samples: the same prompts and seeds as the training went on, the first and the last row among them."""
-    found = run.samples()
-    chosen = found if len(found) <= ROWS else [found[round(i * (len(found) - 1) / (ROWS - 1))] for i in range(ROWS)]
-    prompts = _sample_prompts(run)
-    strips = within([Strip(f"iteration {iteration}", path) for iteration, path in chosen], len(prompts))
-    caption = "Drawn by the policy as it stood; a column has the same prompt and seed throughout."
-    return grid("Pictures over training time", caption, prompts, strips) if strips else None
+    """A run's samples of the same prompts and seeds during its training, the first and the last among them."""
+    samples = run.samples()
+    if len(samples) > MAX_ROWS:
+        samples = [samples[round(i * (len(samples) - 1) / (MAX_ROWS - 1))] for i in range(MAX_ROWS)]
+    prompts = [str(entry.get("text", "")) for entry in _list(run.sample_prompts_file) if isinstance(entry, Mapping)]
+    strips = read_all([(f"iteration {iteration}", path) for iteration, path in samples], len(prompts))
+    caption = "Drawn by the policy at that iteration; a column has the same prompt and seed throughout."
+    return grid("Pictures over training time", caption, prompts, strips)
 
 
-def grid(title: str, caption: str, prompts: Sequence[str], strips: Sequence[Strip]) -> Grid:
-    """Strips of as many pictures as the first one, with their prompts where there are as many of those."""
-    alike = tuple(strip for strip in strips if len(strip.uris) == len(strips[0].uris))
-    shown = tuple(str(text)[:SHOWN] for text in prompts[:COLUMNS])
-    return Grid(title, caption, shown if len(shown) == len(strips[0].uris) else (), alike)
+def evaluated(run: RunDir) -> Grid | None:
+    """The row of pictures of an evaluation or a push."""
+    prompts, file = evaluated_prompts(run), run.image_file("eval")
+    strips = read_all([("", file)], len(prompts)) if file.is_file() else []
+    return grid("Pictures", "The first picture of prompts spread over the suites.", prompts, strips)
 
 
-def _sample_prompts(run: RunDir) -> list[str]:
-    """What the columns of a run's samples show; nothing where the run did not write it down."""
-    return [str(entry.get("text", "")) for entry in _list(run.sample_prompts_file) if isinstance(entry, Mapping)]
+def grid(title: str, caption: str, prompts: Sequence[str], strips: Sequence[Strip]) -> Grid | None:
+    """Strips with as many pictures as the first, and their prompts where there are as many; ``None`` without any."""
+    if not strips:
+        return None
+    columns = len(strips[0].uris)
+    shown = tuple(text[:MAX_PROMPT] for text in prompts[:MAX_COLUMNS])
+    alike = tuple(strip for strip in strips if len(strip.uris) == columns)
+    return Grid(title, caption, shown if len(shown) == columns else (), alike)
 
 
-def shown_prompts(run: RunDir) -> list[str]:
+def evaluated_prompts(run: RunDir) -> list[str]:
     """The prompts of an evaluation's row of pictures."""
     return [text for text in _list(run.eval_file("prompts")) if isinstance(text, str)]
 
 
 def _list(file: Path) -> list[Any]:
     try:
-        told = read_json_value(file, "list of prompts")
+        value = read_json_value(file, "list of prompts")
     except ArtifactError:
         return []
-    return told if isinstance(told, list) else []
+    return value if isinstance(value, list) else []

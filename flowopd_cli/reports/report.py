@@ -1,4 +1,4 @@
-"""``report.html``: one run's, written at its end or again, and the comparison of several. No torch, no network."""
+"""``report.html``: the report of one run, at its end or later, and of several side by side. No torch, no network."""
 
 from __future__ import annotations
 
@@ -9,15 +9,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from flowopd_cli.errors import ArtifactError, one_line, printable
-from flowopd_cli.reports import comparison as compare
-from flowopd_cli.reports import run_page as single
-from flowopd_cli.reports import table as results
-from flowopd_cli.reports.entries import Entry, lineup
+from flowopd_cli.errors import ArtifactError, one_line
+from flowopd_cli.reports import comparison, entries, run_page, table
 from flowopd_cli.reports.page import MARK, render
-from flowopd_cli.runs.layout import REPORT, RunPaths, fresh_path
+from flowopd_cli.runs.layout import REPORT, RunPaths
 from flowopd_cli.runs.manifest import is_run
-from flowopd_cli.runs.run import RunDir
+from flowopd_cli.runs.run import RunDir, fresh_path
 from flowopd_cli.system.files import atomic_write
 from flowopd_cli.system.paths import is_dir, is_file
 from flowopd_cli.system.progress import Progress
@@ -26,14 +23,12 @@ SWITCH = "FLOWOPD_REPORT"
 
 
 def at_end(run: RunDir, progress: Progress, status: str, metrics: Mapping[str, Any] | None = None) -> None:
-    """Write a run's report as it ends; whatever goes wrong is one warning, for the run is done without it.
-
-    With ``FLOWOPD_REPORT=0`` in the environment none is written.
-    """
+    """Write a run's report as it ends, unless ``FLOWOPD_REPORT=0``. A failure is one warning, not an error."""
     if not run.writes or os.environ.get(SWITCH, "1").lower() in {"0", "no", "off", "false"}:
         return
     try:
-        atomic_write(run.report_file, render(single.page(run, run.report_file, single.Ending(status, metrics or {}))))
+        page = run_page.page(run, run.report_file, run_page.Ending(status, metrics or {}))
+        atomic_write(run.report_file, render(page))
     except Exception as error:
         again = f"flowopd report {run.path}"
         with suppress(Exception):
@@ -41,70 +36,61 @@ def at_end(run: RunDir, progress: Progress, status: str, metrics: Mapping[str, A
 
 
 def of_run(path: Path, out: Path | None) -> Path:
-    """Write the report of one run, into it or as the file or folder ``out``; returns where it is.
+    """Write the report of one run, into it or to ``out``, a page or a folder; returns its place.
 
     Raises:
-        ArtifactError: there is no run at ``path``, it is damaged, or ``out`` has something else.
+        ArtifactError: there is no run at ``path``, it is damaged, or ``out`` holds something else.
         StorageError: it cannot be written.
     """
     run = RunDir.open(path, writes=False)
-    target = run.report_file if out is None else page_at(out)
-    atomic_write(target, render(single.page(run, target)))
+    target = run.report_file if out is None else _page_at(out)
+    atomic_write(target, render(run_page.page(run, target)))
     return target
 
 
-def of_runs(paths: Sequence[Path], out: Path | None) -> tuple[Path, list[Entry], list[Path]]:
-    """Write the comparison of several runs: the page, the models in it, and the files of numbers beside it.
+def of_runs(paths: Sequence[Path], out: Path | None) -> tuple[Path, list[entries.Entry], list[Path]]:
+    """Write the comparison of several runs: its page, the models in it, and the files of numbers beside it.
 
     Raises:
-        ArtifactError: a path is no run, an evaluation is damaged, or ``out`` has something else.
+        ArtifactError: a path is no run, an evaluation is damaged, or ``out`` holds something else.
         StorageError: it cannot be written.
     """
-    entries = lineup(paths)
-    target = page_at(fresh_path("report") if out is None else out)
+    models = entries.collect(paths)
+    target = _page_at(fresh_path("report") if out is None else out)
     if is_run(target.parent):
         raise ArtifactError(f"{target.parent}: is a run; give --out a folder of its own for the comparison")
-    _keep_others(target, _beside(entries, target))
-    return target, entries, write_comparison(compare.Comparison(entries), target)
+    _refuse_others(target, _numbers(models, target))
+    return target, models, write_comparison(comparison.Comparison(models), target)
 
 
-def write_comparison(asked: compare.Comparison, target: Path) -> list[Path]:
-    """Write a comparison's page to ``target`` and its numbers beside it; returns where those are."""
-    beside, page = _beside(asked.entries, target), render(compare.page(asked, target))
-    for path, text in beside.items():
+def write_comparison(compared: comparison.Comparison, target: Path) -> list[Path]:
+    """Write a comparison's page to ``target`` and its numbers beside it; returns their places."""
+    numbers, page = _numbers(compared.entries, target), render(comparison.page(compared, target))
+    for path, text in numbers.items():
         atomic_write(path, text)
     atomic_write(target, page)
-    return list(beside)
+    return list(numbers)
 
 
-def _beside(entries: Sequence[Entry], target: Path) -> dict[Path, str]:
-    """The files of numbers; those of a page with a name of its own begin with that: ``paper.table.tex``."""
-    own = "" if target.name == REPORT else f"{target.stem}."
-    return {target.with_name(own + name): text for name, text in results.files(entries).items()}
+def _numbers(models: Sequence[entries.Entry], target: Path) -> dict[Path, str]:
+    """The files of numbers; the name of a page other than ``report.html`` is their prefix: ``paper.table.tex``."""
+    prefix = "" if target.name == REPORT else f"{target.stem}."
+    return {target.with_name(prefix + name): text for name, text in table.files(models).items()}
 
 
-def _keep_others(target: Path, beside: Mapping[Path, str]) -> None:
-    """Refuse to replace a file of numbers that is not as the earlier page at ``target`` has it.
-
-    Raises:
-        ArtifactError: one of them is there, and is no earlier report's or was changed since.
-    """
+def _refuse_others(target: Path, numbers: Mapping[Path, str]) -> None:
+    """Refuse to replace a file of numbers that the earlier page at ``target`` does not hold."""
     earlier = target.read_bytes() if is_file(target) else b""
-    for path, text in beside.items():
-        if is_file(path):
-            found = path.read_bytes()
-            if found != text.encode() and b64encode(found) not in earlier:
-                raise ArtifactError(
-                    f"{path}: is no file of an earlier report, or was changed; move it, or give --out a fresh name"
-                )
+    for path, text in numbers.items():
+        content = path.read_bytes() if is_file(path) else text.encode()
+        if content != text.encode() and b64encode(content) not in earlier:
+            raise ArtifactError(
+                f"{path}: is no file of an earlier report, or was changed; move it, or give --out a fresh name"
+            )
 
 
-def page_at(out: Path) -> Path:
-    """The page that ``--out`` names: a file whose name ends in ``.html``, else one in that folder.
-
-    Raises:
-        ArtifactError: something else is there.
-    """
+def _page_at(out: Path) -> Path:
+    """The page that ``--out`` names: a file that ends in ``.html``, else the report in that folder."""
     is_page = out.suffix.lower() in {".html", ".htm"} and not is_dir(out)
     target = out if is_page else RunPaths(out).report_file
     if is_file(out) and not is_page:
@@ -114,8 +100,3 @@ def page_at(out: Path) -> Path:
     if not is_page and not is_file(target) and is_dir(out) and any(out.iterdir()):
         raise ArtifactError(f"{out}: is not empty and has no {REPORT} of ours in it; give --out a fresh name")
     return target
-
-
-def shown(page: Path) -> str:
-    """Where a page is, as a terminal can show it: bytes of a name that are no UTF-8 are written out."""
-    return printable(str(page))

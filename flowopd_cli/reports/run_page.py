@@ -1,4 +1,4 @@
-"""The report of one run: what was run and from what, its figures, curves, pictures, timings and warnings."""
+"""The report of one run: facts, warnings, results, curves, pictures, parents, timings and its recipe."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from typing import Any
 
 from flowopd_cli import recipe as recipes
 from flowopd_cli.errors import FlowOPDError
-from flowopd_cli.reports import curves
-from flowopd_cli.reports import pictures as strips
+from flowopd_cli.reports import curves, pictures
 from flowopd_cli.reports.entries import Entry
-from flowopd_cli.reports.page import Link, Listing, Page, link, shortened, span
+from flowopd_cli.reports.page import Link, Listing, Page, elapsed, link
 from flowopd_cli.reports.series import Rows, column, finite, number
 from flowopd_cli.reports.table import files, table
 from flowopd_cli.runs.adapter_ref import AdapterRef
-from flowopd_cli.runs.evaluations import Evaluation, evaluation, protocol
+from flowopd_cli.runs.evaluations import evaluation, protocol
 from flowopd_cli.runs.layout import go_on
 from flowopd_cli.runs.manifest import Manifest, Parent, is_run, now, status_now
 from flowopd_cli.runs.run import RunDir
 from flowopd_cli.system.files import plain
+from flowopd_cli.system.redact import public_reference
 from flowopd_cli.system.text import duration
 
-EVENTS = 40
-WHAT = {
+MAX_EVENTS = 40
+STAGES = {
     "teacher": "A teacher trained with GRPO",
     "coldstart": "A cold start: fine-tuning on the teachers' best pictures",
     "merge": "Adapters merged into one",
@@ -34,7 +34,7 @@ WHAT = {
     "eval": "An evaluation on held-out prompts",
     "push": "A model made ready for the Hub",
 }
-NAMES = {
+METRICS = {
     "retained_energy": "energy kept",
     "relative_error": "relative error",
     "difference": "largest difference from plain diffusers, 0 to 1",
@@ -45,7 +45,7 @@ NAMES = {
 
 @dataclass(frozen=True)
 class Ending:
-    """How a run ends that is about to be closed: what its manifest will say."""
+    """The end of a run whose manifest is still open: its status and last metrics."""
 
     status: str
     metrics: Mapping[str, Any] = field(default_factory=dict)
@@ -57,27 +57,27 @@ def page(run: RunDir, target: Path, ending: Ending | None = None) -> Page:
     Raises:
         ArtifactError: manifest, recipe, metrics or results are damaged.
     """
-    manifest, recipe = _closed(run, ending), run.recipe()
-    rows = run.rows()
+    manifest, recipe, rows = _manifest(run, ending), run.recipe(), run.rows()
     scored = evaluation(run) if manifest.status == "done" or ending is None else None
     entries = [Entry(_scored_name(manifest), None, scored)] if scored is not None and scored.suites else []
-    samples = strips.over_time(run) or _drawn(run)
+    grid = pictures.over_time(run) or pictures.evaluated(run)
+    listings = _parents(run, manifest, target), _metrics(manifest), _timings(rows, recipe)
     return Page(
         title=run.path.resolve().name,
-        lead=f"{WHAT.get(manifest.stage, manifest.stage)}{_of(recipe)}.",
+        lead=f"{STAGES.get(manifest.stage, manifest.stage)}{_subject(recipe)}.",
         facts=_facts(manifest, recipe, rows),
         warnings=_warnings(run, manifest),
         table=table(entries),
-        table_note=_protocol(scored),
+        table_note=f"Mean ± standard error over prompts. Protocol: {protocol(scored)}." if scored is not None else "",
         downloads=files(entries),
         charts=curves.of_run(recipe, rows) if rows else (),
-        grids=[samples] if samples else (),
-        listings=[part for part in (_lineage(run, manifest, target), _figures(manifest), _times(rows, recipe)) if part],
+        grids=[grid] if grid else (),
+        listings=[listing for listing in listings if listing],
         recipe=recipes.dump(recipe),
     )
 
 
-def _closed(run: RunDir, ending: Ending | None) -> Manifest:
+def _manifest(run: RunDir, ending: Ending | None) -> Manifest:
     manifest = run.manifest()
     if ending is None:
         return manifest.model_copy(update={"status": status_now(run.path)})
@@ -85,8 +85,8 @@ def _closed(run: RunDir, ending: Ending | None) -> Manifest:
     return manifest.model_copy(update={"status": ending.status, "finished": now(), "metrics": metrics})
 
 
-def _of(recipe: recipes.Recipe) -> str:
-    """On what: the rewards of a teacher, the number of teachers, the suites."""
+def _subject(recipe: recipes.Recipe) -> str:
+    """The rewards of a teacher, the tasks of a distillation, the suites of an evaluation."""
     if isinstance(recipe, recipes.TeacherRecipe):
         return " on " + " + ".join(spec.name for spec in recipe.rewards)
     if isinstance(recipe, recipes.DistillRecipe):
@@ -95,50 +95,47 @@ def _of(recipe: recipes.Recipe) -> str:
 
 
 def _facts(manifest: Manifest, recipe: recipes.Recipe, rows: Rows) -> list[tuple[str, str]]:
-    packages = manifest.environment.packages
-    told = [("status", manifest.status), ("base", manifest.base.ref if manifest.base else recipe.model.pretrained)]
-    if isinstance(recipe, recipes.TrainedRecipe):
-        told.append(("iterations", f"{len(rows)} of {recipe.train.iterations}"))
-    told += [
-        ("started", manifest.created[:16].replace("T", " ") + (" UTC" if manifest.created.endswith("+00:00") else ""))
-    ]
-    elapsed = span(manifest)
-    told += [("took", duration(elapsed))] if elapsed is not None else []
-    told += [("seed", str(recipe.seed)), ("recipe", manifest.recipe_sha)]
-    told += [("flowopd", manifest.code_version), ("torch", packages.get("torch", "?"))]
-    return told
+    utc = " UTC" if manifest.created.endswith("+00:00") else ""
+    iterations = recipe.train.iterations if isinstance(recipe, recipes.TrainedRecipe) else None
+    facts = {
+        "status": manifest.status,
+        "base": manifest.base.ref if manifest.base else recipe.model.pretrained,
+        "iterations": None if iterations is None else f"{len(rows)} of {iterations}",
+        "started": manifest.created[:16].replace("T", " ") + utc,
+        "took": elapsed(manifest),
+        "seed": str(recipe.seed),
+        "recipe": manifest.recipe_sha,
+        "flowopd": manifest.code_version,
+        "torch": manifest.environment.packages.get("torch", "?"),
+    }
+    return [(name, value) for name, value in facts.items() if value is not None]
 
 
 def _warnings(run: RunDir, manifest: Manifest) -> list[tuple[str, str]]:
-    """What the events tell, and what is left to do for a run that is not through."""
-    found = []
+    """The run's events, and how to go on with one that has not ended well."""
+    warnings = []
     if manifest.status in {"interrupted", "failed"}:
-        found.append((manifest.status, f"go on with: {go_on(manifest.stage, run.path)}"))
+        warnings.append((manifest.status, f"go on with: {go_on(manifest.stage, run.path)}"))
     events = run.events()
-    for event in events[:EVENTS]:
-        found.append((f"iteration {event.get('iteration', '?')}", str(event.get("text", ""))))
-    more = len(events) - EVENTS
-    return found + ([("", f"{more} more are in {run.events_file.name}")] if more > 0 else [])
+    warnings += [(f"iteration {e.get('iteration', '?')}", str(e.get("text", ""))) for e in events[:MAX_EVENTS]]
+    more = len(events) - MAX_EVENTS
+    return warnings + ([("", f"{more} more are in {run.events_file.name}")] if more > 0 else [])
 
 
-def _lineage(run: RunDir, manifest: Manifest, target: Path) -> Listing | None:
+def _parents(run: RunDir, manifest: Manifest, target: Path) -> Listing | None:
     rows = []
     for parent in manifest.parents:
-        place, sha = local(run, parent), (parent.sha256 or "")[:12]
-        name = shortened(parent.ref)
-        rows.append((parent.role.replace("_", " "), link(name, place, target) if place else Link(name), sha))
-    if manifest.base is not None:
-        rows.append(("base", Link(_base_name(manifest)), (manifest.base.sha256 or "")[:12]))
+        place, name = parent_run(run, parent), public_reference(parent.ref)
+        reference = link(name, place, target) if place else Link(name)
+        rows.append((parent.role.replace("_", " "), reference, (parent.sha256 or "")[:12]))
+    if base := manifest.base:
+        name = Path(base.ref).name if Path(base.ref).is_absolute() else base.ref
+        rows.append(("base", Link(name), (base.sha256 or "")[:12]))
     return Listing("Made from", ("part", "reference", "sha256"), tuple(rows)) if rows else None
 
 
-def _base_name(manifest: Manifest) -> str:
-    ref = manifest.base.ref if manifest.base else ""
-    return Path(ref).name if Path(ref).is_absolute() else ref
-
-
-def local(run: RunDir, parent: Parent) -> Path | None:
-    """The run of a parent: where it was, or beside the run where both were moved."""
+def parent_run(run: RunDir, parent: Parent) -> Path | None:
+    """The run of a parent at its recorded place, or beside ``run`` where both were moved."""
     with suppress(FlowOPDError, OSError):
         reference = AdapterRef.parse(parent.ref)
         for place in (Path(reference.location), run.path.resolve().parent / Path(reference.location).name):
@@ -147,51 +144,30 @@ def local(run: RunDir, parent: Parent) -> Path | None:
     return None
 
 
-def _figures(manifest: Manifest) -> Listing | None:
-    """What a run that has no iterations says of itself: a merge's error, a push's check."""
+def _metrics(manifest: Manifest) -> Listing | None:
+    """The metrics of a run without curves, such as a merge's error and a push's check."""
     if manifest.stage not in {"merge", "push", "coldstart"}:
         return None
-    told = [
-        (NAMES.get(name, name), f"{value:.5g}")
-        for name, value in ((name, number(found)) for name, found in manifest.metrics.items())
-        if value == value
-    ]
-    return Listing("Figures", ("figure", "value"), tuple(told), frozenset({1})) if told else None
+    metrics = {METRICS.get(name, name): finite([number(value)]) for name, value in manifest.metrics.items()}
+    rows = tuple((name, f"{value[0]:.5g}") for name, value in metrics.items() if value)
+    return Listing("Figures", ("figure", "value"), rows, frozenset({1})) if rows else None
 
 
-def _times(rows: Rows, recipe: recipes.Recipe) -> Listing | None:
-    collect, learn = (finite(column(rows, f"seconds_{part}")) for part in ("collect", "learn"))
-    each = finite(curves.seconds(rows))
-    if not each:
+def _timings(rows: Rows, recipe: recipes.Recipe) -> Listing | None:
+    parts = {part: finite(column(rows, f"seconds_{part}")) for part in ("collect", "learn")}
+    both = parts["both"] = finite(curves.seconds(rows))
+    if not both:
         return None
-    parts = {"collect": collect, "learn": learn, "both": each}
-    told = [(name, duration(sum(v)), f"{median(v):.3g} s", f"{max(v):.3g} s") for name, v in parts.items() if v]
-    count = curves.pictures_per_iteration(recipe)
-    rate = count * len(each) / sum(each) if count and sum(each) > 0 else None
-    note = "" if rate is None else f"{_rate(rate)} pictures per second over the whole run."
+    cells = [(name, duration(sum(v)), f"{median(v):.3g} s", f"{max(v):.3g} s") for name, v in parts.items() if v]
+    count, note = curves.pictures_per_iteration(recipe), ""
+    if count and sum(both) > 0:
+        rate = count * len(both) / sum(both)
+        note = f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
+        note += " pictures per second over the whole run."
     columns = ("part", "in all", "median iteration", "longest")
-    return Listing("Timings", columns, tuple(told), frozenset({1, 2, 3}), note=note)
-
-
-def _rate(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    return Listing("Timings", columns, tuple(cells), frozenset({1, 2, 3}), note=note)
 
 
 def _scored_name(manifest: Manifest) -> str:
     ref = manifest.parents[0].ref if manifest.parents else "given pictures"
     return Path(ref).name or ref
-
-
-def _protocol(scored: Evaluation | None) -> str:
-    return f"Mean ± standard error over prompts. Protocol: {protocol(scored)}." if scored is not None else ""
-
-
-def _drawn(run: RunDir) -> strips.Grid | None:
-    """The row of pictures that an evaluation kept, or that a push shows."""
-    file = run.image_file("eval")
-    if not file.is_file():
-        return None
-    prompts = strips.shown_prompts(run)
-    found = strips.within([strips.Strip("", file)], len(prompts))
-    caption = "The first picture of prompts spread over the suites."
-    return strips.grid("Pictures", caption, prompts, found) if found else None

@@ -20,29 +20,9 @@ from flowopd_cli.cli.console import Console
 from flowopd_cli.cli.plan.resolve import Plan
 from flowopd_cli.cli.stage import run_stage
 from flowopd_cli.errors import ArtifactError, Interrupted
-from flowopd_cli.reports import (
-    changes as balance,
-)
-from flowopd_cli.reports import (
-    curves,
-    report,
-)
-from flowopd_cli.reports import (
-    entries as lineup,
-)
-from flowopd_cli.reports import (
-    pictures as strips,
-)
-from flowopd_cli.reports import (
-    run_page as single,
-)
-from flowopd_cli.reports import (
-    series as figures,
-)
-from flowopd_cli.reports import (
-    table as results,
-)
-from flowopd_cli.runs import evaluations as card_scores
+from flowopd_cli.reports import changes, curves, pictures, report, run_page, series, table
+from flowopd_cli.reports.entries import Entry, collect
+from flowopd_cli.runs.evaluations import evaluation
 from flowopd_cli.runs.manifest import Inputs
 from flowopd_cli.runs.run import RunDir
 from flowopd_cli.system.progress import Silent
@@ -164,17 +144,17 @@ def test_figures_that_are_no_numbers_leave_a_gap_and_no_error(tmp_path):
         run.log({"iteration": 1, "reward": value, "kl_step/0": value, "kl_step/x": 1})
     run.finish("done")
     assert "reward from 0.5 to 0.25" in report.of_run(run.path, tmp_path / "p.html").read_text()
-    assert [figures.number(v) for v in (1, 2.5)] == [1.0, 2.5]
-    assert all(math.isnan(figures.number(v)) for v in (None, "1", True, 1e301, math.inf))
+    assert [series.number(v) for v in (1, 2.5)] == [1.0, 2.5]
+    assert all(math.isnan(series.number(v)) for v in (None, "1", True, 1e301, math.inf))
 
 
 def test_a_moving_mean_leaves_a_line_as_it_is_and_a_gap_a_gap():
     line = [float(i) for i in range(50)]
-    assert figures.window(10) == 1
-    assert figures.smooth(line, 5)[5:45] == line[5:45]
-    assert math.isnan(figures.smooth([1.0, math.nan, 3.0], 3)[1])
-    assert figures.smooth([1.0, math.nan, 3.0], 3)[0] == 1.0
-    assert figures.thinned(line, 10) == [2.0 + 5 * i for i in range(10)]
+    assert series.window(10) == 1
+    assert series.smooth(line, 5)[5:45] == line[5:45]
+    assert math.isnan(series.smooth([1.0, math.nan, 3.0], 3)[1])
+    assert series.smooth([1.0, math.nan, 3.0], 3)[0] == 1.0
+    assert series.thinned(line, 10) == [2.0 + 5 * i for i in range(10)]
 
 
 # -- what it may not do -----------------------------------------------------------------------------------------------
@@ -241,7 +221,7 @@ def test_a_page_stays_small_whatever_the_pictures_are(tmp_path):
     found = report.of_run(run.path, None)
     assert 100_000 < found.stat().st_size < 5_000_000
     labels = [text for text in Tags(found.read_text()).texts if text.startswith("iteration ")]
-    assert (labels[0], labels[-1], len(labels)) == ("iteration 1", "iteration 12", strips.ROWS)
+    assert (labels[0], labels[-1], len(labels)) == ("iteration 1", "iteration 12", pictures.MAX_ROWS)
 
 
 def test_a_picture_that_is_none_is_left_out(tmp_path):
@@ -250,7 +230,7 @@ def test_a_picture_that_is_none_is_left_out(tmp_path):
     (run.samples_dir / "000001.png").write_bytes(b"\x89PNG\r\n\x1a\nrest")
     run.sample_prompts_file.write_text("[1, {]")
     run.finish("done")
-    assert single.page(run, run.report_file).grids == ()
+    assert run_page.page(run, run.report_file).grids == ()
 
 
 @pytest.mark.parametrize(("width", "height"), [(100, 20000), (20000, 1), (1, 20000)])
@@ -260,7 +240,7 @@ def test_a_picture_of_an_absurd_shape_is_made_small(tmp_path, width, height):
     run.finish("done")
     for image in page_of(run.path, tmp_path).all("img"):
         with Image.open(io.BytesIO(base64.b64decode(image["src"].partition(",")[2]))) as shown:
-            assert (shown.width <= strips.WIDEST, shown.height <= 4 * strips.WIDEST) == (True, True)
+            assert (shown.width <= pictures.MAX_WIDTH, shown.height <= 4 * pictures.MAX_WIDTH) == (True, True)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a name is any bytes on Linux alone")
@@ -341,7 +321,7 @@ def test_who_stops_a_report_stops_nothing_else(monkeypatch, tmp_path, work, stat
         raise KeyboardInterrupt
 
     stage(monkeypatch, work)
-    monkeypatch.setattr(single, "page", impatient)
+    monkeypatch.setattr(run_page, "page", impatient)
     run = RunDir.create(tmp_path / "r", "teacher")
     with pytest.raises(raised):
         run_stage(Plan.of(recipes.build(reported.TEACHER)), run, Silent())
@@ -361,11 +341,11 @@ def test_reports_can_be_switched_off(monkeypatch, tmp_path, word):
 
 
 def test_runs_are_compared_by_the_evaluations_of_their_weights(world, tmp_path):
-    found = lineup.lineup([world / "t-one", world / "t-two", world / "student"])
+    found = collect([world / "t-one", world / "t-two", world / "student"])
     assert [(entry.name, bool(entry.evaluation)) for entry in found] == [
         *[("base", True), ("t-one", True), ("t-two", False), ("student", True)]
     ]
-    same = lineup.lineup([world / "e-student", world / "t-one", world / "e-student"])
+    same = collect([world / "e-student", world / "t-one", world / "e-student"])
     assert [(entry.name, entry.run.path.name if entry.run else None) for entry in same] == [
         *[("base", None), ("student", "student"), ("t-one", "t-one")]
     ]
@@ -375,7 +355,7 @@ def test_a_comparison_has_its_table_and_its_numbers_as_files(world, tmp_path):
     target, _, beside = report.of_runs([world / "t-one", world / "t-two", world / "student"], tmp_path / "c")
     text = target.read_text(encoding="utf-8")
     page = Tags(text)
-    assert [path.name for path in beside] == list(results.NUMBERS)
+    assert [path.name for path in beside] == list(table.NUMBERS)
     links = {link["download"]: link["href"] for link in page.all("a") if "download" in link}
     for path in beside:
         assert base64.b64decode(links[path.name].partition(",")[2]).decode() == path.read_text(encoding="utf-8")
@@ -406,10 +386,10 @@ def test_the_average_of_the_paper_is_the_suites_own(tmp_path):
     reported.evaluation(tmp_path / "e-base", None, PAPER)
     scored = reported.evaluation(tmp_path / "e", made, PAPER | {"average": 0.8, "ocr": 0.9})
     target, entries, _ = report.of_runs([made.path], tmp_path / "c")
-    shown = results.table(entries)
+    shown = table.table(entries)
     assert shown is not None
     assert shown.columns == ("deqa", "geneval", "ocr", "pickscore", "average")
-    assert [cells[-1] for _, cells in shown.rows] == [results.Cell(0.7, 0.01), results.Cell(0.8, 0.01, best=True)]
+    assert [cells[-1] for _, cells in shown.rows] == [table.Cell(0.7, 0.01), table.Cell(0.8, 0.01, best=True)]
     assert (tmp_path / "c" / "table.md").read_text().splitlines()[0].count("average") == 1
     assert (tmp_path / "c" / "table.tex").read_text().count("average") == 1
     rows = [row for row in json.loads((tmp_path / "c" / "numbers.json").read_text()) if row["suite"] == "average"]
@@ -435,23 +415,23 @@ def test_the_average_of_the_paper_is_the_suites_own(tmp_path):
 )
 def test_there_is_no_average_that_means_nothing(tmp_path, means, note):
     run = reported.evaluation(tmp_path / "e", None, means)
-    entry = lineup.Entry("base", None, card_scores.evaluation(run))
-    shown = results.table([entry])
+    entry = Entry("base", None, evaluation(run))
+    shown = table.table([entry])
     assert shown is not None
     assert (set(shown.columns), shown.note) == (set(means), note)
     assert note in " ".join(page_of(run.path, tmp_path).texts)
 
 
 def test_the_change_against_the_base_has_a_sign_and_an_error(world, tmp_path):
-    found = results.changes(lineup.lineup([world / "t-one", world / "student"]))
+    found = table.changes_against_base(collect([world / "t-one", world / "student"]))
     assert list(found) == ["t-one", "student"]
     change, error = found["t-one"]["ocr"]
     assert (change, error) == pytest.approx((-0.05, math.sqrt(2) * 0.01))
     assert found["student"]["ocr"][0] == pytest.approx(0.4)
-    [chart] = balance.panels(found, [["geneval", "ocr"]])
+    [chart] = changes.panels(found, [["geneval", "ocr"]])
     assert "t-one: geneval +0.100, ocr -0.050" in chart.alt
     assert [key.name for key in chart.legend] == ["geneval", "ocr"]
-    assert balance.panels({}, [["ocr"]]) == []
+    assert changes.panels({}, [["ocr"]]) == []
 
 
 MANY = {f"s{i:02d}": 0.3 + 0.02 * i for i in range(12)}
@@ -466,8 +446,8 @@ def many(root, means, name="t"):
 
 
 def test_the_change_of_every_suite_stands_in_a_panel_of_its_scale(tmp_path):
-    entries = lineup.lineup([many(tmp_path, MANY | PAPER), tmp_path / "e"])
-    charts = balance.panels(results.changes(entries), results.scales(entries))
+    entries = collect([many(tmp_path, MANY | PAPER), tmp_path / "e"])
+    charts = changes.panels(table.changes_against_base(entries), table.scales(entries))
     named = [[key.name for key in chart.legend] for chart in charts]
     assert named == [["geneval", "ocr", *list(MANY)[:5]], list(MANY)[5:], ["deqa"], ["pickscore"]]
     for chart, names in zip(charts, named, strict=True):
@@ -477,7 +457,7 @@ def test_the_change_of_every_suite_stands_in_a_panel_of_its_scale(tmp_path):
 
 def test_a_change_that_is_no_number_is_left_out():
     own = {"m": {"a": (0.1, None), "b": (math.nan, None)}, "n": {"b": (math.nan, 0.1)}}
-    [chart] = balance.panels(own, [["a", "b"], ["c"]])
+    [chart] = changes.panels(own, [["a", "b"], ["c"]])
     assert chart.alt == "Change against the base: m: a +0.100"
 
 
@@ -486,7 +466,11 @@ def test_pictures_stand_side_by_side_only_at_equal_prompts_and_seeds(world, tmp_
     target, entries, _ = report.of_runs([world / "e-one", world / "e-student", other.path], tmp_path / "c")
     text = target.read_text(encoding="utf-8")
     assert text.count('<section class="pictures">') == 2
-    assert [(entry.name, entry.alike) for entry in entries] == [("base", False), ("t-one", True), ("student", True)]
+    assert [(entry.name, entry.comparable) for entry in entries] == [
+        ("base", False),
+        ("t-one", True),
+        ("student", True),
+    ]
     assert "† base was evaluated otherwise and does not compare" in text
     assert re.findall(r"<b>([\d.]+)</b>", text) == ["0.800", "0.900", "0.850"]
 
@@ -497,22 +481,22 @@ def test_figures_of_another_judge_are_marked_and_neither_bold_nor_compared(tmp_p
         told = json.loads(run.eval_file("ocr").read_text()) | ({"engine": engine} if engine else {})
         run.write_eval("ocr", json.dumps(told))
     target, entries, _ = report.of_runs([tmp_path / name for name in "abcd"], tmp_path / "x")
-    assert [entry.alike for entry in entries] == [True, True, False, True]
+    assert [entry.comparable for entry in entries] == [True, True, False, True]
     text = target.read_text(encoding="utf-8")
     assert re.search(r"† base \(3\) was evaluated otherwise and does not compare: [^†]*; another judge of ocr\.", text)
     assert "0.900</b>" not in text
 
 
 def test_texts_of_a_table_stay_in_their_cells():
-    cell = results.Cell(0.5, None, best=True)
-    shown = results.Table((HOSTILE,), ((HOSTILE, (cell,)), ("a & b_c", (None,))))
-    assert len(results.as_markdown(shown).splitlines()) == 4
-    assert "<" not in results.as_markdown(shown)
-    tex = results.as_latex(shown).splitlines()
+    cell = table.Cell(0.5, None, best=True)
+    shown = table.Table((HOSTILE,), ((HOSTILE, (cell,)), ("a & b_c", (None,))))
+    assert len(table.as_markdown(shown).splitlines()) == 4
+    assert "<" not in table.as_markdown(shown)
+    tex = table.as_latex(shown).splitlines()
     assert tex[-3] == "a \\& b\\_c & -- \\\\"
     assert "\\frac" not in "".join(tex)
-    assert "'=cmd" in results.as_csv([{"model": "=cmd()", "mean": -0.5}])
-    assert ",-0.5" in results.as_csv([{"model": "=cmd()", "mean": -0.5}])
+    assert "'=cmd" in table.as_csv([{"model": "=cmd()", "mean": -0.5}])
+    assert ",-0.5" in table.as_csv([{"model": "=cmd()", "mean": -0.5}])
 
 
 def test_runs_without_evaluations_are_compared_by_their_curves(tmp_path):
@@ -526,10 +510,10 @@ def test_runs_without_evaluations_are_compared_by_their_curves(tmp_path):
 
 
 def test_the_card_and_the_report_read_evaluations_alike(world):
-    entry = lineup.lineup([world / "student"])[1]
+    entry = collect([world / "student"])[1]
     assert entry.evaluation is not None
-    assert card_scores.evaluation(RunDir(world / "e-student")).suites == entry.results
-    assert card_scores.evaluation(RunDir(world / "student")) is None
+    assert evaluation(RunDir(world / "e-student")).suites == entry.results
+    assert evaluation(RunDir(world / "student")) is None
 
 
 # -- the command ------------------------------------------------------------------------------------------------------
@@ -580,7 +564,7 @@ def test_the_files_beside_a_comparison_replace_no_others(flowopd, world, tmp_pat
     asked = ["report", *runs, "--out", folder / "first.html"]
     code, out, _ = flowopd(*asked, "--json")
     assert code == 0
-    assert json.loads(out)["files"] == [str(folder / f"first.{name}") for name in results.NUMBERS]
+    assert json.loads(out)["files"] == [str(folder / f"first.{name}") for name in table.NUMBERS]
     for named in (folder / "second.html", folder / "report.html"):
         code, out, err = flowopd("report", *runs, "--out", named)
         assert (code, out, named.exists()) == (2, "", False)
