@@ -73,8 +73,8 @@ def _grids(entries: Sequence[Entry]) -> list[Grid]:
     groups: dict[tuple[Any, tuple[str, ...]], list[tuple[str, Path]]] = {}
     for entry in entries:
         if entry.evaluation is not None and (file := entry.evaluation.run.image_file("eval")).is_file():
-            made = entry.evaluation.protocol
-            seeds = tuple(made[name] for name in ("seed", "steps", "guidance", "resolution"))
+            settings = entry.evaluation.protocol
+            seeds = tuple(settings[name] for name in ("seed", "steps", "guidance", "resolution"))
             prompts = tuple(evaluated_prompts(entry.evaluation.run))
             groups.setdefault((seeds, prompts), []).append((entry.name, file))
     caption = "A column has the same prompt and the same starting noise in every row."

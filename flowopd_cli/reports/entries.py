@@ -42,24 +42,24 @@ def collect(paths: Sequence[Path]) -> list[Entry]:
     """
     runs = [RunDir.open(path, writes=False) for path in dict.fromkeys(path.resolve() for path in paths)]
     named = {run.path: _evaluation(run) for run in runs if isinstance(run.recipe(), EvalRecipe)}
-    beside = [found for found in _beside(runs) if found.run.path not in named]
+    beside = [one for one in _beside(runs) if one.run.path not in named]
     entries: list[Entry] = []
     for run in runs:
         if run.path in named:
             entries.append(_scored_model(run, named[run.path]))
         else:
             digest = _digest(run)
-            own = [found for found in (*named.values(), *beside) if digest and found.scored == digest]
-            entries.append(Entry(run.path.name, run, fullest(own)))
-    bases = [found for found in beside if found.scored is None]
+            scores = [one for one in (*named.values(), *beside) if digest and one.scored == digest]
+            entries.append(Entry(run.path.name, run, fullest(scores)))
+    bases = [one for one in beside if one.scored is None]
     return _mark_comparable(_unique(_with_base(entries, bases)))
 
 
 def _evaluation(run: RunDir) -> Evaluation:
-    found = evaluation(run)
-    if found is None or not found.suites:
+    scores = evaluation(run)
+    if scores is None or not scores.suites:
         raise ArtifactError(f"{run.path}: an evaluation without results; finish it first")
-    return found
+    return scores
 
 
 def _beside(runs: Sequence[RunDir]) -> Iterable[Evaluation]:
@@ -69,9 +69,9 @@ def _beside(runs: Sequence[RunDir]) -> Iterable[Evaluation]:
             with suppress(FlowOPDError, OSError):
                 run = RunDir(path, writes=False)
                 if is_run(path) and run.manifest().status == "done" and run.manifest().parents:
-                    found = evaluation(run)
-                    if found is not None and found.suites:
-                        yield found
+                    scores = evaluation(run)
+                    if scores is not None and scores.suites:
+                        yield scores
 
 
 def _digest(run: RunDir) -> str | None:
@@ -80,20 +80,20 @@ def _digest(run: RunDir) -> str | None:
     return None
 
 
-def _scored_model(run: RunDir, found: Evaluation) -> Entry:
+def _scored_model(run: RunDir, scores: Evaluation) -> Entry:
     """The model that ``run`` evaluated; its run is at the recorded place or beside ``run``, with the same weights."""
     parents = run.manifest().parents
     if not parents:
-        return Entry(run.path.name, None, found)
+        return Entry(run.path.name, None, scores)
     if parents[0].sha256 is None:
-        return Entry(BASE, None, found)
+        return Entry(BASE, None, scores)
     place = Path(parents[0].ref)
     for path in (place, run.path.parent / place.name):
         with suppress(FlowOPDError, OSError):
             trained = RunDir(path, writes=False)
             if is_run(path) and _digest(trained) == parents[0].sha256:
-                return Entry(path.name, trained, found)
-    return Entry(place.name or parents[0].ref, None, found)
+                return Entry(path.name, trained, scores)
+    return Entry(place.name or parents[0].ref, None, scores)
 
 
 def _with_base(entries: Sequence[Entry], bases: Sequence[Evaluation]) -> list[Entry]:

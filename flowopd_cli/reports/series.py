@@ -30,8 +30,8 @@ def iterations(rows: Rows) -> list[float]:
 
 def names(rows: Rows, prefix: str = "") -> list[str]:
     """The figures of the rows that begin with ``prefix``, in order of appearance."""
-    found = dict.fromkeys(name for row in rows for name, value in row.items() if math.isfinite(number(value)))
-    return [name for name in found if name.startswith(prefix)]
+    logged = dict.fromkeys(name for row in rows for name, value in row.items() if math.isfinite(number(value)))
+    return [name for name in logged if name.startswith(prefix)]
 
 
 def finite(values: Iterable[float]) -> list[float]:

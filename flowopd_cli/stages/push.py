@@ -25,7 +25,7 @@ from flowopd_cli.system.redact import public_name
 def run(
     recipe: PushRecipe, run: RunDir, progress: Progress, *, adapters: Adapters | None = None, resume: bool = False
 ) -> dict[str, Any]:
-    """Write the folder, check it, upload it, check the uploaded one; with ``push.dry_run`` without the Hub."""
+    """Write the folder, check it, upload it and check the uploaded files; ``push.dry_run`` leaves out the Hub."""
     dry_run = recipe.push.dry_run
     if not dry_run and not recipe.push.repo:
         raise RecipeError("push needs a repository (--repo OWNER/NAME), or --dry-run to write the folder only")
@@ -36,19 +36,19 @@ def run(
     write(recipe, source, run, (adapters or Adapters())[recipe.run])
     check = Check(source, run.hub_dir, recipe)
     figures = check.compare(run.hub_dir, "nothing was uploaded")
-    progress.note(f"plain diffusers and PEFT draw the same picture: {_shown(figures)}")
-    told = {} if hub is None else publish(hub, run, check, progress)
+    progress.note(f"plain diffusers and PEFT draw the same picture: {_differences(figures)}")
+    published = {} if hub is None else publish(hub, run, check, progress)
     return {
         "folder": str(run.hub_dir),
         "repo": recipe.push.repo,
         "uploaded": not dry_run,
-        **told,
-        "metrics": figures | told.get("metrics", {}),
+        **published,
+        "metrics": figures | published.get("metrics", {}),
     }
 
 
 def write(recipe: PushRecipe, source: RunDir, run: RunDir, adapter: Adapter) -> None:
-    """The folder that is pushed, afresh: the adapter in both forms, and what lies beside it."""
+    """Write the folder that is pushed anew: the adapter in both forms, card, recipe, evaluation and pictures."""
     assert adapter.path is not None, "a run is never the base"
     config, factors = read_adapter(adapter.path)
     with storing(run.hub_dir):
@@ -61,25 +61,25 @@ def write(recipe: PushRecipe, source: RunDir, run: RunDir, adapter: Adapter) -> 
 
 
 def publish(hub: Hub, run: RunDir, check: Check, progress: Progress) -> dict[str, Any]:
-    """Upload the folder and check it as the Hub gives it out again; what the command tells of it.
+    """Upload the folder, download it and check it again; returns the commit and its differences.
 
     Raises:
-        ArtifactError: the Hub refused, or gives out something else.
+        ArtifactError: the Hub refused, or returned other files.
     """
     commit = hub.upload(run.hub_dir, (run.eval_dir.name, run.samples_dir.name))
     if commit.new:
         progress.note(f"uploaded to {commit.url}")
     else:
         progress.note(f"{hub.repo}@{commit.sha} has these very files: nothing was uploaded")
-    with TemporaryDirectory() as place:
-        fetched = hub.fetch(commit, run.hub_dir, Path(place))
+    with TemporaryDirectory() as temporary:
+        fetched = hub.fetch(commit, run.hub_dir, Path(temporary))
         figures = check.compare(fetched, f"it is {hub.repo}@{commit.sha}: push again, and do not use this commit")
-    progress.note(f"read back from the Hub, every file is the same, and so is the picture: {_shown(figures)}")
+    progress.note(f"read back from the Hub, every file is the same, and so is the picture: {_differences(figures)}")
     hub.publish()
     metrics = {f"hub_{name}": value for name, value in figures.items()}
     return {"commit": commit.sha, "url": commit.url, "changed": commit.new, "metrics": metrics}
 
 
-def _shown(figures: Mapping[str, float]) -> str:
+def _differences(figures: Mapping[str, float]) -> str:
     one, two = (value * 255 for value in figures.values())
     return f"largest difference {one:.2f} (diffusers) and {two:.2f} (PEFT) of 255"

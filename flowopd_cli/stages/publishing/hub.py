@@ -90,8 +90,8 @@ class Hub:
                 *(CommitOperationDelete(name) for name in stale),
                 *(CommitOperationAdd(name, str(path)) for name, path in files.items()),
             ]
-            made = api.create_commit(self.repo, operations, commit_message=self.spec.message, revision=self.branch)
-        return Commit(str(made.oid), str(made.commit_url), made.oid != before)
+            commit = api.create_commit(self.repo, operations, commit_message=self.spec.message, revision=self.branch)
+        return Commit(str(commit.oid), str(commit.commit_url), commit.oid != before)
 
     def fetch(self, commit: Commit, folder: Path, into: Path) -> Path:
         """Download the files of ``folder`` at ``commit`` into ``into`` and compare them by SHA-256."""

@@ -1,4 +1,4 @@
-"""The check of a push: our picture of the adapter against plain diffusers' and PEFT's, before and after an upload."""
+"""The check of a push: our picture with the adapter against those of plain diffusers and PEFT."""
 
 from __future__ import annotations
 
@@ -14,60 +14,59 @@ from flowopd_cli.core.sampler import SeededNoise
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.models.pipeline import PipelineModel
 from flowopd_cli.models.reference import Request, peft_picture, plain_picture, plain_pipeline
-from flowopd_cli.recipe import PushRecipe
+from flowopd_cli.recipe import ModelSpec, PushRecipe
 from flowopd_cli.runs.run import RunDir
 from flowopd_cli.stages.drawing import ode_sampler
-from flowopd_cli.stages.training import model as _model
+from flowopd_cli.stages.training.model import load_model
 
 SPEED = {"attention": "auto", "compile": "none", "shard": False}
 
 
 class Check:
-    """Draws one prompt by our sampler and, from folders, by others'. All draw in float32, whatever the run was trained
-    in: in half precision plain diffusers rounds the adapter and the autoencoder too, and the difference would be the
-    rounding's. What only makes a training quicker or smaller (``SPEED``) is off: some of it wants half precision. The
-    base is loaded for this alone, once for ours and once for all the others.
+    """Draws one prompt with our sampler and, from folders, with plain diffusers and PEFT.
+
+    All draw in float32, whatever the run was trained in: in half precision diffusers rounds the adapter and the
+    autoencoder, and the difference would be the rounding's. ``SPEED`` is off, because some of it needs half precision.
+    The base is loaded twice, for our picture and for the others.
     """
 
     def __init__(self, source: RunDir, folder: Path, recipe: PushRecipe) -> None:
-        self._recipe, asked = recipe, recipe.model.device
-        spec = source.recipe().model
-        device = spec.device if asked == "auto" else asked
-        self._spec = spec.model_copy(update={"dtype": "float32", "device": device, **SPEED})
-        with _fitting():
-            self._draw(folder)
+        self._recipe = recipe
+        spec, device = source.recipe().model, recipe.model.device
+        update = {"dtype": "float32", "device": spec.device if device == "auto" else device, **SPEED}
+        with _out_of_memory_as_error():
+            self._draw(folder, spec.model_copy(update=update))
 
     def compare(self, folder: Path, what: str) -> dict[str, float]:
         """Largest difference in [0, 1] between our picture and those that plain diffusers and PEFT draw from a folder.
 
         Raises:
             ArtifactError: one is above ``push.tolerance``, or the base does not fit in the device's memory; ``what``
-                says how the upload stands then.
+                says what to do with the folder.
         """
-        with _fitting():
-            found = {
-                "difference": self._from(plain_picture(self._pipeline, folder, self._request)),
-                "difference_peft": self._from(peft_picture(self._pipeline, folder, self._request)),
+        with _out_of_memory_as_error():
+            figures = {
+                "difference": self._difference(plain_picture(self._pipeline, folder, self._request)),
+                "difference_peft": self._difference(peft_picture(self._pipeline, folder, self._request)),
             }
         limit = self._recipe.push.tolerance
-        for name, largest in zip(("plain diffusers", "PEFT"), found.values(), strict=True):
+        for library, largest in zip(("plain diffusers", "PEFT"), figures.values(), strict=True):
             if not largest <= limit:
                 raise ArtifactError(
-                    f"{folder}: {name} draws another picture (difference {largest * 255:.1f} of 255, "
+                    f"{folder}: {library} draws another picture (difference {largest * 255:.1f} of 255, "
                     f"push.tolerance allows {limit * 255:.1f}); {what}"
                 )
-        return found
+        return figures
 
     @cached_property
     def _pipeline(self) -> Any:
         return plain_pipeline(self._folder, torch.float32).to(self._device)
 
-    def _from(self, picture: torch.Tensor) -> float:
+    def _difference(self, picture: torch.Tensor) -> float:
         return float((picture - self._ours).abs().max())
 
-    def _draw(self, folder: Path) -> None:
-        push, spec = self._recipe.push, self._spec
-        model = _model.load_model(spec, ())
+    def _draw(self, folder: Path, spec: ModelSpec) -> None:
+        push, model = self._recipe.push, load_model(spec, ())
         if not isinstance(model, PipelineModel):
             raise ArtifactError(f"model.family {spec.family} has no diffusers pipeline to check a push with")
         model.adapters.load("policy", folder)
@@ -86,7 +85,7 @@ class Check:
 
 
 @contextmanager
-def _fitting() -> Iterator[None]:
+def _out_of_memory_as_error() -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:

@@ -9,7 +9,7 @@ from PIL import Image, PngImagePlugin
 from flowopd_cli import recipe as recipes
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.runs.run import RunDir
-from flowopd_cli.stages.publishing import verify as _verify
+from flowopd_cli.stages.publishing import verify
 from flowopd_cli.stages.publishing.folder import pictures
 from flowopd_cli.system.files import storing
 
@@ -27,9 +27,9 @@ def test_the_check_leaves_out_what_only_makes_a_training_quicker(tmp_path, monke
         raise ArtifactError("seen")
 
     source.start(recipes.build({**TEACHER, "model": {"pretrained": "owner/base", **QUICK, **quick}}))
-    monkeypatch.setattr(_verify._model, "load_model", load)
+    monkeypatch.setattr(verify, "load_model", load)
     with pytest.raises(ArtifactError, match="seen"):
-        _verify.Check(source, tmp_path, recipes.build({"stage": "push", "run": str(source.path)}))
+        verify.Check(source, tmp_path, recipes.build({"stage": "push", "run": str(source.path)}))
     (spec,) = loaded
     assert (spec.dtype, spec.attention, spec.compile, spec.shard) == ("float32", "auto", "none", False)
     assert (spec.pretrained, spec.revision, spec.device) == ("owner/base", "v1", "cpu")
