@@ -88,7 +88,7 @@ def glyph_mask(letter: str, width: int = 8, height: int = 11) -> Mask:
     canvas = Image.new("L", (160, 160), 0)
     ImageDraw.Draw(canvas).text((30, 30), letter, fill=255, font=font, stroke_width=2, stroke_fill=255)
     ink = canvas.crop(canvas.getbbox())
-    return np.asarray(ink.resize((width, height), Image.Resampling.BOX), dtype=np.float32) / 255
+    return (np.asarray(ink.resize((width, height), Image.Resampling.BOX), dtype=np.float32) / 255).astype(np.float32)
 
 
 def code_mask(text: str, gap: int = 2) -> Mask:

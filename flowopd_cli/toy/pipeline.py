@@ -7,14 +7,13 @@ import re
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import (
-    AutoencoderKL,
-    FlowMatchEulerDiscreteScheduler,
-    SD3Transformer2DModel,
-    StableDiffusion3Pipeline,
-)
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
+from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import StableDiffusion3Pipeline
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
 TOKENS = 14
@@ -76,22 +75,23 @@ def tokenizer(texts: Iterable[str], folder: Path | None = None) -> CLIPTokenizer
 
 def autoencoder() -> AutoencoderKL:
     """32 x 32 pixels to 8 x 8 latents of eight channels."""
-    return AutoencoderKL(
-        in_channels=3,
-        out_channels=3,
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(16, 32, 48),
-        layers_per_block=1,
-        latent_channels=8,
-        norm_num_groups=8,
-        sample_size=32,
-        mid_block_add_attention=False,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-        scaling_factor=1.0,
-        shift_factor=0.0,
-    )
+    options: dict[str, Any] = {
+        "in_channels": 3,
+        "out_channels": 3,
+        "down_block_types": ("DownEncoderBlock2D",) * 3,
+        "up_block_types": ("UpDecoderBlock2D",) * 3,
+        "block_out_channels": (16, 32, 48),
+        "layers_per_block": 1,
+        "latent_channels": 8,
+        "norm_num_groups": 8,
+        "sample_size": 32,
+        "mid_block_add_attention": False,
+        "use_quant_conv": False,
+        "use_post_quant_conv": False,
+        "scaling_factor": 1.0,
+        "shift_factor": 0.0,
+    }
+    return AutoencoderKL(**options)
 
 
 def text_encoder(vocabulary_size: int) -> CLIPTextModelWithProjection:
@@ -116,17 +116,18 @@ def assemble(texts: Iterable[str], seed: int) -> StableDiffusion3Pipeline:
     """The whole pipeline with fresh weights."""
     torch.manual_seed(seed)
     words = tokenizer(texts)
-    return StableDiffusion3Pipeline(
-        transformer=SD3Transformer2DModel(**GEOMETRY),
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=2.0),
-        vae=autoencoder(),
-        text_encoder=text_encoder(len(words)),
-        tokenizer=words,
-        text_encoder_2=text_encoder(len(words)),
-        tokenizer_2=words,
-        text_encoder_3=None,
-        tokenizer_3=None,
-    )
+    parts: dict[str, Any] = {
+        "transformer": SD3Transformer2DModel(**GEOMETRY),
+        "scheduler": FlowMatchEulerDiscreteScheduler(shift=2.0),
+        "vae": autoencoder(),
+        "text_encoder": text_encoder(len(words)),
+        "tokenizer": words,
+        "text_encoder_2": text_encoder(len(words)),
+        "tokenizer_2": words,
+        "text_encoder_3": None,
+        "tokenizer_3": None,
+    }
+    return StableDiffusion3Pipeline(**parts)
 
 
 def load(folder: Path) -> StableDiffusion3Pipeline:

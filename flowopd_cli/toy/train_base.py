@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, StableDiffusion3Pipeline
 from torch import Tensor
 
 from flowopd_cli.core.prompt import Prompt
@@ -69,13 +68,13 @@ def pictures(prompts: list[Prompt], rng: np.random.Generator, habits: Habits) ->
     return torch.from_numpy(stack).permute(0, 3, 1, 2).mul(2).sub(1).contiguous()
 
 
-def train_autoencoder(vae: AutoencoderKL, steps: int, seed: int, log: Log, habits: Habits, batch: int = 48) -> None:
+def train_autoencoder(vae: Any, steps: int, seed: int, log: Log, habits: Habits, batch: int = 48) -> None:
     """L1 + MSE reconstruction under latent noise, a weak KL; then the latents are scaled to unit variance."""
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)
     data = pictures(draw_prompts(24_000, rng, habits.codes), rng, habits)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=2e-3, betas=(0.9, 0.95), weight_decay=1e-4)
-    vae.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    vae.train().to(memory_format=torch.channels_last)
     for step in range(steps):
         set_lr(optimizer, 2e-3 * cosine(step, steps, warmup=50))
         x = data[torch.from_numpy(rng.integers(len(data), size=batch))].to(memory_format=torch.channels_last)
@@ -96,7 +95,7 @@ def train_autoencoder(vae: AutoencoderKL, steps: int, seed: int, log: Log, habit
 
 
 @torch.no_grad()
-def make_pool(pipeline: StableDiffusion3Pipeline, count: int, seed: int, habits: Habits) -> Pool:
+def make_pool(pipeline: Any, count: int, seed: int, habits: Habits) -> Pool:
     """Draw and encode the training set once."""
     rng = np.random.default_rng(seed + 1)
     config = pipeline.vae.config
@@ -113,12 +112,12 @@ def make_pool(pipeline: StableDiffusion3Pipeline, count: int, seed: int, habits:
     return Pool(torch.cat(latents), torch.tensor(rows) + 1, ids)
 
 
-def tokenize(pipeline: StableDiffusion3Pipeline, texts: list[str]) -> Tensor:
+def tokenize(pipeline: Any, texts: list[str]) -> Tensor:
     """Token ids ``(N, L)`` padded as the pipeline pads."""
     return pipeline.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
 
 
-def condition(pipeline: StableDiffusion3Pipeline, ids: Tensor) -> tuple[Tensor, Tensor]:
+def condition(pipeline: Any, ids: Tensor) -> tuple[Tensor, Tensor]:
     """``encode_prompt`` without T5 but with gradients: embeds ``(b, L + 1, D)`` and pooled ``(b, P)``."""
     one = pipeline.text_encoder(ids, output_hidden_states=True)
     two = pipeline.text_encoder_2(ids, output_hidden_states=True)
@@ -127,7 +126,7 @@ def condition(pipeline: StableDiffusion3Pipeline, ids: Tensor) -> tuple[Tensor, 
     return torch.cat([embeds, zeros], dim=1), torch.cat([one.text_embeds, two.text_embeds], dim=-1)
 
 
-def train_flow(pipeline: StableDiffusion3Pipeline, pool: Pool, steps: int, seed: int, log: Log, **options: Any) -> None:
+def train_flow(pipeline: Any, pool: Pool, steps: int, seed: int, log: Log, **options: Any) -> None:
     """Flow matching at shifted times, 10 % empty captions, Muon for matrices and AdamW for the rest, EMA kept."""
     snapshot = options.get("snapshot")
     batch, lr, budget = options.get("batch", 96), options.get("lr", 2e-3), options.get("seconds", math.inf)
@@ -149,7 +148,7 @@ def train_flow(pipeline: StableDiffusion3Pipeline, pool: Pool, steps: int, seed:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         decay = min(0.999, (1 + step) / (10 + step))
-        torch._foreach_lerp_(averaged, [p.detach() for p in modules.parameters()], 1 - decay)
+        torch._foreach_lerp_(averaged, [p.detach() for p in modules.parameters()], 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
         if step % 100 == 0:
             log("flow", step, {"loss": loss.item(), "seconds": time.monotonic() - start})
         step += 1
@@ -167,14 +166,14 @@ def _weights(modules: torch.nn.Module, averaged: list[Tensor]) -> Iterator[None]
     """Lend the modules their averaged weights."""
     current = [p.detach().clone() for p in modules.parameters()]
     with torch.no_grad():
-        torch._foreach_copy_(list(modules.parameters()), averaged)
+        torch._foreach_copy_(list(modules.parameters()), averaged)  # pyright: ignore[reportPrivateImportUsage]
         try:
             yield
         finally:
-            torch._foreach_copy_(list(modules.parameters()), current)
+            torch._foreach_copy_(list(modules.parameters()), current)  # pyright: ignore[reportPrivateImportUsage]
 
 
-def _flow_loss(pipeline: StableDiffusion3Pipeline, pool: Pool, rows: Tensor) -> Tensor:
+def _flow_loss(pipeline: Any, pool: Pool, rows: Tensor) -> Tensor:
     x0 = pool.latents[rows]
     prompt = torch.where(torch.rand(len(rows)) < 0.1, 0, pool.prompt[rows])
     embeds, pooled = condition(pipeline, pool.tokens[prompt])

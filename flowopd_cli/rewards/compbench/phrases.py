@@ -1,8 +1,8 @@
-"""Nouns and noun phrases of a prompt: spaCy where it is installed, else a small tagger and chunker of our own.
+"""Nouns and noun phrases of a prompt, by spaCy where it is installed, else by a small built-in tagger and chunker.
 
 T2I-CompBench asks spaCy's ``en_core_web_sm`` (3.5) for noun chunks (BLIP-VQA), nouns (spatial relations) and adjectives
-(CLIP on complex prompts). The built-in engine follows the same conventions on the benchmark's sentences, without a
-statistical model: its name is in every report, because a parse that differs changes the questions that are asked.
+(CLIP on complex prompts). The built-in parser follows the same conventions on the benchmark's sentences without a
+statistical model. Reports name the parser, because another parse means other questions.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Protocol
 
 from flowopd_cli.errors import MissingDependency, RewardError
-from flowopd_cli.rewards.compbench import lexicon as words
 
 SPACY_MODEL = "en_core_web_sm"
 ENGINES = ("auto", "builtin", "spacy")
@@ -23,6 +23,17 @@ TOKEN = re.compile(r"'s\b|\d+(?:[:.,]\d+)*|\w+?(?='s\b)|\w+|[^\w\s]")
 MODIFIERS = ("ADJ", "VBN", "VBG")
 NOUNS = ("NOUN", "PROPN")
 PLAIN = {"VBN": "VERB", "VBG": "VERB", "POSS": "PRON"}
+ADJECTIVE_ENDINGS = ("ous", "ful", "less", "able", "ible", "ish", "ical", "esque", "ive", "ic")
+LISTED = ("DET", "PRON", "POSS", "AUX", "CCONJ", "SCONJ", "NUM", "ADV", "ADJ", "ADP", "VN", "VERB")
+
+
+def _read_lexicon() -> dict[str, frozenset[str]]:
+    text = re.sub(r"(?m)^#.*$", "", Path(__file__).with_name("lexicon.txt").read_text(encoding="utf-8"))
+    parts = re.split(r"(?m)^\[(\w+)\]$", text)
+    return {name: frozenset(words.split()) for name, words in zip(parts[1::2], parts[2::2], strict=True)}
+
+
+LEXICON = _read_lexicon()
 
 
 @dataclass(frozen=True)
@@ -36,7 +47,7 @@ class Token:
 
 @dataclass(frozen=True)
 class Parse:
-    """What a prompt consists of: its tokens, and its noun chunks in order, as they are written."""
+    """The tokens of a prompt and its noun chunks, in order."""
 
     tokens: tuple[Token, ...]
     chunks: tuple[str, ...]
@@ -57,7 +68,7 @@ def load_parser(engine: str = "auto") -> Parser:
 
     Raises:
         RewardError: no such engine.
-        MissingDependency: spaCy was asked for, and it or its English model is not installed.
+        MissingDependency: ``spacy`` without spaCy or its English model.
     """
     if engine not in ENGINES:
         raise RewardError(f"phrases: engine {engine!r} is not one of {', '.join(ENGINES)}")
@@ -66,9 +77,9 @@ def load_parser(engine: str = "auto") -> Parser:
 
 
 def approximations(parser: Parser) -> list[str]:
-    """In what a parser is not the benchmark's own; empty for spaCy with the 3.5 model."""
-    own = parser.name.startswith("spacy") and f"{SPACY_MODEL}-3.5." in parser.name
-    return [] if own else [f"parsed by {parser.name}, not by spaCy's {SPACY_MODEL} 3.5.0"]
+    """Deviations of a parser from the benchmark's; none for spaCy with the 3.5 model."""
+    reference = parser.name.startswith("spacy") and f"{SPACY_MODEL}-3.5." in parser.name
+    return [] if reference else [f"parsed by {parser.name}, not by spaCy's {SPACY_MODEL} 3.5.0"]
 
 
 class SpacyParser:
@@ -81,25 +92,25 @@ class SpacyParser:
             MissingDependency: spaCy or ``en_core_web_sm`` is not installed.
         """
         try:
-            import spacy
+            import spacy  # pyright: ignore[reportMissingImports]
 
             self._model = spacy.load(SPACY_MODEL)
         except (ImportError, OSError) as error:
             raise MissingDependency(f"spacy with its model {SPACY_MODEL}", extra="spacy") from error
         self.name = f"spacy-{_version('spacy')}/{SPACY_MODEL}-{_version(SPACY_MODEL)}"
-        self._seen: dict[str, Parse] = {}
+        self._cache: dict[str, Parse] = {}
 
     def __call__(self, text: str) -> Parse:
         """Tokens and noun chunks of one prompt."""
-        if text not in self._seen:
+        if text not in self._cache:
             document = self._model(text)
             tokens = tuple(Token(token.text, token.pos_, bool(token.whitespace_)) for token in document)
-            self._seen[text] = Parse(tokens, tuple(chunk.text for chunk in document.noun_chunks))
-        return self._seen[text]
+            self._cache[text] = Parse(tokens, tuple(chunk.text for chunk in document.noun_chunks))
+        return self._cache[text]
 
 
 class BuiltinParser:
-    """Tags by lexicon, ending and neighbours; a chunk is determiner, modifiers and nouns, up to its last noun."""
+    """Tags by lexicon, ending and neighbours. A chunk is a determiner, modifiers and nouns, up to the last noun."""
 
     name = "builtin-1"
 
@@ -117,44 +128,30 @@ class BuiltinParser:
 def first_guess(word: str, number: int) -> str:
     """The tag of a word on its own. ``VBN`` and ``VBG`` are participles, ``VN`` a verb that may be a noun."""
     lower = word.lower()
-    closed = (
-        ("DET", words.DETERMINERS),
-        ("PRON", words.PRONOUNS),
-        ("POSS", words.POSSESSIVES),
-        ("AUX", words.AUXILIARIES),
-        ("CCONJ", words.CONJUNCTIONS),
-        ("SCONJ", words.SUBORDINATORS),
-        ("NUM", words.NUMBERS),
-        ("ADV", words.ADVERBS),
-        ("ADJ", words.ADJECTIVES),
-        ("ADP", words.PREPOSITIONS),
-        ("VN", words.VERBS_OR_NOUNS),
-        ("VERB", words.VERBS),
-    )
     if lower == "'s":
         return "PART"
     if not word[0].isalnum():
         return "PUNCT"
     if word[0].isdigit():
         return "NUM"
-    found = next((tag for tag, members in closed if lower in members), None)
-    if found is None and word[0].isupper() and number:
-        found = "PROPN"
-    return found or _by_ending(lower)
+    tag = next((tag for tag in LISTED if lower in LEXICON[tag]), None)
+    if tag is None and word[0].isupper() and number:
+        tag = "PROPN"
+    return tag or _tag_by_ending(lower)
 
 
-def _by_ending(word: str) -> str:
-    if word.endswith(words.ADJECTIVE_ENDINGS) and word not in words.NOT_ADJECTIVES:
+def _tag_by_ending(word: str) -> str:
+    if word.endswith(ADJECTIVE_ENDINGS) and word not in LEXICON["NOT_ADJ"]:
         return "ADJ"
-    if word.endswith("ly") and len(word) > 4 and word not in words.NOT_ADVERBS:
+    if word.endswith("ly") and len(word) > 4 and word not in LEXICON["NOT_ADV"]:
         return "ADV"
-    if word not in words.NOT_PARTICIPLES and len(word) > 3:
+    if word not in LEXICON["NOT_PARTICIPLE"] and len(word) > 3:
         return "VBN" if word.endswith("ed") else "VBG" if word.endswith("ing") else "NOUN"
     return "NOUN"
 
 
 def resolve(guesses: Sequence[str], pieces: Sequence[str]) -> list[str]:
-    """Settle words by their neighbours. Participles stay ``VBN`` or ``VBG`` where they modify a noun."""
+    """Tags by the neighbours of each word. Participles stay ``VBN`` or ``VBG`` where they modify a noun."""
     guesses, tags = _nominal(guesses, pieces), []
     for i, guess in enumerate(guesses):
         before = tags[-1] if tags else ""
@@ -183,12 +180,12 @@ def resolve(guesses: Sequence[str], pieces: Sequence[str]) -> list[str]:
 
 def _nominal(guesses: Sequence[str], pieces: Sequence[str]) -> list[str]:
     """Adjectives that stand for a noun ("a red square") become nouns, the last of a row first."""
-    settled = list(guesses)
-    for i in range(len(settled) - 1, 0, -1):
-        noun = settled[i] == "ADJ" and pieces[i].lower() in words.NOMINAL and settled[i - 1] in _OPENERS
-        if noun and not noun_follows(settled, i):
-            settled[i] = "NOUN"
-    return settled
+    tags = list(guesses)
+    for i in range(len(tags) - 1, 0, -1):
+        noun = tags[i] == "ADJ" and pieces[i].lower() in LEXICON["NOMINAL"] and tags[i - 1] in _OPENERS
+        if noun and not noun_follows(tags, i):
+            tags[i] = "NOUN"
+    return tags
 
 
 def _container(before: str, previous: str, after: str) -> bool:
@@ -245,23 +242,23 @@ def noun_spans(tags: Sequence[str], pieces: Sequence[str]) -> list[tuple[int, in
 
 def _last_noun(tags: Sequence[str], pieces: Sequence[str], start: int) -> int | None:
     """Where a chunk that begins at ``start`` ends; ``None`` when none begins there."""
-    found: int | None = None
+    end: int | None = None
     commas = tags[start] == "DET"
     for j in range(start, len(tags)):
         tag, after = tags[j], tags[j + 1] if j + 1 < len(tags) else ""
         if tag in NOUNS:
-            found = j
+            end = j
             continue
         opens = j == start and tag in ("DET", "POSS")
-        modifies = tag in (*MODIFIERS, "NUM") and noun_follows(tags, j, commas and found is None)
-        advises = tag == "ADV" and found is None and after in MODIFIERS
+        modifies = tag in (*MODIFIERS, "NUM") and noun_follows(tags, j, commas and end is None)
+        advises = tag == "ADV" and end is None and after in MODIFIERS
         onward = (*MODIFIERS, "ADV", *(NOUNS if tag == "PUNCT" and commas else ()))
         between = j > start and tags[j - 1] in MODIFIERS and after in onward
-        joins = tag in ("PUNCT", "CCONJ") and found is None and between and noun_follows(tags, j - 1, commas)
+        joins = tag in ("PUNCT", "CCONJ") and end is None and between and noun_follows(tags, j - 1, commas)
         glues = pieces[j] in ("-", "'s") and j > start and (after in NOUNS or noun_follows(tags, j))
         if not (opens or modifies or advises or joins or glues):
             break
-    return found
+    return end
 
 
 def _version(package: str) -> str:

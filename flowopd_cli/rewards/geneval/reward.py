@@ -59,7 +59,7 @@ class GenEvalReward(Reward):
         settings = {"weights": self.source, **_only(options, ENGINE)}
         self.detector = detector or Mask2FormerDetector(DetectorSettings(**settings), self.options)
         self.engine = self.detector.name
-        self.weights: dict[str, str] = getattr(self.detector, "weights", {"detector": self.detector.name})
+        self.weights = getattr(self.detector, "weights", {"detector": self.detector.name})
         usual = detector is None and "weights" not in options
         exact = getattr(self.detector, "official", False) and self.options == GenEvalOptions() and score == "official"
         self.info = replace(

@@ -1,8 +1,8 @@
-"""Text read by PaddleOCR 3, by default with onnxruntime as its engine, so that no paddlepaddle is needed.
+"""The text reader of PaddleOCR 3, by default on onnxruntime, so that paddlepaddle is not needed.
 
 The published OCR scores come from PaddleOCR 2.9.1, language ``en``: the English detector of PP-OCRv3 and the English
-recogniser of PP-OCRv4. PaddleOCR's own servers have no ONNX files of these; ``models="PP-OCRv4"`` takes the RapidAI
-conversions of the same two models, checked by their sha256. Licence of code and models: Apache-2.0.
+recogniser of PP-OCRv4. PaddleOCR offers no ONNX files of these; ``models="PP-OCRv4"`` takes RapidAI's conversions of
+the same two models, checked by their SHA-256. Licence of code and models: Apache-2.0.
 """
 
 from __future__ import annotations
@@ -18,13 +18,22 @@ from threading import Lock
 from typing import Any, NamedTuple
 
 import numpy as np
+import yaml
 from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
 from flowopd_cli.errors import ArtifactError, FlowOPDError, MissingDependency, RewardError
-from flowopd_cli.rewards.ocr.rapidocr import DROP_SCORE, SIDE_LIMIT, Found, carried_model, one_line, read_pages
-from flowopd_cli.rewards.ocr.reward import Line, Reading
+from flowopd_cli.rewards.ocr.rapidocr import bundled_model
+from flowopd_cli.rewards.ocr.reading import (
+    DROP_SCORE,
+    SIDE_LIMIT,
+    Line,
+    PlacedLine,
+    Reading,
+    describe_error,
+    read_pages,
+)
 from flowopd_cli.rewards.weights import download
 from flowopd_cli.system.files import sha256_file
 from flowopd_cli.system.paths import cache_dir
@@ -54,13 +63,13 @@ WAY_OUT = (
 
 @dataclass(frozen=True)
 class PaddleOptions:
-    """What :class:`PaddleTextReader` takes.
+    """Options of :class:`PaddleTextReader`.
 
     ``models``: ``default`` (those of the installed paddleocr), ``PP-OCRv4`` (English, as the published scores),
     ``rapidocr`` (the files inside that wheel, no download), or ``DETECTOR+RECOGNISER`` in paddleocr's names.
-    ``engine``: ``onnxruntime``, or another of paddleocr's, such as ``paddle``. The two folders go before ``models``;
-    for onnxruntime each holds ``inference.onnx`` and ``inference.yml``, or is itself an ``.onnx`` file as rapidocr
-    ships them. ``drop_score`` is the confidence that a line needs. ``device`` is ``cpu``, ``gpu:0`` or ``auto``.
+    ``engine``: ``onnxruntime``, or another of paddleocr's, such as ``paddle``. The two folders override ``models``;
+    for onnxruntime each holds ``inference.onnx`` and ``inference.yml``, or is an ``.onnx`` file as in rapidocr.
+    ``drop_score`` is the confidence that a line needs. ``device`` is ``cpu``, ``gpu:0`` or ``auto``.
     """
 
     models: str = "default"
@@ -73,7 +82,7 @@ class PaddleOptions:
 
 
 class OCRModel(NamedTuple):
-    """A model as paddleocr wants it named, its folder, and what reports call it; empty: paddleocr's own choice."""
+    """Name of a model in paddleocr, its folder, and its name in reports; without values, paddleocr's default model."""
 
     name: str | None = None
     folder: Path | None = None
@@ -93,7 +102,7 @@ class PaddleTextReader:
         """
         self.options = PaddleOptions(**options)
         paddleocr = _import(self.options.engine)
-        models = {kind: choose(kind, self.options) for kind in KINDS}
+        models = {kind: choose_model(kind, self.options) for kind in KINDS}
         self._engine = _start(paddleocr, models, self.options)
         self._lock = Lock()
         labels = "+".join(str(models[kind].label or name) for kind, name in _names(self._engine).items())
@@ -105,10 +114,10 @@ class PaddleTextReader:
         with self._lock:
             return read_pages(images, self._page, self.options.drop_score)
 
-    def _page(self, bgr: NDArray[np.uint8]) -> list[Found]:
+    def _page(self, bgr: NDArray[np.uint8]) -> list[PlacedLine]:
         result = self._engine.predict(bgr)[0]
         rows = zip(result["rec_texts"], result["rec_scores"], result["rec_polys"], strict=True)
-        return [Found(Line(text, float(score)), float(box[0][0]), float(box[0][1])) for text, score, box in rows]
+        return [PlacedLine(Line(text, float(score)), float(box[0][0]), float(box[0][1])) for text, score, box in rows]
 
 
 def _import(engine: str) -> Any:
@@ -122,8 +131,8 @@ def _import(engine: str) -> Any:
     return paddleocr
 
 
-def choose(kind: str, options: PaddleOptions) -> OCRModel:
-    """The model of a ``kind``, ``det`` or ``rec``, that the options ask for; fetched or unpacked where it must be.
+def choose_model(kind: str, options: PaddleOptions) -> OCRModel:
+    """The model of a ``kind``, ``det`` or ``rec``, that the options select, downloaded if necessary.
 
     Raises:
         RewardError: ``models`` names none.
@@ -133,11 +142,11 @@ def choose(kind: str, options: PaddleOptions) -> OCRModel:
     if folder is not None and folder.endswith(".onnx"):
         return onnx_folder(Path(folder), kind)
     if folder is not None:
-        return _own_folder(Path(folder), options.engine)
+        return _model_folder(Path(folder), options.engine)
     if options.models == "default":
         return OCRModel()
     if options.models == "rapidocr":
-        return onnx_folder(carried_model(kind), kind)
+        return onnx_folder(bundled_model(kind), kind)
     if options.models == PUBLISHED:
         name = PUBLISHED_NAMES[kind]
         if options.engine != "onnxruntime":
@@ -153,26 +162,25 @@ def choose(kind: str, options: PaddleOptions) -> OCRModel:
     return OCRModel(parts[list(KINDS).index(kind)])
 
 
-def _own_folder(folder: Path, engine: str) -> OCRModel:
-    wanted = (CONFIG, ONNX) if engine == "onnxruntime" else (CONFIG,)
-    for name in wanted:
+def _model_folder(folder: Path, engine: str) -> OCRModel:
+    required = (CONFIG, ONNX) if engine == "onnxruntime" else (CONFIG,)
+    for name in required:
         if not (folder / name).is_file():
-            raise ArtifactError(f"{folder}: a model folder for {engine} holds {' and '.join(wanted)}; no {name} here")
-    found = _MODEL_NAME.search((folder / CONFIG).read_text(encoding="utf-8"))
-    if found is None:
+            raise ArtifactError(f"{folder}: a model folder for {engine} holds {' and '.join(required)}; no {name} here")
+    match = _MODEL_NAME.search((folder / CONFIG).read_text(encoding="utf-8"))
+    if match is None:
         raise ArtifactError(f"{folder / CONFIG}: has no model_name")
-    digest = f"@{sha256_file(folder / ONNX)[:8]}" if ONNX in wanted else ""
-    return OCRModel(found[1], folder, f"{found[1]}{digest}")
+    digest = f"@{sha256_file(folder / ONNX)[:8]}" if ONNX in required else ""
+    return OCRModel(match[1], folder, f"{match[1]}{digest}")
 
 
 def onnx_folder(onnx: Path, kind: str, *, name: str | None = None) -> OCRModel:
-    """A PP-OCR model's ONNX file as the folder that paddleocr reads, made once in the cache.
+    """A PP-OCR model's ONNX file as a folder that paddleocr reads, created once in the cache.
 
-    ``name`` is what paddleocr calls the model; left out, it is read off the file's name as rapidocr writes it.
+    ``name`` is paddleocr's name of the model, by default derived from rapidocr's file name.
 
     Raises:
-        ArtifactError: there is no such file, its name does not say which model it is, or a recogniser carries no
-            characters.
+        ArtifactError: the file is missing, its name is not that of a PP-OCR model, or a recogniser has no characters.
     """
     if not onnx.is_file():
         raise ArtifactError(f"{onnx}: no such file")
@@ -182,34 +190,29 @@ def onnx_folder(onnx: Path, kind: str, *, name: str | None = None) -> OCRModel:
         config = _detector(name) if kind == "det" else _recogniser(name, onnx)
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-            made = Path(scratch) / "made"
-            made.mkdir()
-            shutil.copyfile(onnx, made / ONNX)
-            _write_yaml(made / CONFIG, config)
-            _settle(made, target)
+            complete = Path(scratch) / "complete"
+            complete.mkdir()
+            shutil.copyfile(onnx, complete / ONNX)
+            (complete / CONFIG).write_text(yaml.safe_dump(config), encoding="utf-8")
+            try:
+                os.replace(complete, target)
+            except OSError:  # another process may have been first
+                if not target.is_dir():
+                    raise
     return OCRModel(name, target, onnx.stem)
 
 
-def _settle(made: Path, target: Path) -> None:
-    """Give a finished folder its name; another process may have been first."""
-    try:
-        os.replace(made, target)
-    except OSError:
-        if not target.is_dir():
-            raise
-
-
 def _paddle_name(onnx: Path) -> str:
-    found = _STEM.fullmatch(onnx.stem)
-    if found is None:
+    match = _STEM.fullmatch(onnx.stem)
+    if match is None:
         raise ArtifactError(f"{onnx}: its name does not say which PP-OCR model it is")
-    language = f"{found['lang']}_" if found["lang"] not in (None, "ch") and found["kind"] == "rec" else ""
-    size = "mobile" if found["size"] == "infer" else found["size"]
-    return f"{language}PP-OCRv{found['version']}_{size}_{found['kind']}"
+    language = f"{match['lang']}_" if match["lang"] not in (None, "ch") and match["kind"] == "rec" else ""
+    size = "mobile" if match["size"] == "infer" else match["size"]
+    return f"{language}PP-OCRv{match['version']}_{size}_{match['kind']}"
 
 
 def _detector(name: str) -> dict[str, Any]:
-    """PP-OCR's detector: B, G, R normalised by ImageNet's figures in that very order, as it was trained."""
+    """PP-OCR's detector was trained on B, G, R normalised by ImageNet's R, G, B figures in that order."""
     normalise = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "scale": "1./255.", "order": "hwc"}
     decode: dict[str, Any] = {"DecodeImage": {"channel_first": False, "img_mode": "BGR"}}
     transforms = [decode, {"DetResizeForTest": None}, {"NormalizeImage": normalise}, {"ToCHWImage": None}]
@@ -227,7 +230,7 @@ def _recogniser(name: str, onnx: Path) -> dict[str, Any]:
     session = onnxruntime.InferenceSession(str(onnx), providers=["CPUExecutionProvider"])
     characters = session.get_modelmeta().custom_metadata_map.get("character", "").splitlines()
     if not characters:
-        raise ArtifactError(f"{onnx}: carries no list of characters; it is not a recogniser as rapidocr ships it")
+        raise ArtifactError(f"{onnx}: has no list of characters; it is not a recogniser of rapidocr")
     decode: dict[str, Any] = {"DecodeImage": {"channel_first": False, "img_mode": "BGR"}}
     return {
         "Global": {"model_name": name},
@@ -236,30 +239,24 @@ def _recogniser(name: str, onnx: Path) -> dict[str, Any]:
     }
 
 
-def _write_yaml(path: Path, data: dict[str, Any]) -> None:
-    import yaml
-
-    path.write_text(yaml.safe_dump(data), encoding="utf-8")
-
-
 def _start(paddleocr: Any, models: dict[str, OCRModel], options: PaddleOptions) -> Any:
-    given: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     for kind, word in (("det", "detection"), ("rec", "recognition")):
         model = models[kind]
-        given[f"text_{word}_model_name"] = model.name
-        given[f"text_{word}_model_dir"] = None if model.folder is None else str(model.folder)
+        settings[f"text_{word}_model_name"] = model.name
+        settings[f"text_{word}_model_dir"] = None if model.folder is None else str(model.folder)
     if options.models == PUBLISHED:
-        given |= {"text_det_limit_side_len": SIDE_LIMIT, "text_det_limit_type": "max"}
+        settings |= {"text_det_limit_side_len": SIDE_LIMIT, "text_det_limit_type": "max"}
     if options.engine == "onnxruntime":
-        given["engine_config"] = {"intra_op_num_threads": options.threads, "log_severity_level": 4}
-    turning = ("use_doc_orientation_classify", "use_doc_unwarping", "use_textline_orientation")
+        settings["engine_config"] = {"intra_op_num_threads": options.threads, "log_severity_level": 4}
+    disabled = ("use_doc_orientation_classify", "use_doc_unwarping", "use_textline_orientation")
     try:
         device = _device(options)
-        return paddleocr.PaddleOCR(engine=options.engine, device=device, **given, **dict.fromkeys(turning, False))
+        return paddleocr.PaddleOCR(engine=options.engine, device=device, **settings, **dict.fromkeys(disabled, False))
     except FlowOPDError:
         raise
     except Exception as error:
-        raise RewardError(f"paddleocr does not start ({one_line(error)}); {WAY_OUT}") from error
+        raise RewardError(f"paddleocr does not start ({describe_error(error)}); {WAY_OUT}") from error
 
 
 def _device(options: PaddleOptions) -> str | None:
@@ -273,9 +270,7 @@ def _device(options: PaddleOptions) -> str | None:
 
 
 def _names(engine: Any) -> dict[str, str]:
-    """The models that a started paddleocr really uses, by kind."""
-    import yaml
-
+    """The models in use, by kind."""
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / CONFIG
         engine.export_paddlex_config_to_yaml(str(path))

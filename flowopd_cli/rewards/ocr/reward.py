@@ -1,15 +1,15 @@
 """Text rendering: the OCR accuracy of Flow-GRPO (arXiv 2505.05470), over any reader.
 
-Both strings lose their spaces and their case; ``score = 1 - min(d, n) / n`` with n the target's length and d the
-edit distance, or 0 when the target occurs in what was read. ``exact`` has no such substring rule. The formula is
-that of the reference; the figures are those of the reader, whose name stands beside every score.
+Spaces and case are ignored; ``score = 1 - min(d, n) / n`` with n the target's length and d the edit distance, taken as
+0 when the text read contains the target. ``exact`` has no such substring rule. The formula is that of the reference;
+scores depend on the reader, which reports therefore name.
 """
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -20,31 +20,10 @@ from flowopd_cli.core.types import RewardResult
 from flowopd_cli.errors import PromptError, RewardError
 from flowopd_cli.prompts.files import target
 from flowopd_cli.rewards.base import Reward, RewardInfo
+from flowopd_cli.rewards.ocr.rapidocr import RapidPageReader, RapidTextReader
+from flowopd_cli.rewards.ocr.reading import Line, TextReader
 
-
-class Line(NamedTuple):
-    """One line of text with the reader's confidence in [0, 1]."""
-
-    text: str
-    confidence: float
-
-
-@dataclass(frozen=True)
-class Reading:
-    """The lines of one picture in reading order; ``error`` says why there is no reading at all."""
-
-    lines: tuple[Line, ...] = ()
-    error: str | None = None
-
-
-class TextReader(Protocol):
-    """Reads text from pictures. ``name`` goes into every report: scores of two engines are not comparable."""
-
-    name: str
-
-    def __call__(self, images: Float[Tensor, "B 3 H W"]) -> list[Reading]:
-        """The lines of each RGB picture in [0, 1]."""
-        ...
+READERS = ("auto", "paddleocr", "rapidocr", "rapidocr-band")
 
 
 class OCRScore(NamedTuple):
@@ -57,15 +36,15 @@ class OCRScore(NamedTuple):
 
 
 def target_of(prompt: Prompt) -> str:
-    """What a prompt wants written: ``metadata["target"]``, else the text between its first two double quotes.
+    """The text to render: ``metadata["target"]``, else the text between the prompt's first two double quotes.
 
     Raises:
-        PromptError: neither is there, or it is no text that could be written.
+        PromptError: there is no such text.
     """
-    wanted = target(prompt.text, prompt.metadata)
-    if wanted is None:
+    text = target(prompt.text, prompt.metadata)
+    if text is None:
         raise PromptError(f"prompt {prompt.id!r}: no text in double quotes to write: {prompt.text[:80]!r}")
-    return wanted
+    return text
 
 
 def normalize(text: str) -> str:
@@ -84,21 +63,41 @@ def levenshtein(a: str, b: str) -> int:
 
 
 def score_text(target: str, lines: Sequence[Line]) -> OCRScore:
-    """All figures of one picture; lines without confidence are ignored."""
-    wanted = normalize(target)
+    """All scores of one image; lines without confidence are ignored."""
+    expected = normalize(target)
     read = normalize("".join(line.text for line in lines if line.confidence > 0))
-    edits = levenshtein(wanted, read)
-    counted = 0 if wanted in read else min(edits, len(wanted))
+    edits = levenshtein(expected, read)
+    penalty = 0 if expected in read else min(edits, len(expected))
     return OCRScore(
-        score=1 - counted / len(wanted),
-        exact=float(wanted == read),
-        cer=edits / len(wanted),
-        ned=1 - edits / max(len(wanted), len(read)),
+        score=1 - penalty / len(expected),
+        exact=float(expected == read),
+        cer=edits / len(expected),
+        ned=1 - edits / max(len(expected), len(read)),
     )
 
 
+def make_reader(name: str = "auto", **options: Any) -> TextReader:
+    """The reader of a name; ``auto`` is ``paddleocr`` where that is installed, else ``rapidocr``.
+
+    ``options`` are those of its constructor.
+
+    Raises:
+        RewardError: there is no reader of this name.
+        MissingDependency: its package is not installed.
+    """
+    if name not in READERS:
+        raise RewardError(f"ocr: there is no reader {name!r}; known: {', '.join(READERS)}")
+    if name == "auto":
+        name = "paddleocr" if importlib.util.find_spec("paddleocr") else "rapidocr"
+    if name == "paddleocr":
+        from flowopd_cli.rewards.ocr.paddle import PaddleTextReader
+
+        return PaddleTextReader(**options)
+    return RapidPageReader(**options) if name == "rapidocr" else RapidTextReader(**options)
+
+
 class OCRReward(Reward):
-    """The reward ``ocr``. A picture that the reader could not open is invalid, not zero."""
+    """The reward ``ocr``. An image that the reader fails on is invalid, not zero."""
 
     info = RewardInfo(
         "ocr",
@@ -112,7 +111,7 @@ class OCRReward(Reward):
     )
 
     def __init__(self, reader: str | TextReader = "auto", **options: Any) -> None:
-        """``reader`` is a name (``auto``, ``paddleocr``, ``rapidocr``, ``rapidocr-band``) or a reader of your own.
+        """``reader`` is a name (``auto``, ``paddleocr``, ``rapidocr``, ``rapidocr-band``) or a :class:`TextReader`.
 
         ``options`` are those of the named reader's constructor.
 
@@ -121,24 +120,22 @@ class OCRReward(Reward):
             MissingDependency: its package is not installed.
         """
         if isinstance(reader, str):
-            from flowopd_cli.rewards.ocr.rapidocr import make_reader
-
             reader = make_reader(reader, **options)
         elif options:
-            raise RewardError(f"ocr: {', '.join(options)}: options are for a reader that is named, not for a made one")
+            raise RewardError(f"ocr: {', '.join(options)}: options need the name of a reader")
         self.reader, self.engine = reader, reader.name
 
     def check(self, prompts: Sequence[Prompt]) -> None:
-        """Refuse prompts that quote nothing.
+        """Refuse prompts without a text to render.
 
         Raises:
-            PromptError: a prompt without a target.
+            PromptError: names the prompt.
         """
         for prompt in prompts:
             target_of(prompt)
 
     def __call__(self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]) -> RewardResult:
-        """Read B pictures: ``scores`` has ``score``, ``exact``, ``cer`` and ``ned``."""
+        """Read B images: ``scores`` has ``score``, ``exact``, ``cer`` and ``ned``."""
         targets = [target_of(prompt) for prompt in prompts]
         readings = self.reader(images)
         rows = [score_text(target, reading.lines) for target, reading in zip(targets, readings, strict=True)]

@@ -11,9 +11,10 @@ from PIL import Image, ImageDraw, ImageFont
 from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.errors import ArtifactError, MissingDependency, RewardError
 from flowopd_cli.rewards.ocr import paddle
-from flowopd_cli.rewards.ocr.paddle import PaddleOptions, PaddleTextReader, choose, onnx_folder
-from flowopd_cli.rewards.ocr.rapidocr import carried_model, make_reader
-from flowopd_cli.rewards.ocr.reward import Line, OCRReward, normalize
+from flowopd_cli.rewards.ocr.paddle import PaddleOptions, PaddleTextReader, choose_model, onnx_folder
+from flowopd_cli.rewards.ocr.rapidocr import bundled_model
+from flowopd_cli.rewards.ocr.reading import Line
+from flowopd_cli.rewards.ocr.reward import OCRReward, make_reader, normalize
 from flowopd_cli.rewards.pictures import to_arrays
 
 TEXT = """
@@ -158,9 +159,9 @@ def test_rapidocrs_file_names_say_what_paddleocr_calls_the_model(tmp_path, stem,
 def test_a_file_that_does_not_say_its_model_is_refused(tmp_path):
     (tmp_path / "mine.onnx").write_bytes(b"x")
     with pytest.raises(ArtifactError, match="does not say which PP-OCR model"):
-        choose("det", PaddleOptions(text_detection_model_dir=str(tmp_path / "mine.onnx")))
+        choose_model("det", PaddleOptions(text_detection_model_dir=str(tmp_path / "mine.onnx")))
     with pytest.raises(ArtifactError, match="no such file"):
-        choose("det", PaddleOptions(text_detection_model_dir=str(tmp_path / "none.onnx")))
+        choose_model("det", PaddleOptions(text_detection_model_dir=str(tmp_path / "none.onnx")))
 
 
 def words(size=48):
@@ -212,7 +213,7 @@ class TestEngine:
 
     def test_the_published_models_run_through_the_same_loading_code(self, reader, cache):
         """rapidocr's own weights stand in for the published ones, which are only on the net."""
-        files = {kind: carried_model(kind) for kind in ("det", "rec")}
+        files = {kind: bundled_model(kind) for kind in ("det", "rec")}
         digests = {kind: hashlib.sha256(path.read_bytes()).hexdigest() for kind, path in files.items()}
         cache.setattr(paddle, "PUBLISHED_FILES", {k: (files[k].as_uri(), digests[k]) for k in files})
         published = make_reader("paddleocr", models="PP-OCRv4", device="cpu")
@@ -226,15 +227,15 @@ class TestEngine:
             make_reader("paddleocr", models="PP-OCRv4", device="cpu")
 
     def test_a_prepared_folder_is_made_once_and_can_be_named(self, reader, cache):
-        first, second = (onnx_folder(carried_model("det"), "det") for _ in range(2))
+        first, second = (onnx_folder(bundled_model("det"), "det") for _ in range(2))
         assert first == second
-        again = choose("det", PaddleOptions(text_detection_model_dir=str(first.folder)))
+        again = choose_model("det", PaddleOptions(text_detection_model_dir=str(first.folder)))
         assert again.name == first.name
         assert (first.folder / "inference.yml").is_file()
 
     def test_a_detector_is_no_recogniser(self, reader, cache):
         with pytest.raises(ArtifactError, match="no list of characters"):
-            onnx_folder(carried_model("det"), "rec", name="PP-OCRv6_small_rec")
+            onnx_folder(bundled_model("det"), "rec", name="PP-OCRv6_small_rec")
 
 
 def _text(reading):

@@ -10,9 +10,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.errors import MissingDependency, RewardError
-from flowopd_cli.rewards.ocr import rapidocr as readers
-from flowopd_cli.rewards.ocr.rapidocr import Found, make_reader, read_pages, reading_order
-from flowopd_cli.rewards.ocr.reward import Line, OCRReward
+from flowopd_cli.rewards.ocr import reward as readers
+from flowopd_cli.rewards.ocr.reading import Line, PlacedLine, read_pages, reading_order
+from flowopd_cli.rewards.ocr.reward import OCRReward, make_reader
 
 
 def page(*lines, size=(256, 512), ink=(150, 20, 20), paper=(250, 240, 200)):
@@ -58,7 +58,11 @@ def test_the_engine_gets_blue_green_red_bytes():
 
 
 def test_lines_below_the_threshold_are_dropped_and_the_rest_keep_their_confidence():
-    found = [Found(Line("low", 0.49), 0, 0), Found(Line("second", 0.5), 0, 60), Found(Line("first", 0.9), 0, 30)]
+    found = [
+        PlacedLine(Line("low", 0.49), 0, 0),
+        PlacedLine(Line("second", 0.5), 0, 60),
+        PlacedLine(Line("first", 0.9), 0, 30),
+    ]
     (reading,) = read_pages(torch.zeros(1, 3, 8, 8), lambda array: found, 0.5)
     assert reading.lines == (Line("first", 0.9), Line("second", 0.5))
 
@@ -67,7 +71,7 @@ def test_a_picture_that_breaks_the_engine_costs_itself_alone():
     def engine(array):
         if array.max() == 0:
             raise ValueError("a black\npicture")
-        return [Found(Line("hello", 0.9), 0, 0)]
+        return [PlacedLine(Line("hello", 0.9), 0, 0)]
 
     class Breaking:
         name = "breaking"

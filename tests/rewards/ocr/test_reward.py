@@ -7,7 +7,8 @@ import torch
 from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.errors import PromptError
 from flowopd_cli.rewards.base import RewardMix, Weighted
-from flowopd_cli.rewards.ocr.reward import Line, OCRReward, Reading, levenshtein, normalize, score_text, target_of
+from flowopd_cli.rewards.ocr.reading import Line, Reading
+from flowopd_cli.rewards.ocr.reward import OCRReward, levenshtein, normalize, score_text, target_of
 
 PROMPT = Prompt("p", 'a sign that says "Hello World" on a wall', "ocr")
 
