@@ -1,38 +1,38 @@
-"""A lock that knows when its owner is gone, so that two processes never write one run. No torch here."""
+"""The lock of a run directory: ``filelock`` for the processes of one machine, a note of the owner for all others."""
 
 from __future__ import annotations
 
 import json
 import os
-import secrets
 import socket
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from flowopd_cli.errors import ArtifactError
-from flowopd_cli.system.files import storing
+from filelock import FileLock, Timeout
 
-BEAT = 30.0  # seconds between two signs of life
-SILENCE = 600.0  # seconds without one after which an owner that cannot be looked at counts as gone
-UNWRITTEN = 10.0  # seconds that a lock may be empty before its owner counts as gone
-_DRAFT = ".draft"
+from flowopd_cli.errors import ArtifactError
+from flowopd_cli.system.files import atomic_write, storing
+
+BEAT = 30.0  # seconds between two signs of life of an owner
+SILENCE = 600.0  # seconds without one after which an owner on another machine counts as gone
+PATIENCE = 1.0  # seconds to wait for a process that only looks whether the lock is taken
 
 
 class Lock:
-    """A file that names its owner. A dead owner's lock is taken over; see docs/reliability.md.
+    """One owner at a time; a dead owner's lock is taken over. See docs/reliability.md.
 
-    On this machine the system says whether the owner lives. Of one on another machine, or in another container, the
-    lock's age tells: as long as an owner lives it touches its lock every ``BEAT`` seconds.
+    ``path`` is a note that names the owner. On one machine the system's lock on the file beside it says whether the
+    owner lives. On another machine that lock may not count, so an owner touches its note every ``BEAT`` seconds.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.held = False
-        self._content = b""
+        self._flock = FileLock(path.with_name(f"{path.name}.flock"), thread_local=False)
+        self._note = ""
         self._released = threading.Event()
 
     def acquire(self) -> None:
@@ -44,30 +44,32 @@ class Lock:
         """
         if self.held:
             return
-        self._content = json.dumps(_myself()).encode()
-        draft = self.path.with_name(f"{self.path.name}.{secrets.token_hex(8)}{_DRAFT}")
+        with storing(self.path):
+            try:
+                self._flock.acquire(timeout=PATIENCE, poll_interval=0.02)
+            except Timeout:
+                raise ArtifactError(f"{self.path.parent}: {self._description()}") from None
         try:
-            with storing(draft):
-                draft.write_bytes(self._content)
-            self.held = _take(draft, self.path) or self._take_over(draft)
-        finally:
-            draft.unlink(missing_ok=True)
-        if not self.held:
-            raise ArtifactError(f"{self.path.parent}: another process is taking this run; choose another --out")
-        self._remove_old_drafts()
+            self._refuse_remote_owner()
+            self._note = json.dumps({"pid": os.getpid(), **_here(), "flock": True})
+            atomic_write(self.path, self._note, lasting=False)
+        except BaseException:
+            self._flock.release()
+            raise
+        self.held = True
         self._released.clear()
         threading.Thread(target=self._beat, args=(self._released,), daemon=True, name="lock").start()
 
     def confirm(self) -> None:
-        """Before something is written: whether a lock that was taken here is still held; a deleted one is taken again.
+        """Check before a write that a lock taken here is still held; a deleted note is written again.
 
         Raises:
-            ArtifactError: another process took it over.
+            ArtifactError: a process on another machine took it over.
         """
         if not self.held:
             return
-        with suppress(FileExistsError):
-            _create(self.path, self._content)
+        if not self.path.exists():
+            atomic_write(self.path, self._note, lasting=False)
         if not self._is_mine():
             raise ArtifactError(
                 f"{self.path.parent}: another process has taken this run over, for this one gave no sign of life; "
@@ -80,22 +82,50 @@ class Lock:
             self._released.set()
             if self._is_mine():
                 self.path.unlink(missing_ok=True)
+            self._flock.release()
             self.held = False
 
     def taken(self) -> bool:
         """Whether a living process holds it, this one or another."""
-        try:
-            self._refuse_living_owner(time.time())
-        except FileNotFoundError:
+        owner, silence = self._owner()
+        if owner is None:
             return False
-        except ArtifactError:
+        if not _is_local(owner) or not Path(self._flock.lock_file).exists():
+            return silence < SILENCE
+        try:
+            with self._flock.acquire(timeout=0):
+                return self.held
+        except Timeout:
             return True
-        return False
+        except OSError:  # a directory that may only be read
+            return silence < SILENCE
+
+    def _refuse_remote_owner(self) -> None:
+        owner, silence = self._owner()
+        if owner is not None and not _is_local(owner) and silence < SILENCE:
+            raise ArtifactError(
+                f"{self.path.parent}: {self._description()} (last sign of life {max(silence, 0):.0f} s ago; after "
+                f"{SILENCE:.0f} s without one it counts as gone). If you know that it is gone, delete {self.path}"
+            )
+
+    def _description(self) -> str:
+        owner, _ = self._owner()
+        if owner is None:
+            return "another process is taking this run"
+        return f"process {owner['pid']} on {owner['host']} is writing this run; wait for it, or choose another --out"
+
+    def _owner(self) -> tuple[dict[str, Any] | None, float]:
+        """The owner by the note, ``None`` without a sound one, and the seconds since its last sign of life."""
+        try:
+            owner, silence = json.loads(self.path.read_bytes()), time.time() - self.path.stat().st_mtime
+            return {"pid": int(owner["pid"]), "host": str(owner["host"]), **owner}, silence
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return None, 0.0
 
     def _is_mine(self) -> bool:
         try:
-            return self.path.read_bytes() == self._content
-        except OSError:
+            return self.path.read_text(encoding="utf-8") == self._note
+        except (OSError, ValueError):
             return False
 
     def _beat(self, released: threading.Event) -> None:
@@ -104,116 +134,15 @@ class Lock:
                 if self._is_mine():
                     os.utime(self.path)
 
-    def _remove_old_drafts(self) -> None:
-        """Those of processes that were killed while they took the lock."""
-        for draft in list(self.path.parent.glob(f"{self.path.name}.*{_DRAFT}")):
-            with suppress(OSError):
-                if self.path.stat().st_mtime - draft.stat().st_mtime > UNWRITTEN:
-                    draft.unlink()
 
-    def _take_over(self, draft: Path) -> bool:
-        """Replace a dead owner's lock; false when another process was quicker.
-
-        Raises:
-            ArtifactError: the owner is alive, or may be.
-        """
-        with _one_at_a_time(self.path.parent):
-            with suppress(FileNotFoundError):
-                self._refuse_living_owner(draft.stat().st_mtime)  # by the clock of the file system
-                self.path.unlink()
-            return _take(draft, self.path)
-
-    def _refuse_living_owner(self, now: float) -> None:
-        content, silence = self.path.read_bytes(), now - self.path.stat().st_mtime
-        try:
-            owner = json.loads(content)
-            pid, birth, host, machine = int(owner["pid"]), owner["birth"], owner["host"], owner.get("machine")
-        except (ValueError, KeyError, TypeError, AttributeError):
-            if not content and silence < UNWRITTEN:
-                raise ArtifactError(f"{self.path.parent}: another process is taking this run") from None
-            return
-        if host != socket.gethostname() or machine not in (None, _machine()):
-            if silence < SILENCE:
-                raise ArtifactError(
-                    f"{self.path.parent}: process {pid} on {host} is writing this run (last sign of life "
-                    f"{max(silence, 0):.0f} s ago; after {SILENCE:.0f} s without one it counts as gone); wait for it, "
-                    f"choose another --out, or, if you know that it is gone, delete {self.path}"
-                )
-        elif _alive(pid) and (birth is None or birth == _birth(pid)):
-            raise ArtifactError(
-                f"{self.path.parent}: process {pid} on {host} is writing this run; wait for it, or choose another --out"
-            )
-
-
-def _myself() -> dict[str, Any]:
-    pid = os.getpid()
-    return {"pid": pid, "birth": _birth(pid), "host": socket.gethostname(), "machine": _machine()}
-
-
-def _take(draft: Path, path: Path) -> bool:
-    """Give the finished file ``draft`` the name ``path`` as well; false where that name is taken."""
-    try:
-        os.link(draft, path)
-    except FileExistsError:
-        return False
-    except OSError:  # no hard links on this file system
-        with suppress(FileExistsError):
-            _create(path, draft.read_bytes())
-            return True
-        return False
-    return True
-
-
-def _create(path: Path, content: bytes) -> None:
-    with path.open("xb") as handle:
-        handle.write(content)
-
-
-@contextmanager
-def _one_at_a_time(folder: Path) -> Iterator[None]:
-    """Hold the system's lock on a folder, which ends with the process, where the system has one."""
-    descriptor = None
-    with suppress(ImportError, OSError):
-        import fcntl
-
-        descriptor = os.open(folder, os.O_RDONLY)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-    try:
-        yield
-    finally:
-        if descriptor is not None:
-            os.close(descriptor)
-
-
-def _alive(pid: int) -> bool:
-    if pid <= 0:  # to the system a group of processes, or all
-        return False
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        return True
-    return _told(pid, 0) not in {"Z", "X"}  # ended, and nobody has asked how
-
-
-def _birth(pid: int) -> str | None:
-    """When a process started, in clock ticks since boot, where the system tells; tells a reused pid from its owner."""
-    return _told(pid, 19)
-
-
-def _told(pid: int, index: int) -> str | None:
-    """What Linux says of a process, from its state on."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[index]
-    except (OSError, IndexError):
-        return None
-
-
-def _machine() -> str | None:
-    """What tells a boot of a machine, and a container with process numbers of its own, from all others."""
-    try:
+def _here() -> dict[str, str | None]:
+    """What names this machine since it was started."""
+    boot = None
+    with suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return None
+    return {"host": socket.gethostname(), "machine": boot}
+
+
+def _is_local(owner: dict[str, Any]) -> bool:
+    """Whether the owner holds the system's lock as this process would see it."""
+    return owner.get("flock") is True and all(owner.get(key) == value for key, value in _here().items())

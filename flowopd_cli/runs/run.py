@@ -235,14 +235,14 @@ class RunDir(RunPaths):
         self._lock.acquire()
         try:
             self._refuse_used(stage, force=force)  # another command may have come and gone before the lock
-        except ArtifactError:
+            if is_run(self.path):  # one that is killed halfway through this is no finished run
+                with suppress(ArtifactError):
+                    self._update(status="interrupted", artifacts=(), metrics={})
+            for name in OURS if self.used() else ():
+                files.remove(self.path / name)
+        except BaseException:
             self._lock.release()
             raise
-        if is_run(self.path):  # one that is killed halfway through this is no finished run
-            with suppress(ArtifactError):
-                self._update(status="interrupted", artifacts=(), metrics={})
-        for name in OURS if self.used() else ():
-            files.remove(self.path / name)
 
     def _refuse_used(self, stage: str, *, force: bool) -> None:
         if self.used() and not force:

@@ -44,7 +44,7 @@ def check_refused(ended, path, reason="No space left on device"):
 @pytest.mark.parametrize(
     ("pattern", "nth", "named", "kept"),
     [
-        ("*/r/.lock.*.draft", 1, ".lock.*.draft", None),
+        ("*/r/..lock.*", 1, ".lock", None),
         ("*/r/.manifest.json.*", 1, "manifest.json", None),
         ("*/r/.recipe.yaml.*", 1, "recipe.yaml", None),
         pytest.param("*/r/.manifest.json.*", 2, "manifest.json", None, marks=pytest.mark.slow),
