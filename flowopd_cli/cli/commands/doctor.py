@@ -1,4 +1,4 @@
-"""``flowopd doctor``: what this machine has and lacks."""
+"""``flowopd doctor``: whether this machine has what is needed. Nothing heavy is imported here."""
 
 from __future__ import annotations
 
@@ -17,21 +17,26 @@ if TYPE_CHECKING:
     from flowopd_cli.cli.doctor.checks import Line
     from flowopd_cli.recipe import Recipe
 
-Wanted = Annotated[
+Name = Annotated[
     str | None,
-    typer.Option("--recipe", metavar="NAME|FILE", help="Can this machine run it?", autocompletion=completion.recipes),
+    typer.Option(
+        "--recipe",
+        metavar="NAME|FILE",
+        help="Also check whether this machine can run this recipe.",
+        autocompletion=completion.recipes,
+    ),
 ]
 Overrides = Annotated[
-    list[str], typer.Option("--set", metavar="A.B=C", help="Override one field of the recipe; repeatable.")
+    list[str], typer.Option("--set", metavar="A.B=C", help="Override one field of the recipe; may be repeated.")
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
 
 
-def doctor(recipe: Wanted = None, overrides: Overrides = [], json: Json = False) -> None:  # noqa: B006
-    """Look at this machine: Python, packages and the versions known to work, devices, memory, extras, the Hub's token,
-    folders. With --recipe also whether it can run that, with which train.micro, and what is absent. Nothing is fetched.
+def doctor(recipe: Name = None, overrides: Overrides = [], json: Json = False) -> None:  # noqa: B006
+    """Check this machine: Python, packages and their versions, devices, memory, extras, the Hub's token, folders. With
+    --recipe also whether it can run that recipe, with which train.micro, and what is missing. Nothing is fetched.
 
-    Each line says ok, warn or fail, and the way out. Exits with 3 if something that is needed fails.
+    Each line says ok, warn or fail, and the remedy. Exits with 3 if something that is needed fails.
 
     \b
     Example:
@@ -41,26 +46,26 @@ def doctor(recipe: Wanted = None, overrides: Overrides = [], json: Json = False)
     if overrides and recipe is None:
         raise RecipeError("--set changes a recipe: name one with --recipe")
     with redirect_stdout(sys.stderr):
-        from flowopd_cli.cli.doctor import checks as general
+        from flowopd_cli.cli.doctor.checks import guarded, machine_lines
 
-        wanted = None if recipe is None else _load(recipe, overrides)
-        lines = list(general.examine())
-        if wanted is not None:
-            lines += general.guarded("recipe", lambda: _of_recipe(wanted))
+        loaded = None if recipe is None else _load(recipe, overrides)
+        lines = list(machine_lines())
+        if loaded is not None:
+            lines += guarded("recipe", lambda: _recipe_lines(loaded))
     failed = any(line.state == "fail" for line in lines)
     if json:
         print(jsonlib.dumps({"ok": not failed, "recipe": recipe, "lines": [line.tree() for line in lines]}))
     else:
         from flowopd_cli.system.text import columns
 
-        told = [f"{line.found}: {line.way_out}" if line.way_out else line.found for line in lines]
-        print(columns([(line.state, line.name, text) for line, text in zip(lines, told, strict=True)]))
+        texts = [f"{line.found}: {line.way_out}" if line.way_out else line.found for line in lines]
+        print(columns([(line.state, line.name, text) for line, text in zip(lines, texts, strict=True)]))
     if failed:
         raise typer.Exit(FAULTY)
 
 
 def _load(name: str, overrides: list[str]) -> Recipe | None:
-    """The recipe; nothing where a package is absent without which none is read, which has a line of its own."""
+    """The recipe; ``None`` if a package that reading one needs is missing, which has a line of its own."""
     try:
         from flowopd_cli import recipe as recipes
     except ImportError:
@@ -68,7 +73,7 @@ def _load(name: str, overrides: list[str]) -> Recipe | None:
     return recipes.load(recipes.find(name), overrides=overrides)
 
 
-def _of_recipe(recipe: Recipe) -> Iterator[Line]:
-    from flowopd_cli.cli.doctor import recipe as doctor_recipe
+def _recipe_lines(recipe: Recipe) -> Iterator[Line]:
+    from flowopd_cli.cli.doctor.recipe import recipe_lines
 
-    yield from doctor_recipe.examine(recipe)
+    yield from recipe_lines(recipe)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as jsonlib
 from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +14,7 @@ from flowopd_cli.cli import completion
 from flowopd_cli.errors import FAULTY, ArtifactError, printable
 
 if TYPE_CHECKING:
-    from flowopd_cli.cli.plan.validate import Examined
+    from flowopd_cli.cli.plan.validate import Validation
 
 HELP = """The recipes that came with the program, and checks of your own.
 
@@ -45,10 +46,9 @@ def ls(json: Json = False) -> None:
       flowopd recipes ls --json
     """
     from flowopd_cli import recipe
-    from flowopd_cli.cli.plan import validate as examine
     from flowopd_cli.system.text import columns
 
-    rows = [examine.about(name, path) for name, path in sorted(recipe.shipped().items())]
+    rows = [_summary(name, path) for name, path in sorted(recipe.shipped().items())]
     if json:
         print(jsonlib.dumps(rows))
         return
@@ -88,7 +88,7 @@ def copy(name: Name, dest: Dest = None, force: Force = False) -> None:
     stage = recipe.read(source).get("stage")
     target = dest / source.name if dest is not None and is_dir(dest) else dest or Path(source.name)
     if target.exists() and (not force or target.is_dir()):
-        raise ArtifactError(f"{target}: is there already; give another name, or replace it with --force")
+        raise ArtifactError(f"{target}: exists already; give another name, or replace it with --force")
     atomic_write(target, source.read_bytes())
     print(target)
     typer.echo(f"run it with: flowopd {printable(str(stage))} --recipe {target}", err=True)
@@ -96,34 +96,48 @@ def copy(name: Name, dest: Dest = None, force: Force = False) -> None:
 
 @app.command("validate")
 def validate(files: Files, json: Json = False) -> None:
-    """Parse and resolve recipes, and say everything that is wrong with each: keys, values, names, prompts, adapters.
-    Of a sound one it prints optimizer steps, pictures and memory. Exits with 3 if any is not.
+    """Parse and check recipes, and print everything that is wrong with each: keys, values, names, prompts, adapters.
+    For a sound one it prints optimizer steps, pictures and memory. Exits with 3 if any is faulty.
 
     \b
     Example:
       flowopd recipes validate mine.yaml toy/distill
       flowopd recipes validate mine.yaml --json
     """
-    from flowopd_cli.cli.plan.validate import examine
+    from flowopd_cli.cli.plan.validate import validate as validate_recipe
 
-    found = [examine(name) for name in files]
+    validations = [validate_recipe(name) for name in files]
     if json:
-        print(jsonlib.dumps([_as_tree(one) for one in found]))
+        print(jsonlib.dumps([_tree(validation) for validation in validations]))
     else:
-        print("\n".join(printable(line) for one in found for line in _as_lines(one)))
-    if not all(one.ok for one in found):
+        print("\n".join(printable(line) for validation in validations for line in _lines(validation)))
+    if not all(validation.ok for validation in validations):
         raise typer.Exit(FAULTY)
 
 
-def _as_tree(one: Examined) -> dict[str, Any]:
-    told = {"recipe": one.name, "ok": one.ok, "stage": one.stage, "faults": one.faults, "notes": one.notes}
-    return {**told, "arithmetic": one.figures}
+def _summary(name: str, path: Path) -> dict[str, str]:
+    """A shipped recipe's name, stage, base and the first sentence of its head comment."""
+    from flowopd_cli import recipe
+
+    tree = recipe.read(path)
+    base = (tree.get("model") or {}).get("pretrained") or recipe.ModelSpec().pretrained
+    return {"recipe": name, "stage": str(tree.get("stage")), "base": str(base), "what": _first_sentence(path)}
 
 
-def _as_lines(one: Examined) -> Iterator[str]:
-    faults = f"{len(one.faults)} fault{'s' if len(one.faults) > 1 else ''}"
-    yield f"{one.name}: {'ok' if one.ok else faults}"
-    yield from (f"  {fault}" for fault in one.faults)
-    yield from (f"  note: {note}" for note in one.notes)
-    for key, value in one.headlines().items():
+def _first_sentence(path: Path) -> str:
+    lines = takewhile(lambda line: line.startswith("#") and line != "#", path.read_text(encoding="utf-8").splitlines())
+    return " ".join(line.removeprefix("#").strip() for line in lines).partition(". ")[0].rstrip(".")
+
+
+def _tree(validation: Validation) -> dict[str, Any]:
+    tree = {"recipe": validation.name, "ok": validation.ok, "stage": validation.stage}
+    return {**tree, "faults": validation.faults, "notes": validation.notes, "arithmetic": validation.figures}
+
+
+def _lines(validation: Validation) -> Iterator[str]:
+    count = len(validation.faults)
+    yield f"{validation.name}: {'ok' if validation.ok else f'{count} fault' + 's' * (count > 1)}"
+    yield from (f"  {fault}" for fault in validation.faults)
+    yield from (f"  note: {note}" for note in validation.notes)
+    for key, value in validation.headlines().items():
         yield f"  {key}: {value:,}" if isinstance(value, int) else f"  {key}: {value}"

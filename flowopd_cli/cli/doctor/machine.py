@@ -1,4 +1,4 @@
-"""What this machine has: interpreter, packages, devices, memory, cores, space. Nothing heavy at module level."""
+"""The machine: packages and their ranges, devices, memory, cores, disk space. Nothing heavy at module level."""
 
 from __future__ import annotations
 
@@ -8,49 +8,40 @@ import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
 GIB = 2**30
 CGROUPS = Path("/sys/fs/cgroup")
-PYTHON = ">=3.10", "3.11"
-# What pyproject.toml asks for, and the version that the tests ran with.
-PACKAGES: Mapping[str, tuple[str, str]] = {
-    "torch": (">=2.6,<=2.13.0", "2.13.0"),
-    "diffusers": (">=0.36,<0.43", "0.42.1"),
-    "transformers": (">=5.4,<6", "5.23.0"),
-    "peft": (">=0.18,<0.22", "0.21.2"),
-    "accelerate": (">=1.10,<2", "1.15.0"),
-    "safetensors": (">=0.5", "0.8.0"),
-    "huggingface_hub": (">=1.0", "2.4.0"),
-    "jinja2": (">=3.1", "3.1.6"),
-    "jaxtyping": (">=0.3", "0.3.11"),
-    "matplotlib": (">=3.8", "3.11.2"),
-    "numpy": (">=1.26", "2.4.6"),
-    "packaging": (">=21", "26.3"),
-    "pillow": (">=10", "13.0.0"),
-    "pydantic": (">=2.8,<3", "2.14.3"),
-    "pyyaml": (">=6", "6.0.3"),
-    "rich": (">=13.7", "15.0.0"),
-    "typer": (">=0.15", "0.29.2"),
-}
-# The extras of users; dev, docs and those that only join others are left out.
-EXTRAS: Mapping[str, Mapping[str, str]] = {
-    "ocr": {"rapidocr": ">=3.4", "onnxruntime": ">=1.18"},
-    "paddle": {"paddleocr": ">=3.7,<3.8", "onnxruntime": ">=1.18"},
-    "detect": {"scipy": ">=1.11"},
-    "spacy": {"spacy": ">=3.5,<4"},
-    "int8": {"bitsandbytes": ">=0.45"},
-    "track": {"tensorboard": ">=2.16"},
-    "track-wandb": {"wandb": ">=0.31"},
-    "track-mlflow": {"mlflow": ">=3"},
-    "track-trackio": {"trackio": ">=0.43"},
+OTHER_EXTRAS = {"demo", "dev", "docs"}  # extras that only join others, or serve development
+# The versions that the tests ran with.
+TESTED: Mapping[str, str] = {
+    "python": "3.11",
+    "torch": "2.13.0",
+    "diffusers": "0.42.1",
+    "transformers": "5.23.0",
+    "peft": "0.21.2",
+    "accelerate": "1.15.0",
+    "safetensors": "0.8.0",
+    "huggingface-hub": "2.4.0",
+    "jinja2": "3.1.6",
+    "jaxtyping": "0.3.11",
+    "matplotlib": "3.11.2",
+    "numpy": "2.4.6",
+    "packaging": "26.3",
+    "pillow": "13.0.0",
+    "psutil": "7.2.2",
+    "pydantic": "2.14.3",
+    "pyyaml": "6.0.3",
+    "rich": "15.0.0",
+    "typer": "0.29.2",
 }
 
 
 @dataclass(frozen=True)
 class Device:
-    """An accelerator: its name, bytes in all and free now, whether it computes in bfloat16."""
+    """An accelerator: its name, its memory and what is free of it in bytes, whether it computes in bfloat16."""
 
     name: str
     memory: int
@@ -66,26 +57,40 @@ def version(package: str) -> str | None:
         return None
 
 
-def allowed(found: str, wanted: str) -> bool | None:
-    """Whether a version lies in a range as pyproject.toml writes them; a local build counts as its release. ``None``
-    where that cannot be told: the version is no version, or packaging is not installed.
-    """
+@cache
+def requirements() -> Mapping[str, Mapping[str, str]]:
+    """The ranges of packages by extra, as flowopd declares them; its own dependencies below the empty name."""
+    from packaging.requirements import Requirement
+
+    ranges: dict[str, dict[str, str]] = {}
+    for requirement in map(Requirement, metadata.requires("flowopd") or ()):
+        extra = str(requirement.marker).partition('extra == "')[2].rstrip('"') if requirement.marker else ""
+        if requirement.name != "flowopd" and extra not in OTHER_EXTRAS:
+            ranges.setdefault(extra, {})[requirement.name] = str(requirement.specifier)
+    return ranges
+
+
+def python_range() -> str:
+    """The versions of Python that flowopd declares."""
+    return str(metadata.metadata("flowopd")["Requires-Python"])
+
+
+def in_range(text: str, specifier: str) -> bool | None:
+    """Whether a version lies in a range; a local build counts as its release. ``None`` if it is not a version."""
+    from packaging.specifiers import SpecifierSet
+    from packaging.version import InvalidVersion, Version
+
     try:
-        from packaging.specifiers import SpecifierSet
-        from packaging.version import InvalidVersion, Version
-    except ImportError:
-        return None
-    try:
-        return SpecifierSet(wanted).contains(Version(found).public, prereleases=True)
+        return SpecifierSet(specifier).contains(Version(text).public, prereleases=True)
     except InvalidVersion:
         return None
 
 
 def absent(extra: str) -> list[str]:
     """The packages of an extra that are not installed, or too old or too new."""
-    wanted = EXTRAS.get(extra, {})
-    found = {name: version(name) for name in wanted}
-    return [name for name, told in found.items() if told is None or allowed(told, wanted[name]) is False]
+    ranges = requirements().get(extra, {})
+    versions = {name: version(name) for name in ranges}
+    return [name for name, text in versions.items() if text is None or in_range(text, ranges[name]) is False]
 
 
 def devices() -> list[Device]:
@@ -96,25 +101,25 @@ def devices() -> list[Device]:
         return []
     found = []
     for index in range(torch.cuda.device_count()):
-        told = torch.cuda.get_device_properties(index)
-        free, whole = torch.cuda.mem_get_info(index)
-        found.append(Device(told.name, whole, free, told.major >= 8))
+        properties = torch.cuda.get_device_properties(index)
+        free, total = torch.cuda.mem_get_info(index)
+        found.append(Device(properties.name, total, free, properties.major >= 8))
     return found
 
 
 def unused_gpu() -> str | None:
-    """Why PyTorch does not use a GPU that this machine seems to have; ``None`` where there is no sign of one."""
+    """Why PyTorch does not use a GPU that this machine seems to have; ``None`` if there is no sign of one."""
     import torch
 
     if not any(Path("/dev").glob("nvidia[0-9]*")):
         return None
     if torch.version.cuda is None and torch.version.hip is None:
         return f"PyTorch {torch.__version__} is built without CUDA"
-    return "PyTorch finds no device: is the driver new enough for its CUDA " + str(torch.version.cuda)
+    return f"PyTorch finds no device: is the driver new enough for its CUDA {torch.version.cuda}"
 
 
 def processor() -> str:
-    """The name of the CPU, as far as the system tells."""
+    """The name of the CPU."""
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
@@ -124,48 +129,42 @@ def processor() -> str:
 
 def cores() -> int:
     """Cores that this process may use."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:
-        return os.cpu_count() or 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def memory() -> tuple[int, int] | None:
-    """Bytes of memory in all and available, a container's limit counted; ``None`` where the system does not tell."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
-        told = {line.partition(":")[0]: int(line.split()[1]) * 1024 for line in lines if line.endswith("kB")}
-        whole, free = told["MemTotal"], told["MemAvailable"]
-    except (OSError, KeyError, ValueError):
-        return None
+def memory() -> tuple[int, int]:
+    """Bytes of memory in all and available, within the limit of a container."""
+    import psutil
+
+    memory = psutil.virtual_memory()
+    total, free = memory.total, memory.available
     for limit, used in _limits():
-        if limit < whole:
-            whole, free = limit, min(free, max(0, limit - used))
-    return whole, free
+        if limit < total:
+            total, free = limit, min(free, max(0, limit - used))
+    return total, free
 
 
 def _limits(root: Path = CGROUPS) -> list[tuple[int, int]]:
-    """The memory limits of control groups and what of them is used, without pages of files that may be dropped."""
-    found = []
-    for folder, limit, used, idle in (
+    """The memory limits of control groups and the use of each, without file pages that may be dropped."""
+    limits = []
+    for folder, limit, used, inactive in (
         (root, "memory.max", "memory.current", "inactive_file"),
         (root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
     ):
-        with suppress(OSError, ValueError):  # "max" where there is none
-            taken = int((folder / used).read_text()) - _counted(folder / "memory.stat", idle)
-            found.append((int((folder / limit).read_text()), max(0, taken)))
-    return found
+        with suppress(OSError, ValueError):  # "max" stands for no limit
+            taken = int((folder / used).read_text()) - _figure(folder / "memory.stat", inactive)
+            limits.append((int((folder / limit).read_text()), max(0, taken)))
+    return limits
 
 
-def _counted(file: Path, name: str) -> int:
-    """The figure of that name in a file with one a line; 0 where there is none."""
+def _figure(file: Path, name: str) -> int:
     with suppress(OSError, ValueError):
         rows = (line.split() for line in file.read_text().splitlines())
         return next((int(row[1]) for row in rows if len(row) == 2 and row[0] == name), 0)
     return 0
 
 
-def space(folder: Path) -> tuple[Path, int, bool]:
-    """Of a folder that may not be there yet: the nearest that is, its free bytes, whether it may be written to."""
+def disk_space(folder: Path) -> tuple[int, bool]:
+    """The free bytes for a folder that may not exist yet, and whether it may be written to."""
     place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    return place, shutil.disk_usage(place).free, os.access(place, os.W_OK)
+    return shutil.disk_usage(place).free, os.access(place, os.W_OK)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -10,7 +9,8 @@ from flowopd_cli import recipe as recipes
 from flowopd_cli import registry
 from flowopd_cli.cli.doctor import machine
 from flowopd_cli.cli.doctor.checks import Line, gib, guarded
-from flowopd_cli.cli.plan import check as preflight
+from flowopd_cli.cli.plan.check import checks, collect
+from flowopd_cli.cli.plan.consent import code_fields
 from flowopd_cli.cli.plan.resolve import Plan
 from flowopd_cli.errors import FlowOPDError, MissingDependency
 from flowopd_cli.models.files.shapes import BYTES, FULL, Shape, base_weights, shape_of
@@ -21,9 +21,9 @@ from flowopd_cli.system.paths import is_dir
 FRAMEWORK = machine.GIB  # what libraries and a CUDA context take beside what is counted
 
 
-def examine(recipe: recipes.Recipe) -> Iterator[Line]:
+def recipe_lines(recipe: recipes.Recipe) -> Iterator[Line]:
     """What the recipe needs of this machine; nothing is loaded or fetched."""
-    yield from guarded("recipe", lambda: _sound(recipe))
+    yield from guarded("recipe", lambda: _checks(recipe))
     recipe = Plan.of(recipe).recipe
     if _loads_base(recipe):
         yield from guarded("memory needed", lambda: _room(recipe))
@@ -33,21 +33,17 @@ def examine(recipe: recipes.Recipe) -> Iterator[Line]:
 
 
 def _loads_base(recipe: recipes.Recipe) -> bool:
-    """Whether it works with the base, and not with adapters, pictures or scores alone."""
     if isinstance(recipe, recipes.EvalRecipe):
         return recipe.eval.pictures is None and recipe.eval.import_scores is None
     return not isinstance(recipe, recipes.MergeRecipe)
 
 
 def _room(recipe: recipes.Recipe) -> Iterator[Line]:
-    """The memory that is needed beside that which is there."""
-    found = machine.devices()
-    if recipe.model.device == "cpu" or (recipe.model.device == "auto" and not found):
-        memory = machine.memory()
+    """The memory that is needed beside the memory that is free."""
+    rooms = [device.free for device in machine.devices()]
+    if recipe.model.device == "cpu" or (recipe.model.device == "auto" and not rooms):
         recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"device": "cpu"})})
-        rooms = [] if memory is None else [memory[1] // _processes(recipe)]
-    else:
-        rooms = [device.free for device in found]
+        rooms = [machine.memory()[1] // _processes(recipe)]
     yield from _memory(recipe, rooms)
 
 
@@ -76,31 +72,32 @@ def _processes(recipe: recipes.Recipe) -> int:
     return recipe.train.processes if isinstance(recipe, recipes.TrainedRecipe) else 1
 
 
-def _sound(recipe: recipes.Recipe) -> Iterator[Line]:
+def _checks(recipe: recipes.Recipe) -> Iterator[Line]:
     """What ``--dry-run`` would refuse or remark on."""
-    try:
-        notes = preflight.check(recipe, dry_run=True)
-    except MissingDependency as error:
-        yield Line("recipe", "fail", f"{error.package} is not installed", f"pip install 'flowopd[{error.extra}]'")
-        return
-    except FlowOPDError as error:
-        yield Line("recipe", "fail", str(error))
-        return
-    yield Line("recipe", "ok", f"a {recipe.stage} recipe")
-    yield from (Line("recipe", "warn", note) for note in notes)
+    results = list(collect(checks(Plan.of(recipe).recipe, dry_run=True)))
+    if not any(isinstance(result, FlowOPDError) for result in results):
+        yield Line("recipe", "ok", f"a {recipe.stage} recipe")
+    for result in results:
+        if isinstance(result, MissingDependency):
+            way_out = f"pip install 'flowopd[{result.extra}]'"
+            yield Line("recipe", "fail", f"{result.package} is not installed", way_out)
+        else:
+            yield Line("recipe", "fail" if isinstance(result, FlowOPDError) else "warn", str(result))
+    for field, name in code_fields(recipe):
+        yield Line("recipe", "warn", f"{field}: {name} is code of the recipe's own", "run it with --allow-code")
 
 
 def _memory(recipe: recipes.Recipe, rooms: Sequence[int]) -> Iterator[Line]:
-    copies = _processes(recipe)
-    if recipe.model.device != "cpu" and len(rooms) < copies:
-        told = f"{copies} processes want a CUDA device each, there are {len(rooms)}"
-        yield Line("devices", "fail", told, f"set train.processes={max(1, len(rooms))}, or model.device=cpu")
+    processes = _processes(recipe)
+    if recipe.model.device != "cpu" and len(rooms) < processes:
+        text = f"{processes} processes need a CUDA device each, there are {len(rooms)}"
+        yield Line("devices", "fail", text, f"set train.processes={max(1, len(rooms))}, or model.device=cpu")
         return
     shape = shape_of(recipe.model.pretrained)
     if shape is None or not rooms:
         yield Line("memory needed", "warn", f"not known for {recipe.model.pretrained}", "give a local folder as base")
         return
-    room = min(rooms[:copies]) - FRAMEWORK
+    room = min(rooms[:processes]) - FRAMEWORK
     left = f"{gib(room)} are free, with 1 GiB left for libraries"
     if isinstance(recipe, recipes.TrainedRecipe):
         needed = needs(recipe)
@@ -116,8 +113,8 @@ def _drawing(recipe: recipes.Recipe, shape: Shape, room: int, left: str) -> Line
     """
     width = FULL if isinstance(recipe, recipes.PushRecipe) else BYTES[counted_dtype(recipe.model)]
     taken = (base_weights(shape) + shape.encoders) * width
-    told = f"{gib(taken)} for the base and its text encoders; {left}"
-    return Line("memory needed", "ok", told) if taken <= room else Line("memory needed", "fail", told, _larger(recipe))
+    text = f"{gib(taken)} for the base and its text encoders; {left}"
+    return Line("memory needed", "ok", text) if taken <= room else Line("memory needed", "fail", text, _larger(recipe))
 
 
 def _larger(recipe: recipes.Recipe) -> str:
@@ -130,17 +127,17 @@ def _training(recipe: recipes.TrainedRecipe, needed: Needs, room: int, left: str
     encoding = needed.encoding
     peak = max(needed.peak(checkpointing=saving), encoding)
     most = largest_micro(recipe, room, checkpointing=saving)
-    told = f"{size(peak)} at train.micro {recipe.train.micro}; {left}"
+    text = f"{size(peak)} at train.micro {recipe.train.micro}; {left}"
     if peak <= room:
-        return Line("memory needed", "ok", f"{told}; train.micro up to {most} fits")
+        return Line("memory needed", "ok", f"{text}; train.micro up to {most} fits")
     if most and encoding <= room:
-        return Line("memory needed", "fail", told, f"--set train.micro={most}")
+        return Line("memory needed", "fail", text, f"--set train.micro={most}")
     most = 0 if saving or encoding > room else largest_micro(recipe, room, checkpointing=True)
     if most:
         way_out = f"--set train.gradient_checkpointing=true --set train.micro={min(most, recipe.train.micro)}"
-        return Line("memory needed", "fail", told, way_out)
+        return Line("memory needed", "fail", text, way_out)
     way_out = "not even one row fits: a larger device, or several with train.processes and model.shard=true"
-    return Line("memory needed", "fail", told, way_out)
+    return Line("memory needed", "fail", text, way_out)
 
 
 def _base(model: recipes.ModelSpec) -> Iterator[Line]:
@@ -165,29 +162,31 @@ def _rewards(recipe: recipes.Recipe) -> Iterator[Line]:
         return
     names = [spec.name for spec in getattr(recipe, "rewards", ())]
     if isinstance(recipe, recipes.EvalRecipe):
-        names += importlib.import_module("flowopd_cli.stages.evaluation.suites").reward_names(recipe)
-    for name in dict.fromkeys(names):
-        yield _reward(name)
+        from flowopd_cli.stages.evaluation.suites import reward_names
+
+        names += reward_names(recipe)
+    yield from (_reward(name) for name in dict.fromkeys(names) if not registry.REWARDS.is_code(name))
 
 
 def _reward(name: str) -> Line:
+    from flowopd_cli.rewards.catalog import row
+
     label = f"reward {name}"
     if name.startswith(registry.REMOTE):
         return Line(label, "warn", "is asked over HTTP", "its worker has to run: flowopd rewards serve")
     try:
-        told = importlib.import_module("flowopd_cli.rewards.catalog").row(name)
+        info = row(name)
     except FlowOPDError as error:
         return Line(label, "fail", str(error))
-    extra = told.get("extra")
+    extra = info.get("extra")
     if extra and machine.absent(extra):
-        return Line(
-            label, "fail", f"{', '.join(machine.absent(extra))} not installed", f"pip install 'flowopd[{extra}]'"
-        )
-    if told["installed"] == "worker":
-        return Line(label, "warn", "lives in an environment of its own", f"flowopd rewards serve {name}")
-    if told["installed"] == "no" and told.get("note"):
-        return Line(label, "fail", str(told["note"]))
-    weights = "" if told.get("license", "") == "" else f"; its weights ({told['license']}) are fetched on first use"
+        missing = ", ".join(machine.absent(extra))
+        return Line(label, "fail", f"{missing} not installed", f"pip install 'flowopd[{extra}]'")
+    if info["installed"] == "worker":
+        return Line(label, "warn", "runs in an environment of its own", f"flowopd rewards serve {name}")
+    if info["installed"] == "no" and info.get("note"):
+        return Line(label, "fail", str(info["note"]))
+    weights = f"; its weights ({info['license']}) are fetched on first use" if info.get("license") else ""
     return Line(label, "ok", f"its packages are installed{weights}")
 
 

@@ -1,16 +1,20 @@
-"""What can be refused before anything is loaded: unknown names, missing files, tasks without a route. No torch."""
+"""The checks of a recipe that need no weights: names, files, adapters, tasks, settings without effect. No torch.
+
+``--dry-run`` and every command stop at the first fault; ``recipes validate`` and ``doctor --recipe`` collect them all.
+"""
 
 from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache, partial
 from pathlib import Path
 
 from flowopd_cli import registry
 from flowopd_cli.cli.plan.adapters import check_base, check_bases, check_refs
 from flowopd_cli.cli.plan.resolve import RANKLESS
-from flowopd_cli.errors import ArtifactError, MergeError, MissingDependency, PromptError, RecipeError
+from flowopd_cli.errors import ArtifactError, FlowOPDError, MergeError, MissingDependency, PromptError, RecipeError
 from flowopd_cli.prompts.clauses import faulty
 from flowopd_cli.prompts.files import SUFFIXES, Row, read_rows, repeats, target
 from flowopd_cli.recipe import (
@@ -30,6 +34,7 @@ from flowopd_cli.runs.adapter_ref import AdapterRef, Adapters
 from flowopd_cli.runs.run import RunDir
 from flowopd_cli.system.paths import is_branch, is_hub_id
 
+Check = Callable[[], Iterable[str] | None]
 # Rewards that need something of a prompt's own text or metadata.
 QUOTED = {"ocr", "toy-ocr"}
 CLAUSED = {"geneval", "geneval-hf", "toy-geneval"}
@@ -38,43 +43,83 @@ CLAUSED = {"geneval", "geneval-hf", "toy-geneval"}
 def check(
     recipe: Recipe, *, adapters: Adapters | None = None, out: Path | None = None, dry_run: bool = False
 ) -> list[str]:
-    """Refuse what could not run; returns remarks about what could, but may not be meant.
+    """Refuse what could not run; returns remarks on what could, but is probably a mistake.
 
-    ``out`` is where the run will be written, ``dry_run`` that nothing will be trained or uploaded, so that an adapter
-    may still be to come.
+    ``out`` is where the run will be written; with ``dry_run`` nothing is trained or uploaded, so an adapter may not
+    exist yet.
 
     Raises:
         FlowOPDError: a name is unknown, a file or adapter is missing, adapters have different bases, a task has no
             teacher or no reward, or ``out`` holds what the recipe reads.
     """
-    refs, adapters = dict(adapter_refs(recipe)), adapters or Adapters()
+    return _run(checks(recipe, adapters=adapters, out=out, dry_run=dry_run))
+
+
+def check_names(recipe: Recipe) -> list[str]:
+    """The part of :func:`check` that reads no adapter: names, prompt files, tasks, settings without effect."""
+    return _run(_name_checks(recipe))
+
+
+def collect(checks: Iterable[Check]) -> Iterator[FlowOPDError | str]:
+    """The error of every check that fails, and the remarks of the others; each once."""
+    texts = set()
+    for run in checks:
+        try:
+            results: Iterable[FlowOPDError | str] = run() or ()
+        except FlowOPDError as error:
+            results = (error,)
+        for result in results:
+            if str(result) not in texts:
+                texts.add(str(result))
+                yield result
+
+
+def checks(
+    recipe: Recipe, *, adapters: Adapters | None = None, out: Path | None = None, dry_run: bool = False
+) -> Iterator[Check]:
+    """Every check of a recipe, as functions that return remarks or raise :class:`FlowOPDError`; see :func:`check`."""
+    if isinstance(recipe, PushRecipe):
+        yield partial(_check_push, recipe, dry_run)
+    yield partial(_check_adapters, recipe, adapters or Adapters(), out, dry_run)
+    yield from _name_checks(recipe)
+
+
+def _run(checks: Iterable[Check]) -> list[str]:
+    return [remark for run in checks for remark in run() or ()]
+
+
+def _name_checks(recipe: Recipe) -> Iterator[Check]:
+    yield partial(registry.MODELS.check, recipe.model.family)
+    yield partial(check_base, recipe.model)
+    for spec in getattr(recipe, "rewards", ()):
+        yield partial(registry.REWARDS.check, spec.name)
+    for suite in recipe.eval.suites if isinstance(recipe, EvalRecipe) else ():
+        yield partial(registry.SUITES.check, suite)
+    if isinstance(recipe, MergeRecipe):
+        yield partial(_check_merge, recipe)
+    if isinstance(recipe, TrainedRecipe):
+        yield partial(check_installed, recipe.train.trackers)
+        yield partial(_check_optimizer, recipe.train.optimizer)
+        read = cache(rows_of)  # a prompt file is read once
+        yield partial(_check_tasks, recipe, read)
+        for prompts in recipe.prompts:
+            yield partial(_check_prompts, recipe, prompts, read)
+        yield partial(_idle_settings, recipe)
+
+
+def _check_adapters(recipe: Recipe, adapters: Adapters, out: Path | None, dry_run: bool) -> list[str]:
+    refs = dict(adapter_refs(recipe))
     absent = {role: ref for role, ref in refs.items() if AdapterRef.parse(ref).absent} if dry_run else {}
     refs = {role: ref for role, ref in refs.items() if role not in absent}
     check_refs(refs, adapters, fetch=not dry_run)
     if out is not None:
         _check_out(out, recipe, refs)
     check_bases(recipe.model, refs, adapters, fetch=not dry_run)
-    if isinstance(recipe, PushRecipe):
-        _check_push(recipe, dry_run)
-    return [*(f"{role}: {ref}: is not there yet" for role, ref in absent.items()), *check_names(recipe)]
-
-
-def check_names(recipe: Recipe) -> list[str]:
-    """The part of :func:`check` that asks for no adapter: names, prompt files, tasks, settings that do nothing."""
-    registry.MODELS.check(recipe.model.family)
-    check_base(recipe.model)
-    for spec in getattr(recipe, "rewards", ()):
-        registry.REWARDS.check(spec.name)
-    if isinstance(recipe, EvalRecipe):
-        for suite in recipe.eval.suites:
-            registry.SUITES.check(suite)
-    if isinstance(recipe, MergeRecipe):
-        _check_merge(recipe)
-    return _check_training(recipe) if isinstance(recipe, TrainedRecipe) else []
+    return [f"{role}: {ref}: is not there yet" for role, ref in absent.items()]
 
 
 def adapter_refs(recipe: Recipe) -> Iterator[tuple[str, str]]:
-    """Where in the recipe an adapter is named, and its reference."""
+    """The fields of a recipe that name an adapter, and the references."""
     if isinstance(recipe, TrainedRecipe) and recipe.adapter.init is not None:
         yield "adapter.init", recipe.adapter.init
     if isinstance(recipe, ColdstartRecipe):
@@ -88,7 +133,6 @@ def adapter_refs(recipe: Recipe) -> Iterator[tuple[str, str]]:
     if isinstance(recipe, EvalRecipe) and recipe.adapter is not None:
         yield "adapter", recipe.adapter
     if isinstance(recipe, PushRecipe):
-        RunDir.open(recipe.run, writes=False)
         yield "run", recipe.run
 
 
@@ -117,28 +161,22 @@ def rows_of(spec: PromptSpec) -> list[Row]:
     return rows[: spec.limit]
 
 
-def tasks_of(spec: PromptSpec) -> set[str]:
-    """The tasks that a prompt source names; empty where only reading it by its own plugin would tell.
-
-    Raises:
-        PromptError: as :func:`rows_of`.
-    """
-    return _tasks_of(spec, rows_of(spec))
-
-
-def _tasks_of(spec: PromptSpec, rows: Sequence[Row]) -> set[str]:
+def tasks_of(spec: PromptSpec, rows: Sequence[Row] = ()) -> set[str]:
+    """The tasks that a prompt source names in its ``rows`` or by its own name; empty if only its plugin knows."""
     if rows:
         return {str(row.task) for row in rows}
     return {spec.task} if spec.task else set(registry.PROMPT_TASKS.get(spec.source, ()))
 
 
-def _check_prompts(recipe: TrainedRecipe, rows: Sequence[Row]) -> None:
+def _check_prompts(recipe: TrainedRecipe, prompts: PromptSpec, read: Callable[[PromptSpec], list[Row]]) -> list[str]:
     """Refuse prompts from files that a reward of the recipe could not score, as far as their text says.
 
     Raises:
         PromptError: names the line.
     """
-    for spec in recipe.rewards if _scores(recipe) else ():
+    rows = read(prompts)
+    scored = not isinstance(recipe, DistillRecipe) or recipe.opd.log_rewards_every > 0
+    for spec in recipe.rewards if scored else ():
         for row in rows if spec.name in QUOTED | CLAUSED else ():
             if spec.task is not None and row.task != spec.task:
                 continue
@@ -149,17 +187,23 @@ def _check_prompts(recipe: TrainedRecipe, rows: Sequence[Row]) -> None:
             fault = faulty(row.metadata) if spec.name in CLAUSED else None
             if fault:
                 raise PromptError(f"{row.place}: the reward {spec.name} needs metadata with clauses to judge: {fault}")
+    remark = repeats(rows)
+    return [remark] if remark else []
 
 
-def _scores(recipe: TrainedRecipe) -> bool:
-    """Whether the recipe's rewards are asked at all."""
-    return not isinstance(recipe, DistillRecipe) or recipe.opd.log_rewards_every > 0
+def _check_tasks(recipe: TrainedRecipe, read: Callable[[PromptSpec], list[Row]]) -> list[str]:
+    """Refuse tasks without a route or reward; remark on teachers of no task, if every source names its tasks."""
+    tasks = [tasks_of(spec, read(spec)) for spec in recipe.prompts]
+    check_tasks(recipe, set().union(*tasks))
+    routes = getattr(recipe, "teachers", None) or getattr(recipe, "routing", {})
+    idle = sorted(set(routes).difference(*tasks)) if all(tasks) else []
+    return [f"teacher {task!r} is loaded, but no prompt has its task" for task in idle]
 
 
 def _check_out(out: Path, recipe: Recipe, refs: dict[str, str]) -> None:
-    """The directory that is written, and with ``--force`` emptied first, holds nothing that the recipe reads."""
-    named = [AdapterRef.parse(ref) for ref in refs.values()]
-    inputs = [ref.location for ref in named if ref.kind in {"run", "folder"}]
+    """Refuse to write, and with ``--force`` to empty, a directory that holds what the recipe reads."""
+    references = [AdapterRef.parse(ref) for ref in refs.values()]
+    inputs = [ref.location for ref in references if ref.kind in {"run", "folder"}]
     inputs += recipe.push.evaluations if isinstance(recipe, PushRecipe) else ()
     target = Path(os.path.realpath(out))
     for text in inputs:
@@ -169,6 +213,7 @@ def _check_out(out: Path, recipe: Recipe, refs: dict[str, str]) -> None:
 
 
 def _check_push(recipe: PushRecipe, dry_run: bool) -> None:
+    RunDir.open(recipe.run, writes=False)
     repo = recipe.push.repo
     if not dry_run and not repo:
         raise RecipeError("push needs a repository (--repo OWNER/NAME), or --dry-run to write the folder only")
@@ -192,55 +237,24 @@ def _check_merge(recipe: MergeRecipe) -> None:
         )
 
 
-def _check_training(recipe: TrainedRecipe) -> list[str]:
-    check_installed(recipe.train.trackers)
-    if recipe.train.optimizer == "adamw8bit" and importlib.util.find_spec("bitsandbytes") is None:
+def _check_optimizer(name: str) -> None:
+    if name == "adamw8bit" and importlib.util.find_spec("bitsandbytes") is None:
         raise MissingDependency("bitsandbytes", extra="int8")
-    rows = [rows_of(spec) for spec in recipe.prompts]
-    named = [_tasks_of(spec, own) for spec, own in zip(recipe.prompts, rows, strict=True)]
-    check_tasks(recipe, set().union(*named))
-    repeated = []
-    for own in rows:
-        _check_prompts(recipe, own)
-        repeated += [remark] if (remark := repeats(own)) else []
-    return [
-        *repeated,
-        *_idle_teachers(recipe, named),
-        *_idle_window(recipe),
-        *_idle_processes(recipe),
-        *_idle_resampling(recipe),
-    ]
 
 
-def _idle_processes(recipe: TrainedRecipe) -> list[str]:
-    """Processes that draw nothing, or wait for others: groups stay whole."""
+def _idle_settings(recipe: TrainedRecipe) -> Iterator[str]:
+    """Remarks on settings without effect, and on processes that wait for others, since groups stay whole."""
+    window, steps = recipe.sampling.window, recipe.sampling.steps
+    if window is not None and not recipe.sampling.deterministic and window.start_max + window.size >= steps:
+        yield "sampling.window holds the last step, which draws no noise and is not trained"
     groups, processes = recipe.train.groups, max(recipe.train.processes, int(os.environ.get("WORLD_SIZE", "1")))
     if processes == 1 and recipe.model.shard:
-        return ["model.shard does nothing with one process: the pieces of the base are one for each of train.processes"]
-    if groups % processes == 0:
-        return []
-    most = -(-groups // processes)
-    return [
-        f"train.groups {groups} over {processes} processes: groups stay whole, so one draws {most} while another draws "
-        f"{most - 1} and waits; a multiple of {processes} keeps all busy"
-    ]
-
-
-def _idle_resampling(recipe: TrainedRecipe) -> list[str]:
-    if not recipe.train.resample_flat or isinstance(recipe, TeacherRecipe):
-        return []
-    return [f"train.resample_flat does nothing here: {recipe.stage} has no use for a group's spread"]
-
-
-def _idle_teachers(recipe: TrainedRecipe, named: Sequence[set[str]]) -> list[str]:
-    """Teachers of no prompt's task, where every source names its tasks."""
-    routes = getattr(recipe, "teachers", None) or getattr(recipe, "routing", {})
-    idle = sorted(set(routes).difference(*named)) if all(named) else []
-    return [f"teacher {task!r} is loaded, but no prompt has its task" for task in idle]
-
-
-def _idle_window(recipe: TrainedRecipe) -> list[str]:
-    window, steps = recipe.sampling.window, recipe.sampling.steps
-    if window is None or recipe.sampling.deterministic or window.start_max + window.size < steps:
-        return []
-    return ["sampling.window holds the last step, which draws no noise and is not trained"]
+        yield "model.shard has no effect with one process: each of train.processes holds a piece of the base"
+    elif groups % processes:
+        most = -(-groups // processes)
+        yield (
+            f"train.groups {groups} over {processes} processes: groups stay whole, so one draws {most} while another "
+            f"draws {most - 1} and waits; a multiple of {processes} keeps all busy"
+        )
+    if recipe.train.resample_flat and not isinstance(recipe, TeacherRecipe):
+        yield f"train.resample_flat has no effect here: {recipe.stage} has no use for a group's spread"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from flowopd_cli import recipe as recipes
-from flowopd_cli.cli.plan.validate import examine
+from flowopd_cli.cli.plan.validate import validate
 
 SHELF = Path(__file__).resolve().parents[3] / "recipes"
 
@@ -36,7 +36,7 @@ def test_a_copy_has_the_comments_and_replaces_nothing_unasked(flowopd, tmp_path)
     Path("distill.yaml").write_text("mine")
     code, out, err = flowopd("recipes", "copy", "toy/distill")
     assert (code, out) == (2, "")
-    assert "distill.yaml: is there already; give another name, or replace it with --force" in err
+    assert "distill.yaml: exists already; give another name, or replace it with --force" in err
     assert Path("distill.yaml").read_text() == "mine"
     assert flowopd("recipes", "copy", "toy/distill", "--force")[0] == 0
     assert Path("distill.yaml").read_text() != "mine"
@@ -78,7 +78,7 @@ def test_validate_tells_every_fault_of_every_file(flowopd):
 )
 def test_a_fault_of_the_form_hides_no_unknown_name(text, words):
     Path("mine.yaml").write_text(f"stage: teacher\n{text}\n")
-    faults = examine("mine.yaml").faults
+    faults = validate("mine.yaml").faults
     assert len(set(faults)) == len(faults)
     for word in words:
         assert any(word in fault for fault in faults), faults
@@ -89,7 +89,7 @@ def test_unknown_suites_are_told_beside_a_fault_of_the_form():
     Path("mine.yaml").write_text(
         "stage: eval\nmodel: {pretrained: toy}\neval: {suites: [ocr, genevel, 3], stepss: 4}\n"
     )
-    faults = examine("mine.yaml").faults
+    faults = validate("mine.yaml").faults
     assert any("genevel" in fault for fault in faults)
     assert any("stepss" in fault for fault in faults)
     assert len(faults) == 3
@@ -115,11 +115,11 @@ def test_what_only_this_machine_lacks_is_a_note(monkeypatch):
         "stage: teacher\nmodel: {pretrained: toy}\nprompts: [{source: 'toy:ocr'}]\nrewards: [{name: ocr}]\n"
         "train: {track: tensorboard}\n"
     )
-    seen = examine("mine.yaml")
+    seen = validate("mine.yaml")
     assert seen.ok
     assert seen.notes == ("tensorboard is not installed: pip install 'flowopd[track]'",)
 
 
 @pytest.mark.parametrize("name", sorted(recipes.shipped()))
 def test_every_shipped_recipe_is_sound(name):
-    assert examine(name).faults == ()
+    assert validate(name).faults == ()

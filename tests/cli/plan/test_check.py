@@ -27,8 +27,13 @@ def jsonl(path, *rows, bom=""):
 
 def test_a_rows_own_task_wins_over_the_flags(tmp_path):
     source = jsonl(tmp_path / "o.jsonl", {"prompt": "x", "task": "other"}, {"prompt": "y"}, bom="\ufeff")
-    assert checks.tasks_of(recipes.PromptSpec(source=source, task="ocr")) == {"other", "ocr"}
-    assert checks.tasks_of(recipes.PromptSpec(source=source, task="ocr", limit=1)) == {"other"}
+
+    def tasks(**options):
+        spec = recipes.PromptSpec(source=source, **options)
+        return checks.tasks_of(spec, checks.rows_of(spec))
+
+    assert tasks(task="ocr") == {"other", "ocr"}
+    assert tasks(task="ocr", limit=1) == {"other"}
     rewards = [{"name": "toy-ocr", "task": "ocr"}]
     recipe = teacher(prompts=[{"source": source, "task": "ocr"}], rewards=rewards)
     with pytest.raises(RewardError, match=r"'other' have no reward \(rewards are for ocr\)"):
@@ -139,4 +144,4 @@ def test_resampling_without_a_use_is_remarked_on():
     distill = {"stage": "distill", "model": TOY, "prompts": TEACHER["prompts"], "routing": {"ocr": {"ref": "base"}}}
     assert check(teacher(train={"resample_flat": 4})) == []
     found = check(recipes.build({**distill, "train": {"resample_flat": 4}}))
-    assert found == ["train.resample_flat does nothing here: distill has no use for a group's spread"]
+    assert found == ["train.resample_flat has no effect here: distill has no use for a group's spread"]
