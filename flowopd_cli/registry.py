@@ -132,7 +132,7 @@ MODELS = Registry(
 )
 FAMILIES = Registry(  # what each of MODELS is, without torch
     "family",
-    {"sd3": "flowopd_cli.models.shapes.sd3:FAMILY", "flux": "flowopd_cli.models.shapes.flux:FAMILY"},
+    {"sd3": "flowopd_cli.models.files.families:SD3", "flux": "flowopd_cli.models.files.families:FLUX"},
 )
 BASES = Registry("base", {"toy": "flowopd_cli.toy:folder"})
 REWARDS = Registry(

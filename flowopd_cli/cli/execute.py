@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from contextlib import redirect_stdout
 from dataclasses import replace
 from functools import partial
@@ -16,6 +17,7 @@ from flowopd_cli.cli import launch, signals
 from flowopd_cli.cli.console import Console
 from flowopd_cli.cli.demo import Demo
 from flowopd_cli.cli.options import Common
+from flowopd_cli.cli.plan import memory
 from flowopd_cli.cli.plan.check import check
 from flowopd_cli.cli.plan.resolve import Plan
 from flowopd_cli.cli.stage import continuation, interruption, is_dry_push, run_stage
@@ -28,6 +30,7 @@ from flowopd_cli.runs.run import RunDir
 from flowopd_cli.system import distributed
 from flowopd_cli.system.text import suggest
 
+FIGURE_WIDTH = 45
 ONE_PROCESS = ("merge", "push")
 
 
@@ -39,7 +42,7 @@ def execute(plan: Plan, common: Common) -> None:
     for remark in remarks:
         console.note(f"note: {remark}")
     if common.dry_run and recipe.stage != "push":
-        console.result(describe(recipe, remarks, as_json=common.json))
+        _print_dry_run(console, recipe, remarks, as_json=common.json)
         return
     if _is_finished(common):
         path = Path(str(common.resume))
@@ -81,17 +84,23 @@ def run_demo(demo: Demo, console: Console) -> dict[str, Any]:
             console.done()
 
 
-def describe(recipe: Recipe, remarks: list[str], *, as_json: bool) -> str:
-    """The resolved recipe and its arithmetic, as YAML that ends with a comment, or as JSON."""
+def _print_dry_run(console: Console, recipe: Recipe, remarks: list[str], *, as_json: bool) -> None:
+    """The resolved recipe, its arithmetic and then its memory, as YAML that ends with a comment, or as JSON."""
     figures = arithmetic(recipe)
     if as_json:
-        return json.dumps({"recipe": recipe.model_dump(mode="json"), "arithmetic": figures, "notes": remarks})
-    width = max(map(len, figures))
-    lines = [
-        f"#   {name:<{width}}  {value:,}" if isinstance(value, int) else f"#   {name:<{width}}  {value}"
+        figures |= memory.figures(recipe)
+        console.result(json.dumps({"recipe": recipe.model_dump(mode="json"), "arithmetic": figures, "notes": remarks}))
+        return
+    console.result("\n".join([dump(recipe).rstrip(), "", "# batch arithmetic", *_comments(figures)]))
+    for line in _comments(memory.figures(recipe)):
+        console.result(line)
+
+
+def _comments(figures: Mapping[str, int | float | str]) -> list[str]:
+    return [
+        f"#   {name:<{FIGURE_WIDTH}}  {value:,}" if isinstance(value, int) else f"#   {name:<{FIGURE_WIDTH}}  {value}"
         for name, value in figures.items()
     ]
-    return "\n".join([dump(recipe).rstrip(), "", "# batch arithmetic", *lines])
 
 
 def _open_run(recipe: Recipe, common: Common) -> RunDir:

@@ -59,6 +59,8 @@ class AdapterBank:
         with torch.no_grad():
             for layer in self._layers(name).values():
                 a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
+                if a.is_meta:
+                    continue
                 a.copy_(torch.randn(a.shape, generator=generator) / rank)
                 b.zero_()
 

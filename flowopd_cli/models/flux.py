@@ -15,8 +15,9 @@ from flowopd_cli.core.schedule import shift_sigmas
 from flowopd_cli.core.types import Conditioning
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.models.pipeline import PipelineModel
-from flowopd_cli.models.shapes.flux import PACKED, SAMPLE_SIZE
 
+PACKED = 2  # latent pixels along a side of one token
+SAMPLE_SIZE = 128  # the pipeline's own, in latent pixels
 OTHER_GRIDS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "shift_terminal", "invert_sigmas")
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -20,8 +21,13 @@ from flowopd_cli.errors import ArtifactError
 from flowopd_cli.models.adapters import AdapterBank
 from flowopd_cli.models.attention import choose_attention
 from flowopd_cli.models.embeddings import EmbeddingStore, Row, store_folder
-from flowopd_cli.models.files.pipelines import absent_parts, base_fingerprint, encoder_identity, locate
-from flowopd_cli.models.files.shapes import pixels_of
+from flowopd_cli.models.files.pipelines import (
+    absent_parts,
+    base_fingerprint,
+    encoder_identity,
+    locate,
+    pixels_per_latent,
+)
 from flowopd_cli.models.loading import LoadOptions, load_part, pick_dtype, quiet_libraries, take_device
 from flowopd_cli.models.sharding import Turns, shard
 from flowopd_cli.models.speed import allow_tf32, checkpointed, compile_blocks
@@ -36,6 +42,18 @@ DEFAULTS = LoadOptions()
 Model = TypeVar("Model", bound="PipelineModel")
 
 
+@dataclass(frozen=True)
+class Modules:
+    """Modules to use in place of those that a folder holds; ``embed`` stands for the text encoders."""
+
+    transformer: ModelMixin | None = None
+    vae: AutoencoderKL | None = None
+    embed: Callable[[list[str]], tuple[Tensor, Tensor]] | None = None
+
+
+FROM_FOLDER = Modules()
+
+
 class PipelineModel(ABC):
     """The part of a :class:`~flowopd_cli.models.base.FlowModel` that does not depend on the family.
 
@@ -48,11 +66,14 @@ class PipelineModel(ABC):
     block_lists: ClassVar[tuple[str, ...]] = ("transformer_blocks",)
     classifier_free = True
 
-    def __init__(self, folder: Path, device: torch.device, options: LoadOptions) -> None:
+    def __init__(
+        self, folder: Path, device: torch.device, options: LoadOptions, modules: Modules = FROM_FOLDER
+    ) -> None:
         quiet_libraries()
         self.folder, self.device, self.dtype = folder, device, pick_dtype(options.dtype, device)
         self.max_sequence_length = options.max_sequence_length
-        self.transformer = self._load_transformer()
+        self.transformer = modules.transformer or self._load_transformer()
+        self._embed_instead = modules.embed
         self._turns: Turns | None = None
         if options.shard and rank_and_world()[1] > 1:
             shard(self.transformer, self.blocks, device)
@@ -61,8 +82,9 @@ class PipelineModel(ABC):
         self.adapters = AdapterBank(self.transformer, options.targets)
         self._scheduler = load_part(FlowMatchEulerDiscreteScheduler, folder, "scheduler")
         self._resolution = options.resolution
+        self._pixels = pixels_per_latent(folder) if options.resolution else 1
         self._encoders: DiffusionPipeline | None = None
-        self._vae: AutoencoderKL | None = None
+        self._vae = modules.vae
         self.prompts = EmbeddingStore(options.prompt_cache and self._embeddings_under(options.prompt_cache))
         self._fingerprint: str | None = None
         choose_attention(self.transformer, options.attention)
@@ -70,7 +92,6 @@ class PipelineModel(ABC):
         self.adapters.mixes = options.compile == "none"  # compiled code skips hooks that are registered later
 
     def _load_transformer(self) -> ModelMixin:
-        """The transformer's weights, read once; :mod:`~flowopd_cli.models.random_weights` makes them up."""
         options = {"torch_dtype": self.dtype, "use_safetensors": True}
         return load_part(self.transformer_class, self.folder, "transformer", **options)
 
@@ -92,6 +113,11 @@ class PipelineModel(ABC):
         return [block for name in self.block_lists for block in getattr(self.transformer, name)]
 
     @property
+    def text_tokens(self) -> int:
+        """Tokens of an encoded prompt."""
+        return self.max_sequence_length
+
+    @property
     def fingerprint(self) -> str:
         """SHA-256 that names this base."""
         if self._fingerprint is None:
@@ -106,10 +132,11 @@ class PipelineModel(ABC):
         """
         if self._resolution is None:
             return own
-        factor = pixels_of(self.folder)
-        if self._resolution % (patch * factor):
-            raise ArtifactError(f"model.resolution {self._resolution} is not a multiple of {patch * factor} pixels")
-        return self._resolution // factor
+        if self._resolution % (patch * self._pixels):
+            raise ArtifactError(
+                f"model.resolution {self._resolution} is not a multiple of {patch * self._pixels} pixels"
+            )
+        return self._resolution // self._pixels
 
     def encode(self, texts: Sequence[str]) -> Conditioning:
         """Rows of embeddings as the pipeline's own ``encode_prompt`` makes them, on the model's device.
@@ -157,7 +184,7 @@ class PipelineModel(ABC):
     @torch.no_grad()
     def _encoded(self, texts: Sequence[str]) -> dict[str, Row]:
         """Encode at most ``ENCODE_BATCH`` texts, filled up to as many: a row must not depend on its company."""
-        embeds, pooled = self._embed([*texts, *[""] * (ENCODE_BATCH - len(texts))])
+        embeds, pooled = (self._embed_instead or self._embed)([*texts, *[""] * (ENCODE_BATCH - len(texts))])
         parts = zip(texts, embeds.to("cpu", self.dtype), pooled.to("cpu", self.dtype), strict=False)
         rows = {text: (e.clone(), p.clone()) for text, e, p in parts}
         self.prompts.add(rows)

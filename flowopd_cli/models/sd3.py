@@ -13,8 +13,10 @@ from flowopd_cli.core.types import Conditioning
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.models.guidance import guided
 from flowopd_cli.models.pipeline import PipelineModel
+from flowopd_cli.system.json_files import read_json
 
 TRAIN_TIMESTEPS = 1000
+CLIP_TOKENS = 77
 
 
 class SD3Model(PipelineModel):
@@ -38,6 +40,15 @@ class SD3Model(PipelineModel):
                 f"{self._resolution // side * largest} pixels, so lower it"
             )
         return config.in_channels, side, side
+
+    @property
+    def text_tokens(self) -> int:
+        """CLIP's tokens and T5's, one after the other."""
+        config = read_json(self.folder / "tokenizer" / "tokenizer_config.json", "configuration of the tokenizer")
+        tokens = config.get("model_max_length", CLIP_TOKENS)
+        if not isinstance(tokens, int) or tokens < 1:
+            raise ArtifactError(f"{self.folder}: the tokenizer's model_max_length is no number of tokens")
+        return tokens + self.max_sequence_length
 
     def sigmas(self, steps: int, shift: float | None = None) -> Float[Tensor, " T1"]:
         """The scheduler's grid, with its own shift unless another is given.

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from math import ceil
 
-from flowopd_cli.models.files.shapes import family
-from flowopd_cli.models.footprint import footprint
+from flowopd_cli.models.files.families import family
+from flowopd_cli.models.files.workload import Workload
 from flowopd_cli.recipe import (
+    AnchorSpec,
     ColdstartRecipe,
     DistillRecipe,
     EvalRecipe,
@@ -14,6 +15,8 @@ from flowopd_cli.recipe import (
     Recipe,
     SamplingSpec,
     TeacherRecipe,
+    TeacherSpec,
+    TrainedRecipe,
     TrainSpec,
 )
 
@@ -21,13 +24,13 @@ Figures = dict[str, int | float | str]
 
 
 def arithmetic(recipe: Recipe) -> Figures:
-    """The figures of a recipe in reading order, those of memory last. A forward is one picture through the
+    """The figures of a recipe in reading order. A forward is one picture through the
     transformer once; classifier-free guidance takes two.
     """
     if isinstance(recipe, TeacherRecipe | DistillRecipe):
-        return _on_policy(recipe) | footprint(recipe)
+        return _on_policy(recipe)
     if isinstance(recipe, ColdstartRecipe):
-        return _supervised(recipe) | footprint(recipe)
+        return _supervised(recipe)
     if isinstance(recipe, EvalRecipe):
         return _evaluation(recipe)
     return _no_loop(recipe)
@@ -58,7 +61,7 @@ def _on_policy(recipe: TeacherRecipe | DistillRecipe) -> Figures:
     train, sampling = recipe.train, recipe.sampling
     fused = isinstance(recipe, DistillRecipe) and recipe.fused
     pictures = train.groups * train.group_size
-    local = ceil(train.groups / train.processes) * train.group_size
+    local = _local_pictures(train)
     learned = taught_steps(sampling, train)
     updates, share = optimizer_steps(pictures, train.updates)
     policy = family(recipe.model.family).halves(sampling.guidance)
@@ -117,6 +120,58 @@ def _label_cost(recipe: TeacherRecipe | DistillRecipe) -> float:
     anchor = recipe.anchor.guidance if recipe.anchor.guidance is not None else own
     asked = recipe.anchor.probability / recipe.anchor.every if recipe.anchor.beta > 0 else 0
     return max(map(cost, teachers)) + asked * cost(anchor)
+
+
+def workload(recipe: TrainedRecipe) -> Workload:
+    """What the memory of a training depends on, counted for one process."""
+    train, sampling, halves = recipe.train, recipe.sampling, family(recipe.model.family).halves
+    teachers, anchor = _roles(recipe)
+    guidances = [spec.guidance for spec in (*teachers, *anchor) if spec.guidance is not None]
+    policy = 1 if isinstance(recipe, ColdstartRecipe) else halves(sampling.guidance)
+    most = max(map(halves, [sampling.guidance, *guidances]))
+    latents, prompts = _held(recipe)
+    return Workload(
+        adapters=2 + len({spec.ref for spec in teachers} - {"base"}) + len([s for s in anchor if s.ref != "base"]),
+        learning_rows=learning_rows(recipe) * policy,
+        sampling_rows=min(train.rollout_batch, _local_pictures(train)) * most,
+        latents=latents,
+        prompts=prompts,
+        shards=train.processes if recipe.model.shard else 1,
+    )
+
+
+def learning_rows(recipe: TrainedRecipe) -> int:
+    """Rows that learn at once: a micro-batch; in the fused schedule at most the pictures of one step."""
+    if isinstance(recipe, DistillRecipe) and recipe.fused:
+        return min(recipe.train.micro, _local_pictures(recipe.train))
+    return recipe.train.micro
+
+
+def _local_pictures(train: TrainSpec) -> int:
+    return ceil(train.groups / train.processes) * train.group_size
+
+
+def _roles(recipe: TrainedRecipe) -> tuple[list[TeacherSpec], list[AnchorSpec]]:
+    """Teachers, taken to be adapters of the policy's size, and the anchor if it has a weight."""
+    if isinstance(recipe, DistillRecipe):
+        return list(recipe.routing.values()), [recipe.anchor] if recipe.anchor.beta else []
+    return list(recipe.teachers.values()) if isinstance(recipe, ColdstartRecipe) else [], []
+
+
+def _held(recipe: TrainedRecipe) -> tuple[int, int]:
+    """Latents and prompts that collection leaves for learning: every step with its labels, or in the fused schedule
+    the state, both labels and the velocity of the rows that learn.
+    """
+    if isinstance(recipe, ColdstartRecipe):
+        return recipe.sft.samples, recipe.sft.samples
+    pictures = _local_pictures(recipe.train)
+    if isinstance(recipe, DistillRecipe):
+        if recipe.fused:
+            return 4 * learning_rows(recipe), pictures
+        labels = 1 + (recipe.anchor.beta > 0)
+    else:
+        labels = 1 if recipe.grpo.beta else 0
+    return pictures * (1 + recipe.sampling.steps * (1 + labels)), pictures
 
 
 def _short(number: float) -> int | float:

@@ -182,7 +182,7 @@ def test_load_lora_weights_reads_the_diffusers_form_by_itself(drawn, pipeline_fo
     [
         ({"use_dora": True}, "a DoRA adapter"),
         ({"bias": "all"}, r"trains biases \(bias: all\)"),
-        ({"modules_to_save": ["norm"]}, r"trains whole modules \(\['norm'\]\)"),
+        ({"modules_to_save": ["norm"]}, r"trains whole modules \(modules_to_save: \['norm'\]\)"),
     ],
 )
 def test_what_is_not_plain_lora_is_refused_with_the_reason(written, changes, reason):

@@ -161,7 +161,7 @@ def test_factors_of_other_precisions(tmp_path, dtype):
     [
         ({"peft_type": "LOHA"}, r"of the kind LOHA \(peft_type\); only plain LoRA"),
         ({"use_dora": "true"}, "a DoRA adapter"),
-        ({"modules_to_save": "norm_out"}, r"trains whole modules \(norm_out\)"),
+        ({"modules_to_save": "norm_out"}, r"trains whole modules \(modules_to_save: norm_out\)"),
         ({"modules_to_save": "['norm_out']"}, "trains whole modules"),
         ({"bias": "lora_only"}, r"trains biases \(bias: lora_only\)"),
         ({"use_qalora": "True"}, "a QALoRA adapter"),

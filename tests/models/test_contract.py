@@ -11,13 +11,15 @@ from support.tiny import TEXTS, add_adapters, make_draw, make_sampler
 
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.models.adapter_files import write_diffusers
+from flowopd_cli.models.files.families import family, family_of, named_shapes
 from flowopd_cli.models.files.pipelines import base_fingerprint
-from flowopd_cli.models.files.shapes import base_weights, family, family_of, shape_of
 from flowopd_cli.models.loading import LoadOptions
+from flowopd_cli.models.memory import BLOCK_COUNTS, measure
 from flowopd_cli.models.pipeline import ENCODE_BATCH, PipelineModel
 from flowopd_cli.models.random_weights import make_random
 from flowopd_cli.models.reference import Request, plain_picture, plain_pipeline
 from flowopd_cli.models.speed import COMPILE
+from flowopd_cli.registry import MODELS
 from flowopd_cli.train.collect import rollout, with_images
 
 SIGMA = torch.tensor([0.9, 0.5, 0.2])
@@ -205,7 +207,7 @@ def test_every_block_is_compiled(tiny, adapted, folder, monkeypatch):
     monkeypatch.setitem(COMPILE, "counted", {"backend": "eager"})
     other = add_adapters(tiny.load(folder, compile="counted"))
     assert all(block._compiled_call_impl is not None for block in other.blocks)
-    assert len(other.blocks) == shape_of(str(folder)).blocks
+    assert len(other.blocks) == sum(size for key, size in other.transformer.config.items() if key in BLOCK_COUNTS)
     torch.testing.assert_close(velocity(other, "other"), velocity(adapted, "other"), atol=1e-5, rtol=1e-5)
 
 
@@ -325,27 +327,29 @@ def test_a_base_of_another_family_is_refused(tiny, copied):
         tiny.load(copied)
 
 
-def test_the_family_is_told_off_a_folder_and_its_weights_are_counted(tiny, model, folder):
-    assert family_of(str(folder)) == tiny.family
-    shape = shape_of(str(folder))
+def test_the_memory_is_measured_without_the_weights(tiny, model, folder):
+    options = LoadOptions(**tiny.options, dtype="float32")
+    measured = measure(tiny.family, str(folder), options, 4)
     tensors = [*model.transformer.parameters(), *model.transformer.buffers()]
-    assert base_weights(shape) == sum(tensor.numel() for tensor in tensors)
-    resolution, (channels, side, _) = tiny.options["resolution"], model.latent_shape
-    assert (shape.latent_channels, shape.side(resolution)) == (channels, side)
-    assert shape.text_tokens(tiny.options["max_sequence_length"]) >= model.encode(TEXTS).embeds.shape[1]
+    assert measured.parameters == sum(tensor.numel() for tensor in tensors)
+    row = model.encode(TEXTS[:1])
+    assert measured.conditioning >= 4 * (row.embeds.numel() + row.pooled.numel())
+    assert measured.latent == 4 * latents(model, rows=1).numel()
+    model.adapters.add("policy", 4, 4, seed=0, trainable=True)
+    assert measured.adapter == sum(weight.numel() for weight in model.adapters.trainable().values())
 
 
 @pytest.mark.parametrize("value", [-1, "many", 10**6])
-def test_a_shape_that_somebody_damaged_is_not_told(tiny, copied, value):
+def test_the_memory_of_a_damaged_configuration_is_not_known(tiny, copied, value):
     edit(copied / "transformer" / "config.json", num_layers=value)
     assert family_of(str(copied)) == tiny.family
-    assert shape_of(str(copied)) is None
+    assert measure(tiny.family, str(copied), LoadOptions(**tiny.options, dtype="float32"), 4) is None
 
 
-def test_a_random_model_of_the_shape_is_one_of_the_family(tiny, folder):
-    options = LoadOptions(**tiny.options, device="cpu")
-    shape = shape_of(str(folder))
-    one = make_random(type(tiny.load(folder)), shape, options, (32,) * shape.pixels.bit_length())
+def test_a_random_model_of_a_shape_is_one_of_the_family(tiny):
+    shape = next(named_shapes()[name] for name in ("small", "flux-small") if name in family(tiny.family).shapes)
+    options = LoadOptions(**{**tiny.options, "resolution": 64}, device="cpu")
+    one = make_random(MODELS.load(tiny.family), shape, options)
     assert isinstance(one, PipelineModel)
     cond = one.encode(TEXTS[:3])
     out = one.velocity(latents(one), SIGMA, cond, guidance=2.0)

@@ -1,6 +1,5 @@
 """What is FLUX's own beside the contract: packed tokens, a grid by resolution, guidance as an input, its shape."""
 
-import itertools
 import json
 import math
 import shutil
@@ -13,19 +12,14 @@ from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from support import tiny_flux
 from support.families import FLUX
 from support.tiny import TEXTS
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from flowopd_cli import recipe as recipes
 from flowopd_cli.cli.options import Common
+from flowopd_cli.cli.plan import memory
 from flowopd_cli.cli.plan.check import check_names
 from flowopd_cli.cli.plan.resolve import resolve
 from flowopd_cli.errors import ArtifactError
-from flowopd_cli.models.adapters import AdapterBank
-from flowopd_cli.models.files.shapes import Rows, adapter_weights, base_weights, family_of, shape_of
-from flowopd_cli.models.footprint import footprint, forward_operations, kept
-from flowopd_cli.models.shapes.flux import SHAPES, FluxShape
-from flowopd_cli.recipe import ATTENTION_TARGETS, AdapterSpec
+from flowopd_cli.models.files.families import family_of
 from flowopd_cli.recipe.cost import arithmetic
 from flowopd_cli.runs.manifest import Manifest
 from flowopd_cli.stages.publishing.card import Card, metadata
@@ -160,93 +154,11 @@ def test_a_transformer_that_wants_a_picture_to_edit_is_refused(copied):
         _ = FLUX.load(copied).latent_shape
 
 
-@pytest.mark.parametrize("name", SHAPES)
-def test_the_weights_are_those_of_diffusers(name):
-    with torch.device("meta"):
-        model = FluxTransformer2DModel(**SHAPES[name].config())
-    assert base_weights(SHAPES[name]) == sum(parameter.numel() for parameter in model.parameters())
-
-
-def test_the_published_shapes():
-    assert base_weights(SHAPES["flux-dev"]) == 11_901_408_320
-    assert shape_of("black-forest-labs/FLUX.1-dev") is SHAPES["flux-dev"]
-    assert shape_of("black-forest-labs/FLUX.1-schnell") is SHAPES["flux-schnell"]
-    assert (SHAPES["flux-dev"].image_tokens(512), SHAPES["flux-dev"].image_tokens(None)) == (1024, 4096)
-
-
-def test_operations_are_those_that_pytorch_counts():
-    shape, model = SHAPES["flux-small"], network(SHAPES["flux-small"])
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(**inputs(shape, Rows(1, 64, 20, 4), torch.float32))
-    assert forward_operations(shape, 64, 20) == pytest.approx(counter.get_total_flops(), rel=0.01)
-
-
-@pytest.mark.parametrize("targets", [ATTENTION_TARGETS, ATTENTION_TARGETS[:2] + FEED_FORWARD, ("proj_out",)])
-def test_adapters_are_counted(targets):
-    bank = AdapterBank(network(SHAPES["flux-small"]), targets)
-    bank.add("policy", 8, 8, seed=0, trainable=True)
-    found = sum(weight.numel() for weight in bank.trainable().values())
-    assert adapter_weights(SHAPES["flux-small"], targets, 8) == found
-
-
-def network(shape, dtype=torch.float32):
-    with torch.random.fork_rng():
-        return FluxTransformer2DModel(**shape.config()).to(dtype)
-
-
-def inputs(shape, batch, dtype):
-    given = {
-        "hidden_states": torch.randn(batch.rows, batch.image, shape.in_channels),
-        "encoder_hidden_states": torch.randn(batch.rows, batch.text, shape.joint_attention_dim),
-        "pooled_projections": torch.randn(batch.rows, shape.pooled_projection_dim),
-    }
-    given = {name: value.to(dtype) for name, value in given.items()}
-    times = {"timestep": torch.full((batch.rows,), 0.5), "guidance": torch.full((batch.rows,), 3.5)}
-    return {**given, **times, "txt_ids": torch.zeros(batch.text, 3), "img_ids": torch.zeros(batch.image, 3)}
-
-
-def autograd_keeps(shape, adapter, batch, checkpointing):
-    """Bytes of the distinct storages that one forward saves for its backward, weights left out."""
-    model = network(shape, torch.float32 if batch.bytes == 4 else torch.bfloat16)
-    bank = AdapterBank(model, adapter.targets)
-    bank.add("policy", adapter.rank, adapter.alpha, seed=0, trainable=True)
-    if checkpointing:
-        model.enable_gradient_checkpointing()
-        model.train()
-    weights = {t.untyped_storage().data_ptr() for t in itertools.chain(model.parameters(), model.buffers())}
-    held = {}
-
-    def pack(tensor):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            held[storage.data_ptr()] = (storage.nbytes(), tensor)
-        return tensor
-
-    with bank.use("policy"), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        model(**inputs(shape, batch, model.dtype))
-    return sum(size for size, _ in held.values())
-
-
-@pytest.mark.parametrize("width", [4, 2])
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("targets", [ATTENTION_TARGETS, ATTENTION_TARGETS + FEED_FORWARD])
-def test_the_activations_are_those_that_autograd_keeps(width, checkpointing, targets):
-    shape = FluxShape(3, 6, 64, 2, 64, 48, guidance_embeds=True, axes_dims_rope=(8, 28, 28))
-    adapter, batch = AdapterSpec(rank=16, alpha=16, targets=targets), Rows(2, 256, 40, width)
-    found = autograd_keeps(shape, adapter, batch, checkpointing)
-    expected = kept(shape, adapter, batch, checkpointing=checkpointing)
-    if checkpointing:  # the block that is recomputed is not among what is saved
-        expected -= kept(shape, adapter, batch) // shape.blocks
-    assert found == pytest.approx(expected, rel=0.15 if checkpointing else 0.1)
-
-
 def test_the_figures_of_a_dry_run_of_the_true_model():
     recipe = recipes.load(recipes.find("flux-dev/teacher-pickscore"))
-    figures = footprint(recipe)
+    figures = memory.figures(recipe)
     assert figures["memory: base"] == f"{2 * 11_901_408_320 / GIB:.2f} GiB"
     assert figures["memory: text encoders, before training"] == f"{2 * (123_060_480 + 4_762_310_656) / GIB:.2f} GiB"
-    one = adapter_weights(SHAPES["flux-dev"], recipe.adapter.targets, 64) * 4 / GIB
-    assert figures["memory: adapters"] == f"{2 * one:.2f} GiB"  # policy and its average
     counted = arithmetic(recipe)
     # six steps, five of them trained, one forward each whatever the guidance; no reference without a KL
     assert counted["of these rollout / labels / learning"] == "6 / 0 / 5"

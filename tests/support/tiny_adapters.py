@@ -3,13 +3,12 @@
 import json
 import math
 
-from flowopd_cli.models.files import shapes
-from flowopd_cli.models.files.pipelines import base_fingerprint
+from flowopd_cli.models.files.pipelines import base_fingerprint, linear_shapes
 from flowopd_cli.toy import folder
 
 TOY_SHA = base_fingerprint(folder())
 MODULE = "transformer_blocks.0.attn.to_q"
-WIDTH = next(linear.inputs for linear in shapes.shape_of("toy").linears() if linear.name == MODULE)
+WIDTH = linear_shapes(folder())[MODULE][1]
 
 
 def safetensors(tensors, metadata=None, data=None):

@@ -83,7 +83,7 @@ def bench(
     values: dict[str, Any] = {"model.resolution": resolution, "sampling.steps": steps, "sampling.guidance": guidance}
     values |= {"adapter.rank": rank, "adapter.alpha": rank, "model.dtype": dtype, "model.device": device}
     if recipe and base:
-        from flowopd_cli.models.files.shapes import model_fields
+        from flowopd_cli.models.files.families import model_fields
 
         values |= {f"model.{key}": value for key, value in model_fields(base).items()}
     tree, where = starting_point(recipe, base, shape)
@@ -131,7 +131,7 @@ def starting_point(recipe: str | None, base: str | None, shape: str | None) -> t
         RecipeError: more than one of the three is given, or none, or there is no such recipe or shape.
     """
     from flowopd_cli import recipe as recipes
-    from flowopd_cli.models.files.shapes import model_fields, named_shapes
+    from flowopd_cli.models.files.families import model_fields, named_shapes
     from flowopd_cli.system.text import suggest
 
     if shape is not None and (recipe or base):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flowopd_cli import recipe as recipes
 from flowopd_cli import registry
@@ -11,12 +12,14 @@ from flowopd_cli.cli.doctor import machine
 from flowopd_cli.cli.doctor.checks import Line, gib, guarded
 from flowopd_cli.cli.plan.check import checks, collect
 from flowopd_cli.cli.plan.consent import code_fields
+from flowopd_cli.cli.plan.memory import footprint, needs, size
 from flowopd_cli.cli.plan.resolve import Plan
 from flowopd_cli.errors import FlowOPDError, MissingDependency
-from flowopd_cli.models.files.shapes import BYTES, FULL, Shape, base_weights, shape_of
-from flowopd_cli.models.footprint import Needs, counted_dtype, needs, size
 from flowopd_cli.recipe.cost import arithmetic
 from flowopd_cli.system.paths import is_dir
+
+if TYPE_CHECKING:
+    from flowopd_cli.models.memory import Needs
 
 FRAMEWORK = machine.GIB  # what libraries and a CUDA context take beside what is counted
 
@@ -93,26 +96,22 @@ def _memory(recipe: recipes.Recipe, rooms: Sequence[int]) -> Iterator[Line]:
         text = f"{processes} processes need a CUDA device each, there are {len(rooms)}"
         yield Line("devices", "fail", text, f"set train.processes={max(1, len(rooms))}, or model.device=cpu")
         return
-    shape = shape_of(recipe.model.pretrained)
-    if shape is None or not rooms:
+    base = footprint(recipe, "float32" if isinstance(recipe, recipes.PushRecipe) else None)
+    if base is None or not rooms:
         yield Line("memory needed", "warn", f"not known for {recipe.model.pretrained}", "give a local folder as base")
         return
     room = min(rooms[:processes]) - FRAMEWORK
     left = f"{gib(room)} are free, with 1 GiB left for libraries"
     if isinstance(recipe, recipes.TrainedRecipe):
         needed = needs(recipe)
-        assert needed is not None  # its shape is known
+        assert needed is not None  # the footprint of its base is known
         yield _training(recipe, needed, room, left)
     else:
-        yield _drawing(recipe, shape, room, left)
+        yield _drawing(recipe, (base.parameters + base.encoders) * base.itemsize, room, left)
 
 
-def _drawing(recipe: recipes.Recipe, shape: Shape, room: int, left: str) -> Line:
-    """Whether the base fits beside its text encoders, which are there together while prompts are encoded; a push draws
-    in float32.
-    """
-    width = FULL if isinstance(recipe, recipes.PushRecipe) else BYTES[counted_dtype(recipe.model)]
-    taken = (base_weights(shape) + shape.encoders) * width
+def _drawing(recipe: recipes.Recipe, taken: int, room: int, left: str) -> Line:
+    """Whether the base fits beside its text encoders, which are there together while prompts are encoded."""
     text = f"{gib(taken)} for the base and its text encoders; {left}"
     return Line("memory needed", "ok", text) if taken <= room else Line("memory needed", "fail", text, _larger(recipe))
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from flowopd_cli import registry
 from flowopd_cli.errors import ArtifactError
-from flowopd_cli.models.files import shapes
 from flowopd_cli.models.files.adapter_header import Pair
-from flowopd_cli.models.files.pipelines import base_fingerprint
+from flowopd_cli.models.files.families import family_of
+from flowopd_cli.models.files.pipelines import base_fingerprint, linear_shapes
 from flowopd_cli.recipe import ModelSpec
 from flowopd_cli.runs.adapter_ref import AdapterRef, Adapters
 from flowopd_cli.system.paths import is_dir, is_file, is_hub_id, is_revision
@@ -41,7 +41,7 @@ def check_base(model: ModelSpec) -> None:
 
 def _check_family(model: ModelSpec) -> None:
     """Refuse a base that is known to be of another family than the recipe says."""
-    actual = shapes.family_of(model.pretrained)
+    actual = family_of(model.pretrained)
     if actual is not None and actual != model.family and model.family in registry.FAMILIES.names():
         raise ArtifactError(
             f"model.family {model.family}: {model.pretrained} is of the family {actual}: "
@@ -84,8 +84,7 @@ def check_bases(model: ModelSpec, refs: Mapping[str, str], adapters: Adapters, *
                 f"{text}: was trained on another base ({sha[:12]}, {model.pretrained} is {own[:12]}): choose the base "
                 "it was trained on with --base, or another adapter"
             )
-    shape = shapes.shape_of(model.pretrained)
-    modules = {} if shape is None else {m.name: (m.outputs, m.inputs) for m in shape.linears()}
+    modules = linear_shapes(folder)
     for ref, adapter in resolved.items() if modules else ():
         if adapter.header is not None:
             _check_modules(ref, adapter.header.pairs, modules)

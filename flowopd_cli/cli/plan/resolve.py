@@ -12,7 +12,7 @@ from flowopd_cli import recipe as recipes
 from flowopd_cli.cli.options import Common
 from flowopd_cli.cli.plan.consent import check_consent
 from flowopd_cli.errors import ArtifactError, RecipeError
-from flowopd_cli.models.files.shapes import model_fields
+from flowopd_cli.models.files.families import model_fields
 from flowopd_cli.registry import REWARDS, reward_name, suite_name
 from flowopd_cli.runs import provenance
 from flowopd_cli.runs.adapter_ref import AdapterRef, Adapters, recorded_base

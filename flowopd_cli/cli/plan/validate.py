@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from flowopd_cli import recipe as recipes
 from flowopd_cli import registry
+from flowopd_cli.cli.plan import memory
 from flowopd_cli.cli.plan.check import Check, checks, collect, rows_of
 from flowopd_cli.cli.plan.consent import code_fields
 from flowopd_cli.cli.plan.resolve import Plan
@@ -61,7 +62,8 @@ def validate(name: str) -> Validation:
         return Validation(name, tuple(dict.fromkeys([*_problems(error, tree), *faults])), tuple(notes), _stage(tree))
     faults, notes = _split(collect(checks(recipe, dry_run=True)))
     notes += [f"{field}: {text} is code: it runs with --allow-code only" for field, text in code_fields(recipe)]
-    return Validation(name, tuple(faults), tuple(notes), recipe.stage, {} if faults else arithmetic(recipe))
+    figures = {} if faults else arithmetic(recipe) | memory.figures(recipe)
+    return Validation(name, tuple(faults), tuple(notes), recipe.stage, figures)
 
 
 def _split(results: Iterable[FlowOPDError | str]) -> tuple[list[str], list[str]]:

@@ -1,6 +1,6 @@
-"""What an adapter's files say before a tensor is read: configuration, names, kinds and shapes. No torch here.
+"""The files of an adapter before a tensor is read: configuration, names, kinds and shapes. No torch here.
 
-Everything an adapter can be refused for is said here, but for values that are not finite and another base's modules.
+An adapter is refused here, except for values that are not finite and for modules of another base.
 """
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+from safetensors import SafetensorError, safe_open
 
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.models.files.peft_config import (
@@ -20,11 +22,10 @@ from flowopd_cli.models.files.peft_config import (
     LONGEST_NAME,
     PLAIN,
     PeftConfig,
-    config_of,
+    parse_config,
     read_config,
     reason,
     shown,
-    text_or_none,
 )
 from flowopd_cli.system.paths import is_file
 
@@ -37,8 +38,7 @@ PEFT_PREFIX, DIFFUSERS_PREFIX = "base_model.model.", "transformer."
 PREFIXES = (PEFT_PREFIX, "module.", "_orig_mod.", DIFFUSERS_PREFIX)  # as wrapped, parallel, compiled, in a pipeline
 DIFFUSERS_CONFIG = "lora_adapter_metadata"  # where diffusers keeps PEFT's configuration, in the header of its weights
 MOST_MODULES = 20_000
-BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
-LARGEST = 100_000_000  # bytes of a header, as in safetensors itself
+KINDS = ("F64", "F32", "F16", "BF16")
 _NAME = re.compile(r"(?P<module>.+)\.lora_(?P<side>A|B)(?:\.[^.]+)?\.weight")
 
 
@@ -72,7 +72,7 @@ class AdapterHeader:
 
 
 def read_adapter_header(folder: Path) -> AdapterHeader:
-    """What the files of an adapter folder, PEFT's form or diffusers', say of themselves.
+    """The header of an adapter folder in PEFT's or diffusers' form.
 
     Raises:
         ArtifactError: a file is missing, damaged, cut short or not safetensors; the configuration holds values of other
@@ -87,15 +87,16 @@ def read_adapter_header(folder: Path) -> AdapterHeader:
         if alphas and config.path:
             raise ArtifactError(f"{file}: says its scales twice ({DIFFUSERS_CONFIG}, and tensors called alpha)")
         _check_ranks(config, file, pairs)
-        return AdapterHeader(file, replace(config, base_sha256=_base_in(file, metadata)), pairs, alphas)
+        base = _base_in(file, metadata)
+        return AdapterHeader(file, config.model_copy(update={"base_sha256": base}), pairs, alphas)
     config, file = read_config(folder / CONFIG), folder / PEFT_WEIGHTS
     entries, metadata = read_header(file, folder)
     pairs, alphas = _pairs(file, entries)
     if alphas:
         raise ArtifactError(f"{file}: {next(iter(alphas.values()))[:LONGEST_NAME]} is no LoRA factor")
     _check_ranks(config, file, pairs)
-    recorded = config.base_sha256 or _base_in(file, metadata)
-    return AdapterHeader(file, replace(config, base_sha256=recorded), pairs, {})
+    base = config.base_sha256 or _base_in(file, metadata)
+    return AdapterHeader(file, config.model_copy(update={"base_sha256": base}), pairs, {})
 
 
 def _config_in(file: Path, metadata: Mapping[str, str]) -> PeftConfig:
@@ -106,26 +107,26 @@ def _config_in(file: Path, metadata: Mapping[str, str]) -> PeftConfig:
     if not text:
         return PeftConfig()
     try:
-        told = json.loads(text)
+        config = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{file}: {DIFFUSERS_CONFIG} is not readable as JSON ({reason(error)})") from error
-    items = told.items() if isinstance(told, dict) else ()
+    items = config.items() if isinstance(config, dict) else ()
     own = {k.removeprefix(DIFFUSERS_PREFIX): value for k, value in items if k.startswith(DIFFUSERS_PREFIX)}
-    return config_of(file, own) if own else PeftConfig()
+    return parse_config(file, own) if own else PeftConfig()
 
 
 def _check_ranks(config: PeftConfig, file: Path, pairs: Mapping[str, Pair]) -> None:
     for module, pair in pairs.items():
-        said = config.rank_of(module)
-        if said is not None and said != pair.rank:
+        rank = config.rank_of(module)
+        if rank not in (None, pair.rank):
             raise ArtifactError(
-                f"{config.path}: key r (or rank_pattern) says rank {said} for {module}, but its factors in {file.name} "
+                f"{config.path}: key r (or rank_pattern) says rank {rank} for {module}, but its factors in {file.name} "
                 f"have rank {pair.rank}: configuration and weights are of two adapters"
             )
 
 
 def read_header(path: Path, folder: Path) -> tuple[dict[str, Entry], dict[str, str]]:
-    """Names, kinds and shapes of a safetensors file, and its free text; no tensor is read.
+    """Names, kinds and shapes of a safetensors file, and its metadata; no tensor is read.
 
     Raises:
         ArtifactError: there is none in ``folder``, or it is not a whole safetensors file.
@@ -136,23 +137,16 @@ def read_header(path: Path, folder: Path) -> tuple[dict[str, Entry], dict[str, s
             "diffusers and save again, which writes safetensors)"
         )
     try:
-        with path.open("rb") as handle:
-            size, length = path.stat().st_size, int.from_bytes(handle.read(8), "little")
-            if not 2 <= length <= min(size - 8, LARGEST):
-                raise ValueError("its header has no sound length")
-            tree = json.loads(handle.read(length))
-        entries, end, metadata = _entries(tree)
-    except (OSError, ValueError, LookupError, RecursionError, TypeError) as error:
+        with safe_open(path, framework="numpy") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            entries = {name: Entry(part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
+            return entries, file.metadata() or {}
+    except (OSError, SafetensorError) as error:
         raise ArtifactError(f"{path}: damaged or not safetensors ({reason(error)})") from error
-    if size != 8 + length + end:
-        cut = "cut short" if size < 8 + length + end else "longer than it says"
-        told = f"{size} bytes, its header says {8 + length + end}"
-        raise ArtifactError(f"{path}: damaged or not safetensors ({cut}: {told})")
-    return entries, metadata
 
 
 def recorded_in_weights(path: Path) -> str | None:
-    """The digest of the base that a file of weights names; ``None`` where it names none, or there is no sound file."""
+    """The digest of the base that the metadata of a weights file names; ``None`` if there is none."""
     try:
         _, metadata = read_header(path, path.parent)
     except ArtifactError:
@@ -161,26 +155,7 @@ def recorded_in_weights(path: Path) -> str | None:
 
 
 def _base_in(path: Path, metadata: Mapping[str, str]) -> str | None:
-    return text_or_none(path, BASE_KEY, metadata.get(BASE_KEY))
-
-
-def _entries(tree: Any) -> tuple[dict[str, Entry], int, dict[str, str]]:
-    """The tensors of a header, the end of the last, and the free text."""
-    if not isinstance(tree, dict):
-        raise ValueError("its header is no object")
-    metadata = tree.pop("__metadata__", None) or {}
-    if not isinstance(metadata, dict):
-        raise ValueError("its metadata are no object")
-    found: dict[str, Entry] = {}
-    end = 0
-    for name, told in tree.items():
-        kind, shape, (start, stop) = told["dtype"], tuple(told["shape"]), told["data_offsets"]
-        if not all(type(n) is int and 0 <= n < 1 << 48 for n in (*shape, start, stop)) or len(shape) > 16:
-            raise ValueError(f"{shown(name)} has no sound shape")
-        if kind in BYTES and stop - start != math.prod(shape) * BYTES[kind]:
-            raise ValueError(f"{shown(name)} has another size than its shape")
-        found[name], end = Entry(str(kind), shape), max(end, stop)
-    return found, end, {key: value for key, value in metadata.items() if isinstance(value, str)}
+    return parse_config(path, {BASE_KEY: metadata.get(BASE_KEY)}).base_sha256
 
 
 def _pairs(file: Path, entries: Mapping[str, Entry]) -> tuple[dict[str, Pair], dict[str, str]]:
@@ -195,12 +170,12 @@ def _pairs(file: Path, entries: Mapping[str, Entry]) -> tuple[dict[str, Pair], d
         if bare.endswith(".alpha") and math.prod(entry.shape) == 1:
             alphas[bare.removesuffix(".alpha")] = name
             continue
-        found = _NAME.fullmatch(bare)
-        if found is None or not PLAIN.fullmatch(found["module"]):
+        match = _NAME.fullmatch(bare)
+        if match is None or not PLAIN.fullmatch(match["module"]):
             raise ArtifactError(f"{file}: {shown(name)} is no LoRA factor")
-        if found["side"] in sides.setdefault(found["module"], {}):
-            raise ArtifactError(f"{file}: {shown(name)} is a second {found['side']} factor of {found['module']}")
-        sides[found["module"]][found["side"]] = name
+        if match["side"] in sides.setdefault(match["module"], {}):
+            raise ArtifactError(f"{file}: {shown(name)} is a second {match['side']} factor of {match['module']}")
+        sides[match["module"]][match["side"]] = name
     if len(sides) > MOST_MODULES:
         raise ArtifactError(f"{file}: names {len(sides)} modules, at most {MOST_MODULES} are taken")
     if not sides:
@@ -215,8 +190,8 @@ def _check_entry(file: Path, name: str, entry: Entry) -> None:
         raise ArtifactError(f"{file}: trains text encoders too ({shown(name)}); here they are never trained")
     if len(name) > LONGEST_NAME:
         raise ArtifactError(f"{file}: {name[:40]}… is no LoRA factor")
-    if entry.kind not in BYTES:
-        raise ArtifactError(f"{file}: {shown(name)} holds {shown(entry.kind)}; factors are {', '.join(BYTES)}")
+    if entry.kind not in KINDS:
+        raise ArtifactError(f"{file}: {shown(name)} holds {shown(entry.kind)}; factors are {', '.join(KINDS)}")
 
 
 def _pair(file: Path, module: str, names: Mapping[str, str], entries: Mapping[str, Entry]) -> Pair:

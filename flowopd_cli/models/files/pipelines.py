@@ -58,6 +58,38 @@ def _fetch(repo: str, revision: str | None, patterns: list[str]) -> Path:
         ) from error
 
 
+def pixels_per_latent(folder: Path) -> int:
+    """The side in pixels of one latent pixel, from the configuration of the autoencoder.
+
+    Raises:
+        ArtifactError: there is no such autoencoder.
+    """
+    config = read_json(folder / "vae" / "config.json", "configuration of an autoencoder")
+    if not isinstance(config.get("block_out_channels"), list):
+        raise ArtifactError(f"{folder}: the configuration of its autoencoder has no block_out_channels")
+    return 2 ** (len(config["block_out_channels"]) - 1)
+
+
+def linear_shapes(folder: Path) -> dict[str, tuple[int, int]]:
+    """``(outputs, inputs)`` of the transformer's linear modules by name, from the headers of its weights.
+
+    Empty if there are no weights, or none that can be read.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    shapes: dict[str, tuple[int, int]] = {}
+    try:
+        for path in (folder / "transformer").glob("*.safetensors"):
+            with safe_open(path, framework="numpy") as file:
+                for name in file.keys():  # noqa: SIM118
+                    shape = file.get_slice(name).get_shape()
+                    if name.endswith(".weight") and len(shape) == 2:
+                        shapes[name.removesuffix(".weight")] = (shape[0], shape[1])
+    except (OSError, SafetensorError):
+        return {}
+    return shapes
+
+
 def absent_parts(folder: Path) -> dict[str, None]:
     """The arguments without which diffusers refuses a folder that lacks encoders, such as an SD3 without T5.
 

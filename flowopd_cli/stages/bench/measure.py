@@ -5,18 +5,19 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
 import torch
 
-from flowopd_cli.models.files.shapes import family, named_shapes, shape_of
-from flowopd_cli.models.footprint import forward_operations
+from flowopd_cli.models.files.families import family, named_shapes
+from flowopd_cli.models.memory import measure
 from flowopd_cli.recipe import DistillRecipe
 from flowopd_cli.stages.bench import clock, limits, structures
 from flowopd_cli.stages.bench.world import World, build
 from flowopd_cli.stages.training import data as _data
+from flowopd_cli.stages.training.model import load_options
 from flowopd_cli.system.progress import Progress
 
 FLOOR = ("student", "teacher", "anchor")
@@ -108,18 +109,22 @@ def _ratios(world: World, medians: Mapping[str, float]) -> dict[str, float]:
 
 def _operations(world: World, floor: float) -> dict[str, float]:
     """Operations of the floor's passes (two a weight and token, backward as dear as forward), and their rate."""
-    spec = world.recipe.model
-    shape = shape_of(spec.pretrained)
-    if shape is None:
+    spec, dtype = world.recipe.model, str(world.model.dtype).removeprefix("torch.")
+    options = replace(load_options(spec, ()), dtype=dtype, prompt_cache=None)
+    footprint = measure(spec.family, spec.pretrained, options, rank=0)
+    if footprint is None:
         return {}
-    tokens = shape.image_tokens(spec.resolution), shape.text_tokens(spec.max_sequence_length)
-    one = forward_operations(shape, *tokens)
     guidances = [world.sampler.guidance] * 2 + [max(t.guidance for t in world.teachers.values())]
     guidances += [world.anchor.guidance] if world.anchor else []
     rows = sum(map(family(spec.family).halves, guidances)) * world.batch * world.steps
     rate = limits.matmul_rate(world.model.device, world.model.dtype)
-    done = rows * one / floor
-    return {"forward_of_one_row": one, "passes_per_second": done, "matmul_per_second": rate, "share": done / rate}
+    done = rows * footprint.operations / floor
+    return {
+        "forward_of_one_row": footprint.operations,
+        "passes_per_second": done,
+        "matmul_per_second": rate,
+        "share": done / rate,
+    }
 
 
 def _extras(world: World, request: Request) -> dict[str, float]:

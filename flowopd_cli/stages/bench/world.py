@@ -15,17 +15,15 @@ from flowopd_cli.core.sampler import Sampler
 from flowopd_cli.core.types import Conditioning
 from flowopd_cli.errors import RecipeError
 from flowopd_cli.models.base import LoadedModel
-from flowopd_cli.models.files.shapes import named_shapes
-from flowopd_cli.models.random_weights import VAE_CHANNELS, make_random
-from flowopd_cli.recipe import DistillRecipe, ModelSpec
+from flowopd_cli.models.files.families import named_shapes
+from flowopd_cli.models.random_weights import make_random
+from flowopd_cli.recipe import DistillRecipe
 from flowopd_cli.stages.training import data as _data
 from flowopd_cli.stages.training import fit as _fit
 from flowopd_cli.stages.training import model as _model
 from flowopd_cli.stages.training import tune as _tune
 from flowopd_cli.train.collect import Draw, Teacher, trained_steps
 from flowopd_cli.train.objectives import OPDSettings
-
-SMALL_WIDTH, SMALL_VAE = 512, (32, 32, 32, 32)
 
 
 @dataclass(frozen=True)
@@ -93,13 +91,12 @@ def build(recipe: DistillRecipe, batch: int | None, *, real_prompts: bool) -> Wo
 
 def load(recipe: DistillRecipe) -> LoadedModel:
     """The base: random weights where ``pretrained`` is the name of a shape, else what the recipe names."""
-    spec = recipe.model.model_copy(update={"cache_prompts": False} if "cache_prompts" in ModelSpec.model_fields else {})
+    spec = recipe.model.model_copy(update={"cache_prompts": False})
     shape = named_shapes().get(spec.pretrained)
     if shape is None:
         return _model.load_model(spec, recipe.adapter.targets)
-    made = registry.MODELS.load(spec.family)
-    vae = SMALL_VAE if shape.width < SMALL_WIDTH else VAE_CHANNELS
-    model = make_random(made, shape, _model.load_options(spec, recipe.adapter.targets), vae)
+    options = _model.load_options(spec, recipe.adapter.targets)
+    model = make_random(registry.MODELS.load(spec.family), shape, options)
     _ = model.latent_shape
     return model
 

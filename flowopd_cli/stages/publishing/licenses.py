@@ -10,7 +10,7 @@ from typing import Any
 
 from huggingface_hub import hf_hub_download, metadata_load
 
-from flowopd_cli.models.files.shapes import family, family_of
+from flowopd_cli.models.files.families import family, family_of
 from flowopd_cli.runs.layout import CARD
 from flowopd_cli.system.paths import is_file, is_hub_id
 

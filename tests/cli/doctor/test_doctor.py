@@ -11,8 +11,6 @@ from flowopd_cli.cli.doctor import checks as doctor
 from flowopd_cli.cli.doctor import machine
 from flowopd_cli.cli.doctor import recipe as doctor_recipe
 from flowopd_cli.cli.doctor.machine import GIB, Device
-from flowopd_cli.models.files.shapes import base_weights, shape_of
-from flowopd_cli.models.footprint import needs
 
 SD35 = "sd35m/distill-1gpu"
 
@@ -167,7 +165,7 @@ def test_the_largest_micro_batch_is_the_last_that_fits(name, checkpointing):
     recipe = recipes.load(recipes.find(name), overrides=["train.groups=2", "train.group_size=4", "model.device=cpu"])
 
     def peak(micro):
-        return needs(doctor_recipe._with(recipe, micro=micro)).peak(checkpointing=checkpointing)
+        return doctor_recipe.needs(doctor_recipe._with(recipe, micro=micro)).peak(checkpointing=checkpointing)
 
     room = peak(3)
     most = doctor_recipe.largest_micro(recipe, room, checkpointing=checkpointing)
@@ -207,8 +205,7 @@ def test_text_encoders_are_counted_beside_the_base_and_a_merge_loads_neither(mon
         found = doctor_recipe.recipe_lines(recipes.build(tree, overrides=overrides))
         return {line.name: line for line in found}
 
-    shape = shape_of("sd3.5-medium")
-    taken = base_weights(shape) + shape.encoders
+    taken = 2_243_171_520 + 384**2 * 1536 + 5_580_620_800
     asked = {"eval": {"suites": ["pickscore"]}}
     assert lines("eval", **asked)["memory needed"].found.startswith(f"{doctor.gib(2 * taken)} for the base and")
     assert lines("push", run="r")["memory needed"].found.startswith(f"{doctor.gib(4 * taken)} for the base and")

@@ -9,10 +9,9 @@ import torch
 from flowopd_cli.cli import app as cli
 from flowopd_cli.cli.commands import bench as cli_bench
 from flowopd_cli.errors import RecipeError
-from flowopd_cli.models.files.shapes import Rows
-from flowopd_cli.models.footprint import kept
+from flowopd_cli.models.loading import LoadOptions
+from flowopd_cli.models.memory import measure
 from flowopd_cli.models.sd3 import SD3Model
-from flowopd_cli.models.shapes.sd3 import SHAPES
 from flowopd_cli.stages.bench import clock, limits, structures
 from flowopd_cli.stages.bench.measure import Request, run
 from flowopd_cli.stages.bench.world import build
@@ -133,8 +132,9 @@ def test_the_peak_is_that_of_the_action_alone():
 
 def test_the_largest_micro_batch_is_reckoned_from_what_autograd_keeps():
     world = world_of("sampling.guidance=1")
-    expected = kept(SHAPES["small"], world.recipe.adapter, Rows(1, 256, 32, 4))
-    assert limits.kept_bytes(world) == pytest.approx(expected, rel=0.15)
+    adapter = world.recipe.adapter
+    options = LoadOptions(dtype="float32", max_sequence_length=16, targets=adapter.targets)
+    assert limits.kept_bytes(world) == pytest.approx(measure("sd3", "small", options, adapter.rank).kept, rel=0.15)
     found = limits.largest_micro_batch(world)
     assert found["rows"] > 1
     assert "estimated" in found["how"]

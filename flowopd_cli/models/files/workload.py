@@ -1,0 +1,21 @@
+"""What a training does with a base, in numbers from which its memory follows. No torch here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Counts of one process.
+
+    ``learning_rows`` and ``sampling_rows`` go through the transformer at once, the halves of guidance included.
+    ``latents`` and ``prompts`` are held between collection and learning. ``shards`` processes share the base.
+    """
+
+    adapters: int
+    learning_rows: int
+    sampling_rows: int
+    latents: int
+    prompts: int
+    shards: int = 1
