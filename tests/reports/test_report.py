@@ -642,12 +642,3 @@ def test_lines_take_the_colors_of_the_page_and_a_print_is_light(chromium, pages)
     assert night[0] == "rgb(74, 168, 232)"
     assert printed == ("rgb(0, 114, 178)", "rgb(255, 255, 255)")
     assert chromium.pdf().startswith(b"%PDF")
-
-
-def test_the_browser_test_would_see_an_error(chromium, tmp_path):
-    bad = tmp_path / "bad.html"
-    bad.write_text("<img src='http://127.0.0.1:9/x.png'><div style='width: 900px'>x</div><script>nothing()</script>")
-    chromium.show(bad, 390)
-    assert any("nothing is not defined" in error for error in chromium.errors)
-    assert any("127.0.0.1" in error for error in chromium.errors)
-    assert chromium.value("document.documentElement.scrollWidth") > 390

@@ -1,4 +1,4 @@
-"""What a push makes of local paths."""
+"""What a pushed folder holds of a recipe, a manifest and an evaluation."""
 
 import json
 
@@ -22,12 +22,12 @@ def test_workers_of_rewards_are_not_published():
     published = recipes.build(yaml.safe_load(text))
     assert [spec.name for spec in published.rewards] == ["remote:address", "vlm"]
     assert published.rewards[1].options == {"model": "m", "url": "address"}
-    told = text + trained_on(built)
-    assert "corp" not in told
-    assert "10.1.2.3" not in told
+    published_text = text + trained_on(built)
+    assert "corp" not in published_text
+    assert "10.1.2.3" not in published_text
 
 
-def test_results_and_rows_of_an_evaluation_name_no_place(tmp_path):
+def test_published_results_and_rows_name_no_place(tmp_path):
     run = RunDir.create(tmp_path / "e", "eval")
     place = str(tmp_path / "w")
     weights = {"model": place, "worker": "http://10.1.2.3:9000/score"}
@@ -41,17 +41,31 @@ def test_results_and_rows_of_an_evaluation_name_no_place(tmp_path):
     texts = {path.name: path.read_text() for path in (tmp_path / "hub").iterdir()}
     assert set(texts) == {"s.json", "s.jsonl", "prompts.json"}
     assert [name for name, text in texts.items() if str(tmp_path) in text or "10.1.2.3" in text] == []
-    told = json.loads(texts["s.json"])
-    assert (told["engine"], told["weights"]) == ("dpt/x", {"model": "w", "worker": "score"})
-    assert (told["note"], told["protocol"], told["mean"]) == ("read by w", {"model": "w", "steps": 2}, 0.5)
+    published = json.loads(texts["s.json"])
+    assert (published["engine"], published["weights"]) == ("dpt/x", {"model": "w", "worker": "score"})
+    assert (published["note"], published["protocol"], published["mean"]) == (
+        "read by w",
+        {"model": "w", "steps": 2},
+        0.5,
+    )
     first, second = map(json.loads, texts["s.jsonl"].splitlines())
     assert first == {**row, "details": {"error": "w: torn", "engine": "w", "read": ["/A/B"]}}
     assert second == {**first, "value": None}
     assert json.loads(texts["prompts.json"]) == ["/imagine a/b c"]
 
 
+def test_only_listed_fields_and_files_are_published(tmp_path):
+    run = RunDir.create(tmp_path / "e", "eval")
+    run.write_eval("s", json.dumps({"suite": "s", "mean": 0.5, "host": "gpu17"}))
+    run.write_rows("s", [{"text": "a", "value": 0.5, "host": "gpu17"}])
+    (run.eval_dir / "notes.txt").write_text("gpu17")
+    copy_evaluation(run.eval_dir, tmp_path / "hub")
+    texts = {path.name: json.loads(path.read_text()) for path in (tmp_path / "hub").iterdir()}
+    assert texts == {"s.json": {"suite": "s", "mean": 0.5}, "s.jsonl": {"text": "a", "value": 0.5}}
+
+
 @pytest.mark.parametrize("name", ["s.json", "s.jsonl"])
-def test_a_result_that_is_nested_too_deeply_is_one_line(tmp_path, name):
+def test_a_deeply_nested_result_is_refused(tmp_path, name):
     run = RunDir.create(tmp_path / "e", "eval")
     run.eval_dir.mkdir(exist_ok=True)
     nested = "[" * 700 + "]" * 700

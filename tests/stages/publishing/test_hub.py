@@ -2,7 +2,6 @@
 
 import errno
 import importlib
-import json
 import os
 
 import huggingface_hub
@@ -273,12 +272,3 @@ def test_only_what_a_push_left_in_its_own_folders_goes(server, folder):
             "evaluation.md",
         ),
     }
-
-
-def test_the_stand_in_hides_a_private_repository(server, folder, monkeypatch):
-    """So that the tests above would notice a download without the login."""
-    made = push(folder, private=True)
-    monkeypatch.setenv("HF_TOKEN", STRANGER)
-    with pytest.raises(ArtifactError, match="uploaded, but not read back"):
-        hub().fetch(made, folder, folder.parent / "back")
-    assert json.loads(json.dumps(server.users))[STRANGER][0] == "stranger"
