@@ -1,4 +1,4 @@
-"""What must be equal in rollout, labelling and learning: sigmas, kernel, guidance, window, lessons; seeded noise."""
+"""The sampler that rollout, labelling and learning share, its seeded noise, and the steps it trains."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def _generator(seed: int, purpose: str) -> torch.Generator:
 
 
 @dataclass(frozen=True)
-class Lessons:
-    """The steps of an iteration that teach, in their order, and what the anchor counts for at each: 0 leaves it out."""
+class TrainedSteps:
+    """The steps of an iteration that the policy learns, ascending, and the anchor's weight at each (0: no anchor)."""
 
     steps: tuple[int, ...]
     anchor: tuple[float, ...]
@@ -53,7 +53,7 @@ class Lessons:
 class Sampler:
     """A grid, a kernel and a guidance scale; ``window`` is the half-open range of stochastic steps, or all of them.
 
-    ``lessons`` are the steps that teach where :func:`draw_lessons` chose some of them.
+    ``trained`` are the steps to learn where :func:`choose_trained_steps` has chosen some of them.
 
     The last step is always an ODE step: on SD3.5's grid it covers sigma 0.009 to 0, where noise would only be seen as
     noise, and upstream does not train it either.
@@ -63,7 +63,7 @@ class Sampler:
     kernel: Kernel
     guidance: float
     window: tuple[int, int] | None = None
-    lessons: Lessons | None = None
+    trained: TrainedSteps | None = None
 
     @property
     def stochastic(self) -> Bool[Tensor, " T"]:
@@ -135,19 +135,19 @@ def draw_window(size: int, start_min: int, start_max: int, seed: int) -> tuple[i
     return start, start + size
 
 
-def draw_lessons(
-    trained: Sequence[int], seed: int, *, steps: int | None = None, every: int = 1, probability: float = 1.0
-) -> Lessons:
-    """Some of the ``trained`` steps, and the anchor on some of those: a function of ``seed``, the same everywhere.
+def choose_trained_steps(
+    candidates: Sequence[int], seed: int, *, steps: int | None = None, every: int = 1, probability: float = 1.0
+) -> TrainedSteps:
+    """Choose some of the ``candidates``, and those of them with an anchor, by ``seed`` alone.
 
-    ``steps`` of them teach, each subset as likely as another (``None``: all): the mean over their rows is an unbiased
-    estimate of that over all. The anchor is on every ``every``-th of these from an offset that is uniform, or on each
-    with ``probability``, and counts there for one over its chance of being used.
+    ``steps`` of them are chosen uniformly (``None``: all), so the mean over their rows is an unbiased estimate of the
+    mean over all. The anchor is on every ``every``-th of these from a uniform offset, or on each with ``probability``;
+    its weight there is one over its chance of being used.
     """
     generator = _generator(seed, "lessons")
-    order = torch.randperm(len(trained), generator=generator)
-    chosen = sorted(trained[i] for i in order[:steps].tolist())
+    order = torch.randperm(len(candidates), generator=generator)
+    chosen = sorted(candidates[i] for i in order[:steps].tolist())
     offset = int(torch.randint(every, (1,), generator=generator))
-    kept = (torch.rand(len(chosen), generator=generator) < probability).tolist()
-    used = [keep and i % every == offset for i, keep in enumerate(kept)]
-    return Lessons(tuple(chosen), tuple(every / probability if use else 0.0 for use in used))
+    hits = (torch.rand(len(chosen), generator=generator) < probability).tolist()
+    used = [hit and i % every == offset for i, hit in enumerate(hits)]
+    return TrainedSteps(tuple(chosen), tuple(every / probability if use else 0.0 for use in used))

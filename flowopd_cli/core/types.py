@@ -156,7 +156,7 @@ class RewardResult:
 
 
 @dataclass(frozen=True)
-class Parts:
+class PartialMeans:
     """Figures of some of the rows only: of each of k names the sum over its rows, and how many those are."""
 
     names: tuple[str, ...]
@@ -175,7 +175,7 @@ class Loss:
     count: int
     metrics: Mapping[str, Float[Tensor, ""]] = field(default_factory=dict)
     velocity: Float[Tensor, "b C H W"] | None = None
-    parts: Parts | None = None
+    parts: PartialMeans | None = None
 
 
 def index_rows(record: Record, rows: Int[Tensor, " b"] | slice) -> Record:

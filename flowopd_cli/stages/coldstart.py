@@ -9,9 +9,9 @@ from flowopd_cli.recipe import ColdstartRecipe
 from flowopd_cli.recipe.tasks import check_tasks
 from flowopd_cli.runs.adapter_ref import Adapters
 from flowopd_cli.runs.run import RunDir
-from flowopd_cli.stages.training import data as _data
-from flowopd_cli.stages.training import fit as _fit
-from flowopd_cli.stages.training import model as _model
+from flowopd_cli.stages.training.data import make_drawer, make_rewards
+from flowopd_cli.stages.training.fit import Course, make_sampler, train_policy
+from flowopd_cli.stages.training.model import Roles, encode_ahead, load_model
 from flowopd_cli.stages.training.resume import prompts_digest, seed_generators
 from flowopd_cli.system.progress import Progress
 from flowopd_cli.train import objectives, supervised
@@ -22,16 +22,16 @@ def run(
 ) -> dict[str, Any]:
     """Every teacher draws its own tasks' prompts; the best of each group is kept; the policy learns to draw them."""
     train, sft = recipe.train, recipe.sft
-    drawer, prompts = _data.make_drawer(recipe.prompts, train, recipe.seed)
+    drawer, prompts = make_drawer(recipe.prompts, train, recipe.seed)
     check_tasks(recipe, prompts)
-    rewards = _data.make_rewards(recipe.rewards, prompts) if recipe.rewards else None
-    model = _model.load_model(recipe.model, recipe.adapter.targets)
-    roles = _model.Roles(model, adapters or Adapters())
+    rewards = make_rewards(recipe.rewards, prompts) if recipe.rewards else None
+    model = load_model(recipe.model, recipe.adapter.targets)
+    roles = Roles(model, adapters or Adapters())
     roles.add_policy(recipe.adapter, recipe.seed)
     teachers = roles.add_teachers(recipe.teachers, recipe.sampling.guidance)
     run.declare(roles.inputs(recipe.model, prompts_digest(prompts)))
-    _model.encode_ahead(model, prompts)
-    sampler = _fit.make_sampler(model, recipe.sampling)
+    encode_ahead(model, prompts)
+    sampler = make_sampler(model, recipe.sampling)
     kept = []
     progress.note(f"drawing {sft.samples} kept pictures from {len(teachers)} teachers")
     draws = -(-sft.samples // train.groups)
@@ -49,6 +49,6 @@ def run(
         own = rows[drawer.rank :: drawer.processes]
         return [[own[i : i + train.micro] for i in range(0, len(own), train.micro)]], {}
 
-    course = _fit.Course("coldstart", experience, objectives.sft(model, recipe.sampling.guidance), prompts)
-    figures = _fit.train(recipe, model, run, progress, course, resume=resume)
+    course = Course("coldstart", experience, objectives.sft(model, recipe.sampling.guidance), prompts)
+    figures = train_policy(recipe, model, run, progress, course, resume=resume)
     return {"metrics": {"pictures": len(data.prompts), **figures}}

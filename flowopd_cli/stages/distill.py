@@ -15,10 +15,9 @@ from flowopd_cli.recipe.tasks import check_tasks
 from flowopd_cli.rewards.base import RewardMix
 from flowopd_cli.runs.adapter_ref import Adapters
 from flowopd_cli.runs.run import RunDir
-from flowopd_cli.stages.training import data as _data
-from flowopd_cli.stages.training import fit as _fit
-from flowopd_cli.stages.training import lessons as _lessons
-from flowopd_cli.stages.training import model as _model
+from flowopd_cli.stages.training.data import Drawer, make_drawer, make_rewards
+from flowopd_cli.stages.training.fit import Course, iteration_sampler, make_sampler, opd_settings, train_policy
+from flowopd_cli.stages.training.model import Roles, encode_ahead, load_model
 from flowopd_cli.stages.training.resume import prompts_digest
 from flowopd_cli.system.progress import Progress
 from flowopd_cli.train import collect, fused, objectives
@@ -32,20 +31,20 @@ def run(
 ) -> dict[str, Any]:
     """Rollout, target velocities by route, anchor velocities, ``opd``; no decoding unless rewards are logged."""
     guidance = recipe.sampling.guidance
-    drawer, prompts = _data.make_drawer(recipe.prompts, recipe.train, recipe.seed)
+    drawer, prompts = make_drawer(recipe.prompts, recipe.train, recipe.seed)
     check_tasks(recipe, prompts)
-    rewards = _data.make_rewards(recipe.rewards, prompts) if recipe.opd.log_rewards_every else None
-    model = _model.load_model(recipe.model, recipe.adapter.targets)
-    roles = _model.Roles(model, adapters or Adapters())
+    rewards = make_rewards(recipe.rewards, prompts) if recipe.opd.log_rewards_every else None
+    model = load_model(recipe.model, recipe.adapter.targets)
+    roles = Roles(model, adapters or Adapters())
     roles.add_policy(recipe.adapter, recipe.seed)
     teachers = roles.add_teachers(recipe.routing, guidance)
     anchor = roles.add_anchor(recipe.anchor, guidance)
     run.declare(roles.inputs(recipe.model, prompts_digest(prompts)))
-    _model.encode_ahead(model, prompts)
+    encode_ahead(model, prompts)
     experience = _Experience(recipe, model, drawer, teachers, anchor, rewards)
-    objective = objectives.opd(model, _fit.make_sampler(model, recipe.sampling), _fit.opd_settings(recipe))
-    course = _fit.Course(f"distill {len(teachers)} teachers", experience, objective, prompts)
-    return {"metrics": _fit.train(recipe, model, run, progress, course, resume=resume)}
+    objective = objectives.opd(model, make_sampler(model, recipe.sampling), opd_settings(recipe))
+    course = Course(f"distill {len(teachers)} teachers", experience, objective, prompts)
+    return {"metrics": train_policy(recipe, model, run, progress, course, resume=resume)}
 
 
 @dataclass(frozen=True)
@@ -54,36 +53,42 @@ class _Experience:
 
     recipe: DistillRecipe
     model: FlowModel
-    drawer: _data.Drawer
+    drawer: Drawer
     teachers: Mapping[str, Teacher]
     anchor: Teacher | None
     rewards: RewardMix | None
 
     def __call__(self, iteration: int) -> tuple[Iterable[MicroBatches], Mapping[str, float]]:
         train, every = self.recipe.train, self.recipe.opd.log_rewards_every
-        sampler, draw = _lessons.iteration_sampler(self.model, self.recipe, iteration), self.drawer(iteration)
+        sampler, draw = iteration_sampler(self.model, self.recipe, iteration), self.drawer(iteration)
         figures: dict[str, float] = {}
         log = self._logger(draw, figures) if every and iteration % every == 0 else None
         if self.recipe.fused:
-            one = fused.OnePass(self.model, sampler, self.teachers, self.anchor, train.micro, train.rollout_batch)
-            return [fused.micro_batches(one, draw, log)], figures
+            step = fused.FusedStep(self.model, sampler, self.teachers, self.anchor, train.micro, train.rollout_batch)
+            return [fused.micro_batches(step, draw, log)], figures
         rolled = collect.rollout(self.model, sampler, draw, batch=train.rollout_batch)
         if log is not None:
             log(rolled)
         rolled = collect.with_targets(self.model, sampler, rolled, self.teachers, batch=train.rollout_batch)
         if self.anchor is not None:
             rolled = collect.with_anchor(self.model, sampler, rolled, self.anchor, batch=train.rollout_batch)
-        seed = self.recipe.seed + iteration
-        deal = {"updates": train.updates, "micro": train.micro, "seed": seed, "share": draw.share}
-        return collect.step_batches(rolled, sampler, **deal), figures
+        steps = collect.step_batches(
+            rolled,
+            sampler,
+            updates=train.updates,
+            micro=train.micro,
+            seed=self.recipe.seed + iteration,
+            partition=draw.partition,
+        )
+        return steps, figures
 
     def _logger(self, draw: Draw, figures: dict[str, float]):
-        """What decodes and scores a rollout and leaves the figures of the whole draw in ``figures``."""
+        """A function that decodes and scores a rollout and adds the figures of the whole draw to ``figures``."""
 
         @torch.no_grad()
         def log(rolled: Rollout) -> None:
             pictures = collect.with_images(self.model, rolled, batch=self.recipe.train.rollout_batch)
             scored = collect.with_rewards(pictures, self.rewards)
-            figures.update(collect.reward_figures(scored, draw.share))
+            figures.update(collect.reward_figures(scored, draw.partition))
 
         return log

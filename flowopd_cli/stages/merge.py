@@ -14,7 +14,7 @@ from flowopd_cli.recipe import MergeRecipe, ModelSpec
 from flowopd_cli.runs.adapter_ref import Adapters
 from flowopd_cli.runs.manifest import Base, Inputs
 from flowopd_cli.runs.run import RunDir
-from flowopd_cli.stages.training import model as _model
+from flowopd_cli.stages.training.model import pretrained
 from flowopd_cli.system.progress import Progress
 
 
@@ -61,7 +61,7 @@ def base_digest(model: ModelSpec, bases: Mapping[str, Base | None]) -> str | Non
     listed = ", ".join(f"{ref} on {sha[:12] if sha else 'unknown'}" for ref, sha in digests.items())
     if len(known) > 1:
         raise ArtifactError(f"adapters of different bases cannot be merged: {listed}")
-    source = Path(_model.pretrained(model))
+    source = Path(pretrained(model))
     own = base_fingerprint(source) if source.is_dir() else None
     if own is not None and known - {own}:
         raise ArtifactError(

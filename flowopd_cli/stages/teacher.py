@@ -9,25 +9,14 @@ from flowopd_cli.recipe import TeacherRecipe
 from flowopd_cli.recipe.tasks import check_tasks
 from flowopd_cli.runs.adapter_ref import Adapters
 from flowopd_cli.runs.run import RunDir
-from flowopd_cli.stages.training import (
-    data as _data,
-)
-from flowopd_cli.stages.training import (
-    fit as _fit,
-)
-from flowopd_cli.stages.training import (
-    lessons as _lessons,
-)
-from flowopd_cli.stages.training import (
-    model as _model,
-)
-from flowopd_cli.stages.training import (
-    scoring as _background,
-)
+from flowopd_cli.stages.training.data import make_drawer, make_rewards
+from flowopd_cli.stages.training.fit import Course, iteration_sampler, make_sampler, train_policy
+from flowopd_cli.stages.training.model import Roles, encode_ahead, load_model
 from flowopd_cli.stages.training.resume import prompts_digest
+from flowopd_cli.stages.training.scoring import InBackground
 from flowopd_cli.system.progress import Progress
 from flowopd_cli.train import collect, objectives
-from flowopd_cli.train import grading as graded
+from flowopd_cli.train.grading import Grader, with_fresh_groups
 
 
 def run(
@@ -35,38 +24,50 @@ def run(
 ) -> dict[str, Any]:
     """Rollout, rewards, advantages, clipped surrogate; the adapter ends in ``adapter/``."""
     train, grpo = recipe.train, recipe.grpo
-    drawer, prompts = _data.make_drawer(recipe.prompts, train, recipe.seed)
+    drawer, prompts = make_drawer(recipe.prompts, train, recipe.seed)
     check_tasks(recipe, prompts)
-    rewards = _data.make_rewards(recipe.rewards, prompts)
-    model = _model.load_model(recipe.model, recipe.adapter.targets)
-    roles = _model.Roles(model, adapters or Adapters())
+    rewards = make_rewards(recipe.rewards, prompts)
+    model = load_model(recipe.model, recipe.adapter.targets)
+    roles = Roles(model, adapters or Adapters())
     roles.add_policy(recipe.adapter, recipe.seed)
     run.declare(roles.inputs(recipe.model, prompts_digest(prompts)))
-    _model.encode_ahead(model, prompts)
+    encode_ahead(model, prompts)
     base = collect.Teacher(None, recipe.sampling.guidance) if grpo.beta else None
-    grader = graded.Grader(model, partial(_background.InBackground, rewards), train.rollout_batch, base)
+    grader = Grader(model, partial(InBackground, rewards), train.rollout_batch, base)
 
     def experience(iteration: int):
-        sampler = _lessons.iteration_sampler(model, recipe, iteration)
+        sampler = iteration_sampler(model, recipe, iteration)
         draw = drawer(iteration)
         rolled = grader(sampler, draw)
-        scores = collect.scores_of_all(rolled, draw.share)
+        scores = collect.scores_of_all(rolled, draw.partition)
         figures = collect.figures(scores)
         if train.resample_flat:
-            again = partial(grader, sampler), partial(drawer.fresh, iteration)
-            rolled, replaced = graded.with_fresh_groups(
-                rolled, scores, *again, most=train.resample_flat, share=draw.share
+            rolled, replaced = with_fresh_groups(
+                rolled,
+                scores,
+                partial(grader, sampler),
+                partial(drawer.fresh, iteration),
+                most=train.resample_flat,
+                partition=draw.partition,
             )
-            scores = collect.scores_of_all(rolled, draw.share) if replaced else scores
+            scores = collect.scores_of_all(rolled, draw.partition) if replaced else scores
             figures["resampled_groups"] = float(replaced)
-        advantages = {"std": grpo.std, "clip": grpo.adv_clip, "share": draw.share, "scores": scores}
-        rolled = collect.with_advantages(rolled, **advantages)
+        rolled = collect.with_advantages(
+            rolled, std=grpo.std, clip=grpo.adv_clip, partition=draw.partition, scores=scores
+        )
         if not scores.result.valid.any():
             return [], figures
-        deal = {"updates": train.updates, "micro": train.micro, "seed": recipe.seed + iteration, "share": draw.share}
-        return collect.step_batches(rolled, sampler, **deal), figures
+        steps = collect.step_batches(
+            rolled,
+            sampler,
+            updates=train.updates,
+            micro=train.micro,
+            seed=recipe.seed + iteration,
+            partition=draw.partition,
+        )
+        return steps, figures
 
-    sampler = _fit.make_sampler(model, recipe.sampling)
+    sampler = make_sampler(model, recipe.sampling)
     objective = objectives.grpo(model, sampler, clip=grpo.clip, beta=grpo.beta)
-    course = _fit.Course(f"teacher {'+'.join(r.name for r in recipe.rewards)}", experience, objective, prompts)
-    return {"metrics": _fit.train(recipe, model, run, progress, course, resume=resume)}
+    course = Course(f"teacher {'+'.join(r.name for r in recipe.rewards)}", experience, objective, prompts)
+    return {"metrics": train_policy(recipe, model, run, progress, course, resume=resume)}

@@ -12,11 +12,11 @@ from torch import Tensor
 from flowopd_cli.core.advantages import flat_groups, group_advantages, zero_variance_fraction
 from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.core.routing import check_routes
-from flowopd_cli.core.sampler import Lessons, Sampler, SeededNoise
+from flowopd_cli.core.sampler import Sampler, SeededNoise, TrainedSteps
 from flowopd_cli.core.types import Conditioning, RewardResult, Rollout, StepBatch, Trajectory
 from flowopd_cli.models.base import FlowModel
-from flowopd_cli.train.labels import Teacher, parcels, row_cost, velocity_of
-from flowopd_cli.train.partition import Share, dealt
+from flowopd_cli.train.labels import Rows, Teacher, label
+from flowopd_cli.train.partition import Partition, deal_samples
 
 Scorer = Callable[[Float[Tensor, "B 3 H W"], Sequence[Prompt]], RewardResult]
 
@@ -25,13 +25,13 @@ Scorer = Callable[[Float[Tensor, "B 3 H W"], Sequence[Prompt]], RewardResult]
 class Draw:
     """What one iteration draws: B prompts with the group and the noise seed of each.
 
-    Of a draw that several processes share this is one process's part, and ``share`` says which.
+    With a ``partition`` these are the rows of one of several processes.
     """
 
     prompts: tuple[Prompt, ...]
     group: Int[Tensor, " B"]
     seeds: tuple[int, ...]
-    share: Share | None = None
+    partition: Partition | None = None
 
 
 @torch.no_grad()
@@ -52,18 +52,19 @@ def rollout(
 
 
 def encoded(model: FlowModel, prompts: Sequence[Prompt]) -> Conditioning:
-    """A row a prompt; no row for no prompt."""
+    """One row for each prompt; also for none."""
     return model.encode([prompt.text for prompt in prompts] or [""])[: len(prompts)]
 
 
 def trajectories(
     model: FlowModel, sampler: Sampler, draw: Draw, cond: Conditioning, *, batch: int = 32, last: bool = False
 ) -> Iterator[tuple[slice, Trajectory]]:
-    """The trajectories of :func:`rollout` as they are drawn, under the adapter in use: ``batch`` rows and which they
-    are. A process that has no prompt, where there are fewer groups than processes, gets one of no row.
+    """Trajectories of ``batch`` rows at a time, with the slice of their rows, under the adapter in use.
+
+    A process without prompts (fewer groups than processes) gets one trajectory without rows.
     """
     if not draw.prompts:
-        yield slice(0), _nothing(model, sampler, cond, last)
+        yield slice(0), _empty_trajectory(model, sampler, cond, last)
     for start in range(0, len(draw.prompts), batch):
         rows = slice(start, start + batch)
         noise = SeededNoise(draw.seeds[rows], model.latent_shape)
@@ -72,11 +73,11 @@ def trajectories(
         yield rows, sampler.rollout(model.velocity, initial, cond[rows], noise, keep=keep)
 
 
-def _nothing(model: FlowModel, sampler: Sampler, cond: Conditioning, last: bool) -> Trajectory:
+def _empty_trajectory(model: FlowModel, sampler: Sampler, cond: Conditioning, last: bool) -> Trajectory:
     sigmas, stochastic = (sampler.sigmas[-1:], sampler.stochastic[:0]) if last else (sampler.sigmas, sampler.stochastic)
-    place = cond.embeds.device
-    log_probs = torch.zeros(0, len(stochastic), device=place) if bool(stochastic.any()) else None
-    return Trajectory(torch.zeros(0, len(sigmas), *model.latent_shape, device=place), sigmas, log_probs, stochastic)
+    device = cond.embeds.device
+    log_probs = torch.zeros(0, len(stochastic), device=device) if bool(stochastic.any()) else None
+    return Trajectory(torch.zeros(0, len(sigmas), *model.latent_shape, device=device), sigmas, log_probs, stochastic)
 
 
 def join(parts: Sequence[Trajectory]) -> Trajectory:
@@ -97,7 +98,7 @@ def with_images(model: FlowModel, rolled: Rollout, *, batch: int = 32) -> Rollou
 
 
 def with_rewards(rolled: Rollout, score: Scorer) -> Rollout:
-    """Score the pictures, which :func:`with_images` has made."""
+    """Score the pictures that :func:`with_images` decoded."""
     if rolled.images is None:
         raise ValueError("rewards need images: decode the rollout first")
     return replace(rolled, rewards=score(rolled.images, rolled.prompts))
@@ -105,118 +106,120 @@ def with_rewards(rolled: Rollout, score: Scorer) -> Rollout:
 
 @dataclass(frozen=True)
 class Scores:
-    """What all A pictures of a draw scored, those of other processes among them, and the group of each."""
+    """Scores and groups of all A pictures of a draw, those of other processes included."""
 
     result: RewardResult
     group: Int[Tensor, " A"]
 
     @property
     def flat(self) -> list[int]:
-        """The groups without spread, which teach nothing."""
+        """The groups without spread, whose advantages are all 0."""
         return flat_groups(self.result.total, self.group, self.result.valid)
 
 
-def scores_of_all(rolled: Rollout, share: Share | None = None) -> Scores:
-    """The scores of the whole draw. With a ``share`` every process has to ask, and none goes on before all did.
+def scores_of_all(rolled: Rollout, partition: Partition | None = None) -> Scores:
+    """The scores of the whole draw; with a ``partition`` a collective call of all processes.
 
     Raises:
-        ValueError: nobody has scored the rollout.
+        ValueError: the rollout has no rewards.
     """
     if rolled.rewards is None:
         raise ValueError("advantages need rewards")
-    return Scores(*((rolled.rewards, rolled.group) if share is None else share.whole(rolled.rewards, rolled.group)))
+    return Scores(
+        *(
+            (rolled.rewards, rolled.group)
+            if partition is None
+            else partition.gather_scores(rolled.rewards, rolled.group)
+        )
+    )
 
 
 def with_advantages(
-    rolled: Rollout, *, std: str, clip: float, share: Share | None = None, scores: Scores | None = None
+    rolled: Rollout, *, std: str, clip: float, partition: Partition | None = None, scores: Scores | None = None
 ) -> Rollout:
-    """Group-relative advantages ``(B,)`` of the total reward; invalid scores get 0 and leave their group alone.
+    """Group-relative advantages ``(B,)`` of the total reward; invalid scores get 0 and enter no statistic.
 
-    With a ``share`` the statistics are those of the whole draw: of ``scores``, where they have been gathered already.
+    The statistics are those of the whole draw; ``scores`` passes them in where they have been gathered already.
     """
-    scores = scores or scores_of_all(rolled, share)
+    scores = scores or scores_of_all(rolled, partition)
     result = scores.result
     advantages = group_advantages(result.total, scores.group, result.valid, std=std, clip=clip)
-    own = advantages if share is None else advantages[share.rows]
-    return replace(rolled, advantages=own.to(rolled.trajectory.latents.device))
+    local = advantages if partition is None else advantages[partition.rows]
+    return replace(rolled, advantages=local.to(rolled.trajectory.latents.device))
 
 
-def trained_steps(sampler: Sampler) -> list[int]:
-    """The steps that teach: the sampler's lessons, else the stochastic steps; every step but the last near no-op of an
-    ODE sampler."""
-    if sampler.lessons is not None:
-        return list(sampler.lessons.steps)
-    stochastic = sampler.stochastic.nonzero().flatten().tolist()
-    return stochastic or list(range(max(1, len(sampler.sigmas) - 2)))
+def trained_steps(sampler: Sampler) -> TrainedSteps:
+    """The steps that the policy learns: the sampler's own choice, else every stochastic step with the whole anchor.
+
+    Of an ODE sampler these are all steps but the last, which hardly moves the latents.
+    """
+    if sampler.trained is not None:
+        return sampler.trained
+    steps = sampler.stochastic.nonzero().flatten().tolist() or list(range(max(1, len(sampler.sigmas) - 2)))
+    return TrainedSteps(tuple(steps), (1.0,) * len(steps))
 
 
-def lessons_of(sampler: Sampler) -> Lessons:
-    """The sampler's lessons; without any, every trained step with the whole anchor."""
-    steps = trained_steps(sampler)
-    return sampler.lessons or Lessons(tuple(steps), (1.0,) * len(steps))
-
-
-@torch.no_grad()
 def with_targets(
     model: FlowModel, sampler: Sampler, rolled: Rollout, teachers: Mapping[str, Teacher], *, batch: int = 32
 ) -> Rollout:
-    """Each prompt's teacher's velocity ``(B, T, C, H, W)`` at the policy's own latents, ``batch`` rows a forward.
+    """Velocities ``(B, T, C, H, W)`` of each prompt's teacher at the policy's own latents, ``batch`` rows a forward.
 
     Raises:
         RoutingError: a prompt's task has no teacher.
     """
     check_routes([prompt.task for prompt in rolled.prompts], tuple(teachers))
-    who = [teachers[prompt.task] for prompt in rolled.prompts]
-    return replace(rolled, target_velocity=_labelled(model, rolled, who, trained_steps(sampler), batch))
+    rows = _rows_at(rolled, trained_steps(sampler).steps)
+    owners = [teachers[rolled.prompts[row].task] for row in rows.sample.tolist()]
+    target, _ = label(model, rows, owners, batch=batch)
+    return replace(rolled, target_velocity=_scattered(rows, target))
 
 
-@torch.no_grad()
 def with_anchor(model: FlowModel, sampler: Sampler, rolled: Rollout, anchor: Teacher, *, batch: int = 32) -> Rollout:
     """The anchor's velocity ``(B, T, C, H, W)`` at every prompt's latents (MAR; for GRPO the base, as KL reference).
 
-    Where the sampler's lessons leave it out there is none, and ``anchor_weight (T,)`` says what the others count for.
+    Steps whose anchor weight is 0 get none; ``anchor_weight (T,)`` is set where a weight is not 1.
     """
-    lessons = lessons_of(sampler)
-    if set(lessons.anchor) != {1.0}:
+    trained = trained_steps(sampler)
+    if set(trained.anchor) != {1.0}:
         weight = torch.zeros(len(sampler.sigmas) - 1)
-        weight[list(lessons.steps)] = torch.tensor(lessons.anchor)
+        weight[list(trained.steps)] = torch.tensor(trained.anchor)
         rolled = replace(rolled, anchor_weight=weight.to(rolled.trajectory.latents.device))
-    steps = [step for step, weight in zip(lessons.steps, lessons.anchor, strict=True) if weight]
+    steps = [step for step, weight in zip(trained.steps, trained.anchor, strict=True) if weight]
     if not steps:
         return rolled
-    who = [anchor] * len(rolled.prompts)
-    return replace(rolled, anchor_velocity=_labelled(model, rolled, who, steps, batch))
+    rows = _rows_at(rolled, steps)
+    _, velocity = label(model, rows, (), anchor, batch=batch)
+    assert velocity is not None
+    return replace(rolled, anchor_velocity=_scattered(rows, velocity))
 
 
-def _labelled(
-    model: FlowModel, rolled: Rollout, teachers: Sequence[Teacher], steps: Sequence[int], batch: int
-) -> Float[Tensor, "B T C H W"]:
-    """Each row's velocity by its own of ``teachers`` at the given steps, 0 at the others."""
-    latents = rolled.trajectory.latents
-    out, sigmas = torch.zeros_like(latents[:, :-1]), rolled.trajectory.sigmas.float().to(latents.device)
-    pairs = torch.cartesian_prod(torch.arange(len(teachers)), torch.tensor(list(steps)))
-    who = [teachers[row] for row in pairs[:, 0].tolist()]
-    for part in parcels(who, row_cost(model, latents, rolled.cond), batch, classifier_free=model.classifier_free):
-        b, t = pairs[part, 0], pairs[part, 1]
-        asked = [who[i] for i in part.tolist()]
-        out[b, t] = velocity_of(model, asked, latents[b, t].float(), sigmas[t], rolled.cond[b]).to(out.dtype)
-    return out
+def _rows_at(rolled: Rollout, steps: Sequence[int]) -> Rows:
+    pairs = torch.cartesian_prod(torch.arange(len(rolled.prompts)), torch.tensor(list(steps)))
+    latents, sigmas = rolled.trajectory.latents[:, :-1], rolled.trajectory.sigmas[:-1]
+    return Rows(latents, sigmas, rolled.cond, pairs[:, 0], pairs[:, 1])
+
+
+def _scattered(rows: Rows, velocity: Float[Tensor, "n C H W"]) -> Float[Tensor, "B T C H W"]:
+    """The rows' velocities in the shape of their trajectories, 0 at the other steps."""
+    scattered = torch.zeros_like(rows.latents)
+    scattered[rows.sample, rows.step] = velocity
+    return scattered
 
 
 def step_batches(
-    rolled: Rollout, sampler: Sampler, *, updates: int, micro: int, seed: int, share: Share | None = None
+    rolled: Rollout, sampler: Sampler, *, updates: int, micro: int, seed: int, partition: Partition | None = None
 ) -> Iterator[list[StepBatch]]:
     """Yield ``updates`` optimizer steps, each a list of micro-batches of at most ``micro`` (sample, step) rows.
 
-    Samples are dealt to the optimizer steps by a permutation that depends on ``seed`` alone; a sample brings all its
-    trained steps with it. With a ``share`` the permutation is of the whole draw and each process takes its own rows of
-    every step; that may be none, but the number of steps is the same for all.
+    :func:`deal_samples` splits the samples over the steps; a sample brings all its trained steps. With a ``partition``
+    the whole draw is split and each process takes its own rows of every step: perhaps none, but all processes make the
+    same number of steps.
     """
-    total = len(rolled.prompts) if share is None else share.total
-    steps = torch.tensor(trained_steps(sampler))
-    for samples in dealt(total, updates, seed):
-        own = samples if share is None else share.mine(samples)
-        pairs = torch.cartesian_prod(steps, own).flip(1)
+    total = len(rolled.prompts) if partition is None else partition.total
+    steps = torch.tensor(trained_steps(sampler).steps)
+    for samples in deal_samples(total, updates, seed):
+        local = samples if partition is None else partition.local_rows(samples)
+        pairs = torch.cartesian_prod(steps, local).flip(1)
         yield [rows_of(rolled, chunk[:, 0], chunk[:, 1]) for chunk in pairs.split(micro) if len(chunk)]
 
 
@@ -244,13 +247,13 @@ def rows_of(rolled: Rollout, b: Int[Tensor, " b"], t: Int[Tensor, " b"]) -> Step
     )
 
 
-def reward_figures(rolled: Rollout, share: Share | None = None) -> dict[str, float]:
-    """:func:`figures` of a rollout; with a ``share`` those of the whole draw. None without rewards."""
-    return {} if rolled.rewards is None else figures(scores_of_all(rolled, share))
+def reward_figures(rolled: Rollout, partition: Partition | None = None) -> dict[str, float]:
+    """:func:`figures` of the whole draw; empty without rewards."""
+    return {} if rolled.rewards is None else figures(scores_of_all(rolled, partition))
 
 
 def figures(scores: Scores) -> dict[str, float]:
-    """Means of the valid scores, the share of invalid ones and of groups without spread, for the metrics file."""
+    """Means of the valid scores, the fractions of invalid scores and of flat groups, for the metrics file."""
     result = scores.result
     known = result.total[result.valid]
     row = {"reward": float(known.mean()), "reward_std": float((known - known.mean()).square().mean().sqrt())}

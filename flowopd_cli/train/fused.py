@@ -1,11 +1,11 @@
-"""On-policy distillation in one pass: each step is labelled and learned where the rollout stands, which then goes on.
+"""On-policy distillation in one pass: the forward that learns a step also advances the rollout.
 
-:func:`micro_batches` is the way in. It is a generator of the micro-batches of one optimizer step that is sent the loss
-of each: ``opd``'s loss has the policy's velocity in it, with which the latents move on. No forward of the policy is
-made for the rollout alone, and no trajectory is stored. The gradients are those of :mod:`flowopd_cli.train.collect`'s
-rollout, labels and rows (``replay``), whose seeds and noise these are.
+:func:`micro_batches` is a generator of the micro-batches of one optimizer step. It is sent the loss of each, which
+carries the policy's velocity that advances the latents. The rollout needs no forward of its own, and no trajectory is
+stored. Seeds, noise and gradients are those of a rollout that is stored, labelled and replayed
+(:mod:`flowopd_cli.train.collect`).
 
-    steps = fused.micro_batches(fused.OnePass(model, sampler, teachers, anchor, micro=8), draw)
+    steps = fused.micro_batches(fused.FusedStep(model, sampler, teachers, anchor, micro=8), draw)
     batch = next(steps, None)
     while batch is not None:                        # under model.adapters.use("policy"); the loop does just this
         loss = objective(batch)
@@ -26,15 +26,15 @@ from flowopd_cli.core.routing import route
 from flowopd_cli.core.sampler import Sampler, SeededNoise
 from flowopd_cli.core.types import Conditioning, Loss, Rollout, StepBatch, Trajectory
 from flowopd_cli.models.base import FlowModel
-from flowopd_cli.train.collect import Draw, encoded, lessons_of
-from flowopd_cli.train.labels import Teacher, parcels, row_cost, velocity_of
+from flowopd_cli.train.collect import Draw, encoded, trained_steps
+from flowopd_cli.train.labels import Rows, Teacher, label
 
 
 @dataclass(frozen=True)
-class OnePass:
-    """Who takes part: the policy's sampler, the teacher of each task, the anchor.
+class FusedStep:
+    """The model, the policy's sampler, the teacher of each task, and the anchor.
 
-    ``micro`` rows are learned at a time, and at most ``batch`` rows of teachers and anchor go through in one forward.
+    A micro-batch has at most ``micro`` rows, a forward of teachers and anchor at most ``batch``.
     """
 
     model: FlowModel
@@ -46,42 +46,44 @@ class OnePass:
 
 
 def micro_batches(
-    one: OnePass, draw: Draw, finish: Callable[[Rollout], None] | None = None
+    setup: FusedStep, draw: Draw, finish: Callable[[Rollout], None] | None = None
 ) -> Generator[StepBatch, Loss, None]:
-    """The micro-batches of one optimizer step over a draw: rows of one sampling step each, in the order of teachers.
+    """The micro-batches of one optimizer step over a draw: each has rows of one sampling step, sorted by teacher.
 
-    ``finish`` is given the rollout at the end, with its last latents alone; without it the rollout stops after the
-    last step that teaches.
+    ``finish`` receives the finished rollout, with its last latents alone; without it the rollout stops after the last
+    trained step.
 
     Raises:
         RoutingError: a prompt's task has no teacher.
-        ValueError: a loss came back without the policy's velocity.
+        ValueError: a loss carries no policy velocity.
     """
-    cond = encoded(one.model, draw.prompts)
-    order = torch.cat([torch.arange(0), *route(draw.prompts, tuple(one.teachers)).values()])
-    final: list[Tensor] = [cond.embeds.new_zeros(0, *one.model.latent_shape)]  # a process may have no group
-    for rows in order.split(one.micro) if len(order) else ():
-        final.append((yield from _walk(one, draw, cond[rows], rows, finish is not None)))
+    cond = encoded(setup.model, draw.prompts)
+    order = torch.cat([torch.arange(0), *route(draw.prompts, tuple(setup.teachers)).values()])
+    final: list[Tensor] = [cond.embeds.new_zeros(0, *setup.model.latent_shape)]  # a process may have no group
+    for rows in order.split(setup.micro) if len(order) else ():
+        final.append((yield from _walk(setup, draw, cond[rows], rows, finish is not None)))
     if finish is not None:
         latents = torch.cat(final)[order.argsort()][:, None]
-        reached = Trajectory(latents, one.sampler.sigmas[-1:], None, one.sampler.stochastic[:0])
+        reached = Trajectory(latents, setup.sampler.sigmas[-1:], None, setup.sampler.stochastic[:0])
         finish(Rollout(draw.prompts, draw.group, cond, reached))
 
 
 def _walk(
-    one: OnePass, draw: Draw, cond: Conditioning, rows: Int[Tensor, " b"], whole: bool
+    setup: FusedStep, draw: Draw, cond: Conditioning, rows: Int[Tensor, " b"], whole: bool
 ) -> Generator[StepBatch, Loss, Tensor]:
-    """Take some rows of a draw along the steps, teaching on the way; returns the latents reached."""
-    model, sampler, lessons = one.model, one.sampler, lessons_of(one.sampler)
+    """Advance some rows of a draw and yield a micro-batch at each trained step; returns the last latents."""
+    model, sampler, trained = setup.model, setup.sampler, trained_steps(setup.sampler)
     prompts = tuple(draw.prompts[row] for row in rows.tolist())
-    teachers = [one.teachers[prompt.task] for prompt in prompts]
-    weights = dict(zip(lessons.steps, lessons.anchor, strict=True))
+    teachers = [setup.teachers[prompt.task] for prompt in prompts]
+    weights = dict(zip(trained.steps, trained.anchor, strict=True))
     noise = SeededNoise(tuple(draw.seeds[row] for row in rows.tolist()), model.latent_shape)
     x = noise.initial().to(cond.embeds.device)
     for t in range(len(sampler.sigmas) - 1 if whole else max(weights) + 1):
         if t in weights:
-            loss = yield replace(_lesson(one, teachers, x, t, cond), prompts=prompts)
-            velocity = _told(loss)
+            loss = yield replace(_labelled_batch(setup, teachers, weights[t], x, t, cond), prompts=prompts)
+            if loss.velocity is None:
+                raise ValueError("the loss carries no policy velocity, so the latents cannot advance")
+            velocity = loss.velocity
         else:
             with torch.no_grad(), model.adapters.use("policy"):
                 velocity = model.velocity(x, sampler.levels(t, x)[0], cond, guidance=sampler.guidance)
@@ -89,37 +91,24 @@ def _walk(
     return x
 
 
-def _lesson(
-    one: OnePass, teachers: Sequence[Teacher], x: Float[Tensor, "b C H W"], t: int, cond: Conditioning
+def _labelled_batch(
+    setup: FusedStep,
+    teachers: Sequence[Teacher],
+    weight: float,
+    x: Float[Tensor, "b C H W"],
+    t: int,
+    cond: Conditioning,
 ) -> StepBatch:
-    """The rows of step ``t`` with what teachers and anchor say there; one that is both is asked once."""
-    sigma, sigma_next = one.sampler.levels(t, x)
-    lessons = lessons_of(one.sampler)
-    weight = lessons.anchor[lessons.steps.index(t)]
-    asked: dict[tuple[int, Teacher], int] = {}
-    target = [asked.setdefault((row, teacher), len(asked)) for row, teacher in enumerate(teachers)]
-    anchor: list[int] = []
-    if one.anchor is not None and weight:
-        anchor = [asked.setdefault((row, one.anchor), len(asked)) for row in range(len(x))]
-    rows, who = torch.tensor([row for row, _ in asked]), [teacher for _, teacher in asked]
-    said = x.new_empty(len(asked), *x.shape[1:])
-    for part in parcels(who, row_cost(one.model, x, cond), one.batch, classifier_free=one.model.classifier_free):
-        at = rows[part]
-        velocity = velocity_of(one.model, [who[i] for i in part.tolist()], x[at], sigma[at], cond[at])
-        said[part] = velocity.to(said.dtype)
+    sigma, sigma_next = setup.sampler.levels(t, x)
+    rows = Rows(x[:, None], setup.sampler.sigmas[t : t + 1], cond, torch.arange(len(x)), torch.zeros(len(x)).long())
+    target, anchor = label(setup.model, rows, teachers, setup.anchor if weight else None, batch=setup.batch)
     return StepBatch(
         latents=x,
         next_latents=x,
         sigma=sigma,
         sigma_next=sigma_next,
         cond=cond,
-        target_velocity=said[target],
-        anchor_velocity=said[anchor] if anchor else None,
-        anchor_weight=None if weight == 1 or one.anchor is None else x.new_full((len(x),), weight),
+        target_velocity=target,
+        anchor_velocity=anchor,
+        anchor_weight=None if weight == 1 or setup.anchor is None else x.new_full((len(x),), weight),
     )
-
-
-def _told(loss: Loss) -> Float[Tensor, "b C H W"]:
-    if loss.velocity is None:
-        raise ValueError("the loss has no velocity in it, without which the latents cannot move on")
-    return loss.velocity

@@ -17,7 +17,7 @@ from flowopd_cli.core.types import Conditioning, RewardResult, Rollout
 from flowopd_cli.models.base import FlowModel
 from flowopd_cli.train import collect
 from flowopd_cli.train.collect import Draw, Scores, Teacher
-from flowopd_cli.train.partition import Share
+from flowopd_cli.train.partition import Partition
 
 
 class Scoring(Protocol):
@@ -69,7 +69,7 @@ def with_fresh_groups(
     fresh: Callable[[Sequence[int], Sequence[int]], Draw],
     *,
     most: int,
-    share: Share | None = None,
+    partition: Partition | None = None,
 ) -> tuple[Rollout, int]:
     """Replace groups without spread by fresh ones that have some; ``most`` are drawn. Returns how many were replaced.
 
@@ -83,7 +83,7 @@ def with_fresh_groups(
         chosen = flat[: most - len(tried)]
         drawn = grade(fresh(tried, chosen))
         own = _lively(drawn)
-        lively = {group for part in ([own] if share is None else share.gather(own)) for group in part}
+        lively = {group for part in ([own] if partition is None else partition.gather(own)) for group in part}
         rolled = _exchanged(rolled, drawn, own)
         tried, flat, replaced = [*tried, *chosen], [g for g in flat if g not in lively], replaced + len(lively)
     return rolled, replaced

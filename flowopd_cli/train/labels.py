@@ -1,4 +1,4 @@
-"""What frozen adapters say at the policy's latents: rows of several of them in one forward, where that is faster."""
+"""Velocities of teachers and anchor at the policy's latents; adapters share a forward where that is faster."""
 
 from __future__ import annotations
 
@@ -27,35 +27,72 @@ class Teacher:
 def parcels(
     teachers: Sequence[Teacher], tokens: int, batch: int, *, classifier_free: bool = True
 ) -> list[Int[Tensor, " n"]]:
-    """Which rows go through the base together: ``teachers`` has each row's, ``tokens`` is what a row has of them.
+    """The rows of each forward: ``teachers`` has one entry a row, of ``tokens`` tokens each.
 
-    Rows stay with those of their adapter, at most ``batch`` in a forward. Adapters share a forward while it holds at
-    most 2048 tokens, both halves of a guided row counted where guidance is ``classifier_free``: below that a forward
-    costs by its number, above it by its size, and the detour of mixed rows is lost (docs/performance.md).
+    Rows of one adapter stay together, at most ``batch`` in a forward. Adapters share a forward while it holds at most
+    2048 tokens, both halves of a guided row counted where guidance is ``classifier_free``: smaller forwards cost by
+    their number, larger ones by their size, where mixing adapters only adds cost (docs/performance.md).
     """
-    made: list[list[int]] = []
-    places = {name: i for i, name in enumerate(dict.fromkeys(teacher.adapter for teacher in teachers))}
-    order = sorted(range(len(teachers)), key=lambda row: places[teachers[row].adapter])
+    forwards: list[list[int]] = []
+    rank = {name: i for i, name in enumerate(dict.fromkeys(teacher.adapter for teacher in teachers))}
+    order = sorted(range(len(teachers)), key=lambda row: rank[teachers[row].adapter])
     for _, run in groupby(order, key=lambda row: teachers[row].adapter):
         rows = list(run)
-        joined = [*made[-1], *rows] if made else rows
-        forwards = sum(2 if classifier_free and teachers[row].guidance != 1 else 1 for row in joined)
-        if made and len(joined) <= batch and forwards * tokens <= MIXED_TOKENS:
-            made[-1] = joined
+        joined = [*forwards[-1], *rows] if forwards else rows
+        passes = sum(2 if classifier_free and teachers[row].guidance != 1 else 1 for row in joined)
+        if forwards and len(joined) <= batch and passes * tokens <= MIXED_TOKENS:
+            forwards[-1] = joined
             continue
         pieces = -(-len(rows) // batch)
-        made += [part.tolist() for part in torch.tensor(rows).chunk(pieces)]
-    return [torch.tensor(rows) for rows in made]
+        forwards += [part.tolist() for part in torch.tensor(rows).chunk(pieces)]
+    return [torch.tensor(rows) for rows in forwards]
 
 
 def row_cost(model: FlowModel, latents: Float[Tensor, "*n C H W"], cond: Conditioning) -> int:
-    """:func:`tokens_of` a row for :func:`parcels`; where the model cannot mix adapters, too many for two to share."""
+    """Tokens of a row for :func:`parcels`; beyond its limit where the model cannot mix adapters."""
     return tokens_of(latents, cond) if model.adapters.mixes else MIXED_TOKENS + 1
 
 
 def tokens_of(latents: Float[Tensor, "*n C H W"], cond: Conditioning) -> int:
-    """What one row is to a transformer of 2 x 2 patches: its picture's tokens and its text's."""
+    """Tokens of one row in a transformer of 2 x 2 patches: of its picture and its text."""
     return latents.shape[-2] * latents.shape[-1] // 4 + cond.embeds.shape[1]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """n (sample, step) pairs of B trajectories: the latents of row i are ``latents[sample[i], step[i]]``."""
+
+    latents: Float[Tensor, "B T C H W"]
+    sigmas: Float[Tensor, " T"]
+    cond: Conditioning
+    sample: Int[Tensor, " n"]
+    step: Int[Tensor, " n"]
+
+
+@torch.no_grad()
+def label(
+    model: FlowModel, rows: Rows, teachers: Sequence[Teacher], anchor: Teacher | None = None, *, batch: int = 32
+) -> tuple[Float[Tensor, "m C H W"], Float[Tensor, "n C H W"] | None]:
+    """Target velocities by each row's own teacher, and the anchor's; a teacher that is the anchor too runs once.
+
+    ``teachers`` has one entry a row (m = n), or none (m = 0) if only the anchor is needed. At most ``batch`` rows are
+    in a forward.
+    """
+    requests: dict[tuple[int, Teacher], int] = {}
+    targets = [requests.setdefault(request, len(requests)) for request in enumerate(teachers)]
+    indices = range(0 if anchor is None else len(rows.sample))
+    anchors = [requests.setdefault((row, anchor), len(requests)) for row in indices if anchor is not None]
+    index, labelers = torch.tensor([row for row, _ in requests], dtype=torch.long), [teacher for _, teacher in requests]
+    velocity = rows.latents.new_empty(len(requests), *rows.latents.shape[2:])
+    sigmas = rows.sigmas.to(rows.latents.device, torch.float32)
+    tokens = row_cost(model, rows.latents, rows.cond)
+    for part in parcels(labelers, tokens, batch, classifier_free=model.classifier_free):
+        b, t = rows.sample[index[part]], rows.step[index[part]]
+        adapters = [labelers[i] for i in part.tolist()]
+        velocity[part] = velocity_of(model, adapters, rows.latents[b, t].float(), sigmas[t], rows.cond[b]).to(
+            velocity.dtype
+        )
+    return velocity[targets], None if anchor is None else velocity[anchors]
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""The one loop: optimizer steps from experience, accumulation by count, clipping, EMA adapter, checkpoints, resume."""
+"""The training loop: accumulation by count, clipping, EMA adapter, checkpoints, resume."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -42,17 +43,45 @@ class FitSettings:
     skip_limit: int = 5
 
 
-@dataclass
-class Hooks:
-    """What the loop tells the outside world; every one may be left out."""
+@runtime_checkable
+class Recorder(Protocol):
+    """What the loop reports while it runs; every process calls it alike."""
 
-    on_iteration: Callable[[dict[str, float]], None] = lambda row: None
-    on_checkpoint: Callable[[int, TrainState], None] = lambda iteration, state: None
-    on_sample: Callable[[int], None] = lambda iteration: None
-    on_fault: Callable[[int, Fault], None] = lambda iteration, fault: None
-    on_dump: Callable[[Dump], str] = lambda dump: "nowhere"
-    is_sampled: Callable[[int], bool] = lambda iteration: True
-    sample_every: int = 0
+    def row(self, row: dict[str, float]) -> None:
+        """The metrics of a finished iteration."""
+        ...
+
+    def checkpoint(self, iteration: int, state: TrainState) -> None:
+        """Save the state."""
+        ...
+
+    def sample(self, iteration: int, *, last: bool, resumed: bool = False) -> None:
+        """Draw sample pictures if they are due; of a resumed iteration only if they are missing."""
+        ...
+
+    def fault(self, iteration: int, fault: Fault, dump: Dump | None) -> str:
+        """An optimizer step that is not taken; the last one before the training ends has a ``dump``.
+
+        Returns a clause for the error message that says where the dump is.
+        """
+        ...
+
+
+class NullRecorder:
+    """A :class:`Recorder` that does nothing."""
+
+    def row(self, row: dict[str, float]) -> None:
+        """Nothing."""
+
+    def checkpoint(self, iteration: int, state: TrainState) -> None:
+        """Nothing."""
+
+    def sample(self, iteration: int, *, last: bool, resumed: bool = False) -> None:
+        """Nothing."""
+
+    def fault(self, iteration: int, fault: Fault, dump: Dump | None) -> str:
+        """Nothing."""
+        return "not saved"
 
 
 def fit(
@@ -62,33 +91,34 @@ def fit(
     settings: FitSettings,
     *,
     state: TrainState | None = None,
-    hooks: Hooks | None = None,
+    recorder: Recorder | None = None,
 ) -> TrainState:
     """Train ``policy`` until ``settings.iterations``; ``state`` continues an earlier run exactly.
 
-    ``experience(i)`` gives the optimizer steps of iteration i, each a list of micro-batches, and figures to log, which
-    are read after the last step. A generator of micro-batches is sent the loss of each before it is asked for the next.
+    ``experience(i)`` returns the optimizer steps of iteration i, each a list of micro-batches, and figures to log that
+    are read after the last step. A generator of micro-batches is sent the loss of each before it yields the next.
     The gradient of an optimizer step is that of (sum of totals) / (sum of counts) over its micro-batches and over all
-    processes, so neither split can change it; one that is not finite is not taken. Whatever ends the training early,
-    the last finished iteration is in a checkpoint, unless the next one has begun to learn.
+    processes, so neither split can change it; a step whose gradient is not finite is skipped. If the training ends
+    early, the last finished iteration is in a checkpoint, unless the next one has already changed the policy.
 
     Raises:
         Interrupted: the user asked to stop.
-        DivergedError: ``settings.skip_limit`` optimizer steps in a row could not be taken.
+        DivergedError: ``settings.skip_limit`` optimizer steps in a row were skipped.
     """
     parameters = model.adapters.trainable()
     optimizer = make_optimizer(settings.optimizer, parameters.values(), settings.lr, settings.weight_decay)
     state = state or TrainState.fresh(model)
-    learner = _Learner(model, optimizer, [*parameters.values()], objective, settings, hooks or Hooks(), state.iteration)
+    learner = _Learner(model, optimizer, [*parameters.values()], objective, settings, recorder or NullRecorder())
+    learner.saved = state.iteration
     with _stop_requests() as stop:
         learner.begin(state)
         while state.iteration < settings.iterations:
             with learner.rescuing(state):
                 row = learner.iteration(experience, state)
-            learner.hooks.on_iteration(row)
+            learner.recorder.row(row)
             last = state.iteration == settings.iterations
             with learner.rescuing(state):
-                learner.sample(state.iteration, last=last)
+                learner.recorder.sample(state.iteration, last=last)
                 stopping = any(everyone(stop())) and not last
             if last or stopping or state.iteration % settings.checkpoint_every == 0:
                 learner.checkpoint(state)
@@ -99,47 +129,43 @@ def fit(
 
 @dataclass
 class _Learner:
-    """What turns experience into optimizer steps."""
+    """Turns experience into optimizer steps."""
 
     model: FlowModel
     optimizer: torch.optim.Optimizer
     parameters: Sequence[torch.nn.Parameter]
     objective: Objective
     settings: FitSettings
-    hooks: Hooks
+    recorder: Recorder
     saved: int = 0
 
     def checkpoint(self, state: TrainState) -> None:
-        """Hand the state over to be kept; all processes know whether it is."""
+        """Save the state; all processes learn whether that worked."""
         with together():
-            self._keep(state)
+            self._save(state)
 
-    def _keep(self, state: TrainState) -> None:
+    def _save(self, state: TrainState) -> None:
         self.saved = state.iteration
         state.capture(self.model, self.optimizer)
-        self.hooks.on_checkpoint(state.iteration, state)
+        self.recorder.checkpoint(state.iteration, state)
 
     def begin(self, state: TrainState) -> None:
-        """Stand where the state stands; have the sample pictures drawn that were due there and are missing."""
+        """Restore the state, and draw the sample pictures that were due there and are missing."""
         state.restore(self.model, self.optimizer)
-        if state.iteration and not all(everyone(self.hooks.is_sampled(state.iteration))):
-            self.sample(state.iteration, last=state.iteration == self.settings.iterations)
-
-    def sample(self, iteration: int, *, last: bool) -> None:
-        """Have sample pictures drawn, if it is time for them."""
-        if self.hooks.sample_every and (last or iteration % self.hooks.sample_every == 0):
-            self.hooks.on_sample(iteration)
+        if state.iteration:
+            last = state.iteration == self.settings.iterations
+            self.recorder.sample(state.iteration, last=last, resumed=True)
 
     @contextmanager
     def rescuing(self, state: TrainState) -> Iterator[None]:
-        """What ends the block early leaves the finished iterations in a checkpoint, unless the next has learned."""
+        """Save the finished iterations if the block fails, unless an optimizer step has changed the policy since."""
         step = state.step
         try:
             yield
         except Exception:
             if state.step == step and state.iteration > self.saved:
                 with suppress(Exception):
-                    self._keep(state)
+                    self._save(state)
             raise
 
     def iteration(self, experience: Experience, state: TrainState) -> dict[str, float]:
@@ -167,7 +193,7 @@ class _Learner:
         return row | {"seconds_collect": collected - started, "seconds_learn": time.perf_counter() - collected}
 
     def _counted(self, updates: Iterable[MicroBatches], state: TrainState) -> Iterator[MicroBatches]:
-        """The same optimizer steps; an iteration without any counts as one that could not be taken."""
+        """The same optimizer steps; an iteration without any counts as a skipped one."""
         count = 0
         for count, micro_batches in enumerate(updates, start=1):  # noqa: B007
             yield micro_batches
@@ -183,7 +209,7 @@ class _Learner:
 
         A process without a row in this optimizer step takes part in the sums with nothing. False: they are not finite.
         """
-        count, guard, own = 0, Guard(self.parameters), Meter()
+        count, guard, accepted = 0, Guard(self.parameters), Meter()
         with self.model.adapters.use("policy"):
             batches, loss = iter(micro_batches), None
             while (batch := _after(batches, loss)) is not None:
@@ -191,7 +217,7 @@ class _Learner:
                 loss.total.backward()
                 count += loss.count
                 if guard.passes(loss, batch):
-                    own.add(loss)
+                    accepted.add(loss)
         counts, faults = zip(*everyone((count, guard.fault)), strict=True)
         fault = next(filter(None, faults), None)
         if fault is None and sum(counts):
@@ -204,32 +230,33 @@ class _Learner:
         if fault is not None:
             self._skip(fault, guard, state)
             return False
-        meter.merge(own)
+        meter.merge(accepted)
         return sum(counts) > 0
 
     def _skip(self, fault: Fault, guard: Guard, state: TrainState) -> None:
-        """Tell of an optimizer step that is not taken; too many in a row end the training."""
+        """Report an optimizer step that is not taken; too many in a row end the training."""
         iteration = state.iteration + 1
-        self.hooks.on_fault(iteration, fault)
         if state.skipped < self.settings.skip_limit:
+            self.recorder.fault(iteration, fault, None)
             return
-        own = None if guard.batch is None else guard.batch.to("cpu")
-        batch = next((found for found in everyone(own) if found is not None), None)
+        local = None if guard.batch is None else guard.batch.to("cpu")
+        batch = next((batch for batch in everyone(local) if batch is not None), None)
+        dump = Dump(iteration, state.step, fault, self.model.adapters.state("policy"), batch)
         with together():
-            where = self.hooks.on_dump(Dump(iteration, state.step, fault, self.model.adapters.state("policy"), batch))
+            where = self.recorder.fault(iteration, fault, dump)
         raise DivergedError(
             f"iteration {iteration}: {fault}, for the {state.skipped}. optimizer step in a row; {where}. "
             "Go on with --resume and a lower train.lr or train.max_grad_norm"
         )
 
     def _sum(self, count: int, *, learned: bool) -> None:
-        """Gradients of all processes added up in one flat tensor, by ``count``: one message an optimizer step."""
+        """All-reduce the gradients as one flat tensor and divide by ``count``."""
         if learned and any(parameter.grad is None for parameter in self.parameters):
             raise RuntimeError(
                 "a policy parameter got no gradient: an adapter was switched between forward and backward"
             )
-        own = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
-        flat = add_up(torch.cat([gradient.flatten() for gradient in own])).div_(count)
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
+        flat = add_up(torch.cat([gradient.flatten() for gradient in gradients])).div_(count)
         pieces = flat.split([parameter.numel() for parameter in self.parameters])
         for parameter, piece in zip(self.parameters, pieces, strict=True):
             parameter.grad = piece.view_as(parameter)
@@ -245,7 +272,7 @@ class _Learner:
 
 
 def _after(batches: Iterator[StepBatch], loss: Loss | None) -> StepBatch | None:
-    """The next micro-batch, which a generator makes from what the one before was; ``None`` when there is none left."""
+    """The next micro-batch; a generator is sent the loss of the one before. ``None`` at the end."""
     try:
         return batches.send(loss) if isinstance(batches, Generator) else next(batches)
     except StopIteration:
@@ -260,19 +287,19 @@ def _ema_decay(settings: FitSettings, step: int) -> float:
 @contextmanager
 def _stop_requests() -> Iterator[Callable[[], bool]]:
     """The first SIGINT or SIGTERM asks the loop to stop after this iteration, the second one stops at once."""
-    asked: list[int] = []
+    requests: list[int] = []
 
-    def ask(number: int, frame: FrameType | None) -> None:
-        if asked:
+    def request_stop(number: int, frame: FrameType | None) -> None:
+        if requests:
             raise KeyboardInterrupt
-        asked.append(number)
+        requests.append(number)
 
     try:
-        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.signal(number, request_stop) for number in (signal.SIGINT, signal.SIGTERM)}
     except ValueError:  # not the main thread: signals stay with whoever owns them
         before = {}
     try:
-        yield lambda: bool(asked)
+        yield lambda: bool(requests)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

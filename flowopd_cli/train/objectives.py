@@ -12,7 +12,7 @@ from torch import Tensor
 from flowopd_cli.core import losses
 from flowopd_cli.core.sampler import Sampler
 from flowopd_cli.core.steps import log_prob
-from flowopd_cli.core.types import GaussianStep, Loss, Parts, StepBatch
+from flowopd_cli.core.types import GaussianStep, Loss, PartialMeans, StepBatch
 from flowopd_cli.models.base import FlowModel
 
 Objective = Callable[[StepBatch], Loss]
@@ -100,7 +100,7 @@ def sft(model: FlowModel, guidance: float = 1.0) -> Objective:
     return objective
 
 
-def _kl_parts(sampler: Sampler, batch: StepBatch, kl: Float[Tensor, " b"]) -> Parts:
+def _kl_parts(sampler: Sampler, batch: StepBatch, kl: Float[Tensor, " b"]) -> PartialMeans:
     """The KL to the teacher by task (``kl/<task>``) and by sampling step (``kl_step/<index>``)."""
     told = [prompt.task for prompt in batch.prompts or ()]
     tasks, steps = list(dict.fromkeys(told)), len(sampler.sigmas) - 1
@@ -110,7 +110,7 @@ def _kl_parts(sampler: Sampler, batch: StepBatch, kl: Float[Tensor, " b"]) -> Pa
     table = rows.new_zeros(2, len(tasks) + steps).index_add(1, len(tasks) + index, rows)
     if told:
         table.index_add_(1, torch.tensor([tasks.index(task) for task in told], device=rows.device), rows)
-    return Parts((*(f"kl/{task}" for task in tasks), *(f"kl_step/{i}" for i in range(steps))), table)
+    return PartialMeans((*(f"kl/{task}" for task in tasks), *(f"kl_step/{i}" for i in range(steps))), table)
 
 
 def _step(sampler: Sampler, batch: StepBatch, velocity: Tensor | None, name: str) -> GaussianStep:

@@ -15,7 +15,7 @@ from flowopd_cli.core.sampler import Sampler
 from flowopd_cli.core.types import Conditioning, Rollout, StepBatch
 from flowopd_cli.models.base import FlowModel
 from flowopd_cli.train.collect import Draw, Scorer, Teacher, join, rollout, with_images, with_rewards
-from flowopd_cli.train.partition import Share
+from flowopd_cli.train.partition import Partition
 
 
 def noised(
@@ -56,17 +56,17 @@ def best_of_group(
     prompts = tuple(prompt for part in kept for prompt in part.prompts)
     cond = Conditioning.cat([part.cond for part in kept])
     own = Rollout(prompts, torch.cat([k.group for k in kept]), cond, join([k.trajectory for k in kept]))
-    return own if draw.share is None else _of_all(model, own, draw, draw.share)
+    return own if draw.partition is None else _of_all(model, own, draw, draw.partition)
 
 
-def _of_all(model: FlowModel, own: Rollout, draw: Draw, share: Share) -> Rollout:
+def _of_all(model: FlowModel, own: Rollout, draw: Draw, partition: Partition) -> Rollout:
     """The kept pictures of all processes, in the order in which one alone would have them: by task, then by group."""
     first: dict[str, int] = {}
-    for place, prompt in zip(share.rows.tolist(), draw.prompts, strict=True):
+    for place, prompt in zip(partition.rows.tolist(), draw.prompts, strict=True):
         first.setdefault(prompt.task, place)
     latents = own.trajectory.latents
-    parts = share.gather((first, own.prompts, own.group, latents.cpu()))
-    start = {task: min(part[0].get(task, share.total) for part in parts) for part in parts for task in part[0]}
+    parts = partition.gather((first, own.prompts, own.group, latents.cpu()))
+    start = {task: min(part[0].get(task, partition.total) for part in parts) for part in parts for task in part[0]}
     prompts, group = [prompt for part in parts for prompt in part[1]], torch.cat([part[2] for part in parts])
     order = sorted(range(len(prompts)), key=lambda i: (start[prompts[i].task], int(group[i])))
     if not order:

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flowopd_cli.core.sampler import Sampler, SeededNoise, draw_lessons, draw_window
+from flowopd_cli.core.sampler import Sampler, SeededNoise, choose_trained_steps, draw_window
 from flowopd_cli.core.schedule import flow_sigmas
 from flowopd_cli.core.steps import ODE, log_prob, make_kernel
 from flowopd_cli.core.types import Conditioning
@@ -156,24 +156,24 @@ TRAINED = tuple(range(9))
 
 
 @pytest.mark.parametrize("options", [{}, {"steps": 4}, {"every": 3}, {"steps": 5, "probability": 0.4}])
-def test_lessons_are_a_function_of_the_seed(options):
-    assert draw_lessons(TRAINED, 3, **options) == draw_lessons(TRAINED, 3, **options)
-    assert (len({draw_lessons(TRAINED, seed, **options) for seed in range(50)}) > 1) is bool(options)
+def test_trained_are_a_function_of_the_seed(options):
+    assert choose_trained_steps(TRAINED, 3, **options) == choose_trained_steps(TRAINED, 3, **options)
+    assert (len({choose_trained_steps(TRAINED, seed, **options) for seed in range(50)}) > 1) is bool(options)
 
 
 def test_without_a_choice_every_step_teaches_with_the_whole_anchor():
-    lessons = draw_lessons((2, 3, 5), 0)
-    assert (lessons.steps, lessons.anchor) == ((2, 3, 5), (1.0, 1.0, 1.0))
-    assert draw_lessons((2, 3, 5), 0, steps=7) == lessons
+    trained = choose_trained_steps((2, 3, 5), 0)
+    assert (trained.steps, trained.anchor) == ((2, 3, 5), (1.0, 1.0, 1.0))
+    assert choose_trained_steps((2, 3, 5), 0, steps=7) == trained
 
 
 @given(st.integers(0, 10**6), st.integers(1, 9), st.integers(1, 12))
-def test_chosen_lessons_are_in_order_and_the_anchor_is_on_every_kth(seed, steps, every):
-    lessons = draw_lessons(TRAINED, seed, steps=steps, every=every)
-    assert len(set(lessons.steps)) == steps
-    assert list(lessons.steps) == sorted(lessons.steps)
-    places = [i for i, weight in enumerate(lessons.anchor) if weight]
-    assert {lessons.anchor[i] for i in places} <= {float(every)}
+def test_chosen_trained_are_in_order_and_the_anchor_is_on_every_kth(seed, steps, every):
+    trained = choose_trained_steps(TRAINED, seed, steps=steps, every=every)
+    assert len(set(trained.steps)) == steps
+    assert list(trained.steps) == sorted(trained.steps)
+    places = [i for i, weight in enumerate(trained.anchor) if weight]
+    assert {trained.anchor[i] for i in places} <= {float(every)}
     assert all(b - a == every for a, b in pairwise(places))
     assert len(places) in (steps // every, -(-steps // every))
 
@@ -183,9 +183,9 @@ def test_every_step_and_its_anchor_count_alike_on_average(options):
     """Each step teaches ``steps / 9`` of the time; given that, the anchor's weight has expectation 1."""
     draws, taught, anchor = 6000, torch.zeros(9), torch.zeros(9)
     for seed in range(draws):
-        lessons = draw_lessons(TRAINED, seed, **options)
-        taught[list(lessons.steps)] += 1
-        anchor[list(lessons.steps)] += torch.tensor(lessons.anchor)
+        trained = choose_trained_steps(TRAINED, seed, **options)
+        taught[list(trained.steps)] += 1
+        anchor[list(trained.steps)] += torch.tensor(trained.anchor)
     share = options.get("steps", 9) / 9
     noise = 5 * (max(options.get("every", 1), 1 / options.get("probability", 1)) / draws / share) ** 0.5  # 5 sigma
     torch.testing.assert_close(taught / draws, torch.full((9,), share), atol=5 * (0.25 / draws) ** 0.5, rtol=0)

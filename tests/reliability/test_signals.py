@@ -58,12 +58,12 @@ def test_before_the_first_iteration_there_is_nothing_to_keep(forks, whole, tmp_p
     path = tmp_path / "r"
     early = f"""
 import os
-from flowopd_cli.stages.training import model as _model
-load = _model.load_model
+from flowopd_cli.stages import teacher
+load = teacher.load_model
 def stopped(*args):
     os.kill(os.getpid(), {int(number)})
     return load(*args)
-_model.load_model = stopped
+teacher.load_model = stopped
 """
     ended = forks.run(*whole.commands["teacher"], "--out", path, before=early)
     assert ended.code == 128 + number

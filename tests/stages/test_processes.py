@@ -17,7 +17,7 @@ from support import copies
 import flowopd_cli
 from flowopd_cli import recipe as recipes
 from flowopd_cli.runs.run import RunDir
-from flowopd_cli.stages.training import model as _model
+from flowopd_cli.stages import coldstart, distill, teacher
 
 TESTS, PACKAGE = Path(__file__).resolve().parent.parent, Path(flowopd_cli.__file__).parent.parent
 NAMES = (
@@ -44,7 +44,8 @@ def trained(tmp_path_factory, pipeline_folder):
     for name in ("one", "two", "three", "shards"):
         (root / "runs" / name).mkdir(parents=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_model, "load_model", _model.load_model)
+        for stage in (coldstart, distill, teacher):
+            patch.setattr(stage, "load_model", stage.load_model)
         copies.runs(root, root / "runs" / "one", pipeline_folder)
     launch(2, copies.__file__, str(root), str(root / "runs" / "two"), str(pipeline_folder))
     return root / "runs"

@@ -23,7 +23,8 @@ from flowopd_cli.models.loading import LoadOptions
 from flowopd_cli.models.sd3 import SD3Model
 from flowopd_cli.rewards.base import Reward, RewardInfo
 from flowopd_cli.runs.run import RunDir
-from flowopd_cli.stages.training import model as _model
+from flowopd_cli.stages import coldstart, distill
+from flowopd_cli.stages import teacher as grpo
 from flowopd_cli.system.progress import Silent
 
 COMMON = {
@@ -141,9 +142,13 @@ def runs(folder, out, pipeline, *, shard=False):
     Then stages of fewer groups than processes: a teacher that replaces groups of equal rewards, a cold start, and a
     distillation that draws sample pictures.
     """
-    _model.load_model = lambda spec, targets, run=None: DoubleModel.load(
-        spec.pretrained, LoadOptions(device="cpu", max_sequence_length=spec.max_sequence_length, shard=shard)
-    )
+
+    def load_double(spec, targets):
+        options = LoadOptions(device="cpu", max_sequence_length=spec.max_sequence_length, shard=shard)
+        return DoubleModel.load(spec.pretrained, options)
+
+    for module in (coldstart, distill, grpo):
+        module.load_model = load_double
     for stage in ("teacher", "coldstart", "distill"):
         train(out / stage, recipe(stage, folder, pipeline))
     train(out / "sparse", recipe("distill", folder, pipeline, group_size=1))

@@ -12,7 +12,7 @@ from flowopd_cli.core.types import RewardResult
 from flowopd_cli.errors import RoutingError
 from flowopd_cli.train import collect
 from flowopd_cli.train.collect import Teacher
-from flowopd_cli.train.partition import Share
+from flowopd_cli.train.partition import Partition
 
 STEPS = 4
 TEACHERS = {"a": Teacher("other", 1.0), "b": Teacher("third", 3.0)}
@@ -136,7 +136,9 @@ def test_without_a_valid_score_there_is_no_mean(trainee, rolled):
     ],
 )
 def test_stochastic_steps_teach_or_all_but_the_last(trainee, kernel, steps, window, expected):
-    assert collect.trained_steps(make_sampler(trainee, steps=steps, kernel=kernel, window=window)) == expected
+    assert collect.trained_steps(make_sampler(trainee, steps=steps, kernel=kernel, window=window)).steps == tuple(
+        expected
+    )
 
 
 @pytest.mark.parametrize("batch", [2, 32])
@@ -237,18 +239,18 @@ def test_a_process_without_a_group_takes_part_with_no_row(trainee, kernel, last)
     labelled = collect.with_anchor(trainee, sampler, none, Teacher("third", 1.0))
     labelled = collect.with_targets(trainee, sampler, labelled, TEACHERS)
     assert len(collect.with_images(trainee, labelled).images) == len(labelled.target_velocity) == 0
-    share = Share(torch.zeros(0, dtype=torch.long), 4, lambda value: [value])
-    steps = list(collect.step_batches(labelled, sampler, updates=2, micro=3, seed=0, share=share))
+    partition = Partition(torch.zeros(0, dtype=torch.long), 4, lambda value: [value])
+    steps = list(collect.step_batches(labelled, sampler, updates=2, micro=3, seed=0, partition=partition))
     assert steps == [[], []]
 
 
 def test_scores_are_gathered_once_for_figures_and_advantages(trainee, rolled):
     asked = []
-    share = Share(torch.arange(4), 4, lambda value: asked.append(value) or [value])
+    partition = Partition(torch.arange(4), 4, lambda value: asked.append(value) or [value])
     marked = collect.with_rewards(collect.with_images(trainee, rolled), brightness)
-    scores = collect.scores_of_all(marked, share)
+    scores = collect.scores_of_all(marked, partition)
     figures = collect.figures(scores)
-    got = collect.with_advantages(marked, std="group", clip=5.0, share=share, scores=scores)
+    got = collect.with_advantages(marked, std="group", clip=5.0, partition=partition, scores=scores)
     assert len(asked) == 1
     assert torch.equal(got.advantages, collect.with_advantages(marked, std="group", clip=5.0).advantages)
     assert figures == collect.reward_figures(marked)

@@ -5,15 +5,16 @@ import dataclasses
 import pytest
 import torch
 from support.copies import DoubleModel
+from support.recorders import Recorder
 from support.tiny import TEXTS, add_adapters, gradients, make_draw, make_sampler
 
-from flowopd_cli.core.sampler import Lessons, SeededNoise, draw_lessons
+from flowopd_cli.core.sampler import SeededNoise, TrainedSteps, choose_trained_steps
 from flowopd_cli.core.types import Loss
 from flowopd_cli.errors import RoutingError
 from flowopd_cli.models.loading import LoadOptions
 from flowopd_cli.train import collect, fused
 from flowopd_cli.train.labels import Teacher
-from flowopd_cli.train.loop import FitSettings, Hooks, fit
+from flowopd_cli.train.loop import FitSettings, fit
 from flowopd_cli.train.objectives import OPDSettings, opd
 
 TEACHERS = {"a": Teacher("other", 1.0), "b": Teacher("third", 3.0)}
@@ -40,7 +41,7 @@ def exact(pipeline_folder):
 
 
 def passed(model, sampler, anchor, micro=3, finish=None, draw=None, batch=32):
-    one = fused.OnePass(model, sampler, TEACHERS, anchor, micro, batch)
+    one = fused.FusedStep(model, sampler, TEACHERS, anchor, micro, batch)
     return fused.micro_batches(one, draw or make_draw("abab", "0123"), finish)
 
 
@@ -77,8 +78,8 @@ def naive(model, sampler, settings, anchor):
     draw = make_draw("abab", "0123")
     cond, total, objective = model.encode([p.text for p in draw.prompts]), 0.0, opd(model, sampler, settings)
     noise = SeededNoise(draw.seeds, model.latent_shape)
-    x, lessons = noise.initial(), collect.lessons_of(sampler)
-    for t in lessons.steps:
+    x, trained = noise.initial(), collect.trained_steps(sampler)
+    for t in trained.steps:
         sigma, sigma_next = sampler.levels(t, x)
 
         def said(teacher, x=x, sigma=sigma):
@@ -94,7 +95,7 @@ def naive(model, sampler, settings, anchor):
         total = total + loss.total
         x = sampler.advance(loss.velocity, x, t, noise)[0].float()
     with model.adapters.use("policy"):
-        (total / (len(draw.prompts) * len(lessons.steps))).backward()
+        (total / (len(draw.prompts) * len(trained.steps))).backward()
     parameters = model.adapters.trainable()
     found = {name: parameter.grad for name, parameter in parameters.items()}
     for parameter in parameters.values():
@@ -181,30 +182,30 @@ def test_the_last_rollout_is_whole_whatever_teaches(trainee):
     draw = make_draw("abab", "0123")
     for sampler in (
         make_sampler(trainee, steps=6, window=(1, 3)),
-        dataclasses.replace(make_sampler(trainee, steps=6), lessons=Lessons((1, 3), (2.0, 0.0))),
+        dataclasses.replace(make_sampler(trainee, steps=6), trained=TrainedSteps((1, 3), (2.0, 0.0))),
     ):
         rolled = collect.rollout(trainee, sampler, draw)
         end, seen = followed(trainee, sampler)
         torch.testing.assert_close(end.trajectory.final, rolled.trajectory.final, atol=1e-6, rtol=1e-6)
-        assert len(seen) == 2 * len(collect.trained_steps(sampler))
+        assert len(seen) == 2 * len(collect.trained_steps(sampler).steps)
 
 
 def test_a_window_and_chosen_lessons_give_the_gradients_of_replay(exact):
     for sampler in (
         make_sampler(exact, steps=6, window=(1, 3)),
-        dataclasses.replace(make_sampler(exact, steps=6), lessons=Lessons((1, 3, 4), (2.0, 0.0, 2.0))),
-        dataclasses.replace(make_sampler(exact, steps=6), lessons=Lessons((0, 2), (0.0, 0.0))),
+        dataclasses.replace(make_sampler(exact, steps=6), trained=TrainedSteps((1, 3, 4), (2.0, 0.0, 2.0))),
+        dataclasses.replace(make_sampler(exact, steps=6), trained=TrainedSteps((0, 2), (0.0, 0.0))),
     ):
         objective = opd(exact, sampler, OPDSettings(beta=0.3))
         found = fused_gradients(exact, objective, passed(exact, sampler, ANCHOR))[0]
         close(found, replayed(exact, sampler, objective, ANCHOR))
 
 
-def likelihood(lessons, anchor):
-    """Of one choice of lessons, not normalized: uniform, or Bernoulli for each anchor."""
+def likelihood(trained, anchor):
+    """Of one choice of steps, not normalized: uniform, or Bernoulli for each anchor."""
     chance = anchor.get("probability", 1.0)
-    used = sum(weight > 0 for weight in lessons.anchor)
-    return chance**used * (1 - chance) ** (len(lessons.anchor) - used) if chance < 1 else 1.0
+    used = sum(weight > 0 for weight in trained.anchor)
+    return chance**used * (1 - chance) ** (len(trained.anchor) - used) if chance < 1 else 1.0
 
 
 @pytest.mark.parametrize(
@@ -214,23 +215,23 @@ def likelihood(lessons, anchor):
         *(({"steps": 1}, 3), ({"steps": 2}, 3), ({"steps": 2, "every": 2}, 6), ({"steps": 1, "probability": 0.6}, 6)),
     ],
 )
-def test_thinned_lessons_have_the_gradient_of_all_on_average(exact, options, choices):
-    """The expectation over every choice that may be drawn, each with its chance, is the gradient of all the lessons."""
+def test_thinned_steps_have_the_gradient_of_all_on_average(exact, options, choices):
+    """The expectation over every choice that may be drawn, each with its chance, is the gradient of all steps."""
     whole = make_sampler(exact)
     objective = opd(exact, whole, OPDSettings(beta=3.0))
     expected = fused_gradients(exact, objective, passed(exact, whole, ANCHOR))[0]
-    trained = collect.trained_steps(whole)
-    drawn = [draw_lessons(trained, seed, **options) for seed in range(400)]
-    found = {lessons: likelihood(lessons, options) for lessons in drawn}
-    assert len(found) == choices
-    if "every" in options and options["every"] > len(trained):  # the offsets beyond the last step are one choice
-        found = {key: 1.0 if any(key.anchor) else options["every"] - len(trained) for key in found}
+    candidates = collect.trained_steps(whole).steps
+    drawn = [choose_trained_steps(candidates, seed, **options) for seed in range(400)]
+    likelihoods = {trained: likelihood(trained, options) for trained in drawn}
+    assert len(likelihoods) == choices
+    if "every" in options and options["every"] > len(candidates):  # the offsets beyond the last step are one choice
+        likelihoods = {key: 1.0 if any(key.anchor) else options["every"] - len(candidates) for key in likelihoods}
     mean = {name: torch.zeros_like(value) for name, value in expected.items()}
-    for lessons, weight in found.items():
-        sampler = dataclasses.replace(whole, lessons=lessons)
+    for trained, weight in likelihoods.items():
+        sampler = dataclasses.replace(whole, trained=trained)
         gradient = fused_gradients(exact, objective, passed(exact, sampler, ANCHOR))[0]
         for name, value in gradient.items():
-            mean[name] += weight / sum(found.values()) * value
+            mean[name] += weight / sum(likelihoods.values()) * value
     close(mean, expected)
 
 
@@ -263,7 +264,7 @@ def test_an_anchor_that_is_the_teacher_is_asked_once(trainee, counted):
 
 
 def test_a_step_without_a_lesson_costs_one_forward(trainee, counted):
-    sampler = dataclasses.replace(make_sampler(trainee), lessons=Lessons((1,), (0.0,)))
+    sampler = dataclasses.replace(make_sampler(trainee), trained=TrainedSteps((1,), (0.0,)))
     objective = opd(trainee, sampler, OPDSettings(beta=0.3))
     fused_gradients(trainee, objective, passed(trainee, sampler, ANCHOR, micro=4, draw=make_draw("aaaa", "0123")))
     assert counted == [(4, False), (4, False), (4, True)]  # to step 1, its teacher, its lesson; then it stops
@@ -286,7 +287,7 @@ def test_a_prompt_without_a_teacher_is_refused(trainee):
 def test_a_loss_without_the_velocity_is_an_error(trainee):
     batches = passed(trainee, make_sampler(trainee), ANCHOR)
     next(batches)
-    with pytest.raises(ValueError, match="no velocity in it"):
+    with pytest.raises(ValueError, match="carries no policy velocity"):
         batches.send(Loss(torch.zeros(()), 1))
 
 
@@ -303,7 +304,7 @@ def trained(model, fuse, iterations=4):
         return collect.step_batches(rolled, sampler, updates=1, micro=5, seed=iteration), {}
 
     objective = opd(model, sampler, OPDSettings(beta=0.3))
-    fit(model, experience, objective, FitSettings(iterations, 0.01), hooks=Hooks(on_iteration=rows.append))
+    fit(model, experience, objective, FitSettings(iterations, 0.01), recorder=Recorder(row=rows.append))
     return rows
 
 

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from support.recorders import Recorder
 from support.tiny import experience_of, labelled, make_draw, make_sampler
 from torch import nn
 
@@ -12,8 +13,8 @@ from flowopd_cli.core.types import Conditioning, Loss, StepBatch
 from flowopd_cli.errors import DivergedError, RewardError
 from flowopd_cli.train import collect
 from flowopd_cli.train.faults import Dump
-from flowopd_cli.train.guards import Fault, Guard, Watch, finite
-from flowopd_cli.train.loop import FitSettings, Hooks, fit
+from flowopd_cli.train.guards import Fault, Guard, finite
+from flowopd_cli.train.loop import FitSettings, fit
 from flowopd_cli.train.objectives import OPDSettings, opd
 
 
@@ -50,10 +51,10 @@ def state_of(model):
 @pytest.mark.parametrize("what", ["loss", "gradient"])
 def test_an_optimizer_step_that_is_not_finite_is_skipped_counted_and_named(trainee, make_trainee, what):
     rows, faults = [], []
-    hooks = Hooks(on_iteration=rows.append, on_fault=lambda iteration, fault: faults.append((iteration, fault)))
+    recorder = Recorder(row=rows.append, fault=lambda iteration, fault, dump: faults.append((iteration, fault)))
     batches = 12 // 3  # four pictures of three taught steps
     spoiled = objective_of(trainee, Spoiler(batches + 2, what))
-    state = fit(trainee, experience_of(trainee, micro=3), spoiled, FitSettings(3, 0.01), hooks=hooks)
+    state = fit(trainee, experience_of(trainee, micro=3), spoiled, FitSettings(3, 0.01), recorder=recorder)
     assert [row["skipped"] for row in rows] == [0, 1, 0]
     assert [row["step"] for row in rows] == [1, 1, 2]
     assert state.step == 2
@@ -72,7 +73,7 @@ def test_a_skipped_step_moves_nothing(trainee):
         average.append(trainee.adapters.state("policy_ema"))
 
     spoiled = objective_of(trainee, Spoiler(1, always=True))
-    fit(trainee, experience_of(trainee, micro=3), spoiled, FitSettings(2, 0.01), hooks=Hooks(on_iteration=note))
+    fit(trainee, experience_of(trainee, micro=3), spoiled, FitSettings(2, 0.01), recorder=Recorder(row=note))
     after = state_of(trainee)
     assert all(torch.equal(after[name], value) for name, value in before.items())
     assert all(torch.equal(average[-1][name], value) for name, value in before.items())
@@ -80,18 +81,20 @@ def test_a_skipped_step_moves_nothing(trainee):
 
 def test_too_many_in_a_row_stop_the_run_with_a_dump_that_says_the_same_again(trainee, tmp_path):
     spoiled = objective_of(trainee, Spoiler(4, "loss", always=True))
-    kept = []
+    dumps = []
 
-    def keep(dump):
-        dump.save(tmp_path)
-        kept.append(dump)
+    def save(iteration, fault, dump):
+        dumps.append(dump)
+        if dump is not None:
+            dump.save(tmp_path)
         return f"see {tmp_path}"
 
     settings = FitSettings(50, 0.01, skip_limit=3)
     with pytest.raises(DivergedError, match=r"3\. optimizer step in a row; see ") as caught:
-        fit(trainee, experience_of(trainee, micro=3), spoiled, settings, hooks=Hooks(on_dump=keep))
+        fit(trainee, experience_of(trainee, micro=3), spoiled, settings, recorder=Recorder(fault=save))
     assert caught.value.exit_code == 5
-    found, (made,) = Dump.load(tmp_path), kept
+    found, made = Dump.load(tmp_path), dumps[-1]
+    assert dumps[:-1] == [None, None]
     assert (found.iteration, found.step, found.fault) == (made.iteration, made.step, made.fault)
     assert all(torch.equal(found.policy[name], value) for name, value in made.policy.items())
     assert found.batch.prompts == made.batch.prompts
@@ -109,13 +112,19 @@ def test_a_good_step_in_between_starts_the_count_anew(trainee):
 
     rows = []
     settings, spoiled = FitSettings(6, 0.01, skip_limit=2), objective_of(trainee, every_other)
-    fit(trainee, experience_of(trainee, micro=3), spoiled, settings, hooks=Hooks(rows.append))
+    fit(trainee, experience_of(trainee, micro=3), spoiled, settings, recorder=Recorder(row=rows.append))
     assert [row["skipped"] for row in rows] == [0, 1, 0, 1, 0, 1]
 
 
 def test_an_iteration_without_optimizer_steps_is_an_iteration(trainee):
     rows, before = [], state_of(trainee)
-    fit(trainee, lambda iteration: ([], {}), objective_of(trainee), FitSettings(2, 0.01), hooks=Hooks(rows.append))
+    fit(
+        trainee,
+        lambda iteration: ([], {}),
+        objective_of(trainee),
+        FitSettings(2, 0.01),
+        recorder=Recorder(row=rows.append),
+    )
     assert [(row["iteration"], row["step"], row["skipped"]) for row in rows] == [(1, 0, 0), (2, 0, 0)]
     assert all(torch.equal(state_of(trainee)[name], value) for name, value in before.items())
 
@@ -129,9 +138,9 @@ def test_what_ends_a_run_leaves_its_last_iteration_in_a_checkpoint(trainee, erro
             raise error
         return inner(iteration)
 
-    hooks = Hooks(on_checkpoint=lambda iteration, state: checkpoints.append((iteration, state.step)))
+    recorder = Recorder(checkpoint=lambda iteration, state: checkpoints.append((iteration, state.step)))
     with pytest.raises(type(error)):
-        fit(trainee, experience, objective_of(trainee), FitSettings(9, 0.01, checkpoint_every=5), hooks=hooks)
+        fit(trainee, experience, objective_of(trainee), FitSettings(9, 0.01, checkpoint_every=5), recorder=recorder)
     assert checkpoints == [(2, 2)]
 
 
@@ -147,9 +156,9 @@ def test_an_iteration_that_has_begun_to_learn_is_not_taken_for_a_finished_one(tr
 
         return (broken() if iteration == 2 else updates), figures
 
-    hooks = Hooks(on_checkpoint=lambda iteration, state: checkpoints.append(iteration))
+    recorder = Recorder(checkpoint=lambda iteration, state: checkpoints.append(iteration))
     with pytest.raises(RewardError):
-        fit(trainee, experience, objective_of(trainee), FitSettings(9, 0.01, checkpoint_every=5), hooks=hooks)
+        fit(trainee, experience, objective_of(trainee), FitSettings(9, 0.01, checkpoint_every=5), recorder=recorder)
     assert checkpoints == []
 
 
@@ -175,42 +184,6 @@ def test_one_number_is_enough(value):
     assert bool(finite([torch.ones(3), torch.zeros(2, 2)]))
     assert bool(finite([]))
     assert not bool(finite([torch.ones(3), torch.tensor([0.0, value])]))
-
-
-def warnings(rows):
-    watch = Watch()
-    return [watch.observe(row) for row in rows]
-
-
-def test_groups_without_spread_are_warned_of_once():
-    said = warnings([{"flat_groups": 1.0}] * 8 + [{"flat_groups": 0.5}] * 5 + [{"flat_groups": 0.95}] * 6)
-    at = [index for index, texts in enumerate(said) if texts]
-    assert at == [4, 17]
-    assert "train.resample_flat" in said[4][0]
-
-
-def test_a_falling_reward_is_a_collapse_and_a_rising_one_is_none():
-    rising = [{"reward": index / 30, "reward_std": 0.2} for index in range(30)]
-    assert not any(warnings(rising))
-    said = warnings(rising + [{"reward": 0.1, "reward_std": 0.2}] * 15)
-    (text,) = [text for texts in said for text in texts]
-    assert "collapsing" in text
-    noise = [{"reward": 0.5 + 0.05 * (-1) ** index, "reward_std": 0.3} for index in range(60)]
-    assert not any(warnings(noise))
-
-
-def test_an_exploding_kl_is_warned_of():
-    said = warnings([{"kl_base": 0.1 + 0.01 * (index % 3)} for index in range(20)] + [{"kl_base": 5.0}])
-    assert not any(said[:-1])
-    assert "kl_base is 5" in said[-1][0]
-    assert "train.lr" in said[-1][0]
-
-
-def test_clipped_rows_and_iterations_without_a_score_are_warned_of():
-    assert "train.updates" in warnings([{"clip_fraction": 0.9}] * 5)[-1][0]
-    assert not any(warnings([{"clip_fraction": 0.5}] * 9))
-    said = warnings([{"invalid": 1.0, "reward": math.nan}, {"invalid": 0.9, "reward": 1.0}, {"invalid": 1.0}])
-    assert [bool(texts) for texts in said] == [True, False, True]
 
 
 def test_rows_of_a_batch_keep_their_prompts(trainee):

@@ -6,6 +6,7 @@ import threading
 
 import pytest
 import torch
+from support.recorders import Recorder
 from support.tiny import TEXTS, experience_of, gradients, labelled, make_draw, make_sampler, randomize
 
 from flowopd_cli.core.prompt import Prompt
@@ -13,15 +14,15 @@ from flowopd_cli.core.types import Loss
 from flowopd_cli.errors import Interrupted
 from flowopd_cli.train import collect, supervised
 from flowopd_cli.train.checkpoint import TrainState
-from flowopd_cli.train.loop import FitSettings, Hooks, fit
+from flowopd_cli.train.loop import FitSettings, fit
 from flowopd_cli.train.objectives import OPDSettings, opd, sft
 
 
-def run(model, *, settings=None, estimator="pathwise", state=None, hooks=None, beta=0.02, **options):
+def run(model, *, settings=None, estimator="pathwise", state=None, recorder=None, beta=0.02, **options):
     """A few iterations of distillation."""
     objective = opd(model, make_sampler(model), OPDSettings(estimator=estimator, beta=beta, clip=0.2))
     settings = settings or FitSettings(3, 0.01)
-    return fit(model, experience_of(model, **options), objective, settings, state=state, hooks=hooks)
+    return fit(model, experience_of(model, **options), objective, settings, state=state, recorder=recorder)
 
 
 def distance(model):
@@ -76,7 +77,7 @@ def test_supervised_rows_are_learned(trainee):
         return [[supervised.sft_rows(data, 16, seed=0, mean=0.0, std=1.0)]], {}
 
     rows = []
-    fit(trainee, experience, sft(trainee), FitSettings(15, 0.02), hooks=Hooks(on_iteration=rows.append))
+    fit(trainee, experience, sft(trainee), FitSettings(15, 0.02), recorder=Recorder(row=rows.append))
     assert rows[-1]["loss"] < 0.9 * rows[0]["loss"]
 
 
@@ -110,7 +111,7 @@ def test_a_resumed_run_is_bitwise_the_undisturbed_one(trainee, make_trainee, tmp
             state.save(tmp_path)
 
     settings = FitSettings(4, 0.01, checkpoint_every=2, warmup=3)
-    whole = run(trainee, settings=settings, updates=updates, hooks=Hooks(on_checkpoint=keep))
+    whole = run(trainee, settings=settings, updates=updates, recorder=Recorder(checkpoint=keep))
     other = make_trainee()
     randomize(other, "policy", seed=99)
     resumed = run(other, settings=settings, updates=updates, state=TrainState.load(tmp_path))
@@ -138,7 +139,7 @@ def test_the_average_follows_its_formula(trainee, every, decay):
                 expected[name] = kept * expected[name] + (1 - kept) * value
         seen.append(n)
 
-    run(trainee, settings=FitSettings(4, 0.01, ema_decay=decay, ema_every=every), hooks=Hooks(on_iteration=follow))
+    run(trainee, settings=FitSettings(4, 0.01, ema_decay=decay, ema_every=every), recorder=Recorder(row=follow))
     assert seen == [1, 2, 3, 4]
     for name, value in trainee.adapters.state("policy_ema").items():
         torch.testing.assert_close(value, expected[name], atol=1e-6, rtol=1e-5)
@@ -146,7 +147,7 @@ def test_the_average_follows_its_formula(trainee, every, decay):
 
 def test_rows_to_log_hold_means_counters_and_figures(trainee):
     rows = []
-    run(trainee, updates=2, micro=5, hooks=Hooks(on_iteration=rows.append))
+    run(trainee, updates=2, micro=5, recorder=Recorder(row=rows.append))
     assert [(row["iteration"], row["step"]) for row in rows] == [(1, 2), (2, 4), (3, 6)]
     assert all(row["made_up"] == 1.5 and row["grad_norm"] > 0 for row in rows)
     for row in rows:
@@ -154,16 +155,15 @@ def test_rows_to_log_hold_means_counters_and_figures(trainee):
     assert {"seconds_collect", "seconds_learn"} <= rows[0].keys()
 
 
-def test_hooks_are_called_at_their_cadence_and_at_the_end(trainee):
+def test_the_recorder_gets_checkpoints_at_their_cadence_and_samples_after_each_iteration(trainee):
     checkpoints, samples = [], []
-    hooks = Hooks(
-        on_checkpoint=lambda iteration, state: checkpoints.append((iteration, state.iteration, len(state.tensors) > 0)),
-        on_sample=samples.append,
-        sample_every=3,
+    recorder = Recorder(
+        checkpoint=lambda iteration, state: checkpoints.append((iteration, state.iteration, len(state.tensors) > 0)),
+        sample=lambda iteration, last: samples.append((iteration, last)),
     )
-    run(trainee, settings=FitSettings(5, 0.01, checkpoint_every=2), hooks=hooks)
+    run(trainee, settings=FitSettings(5, 0.01, checkpoint_every=2), recorder=recorder)
     assert checkpoints == [(2, 2, True), (4, 4, True), (5, 5, True)]
-    assert samples == [3, 5]
+    assert samples == [(1, False), (2, False), (3, False), (4, False), (5, True)]
 
 
 def movement(model, **settings):
@@ -181,14 +181,14 @@ def test_the_learning_rate_is_warmed_up(trainee, make_trainee):
 def test_gradients_are_clipped_to_their_norm(trainee):
     rows = []
     settings = FitSettings(1, 0.01, max_grad_norm=1e-3)
-    state = run(trainee, settings=settings, hooks=Hooks(on_iteration=rows.append))
+    state = run(trainee, settings=settings, recorder=Recorder(row=rows.append))
     moments = torch.cat([value.flatten() for name, value in state.tensors.items() if name.endswith("exp_avg")])
     assert rows[0]["grad_norm"] > 1e-3
     assert float(moments.norm()) == pytest.approx(0.1 * 1e-3, rel=1e-3)  # Adam keeps a tenth of the first gradient
 
 
 def stop_at(number):
-    """A hook that asks for a stop, as Ctrl-C would, in iteration ``number``."""
+    """A function that asks for a stop, as Ctrl-C would, in iteration ``number``."""
 
     def hook(row):
         if (row if isinstance(row, int) else row["iteration"]) == number:
@@ -197,25 +197,26 @@ def stop_at(number):
     return hook
 
 
-@pytest.mark.parametrize("moment", ["on_iteration", "on_sample"])
+@pytest.mark.parametrize("moment", ["row", "sample"])
 def test_a_stopped_run_leaves_its_last_iteration_in_a_checkpoint_and_can_go_on(trainee, make_trainee, moment):
-    kept, rows = {}, []
-    hooks = Hooks(on_checkpoint=lambda iteration, state: kept.update({iteration: state}), sample_every=1)
-    ask, handler = stop_at(2), signal.getsignal(signal.SIGINT)
-    hooks.on_iteration = lambda row: (rows.append(row), ask(row) if moment == "on_iteration" else None)[1]
-    if moment == "on_sample":
-        hooks.on_sample = ask
+    states, rows = {}, []
+    stop, handler = stop_at(2), signal.getsignal(signal.SIGINT)
+    recorder = Recorder(
+        checkpoint=lambda iteration, state: states.update({iteration: state}),
+        row=lambda row: (rows.append(row), stop(row) if moment == "row" else None)[1],
+        sample=lambda iteration, last: stop(iteration) if moment == "sample" else None,
+    )
     with pytest.raises(Interrupted, match=r"stopped after iteration \d of 5") as stopped:
-        run(trainee, settings=FitSettings(5, 0.01), hooks=hooks)
+        run(trainee, settings=FitSettings(5, 0.01), recorder=recorder)
     assert stopped.value.exit_code == 130
-    assert max(kept) == rows[-1]["iteration"] < 5
+    assert max(states) == rows[-1]["iteration"] < 5
     assert signal.getsignal(signal.SIGINT) is handler
-    resumed = run(make_trainee(), settings=FitSettings(5, 0.01), state=kept[max(kept)])
+    resumed = run(make_trainee(), settings=FitSettings(5, 0.01), state=states[max(states)])
     assert same(resumed.tensors, run(make_trainee(), settings=FitSettings(5, 0.01)).tensors)
 
 
 def test_a_stop_in_the_last_iteration_is_a_finished_run(trainee):
-    assert run(trainee, hooks=Hooks(on_iteration=stop_at(3))).iteration == 3
+    assert run(trainee, recorder=Recorder(row=stop_at(3))).iteration == 3
 
 
 def test_the_second_request_stops_at_once(trainee):
@@ -224,7 +225,7 @@ def test_the_second_request_stops_at_once(trainee):
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(KeyboardInterrupt):
-        run(trainee, hooks=Hooks(on_iteration=twice))
+        run(trainee, recorder=Recorder(row=twice))
     assert trainee.adapters.active is None
 
 

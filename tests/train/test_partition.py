@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from flowopd_cli.core.types import RewardResult
-from flowopd_cli.train.partition import Share, dealt, owners
+from flowopd_cli.train.partition import Partition, assign_groups, deal_samples
 
 GROUP = torch.tensor([0, 0, 1, 1, 2, 2])
 ROWS = (torch.tensor([0, 1, 4, 5]), torch.tensor([2, 3]))
@@ -19,30 +19,30 @@ def result(rows, **scores):
 
 
 def shares(*values):
-    """One share a process; gathering gives the ``values`` that all of them pass."""
-    return [Share(rows, 6, lambda value: list(values)) for rows in ROWS]
+    """One partition a process; gathering gives the ``values`` that all of them pass."""
+    return [Partition(rows, 6, lambda value: list(values)) for rows in ROWS]
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_every_sample_of_a_step_is_exactly_one_processs(seed):
     samples = torch.randperm(6, generator=torch.Generator().manual_seed(seed))[:4]
     one, two = shares()
-    mine = [share.rows[share.mine(samples)].tolist() for share in (one, two)]
+    mine = [partition.rows[partition.local_rows(samples)].tolist() for partition in (one, two)]
     assert sorted(mine[0] + mine[1]) == sorted(samples.tolist())
     for own in mine:
         assert own == [sample for sample in samples.tolist() if sample in own]
 
 
 def test_a_process_may_have_none_of_a_step():
-    assert shares()[1].mine(torch.tensor([5, 0])).tolist() == []
+    assert shares()[1].local_rows(torch.tensor([5, 0])).tolist() == []
 
 
 def test_the_whole_is_in_the_order_of_the_draw_with_nan_for_what_was_not_asked():
     ocr = torch.arange(6.0)
     results = [result(ROWS[0], ocr=ocr), result(ROWS[1])]
     passed = [(rows, GROUP[rows], r.total, r.valid, dict(r.scores)) for rows, r in zip(ROWS, results, strict=True)]
-    for share, own in zip(shares(*passed), results, strict=True):
-        found, group = share.whole(own, GROUP[share.rows])
+    for partition, own in zip(shares(*passed), results, strict=True):
+        found, group = partition.gather_scores(own, GROUP[partition.rows])
         assert torch.equal(found.total, TOTAL)
         assert torch.equal(found.valid, VALID)
         assert torch.equal(group, GROUP)
@@ -58,8 +58,8 @@ def busiest(owner, group, deal, processes):
 def test_processes_get_equal_shares_of_every_optimizer_step(groups, size, updates, processes):
     group = torch.arange(groups).repeat_interleave(size)
     for seed in range(5):
-        deal = dealt(len(group), updates, seed)
-        owner = owners(group, deal, processes)
+        deal = deal_samples(len(group), updates, seed)
+        owner = assign_groups(group, deal, processes)
         assert torch.bincount(torch.tensor(owner)).tolist() == [groups // processes] * processes
         least = sum(len(step) / processes for step in deal)
         assert busiest(owner, group, deal, processes) <= 1.01 * least
@@ -71,7 +71,7 @@ def test_processes_get_equal_shares_of_every_optimizer_step(groups, size, update
 @pytest.mark.parametrize(("groups", "processes"), [(1, 1), (1, 3), (3, 2), (5, 8), (7, 7)])
 def test_every_group_has_one_owner_and_no_process_two_more_than_another(groups, processes):
     group = torch.arange(groups).repeat_interleave(2)
-    owner = owners(group, dealt(len(group), 3, 0), processes)
+    owner = assign_groups(group, deal_samples(len(group), 3, 0), processes)
     counts = torch.bincount(torch.tensor(owner), minlength=processes)
     assert len(owner) == groups
     assert len(counts) == processes
@@ -79,6 +79,6 @@ def test_every_group_has_one_owner_and_no_process_two_more_than_another(groups, 
 
 
 def test_samples_are_dealt_by_the_seed_alone():
-    assert sorted(torch.cat(dealt(7, 3, 5)).tolist()) == list(range(7))
-    assert all(torch.equal(a, b) for a, b in zip(dealt(7, 3, 5), dealt(7, 3, 5), strict=True))
-    assert torch.cat(dealt(7, 3, 5)).tolist() != torch.cat(dealt(7, 3, 6)).tolist()
+    assert sorted(torch.cat(deal_samples(7, 3, 5)).tolist()) == list(range(7))
+    assert all(torch.equal(a, b) for a, b in zip(deal_samples(7, 3, 5), deal_samples(7, 3, 5), strict=True))
+    assert torch.cat(deal_samples(7, 3, 5)).tolist() != torch.cat(deal_samples(7, 3, 6)).tolist()

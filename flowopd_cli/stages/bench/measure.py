@@ -16,7 +16,7 @@ from flowopd_cli.models.memory import measure
 from flowopd_cli.recipe import DistillRecipe
 from flowopd_cli.stages.bench import clock, limits, structures
 from flowopd_cli.stages.bench.world import World, build
-from flowopd_cli.stages.training import data as _data
+from flowopd_cli.stages.training.data import make_rewards
 from flowopd_cli.stages.training.model import load_options
 from flowopd_cli.system.progress import Progress
 
@@ -140,7 +140,7 @@ def _extras(world: World, request: Request) -> dict[str, float]:
     taken = [clock.seconds(lambda: model.decode(latents), device) for _ in range(request.repeats)]
     found["decode"] = median(taken)
     if request.real and world.recipe.rewards:
-        score = _data.make_rewards(world.recipe.rewards, world.sources)
+        score = make_rewards(world.recipe.rewards, world.sources)
         score(pictures, world.draw.prompts)
         taken = [clock.seconds(lambda: score(pictures, world.draw.prompts), device) for _ in range(request.repeats)]
         found["rewards"] = median(taken)

@@ -19,9 +19,9 @@ from flowopd_cli.core.sampler import Sampler
 from flowopd_cli.core.types import Conditioning, Rollout
 from flowopd_cli.models.base import Adapters, FlowModel
 from flowopd_cli.stages.bench.world import World
-from flowopd_cli.stages.training.lessons import iteration_sampler
+from flowopd_cli.stages.training.fit import iteration_sampler
 from flowopd_cli.train import collect, objectives
-from flowopd_cli.train.fused import OnePass, micro_batches
+from flowopd_cli.train.fused import FusedStep, micro_batches
 from flowopd_cli.train.labels import Teacher
 
 Action = Callable[[], None]
@@ -46,7 +46,7 @@ def fused(world: World) -> Action:
 
     def run() -> None:
         sampler = iteration_sampler(model, world.recipe, next(iterations))
-        steps = micro_batches(OnePass(model, sampler, world.teachers, world.anchor, batch, together), world.draw)
+        steps = micro_batches(FusedStep(model, sampler, world.teachers, world.anchor, batch, together), world.draw)
         with model.adapters.use("policy"):
             micro = next(steps, None)
             while micro is not None:
@@ -105,7 +105,7 @@ def _labels(
     """One adapter's velocities at its rows of the trajectory, 0 elsewhere."""
     latents, sigmas = rolled.trajectory.latents, rolled.trajectory.sigmas.float().to(world.model.device)
     out = torch.zeros_like(latents[:, :-1])
-    pairs = torch.cartesian_prod(rows, torch.tensor(collect.trained_steps(world.sampler)))
+    pairs = torch.cartesian_prod(rows, torch.tensor(collect.trained_steps(world.sampler).steps))
     with model.adapters.use(teacher.adapter):
         for b, t in (part.unbind(1) for part in pairs.split(world.batch)):
             out[b, t] = model.velocity(latents[b, t], sigmas[t], rolled.cond[b], guidance=teacher.guidance)

@@ -18,10 +18,9 @@ from flowopd_cli.models.base import LoadedModel
 from flowopd_cli.models.files.families import named_shapes
 from flowopd_cli.models.random_weights import make_random
 from flowopd_cli.recipe import DistillRecipe
-from flowopd_cli.stages.training import data as _data
-from flowopd_cli.stages.training import fit as _fit
-from flowopd_cli.stages.training import model as _model
-from flowopd_cli.stages.training import tune as _tune
+from flowopd_cli.stages.training.data import make_drawer
+from flowopd_cli.stages.training.fit import make_sampler, opd_settings, save_memory
+from flowopd_cli.stages.training.model import load_model, load_options
 from flowopd_cli.train.collect import Draw, Teacher, trained_steps
 from flowopd_cli.train.objectives import OPDSettings
 
@@ -48,7 +47,7 @@ class World:
     @property
     def steps(self) -> int:
         """Trained steps of each picture."""
-        return len(trained_steps(self.sampler))
+        return len(trained_steps(self.sampler).steps)
 
     def noise(self) -> tuple[Tensor, Tensor, Conditioning]:
         """Latents ``(B, C, H, W)``, a sigma for each row, and its prompt."""
@@ -73,7 +72,7 @@ def build(recipe: DistillRecipe, batch: int | None, *, real_prompts: bool) -> Wo
     wanted = min(pictures, recipe.train.micro) if batch is None else batch
     sources, draw = _prompts(recipe, wanted, real_prompts)
     model = load(recipe)
-    _tune.tune(model, recipe.train)
+    save_memory(model, recipe.train)
     guidance, parts = recipe.sampling.guidance, recipe.adapter
     model.adapters.add("policy", parts.rank, parts.alpha, seed=recipe.seed, trainable=True)
     names = {ref: f"teacher_{i}" for i, ref in enumerate(dict.fromkeys(s.ref for s in recipe.routing.values()))}
@@ -85,8 +84,8 @@ def build(recipe: DistillRecipe, batch: int | None, *, real_prompts: bool) -> Wo
         _randomize(model, name, seed=index)
     model.adapters.copy("policy", "policy_ema")
     optimizer = torch.optim.AdamW(model.adapters.trainable().values(), lr=0.0)
-    sampler = _fit.make_sampler(model, recipe.sampling, seed=recipe.seed)
-    return World(recipe, model, sampler, draw, teachers, anchor, _fit.opd_settings(recipe), optimizer, sources)
+    sampler = make_sampler(model, recipe.sampling, seed=recipe.seed)
+    return World(recipe, model, sampler, draw, teachers, anchor, opd_settings(recipe), optimizer, sources)
 
 
 def load(recipe: DistillRecipe) -> LoadedModel:
@@ -94,8 +93,8 @@ def load(recipe: DistillRecipe) -> LoadedModel:
     spec = recipe.model.model_copy(update={"cache_prompts": False})
     shape = named_shapes().get(spec.pretrained)
     if shape is None:
-        return _model.load_model(spec, recipe.adapter.targets)
-    options = _model.load_options(spec, recipe.adapter.targets)
+        return load_model(spec, recipe.adapter.targets)
+    options = load_options(spec, recipe.adapter.targets)
     model = make_random(registry.MODELS.load(spec.family), shape, options)
     _ = model.latent_shape
     return model
@@ -107,7 +106,7 @@ def _own(guidance: float | None, policy: float) -> float:
 
 def _prompts(recipe: DistillRecipe, wanted: int, real: bool) -> tuple[dict[str, list[Prompt]], Draw]:
     if real:
-        drawer, sources = _data.make_drawer(recipe.prompts, recipe.train, recipe.seed)
+        drawer, sources = make_drawer(recipe.prompts, recipe.train, recipe.seed)
         drawn = drawer(0)
         if wanted > len(drawn.prompts):
             raise RecipeError(f"--batch {wanted}: an iteration of the recipe has {len(drawn.prompts)} pictures")

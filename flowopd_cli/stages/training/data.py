@@ -16,7 +16,7 @@ from flowopd_cli.rewards.base import RewardMix, Weighted
 from flowopd_cli.rewards.function import make_reward
 from flowopd_cli.system.distributed import everyone, rank_and_world
 from flowopd_cli.train.collect import Draw
-from flowopd_cli.train.partition import Share, dealt, owners
+from flowopd_cli.train.partition import Partition, assign_groups, deal_samples
 
 
 def read_prompts(specs: Sequence[PromptSpec]) -> tuple[dict[str, list[Prompt]], dict[str, float]]:
@@ -50,10 +50,12 @@ class Drawer:
         prompts, group, seeds = self.sampler.draw(iteration)
         if self.processes == 1:
             return Draw(prompts, torch.tensor(group), tuple(seeds))
-        mine = self._own(iteration, group)
+        mine = self._local_groups(iteration, group)
         rows = [i for i, g in enumerate(group) if g in mine]
-        share = Share(torch.tensor(rows, dtype=torch.long), len(group), everyone)
-        return Draw(tuple(prompts[i] for i in rows), torch.tensor(group)[rows], tuple(seeds[i] for i in rows), share)
+        partition = Partition(torch.tensor(rows, dtype=torch.long), len(group), everyone)
+        return Draw(
+            tuple(prompts[i] for i in rows), torch.tensor(group)[rows], tuple(seeds[i] for i in rows), partition
+        )
 
     def fresh(self, iteration: int, tried: Sequence[int], chosen: Sequence[int]) -> Draw:
         """Other prompts in place of this process's groups of ``chosen``, after those that took the place of ``tried``.
@@ -61,16 +63,18 @@ class Drawer:
         They keep the groups' numbers. A function of the seed, the iteration and these groups alone.
         """
         spares = self.sampler.spares(iteration, [*tried, *chosen])[len(tried) :]
-        mine = set(chosen) if self.processes == 1 else self._own(iteration, self.sampler.draw(iteration)[1])
+        mine = set(chosen) if self.processes == 1 else self._local_groups(iteration, self.sampler.draw(iteration)[1])
         own = [(g, prompt, seeds) for g, (prompt, seeds) in zip(chosen, spares, strict=True) if g in mine]
         prompts = tuple(prompt for _, prompt, seeds in own for _ in seeds)
         group = torch.tensor([g for g, _, seeds in own for _ in seeds], dtype=torch.long)
         return Draw(prompts, group, tuple(seed for _, _, seeds in own for seed in seeds))
 
-    def _own(self, iteration: int, group: Sequence[int]) -> set[int]:
-        """This process's groups: the stages deal samples to optimizer steps by seed and iteration as here."""
-        deal = dealt(len(group), self.updates, self.sampler.seed + iteration)
-        return {g for g, rank in enumerate(owners(torch.tensor(group), deal, self.processes)) if rank == self.rank}
+    def _local_groups(self, iteration: int, group: Sequence[int]) -> set[int]:
+        """This process's groups, balanced over the optimizer steps that ``step_batches`` makes of the same seed."""
+        deal = deal_samples(len(group), self.updates, self.sampler.seed + iteration)
+        return {
+            g for g, rank in enumerate(assign_groups(torch.tensor(group), deal, self.processes)) if rank == self.rank
+        }
 
 
 def make_drawer(specs: Sequence[PromptSpec], train: TrainSpec, seed: int) -> tuple[Drawer, dict[str, list[Prompt]]]:

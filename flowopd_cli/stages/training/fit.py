@@ -1,23 +1,24 @@
-"""The loop's surroundings: its sampler, its numbers, its files, and where it goes on."""
+"""From a recipe to a running training loop: samplers, settings, resume, and the saved adapter."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from flowopd_cli.core.prompt import Prompt
-from flowopd_cli.core.sampler import Sampler, draw_window
+from flowopd_cli.core.sampler import Sampler, choose_trained_steps, draw_window
 from flowopd_cli.core.steps import make_kernel
+from flowopd_cli.errors import RecipeError
 from flowopd_cli.models.base import FlowModel, LoadedModel
-from flowopd_cli.recipe import ColdstartRecipe, DistillRecipe, SamplingSpec, TeacherRecipe, TrainSpec
+from flowopd_cli.recipe import AnchorSpec, ColdstartRecipe, DistillRecipe, SamplingSpec, TeacherRecipe, TrainSpec
 from flowopd_cli.runs.run import RunDir
 from flowopd_cli.stages.training.model import save_adapter
-from flowopd_cli.stages.training.recorder import Keeper
+from flowopd_cli.stages.training.recorder import RunRecorder
 from flowopd_cli.stages.training.resume import resume_state, seed_generators
 from flowopd_cli.stages.training.samples import make_sample_writer
-from flowopd_cli.stages.training.tune import tune
 from flowopd_cli.system.progress import Progress
+from flowopd_cli.train.collect import trained_steps
 from flowopd_cli.train.loop import Experience, FitSettings, fit
 from flowopd_cli.train.objectives import Objective, OPDSettings
 
@@ -31,15 +32,30 @@ def make_sampler(model: FlowModel, spec: SamplingSpec, *, seed: int = 0) -> Samp
     return Sampler(sigmas, make_kernel(spec.kernel, spec.eta, sigmas), spec.guidance, window)
 
 
+def iteration_sampler(model: FlowModel, recipe: TeacherRecipe | DistillRecipe, iteration: int) -> Sampler:
+    """The sampler of one iteration: its window and trained steps depend on the seed and the iteration alone."""
+    seed = recipe.seed + iteration
+    sampler = make_sampler(model, recipe.sampling, seed=seed)
+    anchor = recipe.anchor if isinstance(recipe, DistillRecipe) else AnchorSpec()
+    trained = choose_trained_steps(
+        trained_steps(sampler).steps,
+        seed,
+        steps=recipe.train.steps_per_rollout,
+        every=anchor.every,
+        probability=anchor.probability,
+    )
+    return replace(sampler, trained=trained)
+
+
 def opd_settings(recipe: DistillRecipe) -> OPDSettings:
-    """The distillation objective's numbers; ODE steps have no variance, so theirs is plain velocity matching."""
+    """The settings of the distillation objective; ODE steps have no variance, so they match velocities."""
     opd = recipe.opd
     weight = "velocity" if recipe.sampling.deterministic else opd.step_weight
     return OPDSettings(opd.estimator, weight, recipe.anchor.beta, opd.clip, opd.adv_clip)
 
 
 def fit_settings(train: TrainSpec) -> FitSettings:
-    """The loop's numbers from a recipe."""
+    """The loop's settings of a recipe."""
     return FitSettings(
         iterations=train.iterations,
         optimizer=train.optimizer,
@@ -54,9 +70,23 @@ def fit_settings(train: TrainSpec) -> FitSettings:
     )
 
 
+def save_memory(model: FlowModel, train: TrainSpec) -> None:
+    """Turn on gradient checkpointing where the recipe asks for it.
+
+    Raises:
+        RecipeError: the model family does not support it.
+    """
+    if not train.gradient_checkpointing:
+        return
+    checkpoint = getattr(model, "checkpoint_gradients", None)
+    if checkpoint is None:
+        raise RecipeError("train.gradient_checkpointing: this model family cannot do that; set it to false")
+    checkpoint()
+
+
 @dataclass(frozen=True)
 class Course:
-    """What a training stage has of its own: its name on the screen, experience and objective, prompts for samples."""
+    """What differs between training stages: title, experience, objective, and the prompts of sample pictures."""
 
     title: str
     experience: Experience
@@ -64,7 +94,7 @@ class Course:
     prompts: Mapping[str, Sequence[Prompt]]
 
 
-def train(
+def train_policy(
     recipe: TeacherRecipe | ColdstartRecipe | DistillRecipe,
     model: LoadedModel,
     run: RunDir,
@@ -73,22 +103,26 @@ def train(
     *,
     resume: bool,
 ) -> dict[str, Any]:
-    """Train ``policy``, from the newest checkpoint on ``resume``, and leave the finished adapter in the run.
+    """Train ``policy``, with ``resume`` from the newest checkpoint, and save the adapter in the run.
 
-    Returns the figures of its metrics that were logged last.
+    Returns the last logged value of each figure.
     """
     spec = recipe.train
-    tune(model, spec)
+    save_memory(model, spec)
     state = resume_state(run, resume, progress)
     progress.start(spec.iterations, course.title, done=state.iteration if state else 0)
     ema = spec.ema_decay > 0
-    keeper = Keeper(run, progress, spec, lambda: save_adapter(model, run, recipe.model, ema=ema, best=True))
-    hooks = keeper.hooks(make_sample_writer(model, recipe, course.prompts, run), resumed=state is not None)
+
+    def export() -> None:
+        save_adapter(model, run, recipe.model, ema=ema, best=True)
 
     def experience(iteration: int):
         seed_generators(recipe.seed, iteration)
         return course.experience(iteration)
 
-    fit(model, experience, course.objective, fit_settings(spec), state=state, hooks=hooks)
+    recorder = RunRecorder(run, progress, spec, export, make_sample_writer(model, recipe, course.prompts, run))
+    if state is not None:
+        recorder.resume()
+    fit(model, experience, course.objective, fit_settings(spec), state=state, recorder=recorder)
     save_adapter(model, run, recipe.model, ema=ema)
-    return keeper.figures()
+    return recorder.figures()

@@ -1,4 +1,4 @@
-"""What a training stage leaves in its run: metrics, checkpoints, the best of them, its last figures."""
+"""Records a training in its run directory: metrics, warnings, checkpoints, the best of them, sample pictures."""
 
 from __future__ import annotations
 
@@ -11,86 +11,90 @@ from flowopd_cli.errors import RecipeError
 from flowopd_cli.recipe import TrainSpec
 from flowopd_cli.runs.checkpoints import best_step
 from flowopd_cli.runs.run import RunDir
+from flowopd_cli.system.distributed import everyone
 from flowopd_cli.system.files import plain
 from flowopd_cli.system.progress import Progress
 from flowopd_cli.system.text import suggest
 from flowopd_cli.train.checkpoint import TrainState
 from flowopd_cli.train.faults import Dump
-from flowopd_cli.train.guards import Fault, Watch
-from flowopd_cli.train.loop import Hooks
+from flowopd_cli.train.guards import Fault
+from flowopd_cli.train.health import HealthMonitor
 
 
-@dataclass(frozen=True)
-class Keeper:
-    """Metrics, checkpoints and sample pictures of a training stage go into its run directory.
+@dataclass
+class RunRecorder:
+    """The :class:`~flowopd_cli.train.loop.Recorder` that writes metrics, checkpoints and samples to a run directory.
 
-    ``export`` writes the policy as it stands into ``best/``, before the checkpoint: a run that is killed between the
-    two comes to the same step again.
+    ``export`` writes the policy into ``best/``, before the checkpoint is saved: a run that is killed between the two
+    repeats the step. ``draw_samples`` draws the sample pictures of an iteration; all processes take part.
     """
 
     run: RunDir
     progress: Progress
     train: TrainSpec
     export: Callable[[], None]
-    watch: Watch = field(default_factory=Watch)
-    _learned: list[bool] = field(default_factory=list)
+    draw_samples: Callable[[int], None]
+    _health: HealthMonitor = field(default_factory=HealthMonitor)
+    _metric_checked: bool = False
 
-    def hooks(self, sample: Callable[[int], None], *, resumed: bool) -> Hooks:
-        """What the loop calls; of a run that goes on the checkpoints are those that an undisturbed one has here.
+    def resume(self) -> None:
+        """Continue from the run's logged rows, and prune checkpoints as an uninterrupted run would have.
 
         Raises:
-            RecipeError: a run that goes on has never logged the metric of ``train.keep_best``.
+            RecipeError: the run has never logged the metric of ``train.keep_best``.
         """
-        if resumed and self.run.writes:
+        if self.run.writes:
             self._check_best(self.run.rows())
             best = self._best(self.run.checkpoints.steps())
             self.run.checkpoints.prune(self.train.keep_checkpoints, [best], self._regular)
             for row in self.run.rows():
-                self.watch.observe(row)
-        each = self._on_iteration, self._on_checkpoint, sample, self._on_fault, self._on_dump
-        return Hooks(*each, self._is_sampled, sample_every=self.train.sample_every)
+                self._health.observe(row)
 
     def figures(self) -> dict[str, Any]:
-        """Of each logged figure the last value, as the rows have them: a resumed run says what an undisturbed one does.
-
-        With ``train.keep_best`` also the best checkpoint's step.
-        """
-        found: dict[str, Any] = {}
+        """The last logged value of each figure and, with ``train.keep_best``, the best checkpoint's step."""
+        figures: dict[str, Any] = {}
         for row in self.run.rows() if self.run.writes else ():
-            found |= {name: value for name, value in row.items() if _is_figure(name)}
+            figures |= {name: value for name, value in row.items() if _is_figure(name)}
         best = self._best(self.run.checkpoints.steps()) if self.run.writes else None
-        return found if best is None else {**found, "best_iteration": best}
+        return figures if best is None else {**figures, "best_iteration": best}
 
-    def _on_iteration(self, row: dict[str, float]) -> None:
-        if not self._learned and row.get("step", 1):  # before that the objective has no figures
+    def row(self, row: dict[str, float]) -> None:
+        """Log the row, and warn where it looks wrong."""
+        if not self._metric_checked and row.get("step", 1):  # before the first step the objective has no figures
             self._check_best([*self.run.rows(), row])
-            self._learned.append(True)
+            self._metric_checked = True
         self.run.log(row)
         self.progress.step(row)
-        for text in self.watch.observe(row):
+        for text in self._health.observe(row):
             self.run.log_event(int(row["iteration"]), "warning", text)
             self.progress.note(f"iteration {row['iteration']}: warning: {text}")
 
-    def _on_fault(self, iteration: int, fault: Fault) -> None:
+    def fault(self, iteration: int, fault: Fault, dump: Dump | None) -> str:
+        """Log the skipped step, and save the dump under ``faults/``."""
         self.run.log_event(iteration, "skipped", str(fault), prompts=list(fault.prompts))
         self.progress.note(f"iteration {iteration}: optimizer step skipped: {fault}")
-
-    def _on_dump(self, dump: Dump) -> str:
-        self.run.save_fault(dump.iteration, dump.save)
+        if dump is not None:
+            self.run.save_fault(dump.iteration, dump.save)
         return f"look at it with: flowopd runs replay {shlex.quote(str(self.run.path))}"
 
-    def _on_checkpoint(self, iteration: int, state: TrainState) -> None:
+    def checkpoint(self, iteration: int, state: TrainState) -> None:
+        """Save a checkpoint, and export the policy where it is the best so far."""
         best = self._best([*self.run.checkpoints.steps(), iteration]) if self.run.writes else None
         if best == iteration:
             self.export()
         self.run.save_checkpoint(iteration, state.save, self.train.keep_checkpoints, best, self._regular)
 
-    def _is_sampled(self, iteration: int) -> bool:
-        """Whether this iteration's sample pictures are there, as far as this process has to know."""
-        return not self.run.writes or self.run.sample_file(iteration).is_file()
+    def sample(self, iteration: int, *, last: bool, resumed: bool = False) -> None:
+        """Draw sample pictures every ``train.sample_every`` iterations and after the last one."""
+        every = self.train.sample_every
+        if not every or not (last or iteration % every == 0):
+            return
+        drawn = resumed and (not self.run.writes or self.run.sample_file(iteration).is_file())
+        if not all(everyone(drawn)):
+            self.draw_samples(iteration)
 
     def _regular(self, step: int) -> bool:
-        """Whether an undisturbed run has this checkpoint; another one is a stopped run's."""
+        """Whether an uninterrupted run has this checkpoint; any other was saved by a stopped run."""
         return step % self.train.checkpoint_every == 0 or step == self.train.iterations
 
     def _best(self, steps: Sequence[int]) -> int | None:

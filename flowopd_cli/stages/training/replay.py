@@ -14,9 +14,8 @@ from flowopd_cli.models.base import FlowModel
 from flowopd_cli.recipe import DistillRecipe, TeacherRecipe, TrainedRecipe
 from flowopd_cli.runs.adapter_ref import Adapters
 from flowopd_cli.runs.run import RunDir
-from flowopd_cli.stages.training import fit as _fit
-from flowopd_cli.stages.training import model as _model
-from flowopd_cli.stages.training.tune import tune
+from flowopd_cli.stages.training.fit import make_sampler, opd_settings, save_memory
+from flowopd_cli.stages.training.model import Roles, load_model
 from flowopd_cli.system.files import is_intact
 from flowopd_cli.train import objectives
 from flowopd_cli.train.faults import Dump
@@ -40,20 +39,19 @@ def replay(path: Path, device: str | None = None) -> dict[str, Any]:
     if dump.batch is None:
         raise ArtifactError(f"{folders[-1]}: no single micro-batch was at fault, only their sum: lower train.lr")
     spec = recipe.model if device is None else recipe.model.model_copy(update={"device": device})
-    model = _model.load_model(spec.model_copy(update={"shard": False}), recipe.adapter.targets)
-    _model.Roles(model, Adapters()).add_policy(recipe.adapter, recipe.seed)
+    model = load_model(spec.model_copy(update={"shard": False}), recipe.adapter.targets)
+    Roles(model, Adapters()).add_policy(recipe.adapter, recipe.seed)
     model.adapters.load_state("policy", dict(dump.policy))
-    tune(model, recipe.train)
+    save_memory(model, recipe.train)
     rows = _rows(model, _objective(recipe, model), dump.batch)
     bad = sum(not (isfinite(row["loss"]) and isfinite(row["gradient"])) for row in rows)
-    told = {"run": str(path), "iteration": dump.iteration, "step": dump.step, "fault": str(dump.fault), "bad": bad}
-    return told | {"rows": [row | {key: _number(row[key]) for key in ("loss", "gradient")} for row in rows]}
+    summary = {"run": str(path), "iteration": dump.iteration, "step": dump.step, "fault": str(dump.fault), "bad": bad}
+    return summary | {"rows": [row | {key: _number(row[key]) for key in ("loss", "gradient")} for row in rows]}
 
 
 def _rows(model: FlowModel, objective: Objective, batch: StepBatch) -> list[dict[str, Any]]:
     parameters = list(model.adapters.trainable().values())
-    place, found = parameters[0].device, []
-    batch = batch.to(place)
+    rows, batch = [], batch.to(parameters[0].device)
     for index in range(len(batch)):
         row = batch[index : index + 1]
         with model.adapters.use("policy"):
@@ -64,16 +62,16 @@ def _rows(model: FlowModel, objective: Objective, batch: StepBatch) -> list[dict
             parameter.grad = None
         prompt = row.prompts[0].text if row.prompts else ""
         figures = {"sigma": round(float(row.sigma), 6), "loss": float(loss.detach()), "gradient": float(norm)}
-        found.append({"prompt": prompt, **figures})
-    return found
+        rows.append({"prompt": prompt, **figures})
+    return rows
 
 
 def _objective(recipe: TrainedRecipe, model: FlowModel) -> Objective:
-    sampler = _fit.make_sampler(model, recipe.sampling)
+    sampler = make_sampler(model, recipe.sampling)
     if isinstance(recipe, TeacherRecipe):
         return objectives.grpo(model, sampler, clip=recipe.grpo.clip, beta=recipe.grpo.beta)
     if isinstance(recipe, DistillRecipe):
-        return objectives.opd(model, sampler, _fit.opd_settings(recipe))
+        return objectives.opd(model, sampler, opd_settings(recipe))
     return objectives.sft(model)
 
 

@@ -12,7 +12,7 @@ from flowopd_cli.errors import RecipeError
 from flowopd_cli.models.sd3 import SD3Model
 from flowopd_cli.recipe import TrainSpec
 from flowopd_cli.runs.run import RunDir
-from flowopd_cli.stages.training.tune import tune
+from flowopd_cli.stages.training.fit import save_memory
 from flowopd_cli.system.progress import Silent
 
 
@@ -76,6 +76,6 @@ def test_activations_that_are_computed_again_train_the_same_adapter(distill):
 
 
 def test_a_family_that_cannot_compute_again_says_so():
-    tune(object(), TrainSpec())
+    save_memory(object(), TrainSpec())
     with pytest.raises(RecipeError, match=r"train\.gradient_checkpointing: this model family cannot"):
-        tune(object(), TrainSpec(gradient_checkpointing=True))
+        save_memory(object(), TrainSpec(gradient_checkpointing=True))

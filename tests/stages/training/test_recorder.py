@@ -6,7 +6,7 @@ import torch
 from flowopd_cli import recipe as recipes
 from flowopd_cli.errors import RecipeError
 from flowopd_cli.runs.run import RunDir
-from flowopd_cli.stages.training.recorder import Keeper
+from flowopd_cli.stages.training.recorder import RunRecorder
 from flowopd_cli.system.progress import Silent
 from flowopd_cli.train.checkpoint import TrainState
 
@@ -14,26 +14,30 @@ DATA = {"stage": "teacher", "prompts": [{"source": "toy:ocr"}], "rewards": [{"na
 
 
 class World:
-    """A run that is told rows and checkpoints as the loop would tell them; ``exported`` are the steps of ``best/``."""
+    """A run that gets rows and checkpoints as from the loop; ``exported`` are the steps of ``best/``."""
 
     def __init__(self, path, *overrides):
         self.recipe = recipes.build(DATA, overrides=[*overrides, "train.keep_checkpoints=1"])
         self.run = RunDir.create(path, "teacher")
         self.run.start(self.recipe)
         self.exported, self.step = [], 0
-        self.hooks = self.keeper().hooks(lambda iteration: None, resumed=False)
+        self.samples = []
+        self.recorder = self.make_recorder()
 
-    def keeper(self):
-        return Keeper(self.run, Silent(), self.recipe.train, lambda: self.exported.append(self.step))
+    def make_recorder(self):
+        def export():
+            self.exported.append(self.step)
+
+        return RunRecorder(self.run, Silent(), self.recipe.train, export, self.samples.append)
 
     def train(self, *rewards):
         """One iteration for each reward, and a checkpoint when it is due."""
         for reward in rewards:
             self.step += 1
-            self.hooks.on_iteration({"iteration": self.step, "step": self.step, "seconds_learn": 1, "reward": reward})
+            self.recorder.row({"iteration": self.step, "step": self.step, "seconds_learn": 1, "reward": reward})
             if self.step % self.recipe.train.checkpoint_every == 0:
                 state = TrainState(self.step, self.step, {"policy/x": torch.zeros(1)})
-                self.hooks.on_checkpoint(self.step, state)
+                self.recorder.checkpoint(self.step, state)
 
 
 def best(metric, direction="max", every=1):
@@ -55,7 +59,7 @@ def test_the_best_checkpoint_is_kept_beside_the_newest(tmp_path, direction, rewa
     world.train(*rewards)
     assert world.run.checkpoints.steps() == steps
     assert world.exported == exported
-    assert world.keeper().figures()["best_iteration"] == exported[-1]
+    assert world.make_recorder().figures()["best_iteration"] == exported[-1]
 
 
 def test_the_best_is_that_of_a_mean_since_the_checkpoint_before(tmp_path):
@@ -70,7 +74,7 @@ def test_without_a_metric_the_newest_are_kept_and_nothing_is_exported(tmp_path):
     world.train(0.1, 0.5, 0.3)
     assert world.run.checkpoints.steps() == [3]
     assert world.exported == []
-    assert world.keeper().figures() == {"reward": 0.3}
+    assert world.make_recorder().figures() == {"reward": 0.3}
 
 
 def test_a_metric_that_is_not_logged_is_refused_after_the_first_iteration(tmp_path):
@@ -86,11 +90,23 @@ def test_a_resumed_run_is_asked_for_the_metric_too(tmp_path):
     world.train(0.1)
     world.recipe = recipes.build(world.recipe.model_dump(mode="json"), overrides=best("kl"))
     with pytest.raises(RecipeError, match="no such metric"):
-        world.keeper().hooks(lambda iteration: None, resumed=True)
+        world.make_recorder().resume()
 
 
 def test_the_last_figures_are_those_of_the_rows_each_the_last_that_was_logged(tmp_path):
     world = World(tmp_path / "r")
     world.run.log({"iteration": 1, "step": 1, "reward": 0.1, "loss": 3.0, "seconds_collect": 1.0})
     world.run.log({"iteration": 2, "step": 2, "loss": 2.0})
-    assert world.keeper().figures() == {"reward": 0.1, "loss": 2.0}
+    assert world.make_recorder().figures() == {"reward": 0.1, "loss": 2.0}
+
+
+def test_sample_pictures_are_drawn_when_due_and_after_a_resume_only_when_missing(tmp_path):
+    world = World(tmp_path / "r", "train.sample_every=2")
+    for iteration in (1, 2, 3):
+        world.recorder.sample(iteration, last=iteration == 3)
+    assert world.samples == [2, 3]
+    world.run.sample_file(2).parent.mkdir(exist_ok=True)
+    world.run.sample_file(2).touch()
+    for iteration in (1, 2, 4):
+        world.recorder.sample(iteration, last=False, resumed=True)
+    assert world.samples == [2, 3, 4]

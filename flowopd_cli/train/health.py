@@ -1,0 +1,100 @@
+"""Signs in the logged metrics that a training goes wrong: flat groups, collapse, clipping, exploding divergences."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import inf, isfinite
+from statistics import fmean, median
+
+WINDOW = 10  # iterations that a mean is taken over
+FLAT, FLAT_ROWS = 0.9, 5
+CLIPPED, CLIPPED_ROWS = 0.8, 5
+EXPLOSION = 10.0
+
+
+@dataclass
+class HealthMonitor:
+    """Warnings about a training that goes wrong, and what to try; each appears once, until its cause has gone away."""
+
+    _rewards: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
+    _spreads: list[float] = field(default_factory=list)
+    _best: float = -inf
+    _recent: dict[str, deque[float]] = field(default_factory=dict)
+    _active: set[str] = field(default_factory=set)
+
+    def observe(self, row: Mapping[str, float | None]) -> list[str]:
+        """Warnings that begin with this row of the metrics, as logged or as read again; rows come in order."""
+        return self._new_warnings({name: value for name, value in row.items() if value is not None and isfinite(value)})
+
+    def _new_warnings(self, row: Mapping[str, float]) -> list[str]:
+        warnings = {
+            "flat": self._flat(row),
+            "invalid": self._invalid(row),
+            "reward": self._collapse(row),
+            "clip": self._clipped(row),
+            **{name: self._explosion(name, row) for name in row if name.startswith("kl") and "/" not in name},
+        }
+        new = [text for name, text in warnings.items() if text and name not in self._active]
+        self._active = {name for name, text in warnings.items() if text}
+        return new
+
+    def _flat(self, row: Mapping[str, float]) -> str | None:
+        if self._least("flat_groups", row, FLAT_ROWS) < FLAT:
+            return None
+        return (
+            f"for {FLAT_ROWS} iterations {FLAT:.0%} of the groups or more have had equal rewards, which teach nothing: "
+            "try prompts that are neither hopeless nor solved, a larger train.group_size, train.resample_flat, "
+            "or a reward with finer steps"
+        )
+
+    def _invalid(self, row: Mapping[str, float]) -> str | None:
+        if row.get("invalid", 0.0) < 1:
+            return None
+        return "no picture of this iteration could be scored, so nothing was learned from it: look at the reward"
+
+    def _collapse(self, row: Mapping[str, float]) -> str | None:
+        """The mean reward of the last rows is one spread of single pictures under the best it has been."""
+        if "reward" not in row:
+            return None
+        self._rewards.append(row["reward"])
+        if len(self._spreads) < WINDOW:
+            self._spreads.append(row.get("reward_std", 0.0))
+        if len(self._rewards) < WINDOW:
+            return None
+        mean, spread = fmean(self._rewards), fmean(self._spreads)
+        self._best = max(self._best, mean)
+        if spread <= 0 or self._best - mean < spread:
+            return None
+        return (
+            f"the reward has fallen to {mean:.3g}, from {self._best:.3g}: the policy is collapsing; try a lower "
+            "train.lr, or a fresh run with more grpo.beta or anchor.beta to hold it"
+        )
+
+    def _clipped(self, row: Mapping[str, float]) -> str | None:
+        if self._least("clip_fraction", row, CLIPPED_ROWS) < CLIPPED:
+            return None
+        return (
+            f"for {CLIPPED_ROWS} iterations {CLIPPED:.0%} of the rows or more were clipped: the policy moves too far "
+            "within an iteration; try a lower train.lr, fewer train.updates, or a wider clip range"
+        )
+
+    def _explosion(self, name: str, row: Mapping[str, float]) -> str | None:
+        before = self._recent.setdefault(name, deque(maxlen=2 * WINDOW))
+        usual = median(before) if len(before) >= WINDOW else None
+        before.append(row[name])
+        if not usual or usual <= 0 or row[name] < EXPLOSION * usual:
+            return None
+        return (
+            f"{name} is {row[name]:.3g}, {row[name] / usual:.0f} times what it was: try a lower train.lr, "
+            "a lower train.max_grad_norm, or more grpo.beta or anchor.beta"
+        )
+
+    def _least(self, name: str, row: Mapping[str, float], rows: int) -> float:
+        """The least of the last ``rows`` values; 0 as long as there are fewer."""
+        if name not in row:
+            return 0.0
+        recent = self._recent.setdefault(name, deque(maxlen=rows))
+        recent.append(row[name])
+        return min(recent) if len(recent) == rows else 0.0
