@@ -15,11 +15,10 @@ from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.errors import FlowOPDError, PromptError, RewardError
 from flowopd_cli.prompts.load import load_prompts
 from flowopd_cli.rewards.base import RewardInfo
-from flowopd_cli.rewards.function import make_reward
 from flowopd_cli.rewards.pictures import read_picture
 from flowopd_cli.rewards.remote import isolated
-from flowopd_cli.rewards.remote import protocol as wire
-from flowopd_cli.rewards.remote.worker import RewardScorer
+from flowopd_cli.rewards.remote.protocol import Refusal, normalize_answer, prompt_record
+from flowopd_cli.rewards.remote.worker import load_scorer
 
 
 def listing() -> list[dict[str, Any]]:
@@ -76,12 +75,12 @@ def score(
     Raises:
         RewardError, PromptError, ArtifactError: the reward, a prompt or a picture cannot be used.
     """
-    reward_scorer = scorer(name, options)
+    reward_scorer = load_scorer(name, options)
     reward_scorer.reward.check(prompts)
     images = [read_picture(path) for path in pictures]
     try:
-        answer = wire.cleaned(reward_scorer(images, [wire.prompt_tree(prompt) for prompt in prompts]), len(images))
-    except wire.Refusal as error:
+        answer = normalize_answer(reward_scorer(images, [prompt_record(prompt) for prompt in prompts]), len(images))
+    except Refusal as error:
         raise RewardError(f"reward {name}: {error}") from error
     return [
         {
@@ -108,13 +107,3 @@ def paired(texts: Sequence[str], file: str | None, task: str | None, count: int)
     if len(prompts) not in (1, count):
         raise PromptError(f"{len(prompts)} prompts for {count} pictures: give one for all, or one for each")
     return prompts * count if len(prompts) == 1 else prompts
-
-
-def scorer(name: str, options: Mapping[str, Any]) -> RewardScorer:
-    """A reward of the registry behind the worker's protocol.
-
-    Raises:
-        RewardError: it is unknown, or an option is wrong.
-    """
-    factory = registry.REWARDS.load(name)
-    return RewardScorer(name, make_reward(factory, name, options), options, factory)

@@ -25,7 +25,7 @@ from flowopd_cli.core.types import RewardResult
 from flowopd_cli.errors import RewardError
 from flowopd_cli.rewards.base import Reward, RewardInfo
 from flowopd_cli.rewards.pictures import to_pil
-from flowopd_cli.rewards.remote.http import RETRYABLE, EndpointError, Patience, join_url, post_json
+from flowopd_cli.rewards.remote.http import RETRYABLE, EndpointError, RetryPolicy, join_url, request_json
 from flowopd_cli.system.threads import in_parallel
 
 KEY_ENV = "FLOWOPD_VLM_API_KEY"
@@ -136,7 +136,7 @@ class VLMReward(Reward):
         self._headers = _headers(self.options.key_env)
         self.weights = {"model": model, "question": self.options.template, "pattern": self.options.pattern}
         retries = 0 if self.options.on_error == "fail" else self.options.retries
-        self._patience = Patience(self.options.timeout, retries, self.options.backoff)
+        self._policy = RetryPolicy(self.options.timeout, retries, self.options.backoff)
         edges = self.options.low / self.options.divisor, self.options.high / self.options.divisor
         self.info = replace(self.info, low=min(edges), high=max(edges))
 
@@ -164,8 +164,8 @@ class VLMReward(Reward):
         """
         first = turn % len(self.urls)
         try:
-            reply = post_json(
-                self.urls[first:] + self.urls[:first], PATH, self.request(image, text), self._headers, self._patience
+            reply = request_json(
+                self.urls[first:] + self.urls[:first], PATH, self.request(image, text), self._headers, self._policy
             )
         except EndpointError as error:
             refused = error.status in REFUSED

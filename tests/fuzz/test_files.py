@@ -11,8 +11,8 @@ from support.fuzzing import ODD, TEXTS, as_json, edited, few, folder, guarded, m
 
 from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.rewards.pictures import read_picture
-from flowopd_cli.rewards.remote import protocol as wire
-from flowopd_cli.rewards.remote.worker_info import info_of, introduced, shown
+from flowopd_cli.rewards.remote import protocol
+from flowopd_cli.rewards.remote.client import reward_info, worker_info
 from flowopd_cli.rewards.weights import split_digest
 from flowopd_cli.stages.evaluation.folder import PictureFolder
 from flowopd_cli.suites import geneval
@@ -118,17 +118,17 @@ def answer_of_a_worker(tree, info):
         with guarded(box):
             refusals: list[str] = []
             try:
-                read = wire.read_answer(tree, 2)
-            except wire.Refusal as refusal:
+                read = protocol.read_answer(tree, 2)
+            except protocol.Refusal as refusal:
                 refusals.append(str(refusal))
             else:
                 assert len(read.total) == len(read.valid) == len(read.details) == 2
                 assert all(value is None or isinstance(value, float) for value in read.total)
             assert all("\n" not in refusal for refusal in refusals)
         with guarded(box):
-            met = introduced("http://h:1", info, None)
-            assert shown(met)
-            assert info_of(met).name == met["reward"]
+            worker = worker_info("http://h:1", info)
+            assert str(worker)
+            assert reward_info(worker).name == info["reward"]
 
 
 TOLD = given(tree=st.one_of(mutated(ANSWER), ODD), info=st.one_of(mutated(INFO), ODD))

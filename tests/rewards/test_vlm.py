@@ -36,8 +36,8 @@ def test_what_is_sent_and_what_comes_back(serve, monkeypatch):
     assert result.scores["raw"].tolist() == [4.0, 2.5, 5.0]
     torch.testing.assert_close(result.total, torch.tensor([0.8, 0.5, 1.0]))
     assert result.valid.all()
-    method, path, headers, body = server.asked[0]
-    assert (method, path, headers["Authorization"]) == ("POST", "/v1/chat/completions", "Bearer s3cr3t")
+    method, path, headers, body = server.requests[0]
+    assert (method, path, headers["authorization"]) == ("POST", "/v1/chat/completions", "Bearer s3cr3t")
     sent = json.loads(body)
     assert (sent["model"], sent["temperature"]) == ("m", 0)
     picture, question = sent["messages"][0]["content"]
@@ -54,7 +54,7 @@ def test_large_pictures_shrink_and_options_reach_the_request(serve):
     extra = {"max_tokens": None, "seed": 7}
     reward = judge(server, preset="qwenvl", side=16, extra=extra)
     assert reward(IMAGES[:1], PROMPTS[:1]).total.tolist() == [pytest.approx(0.7)]
-    sent = json.loads(server.asked[0][3])
+    sent = json.loads(server.requests[0][3])
     assert "max_tokens" not in sent
     assert sent["seed"] == 7
     data = sent["messages"][0]["content"][0]["image_url"]["url"].split(",")[1]
@@ -154,7 +154,7 @@ def test_a_reply_without_a_message_is_invalid(serve, reply):
 def test_passing_faults_are_retried(serve, fault):
     server = serve(fault, fault, said("Final Score: 3"))
     assert judge(server)(IMAGES[:1], PROMPTS[:1]).total.tolist() == [pytest.approx(0.6)]
-    assert len(server.asked) == 3
+    assert len(server.requests) == 3
 
 
 def test_a_hanging_endpoint_stops_the_run_with_one_line(serve):
@@ -170,7 +170,7 @@ def test_what_on_error_does(serve):
         server = serve((500, "down"))
         with pytest.raises(RewardError, match="HTTP 500"):
             judge(server, retries=3, on_error=how)(IMAGES, PROMPTS)
-        assert len(server.asked) == asked
+        assert len(server.requests) == asked
     server = serve((500, "down"), (500, "down"), said("Final Score: 3"))
     result = judge(server, retries=1, on_error="skip")(IMAGES[:2], PROMPTS[:2])
     assert result.valid.tolist() == [False, True]
@@ -217,7 +217,7 @@ def test_a_template_of_ones_own(serve):
     reward = judge(server, template="Rate {prompt}", pattern=r"(\d+) points", low=0, high=100, divisor=100)
     assert reward(IMAGES[:1], PROMPTS[1:2]).total.tolist() == [pytest.approx(0.42)]
     assert (reward.info.low, reward.info.high) == (0, 1)
-    assert json.loads(server.asked[0][3])["messages"][0]["content"][1]["text"] == 'Rate say "hi"'
+    assert json.loads(server.requests[0][3])["messages"][0]["content"][1]["text"] == 'Rate say "hi"'
 
 
 @pytest.mark.parametrize(

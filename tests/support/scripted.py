@@ -7,10 +7,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Scripted:
-    """A server that plays its replies in order, the last one for ever, and keeps what it was asked."""
+    """A server that plays its replies in order, the last one for ever, and records the requests."""
 
     def __init__(self, *replies):
-        self.replies, self.asked, self.times = list(replies), [], []
+        self.replies, self.requests, self.times = list(replies), [], []
         self.release = threading.Event()
         owner = self
 
@@ -31,7 +31,9 @@ class Scripted:
 
     def answer(self, handler):
         body = handler.body = handler.rfile.read(int(handler.headers.get("Content-Length", 0)))
-        self.asked.append((handler.command, handler.path, dict(handler.headers), body))
+        self.requests.append(
+            (handler.command, handler.path, {name.lower(): value for name, value in handler.headers.items()}, body)
+        )
         self.times.append(time.monotonic())
         reply = self.replies.pop(0) if len(self.replies) > 1 else self.replies[0]
         if callable(reply):

@@ -127,12 +127,12 @@ class Scorer:
         return Answer(red, {"width": sizes}, [True] * len(red), [{"text": p["text"]} for p in prompts])
 
 
-def lie(mode):
-    """Let the server break the protocol."""
-    from flowopd_cli.rewards.remote import protocol as wire
-    from flowopd_cli.rewards.remote.service import Service
+def break_protocol(mode):
+    """Make the server's answers to ``/score`` wrong, as ``mode`` says."""
+    from starlette.responses import JSONResponse, Response
 
-    honest = Service.post
+    from flowopd_cli.rewards.remote import protocol, server
+
     changes = {
         "wrong_length": lambda answer: {"total": answer["total"][1:]},
         "wrong_kind": lambda answer: {"total": ["good"] * len(answer["total"])},
@@ -140,20 +140,24 @@ def lie(mode):
         "no_list": lambda answer: {"valid": None},
         "other_weights": lambda answer: {"fingerprint": "0" * 12},
     }
-    wire.to_bytes = lambda tree: json.dumps(tree).encode()
-    if mode in changes:
-        Service.post = lambda self, *asked: {**(a := honest(self, *asked)), **changes[mode](a)}
-    if mode == "list":
-        Service.post = lambda self, *asked: [1, 2]
-    if mode == "page":
-        Service.post = lambda self, *asked: {"page": True}
-        wire.to_bytes = lambda tree: b"<html>busy</html>" if "page" in tree else json.dumps(tree).encode()
+    correct = server.Worker._answer
+
+    def answer(worker, scores):
+        if mode == "list":
+            return JSONResponse([1, 2])
+        if mode == "page":
+            return Response(b"<html>busy</html>")
+        tree = json.loads(correct(worker, scores).body)
+        return Response(json.dumps({**tree, **changes[mode](tree)}), media_type="application/json")
+
+    if mode in changes or mode in ("list", "page"):
+        server.Worker._answer = answer
     if mode == "protocol":
-        wire.PROTOCOL = 2
+        protocol.PROTOCOL = 2
 
 
 if __name__ == "__main__":
-    from flowopd_cli.rewards.remote.main import run
+    from flowopd_cli.rewards.remote.server import run
 
-    lie(json.loads(sys.argv[sys.argv.index("--options") + 1])["mode"])
+    break_protocol(json.loads(sys.argv[sys.argv.index("--options") + 1])["mode"])
     run(lambda options: Scorer(**options))

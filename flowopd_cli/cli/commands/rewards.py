@@ -136,10 +136,21 @@ def serve(
     """
     options = reward_options(settings)
     with redirect_stdout(sys.stderr):
-        from flowopd_cli.rewards.remote import serve_worker as _serve
-    limits = _serve.Limits(body_bytes=max_bytes, pixels=max_pixels, queue_seconds=queue_seconds)
-    service = _serve.Service(host, port, token_env, token_file, max_batch, linger, limits)
-    raise typer.Exit(_serve.serve(reward, options, service))
+        from flowopd_cli.rewards.remote import deqa, worker
+    if port is None:
+        port = deqa.PORT if reward == "deqa" else worker.PORT
+    flags = {
+        "host": host,
+        "port": port,
+        "token_env": token_env,
+        "token_file": token_file,
+        "max_batch": max_batch,
+        "linger": linger,
+        "queue_seconds": queue_seconds,
+        "max_pixels": max_pixels,
+        "max_bytes": max_bytes,
+    }
+    raise typer.Exit(worker.serve(reward, options, flags))
 
 
 def _listed(row: Mapping[str, Any]) -> tuple[str, ...]:

@@ -1,3 +1,5 @@
-"""The server side of a scoring worker. Standard library, PIL and ``flowopd_cli.errors`` only: it is copied as it is
-into environments that have neither flowopd nor torch, so that every worker speaks by the same code.
+"""Scoring workers: rewards in another process or on another machine, their server and their client.
+
+``protocol``, ``settings``, ``batching`` and ``server`` import nothing of flowopd but ``errors``, and no torch: they are
+copied into the environments of isolated workers.
 """

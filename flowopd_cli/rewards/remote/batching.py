@@ -1,4 +1,4 @@
-"""One thread that scores, and a queue before it that joins what several callers wait for."""
+"""One thread that scores, and a queue in front of it that joins the requests of several callers."""
 
 from __future__ import annotations
 
@@ -6,41 +6,39 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
 from PIL import Image
 
-from flowopd_cli.rewards.remote.protocol import Answer, Limits, Refusal, cleaned, one_line
+from flowopd_cli.rewards.remote.protocol import Answer, Limits, Refusal, normalize_answer, one_line
 
 Score = Callable[[Sequence[Image.Image], Sequence[dict[str, Any]]], Answer]
 
 
 @dataclass(eq=False)
 class Job:
-    """What one request wants scored, as long as somebody ``wanted`` it."""
+    """One request. Cancelling its ``future`` takes it out of the queue."""
 
-    pictures: list[Image.Image]
-    prompts: list[dict[str, Any]]
-    wanted: Callable[[], bool]
+    pictures: Sequence[Image.Image]
+    prompts: Sequence[dict[str, Any]]
     future: Future[Answer] = field(default_factory=Future)
-    started: threading.Event = field(default_factory=threading.Event)
 
     def __len__(self) -> int:
         return len(self.pictures)
 
     @property
     def pixels(self) -> int:
-        """What it holds in memory, a third of its bytes."""
+        """The memory it holds, in pixels."""
         return sum(picture.width * picture.height for picture in self.pictures)
 
 
 class Batcher:
-    """Joins waiting requests up to ``max_batch`` pictures, after ``linger`` seconds at most for more to come.
+    """Joins waiting requests up to ``max_batch`` pictures, and lingers at most ``linger`` seconds for more.
 
-    A request is never split, and one whose caller has gone by its turn is dropped. When a joined batch fails, each of
-    its requests is scored by itself, so that one caller's mistake stays its own.
+    A request is never split. When a joined batch fails, its requests are scored one by one, so that a mistake of one
+    caller reaches no other.
     """
 
     def __init__(self, score: Score, *, max_batch: int, linger: float, limits: Limits) -> None:
@@ -56,80 +54,61 @@ class Batcher:
     def waiting(self) -> int:
         """Pictures in the queue."""
         with self._change:
-            return sum(map(len, self._jobs))
+            return sum(len(job) for job in self._jobs if not job.future.cancelled())
 
     @property
     def alive(self) -> bool:
-        """Whether there is somebody to score what waits."""
+        """Whether the scoring thread runs."""
         return self._thread.is_alive()
 
-    def submit(
-        self, pictures: list[Image.Image], prompts: list[dict[str, Any]], wanted: Callable[[], bool] = lambda: True
-    ) -> Answer:
-        """Scores of a request, when its turn has come and it is still ``wanted``.
+    def submit(self, pictures: Sequence[Image.Image], prompts: Sequence[dict[str, Any]]) -> Future[Answer]:
+        """Queue a request. The future raises what the reward raised, or ``Refusal`` for lists of a wrong length.
 
         Raises:
-            Refusal: the queue is full or too slow, the caller has gone, or the reward gave wrong lengths.
-            Exception: whatever the reward raised.
+            Refusal: the queue is full or closed.
         """
-        job = Job(pictures, prompts, wanted)
+        job = Job(pictures, prompts)
         with self._change:
             if self._closed or not self.alive:
                 raise Refusal(503, "this worker is stopping")
-            held = sum(other.pixels for other in self._jobs)
-            if held and held + job.pixels > self._limits.waiting_pixels:
-                raise Refusal(503, f"{self.waiting} pictures of {held} pixels wait already")
+            self._jobs = deque(other for other in self._jobs if not other.future.cancelled())
+            pixels = sum(other.pixels for other in self._jobs)
+            if pixels and pixels + job.pixels > self._limits.waiting_pixels:
+                raise Refusal(503, f"the queue is full: {self.waiting} pictures of {pixels} pixels are waiting")
             self._jobs.append(job)
             self._change.notify_all()
-        if not job.started.wait(self._limits.queue_seconds) and job.future.cancel():
-            with self._change:
-                if job in self._jobs:
-                    self._jobs.remove(job)
-            raise Refusal(503, f"waited {self._limits.queue_seconds:g} s in the queue")
-        try:
-            return job.future.result()
-        except CancelledError as error:
-            raise Refusal(408, "the caller has gone") from error
+        return job.future
 
     def close(self) -> None:
-        """Take no more; what waits is still scored."""
+        """Accept no more requests; those in the queue are still scored."""
         with self._change:
             self._closed = True
             self._change.notify_all()
 
     def _run(self) -> None:
-        while jobs := self._gather():
-            for job in jobs:
-                if not job.wanted():
-                    job.future.cancel()
-            running = [job for job in jobs if job.future.set_running_or_notify_cancel()]
-            for job in jobs:
-                job.started.set()
-            if running:
-                self._score(running)
+        while batch := self._next_batch():
+            jobs = [job for job in batch if job.future.set_running_or_notify_cancel()]
+            if jobs:
+                self._score(jobs)
 
-    def _gather(self) -> list[Job]:
-        """The next batch; nothing only when closed. While it lingers, what waited may give up: then it waits anew."""
+    def _next_batch(self) -> list[Job]:
+        """Blocks until there is a batch; empty when the queue is closed."""
+        batch: list[Job] = []
         with self._change:
-            taken: list[Job] = []
-            while not taken and not (self._closed and not self._jobs):
-                self._change.wait_for(lambda: self._jobs or self._closed)
-                self._linger_for_more()
-                while self._jobs and (not taken or sum(map(len, taken)) + len(self._jobs[0]) <= self._max_batch):
-                    taken.append(self._jobs.popleft())
-            return taken
-
-    def _linger_for_more(self) -> None:
-        until = time.monotonic() + self._linger
-        while 0 < self.waiting < self._max_batch and not self._closed and (left := until - time.monotonic()) > 0:
-            self._change.wait(left)
+            self._change.wait_for(lambda: self._jobs or self._closed)
+            until = time.monotonic() + self._linger
+            while self.waiting < self._max_batch and not self._closed and (left := until - time.monotonic()) > 0:
+                self._change.wait(left)
+            while self._jobs and (not batch or sum(map(len, batch)) + len(self._jobs[0]) <= self._max_batch):
+                batch.append(self._jobs.popleft())
+        return batch
 
     def _score(self, jobs: list[Job]) -> None:
         pictures = [picture for job in jobs for picture in job.pictures]
         prompts = [prompt for job in jobs for prompt in job.prompts]
         try:
-            answer = cleaned(self._score_all(pictures, prompts), len(pictures))
-        except BaseException as error:  # a SystemExit too: it would end this thread, and nobody would be answered
+            answer = normalize_answer(self._score_all(pictures, prompts), len(pictures))
+        except BaseException as error:  # SystemExit too: it would end this thread and leave every caller waiting
             if len(jobs) == 1:
                 jobs[0].future.set_exception(error if isinstance(error, Exception) else RuntimeError(one_line(error)))
                 return

@@ -1,53 +1,51 @@
-"""JSON over HTTP for rewards that live elsewhere: bounded retries, failover, and errors of one line. Standard library.
-
-Shared by the judge (``vlm``) and by the client of a scoring worker (``remote``).
-"""
+"""JSON over HTTP with bounded retries and failover, for rewards behind an endpoint (``vlm``, ``remote``)."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
+import ssl
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
-from http.client import HTTPException
+from functools import cache
 from typing import Any
 from urllib.parse import urlsplit
 
+import httpx
+
 from flowopd_cli.errors import RewardError
-from flowopd_cli.rewards.remote.deadline import Deadline, handlers
+from flowopd_cli.system.threads import Background
 
 RETRYABLE = frozenset({408, 425, 429, 500, 502, 503, 504})
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
-SECRET = frozenset({"authorization", "api-key", "x-api-key"})
-QUOTED = 200
-CHUNK = 1 << 16
-_JITTER = random.Random()  # of its own: the seeded generators of a run are left alone
+SECRET_HEADERS = frozenset({"authorization", "api-key", "x-api-key"})
+EXCERPT = 200
+_JITTER = random.Random()  # separate, so that the seeded generators of a run stay as they are
 
 
 @dataclass(frozen=True)
-class Patience:
-    """How long to try. ``timeout`` bounds one attempt in seconds, ``retries`` counts the attempts after the first.
+class RetryPolicy:
+    """``timeout`` bounds one attempt in seconds, however slowly it drips; ``retries`` counts attempts after the first.
 
-    Every endpoint is tried once at least. Before an endpoint is asked again it gets ``backoff * 2**n`` seconds after
-    its n-th failure (with jitter, ``longest`` at most), or what its ``Retry-After`` asks, bounded likewise. Answers of
-    more than ``limit`` bytes are refused.
+    Every endpoint is tried at least once. Before an endpoint is tried again it rests ``backoff * 2**n`` seconds after
+    its n-th failure (with jitter), or as long as its ``Retry-After`` says, in both cases at most ``max_pause``.
+    Answers of more than ``max_bytes`` are refused.
     """
 
     timeout: float = 60.0
     retries: int = 5
     backoff: float = 0.5
-    longest: float = 30.0
-    limit: int = 64 << 20
+    max_pause: float = 30.0
+    max_bytes: int = 64 << 20
 
 
 class EndpointError(RewardError):
-    """No endpoint gave an answer. ``status`` is the last HTTP status, ``None`` where there was no answer at all;
-    ``slow`` says that some attempt took all its time.
+    """No endpoint gave an answer. ``status`` is the last HTTP status, ``None`` where there was none; ``slow`` says that
+    an attempt took all its time.
     """
 
     def __init__(self, message: str, status: int | None = None, slow: bool = False) -> None:
@@ -55,56 +53,67 @@ class EndpointError(RewardError):
         self.status, self.slow = status, slow
 
 
-class Unusable(Exception):
-    """What a ``parse`` raises for an answer that is none; another attempt, or another endpoint, may give one."""
+class InvalidResponse(Exception):
+    """Raised by a ``parse`` that cannot use an answer; another attempt or endpoint may give a better one."""
 
 
-class _Again(Exception):
-    """A failure that another attempt may cure."""
-
-    def __init__(self, reason: str, status: int | None = None, after: float = 0.0, slow: bool = False) -> None:
-        super().__init__(reason)
-        self.status, self.after, self.slow = status, after, slow
+class _Retryable(Exception):
+    def __init__(self, reason: object, status: int | None = None, pause: float = 0.0, slow: bool = False) -> None:
+        super().__init__(" ".join(str(reason).split())[:EXCERPT] or type(reason).__name__)
+        self.status, self.pause, self.slow = status, pause, slow
 
 
-def post_json(
+@dataclass
+class _Response:
+    """What has arrived so far."""
+
+    status: int | None = None
+    retry_after: str | None = None
+    body: bytearray = field(default_factory=bytearray)
+
+
+def request_json(
     urls: str | Sequence[str],
     path: str,
-    payload: Any,
+    payload: Any = None,
     headers: Mapping[str, str] | None = None,
-    patience: Patience = Patience(),
-    parse: Callable[[Any], Any] | None = None,
+    policy: RetryPolicy = RetryPolicy(),
+    parse: Callable[[Any], Any] = lambda tree: tree,
 ) -> Any:
-    """POST to the first of ``urls`` that answers, and its answer parsed; ``payload`` is JSON, or bytes sent as given.
+    """The parsed answer of the first of ``urls`` that gives one, to a POST of ``payload`` or else to a GET.
 
-    ``path`` is appended to each URL. Each attempt goes to the next endpoint. Redirects are not followed (they would
-    carry the token elsewhere), and a loopback address is never asked through a proxy. ``parse`` makes something of the
-    JSON; where it raises :class:`Unusable` the attempt has failed.
+    Each attempt goes to the next endpoint. Redirects are not followed (they would carry the token elsewhere), and a
+    loopback address is never reached through a proxy.
 
     Raises:
         EndpointError: attempts are exhausted, or a status says that more of them would not help.
-        RewardError: a URL cannot be used.
+        RewardError: a URL or a header cannot be used.
     """
-    raw = isinstance(payload, (bytes, bytearray))
-    body = bytes(payload) if raw else json.dumps(payload).encode()
-    kind = "application/octet-stream" if raw else "application/json"
-    request = _Request(path, body, {"Content-Type": kind, **(headers or {})}, parse or (lambda tree: tree))
-    return _send(urls, request, patience)
-
-
-def get_json(
-    urls: str | Sequence[str],
-    path: str,
-    headers: Mapping[str, str] | None = None,
-    patience: Patience = Patience(),
-) -> Any:
-    """GET likewise.
-
-    Raises:
-        EndpointError: attempts are exhausted, or a status says that more of them would not help.
-        RewardError: a URL cannot be used.
-    """
-    return _send(urls, _Request(path, None, dict(headers or {}), lambda tree: tree), patience)
+    targets = [join_url(url, path) for url in ([urls] if isinstance(urls, str) else urls)]
+    if not targets:
+        raise RewardError("no endpoint is named")
+    content = None if payload is None else json.dumps(payload).encode()
+    headers = {
+        "Accept-Encoding": "identity",
+        **({"Content-Type": "application/json"} if content else {}),
+        **(headers or {}),
+    }
+    due = dict.fromkeys(targets, 0.0)
+    failures: dict[str, _Retryable] = {}
+    attempts = max(policy.retries + 1, len(targets))
+    for attempt in range(attempts):
+        target = targets[attempt % len(targets)]
+        time.sleep(max(0.0, due[target] - time.monotonic()))
+        try:
+            return parse(_attempt(target, content, headers, policy))
+        except (_Retryable, InvalidResponse, RecursionError) as error:
+            failure = failures[target] = error if isinstance(error, _Retryable) else _Retryable(error, 200)
+            pause = policy.backoff * 2 ** min(attempt // len(targets), 16) * _JITTER.uniform(0.5, 1.0)
+            due[target] = time.monotonic() + min(max(pause, failure.pause), policy.max_pause)
+    reasons = "; ".join(f"{target}: {failure}" for target, failure in failures.items())
+    slow = any(failure.slow for failure in failures.values())
+    tries = f"{attempts} attempt{'s' * (attempts > 1)}"
+    raise EndpointError(f"no answer after {tries}: {reasons}", list(failures.values())[-1].status, slow)
 
 
 def join_url(url: str, path: str) -> str:
@@ -124,136 +133,80 @@ def join_url(url: str, path: str) -> str:
     return f"{url.rstrip('/')}/{path.lstrip('/')}"
 
 
-@dataclass(frozen=True)
-class _Request:
-    """What every endpoint is asked, and what is made of the answer."""
-
-    path: str
-    body: bytes | None
-    headers: Mapping[str, str]
-    parse: Callable[[Any], Any]
-
-
-def _send(urls: str | Sequence[str], request: _Request, patience: Patience) -> Any:
-    targets = [join_url(url, request.path) for url in ([urls] if isinstance(urls, str) else urls)]
-    if not targets:
-        raise RewardError("no endpoint is named")
-    due = dict.fromkeys(targets, 0.0)
-    failures: dict[str, _Again] = {}
-    attempts = max(patience.retries + 1, len(targets))
-    for attempt in range(attempts):
-        target = targets[attempt % len(targets)]
-        time.sleep(max(0.0, due[target] - time.monotonic()))
-        try:
-            return _once(target, request, patience)
-        except _Again as failure:
-            failures[target] = failure
-            due[target] = time.monotonic() + _pause(failure, attempt // len(targets), patience)
-    reasons = "; ".join(f"{target}: {failure}" for target, failure in failures.items())
-    tries = f"{attempts} attempt{'s' * (attempts > 1)}"
-    slow = any(failure.slow for failure in failures.values())
-    raise EndpointError(f"no answer after {tries}: {reasons}", list(failures.values())[-1].status, slow)
-
-
-def _once(url: str, request: _Request, patience: Patience) -> Any:
-    content = _fetched(url, request, patience)
+def _attempt(url: str, content: bytes | None, headers: Mapping[str, str], policy: RetryPolicy) -> Any:
+    """The JSON of one answer, all of which arrived within the timeout."""
+    response = _Response()
+    try:  # a thread, because the caller's may run an event loop already, as notebooks do
+        Background(lambda: asyncio.run(_fetch(url, content, headers, policy, response))).result()
+    except (asyncio.TimeoutError, TimeoutError, httpx.TimeoutException) as error:
+        if response.status is None or response.status < 300:  # an error needs no body
+            raise _Retryable(f"no answer within {policy.timeout:g} s", slow=True) from error
+    except (httpx.LocalProtocolError, httpx.InvalidURL, ValueError):
+        raise RewardError(f"{url}: a header or the address holds characters that cannot be sent") from None
+    except (httpx.HTTPError, OSError) as error:
+        if response.status is None or response.status < 300:
+            raise _Retryable(_cause(error)) from error
+    if response.status is not None and response.status >= 300:
+        text = _excerpt(response.body, headers)
+        reason = f"HTTP {response.status}" + (f": {text}" if text else "")
+        if response.status in RETRYABLE:
+            raise _Retryable(reason, response.status, _retry_after(response.retry_after))
+        raise EndpointError(f"{url}: {reason}", response.status)
+    if len(response.body) > policy.max_bytes:
+        raise EndpointError(f"{url}: its answer is larger than {policy.max_bytes} bytes", response.status)
     try:
-        tree = json.loads(content)
+        return json.loads(response.body)
     except (ValueError, RecursionError) as error:
-        raise _Again(f"its answer is not JSON: {_quote(content, request.headers)}", 200) from error
-    try:
-        return request.parse(tree)
-    except (Unusable, RecursionError) as error:
-        raise _Again(_one_line(error), 200) from error
+        raise _Retryable(f"its answer is not JSON: {_excerpt(response.body, headers)}", 200) from error
 
 
-def _fetched(url: str, request: _Request, patience: Patience) -> bytes:
-    """The body of one answer; all of it has come within the timeout, however slowly its parts drip."""
-    asked = urllib.request.Request(
-        url, data=request.body, headers=dict(request.headers), method="GET" if request.body is None else "POST"
-    )
-    late = _Again(f"no answer within {patience.timeout:g} s", slow=True)
-    with Deadline(patience.timeout) as deadline:
-        try:
-            with _opener(url, deadline).open(asked, timeout=patience.timeout) as answer:
-                content = _read(answer, patience, url)
-        except urllib.error.HTTPError as error:
-            raise _refusal(url, error, request.headers) from error
-        except ValueError:
-            raise RewardError(f"{url}: a header or the address holds characters that cannot be sent") from None
-        except (OSError, HTTPException) as error:
-            cause = getattr(error, "reason", error)
-            raise (late if deadline.passed or isinstance(cause, TimeoutError) else _Again(_one_line(cause))) from error
-        if deadline.passed:
-            raise late
-    return content
+async def _fetch(
+    url: str, content: bytes | None, headers: Mapping[str, str], policy: RetryPolicy, response: _Response
+) -> None:
+    async def exchange() -> None:
+        proxied = urlsplit(url).hostname not in LOOPBACK
+        async with (
+            httpx.AsyncClient(verify=_tls(), trust_env=proxied, timeout=policy.timeout) as client,
+            client.stream("GET" if content is None else "POST", url, content=content, headers=headers) as answer,
+        ):
+            response.status, response.retry_after = answer.status_code, answer.headers.get("Retry-After")
+            async for chunk in answer.aiter_bytes():
+                response.body += chunk
+                if len(response.body) > (policy.max_bytes if answer.is_success else 4 * EXCERPT):
+                    return
+
+    await asyncio.wait_for(exchange(), policy.timeout)
 
 
-def _read(answer: Any, patience: Patience, url: str) -> bytes:
-    """The whole body, within the size that patience allows; a body cut short raises ``IncompleteRead``."""
-    blocks: list[bytes] = []
-    size = 0
-    while block := answer.read1(CHUNK):
-        blocks.append(block)
-        size += len(block)
-        if size > patience.limit:
-            raise EndpointError(f"{url}: its answer is larger than {patience.limit} bytes", answer.status)
-    if answer.length:
-        raise HTTPException(f"connection broken, {answer.length} bytes are missing")
-    return b"".join(blocks)
+@cache
+def _tls() -> ssl.SSLContext:
+    return ssl.create_default_context()
 
 
-def _refusal(url: str, error: urllib.error.HTTPError, headers: Mapping[str, str]) -> Exception:
-    """What a status other than 200 means: worth another attempt, or not."""
-    try:
-        with error:
-            said = _quote(error.read(4 * QUOTED), headers)
-    except (OSError, HTTPException):
-        said = ""
-    reason = f"HTTP {error.code}" + (f": {said}" if said else "")
-    if error.code in RETRYABLE:
-        return _Again(reason, error.code, _retry_after(error.headers.get("Retry-After")))
-    return EndpointError(f"{url}: {reason}", error.code)
+def _cause(error: BaseException) -> BaseException:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 def _retry_after(value: str | None) -> float:
-    """Seconds that a ``Retry-After`` header asks for, given as seconds or as a date; 0 when it says nothing."""
+    """Seconds that a ``Retry-After`` header asks for, as a number or a date; 0 without one."""
     if not value:
         return 0.0
     try:
         if value.strip().isdigit():
             return float(value)
-        when = parsedate_to_datetime(value)
-        zoned = when if when.tzinfo else when.replace(tzinfo=timezone.utc)
+        date = parsedate_to_datetime(value)
+        zoned = date if date.tzinfo else date.replace(tzinfo=timezone.utc)
         return max(0.0, (zoned - datetime.now(timezone.utc)).total_seconds())
     except (TypeError, ValueError):
         return 0.0
 
 
-def _pause(failure: _Again, failed_before: int, patience: Patience) -> float:
-    wait = patience.backoff * 2 ** min(failed_before, 16) * _JITTER.uniform(0.5, 1.0)
-    return min(max(wait, failure.after), patience.longest)
-
-
-def _quote(body: bytes, headers: Mapping[str, str]) -> str:
-    """The first 200 characters on one line, what authenticates us blotted out in case it is echoed."""
-    text = body[: 4 * QUOTED].decode("utf-8", "replace")
+def _excerpt(body: bytes | bytearray, headers: Mapping[str, str]) -> str:
+    """The first 200 characters on one line, without the token in case it is echoed."""
+    text = bytes(body[: 4 * EXCERPT]).decode("utf-8", "replace")
     for name, value in headers.items():
-        if name.lower() in SECRET and value.split():
+        if name.lower() in SECRET_HEADERS and value.split():
             text = text.replace(value.split()[-1], "***")
-    return " ".join(text.split())[:QUOTED]
-
-
-def _one_line(cause: object) -> str:
-    text = " ".join(str(cause).split()) or type(cause).__name__
-    return text[:QUOTED]
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
-        return None
-
-
-def _opener(url: str, deadline: Deadline) -> urllib.request.OpenerDirector:
-    direct = [urllib.request.ProxyHandler({})] if urlsplit(url).hostname in LOOPBACK else []
-    return urllib.request.build_opener(_NoRedirect, *handlers(deadline), *direct)
+    return " ".join(text.split())[:EXCERPT]

@@ -1,39 +1,215 @@
-"""The HTTP server of a scoring worker: loopback unless a token guards it, limits on everything, a graceful stop."""
+"""The HTTP server of a scoring worker: Starlette run by uvicorn, on loopback unless a token guards it, limits on
+everything, a graceful stop.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import hmac
+import json
 import os
 import signal
 import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
-from http.server import ThreadingHTTPServer
-from pathlib import Path
-from socketserver import TCPServer
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import asdict
+from typing import Any, Protocol
 
-from flowopd_cli.errors import RewardError
-from flowopd_cli.rewards.remote import protocol as wire
-from flowopd_cli.rewards.remote.handler import Handler
-from flowopd_cli.rewards.remote.hosts import is_loopback
-from flowopd_cli.rewards.remote.service import Scorer, Service, Settings
+import uvicorn
+from PIL import Image
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
-TOKEN_ENV = "FLOWOPD_REWARD_TOKEN"
-TOO_MANY = wire.to_bytes({"error": "too many connections"})
-CROWDED = b"\r\n".join(
-    (
-        b"HTTP/1.1 503 Service Unavailable",
-        b"Content-Type: application/json",
-        b"Content-Length: %d" % len(TOO_MANY),
-        b"Retry-After: 1",
-        b"Connection: close",
-        b"",
-        TOO_MANY,
-    )
-)
+from flowopd_cli.errors import FlowOPDError, RewardError, printable, redacted
+from flowopd_cli.errors import one_line as error_line
+from flowopd_cli.rewards.remote import protocol
+from flowopd_cli.rewards.remote.batching import Batcher
+from flowopd_cli.rewards.remote.protocol import Answer, Refusal, one_line
+from flowopd_cli.rewards.remote.settings import Settings, from_flags, parser
+
+LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]", "::1")
+GRACE_SECONDS = 30
+HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "1"}}
+
+
+class Scorer(Protocol):
+    """What a worker serves. ``info`` has ``reward``, and may have ``package``, ``weights``, ``options``, ``low``,
+    ``high``, ``exact`` and whatever else clients should know.
+    """
+
+    info: Mapping[str, Any]
+
+    def __call__(self, pictures: Sequence[Image.Image], prompts: Sequence[Mapping[str, Any]]) -> Answer:
+        """Score RGB pictures against prompts ``{"id", "text", "task", "metadata"}``."""
+        ...
+
+    def check(self, prompts: Sequence[Mapping[str, Any]]) -> None:
+        """Raise :class:`Refusal` (422) for prompts that could not be scored."""
+        ...
+
+
+class Worker:
+    """A reward behind HTTP; ``application`` is the ASGI application."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.info: dict[str, Any] = {}
+        self._scorer: Scorer | None = None
+        self._batcher: Batcher | None = None
+        self._requests = 0
+        hosts = [*LOOPBACK_HOSTS, settings.host]
+        self.application = Starlette(
+            routes=[
+                Route(protocol.HEALTH, self._health),
+                Route(protocol.INFO, self._info),
+                Route(protocol.CHECK, self._check, methods=["POST"]),
+                Route(protocol.SCORE, self._score, methods=["POST"]),
+            ],
+            # A page in a browser may reach this machine under a name of its own, which stands in the Host header.
+            middleware=[] if settings.token else [Middleware(TrustedHostMiddleware, hosts, www_redirect=False)],
+            exception_handlers={
+                Refusal: self._refused,
+                HTTPException: self._refused,
+                ClientDisconnect: self._refused,
+                Exception: self._failed,
+            },
+        )
+
+    @property
+    def ready(self) -> bool:
+        """Whether the reward is loaded and its thread alive."""
+        return self._batcher is not None and self._batcher.alive
+
+    def start(self, scorer: Scorer) -> None:
+        """Answer requests with this scorer."""
+        settings, info = self.settings, protocol.to_json(dict(scorer.info))
+        digest = protocol.fingerprint(info["reward"], info.get("weights", {}), info.get("options", {}))
+        identity = {"protocol": protocol.PROTOCOL, "fingerprint": digest, "limits": settings.limits.published()}
+        self.info, self._scorer = {**identity, **info}, scorer
+        self._batcher = Batcher(scorer, max_batch=settings.max_batch, linger=settings.linger, limits=settings.limits)
+
+    def close(self) -> None:
+        """Accept no more requests."""
+        if self._batcher is not None:
+            self._batcher.close()
+
+    def log(self, text: str) -> None:
+        """One line on stderr, control characters written out."""
+        print(f"{time.strftime('%H:%M:%S')} {printable(redacted(text))}", file=sys.stderr, flush=True)
+
+    async def _health(self, request: Request) -> JSONResponse:
+        waiting = self._batcher.waiting if self._batcher else 0
+        return JSONResponse({"alive": True, "ready": self.ready, "waiting": waiting})
+
+    async def _info(self, request: Request) -> JSONResponse:
+        self._admit(request)
+        return JSONResponse(self.info)
+
+    async def _check(self, request: Request) -> JSONResponse:
+        scorer, _ = self._admit(request)
+        async with self._body(request) as body:
+            prompts = protocol.read_check_request(body, self.info["reward"])
+            try:
+                await asyncio.to_thread(scorer.check, prompts)
+            except Refusal as refusal:
+                return self._answer({"ok": False, "error": str(refusal)})
+        return self._answer({"ok": True, "error": None})
+
+    async def _score(self, request: Request) -> JSONResponse:
+        _, batcher = self._admit(request)
+        async with self._body(request) as body:
+            started = time.monotonic()
+            pictures, prompts = await asyncio.to_thread(
+                protocol.read_score_request, body, self.info["reward"], self.settings.limits
+            )
+            if not pictures:
+                return self._answer(asdict(Answer([])))
+            answer = await self._queue(request, batcher, pictures, prompts)
+            self.log(f"scored {len(pictures)} pictures in {time.monotonic() - started:.2f} s")
+        return self._answer(asdict(answer))
+
+    def _admit(self, request: Request) -> tuple[Scorer, Batcher]:
+        """Check the token, and that the reward is loaded."""
+        token, header = self.settings.token, request.headers.get("Authorization", "")
+        if token is not None and not hmac.compare_digest(header.encode(), f"Bearer {token}".encode()):
+            raise Refusal(401, "a bearer token is needed, and the one given is missing or wrong")
+        if self._scorer is None or self._batcher is None:
+            raise Refusal(503, "the reward is still being loaded")
+        if not self._batcher.alive:
+            raise Refusal(503, "this worker is stopping")
+        return self._scorer, self._batcher
+
+    @asynccontextmanager
+    async def _body(self, request: Request) -> AsyncIterator[bytes]:
+        """The body, while the request counts as one of those under way."""
+        limits, length = self.settings.limits, request.headers.get("Content-Length", "0")
+        if request.headers.get("Content-Type", "").split(";")[0].strip().lower() != "application/json":
+            raise Refusal(415, "the body must be application/json")
+        if len(length) > len(str(limits.body_bytes)) or int(length) > limits.body_bytes:
+            raise Refusal(413, f"a body of {protocol.excerpt(length)} bytes; at most {limits.body_bytes} are accepted")
+        if self._requests >= limits.requests:
+            raise Refusal(503, f"{self._requests} requests are under way already")
+        self._requests += 1
+        try:
+            yield await asyncio.wait_for(self._read(request, limits.body_bytes), limits.body_seconds)
+        except (asyncio.TimeoutError, TimeoutError) as error:
+            raise Refusal(408, f"the body did not arrive within {limits.body_seconds:g} s") from error
+        finally:
+            self._requests -= 1
+
+    async def _read(self, request: Request, limit: int) -> bytes:
+        body = bytearray()
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > limit:
+                raise Refusal(413, f"a body of more than {limit} bytes")
+        return bytes(body)
+
+    async def _queue(
+        self, request: Request, batcher: Batcher, pictures: list[Image.Image], prompts: list[dict[str, Any]]
+    ) -> Answer:
+        """The scores, unless the caller leaves or the queue is too slow before scoring begins."""
+        future = batcher.submit(pictures, prompts)
+        scores, departure = asyncio.wrap_future(future), asyncio.ensure_future(_disconnected(request))
+        seconds = self.settings.limits.queue_seconds
+        try:
+            await asyncio.wait({scores, departure}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            if not scores.done() and future.cancel():
+                if departure.done():
+                    raise Refusal(408, "the caller has gone")
+                raise Refusal(503, f"waited {seconds:g} s in the queue")
+            return await scores
+        finally:
+            departure.cancel()
+
+    def _answer(self, answer: Mapping[str, Any]) -> JSONResponse:
+        return JSONResponse({**{name: self.info[name] for name in ("protocol", "reward", "fingerprint")}, **answer})
+
+    async def _refused(self, request: Request, error: Exception) -> JSONResponse:
+        status = 400 if isinstance(error, ClientDisconnect) else getattr(error, "status", None)
+        reason = "the body ended early" if isinstance(error, ClientDisconnect) else str(error)
+        if isinstance(error, HTTPException):
+            status, path = error.status_code, protocol.excerpt(request.url.path)
+            reason = f"there is no {path} here" if status == 404 else f"{error.detail} at {path}"
+        self.log(f"refused with {status}: {reason}")
+        return JSONResponse({"error": reason}, status or 500, HEADERS.get(status or 500))
+
+    async def _failed(self, request: Request, error: Exception) -> JSONResponse:
+        return JSONResponse({"error": one_line(error)}, 500)  # uvicorn prints the traceback
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def serve(load: Callable[[], Scorer], settings: Settings) -> None:
@@ -42,74 +218,81 @@ def serve(load: Callable[[], Scorer], settings: Settings) -> None:
     While ``load`` works, ``/health`` says ``ready: false`` and everything else is refused with 503.
 
     Raises:
-        RewardError: the address cannot be had, or an open one without a token.
+        RewardError: the address is not available.
     """
-    check_open(settings.host, settings.token)
-    service = Service(settings)
-    server = _listen(service)
-    stop = threading.Event()
-    _on_signals(service, stop)
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, name="http", daemon=True).start()
+    worker, listener, stop = Worker(settings), _listen(settings), threading.Event()
+    server = uvicorn.Server(_config(worker))
+    _handle_signals(worker, stop)
+    thread = threading.Thread(target=server.run, args=([listener],), name="http", daemon=True)
+    thread.start()
     parent, out = os.getppid(), sys.stdout
-    sys.stdout = sys.stderr  # the URL is all that stdout gets, whatever a library prints
+    sys.stdout = sys.stderr  # stdout gets the URL alone, whatever a library prints
     try:
-        service.start(load())
-        service.log(f"{service.info['reward']} is served at {server.url}")
-        print(server.url, file=out, flush=True)
+        worker.start(load())
+        url = _url(listener)
+        worker.log(f"{worker.info['reward']} is served at {url}")
+        print(url, file=out, flush=True)
         while not stop.wait(0.5):
             if settings.watch_parent and os.getppid() != parent:
-                service.log("the process that started this worker is gone")
+                worker.log("the process that started this worker has ended")
                 break
     except _Stop:
         pass
     finally:
         sys.stdout = out
-        server.shutdown()
-        service.finish()
-        server.server_close()
+        server.should_exit = True
+        thread.join(GRACE_SECONDS + 5)
+        worker.close()
 
 
-def read_token(env: str = TOKEN_ENV, file: str | Path | None = None) -> str | None:
-    """The token that a file holds, or else an environment variable; ``None`` where there is none.
+def _config(worker: Worker) -> uvicorn.Config:
+    limits = worker.settings.limits
 
-    Raises:
-        RewardError: the file cannot be read, or the token is empty or of more than visible ASCII letters.
-    """
-    try:
-        token = Path(file).read_text(encoding="ascii").strip() if file is not None else os.environ.get(env)
-    except (OSError, ValueError) as error:
-        raise RewardError(f"token file {file}: cannot be read ({wire.one_line(error)})") from error
-    if token is not None and (not token or not all(33 <= ord(letter) < 127 for letter in token)):
-        source = f"file {file}" if file is not None else f"variable {env}"
-        raise RewardError(f"the token in the {source} must be visible ASCII letters, at least one")
-    return token
+    class TimedProtocol(H11Protocol):
+        """Closes connections whose next request header does not arrive in time; uvicorn alone waits for ever."""
 
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            self._await_request()
 
-def check_open(host: str, token: str | None) -> None:
-    """Refuse to listen beyond this machine without a token.
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            self._await_request()
 
-    Raises:
-        RewardError: no token, and not a loopback address.
-    """
-    if token is None and not is_loopback(host):
-        raise RewardError(
-            f"--host {host}: other machines could reach it, so it needs a token: "
-            f"set {TOKEN_ENV} (or name --token-env or --token-file), or leave out --host"
-        )
+        def _await_request(self) -> None:
+            self.loop.call_later(limits.header_seconds, self._close_unless_newer, self.cycle)
+
+        def _close_unless_newer(self, cycle: Any) -> None:
+            if self.cycle is cycle:
+                self.transport.close()
+
+    return uvicorn.Config(
+        worker.application,
+        http=TimedProtocol,
+        loop="asyncio",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        limit_concurrency=limits.connections,
+        timeout_graceful_shutdown=GRACE_SECONDS,
+    )
 
 
 class _Stop(BaseException):
     """A signal that came while the reward was being loaded."""
 
 
-def _on_signals(service: Service, stop: threading.Event) -> None:
+def _handle_signals(worker: Worker, stop: threading.Event) -> None:
     """The first SIGTERM or SIGINT stops gracefully, the second at once."""
 
     def handle(number: int, frame: Any) -> None:
         if stop.is_set():
             os._exit(128 + number)
         stop.set()
-        if not service.ready:
+        if not worker.ready:
             raise _Stop
 
     if threading.current_thread() is threading.main_thread():
@@ -117,85 +300,34 @@ def _on_signals(service: Service, stop: threading.Event) -> None:
             signal.signal(number, handle)
 
 
-def _listen(service: Service) -> _Server:
-    host, port = service.settings.host, service.settings.port
+def _listen(settings: Settings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:
-        return _Server((host, port), service)
+        return socket.create_server((settings.host, settings.port), family=family, backlog=64)
     except (OSError, OverflowError) as error:
-        raise RewardError(f"cannot listen at {host}:{port} ({wire.one_line(error)}); choose another --port") from error
+        place = f"{settings.host}:{settings.port}"
+        raise RewardError(f"cannot listen at {place} ({one_line(error)}); choose another --port") from error
 
 
-class _Server(ThreadingHTTPServer):
-    """A thread for each connection, so many and no more; one whose header does not come is cut off."""
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
-    daemon_threads = True
-    block_on_close = False
-    request_queue_size = 64
 
-    def __init__(self, address: tuple[str, int], service: Service) -> None:
-        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-        self.service = service
-        self._places = threading.BoundedSemaphore(service.settings.limits.connections)
-        self._headers_due: dict[socket.socket, float] = {}
-        self._lock = threading.Lock()
-        super().__init__(address, Handler)
+def run(load: Callable[[Mapping[str, Any]], Scorer], argv: Sequence[str] | None = None) -> None:
+    """The command line of a worker script: serve what ``load(options)`` returns. A user's mistake is one line and exit
+    code 2.
+    """
+    flags = parser().parse_args(argv)
+    try:
+        options = json.loads(flags.options)
+        serve(lambda: load(options), from_flags(vars(flags)))
+    except FlowOPDError as error:
+        _exit(2, str(error))
+    except (ImportError, OSError, TypeError, ValueError, RuntimeError) as error:
+        _exit(1, one_line(error))
 
-    @property
-    def url(self) -> str:
-        """Where clients find it."""
-        host, port = str(self.server_address[0]), self.server_address[1]
-        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
-    def server_bind(self) -> None:
-        """Bind without looking up our own name, which may take seconds."""
-        TCPServer.server_bind(self)
-        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        """Handle a connection in a thread of its own, or refuse it when there are too many."""
-        if not self._places.acquire(blocking=False):
-            with suppress(OSError):  # who is refused may be gone already
-                request.settimeout(0)
-                request.send(CROWDED)
-            self.shutdown_request(request)
-            return
-        with self._lock:
-            self._headers_due[request] = time.monotonic() + self.service.settings.limits.header_seconds
-        try:
-            super().process_request(request, client_address)
-        except RuntimeError:
-            self._gone(request)
-            raise
-
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """Handle it, and give its place back."""
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self._gone(request)
-
-    def service_actions(self) -> None:
-        """Now and then: let nobody read on whose header is overdue. An answer can still be written."""
-        with self._lock:
-            late = [request for request, due in self._headers_due.items() if due < time.monotonic()]
-            for request in late:
-                del self._headers_due[request]
-        for request in late:
-            try:
-                request.shutdown(socket.SHUT_RD)
-            except OSError:
-                continue
-
-    def header_came(self, request: socket.socket) -> bool:
-        """Note that a connection's header has been read; whether that was in time."""
-        with self._lock:
-            return self._headers_due.pop(request, None) is not None
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A connection that its client broke is one line."""
-        self.service.log(f"a connection ended early ({wire.one_line(sys.exc_info()[1] or OSError())})")
-
-    def _gone(self, request: socket.socket) -> None:
-        with self._lock:
-            self._headers_due.pop(request, None)
-        self._places.release()
+def _exit(code: int, message: str) -> None:
+    print(f"flowopd: error: {error_line(message)}", file=sys.stderr, flush=True)
+    sys.exit(code)

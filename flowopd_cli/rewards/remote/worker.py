@@ -1,11 +1,9 @@
-"""Any reward as a worker: pictures and prompts from the wire into the reward, its scores back onto the wire.
-
-What happens on the network is ``rewards/serving``, which knows neither torch nor rewards.
-"""
+"""Any reward behind the worker's protocol, and ``flowopd rewards serve``, which serves one."""
 
 from __future__ import annotations
 
 import inspect
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,30 +11,34 @@ from typing import Any
 
 from PIL import Image
 
-from flowopd_cli import __version__
+from flowopd_cli import __version__, registry
 from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.core.types import RewardResult
-from flowopd_cli.errors import PromptError
+from flowopd_cli.errors import MissingDependency, PromptError
 from flowopd_cli.rewards.base import Reward
+from flowopd_cli.rewards.function import make_reward
 from flowopd_cli.rewards.pictures import to_tensor
-from flowopd_cli.rewards.remote.protocol import NEUTRAL, Answer, Refusal
+from flowopd_cli.rewards.remote import isolated
+from flowopd_cli.rewards.remote.protocol import NEUTRAL_OPTIONS, Answer, Refusal
+from flowopd_cli.rewards.remote.settings import from_flags
 from flowopd_cli.rewards.weights import path_digest, split_digest
 
 SOURCE = re.compile(r"[\w.-]+/[\w.-]+(@[\w.-]+)?|https?://\S+")
+PORT = 18085
 ENGINES = ("reader", "detector")
 
 
 class RewardScorer:
-    """A reward behind the worker's protocol. ``options`` are those it was made with, ``made_by`` what made it."""
+    """A reward behind the worker's protocol. ``options`` are those that ``factory`` made it with."""
 
-    def __init__(self, name: str, reward: Reward, options: Mapping[str, Any], made_by: Any = None) -> None:
+    def __init__(self, name: str, reward: Reward, options: Mapping[str, Any], factory: Any = None) -> None:
         self.reward = reward
         info = reward.info
         self.info: Mapping[str, Any] = {
             "reward": name,
             "package": f"flowopd {__version__}",
-            "weights": weights_of(reward, effective_options(made_by, options)),
-            "options": {key: value for key, value in options.items() if key not in NEUTRAL},
+            "weights": weights_of(reward, effective_options(factory, options)),
+            "options": {key: value for key, value in options.items() if key not in NEUTRAL_OPTIONS},
             **{key: getattr(info, key) for key in ("paper", "low", "high", "higher_is_better", "license")},
             "exact": info.exact,
             "note": info.note,
@@ -58,27 +60,62 @@ class RewardScorer:
         records = [Prompt(**prompt) for prompt in prompts]
         rows: list[tuple[float, dict[str, float], bool, dict[str, Any]]] = [(0.0, {}, False, {})] * len(pictures)
         for size in dict.fromkeys(picture.size for picture in pictures):
-            chosen = [i for i, picture in enumerate(pictures) if picture.size == size]
+            indices = [i for i, picture in enumerate(pictures) if picture.size == size]
             try:
-                result = self.reward(to_tensor([pictures[i] for i in chosen]), [records[i] for i in chosen])
+                result = self.reward(to_tensor([pictures[i] for i in indices]), [records[i] for i in indices])
             except PromptError as error:
                 raise Refusal(422, str(error)) from error
-            _refuse_lengths(result, len(chosen))
-            for place, i in enumerate(chosen):
-                rows[i] = _row(result, place)
-        names = list(dict.fromkeys(name for row in rows for name in row[1]))
+            _refuse_lengths(result, len(indices))
+            for row, i in enumerate(indices):
+                scores = {name: float(column[row]) for name, column in result.scores.items()}
+                details = dict(result.details[row]) if result.details else {}
+                rows[i] = float(result.total[row]), scores, bool(result.valid[row]), details
+        names = list(dict.fromkeys(name for _, scores, _, _ in rows for name in scores))
         return Answer(
-            [row[0] for row in rows],
-            {name: [row[1].get(name) for row in rows] for name in names},
-            [row[2] for row in rows],
-            [row[3] for row in rows],
+            [total for total, *_ in rows],
+            {name: [scores.get(name) for _, scores, _, _ in rows] for name in names},
+            [valid for _, _, valid, _ in rows],
+            [details for *_, details in rows],
         )
 
 
-def effective_options(made_by: Any, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options a reward was made with, its constructor's defaults included."""
+def load_scorer(name: str, options: Mapping[str, Any]) -> RewardScorer:
+    """A reward of the registry, ready to be served.
+
+    Raises:
+        RewardError: it is unknown, or an option is wrong.
+    """
+    factory = registry.REWARDS.load(name)
+    return RewardScorer(name, make_reward(factory, name, options), options, factory)
+
+
+def serve(name: str, options: Mapping[str, Any], flags: Mapping[str, Any]) -> int:
+    """Serve a reward until stopped: here, or in an environment of its own when it has a worker script. ``flags`` are
+    those of :func:`flowopd_cli.rewards.remote.settings.parser`, by name.
+
+    Raises:
+        RewardError: a flag is wrong, the reward is unknown, its environment cannot be made, or the address is taken.
+        MissingDependency: the extra ``worker`` is not installed.
+    """
+    settings = from_flags(flags)
+    script = isolated.find_script(name)
+    if script is not None:
+        arguments = {**flags, "options": json.dumps(dict(options))}
+        texts = [f"--{key.replace('_', '-')}={value}" for key, value in arguments.items() if value is not None]
+        return isolated.run(name, script, texts)
+    registry.REWARDS.check(name)
     try:
-        parameters = inspect.signature(made_by).parameters if made_by is not None else {}
+        from flowopd_cli.rewards.remote import server
+    except ImportError as error:
+        raise MissingDependency(error.name or "uvicorn", extra="worker") from error
+    server.serve(lambda: load_scorer(name, options), settings)
+    return 0
+
+
+def effective_options(factory: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a reward, its constructor's defaults included."""
+    try:
+        parameters = inspect.signature(factory).parameters if factory is not None else {}
     except (TypeError, ValueError):
         parameters = {}
     defaults = {name: p.default for name, p in parameters.items() if p.default is not inspect.Parameter.empty}
@@ -86,35 +123,28 @@ def effective_options(made_by: Any, options: Mapping[str, Any]) -> dict[str, Any
 
 
 def weights_of(reward: Any, options: Mapping[str, Any]) -> dict[str, str]:
-    """What says which weights score: a reward's own ``weights`` mapping, else what its options name.
+    """The weights that score: a reward's own ``weights`` mapping, else those that its options name.
 
-    Files and folders go in by their SHA-256, Hub ids (with their revision) and URLs as they are, and a reader or
-    detector by its name, for what ``auto`` chose may differ from machine to machine.
+    Files and folders are given by their SHA-256, Hub ids (with their revision) and URLs as they are, and a reader or
+    detector by its name, because ``auto`` may choose another one on another machine.
     """
     if reward.weights:
         return {str(name): str(value) for name, value in reward.weights.items()}
     engines = {name: getattr(getattr(reward, name, None), "name", None) for name in ENGINES}
-    found = {name: value for name, value in engines.items() if isinstance(value, str)}
+    weights = {name: value for name, value in engines.items() if isinstance(value, str)}
     for name, value in options.items():
         if not isinstance(value, (str, Path)) or not str(value):
             continue
         value = split_digest(str(value))[0]
         if Path(value).exists():
-            found[name] = path_digest(Path(value))
-        elif SOURCE.fullmatch(str(value)):
+            weights[name] = path_digest(Path(value))
+        elif SOURCE.fullmatch(value):
             revision = options.get("revision" if name == "model" else f"{name}_revision")
-            found[name] = f"{value}@{revision}" if revision else str(value)
-    return found
+            weights[name] = f"{value}@{revision}" if revision else value
+    return weights
 
 
 def _refuse_lengths(result: RewardResult, count: int) -> None:
-    columns = {"total": result.total, "valid": result.valid, **result.scores}
-    for name, column in columns.items():
+    for name, column in {"total": result.total, "valid": result.valid, **result.scores}.items():
         if tuple(column.shape) != (count,):
             raise Refusal(500, f"the reward gave {name} of shape {tuple(column.shape)} for {count} pictures")
-
-
-def _row(result: RewardResult, place: int) -> tuple[float, dict[str, float], bool, dict[str, Any]]:
-    scores = {name: float(column[place]) for name, column in result.scores.items()}
-    details = dict(result.details[place]) if result.details else {}
-    return float(result.total[place]), scores, bool(result.valid[place]), details

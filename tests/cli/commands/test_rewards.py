@@ -10,7 +10,7 @@ from PIL import Image
 from support.workers import started
 
 from flowopd_cli.rewards import catalog as _rewards
-from flowopd_cli.rewards.remote import serve_worker as _serve
+from flowopd_cli.rewards.remote import isolated
 
 MODULE = """
 import torch
@@ -173,16 +173,16 @@ def test_a_server_that_cannot_start(flowopd, argv, words, monkeypatch):
 def test_a_worker_script_gets_the_flags_but_not_the_token(flowopd, monkeypatch):
     calls = []
     monkeypatch.setenv("MINE", "secret")
-    monkeypatch.setattr(_serve.isolated, "run", lambda *given: calls.append(given) or 0)
+    monkeypatch.setattr(isolated, "run", lambda *given: calls.append(given) or 0)
     argv = ["deqa", "--host", "0.0.0.0", "--token-env", "MINE", "--set", "divide=1", "--max-batch", "4"]
     assert flowopd("rewards", "serve", *argv)[0] == 0
     name, path, arguments = calls[0]
     assert (name, path.name) == ("deqa", "deqa.py")
-    from flowopd_cli.rewards.remote.main import parser
+    from flowopd_cli.rewards.remote.settings import parser
 
-    given = parser().parse_args(arguments)
-    assert (given.host, given.port, given.token_env, given.max_batch) == ("0.0.0.0", 18086, "MINE", 4)
-    assert json.loads(given.options) == {"divide": 1}
+    flags = parser().parse_args(arguments)
+    assert (flags.host, flags.port, flags.token_env, flags.max_batch) == ("0.0.0.0", 18086, "MINE", 4)
+    assert json.loads(flags.options) == {"divide": 1}
     assert "secret" not in " ".join(arguments)
 
 

@@ -13,7 +13,7 @@ from support.workers import started
 
 from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.errors import PromptError, RewardError
-from flowopd_cli.rewards.remote.client import RemoteReward, WorkerMismatch
+from flowopd_cli.rewards.remote.client import RemoteReward, WorkerMismatch, reward_info, worker_info
 from flowopd_cli.rewards.remote.deqa import DeQAReward
 
 QUICK = {"retries": 1, "backoff": 0.01}
@@ -73,7 +73,7 @@ def test_the_worker_says_who_it_is(sound):
     reward = RemoteReward(sound.url)
     assert (reward.info.name, reward.info.low, reward.info.high) == ("red", 0.0, float("inf"))
     assert reward.weights == {"model": "one", "worker": "test 1"}
-    assert len(reward.worker["fingerprint"]) == 12
+    assert len(reward.worker.fingerprint) == 12
 
 
 def test_nothing_to_score(sound):
@@ -98,8 +98,8 @@ def test_requests_keep_to_the_limit_of_bytes(worker):
 
 def test_requests_keep_to_the_limit_of_pixels(sound):
     reward = RemoteReward(sound.url, batch=100)
-    assert reward.worker["limits"]["request_pixels"] == 32 << 20
-    reward.worker["limits"]["request_pixels"] = 3 * 64 + 1
+    assert reward.worker.limits["request_pixels"] == 32 << 20
+    reward.worker.limits["request_pixels"] = 3 * 64 + 1
     before = len(sound.batches)
     assert score(reward, 7).valid.all()
     assert sound.batches[before:] == [3, 3, 1]
@@ -240,7 +240,7 @@ def play(server, handler):
 
 
 def posts(server):
-    return sum(method == "POST" for method, *_ in server.asked)
+    return sum(method == "POST" for method, *_ in server.requests)
 
 
 def good(*totals):
@@ -267,7 +267,7 @@ def test_with_skip_a_hanging_worker_is_waited_for_once_a_call(played):
     assert_left_out(score(reward))
     assert posts(server) == 3
     server.play[:] = [good(0.5)]
-    reward._patience = replace(reward._patience, timeout=30)
+    reward._policy = replace(reward._policy, timeout=30)
     assert score(reward).valid.all()
 
 
@@ -289,7 +289,7 @@ def test_who_does_not_answer_at_the_start_is_asked_once_where_another_does(playe
     bad = Scripted((503, "loading"))
     with closing(bad):
         reward = RemoteReward(f"{bad.url},{played(good(0.25)).url}", retries=4, backoff=0.01)
-        assert len(bad.asked) == 1
+        assert len(bad.requests) == 1
         assert "HTTP 503" in caplog.text
         assert score(reward, 1).valid.all()
         with pytest.raises(RewardError, match=r"after 5 attempts.*503"):
@@ -318,8 +318,8 @@ def test_a_literal_nan_is_invalid_too(worker):
     [
         ("short", r"HTTP 500.*gave 3 values of total for 4 pictures"),
         ("wrong_length", "3 values of total for 4 pictures"),
-        ("wrong_kind", "total are not all numbers"),
-        ("no_list", "no list of values of valid"),
+        ("wrong_kind", r"total\.0: Input should be a valid number"),
+        ("no_list", "valid: Input should be a valid list"),
         ("list", "is list, not an object"),
         ("page", "not JSON: <html>busy"),
     ],
@@ -342,12 +342,12 @@ def test_another_protocol(worker, on_error):
 
 
 def test_a_worker_that_became_another(worker):
-    with pytest.raises(WorkerMismatch, match=r"become another.*fingerprint"):
+    with pytest.raises(WorkerMismatch, match=r"worker has changed: its fingerprint"):
         score(RemoteReward(worker("other_weights").url, on_error="skip"))
 
 
 def test_another_reward_or_no_worker_at_all(sound):
-    with pytest.raises(WorkerMismatch, match="serves the reward 'red', wanted is 'deqa'"):
+    with pytest.raises(WorkerMismatch, match="serves the reward 'red', not 'deqa'"):
         RemoteReward(sound.url, reward="deqa")
     with pytest.raises(RewardError, match="HTTP 404"):
         RemoteReward(f"{sound.url}/elsewhere")
@@ -412,3 +412,38 @@ def test_urls_that_cannot_be_used(url):
     with pytest.raises(RewardError) as error:
         RemoteReward(url, **QUICK)
     assert "secret" not in str(error.value)
+
+
+DESCRIPTION = {"protocol": 1, "reward": "red", "fingerprint": "a", "limits": {"pictures": 2}, "weights": {"model": "x"}}
+
+
+def test_a_valid_description():
+    worker = worker_info("http://h:1", {**DESCRIPTION, "low": 0, "high": None}, "red")
+    assert (reward_info(worker).low, reward_info(worker).high) == (0.0, float("inf"))
+    assert str(worker) == "red (model x)"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"limits": {"pictures": "2"}},
+        {"limits": {"pictures": 0}},
+        {"limits": {"pictures": True}},
+        {"limits": []},
+        {"weights": "x"},
+        {"low": "zero"},
+        {"high": []},
+        {"high": float("nan")},
+    ],
+)
+def test_a_description_that_is_not_valid(changes):
+    with pytest.raises(WorkerMismatch, match="its description is not valid"):
+        worker_info("http://h:1", {**DESCRIPTION, **changes})
+
+
+@pytest.mark.parametrize(
+    "tree", [None, [], {}, {"protocol": 1}, {"protocol": 1, "reward": ["red"], "fingerprint": "a"}]
+)
+def test_a_description_of_something_else(tree):
+    with pytest.raises(WorkerMismatch):
+        worker_info("http://h:1", tree)

@@ -1,8 +1,8 @@
 """Environments of their own: inline metadata, keys, commands, and a worker that really runs in one."""
 
+import importlib.util
 import json
 import os
-import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -33,14 +33,14 @@ import importlib.util
 import os
 import sys
 
-from flowopd_cli.rewards.remote.main import run
+from flowopd_cli.rewards.remote.server import run
 from flowopd_cli.rewards.remote.protocol import Answer
 
 
 class Scorer:
     def __init__(self, level=0.5):
         self.level = level
-        outside = [name for name in ("torch", "transformers", "flowopd_cli.cli.app") if importlib.util.find_spec(name)]
+        outside = [name for name in ("torch", "transformers", "flowopd_cli.cli") if importlib.util.find_spec(name)]
         self.info = {{"reward": "fake", "package": "fake 1", "note": " ".join([sys.prefix, *outside])}}
 
     def check(self, prompts):
@@ -115,91 +115,53 @@ def test_which_names_have_a_worker(script, tmp_path):
         isolated.find_script(str(tmp_path / "none.py"))
 
 
-def test_the_key_follows_the_block_and_the_interpreter(script):
-    one = isolated.read_script(script(BLOCK))
-    changed = isolated.read_script(script(BLOCK.replace("left==1.0", "left==1.1")))
-    code_only = isolated.read_script(script(BLOCK.replace('print("x")', 'print("y")')))
-    key = isolated.environment_key(one, "3.11.7")
-    assert isolated.environment_key(code_only, "3.11.7") == key
-    assert isolated.environment_key(changed, "3.11.7") != key
-    assert isolated.environment_key(one, "3.12.1") != key
+def test_uv_is_preferred(script, monkeypatch, tmp_path):
+    uv = tmp_path / "bin" / "uv"
+    uv.parent.mkdir()
+    uv.touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(uv.parent))
+    metadata = isolated.read_script(script(BLOCK))
+    command = isolated.launcher("x", metadata)
+    assert command == [str(uv), "run", "--no-project", "--script", str(metadata.path), "--watch-parent"]
 
 
-def test_uv_is_preferred(script, monkeypatch):
-    monkeypatch.setattr(isolated.shutil, "which", lambda name: "/bin/uv" if name == "uv" else None)
-    found = isolated.read_script(script(BLOCK))
-    assert isolated.launcher("x", found) == [
-        *("/bin/uv", "run", "--no-project", "--script"),
-        *(str(found.path), "--watch-parent"),
-    ]
+def test_a_venv_is_made_once_for_each_block(script, monkeypatch, cache):
+    monkeypatch.setenv("PATH", os.defpath)
+    commands = []
+    step = isolated._step
+    monkeypatch.setattr(isolated, "_step", lambda name, command: (commands.append(command), step(name, command)))
+    first = isolated.read_script(script(WORKER.format(dependencies="")))
+    python, path = isolated.launcher("x", first)
+    assert (Path(python).is_file(), path) == (True, str(first.path))
+    assert isolated.launcher("x", isolated.read_script(script(first.path.read_text() + "x = 1\n")))[0] == python
+    assert len(commands) == 1
+    other = script(first.path.read_text().replace(">=3.10", ">=3.9"))
+    assert isolated.launcher("x", isolated.read_script(other))[0] != python
+    assert len(list((cache / "workers").iterdir())) == 2
 
 
-def test_without_uv_a_venv_is_built_once(script, monkeypatch, cache):
-    built = []
-
-    def perform(name, command):
-        built.append(command)
-        isolated.interpreter(Path(command[4] if command[2] == "venv" else command[0])).parent.mkdir(
-            parents=True, exist_ok=True
-        )
-
-    monkeypatch.setattr(isolated.shutil, "which", lambda name: None)
-    monkeypatch.setattr(isolated, "_perform", perform)
-    found = isolated.read_script(script(BLOCK))
-    python, path = isolated.launcher("x", found)
-    assert path == str(found.path)
-    venv, pip = built
-    assert venv[:3] == [sys.executable, "-m", "venv"]
-    assert pip[1:4] == ["-m", "pip", "install"]
-    assert pip[-2:] == list(found.dependencies)
-    home = cache / "workers" / isolated.environment_key(found, platform.python_version())
-    assert Path(python) == isolated.interpreter(home)
-    assert home.is_dir()
-    assert isolated.launcher("x", found)[0] == python
-    assert len(built) == 2
-    assert [path.name for path in home.parent.iterdir()] == [home.name]
-
-
-def test_what_fails_leaves_nothing_behind(script, monkeypatch, cache):
-    monkeypatch.setattr(isolated.shutil, "which", lambda name: None)
-    monkeypatch.setattr(isolated, "build_commands", lambda *given: [[sys.executable, "-c", "import sys; sys.exit(3)"]])
-    with pytest.raises(RewardError, match=r"worker x: its environment could not be made .*ended with 3.*uv"):
-        isolated.launcher("x", isolated.read_script(script(BLOCK)))
+def test_a_failure_leaves_nothing_behind(script, monkeypatch, cache):
+    monkeypatch.setenv("PATH", os.defpath)
+    text = WORKER.format(dependencies='"no such requirement"')
+    with pytest.raises(RewardError, match=r"worker x: its environment could not be made .*ended with .*uv"):
+        isolated.launcher("x", isolated.read_script(script(text)))
     assert list((cache / "workers").iterdir()) == []
 
 
-def test_a_python_that_is_not_there(script, monkeypatch):
-    monkeypatch.setattr(isolated.shutil, "which", lambda name: None)
-    found = isolated.read_script(script(BLOCK.replace(">=3.9", "<3.5")))
-    with pytest.raises(RewardError, match=r"wants Python <3\.5, and none is installed .*install uv"):
-        isolated.launcher("x", found)
-
-
-def test_another_python_is_looked_for(script, monkeypatch):
-    monkeypatch.setattr(platform, "python_version", lambda: "3.4.0")
-    monkeypatch.setattr(isolated.shutil, "which", lambda name: sys.executable if name == "python3.11" else None)
-    found = isolated.read_script(script(BLOCK))
-    python, version = isolated.fitting_python("x", found)
-    assert python == sys.executable
-    assert version == ".".join(map(str, sys.version_info[:3]))
-
-
-def test_our_packages_stay_outside(tmp_path):
-    given = {"PYTHONPATH": "/ours", "VIRTUAL_ENV": "/venv", "HF_HOME": "/hf", "FLOWOPD_REWARD_TOKEN": "t"}
-    found = isolated.worker_environment(given, tmp_path)
-    assert found == {
-        **{"HF_HOME": "/hf", "FLOWOPD_REWARD_TOKEN": "t"},
-        **{"PYTHONPATH": str(tmp_path), "PYTHONNOUSERSITE": "1"},
-    }
+def test_a_python_that_is_not_installed(script, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    metadata = isolated.read_script(script(BLOCK.replace(">=3.9", "<3.5")))
+    with pytest.raises(RewardError, match=r"needs Python <3\.5, and none is installed .*install uv"):
+        isolated.launcher("x", metadata)
 
 
 def test_the_shared_folder_stands_alone(cache):
     home = isolated.shared_folder()
     assert isolated.shared_folder() == home
     names = {path.relative_to(home).as_posix() for path in home.rglob("*.py")}
-    assert "flowopd_cli/rewards/remote/main.py" in names
+    assert "flowopd_cli/rewards/remote/server.py" in names
     assert "flowopd_cli/cli/app.py" not in names
-    code = "import flowopd_cli.rewards.remote.main as m; print(m.__file__)"
+    code = "import flowopd_cli.rewards.remote.server as m; print(m.__file__)"
     done = subprocess.run(
         [sys.executable, "-c", code],
         check=True,
@@ -212,44 +174,51 @@ def test_the_shared_folder_stands_alone(cache):
 
 
 def serve(path, folder, **environment):
-    """The worker as the command line starts it, but with PIL from our environment where there is no network."""
+    """The worker as the command line starts it."""
     code = (
-        "import sys; from pathlib import Path; from flowopd_cli.rewards import isolated\n"
+        "import sys; from pathlib import Path; from flowopd_cli.rewards.remote import isolated\n"
         "sys.exit(isolated.run('fake', Path(sys.argv[1]), ['--options', sys.argv[2]]))"
     )
     argv = [sys.executable, "-c", code, str(path), json.dumps({"level": 0.25})]
     return started(folder=folder, argv=argv, **environment)
 
 
-def test_a_worker_in_a_venv_of_its_own(script, tmp_path, monkeypatch, cache):
-    """No dependency, so no network: PIL, which the protocol needs, is lent to the venv by a path file."""
-    monkeypatch.setenv("PATH", os.defpath)
-    path = script(WORKER.format(dependencies=""))
-    home = isolated.make_venv("fake", isolated.read_script(path))
-    import PIL
+LENT = (
+    *("PIL", "starlette", "uvicorn", "anyio", "h11", "click", "idna", "pydantic", "pydantic_core"),
+    *("annotated_types", "typing_extensions", "typing_inspection"),
+)
 
+
+def test_a_worker_in_a_venv_of_its_own(script, tmp_path, monkeypatch):
+    """No dependency, so no network: what the server needs is lent to the venv by a path file."""
+    monkeypatch.setenv("PATH", os.defpath)
+    monkeypatch.setenv("PYTHONPATH", "/ours")
+    path = script(WORKER.format(dependencies=""))
+    python = isolated.make_venv("fake", isolated.read_script(path))
+    home = python.parent.parent
     lent = tmp_path / "lent"
     lent.mkdir()
-    (lent / "PIL").symlink_to(Path(PIL.__file__).parent)
-    for name in Path(PIL.__file__).parent.parent.glob("pillow.libs"):
-        (lent / name.name).symlink_to(name)
-    site = next(home.parent.parent.glob("lib/python*/site-packages"))
+    for name in LENT:
+        source = Path(importlib.util.find_spec(name).origin)
+        source = source.parent if source.name == "__init__.py" else source
+        (lent / source.name).symlink_to(source)
+    for libraries in (lent / "PIL").resolve().parent.glob("pillow.libs"):
+        (lent / libraries.name).symlink_to(libraries)
+    site = next(home.glob("lib/python*/site-packages"))
     (site / "lent.pth").write_text(f"{lent}\n")
     with serve(path, tmp_path) as worker:
         reward = RemoteReward(worker.url)
         assert reward.info.name == "fake"
-        assert Path(reward.info.note) == home.parent.parent
-        result = reward(pictures(), prompts())
-        assert result.total.tolist() == [0.25, 0.25]
-        pid = worker.process.pid
-        assert f"{home}".encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
+        assert reward.info.note == str(home)  # neither torch, transformers nor our command line can be imported
+        assert reward(pictures(), prompts()).total.tolist() == [0.25, 0.25]
+        assert f"{python}".encode() in Path(f"/proc/{worker.process.pid}/cmdline").read_bytes()
 
 
 @pytest.mark.hub
 @pytest.mark.slow
 def test_a_worker_whose_packages_are_fetched(script, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", os.defpath)
-    path = script(WORKER.format(dependencies='"pillow"'))
+    path = script(WORKER.format(dependencies='"pillow", "pydantic", "starlette", "uvicorn"'))
     try:
         isolated.make_venv("fake", isolated.read_script(path))
     except RewardError as error:

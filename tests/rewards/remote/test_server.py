@@ -1,8 +1,6 @@
 """The worker's server as a real process: batching, limits, refusals, tokens, a graceful stop."""
 
-import base64
 import http.client
-import io
 import json
 import os
 import re
@@ -12,24 +10,15 @@ import subprocess
 import sys
 import threading
 import time
-import zlib
 from contextlib import closing
 from urllib.parse import urlsplit
 
 import pytest
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
-from support.workers import ROOT, Scorer, end, started
+from support.workers import ROOT, end, started
 
-from flowopd_cli.errors import RewardError
-from flowopd_cli.rewards.remote import protocol as wire
-from flowopd_cli.rewards.remote.batching import Batcher
-from flowopd_cli.rewards.remote.hosts import is_loopback
-from flowopd_cli.rewards.remote.protocol import Answer, Limits, Refusal
-from flowopd_cli.rewards.remote.server import check_open, read_token
-from flowopd_cli.rewards.remote.service import Service, Settings
+from flowopd_cli.rewards.remote import protocol
 
-IMPATIENT = Limits(queue_seconds=0.01)
 HEADERS = {"Content-Type": "application/json"}
 
 
@@ -40,11 +29,11 @@ def sound(tmp_path_factory):
 
 
 def png(size=(4, 4), color=(51, 0, 0)):
-    return wire.encode_png(Image.new("RGB", size, color))
+    return protocol.encode_png(Image.new("RGB", size, color))
 
 
 def body(*pngs, text="x", **more):
-    return {**wire.score_request("red", pngs, [{"text": text}] * len(pngs)), **more}
+    return {**protocol.score_request("red", pngs, [{"text": text}] * len(pngs)), **more}
 
 
 def ask(url, path, tree=None, headers=HEADERS, raw=None):
@@ -54,7 +43,9 @@ def ask(url, path, tree=None, headers=HEADERS, raw=None):
     connection.request("GET" if content is None else "POST", path, content, headers if content is not None else {})
     answer = connection.getresponse()
     with closing(connection):
-        return answer.status, json.loads(answer.read())
+        text = answer.read().decode()
+        is_json = answer.headers.get_content_type() == "application/json"
+        return answer.status, json.loads(text) if is_json else {"error": text}
 
 
 def test_health_and_info(sound):
@@ -78,22 +69,21 @@ def test_a_score(sound):
         (400, "not JSON", lambda: {"raw": b"{"}),
         (400, "not JSON", lambda: {"raw": b"[" * 15000}),
         (400, "not a JSON object", lambda: {"tree": [1]}),
-        (400, "want a list", lambda: {"tree": body(items={})}),
+        (400, "items: Input should be a valid list", lambda: {"tree": body(items={})}),
         (400, r"items\.0: not a PNG", lambda: {"tree": body("AAAA")}),
         (400, r"items\.0: not a PNG", lambda: {"tree": body("no base64!")}),
         (400, r"items\.1: not a PNG", lambda: {"tree": body(png(), png()[:60])}),
-        (400, r"items\.0: want a prompt", lambda: {"tree": body(items=[{"png": png(), "prompt": "x"}])}),
+        (400, r"items\.0\.prompt: Input should be", lambda: {"tree": body(items=[{"png": png(), "prompt": "x"}])}),
         (409, "speaks protocol 1, the request 7", lambda: {"tree": body(png(), protocol=7)}),
         (409, "speaks protocol 1, the request True", lambda: {"tree": body(png(), protocol=True)}),
         (409, "the request 'x{99}$", lambda: {"tree": body(png(), protocol="x" * 5000)}),
-        (409, "wants a list$", lambda: {"tree": body(png(), reward=["x" * 5000])}),
-        (409, "serves 'red', the request wants 'blue'", lambda: {"tree": body(png(), reward="blue")}),
+        (409, "is for a list$", lambda: {"tree": body(png(), reward=["x" * 5000])}),
+        (409, "serves 'red', the request is for 'blue'", lambda: {"tree": body(png(), reward="blue")}),
         (413, "20 x 20 pixels, at most 100", lambda: {"tree": body(png((20, 20)))}),
         (413, "257 pictures in a request", lambda: {"tree": body(items=[{}] * 257)}),
-        (413, "a body whose length has 5000 digits", lambda: {"raw": b"", "headers": {"Content-Length": "9" * 5000}}),
-        (413, "a body of 30000 bytes", lambda: {"raw": b"x" * 30000}),
+        (413, "a body of '30000' bytes", lambda: {"raw": b"x" * 30000}),
+        (413, "a body of more than 20000 bytes", lambda: {"raw": iter([b"x" * 30000])}),
         (415, "application/json", lambda: {"raw": b"{}", "headers": {"Content-Type": "text/plain"}}),
-        (411, "length", lambda: {"raw": iter([b"{}"]), "headers": {**HEADERS, "Transfer-Encoding": "chunked"}}),
     ],
 )
 def test_refusals(sound, status, words, request_of):
@@ -108,23 +98,23 @@ def test_refusals(sound, status, words, request_of):
 @pytest.mark.parametrize(
     ("status", "request_of"),
     [
-        (501, b"PUT /score HTTP/1.1\r\nContent-Length: 2\r\n\r\n{}"),
-        (414, b"GET /" + b"x" * 70000 + b" HTTP/1.1\r\n\r\n"),
-        (431, b"GET /health HTTP/1.1\r\n" + b"X: y\r\n" * 200 + b"\r\n"),
-        (505, b"GET /health HTTP/9.9\r\n\r\n"),
-        (400, b"GET /health what HTTP/1.1\r\n\r\n"),
-        (505, b"GET /health\r\n\r\n"),
-        (505, b"GET  HTTP/1.1\r\n\r\n"),
+        (405, b"PUT /score HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{}"),
+        (400, b"GET /" + b"x" * 70000 + b" HTTP/1.1\r\n\r\n"),
+        (400, b"GET /health HTTP/1.1\r\n" + b"X: y\r\n" * 20000 + b"\r\n"),
+        (400, b"GET /health HTTP/9.9\r\n\r\n"),
+        (400, b"GET /health\r\n\r\n"),
+        (400, b"GET /health HTTP/1.1\r\n\r\n"),
     ],
 )
-def test_what_is_no_request_is_refused_in_json_too(sound, status, request_of):
-    address = urlsplit(sound.url)
-    with socket.create_connection((address.hostname, address.port), timeout=10) as connection:
+def test_malformed_requests_are_refused(sound, status, request_of):
+    with connected(sound.url) as connection:
         connection.sendall(request_of)
-        head, _, said = received(connection).partition(b"\r\n\r\n")
-    assert head.startswith(b"HTTP/1.1 %d " % status)
-    assert b"application/json" in head
-    assert json.loads(said)["error"]
+        assert received(connection).startswith(b"HTTP/1.1 %d " % status)
+
+
+def connected(url):
+    address = urlsplit(url)
+    return socket.create_connection((address.hostname, address.port), timeout=10)
 
 
 def received(connection):
@@ -138,26 +128,29 @@ def received(connection):
     return b"".join(blocks)
 
 
-def test_a_log_moves_no_cursor(tmp_path):
+def test_control_characters_do_not_reach_the_log(tmp_path):
     with started(folder=tmp_path) as worker:
-        address = urlsplit(worker.url)
-        with socket.create_connection((address.hostname, address.port), timeout=10) as connection:
-            connection.sendall(b"GET /a\x1b[2Jb HTTP/1.1\r\n\r\n")
-            assert b"404" in received(connection)
+        assert ask(worker.url, "/a%1b[2Jb")[0] == 404
         assert "\x1b" not in worker.log
         assert r"there is no '/a\x1b[2Jb' here" in worker.log
 
 
-def test_a_header_that_drips_is_cut_off(tmp_path):
-    with started(folder=tmp_path, argv=script_with("header_seconds=0.3")) as worker:
-        address = urlsplit(worker.url)
-        with socket.create_connection((address.hostname, address.port), timeout=10) as connection:
-            connection.sendall(b"GET /health HTTP/1.1\r\nX-Slow: ")
-            stop = threading.Event()
-            threading.Thread(target=lambda: drip_until(connection, stop), daemon=True).start()
-            said = connection.recv(1000)
-            stop.set()
-        assert b" 408 " in said
+@pytest.mark.parametrize("answered_before", [False, True])
+def test_a_slow_header_is_cut_off(tmp_path, answered_before):
+    with (
+        started(folder=tmp_path, argv=script_with("header_seconds=0.3")) as worker,
+        connected(worker.url) as connection,
+    ):
+        if answered_before:
+            connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert b"200 OK" in connection.recv(1000)
+        connection.sendall(b"GET /health HTTP/1.1\r\nX-Slow: ")
+        began = time.monotonic()
+        stop = threading.Event()
+        threading.Thread(target=drip_until, args=(connection, stop), daemon=True).start()
+        assert b"HTTP/" not in received(connection)
+        stop.set()
+        assert time.monotonic() - began < 3
         assert ask(worker.url, "/health")[0] == 200
 
 
@@ -170,16 +163,14 @@ def drip_until(connection, stop):
 
 
 def test_connections_are_bounded(tmp_path):
-    with started(folder=tmp_path, argv=script_with("connections=2")) as worker:
-        address = urlsplit(worker.url)
-        idle = [socket.create_connection((address.hostname, address.port), timeout=10) for _ in range(2)]
-        with socket.create_connection((address.hostname, address.port), timeout=10) as connection:
-            said = received(connection)
-            assert said.startswith(b"HTTP/1.1 503 ")
-            assert json.loads(said.partition(b"\r\n\r\n")[2]) == {"error": "too many connections"}
+    with started(folder=tmp_path, argv=script_with("connections=3, header_seconds=1")) as worker:
+        idle = [connected(worker.url) for _ in range(3)]
+        with connected(worker.url) as connection:
+            connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            assert received(connection).startswith(b"HTTP/1.1 503 ")
+        wait_for(lambda: answers(worker.url))  # the idle connections are cut off
         for connection in idle:
             connection.close()
-        wait_for(lambda: answers(worker.url))
 
 
 def answers(url):
@@ -194,64 +185,18 @@ def test_unknown_paths(sound):
     assert ask(sound.url, "/other", {})[0] == 404
 
 
-def chunk(kind, data):
-    return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
-
-
-def test_a_picture_bomb_is_refused_before_it_is_unpacked(sound):
-    header = chunk(b"IHDR", (12000).to_bytes(4, "big") * 2 + bytes([8, 2, 0, 0, 0]))
-    picture = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(9000)))
-    bomb = base64.b64encode(picture).decode()
-    status, answer = ask(sound.url, "/score", body(bomb))
-    assert status == 413
-    assert "12000 x 12000" in answer["error"]
-
-
-def test_small_files_of_many_pixels_are_refused_before_any_is_unpacked(monkeypatch):
-    """256 black pictures of 4.2 million pixels are 4 MB of PNG and 3 GB of memory."""
-    packed = zlib.compress(bytes(2048 * (1 + 3 * 2048)), 9)
-    header = chunk(b"IHDR", (2048).to_bytes(4, "big") * 2 + bytes([8, 2, 0, 0, 0]))
-    picture = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", packed) + chunk(b"IEND", b"")
-    black = base64.b64encode(picture).decode()
-    assert wire.decode_pngs([black], Limits())[0].getextrema() == ((0, 0),) * 3
-    monkeypatch.setattr(Image.Image, "load", lambda image: pytest.fail("a picture was unpacked"))
-    request = json.dumps(body(*[black] * 256)).encode()
-    assert len(request) < Limits.body_bytes
-    with pytest.raises(Refusal, match="1073741824 pixels in a request, at most 33554432") as refusal:
-        wire.read_request(request, "red", Limits())
-    assert refusal.value.status == 413
-
-
-def test_one_picture_of_the_largest_size_always_fits():
-    limits = Limits(pixels=64, request_pixels=10)
-    assert limits.told()["request_pixels"] == 64
-    assert len(wire.decode_pngs([png((8, 8))], limits)) == 1
-    with pytest.raises(Refusal, match="128 pixels in a request, at most 64"):
-        wire.decode_pngs([png((8, 8))] * 2, limits)
-
-
-def test_what_else_a_picture_carries_is_not_kept():
-    buffer = io.BytesIO()
-    texts = PngInfo()
-    texts.add_text("note", "x" * 1000, zip=True)
-    Image.new("RGB", (2, 2)).save(buffer, "PNG", pnginfo=texts)
-    (found,) = wire.decode_pngs([base64.b64encode(buffer.getvalue()).decode()], Limits())
-    assert found.info == {}
-
-
 def test_a_body_that_never_comes(tmp_path):
-    with started(folder=tmp_path, argv=script_with("body_seconds=0.2")) as worker:
-        address = urlsplit(worker.url)
-        with socket.create_connection((address.hostname, address.port), timeout=5) as connection:
-            head = b"POST /score HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n{"
-            connection.sendall(head)
-            assert b" 408 " in connection.recv(200)
+    header = b"Host: localhost\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n"
+    argv = script_with("body_seconds=0.2")
+    with started(folder=tmp_path, argv=argv) as worker, connected(worker.url) as connection:
+        connection.sendall(b"POST /score HTTP/1.1\r\n" + header + b"{")
+        assert b" 408 " in connection.recv(200)
 
 
 def script_with(limits):
     code = (
         "from flowopd_cli.rewards.remote.server import serve\n"
-        "from flowopd_cli.rewards.remote.service import Settings\n"
+        "from flowopd_cli.rewards.remote.settings import Settings\n"
         "from flowopd_cli.rewards.remote.protocol import Limits\n"
         "import sys; sys.path.insert(0, 'tests')\n"
         "from support.workers import Scorer\n"
@@ -262,9 +207,9 @@ def script_with(limits):
 
 def test_the_worker_needs_neither_torch_nor_flowopd(sound):
     code = (
-        "import sys, flowopd_cli.rewards.remote.main\n"
+        "import sys, flowopd_cli.rewards.remote.server\n"
         "ours = {m for m in sys.modules if m.startswith('flowopd_cli')}\n"
-        "assert not {'torch', 'numpy', 'yaml', 'pydantic', 'jaxtyping'} & set(sys.modules)\n"
+        "assert not {'torch', 'numpy', 'yaml', 'httpx', 'jaxtyping'} & set(sys.modules)\n"
         "print(*sorted(ours))"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT)
@@ -287,19 +232,6 @@ def test_a_token_guards_everything_but_health(tmp_path):
         assert "open-sesame" not in worker.log
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.0.1", "example.org"])
-def test_an_open_address_needs_a_token(host):
-    with pytest.raises(RewardError, match="needs a token: set FLOWOPD_REWARD_TOKEN"):
-        check_open(host, None)
-    check_open(host, "token")
-
-
-@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
-def test_loopback_needs_none(host):
-    assert is_loopback(host)
-    check_open(host, None)
-
-
 @pytest.mark.parametrize("host", ["127.0.0.1:80", "localhost", "LocalHost:18085", "[::1]:80", "[::1]"])
 def test_a_client_of_this_machine_needs_no_token(sound, host):
     assert ask(sound.url, "/score", body(png()), {**HEADERS, "Host": host})[0] == 200
@@ -310,9 +242,7 @@ def test_a_client_of_this_machine_needs_no_token(sound, host):
 )
 def test_a_page_that_calls_this_machine_by_another_name_is_not_answered(sound, host):
     calls = sound.calls
-    status, answer = ask(sound.url, "/score", body(png()), {**HEADERS, "Host": host})
-    assert status == 421
-    assert "known as localhost alone" in answer["error"]
+    assert ask(sound.url, "/score", body(png()), {**HEADERS, "Host": host}) == (400, {"error": "Invalid host header"})
     assert sound.calls == calls
 
 
@@ -320,18 +250,6 @@ def test_with_a_token_any_name_will_do(tmp_path):
     with started(folder=tmp_path, token="open-sesame") as worker:
         headers = {**HEADERS, "Host": "gpu-box:18085", "Authorization": "Bearer open-sesame"}
         assert ask(worker.url, "/score", body(png()), headers)[0] == 200
-
-
-def test_where_tokens_come_from(tmp_path, monkeypatch):
-    monkeypatch.setenv("MINE", "abc")
-    assert read_token("MINE") == "abc"
-    assert read_token("NOBODYS") is None
-    (tmp_path / "token").write_text("from-file\n")
-    assert read_token("MINE", tmp_path / "token") == "from-file"
-    (tmp_path / "empty").write_text("\n")
-    for path, words in (("empty", "visible ASCII"), ("none", "cannot be read")):
-        with pytest.raises(RewardError, match=words):
-            read_token("MINE", tmp_path / path)
 
 
 # -- starting and stopping -------------------------------------------------------------------------------------------
@@ -409,167 +327,6 @@ def test_a_worker_ends_with_its_parent(tmp_path):
         parent.process.kill()
         parent.process.wait()
         wait_for(lambda: not listening(port))
-
-
-# -- batching --------------------------------------------------------------------------------------------------------
-
-
-class Dot(int):
-    """A number in place of a picture, as many pixels wide."""
-
-    height = 1
-    width = property(int)
-
-
-def batcher(score, **limits):
-    return Batcher(score, max_batch=4, linger=0.05, limits=Limits(**limits))
-
-
-def together(batch, *requests):
-    """Submit from one thread each; results or errors in order."""
-    found = [None] * len(requests)
-
-    def submit(i):
-        try:
-            found[i] = batch.submit(list(map(Dot, requests[i])), [{"text": str(i)}] * len(requests[i]))
-        except Exception as error:
-            found[i] = error
-
-    threads = [threading.Thread(target=submit, args=(i,)) for i in range(len(requests))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return found
-
-
-def test_callers_are_joined_up_to_the_largest_batch():
-    sizes = []
-
-    def score(pictures, prompts):
-        sizes.append(len(pictures))
-        return Answer([float(p) for p in pictures], {"twice": [2.0 * p for p in pictures]}, [True] * len(pictures))
-
-    answers = together(batcher(score), [1], [2], [3, 4], [5, 6, 7])
-    assert [answer.total for answer in answers] == [[1], [2], [3, 4], [5, 6, 7]]
-    assert answers[2].scores == {"twice": [6, 8]}
-    assert sum(sizes) == 7
-    assert len(sizes) < 4
-    assert max(sizes) <= 4
-
-
-def test_one_callers_mistake_stays_its_own():
-    def score(pictures, prompts):
-        if any(p == 0 for p in pictures):
-            raise ValueError("nought")
-        return Answer([float(p) for p in pictures], {}, [True] * len(pictures))
-
-    good, bad, other = together(batcher(score), [1], [0], [2])
-    assert (good.total, other.total) == ([1], [2])
-    assert isinstance(bad, ValueError)
-
-
-def test_a_full_queue_and_a_slow_one_are_refused():
-    gate = threading.Event()
-
-    def score(pictures, prompts):
-        gate.wait(10)
-        return Answer([1.0] * len(pictures), {}, [True] * len(pictures))
-
-    slow = batcher(score, waiting_pixels=8, queue_seconds=0.3)
-    first = threading.Thread(target=lambda: slow.submit([Dot(0)], [{}]))
-    first.start()
-    wait_for(lambda: slow.waiting == 0)
-    time.sleep(0.1)
-    waits, refused = together(slow, [2] * 4, [2] * 4)
-    reasons = sorted(str(error) for error in (waits, refused))
-    assert reasons == ["4 pictures of 8 pixels wait already", "waited 0.3 s in the queue"]
-    assert slow.waiting == 0
-    gate.set()
-    first.join()
-    slow.close()
-    with pytest.raises(Refusal, match="stopping"):
-        slow.submit([Dot(0)], [{}])
-
-
-def test_a_request_that_gives_up_while_a_batch_lingers_takes_nobody_with_it():
-    score = Batcher(lambda pictures, prompts: Answer([1.0], {}, [True]), max_batch=4, linger=1.0, limits=IMPATIENT)
-    with pytest.raises(Refusal, match=r"waited 0\.01 s"):
-        score.submit([Dot(0)], [{}])
-    time.sleep(1.2)  # the batch has lingered, and nobody is left in it
-    score._limits = Limits(queue_seconds=20)
-    assert score.submit([Dot(0)], [{}]).total == [1.0]
-
-
-def test_a_reward_that_wants_to_exit_ends_neither_its_thread_nor_its_callers():
-    def score(pictures, prompts):
-        if pictures == [0]:
-            raise SystemExit("bye")
-        return Answer([1.0], {}, [True])
-
-    batch = batcher(score)
-    (found,) = together(batch, [0])
-    assert isinstance(found, RuntimeError)
-    assert str(found) == "SystemExit: bye"
-    assert batch.submit([Dot(1)], [{}]).total == [1.0]
-
-
-def test_a_worker_is_ready_only_while_somebody_scores(tmp_path):
-    service = Service(Settings())
-    service.start(Scorer("sound", tmp_path / "calls"))
-    assert service.health()["ready"] is True
-    service.finish()
-    wait_for(lambda: not service.ready)
-    assert service.health()["ready"] is False
-    with pytest.raises(Refusal, match="stopping"):
-        service.describe()
-
-
-@pytest.mark.parametrize(("linger", "seconds"), [(1.0, 0.3), (0.5, 0.5), (0.0, 0.0), (-1.0, 3.0), (0.0, float("inf"))])
-def test_times_by_which_nothing_could_be_scored_are_refused(linger, seconds):
-    with pytest.raises(RewardError, match=r"--queue-seconds .* must be above --linger"):
-        Settings(linger=linger, limits=Limits(queue_seconds=seconds))
-
-
-# -- the wire --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("size", [(1, 1), (5, 3), (64, 33)])
-def test_pictures_travel_unchanged(size):
-    image = Image.effect_noise(size, 90).convert("RGB")
-    image.putpixel((0, 0), (255, 0, 7))
-    assert wire.decode_pngs([wire.encode_png(image)], Limits())[0].tobytes() == image.tobytes()
-
-
-@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "I;16"])
-def test_other_kinds_of_png_become_rgb(mode):
-    buffer = io.BytesIO()
-    Image.new(mode, (3, 2)).save(buffer, "PNG")
-    (found,) = wire.decode_pngs([base64.b64encode(buffer.getvalue()).decode()], Limits())
-    assert (found.mode, found.size) == ("RGB", (3, 2))
-
-
-def test_other_formats_are_no_pictures():
-    buffer = io.BytesIO()
-    Image.new("RGB", (3, 2)).save(buffer, "JPEG")
-    with pytest.raises(Refusal, match="not a PNG"):
-        wire.decode_pngs([base64.b64encode(buffer.getvalue()).decode()], Limits())
-
-
-def test_numbers_that_are_none():
-    answer = wire.cleaned(Answer([1.0, float("inf"), 2.0], {"x": [float("nan"), 1.0, None]}, [True, True, False]), 3)
-    assert answer.total == [1.0, None, None]
-    assert answer.scores == {"x": [None, 1.0, None]}
-    assert answer.valid == [True, False, False]
-    assert [("error" in detail) for detail in answer.details] == [False, True, False]
-    assert b"NaN" not in wire.to_bytes(answer.scores)
-
-
-def test_fingerprints_look_at_what_changes_scores():
-    one = wire.fingerprint("red", {"model": "a@1"}, {"device": "cpu", "soft": True})
-    assert wire.fingerprint("red", {"model": "a@1"}, {"device": "cuda", "batch": 9, "soft": True}) == one
-    assert wire.fingerprint("red", {"model": "a@2"}, {"soft": True}) != one
-    assert wire.fingerprint("red", {"model": "a@1"}, {"soft": False}) != one
 
 
 def free_port():

@@ -1,4 +1,4 @@
-"""A reward behind the protocol: what it tells of itself, pictures of several sizes, prompts it refuses."""
+"""A reward behind the protocol: its description, pictures of several sizes, prompts it refuses."""
 
 import hashlib
 from types import SimpleNamespace
@@ -11,7 +11,7 @@ from flowopd_cli.core.types import RewardResult
 from flowopd_cli.errors import PromptError
 from flowopd_cli.rewards.base import Reward, RewardInfo
 from flowopd_cli.rewards.pictures import to_tensor
-from flowopd_cli.rewards.remote.protocol import Refusal, cleaned
+from flowopd_cli.rewards.remote.protocol import Refusal, normalize_answer
 from flowopd_cli.rewards.remote.worker import RewardScorer, effective_options, weights_of
 
 
@@ -21,14 +21,14 @@ class Area(Reward):
     info = RewardInfo("area", "none", 0.0, float("inf"), exact=False, note="a note")
 
     def __init__(self, model="owner/name", revision="abc", device="auto", batch=2):
-        self.asked = []
+        self.calls = []
 
     def check(self, prompts):
         if any(not prompt.metadata for prompt in prompts):
             raise PromptError("prompt 'x': no metadata")
 
     def __call__(self, images, prompts):
-        self.asked.append((tuple(images.shape), [p.id for p in prompts]))
+        self.calls.append((tuple(images.shape), [p.id for p in prompts]))
         if any(p.text == "bad" for p in prompts):
             raise PromptError("prompt is bad")
         total = torch.full((len(prompts),), float(images.shape[2] * images.shape[3]))
@@ -45,8 +45,8 @@ def test_pictures_of_several_sizes_keep_their_places():
     reward = Area()
     sizes, reds = [(4, 2), (3, 3), (4, 2)], [255, 51, 0]
     pictures = [Image.new("RGB", size, (red, 0, 0)) for size, red in zip(sizes, reds, strict=True)]
-    answer = cleaned(RewardScorer("mine:Area", reward, {})(pictures, texts("a", "b", "c")), 3)
-    assert reward.asked == [((2, 3, 2, 4), ["a", "c"]), ((1, 3, 3, 3), ["b"])]
+    answer = normalize_answer(RewardScorer("mine:Area", reward, {})(pictures, texts("a", "b", "c")), 3)
+    assert reward.calls == [((2, 3, 2, 4), ["a", "c"]), ((1, 3, 3, 3), ["b"])]
     assert answer.total == [8.0, 9.0, None]
     assert answer.valid == [True, True, False]
     assert answer.scores["red"] == pytest.approx([1.0, 0.2, 0.0])
@@ -60,7 +60,7 @@ def test_pixels_arrive_as_they_were():
     assert tensor[0, :, 2, 1].mul(255).round().int().tolist() == list(image.getpixel((1, 2)))
 
 
-def test_what_it_tells_of_itself():
+def test_its_description():
     info = RewardScorer("area", Area(), {"device": "cpu", "soft": True}, Area).info
     assert (info["reward"], info["exact"], info["note"]) == ("area", False, "a note")
     assert info["package"].startswith("flowopd ")
@@ -112,13 +112,13 @@ def test_weights_by_digest_or_by_name(tmp_path):
     assert weights_of(Area(), options)["clip"] != found["clip"]
 
 
-def test_the_engine_that_was_chosen_is_told():
+def test_the_chosen_engine_is_named():
     reading = Area()
     reading.reader = SimpleNamespace(name="rapidocr-3/det+rec")
     assert weights_of(reading, {"reader": "auto"}) == {"reader": "rapidocr-3/det+rec"}
 
 
-def test_a_reward_may_say_its_weights():
+def test_a_reward_may_declare_its_weights():
     sure = Area()
     sure.weights = {"detector": "sha256:1"}
     assert RewardScorer("sure", sure, {}, Area).info["weights"] == {"detector": "sha256:1"}

@@ -12,6 +12,9 @@
 #   "einops==0.8.0",
 #   "icecream==2.1.3",
 #   "pillow>=10,<12",
+#   "pydantic>=2.8,<3",
+#   "starlette>=1.0,<2",
+#   "uvicorn>=0.34,<1",
 # ]
 # ///
 """DeQA-Score (You et al. 2025, arXiv 2501.11561) as a worker; start it with ``flowopd rewards serve deqa``.
@@ -32,9 +35,8 @@ import torch
 from PIL import Image
 
 from flowopd_cli.errors import RewardError
-from flowopd_cli.rewards.remote.main import run
-from flowopd_cli.rewards.remote.protocol import Answer
-from flowopd_cli.rewards.weights import path_digest
+from flowopd_cli.rewards.remote.protocol import Answer, path_digest
+from flowopd_cli.rewards.remote.server import run
 
 MODEL = "zhiyuanyou/DeQA-Score-Mix3"
 REVISION = "246e219b7e3bc9b5dff5269c1a8564087aefca3f"
@@ -76,8 +78,10 @@ class DeQA:
             )
         place = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         kind = ("float16" if place.startswith("cuda") else "float32") if dtype == "auto" else dtype
-        pinned = {"revision": revision} if revision and not (model != MODEL and revision == REVISION) else {}
-        self.model = AutoModelForCausalLM.from_pretrained(
+        pinned: dict[str, Any] = (
+            {"revision": revision} if revision and not (model != MODEL and revision == REVISION) else {}
+        )
+        self.model: Any = AutoModelForCausalLM.from_pretrained(
             model,
             trust_remote_code=True,
             attn_implementation="eager",
@@ -91,7 +95,7 @@ class DeQA:
         self.levels = level_ids(tokenizer)
         self.tokens = torch.tensor([prompt_tokens(tokenizer)], device=place)
         self.batch, self.divide, self.dtype, self.device = batch, divide, getattr(torch, kind), place
-        self.info = describe(model, pinned.get("revision"), kind, divide)
+        self.info: Mapping[str, Any] = describe(model, pinned.get("revision"), kind, divide)
 
     def check(self, prompts: Sequence[Mapping[str, Any]]) -> None:
         """Any prompt will do: the text is not looked at."""
