@@ -47,11 +47,11 @@ def printable(text: str) -> str:
 class FlowOPDError(Exception):
     """Base of every error that is shown as one line instead of a traceback. Its text never repeats a secret.
 
-    ``told`` says that all processes of the run know of it.
+    ``shared`` says that every process of the run ends with it.
     """
 
     exit_code = 2
-    told = False
+    shared = False
 
     def __str__(self) -> str:
         return redacted(super().__str__())
@@ -100,13 +100,13 @@ class DivergedError(FlowOPDError):
     """A training could not learn, again and again: every process knows, for they count together."""
 
     exit_code = 5
-    told = True
+    shared = True
 
 
 class Interrupted(FlowOPDError):
     """The user stopped a run by signal ``number``; its checkpoint is safe. Every process is asked to, and so knows."""
 
-    told = True
+    shared = True
 
     def __init__(self, message: str, number: int = signal.SIGINT) -> None:
         super().__init__(message)

@@ -78,7 +78,7 @@ class Registry:
     def check(self, name: str) -> None:
         """Refuse a name that ``load`` could not find, importing nothing of it."""
         module = self.target(name).partition(":")[0]
-        self._reach(name)
+        self._add_working_directory(name)
         if importlib.util.find_spec(module.partition(".")[0]) is None:
             raise self._error(f"{self.kind} {name!r}: there is no module {module.partition('.')[0]!r} to import")
 
@@ -89,17 +89,17 @@ class Registry:
             FlowOPDError: the name is unknown, or its module or attribute is missing.
         """
         module, _, attribute = self.target(name).partition(":")
-        self._reach(name)
+        self._add_working_directory(name)
         try:
-            found: Any = importlib.import_module(module)
+            value: Any = importlib.import_module(module)
             for part in attribute.split("."):
-                found = getattr(found, part)
+                value = getattr(value, part)
         except (ImportError, AttributeError) as error:
             raise self._error(f"{self.kind} {name!r} cannot be loaded from {module}:{attribute} ({error})") from error
-        return partial(found, name.removeprefix(REMOTE)) if self._remote and _is_remote(name) else found
+        return partial(value, name.removeprefix(REMOTE)) if self._remote and _is_remote(name) else value
 
-    def _reach(self, name: str) -> None:
-        """Make a module of the working directory importable, after all that is installed, if the user named one."""
+    def _add_working_directory(self, name: str) -> None:
+        """Make modules of the working directory importable, after installed ones, for a name that is not registered."""
         here = os.getcwd()
         if name not in self._table() and here not in sys.path and "" not in sys.path:
             sys.path.append(here)
@@ -109,9 +109,9 @@ class Registry:
             self._plugins = self._collect(entry_points(group=f"flowopd.{self.kind}"))
         return {**self._rows, **self._plugins}
 
-    def _collect(self, found: Sequence[EntryPoint]) -> dict[str, str]:
+    def _collect(self, points: Sequence[EntryPoint]) -> dict[str, str]:
         plugins: dict[str, str] = {}
-        for point in found:
+        for point in points:
             owner = self._rows.get(point.name) or plugins.get(point.name)
             if owner not in (None, point.value):
                 raise self._error(
@@ -122,7 +122,7 @@ class Registry:
 
 
 def _is_remote(name: str) -> bool:
-    """``remote:`` and an address; a module of one's own may be called remote."""
+    """``remote:`` and an address; a module may be called remote too."""
     return name.startswith(REMOTE) and not _TARGET.fullmatch(name)
 
 

@@ -1,1 +1,1 @@
-"""The command line: commands, the plan they settle on, and how a plan is carried out."""
+"""The command line: the commands, their plans, and the execution of a plan."""

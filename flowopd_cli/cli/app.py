@@ -48,7 +48,10 @@ class _Panels(TyperGroup):
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write each panel as a section."""
-        rows = [(name, _first_sentence(c.help), c.rich_help_panel) for name, c in self.commands.items()]
+        rows = [
+            (name, _first_sentence(command.help or ""), getattr(command, "rich_help_panel", None))
+            for name, command in self.commands.items()
+        ]
         for title in PANELS:
             with formatter.section(title):
                 formatter.write_dl([(name, text) for name, text, panel in rows if panel == title])
@@ -96,14 +99,14 @@ def main() -> None:
     from flowopd_cli.cli import launch
 
     code: Any = 1
-    shared = True  # whether all processes of the run know of the error
+    shared = True  # whether every process of the run ends with the error
     launch.announce()
     try:
         app(prog_name="flowopd")
     except SystemExit as stop:
         code = stop.code
     except FlowOPDError as error:
-        code, shared = error.exit_code, error.told
+        code, shared = error.exit_code, error.shared
         if launch.is_main():
             print(f"flowopd: error: {one_line(error)}", file=sys.stderr)
     except OSError as error:

@@ -1,9 +1,9 @@
-"""What the shell completes: names of recipes, rewards and suites, and run directories. No torch, no YAML here."""
+"""Shell completion: names of recipes, rewards and suites, and run directories. No torch, no YAML here."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -42,8 +42,8 @@ def runs(incomplete: str) -> list[str]:
     """Run directories and folders on the way to them; with nothing typed those under ``runs/`` too."""
     from flowopd_cli.runs.manifest import is_run
 
-    found = _paths(incomplete, is_run)
-    return found if incomplete else list(dict.fromkeys([*_paths(f"{RUNS}/", is_run), *found]))
+    paths = _paths(incomplete, is_run)
+    return paths if incomplete else list(dict.fromkeys([*_paths(f"{RUNS}/", is_run), *paths]))
 
 
 def teachers(incomplete: str) -> list[str]:
@@ -57,18 +57,18 @@ def _names(names: list[str], incomplete: str) -> list[str]:
     return sorted(name for name in {*names, *short} if name.startswith(incomplete))
 
 
-def _paths(incomplete: str, wanted) -> list[str]:
-    """Paths that begin with what is typed: those that are wanted, and other folders with a slash behind."""
+def _paths(incomplete: str, accept: Callable[[Path], bool]) -> list[str]:
+    """Paths that begin with ``incomplete``: those that ``accept`` takes, and other folders with a slash at the end."""
     head, slash, start = incomplete.rpartition("/")
-    return [f"{head}{slash}{name}" for name in sorted(_entries(Path(head + slash or "."), start, wanted))]
+    return [f"{head}{slash}{name}" for name in sorted(_entries(Path(head + slash or "."), start, accept))]
 
 
-def _entries(folder: Path, start: str, wanted) -> Iterator[str]:
+def _entries(folder: Path, start: str, accept: Callable[[Path], bool]) -> Iterator[str]:
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             if not entry.name.startswith(start) or (entry.name.startswith(".") and not start):
                 continue
-            if wanted(Path(entry.path)):
+            if accept(Path(entry.path)):
                 yield entry.name
             elif entry.is_dir():
                 yield f"{entry.name}/"

@@ -1,4 +1,4 @@
-"""What the user sees: progress and tables on stderr, the result on stdout. The only importer of rich."""
+"""Progress and tables on stderr, the result on stdout. The only importer of rich."""
 
 from __future__ import annotations
 
@@ -65,16 +65,16 @@ class Console:
             self._bar.update(self._task, completed=self._done, figures=self._figures(row))
             return
         now = time.monotonic()
-        if self._done >= self._total or now - self._told >= PLAIN_SECONDS:
-            self._told = now
-            self._say(f"{self._description} {self._done}/{self._total}  {self._figures(row)}  eta {self._eta()}")
+        if self._done >= self._total or now - self._last_line >= PLAIN_SECONDS:
+            self._last_line = now
+            self._print(f"{self._description} {self._done}/{self._total}  {self._figures(row)}  eta {self._eta()}")
 
     def note(self, text: str) -> None:
-        """Say one line."""
-        self._say(text)
+        """Print one line."""
+        self._print(text)
 
     def done(self) -> None:
-        """Take the bar away, if there is one."""
+        """Remove the bar, if there is one."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = self._task = None
@@ -95,20 +95,20 @@ class Console:
         """A function that shows a run: each view in place of the one before, or below it where not ``live``."""
         marks = BLOCKS if self._rich.encoding.lower().startswith("utf") else LETTERS
         if not live:
-            yield lambda view: self._rich.print(_drawn(view, marks))
+            yield lambda view: self._rich.print(_render(view, marks))
             return
         with Live(console=self._rich, auto_refresh=False) as screen:
-            yield lambda view: screen.update(_drawn(view, marks), refresh=True)
+            yield lambda view: screen.update(_render(view, marks), refresh=True)
 
     def result(self, text: str) -> None:
-        """Print what the command was asked for, on stdout."""
+        """Print the result of the command on stdout."""
         if self._main:
             print(text, flush=True)
 
     def _begin(self, total: int, description: str, done: int) -> None:
         self._total, self._description, self._done, self._first = total, description, done, done
         self._started = time.monotonic()
-        self._told = float("-inf")
+        self._last_line = float("-inf")
 
     def _rate(self) -> float:
         """Units per second of this session; those of an earlier run do not count."""
@@ -125,34 +125,34 @@ class Console:
         shown = [f"{name} {float(row[name]):.4f}" for name in ("reward", "loss") if row.get(name) is not None]
         return "  ".join([speed, *shown])
 
-    def _say(self, text: str) -> None:
+    def _print(self, text: str) -> None:
         if not self.quiet:
             self._rich.print(redacted(text), markup=False, soft_wrap=True)
 
 
-def _drawn(view: View, marks: str) -> Group:
+def _render(view: View, marks: str) -> Group:
     """A run's view: a line about it, how far it is, a curve a line, then results, pictures and what happened."""
     head = Text.assemble((printable(view.run), "bold"), f"  {view.stage}  ", (view.status, COLORS.get(view.status, "")))
     table = Table.grid(padding=(0, 2))
     for curve in view.curves:
-        known = [value for value in curve.values if value is not None]
-        ends = f"{min(known):.4g} .. {max(known):.4g}" if known else ""
+        values = [value for value in curve.values if value is not None]
+        ends = f"{min(values):.4g} .. {max(values):.4g}" if values else ""
         last = curve.values[-1]
         cells = sparkline(curve.values, SPARK_WIDTH, marks), "-" if last is None else f"{last:.4g}", ends
         table.add_row(*(Text(cell) for cell in (printable(curve.name), *cells)))
-    for name, told in view.results:
-        table.add_row(Text(printable(name)), Text(told))
+    for name, text in view.results:
+        table.add_row(Text(printable(name)), Text(text))
     lines = [Text(printable(f"sample  {path}"), overflow="fold") for path in view.samples]
     lines += [Text(one_line(event), style="yellow") for event in view.events]
-    return Group(head, *_how_far(view), table, *lines)
+    return Group(head, *_progress_bar(view), table, *lines)
 
 
-def _how_far(view: View) -> Iterator[Table | Text]:
+def _progress_bar(view: View) -> Iterator[Table | Text]:
     if view.total is None:
         return
-    told = f"{view.done}/{view.total}"
-    told += "" if view.seconds is None else f"  {view.seconds:.2f} s an iteration"
-    told += "" if view.eta is None else f"  about {duration(view.eta)} to go"
+    text = f"{view.done}/{view.total}"
+    text += "" if view.seconds is None else f"  {view.seconds:.2f} s an iteration"
+    text += "" if view.eta is None else f"  about {duration(view.eta)} to go"
     bar = Table.grid(padding=(0, 2))
-    bar.add_row(ProgressBar(total=view.total, completed=view.done, width=SPARK_WIDTH), Text(told))
+    bar.add_row(ProgressBar(total=view.total, completed=view.done, width=SPARK_WIDTH), Text(text))
     yield bar

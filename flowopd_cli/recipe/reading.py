@@ -1,4 +1,4 @@
-"""Reading recipes and putting values into them: files, dotted keys, one-line errors, the shelf of shipped files."""
+"""Recipes read from files, with overrides by dotted keys and one-line errors; the shipped recipes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from flowopd_cli.errors import RecipeError
 from flowopd_cli.recipe.recipes import STAGES, Recipe
-from flowopd_cli.system import yaml_files as safe_yaml
+from flowopd_cli.system import yaml_files
 from flowopd_cli.system.paths import is_file
 from flowopd_cli.system.redact import secret_in_tree
 from flowopd_cli.system.text import suggest
@@ -30,16 +30,16 @@ def read(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     try:
         with path.open("rb") as handle:
-            content = handle.read(safe_yaml.LARGEST + 1)
-        if len(content) > safe_yaml.LARGEST:
-            raise RecipeError(f"{path}: has more than {safe_yaml.LARGEST >> 10} KiB, which no recipe has")
+            content = handle.read(yaml_files.LARGEST + 1)
+        if len(content) > yaml_files.LARGEST:
+            raise RecipeError(f"{path}: has more than {yaml_files.LARGEST >> 10} KiB, which no recipe has")
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise RecipeError(f"{path}:{line}: not UTF-8 text (byte {error.start}): save it as UTF-8") from error
     except (OSError, ValueError) as error:
         raise RecipeError(f"{path}: cannot be read ({_reason(error)})") from error
-    data = safe_yaml.parse(text, str(path))
+    data = yaml_files.parse(text, str(path))
     if not isinstance(data, dict):
         raise RecipeError(f"{path}: a recipe is a mapping of fields, this is {type(data).__name__}")
     return data
@@ -54,7 +54,7 @@ def parse_override(expression: str) -> tuple[str, Any]:
     key, equals, raw = expression.partition("=")
     if not equals or not all(part.strip() for part in key.split(".")):
         raise RecipeError(f"--set {expression[:SHOWN]}: write it as section.field=value")
-    return key.strip(), safe_yaml.parse(raw, f"--set {key.strip()[:SHOWN]}")
+    return key.strip(), yaml_files.parse(raw, f"--set {key.strip()[:SHOWN]}")
 
 
 def find(name: str) -> Path:
@@ -66,10 +66,11 @@ def find(name: str) -> Path:
     direct = Path(name)
     if direct.suffix in {".yaml", ".yml"} or is_file(direct):
         return direct
-    shelf = shipped()
-    if name in shelf:
-        return shelf[name]
-    raise RecipeError(f"no recipe {name[:SHOWN]!r}{suggest(name, list(shelf))}; shipped: {', '.join(sorted(shelf))}")
+    recipes = shipped()
+    if name in recipes:
+        return recipes[name]
+    listed = ", ".join(sorted(recipes))
+    raise RecipeError(f"no recipe {name[:SHOWN]!r}{suggest(name, list(recipes))}; shipped: {listed}")
 
 
 def shipped() -> dict[str, Path]:
@@ -146,9 +147,9 @@ def _spec_in(annotation: Any) -> Any:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     for argument in getattr(annotation, "__args__", ()):
-        found = _spec_in(argument)
-        if found is not None:
-            return found
+        spec = _spec_in(argument)
+        if spec is not None:
+            return spec
     return None
 
 
@@ -187,13 +188,13 @@ def build(
         raise RecipeError(f"{where}: stage {named!r} is not one of {', '.join(STAGES)}")
     model = STAGES[named]
     try:
-        found = model.model_validate(tree)
+        recipe = model.model_validate(tree)
     except ValidationError as error:
         raise RecipeError(f"{where}: {first_problem(error, model)}") from error
     secret = secret_in_tree(tree)
     if secret:
         raise RecipeError(f"{where}: {secret}")
-    return found  # type: ignore[return-value]
+    return recipe  # type: ignore[return-value]
 
 
 def dump(recipe: Recipe) -> str:

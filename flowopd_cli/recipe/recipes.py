@@ -83,9 +83,9 @@ class MergeRecipe(_Recipe):
 
     @model_validator(mode="after")
     def _one_weight_each(self) -> MergeRecipe:
-        given = self.merge.weights
-        if given is not None and len(given) != len(self.adapters):
-            raise ValueError(f"merge.weights has {len(given)} values for {len(self.adapters)} adapters")
+        weights = self.merge.weights
+        if weights is not None and len(weights) != len(self.adapters):
+            raise ValueError(f"merge.weights has {len(weights)} values for {len(self.adapters)} adapters")
         return self
 
 

@@ -128,10 +128,10 @@ class RewardSpec(Spec):
 
     @model_validator(mode="after")
     def _without_secrets(self) -> RewardSpec:
-        """A recipe is kept beside its run and published with it."""
-        found = secret_in_name(self.name) or secret_in_options(self.options)
-        if found:
-            raise ValueError(found)
+        """A recipe is stored with its run and published with it."""
+        secret = secret_in_name(self.name) or secret_in_options(self.options)
+        if secret:
+            raise ValueError(secret)
         return self
 
 
@@ -200,7 +200,7 @@ class TrainSpec(Spec):
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.9
     ema_every: PositiveInt = 8  #: optimizer steps between its updates
     checkpoint_every: PositiveInt = 50  #: iterations between checkpoints
-    keep_checkpoints: PositiveInt = 2  #: the newest so many are kept
+    keep_checkpoints: PositiveInt = 2  #: how many of the newest checkpoints are kept
     keep_best: BestSpec | None = None  #: keep the checkpoint with the best mean of a metric beside them; null is none
     sample_every: Annotated[int, Field(ge=0)] = 50  #: iterations between sheets of samples; 0 is none
     processes: PositiveInt = 1  #: devices of this machine that share an iteration's groups
@@ -285,9 +285,9 @@ class EvalSpec(Spec):
     def _without_secrets(self) -> EvalSpec:
         """The options of suites may name workers too."""
         addresses = [value for _, value in leaves(self.options) if isinstance(value, str)]
-        found = secret_in_options(self.options) or next(filter(None, map(secret_in_name, addresses)), None)
-        if found:
-            raise ValueError(found)
+        secret = secret_in_options(self.options) or next(filter(None, map(secret_in_name, addresses)), None)
+        if secret:
+            raise ValueError(secret)
         return self
 
 

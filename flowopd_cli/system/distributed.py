@@ -54,7 +54,7 @@ def exchange(value: T) -> list[T]:
     for other in found:
         if isinstance(other, _Fault):
             error = FlowOPDError(other.text)
-            error.exit_code, error.told = other.exit_code, True
+            error.exit_code, error.shared = other.exit_code, True
             raise error
     return found
 
@@ -79,8 +79,8 @@ def together() -> Iterator[None]:
     try:
         yield
     except FlowOPDError as error:
-        if not error.told and rank_and_world()[1] > 1:
-            error.told = True
+        if not error.shared and rank_and_world()[1] > 1:
+            error.shared = True
             _gathered(_Fault(str(error), error.exit_code))
         raise
     everyone(None)

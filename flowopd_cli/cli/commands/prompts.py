@@ -36,15 +36,18 @@ def ls() -> None:
 
 @app.command("fetch")
 def fetch(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="As 'prompts ls' prints it.")],
-    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Also copy the files there.")] = None,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A name that 'prompts ls' prints.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Also copy the files to this folder.")
+    ] = None,
     local: Annotated[
-        Path | None, typer.Option("--from", metavar="PATH", help="A file or folder to take them from, not the net.")
+        Path | None,
+        typer.Option("--from", metavar="PATH", help="Take the files from here, not from the network."),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print path and sha256 as one JSON object.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Say nothing on stderr but errors.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print only errors to stderr.")] = False,
 ) -> None:
-    """Fetch a public set of prompts at its pinned revision, check its sha256, and print where it lies.
+    """Fetch a public set of prompts at its pinned revision, check its sha256, and print its path.
 
     \b
     Example:
@@ -52,32 +55,34 @@ def fetch(
       flowopd prompts fetch t2i-compbench --out prompts/compbench
       flowopd prompts fetch ocr --from ~/Flow-OPD
     """
-    from flowopd_cli.prompts import public as prompt_files
+    from flowopd_cli.prompts import public
 
     def tell(line: str) -> None:
         if not quiet:
             typer.echo(line, err=True)
 
-    found = prompt_files.fetch(name, local=local, out=out, adopt=True, tell=tell)
+    files = public.fetch(name, local=local, out=out, adopt=True, tell=tell)
     if json:
-        shown = {"name": name, "path": str(found.path), "verified": found.verified, "sha256": dict(found.digests)}
+        shown = {"name": name, "path": str(files.path), "verified": files.verified, "sha256": dict(files.digests)}
         print(jsonlib.dumps(shown))
     else:
-        print(found.path)
+        print(files.path)
 
 
 @app.command("make")
 def make(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="geneval or ocr.")],
-    count: Annotated[int, typer.Option("--n", metavar="N", min=1, help="How many.")] = 50_000,
-    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Another seed, other prompts.")] = 0,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The kind of prompts: geneval or ocr.")],
+    count: Annotated[int, typer.Option("--n", metavar="N", min=1, help="How many prompts to make.")] = 50_000,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="The seed of the prompts.")] = 0,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE", help="A .jsonl file to write; stdout if omitted.")
+        Path | None, typer.Option("--out", metavar="FILE", help="The .jsonl file to write; stdout by default.")
     ] = None,
     wording: Annotated[
         str | None,
         typer.Option(
-            "--wording", metavar="NAME", help="Of geneval: geneval (its own plurals, the default) or english."
+            "--wording",
+            metavar="NAME",
+            help="The plurals of geneval prompts: geneval (as in the benchmark, the default) or english.",
         ),
     ] = None,
 ) -> None:
@@ -92,7 +97,7 @@ def make(
     from flowopd_cli.system.files import atomic_write
 
     if out is not None and out.suffix != ".jsonl":
-        raise PromptError(f"--out {out}: give it the ending .jsonl, by which --prompts knows its form")
+        raise PromptError(f"--out {out}: give it the suffix .jsonl, by which --prompts knows its format")
     lines = (jsonlib.dumps(row, ensure_ascii=False) for row in _rows(name, count, seed, wording))
     if out is None:
         for line in lines:
@@ -107,13 +112,12 @@ def make(
 
 def _rows(name: str, count: int, seed: int, wording: str | None) -> Iterator[dict[str, Any]]:
     from flowopd_cli.errors import PromptError
-    from flowopd_cli.prompts import make_geneval as prompt_geneval
-    from flowopd_cli.prompts import make_ocr as prompt_ocr
+    from flowopd_cli.prompts import make_geneval, make_ocr
 
     if name == "ocr" and wording is None:
-        return prompt_ocr.make(count, seed)
+        return make_ocr.make(count, seed)
     if name != "geneval":
         raise PromptError(f"prompts make {name}: known are geneval, and ocr without --wording")
-    if wording not in (None, *prompt_geneval.WORDINGS):
-        raise PromptError(f"--wording {wording}: known are {', '.join(prompt_geneval.WORDINGS)}")
-    return prompt_geneval.make(count, seed, wording=wording or "geneval")
+    if wording not in (None, *make_geneval.WORDINGS):
+        raise PromptError(f"--wording {wording}: known are {', '.join(make_geneval.WORDINGS)}")
+    return make_geneval.make(count, seed, wording=wording or "geneval")

@@ -1,4 +1,4 @@
-"""``flowopd rewards``: which there are, what they say of a picture, and one of them as a worker for others."""
+"""``flowopd rewards``: list rewards, score pictures, and serve a reward to other processes."""
 
 from __future__ import annotations
 
@@ -26,28 +26,36 @@ Example:
 """
 app = typer.Typer(help=HELP, no_args_is_help=True)
 
-Json = Annotated[bool, typer.Option("--json", help="Print a JSON list.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as a JSON list.")]
 Settings = Annotated[
-    list[str], typer.Option("--set", metavar="OPTION=VALUE", help="An option of the reward; repeatable.")
+    list[str], typer.Option("--set", metavar="OPTION=VALUE", help="Set an option of the reward; may be repeated.")
 ]
 Name = Annotated[
     str,
     typer.Option(
         "--reward",
         metavar="NAME",
-        help="As 'rewards ls' prints it, module:attr or remote:URL.",
+        help="A name that 'rewards ls' prints, your own code as module:attr, or remote:URL.",
         autocompletion=completion.rewards,
     ),
 ]
 Texts = Annotated[
-    list[str], typer.Option("--prompt", metavar="TEXT", help="What they should show; one for all, or one each.")
+    list[str],
+    typer.Option("--prompt", metavar="TEXT", help="The prompt of the pictures: one for all or for each."),
 ]
 File = Annotated[
-    str | None, typer.Option("--prompts", metavar="FILE", help="Prompts with metadata instead, a line for each.")
+    str | None,
+    typer.Option(
+        "--prompts",
+        metavar="FILE",
+        help="A file of prompts with metadata: one for each picture.",
+    ),
 ]
 Served = Annotated[
     str,
-    typer.Argument(metavar="NAME", help="A reward, or a worker script: FILE.py.", autocompletion=completion.rewards),
+    typer.Argument(
+        metavar="NAME", help="A reward, or a worker script (FILE.py), to serve.", autocompletion=completion.rewards
+    ),
 ]
 Host = Annotated[str, typer.Option("--host", metavar="ADDRESS", help="Where to listen.")]
 Port = Annotated[int | None, typer.Option(metavar="N", min=0, max=65535, help="18085; for deqa 18086; 0: any.")]
@@ -71,23 +79,23 @@ def ls(json: Json = False) -> None:
       flowopd rewards ls --json
     """
     with redirect_stdout(sys.stderr):
-        from flowopd_cli.rewards import catalog as _rewards
+        from flowopd_cli.rewards import catalog
 
-        rows = _rewards.listing()
+        rows = catalog.listing()
     if json:
         print(dumps([{**row, **_range(row)} for row in rows]))
         return
     head = ("NAME", "INSTALLED", "EXACT", "RANGE", "EXTRA", "LICENCE")
-    print(columns([head, *(_listed(row) for row in rows)]))
+    print(columns([head, *(_cells(row) for row in rows)]))
 
 
 @app.command("score")
 def score(
-    pictures: Annotated[list[Path], typer.Argument(metavar="PICTURE...", help="Picture files.")],
+    pictures: Annotated[list[Path], typer.Argument(metavar="PICTURE...", help="The picture files to score.")],
     reward: Name,
     prompt: Texts = [],  # noqa: B006
     prompts: File = None,
-    task: Annotated[str | None, typer.Option("--task", metavar="NAME", help="The prompts' task.")] = None,
+    task: Annotated[str | None, typer.Option("--task", metavar="NAME", help="The task of the prompts.")] = None,
     settings: Settings = [],  # noqa: B006
     json: Json = False,
 ) -> None:
@@ -100,13 +108,13 @@ def score(
     """
     options = reward_options(settings)
     with redirect_stdout(sys.stderr):
-        from flowopd_cli.rewards import catalog as _rewards
+        from flowopd_cli.rewards import catalog
 
-        wanted = _rewards.paired(prompt, prompts, task, len(pictures))
-        rows = _rewards.score(reward, options, pictures, wanted)
+        pairs = catalog.paired(prompt, prompts, task, len(pictures))
+        rows = catalog.score(reward, options, pictures, pairs)
     if not any(row["valid"] for row in rows):
         raise RewardError(f"reward {reward}: no picture could be scored: {_reason(rows[0])}")
-    print(dumps(rows) if json else columns(_scored(rows)))
+    print(dumps(rows) if json else columns(_score_table(rows)))
 
 
 @app.command("serve")
@@ -153,11 +161,11 @@ def serve(
     raise typer.Exit(worker.serve(reward, options, flags))
 
 
-def _listed(row: Mapping[str, Any]) -> tuple[str, ...]:
+def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     if "low" not in row:
         return (row["name"], row["installed"], "?", "?", "", "")
-    known = _range(row)
-    low, high = ("" if known[end] is None else f"{known[end]:g}" for end in ("low", "high"))
+    ends = _range(row)
+    low, high = ("" if ends[end] is None else f"{ends[end]:g}" for end in ("low", "high"))
     exact = {True: "exact", False: "approximate"}.get(row["exact"], "?")
     return (row["name"], row["installed"], exact, f"{low}..{high}", row["extra"] or "", row["license"])
 
@@ -167,7 +175,7 @@ def _range(row: Mapping[str, Any]) -> dict[str, Any]:
     return {end: row[end] if isfinite(row[end]) else None for end in ("low", "high") if end in row}
 
 
-def _scored(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+def _score_table(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     names = list(dict.fromkeys(name for row in rows for name in row["scores"]))
     table = [["PICTURE", "TOTAL", *names]]
     for row in rows:

@@ -99,12 +99,12 @@ def devices() -> list[Device]:
 
     if not torch.cuda.is_available():
         return []
-    found = []
+    usable = []
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         free, total = torch.cuda.mem_get_info(index)
-        found.append(Device(properties.name, total, free, properties.major >= 8))
-    return found
+        usable.append(Device(properties.name, total, free, properties.major >= 8))
+    return usable
 
 
 def unused_gpu() -> str | None:

@@ -1,4 +1,4 @@
-"""Whether adapters are sound and of the base that they shall work on, before that base is loaded. No torch here."""
+"""Checks of the base, and of adapters against it, before the base is loaded. No torch here."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def check_refs(refs: Mapping[str, str], adapters: Adapters, *, fetch: bool = Fal
 
 
 def check_bases(model: ModelSpec, refs: Mapping[str, str], adapters: Adapters, *, fetch: bool = False) -> None:
-    """Refuse adapters of different bases, or of another base than the recipe's, as far as can be told from files.
+    """Refuse adapters of different bases, or of another base than the recipe's, as far as files say.
     ``fetch`` as in :func:`check_refs`.
 
     Raises:
@@ -77,12 +77,12 @@ def check_bases(model: ModelSpec, refs: Mapping[str, str], adapters: Adapters, *
     folder = _folder(model.pretrained)
     if model.family not in registry.FAMILIES.names() or folder is None:
         return
-    own = base_fingerprint(folder) if recorded else ""
+    fingerprint = base_fingerprint(folder) if recorded else ""
     for text, sha in recorded:
-        if sha != own:
+        if sha != fingerprint:
             raise ArtifactError(
-                f"{text}: was trained on another base ({sha[:12]}, {model.pretrained} is {own[:12]}): choose the base "
-                "it was trained on with --base, or another adapter"
+                f"{text}: was trained on another base ({sha[:12]}, {model.pretrained} is {fingerprint[:12]}): name "
+                "its base with --base, or another adapter"
             )
     modules = linear_shapes(folder)
     for ref, adapter in resolved.items() if modules else ():
@@ -109,10 +109,10 @@ def _check_one_base(recorded: Sequence[tuple[str, str]]) -> None:
 
 def _check_modules(text: str, pairs: Mapping[str, Pair], modules: Mapping[str, tuple[int, int]]) -> None:
     for name, pair in pairs.items():
-        given = (pair.outputs, pair.inputs)
+        shape = (pair.outputs, pair.inputs)
         if name not in modules:
             raise ArtifactError(f"{text}: is of another base: this one has no module {name}")
-        if given != modules[name]:
+        if shape != modules[name]:
             raise ArtifactError(
-                f"{text}: is of another base: {name} is {modules[name]} here, the adapter expects {given}"
+                f"{text}: is of another base: {name} is {modules[name]} here, the adapter expects {shape}"
             )

@@ -35,6 +35,7 @@ from flowopd_cli.runs.run import RunDir
 from flowopd_cli.system.paths import is_branch, is_hub_id
 
 Check = Callable[[], Iterable[str] | None]
+Reader = Callable[[PromptSpec], list[Row]]
 # Rewards that need something of a prompt's own text or metadata.
 QUOTED = {"ocr", "toy-ocr"}
 CLAUSED = {"geneval", "geneval-hf", "toy-geneval"}
@@ -100,7 +101,7 @@ def _name_checks(recipe: Recipe) -> Iterator[Check]:
     if isinstance(recipe, TrainedRecipe):
         yield partial(check_installed, recipe.train.trackers)
         yield partial(_check_optimizer, recipe.train.optimizer)
-        read = cache(rows_of)  # a prompt file is read once
+        read: Reader = cache(rows_of)  # pyright: ignore[reportAssignmentType] -- reads a file once; frozen models have a hash
         yield partial(_check_tasks, recipe, read)
         for prompts in recipe.prompts:
             yield partial(_check_prompts, recipe, prompts, read)
@@ -137,17 +138,17 @@ def adapter_refs(recipe: Recipe) -> Iterator[tuple[str, str]]:
 
 
 def rows_of(spec: PromptSpec) -> list[Row]:
-    """The rows of a prompt file, every line of it read and found sound; none for a registered source.
+    """The rows of a prompt file, every line of it checked; none for a registered source.
 
     Raises:
         PromptError: there is no such source or file, it has no such task, or a line of it cannot be used.
     """
     path = Path(spec.source)
     if spec.source in registry.PROMPTS.names():
-        known = registry.PROMPT_TASKS.get(spec.source, ())
-        if spec.task and known and spec.task not in known:
+        tasks = registry.PROMPT_TASKS.get(spec.source, ())
+        if spec.task and tasks and spec.task not in tasks:
             raise PromptError(
-                f"prompts: {spec.source}: no prompt in it of task {spec.task!r}; it has {', '.join(known)}"
+                f"prompts: {spec.source}: no prompt in it of task {spec.task!r}; it has {', '.join(tasks)}"
             )
         return []
     if path.suffix not in SUFFIXES:
@@ -168,7 +169,7 @@ def tasks_of(spec: PromptSpec, rows: Sequence[Row] = ()) -> set[str]:
     return {spec.task} if spec.task else set(registry.PROMPT_TASKS.get(spec.source, ()))
 
 
-def _check_prompts(recipe: TrainedRecipe, prompts: PromptSpec, read: Callable[[PromptSpec], list[Row]]) -> list[str]:
+def _check_prompts(recipe: TrainedRecipe, prompts: PromptSpec, read: Reader) -> list[str]:
     """Refuse prompts from files that a reward of the recipe could not score, as far as their text says.
 
     Raises:
@@ -191,7 +192,7 @@ def _check_prompts(recipe: TrainedRecipe, prompts: PromptSpec, read: Callable[[P
     return [remark] if remark else []
 
 
-def _check_tasks(recipe: TrainedRecipe, read: Callable[[PromptSpec], list[Row]]) -> list[str]:
+def _check_tasks(recipe: TrainedRecipe, read: Reader) -> list[str]:
     """Refuse tasks without a route or reward; remark on teachers of no task, if every source names its tasks."""
     tasks = [tasks_of(spec, read(spec)) for spec in recipe.prompts]
     check_tasks(recipe, set().union(*tasks))

@@ -212,8 +212,8 @@ def _toy_recipe(stage: str, flags: Mapping[str, Any]) -> str:
         raise RecipeError("teacher needs a reward: --reward geneval, ocr or quality, or a --recipe that names one")
     for name in names:
         REWARDS.target(reward_name(name, TOY))
-    own = f"toy/teacher-{_short(names[0])}"
-    return own if len(names) == 1 and own in recipes.shipped() else "toy/grpo-mix"
+    recipe = f"toy/teacher-{_short(names[0])}"
+    return recipe if len(names) == 1 and recipe in recipes.shipped() else "toy/grpo-mix"
 
 
 def _model_of(refs: Sequence[str], adapters: Adapters) -> dict[str, Any] | None:

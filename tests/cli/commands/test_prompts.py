@@ -73,7 +73,7 @@ def test_mistakes_are_one_line(tmp_path):
     assert "known are geneval, and ocr" in str(refused("make", "deqa"))
     assert "known are geneval, and ocr" in str(refused("make", "ocr", "--wording", "english"))
     assert "known are geneval, english" in str(refused("make", "geneval", "--wording", "german"))
-    assert "ending .jsonl" in str(refused("make", "geneval", "--out", tmp_path / "p.txt"))
+    assert "suffix .jsonl" in str(refused("make", "geneval", "--out", tmp_path / "p.txt"))
     assert call("make", "geneval", "--n", 0).exit_code == 2
 
 
