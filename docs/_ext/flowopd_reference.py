@@ -1,6 +1,6 @@
 """The reference as Markdown, from the code: commands off the Typer app, fields off the models, names off registries.
 
-A field's description is the ``#:`` comment beside it, which Sphinx's own reader finds; nothing is kept at run time.
+A field's description is the ``#:`` comment beside it, which Sphinx's own reader finds; nothing remains at run time.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sphinx.pycode import ModuleAnalyzer
 from flowopd_cli import recipe, registry
 from flowopd_cli.cli.app import app
 from flowopd_cli.recipe import recipes as recipes_module
-from flowopd_cli.recipe import sections as recipe_specs
+from flowopd_cli.recipe import sections
 
 BOUNDS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
 KIND = {int: "integer", float: "number", str: "text", bool: "true or false", Any: "any"}
@@ -100,16 +100,16 @@ def described(model: type[BaseModel]) -> Iterator[tuple[str, list[str], list[tup
 
 def comments(model: type[BaseModel]) -> Mapping[str, str]:
     """The ``#:`` comment of each field, inherited ones included."""
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for owner in reversed(model.__mro__):
         for (scope, name), lines in _comments(owner.__module__).items():
             if scope == owner.__name__:
-                found[name] = " ".join(" ".join(lines).split())
-    return found
+                texts[name] = " ".join(" ".join(lines).split())
+    return texts
 
 
 def _comments(module: str) -> Mapping[tuple[str, str], list[str]]:
-    if module not in (recipes_module.__name__, recipe_specs.__name__):
+    if module not in (recipes_module.__name__, sections.__name__):
         return {}
     return ModuleAnalyzer.for_module(module).find_attr_docs()
 
@@ -118,8 +118,8 @@ def names() -> str:
     """Every name of every registry, with the first sentence of what is behind it."""
     parts = []
     for kind, title in TITLES.items():
-        shelf = registry.KINDS[kind]
-        rows = [[f"`{name}`", _cell(_plain(shelf.load(name)).split("\n\n")[0])] for name in shelf.names()]
+        entries = registry.KINDS[kind]
+        rows = [[f"`{name}`", _cell(_plain(entries.load(name)).split("\n\n")[0])] for name in entries.names()]
         parts.append(f"## {title}\n\n" + _table(["name", "what it is"], rows))
     return "\n\n".join(parts)
 

@@ -15,7 +15,7 @@ import typer
 
 from flowopd_cli import errors, recipe, registry
 from flowopd_cli.cli.app import app
-from flowopd_cli.recipe import sections as recipe_specs
+from flowopd_cli.recipe import sections
 
 reference = pytest.importorskip("flowopd_reference")  # needs sphinx, as the site does
 DOCS = pages.ROOT / "docs"
@@ -44,12 +44,12 @@ def field_paths():
 
 
 def test_every_section_is_reached():
-    sections = {
+    section_types = {
         thing
-        for _, thing in inspect.getmembers(recipe_specs, inspect.isclass)
-        if issubclass(thing, recipe_specs.Spec) and thing is not recipe_specs.Spec
+        for _, thing in inspect.getmembers(sections, inspect.isclass)
+        if issubclass(thing, sections.Spec) and thing is not sections.Spec
     }
-    assert sections <= ALL_MODELS
+    assert section_types <= ALL_MODELS
 
 
 @pytest.mark.parametrize(
@@ -140,9 +140,7 @@ def test_a_row_of_the_paper_map_leads_somewhere(row):
 def resolved(name, module):
     """Import what a dotted name below the package means; a bare one is of the module before it, or a merge method."""
     if "." not in name:
-        assert hasattr(module, name) or name in typing.get_args(
-            recipe_specs.MergeSpec.model_fields["method"].annotation
-        )
+        assert hasattr(module, name) or name in typing.get_args(sections.MergeSpec.model_fields["method"].annotation)
         return module
     parts = name.split(".")
     for cut in range(len(parts) - 1, 0, -1):
