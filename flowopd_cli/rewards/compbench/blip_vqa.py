@@ -90,23 +90,23 @@ class BlipVQA:
         return [] if self.grid == GRID else [f"position grid of {self.grid} pixels, not {GRID}"]
 
     @torch.no_grad()
-    def p_yes(self, pictures: Sequence[Image.Image], asked: Sequence[Sequence[str]]) -> list[list[float]]:
+    def p_yes(self, pictures: Sequence[Image.Image], texts: Sequence[Sequence[str]]) -> list[list[float]]:
         """Probability of "yes" against "no" for each question about each picture, by the answer's first token.
 
         Only questions of one length share a batch: ``transformers`` lets the answer look at padding, the original
         does not.
         """
-        answers = [[math.nan] * len(mine) for mine in asked]
+        answers = [[math.nan] * len(row_texts) for row_texts in texts]
         for start in range(0, len(pictures), self._batch):
-            seen = self._look(pictures[start : start + self._batch])
-            wanted = [
+            states = self._look(pictures[start : start + self._batch])
+            batch_questions = [
                 Question(row, column, self._tokens(text))
-                for row in range(len(seen))
-                for column, text in enumerate(asked[start + row])
+                for row in range(len(states))
+                for column, text in enumerate(texts[start + row])
             ]
-            for part in of_one_length(wanted, self._batch):
-                rows = torch.tensor([question.row for question in part], device=seen.device)
-                values = self._answer(seen[rows], [question.ids for question in part])
+            for part in of_one_length(batch_questions, self._batch):
+                rows = torch.tensor([question.row for question in part], device=states.device)
+                values = self._answer(states[rows], [question.ids for question in part])
                 for question, value in zip(part, values, strict=True):
                     answers[start + question.row][question.column] = value
         return answers
@@ -121,10 +121,10 @@ class BlipVQA:
         ids = self._tokenizer(clean_question(question), truncation=True, max_length=MAX_TOKENS).input_ids
         return [ENC, *ids[1:]]
 
-    def _answer(self, seen: Float[Tensor, "b L D"], rows: list[list[int]]) -> list[float]:
-        ids = torch.tensor(rows, device=seen.device)
-        states = self._model.text_encoder(input_ids=ids, encoder_hidden_states=seen).last_hidden_state
-        begin = torch.full((len(rows), 1), DEC, device=seen.device)
+    def _answer(self, states: Float[Tensor, "b L D"], rows: list[list[int]]) -> list[float]:
+        ids = torch.tensor(rows, device=states.device)
+        states = self._model.text_encoder(input_ids=ids, encoder_hidden_states=states).last_hidden_state
+        begin = torch.full((len(rows), 1), DEC, device=states.device)
         logits = self._model.text_decoder(input_ids=begin, encoder_hidden_states=states).logits[:, 0]
         likely = logits.float().softmax(dim=-1)
         return (likely[:, YES] / (likely[:, YES] + likely[:, NO])).tolist()
@@ -169,16 +169,16 @@ class BlipVQAReward(Reward):
 
     def __call__(self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]) -> RewardResult:
         """Ask about B pictures: ``scores`` has ``attribute``, ``details`` the phrases and what was answered."""
-        asked = [questions(self.parser(prompt.text).chunks) for prompt in prompts]
-        answers = self.model.p_yes(to_pil(images), asked)
+        texts = [questions(self.parser(prompt.text).chunks) for prompt in prompts]
+        answers = self.model.p_yes(to_pil(images), texts)
         valid = torch.tensor([all(map(math.isfinite, row)) for row in answers], dtype=torch.bool)
         total = torch.tensor([float(attribute_score(row)) for row in answers])
         total = torch.where(valid, total, torch.nan)
         details: list[dict[str, Any]] = [
-            {"questions": mine, "p_yes": [round(value, 4) for value in row], "parser": self.parser.name}
+            {"questions": row_texts, "p_yes": [round(value, 4) for value in row], "parser": self.parser.name}
             if good
-            else {"error": "the model's answer is not a number", "questions": mine, "parser": self.parser.name}
-            for mine, row, good in zip(asked, answers, valid.tolist(), strict=True)
+            else {"error": "the model's answer is not a number", "questions": row_texts, "parser": self.parser.name}
+            for row_texts, row, good in zip(texts, answers, valid.tolist(), strict=True)
         ]
         return RewardResult(total, {"attribute": total}, valid, tuple(details))
 

@@ -12,11 +12,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.rewards.preference.clip import read, refuse_incomplete
-from flowopd_cli.rewards.weights import download, load_tensors, refuse_mismatch, split_digest
+from flowopd_cli.rewards.preference.scoring import assemble
+from flowopd_cli.rewards.weights import download, load_tensors, split_digest
 
 CHECKPOINT = "https://storage.googleapis.com/sfr-vision-language-research/BLIP/models/model_base_vqa_capfilt_large.pth"
 TOKENIZER = "google-bert/bert-base-uncased@86b5e0934494bd15c9632b12f734a8a67f723594"
@@ -121,16 +123,8 @@ def _from_original(source: str) -> Any:
     name, digest = split_digest(source)
     remote = name.startswith(("http://", "https://"))
     tensors = load_tensors(download(name, sha256=digest) if remote else name, digest, name)
-    model = BlipForQuestionAnswering(BlipConfig(**original_config(tensors)))
-    wanted, found = model.state_dict(), convert(tensors)
-    refuse_mismatch(
-        source,
-        sorted(wanted.keys() - found.keys()),
-        sorted(found.keys() - wanted.keys()),
-        sorted(name for name in wanted.keys() & found.keys() if wanted[name].shape != found[name].shape),
-    )
-    model.load_state_dict(found)
-    return model
+    config = BlipConfig(**original_config(tensors))
+    return assemble(BlipForQuestionAnswering, config, convert(tensors), source, torch.float32)
 
 
 def _from_folder(source: str) -> Any:

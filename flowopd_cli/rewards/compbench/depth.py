@@ -55,9 +55,9 @@ class DepthEstimator:
         from transformers import DPTForDepthEstimation
 
         model = complete(DPTForDepthEstimation, source, unused=UNUSED)
-        made = cls(model.to(pick_device(device), as_dtype(dtype)), batch=batch)
-        made.engine = f"{cls.name}/{weights_id(source)}"
-        return made
+        estimator = cls(model.to(pick_device(device), as_dtype(dtype)), batch=batch)
+        estimator.engine = f"{cls.name}/{weights_id(source)}"
+        return estimator
 
     @torch.no_grad()
     def __call__(self, pictures: Sequence[Image.Image]) -> list[Float[Tensor, "h w"]]:

@@ -99,15 +99,15 @@ def duplicates(a: Box, b: Box) -> bool:
 
 
 def distinct(detections: Sequence[Detection]) -> list[Detection]:
-    """Detections in their order, without those that duplicate an earlier one of the same label."""
-    kept: list[Detection] = []
-    for found in detections:
-        if not any(found.label == other.label and duplicates(found.box, other.box) for other in kept):
-            kept.append(found)
-    return kept
+    """The detections without those that duplicate an earlier one of the same label."""
+    unique: list[Detection] = []
+    for detection in detections:
+        if not any(detection.label == other.label and duplicates(detection.box, other.box) for other in unique):
+            unique.append(detection)
+    return unique
 
 
-def score_numeracy(wanted: Sequence[Counted], detections: Sequence[Detection]) -> float:
+def score_numeracy(things: Sequence[Counted], detections: Sequence[Detection]) -> float:
     """Mean over the counted things: half for being there, half for being as many as counted.
 
     Where no label equals a name, every label that contains it is renamed to it, for the things after it too.
@@ -115,13 +115,13 @@ def score_numeracy(wanted: Sequence[Counted], detections: Sequence[Detection]) -
     Raises:
         PromptError: the prompt counts nothing that the vocabulary knows.
     """
-    if not wanted:
+    if not things:
         raise PromptError("numeracy: the prompt counts no known object")
-    labels = [found.label for found in distinct(detections)]
+    labels = [detection.label for detection in distinct(detections)]
     score = 0.0
-    for thing in wanted:
+    for thing in things:
         if thing.label not in labels:
             labels = [thing.label if thing.label in label else label for label in labels]
         number = labels.count(thing.label)
         score += 0.5 * (number > 0) + 0.5 * (number > 0 and number == thing.count)
-    return score / len(wanted)
+    return score / len(things)

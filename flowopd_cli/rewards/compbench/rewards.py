@@ -1,7 +1,7 @@
 """T2I-CompBench's spatial, counting and complex categories as rewards, over an open-vocabulary detector.
 
-The rules are the official ones; the detector is not UniDet, so every figure carries its name (``spatial[owlv2]``) and
-is no number that a paper prints. Source: Huang et al. 2023, arXiv 2307.06350, and T2I-CompBench++.
+The rules are the official ones; the detector is not UniDet, so scores carry its name (``spatial[owlv2]``) and are not
+comparable with published ones. Source: Huang et al. 2023, arXiv 2307.06350, and T2I-CompBench++.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ Report = dict[str, Any]
 
 
 class OverDetector(Reward):
-    """What rewards over a detector alone share: it, the parser of prompts, and the name that says so."""
+    """Base of the rewards over a detector: it, the parser of prompts, and a name that includes the detector's."""
 
     info: RewardInfo
 
     def __init__(self, detector: str = DETECTOR, *, parser: str = "auto", device: str = "auto", batch: int = 8) -> None:
-        """``detector`` is ``grounding-dino`` or ``owlv2``, ``=FOLDER`` after it for weights of one's own.
+        """``detector`` is ``grounding-dino`` or ``owlv2``, or ``NAME=FOLDER`` for other weights.
 
         Raises:
             RewardError: no such detector.
@@ -85,14 +85,14 @@ class SpatialReward(OverDetector):
                 raise PromptError(f"prompt {prompt.id!r}: no object to look for in {prompt.text[:80]!r}")
 
     def __call__(self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]) -> RewardResult:
-        """Find and judge; ``details`` says what was looked for and what was found, in the 479-pixel frame."""
+        """Detect and score; ``details`` has the objects and the detections in the 479-pixel frame."""
         self.check(prompts)
         pairs = [outer_nouns(self.parser(prompt.text).tokens) for prompt in prompts]
-        found = in_frame(self.detector, to_pil(images), [names(pair) for pair in pairs])
+        detections = in_frame(self.detector, to_pil(images), [names(pair) for pair in pairs])
         relations = [relation_2d(prompt.text) for prompt in prompts]
         rules = [partial(score_2d, *row) for row in zip(relations, pairs, strict=True)]
         details = [{"objects": list(p), "relation": r} for p, r in zip(pairs, relations, strict=True)]
-        return _result(list(map(judged, rules, found)), details, found, self.engine)
+        return _result(list(map(judged, rules, detections)), details, detections, self.engine)
 
 
 class Spatial3DReward(Reward):
@@ -131,17 +131,17 @@ class Spatial3DReward(Reward):
         self.plane.check(prompts)
 
     def __call__(self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]) -> RewardResult:
-        """Find, measure depth and judge."""
+        """Detect, estimate depth and score."""
         self.check(prompts)
         pictures = to_pil(images)
         pairs = [outer_nouns(self.plane.parser(prompt.text).tokens) for prompt in prompts]
-        found = in_frame(self.plane.detector, pictures, [names(pair) for pair in pairs])
+        detections = in_frame(self.plane.detector, pictures, [names(pair) for pair in pairs])
         relations = [relation_3d(prompt.text) for prompt in prompts]
         maps = self.depth(pictures)
-        sound = [seen if bool(depth.isfinite().all()) else None for seen, depth in zip(found, maps, strict=True)]
+        sound = [seen if bool(depth.isfinite().all()) else None for seen, depth in zip(detections, maps, strict=True)]
         rules = [partial(score_3d, r, p, depth=d) for r, p, d in zip(relations, pairs, maps, strict=True)]
         details = [{"objects": list(p), "relation": r} for p, r in zip(pairs, relations, strict=True)]
-        return _result(list(map(judged, rules, sound)), details, found, self.engine)
+        return _result(list(map(judged, rules, sound)), details, detections, self.engine)
 
 
 class NumeracyReward(OverDetector):
@@ -161,14 +161,14 @@ class NumeracyReward(OverDetector):
                 raise PromptError(f"prompt {prompt.id!r}: counts no known object: {prompt.text[:80]!r}")
 
     def __call__(self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]) -> RewardResult:
-        """Find and count."""
+        """Detect and count."""
         self.check(prompts)
-        wanted = [counted(self.parser(prompt.text).tokens) for prompt in prompts]
-        asked = [list(dict.fromkeys(thing.label for thing in things)) for things in wanted]
-        found = in_frame(self.detector, to_pil(images), asked)
-        rules = [partial(score_numeracy, things) for things in wanted]
-        details = [{"wanted": [[thing.label, thing.count] for thing in things]} for things in wanted]
-        return _result(list(map(judged, rules, found)), details, found, self.engine)
+        counts = [counted(self.parser(prompt.text).tokens) for prompt in prompts]
+        texts = [list(dict.fromkeys(thing.label for thing in things)) for things in counts]
+        detections = in_frame(self.detector, to_pil(images), texts)
+        rules = [partial(score_numeracy, things) for things in counts]
+        details = [{"wanted": [[thing.label, thing.count] for thing in things]} for things in counts]
+        return _result(list(map(judged, rules, detections)), details, detections, self.engine)
 
 
 class ComplexReward(OverDetector):
@@ -213,14 +213,14 @@ class ComplexReward(OverDetector):
                 raise PromptError(f"prompt {prompt.id!r}: metadata.relations must be one of {', '.join(PARTS)}")
 
     def __call__(self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]) -> RewardResult:
-        """All three parts and what they make; parts that do not count for a prompt are NaN in ``scores``."""
+        """All three parts and their mean; parts that do not count for a prompt are NaN in ``scores``."""
         self.check(prompts)
         pictures, kinds = to_pil(images), [str(prompt.metadata["relations"]) for prompt in prompts]
         parsed = [self.parser(prompt.text) for prompt in prompts]
-        asked = [questions(parse.chunks) for parse in parsed]
-        answers = self.blip.p_yes(pictures, asked)
+        texts = [questions(parse.chunks) for parse in parsed]
+        answers = self.blip.p_yes(pictures, texts)
         pairs = [related_nouns(parse.tokens) for parse in parsed]
-        found = in_frame(self.detector, pictures, [names(pair) for pair in pairs])
+        detections = in_frame(self.detector, pictures, [names(pair) for pair in pairs])
         relations = [relation_2d(prompt.text) for prompt in prompts]
         action = paired_cosine(
             self.clip.images(pictures), self.clip.texts([without_adjectives(p.tokens) for p in parsed])
@@ -230,16 +230,16 @@ class ComplexReward(OverDetector):
         for i, kind in enumerate(kinds):
             parts = {
                 "attribute": float(attribute_score(answers[i])),
-                "spatial": judged(partial(score_2d, relations[i], pairs[i]), found[i]),
+                "spatial": judged(partial(score_2d, relations[i], pairs[i]), detections[i]),
                 "action": float(action[i]),
             }
             rows.append({name: parts[name] if name in PARTS[kind] else math.nan for name in parts})
             rows[-1]["total"] = three_in_one(kind, parts)
-            spoken = {"kind": kind, "questions": asked[i], "p_yes": [round(p, 4) for p in answers[i]]}
-            details.append({**spoken, "objects": list(pairs[i]), "relation": relations[i]})
-        made = _result([row["total"] for row in rows], details, found, self.engine)
+            detail = {"kind": kind, "questions": texts[i], "p_yes": [round(p, 4) for p in answers[i]]}
+            details.append({**detail, "objects": list(pairs[i]), "relation": relations[i]})
+        result = _result([row["total"] for row in rows], details, detections, self.engine)
         figures = ("attribute", "spatial", "action")
-        return replace(made, scores={name: torch.tensor([row[name] for row in rows]).float() for name in figures})
+        return replace(result, scores={name: torch.tensor([row[name] for row in rows]).float() for name in figures})
 
 
 def load_detector(spec: str, device: str, batch: int) -> Grounder:
@@ -254,34 +254,34 @@ def load_detector(spec: str, device: str, batch: int) -> Grounder:
 
 
 def names(pair: Pair) -> list[str]:
-    """What to look for, each name once."""
+    """The names of a pair, each once."""
     return list(dict.fromkeys(name for name in pair if name is not None))
 
 
-def in_frame(detector: Grounder, pictures: Sequence[Image.Image], wanted: Sequence[Sequence[str]]) -> list[Found]:
-    """Detections with their boxes in the 479-pixel frame; pictures for which nothing is wanted are not looked at."""
-    rows = [i for i, mine in enumerate(wanted) if mine]
-    found: list[Found] = [[] for _ in pictures]
-    seen = detector([pictures[i] for i in rows], [wanted[i] for i in rows]) if rows else []
-    for i, detections in zip(rows, seen, strict=True):
+def in_frame(detector: Grounder, pictures: Sequence[Image.Image], labels: Sequence[Sequence[str]]) -> list[Found]:
+    """Detections with their boxes in the 479-pixel frame; images without labels are not passed to the detector."""
+    rows = [i for i, names in enumerate(labels) if names]
+    framed: list[Found] = [[] for _ in pictures]
+    detections = detector([pictures[i] for i in rows], [labels[i] for i in rows]) if rows else []
+    for i, mine in zip(rows, detections, strict=True):
         width, height = pictures[i].size
         x, y = (new / old for new, old in zip(frame_size(width, height), (width, height), strict=True))
-        found[i] = detections and [
-            replace(d, box=(d.box[0] * x, d.box[1] * y, d.box[2] * x, d.box[3] * y)) for d in detections
-        ]
-    return found
+        framed[i] = mine and [replace(d, box=(d.box[0] * x, d.box[1] * y, d.box[2] * x, d.box[3] * y)) for d in mine]
+    return framed
 
 
 def judged(rule: Callable[[list[Detection]], float], seen: Found) -> float:
-    """What a rule says of the detections of a picture; NaN where there are none to be had."""
+    """The score of an image by a rule; NaN where the detector failed."""
     return math.nan if seen is None else rule(seen)
 
 
-def _result(scores: Sequence[float], details: Sequence[Report], found: Sequence[Found], engine: str) -> RewardResult:
+def _result(
+    scores: Sequence[float], details: Sequence[Report], detections: Sequence[Found], engine: str
+) -> RewardResult:
     total = torch.tensor(list(scores)).float()
     valid = torch.isfinite(total)
     rows: list[Report] = []
-    for detail, seen, good in zip(details, found, valid.tolist(), strict=True):
+    for detail, seen, good in zip(details, detections, valid.tolist(), strict=True):
         boxes = [[d.label, round(d.score, 3), *(round(edge, 1) for edge in d.box)] for d in seen or ()]
         failure = {} if good else {"error": "a score is not a number"}
         rows.append({**detail, "found": boxes, "engine": engine, **failure})

@@ -1,7 +1,7 @@
 """T2I-CompBench's rules for attributes and for complex prompts: BLIP questions, products, the 3-in-1 combination.
 
 Source: Huang et al. 2023, arXiv 2307.06350, ``BLIP_vqa.py``, ``CLIP_similarity.py`` and ``3_in_1.py``. Spatial
-relations are in ``compbench_spatial.py``, counting in ``compbench_numeracy.py``.
+relations are in ``spatial.py``, counting in ``numeracy.py``.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PARTS = {
 
 
 def questions(chunks: Sequence[str]) -> list[str]:
-    """What BLIP is asked about a prompt with these noun chunks: ``"<chunk>?"``, without places, eight at most."""
+    """BLIP's questions about a prompt with these noun chunks: ``"<chunk>?"``, without places, at most eight."""
     return [f"{chunk}?" for chunk in chunks if chunk not in DROPPED][:PHRASES]
 
 
@@ -45,8 +45,8 @@ def question_files(names: Iterable[str], chunks: Mapping[str, Sequence[str]], in
     """
     rows: list[dict[str, str | int]] = []
     for number, name in enumerate(sorted(names, key=file_number)):
-        asked = questions(chunks[file_prompt(name)])
-        rows.append({"question_id": number, "image": name, "question": asked[index] if index < len(asked) else ""})
+        texts = questions(chunks[file_prompt(name)])
+        rows.append({"question_id": number, "image": name, "question": texts[index] if index < len(texts) else ""})
     return rows
 
 

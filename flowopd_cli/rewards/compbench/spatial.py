@@ -69,17 +69,17 @@ def related_nouns(tokens: Sequence[Token]) -> Pair:
     A proper noun counts before it, and after it only when no common noun follows. Anything but exactly two nouns in
     the whole prompt (none, or two relations) is ``(None, None)``, which scores 0.
     """
-    found: list[str] = []
+    nouns: list[str] = []
     for start in range(len(tokens)):
         sizes = [size for size in (3, 2, 1) if _text(tokens[start : start + size]) in COMPLEX_RELATIONS]
         if not sizes:
             continue
-        found += [token.text for token in reversed(tokens[:start]) if token.pos in ("NOUN", "PROPN")][:1]
+        nouns += [token.text for token in reversed(tokens[:start]) if token.pos in ("NOUN", "PROPN")][:1]
         rest = tokens[start + sizes[0] :]
         common = [token.text for token in rest if token.pos == "NOUN"]
         proper = [a.text for a, b in pairwise(rest) if a.pos == "PROPN" and b.pos != "PROPN"]
-        found += (common or proper)[:1]
-    return _as_people(Pair(*found) if len(found) == 2 else Pair(None, None))
+        nouns += (common or proper)[:1]
+    return _as_people(Pair(*nouns) if len(nouns) == 2 else Pair(None, None))
 
 
 def position_2d(relation: str | None, a: Box, b: Box) -> float:

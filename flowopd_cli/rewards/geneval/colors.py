@@ -16,6 +16,7 @@ from torch import Tensor
 
 from flowopd_cli.rewards.geneval.rules import COLORS, Box
 from flowopd_cli.rewards.preference.clip import ClipEncoder
+from flowopd_cli.rewards.preference.scoring import centre_square
 
 GREY = 0x99
 TEMPLATES = ("a photo of a {color} {label}", "a photo of a {color}-colored {label}", "a photo of a {color} object")
@@ -32,7 +33,7 @@ class ColorClassifier:
         """The color of each cut-out, given the class it was found as."""
         if not cutouts:
             return []
-        squares = [square(cutout, self._encoder.image_size) for cutout in cutouts]
+        squares = [centre_square(cutout, self._encoder.image_size) for cutout in cutouts]
         vectors = self._encoder.images(squares)
         nearest = [int((self._directions(label) @ v).argmax()) for v, label in zip(vectors, labels, strict=True)]
         return [COLORS[index] for index in nearest]
@@ -51,17 +52,3 @@ def cut_out(picture: UInt8[NDArray, "H W 3"], mask: Bool[Tensor, "H W"], box: Bo
     masked = np.where(mask.cpu().numpy()[..., None], picture, np.uint8(GREY))
     left, top, right, bottom = (round(edge) for edge in box)
     return Image.fromarray(masked[top:bottom, left:right])
-
-
-def square(picture: Image.Image, side: int) -> Image.Image:
-    """Shorter side to ``side`` (bicubic), then the centre square, rounding as CLIP's own preprocessing does.
-
-    ``transformers`` rounds the corner of the centre square down; CLIP's reference rounds half to even. The picture
-    made here has the size that ``transformers`` wants, and passes through it unchanged.
-    """
-    width, height = picture.size
-    scale = side / min(width, height)
-    size = (side, int(side * height / width)) if width <= height else (int(side * width / height), side)
-    enlarged = picture.resize(size, Image.Resampling.BICUBIC) if scale != 1 else picture
-    left, top = round((enlarged.width - side) / 2), round((enlarged.height - side) / 2)
-    return enlarged.crop((left, top, left + side, top + side))

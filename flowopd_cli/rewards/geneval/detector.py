@@ -113,31 +113,31 @@ class Mask2FormerDetector:
     @torch.no_grad()
     def __call__(self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]) -> list[list[Detection] | None]:
         """All detections of each picture; ``None`` for one on which the network's numbers broke down."""
-        found: list[list[Detection] | None] = []
+        detections_of_images: list[list[Detection] | None] = []
         for start in range(0, len(images), self._settings.batch):
             stop = start + self._settings.batch
-            found += self._detect(images[start:stop], prompts[start:stop])
-        return found
+            detections_of_images += self._detect(images[start:stop], prompts[start:stop])
+        return detections_of_images
 
     def _detect(self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]) -> list[list[Detection] | None]:
         pixels, frame = prepare(images.to(self._device), self._settings.short_side)
         classes, masks = (output.float() for output in self._network(pixels.to(self._dtype)))
-        found: list[list[Detection] | None] = []
+        detections_of_images: list[list[Detection] | None] = []
         cutouts: list[tuple[list[Detection], int, Image.Image]] = []
         for row, (prompt, picture) in enumerate(zip(prompts, to_arrays(images), strict=True)):
             if not bool(classes[row].isfinite().all() & masks[row].isfinite().all()):
-                found.append(None)
+                detections_of_images.append(None)
                 continue
             instances = instances_of(classes[row], masks[row], frame)
             detections = _detections(instances)
-            found.append(detections)
+            detections_of_images.append(detections)
             for index in colored(detections, prompt, self._options):
                 mask = full_size(masks[row, instances.queries[index]][None], frame)[0] > 0
                 cutouts.append((detections, index, cut_out(picture, mask, detections[index].box)))
         names = self._colors([c for _, _, c in cutouts], [d[i].label for d, i, _ in cutouts])
         for (detections, index, _), color in zip(cutouts, names, strict=True):
             detections[index] = replace(detections[index], color=color)
-        return found
+        return detections_of_images
 
 
 def prepare(images: Float[Tensor, "B 3 H W"], short_side: int = SHORT_SIDE) -> tuple[Float[Tensor, "B 3 h w"], Frame]:
@@ -210,13 +210,13 @@ def colored(detections: Sequence[Detection], prompt: Prompt, options: GenEvalOpt
     if not clauses:
         return []
     place = {id(detection): index for index, detection in enumerate(detections)}
-    kept = keep(detections, str(prompt.metadata.get("tag", "")), options)
-    asked: dict[int, None] = {}
+    objects = keep(detections, str(prompt.metadata.get("tag", "")), options)
+    indices: dict[int, None] = {}
     for clause in clauses:
-        mine = kept.get(clause["class"], [])
-        if len(mine) >= clause["count"]:
-            asked |= {place[id(d)]: None for d in mine[: clause["count"]] if d.box[2] > d.box[0]}
-    return list(asked)
+        matches = objects.get(clause["class"], [])
+        if len(matches) >= clause["count"]:
+            indices |= {place[id(d)]: None for d in matches[: clause["count"]] if d.box[2] > d.box[0]}
+    return list(indices)
 
 
 def _portions(masks: Float[Tensor, "N h w"], frame: Frame) -> Iterator[Float[Tensor, "n h w"]]:

@@ -6,10 +6,8 @@ mmcv objects of its training log replaced by empty stand-ins, and kept as safete
 
 from __future__ import annotations
 
-import os
 import pickle
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
@@ -17,14 +15,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors.torch import save
 from torch import Tensor, nn
 
-from flowopd_cli.errors import ArtifactError
+from flowopd_cli.errors import ArtifactError, FlowOPDError
 from flowopd_cli.prompts.coco import COCO_CLASSES
 from flowopd_cli.rewards.geneval.mmdet_keys import INDEX_TABLE, UNREAD_NORM, Architecture, convert, modern
 from flowopd_cli.rewards.preference.clip import read, refuse_incomplete, split_revision
 from flowopd_cli.rewards.weights import download, load_tensors, refuse_mismatch, refuse_unpinned, split_digest
-from flowopd_cli.system.files import sha256_file
+from flowopd_cli.system.files import atomic_write, sha256_file
 from flowopd_cli.system.paths import cache_dir
 
 SERVER = "https://download.openmmlab.com/mmdetection"
@@ -92,8 +91,8 @@ def _from_checkpoint(path: Path, architecture: Architecture, stated: str | None)
         refuse_unpinned(path, digest[:8] if digest[:8] in OFFICIAL else stated)
         converted, unknown = convert(read_checkpoint(path))
         fill(module, converted, unknown, str(path))
-        with suppress(OSError):  # a cache that cannot be written only costs time
-            _save(converted, cached)
+        with suppress(OSError, FlowOPDError):  # a cache that cannot be written only costs time
+            atomic_write(cached, save({name: tensor.contiguous() for name, tensor in converted.items()}))
     return Network(module.eval(), f"mmdet-mask2former-{digest[:8]}", digest[:8] in OFFICIAL)
 
 
@@ -173,16 +172,16 @@ def fill(module: Any, tensors: Mapping[str, Tensor], unknown: Sequence[str], sou
     Raises:
         ArtifactError: one is missing, surplus (so are the ``unknown`` ones) or of another shape.
     """
-    own = {modern(name): tensor for name, tensor in module.state_dict().items()}
-    unread = [own.pop(name) for name in list(own) if UNREAD_NORM in name]
-    own = {name: tensor for name, tensor in own.items() if INDEX_TABLE not in name}
-    misshaped = [name for name in own if name in tensors and tensors[name].shape != own[name].shape]
-    missing = [name for name in own if name not in tensors]
-    refuse_mismatch(source, missing, [*unknown, *(name for name in tensors if name not in own)], misshaped)
+    target = {modern(name): tensor for name, tensor in module.state_dict().items()}
+    unread = [target.pop(name) for name in list(target) if UNREAD_NORM in name]
+    target = {name: tensor for name, tensor in target.items() if INDEX_TABLE not in name}
+    misshaped = [name for name in target if name in tensors and tensors[name].shape != target[name].shape]
+    missing = [name for name in target if name not in tensors]
+    refuse_mismatch(source, missing, [*unknown, *(name for name in tensors if name not in target)], misshaped)
     with torch.no_grad():
         for tensor in unread:
             tensor.zero_()
-        for name, tensor in own.items():
+        for name, tensor in target.items():
             tensor.copy_(tensors[name])
 
 
@@ -202,12 +201,12 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
                 tree = torch.load(path, map_location="cpu", weights_only=True)
             break
         except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-            wanted = UNKNOWN_GLOBAL.search(str(error))
-            if wanted is None:
+            match = UNKNOWN_GLOBAL.search(str(error))
+            if match is None:
                 raise ArtifactError(
                     f"{path}: cannot be read as a checkpoint: damaged, or not made of tensors"
                 ) from error
-            allowed.append((_StandIn, _admit(wanted[1], path, allowed)))
+            allowed.append((_StandIn, _admit(match[1], path, allowed)))
     else:
         raise ArtifactError(f"{path}: holds too many kinds of objects for a checkpoint of weights")
     state = tree.get("state_dict", tree) if isinstance(tree, Mapping) else {}
@@ -231,16 +230,3 @@ class _StandIn:
 
     def __setstate__(self, state: Any) -> None:
         pass
-
-
-def _save(tensors: Mapping[str, Tensor], target: Path) -> None:
-    from safetensors.torch import save_file
-
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(dir=target.parent, prefix=target.name)
-    os.close(handle)
-    try:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
-        os.replace(partial, target)
-    finally:
-        Path(partial).unlink(missing_ok=True)

@@ -94,8 +94,8 @@ class GenEvalReward(Reward):
         found = self.detector(images, prompts)
         columns: dict[str, list[float]] = {name: [] for name in SCORES}
         details: list[dict[str, Any]] = []
-        for prompt, detections, fine in zip(prompts, found, finite.tolist(), strict=True):
-            values, detail = self._judge(prompt, detections if fine else None)
+        for prompt, detections, is_finite in zip(prompts, found, finite.tolist(), strict=True):
+            values, detail = self._judge(prompt, detections if is_finite else None)
             details.append({"tag": str(prompt.metadata.get("tag", "")), **detail, "detector": self.detector.name})
             for name in SCORES:
                 columns[name].append(values.get(name, float("nan")))
@@ -108,12 +108,12 @@ class GenEvalReward(Reward):
         """The three scores of a picture and what to report of it; no scores when it could not be looked at."""
         if detections is None:
             return {}, {"error": "the picture, or what the detector made of it, holds numbers that are not finite"}
-        kept = keep(detections, str(prompt.metadata.get("tag", "")), self.options)
-        judged = verdict(prompt.metadata, kept, self.options)
-        trained = training_score(prompt.metadata, kept, self.options)
-        scores = {"training": trained.score, "official": float(judged.correct), "strict": float(trained.strict)}
-        found = [(d.label, d.color, round(d.score, 3), *d.box) for group in kept.values() for d in group]
-        return scores, {"reason": judged.reason, "found": found}
+        objects = keep(detections, str(prompt.metadata.get("tag", "")), self.options)
+        outcome = verdict(prompt.metadata, objects, self.options)
+        trained = training_score(prompt.metadata, objects, self.options)
+        scores = {"training": trained.score, "official": float(outcome.correct), "strict": float(trained.strict)}
+        found = [(d.label, d.color, round(d.score, 3), *d.box) for group in objects.values() for d in group]
+        return scores, {"reason": outcome.reason, "found": found}
 
 
 class GenEvalHFReward(GenEvalReward):

@@ -79,11 +79,11 @@ DEFAULTS = GenEvalOptions()
 def keep(detections: Sequence[Detection], tag: str, options: GenEvalOptions = DEFAULTS) -> Kept:
     """Detections by class: confident enough, best first (of equal scores the later one), without heavy overlaps."""
     threshold = np.float32(options.counting_threshold if tag == "counting" else options.threshold)
-    kept: Kept = {}
+    objects: Kept = {}
     for label in dict.fromkeys(d.label for d in detections):
-        mine = [d for d in detections if d.label == label]
-        order = np.argsort(np.array([d.score for d in mine], dtype=np.float32), kind="stable")[::-1]
-        queue = [mine[i] for i in order if np.float32(mine[i].score) > threshold][: options.max_objects]
+        candidates = [d for d in detections if d.label == label]
+        order = np.argsort(np.array([d.score for d in candidates], dtype=np.float32), kind="stable")[::-1]
+        queue = [candidates[i] for i in order if np.float32(candidates[i].score) > threshold][: options.max_objects]
         chosen: list[Detection] = []
         while queue:
             best = queue.pop(0)
@@ -91,8 +91,8 @@ def keep(detections: Sequence[Detection], tag: str, options: GenEvalOptions = DE
             if options.max_overlap < 1:
                 queue = [d for d in queue if iou(best.box, d.box) < options.max_overlap]
         if chosen:
-            kept[label] = chosen
-    return kept
+            objects[label] = chosen
+    return objects
 
 
 def iou(a: Box, b: Box) -> float:
@@ -119,21 +119,21 @@ def relative_position(a: Box, b: Box, margin: float = DEFAULTS.position_threshol
     if np.all(np.abs(revised) < 1e-3):
         return set()
     x, y = revised / np.linalg.norm(offset)
-    found = zip(RELATIONS, (x < -0.5, x > 0.5, y < -0.5, y > 0.5), strict=True)
-    return {relation for relation, holds in found if holds}
+    matches = zip(RELATIONS, (x < -0.5, x > 0.5, y < -0.5, y > 0.5), strict=True)
+    return {relation for relation, holds in matches if holds}
 
 
-def verdict(metadata: Mapping[str, Any], kept: Kept, options: GenEvalOptions = DEFAULTS) -> Verdict:
+def verdict(metadata: Mapping[str, Any], objects: Kept, options: GenEvalOptions = DEFAULTS) -> Verdict:
     """The official rule: every include clause holds for its most confident objects, and no exclude clause does."""
     reasons: list[str] = []
     matched: list[list[Detection] | None] = []
     for clause in metadata.get("include", ()):
-        found = kept.get(clause["class"], [])[: clause["count"]]
-        reason = _clause_failure(clause, found, matched, options)
+        matches = objects.get(clause["class"], [])[: clause["count"]]
+        reason = _clause_failure(clause, matches, matched, options)
         reasons += [] if reason is None else [reason]
-        matched.append(found if reason is None else None)
+        matched.append(matches if reason is None else None)
     for clause in metadata.get("exclude", ()):
-        number = len(kept.get(clause["class"], []))
+        number = len(objects.get(clause["class"], []))
         if number >= clause["count"]:
             reasons.append(f"expected {clause['class']}<{clause['count']}, found {number}")
     return Verdict(not reasons, "\n".join(reasons))
@@ -141,36 +141,36 @@ def verdict(metadata: Mapping[str, Any], kept: Kept, options: GenEvalOptions = D
 
 def _clause_failure(
     clause: Mapping[str, Any],
-    found: Sequence[Detection],
+    matches: Sequence[Detection],
     matched: Sequence[Sequence[Detection] | None],
     options: GenEvalOptions,
 ) -> str | None:
     """Why a clause fails, in the script's words."""
     name, count = clause["class"], clause["count"]
-    if len(found) < count:
-        return f"expected {name}>={count}, found {len(found)}"
+    if len(matches) < count:
+        return f"expected {name}>={count}, found {len(matches)}"
     if "color" in clause:
-        wanted, seen = clause["color"], [d.color for d in found]
-        if seen.count(wanted) < count:
+        expected, seen = clause["color"], [d.color for d in matches]
+        if seen.count(expected) < count:
             others = [c for c in dict.fromkeys([*COLORS, *map(str, seen)]) if c in seen]
             listed = ", ".join(f"{seen.count(color)} {color}" for color in others)
-            return f"expected {wanted} {name}>={count}, found {seen.count(wanted)} {wanted}; and {listed}"
+            return f"expected {expected} {name}>={count}, found {seen.count(expected)} {expected}; and {listed}"
     if "position" in clause:
         relation, target = clause["position"]
         targets = matched[target]
         if targets is None:
             return f"no target for {name} to be {relation}"
-        relations = _broken_relation(relation, found, targets, options)
+        relations = _broken_relation(relation, matches, targets, options)
         if relations is not None:
             return f"expected {name} {relation} target, found {' and '.join(sorted(relations))} target"
     return None
 
 
 def _broken_relation(
-    relation: str, found: Sequence[Detection], targets: Sequence[Detection], options: GenEvalOptions
+    relation: str, matches: Sequence[Detection], targets: Sequence[Detection], options: GenEvalOptions
 ) -> set[str] | None:
     """What the first pair that lacks the relation has instead; ``None`` when every pair has it."""
-    for subject in found:
+    for subject in matches:
         for target in targets:
             relations = relative_position(subject.box, target.box, options.position_threshold)
             if relation not in relations:
@@ -179,7 +179,7 @@ def _broken_relation(
 
 
 def training_score(
-    metadata: Mapping[str, Any], kept: Kept, options: GenEvalOptions = DEFAULTS, *, stray_point: bool = False
+    metadata: Mapping[str, Any], objects: Kept, options: GenEvalOptions = DEFAULTS, *, stray_point: bool = False
 ) -> TrainingScore:
     """Flow-GRPO's partial credit: a term for each count, color and position, averaged.
 
@@ -189,32 +189,32 @@ def training_score(
     terms: list[float] = []
     matched: list[list[Detection] | None] = []
     for clause in metadata.get("include", ()):
-        found, wanted = kept.get(clause["class"], []), clause["count"]
-        terms.append(1 - abs(wanted - len(found)) / wanted)
-        good = len(found) == wanted
+        matches, expected = objects.get(clause["class"], []), clause["count"]
+        terms.append(1 - abs(expected - len(matches)) / expected)
+        good = len(matches) == expected
         if not good:
             terms += [0.0] if "color" in clause or "position" in clause else []
         if good and "color" in clause:
-            right = sum(d.color == clause["color"] for d in found)
-            terms.append(1 - abs(wanted - right) / wanted)
-            good = right == wanted
+            right = sum(d.color == clause["color"] for d in matches)
+            terms.append(1 - abs(expected - right) / expected)
+            good = right == expected
         if good and "position" in clause:
             relation, target = clause["position"]
             targets = matched[target]
-            good = targets is not None and _broken_relation(relation, found, targets, options) is None
+            good = targets is not None and _broken_relation(relation, matches, targets, options) is None
             terms.append(float(good))
             terms += [1.0] if stray_point and not good and targets is not None else []
-        matched.append(found if good else None)
+        matched.append(matches if good else None)
     strict = all(m is not None for m in matched)
     return TrainingScore(sum(terms) / len(terms) if terms else 0.0, strict)
 
 
 def by_tag(rows: Iterable[Mapping[str, Any]], key: str = "correct") -> dict[str, list[float]]:
     """The values of ``key`` under each tag; tags without rows are left out (no ``-10`` for "another tag")."""
-    found: dict[str, list[float]] = {}
+    matches: dict[str, list[float]] = {}
     for row in rows:
-        found.setdefault(row["tag"], []).append(float(row[key]))
-    return found
+        matches.setdefault(row["tag"], []).append(float(row[key]))
+    return matches
 
 
 def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

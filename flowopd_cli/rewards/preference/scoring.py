@@ -125,7 +125,10 @@ def letterbox(image: Image.Image, side: int) -> Image.Image:
 
 
 def centre_square(image: Image.Image, side: int) -> Image.Image:
-    """The middle of a picture: shortest side ``side`` (bicubic), then ``side`` by ``side`` pixels cut out."""
+    """Shorter side to ``side`` (bicubic), then the centre square, its corner rounded half to even as in CLIP.
+
+    ``transformers`` rounds the corner down; an image of this size passes its processor unchanged.
+    """
     short = min(image.size)
     width, height = (side if edge == short else side * edge // short for edge in image.size)
     left, top = round((width - side) / 2), round((height - side) / 2)

@@ -14,7 +14,7 @@ from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.errors import ArtifactError, PromptError
 from flowopd_cli.prompts.coco import COCO_CLASSES, GENEVAL_CLASSES
 from flowopd_cli.rewards.geneval import detector as mask2former
-from flowopd_cli.rewards.geneval.colors import ColorClassifier, cut_out, square
+from flowopd_cli.rewards.geneval.colors import ColorClassifier, cut_out
 from flowopd_cli.rewards.geneval.detector import (
     DetectorSettings,
     Frame,
@@ -31,6 +31,7 @@ from flowopd_cli.rewards.geneval.mmdet_weights import load_network
 from flowopd_cli.rewards.geneval.reward import GenEvalHFReward, GenEvalReward
 from flowopd_cli.rewards.geneval.rules import COLORS, Detection, GenEvalOptions, keep
 from flowopd_cli.rewards.pictures import to_pil
+from flowopd_cli.rewards.preference.scoring import centre_square
 
 
 def prompt(tag, *clauses, **more):
@@ -220,7 +221,7 @@ def test_a_cut_out_is_made_square_as_clip_does(width, height):
     large = Image.fromarray(noise).resize((32 * width // short, 32 * height // short), Image.Resampling.BICUBIC)
     left, top = round((large.width - 32) / 2), round((large.height - 32) / 2)
     expected = np.asarray(large)[top : top + 32, left : left + 32]
-    found = square(Image.fromarray(noise), 32)
+    found = centre_square(Image.fromarray(noise), 32)
     assert found.size == (32, 32)
     assert (np.asarray(found) == expected).all()
 
@@ -249,7 +250,7 @@ def test_colors_are_the_nearest_of_ten_means_of_three_texts():
     labels = ["car", "tv remote"] * 6
     found = ColorClassifier(encoder)(cutouts, labels)
     for cutout, label, color in zip(cutouts, labels, found, strict=True):
-        seen = encoder.images([square(cutout, SIDE)])[0]
+        seen = encoder.images([centre_square(cutout, SIDE)])[0]
         cosines = {}
         for c in COLORS:
             texts = [f"a photo of a {c} {label}", f"a photo of a {c}-colored {label}", f"a photo of a {c} object"]
