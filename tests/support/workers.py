@@ -20,7 +20,7 @@ START_SECONDS = 30
 
 @dataclass
 class Worker:
-    """A worker that has said its URL. ``calls`` counts how often its reward was asked."""
+    """A running worker. ``calls`` counts the calls of its reward."""
 
     url: str
     process: subprocess.Popen
@@ -50,8 +50,8 @@ def started(mode="sound", *flags, folder, token=None, argv=None, **options):
     """A worker that behaves as ``mode`` says, ended whatever happens; ``argv`` starts another program instead."""
     mark = len(list(folder.glob("*.log")))
     calls, log = folder / f"{mark}.calls", folder / f"{mark}.log"
-    told = json.dumps({"mode": mode, "calls": str(calls), **options})
-    command = argv or [sys.executable, __file__, "--options", told, *flags]
+    values = json.dumps({"mode": mode, "calls": str(calls), **options})
+    command = argv or [sys.executable, __file__, "--options", values, *flags]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     environment.pop("FLOWOPD_REWARD_TOKEN", None)
     if token:

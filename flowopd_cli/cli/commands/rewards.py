@@ -57,15 +57,17 @@ Served = Annotated[
         metavar="NAME", help="A reward, or a worker script (FILE.py), to serve.", autocompletion=completion.rewards
     ),
 ]
-Host = Annotated[str, typer.Option("--host", metavar="ADDRESS", help="Where to listen.")]
+Host = Annotated[str, typer.Option("--host", metavar="ADDRESS", help="The address to listen at.")]
 Port = Annotated[int | None, typer.Option(metavar="N", min=0, max=65535, help="18085; for deqa 18086; 0: any.")]
-TokenEnv = Annotated[str, typer.Option(metavar="NAME", help="The variable that holds the bearer token.")]
-TokenFile = Annotated[Path | None, typer.Option(metavar="FILE", help="The file that holds it instead.")]
-Batch = Annotated[int, typer.Option(metavar="N", min=1, help="Pictures of several callers scored at once.")]
-Linger = Annotated[float, typer.Option(metavar="SECONDS", min=0, help="How long a batch waits for more.")]
-Queue = Annotated[float, typer.Option(metavar="SECONDS", min=0, help="How long a request may wait.")]
-Pixels = Annotated[int, typer.Option(metavar="N", min=1, help="Pixels of one picture.")]
-Bytes = Annotated[int, typer.Option(metavar="N", min=1, help="Bytes of one request.")]
+TokenEnv = Annotated[str, typer.Option(metavar="NAME", help="The environment variable that holds the bearer token.")]
+TokenFile = Annotated[Path | None, typer.Option(metavar="FILE", help="A file that holds the token instead.")]
+Batch = Annotated[
+    int, typer.Option(metavar="N", min=1, help="The most pictures scored at once, joined from several requests.")
+]
+Linger = Annotated[float, typer.Option(metavar="SECONDS", min=0, help="How long a batch waits for more requests.")]
+Queue = Annotated[float, typer.Option(metavar="SECONDS", min=0, help="How long a request may wait in the queue.")]
+Pixels = Annotated[int, typer.Option(metavar="N", min=1, help="The most pixels of one picture.")]
+Bytes = Annotated[int, typer.Option(metavar="N", min=1, help="The most bytes of one request.")]
 
 
 @app.command("ls")

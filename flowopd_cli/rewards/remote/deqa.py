@@ -1,4 +1,4 @@
-"""``deqa``: picture quality by DeQA-Score, in a worker, for its model's code wants another transformers than ours."""
+"""``deqa``: picture quality by DeQA-Score, in a worker because its model's code needs an older transformers."""
 
 from __future__ import annotations
 

@@ -167,7 +167,7 @@ def test_hanging(worker, on_error):
     assert time.monotonic() - began < 5
 
 
-def test_a_worker_that_hung_once_is_asked_again(worker):
+def test_a_worker_that_hung_once_is_tried_again(worker):
     found = worker("hang_first", seconds=1.0)
     reward = RemoteReward(found.url, timeout=0.8, retries=4, backoff=0.2)
     assert score(reward).valid.all()
@@ -271,7 +271,7 @@ def test_with_skip_a_hanging_worker_is_waited_for_once_a_call(played):
     assert score(reward).valid.all()
 
 
-def test_an_answer_that_is_none_is_asked_for_again(played):
+def test_an_invalid_answer_is_retried(played):
     wrong, kinds = good(0.5, 0.5), (200, {**good(0.5)[1], "total": ["good"]})
     server = played(wrong, kinds, good(0.25))
     assert score(RemoteReward(server.url, retries=2, backoff=0.01), 1).total.tolist() == [0.25]
@@ -285,7 +285,7 @@ def test_failover_when_one_gives_answers_that_are_none(played):
     assert posts(bad) >= 1
 
 
-def test_who_does_not_answer_at_the_start_is_asked_once_where_another_does(played, caplog):
+def test_an_absent_worker_is_tried_once_where_another_answers(played, caplog):
     bad = Scripted((503, "loading"))
     with closing(bad):
         reward = RemoteReward(f"{bad.url},{played(good(0.25)).url}", retries=4, backoff=0.01)

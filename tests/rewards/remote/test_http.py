@@ -125,7 +125,7 @@ def test_an_answer_of_too_many_levels_is_no_answer(serve):
         request_json(serve((200, b"[" * 300_000)).url, "x", {}, policy=RetryPolicy(retries=1, backoff=0.01))
 
 
-def test_an_answer_that_is_of_no_use_is_asked_for_again(serve):
+def test_an_answer_that_cannot_be_parsed_is_retried(serve):
     def parse(tree):
         if tree != [1]:
             raise InvalidResponse("want a 1")
@@ -194,7 +194,7 @@ def test_no_endpoint_and_a_token_that_cannot_be_sent(serve):
     assert "s3cr3t" not in str(caught.value)
 
 
-def test_loopback_is_never_asked_through_a_proxy(serve, monkeypatch):
+def test_loopback_is_never_reached_through_a_proxy(serve, monkeypatch):
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     assert request_json(serve((200, 1)).url, "x", policy=QUICK) == 1
 

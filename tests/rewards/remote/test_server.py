@@ -257,8 +257,15 @@ def test_with_a_token_any_name_will_do(tmp_path):
 
 def test_a_worker_is_alive_before_it_is_ready(tmp_path):
     port = free_port()
-    told = json.dumps({"mode": "loading", "calls": str(tmp_path / "calls"), "seconds": 1.5})
-    command = [sys.executable, str(ROOT / "tests" / "support" / "workers.py"), "--port", str(port), "--options", told]
+    options = json.dumps({"mode": "loading", "calls": str(tmp_path / "calls"), "seconds": 1.5})
+    command = [
+        sys.executable,
+        str(ROOT / "tests" / "support" / "workers.py"),
+        "--port",
+        str(port),
+        "--options",
+        options,
+    ]
     process = subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
@@ -280,8 +287,8 @@ def test_a_worker_is_alive_before_it_is_ready(tmp_path):
 
 def test_a_used_port_is_one_line(sound, tmp_path):
     port = str(urlsplit(sound.url).port)
-    told = json.dumps({"mode": "sound", "calls": str(tmp_path / "calls")})
-    command = [sys.executable, str(ROOT / "tests" / "support" / "workers.py"), "--port", port, "--options", told]
+    options = json.dumps({"mode": "sound", "calls": str(tmp_path / "calls")})
+    command = [sys.executable, str(ROOT / "tests" / "support" / "workers.py"), "--port", port, "--options", options]
     done = subprocess.run(
         command, check=False, capture_output=True, text=True, timeout=30, env={**os.environ, "PYTHONPATH": str(ROOT)}
     )
@@ -319,8 +326,8 @@ def test_a_second_signal_stops_at_once(tmp_path):
 
 def test_a_worker_ends_with_its_parent(tmp_path):
     """As under ``uv run``, killed outright."""
-    told = json.dumps({"mode": "sound", "calls": str(tmp_path / "calls")})
-    worker = [sys.executable, str(ROOT / "tests" / "support" / "workers.py"), "--watch-parent", "--options", told]
+    options = json.dumps({"mode": "sound", "calls": str(tmp_path / "calls")})
+    worker = [sys.executable, str(ROOT / "tests" / "support" / "workers.py"), "--watch-parent", "--options", options]
     code = f"import subprocess; subprocess.Popen({worker!r}).wait()"
     with started(folder=tmp_path, argv=[sys.executable, "-c", code]) as parent:
         port = urlsplit(parent.url).port

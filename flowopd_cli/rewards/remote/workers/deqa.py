@@ -50,7 +50,7 @@ DIVIDE = 5.0
 class DeQA:
     """The scorer. ``model`` may be a local folder; ``batch`` pictures go through it at once.
 
-    The model's code comes with its weights and is run. Who asks for ``deqa`` asks for the code of the pinned commit;
+    The model's code comes with its weights and is run. Choosing ``deqa`` is consent to the code of the pinned commit;
     that of any other model or revision runs only with ``trust_remote_code``.
     """
 
@@ -67,7 +67,7 @@ class DeQA:
         """Load the model.
 
         Raises:
-            RewardError: code that nobody asked for by name would run.
+            RewardError: other code than the pinned one would run without consent.
         """
         from transformers import AutoModelForCausalLM, AutoTokenizer, CLIPImageProcessor
 
@@ -158,7 +158,7 @@ def prompt_tokens(tokenizer: Any) -> list[int]:
 
 
 def describe(model: str, revision: str | None, dtype: str, divide: float) -> dict[str, Any]:
-    """What clients are told; a local folder by the digest of its weights, for its path says nothing elsewhere."""
+    """The worker's description; a local folder is given by the digest of its weights."""
     import transformers
 
     local = Path(model).exists()

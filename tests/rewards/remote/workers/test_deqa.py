@@ -46,17 +46,17 @@ def made(monkeypatch, tmp_path):
     CLIPImageProcessorPil(size={"shortest_edge": 448}, crop_size={"height": 448, "width": 448}).save_pretrained(
         tmp_path
     )
-    model, asked = Model(), {}
+    model, arguments = Model(), {}
     monkeypatch.setattr(deqa, "MODEL", str(tmp_path))
 
     def load(name, **options):
-        asked.update(options, name=name)
+        arguments.update(options, name=name)
         return model
 
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", load)
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda *given, **options: Tokenizer())
     monkeypatch.setattr(transformers, "CLIPImageProcessor", CLIPImageProcessorPil)
-    return (lambda **options: deqa.DeQA(model=str(tmp_path), device="cpu", **options)), model, asked
+    return (lambda **options: deqa.DeQA(model=str(tmp_path), device="cpu", **options)), model, arguments
 
 
 def gray(value, size=(8, 8)):
@@ -64,7 +64,7 @@ def gray(value, size=(8, 8)):
 
 
 def test_scores(made):
-    build, model, asked = made
+    build, model, arguments = made
     scorer = build(batch=2)
     answer = scorer([gray(0), gray(200), gray(120)], [{}] * 3)
     assert [len(images) for images in model.batches] == [2, 1]
@@ -77,23 +77,23 @@ def test_scores(made):
         assert answer.scores["score"][i] == pytest.approx(expected, abs=1e-4)
         assert answer.total[i] == pytest.approx(expected / 5, abs=1e-4)
         assert sum(answer.details[i].values()) == pytest.approx(1, abs=1e-5)
-    assert asked["trust_remote_code"] is True
-    assert asked["attn_implementation"] == "eager"
-    assert asked["revision"] == deqa.REVISION
+    assert arguments["trust_remote_code"] is True
+    assert arguments["attn_implementation"] == "eager"
+    assert arguments["revision"] == deqa.REVISION
 
 
 @pytest.mark.parametrize("options", [{"model": "somebody/else"}, {"revision": "main"}, {"revision": None}])
-def test_other_code_runs_only_when_it_is_asked_for(made, tmp_path, options):
-    _, _, asked = made
+def test_other_code_runs_only_with_consent(made, tmp_path, options):
+    _, _, arguments = made
     with pytest.raises(RewardError, match="runs code of its own: if you trust it, say trust_remote_code=true"):
         deqa.DeQA(**{"model": str(tmp_path), "device": "cpu", **options})
-    assert not asked
+    assert not arguments
 
 
-def test_the_code_of_another_revision_may_be_asked_for(made):
-    build, _, asked = made
+def test_consent_to_the_code_of_another_revision(made):
+    build, _, arguments = made
     build(revision="main", trust_remote_code=True)
-    assert (asked["trust_remote_code"], asked["revision"]) == (True, "main")
+    assert (arguments["trust_remote_code"], arguments["revision"]) == (True, "main")
 
 
 def test_the_undivided_score(made):
@@ -120,14 +120,14 @@ def test_pictures_are_padded_in_the_middle(size):
     assert (square[(square != 255).any(axis=2)] == [1, 2, 3]).all()
 
 
-def test_a_local_model_is_told_by_its_bytes_and_not_by_its_path(tmp_path):
-    told = []
+def test_a_local_model_is_identified_by_its_bytes(tmp_path):
+    digests = []
     for name, content in (("here", b"abc"), ("there", b"abc"), ("other", b"abd")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "model.safetensors").write_bytes(content)
-        told.append(deqa.describe(str(tmp_path / name), None, "float32", 5.0)["weights"]["model"])
+        digests.append(deqa.describe(str(tmp_path / name), None, "float32", 5.0)["weights"]["model"])
     digest = hashlib.sha256(hashlib.sha256(b"abc").hexdigest().encode()).hexdigest()
-    assert told[0] == told[1] == f"sha256:{digest}"
-    assert told[2] != told[0]
+    assert digests[0] == digests[1] == f"sha256:{digest}"
+    assert digests[2] != digests[0]
     hub = deqa.describe("owner/no-folder", "abc", "float32", 5.0)["weights"]
     assert hub == {"model": "owner/no-folder@abc"}
