@@ -16,7 +16,7 @@ from flowopd_cli.errors import ArtifactError, DivergedError, Interrupted, Reward
 from flowopd_cli.recipe import PushRecipe, Recipe
 from flowopd_cli.reports import report
 from flowopd_cli.reports.track import tracked
-from flowopd_cli.runs.layout import go_on
+from flowopd_cli.runs.layout import resume_command
 from flowopd_cli.runs.run import RunDir
 from flowopd_cli.system import distributed
 from flowopd_cli.system.progress import Progress
@@ -58,7 +58,7 @@ def run_stage(
 def continuation(recipe: Recipe, path: Path) -> str:
     """The command line that goes on with a run."""
     consent = " --allow-code" if any(code_fields(recipe)) else ""
-    return go_on(recipe.stage, path) + consent + (" --dry-run" if is_dry_push(recipe) else "")
+    return resume_command(recipe.stage, path) + consent + (" --dry-run" if is_dry_push(recipe) else "")
 
 
 def is_dry_push(recipe: Recipe) -> bool:

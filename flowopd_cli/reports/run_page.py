@@ -18,10 +18,10 @@ from flowopd_cli.reports.series import Rows, column, finite, number
 from flowopd_cli.reports.table import files, table
 from flowopd_cli.runs.adapter_ref import AdapterRef
 from flowopd_cli.runs.evaluations import evaluation, protocol
-from flowopd_cli.runs.layout import go_on
+from flowopd_cli.runs.layout import resume_command
 from flowopd_cli.runs.manifest import Manifest, Parent, is_run, now, status_now
 from flowopd_cli.runs.run import RunDir
-from flowopd_cli.system.files import plain
+from flowopd_cli.system.json_files import plain
 from flowopd_cli.system.redact import public_reference
 from flowopd_cli.system.text import duration
 
@@ -115,7 +115,7 @@ def _warnings(run: RunDir, manifest: Manifest) -> list[tuple[str, str]]:
     """The run's events, and how to go on with one that has not ended well."""
     warnings = []
     if manifest.status in {"interrupted", "failed"}:
-        warnings.append((manifest.status, f"go on with: {go_on(manifest.stage, run.path)}"))
+        warnings.append((manifest.status, f"go on with: {resume_command(manifest.stage, run.path)}"))
     events = run.events()
     warnings += [(f"iteration {e.get('iteration', '?')}", str(e.get("text", ""))) for e in events[:MAX_EVENTS]]
     more = len(events) - MAX_EVENTS

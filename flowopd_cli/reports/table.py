@@ -14,7 +14,7 @@ from typing import Any
 from flowopd_cli.errors import printable
 from flowopd_cli.reports.entries import BASE, Entry
 from flowopd_cli.runs.evaluations import PROTOCOL
-from flowopd_cli.system.files import plain
+from flowopd_cli.system.json_files import plain
 
 AVERAGE = "average"
 UNBOUNDED = ("imagereward",)  # suffixes of suites whose means may be outside [0, 1]

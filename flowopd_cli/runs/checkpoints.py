@@ -1,4 +1,4 @@
-"""The checkpoints of one run: each is whole or not there, says what it was made from, and the old ones go. No torch."""
+"""The checkpoints of one run: written atomically, with their provenance, and pruned. No torch here."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ class Checkpoints:
 
     def prune(self, keep: int, also: Iterable[int | None] = (), regular: Regular = each) -> None:
         """Remove all but the newest, the newest ``keep`` of the ``regular`` ones, and those of the steps ``also``."""
-        kept = {*self.steps()[-1:], *list(filter(regular, self.steps()))[-keep:], *also}
-        self.remove(step for step in self.steps() if step not in kept)
+        remaining = {*self.steps()[-1:], *list(filter(regular, self.steps()))[-keep:], *also}
+        self.remove(step for step in self.steps() if step not in remaining)
 
     def remove(self, steps: Iterable[int]) -> None:
         """Remove those of the steps; what cannot be removed stays."""

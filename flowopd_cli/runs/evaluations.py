@@ -43,7 +43,7 @@ class Evaluation:
         return BASE if self.scored is None else MODEL
 
     def comparable(self) -> bool:
-        """Whether it is a whole evaluation on test prompts, which a card may report without being told to."""
+        """Whether it is a whole evaluation on test prompts, which a card reports by default."""
         return self.protocol["split"] == "test" and self.protocol["limit"] is None
 
     def shared(self, other: Evaluation) -> list[str]:
@@ -68,14 +68,14 @@ def evaluations(source: RunDir, named: Sequence[str], adapter: Adapter | None = 
     Raises:
         ArtifactError: a named run is no evaluation, not of this adapter or its base, or two of them do not compare.
     """
-    own, base = (adapter or AdapterRef.parse(str(source.path)).resolve()).sha256, source.manifest().base
+    sha256, base = (adapter or AdapterRef.parse(str(source.path)).resolve()).sha256, source.manifest().base
     if named:
-        return _named(source, [_evaluation(RunDir.open(path, writes=False), own, base) for path in named], named)
-    found = []
+        return _named(source, [_evaluation(RunDir.open(path, writes=False), sha256, base) for path in named], named)
+    candidates = []
     for path in sorted(source.path.resolve().parent.iterdir()):
         with suppress(FlowOPDError):
-            found += [_evaluation(RunDir(path, writes=False), own, base)] if is_run(path) else []
-    whole = [e for e in found if e is not None and e.comparable()]
+            candidates += [_evaluation(RunDir(path, writes=False), sha256, base)] if is_run(path) else []
+    whole = [e for e in candidates if e is not None and e.comparable()]
     ours = fullest(e for e in whole if e.of == MODEL)
     if ours is None:
         return []
@@ -84,14 +84,14 @@ def evaluations(source: RunDir, named: Sequence[str], adapter: Adapter | None = 
     return [ours] if best is None else [best, ours]
 
 
-def fullest(found: Iterable[Evaluation]) -> Evaluation | None:
+def fullest(evaluations: Iterable[Evaluation]) -> Evaluation | None:
     """The evaluation with the most suites, the latest of several; ``None`` where there is none."""
-    return max(found, key=lambda one: (len(one.suites), one.finished), default=None)
+    return max(evaluations, key=lambda one: (len(one.suites), one.finished), default=None)
 
 
-def _named(source: RunDir, found: Sequence[Evaluation | None], named: Sequence[str]) -> list[Evaluation]:
+def _named(source: RunDir, candidates: Sequence[Evaluation | None], named: Sequence[str]) -> list[Evaluation]:
     chosen: dict[str, Evaluation] = {}
-    for path, evaluation in zip(named, found, strict=True):
+    for path, evaluation in zip(named, candidates, strict=True):
         if evaluation is None:
             raise ArtifactError(f"{path}: not a finished evaluation of {source.path} or of its base")
         if evaluation.of in chosen:
@@ -108,12 +108,12 @@ def _named(source: RunDir, found: Sequence[Evaluation | None], named: Sequence[s
     return [replace(base, suites={name: base.suites[name] for name in alike}), ours]
 
 
-def _evaluation(run: RunDir, own: str | None, base: Base | None) -> Evaluation | None:
-    """What an evaluation run of the adapter ``own`` or of its base says; ``None`` when it is something else."""
+def _evaluation(run: RunDir, sha256: str | None, base: Base | None) -> Evaluation | None:
+    """An evaluation of the adapter with digest ``sha256`` or of its base; ``None`` if the run is something else."""
     manifest = run.manifest()
     if manifest.status != "done" or manifest.base is None or not manifest.parents:
         return None
-    if manifest.parents[0].sha256 not in (own, None):
+    if manifest.parents[0].sha256 not in (sha256, None):
         return None
     if base is not None and base.sha256 is not None and manifest.base.sha256 != base.sha256:
         return None
@@ -172,14 +172,14 @@ def _results_of(run: RunDir) -> dict[str, dict[str, Any]]:
 
 def _judge(result: Mapping[str, Any]) -> str | None:
     """What tells the judge of a result from any other, ``None`` where the result has nothing of it."""
-    told = {key: result[key] for key in ("reward", "engine") if isinstance(result.get(key), str)}
+    names = {key: result[key] for key in ("reward", "engine") if isinstance(result.get(key), str)}
     weights = result.get("weights")
-    named = sorted((n, w) for n, w in weights.items() if isinstance(w, str)) if isinstance(weights, dict) else []
-    return _digest([told, named]) if told or named else None
+    files = sorted((n, w) for n, w in weights.items() if isinstance(w, str)) if isinstance(weights, dict) else []
+    return _digest([names, files]) if names or files else None
 
 
-def _digest(told: Any) -> str:
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _is_result(result: Mapping[str, Any]) -> bool:

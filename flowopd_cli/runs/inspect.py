@@ -1,4 +1,4 @@
-"""What lies under a folder of runs, and whether what a run says of itself is still true. No torch here."""
+"""List runs, and verify one against its manifest. No torch here."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from flowopd_cli import __version__
 from flowopd_cli.errors import ArtifactError, FlowOPDError
 from flowopd_cli.recipe import TrainedRecipe, digest
 from flowopd_cli.runs.adapter_ref import AdapterRef
-from flowopd_cli.runs.layout import go_on
+from flowopd_cli.runs.layout import resume_command
 from flowopd_cli.runs.manifest import Artifact, Manifest, Parent, is_run, status_now
 from flowopd_cli.runs.run import RunDir
 from flowopd_cli.system.files import is_intact, is_sealed, sha256_file
@@ -22,7 +22,7 @@ from flowopd_cli.system.paths import below, is_dir, is_file
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at: a file, a checkpoint or a parent, and what is wrong with it (nothing: ``ok``)."""
+    """A checked file, checkpoint or parent, and its fault, empty if there is none."""
 
     kind: str
     name: str
@@ -30,7 +30,7 @@ class Finding:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is wrong."""
+        """Whether there is no fault."""
         return not self.fault
 
 
@@ -42,12 +42,12 @@ def listing(root: Path) -> list[dict[str, Any]]:
     """
     if not is_dir(root):
         raise ArtifactError(f"{root}: no such folder")
-    rows = [_row(path) for path in _found(root)]
+    rows = [_row(path) for path in _run_paths(root)]
     return sorted(rows, key=lambda row: (row["created"], row["run"]))
 
 
 def standing(path: Path) -> str:
-    """How the run at ``path`` stands, in a word: its status, ``absent`` where there is nothing but a lock at most,
+    """The status of the run at ``path``, ``absent`` where there is nothing but a lock at most,
     ``unbegun`` where it ended before its recipe was written.
 
     Raises:
@@ -61,7 +61,7 @@ def standing(path: Path) -> str:
 
 
 def verify(path: Path) -> Iterator[Finding]:
-    """Look at everything that a run's manifest names: its files, its checkpoints, the adapters it was made from.
+    """Check everything that the manifest of a run names: files, checkpoints, input adapters.
 
     Raises:
         ArtifactError: there is no run at ``path``, or its manifest is damaged.
@@ -77,8 +77,8 @@ def verify(path: Path) -> Iterator[Finding]:
     yield from (_check_parent(parent) for parent in manifest.parents)
 
 
-def _found(root: Path) -> Iterator[Path]:
-    """Runs at ``root`` and below; what lies inside a run is its own."""
+def _run_paths(root: Path) -> Iterator[Path]:
+    # the folders of a run are not searched
     for path, folders, _ in os.walk(root):
         with suppress(ArtifactError):  # a folder that may not be looked into
             if is_run(Path(path)):
@@ -108,14 +108,12 @@ def _figures(metrics: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _unfinished(run: RunDir, manifest: Manifest) -> str:
-    """What is wrong with a run that says it is running: nothing as long as its process lives."""
     if manifest.status != "running" or status_now(run.path) == "running":
         return ""
-    return f"its process is gone; go on with: {go_on(manifest.stage, run.path)}"
+    return f"its process is gone; go on with: {resume_command(manifest.stage, run.path)}"
 
 
 def _check_recipe(run: RunDir, manifest: Manifest) -> Iterator[Finding]:
-    """The recipe is the one that the manifest names, and a training has logged each of its iterations once."""
     try:
         recipe, rows = run.recipe(), run.rows()
     except FlowOPDError as error:

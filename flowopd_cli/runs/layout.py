@@ -1,4 +1,4 @@
-"""Where the files of a run are: with the manifest, the only place that knows what they are called. No torch here."""
+"""Names and places of the files of a run. No torch here."""
 
 from __future__ import annotations
 
@@ -28,100 +28,47 @@ class Picture(Protocol):
         ...
 
 
+class _Member:
+    """A path below the run's own."""
+
+    def __init__(self, *parts: str) -> None:
+        self.parts = parts
+
+    def __get__(self, run: RunPaths, owner: type | None = None) -> Path:
+        return run.path.joinpath(*self.parts)
+
+
 class RunPaths:
-    """The paths of one run, whether there is anything or not."""
+    """The paths of one run, whether or not there is anything at them."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
 
-    @property
-    def recipe_file(self) -> Path:
-        """The resolved recipe."""
-        return self.path / RECIPE
-
-    @property
-    def metrics_file(self) -> Path:
-        """One JSON object per logged step."""
-        return self.path / METRICS
-
-    @property
-    def events_file(self) -> Path:
-        """One JSON object for each skipped optimizer step and each warning of a training."""
-        return self.path / EVENTS
-
-    @property
-    def faults_dir(self) -> Path:
-        """What a training that met numbers that are not finite left to look at."""
-        return self.path / FAULTS
-
-    @property
-    def adapter_dir(self) -> Path:
-        """The trained adapter in PEFT form."""
-        return self.path / ADAPTER
-
-    @property
-    def best_dir(self) -> Path:
-        """The adapter of the best checkpoint, with ``train.keep_best``."""
-        return self.path / BEST
-
-    @property
-    def samples_dir(self) -> Path:
-        """Pictures drawn on the way."""
-        return self.path / SAMPLES
-
-    @property
-    def eval_dir(self) -> Path:
-        """One JSON file per evaluated suite."""
-        return self.path / EVAL
-
-    @property
-    def scored_dir(self) -> Path:
-        """Rows of pictures that are scored already, a file for each process, until an evaluation is through."""
-        return self.eval_dir / SCORED
-
-    @property
-    def images_dir(self) -> Path:
-        """The pictures of an evaluation, a folder for each suite in its official layout."""
-        return self.path / IMAGES
-
-    @property
-    def hub_dir(self) -> Path:
-        """The folder that push uploads."""
-        return self.path / HUB
-
-    @property
-    def tensorboard_dir(self) -> Path:
-        """The curves of ``train.track: tensorboard``."""
-        return self.path / TENSORBOARD
-
-    @property
-    def trackers_dir(self) -> Path:
-        """What the other trackers keep of the run: their own business, and no part of its record."""
-        return self.path / TRACKERS
-
-    @property
-    def report_file(self) -> Path:
-        """The self-contained report."""
-        return self.path / REPORT
-
-    @property
-    def card_file(self) -> Path:
-        """The model card."""
-        return self.path / CARD
-
-    @property
-    def sample_prompts_file(self) -> Path:
-        """Prompt and seed of each picture in a row of samples."""
-        return self.samples_dir / SAMPLE_PROMPTS
+    recipe_file = _Member(RECIPE)  # the resolved recipe
+    metrics_file = _Member(METRICS)  # one JSON object for each logged iteration
+    events_file = _Member(EVENTS)  # one JSON object for each skipped optimizer step and each warning
+    faults_dir = _Member(FAULTS)  # the rows of optimizer steps that were not finite
+    adapter_dir = _Member(ADAPTER)  # the trained adapter in PEFT form
+    best_dir = _Member(BEST)  # the adapter of the best checkpoint, with train.keep_best
+    samples_dir = _Member(SAMPLES)  # pictures drawn during the training
+    sample_prompts_file = _Member(SAMPLES, SAMPLE_PROMPTS)  # prompt and seed of each picture in a row of samples
+    eval_dir = _Member(EVAL)  # one JSON file for each evaluated suite
+    scored_dir = _Member(EVAL, SCORED)  # rows of scored pictures, a file for each process, until an evaluation ends
+    images_dir = _Member(IMAGES)  # the pictures of an evaluation, a folder for each suite in its official layout
+    hub_dir = _Member(HUB)  # the folder that push uploads
+    tensorboard_dir = _Member(TENSORBOARD)  # the curves of train.track: tensorboard
+    trackers_dir = _Member(TRACKERS)  # files of the other trackers; they are no artifacts of the run
+    report_file = _Member(REPORT)  # the self-contained report
+    card_file = _Member(CARD)  # the model card
 
     def eval_file(self, suite: str) -> Path:
         """Where the results of one suite go."""
         return self.eval_dir / f"{suite}.json"
 
     def samples(self) -> list[tuple[int, Path]]:
-        """The sample pictures that are there, each with its iteration, in order."""
-        found = self.samples_dir.glob("*.png") if self.samples_dir.is_dir() else ()
-        return sorted((int(file.stem), file) for file in found if file.stem.isdecimal())
+        """The sample pictures by iteration, in order."""
+        files = self.samples_dir.glob("*.png") if self.samples_dir.is_dir() else ()
+        return sorted((int(file.stem), file) for file in files if file.stem.isdecimal())
 
     def sample_file(self, iteration: int) -> Path:
         """The sample pictures of one iteration."""
@@ -132,11 +79,11 @@ class RunPaths:
         return self.samples_dir / f"{name.removesuffix('.png')}.png"
 
 
-def go_on(stage: str, path: Path) -> str:
-    """The command line that goes on with a run."""
+def resume_command(stage: str, path: Path) -> str:
+    """The command line that resumes a run."""
     return f"flowopd {stage} --resume {shlex.quote(str(path))}"
 
 
 def fresh_path(stage: str) -> Path:
-    """A name under ``runs/`` that nobody has taken."""
+    """An unused name below ``runs/``."""
     return Path("runs") / f"{stage}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"

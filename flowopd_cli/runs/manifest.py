@@ -1,4 +1,4 @@
-"""What a run says about itself, and the two names by which others find it. No torch here."""
+"""The manifest of a run: what it is, what it was made from, what it made. No torch here."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def status_now(path: Path) -> Status:
-    """How the run at ``path`` stands: one that was killed while it was running is interrupted.
+    """The status of the run at ``path``; one that was killed while it was running is interrupted.
 
     Raises:
         ArtifactError: it has no manifest, or a damaged one.
@@ -122,8 +122,8 @@ def status_now(path: Path) -> Status:
 
 def environment() -> Environment:
     """The interpreter, the system and the versions of the packages that matter."""
-    found = {name: _version(name) for name in PACKAGES}
-    packages = {name: version for name, version in found.items() if version is not None}
+    versions = {name: _version(name) for name in PACKAGES}
+    packages = {name: version for name, version in versions.items() if version is not None}
     return Environment(python=platform.python_version(), platform=platform.platform(), packages=packages)
 
 

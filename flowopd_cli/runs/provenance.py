@@ -47,50 +47,50 @@ def read_provenance(path: Path) -> Provenance:
         raise ArtifactError(f"{path}: damaged ({first_problem(error, Provenance)})") from error
 
 
-def other_fields(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def other_fields(recorded: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
     """Dotted names of the fields in which two recipes differ and a resumed run must not."""
-    before, after = flat(then), flat(now)
+    before, after = flat(recorded), flat(current)
     return [key for key in {**before, **after} if before.get(key) != after.get(key) and not _may_change(key)]
 
 
-def other_recipe(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """The differences of two recipes in words."""
-    before, after = flat(then), flat(now)
-    return [f"{key} was {before.get(key)!r}, is {after.get(key)!r}" for key in other_fields(then, now)]
+def other_recipe(recorded: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
+    """Messages for the differences of two recipes."""
+    before, after = flat(recorded), flat(current)
+    return [f"{key} was {before.get(key)!r}, is {after.get(key)!r}" for key in other_fields(recorded, current)]
 
 
-def other_inputs(then: Inputs, now: Inputs) -> list[str]:
-    """The differences of base, adapters and prompts in words, by their content."""
-    found = []
-    if then.base is not None and now.base is not None and then.base.sha256 != now.base.sha256:
-        found.append(_changed(f"base {now.base.ref}", then.base.sha256, now.base.sha256))
-    before, after = ({parent.role: parent for parent in inputs.parents} for inputs in (then, now))
+def other_inputs(recorded: Inputs, current: Inputs) -> list[str]:
+    """Messages for the differences of base, adapters and prompts, compared by content."""
+    differences = []
+    if recorded.base is not None and current.base is not None and recorded.base.sha256 != current.base.sha256:
+        differences.append(_changed(f"base {current.base.ref}", recorded.base.sha256, current.base.sha256))
+    before, after = ({parent.role: parent for parent in inputs.parents} for inputs in (recorded, current))
     for role in {**before, **after}:
         old, new = before.get(role), after.get(role)
         if old is None or new is None:
-            found.append(f"{role} was {old.ref if old else 'none'}, is {new.ref if new else 'none'}")
+            differences.append(f"{role} was {old.ref if old else 'none'}, is {new.ref if new else 'none'}")
         elif old.sha256 != new.sha256:
-            found.append(_changed(f"{role} {new.ref}", old.sha256, new.sha256))
-    if then.prompts != now.prompts:
-        found.append(_changed("the set of prompts", then.prompts, now.prompts))
-    return found
+            differences.append(_changed(f"{role} {new.ref}", old.sha256, new.sha256))
+    if recorded.prompts != current.prompts:
+        differences.append(_changed("the set of prompts", recorded.prompts, current.prompts))
+    return differences
 
 
-def changed_parents(then: Inputs, adapters: Adapters) -> list[str]:
-    """Those local adapters of a provenance that lie where they lay and are others now, in words; nothing is loaded."""
-    found = []
-    for parent in then.parents:
+def changed_parents(recorded: Inputs, adapters: Adapters) -> list[str]:
+    """Messages for the local input adapters whose files have changed; nothing is loaded."""
+    differences = []
+    for parent in recorded.parents:
         reference = AdapterRef.parse(parent.ref)
         if reference.kind in {"run", "folder"} and Path(reference.location).is_dir():
-            now = adapters[parent.ref].sha256
-            if now != parent.sha256:
-                found.append(_changed(f"{parent.role} {parent.ref}", parent.sha256, now))
-    return found
+            sha256 = adapters[parent.ref].sha256
+            if sha256 != parent.sha256:
+                differences.append(_changed(f"{parent.role} {parent.ref}", parent.sha256, sha256))
+    return differences
 
 
-def other_packages(then: Environment, now: Environment) -> list[str]:
-    """Packages and interpreters of other versions, in words."""
-    before, after = ({"python": made.python, **made.packages} for made in (then, now))
+def other_packages(recorded: Environment, current: Environment) -> list[str]:
+    """Messages for other versions of packages and of Python."""
+    before, after = ({"python": made.python, **made.packages} for made in (recorded, current))
     return [
         f"{name} was {before.get(name, 'absent')}, is {after.get(name, 'absent')}"
         for name in {**before, **after}
@@ -99,7 +99,7 @@ def other_packages(then: Environment, now: Environment) -> list[str]:
 
 
 def refuse(run: Path, differences: Iterable[str]) -> None:
-    """Refuse to go on with other things than a run's checkpoints were made with.
+    """Refuse to resume a run with other inputs than its checkpoints were made with.
 
     Raises:
         ArtifactError: there are differences; the message lists them.
@@ -128,8 +128,8 @@ def _may_change(key: str) -> bool:
         return True
     parts = key.split(".")
     return any(
-        len(parts) == len(pattern) and all(want in ("*", part) for want, part in zip(pattern, parts, strict=True))
-        for pattern in (name.split(".") for name in MAY_MOVE)
+        len(parts) == len(pattern) and all(name in ("*", part) for name, part in zip(pattern, parts, strict=True))
+        for pattern in (key.split(".") for key in MAY_MOVE)
     )
 
 

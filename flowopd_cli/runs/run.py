@@ -16,7 +16,17 @@ from flowopd_cli import __version__
 from flowopd_cli import recipe as recipes
 from flowopd_cli.errors import ArtifactError, StorageError
 from flowopd_cli.runs.checkpoints import Checkpoints, Fill, Regular, each
-from flowopd_cli.runs.layout import CHECKPOINTS, EVAL, OURS, SAMPLES, UNRECORDED, Picture, RunPaths, fresh_path, go_on
+from flowopd_cli.runs.layout import (
+    CHECKPOINTS,
+    EVAL,
+    OURS,
+    SAMPLES,
+    UNRECORDED,
+    Picture,
+    RunPaths,
+    fresh_path,
+    resume_command,
+)
 from flowopd_cli.runs.lock import Lock
 from flowopd_cli.runs.manifest import (
     LOCK,
@@ -32,8 +42,8 @@ from flowopd_cli.runs.manifest import (
 )
 from flowopd_cli.runs.provenance import Provenance, other_inputs, refuse
 from flowopd_cli.system import files
-from flowopd_cli.system.files import atomic_write, plain, sha256_file
-from flowopd_cli.system.json_files import read_json_lines
+from flowopd_cli.system.files import atomic_write, sha256_file
+from flowopd_cli.system.json_files import json_lines, plain, read_json_lines
 from flowopd_cli.system.paths import is_dir
 
 
@@ -149,20 +159,20 @@ class RunDir(RunPaths):
     def log(self, row: Mapping[str, Any]) -> None:
         """Append one row to the metrics; figures that are not finite become null."""
         if self.writes:
-            files.append(self.metrics_file, files.json_lines([plain(row)]))
+            files.append(self.metrics_file, json_lines([plain(row)]))
 
     def log_event(self, iteration: int, kind: str, text: str, **more: Any) -> None:
-        """Append what is worth a look to the events: ``kind`` is ``skipped`` or ``warning``."""
+        """Append a row to the events; ``kind`` is ``skipped`` or ``warning``."""
         if self.writes:
-            told = {"iteration": iteration, "kind": kind, "text": text, **more}
-            files.append(self.events_file, files.json_lines([told]))
+            event = {"iteration": iteration, "kind": kind, "text": text, **more}
+            files.append(self.events_file, json_lines([event]))
 
     def events(self) -> list[dict[str, Any]]:
-        """What :meth:`log_event` was told."""
+        """The rows of :meth:`log_event`."""
         return read_json_lines(self.events_file)
 
     def save_fault(self, iteration: int, writer: Callable[[Path], None]) -> Path:
-        """Let ``writer`` fill a folder for what iteration ``iteration`` could not learn; where it is."""
+        """Let ``writer`` fill the folder of a fault in one iteration; returns its path."""
         folder = self.faults_dir / f"iteration-{iteration:06d}"
         if self.writes:
             files.commit_folder(folder, writer)
@@ -176,7 +186,7 @@ class RunDir(RunPaths):
     def write_rows(self, suite: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write one line of JSON for each picture that a suite scored."""
         if self.writes:
-            atomic_write(self.eval_dir / f"{suite}.jsonl", files.json_lines(rows))
+            atomic_write(self.eval_dir / f"{suite}.jsonl", json_lines(rows))
 
     def write_image(self, name: str, image: Picture) -> None:
         """Write a PIL picture among the samples, as PNG."""
@@ -190,15 +200,15 @@ class RunDir(RunPaths):
         return read_json_lines(self.metrics_file)
 
     def go_back(self, step: int) -> None:
-        """Drop the rows and checkpoints after ``step``, from which the run goes on: each iteration is logged once."""
+        """Drop the rows and checkpoints after ``step``, from which the run is resumed."""
         if not self.writes:
             return
         self.checkpoints.remove(later for later in self.checkpoints.steps() if later > step)
         for file in (self.metrics_file, self.events_file):
             if file.is_file():
                 rows = read_json_lines(file)
-                kept = [row for row in rows if (row.get("iteration", row.get("step")) or 0) <= step]
-                atomic_write(file, files.json_lines(kept))
+                earlier = [row for row in rows if (row.get("iteration", row.get("step")) or 0) <= step]
+                atomic_write(file, json_lines(earlier))
 
     def save_checkpoint(self, at: int, fill: Fill, keep: int, best: int | None = None, regular: Regular = each) -> None:
         """Let ``fill`` write the checkpoint of step ``at``, then keep the newest ``keep`` and the one of step ``best``.
@@ -222,9 +232,9 @@ class RunDir(RunPaths):
             files.commit_folder(self.best_dir if best else self.adapter_dir, writer)
 
     def used(self) -> bool:
-        """Whether there is anything in the directory but a lock and what killed writers left."""
-        found = self.path.iterdir() if is_dir(self.path) else ()
-        return any(not path.name.startswith(LOCK) and not files.is_leftover(path) for path in found)
+        """Whether the directory holds more than a lock and leftovers of killed writers."""
+        paths = self.path.iterdir() if is_dir(self.path) else ()
+        return any(not path.name.startswith(LOCK) and not files.is_leftover(path) for path in paths)
 
     def _occupy(self, stage: str, *, force: bool) -> None:
         if self.path.exists() and not self.path.is_dir():
@@ -247,8 +257,8 @@ class RunDir(RunPaths):
     def _refuse_used(self, stage: str, *, force: bool) -> None:
         if self.used() and not force:
             raise ArtifactError(
-                f"{self.path}: is not empty; continue it with {go_on(stage, self.path)}, replace it with --force, or "
-                f"give --out a fresh name such as {fresh_path(stage)}"
+                f"{self.path}: is not empty; continue it with {resume_command(stage, self.path)}, replace it with "
+                f"--force, or give --out a fresh name such as {fresh_path(stage)}"
             )
         if self.used() and not is_run(self.path):
             raise ArtifactError(f"{self.path}: --force replaces runs only, and this directory is not one")

@@ -5,13 +5,11 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import math
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from flowopd_cli.errors import ArtifactError, StorageError
 from flowopd_cli.system.json_files import read_json
@@ -19,7 +17,7 @@ from flowopd_cli.system.paths import below
 
 CHECKSUMS = "checksums.json"
 _STAGING, _PART = ".staging-", ".part"
-# What helps against a refusal of the system, by its number.
+# What helps against an error of the system, by its number.
 HELP = {
     errno.ENOSPC: "make room",
     errno.EDQUOT: "make room in your quota",
@@ -94,25 +92,6 @@ def combined_sha256(digests: Mapping[str, str]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def json_lines(rows: Iterable[Mapping[str, Any]]) -> str:
-    """One line of JSON a row."""
-    return "".join(json.dumps(row) + "\n" for row in rows)
-
-
-def plain(value: Any) -> Any:
-    """JSON values only: a tensor of one element is its number, a figure that is not finite is null."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(inner) for inner in value]
-    if value is None or isinstance(value, str | bool | int):
-        return value
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    number = float(value)
-    return number if math.isfinite(number) else None
-
-
 def commit_folder(final: Path, writer: Callable[[Path], None]) -> None:
     """Let ``writer`` fill a staging folder, add checksums, force it to disk, and only then give it its name.
 
@@ -128,7 +107,7 @@ def commit_folder(final: Path, writer: Callable[[Path], None]) -> None:
             writer(staging)
             _seal(staging)
         except BaseException:
-            shutil.rmtree(staging, ignore_errors=True)  # the space is wanted for the run's last words
+            shutil.rmtree(staging, ignore_errors=True)  # the space is needed to close the run
             raise
         if final.exists():
             os.replace(final, replaced)
@@ -154,7 +133,7 @@ def remove(path: Path) -> None:
 
 
 def drop_folder(path: Path) -> None:
-    """Remove a folder that has a name of its own as a whole: there is all of it or nothing under that name."""
+    """Remove a folder atomically: a reader sees all of it or nothing."""
     dropped = path.with_name(f"{_STAGING}dropped-{path.name}")
     with suppress(OSError):
         shutil.rmtree(dropped, ignore_errors=True)
@@ -219,9 +198,9 @@ def sync_folder(folder: Path) -> None:
 def _reason(path: Path, error: BaseException | None) -> str:
     """Why a write was refused, the space that is left, and what helps."""
     number = error.errno if isinstance(error, OSError) else None
-    told = (error.strerror if isinstance(error, OSError) else None) or " ".join(str(error).split())
+    reason = (error.strerror if isinstance(error, OSError) else None) or " ".join(str(error).split())
     place = next((folder for folder in path.absolute().parents if folder.is_dir()), None)
     with suppress(OSError):
         if place is not None:
-            told += f"; {shutil.disk_usage(place).free:,} bytes are free there"
-    return told + (f"; {HELP[number]}" if number in HELP else "")
+            reason += f"; {shutil.disk_usage(place).free:,} bytes are free there"
+    return reason + (f"; {HELP[number]}" if number in HELP else "")

@@ -1,8 +1,11 @@
-"""JSON that somebody may have damaged: read within bounds, refused in one line. No torch here."""
+"""JSON files, which may be damaged: read within bounds, refused in one line. No torch here."""
 
 from __future__ import annotations
 
 import json
+import math
+import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +30,7 @@ def read_json_value(path: Path, what: str) -> Any:
     """Whatever JSON value a file holds.
 
     Raises:
-        ArtifactError: the file is missing, larger than any of ours, or not JSON; ``what`` names it.
+        ArtifactError: the file is missing, larger than :data:`LARGEST`, or not JSON; ``what`` names it.
     """
     try:
         with path.open("rb") as handle:
@@ -53,17 +56,36 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
         lines = path.read_bytes().split(b"\n") if path.is_file() else []
     except OSError as error:
         raise ArtifactError(f"{path}: cannot be read ({error.strerror})") from error
-    found: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     for number, line in enumerate(lines, start=1):
         try:
             row = _parsed(line) if line.strip() else None
         except (ValueError, RecursionError):
             row = line
         if isinstance(row, dict):
-            found.append(row)
+            rows.append(row)
         elif row is not None and any(map(bytes.strip, lines[number:])):
             raise ArtifactError(f"{path}:{number}: not JSON, or not an object")
-    return found
+    return rows
+
+
+def json_lines(rows: Iterable[Mapping[str, Any]]) -> str:
+    """One line of JSON a row."""
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def plain(value: Any) -> Any:
+    """JSON values only: a tensor of one element is its number, a figure that is not finite is null."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    number = float(value)
+    return number if math.isfinite(number) else None
 
 
 def _parsed(content: bytes) -> Any:

@@ -1,7 +1,4 @@
-"""Names that somebody else wrote, of files and on the Hub: looked at without a traceback, kept inside their folder.
-
-No torch here.
-"""
+"""Checks of untrusted names: files, folders, repositories and revisions of the Hub. No torch here."""
 
 from __future__ import annotations
 
@@ -28,7 +25,7 @@ def is_revision(text: str) -> bool:
 
 
 def is_branch(text: str) -> bool:
-    """Whether a text can be a branch: a revision that is no commit and no reference of the Hub's own."""
+    """Whether a text can be a branch: a revision that is neither a commit nor one of the Hub's references."""
     return is_revision(text) and not re.fullmatch(r"[0-9a-f]{40}|refs/.*|.*(/|\.lock)|.*//.*", text)
 
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from datetime import date
 from typing import Any
 
 import yaml
+from yaml.constructor import ConstructorError
 
 from flowopd_cli.errors import RecipeError
 
 LARGEST = 256 << 10
 DEEPEST = 40
-LONGEST_WHOLE = 300  # digits: beyond what a float can hold, nothing that is meant
+MOST_DIGITS = 300  # of a whole number; a float holds 308
 
 
 def parse(text: str, where: str) -> Any:
@@ -43,58 +43,63 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
         event = self.peek_event()
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-            problem = "anchors (&name, *name) are not read: write the value out"
-            raise yaml.composer.ComposerError(None, None, problem, event.start_mark)
+            raise _problem("anchors (&name, *name) are not read: write the value out", event)
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         seen: set[str] = set()
         for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
             if key.value in seen:
-                problem = f"the key {key.value[:40]!r} is there twice"
-                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+                raise _problem(f"the key {key.value[:40]!r} is there twice", key)
             seen.add(key.value)
         return super().construct_mapping(node, deep=deep)
 
     def construct_object(self, node: Any, deep: bool = False) -> Any:
-        """One value; PyYAML lets out whatever ``int``, ``float`` and ``date`` raise over a scalar."""
-        try:
+        try:  # PyYAML lets out whatever int and float raise over a scalar
             return super().construct_object(node, deep=deep)
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
-            problem = f"{str(node.value)[:40]!r} is no {node.tag.rpartition(':')[2]}"
-            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from error
+            raise _problem(f"{str(node.value)[:40]!r} is no {node.tag.rpartition(':')[2]}", node) from error
+
+
+# A date stays the text that it is written as.
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+def _problem(text: str, place: Any) -> ConstructorError:
+    return ConstructorError(None, None, text, place.start_mark)
 
 
 def _plain(value: Any, where: str, depth: int = 0) -> Any:
-    """JSON's kinds of values alone."""
+    """The value, if it holds JSON's kinds of values alone."""
     if depth > DEEPEST:
         raise RecipeError(f"{where}: is nested too deeply")
     if isinstance(value, dict):
-        return {_text(_key(key, where), where): _plain(inner, where, depth + 1) for key, inner in value.items()}
+        return {_key(key, where): _plain(inner, where, depth + 1) for key, inner in value.items()}
     if isinstance(value, list):
         return [_plain(inner, where, depth + 1) for inner in value]
-    if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10**LONGEST_WHOLE:
-        raise RecipeError(f"{where}: holds a number of more than {LONGEST_WHOLE} digits")
+    if isinstance(value, str):
+        return _text(value, where)
+    if isinstance(value, int) and abs(value) >= 10**MOST_DIGITS:
+        raise RecipeError(f"{where}: holds a number of more than {MOST_DIGITS} digits")
     if isinstance(value, float) and math.isnan(value):
         raise RecipeError(f"{where}: holds .nan, which is no value of any field")
     if value is None or isinstance(value, bool | int | float):
         return value
-    if isinstance(value, str | date):
-        return _text(str(value), where)
     raise RecipeError(
         f"{where}: holds a value of the kind {type(value).__name__}; write texts, numbers, lists, mappings"
     )
 
 
 def _key(key: Any, where: str) -> str:
-    if isinstance(key, str | int | date) and not isinstance(key, bool):
-        return str(key)
+    if isinstance(key, str | int) and not isinstance(key, bool):
+        return _text(str(key), where)
     raise RecipeError(f"{where}: {key!r} is no name of a field")
 
 
 def _text(text: str, where: str) -> str:
     if "\0" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
-        raise RecipeError(
-            f"{where}: holds a NUL or half a surrogate pair, which no text of a recipe has: {text[:40]!r}"
-        )
+        raise RecipeError(f"{where}: holds a NUL or half a surrogate pair: {text[:40]!r}")
     return text

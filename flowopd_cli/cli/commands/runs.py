@@ -1,4 +1,4 @@
-"""``flowopd runs``: what lies in a folder of runs, and whether a run is still what it says. No torch here."""
+"""``flowopd runs``: list runs, show their status, verify their files, replay a fault. No torch here."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 from flowopd_cli.cli import completion
 from flowopd_cli.errors import FAULTY
 
-HELP = """List runs, say how they stand, and check that one is whole.
+HELP = """List runs, show their status, and verify their files.
 
 \b
 Example:
@@ -25,9 +25,10 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 @app.command("ls")
 def ls(
-    root: Annotated[Path, typer.Argument(metavar="[DIR]", help="Where to look.")] = Path("runs"), json: Json = False
+    root: Annotated[Path, typer.Argument(metavar="[DIR]", help="The folder to search.")] = Path("runs"),
+    json: Json = False,
 ) -> None:
-    """List the runs below a folder, oldest first: stage, how each ended, when, and its last figures.
+    """List the runs below a folder, oldest first: stage, status, creation time, last metrics.
 
     \b
     Example:
@@ -51,8 +52,8 @@ def status(
         list[Path], typer.Argument(metavar="RUN...", help="Run directories.", autocompletion=completion.runs)
     ],
 ) -> None:
-    """Print how each run stands, a word a line: done, running, interrupted, failed; absent where there is none, unbegun
-    where it was killed before it had a recipe to go on with (start it again with --force).
+    """Print the status of each run, one word a line: done, running, interrupted, failed; absent where there is no run,
+    unbegun where it was killed before its recipe was written (start it again with --force).
 
     \b
     Example:
@@ -66,26 +67,26 @@ def status(
 
 @app.command("verify")
 def verify(run: Run, json: Json = False) -> None:
-    """Check a run against its manifest: files, checkpoints, the adapters it was made from. Exits with 3 on a fault.
+    """Check a run against its manifest: files, checkpoints, input adapters. Exits with 3 on a fault.
 
     \b
     Example:
       flowopd runs verify runs/student
     """
-    from flowopd_cli.runs.inspect import verify as look
+    from flowopd_cli.runs.inspect import verify as check
     from flowopd_cli.system.text import columns
 
-    found = list(look(run))
-    faults = [finding for finding in found if not finding.ok]
+    findings = list(check(run))
+    faults = [finding for finding in findings if not finding.ok]
     if json:
-        told = [{"kind": f.kind, "name": f.name, "ok": f.ok, "fault": f.fault} for f in found]
-        print(jsonlib.dumps({"run": str(run), "ok": not faults, "findings": told}))
+        rows = [{"kind": f.kind, "name": f.name, "ok": f.ok, "fault": f.fault} for f in findings]
+        print(jsonlib.dumps({"run": str(run), "ok": not faults, "findings": rows}))
     elif faults:
         print(columns([(f.kind, f.name, f.fault) for f in faults]))
     else:
         print(run)
     if not json and not faults:
-        typer.echo(f"{len(found)} things looked at, all as the manifest says", err=True)
+        typer.echo(f"{len(findings)} entries checked, all as the manifest says", err=True)
     if faults:
         raise typer.Exit(FAULTY)
 
@@ -100,27 +101,28 @@ def replay(
             autocompletion=completion.runs,
         ),
     ],
-    device: Annotated[str | None, typer.Option("--device", metavar="DEVICE", help="Instead of the recipe's.")] = None,
+    device: Annotated[
+        str | None, typer.Option("--device", metavar="DEVICE", help="The device to use instead of the recipe's.")
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Compute again what a training could not learn from, row by row: which are not finite. Exits with 3 if any is.
+    """Recompute the optimizer step that stopped a training, row by row. Exits with 3 if a row is not finite.
 
     \b
     Example:
       flowopd runs replay runs/t-ocr
     """
-    import importlib
-
+    from flowopd_cli.stages.training.replay import replay as replay_fault
     from flowopd_cli.system.text import columns
 
-    told = importlib.import_module("flowopd_cli.stages.training.replay").replay(run, device)
+    result = replay_fault(run, device)
     if json:
-        print(jsonlib.dumps(told))
+        print(jsonlib.dumps(result))
     else:
-        cells = [tuple(str(row[key]) for key in ("prompt", "sigma", "loss", "gradient")) for row in told["rows"]]
+        cells = [tuple(str(row[key]) for key in ("prompt", "sigma", "loss", "gradient")) for row in result["rows"]]
         print(columns([("PROMPT", "SIGMA", "LOSS", "GRADIENT"), *cells]))
-        typer.echo(f"iteration {told['iteration']}: {told['bad']} of {len(cells)} rows are not finite", err=True)
-    if told["bad"]:
+        typer.echo(f"iteration {result['iteration']}: {result['bad']} of {len(cells)} rows are not finite", err=True)
+    if result["bad"]:
         raise typer.Exit(FAULTY)
 
 

@@ -16,7 +16,7 @@ from flowopd_cli.models.files.families import model_fields
 from flowopd_cli.registry import REWARDS, reward_name, suite_name
 from flowopd_cli.runs import provenance
 from flowopd_cli.runs.adapter_ref import AdapterRef, Adapters, recorded_base
-from flowopd_cli.runs.layout import go_on
+from flowopd_cli.runs.layout import resume_command
 from flowopd_cli.runs.manifest import ADAPTER, is_run
 from flowopd_cli.runs.provenance import MAY_CHANGE
 from flowopd_cli.runs.run import RunDir
@@ -145,7 +145,7 @@ def _resumed(stage: str, common: Common, flags: Mapping[str, Any], adapters: Ada
     run = RunDir.open(Path(str(common.resume)))
     actual = run.manifest().stage
     if actual != stage:
-        raise RecipeError(f"{run.path}: is a {actual} run; go on with: {go_on(actual, run.path)}")
+        raise RecipeError(f"{run.path}: is a {actual} run; go on with: {resume_command(actual, run.path)}")
     if not run.recipe_file.is_file():
         raise ArtifactError(f"{run.path}: ended before its first write was done; start again with --out and --force")
     recipe = run.recipe([*(f"{key}={dumps(value)}" for key, value in flags.items()), *common.overrides])

@@ -13,8 +13,8 @@ from flowopd_cli.runs.run import RunDir
 from flowopd_cli.stages.evaluation.folder import PictureFolder
 from flowopd_cli.stages.evaluation.requests import Key, PictureRequest
 from flowopd_cli.suites.base import NamedReward, Row, Suite
-from flowopd_cli.system.files import append, atomic_write, json_lines, plain, remove, storing
-from flowopd_cli.system.json_files import read_json_lines
+from flowopd_cli.system.files import append, atomic_write, remove, storing
+from flowopd_cli.system.json_files import json_lines, plain, read_json_lines
 
 Scored = tuple[str, Row]  # suite and row
 

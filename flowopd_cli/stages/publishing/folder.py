@@ -22,8 +22,7 @@ from flowopd_cli.runs.run import RunDir
 from flowopd_cli.stages.publishing import card as cards
 from flowopd_cli.stages.publishing.licenses import inherited_license
 from flowopd_cli.stages.training.model import pretrained
-from flowopd_cli.system.files import json_lines
-from flowopd_cli.system.json_files import read_json_lines, read_json_value
+from flowopd_cli.system.json_files import json_lines, read_json_lines, read_json_value
 from flowopd_cli.system.redact import public_name, public_reference, public_text
 
 PICTURES = "eval"  # the row of pictures of an evaluation

@@ -12,7 +12,7 @@ from flowopd_cli.recipe import TrainSpec
 from flowopd_cli.runs.checkpoints import best_step
 from flowopd_cli.runs.run import RunDir
 from flowopd_cli.system.distributed import everyone
-from flowopd_cli.system.files import plain
+from flowopd_cli.system.json_files import plain
 from flowopd_cli.system.progress import Progress
 from flowopd_cli.system.text import suggest
 from flowopd_cli.train.checkpoint import TrainState
