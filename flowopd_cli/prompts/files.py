@@ -89,17 +89,17 @@ def repeats(rows: Sequence[Row]) -> str | None:
 
 
 def target(text: str, metadata: Mapping[str, Any]) -> str | None:
-    """What a prompt wants written: ``metadata["target"]``, else the text between its first two double quotes.
+    """The text to render: ``metadata["target"]``, else the text between its first two double quotes.
 
     ``None`` where neither is there, or it is no text, nothing but spaces, or too long to be written.
     """
-    wanted = metadata.get("target")
-    if wanted is None:
+    text_to_write = metadata.get("target")
+    if text_to_write is None:
         parts = text.split('"', 2)
-        wanted = parts[1] if len(parts) == 3 else ""
-    if not isinstance(wanted, str | int | float) or len(str(wanted)) > LONGEST_TARGET:
+        text_to_write = parts[1] if len(parts) == 3 else ""
+    if not isinstance(text_to_write, str | int | float) or len(str(text_to_write)) > LONGEST_TARGET:
         return None
-    return str(wanted) if str(wanted).strip() else None
+    return str(text_to_write) if str(text_to_write).strip() else None
 
 
 def _decoded(place: str, line: bytes, *, first: bool) -> str:
@@ -140,13 +140,13 @@ def _from_json(place: str, line: str, task: str | None) -> Row:
     named = row.get("task", task)
     if "task" in row and (not isinstance(named, str) or not named or not named.isprintable()):
         raise PromptError(f'{place}: "task" must be a name')
-    own = row.get("id")
-    if own is not None and (isinstance(own, bool) or not isinstance(own, str | int)):
+    row_id = row.get("id")
+    if row_id is not None and (isinstance(row_id, bool) or not isinstance(row_id, str | int)):
         raise PromptError(f'{place}: "id" must be a text or a whole number')
-    if own is not None and (not str(own) or not str(own).isprintable() or len(str(own)) > LONGEST_ID):
+    if row_id is not None and (not str(row_id) or not str(row_id).isprintable() or len(str(row_id)) > LONGEST_ID):
         raise PromptError(f'{place}: "id" must have 1 to {LONGEST_ID} characters that can be printed')
     metadata = {key: value for key, value in row.items() if key not in {"task", "id"}}
-    return Row(place, _sound(place, row["prompt"]), named, None if own is None else str(own), metadata)
+    return Row(place, _sound(place, row["prompt"]), named, None if row_id is None else str(row_id), metadata)
 
 
 def _no_number(name: str) -> None:
@@ -162,7 +162,7 @@ def _refuse_repeated_ids(rows: Sequence[Row]) -> None:
         if row.id in places:
             line = places[row.id].rpartition(":")[2]
             raise PromptError(
-                f"{row.place}: the id {row.id[:SHOWN]!r} is there already, in line {line}: give each prompt an id of "
-                "its own, or none"
+                f"{row.place}: the id {row.id[:SHOWN]!r} is there already, in line {line}: give each prompt another "
+                "id, or none"
             )
         places[row.id] = row.place

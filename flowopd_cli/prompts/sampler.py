@@ -51,15 +51,15 @@ class GroupSampler:
         task_of = {g: prompt.task for prompt, g in zip(prompts, group, strict=True)}
         drawn = {id(prompt) for prompt in prompts}
         left: dict[str, Iterator[Prompt]] = {}
-        found: list[tuple[Prompt, list[int]]] = []
+        replacements: list[tuple[Prompt, list[int]]] = []
         for attempt, task in enumerate(task_of[g] for g in tried):
             if task not in left:
                 pool = [p for p in self.prompts[task] if id(p) not in drawn] or list(self.prompts[task])
                 random.Random(f"{self.seed}/{iteration}/spare/{task}").shuffle(pool)
                 left[task] = cycle(pool)
             seeds = [self._noise(iteration, f"spare/{attempt}/{row}") for row in range(self.group_size)]
-            found.append((next(left[task]), seeds))
-        return found
+            replacements.append((next(left[task]), seeds))
+        return replacements
 
     @staticmethod
     def _pick(rng: random.Random, prompts: Sequence[Prompt], count: int) -> list[Prompt]:

@@ -55,7 +55,7 @@ overall score from 1 (very bad) to 5 (very good), decimals allowed, between tags
 
 @dataclass(frozen=True)
 class JudgeOptions:
-    """What a judge is asked and how its answer is read; a preset fills it in, options change single fields.
+    """The question to a judge and the parsing of its answer; a preset sets all fields, options override single ones.
 
     ``template`` is the question, ``{prompt}`` in it stands for the prompt. ``pattern`` finds the number: a regular
     expression with one group. The number must lie in ``low`` to ``high`` and is divided by ``divisor`` to become the
@@ -146,15 +146,17 @@ class VLMReward(Reward):
         Raises:
             RewardError: no endpoint answers, or each of several pictures was refused.
         """
-        asked = list(zip(range(len(prompts)), to_pil(images), [prompt.text for prompt in prompts], strict=True))
-        given = in_parallel([partial(self.judge, *row) for row in asked], self.options.concurrency)
-        if len(given) > 1 and all(judgement.refused for judgement in given):
-            raise RewardError(f"vlm: every picture was refused: {given[0].error}")
-        raw = torch.tensor([float("nan") if g.score is None else g.score for g in given])
-        details: list[dict[str, Any]] = [
-            {"judge": self.name, "answer": g.answer[-KEPT:]} | ({"error": g.error} if g.error else {}) for g in given
-        ]
-        return RewardResult(raw / self.options.divisor, {"raw": raw}, ~torch.isnan(raw), tuple(details))
+        questions = list(zip(range(len(prompts)), to_pil(images), [prompt.text for prompt in prompts], strict=True))
+        judgements = in_parallel([partial(self.judge, *row) for row in questions], self.options.concurrency)
+        if len(judgements) > 1 and all(judgement.refused for judgement in judgements):
+            raise RewardError(f"vlm: every picture was refused: {judgements[0].error}")
+        raw = torch.tensor([float("nan") if judgement.score is None else judgement.score for judgement in judgements])
+        details = tuple(
+            {"judge": self.name, "answer": judgement.answer[-KEPT:]}
+            | ({"error": judgement.error} if judgement.error else {})
+            for judgement in judgements
+        )
+        return RewardResult(raw / self.options.divisor, {"raw": raw}, ~torch.isnan(raw), details)
 
     def judge(self, turn: int, image: Image.Image, text: str) -> Judgement:
         """One question; ``turn`` picks the endpoint that is asked first.
@@ -202,7 +204,7 @@ def checked(options: JudgeOptions) -> JudgeOptions:
     """The options, when they make sense.
 
     Raises:
-        RewardError: a pattern without exactly one group, an empty range, or a number out of its own.
+        RewardError: a pattern without exactly one group, an empty range, or a number outside its bounds.
     """
     try:
         groups = re.compile(options.pattern).groups
@@ -230,7 +232,7 @@ def read_answer(answer: str, options: JudgeOptions) -> Judgement:
         return Judgement(None, answer, "the answer has no score: its thoughts do not end")
     numbers = re.findall(options.pattern, spoken)
     if not numbers:
-        return Judgement(None, answer, "the answer has no score of the form that was asked for")
+        return Judgement(None, answer, "the answer has no score of the requested form")
     try:
         values = {float(number) for number in numbers}
     except ValueError:

@@ -123,9 +123,9 @@ def download(url: str, *, sha256: str | None, name: str | None = None) -> Path:
             size = source.headers.get("Content-Length")
         if size is not None and Path(partial).stat().st_size != int(size):
             raise OSError(f"it broke off after {Path(partial).stat().st_size} of {size} bytes")
-        found = sha256_file(Path(partial))
-        if sha256 is not None and not found.startswith(sha256):
-            raise ArtifactError(f"{url}: sha256 is {found}, expected {sha256}; the file was not kept")
+        digest = sha256_file(Path(partial))
+        if sha256 is not None and not digest.startswith(sha256):
+            raise ArtifactError(f"{url}: sha256 is {digest}, expected {sha256}; the file was discarded")
         os.replace(partial, target)
     except OSError as error:
         raise ArtifactError(f"{url}: cannot be fetched ({error}); download it yourself and name its path") from error
@@ -147,14 +147,14 @@ def refuse_unpinned(path: Path, sha256: str | None, name: str | None = None) -> 
     Raises:
         ArtifactError: the message has the actual digest.
     """
-    found = sha256_file(path)
+    digest = sha256_file(path)
     if sha256 is None:
         raise ArtifactError(
             f"{name or path}: a pickled checkpoint without a pinned sha256: if you trust it, write "
-            f"{name or path}#sha256={found}, or convert it to .safetensors"
+            f"{name or path}#sha256={digest}, or convert it to .safetensors"
         )
-    if not found.startswith(sha256):
-        raise ArtifactError(f"{name or path}: sha256 is {found}, expected {sha256}")
+    if not digest.startswith(sha256):
+        raise ArtifactError(f"{name or path}: sha256 is {digest}, expected {sha256}")
 
 
 def load_tensors(path: str | Path, sha256: str | None = None, name: str | None = None) -> dict[str, Tensor]:

@@ -82,13 +82,13 @@ def save(pipe: toy_pipeline.StableDiffusion3Pipeline, folder: Path) -> None:
     and diffusers takes the latents' precision from them.
     """
     modules = (pipe.transformer, pipe.vae)
-    kept = [[p.data for p in module.parameters()] for module in modules]
+    weights = [[p.data for p in module.parameters()] for module in modules]
     for module in modules:
         module.half()
     pipe.save_pretrained(folder)
     for path in folder.rglob("*.json"):
         forget_origin(path)
-    for module, data in zip(modules, kept, strict=True):
+    for module, data in zip(modules, weights, strict=True):
         module.float()
         for parameter, value in zip(module.parameters(), data, strict=True):
             parameter.data = value

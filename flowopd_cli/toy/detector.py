@@ -50,7 +50,7 @@ class PixelDetector:
         reading = read_ink(images, seen_paper(images))
         ink = ((reading.coverage - 0.15) / 0.4).clamp(0, 1)[:, None]
         overlap = self._overlap(ink)
-        found: list[list[Detection]] = [[] for _ in images]
+        detections: list[list[Detection]] = [[] for _ in images]
         height, width = overlap.shape[-2:]
         grid = torch.stack(torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij"))
         for _ in range(MAX_OBJECTS):
@@ -59,10 +59,10 @@ class PixelDetector:
             y, x = place // width, place % width
             for row in (best > OVERLAP_ZERO).nonzero().flatten().tolist():
                 k, at = int(template[row]), (int(y[row]), int(x[row]))
-                found[row].append(self._detection(reading, ink, row, k, at, float(best[row])))
+                detections[row].append(self._detection(reading, ink, row, k, at, float(best[row])))
             near = (grid[0] - y[:, None, None]).square() + (grid[1] - x[:, None, None]).square() < APART**2
             overlap.masked_fill_(near[:, None], 0)
-        return found
+        return detections
 
     def _overlap(self, ink: Float[Tensor, "B 1 H W"]) -> Float[Tensor, "B K H W"]:
         """Soft intersection over union of each template with the ink around each place."""

@@ -215,5 +215,5 @@ def _sizes(tensors: Mapping[str, Tensor], name: str, dimensions: int, what: str)
 
 
 def _layers(tensors: Mapping[str, Tensor], pattern: str) -> int:
-    found = (re.fullmatch(pattern, name) for name in tensors)
-    return 1 + max(int(match[1]) for match in found if match)
+    matches = (re.fullmatch(pattern, name) for name in tensors)
+    return 1 + max(int(match[1]) for match in matches if match)

@@ -39,8 +39,8 @@ def weights_file(source: str, filename: str) -> Weights:
     if source.startswith(("/", ".", "~")) and not Path(source).is_dir():
         raise ArtifactError(f"{source}: no such file or folder")
     repo, revision = split_revision(source)
-    found = hub_file(repo, filename, revision=revision)
-    return found._replace(sha256=stated or found.sha256)
+    weights = hub_file(repo, filename, revision=revision)
+    return weights._replace(sha256=stated or weights.sha256)
 
 
 def assemble(
@@ -55,10 +55,10 @@ def assemble(
     """
     with torch.device("meta"):
         expected = {name: tuple(value.shape) for name, value in kind(config, **options).state_dict().items()}
-    found = {name: tuple(value.shape) for name, value in tensors.items()}
-    shared = expected.keys() & found.keys()
-    misshaped = sorted(f"{name} {found[name]}" for name in shared if expected[name] != found[name])
-    refuse_mismatch(what, sorted(expected.keys() - shared), sorted(found.keys() - shared), misshaped)
+    actual = {name: tuple(value.shape) for name, value in tensors.items()}
+    shared = expected.keys() & actual.keys()
+    misshaped = sorted(f"{name} {actual[name]}" for name in shared if expected[name] != actual[name])
+    refuse_mismatch(what, sorted(expected.keys() - shared), sorted(actual.keys() - shared), misshaped)
     model = kind.from_pretrained(None, config=config, state_dict=dict(tensors), dtype=dtype, **options)
     return model.eval().requires_grad_(False)
 
@@ -89,8 +89,8 @@ class LinearStack:
         refuse_mismatch(what, missing, unexpected, [])
         self.layers = [(tensors[w].float(), tensors[b].float()) for w, b in zip(names[::2], names[1::2], strict=True)]
         outputs = [weight.shape[0] for weight, _ in self.layers]
-        wanted = zip([*outputs[:-1], 1], [width, *outputs[:-1]], strict=True)
-        pairs = zip(names[::2], self.layers, wanted, strict=True)
+        shapes = zip([*outputs[:-1], 1], [width, *outputs[:-1]], strict=True)
+        pairs = zip(names[::2], self.layers, shapes, strict=True)
         misshaped = [f"{n} {tuple(w.shape)}" for n, (w, b), s in pairs if w.shape != s or b.shape != s[:1]]
         refuse_mismatch(what, [], [], misshaped)
 
@@ -105,8 +105,8 @@ def declared(info: RewardInfo, usual: bool, dtype: str) -> RewardInfo:
     """The declaration of a scorer, exact with the ``usual`` weights in float32 alone."""
     other = [] if usual else ["other weights than the reference's, or a copy of them"]
     other += [] if dtype == "float32" else [f"in {dtype}"]
-    kept = [info.note] if info.note and not info.exact else []
-    return replace(info, exact=False, note="; ".join(kept + other)) if other else info
+    notes = [info.note] if info.note and not info.exact else []
+    return replace(info, exact=False, note="; ".join(notes + other)) if other else info
 
 
 def text_vectors(encoder: ClipEncoder, texts: Sequence[str]) -> Float[Tensor, "B D"]:
