@@ -29,10 +29,10 @@ def train(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
 
-    def run(*rewards, **changes):
+    def run(*rewards, flags=(), **changes):
         recipe = {**SMALL, "rewards": list(rewards), **changes}
         (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
-        argv = ["flowopd", "teacher", "--recipe", "r.yaml", "--out", "run", "--force", "--quiet"]
+        argv = ["flowopd", "teacher", "--recipe", "r.yaml", "--out", "run", "--force", "--quiet", *flags]
         monkeypatch.setattr(sys, "argv", argv)
         with pytest.raises(SystemExit) as stop:
             cli.main()
@@ -122,7 +122,7 @@ def test_a_function_of_ones_own(train, tmp_path):
         "def dark(images, prompts, gain=1):\n    return gain * (1 - images.mean(dim=(1, 2, 3)))\n"
     )
     try:
-        code, err, rows = train({"name": "own_scores:dark", "options": {"gain": 2}})
+        code, err, rows = train({"name": "own_scores:dark", "options": {"gain": 2}}, flags=["--allow-code"])
     finally:
         sys.modules.pop("own_scores", None)
     assert (code, err) == (0, "")
