@@ -118,8 +118,8 @@ def _label_cost(recipe: TeacherRecipe | DistillRecipe) -> float:
         return cost(own) if recipe.grpo.beta > 0 else 0
     teachers = [spec.guidance if spec.guidance is not None else own for spec in recipe.routing.values()]
     anchor = recipe.anchor.guidance if recipe.anchor.guidance is not None else own
-    asked = recipe.anchor.probability / recipe.anchor.every if recipe.anchor.beta > 0 else 0
-    return max(map(cost, teachers)) + asked * cost(anchor)
+    frequency = recipe.anchor.probability / recipe.anchor.every if recipe.anchor.beta > 0 else 0
+    return max(map(cost, teachers)) + frequency * cost(anchor)
 
 
 def workload(recipe: TrainedRecipe) -> Workload:

@@ -112,9 +112,9 @@ def test_an_interrupted_demo_goes_on_where_it_stopped(tmp_path):
     again = []
     shown.run(pretend(again), Silent())
     assert again[:3] == [("merge", True), ("student", False), ("eval-base", False)]
-    kept = []
-    result = shown.run(pretend(kept), Silent())
-    assert kept == []
+    executed = []
+    result = shown.run(pretend(executed), Silent())
+    assert executed == []
     assert Path(result["report"]).is_file()
     more = []
     replace(shown, baseline=True).run(pretend(more), Silent())

@@ -30,8 +30,8 @@ COMMANDS = dict(commands(typer.main.get_command(cli.app)))
 
 def examples(text):
     """The ``flowopd`` command lines below the word Example, as words; what a shell does around them is left out."""
-    told = text.partition("Example")[2].replace("\\\n", " ")
-    for line in map(str.strip, told.splitlines()):
+    text = text.partition("Example")[2].replace("\\\n", " ")
+    for line in map(str.strip, text.splitlines()):
         words = shlex.split(line, comments=True) if "flowopd " in line and not line.endswith(":") else []
         while words and "=" in words[0]:
             words.pop(0)
@@ -92,7 +92,7 @@ def shell(**environment):
 
 
 def test_completion_asks_no_torch():
-    asked = {"_FLOWOPD_COMPLETE": "complete_bash", "COMP_WORDS": "flowopd eval --suite toy-q", "COMP_CWORD": "3"}
-    done = shell(**asked)
+    environment = {"_FLOWOPD_COMPLETE": "complete_bash", "COMP_WORDS": "flowopd eval --suite toy-q", "COMP_CWORD": "3"}
+    done = shell(**environment)
     assert done.stdout.split() == ["toy-quality"]
     assert done.stderr.splitlines()[-1] == "[]"

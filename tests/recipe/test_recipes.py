@@ -1,4 +1,4 @@
-"""Recipes: validation with one-line errors, overrides, round trips, the shelf."""
+"""Recipes: validation with one-line errors, overrides, round trips, the shipped recipes."""
 
 import re
 import subprocess

@@ -27,8 +27,8 @@ def wait_for_rows(path, process, rows, patience=240):
         time.sleep(0.01)
 
 
-def told(pid):
-    """State and parent of a process as Linux tells them; ``None`` when there is none."""
+def process_state(pid):
+    """State and parent of a process as Linux has them; ``None`` when there is none."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:2]
     except OSError:
@@ -37,13 +37,13 @@ def told(pid):
 
 def alive(pid):
     """Whether a process has not ended."""
-    return told(pid) is not None and told(pid)[0] not in {"Z", "X"}
+    return process_state(pid) is not None and process_state(pid)[0] not in {"Z", "X"}
 
 
 def descendants(pid):
     """A process and all that it started, by their numbers."""
     numbers = [int(entry.name) for entry in Path("/proc").glob("[0-9]*")]
-    parents = {number: int(found[1]) for number in numbers if (found := told(number))}
+    parents = {number: int(found[1]) for number in numbers if (found := process_state(number))}
     found = {pid}
     while new := {child for child, parent in parents.items() if parent in found} - found:
         found |= new

@@ -68,17 +68,17 @@ class Forks:
         """Run a command line to its end, in ``ranks`` processes; the first one's changes below a folder are noted.
 
         ``before`` is the source of Python statements that each executes first. When one of several ends, the others are
-        asked to end too, as a launcher does.
+        stopping to end too, as a launcher does.
         """
-        told = {"kill": asdict(kill) if kill else {}, "below": str(below) if below else None}
-        return self._ask(argv, **told, before=before, ranks=ranks)[0]
+        options = {"kill": asdict(kill) if kill else {}, "below": str(below) if below else None}
+        return self._ask(argv, **options, before=before, ranks=ranks)[0]
 
-    def _ask(self, argv, **told):
+    def _ask(self, argv, **options):
         self._count += 1
         stem = self._folder / str(self._count)
-        asked = {"kill": {}, "below": None, "before": "", "ranks": 1, "rivals": 1, **told}
-        asked |= {"argv": [str(word) for word in argv], "stem": str(stem), "cwd": str(self._folder)}
-        self._process.stdin.write(json.dumps(asked) + "\n")
+        job = {"kill": {}, "below": None, "before": "", "ranks": 1, "rivals": 1, **options}
+        job |= {"argv": [str(word) for word in argv], "stem": str(stem), "cwd": str(self._folder)}
+        self._process.stdin.write(json.dumps(job) + "\n")
         self._process.stdin.flush()
         line = self._process.stdout.readline()
         assert line, f"the server ended with {self._process.wait(PATIENCE)}"
@@ -127,16 +127,16 @@ def serve():
 
     answers = os.fdopen(os.dup(1), "w")
     for line in sys.stdin:
-        told, children = json.loads(line), []
+        job, children = json.loads(line), []
         port = _free_port()
-        for rank in range(told["ranks"] * told["rivals"]):
+        for rank in range(job["ranks"] * job["rivals"]):
             children.append(os.fork())
             if children[-1] == 0:
                 answers.close()
-                _be(told, rank, port)
+                _be(job, rank, port)
         started = time.monotonic()
-        due = _due(told["kill"], told["below"], started)
-        codes = _wait(children, due, told["kill"], rivals=told["rivals"] > 1)
+        due = _due(job["kill"], job["below"], started)
+        codes = _wait(children, due, job["kill"], rivals=job["rivals"] > 1)
         print(json.dumps({"codes": codes, "seconds": time.monotonic() - started}), file=answers, flush=True)
 
 
@@ -169,7 +169,7 @@ def _rows(below):
 
 def _wait(children, due, kill, *, rivals):
     """The exit codes of all children."""
-    codes, asked, started = {}, False, time.monotonic()
+    codes, stopping, started = {}, False, time.monotonic()
     while len(codes) < len(children):
         now = time.monotonic()
         for child in children:
@@ -179,8 +179,8 @@ def _wait(children, due, kill, *, rivals):
         living = [child for child in children if child not in codes]
         if due():
             _tell([child for child in living if child == children[kill["rank"]]], kill["number"])
-        if any(codes.values()) and not asked and not rivals:
-            asked = True
+        if any(codes.values()) and not stopping and not rivals:
+            stopping = True
             _tell(living, signal.SIGTERM)
         if now > started + PATIENCE:
             _tell(living, signal.SIGKILL)
@@ -193,23 +193,23 @@ def _tell(children, number):
         os.kill(child, number)
 
 
-def _be(told, rank, port):
+def _be(job, rank, port):
     """A child: a command line, from its first statement to its exit code."""
     code = 1
     try:
-        stem = _stem(told["stem"], rank)
+        stem = _stem(job["stem"], rank)
         for descriptor, name in ((1, "out"), (2, "err")):
             os.dup2(os.open(stem.with_suffix(f".{name}"), os.O_WRONLY | os.O_CREAT, 0o644), descriptor)
-        os.chdir(told["cwd"])
+        os.chdir(job["cwd"])
         sys.stdin.close()
-        sys.argv = ["flowopd", *told["argv"]]
-        if told["ranks"] > 1:
-            shared = {"WORLD_SIZE": told["ranks"], "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        sys.argv = ["flowopd", *job["argv"]]
+        if job["ranks"] > 1:
+            shared = {"WORLD_SIZE": job["ranks"], "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
             own = {"RANK": rank, "LOCAL_RANK": rank, "ACCELERATE_USE_CPU": "true"}
             os.environ |= {name: str(value) for name, value in (shared | own).items()}
-        exec(told["before"], {})
+        exec(job["before"], {})
         if rank == 0:
-            _watch(told)
+            _watch(job)
         from flowopd_cli.cli import app as cli
 
         cli.main()
@@ -225,15 +225,15 @@ def _be(told, rank, port):
         os._exit(code)
 
 
-def _watch(told):
+def _watch(job):
     """Note the changes below a folder, and die at one of them."""
-    kill = told["kill"]
+    kill = job["kill"]
     if kill.get("half"):
         _die_in_the_middle(kill)
-    if not told["below"]:
+    if not job["below"]:
         return
-    below, count = os.path.realpath(told["below"]), 0
-    noted = os.open(Path(told["stem"]).with_suffix(".changes"), os.O_WRONLY | os.O_CREAT)
+    below, count = os.path.realpath(job["below"]), 0
+    noted = os.open(Path(job["stem"]).with_suffix(".changes"), os.O_WRONLY | os.O_CREAT)
 
     def change(what, path):
         nonlocal count

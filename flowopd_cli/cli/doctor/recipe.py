@@ -172,7 +172,7 @@ def _reward(name: str) -> Line:
 
     label = f"reward {name}"
     if name.startswith(registry.REMOTE):
-        return Line(label, "warn", "is asked over HTTP", "its worker has to run: flowopd rewards serve")
+        return Line(label, "warn", "is called over HTTP", "its worker has to run: flowopd rewards serve")
     try:
         info = row(name)
     except FlowOPDError as error:

@@ -40,8 +40,8 @@ def test_a_suite_under_its_bar_ends_with_3_and_says_so(root, capsys):
     quality = ("eval", "--base", "toy", "--suite", "quality", *SMALL)
     assert call(*quality, "--fail-under", "quality=0.99", "--json", "--quiet", "--out", root / "low") == 3
     out, err = capsys.readouterr()
-    told = json.loads(out)
-    assert told["below"] == [err.strip()]
+    result_json = json.loads(out)
+    assert result_json["below"] == [err.strip()]
     assert err.startswith("quality: 0.")
     assert call("eval", "--resume", root / "low") == 3
     assert "already done" in capsys.readouterr().err

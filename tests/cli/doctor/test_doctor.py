@@ -206,16 +206,16 @@ def test_text_encoders_are_counted_beside_the_base_and_a_merge_loads_neither(mon
         return {line.name: line for line in found}
 
     taken = 2_243_171_520 + 384**2 * 1536 + 5_580_620_800
-    asked = {"eval": {"suites": ["pickscore"]}}
-    assert lines("eval", **asked)["memory needed"].found.startswith(f"{doctor.gib(2 * taken)} for the base and")
+    suites = {"eval": {"suites": ["pickscore"]}}
+    assert lines("eval", **suites)["memory needed"].found.startswith(f"{doctor.gib(2 * taken)} for the base and")
     assert lines("push", run="r")["memory needed"].found.startswith(f"{doctor.gib(4 * taken)} for the base and")
     free = 2 * taken + doctor_recipe.FRAMEWORK
     monkeypatch.setattr(machine, "devices", lambda: [Device("A", 80 * GIB, free - 1, True)])
-    assert lines("eval", **asked)["memory needed"].state == "fail"
+    assert lines("eval", **suites)["memory needed"].state == "fail"
     monkeypatch.setattr(machine, "devices", lambda: [Device("A", 80 * GIB, free, True)])
-    assert lines("eval", **asked)["memory needed"].state == "ok"
-    for told in (lines("merge", adapters=["runs/a"]), lines("eval", "eval.import_scores=there", **asked)):
-        assert not {"memory needed", "devices", "base"} & told.keys()
+    assert lines("eval", **suites)["memory needed"].state == "ok"
+    for result in (lines("merge", adapters=["runs/a"]), lines("eval", "eval.import_scores=there", **suites)):
+        assert not {"memory needed", "devices", "base"} & result.keys()
     small = memory_line(monkeypatch, 12 * GIB, "train.micro=1", "train.gradient_checkpointing=true")
     assert (small.state, small.way_out.partition(":")[0]) == ("fail", "not even one row fits")
 
@@ -247,9 +247,9 @@ def test_rewards_prompts_and_base_of_a_recipe(monkeypatch):
 def test_the_command_on_this_machine(flowopd, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, out, _ = flowopd("doctor", "--recipe", "toy/teacher-ocr", "--json")
-    told = json.loads(out)
-    assert (code, told["ok"]) == (0, True)
-    assert {line["state"] for line in told["lines"]} <= {"ok", "warn"}
+    result = json.loads(out)
+    assert (code, result["ok"]) == (0, True)
+    assert {line["state"] for line in result["lines"]} <= {"ok", "warn"}
     code, out, _ = flowopd("doctor", "--recipe", "toy/teacher-ocr", "--set", "rewards.0.name=toy-orc")
     assert code == 3
     assert any(line.startswith("fail") and "did you mean 'toy-ocr'?" in line for line in out.splitlines())

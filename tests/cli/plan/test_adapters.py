@@ -1,4 +1,4 @@
-"""Adapters against the base that they shall work on, told from files alone."""
+"""Adapters checked against a base by their files alone."""
 
 import json
 import subprocess
