@@ -1,4 +1,4 @@
-"""Prompt embeddings that outlive a run: each text is encoded once, kept on disk, and read row by row."""
+"""Prompt embeddings on disk: each text is encoded once, for this run and for later ones."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ import json
 import logging
 import uuid
 import zlib
-from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,160 +22,130 @@ from flowopd_cli.system.files import atomic_write
 FORMAT = 1
 SUFFIX = ".safetensors"
 DAMAGE = (OSError, SafetensorError, ValueError, KeyError, TypeError, IndexError)
-MEMORY_BYTES = 1024**3
 SHARD_BYTES = 64 * 1024**2
 
 Row = tuple[Tensor, Tensor]
 _log = logging.getLogger("flowopd")
 
 
-@dataclass(frozen=True)
-class _Place:
-    """Where a text's row lies, and what its bytes add up to."""
-
+class _Entry(NamedTuple):
     shard: str
     row: int
     checksum: int
 
 
 def store_folder(root: Path, identity: Mapping[str, object]) -> Path:
-    """The folder under ``root`` for embeddings of one ``identity``: all that they depend on, beside their text."""
-    told = json.dumps({"format": FORMAT, **identity}, sort_keys=True)
-    return root / hashlib.sha256(told.encode()).hexdigest()[:32]
+    """The folder under ``root`` for embeddings of one ``identity``: all that they depend on beside their text."""
+    text = json.dumps({"format": FORMAT, **identity}, sort_keys=True)
+    return root / hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 class EmbeddingStore:
     """Rows ``(embeds (L, D), pooled (P,))`` by text, on the CPU.
 
-    With a folder they lie there in shards of up to ``shard_bytes``, and at most ``memory_bytes`` of what was read stay
-    in memory, the latest used. A shard is written under a name of its own, at once or not at all, so that processes may
-    share a folder; one that is damaged is removed with a remark, and its texts are unknown again. Without a folder, or
-    when it cannot be written, everything stays in memory.
+    With a folder they are written there in shards of up to ``shard_bytes`` and read row by row. A shard has a name of
+    its own and is written atomically, so that processes may share a folder; a damaged one is removed with a warning,
+    and its texts are unknown again. Without a folder, or if it cannot be written, everything stays in memory.
     """
 
-    def __init__(
-        self, folder: Path | None = None, *, memory_bytes: int = MEMORY_BYTES, shard_bytes: int = SHARD_BYTES
-    ) -> None:
+    def __init__(self, folder: Path | None = None, *, shard_bytes: int = SHARD_BYTES) -> None:
         self.folder = folder
-        self._memory_bytes, self._shard_bytes = memory_bytes, shard_bytes
-        self._writable = True
-        self._listed: set[str] = set()
-        self._places: dict[str, _Place] = {}
-        self._own: dict[str, Row] = {}  # not on disk, so never dropped
-        self._own_bytes = 0
-        self._recent: OrderedDict[str, Row] = OrderedDict()
-        self._recent_bytes = 0
+        self._shard_bytes = shard_bytes
+        self._writable = folder is not None
+        self._shards: set[str] = set()
+        self._index: dict[str, _Entry] = {}
+        self._unsaved: dict[str, Row] = {}
 
     def unknown(self, texts: Iterable[str]) -> list[str]:
-        """Those of the texts, each once, whose rows are neither here nor, as of now, in the folder."""
-        self._list()
-        return [text for text in dict.fromkeys(texts) if text not in self._own and _key(text) not in self._places]
+        """The distinct texts without a row, here or in the folder as it is now."""
+        self._refresh()
+        return [text for text in dict.fromkeys(texts) if not self._has(text)]
 
     def find(self, texts: Sequence[str]) -> dict[str, Row]:
-        """The rows of those texts that have any, each shard opened once."""
-        if not all(text in self._own or text in self._recent or _key(text) in self._places for text in texts):
-            self._list()
-        found: dict[str, Row] = {}
-        shards: dict[str, list[tuple[str, _Place]]] = {}
+        """The rows of those texts that have one; each shard is opened once."""
+        if not all(map(self._has, texts)):
+            self._refresh()
+        rows = {text: self._unsaved[text] for text in texts if text in self._unsaved}
+        shards: dict[str, list[tuple[str, _Entry]]] = {}
         for text in texts:
-            row = self._own.get(text) or self._recent.get(text)
-            if row is not None:
-                found[text] = row
-            elif (place := self._places.get(_key(text))) is not None:
-                shards.setdefault(place.shard, []).append((text, place))
-        for text in found.keys() & self._recent.keys():
-            self._recent.move_to_end(text)
-        for shard, wanted in shards.items():
-            found |= self._read(shard, wanted)
-        return found
+            if text not in rows and (entry := self._index.get(_key(text))) is not None:
+                shards.setdefault(entry.shard, []).append((text, entry))
+        for shard, entries in shards.items():
+            rows |= self._read(shard, entries)
+        return rows
 
     def add(self, rows: Mapping[str, Row]) -> None:
-        """Take rows on; they reach the disk with :meth:`flush`, or before when they make a whole shard."""
-        self._own |= rows
-        self._own_bytes += sum(map(_size, rows.values()))
-        if self._own_bytes >= self._shard_bytes:
+        """Take rows; they are written by :meth:`flush`, or before that once they fill a shard."""
+        self._unsaved |= rows
+        if sum(part.nbytes for row in self._unsaved.values() for part in row) >= self._shard_bytes:
             self.flush()
 
     def flush(self) -> None:
-        """Write what is not on disk yet; when that fails, say so once and go on in memory."""
-        if self.folder is None or not self._writable or not self._own:
+        """Write what is not on disk yet; if that fails, warn once and go on in memory."""
+        if self.folder is None or not self._writable or not self._unsaved:
             return
-        rows, self._own, self._own_bytes = self._own, {}, 0
-        name = f"{uuid.uuid4().hex}{SUFFIX}"
+        rows, name = self._unsaved, f"{uuid.uuid4().hex}{SUFFIX}"
         index = [(_key(text), _checksum(row)) for text, row in rows.items()]
-        tensors = {
-            "embeds": torch.stack([embeds for embeds, _ in rows.values()]),
-            "pooled": torch.stack([pooled for _, pooled in rows.values()]),
-        }
+        embeds, pooled = map(torch.stack, zip(*rows.values(), strict=True))
+        content = save({"embeds": embeds, "pooled": pooled}, {"rows": json.dumps(index)})
         try:
-            atomic_write(self.folder / name, save(tensors, {"rows": json.dumps(index)}))
+            atomic_write(self.folder / name, content)
         except OSError as error:
             _log.warning("prompt embeddings stay in memory: %s", _line(error))
-            self._writable, self._own = False, rows
+            self._writable = False
             return
-        self._listed.add(name)
-        self._take_in(name, index)
-        for text, row in rows.items():
-            self._keep(text, row)
+        self._unsaved = {}
+        self._register(name, index)
 
-    def _list(self) -> None:
-        """Take in shards that were written since the last look, by whichever process."""
+    def _has(self, text: str) -> bool:
+        return text in self._unsaved or _key(text) in self._index
+
+    def _refresh(self) -> None:
+        """Register shards written since the last look, by any process."""
         paths: list[Path] = []
-        with suppress(OSError):  # there is none yet, or it is not ours to read
-            paths = [] if self.folder is None else [path for path in self.folder.iterdir() if path.suffix == SUFFIX]
-        for path in sorted(path for path in paths if path.name not in self._listed):
-            self._listed.add(path.name)
-            try:
-                with safe_open(path, framework="pt") as opened:
-                    self._take_in(path.name, json.loads(opened.metadata()["rows"]))
-            except DAMAGE as error:
-                self._forget(path.name, error)
+        with suppress(OSError):  # the folder does not exist yet, or cannot be read
+            paths = sorted(self.folder.glob(f"[!.]*{SUFFIX}")) if self.folder is not None else []
+        for path in paths:
+            if path.name not in self._shards:
+                try:
+                    with safe_open(path, framework="pt") as file:
+                        self._register(path.name, json.loads(file.metadata()["rows"]))
+                except DAMAGE as error:
+                    self._forget(path, error)
 
-    def _take_in(self, shard: str, index: Sequence[tuple[str, int]]) -> None:
+    def _register(self, shard: str, index: Sequence[tuple[str, int]]) -> None:
+        self._shards.add(shard)
         for row, (key, checksum) in enumerate(index):
-            self._places.setdefault(key, _Place(shard, row, checksum))
+            self._index.setdefault(key, _Entry(shard, row, checksum))
 
-    def _read(self, shard: str, wanted: Sequence[tuple[str, _Place]]) -> dict[str, Row]:
+    def _read(self, shard: str, entries: Sequence[tuple[str, _Entry]]) -> dict[str, Row]:
         """Rows of one shard, up to where it is damaged."""
-        found: dict[str, Row] = {}
+        path, rows = Path(str(self.folder)) / shard, dict[str, Row]()
         try:
-            with safe_open(Path(str(self.folder)) / shard, framework="pt") as opened:
-                embeds, pooled = opened.get_slice("embeds"), opened.get_slice("pooled")
-                for text, place in wanted:
-                    row = embeds[place.row].clone(), pooled[place.row].clone()
-                    if _checksum(row) != place.checksum:
+            with safe_open(path, framework="pt") as file:
+                embeds, pooled = file.get_slice("embeds"), file.get_slice("pooled")
+                for text, entry in entries:
+                    row = embeds[entry.row].clone(), pooled[entry.row].clone()
+                    if _checksum(row) != entry.checksum:
                         raise ValueError("a checksum differs")
-                    found[text] = row
+                    rows[text] = row
         except DAMAGE as error:
-            self._forget(shard, error)
-        for text, row in found.items():
-            self._keep(text, row)
-        return found
+            self._forget(path, error)
+        return rows
 
-    def _keep(self, text: str, row: Row) -> None:
-        """Remember a row that is on disk, and let the least recently used go."""
-        self._recent_bytes += 0 if text in self._recent else _size(row)
-        self._recent[text] = row
-        while self._recent_bytes > self._memory_bytes:
-            self._recent_bytes -= _size(self._recent.popitem(last=False)[1])
-
-    def _forget(self, shard: str, reason: Exception) -> None:
-        """Drop a damaged shard; one that another process has dropped already needs no words."""
-        self._places = {key: place for key, place in self._places.items() if place.shard != shard}
-        if isinstance(reason, OSError):  # gone, or not to be read just now: it may be sound for others
+    def _forget(self, path: Path, error: Exception) -> None:
+        """Drop a damaged shard; one that is gone, or cannot be read just now, is only forgotten."""
+        self._shards.add(path.name)
+        self._index = {key: entry for key, entry in self._index.items() if entry.shard != path.name}
+        if isinstance(error, OSError):
             return
-        path = Path(str(self.folder)) / shard
-        _log.warning("%s: damaged prompt embeddings; its texts are encoded again (%s)", path, _line(reason))
+        _log.warning("%s: damaged prompt embeddings; its texts are encoded again (%s)", path, _line(error))
         with suppress(OSError):
             path.unlink()
 
 
 def _key(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
-
-
-def _size(row: Row) -> int:
-    return sum(part.numel() * part.element_size() for part in row)
 
 
 def _checksum(row: Row) -> int:

@@ -61,7 +61,7 @@ def test_texts_of_any_script_are_told_apart(tmp_path):
 
 
 def test_without_a_folder_everything_stays_in_memory():
-    store = filled(None, *range(9), memory_bytes=1, shard_bytes=1)
+    store = filled(None, *range(9), shard_bytes=1)
     assert same(store.find(list(rows(*range(9)))), rows(*range(9)))
 
 
@@ -74,22 +74,6 @@ def test_shards_are_written_as_they_fill(tmp_path):
     store.flush()
     assert len(shards(tmp_path)) == 3
     assert same(EmbeddingStore(tmp_path).find(list(rows(*range(7)))), rows(*range(7)))
-
-
-def test_memory_holds_the_latest_used_and_no_more(tmp_path, monkeypatch):
-    filled(tmp_path, *range(6))
-    store = EmbeddingStore(tmp_path, memory_bytes=2 * ROW_BYTES)
-    store.unknown([])
-    opened, read = [], store._read
-    monkeypatch.setattr(
-        store, "_read", lambda shard, wanted: opened.extend(t for t, _ in wanted) or read(shard, wanted)
-    )
-    for text in ("text 0", "text 1", "text 0", "text 2", "text 0", "text 1"):
-        assert same(store.find([text]), rows(int(text[-1])))
-    assert opened == ["text 0", "text 1", "text 2", "text 1"]
-    assert store._recent_bytes == 2 * ROW_BYTES == sum(4 * sum(p.numel() for p in r) for r in store._recent.values())
-    assert same(store.find(list(rows(*range(6)))), rows(*range(6)))
-    assert len(store._recent) == 2
 
 
 def test_rows_that_another_process_writes_are_seen(tmp_path):
@@ -148,7 +132,7 @@ def test_a_shard_that_somebody_removed_is_encoded_again_without_a_word(tmp_path,
 
 def test_a_folder_that_cannot_be_written_is_a_remark_and_rows_stay(tmp_path, caplog):
     (tmp_path / "file").touch()
-    store = filled(tmp_path / "file" / "below", 1, memory_bytes=1)
+    store = filled(tmp_path / "file" / "below", 1)
     store.add(rows(2))
     store.flush()
     assert same(store.find(["text 1", "text 2"]), rows(1, 2))
@@ -156,7 +140,7 @@ def test_a_folder_that_cannot_be_written_is_a_remark_and_rows_stay(tmp_path, cap
 
 
 def test_a_disk_that_fills_up_leaves_what_is_on_it_readable(tmp_path, monkeypatch, caplog):
-    store = filled(tmp_path, 1, memory_bytes=1)
+    store = filled(tmp_path, 1)
 
     def full(path, content):
         raise OSError(28, "No space left on device")
