@@ -139,15 +139,15 @@ def _alpha(header: AdapterHeader, module: str, tensor: Tensor) -> float:
 
 
 def _config(header: AdapterHeader, alphas: Mapping[str, float]) -> AdapterConfig:
-    said, largest = header.config, max(pair.rank for pair in header.pairs.values())
-    rank = said.rank or largest
-    plain = {module: alphas.get(module, pair.rank) for module, pair in header.pairs.items()}
+    config, largest = header.config, max(pair.rank for pair in header.pairs.values())
+    rank = config.rank or largest
+    scales = {module: alphas.get(module, pair.rank) for module, pair in header.pairs.items()}
     return AdapterConfig(
         rank=rank,
-        alpha=said.alpha or float(rank),
-        targets=tuple(sorted(header.pairs)) if said.target_pattern or not said.targets else said.targets,
-        base=said.base,
-        base_sha256=said.base_sha256,
-        rank_pattern=said.rank_pattern,
-        alpha_pattern=said.alpha_pattern if said.path else plain,
+        alpha=config.alpha or float(rank),
+        targets=tuple(sorted(header.pairs)) if config.target_pattern or not config.targets else config.targets,
+        base=config.base,
+        base_sha256=config.base_sha256,
+        rank_pattern=config.rank_pattern,
+        alpha_pattern=config.alpha_pattern if config.path else scales,
     )

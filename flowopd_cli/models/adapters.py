@@ -1,4 +1,4 @@
-"""Named adapters over one frozen transformer. Family-blind: it knows PEFT, and nothing of diffusion."""
+"""Named adapters over one frozen transformer, by PEFT; independent of the model family."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ POLICY = "policy"
 
 
 class AdapterBank:
-    """Adapters side by side on one base. Only ``policy`` is ever trainable; ``use`` lends one for a while."""
+    """Adapters on one base. Only ``policy`` is ever trainable; ``use`` activates one inside a block."""
 
     def __init__(self, transformer: nn.Module, targets: Sequence[str]) -> None:
         self.transformer = transformer.requires_grad_(False)
@@ -35,7 +35,7 @@ class AdapterBank:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The adapters present, in the order they came."""
+        """The adapters in the order of their addition."""
         return tuple(self._names)
 
     @property
@@ -102,9 +102,9 @@ class AdapterBank:
         torch._foreach_lerp_(list(old.values()), [new[key] for key in old], 1 - decay)
 
     def fold(self, name: str | None) -> None:
-        """Add a frozen adapter to the base's weights, for a model that from now on only draws with it: a third cheaper.
+        """Add a frozen adapter to the base's weights, which makes drawing with it a third cheaper.
 
-        In half precision the sum would be rounded, and what several processes hold in shards is not touched: no change.
+        Nothing changes in half precision, where the sum would be rounded, or for a base in shards.
         """
         layers = self._layers(name).values() if name is not None and name not in self._trainable else ()
         if all(type(layer.weight) is nn.Parameter and layer.weight.dtype == torch.float32 for layer in layers):
@@ -113,7 +113,7 @@ class AdapterBank:
 
     @contextmanager
     def use(self, name: str | None) -> Iterator[None]:
-        """Activate an adapter (``None``: the bare base) inside the block, then give the previous one back.
+        """Activate an adapter (``None``: the bare base) inside the block, then the previous one again.
 
         Never switch between a forward and its backward: with activation checkpointing the gradients would vanish.
         """
@@ -130,13 +130,12 @@ class AdapterBank:
     def mix(self, rows: Sequence[str | None] | None) -> Iterator[None]:
         """Inside the block row i of every batch goes through adapter ``rows[i]`` (``None``: the bare base).
 
-        Without ``rows`` all go through the one in use, as ever.
-
-        For forwards without gradients, of batches of exactly ``len(rows)`` rows: what PEFT's ``adapter_names`` gives,
-        with one slice for each run of equal names where PEFT gathers and scatters single rows.
+        Without ``rows`` all go through the one in use. For forwards without gradients, of batches of exactly
+        ``len(rows)`` rows. The result is that of PEFT's ``adapter_names``, with one slice for each run of equal names
+        in place of gathers and scatters of single rows.
 
         Raises:
-            ArtifactError: there is no such adapter, or the model is compiled, whose code would pass over them.
+            ArtifactError: there is no such adapter, or the model is compiled, which ignores hooks.
         """
         if rows is None:
             yield
@@ -145,7 +144,7 @@ class AdapterBank:
             raise ArtifactError("a compiled model cannot mix adapters in one batch: model.compile is not none")
         spans, start = [], 0
         for name, run in groupby(rows):
-            self._known(name)
+            self._check_name(name)
             stop = start + len(list(run))
             spans.append((name, slice(start, stop)))
             start = stop
@@ -178,11 +177,15 @@ class AdapterBank:
         Raises:
             ArtifactError: the names or shapes are not this adapter's.
         """
-        own = self._tensors(name)
-        wrong = sorted(set(own) ^ set(state)) or sorted(k for k in own if own[k].shape != state[k].shape)
-        if wrong:
-            raise ArtifactError(f"adapter {name}: the stored state does not fit ({wrong[0]} and {len(wrong) - 1} more)")
-        for key, tensor in own.items():
+        tensors = self._tensors(name)
+        differing = sorted(set(tensors) ^ set(state)) or sorted(
+            k for k in tensors if tensors[k].shape != state[k].shape
+        )
+        if differing:
+            raise ArtifactError(
+                f"adapter {name}: the stored state does not fit ({differing[0]} and {len(differing) - 1} more)"
+            )
+        for key, tensor in tensors.items():
             tensor.copy_(state[key])
 
     def factors(self, name: str) -> dict[str, LoraFactors]:
@@ -231,22 +234,18 @@ class AdapterBank:
             layer.lora_A[name].float()
             layer.lora_B[name].float()
         for layer in self._adapted.values():
-            for own in layer.lora_A:
-                layer.lora_A[own].requires_grad_(own in self._trainable)
-                layer.lora_B[own].requires_grad_(own in self._trainable)
+            for adapter in layer.lora_A:
+                layer.lora_A[adapter].requires_grad_(adapter in self._trainable)
+                layer.lora_B[adapter].requires_grad_(adapter in self._trainable)
         self._activate(self._active)
 
     def _activate(self, name: str | None) -> None:
-        """Switch each layer by its two flags; PEFT's own switch sets gradient flags too, which never change here."""
-        self._known(name)
+        self._check_name(name)
         for layer in self._adapted.values():
-            layer._disable_adapters = name is None or name not in layer.lora_A
-            layer._active_adapter = [] if layer._disable_adapters else [name]
-            if layer.disable_adapters != layer._disable_adapters or layer.active_adapters != layer._active_adapter:
-                raise RuntimeError("this version of PEFT switches adapters in another way: install one before it")
+            _switch(layer, name)
         self._active = name
 
-    def _known(self, name: str | None) -> None:
+    def _check_name(self, name: str | None) -> None:
         if name is not None and name not in self._names:
             raise ArtifactError(f"no adapter {name!r}; there are: {', '.join(self._names) or 'none'}")
 
@@ -261,17 +260,31 @@ class AdapterBank:
         }
 
     def _check(self, source: object, factors: Mapping[str, LoraFactors]) -> None:
-        where = source if isinstance(source, str | Path) else "adapter"
+        source_name = source if isinstance(source, str | Path) else "adapter"
         modules = dict(self.transformer.named_modules())
         for name, pair in factors.items():
             module = modules.get(name)
             weight = getattr(getattr(module, "base_layer", module), "weight", None)
             if weight is None:
-                raise ArtifactError(f"{where}: is of another base: this one has no module {name}")
-            given = (pair.b.shape[0], pair.a.shape[1])
-            if tuple(weight.shape) != given:
+                raise ArtifactError(f"{source_name}: is of another base: this one has no module {name}")
+            expected = (pair.b.shape[0], pair.a.shape[1])
+            if tuple(weight.shape) != expected:
                 shape = tuple(weight.shape)
-                raise ArtifactError(f"{where}: is of another base: {name} is {shape} here, the adapter expects {given}")
+                raise ArtifactError(
+                    f"{source_name}: is of another base: {name} is {shape} here, the adapter expects {expected}"
+                )
+
+
+def _switch(layer: LoraLayer, name: str | None) -> None:
+    """Activate an adapter of a layer by PEFT's private flags; its public switch changes gradient flags too.
+
+    Raises:
+        RuntimeError: this version of PEFT has other flags.
+    """
+    disabled = name is None or name not in layer.lora_A
+    layer._disable_adapters, layer._active_adapter = disabled, [] if disabled else [name]
+    if layer.disable_adapters != disabled or layer.active_adapters != layer._active_adapter:
+        raise RuntimeError("this version of PEFT switches adapters in another way: install an older one")
 
 
 def _ends(module: str, target: str) -> bool:

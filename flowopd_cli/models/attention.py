@@ -1,4 +1,4 @@
-"""Attention through diffusers' backends, which diffusers' own processor for SD3's joint attention passes by."""
+"""Attention through diffusers' backends, which diffusers' processor for SD3's joint attention ignores."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ class JointAttention:
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Picture tokens ``(b, n, d)`` and text tokens ``(b, l, d)``, each attending to both."""
         tokens = hidden_states.shape[1]
-        own = (attn.to_q, attn.to_k, attn.to_v), (attn.norm_q, attn.norm_k)
-        heads = _project(hidden_states, *own, attn.heads)
+        picture_parts = (attn.to_q, attn.to_k, attn.to_v), (attn.norm_q, attn.norm_k)
+        heads = _project(hidden_states, *picture_parts, attn.heads)
         if encoder_hidden_states is not None:
-            added = (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj), (attn.norm_added_q, attn.norm_added_k)
-            text = _project(encoder_hidden_states, *added, attn.heads)
+            text_parts = (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj), (attn.norm_added_q, attn.norm_added_k)
+            text = _project(encoder_hidden_states, *text_parts, attn.heads)
             heads = [torch.cat(pair, dim=1) for pair in zip(heads, text, strict=True)]
         query, key, value = heads
         mixed = dispatch_attention_fn(query, key, value, attn_mask=attention_mask, backend=self._attention_backend)
@@ -64,15 +64,15 @@ def _project(
 ) -> list[Tensor]:
     """Query, key and value ``(b, n, heads, width)``, the first two normalized where the model does so."""
     query, key, value = (part(states).unflatten(-1, (heads, -1)) for part in maps)
-    normed = [part if norm is None else norm(part) for part, norm in zip((query, key), norms, strict=True)]
-    return [*normed, value]
+    normalized = [part if norm is None else norm(part) for part, norm in zip((query, key), norms, strict=True)]
+    return [*normalized, value]
 
 
 def choose_attention(transformer: nn.Module, name: str) -> None:
-    """Let the transformer attend by a backend of ``BACKENDS``; ``auto`` leaves diffusers' own way.
+    """Choose the transformer's attention backend from ``BACKENDS``; ``auto`` leaves diffusers' default.
 
     Raises:
-        ArtifactError: no such backend, its package is missing, or it cannot work with this device and precision.
+        ArtifactError: no such backend, its package is missing, or it does not work with this device and precision.
     """
     if name == "auto":
         return
@@ -83,7 +83,7 @@ def choose_attention(transformer: nn.Module, name: str) -> None:
         if isinstance(layer, Attention):
             layer.set_processor(JointAttention())
     try:
-        with attention_backend():  # which gives other models of the process their own way back
+        with attention_backend():  # restores the default for other models of the process
             transformer.set_attention_backend(BACKENDS[name])
         _try(layers[0], next(transformer.parameters()))
     except Exception as error:

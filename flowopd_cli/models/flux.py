@@ -24,8 +24,8 @@ OTHER_GRIDS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas",
 class FluxModel(PipelineModel):
     """A :class:`~flowopd_cli.models.base.FlowModel` over FLUX.1's transformer, its two encoders and its autoencoder.
 
-    Latents are ``(b, C, H, W)`` as the autoencoder knows them; that the transformer takes 2 x 2 of their pixels as one
-    token is known here alone.
+    Latents are ``(b, C, H, W)`` as in the autoencoder; only this class knows that the
+    transformer takes 2 x 2 latent pixels as one token.
     """
 
     transformer_class = FluxTransformer2DModel
@@ -38,7 +38,7 @@ class FluxModel(PipelineModel):
         """``(C, H, W)`` at the chosen resolution, or at the pipeline's own.
 
         Raises:
-            ArtifactError: the resolution is between two patches, or the transformer wants a picture to edit.
+            ArtifactError: the resolution is between two patches, or the transformer takes a picture to edit.
         """
         config = self.transformer.config
         if config.out_channels not in (None, config.in_channels):
@@ -48,7 +48,7 @@ class FluxModel(PipelineModel):
         return config.in_channels // PACKED**2, side, side
 
     def sigmas(self, steps: int, shift: float | None = None) -> Float[Tensor, " T1"]:
-        """The pipeline's grid: even steps, shifted once, by the scheduler's rule for this resolution unless told how.
+        """The pipeline's grid: even steps, shifted by ``shift`` or the scheduler's rule for this resolution.
 
         Raises:
             ArtifactError: the scheduler makes another grid.
@@ -58,16 +58,16 @@ class FluxModel(PipelineModel):
         return torch.cat([shifted, torch.zeros(1, dtype=torch.float64)])
 
     def _shift(self) -> float:
-        """The scheduler's own: for so many tokens, its logarithm linear in their number, or one for all pictures."""
+        """The scheduler's shift: a constant, or one whose logarithm is linear in the number of tokens."""
         config = self._scheduler.config
-        other = [name for name in OTHER_GRIDS if config.get(name)]
-        if other:
-            raise ArtifactError(f"{self.folder}: the scheduler's {other[0]} is not supported; set sampling.shift")
+        unsupported = [name for name in OTHER_GRIDS if config.get(name)]
+        if unsupported:
+            raise ArtifactError(f"{self.folder}: the scheduler's {unsupported[0]} is not supported; set sampling.shift")
         if not config.use_dynamic_shifting:
             return config.shift
         _, height, width = self.latent_shape
-        rise = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
-        mu = config.base_shift + rise * (height * width // PACKED**2 - config.base_image_seq_len)
+        slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
+        mu = config.base_shift + slope * (height * width // PACKED**2 - config.base_image_seq_len)
         return mu if config.time_shift_type == "linear" else math.exp(mu)
 
     def _embed(self, texts: list[str]) -> tuple[Float[Tensor, "b L D"], Float[Tensor, "b P"]]:

@@ -1,4 +1,4 @@
-"""What families over a diffusers pipeline share: the base loaded once and frozen, texts encoded, latents decoded."""
+"""The base class of families over a diffusers pipeline: loads and freezes it, encodes texts, decodes latents."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from flowopd_cli.models.files.pipelines import (
 from flowopd_cli.models.loading import LoadOptions, load_part, pick_dtype, quiet_libraries, take_device
 from flowopd_cli.models.sharding import Turns, shard
 from flowopd_cli.models.speed import allow_tf32, checkpointed, compile_blocks
-from flowopd_cli.system.distributed import rank_and_world
+from flowopd_cli.system.distributed import GROUP, rank_and_world
 
 if TYPE_CHECKING:  # imported where encoders are loaded: it takes seconds, and few runs need them
     from diffusers import DiffusionPipeline
@@ -77,7 +77,7 @@ class PipelineModel(ABC):
         self._turns: Turns | None = None
         if options.shard and rank_and_world()[1] > 1:
             shard(self.transformer, self.blocks, device)
-            self._turns = Turns(self._idle)
+            self._turns = Turns(self._idle, GROUP)
         self.transformer.to(device).eval()
         self.adapters = AdapterBank(self.transformer, options.targets)
         self._scheduler = load_part(FlowMatchEulerDiscreteScheduler, folder, "scheduler")
@@ -124,14 +124,14 @@ class PipelineModel(ABC):
             self._fingerprint = base_fingerprint(self.folder)
         return self._fingerprint
 
-    def _side(self, own: int, patch: int) -> int:
-        """Latent pixels along a side: ``own`` unless a resolution is chosen; ``patch`` of them are one token's.
+    def _side(self, default: int, patch: int) -> int:
+        """Latent pixels along a side: ``default`` without a resolution; a token covers ``patch`` of them.
 
         Raises:
-            ArtifactError: the resolution is between two patches.
+            ArtifactError: the resolution is no multiple of a patch.
         """
         if self._resolution is None:
-            return own
+            return default
         if self._resolution % (patch * self._pixels):
             raise ArtifactError(
                 f"model.resolution {self._resolution} is not a multiple of {patch * self._pixels} pixels"
@@ -141,15 +141,15 @@ class PipelineModel(ABC):
     def encode(self, texts: Sequence[str]) -> Conditioning:
         """Rows of embeddings as the pipeline's own ``encode_prompt`` makes them, on the model's device.
 
-        A text seen before, by this run or, with a cache, by an earlier one, is read and not encoded.
+        A text encoded before, by this run or, with a cache, by an earlier one, is read.
         """
-        wanted = list(dict.fromkeys([*self._negative, *texts]))
-        known = self.prompts.find(wanted)
-        new = [text for text in wanted if text not in known]
-        for start in range(0, len(new), ENCODE_BATCH):
-            known |= self._encoded(new[start : start + ENCODE_BATCH])
+        distinct = list(dict.fromkeys([*self._negative, *texts]))
+        rows = self.prompts.find(distinct)
+        unknown = [text for text in distinct if text not in rows]
+        for start in range(0, len(unknown), ENCODE_BATCH):
+            rows |= self._encoded(unknown[start : start + ENCODE_BATCH])
         self.prompts.flush()
-        return self._conditioning([known[text] for text in texts], known.get("") if self.classifier_free else None)
+        return self._conditioning([rows[text] for text in texts], rows.get("") if self.classifier_free else None)
 
     def _conditioning(self, rows: Sequence[Row], empty: Row | None) -> Conditioning:
         """Rows on the model's device, with those of the empty text where guidance needs them."""
@@ -169,10 +169,10 @@ class PipelineModel(ABC):
         return [""] if self.classifier_free else []
 
     def encode_ahead(self, texts: Iterable[str]) -> None:
-        """Encode what no run has yet, and let the encoders go; they are not even loaded when there is nothing new.
+        """Encode texts that are not in the cache, then release the encoders; without new texts they are not loaded.
 
-        What another process writes meanwhile is left out, so that processes that begin at different texts share the
-        work.
+        Texts that another process has written meanwhile are skipped, so processes that begin at different texts share
+        the work.
         """
         new = self.prompts.unknown([*self._negative, *texts])
         for start in range(0, len(new), ENCODE_BATCH):
@@ -183,7 +183,7 @@ class PipelineModel(ABC):
 
     @torch.no_grad()
     def _encoded(self, texts: Sequence[str]) -> dict[str, Row]:
-        """Encode at most ``ENCODE_BATCH`` texts, filled up to as many: a row must not depend on its company."""
+        """Encode at most ``ENCODE_BATCH`` texts, padded to that many: a row must not depend on the batch."""
         embeds, pooled = (self._embed_instead or self._embed)([*texts, *[""] * (ENCODE_BATCH - len(texts))])
         parts = zip(texts, embeds.to("cpu", self.dtype), pooled.to("cpu", self.dtype), strict=False)
         rows = {text: (e.clone(), p.clone()) for text, e, p in parts}
@@ -192,24 +192,24 @@ class PipelineModel(ABC):
 
     @abstractmethod
     def _embed(self, texts: list[str]) -> tuple[Float[Tensor, "b L D"], Float[Tensor, "b P"]]:
-        """What the family's encoders make of texts: a sequence and a vector each."""
+        """A sequence and a vector for each text, from the family's encoders."""
 
     def release_encoders(self) -> None:
-        """Let the text encoders go; a text not seen before would load them again."""
+        """Release the text encoders; a new text loads them again."""
         self._encoders = None
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
     def _transform(self, adapters: Sequence[str | None] | None, **inputs: Any) -> Tensor:
-        """The transformer once, in float32 at the end; row i through ``adapters[i]``, or all through the one in use."""
+        """One forward, its result in float32; row i through ``adapters[i]``, or all through the one in use."""
         if self._turns is not None:
             self._turns.take()
         with self.adapters.mix(adapters):
             return self.transformer(**inputs, return_dict=False)[0].float()
 
     def _idle(self, gradients: bool) -> None:
-        """A forward of nothing, with ``gradients`` of nothing through the policy, in step with other processes."""
+        """An empty forward, with ``gradients`` an empty backward through the policy, in step with other processes."""
         config = self.transformer.config
         x = torch.zeros(1, self.latent_shape[0], 2, 2, device=self.device)
         embeds = torch.zeros(1, 1, config.joint_attention_dim, device=self.device, dtype=self.dtype)
@@ -220,12 +220,12 @@ class PipelineModel(ABC):
                 (0 * velocity.sum()).backward()
 
     def checkpoint_gradients(self) -> None:
-        """Keep only the blocks' inputs for the backward, and compute the rest again: less memory, a third slower."""
+        """Keep only the blocks' inputs for the backward and recompute the rest: less memory, a third slower."""
         self.transformer.enable_gradient_checkpointing(checkpointed(self.adapters))
 
     @torch.no_grad()
     def decode(self, latents: Float[Tensor, "b C H W"]) -> Float[Tensor, "b 3 H W"]:
-        """Pictures in [0, 1], float32; the autoencoder is loaded when first asked for and works in float32."""
+        """Pictures in [0, 1], float32; the autoencoder is loaded on first use and works in float32."""
         if self._vae is None:
             options = {"torch_dtype": torch.float32, "use_safetensors": True}
             self._vae = load_part(AutoencoderKL, self.folder, "vae", **options)
@@ -241,16 +241,16 @@ class PipelineModel(ABC):
     def _pipeline(self) -> Any:
         """The pipeline's text half: encoders and tokenizers, with the transformer that is already loaded."""
         if self._encoders is None:
-            own = {"transformer": self.transformer, "vae": None, "torch_dtype": self.dtype, "use_safetensors": True}
+            options = {"transformer": self.transformer, "vae": None, "torch_dtype": self.dtype, "use_safetensors": True}
             kind = getattr(diffusers, self.pipeline_name)
-            self._encoders = load_part(kind, self.folder, **own, **absent_parts(self.folder))
+            self._encoders = load_part(kind, self.folder, **options, **absent_parts(self.folder))
             for name, encoder in self._encoders.components.items():
                 if name.startswith("text_encoder") and encoder is not None:
                     encoder.to(self.device).eval().requires_grad_(False)
         return self._encoders
 
     def _embeddings_under(self, root: Path) -> Path:
-        """A folder for embeddings that depend on what these do: encoders, length, precision, versions."""
+        """A folder named by all that the embeddings depend on: encoders, length, precision, versions."""
         versions = [diffusers.__version__, transformers.__version__]
-        own = {"length": self.max_sequence_length, "dtype": str(self.dtype), "device": self.device.type}
-        return store_folder(root, encoder_identity(self.folder) | own | {"versions": versions})
+        options = {"length": self.max_sequence_length, "dtype": str(self.dtype), "device": self.device.type}
+        return store_folder(root, encoder_identity(self.folder) | options | {"versions": versions})

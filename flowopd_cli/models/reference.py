@@ -1,4 +1,4 @@
-"""The same picture by plain diffusers, to check that a published adapter does elsewhere what it does here."""
+"""The picture by plain diffusers and by PEFT, to check that a published adapter does elsewhere what it does here."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from flowopd_cli.models.loading import load_part
 
 @dataclass(frozen=True)
 class Request:
-    """One picture of ``side`` pixels to draw, and its noise as the pipeline itself lays latents out."""
+    """One picture of ``side`` pixels to draw; ``latents`` is its noise in the pipeline's layout."""
 
     prompt: str
     latents: Float[Tensor, "1 ..."]
@@ -28,7 +28,7 @@ class Request:
 
 
 def plain_pipeline(folder: Path, dtype: torch.dtype) -> Any:
-    """The diffusers pipeline of a folder, whichever its family."""
+    """The diffusers pipeline of a folder, of any family."""
     from diffusers import DiffusionPipeline  # its import takes seconds, and few runs need one
 
     options = {"torch_dtype": dtype, "use_safetensors": True, **absent_parts(folder)}
@@ -36,29 +36,27 @@ def plain_pipeline(folder: Path, dtype: torch.dtype) -> Any:
 
 
 def plain_picture(pipeline: Any, adapter: Path | None, request: Request) -> Float[Tensor, "1 3 H W"]:
-    """What plain diffusers draws with the adapter folder loaded by its own ``load_lora_weights``; in [0, 1]. The
-    pipeline is left without it.
+    """The picture by plain diffusers, in [0, 1], with the adapter loaded by ``load_lora_weights`` and unloaded after.
 
     Raises:
-        ArtifactError: diffusers takes nothing of the adapter.
+        ArtifactError: diffusers loads nothing of the adapter.
     """
     if adapter is None:
-        return _drawn(pipeline, request)
+        return _draw(pipeline, request)
     pipeline.load_lora_weights(str(adapter))
     if not pipeline.get_active_adapters():
         raise ArtifactError(f"{adapter}: diffusers loads nothing of this adapter")
     try:
-        return _drawn(pipeline, request)
+        return _draw(pipeline, request)
     finally:
         pipeline.unload_lora_weights()
 
 
 def peft_picture(pipeline: Any, adapter: Path, request: Request) -> Float[Tensor, "1 3 H W"]:
-    """What the pipeline draws with the adapter folder loaded by PEFT's own ``from_pretrained``; in [0, 1]. The pipeline
-    is left without it.
+    """The picture, in [0, 1], with the adapter loaded by PEFT's ``from_pretrained`` and unloaded after.
 
     Raises:
-        ArtifactError: PEFT does not take the adapter.
+        ArtifactError: PEFT cannot load the adapter.
     """
     from peft import PeftModel
 
@@ -69,14 +67,14 @@ def peft_picture(pipeline: Any, adapter: Path, request: Request) -> Float[Tensor
         raise ArtifactError(f"{adapter}: PEFT does not load this adapter ({one_line(error)[:200]})") from error
     pipeline.transformer = wrapped
     try:
-        return _drawn(pipeline, request)
+        return _draw(pipeline, request)
     finally:
         pipeline.transformer = wrapped.unload()
 
 
-def _drawn(pipeline: Any, request: Request) -> Float[Tensor, "1 3 H W"]:
+def _draw(pipeline: Any, request: Request) -> Float[Tensor, "1 3 H W"]:
     pipeline.set_progress_bar_config(disable=True)
-    drawn = pipeline(
+    output = pipeline(
         request.prompt,
         latents=request.latents.to(pipeline.device, pipeline.transformer.dtype),
         num_inference_steps=request.steps,
@@ -86,4 +84,4 @@ def _drawn(pipeline: Any, request: Request) -> Float[Tensor, "1 3 H W"]:
         width=request.side,
         output_type="pt",
     )
-    return drawn.images.float().cpu()
+    return output.images.float().cpu()

@@ -30,7 +30,7 @@ class SD3Model(PipelineModel):
         """``(C, H, W)`` at the chosen resolution, or at the transformer's own sample size.
 
         Raises:
-            ArtifactError: the resolution is between two patches, or beyond the largest that the base has positions for.
+            ArtifactError: the resolution is no multiple of a patch, or larger than the base has positions for.
         """
         config = self.transformer.config
         side, largest = self._side(config.sample_size, config.patch_size), config.patch_size * config.pos_embed_max_size

@@ -1,8 +1,8 @@
-"""A base too large for one device, cut in pieces: each process keeps its share of every block's weights (FSDP).
+"""A base too large for one device, in shards: each process holds a part of every block's weights (FSDP).
 
-A block's weights come together for as long as it works and are let go again. So every forward, and the backward behind
-it, is work of all processes, however different their own is: :class:`Turns` agrees on the next one, and who has none to
-make, or another kind, makes one of nothing. Adapters are small, stay whole everywhere and are none of FSDP's business.
+A block's weights are gathered while it works. So every forward, and its backward, is collective, although processes
+have different rows: :class:`Turns` agrees on the next one, and a process that has none of that kind makes an empty one.
+Adapters are small and stay whole on every process.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from flowopd_cli.system.distributed import before_everyone, exchange, rank_and_world, start
+from flowopd_cli.system.distributed import Group, rank_and_world, start
 
 
 class Turn(IntEnum):
-    """What a process is about to do with the base: of several wishes the greatest comes first."""
+    """What a process is about to do with the base; of different ones the greatest comes first."""
 
     NOTHING = 0
     FORWARD = 1
@@ -28,9 +28,9 @@ class Turn(IntEnum):
 
 
 def shard(transformer: nn.Module, blocks: Iterable[nn.Module], device: torch.device) -> None:
-    """Cut the weights of each block, and those outside them, in as many pieces as there are processes.
+    """Shard the weights of each block, and those outside the blocks, over the processes.
 
-    They go to ``device`` piece by piece, so that it never holds them whole. Do this before adapters are added.
+    They go to ``device`` shard by shard, so that it never holds them whole. Call this before adapters are added.
     """
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")  # nobody writes into it
     start()
@@ -41,34 +41,33 @@ def shard(transformer: nn.Module, blocks: Iterable[nn.Module], device: torch.dev
 
 
 class Turns:
-    """Whose forward comes next, among processes that share one base.
+    """The order of forwards among the processes of ``group``, which share one base.
 
-    ``idle(gradients)`` makes a forward of nothing; with ``gradients`` a backward too, through the same parameters as
-    a true one.
+    ``idle(gradients)`` makes an empty forward; with ``gradients`` also a backward through the same parameters.
     """
 
-    def __init__(self, idle: Callable[[bool], None]) -> None:
-        self._idle, self._busy = idle, False
-        before_everyone(self.finish)
+    def __init__(self, idle: Callable[[bool], None], group: Group) -> None:
+        self._idle, self._group, self._busy = idle, group, False
+        group.finish = self.finish
 
     def take(self) -> None:
-        """Call this before a forward: it returns when all processes make one of this kind.
+        """Wait until all processes make a forward of this kind; call it before one.
 
         Raises:
             FlowOPDError: another process met an error, see :func:`~flowopd_cli.system.distributed.together`.
         """
-        if self._busy:  # the forward of nothing itself
+        if self._busy:  # the empty forward itself
             return
         mine = Turn.BACKWARD if torch.is_grad_enabled() else Turn.FORWARD
-        while (turn := max(exchange(mine))) != mine:
-            self._make_up(turn)
+        while (turn := max(self._group.exchange(mine))) != mine:
+            self._join(turn)
 
     def finish(self) -> None:
         """Take part in the others' forwards until none of them has any left."""
-        while turn := max(exchange(Turn.NOTHING)):
-            self._make_up(turn)
+        while turn := max(self._group.exchange(Turn.NOTHING)):
+            self._join(turn)
 
-    def _make_up(self, turn: Turn) -> None:
+    def _join(self, turn: Turn) -> None:
         self._busy = True
         try:
             with torch.set_grad_enabled(turn == Turn.BACKWARD):

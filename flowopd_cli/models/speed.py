@@ -1,4 +1,4 @@
-"""How a transformer is run: compiled, with activation checkpoints, with TF32. None of it changes the mathematics."""
+"""Speed and memory of a transformer: compilation, activation checkpoints, TF32."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ COMPILE: dict[str, dict[str, str]] = {
 VARIANTS = 1024
 
 
-def allow_tf32(place: torch.device, wanted: bool) -> None:
-    """On CUDA, let float32 products of matrices and convolutions round their factors to TF32, or forbid it."""
-    if place.type == "cuda":
-        torch.set_float32_matmul_precision("high" if wanted else "highest")
-        torch.backends.cudnn.allow_tf32 = wanted
+def allow_tf32(device: torch.device, allowed: bool) -> None:
+    """On CUDA, allow or forbid TF32 in float32 matrix products and convolutions."""
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high" if allowed else "highest")
+        torch.backends.cudnn.allow_tf32 = allowed
 
 
 def compile_blocks(blocks: Iterable[nn.Module], name: str) -> None:
     """Compile each block in place, so that blocks of one shape share their code; it happens at their first forward.
 
-    Every adapter that is switched to, and whether gradients are wanted, is a variant of its own, compiled once. Graphs
-    of CUDA calls are left out: they do not stand a switch.
+    Each adapter in use, with and without gradients, is a variant that is compiled once. CUDA graphs are left out: they
+    do not allow a switch.
 
     Raises:
-        ArtifactError: no such way of compiling.
+        ArtifactError: ``name`` is unknown.
     """
     if name == "none":
         return
@@ -50,10 +50,10 @@ def compile_blocks(blocks: Iterable[nn.Module], name: str) -> None:
 
 
 def checkpointed(bank: AdapterBank) -> Callable[..., Any]:
-    """A checkpointing function for diffusers: what a block computed is computed again for its backward.
+    """A checkpointing function for diffusers, which computes a block again for its backward under the same adapter.
 
-    That second time happens under the adapter that was active the first time. By itself it would happen under
-    whichever is active when the backward comes to it, and the gradients would silently be another adapter's, or none.
+    Otherwise the second forward would use the adapter that is active during the backward, and the gradients would
+    silently be another adapter's, or none.
     """
 
     def run(block: nn.Module, *arguments: Any) -> Any:

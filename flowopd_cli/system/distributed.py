@@ -15,8 +15,6 @@ from flowopd_cli.errors import FlowOPDError
 T = TypeVar("T")
 LONG = timedelta(days=7)  # one process may have far more to judge than another
 
-_before: list[Callable[[], None]] = []  # one at most
-
 
 @dataclass(frozen=True)
 class _Fault:
@@ -31,32 +29,41 @@ def rank_and_world() -> tuple[int, int]:
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def everyone(value: T) -> list[T]:
-    """What every process passes here, in their order; all of them have to call it. Alone: ``[value]``.
+class Group:
+    """The processes of one run. ``finish`` is called before this one waits for all the others."""
 
-    Raises:
-        FlowOPDError: another one met an error inside :func:`together` instead.
-    """
-    if rank_and_world()[1] == 1:
-        return [value]
-    for finish in _before:
-        finish()
-    return exchange(value)
+    def __init__(self) -> None:
+        self.finish: Callable[[], None] | None = None
+
+    def everyone(self, value: T) -> list[T]:
+        """The values that all processes pass here, in their order; each of them has to call it. Alone: ``[value]``.
+
+        Raises:
+            FlowOPDError: another one met an error inside :func:`together` instead.
+        """
+        if rank_and_world()[1] == 1:
+            return [value]
+        if self.finish is not None:
+            self.finish()
+        return self.exchange(value)
+
+    def exchange(self, value: T) -> list[T]:
+        """:meth:`everyone` without ``finish``.
+
+        Raises:
+            FlowOPDError: as there.
+        """
+        values = _gathered(value)
+        for other in values:
+            if isinstance(other, _Fault):
+                error = FlowOPDError(other.text)
+                error.exit_code, error.shared = other.exit_code, True
+                raise error
+        return values
 
 
-def exchange(value: T) -> list[T]:
-    """:func:`everyone` for those whom it would call first; see :func:`before_everyone`.
-
-    Raises:
-        FlowOPDError: as there.
-    """
-    found = _gathered(value)
-    for other in found:
-        if isinstance(other, _Fault):
-            error = FlowOPDError(other.text)
-            error.exit_code, error.shared = other.exit_code, True
-            raise error
-    return found
+GROUP = Group()
+everyone = GROUP.everyone
 
 
 def add_up(flat: T) -> T:
@@ -84,11 +91,6 @@ def together() -> Iterator[None]:
             _gathered(_Fault(str(error), error.exit_code))
         raise
     everyone(None)
-
-
-def before_everyone(finish: Callable[[], None]) -> None:
-    """Have ``finish``, and nothing asked for earlier, called when this process is about to wait for all the others."""
-    _before[:] = [finish]
 
 
 def start() -> None:

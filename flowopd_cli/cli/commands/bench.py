@@ -46,7 +46,7 @@ Repeats = Annotated[int, _option("--repeats", "N", "Samples of each structure.",
 Overrides = Annotated[list[str], _option("--set", "A.B=C", "Override one field of the recipe; repeatable.")]
 Out = Annotated[Path | None, _option("--out", "FILE", "Write the figures there as JSON too.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the figures as one JSON object.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Say nothing on stderr but errors.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print only errors on stderr.")]
 
 
 def bench(
@@ -69,7 +69,7 @@ def bench(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure a distillation step on this machine: the floor of passes it needs, what it takes, where the time goes.
+    """Measure a distillation step on this machine: the passes it needs at least, its time, and where that time goes.
 
     The adapters are random ones of the recipe's rank, so the teachers need not be trained yet. With --shape the base is
     random too and nothing is downloaded.
@@ -93,7 +93,7 @@ def bench(
 
 @dataclass(frozen=True)
 class Roles:
-    """How many teachers, whether there is an anchor, and the guidance of both; ``None`` leaves it to the recipe."""
+    """The number of teachers, whether there is an anchor, and the guidance of both; ``None`` keeps the recipe's."""
 
     teachers: int | None
     anchor: bool | None
@@ -101,14 +101,14 @@ class Roles:
 
 
 def measure(recipe: recipes.DistillRecipe, batch: int | None, repeats: int, named: bool, quiet: bool) -> dict[str, Any]:
-    """The figures; the heavy imports wait until here."""
+    """The figures; heavy modules are imported here."""
     from flowopd_cli.cli.console import Console
 
     with redirect_stdout(sys.stderr):
-        from flowopd_cli.stages.bench import measure as main
+        from flowopd_cli.stages.bench.measure import Request, run
 
-        request = main.Request(recipe, batch or (None if named else BATCH), repeats, named)
-        return main.run(request, Console(quiet=quiet))
+        request = Request(recipe, batch or (None if named else BATCH), repeats, named)
+        return run(request, Console(quiet=quiet))
 
 
 def show(figures: dict[str, Any], out: Path | None, as_json: bool, quiet: bool) -> None:
@@ -125,7 +125,7 @@ def show(figures: dict[str, Any], out: Path | None, as_json: bool, quiet: bool) 
 
 
 def starting_point(recipe: str | None, base: str | None, shape: str | None) -> tuple[dict[str, Any], str]:
-    """The recipe's tree, and where it comes from: a named one, the toy's for the toy base, else one made up here.
+    """A recipe's tree and its source: the named recipe, the toy's for the toy base, otherwise a default one.
 
     Raises:
         RecipeError: more than one of the three is given, or none, or there is no such recipe or shape.
@@ -141,9 +141,9 @@ def starting_point(recipe: str | None, base: str | None, shape: str | None) -> t
     if recipe is not None or base == TOY:
         path = recipes.find(recipe or f"{TOY}/distill")
         return recipes.read(path), str(path)
-    known = list(named_shapes())
-    if shape is not None and shape not in known:
-        raise RecipeError(f"--shape {shape}: no such shape{suggest(shape, known)}; known: {', '.join(known)}")
+    names = list(named_shapes())
+    if shape is not None and shape not in names:
+        raise RecipeError(f"--shape {shape}: no such shape{suggest(shape, names)}; known: {', '.join(names)}")
     model: dict[str, Any] = {**model_fields(str(shape or base))}
     if shape == "small":
         model |= {"resolution": None, "max_sequence_length": 16}
@@ -168,9 +168,9 @@ def measured(
         if value is not None:
             recipes.assign(tree, key, value)
     if roles.teachers is not None:
-        known = list(tree.get("routing", {}).values()) or [{}]
+        specs = list(tree.get("routing", {}).values()) or [{}]
         tasks = [*tree.get("routing", {}), *(f"more{i}" for i in range(roles.teachers))][: roles.teachers]
-        tree["routing"] = {t: {**known[i % len(known)], "ref": f"teacher-{i}"} for i, t in enumerate(tasks)}
+        tree["routing"] = {t: {**specs[i % len(specs)], "ref": f"teacher-{i}"} for i, t in enumerate(tasks)}
     if roles.anchor is not None:
         beta = tree.get("anchor", {}).get("beta") or recipes.AnchorSpec().beta
         tree["anchor"] = {**tree.get("anchor", {}), "beta": beta if roles.anchor else 0.0}

@@ -1,14 +1,13 @@
-"""Seconds and bytes: interleaved samples, the parts of an iteration, peaks of memory."""
+"""Times and memory: interleaved samples, the parts of an iteration, peaks."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any
-from unittest.mock import patch
 
 import torch
 
@@ -20,12 +19,12 @@ CLEAR, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 def seconds(action: Action, device: torch.device) -> float:
     """How long a call takes, its work on the device included."""
-    return both(action, device)[0]
+    return timed(action, device)[0]
 
 
-def both(action: Action, device: torch.device) -> tuple[float, float]:
-    """Seconds of a call on the clock, and of this process's own work in it: the same on one thread of an idle machine,
-    and on a busy one the second says what the first would have been.
+def timed(action: Action, device: torch.device) -> tuple[float, float]:
+    """Wall-clock seconds and CPU seconds of a call: equal for one thread on an idle machine; on a busy one the second
+    shows what the first would have been.
     """
     _wait(device)
     started, worked = time.perf_counter(), time.process_time()
@@ -37,15 +36,15 @@ def both(action: Action, device: torch.device) -> tuple[float, float]:
 def interleaved(
     actions: Mapping[str, Action], repeats: int, device: torch.device, on_round: Callable[[], None] = lambda: None
 ) -> dict[str, list[tuple[float, float]]]:
-    """``repeats`` samples (:func:`both`) of each action, round by round and each round begun with another, so that what
-    disturbs the machine disturbs all alike. Warm up before.
+    """``repeats`` samples (:func:`timed`) of each action, round by round and each round begun with another, so that a
+    disturbance of the machine hits all alike. Warm up before.
     """
     samples: dict[str, list[tuple[float, float]]] = {name: [] for name in actions}
     names = list(actions)
     for number in range(repeats):
         start = number % len(names)
         for name in names[start:] + names[:start]:
-            samples[name].append(both(actions[name], device))
+            samples[name].append(timed(actions[name], device))
         on_round()
     return samples
 
@@ -55,8 +54,8 @@ def parts(world: World, action: Action, repeats: int) -> dict[str, float]:
     ``student`` (with gradients, and its backward), ``optimizer``, and ``rest``: mathematics of the steps, indexing,
     noise. Medians of ``repeats``; on a GPU the clock waits for every part, which the iteration itself does not.
     """
-    found = [_parts_once(world, action) for _ in range(repeats)]
-    return {name: median(sample[name] for sample in found) for name in found[0]}
+    samples = [_parts_once(world, action) for _ in range(repeats)]
+    return {name: median(sample[name] for sample in samples) for name in samples[0]}
 
 
 def peak_bytes(action: Action, device: torch.device) -> int:
@@ -74,41 +73,46 @@ def peak_bytes(action: Action, device: torch.device) -> int:
 def _parts_once(world: World, action: Action) -> dict[str, float]:
     spent = dict.fromkeys(("rollout", "teacher", "anchor", "student", "optimizer"), 0.0)
     model, device = world.model, world.model.device
-    velocity, backward, step = model.velocity, torch.Tensor.backward, world.optimizer.step
 
-    @contextmanager
-    def counted(name: str) -> Iterator[None]:
-        _wait(device)
-        started = time.perf_counter()
-        yield
-        _wait(device)
-        spent[name] += time.perf_counter() - started
+    def recorded(call: Callable[..., Any], roles: Callable[[Mapping[str, Any]], Sequence[str]]) -> Callable[..., Any]:
+        """The call, its seconds divided among ``roles`` of its options."""
 
-    def timed_velocity(*arguments: Any, **options: Any) -> torch.Tensor:
-        rows = options.get("adapters") or [model.adapters.active]
-        _wait(device)
-        started = time.perf_counter()
-        result = velocity(*arguments, **options)
-        _wait(device)
-        elapsed = time.perf_counter() - started
-        for name in rows:  # of a mixed batch each row takes its part
-            spent[_role(name)] += elapsed / len(rows)
-        return result
-
-    def timed(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def run(*arguments: Any, **options: Any) -> Any:
-            with counted(name):
-                return call(*arguments, **options)
+            _wait(device)
+            started = time.perf_counter()
+            result = call(*arguments, **options)
+            _wait(device)
+            elapsed, names = time.perf_counter() - started, roles(options)
+            for name in names:
+                spent[name] += elapsed / len(names)
+            return result
 
         return run
 
+    def rows(options: Mapping[str, Any]) -> list[str]:
+        return [_role(name) for name in options.get("adapters") or [model.adapters.active]]
+
     with (
-        patch.object(model, "velocity", timed_velocity),
-        patch.object(torch.Tensor, "backward", timed("student", backward)),
-        patch.object(world.optimizer, "step", timed("optimizer", step)),
+        _replaced(model, "velocity", recorded(model.velocity, rows)),
+        _replaced(torch.Tensor, "backward", recorded(torch.Tensor.backward, lambda _: ["student"])),
+        _replaced(world.optimizer, "step", recorded(world.optimizer.step, lambda _: ["optimizer"])),
     ):
         whole = seconds(action, device)
     return spent | {"rest": max(0.0, whole - sum(spent.values())), "all": whole}
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """An attribute of ``owner`` replaced inside the block."""
+    original = vars(owner).get(name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        if original is None:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, original)
 
 
 def _role(adapter: str | None) -> str:

@@ -20,7 +20,7 @@ PRODUCT = {"cpu": 1024, "cuda": 8192}
 
 
 def largest_micro_batch(world: World) -> dict[str, int | str]:
-    """Rows of one student pass, forward and backward, that fit: tried by doubling on a GPU; elsewhere reckoned from
+    """Rows of one student pass, forward and backward, that fit: tried by doubling on a GPU; elsewhere estimated from
     what autograd keeps of one row and the memory that is free now.
     """
     if world.model.device.type == "cuda":
@@ -55,8 +55,8 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
     """Operations a second of a large square product in the model's precision: what the passes are compared with."""
     size = PRODUCT.get(device.type, 1024)
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    taken = [seconds(lambda: torch.mm(left, right), device) for _ in range(12)]
-    return 2 * size**3 / median(taken[2:])
+    times = [seconds(lambda: torch.mm(left, right), device) for _ in range(12)]
+    return 2 * size**3 / median(times[2:])
 
 
 def _tried(world: World) -> dict[str, int | str]:

@@ -1,4 +1,4 @@
-"""The measurement: warm up, sample, take the iteration apart, say what it comes to."""
+"""The measurement: warm up, sample, split an iteration into its parts, derive the figures."""
 
 from __future__ import annotations
 
@@ -37,11 +37,12 @@ class Request:
 
 
 def run(request: Request, progress: Progress) -> dict[str, Any]:
-    """Measure and return the figures; every ``..._seconds`` is for one iteration of the same rows. ``cpu`` has the same
-    in seconds of this process's own work, which other programs on the machine hardly change; ``samples`` both, raw.
+    """Measure and return the figures; every ``..._seconds`` is for one iteration of the same rows.
+
+    ``cpu`` has the same in CPU seconds of this process, which other programs hardly change; ``samples`` has both, raw.
 
     Raises:
-        FlowOPDError: the base, its prompts or its rewards cannot be had.
+        FlowOPDError: the base, its prompts or its rewards cannot be loaded.
     """
     world = build(request.recipe, request.batch, real_prompts=request.real)
     device = world.model.device
@@ -61,8 +62,8 @@ def run(request: Request, progress: Progress) -> dict[str, Any]:
     figures = _figures(world, medians, peaks["fused"])
     extra = _extras(world, request)
     figures |= {"split": split, "extras": extra, "hours": _hours(world, medians["fused"], extra)}
-    own = {name: median(own for _, own in pairs) for name, pairs in samples.items()}
-    figures |= {"cpu": {"seconds": own, "ratios": _ratios(world, own)}}
+    cpu = {name: median(cpu for _, cpu in pairs) for name, pairs in samples.items()}
+    figures |= {"cpu": {"seconds": cpu, "ratios": _ratios(world, cpu)}}
     figures |= {"largest_micro_batch": limits.largest_micro_batch(world), "peaks": peaks}
     raw = {name: [list(pair) for pair in pairs] for name, pairs in samples.items()}
     return figures | {"machine": machine(world), "settings": _settings(world), "samples": raw}
@@ -70,9 +71,9 @@ def run(request: Request, progress: Progress) -> dict[str, Any]:
 
 def machine(world: World) -> dict[str, Any]:
     """Where this was measured, and in which precision."""
-    found = {"device": _where(world.model.device), "dtype": str(world.model.dtype).removeprefix("torch.")}
-    found |= {"torch": torch.__version__, "threads": torch.get_num_threads(), "cores": os.cpu_count()}
-    return found
+    facts = {"device": _where(world.model.device), "dtype": str(world.model.dtype).removeprefix("torch.")}
+    facts |= {"torch": torch.__version__, "threads": torch.get_num_threads(), "cores": os.cpu_count()}
+    return facts
 
 
 def _where(device: torch.device) -> str:
@@ -92,7 +93,7 @@ def _figures(world: World, medians: Mapping[str, float], peak: int) -> dict[str,
 
 
 def _ratios(world: World, medians: Mapping[str, float]) -> dict[str, float]:
-    """What the structures take in terms of each other; the machine's speed is not in it. ``replay_to_its_floor`` allows
+    """Times of the structures relative to each other. ``replay_to_its_floor`` allows
     for the rollout's own forwards, one at each sampling step.
     """
     rollout = medians["forward"] * world.recipe.sampling.steps / world.steps
@@ -108,7 +109,7 @@ def _ratios(world: World, medians: Mapping[str, float]) -> dict[str, float]:
 
 
 def _operations(world: World, floor: float) -> dict[str, float]:
-    """Operations of the floor's passes (two a weight and token, backward as dear as forward), and their rate."""
+    """Operations of the floor's passes (a backward counts as a forward), and their rate."""
     spec, dtype = world.recipe.model, str(world.model.dtype).removeprefix("torch.")
     options = replace(load_options(spec, ()), dtype=dtype, prompt_cache=None)
     footprint = measure(spec.family, spec.pretrained, options, rank=0)
@@ -128,23 +129,23 @@ def _operations(world: World, floor: float) -> dict[str, float]:
 
 
 def _extras(world: World, request: Request) -> dict[str, float]:
-    """Seconds of one batch for what an iteration does only now and then: encoding, decoding, scoring."""
+    """Seconds of one batch for occasional work: encoding, decoding, scoring."""
     model, device = world.model, world.model.device
     latents = world.noise()[0]
-    found: dict[str, float] = {}
+    seconds: dict[str, float] = {}
     if world.recipe.model.pretrained not in named_shapes():
-        encoded = [_encode_seconds(world, number) for number in range(request.repeats + 1)]
-        found["encode"] = median(encoded[1:])
+        times = [_encode_seconds(world, number) for number in range(request.repeats + 1)]
+        seconds["encode"] = median(times[1:])
         model.release_encoders()
     pictures = model.decode(latents)
-    taken = [clock.seconds(lambda: model.decode(latents), device) for _ in range(request.repeats)]
-    found["decode"] = median(taken)
+    times = [clock.seconds(lambda: model.decode(latents), device) for _ in range(request.repeats)]
+    seconds["decode"] = median(times)
     if request.real and world.recipe.rewards:
         score = make_rewards(world.recipe.rewards, world.sources)
         score(pictures, world.draw.prompts)
-        taken = [clock.seconds(lambda: score(pictures, world.draw.prompts), device) for _ in range(request.repeats)]
-        found["rewards"] = median(taken)
-    return found
+        times = [clock.seconds(lambda: score(pictures, world.draw.prompts), device) for _ in range(request.repeats)]
+        seconds["rewards"] = median(times)
+    return seconds
 
 
 def _encode_seconds(world: World, number: int) -> float:

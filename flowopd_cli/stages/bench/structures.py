@@ -28,18 +28,18 @@ Action = Callable[[], None]
 
 
 def floor(world: World) -> dict[str, Action]:
-    """The passes that no structure does without, each role's alone, as often as an iteration has trained steps; and
+    """The passes that every structure needs, each role's alone, as often as an iteration has trained steps; and
     ``forward``, the student's without gradients, of which a replay's rollout is made.
     """
-    own = "policy", world.sampler.guidance
-    roles = {"student": own, "forward": own, "teacher": _dearest(world)}
+    policy = "policy", world.sampler.guidance
+    roles = {"student": policy, "forward": policy, "teacher": _dearest(world)}
     if world.anchor is not None:
         roles["anchor"] = (str(world.anchor.adapter), world.anchor.guidance)
     return {role: _passes(world, role, *rest) for role, rest in roles.items()}
 
 
 def fused(world: World) -> Action:
-    """Each step is labelled and learned where the rollout stands, which then goes on."""
+    """Each step is labelled and learned as the rollout reaches it."""
     model, batch, iterations = world.model, world.batch, count()
     objective = objectives.opd(model, world.sampler, world.settings)
     together = max(batch, world.recipe.train.rollout_batch)
@@ -79,7 +79,7 @@ def replay(world: World) -> Action:
 
 def upstream(world: World) -> Action:
     """The passes of the released Flow-OPD loop: rollout, teacher, anchor and student at every step, each in batches of
-    its own, with both halves of classifier-free guidance in them whatever its scale. The mathematics is that of
+    its own, with both halves of classifier-free guidance in them whatever its scale. The result is that of
     :func:`replay`.
     """
     model, batch, sampler = BothHalves(world.model), world.batch, world.sampler
@@ -122,7 +122,7 @@ def _learn(world: World, model: FlowModel, objective: objectives.Objective, roll
 
 
 class BothHalves:
-    """A model that computes the empty prompt's half also where guidance is 1 and nothing comes of it.
+    """A model that computes the empty prompt's half also at guidance 1, where it has no effect.
 
     One whose network takes guidance as an input has no such half.
     """
@@ -163,7 +163,7 @@ def two_halves(latents: Tensor, sigma: Tensor, cond: Conditioning) -> tuple[Tens
 def forward(
     model: FlowModel, latents: Tensor, sigma: Tensor, cond: Conditioning, guidance: float
 ) -> Callable[[], Tensor]:
-    """The transformer over these rows and nothing else: over both halves of them, where guidance has halves."""
+    """The transformer over these rows, or over both halves of them with classifier-free guidance."""
     if model.classifier_free and guidance != 1:
         latents, sigma, cond = two_halves(latents, sigma, cond)
         guidance = 1.0
@@ -179,9 +179,9 @@ def update(world: World) -> None:
 
 
 def _dearest(world: World) -> tuple[str, float]:
-    """A teacher, one with guidance where there is one."""
-    found = max(world.teachers.values(), key=lambda teacher: teacher.guidance != 1)
-    return str(found.adapter), found.guidance
+    """A teacher with guidance, if there is one."""
+    teacher = max(world.teachers.values(), key=lambda candidate: candidate.guidance != 1)
+    return str(teacher.adapter), teacher.guidance
 
 
 def _passes(world: World, role: str, adapter: str, guidance: float) -> Action:

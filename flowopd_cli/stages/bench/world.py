@@ -1,4 +1,4 @@
-"""What is measured: a model with the adapters of a recipe, random in value and true in size, and one draw of it."""
+"""The measured model, with random adapters of the recipe's size, and one draw of prompts."""
 
 from __future__ import annotations
 
@@ -59,25 +59,25 @@ class World:
 
 
 def build(recipe: DistillRecipe, batch: int | None, *, real_prompts: bool) -> World:
-    """The recipe's model and roles; its references stand for random adapters of the recipe's rank.
+    """The recipe's model and roles; random adapters of the recipe's rank stand for its references.
 
-    ``batch`` pictures: as many as the recipe has rows in a micro-batch if ``None``. ``real_prompts`` draws them from
-    the recipe's own sources, which its rewards may need.
+    ``batch`` is the number of pictures, ``None`` that of the recipe's micro-batch. ``real_prompts`` draws prompts from
+    the recipe's sources, which its rewards may need.
 
     Raises:
         RecipeError: the batch has more pictures than the recipe's iteration.
         FlowOPDError: the base cannot be loaded, a prompt source cannot be read.
     """
     pictures = recipe.train.groups * recipe.train.group_size
-    wanted = min(pictures, recipe.train.micro) if batch is None else batch
-    sources, draw = _prompts(recipe, wanted, real_prompts)
+    count = min(pictures, recipe.train.micro) if batch is None else batch
+    sources, draw = _prompts(recipe, count, real_prompts)
     model = load(recipe)
     save_memory(model, recipe.train)
     guidance, parts = recipe.sampling.guidance, recipe.adapter
     model.adapters.add("policy", parts.rank, parts.alpha, seed=recipe.seed, trainable=True)
     names = {ref: f"teacher_{i}" for i, ref in enumerate(dict.fromkeys(s.ref for s in recipe.routing.values()))}
-    teachers = {t: Teacher(names[s.ref], _own(s.guidance, guidance)) for t, s in recipe.routing.items()}
-    anchor = Teacher("anchor", _own(recipe.anchor.guidance, guidance)) if recipe.anchor.beta else None
+    teachers = {t: Teacher(names[s.ref], _or(s.guidance, guidance)) for t, s in recipe.routing.items()}
+    anchor = Teacher("anchor", _or(recipe.anchor.guidance, guidance)) if recipe.anchor.beta else None
     for index, name in enumerate([*names.values(), *(["anchor"] if anchor else [])]):
         model.adapters.add(name, parts.rank, parts.alpha, seed=recipe.seed + 1 + index, trainable=False)
     for index, name in enumerate(model.adapters.names):
@@ -100,24 +100,24 @@ def load(recipe: DistillRecipe) -> LoadedModel:
     return model
 
 
-def _own(guidance: float | None, policy: float) -> float:
+def _or(guidance: float | None, policy: float) -> float:
     return policy if guidance is None else guidance
 
 
-def _prompts(recipe: DistillRecipe, wanted: int, real: bool) -> tuple[dict[str, list[Prompt]], Draw]:
+def _prompts(recipe: DistillRecipe, count: int, real: bool) -> tuple[dict[str, list[Prompt]], Draw]:
     if real:
         drawer, sources = make_drawer(recipe.prompts, recipe.train, recipe.seed)
-        drawn = drawer(0)
-        if wanted > len(drawn.prompts):
-            raise RecipeError(f"--batch {wanted}: an iteration of the recipe has {len(drawn.prompts)} pictures")
-        return sources, Draw(drawn.prompts[:wanted], drawn.group[:wanted], drawn.seeds[:wanted])
+        draw = drawer(0)
+        if count > len(draw.prompts):
+            raise RecipeError(f"--batch {count}: an iteration of the recipe has {len(draw.prompts)} pictures")
+        return sources, Draw(draw.prompts[:count], draw.group[:count], draw.seeds[:count])
     tasks = list(recipe.routing)
-    prompts = tuple(Prompt(f"p{i}", f"prompt number {i}", tasks[i % len(tasks)]) for i in range(wanted))
-    return {}, Draw(prompts, torch.arange(wanted), tuple(range(wanted)))
+    prompts = tuple(Prompt(f"p{i}", f"prompt number {i}", tasks[i % len(tasks)]) for i in range(count))
+    return {}, Draw(prompts, torch.arange(count), tuple(range(count)))
 
 
 def _randomize(model: LoadedModel, name: str, *, seed: int) -> None:
-    """Small random factors, so that every role does something."""
+    """Small random factors, so that no role is the base."""
     generator = torch.Generator().manual_seed(seed)
     state: dict[str, Any] = model.adapters.state(name)
     for key, value in state.items():
