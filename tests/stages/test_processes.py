@@ -170,7 +170,7 @@ def test_accelerate_starts_the_same_command_on_two_machines(trained, pipeline_fo
     outs = [tmp_path / name for name in ("first", "second")]
     shared = ["--multi_gpu", "--num_machines", "2", "--num_processes", "2", "--main_process_ip", "127.0.0.1"]
     shared += ["--main_process_port", str(free_port()), "--mixed_precision", "no", "--dynamo_backend", "no"]
-    command = ["-m", "flowopd_cli", "teacher", "--recipe", str(recipe)]
+    command = ["-m", "flowopd_cli", "teacher", "--allow-code", "--recipe", str(recipe)]
     machines = [
         start("accelerate.commands.launch", *shared, "--machine_rank", str(rank), *command, "--out", str(out))
         for rank, out in enumerate(outs)
@@ -190,7 +190,7 @@ def test_what_one_process_cannot_do_is_one_line_and_no_work_is_lost(trained, pip
     model = built.model_copy(update={"rewards": failing, "model": built.model.model_copy(update={"shard": shard})})
     recipe, out = tmp_path / "recipe.yaml", tmp_path / "run"
     recipe.write_text(recipes.dump(model))
-    command = ["teacher", "--recipe", str(recipe), "--out", str(out), "--processes", "2"]
+    command = ["teacher", "--allow-code", "--recipe", str(recipe), "--out", str(out), "--processes", "2"]
     done = subprocess.run(
         [sys.executable, "-m", "flowopd_cli", *command], env=environment(), capture_output=True, text=True, timeout=240
     )
