@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from flowopd_cli.core.prompt import Prompt
+
 Record = TypeVar("Record")
 
 

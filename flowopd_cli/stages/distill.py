@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from flowopd_cli.core.types import Rollout
-from flowopd_cli.models.base import FlowModel
+from flowopd_cli.models.base import LoadedModel
 from flowopd_cli.recipe import DistillRecipe
 from flowopd_cli.recipe.tasks import check_tasks
 from flowopd_cli.rewards.base import RewardMix
@@ -52,17 +52,17 @@ class _Experience:
     """The optimizer steps of an iteration, by the recipe's schedule."""
 
     recipe: DistillRecipe
-    model: FlowModel
+    model: LoadedModel
     drawer: Drawer
     teachers: Mapping[str, Teacher]
     anchor: Teacher | None
     rewards: RewardMix | None
 
     def __call__(self, iteration: int) -> tuple[Iterable[MicroBatches], Mapping[str, float]]:
-        train, every = self.recipe.train, self.recipe.opd.log_rewards_every
+        train, every, rewards = self.recipe.train, self.recipe.opd.log_rewards_every, self.rewards
         sampler, draw = iteration_sampler(self.model, self.recipe, iteration), self.drawer(iteration)
         figures: dict[str, float] = {}
-        log = self._logger(draw, figures) if every and iteration % every == 0 else None
+        log = self._logger(rewards, draw, figures) if rewards and every and iteration % every == 0 else None
         if self.recipe.fused:
             step = fused.FusedStep(self.model, sampler, self.teachers, self.anchor, train.micro, train.rollout_batch)
             return [fused.micro_batches(step, draw, log)], figures
@@ -82,13 +82,13 @@ class _Experience:
         )
         return steps, figures
 
-    def _logger(self, draw: Draw, figures: dict[str, float]):
+    def _logger(self, rewards: RewardMix, draw: Draw, figures: dict[str, float]):
         """A function that decodes and scores a rollout and adds the figures of the whole draw to ``figures``."""
 
         @torch.no_grad()
         def log(rolled: Rollout) -> None:
             pictures = collect.with_images(self.model, rolled, batch=self.recipe.train.rollout_batch)
-            scored = collect.with_rewards(pictures, self.rewards)
+            scored = collect.with_rewards(pictures, rewards)
             figures.update(collect.reward_figures(scored, draw.partition))
 
         return log

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -135,7 +136,12 @@ def scores_of_all(rolled: Rollout, partition: Partition | None = None) -> Scores
 
 
 def with_advantages(
-    rolled: Rollout, *, std: str, clip: float, partition: Partition | None = None, scores: Scores | None = None
+    rolled: Rollout,
+    *,
+    std: Literal["group", "global"],
+    clip: float,
+    partition: Partition | None = None,
+    scores: Scores | None = None,
 ) -> Rollout:
     """Group-relative advantages ``(B,)`` of the total reward; invalid scores get 0 and enter no statistic.
 

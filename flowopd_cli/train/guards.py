@@ -48,4 +48,5 @@ def finite(tensors: Sequence[Tensor]) -> Tensor:
     """Whether every number of every tensor is finite: a boolean tensor ``()``."""
     if not tensors:
         return torch.tensor(True)
-    return torch.stack(torch._foreach_norm(list(tensors), float("inf"))).isfinite().all()
+    norms = torch._foreach_norm(list(tensors), float("inf"))  # pyright: ignore[reportPrivateImportUsage]
+    return torch.stack(norms).isfinite().all()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -23,7 +24,7 @@ class OPDSettings:
     """Numbers of the distillation objective; ``beta`` is MAR's weight."""
 
     estimator: str = "pathwise"
-    step_weight: str = "kl"
+    step_weight: Literal["kl", "kl_no_dt", "velocity"] = "kl"
     beta: float = 0.02
     clip: float = 1e-4
     adv_clip: float = 5.0

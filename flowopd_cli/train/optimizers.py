@@ -22,7 +22,7 @@ def make_optimizer(
     if name != "adamw8bit":
         raise ValueError(f"no optimizer {name!r}")
     try:
-        from bitsandbytes.optim import AdamW8bit
+        from bitsandbytes.optim import AdamW8bit  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise MissingDependency("bitsandbytes", extra="int8") from error
     return AdamW8bit(parameters, lr=lr, weight_decay=weight_decay)

@@ -95,16 +95,16 @@ class PeftConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    path: Path | None = Field(None, exclude=True)
-    rank: Rank = Field(None, alias="r")
-    alpha: Alpha = Field(None, alias="lora_alpha")
-    targets: Annotated[tuple[str, ...], BeforeValidator(_module_names)] = Field((), alias="target_modules")
+    path: Path | None = Field(default=None, exclude=True)
+    rank: Rank = Field(default=None, alias="r")
+    alpha: Alpha = Field(default=None, alias="lora_alpha")
+    targets: Annotated[tuple[str, ...], BeforeValidator(_module_names)] = Field(default=(), alias="target_modules")
     target_pattern: bool = False
-    base: Text = Field(None, alias="base_model_name_or_path")
+    base: Text = Field(default=None, alias="base_model_name_or_path")
     base_sha256: Text = None
     rank_pattern: Annotated[dict[str, Rank], Numbers] = {}
     alpha_pattern: Annotated[dict[str, Alpha], Numbers] = {}
-    rank_stabilized: bool = Field(False, alias="use_rslora")
+    rank_stabilized: bool = Field(default=False, alias="use_rslora")
 
     def rank_of(self, module: str) -> int | None:
         """The rank that a module's factors should have; ``None`` where nothing is said."""

@@ -23,7 +23,7 @@ from flowopd_cli.train.loop import Experience, FitSettings, fit
 from flowopd_cli.train.objectives import Objective, OPDSettings
 
 
-def make_sampler(model: FlowModel, spec: SamplingSpec, *, seed: int = 0) -> Sampler:
+def make_sampler(model: LoadedModel, spec: SamplingSpec, *, seed: int = 0) -> Sampler:
     """The recipe's sampler; ``seed`` places its SDE window."""
     sigmas = model.sigmas(spec.steps, spec.shift) if spec.shift else model.sigmas(spec.steps)
     window = None
@@ -32,7 +32,7 @@ def make_sampler(model: FlowModel, spec: SamplingSpec, *, seed: int = 0) -> Samp
     return Sampler(sigmas, make_kernel(spec.kernel, spec.eta, sigmas), spec.guidance, window)
 
 
-def iteration_sampler(model: FlowModel, recipe: TeacherRecipe | DistillRecipe, iteration: int) -> Sampler:
+def iteration_sampler(model: LoadedModel, recipe: TeacherRecipe | DistillRecipe, iteration: int) -> Sampler:
     """The sampler of one iteration: its window and trained steps depend on the seed and the iteration alone."""
     seed = recipe.seed + iteration
     sampler = make_sampler(model, recipe.sampling, seed=seed)

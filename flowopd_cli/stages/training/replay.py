@@ -10,7 +10,7 @@ import torch
 
 from flowopd_cli.core.types import StepBatch
 from flowopd_cli.errors import ArtifactError
-from flowopd_cli.models.base import FlowModel
+from flowopd_cli.models.base import LoadedModel
 from flowopd_cli.recipe import DistillRecipe, TeacherRecipe, TrainedRecipe
 from flowopd_cli.runs.adapter_ref import Adapters
 from flowopd_cli.runs.run import RunDir
@@ -49,7 +49,7 @@ def replay(path: Path, device: str | None = None) -> dict[str, Any]:
     return summary | {"rows": [row | {key: _number(row[key]) for key in ("loss", "gradient")} for row in rows]}
 
 
-def _rows(model: FlowModel, objective: Objective, batch: StepBatch) -> list[dict[str, Any]]:
+def _rows(model: LoadedModel, objective: Objective, batch: StepBatch) -> list[dict[str, Any]]:
     parameters = list(model.adapters.trainable().values())
     rows, batch = [], batch.to(parameters[0].device)
     for index in range(len(batch)):
@@ -66,7 +66,7 @@ def _rows(model: FlowModel, objective: Objective, batch: StepBatch) -> list[dict
     return rows
 
 
-def _objective(recipe: TrainedRecipe, model: FlowModel) -> Objective:
+def _objective(recipe: TrainedRecipe, model: LoadedModel) -> Objective:
     sampler = make_sampler(model, recipe.sampling)
     if isinstance(recipe, TeacherRecipe):
         return objectives.grpo(model, sampler, clip=recipe.grpo.clip, beta=recipe.grpo.beta)

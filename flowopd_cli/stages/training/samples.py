@@ -9,7 +9,7 @@ import torch
 
 from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.models.base import FlowModel
-from flowopd_cli.recipe import TeacherRecipe
+from flowopd_cli.recipe import TrainedRecipe
 from flowopd_cli.runs.run import RunDir
 from flowopd_cli.stages.drawing import draw_images, grid, ode_sampler, to_bytes
 from flowopd_cli.suites.base import image_seed
@@ -20,7 +20,7 @@ SAMPLES = 8
 
 
 def make_sample_writer(
-    model: FlowModel, recipe: TeacherRecipe, prompts: Mapping[str, Sequence[Prompt]], run: RunDir
+    model: FlowModel, recipe: TrainedRecipe, prompts: Mapping[str, Sequence[Prompt]], run: RunDir
 ) -> Callable[[int], None]:
     """A function that draws the first prompts of each task with fixed seeds into ``samples/``; processes share them."""
     share = max(1, SAMPLES // len(prompts))
