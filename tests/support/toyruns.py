@@ -41,7 +41,7 @@ def going_on(command, path):
         return [*command, "--out", path]
     if not RunDir(path).recipe_file.is_file():
         return [*command, "--out", path, "--force"]
-    return [command[0], "--resume", path]
+    return [command[0], "--resume", path, "--allow-code"]
 
 
 def listing(path):
