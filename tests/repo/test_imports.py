@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-LIGHT = ("cli", "reports", "runs", "recipe", "system", "registry", "models.files")
+LIGHT = ("cli", "reports", "runs", "recipe", "prompts", "system", "registry", "models.files")
 CODE = """
 import importlib, pkgutil, sys
 for name in sys.argv[1:]:
