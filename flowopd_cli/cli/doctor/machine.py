@@ -20,6 +20,8 @@ TESTED: Mapping[str, str] = {
     "python": "3.11",
     "torch": "2.13.0",
     "diffusers": "0.42.1",
+    "filelock": "4.3.1",
+    "httpx": "0.28.1",
     "transformers": "5.23.0",
     "peft": "0.21.2",
     "accelerate": "1.15.0",
