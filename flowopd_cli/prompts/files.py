@@ -1,4 +1,4 @@
-"""Prompt files read row by row: what a line may hold, and which line does not. No torch here."""
+"""Prompt files, read and validated row by row."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,13 @@ SUFFIXES = (".txt", ".jsonl")
 LONGEST_LINE = 1 << 20  # bytes
 LONGEST_PROMPT = 10_000  # characters
 LONGEST_ID, LONGEST_TARGET = 200, 1000
-SHOWN = 80
 BOM = b"\xef\xbb\xbf"
 UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 
 @dataclass(frozen=True)
 class Row:
-    """A prompt as it stands in a file; ``place`` is ``file:line``, ``id`` is ``None`` where the row has none."""
+    """A prompt of a file; ``place`` is ``file:line``."""
 
     place: str
     text: str
@@ -32,58 +32,51 @@ class Row:
 
 
 def read_rows(path: Path, task: str | None = None) -> list[Row]:
-    """The prompts of a ``.txt`` file (one a line) or a ``.jsonl`` file, empty lines passed over.
+    """The prompts of a ``.txt`` file (one a line) or a ``.jsonl`` file without its empty lines.
 
     ``task`` is that of rows which name none.
 
     Raises:
-        PromptError: no such file, another kind of file, or a line that cannot be used, named by its number: not UTF-8,
-            too long, with control characters, not a JSON object with a text under ``prompt``, an ``id`` there twice.
+        PromptError: no such file, another kind of file, or an invalid line, named by its number: not UTF-8, too long,
+            with control characters, not a JSON object with a text under ``prompt``, an ``id`` that another line has.
     """
     if path.suffix not in SUFFIXES:
         raise PromptError(f"prompts: {path}: neither a registered source nor a .txt or .jsonl file")
     if path.suffix == ".txt":
-        return [Row(place, _sound(place, line, "\t"), task) for place, line in numbered_lines(path)]
-    rows = [_from_json(place, line, task) for place, line in numbered_lines(path)]
+        return [Row(place, _checked_text(place, line, "\t"), task) for place, line in _numbered_lines(path)]
+    rows = [_from_json(place, line, task) for place, line in _numbered_lines(path)]
     _refuse_repeated_ids(rows)
     return rows
 
 
-def numbered_lines(path: Path) -> Iterator[tuple[str, str]]:
-    """``file:line`` and text of every line with something on it, without the spaces around it.
+def _numbered_lines(path: Path) -> Iterator[tuple[str, str]]:
+    """``file:line`` and the stripped text of every line that is not empty.
 
-    Only line feeds end a line: prompts may hold Unicode's other separators. A byte order mark is passed over.
-
-    Raises:
-        PromptError: it cannot be read, or a line is not UTF-8 or too long.
+    Only line feeds end a line: prompts may hold Unicode's other separators.
     """
     try:
         with path.open("rb") as handle:
-            number = 0
-            while line := handle.readline(LONGEST_LINE + 1):
-                number += 1
-                text = _decoded(f"{path}:{number}", line, first=number == 1).strip()
-                if text:
+            for number, line in enumerate(iter(partial(handle.readline, LONGEST_LINE + 1), b""), start=1):
+                if text := _decode(f"{path}:{number}", line, first=number == 1).strip():
                     yield f"{path}:{number}", text
     except FileNotFoundError as error:
         raise PromptError(f"prompts: {path}: no such file") from error
     except IsADirectoryError as error:
         raise PromptError(f"prompts: {path}: is a folder; name a .txt or .jsonl file in it") from error
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise PromptError(f"prompts: {path}: cannot be read ({reason})") from error
+        raise PromptError(f"prompts: {path}: cannot be read ({getattr(error, 'strerror', error)})") from error
 
 
 def repeats(rows: Sequence[Row]) -> str | None:
-    """A remark about prompts that a file has more than once; ``None`` where each is there once."""
+    """A remark about prompts that a file has more than once, ``None`` if there is none."""
     counts = Counter((row.task, row.text) for row in rows)
-    again = {key for key, count in counts.items() if count > 1}
-    if not again:
+    repeated = [row for row in rows if counts[row.task, row.text] > 1]
+    if not repeated:
         return None
-    first = next(row for row in rows if (row.task, row.text) in again)
-    file, _, line = first.place.rpartition(":")
+    file, _, line = repeated[0].place.rpartition(":")
+    number = sum(count > 1 for count in counts.values())
     return (
-        f"prompts: {file}: {len(again)} of {len(counts)} prompts are there more than once, the first in line {line}: "
+        f"prompts: {file}: {number} of {len(counts)} prompts are there more than once, the first in line {line}: "
         "each is drawn as often as it is there"
     )
 
@@ -91,18 +84,18 @@ def repeats(rows: Sequence[Row]) -> str | None:
 def target(text: str, metadata: Mapping[str, Any]) -> str | None:
     """The text to render: ``metadata["target"]``, else the text between its first two double quotes.
 
-    ``None`` where neither is there, or it is no text, nothing but spaces, or too long to be written.
+    ``None`` without either, and for a target that is not a text, only spaces, or too long.
     """
-    text_to_write = metadata.get("target")
-    if text_to_write is None:
+    value = metadata.get("target")
+    if value is None:
         parts = text.split('"', 2)
-        text_to_write = parts[1] if len(parts) == 3 else ""
-    if not isinstance(text_to_write, str | int | float) or len(str(text_to_write)) > LONGEST_TARGET:
+        value = parts[1] if len(parts) == 3 else ""
+    if not isinstance(value, str | int | float) or not str(value).strip() or len(str(value)) > LONGEST_TARGET:
         return None
-    return str(text_to_write) if str(text_to_write).strip() else None
+    return str(value)
 
 
-def _decoded(place: str, line: bytes, *, first: bool) -> str:
+def _decode(place: str, line: bytes, *, first: bool) -> str:
     if len(line) > LONGEST_LINE:
         raise PromptError(f"{place}: is longer than {LONGEST_LINE >> 20} MiB: is this a file of prompts, one a line?")
     if first and line.startswith(UTF16):
@@ -113,19 +106,12 @@ def _decoded(place: str, line: bytes, *, first: bool) -> str:
         raise PromptError(f"{place}: not UTF-8 text (byte {error.start} of the line): save it as UTF-8") from error
 
 
-def _sound(place: str, text: str, allowed: str = "\t\n\r") -> str:
-    """The text of a prompt.
-
-    Raises:
-        PromptError: it is too long, or holds what no text holds.
-    """
+def _checked_text(place: str, text: str, allowed: str = "\t\n\r") -> str:
     if len(text) > LONGEST_PROMPT:
         raise PromptError(f"{place}: a prompt of {len(text)} characters; at most {LONGEST_PROMPT} are taken")
     for letter in text:
         if (letter < " " or letter == "\x7f" or "\ud800" <= letter <= "\udfff") and letter not in allowed:
-            raise PromptError(
-                f"{place}: holds the character {ascii(letter)[1:-1]}, which is no part of a text: remove it"
-            )
+            raise PromptError(f"{place}: holds the control character {ascii(letter)[1:-1]}: remove it")
     return text
 
 
@@ -137,16 +123,18 @@ def _from_json(place: str, line: str, task: str | None) -> Row:
         raise PromptError(f"{place}: not JSON ({reason})") from error
     if not isinstance(row, dict) or not isinstance(row.get("prompt"), str) or not row["prompt"].strip():
         raise PromptError(f'{place}: needs an object with a text under "prompt"')
-    named = row.get("task", task)
-    if "task" in row and (not isinstance(named, str) or not named or not named.isprintable()):
+    task = row.get("task", task)
+    if "task" in row and (not isinstance(task, str) or not task or not task.isprintable()):
         raise PromptError(f'{place}: "task" must be a name')
     row_id = row.get("id")
-    if row_id is not None and (isinstance(row_id, bool) or not isinstance(row_id, str | int)):
-        raise PromptError(f'{place}: "id" must be a text or a whole number')
-    if row_id is not None and (not str(row_id) or not str(row_id).isprintable() or len(str(row_id)) > LONGEST_ID):
-        raise PromptError(f'{place}: "id" must have 1 to {LONGEST_ID} characters that can be printed')
+    if row_id is not None:
+        if isinstance(row_id, bool) or not isinstance(row_id, str | int):
+            raise PromptError(f'{place}: "id" must be a text or a whole number')
+        row_id = str(row_id)
+        if not row_id.isprintable() or not 1 <= len(row_id) <= LONGEST_ID:
+            raise PromptError(f'{place}: "id" must have 1 to {LONGEST_ID} characters that can be printed')
     metadata = {key: value for key, value in row.items() if key not in {"task", "id"}}
-    return Row(place, _sound(place, row["prompt"]), named, None if row_id is None else str(row_id), metadata)
+    return Row(place, _checked_text(place, row["prompt"]), task, row_id, metadata)
 
 
 def _no_number(name: str) -> None:
@@ -154,15 +142,11 @@ def _no_number(name: str) -> None:
 
 
 def _refuse_repeated_ids(rows: Sequence[Row]) -> None:
-    """Ids name pictures and their noise, so each names one prompt."""
+    """Refuse two prompts with one id, which names their pictures and noise."""
     places: dict[str, str] = {}
     for row in rows:
-        if row.id is None:
-            continue
-        if row.id in places:
+        if row.id is not None and places.setdefault(row.id, row.place) != row.place:
             line = places[row.id].rpartition(":")[2]
             raise PromptError(
-                f"{row.place}: the id {row.id[:SHOWN]!r} is there already, in line {line}: give each prompt another "
-                "id, or none"
+                f"{row.place}: line {line} has the id {row.id[:80]!r} too: give each prompt its own id, or none"
             )
-        places[row.id] = row.place

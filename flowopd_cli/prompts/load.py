@@ -15,11 +15,11 @@ def load_prompts(
 ) -> list[Prompt]:
     """The prompts of a registered source, or of a ``.txt`` (one a line) or ``.jsonl`` file.
 
-    A JSONL row is GenEval's metadata form, ``{"prompt": …, "task"?: …, …}``: everything else in it becomes the
-    prompt's metadata. ``task`` names the task of prompts whose rows do not. ``split`` applies to registered sources.
+    A JSONL row, ``{"prompt": …, "task"?: …, …}``, is the prompt's metadata. ``task`` is that of rows which name none;
+    ``split`` applies to registered sources.
 
     Raises:
-        PromptError: no such file, a line that cannot be used (named by number), or a prompt without a task.
+        PromptError: no such file, an invalid line, or a prompt without a task.
     """
     if source in registry.PROMPTS.names():
         prompts: list[Prompt] = list(registry.PROMPTS.load(source)(split))
@@ -33,8 +33,5 @@ def load_prompts(
 
 def _prompt(row: Row) -> Prompt:
     if row.task is None:
-        way_out = "give it with --prompts FILE,task=NAME"
-        if row.place.rpartition(":")[0].endswith(".txt"):
-            raise PromptError(f"{row.place}: a text file does not say its task: {way_out}")
-        raise PromptError(f'{row.place}: no task: write "task" in the row or {way_out}')
+        raise PromptError(f'{row.place}: no task: write "task" in a .jsonl row or give --prompts FILE,task=NAME')
     return Prompt(row.place if row.id is None else row.id, row.text, row.task, row.metadata)

@@ -1,8 +1,7 @@
 """A generator of training prompts in GenEval's grammar; the evaluation prompts themselves are held out.
 
-Tags are drawn with the weights of Flow-GRPO's generator (arXiv 2505.05470): position 7, counting 5, color_attr 3,
-colors 1, two_object 1; ``single_object`` has no training prompts, for the evaluation set holds all of them. A row is
-a function of the seed and its number alone, on every version of Python.
+Tags have the weights of Flow-GRPO's generator (arXiv 2505.05470); ``single_object`` has no training prompts, because
+the evaluation set holds all of them.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from flowopd_cli.prompts.coco import GENEVAL_CLASSES
+from flowopd_cli.prompts.clauses import GENEVAL_CLASSES
 
 WEIGHTS: Mapping[str, int] = {"position": 7, "counting": 5, "color_attr": 3, "colors": 1, "two_object": 1}
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
@@ -37,14 +36,13 @@ T = TypeVar("T")
 
 
 def make(count: int, seed: int, *, wording: str = "geneval") -> Iterator[Row]:
-    """``count`` rows of GenEval's metadata, with ``id`` and ``task``.
+    """``count`` rows of GenEval's metadata, each a function of the seed and its number; they may repeat.
 
-    ``wording`` is that of the evaluation prompts, whose plurals are rules without exceptions (``benchs``, ``knifes``,
-    ``a skis``), or correct English. Rows may repeat: ``counting`` has 160 scenes in all.
+    ``wording`` is that of the evaluation prompts (``benchs``, ``knifes``, ``a skis``) or correct English.
     """
     for number in range(count):
         rng = random.Random(f"geneval/{seed}/{number}")
-        tag = _pick(rng, [tag for tag, weight in WEIGHTS.items() for _ in range(weight)])
+        tag = pick(rng, [tag for tag, weight in WEIGHTS.items() for _ in range(weight)])
         row = _scene(tag, rng)
         while held_out(row):
             row = _scene(tag, rng)
@@ -52,7 +50,7 @@ def make(count: int, seed: int, *, wording: str = "geneval") -> Iterator[Row]:
 
 
 def held_out(row: Mapping[str, Any]) -> bool:
-    """Whether a scene is one of the evaluation prompts, or one with its two objects, colors or sides exchanged."""
+    """Whether a scene is an evaluation prompt, or one with its two objects, colors or sides exchanged."""
     return row["tag"] == "single_object" or _digest(_equivalence_key(row)) in _held_out_digests()
 
 
@@ -61,44 +59,39 @@ def describe(row: Mapping[str, Any], wording: str = "geneval") -> str:
     include, english = row["include"], wording == "english"
     if row["tag"] == "counting":
         name, count = include[0]["class"], include[0]["count"]
-        return f"a photo of {COUNTS[count]} {_english_plural(name) if english else plural(name)}"
+        return f"a photo of {COUNTS[count]} {_plural(name, english)}"
     phrases = [_phrase(clause["class"], clause.get("color"), english) for clause in include]
     if row["tag"] == "position":
         return f"a photo of {phrases[1]} {include[1]['position'][0]} {phrases[0]}"
     return f"a photo of {' and '.join(phrases)}"
 
 
-def plural(name: str) -> str:
-    """The plural as GenEval's prompts have it."""
-    return name + ("es" if name.endswith("s") else "s")
-
-
 def _scene(tag: str, rng: random.Random) -> Row:
     """A scene without its prompt, its keys in the order of the evaluation file."""
     if tag == "counting":
-        name, count = _pick(rng, GENEVAL_CLASSES), _pick(rng, tuple(COUNTS))
+        name, count = pick(rng, GENEVAL_CLASSES), pick(rng, tuple(COUNTS))
         include, more = [{"class": name, "count": count}], [{"class": name, "count": count + 1}]
         return {"tag": tag, "include": include, "exclude": more}
     names = _pair(rng, GENEVAL_CLASSES if tag in ("two_object", "position") else PAINTABLE)
     clauses: list[Row] = [{"class": name, "count": 1} for name in names]
     if tag == "colors":
-        clauses = [{**clauses[0], "color": _pick(rng, COLORS)}]
+        clauses = [{**clauses[0], "color": pick(rng, COLORS)}]
     elif tag == "color_attr":
         clauses = [{**clause, "color": color} for clause, color in zip(clauses, _pair(rng, COLORS), strict=True)]
     elif tag == "position":
         # the object that the other stands by comes first, as in the evaluation file
-        clauses[1]["position"] = [_pick(rng, tuple(AXES)), 0]
+        clauses[1]["position"] = [pick(rng, tuple(AXES)), 0]
     return {"tag": tag, "include": clauses}
 
 
-def _pick(rng: random.Random, items: Sequence[T]) -> T:
-    """One of the items; ``random()`` is the only draw that Python promises not to change."""
+def pick(rng: random.Random, items: Sequence[T]) -> T:
+    """One of the items, by ``random()``, the only draw that is the same in every version of Python."""
     return items[int(rng.random() * len(items))]
 
 
 def _pair(rng: random.Random, items: Sequence[T]) -> tuple[T, T]:
-    first = _pick(rng, items)
-    return first, _pick(rng, [item for item in items if item != first])
+    first = pick(rng, items)
+    return first, pick(rng, [item for item in items if item != first])
 
 
 def _phrase(name: str, color: str | None, english: bool) -> str:
@@ -108,16 +101,16 @@ def _phrase(name: str, color: str | None, english: bool) -> str:
     return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
 
-def _english_plural(name: str) -> str:
-    if name in PAIRED:
+def _plural(name: str, english: bool) -> str:
+    if english and name in PAIRED:
         return f"pairs of {name}"
-    if name in IRREGULAR:
+    if english and name in IRREGULAR:
         return IRREGULAR[name]
-    return name + ("es" if name.endswith(("s", "ch", "sh")) else "s")
+    return name + ("es" if name.endswith(("s", "ch", "sh") if english else "s") else "s")
 
 
 def _equivalence_key(row: Mapping[str, Any]) -> str:
-    """A text that is equal for scenes whose objects, colors or sides are merely exchanged."""
+    """A text that scenes share whose objects, colors or sides are exchanged."""
     include = row["include"]
     parts = [row["tag"], *sorted(clause["class"] for clause in include)]
     if row["tag"] == "counting":
@@ -133,5 +126,5 @@ def _digest(text: str) -> str:
 
 @cache
 def _held_out_digests() -> frozenset[str]:
-    """One digest per equivalence key of the evaluation prompts; ``single_object`` is left out, it has every class."""
+    """One digest per equivalence key of the evaluation prompts but ``single_object``, which has every class."""
     return frozenset(HELD_OUT_FILE.read_text().split())

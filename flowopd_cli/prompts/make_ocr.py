@@ -1,13 +1,12 @@
-"""Training prompts with a text to write in double quotes, made here from small word lists.
-
-They are plainer than the published ones, which a language model wrote. A row is a function of the seed and its number.
-"""
+"""A generator of training prompts with a text to write, from small word lists; plainer than the published ones."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
+
+from flowopd_cli.prompts.make_geneval import pick
 
 PLACES = (
     *("a wooden sign above a bakery door that says", "a neon sign in a rainy street that reads"),
@@ -41,16 +40,16 @@ THIRDS = ("Club", "Company", "Festival", "Market", "Parade", "Road", "Society", 
 
 
 def make(count: int, seed: int) -> Iterator[dict[str, Any]]:
-    """``count`` rows with ``prompt``, ``target``, ``task`` and ``id``; targets have one to three words or a number."""
+    """``count`` rows, each a function of the seed and its number; targets have one to three words, or a number."""
     for number in range(count):
         rng = random.Random(f"ocr/{seed}/{number}")
         target = _target(rng)
-        prompt = f'{_pick(rng, PLACES)} "{target}" {_pick(rng, STYLES)}, {_pick(rng, LIGHTS)}'
+        prompt = f'{pick(rng, PLACES)} "{target}" {pick(rng, STYLES)}, {pick(rng, LIGHTS)}'
         yield {"prompt": prompt, "target": target, "task": "ocr", "id": f"ocr-{seed}/{number:05d}"}
 
 
 def _target(rng: random.Random) -> str:
-    first, second = _pick(rng, FIRSTS), _pick(rng, SECONDS)
+    first, second = pick(rng, FIRSTS), pick(rng, SECONDS)
     kind = int(rng.random() * 5)
     if kind == 0:
         return second
@@ -59,9 +58,5 @@ def _target(rng: random.Random) -> str:
     if kind == 2:
         return f"{second} {10 + int(rng.random() * 2016)}"
     if kind == 3:
-        return f"{first} {second} {_pick(rng, THIRDS)}"
+        return f"{first} {second} {pick(rng, THIRDS)}"
     return f"The {first} {second}"
-
-
-def _pick(rng: random.Random, items: Sequence[str]) -> str:
-    return items[int(rng.random() * len(items))]

@@ -1,4 +1,4 @@
-"""The sampler that deals prompts into groups."""
+"""The sampler of groups of prompts."""
 
 from __future__ import annotations
 
@@ -17,10 +17,9 @@ GOLDEN = 0.6180339887498949
 
 @dataclass(frozen=True)
 class GroupSampler:
-    """Deals ``groups`` prompts of ``group_size`` pictures each; tasks mix inside every iteration by their weights.
+    """Draws ``groups`` prompts of ``group_size`` pictures each; every iteration mixes tasks by their weights.
 
-    A draw is a function of ``seed`` and the iteration alone: a resumed run needs no cursor, and every process can
-    take its share of the same draw.
+    A draw is a function of ``seed`` and the iteration: a resumed run needs no cursor, and all processes draw the same.
     """
 
     prompts: Mapping[str, Sequence[Prompt]]
@@ -32,20 +31,18 @@ class GroupSampler:
     def draw(self, iteration: int) -> tuple[tuple[Prompt, ...], list[int], list[int]]:
         """Prompts ``(groups * group_size)``, the group of each, and its noise seed."""
         rng = random.Random(f"{self.seed}/{iteration}")
-        chosen: list[Prompt] = []
         shares = task_counts({task: self.weights[task] for task in self.prompts}, self.groups, iteration)
-        for task, count in shares.items():
-            chosen += self._pick(rng, self.prompts[task], count)
+        chosen = [prompt for task, count in shares.items() for prompt in self._pick(rng, self.prompts[task], count)]
         rng.shuffle(chosen)
         prompts = tuple(prompt for prompt in chosen for _ in range(self.group_size))
         group = [i for i in range(len(chosen)) for _ in range(self.group_size)]
         return prompts, group, [self._noise(iteration, row) for row in range(len(prompts))]
 
     def spares(self, iteration: int, tried: Sequence[int]) -> list[tuple[Prompt, list[int]]]:
-        """Another prompt in place of each of the groups ``tried``, in this order, and its pictures' noise seeds.
+        """A replacement for each of the groups ``tried``, in this order, and its pictures' noise seeds.
 
-        They are of the group's task and not in the iteration's draw, none twice while there are enough: a function of
-        ``seed``, the iteration and the groups before it in ``tried`` alone.
+        It has the group's task and is not in the iteration's draw; none repeats while there are enough. Each is a
+        function of ``seed``, the iteration and the groups before it in ``tried``.
         """
         prompts, group, _ = self.draw(iteration)
         task_of = {g: prompt.task for prompt, g in zip(prompts, group, strict=True)}
@@ -69,12 +66,12 @@ class GroupSampler:
             tags.setdefault(prompt.metadata.get("tag"), []).append(prompt)
         order = list(tags)
         rng.shuffle(order)
-        picked: list[Prompt] = []
+        chosen: list[Prompt] = []
         for index, tag in enumerate(order):
             share = count // len(order) + (index < count % len(order))
             pool = tags[tag]
-            picked += rng.sample(pool, share) if share <= len(pool) else rng.choices(pool, k=share)
-        return picked
+            chosen += rng.sample(pool, share) if share <= len(pool) else rng.choices(pool, k=share)
+        return chosen
 
     def _noise(self, iteration: int, row: int | str) -> int:
         digest = hashlib.sha256(f"{self.seed}/{iteration}/{row}".encode()).digest()

@@ -20,7 +20,7 @@ from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.errors import PromptError, RecipeError
 from flowopd_cli.prompts.files import read_rows
 from flowopd_cli.prompts.public import fetch
-from flowopd_cli.prompts.sources import only_test
+from flowopd_cli.prompts.sources import check_split
 from flowopd_cli.rewards.compbench.rules import kinds_of
 from flowopd_cli.suites.base import NamedReward, Result, Suite, SuiteGroup, combined_error
 from flowopd_cli.suites.compbench_import import IMAGES, NAME, PUBLISHED, VERSION, import_category
@@ -188,7 +188,7 @@ def _index(place: Place) -> int:
 
 
 def _prompts(category: str, folder: str | None, split: str) -> list[Prompt]:
-    only_test(NAME, split)
+    check_split(NAME, split, "test")
     return prompts(category, fetch(NAME).path if folder is None else Path(folder))
 
 

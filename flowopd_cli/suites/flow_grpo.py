@@ -6,11 +6,11 @@ Published figures of SD3.5-M and Flow-GRPO are those of arXiv 2505.05470, quoted
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from flowopd_cli.core.prompt import Prompt
-from flowopd_cli.prompts.sources import fetched, only_test
+from flowopd_cli.prompts.sources import evaluation_prompts
 from flowopd_cli.suites.base import NamedReward, Result, Suite, SuiteGroup, combined_error
 from flowopd_cli.suites.geneval import geneval
 
@@ -115,9 +115,4 @@ def _suite(
 @cache
 def _prompts(name: str, source: str | None) -> Callable[[str], list[Prompt]]:
     """One reader for all suites of a prompt set, so that an evaluation reads its file once."""
-
-    def read(split: str) -> list[Prompt]:
-        only_test(name, split)
-        return fetched(name, source)
-
-    return read
+    return partial(evaluation_prompts, name, source=source)

@@ -8,10 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.prompts.clauses import TAGS
-from flowopd_cli.prompts.sources import fetched, only_test
+from flowopd_cli.prompts.sources import evaluation_prompts
 from flowopd_cli.suites.base import MissingScores, NamedReward, Result, Suite, aggregate, finite_or_none
 from flowopd_cli.suites.layouts import GENEVAL
 from flowopd_cli.system.json_files import read_json_lines
@@ -26,7 +25,7 @@ def geneval(prompts: str | None = None, reward: str = "geneval", **options: Any)
     return Suite(
         name="geneval",
         version="geneval-1",
-        prompts=partial(_prompts, prompts),
+        prompts=partial(evaluation_prompts, "geneval", source=prompts),
         reward=NamedReward(reward, {"score": "official", **options}),
         score="official",
         tagged=True,
@@ -36,11 +35,6 @@ def geneval(prompts: str | None = None, reward: str = "geneval", **options: Any)
         imported=read_official,
         judge="geneval",
     )
-
-
-def _prompts(source: str | None, split: str) -> list[Prompt]:
-    only_test("geneval", split)
-    return fetched("geneval", source)
 
 
 def read_official(folder: Path) -> Result:

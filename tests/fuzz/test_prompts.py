@@ -6,11 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.fuzzing import TEXTS, edited, few, folder, guarded, many, mutated
 
-from flowopd_cli.prompts import sources as prompt_sources
 from flowopd_cli.prompts.clauses import faulty
 from flowopd_cli.prompts.files import read_rows, repeats, target
 from flowopd_cli.prompts.load import load_prompts
 from flowopd_cli.prompts.sampler import GroupSampler
+from flowopd_cli.prompts.sources import read_public
 from flowopd_cli.suites.compbench import compbench_picture, prompts
 from flowopd_cli.suites.layouts import Place
 
@@ -30,9 +30,9 @@ def text_file(content):
         path.write_bytes(content)
         for name in ("spatial", "complex_val_spatial", "complex_val_action", "complex", "shape"):
             (box / f"{name}_val.txt").write_bytes(content)
-        for read in (prompt_sources.load_ocr, prompt_sources.load_pickscore, prompt_sources.load_drawbench):
+        for task in ("ocr", "pickscore", "drawbench"):
             with guarded(box):
-                read(path)
+                read_public(task, path)
         with guarded(box):
             found = load_prompts(str(path), task="t")
             assert all(prompt.text.strip() and "\0" not in prompt.text for prompt in found)
@@ -55,7 +55,7 @@ def json_file(content):
         path = box / "p.jsonl"
         path.write_bytes(content)
         with guarded(box):
-            prompt_sources.load_geneval(path)
+            read_public("geneval", path)
         with guarded(box):
             rows = read_rows(path, "t")
             assert repeats(rows) is None or len(rows) > 1

@@ -1,4 +1,4 @@
-"""Prompt files line by line: what is read, and the one line that says what is not."""
+"""Prompt files line by line, and the message for an invalid line."""
 
 import json
 
@@ -28,21 +28,21 @@ def test_ids_tasks_and_metadata(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "words"),
+    ("name", "content", "message"),
     [
         ("p.txt", b"one\ncaf\xe9\n", r"p\.txt:2: not UTF-8 text \(byte 3 of the line\)"),
         ("p.txt", "one\n".encode("utf-16"), r"p\.txt:1: .*begins as UTF-16"),
         ("p.jsonl", b"\xfe\xff\x00{", r"p\.jsonl:1: .*begins as UTF-16"),
-        ("p.txt", b"one\n\ntw\0o\n", r"p\.txt:3: holds the character \\x00"),
-        ("p.txt", b"a\rb\rc\n", r"p\.txt:1: holds the character \\r"),
-        ("p.txt", b"\x1b[2Jx\n", r"p\.txt:1: holds the character \\x1b"),
+        ("p.txt", b"one\n\ntw\0o\n", r"p\.txt:3: holds the control character \\x00"),
+        ("p.txt", b"a\rb\rc\n", r"p\.txt:1: holds the control character \\r"),
+        ("p.txt", b"\x1b[2Jx\n", r"p\.txt:1: holds the control character \\x1b"),
         ("p.txt", "x" * 10_001, r"p\.txt:1: a prompt of 10001 characters; at most 10000"),
         ("p.txt", b"one\n" + b"x" * (LONGEST_LINE + 9), r"p\.txt:2: is longer than 1 MiB"),
         ("p.jsonl", "[" * 100_000, r"p\.jsonl:1: not JSON \(nested too deeply\)"),
         ("p.jsonl", "9" * 5000, r"p\.jsonl:1: not JSON"),
         ("p.jsonl", '{"prompt": "x", "n": NaN}', r"p\.jsonl:1: not JSON \(NaN is no number"),
-        ("p.jsonl", '{"prompt": "x\\u0000"}', r"holds the character \\x00"),
-        ("p.jsonl", '{"prompt": "x\\ud800"}', r"holds the character \\ud800"),
+        ("p.jsonl", '{"prompt": "x\\u0000"}', r"holds the control character \\x00"),
+        ("p.jsonl", '{"prompt": "x\\ud800"}', r"holds the control character \\ud800"),
         ("p.jsonl", '{"prompt": ["x"]}', 'a text under "prompt"'),
         ("p.jsonl", '{"prompt": " "}', 'a text under "prompt"'),
         ("p.jsonl", '{"prompt": "x", "task": 3}', '"task" must be a name'),
@@ -51,21 +51,17 @@ def test_ids_tasks_and_metadata(tmp_path):
         ("p.jsonl", '{"prompt": "x", "id": true}', '"id" must be a text or a whole number'),
         ("p.jsonl", '{"prompt": "x", "id": ""}', "1 to 200 characters"),
         ("p.jsonl", '{"prompt": "x", "id": "a\\nb"}', "1 to 200 characters"),
-        (
-            "p.jsonl",
-            '{"prompt": "x", "id": 1}\n\n{"prompt": "y", "id": "1"}',
-            r"p\.jsonl:3: the id '1' is .* in line 1",
-        ),
+        ("p.jsonl", '{"prompt": "x", "id": 1}\n\n{"prompt": "y", "id": "1"}', r":3: line 1 has the id '1' too"),
         ("p.csv", "x", "neither a registered source nor"),
     ],
 )
-def test_a_bad_line_is_named(tmp_path, name, content, words):
-    with pytest.raises(PromptError, match=words) as caught:
+def test_a_bad_line_is_named(tmp_path, name, content, message):
+    with pytest.raises(PromptError, match=message) as caught:
         read_rows(write(tmp_path / name, content), "t")
     assert len(str(caught.value)) < 500
 
 
-def test_what_is_no_file(tmp_path):
+def test_a_path_that_is_not_a_readable_file(tmp_path):
     (tmp_path / "d.txt").mkdir()
     with pytest.raises(PromptError, match=r"is a folder; name a \.txt or \.jsonl file in it"):
         read_rows(tmp_path / "d.txt")
@@ -83,7 +79,7 @@ def test_repeats_are_counted_by_task_and_text():
 
 
 @pytest.mark.parametrize(
-    ("text", "metadata", "wanted"),
+    ("text", "metadata", "expected"),
     [
         ('a "b" c', {}, "b"),
         ('a "b" c', {"target": "d"}, "d"),
@@ -95,5 +91,5 @@ def test_repeats_are_counted_by_task_and_text():
         ("a", {"target": "x" * 1001}, None),
     ],
 )
-def test_what_a_prompt_wants_written(text, metadata, wanted):
-    assert target(text, metadata) == wanted
+def test_the_text_that_a_prompt_asks_for(text, metadata, expected):
+    assert target(text, metadata) == expected

@@ -1,62 +1,13 @@
-"""Prompt files and the sampler that deals groups."""
+"""The sampler of groups, and the split of groups over tasks."""
 
-import json
 from collections import Counter
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from flowopd_cli.core.prompt import Prompt
-from flowopd_cli.errors import PromptError
-from flowopd_cli.prompts.load import load_prompts
-from flowopd_cli.prompts.sampler import GroupSampler
-
-
-def test_a_text_file_has_one_prompt_a_line(tmp_path):
-    path = tmp_path / "p.txt"
-    path.write_text("one\n\n  two  \n", encoding="utf-8")
-    assert [(p.text, p.task) for p in load_prompts(str(path), task="ocr")] == [("one", "ocr"), ("two", "ocr")]
-
-
-def test_a_row_carries_task_and_metadata(tmp_path):
-    path = tmp_path / "p.jsonl"
-    rows = [{"prompt": "a cat", "task": "geneval", "tag": "single_object"}, {"prompt": "a dog", "id": "dog"}]
-    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    first, second = load_prompts(str(path), task="other")
-    assert (first.task, first.metadata["tag"]) == ("geneval", "single_object")
-    assert (second.task, second.id) == ("other", "dog")
-    assert len(load_prompts(str(path), task="other", limit=1)) == 1
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "word"),
-    [
-        ("a.jsonl", '{"prompt": "x"', r"a\.jsonl:1: not JSON"),
-        ("b.jsonl", '\n{"text": "x"}', r"b\.jsonl:2"),
-        ("c.jsonl", '{"prompt": "x"}', "no task"),
-        ("d.txt", "x", "task"),
-        ("e.txt", "", "no prompt"),
-        ("f.csv", "x", "neither"),
-    ],
-)
-def test_a_bad_file_is_named_with_its_line(tmp_path, name, text, word):
-    path = tmp_path / name
-    path.write_text(text, encoding="utf-8")
-    with pytest.raises(PromptError, match=word):
-        load_prompts(str(path))
-
-
-def test_a_missing_file_and_bytes_that_are_no_text(tmp_path):
-    with pytest.raises(PromptError, match="no such file"):
-        load_prompts(str(tmp_path / "none.txt"), task="a")
-    path = tmp_path / "bytes.txt"
-    path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(PromptError, match="UTF-8"):
-        load_prompts(str(path), task="a")
-
-
-def test_a_registered_source_is_filtered_by_task():
-    assert {p.task for p in load_prompts("toy:all", split="validation")} == {"geneval", "ocr"}
-    assert {p.task for p in load_prompts("toy:all", task="ocr", split="validation")} == {"ocr"}
+from flowopd_cli.prompts.sampler import GroupSampler, task_counts
 
 
 def pool(task, count, tags=("t",)):
@@ -80,12 +31,6 @@ def test_tasks_mix_by_their_weights():
     assert Counter(group) == dict.fromkeys(range(8), 3)
     assert len(set(seeds)) == 24
     assert all(prompts[i].id == prompts[j].id for i in range(24) for j in range(24) if group[i] == group[j])
-
-
-def test_shares_that_do_not_divide_come_out_right_on_average():
-    few = sampler(groups=2)
-    counts = Counter(p.task for i in range(400) for p in few.draw(i)[0])
-    assert counts["a"] / sum(counts.values()) == pytest.approx(0.75, abs=0.03)
 
 
 def test_tags_are_drawn_evenly():
@@ -125,3 +70,29 @@ def test_spares_come_again_when_all_were_taken(count):
     assert len(spares) == 6
     left = {p.id for p in pool("a", count)} - {p.id for p in few.draw(0)[0]}
     assert set(spares) == (left or {p.id for p in pool("a", count)})
+
+
+WEIGHTS = st.dictionaries(st.sampled_from("abcd"), st.floats(0.1, 9), min_size=1)
+
+
+def test_counts_by_hand():
+    assert sum(task_counts({"a": 3, "b": 1}, 2, iteration)["a"] for iteration in range(4)) == 6
+    assert task_counts({"a": 1, "b": 1}, 4, 5) == {"a": 2, "b": 2}
+
+
+@given(WEIGHTS, st.integers(1, 9), st.integers(0, 10**6))
+def test_an_iteration_splits_all_its_groups_each_count_within_one_of_its_share(shares, total, iteration):
+    counts = task_counts(shares, total, iteration)
+    assert list(counts) == list(shares)
+    assert sum(counts.values()) == total
+    for task, weight in shares.items():
+        assert counts[task] >= 0
+        assert abs(counts[task] - total * weight / sum(shares.values())) < 1 + 1e-6
+
+
+@given(WEIGHTS, st.integers(1, 9), st.integers(100, 1000))
+def test_counts_of_a_whole_run_follow_the_weights(shares, total, iterations):
+    splits = [task_counts(shares, total, iteration) for iteration in range(iterations)]
+    for task, weight in shares.items():
+        due = total * iterations * weight / sum(shares.values())
+        assert abs(sum(counts[task] for counts in splits) - due) < 3  # groups, of hundreds

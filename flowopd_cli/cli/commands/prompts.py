@@ -61,7 +61,7 @@ def fetch(
         if not quiet:
             typer.echo(line, err=True)
 
-    files = public.fetch(name, local=local, out=out, adopt=True, tell=tell)
+    files = public.fetch(name, local=local, out=out, adopt=True, warn=tell)
     if json:
         shown = {"name": name, "path": str(files.path), "verified": files.verified, "sha256": dict(files.digests)}
         print(jsonlib.dumps(shown))

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.errors import PromptError
-from flowopd_cli.prompts.coco import GENEVAL_CLASSES
+from flowopd_cli.prompts.clauses import GENEVAL_CLASSES
 from flowopd_cli.rewards.geneval.colors import ColorClassifier, cut_out
 from flowopd_cli.rewards.geneval.mmdet_keys import Architecture
 from flowopd_cli.rewards.geneval.mmdet_weights import load_network

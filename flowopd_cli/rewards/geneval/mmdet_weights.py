@@ -19,7 +19,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from flowopd_cli.errors import ArtifactError, FlowOPDError
-from flowopd_cli.prompts.coco import COCO_CLASSES
+from flowopd_cli.prompts.clauses import COCO_CLASSES
 from flowopd_cli.rewards.geneval.mmdet_keys import INDEX_TABLE, UNREAD_NORM, Architecture, convert, modern
 from flowopd_cli.rewards.preference.clip import read, refuse_incomplete, split_revision
 from flowopd_cli.rewards.weights import download, load_tensors, refuse_mismatch, refuse_unpinned, split_digest

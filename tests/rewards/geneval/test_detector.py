@@ -12,7 +12,7 @@ from support.tiny_scorers import SIDE, pictures, save_clip
 
 from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.errors import ArtifactError, PromptError
-from flowopd_cli.prompts.coco import COCO_CLASSES, GENEVAL_CLASSES
+from flowopd_cli.prompts.clauses import COCO_CLASSES, GENEVAL_CLASSES
 from flowopd_cli.rewards.geneval import detector as mask2former
 from flowopd_cli.rewards.geneval.colors import ColorClassifier, cut_out
 from flowopd_cli.rewards.geneval.detector import (
