@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -38,7 +38,7 @@ def read(path: str | Path) -> dict[str, Any]:
         line = error.object[: error.start].count(b"\n") + 1
         raise RecipeError(f"{path}:{line}: not UTF-8 text (byte {error.start}): save it as UTF-8") from error
     except (OSError, ValueError) as error:
-        raise RecipeError(f"{path}: cannot be read ({_reason(error)})") from error
+        raise RecipeError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
     data = yaml_files.parse(text, str(path))
     if not isinstance(data, dict):
         raise RecipeError(f"{path}: a recipe is a mapping of fields, this is {type(data).__name__}")
@@ -67,10 +67,10 @@ def find(name: str) -> Path:
     if direct.suffix in {".yaml", ".yml"} or is_file(direct):
         return direct
     recipes = shipped()
-    if name in recipes:
-        return recipes[name]
-    listed = ", ".join(sorted(recipes))
-    raise RecipeError(f"no recipe {name[:SHOWN]!r}{suggest(name, list(recipes))}; shipped: {listed}")
+    if name not in recipes:
+        listed = ", ".join(sorted(recipes))
+        raise RecipeError(f"no recipe {name[:SHOWN]!r}{suggest(name, list(recipes))}; shipped: {listed}")
+    return recipes[name]
 
 
 def shipped() -> dict[str, Path]:
@@ -86,115 +86,85 @@ def assign(tree: dict[str, Any], dotted: str, value: Any) -> None:
     """Put ``value`` at ``a.b.c`` of a tree of mappings and lists, making missing mappings on the way.
 
     Raises:
-        RecipeError: the way leads through a value, to no element of a list, or deeper than any recipe goes.
+        RecipeError: the key leads through a value, to no element of a list, or deeper than any recipe goes.
     """
     *parents, leaf = dotted.split(".")
     if len(parents) >= DEEPEST:
         raise RecipeError(f"--set {dotted[:SHOWN]}: is nested too deeply")
     node: Any = tree
     for part in parents:
-        if isinstance(node, list):
-            node = _element(node, part, dotted)
-        else:
-            if node.get(part) is None:
-                node[part] = {}
-            node = node[part]
+        if isinstance(node, dict) and node.get(part) is None:
+            node[part] = {}
+        node = node[_key(node, part, dotted)]
         if not isinstance(node, dict | list):
             raise RecipeError(f"--set {dotted}: {part} is a value, not a section")
-    if isinstance(node, list):
-        _element(node, leaf, dotted)
-        node[int(leaf)] = value
-    else:
-        node[leaf] = value
+    node[_key(node, leaf, dotted)] = value
 
 
-def first_problem(error: ValidationError, model: type[BaseModel]) -> str:
-    """The first problem in words: where, what, and for a misspelt key the nearest real one."""
-    return _in_words(error.errors()[0], model)
+def _key(node: dict[str, Any] | list[Any], part: str, dotted: str) -> Any:
+    if isinstance(node, dict):
+        return part
+    if part not in map(str, range(len(node))):
+        raise RecipeError(f"--set {dotted}: {part!r} is not an index of a list of {len(node)}")
+    return int(part)
 
 
 def problems(error: ValidationError, model: type[BaseModel]) -> list[str]:
-    """Every problem in words, as :func:`first_problem`."""
+    """Every problem of a validation in words: where, what, and for a misspelt key the nearest real one."""
     return [_in_words(problem, model) for problem in error.errors()]
 
 
 def _in_words(problem: Mapping[str, Any], model: type[BaseModel]) -> str:
     path = [str(part)[:SHOWN] for part in problem["loc"]]
     if problem["type"] == "extra_forbidden":
-        known = _fields_at(model, path[:-1])
-        return f"unknown key {'.'.join(path)!r}{suggest(path[-1], known)}"
+        return f"unknown key {'.'.join(path)!r}{suggest(path[-1], _fields(model, path[:-1]))}"
     message = problem["msg"].removeprefix("Value error, ")
     return f"{'.'.join(path)}: {message}" if path else message
 
 
-def _element(node: list[Any], part: str, dotted: str) -> Any:
-    if not part.isascii() or not part.isdigit() or len(part) > 9 or int(part) >= len(node):
-        raise RecipeError(f"--set {dotted}: {part!r} is not an index of a list of {len(node)}")
-    return node[int(part)]
-
-
-def _fields_at(model: type[BaseModel], path: Sequence[str]) -> list[str]:
-    current: Any = model
+def _fields(model: Any, path: Sequence[str]) -> list[str]:
+    """The fields of the section at ``path``, in which indices and tasks are no fields."""
     for part in path:
-        inner = getattr(current, "model_fields", {}).get(part)
-        if inner is None:
-            continue
-        current = _spec_in(inner.annotation)
-    return list(getattr(current, "model_fields", {}))
+        field = model.model_fields.get(part)
+        model = _section(field.annotation) if field else model
+    return list(model.model_fields)
 
 
-def _spec_in(annotation: Any) -> Any:
+def _section(annotation: Any) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    for argument in getattr(annotation, "__args__", ()):
-        spec = _spec_in(argument)
-        if spec is not None:
-            return spec
-    return None
+    return next(filter(None, map(_section, get_args(annotation))), None)
 
 
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error)
-
-
-def load(path: str | Path, *, overrides: Sequence[str] = (), stage: str | None = None, **values: Any) -> Recipe:
-    """Read a YAML recipe, lay ``values`` and then ``--set`` overrides over it, and validate it.
+def load(path: str | Path, *, overrides: Sequence[str] = (), stage: str | None = None) -> Recipe:
+    """Read a YAML recipe, lay ``--set`` overrides over it, and validate it.
 
     Raises:
         RecipeError: the file is missing or not YAML, a key is unknown, a value is out of range.
     """
-    return build(read(path), overrides=overrides, stage=stage, where=str(path), **values)
+    return build(read(path), overrides=overrides, stage=stage, where=str(path))
 
 
 def build(
-    data: Mapping[str, Any],
-    *,
-    overrides: Sequence[str] = (),
-    stage: str | None = None,
-    where: str = "recipe",
-    **values: Any,
+    data: Mapping[str, Any], *, overrides: Sequence[str] = (), stage: str | None = None, where: str = "recipe"
 ) -> Recipe:
     """Validate a mapping as the recipe of its ``stage``; see :func:`load`."""
     tree = json.loads(json.dumps(data, default=str))
-    for dotted, value in values.items():
-        assign(tree, dotted.replace("__", "."), value)
     for expression in overrides:
-        key, value = parse_override(expression)
-        assign(tree, key, value)
+        assign(tree, *parse_override(expression))
     named = str(tree.get("stage", stage))[:40]
     if stage is not None and named != stage:
         raise RecipeError(f"{where}: is a {named} recipe, but the command is {stage}")
     if named not in STAGES:
         raise RecipeError(f"{where}: stage {named!r} is not one of {', '.join(STAGES)}")
-    model = STAGES[named]
     try:
-        recipe = model.model_validate(tree)
+        recipe = STAGES[named].model_validate(tree)
     except ValidationError as error:
-        raise RecipeError(f"{where}: {first_problem(error, model)}") from error
+        raise RecipeError(f"{where}: {problems(error, STAGES[named])[0]}") from error
     secret = secret_in_tree(tree)
     if secret:
         raise RecipeError(f"{where}: {secret}")
-    return recipe  # type: ignore[return-value]
+    return recipe
 
 
 def dump(recipe: Recipe) -> str:

@@ -1,14 +1,11 @@
-"""Recipes: one pydantic model per stage, keyed on ``stage``.
-
-A recipe is complete: every default is written out in ``recipe.yaml`` of the run directory. The class defaults
-are the published settings for SD3.5-Medium (docs/paper_map.md); ``recipes/toy/*.yaml`` overrides them. Its
-sections live in :mod:`flowopd_cli.recipe.sections`; reading and overrides in :mod:`flowopd_cli.recipe.reading`.
+"""Recipes: one pydantic model per stage, keyed on ``stage``. The class defaults are the published settings for
+SD3.5-Medium (docs/paper_map.md).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -42,6 +39,16 @@ class _Trained(_Recipe):
     prompts: tuple[PromptSpec, ...] = Field(min_length=1)  #: what is drawn
     train: TrainSpec = TrainSpec()  #: the loop
 
+    def _require_noise(self, objective: str) -> None:
+        if self.sampling.deterministic:
+            raise ValueError(
+                f"{objective} needs a stochastic kernel: set sampling.kernel to flow_sde or cps, and sampling.eta > 0"
+            )
+        if self.sampling.steps < 2:
+            raise ValueError(
+                f"{objective} needs a step that draws noise, but the last never does: set sampling.steps > 1"
+            )
+
 
 class TeacherRecipe(_Trained):
     """``flowopd teacher``."""
@@ -51,11 +58,8 @@ class TeacherRecipe(_Trained):
     grpo: GRPOSpec = GRPOSpec()  #: the objective
 
     @model_validator(mode="after")
-    def _policy_must_be_stochastic(self) -> TeacherRecipe:
-        if self.sampling.deterministic:
-            raise ValueError("GRPO needs a stochastic policy: set sampling.kernel to flow_sde or cps and eta > 0")
-        _check_noise("GRPO", self.sampling)
-        _check_sampling(self.sampling)
+    def _policy_is_stochastic(self) -> TeacherRecipe:
+        self._require_noise("GRPO")
         return self
 
 
@@ -68,9 +72,9 @@ class ColdstartRecipe(_Trained):
     sft: SFTSpec = SFTSpec()  #: the objective
 
     @model_validator(mode="after")
-    def _no_steps_to_choose_from(self) -> ColdstartRecipe:
+    def _learns_whole_pictures(self) -> ColdstartRecipe:
         if self.train.steps_per_rollout is not None:
-            raise ValueError("train.steps_per_rollout is of no use here: a cold start learns pictures, not their steps")
+            raise ValueError("train.steps_per_rollout has no use here: a cold start learns pictures, not their steps")
         return self
 
 
@@ -98,44 +102,34 @@ class DistillRecipe(_Trained):
     rewards: tuple[RewardSpec, ...] = ()  #: scored for the log, with `opd.log_rewards_every`
     opd: OPDSpec = OPDSpec()  #: the objective
 
-    @model_validator(mode="after")
-    def _estimator_fits_kernel(self) -> DistillRecipe:
-        if self.opd.estimator == "score":
-            if self.sampling.deterministic:
-                raise ValueError("opd.estimator score needs a stochastic kernel: flow_sde or cps with eta > 0")
-            _check_noise("opd.estimator score", self.sampling)
-        _check_sampling(self.sampling)
-        return self
-
     @property
     def fused(self) -> bool:
-        """Whether each step is learned while the rollout passes it: as ``opd.schedule`` says, or where it can be."""
+        """Whether each step is learned while the rollout passes it: ``opd.schedule``, or where that is possible."""
         if self.opd.schedule is not None:
             return self.opd.schedule == "fused"
         return self.opd.estimator == "pathwise" and self.train.updates == 1 and self.sampling.window is None
 
     @model_validator(mode="after")
-    def _schedule_can_be_kept(self) -> DistillRecipe:
-        if self.opd.schedule == "fused" and self.opd.estimator != "pathwise":
-            raise ValueError("opd.schedule fused needs opd.estimator pathwise: score looks back at the whole rollout")
-        if self.opd.schedule == "fused" and self.train.updates > 1:
+    def _objective_is_consistent(self) -> DistillRecipe:
+        opd = self.opd
+        if opd.estimator == "score":
+            self._require_noise("opd.estimator score")
+            if opd.schedule == "fused":
+                raise ValueError("opd.schedule fused needs opd.estimator pathwise: score reads the whole rollout")
+        if opd.schedule == "fused" and self.train.updates > 1:
             raise ValueError(
                 f"opd.schedule fused makes one optimizer step of a rollout, train.updates is {self.train.updates}: "
                 "set it to 1, or opd.schedule to replay"
             )
         if self.anchor.every > 1 and self.anchor.probability < 1:
             raise ValueError("anchor.every and anchor.probability both thin out the anchor: leave one of them at 1")
-        return self
-
-    @model_validator(mode="after")
-    def _logged_rewards_are_named(self) -> DistillRecipe:
-        if self.opd.log_rewards_every and not self.rewards:
+        if opd.log_rewards_every and not self.rewards:
             raise ValueError("opd.log_rewards_every has no rewards to log: name some under rewards, or set it to 0")
         return self
 
 
 class EvalRecipe(_Recipe):
-    """``flowopd eval``. ``adapter: null`` evaluates the base."""
+    """``flowopd eval``."""
 
     stage: Literal["eval"] = "eval"  #: the command that the recipe is for
     adapter: str | None = None  #: what is scored; null is the base
@@ -152,37 +146,4 @@ class PushRecipe(_Recipe):
 
 TrainedRecipe = TeacherRecipe | ColdstartRecipe | DistillRecipe
 Recipe = TeacherRecipe | ColdstartRecipe | MergeRecipe | DistillRecipe | EvalRecipe | PushRecipe
-STAGES: Mapping[str, type[_Recipe]] = {
-    "teacher": TeacherRecipe,
-    "coldstart": ColdstartRecipe,
-    "merge": MergeRecipe,
-    "distill": DistillRecipe,
-    "eval": EvalRecipe,
-    "push": PushRecipe,
-}
-
-
-def _check_noise(what: str, sampling: SamplingSpec) -> None:
-    if sampling.steps < 2:
-        raise ValueError(f"{what} needs steps that draw noise, which the last never does: set sampling.steps above 1")
-
-
-def _check_sampling(sampling: SamplingSpec) -> None:
-    if sampling.kernel == "cps" and sampling.eta > 1:
-        raise ValueError(f"sampling.eta is {sampling.eta}: the kernel cps is defined for eta between 0 and 1")
-    window = sampling.window
-    if window is None:
-        return
-    if window.start_max < window.start_min:
-        raise ValueError(f"sampling.window: start_max {window.start_max} < start_min {window.start_min}")
-    if window.start_max + window.size > sampling.steps:
-        raise ValueError(
-            f"sampling.window reaches step {window.start_max + window.size} of {sampling.steps}: "
-            "lower start_max or size"
-        )
-    if window.start_max > sampling.steps - 2:
-        raise ValueError("sampling.window may hold the last step alone, which never draws noise: lower start_max")
-    if window.start_min < window.start_max == sampling.steps - window.size:
-        raise ValueError(
-            "sampling.window holds the last step, which never draws noise, at one of its starts only: lower start_max"
-        )
+STAGES: Mapping[str, type[Recipe]] = {kind.model_fields["stage"].default: kind for kind in get_args(Recipe)}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flowopd_cli.errors import ArtifactError
-from flowopd_cli.recipe.sections import BestSpec
+from flowopd_cli.recipe import BestSpec
 from flowopd_cli.runs.provenance import Provenance, read_provenance
 from flowopd_cli.system import files
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 
 from flowopd_cli.errors import ArtifactError
-from flowopd_cli.recipe.reading import first_problem
+from flowopd_cli.recipe import problems
 from flowopd_cli.runs.lock import Lock
 from flowopd_cli.system.json_files import read_json
 from flowopd_cli.system.paths import is_file
@@ -107,7 +107,7 @@ def read_manifest(path: Path) -> Manifest:
     try:
         return Manifest.model_validate(read_json(file, "manifest"))
     except ValidationError as error:
-        raise ArtifactError(f"{file}: damaged manifest ({first_problem(error, Manifest)})") from error
+        raise ArtifactError(f"{file}: damaged manifest ({problems(error, Manifest)[0]})") from error
 
 
 def status_now(path: Path) -> Status:

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from flowopd_cli.errors import ArtifactError
-from flowopd_cli.recipe.reading import first_problem
+from flowopd_cli.recipe import problems
 from flowopd_cli.runs.adapter_ref import AdapterRef, Adapters
 from flowopd_cli.runs.manifest import Environment, Inputs
 from flowopd_cli.system.json_files import read_json
@@ -44,7 +44,7 @@ def read_provenance(path: Path) -> Provenance:
     try:
         return Provenance.model_validate(read_json(path, "record of what a checkpoint was made from"))
     except ValidationError as error:
-        raise ArtifactError(f"{path}: damaged ({first_problem(error, Provenance)})") from error
+        raise ArtifactError(f"{path}: damaged ({problems(error, Provenance)[0]})") from error
 
 
 def other_fields(recorded: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:

@@ -18,7 +18,6 @@ from flowopd_cli.cli.plan.consent import code_fields
 from flowopd_cli.cli.plan.resolve import Plan
 from flowopd_cli.errors import FlowOPDError, MissingDependency, RecipeError
 from flowopd_cli.recipe.cost import arithmetic
-from flowopd_cli.recipe.reading import problems
 
 Parsed = TypeVar("Parsed", bound=BaseModel)
 # The figures of the arithmetic that are shown first.
@@ -85,7 +84,7 @@ def _problems(error: FlowOPDError, tree: Mapping[str, Any]) -> Iterator[str]:
     """Every problem that the validation found; the error itself shows the first."""
     cause, stage = error.__cause__, _stage(tree)
     if isinstance(cause, ValidationError) and stage is not None:
-        yield from problems(cause, recipes.STAGES[stage])
+        yield from recipes.problems(cause, recipes.STAGES[stage])
     else:
         yield str(error)
 
