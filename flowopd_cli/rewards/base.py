@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import count
 from typing import Any
 
 import torch
@@ -100,23 +101,23 @@ class RewardMix:
         Raises:
             RewardError: a reward failed, or returned a wrong number of scores.
         """
-        count = len(prompts)
         images, finite = blank_nonfinite(images)
-        total = torch.zeros(count)
-        scored = torch.zeros(count, dtype=torch.bool)
-        valid = finite.clone()
+        size = len(prompts)
+        total, valid = torch.zeros(size), finite.clone()
+        scored = torch.zeros(size, dtype=torch.bool)
         scores: dict[str, Tensor] = {}
         details: list[dict[str, Any]] = [{} for _ in prompts]
-        for number, rows, result in self._results(images, prompts):
-            part, name = self.parts[number], self.names[number]
-            index = torch.tensor(rows)
+        for part, name, rows, result in self._results(images, prompts):
+            result = replace(result, valid=result.valid & finite[rows])
             sign = 1.0 if part.reward.info.higher_is_better else -1.0
-            result = replace(result, valid=result.valid & finite[index])
-            total[index] += sign * part.weight * torch.where(result.valid, result.total, 0.0)
-            scored[index] = True
-            valid[index] &= result.valid
-            for column_name, column in _score_columns(name, result).items():
-                scores.setdefault(column_name, torch.full((count,), float("nan")))[index] = column
+            total[rows] += sign * part.weight * torch.where(result.valid, result.total, 0.0)
+            scored[rows] = True
+            valid[rows] &= result.valid
+            columns = {name: result.total, **{f"{name}/{n}": v for n, v in result.scores.items() if n != name}}
+            for column, values in columns.items():
+                scores.setdefault(column, torch.full((size,), torch.nan))[rows] = torch.where(
+                    result.valid, values.float(), torch.nan
+                )
             for i, detail in zip(rows, result.details, strict=False):
                 details[i][name] = dict(detail)
         valid &= scored
@@ -126,28 +127,26 @@ class RewardMix:
 
     def _results(
         self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]
-    ) -> Iterator[tuple[int, list[int], RewardResult]]:
-        """Number, rows and result of each part that applies. Concurrent rewards run while the others compute here."""
-        rows = {number: rows for number, part in enumerate(self.parts) if (rows := part.rows(prompts))}
-        tasks = {
-            number: partial(
-                self.parts[number].reward, images[torch.tensor(mine, device=images.device)], [prompts[i] for i in mine]
-            )
-            for number, mine in rows.items()
-        }
-        waiting = {n: Background(task) for n, task in tasks.items() if self.parts[n].reward.concurrent}
-        results = {n: task() for n, task in tasks.items() if n not in waiting}
-        for number, mine in rows.items():
-            result = waiting[number].result() if number in waiting else results[number]
-            yield number, mine, _validated(self.names[number], result, len(mine))
+    ) -> Iterator[tuple[Weighted, str, list[int], RewardResult]]:
+        """Part, name, rows and result of each part that applies; concurrent rewards run while the others compute."""
+        calls = [
+            (part, name, rows, partial(part.reward, images[rows], [prompts[i] for i in rows]))
+            for part, name in zip(self.parts, self.names, strict=True)
+            if (rows := part.rows(prompts))
+        ]
+        pending = {name: Background(call) for part, name, _, call in calls if part.reward.concurrent}
+        results = {name: call() for _, name, _, call in calls if name not in pending}
+        for part, name, rows, _ in calls:
+            result = pending[name].result() if name in pending else results[name]
+            yield part, name, rows, _validated(name, result, len(rows))
 
 
 def unique_names(names: Sequence[str]) -> tuple[str, ...]:
     """The names with a number appended to repeated ones."""
     unique: list[str] = []
     for name in names:
-        candidates = (f"{name}-{number}" for number in range(2, len(names) + 2) if f"{name}-{number}" not in names)
-        unique.append(name if name not in unique else next(c for c in candidates if c not in unique))
+        numbered = (f"{name}-{number}" for number in count(2))
+        unique.append(name if name not in unique else next(n for n in numbered if n not in (*unique, *names)))
     return tuple(unique)
 
 
@@ -157,16 +156,11 @@ def blank_nonfinite(images: Float[Tensor, "B 3 H W"]) -> tuple[Float[Tensor, "B 
     return torch.where(finite[:, None, None, None], images, 0.0), finite.cpu()
 
 
-def _validated(name: str, result: RewardResult, count: int) -> RewardResult:
+def _validated(name: str, result: RewardResult, size: int) -> RewardResult:
     """The result on the CPU, non-finite totals marked invalid."""
     for column in (result.total, result.valid, *result.scores.values()):
-        if column.shape != (count,):
-            raise RewardError(f"reward {name}: gave scores of shape {tuple(column.shape)} for {count} pictures")
+        if column.shape != (size,):
+            raise RewardError(f"reward {name}: gave scores of shape {tuple(column.shape)} for {size} pictures")
     scores = {score: column.cpu() for score, column in result.scores.items()}
     total = result.total.detach().float().cpu()
     return RewardResult(total, scores, result.valid.cpu() & torch.isfinite(total), result.details)
-
-
-def _score_columns(reward: str, result: RewardResult) -> dict[str, Float[Tensor, " B"]]:
-    columns = {reward: result.total, **{f"{reward}/{n}": value for n, value in result.scores.items() if n != reward}}
-    return {name: torch.where(result.valid, value.float(), torch.nan) for name, value in columns.items()}

@@ -15,20 +15,18 @@ from flowopd_cli.core.types import RewardResult
 from flowopd_cli.errors import RewardError
 from flowopd_cli.rewards.base import Reward, RewardInfo
 
-PARAMETERS = ["images", "prompts"]
-
 
 def make_reward(target: Any, name: str, options: Mapping[str, Any]) -> Reward:
     """Make the reward of a registry name: a scoring function is wrapped, a class or factory is called.
 
-    A function whose first two parameters are ``images`` and ``prompts`` is a scoring function, and the options are its
+    A function whose first two parameters are ``images`` and ``prompts`` is a scoring function; the options are its
     further arguments.
 
     Raises:
         RewardError: the options do not fit, or the target is no reward.
     """
     try:
-        if is_scoring_function(target):
+        if inspect.isfunction(target) and list(inspect.signature(target).parameters)[:2] == ["images", "prompts"]:
             inspect.signature(target).bind(None, None, **options)
             return FunctionReward(target, name, options)
         reward = target(**options)
@@ -42,11 +40,6 @@ def make_reward(target: Any, name: str, options: Mapping[str, Any]) -> Reward:
     return reward
 
 
-def is_scoring_function(target: Any) -> bool:
-    """Whether the target is a plain function ``f(images, prompts, ...)``."""
-    return inspect.isfunction(target) and list(inspect.signature(target).parameters)[:2] == PARAMETERS
-
-
 class FunctionReward(Reward):
     """A function ``f(images, prompts, **options)`` that returns a number for each image, or a ``RewardResult``.
 
@@ -55,9 +48,9 @@ class FunctionReward(Reward):
 
     def __init__(self, function: Callable[..., Any], name: str, options: Mapping[str, Any]) -> None:
         self.function, self.name, self.options = function, name, dict(options)
-        infinity = float("inf")
         info = getattr(function, "info", None)
-        self.info = info if isinstance(info, RewardInfo) else RewardInfo(function.__name__, "none", -infinity, infinity)
+        default = RewardInfo(function.__name__, "none", -float("inf"), float("inf"))
+        self.info = info if isinstance(info, RewardInfo) else default
 
     def __call__(self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]) -> RewardResult:
         """Score B images in [0, 1].
@@ -68,20 +61,16 @@ class FunctionReward(Reward):
         result = self.function(images, prompts, **self.options)
         if isinstance(result, RewardResult):
             return result
-        values = self._numbers(result)
-        if len(values) != len(prompts):
-            raise RewardError(f"reward {self.name}: gave {len(values)} scores for {len(prompts)} pictures")
-        total = torch.tensor(values, dtype=torch.float32)
-        valid = torch.isfinite(total)
-        details = tuple({} if good else {"error": f"{self.name} gave no finite number"} for good in valid.tolist())
-        return RewardResult(total, {}, valid, details)
-
-    def _numbers(self, result: Any) -> list[float]:
         try:
             result = result.detach() if isinstance(result, Tensor) else result
             entries = result.flatten().tolist() if hasattr(result, "flatten") else list(result)
-            return [float("nan") if value is None else float(value) for value in entries]
+            total = torch.tensor([float("nan") if value is None else float(value) for value in entries])
         except (TypeError, ValueError) as error:
             raise RewardError(
                 f"reward {self.name}: expected a number for each picture, got {type(result).__name__} ({error})"
             ) from error
+        if len(total) != len(prompts):
+            raise RewardError(f"reward {self.name}: gave {len(total)} scores for {len(prompts)} pictures")
+        valid = torch.isfinite(total)
+        details = tuple({} if good else {"error": f"{self.name} gave no finite number"} for good in valid.tolist())
+        return RewardResult(total, {}, valid, details)

@@ -16,7 +16,6 @@ from flowopd_cli.errors import RewardError
 from flowopd_cli.rewards.base import Reward, RewardInfo
 from flowopd_cli.rewards.pictures import to_pil
 
-UNHELD = "JPEG cannot hold a picture of this size"
 DIVISORS = {"ddpo": 1.0, "flow_grpo": 500.0}
 
 
@@ -49,15 +48,15 @@ class JpegReward(Reward):
 
     def __call__(self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]) -> RewardResult:
         """Compress B pictures in memory; one that JPEG cannot hold (65500 pixels a side at most) is invalid."""
-        sizes = [self._size(image) for image in to_pil(images)]
-        kilobytes = torch.tensor([float("nan") if size is None else size / 1000 for size in sizes])
-        details = tuple({"error": UNHELD} if size is None else {} for size in sizes)
-        return RewardResult(-kilobytes / self.divisor, {"kilobytes": kilobytes}, ~kilobytes.isnan(), details)
+        kilobytes = torch.tensor([self._kilobytes(image) for image in to_pil(images)])
+        valid = ~kilobytes.isnan()
+        details = tuple({} if good else {"error": "JPEG cannot hold a picture of this size"} for good in valid.tolist())
+        return RewardResult(-kilobytes / self.divisor, {"kilobytes": kilobytes}, valid, details)
 
-    def _size(self, image: Image.Image) -> int | None:
+    def _kilobytes(self, image: Image.Image) -> float:
         sink = io.BytesIO()
         try:
             image.save(sink, format="JPEG", quality=self.quality)
         except (OSError, ValueError):
-            return None
-        return sink.tell()
+            return float("nan")
+        return sink.tell() / 1000

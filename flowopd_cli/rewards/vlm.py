@@ -30,14 +30,14 @@ from flowopd_cli.system.threads import in_parallel
 
 KEY_ENV = "FLOWOPD_VLM_API_KEY"
 PATH = "chat/completions"
-REFUSED = frozenset({400, 413, 415, 422})  # this picture or prompt; a retry, or another picture, is another matter
+REFUSED = frozenset({400, 413, 415, 422})  # this picture or prompt is refused; others may pass
 ON_ERROR = ("retry", "skip", "fail")
 NUMBER = r"([-+]?\d+(?:\.\d+)?)(?:\s*/\s*5)?"
-# One label on the line, and behind the number nothing but blanks, asterisks and full stops: "3-4" is no 3.
+# One label per line; after the number only blanks, asterisks and full stops, so that "3-4" is not 3.
 FINAL = rf"(?im)^(?:(?!Final Score:).)*Final Score:[\s*]*{NUMBER}(?:[^\S\n]|[*.])*$"
 THOUGHT_BEGINS = re.compile(r"(?i)<think(?:ing)?>")
 THOUGHT_ENDS = re.compile(r"(?i)</think(?:ing)?>")
-KEPT = 500
+REPORTED = 500  # characters of an answer
 
 UNIFIED = """You see a picture that was generated from a caption. Judge two things.
 1. Faithfulness: are the things in the caption there, with the attributes, numbers and relations that it gives them?
@@ -57,12 +57,14 @@ overall score from 1 (very bad) to 5 (very good), decimals allowed, between tags
 class JudgeOptions:
     """The question to a judge and the parsing of its answer; a preset sets all fields, options override single ones.
 
-    ``template`` is the question, ``{prompt}`` in it stands for the prompt. ``pattern`` finds the number: a regular
-    expression with one group. The number must lie in ``low`` to ``high`` and is divided by ``divisor`` to become the
-    total. Pictures are shrunk to ``side`` pixels at most (0: left as they are). ``extra`` is merged into the request
-    (a value of ``None`` takes a key out of it). ``key_env`` names the environment variable that holds the API key.
-    When no endpoint answers, ``on_error`` is ``retry`` (again ``retries`` times, then stop), ``skip`` (the same, then
-    the picture is invalid) or ``fail`` (stop at once).
+    ``template`` is the question, with ``{prompt}`` in place of the prompt. ``pattern``, a regular expression with one
+    group, finds the number, which must lie in ``low`` to ``high``; divided by ``divisor`` it is the total. Pictures
+    are shrunk to ``side`` pixels at most (0: never). ``extra`` is merged into the request (``None`` removes a key).
+    ``key_env`` names the environment variable that holds the API key. When no endpoint answers, ``on_error`` is
+    ``retry`` (``retries`` times, then stop), ``skip`` (the same, then the picture is invalid) or ``fail`` (stop).
+
+    Raises:
+        RewardError: a pattern without exactly one group, an empty range, or a number outside its bounds.
     """
 
     template: str = UNIFIED
@@ -80,6 +82,22 @@ class JudgeOptions:
     key_env: str = KEY_ENV
     extra: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        try:
+            groups = re.compile(self.pattern).groups
+        except re.error as error:
+            raise RewardError(f"vlm: pattern {self.pattern!r} is no regular expression ({error})") from error
+        if groups != 1:
+            raise RewardError(f"vlm: pattern {self.pattern!r} has {groups} groups; one, around the number, is needed")
+        if not self.low < self.high or self.divisor <= 0:
+            raise RewardError(f"vlm: low {self.low} must be below high {self.high}, and divisor above 0")
+        if self.concurrency < 1 or self.timeout <= 0 or min(self.retries, self.backoff, self.side) < 0:
+            raise RewardError(
+                "vlm: concurrency must be 1 or more, timeout above 0, retries, backoff and side 0 or more"
+            )
+        if self.on_error not in ON_ERROR:
+            raise RewardError(f"vlm: on_error {self.on_error!r} is not one of {', '.join(ON_ERROR)}")
+
 
 PRESETS = {
     "unifiedreward": JudgeOptions(),
@@ -88,7 +106,7 @@ PRESETS = {
 
 
 class Judgement(NamedTuple):
-    """The number that a judge gave, or why there is none; ``refused`` when the endpoint would not take the picture."""
+    """The number that a judge gave, or why there is none; ``refused`` when the endpoint refused the picture."""
 
     score: float | None
     answer: str = ""
@@ -115,7 +133,7 @@ class VLMReward(Reward):
         """``url`` is one endpoint or several, up to and with ``/v1``; ``model`` the name they serve.
 
         ``options`` are the fields of ``JudgeOptions``. Pictures are spread over the endpoints; when one fails, the
-        next is asked.
+        next is tried.
 
         Raises:
             RewardError: an endpoint, the model, the preset, an option or the key is missing or wrong.
@@ -125,20 +143,22 @@ class VLMReward(Reward):
         self.urls = (url,) if isinstance(url, str) else tuple(url)
         if not all(self.urls) or not self.urls or not model:
             raise RewardError("vlm: name the endpoint and its model: options url=http://host:port/v1 model=name")
-        for each in self.urls:
-            join_url(each, PATH)
-        unknown = sorted(set(options) - {f.name for f in fields(JudgeOptions)})
-        if unknown:
-            hint = f"; the API key is read from the environment, ${KEY_ENV} or what key_env names"
+        for endpoint in self.urls:
+            join_url(endpoint, PATH)
+        if unknown := sorted(options.keys() - {f.name for f in fields(JudgeOptions)}):
+            hint = f"; the API key is read from the environment, ${KEY_ENV} or the variable that key_env names"
             raise RewardError(f"vlm: no option {', '.join(unknown)}" + hint * any("key" in name for name in unknown))
-        self.options = checked(replace(PRESETS[preset], **options))
+        self.options = replace(PRESETS[preset], **options)
+        key = os.environ.get(self.options.key_env, "").strip()
+        if not key and self.options.key_env != KEY_ENV:
+            raise RewardError(f"vlm: the environment variable {self.options.key_env} holds no API key")
+        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
         self.model, self.name = model, f"{model}/{preset if 'template' not in options else 'own'}"
-        self._headers = _headers(self.options.key_env)
         self.weights = {"model": model, "question": self.options.template, "pattern": self.options.pattern}
         retries = 0 if self.options.on_error == "fail" else self.options.retries
         self._policy = RetryPolicy(self.options.timeout, retries, self.options.backoff)
-        edges = self.options.low / self.options.divisor, self.options.high / self.options.divisor
-        self.info = replace(self.info, low=min(edges), high=max(edges))
+        low, high = self.options.low / self.options.divisor, self.options.high / self.options.divisor
+        self.info = replace(self.info, low=low, high=high)
 
     def __call__(self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]) -> RewardResult:
         """Ask about B pictures, several at a time.
@@ -146,91 +166,76 @@ class VLMReward(Reward):
         Raises:
             RewardError: no endpoint answers, or each of several pictures was refused.
         """
-        questions = list(zip(range(len(prompts)), to_pil(images), [prompt.text for prompt in prompts], strict=True))
+        questions = zip(range(len(prompts)), to_pil(images), [prompt.text for prompt in prompts], strict=True)
         judgements = in_parallel([partial(self.judge, *row) for row in questions], self.options.concurrency)
         if len(judgements) > 1 and all(judgement.refused for judgement in judgements):
             raise RewardError(f"vlm: every picture was refused: {judgements[0].error}")
         raw = torch.tensor([float("nan") if judgement.score is None else judgement.score for judgement in judgements])
         details = tuple(
-            {"judge": self.name, "answer": judgement.answer[-KEPT:]}
+            {"judge": self.name, "answer": judgement.answer[-REPORTED:]}
             | ({"error": judgement.error} if judgement.error else {})
             for judgement in judgements
         )
         return RewardResult(raw / self.options.divisor, {"raw": raw}, ~torch.isnan(raw), details)
 
-    def judge(self, turn: int, image: Image.Image, text: str) -> Judgement:
-        """One question; ``turn`` picks the endpoint that is asked first.
+    def judge(self, number: int, image: Image.Image, text: str) -> Judgement:
+        """Ask about one picture; ``number`` picks the endpoint that is tried first.
 
         Raises:
             EndpointError: no endpoint answers.
         """
-        first = turn % len(self.urls)
+        first = number % len(self.urls)
+        urls = self.urls[first:] + self.urls[:first]
         try:
-            reply = request_json(
-                self.urls[first:] + self.urls[:first], PATH, self.request(image, text), self._headers, self._policy
-            )
+            reply = request_json(urls, PATH, self.request(image, text), self._headers, self._policy)
         except EndpointError as error:
             refused = error.status in REFUSED
-            passing = error.status in (None, 200) or error.status in RETRYABLE  # 200: an answer that is no JSON
-            if not refused and not (passing and self.options.on_error == "skip"):
+            transient = error.status in (None, 200) or error.status in RETRYABLE  # 200: an answer that is not JSON
+            if not refused and not (transient and self.options.on_error == "skip"):
                 raise
             return Judgement(None, error=str(error), refused=refused)
-        answer = answer_of(reply)
-        if answer is None:
+        try:
+            choice = reply["choices"][0]
+            answer, cut_off = choice["message"]["content"], choice.get("finish_reason") == "length"
+        except (KeyError, IndexError, TypeError):
+            answer, cut_off = None, False
+        if not isinstance(answer, str):
             return Judgement(None, error=f"no message in the answer: {str(reply)[:200]}")
-        if reply["choices"][0].get("finish_reason") == "length":
-            return Judgement(
-                None, answer, f"the answer was cut off (max_tokens {self.options.max_tokens}), maybe its score"
-            )
+        if cut_off:
+            limit = self.options.max_tokens
+            return Judgement(None, answer, f"the answer was cut off (max_tokens {limit}), maybe its score")
         return read_answer(answer, self.options)
 
     def request(self, image: Image.Image, text: str) -> dict[str, Any]:
         """The body of one request: the picture as a PNG data URL, then the question; greedy decoding."""
+        if self.options.side:
+            image = image.copy()
+            image.thumbnail((self.options.side, self.options.side), Image.Resampling.BICUBIC)
+        sink = io.BytesIO()
+        image.save(sink, format="PNG")
+        picture = f"data:image/png;base64,{base64.b64encode(sink.getvalue()).decode()}"
         question = self.options.template.replace("{prompt}", text)
-        content = [
-            {"type": "image_url", "image_url": {"url": data_url(image, self.options.side)}},
-            {"type": "text", "text": question},
-        ]
+        content = [{"type": "image_url", "image_url": {"url": picture}}, {"type": "text", "text": question}]
         body = {
             "model": self.model,
             "messages": [{"role": "user", "content": content}],
             "temperature": 0,
             "max_tokens": self.options.max_tokens,
+            **self.options.extra,
         }
-        return {name: value for name, value in {**body, **self.options.extra}.items() if value is not None}
-
-
-def checked(options: JudgeOptions) -> JudgeOptions:
-    """The options, when they make sense.
-
-    Raises:
-        RewardError: a pattern without exactly one group, an empty range, or a number outside its bounds.
-    """
-    try:
-        groups = re.compile(options.pattern).groups
-    except re.error as error:
-        raise RewardError(f"vlm: pattern {options.pattern!r} is no regular expression ({error})") from error
-    if groups != 1:
-        raise RewardError(f"vlm: pattern {options.pattern!r} has {groups} groups; one, around the number, is needed")
-    if not options.low < options.high or options.divisor <= 0:
-        raise RewardError(f"vlm: low {options.low} must be below high {options.high}, and divisor above 0")
-    if options.concurrency < 1 or options.timeout <= 0 or min(options.retries, options.backoff, options.side) < 0:
-        raise RewardError("vlm: concurrency must be 1 or more, timeout above 0, retries, backoff and side 0 or more")
-    if options.on_error not in ON_ERROR:
-        raise RewardError(f"vlm: on_error {options.on_error!r} is not one of {', '.join(ON_ERROR)}")
-    return options
+        return {name: value for name, value in body.items() if value is not None}
 
 
 def read_answer(answer: str, options: JudgeOptions) -> Judgement:
     """The one number that the pattern finds, in range.
 
-    The answer begins behind the last ``</think>``, for some servers leave out where the thoughts began; thoughts that
-    do not end hold no answer.
+    Text up to the last ``</think>`` is skipped, even without a ``<think>``, which some servers leave out. Thoughts
+    without an end hold no answer.
     """
-    spoken = THOUGHT_ENDS.split(answer)[-1]
-    if THOUGHT_BEGINS.search(spoken):
+    conclusion = THOUGHT_ENDS.split(answer)[-1]
+    if THOUGHT_BEGINS.search(conclusion):
         return Judgement(None, answer, "the answer has no score: its thoughts do not end")
-    numbers = re.findall(options.pattern, spoken)
+    numbers = re.findall(options.pattern, conclusion)
     if not numbers:
         return Judgement(None, answer, "the answer has no score of the requested form")
     try:
@@ -243,29 +248,3 @@ def read_answer(answer: str, options: JudgeOptions) -> Judgement:
     if not options.low <= score <= options.high:
         return Judgement(None, answer, f"the score {score:g} is not in {options.low:g} to {options.high:g}")
     return Judgement(score, answer)
-
-
-def answer_of(reply: Any) -> str | None:
-    """The text of a chat completion's first choice; ``None`` when the reply is not one."""
-    try:
-        content = reply["choices"][0]["message"]["content"]
-    except (KeyError, IndexError, TypeError):
-        return None
-    return content if isinstance(content, str) else None
-
-
-def data_url(image: Image.Image, side: int) -> str:
-    """A picture as a PNG data URL, shrunk to ``side`` pixels at most unless that is 0."""
-    if side:
-        image = image.copy()
-        image.thumbnail((side, side), Image.Resampling.BICUBIC)
-    sink = io.BytesIO()
-    image.save(sink, format="PNG")
-    return f"data:image/png;base64,{base64.b64encode(sink.getvalue()).decode()}"
-
-
-def _headers(key_env: str) -> dict[str, str]:
-    key = os.environ.get(key_env, "").strip()
-    if not key and key_env != KEY_ENV:
-        raise RewardError(f"vlm: the environment variable {key_env} holds no API key")
-    return {"Authorization": f"Bearer {key}"} if key else {}

@@ -6,13 +6,9 @@ by the Hub at a pinned commit, or by the user, who writes ``file.pt#sha256=...``
 
 from __future__ import annotations
 
-import hashlib
 import inspect
-import os
 import re
-import shutil
 import tempfile
-import urllib.request
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from threading import Lock
@@ -20,17 +16,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from weakref import WeakValueDictionary
 
 from flowopd_cli.errors import ArtifactError, one_line
+from flowopd_cli.rewards.remote.protocol import path_digest
 from flowopd_cli.system.files import sha256_file
 from flowopd_cli.system.paths import cache_dir
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".onnx")
-CHUNK = 1 << 20
-TIMEOUT = 60.0
 COMMIT, DIGEST = re.compile(r"[0-9a-f]{40}"), re.compile(r"[0-9a-f]{64}")
-_STATED = re.compile(r"(?P<source>.+)#sha256=(?P<digest>[0-9a-f]{64})", re.DOTALL)
 Model = TypeVar("Model")
 _shared: WeakValueDictionary[Any, Any] = WeakValueDictionary()
 _lock = Lock()
@@ -45,22 +38,14 @@ class Weights(NamedTuple):
 
 def split_digest(source: str) -> tuple[str, str | None]:
     """Split ``source#sha256=digest``; the digest of a plain source is ``None``."""
-    match = _STATED.fullmatch(source)
-    return (match["source"], match["digest"]) if match else (source, None)
+    path, _, digest = source.rpartition("#sha256=")
+    return (path, digest) if path and DIGEST.fullmatch(digest) else (source, None)
 
 
-def path_digest(path: Path) -> str:
-    """``sha256:`` and the digest of a file, or of the digests of a folder's weights in the order of their names."""
-    if path.is_file():
-        return f"sha256:{sha256_file(path)}"
-    files = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES and file.is_file())
-    return f"sha256:{hashlib.sha256(''.join(map(sha256_file, files)).encode()).hexdigest()}"
-
-
-def weights_id(source: str) -> str:
-    """An identifier of weights: a Hub id as it is, a local file or folder by its SHA-256."""
-    path = Path(split_digest(source)[0])
-    return path_digest(path) if path.exists() else source
+def weights_id(source: str | Path) -> str:
+    """An identifier of weights: a Hub id unchanged, a local file or folder by its SHA-256."""
+    path = Path(split_digest(str(source))[0])
+    return path_digest(path) if path.exists() else str(source)
 
 
 def shared(load: Callable[..., Model], *names: str | None, **options: Any) -> Model:
@@ -112,33 +97,28 @@ def download(url: str, *, sha256: str | None, name: str | None = None) -> Path:
     """
     if not url.startswith("https://") and sha256 is None:
         raise ArtifactError(f"{url}: is not fetched without https:// unless its digest is pinned (URL#sha256=...)")
-    target = cache_dir() / "weights" / (name or _file_name(url))
-    if target.is_file() and (sha256 is None or sha256_file(target).startswith(sha256)):
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(dir=target.parent, prefix=target.name)
-    try:
-        with os.fdopen(handle, "wb") as sink, urllib.request.urlopen(url, timeout=TIMEOUT) as source:
-            shutil.copyfileobj(source, sink, CHUNK)
-            size = source.headers.get("Content-Length")
-        if size is not None and Path(partial).stat().st_size != int(size):
-            raise OSError(f"it broke off after {Path(partial).stat().st_size} of {size} bytes")
-        digest = sha256_file(Path(partial))
-        if sha256 is not None and not digest.startswith(sha256):
-            raise ArtifactError(f"{url}: sha256 is {digest}, expected {sha256}; the file was discarded")
-        os.replace(partial, target)
-    except OSError as error:
-        raise ArtifactError(f"{url}: cannot be fetched ({error}); download it yourself and name its path") from error
-    finally:
-        Path(partial).unlink(missing_ok=True)
-    return target
-
-
-def _file_name(url: str) -> str:
-    name = re.sub(r"[^\w.+-]", "_", re.split(r"[?#]", url)[0].rsplit("/", 1)[-1])
+    name = name or re.sub(r"[^\w.+-]", "_", re.split(r"[?#]", url)[0].rsplit("/", 1)[-1])
     if not name.strip("."):
         raise ArtifactError(f"{url}: names no file")
-    return name
+    target = cache_dir() / "weights" / name
+    if target.is_file() and (sha256 is None or sha256_file(target).startswith(sha256)):
+        return target
+    import httpx
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        partial = Path(scratch) / name
+        try:
+            with httpx.stream("GET", url, follow_redirects=True, timeout=60) as answer, partial.open("wb") as sink:
+                for chunk in answer.raise_for_status().iter_bytes():
+                    sink.write(chunk)
+        except (httpx.HTTPError, OSError) as error:
+            reason = f"{url}: cannot be fetched ({one_line(error)[:300]})"
+            raise ArtifactError(f"{reason}; download it yourself and name its path") from error
+        digest = sha256_file(partial)
+        if sha256 is not None and not digest.startswith(sha256):
+            raise ArtifactError(f"{url}: sha256 is {digest}, expected {sha256}; the file was discarded")
+        return partial.replace(target)
 
 
 def refuse_unpinned(path: Path, sha256: str | None, name: str | None = None) -> None:
@@ -178,7 +158,7 @@ def load_tensors(path: str | Path, sha256: str | None = None, name: str | None =
             return load_file(path)
         tree = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise ArtifactError(f"{path}: cannot be read as weights ({str(error).splitlines()[0]})") from error
+        raise ArtifactError(f"{path}: cannot be read as weights ({one_line(error)[:200]})") from error
     for wrapper in ("state_dict", "model"):
         if isinstance(tree, Mapping) and isinstance(tree.get(wrapper), Mapping):
             tree = tree[wrapper]

@@ -1,61 +1,175 @@
-"""Fetched weights: whole, the ones that were meant, and fetched once."""
+"""Weights of rewards: pickles only with a pinned SHA-256, downloads complete and cached."""
 
 import hashlib
-import http.server
-import threading
+import os
 
+import httpx
 import pytest
+import torch
+from safetensors.torch import save_file
+from support.scripted import cut_short
+from support.tiny_scorers import save_clip
 
 from flowopd_cli.errors import ArtifactError
-from flowopd_cli.rewards.weights import download
+from flowopd_cli.rewards.geneval.mmdet_weights import load_network
+from flowopd_cli.rewards.preference import clip
+from flowopd_cli.rewards.preference.scoring import weights_file
+from flowopd_cli.rewards.weights import download, hub_file, load_tensors, split_digest, weights_id
+from flowopd_cli.system.files import sha256_file
 
-WHOLE = bytes(range(256)) * 40
-DIGEST = hashlib.sha256(WHOLE).hexdigest()
+COMMIT = "0123456789" * 4
+CONTENT = bytes(range(256)) * 40
+DIGEST = hashlib.sha256(CONTENT).hexdigest()
 
 
-class Short(http.server.BaseHTTPRequestHandler):
-    """Promises the whole file; sends half of it where the path says so."""
-
-    def do_GET(self):
-        self.server.asked.append(self.path)
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(WHOLE)))
-        self.end_headers()
-        self.wfile.write(WHOLE[: len(WHOLE) // 2] if "half" in self.path else WHOLE)
-
-    def log_message(self, *args):
-        pass
+@pytest.fixture(scope="module", autouse=True)
+def _trust_pickles():
+    """No exemption here: this module tests the refusal."""
 
 
 @pytest.fixture
-def server(tmp_path, monkeypatch):
+def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("FLOWOPD_CACHE", str(tmp_path / "cache"))
-    made = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Short)
-    made.asked, made.url = [], f"http://127.0.0.1:{made.server_port}"
-    thread = threading.Thread(target=made.serve_forever)
-    thread.start()
-    yield made
-    made.shutdown()
-    thread.join()
-    made.server_close()
+    return tmp_path / "cache" / "weights"
 
 
-def test_a_download_that_breaks_off_is_not_kept(server, tmp_path):
-    with pytest.raises(ArtifactError, match="broke off after 5120 of 10240 bytes"):
-        download(f"{server.url}/half.bin", sha256=DIGEST)
-    assert list((tmp_path / "cache" / "weights").iterdir()) == []
+@pytest.fixture
+def pickled(tmp_path):
+    path = tmp_path / "w.pt"
+    torch.save({"state_dict": {"a": torch.ones(2)}}, path)
+    return path
 
 
-def test_what_is_there_is_not_fetched_again_unless_it_is_damaged(server):
+def test_a_pickle_is_read_when_its_digest_is_pinned(pickled):
+    digest = sha256_file(pickled)
+    for source in (pickled, pickled.parent):
+        assert load_tensors(*weights_file(f"{source}#sha256={digest}", "w.pt")).keys() == {"a"}
+    assert weights_id(f"{pickled}#sha256={digest}") == weights_id(str(pickled)) == f"sha256:{digest}"
+
+
+def test_a_pickle_without_a_pinned_digest_is_not_opened(pickled, monkeypatch):
+    monkeypatch.setattr(torch, "load", lambda *args, **kwargs: pytest.fail("opened"))
+    with pytest.raises(ArtifactError, match=f"write .*#sha256={sha256_file(pickled)}, or convert"):
+        load_tensors(*weights_file(str(pickled), "w.pt"))
+    with pytest.raises(ArtifactError, match=r"sha256 is .*, expected 00"):
+        load_tensors(*weights_file(f"{pickled}#sha256={'0' * 64}", "w.pt"))
+    with pytest.raises(ArtifactError, match="a pickled checkpoint without a pinned sha256"):
+        load_network(str(pickled))
+
+
+def test_safetensors_need_no_digest(tmp_path):
+    save_file({"a": torch.ones(2)}, tmp_path / "w.safetensors")
+    assert load_tensors(*weights_file(str(tmp_path / "w.safetensors"), "x")).keys() == {"a"}
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch, pickled):
+    """Puts a file into the Hub's cache: a link to a blob that is named by its digest."""
+
+    def put(content):
+        blob = tmp_path / "hub" / "blobs" / sha256_file(pickled)
+        link = tmp_path / "hub" / "snapshots" / COMMIT / "pytorch_model.bin"
+        for path in (blob, link):
+            path.parent.mkdir(parents=True)
+        blob.write_bytes(content)
+        os.symlink(blob, link)
+        monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda repo, filename, *, revision=None: str(link))
+
+    return put
+
+
+def test_the_hub_pins_the_digest_of_a_file_at_a_commit(pickled, hub):
+    hub(pickled.read_bytes())
+    assert load_tensors(*hub_file("me/it", "pytorch_model.bin", revision=COMMIT)).keys() == {"a"}
+    for revision in (None, "main", COMMIT[:12]):
+        with pytest.raises(ArtifactError, match="without a pinned sha256"):
+            load_tensors(*hub_file("me/it", "pytorch_model.bin", revision=revision))
+
+
+def test_a_damaged_file_in_the_hubs_cache_is_refused(pickled, hub):
+    hub(pickled.read_bytes()[:-1] + b"x")
+    with pytest.raises(ArtifactError, match=r"sha256 is .*, expected"):
+        load_tensors(*hub_file("me/it", "pytorch_model.bin", revision=COMMIT))
+
+
+def test_a_local_model_of_transformers_must_be_safetensors(tmp_path, monkeypatch):
+    from transformers import CLIPModel
+
+    model = save_clip(tmp_path)
+    assert clip.read(CLIPModel, str(tmp_path)) is not None
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    monkeypatch.setattr(torch, "load", lambda *args, **kwargs: pytest.fail("opened"))
+    with pytest.raises(ArtifactError, match="no CLIPModel can be read there"):
+        clip.read(CLIPModel, str(tmp_path))
+
+
+@pytest.mark.parametrize(("revision", "sound"), [(COMMIT, True), (COMMIT, False), ("v1", True)])
+def test_a_pickle_at_a_pinned_commit_is_checked_before_transformers_reads_it(pickled, hub, revision, sound):
+    attempts = []
+
+    class Model:
+        """A model of transformers whose repository has no safetensors."""
+
+        base_model_prefix = "model"
+
+        @classmethod
+        def from_pretrained(cls, source, **options):
+            attempts.append(options)
+            if options.get("use_safetensors"):
+                raise OSError("no file named model.safetensors")
+            return "read"
+
+    hub(pickled.read_bytes() if sound else b"other")
+    if revision == COMMIT and sound:
+        assert clip.read(Model, f"me/it@{revision}") == "read"
+        assert attempts[-1] == {"revision": revision, "use_safetensors": False, "weights_only": True}
+        return
+    with pytest.raises(ArtifactError):
+        clip.read(Model, f"me/it@{revision}")
+    assert all(options["use_safetensors"] for options in attempts)
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("http://host/w.pt", "is not fetched without https://"),
+        ("file:///etc/passwd", "is not fetched without https://"),
+        ("https://host/..", "names no file"),
+        ("https://host/x/..?a=b", "names no file"),
+    ],
+)
+def test_an_unusable_url_is_refused(url, words):
+    with pytest.raises(ArtifactError, match=words):
+        download(url, sha256=None)
+
+
+def test_the_cached_file_of_a_url_has_a_plain_name(cache, monkeypatch):
+    client = httpx.Client(transport=httpx.MockTransport(lambda request: httpx.Response(200, content=b"x")))
+    monkeypatch.setattr(httpx, "stream", client.stream)
+    path = download("https://host/a/..%2fw $.pt?token=S3CRET", sha256=None)
+    assert path == cache / ".._2fw__.pt"
+
+
+@pytest.mark.parametrize(("reply", "digest"), [(cut_short, DIGEST), ((404, b"no"), DIGEST), ((200, CONTENT), "0000")])
+def test_an_incomplete_or_different_download_is_discarded(serve, cache, reply, digest):
+    with pytest.raises(ArtifactError, match=r"cannot be fetched|expected 0000"):
+        download(f"{serve(reply).url}/file.bin", sha256=digest)
+    assert list(cache.iterdir()) == []
+
+
+def test_a_file_is_fetched_again_only_when_it_is_damaged(serve, cache):
+    server = serve((200, CONTENT))
     path = download(f"{server.url}/file.bin", sha256=DIGEST)
-    assert path.read_bytes() == WHOLE
+    assert path.read_bytes() == CONTENT
     assert download(f"{server.url}/file.bin", sha256=DIGEST) == path
-    assert len(server.asked) == 1
-    path.write_bytes(WHOLE[:-1])
-    assert download(f"{server.url}/file.bin", sha256=DIGEST).read_bytes() == WHOLE
-    assert len(server.asked) == 2
+    assert len(server.requests) == 1
+    path.write_bytes(CONTENT[:-1])
+    assert download(f"{server.url}/file.bin", sha256=DIGEST).read_bytes() == CONTENT
+    assert len(server.requests) == 2
 
 
-def test_another_file_than_the_one_that_was_meant_is_refused(server):
-    with pytest.raises(ArtifactError, match="expected 0000"):
-        download(f"{server.url}/file.bin", sha256="0000")
+def test_only_a_full_digest_is_split_from_a_source():
+    digest = "a" * 64
+    assert split_digest(f"/a#b.pt#sha256={digest}") == ("/a#b.pt", digest)
+    assert split_digest("/a.pt#sha256=abc") == ("/a.pt#sha256=abc", None)

@@ -26,7 +26,7 @@ from flowopd_cli.rewards.compbench.blip_weights import CHECKPOINT, GRID, HUB_GRI
 from flowopd_cli.rewards.compbench.phrases import approximations, load_parser
 from flowopd_cli.rewards.compbench.rules import attribute_score, clean_question, questions
 from flowopd_cli.rewards.pictures import to_pil
-from flowopd_cli.rewards.preference.clip import as_dtype, read, split_revision
+from flowopd_cli.rewards.preference.clip import as_dtype, read
 from flowopd_cli.rewards.preference.scoring import declared
 from flowopd_cli.rewards.weights import pick_device, shared, split_digest, weights_id
 
@@ -82,7 +82,7 @@ class BlipVQA:
         from transformers import BertTokenizer
 
         model = load_blip(source)
-        words = read(BertTokenizer, *split_revision(tokenizer or tokenizer_place(source)))
+        words = read(BertTokenizer, tokenizer or tokenizer_place(source))
         return cls(model.to(pick_device(device), as_dtype(dtype)), words, batch=batch)
 
     def approximations(self) -> list[str]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from flowopd_cli.errors import MissingDependency, RewardError
 from flowopd_cli.rewards.compbench.spatial import plain_iou
 from flowopd_cli.rewards.geneval.rules import Detection
-from flowopd_cli.rewards.preference.clip import as_dtype, read, split_revision
+from flowopd_cli.rewards.preference.clip import as_dtype, read
 from flowopd_cli.rewards.weights import pick_device, refuse_mismatch, weights_id
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class _NetworkDetector:
         source = source or cls.source
         network, tokenizer, processor = cls._classes()
         model = complete(network, source).to(pick_device(device), as_dtype(dtype))
-        parts = (read(kind, *split_revision(source)) for kind in (tokenizer, processor))
+        parts = (read(kind, source) for kind in (tokenizer, processor))
         detector = cls(model, *parts, threshold=threshold, batch=batch)
         detector.engine = f"{cls.name}/{weights_id(source)}"
         return detector
@@ -221,7 +221,7 @@ def complete(kind: Any, source: str, unused: str | None = None) -> Any:
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # missing weights are reported below
     try:
-        model, info = read(kind, *split_revision(source), output_loading_info=True, ignore_mismatched_sizes=True)
+        model, info = read(kind, source, output_loading_info=True, ignore_mismatched_sizes=True)
     finally:
         logging.set_verbosity(verbosity)
     missing = sorted(name for name in info["missing_keys"] if unused is None or unused not in name)

@@ -65,7 +65,7 @@ def load_network(weights: str | None, *, architecture: Architecture | None = Non
         return _from_checkpoint(path, architecture or Architecture(), digest)
     if path.suffix in (".pth", ".pt", ".safetensors"):
         raise ArtifactError(f"{path}: no such file of weights")
-    return _from_pretrained(*split_revision(str(path)))
+    return _from_pretrained(place)
 
 
 def fetch() -> Path:
@@ -96,9 +96,9 @@ def _from_checkpoint(path: Path, architecture: Architecture, stated: str | None)
     return Network(module.eval(), f"mmdet-mask2former-{digest[:8]}", digest[:8] in OFFICIAL)
 
 
-def _from_pretrained(source: str, revision: str | None) -> Network:
+def _from_pretrained(source: str) -> Network:
     options = {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}
-    module, info = read(network_class(), source, revision, **options)
+    module, info = read(network_class(), source, **options)
     missing = {name for name in info["missing_keys"] if UNREAD_NORM not in modern(name)}
     surplus = {
         name for name in info["unexpected_keys"] if not name.startswith("criterion.") and INDEX_TABLE not in name
@@ -106,6 +106,7 @@ def _from_pretrained(source: str, revision: str | None) -> Network:
     refuse_incomplete(source, {**info, "missing_keys": missing, "unexpected_keys": surplus})
     if module.config.num_labels != len(COCO_CLASSES):
         raise ArtifactError(f"{source}: knows {module.config.num_labels} classes, not COCO's {len(COCO_CLASSES)}")
+    source, revision = split_revision(source)
     pinned = f"@{revision[:8]}" if revision else ""
     return Network(module.eval(), f"transformers-mask2former:{Path(source).name}{pinned}", False)
 

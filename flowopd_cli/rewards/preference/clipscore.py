@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from types import SimpleNamespace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,8 +18,8 @@ from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.core.types import RewardResult
 from flowopd_cli.errors import RewardError
 from flowopd_cli.rewards.base import Reward, RewardInfo
-from flowopd_cli.rewards.preference.clip import ClipEncoder, paired_cosine
-from flowopd_cli.rewards.preference.scoring import clip_pixels, declared, scalar_result, text_vectors
+from flowopd_cli.rewards.preference.clip import ClipEncoder
+from flowopd_cli.rewards.preference.scoring import clip_pixels, declared, scalar_result
 from flowopd_cli.rewards.weights import weights_id
 
 BASE = "openai/clip-vit-base-patch32@3d74acf9a28c67741b2f4f2ea7635f0aaf6f0268"
@@ -30,7 +28,7 @@ LARGE = "openai/clip-vit-large-patch14@32bd64288804d66eefd0ccbe215aa642df71cc41"
 
 @dataclass(frozen=True)
 class Variant:
-    """A model, what stands before the prompt, the score made of a cosine, and how pictures are made smaller."""
+    """A model, a prefix of the prompt, the score as a function of the cosine, and how pictures are resized."""
 
     source: str
     prefix: str
@@ -88,31 +86,22 @@ class ClipScoreReward(Reward):
 
     def __call__(self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]) -> RewardResult:
         """Score B pictures against their prompts."""
-        words = text_vectors(self.encoder, [self.variant.prefix + prompt.text for prompt in prompts])
-        cosine = paired_cosine(self.encoder.images(images), words)
-        return scalar_result(self.variant.score(cosine), {"cosine": cosine}, prompts, self.source)
+        cosine = self.encoder.cosines(images, [self.variant.prefix + prompt.text for prompt in prompts])
+        return scalar_result(self.variant.score(cosine), {"cosine": cosine}, self.source)
 
 
 class BilinearClip(ClipEncoder):
-    """A CLIP whose pictures are made smaller as tensors, bilinearly, the way Flow-GRPO's scorer does."""
+    """A CLIP whose pictures are resized as tensors, bilinearly with antialiasing, as in Flow-GRPO's scorer."""
 
-    def __init__(self, model: Any, tokenizer: Any, processor: Any, *, batch: int = 32) -> None:
-        del processor
-        super().__init__(model, tokenizer, bilinear_pixels(model.config.vision_config.image_size), batch=batch)
+    def pixels(self, images: list[Image.Image]) -> Float[Tensor, "B 3 S S"]:
+        """Shortest side to S, centre cut out, CLIP's mean and deviation."""
+        return torch.cat([bilinear_square(clip_pixels([image]), self.image_size) for image in images])
 
 
-def bilinear_pixels(side: int) -> Callable[..., SimpleNamespace]:
-    """A picture processor: shortest side to ``side`` bilinearly with antialiasing, centre cut out, CLIP's scaling."""
-
-    def process(images: Sequence[Image.Image], return_tensors: str = "pt") -> SimpleNamespace:
-        return SimpleNamespace(pixel_values=torch.cat([square(image) for image in images]))
-
-    def square(image: Image.Image) -> Float[Tensor, "1 3 S S"]:
-        pixels = clip_pixels([image])
-        short = min(image.size)
-        height, width = (side if edge == short else side * edge // short for edge in pixels.shape[2:])
-        small = F.interpolate(pixels, (height, width), mode="bilinear", antialias=True, align_corners=False)
-        top, left = round((height - side) / 2), round((width - side) / 2)
-        return small[:, :, top : top + side, left : left + side]
-
-    return process
+def bilinear_square(pixels: Float[Tensor, "1 3 H W"], side: int) -> Float[Tensor, "1 3 S S"]:
+    """Shortest side to ``side`` bilinearly with antialiasing, then the centre square."""
+    short = min(pixels.shape[2:])
+    height, width = (side if edge == short else side * edge // short for edge in pixels.shape[2:])
+    resized = F.interpolate(pixels, (height, width), mode="bilinear", antialias=True, align_corners=False)
+    top, left = round((height - side) / 2), round((width - side) / 2)
+    return resized[:, :, top : top + side, left : left + side]

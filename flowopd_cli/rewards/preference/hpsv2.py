@@ -15,50 +15,42 @@ from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.core.types import RewardResult
 from flowopd_cli.rewards.base import Reward, RewardInfo
 from flowopd_cli.rewards.pictures import to_pil
-from flowopd_cli.rewards.preference.clip import ClipEncoder, as_dtype, paired_cosine, read, split_revision
+from flowopd_cli.rewards.preference.clip import ClipEncoder, as_dtype, read, read_tokenizer
 from flowopd_cli.rewards.preference.scoring import (
     assemble,
     declared,
     letterbox,
-    refuse_words,
+    read_checkpoint,
     scalar_result,
-    text_vectors,
     weights_file,
 )
-from flowopd_cli.rewards.weights import load_tensors, pick_device, refuse_mismatch, weights_id
+from flowopd_cli.rewards.weights import pick_device, weights_id
 
 MODEL = "xswu/HPSv2@697403c78157020a1ae59d23f111aa58ced35b0a"
 FILE = "HPS_v2.1_compressed.pt"
-CONFIG = "config.json"
 BASE = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K@1c2b8495b28150b8a4922ee1c8edee224c284c0c"
 
-BLOCK = re.compile(r"(visual\.)?transformer\.resblocks\.(\d+)\.(ln_1|ln_2|attn|mlp)\.(.+)")
-NAMES = {
-    "token_embedding.weight": "text_model.embeddings.token_embedding.weight",
+PARAMETER = re.compile(r"(?:(visual\.)?transformer\.resblocks\.(\d+)\.)?(.+)[._](weight|bias)")
+LAYERS = {
+    "token_embedding": "text_model.embeddings.token_embedding",
+    "ln_final": "text_model.final_layer_norm",
+    "visual.conv1": "vision_model.embeddings.patch_embedding",
+    "visual.ln_pre": "vision_model.pre_layrnorm",
+    "visual.ln_post": "vision_model.post_layernorm",
+}
+BLOCK_LAYERS = {
+    "ln_1": "layer_norm1",
+    "ln_2": "layer_norm2",
+    "attn.out_proj": "self_attn.out_proj",
+    "mlp.c_fc": "mlp.fc1",
+    "mlp.c_proj": "mlp.fc2",
+}
+TENSORS = {
     "positional_embedding": "text_model.embeddings.position_embedding.weight",
-    "ln_final.weight": "text_model.final_layer_norm.weight",
-    "ln_final.bias": "text_model.final_layer_norm.bias",
     "visual.class_embedding": "vision_model.embeddings.class_embedding",
     "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",
-    "visual.conv1.weight": "vision_model.embeddings.patch_embedding.weight",
-    "visual.ln_pre.weight": "vision_model.pre_layrnorm.weight",
-    "visual.ln_pre.bias": "vision_model.pre_layrnorm.bias",
-    "visual.ln_post.weight": "vision_model.post_layernorm.weight",
-    "visual.ln_post.bias": "vision_model.post_layernorm.bias",
-    "logit_scale": "logit_scale",
 }
 TRANSPOSED = {"text_projection": "text_projection.weight", "visual.proj": "visual_projection.weight"}
-INSIDE = {
-    "ln_1": {"weight": "layer_norm1.weight", "bias": "layer_norm1.bias"},
-    "ln_2": {"weight": "layer_norm2.weight", "bias": "layer_norm2.bias"},
-    "attn": {"out_proj.weight": "self_attn.out_proj.weight", "out_proj.bias": "self_attn.out_proj.bias"},
-    "mlp": {
-        "c_fc.weight": "mlp.fc1.weight",
-        "c_fc.bias": "mlp.fc1.bias",
-        "c_proj.weight": "mlp.fc2.weight",
-        "c_proj.bias": "mlp.fc2.bias",
-    },
-}
 
 
 class HPSv2Reward(Reward):
@@ -77,14 +69,9 @@ class HPSv2Reward(Reward):
     )
 
     def __init__(
-        self,
-        source: str = MODEL,
-        base: str = BASE,
-        dtype: str = "float32",
-        device: str = "auto",
-        batch: int = 32,
+        self, source: str = MODEL, base: str = BASE, dtype: str = "float32", device: str = "auto", batch: int = 32
     ) -> None:
-        """``source`` has the checkpoint, ``base`` the CLIP it was tuned from: its configuration, words and pixels.
+        """``source`` has the checkpoint, ``base`` the configuration, tokenizer and picture processor of its CLIP.
 
         Either is a local folder or ``repository@revision``; ``source`` may be the file itself.
 
@@ -93,54 +80,41 @@ class HPSv2Reward(Reward):
         """
         from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
-        path, digest = weights_file(source, FILE)
-        weights_file(base, CONFIG)
-        name, revision = split_revision(base)
-        config = read(CLIPConfig, name, revision)
-        tensors = from_open_clip(load_tensors(path, digest), str(path))
-        model = assemble(CLIPModel, config, tensors, str(path), as_dtype(dtype)).to(pick_device(device))
-        words, pixels = read(CLIPTokenizer, name, revision), read(CLIPImageProcessorPil, name, revision)
-        refuse_words(words, config.text_config.vocab_size, base)
-        self.encoder = ClipEncoder(model, words, pixels, batch=batch)
-        self.side, self.source = config.vision_config.image_size, source
+        tensors, path = read_checkpoint(source, FILE)
+        weights_file(base, "config.json")
+        config = read(CLIPConfig, base)
+        model = assemble(CLIPModel, config, from_open_clip(tensors), path, as_dtype(dtype)).to(pick_device(device))
+        tokenizer = read_tokenizer(CLIPTokenizer, base, config.text_config.vocab_size)
+        self.encoder = ClipEncoder(model, tokenizer, read(CLIPImageProcessorPil, base), batch=batch)
+        self.source = source
         self.weights = {"checkpoint": weights_id(source), "base": weights_id(base), "dtype": dtype}
         self.info = declared(self.info, source == MODEL and base == BASE, dtype)
 
     def __call__(self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]) -> RewardResult:
         """Score B pictures against their prompts."""
-        words = text_vectors(self.encoder, [prompt.text for prompt in prompts])
-        squares = [letterbox(image, self.side) for image in to_pil(images)]
-        return scalar_result(paired_cosine(self.encoder.images(squares), words), {}, prompts, self.source)
+        squares = [letterbox(image, self.encoder.image_size) for image in to_pil(images)]
+        return scalar_result(self.encoder.cosines(squares, [prompt.text for prompt in prompts]), {}, self.source)
 
 
-def from_open_clip(tensors: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
-    """Tensors of an ``open_clip`` ViT under the names of ``CLIPModel``; fused q, k, v apart, projections turned.
-
-    Raises:
-        ArtifactError: a name that ``open_clip`` does not use.
+def from_open_clip(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of an ``open_clip`` ViT under the names of ``CLIPModel``: fused query, key and value split, projections
+    transposed. An unknown name is unchanged.
     """
-    converted: dict[str, Tensor] = {}
-    unexpected = []
-    for name, value in tensors.items():
-        renamed = dict(_renamed(name, value))
-        converted |= renamed
-        unexpected += [] if renamed else [name]
-    refuse_mismatch(what, [], unexpected, [])
-    return converted
+    return dict(renamed for name, value in tensors.items() for renamed in _renamed(name, value))
 
 
 def _renamed(name: str, value: Tensor) -> Iterator[tuple[str, Tensor]]:
-    block = BLOCK.fullmatch(name)
-    if name in NAMES:
-        yield NAMES[name], value
-    elif name in TRANSPOSED:
+    match = PARAMETER.fullmatch(name)
+    tower, block, layer, kind = match.groups() if match else (None, None, name, "")
+    prefix = f"{'vision' if tower else 'text'}_model.encoder.layers.{block}."
+    if name in TRANSPOSED:
         yield TRANSPOSED[name], value.movedim(0, -1).contiguous()
-    elif block is not None:
-        tower = "vision_model" if block[1] else "text_model"
-        prefix = f"{tower}.encoder.layers.{block[2]}"
-        part, rest = block[3], block[4]
-        if part == "attn" and rest in ("in_proj_weight", "in_proj_bias"):
-            for letter, third in zip("qkv", value.tensor_split(3), strict=True):
-                yield f"{prefix}.self_attn.{letter}_proj.{rest.removeprefix('in_proj_')}", third
-        elif rest in INSIDE[part]:
-            yield f"{prefix}.{INSIDE[part][rest]}", value
+    elif block is not None and layer == "attn.in_proj":
+        for letter, third in zip("qkv", value.tensor_split(3), strict=True):
+            yield f"{prefix}self_attn.{letter}_proj.{kind}", third
+    elif block is not None and layer in BLOCK_LAYERS:
+        yield f"{prefix}{BLOCK_LAYERS[layer]}.{kind}", value
+    elif block is None and layer in LAYERS:
+        yield f"{LAYERS[layer]}.{kind}", value
+    else:
+        yield TENSORS.get(name, name), value

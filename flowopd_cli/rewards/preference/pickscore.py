@@ -12,8 +12,8 @@ from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.core.types import RewardResult
 from flowopd_cli.errors import RewardError
 from flowopd_cli.rewards.base import Reward, RewardInfo
-from flowopd_cli.rewards.preference.clip import ClipEncoder, paired_cosine
-from flowopd_cli.rewards.preference.scoring import declared, scalar_result, text_vectors
+from flowopd_cli.rewards.preference.clip import ClipEncoder
+from flowopd_cli.rewards.preference.scoring import declared, scalar_result
 from flowopd_cli.rewards.weights import weights_id
 
 MODEL = "yuvalkirstain/PickScore_v1@a4e4367c6dfa7288a00c550414478f865b875800"
@@ -24,7 +24,7 @@ DIVISORS = {"raw": 1.0, "train": 26.0}
 class PickScoreReward(Reward):
     """``exp(logit_scale) * cos(picture, prompt)``: ``raw``, as papers report it, and ``train``, a 26th of it.
 
-    ``scale`` says which of the two figures is the total; Flow-GRPO trains on ``train``. ``scores`` has both.
+    ``scale`` selects which of the two is the total; Flow-GRPO trains on ``train``. ``scores`` has both.
     """
 
     info = RewardInfo(
@@ -47,8 +47,8 @@ class PickScoreReward(Reward):
     ) -> None:
         """``source`` and ``processor`` are a local folder or ``repository@revision``.
 
-        ``processor`` (tokenizer and picture processor) is left out for those that the model was tuned with, or, where
-        ``source`` is a local folder, for those in it.
+        ``processor`` has the tokenizer and the picture processor: by default those of the original model, or, for
+        another ``source``, its own.
 
         Raises:
             RewardError: an unknown scale.
@@ -56,17 +56,16 @@ class PickScoreReward(Reward):
         """
         if scale not in DIVISORS:
             raise RewardError(f"pickscore: scale {scale!r} is not one of {', '.join(DIVISORS)}")
-        words = processor or (PROCESSOR if source == MODEL else source)
-        self.encoder = ClipEncoder.load(source, processor=words, dtype=dtype, device=device, batch=batch)
+        processor = processor or (PROCESSOR if source == MODEL else source)
+        self.encoder = ClipEncoder.load(source, processor=processor, dtype=dtype, device=device, batch=batch)
         self.source, self.scale = source, scale
-        self.weights = {"model": weights_id(source), "processor": weights_id(words), "dtype": dtype}
+        self.weights = {"model": weights_id(source), "processor": weights_id(processor), "dtype": dtype}
         low, high = (edge * 26 / DIVISORS[scale] for edge in (self.info.low, self.info.high))
         info = replace(self.info, low=low, high=high)
-        self.info = declared(info, source == MODEL and words == PROCESSOR, dtype)
+        self.info = declared(info, source == MODEL and processor == PROCESSOR, dtype)
 
     def __call__(self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]) -> RewardResult:
         """Score B pictures against their prompts."""
-        words = text_vectors(self.encoder, [prompt.text for prompt in prompts])
-        raw = paired_cosine(self.encoder.images(images), words) * self.encoder.scale
+        raw = self.encoder.cosines(images, [prompt.text for prompt in prompts]) * self.encoder.scale
         scores = {name: raw / divisor for name, divisor in DIVISORS.items()}
-        return scalar_result(scores[self.scale], scores, prompts, self.source)
+        return scalar_result(scores[self.scale], scores, self.source)

@@ -1,4 +1,4 @@
-"""What the scorers of one number share: where a checkpoint lies, how it fills a model, squares of pixels, results."""
+"""Shared parts of the scalar scorers: finding checkpoints, loading models, square pictures, results."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.core.types import RewardResult
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.rewards.base import RewardInfo
-from flowopd_cli.rewards.preference.clip import ClipEncoder, split_revision
-from flowopd_cli.rewards.weights import Weights, hub_file, refuse_mismatch, split_digest
+from flowopd_cli.rewards.preference.clip import split_revision
+from flowopd_cli.rewards.weights import Weights, hub_file, load_tensors, refuse_mismatch, split_digest
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -27,28 +26,38 @@ STACK = (0, 2, 4, 6, 7)
 
 
 def weights_file(source: str, filename: str) -> Weights:
-    """The file itself, ``filename`` in a local folder, or in a Hub repository ``name@revision``; ``#sha256=digest``
-    behind any of them states its digest.
+    """The file itself, ``filename`` in a local folder, or in a Hub repository ``name@revision``; a suffix
+    ``#sha256=digest`` pins its digest.
 
     Raises:
-        ArtifactError: it is neither there nor reachable.
+        ArtifactError: it is missing or cannot be fetched.
     """
-    source, stated = split_digest(source)
+    source, digest = split_digest(source)
     if Path(source).is_file():
-        return Weights(Path(source), stated)
+        return Weights(Path(source), digest)
     if source.startswith(("/", ".", "~")) and not Path(source).is_dir():
         raise ArtifactError(f"{source}: no such file or folder")
     repo, revision = split_revision(source)
     weights = hub_file(repo, filename, revision=revision)
-    return weights._replace(sha256=stated or weights.sha256)
+    return weights._replace(sha256=digest or weights.sha256)
+
+
+def read_checkpoint(source: str, filename: str) -> tuple[dict[str, Tensor], str]:
+    """The tensors of a checkpoint found by :func:`weights_file`, and its path.
+
+    Raises:
+        ArtifactError: it is missing, cannot be read, or is a pickle that is not pinned.
+    """
+    path, digest = weights_file(source, filename)
+    return load_tensors(path, digest), str(path)
 
 
 def assemble(
     kind: Any, config: Any, tensors: Mapping[str, Tensor], what: str, dtype: torch.dtype, **options: Any
 ) -> Any:
-    """A ``transformers`` model of this class and configuration that holds exactly these tensors, ready to judge.
+    """A ``transformers`` model of this class and configuration with exactly these tensors, in evaluation mode.
 
-    ``options`` go to the constructor of the class.
+    ``options`` are further arguments of the constructor.
 
     Raises:
         ArtifactError: a name is missing or surplus, or a shape differs.
@@ -61,18 +70,6 @@ def assemble(
     refuse_mismatch(what, sorted(expected.keys() - shared), sorted(actual.keys() - shared), misshaped)
     model = kind.from_pretrained(None, config=config, state_dict=dict(tensors), dtype=dtype, **options)
     return model.eval().requires_grad_(False)
-
-
-def refuse_words(tokenizer: Any, limit: int, source: str) -> None:
-    """Refuse a tokenizer that does not fit its model; ``transformers`` makes an empty one of an empty folder.
-
-    Raises:
-        ArtifactError: it knows nothing but special tokens, or more words than the model.
-    """
-    if len(tokenizer) <= len(tokenizer.all_special_ids):
-        raise ArtifactError(f"{source}: no tokenizer with words is there")
-    if len(tokenizer) > limit:
-        raise ArtifactError(f"{source}: a tokenizer of {len(tokenizer)} words, more than the model's {limit}")
 
 
 class LinearStack:
@@ -101,18 +98,12 @@ class LinearStack:
         return vectors[:, 0]
 
 
-def declared(info: RewardInfo, usual: bool, dtype: str) -> RewardInfo:
-    """The declaration of a scorer, exact with the ``usual`` weights in float32 alone."""
-    other = [] if usual else ["other weights than the reference's, or a copy of them"]
+def declared(info: RewardInfo, default: bool, dtype: str) -> RewardInfo:
+    """The declaration of a scorer, exact only with its ``default`` weights in float32."""
+    other = [] if default else ["other weights than the reference's, or a copy of them"]
     other += [] if dtype == "float32" else [f"in {dtype}"]
     notes = [info.note] if info.note and not info.exact else []
     return replace(info, exact=False, note="; ".join(notes + other)) if other else info
-
-
-def text_vectors(encoder: ClipEncoder, texts: Sequence[str]) -> Float[Tensor, "B D"]:
-    """Unit vectors of B texts, each different text encoded once: the pictures of a group share theirs."""
-    rows = {text: i for i, text in enumerate(dict.fromkeys(texts))}
-    return encoder.texts(list(rows))[[rows[text] for text in texts]]
 
 
 def letterbox(image: Image.Image, side: int) -> Image.Image:
@@ -137,22 +128,14 @@ def centre_square(image: Image.Image, side: int) -> Image.Image:
 
 
 def clip_pixels(images: Sequence[Image.Image]) -> Float[Tensor, "B 3 S S"]:
-    """Squares of one size as CLIP and BLIP want them: scaled to [0, 1], then by CLIP's mean and deviation."""
+    """Squares of one size, scaled to [0, 1] and normalized by CLIP's mean and deviation, for CLIP and BLIP."""
     stacked = torch.from_numpy(np.stack([np.asarray(image.convert("RGB")) for image in images]))
     mean, std = (torch.tensor(values)[:, None, None] for values in (CLIP_MEAN, CLIP_STD))
     return (stacked.permute(0, 3, 1, 2).float() / 255 - mean) / std
 
 
-def scalar_result(
-    total: Float[Tensor, " B"], scores: Mapping[str, Float[Tensor, " B"]], prompts: Sequence[Prompt], model: str
-) -> RewardResult:
-    """One number a picture; one that is not finite is no score at all and makes its picture invalid.
-
-    Raises:
-        ValueError: not one score for each prompt.
-    """
-    if len(total) != len(prompts):
-        raise ValueError(f"{len(total)} scores for {len(prompts)} prompts")
+def scalar_result(total: Float[Tensor, " B"], scores: Mapping[str, Float[Tensor, " B"]], model: str) -> RewardResult:
+    """One number per picture; a picture whose number is not finite is invalid."""
     valid = torch.isfinite(total)
-    faults = [{} if good else {"error": "its score is not a finite number"} for good in valid.tolist()]
-    return RewardResult(total.float(), dict(scores), valid, tuple({"model": model} | fault for fault in faults))
+    errors = [{} if good else {"error": "its score is not a finite number"} for good in valid.tolist()]
+    return RewardResult(total.float(), dict(scores), valid, tuple({"model": model} | error for error in errors))

@@ -1,7 +1,7 @@
 import math
 import sys
-import urllib.request
 
+import httpx
 import numpy as np
 import pytest
 import torch
@@ -142,14 +142,14 @@ def test_tied_tensors_may_be_left_out(tmp_path, model, checkpoint, images):
 
 
 def test_the_default_checkpoint_is_downloaded_once(tmp_path, monkeypatch, checkpoint):
-    fetched, original = [], urllib.request.urlopen
+    fetched = []
 
-    def urlopen(url, timeout):
-        fetched.append(url)
-        return original(checkpoint.as_uri())
+    def answer(request):
+        fetched.append(str(request.url))
+        return httpx.Response(200, content=checkpoint.read_bytes())
 
     monkeypatch.setenv("FLOWOPD_CACHE", str(tmp_path))
-    monkeypatch.setattr(urllib.request, "urlopen", urlopen)
+    monkeypatch.setattr(httpx, "stream", httpx.Client(transport=httpx.MockTransport(answer)).stream)
     for _ in range(2):
         BlipVQA.load(tokenizer=str(checkpoint.parent))
     assert fetched == [CHECKPOINT]

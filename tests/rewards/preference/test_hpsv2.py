@@ -124,7 +124,7 @@ def test_embeddings_equal_those_of_the_model_that_was_renamed(folders, tmp_path)
     from transformers import CLIPModel
 
     model = shaken(CLIPModel(clip_config(clip_words(tmp_path / "w"))), 6)
-    converted = from_open_clip(open_clip_names(model), "it")
+    converted = from_open_clip(open_clip_names(model))
     assert converted.keys() == model.state_dict().keys()
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in converted.items())
 
