@@ -98,9 +98,8 @@ def main() -> None:
     """Run the command line: a user's mistake is one line on stderr; the exit code says what happened."""
     from flowopd_cli.cli import launch
 
-    code: Any = 1
+    code: Any = 0
     shared = True  # whether every process of the run ends with the error
-    launch.announce()
     try:
         app(prog_name="flowopd")
     except SystemExit as stop:
@@ -112,7 +111,4 @@ def main() -> None:
     except OSError as error:
         code, shared = FlowOPDError.exit_code, False
         print(f"flowopd: error: {one_line(_os_error(error))}", file=sys.stderr)
-    finally:
-        code = code if isinstance(code, int) else 1 if code else 0
-        launch.record_exit(code)
-    sys.exit(launch.final_code(code, told=shared))
+    sys.exit(launch.exit_code(code if isinstance(code, int) else int(bool(code)), shared=shared))

@@ -27,7 +27,7 @@ from flowopd_cli.recipe.cost import arithmetic
 from flowopd_cli.runs.evaluations import results
 from flowopd_cli.runs.layout import fresh_path
 from flowopd_cli.runs.run import RunDir
-from flowopd_cli.system import distributed
+from flowopd_cli.system.distributed import GROUP
 from flowopd_cli.system.text import suggest
 
 FIGURE_WIDTH = 45
@@ -53,7 +53,7 @@ def execute(plan: Plan, common: Common) -> None:
     if launch.should_launch(processes):
         _with_requests(plan)
         raise typer.Exit(_relaunch(recipe, common, processes))
-    with distributed.together():  # an error of the first process ends the others, which would wait for it
+    with GROUP.together():  # an error of the first process ends the others, which would wait for it
         plan = _with_requests(plan)
         run = _open_run(recipe, common)
     with redirect_stdout(sys.stderr):

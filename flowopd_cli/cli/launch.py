@@ -1,168 +1,108 @@
-"""Several processes: run the same command again under ``accelerate launch``, one copy a device.
-
-``--processes N`` does so on this machine. Several machines take the launcher itself, with the same command on each, an
-``--out`` and one ``--machine_rank`` each; only the first writes, ``--resume`` needs the run on all of them::
-
-    accelerate launch --multi_gpu --num_machines 2 --machine_rank 0 --num_processes 16 \\
-        --main_process_ip 10.0.0.1 --main_process_port 29500 -m flowopd_cli distill --recipe my.yaml --out runs/s
-
-A copy that a launcher started knows it by ``LOCAL_RANK`` and starts no others. Without CUDA devices the same holds with
-``ACCELERATE_USE_CPU=true`` in the environment. How many copies there are changes no result, only the time.
-"""
+"""Several processes of one command, under PyTorch's elastic launcher (docs/howto/several_gpus.md)."""
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from pathlib import Path
+from functools import partial
 from types import FrameType
 
 from flowopd_cli.errors import Interrupted, RecipeError
 
-EXIT_FILE = "FLOWOPD_EXIT_FILE"
-PID = ".pid"
-HURRY = 10.0  # seconds that copies have to stop at once
-PATIENCE = 60  # seconds that the other copies have when one has ended badly: with it gone they cannot go on
-
-
-def rank() -> int:
-    """This process's number among all; 0 when it is alone."""
-    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")))
+RUN_ID = "flowopd"
+PROGRAM = ("-m", "flowopd_cli")
+KILL_SECONDS = 10.0  # after the second request to stop
 
 
 def is_main() -> bool:
     """Whether this process is the one that writes and prints."""
-    return rank() == 0
-
-
-def launched() -> bool:
-    """Whether a launcher has already started this process."""
-    return "LOCAL_RANK" in os.environ
+    return os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0"
 
 
 def should_launch(processes: int) -> bool:
-    """Whether the command must be run again under the launcher."""
-    return processes > 1 and not launched()
+    """Whether the command must run in copies; one that a launcher started has ``LOCAL_RANK`` set."""
+    return processes > 1 and "LOCAL_RANK" not in os.environ
 
 
-def command(argv: Sequence[str], processes: int, *, cuda: bool) -> list[str]:
-    """The command line that starts ``processes`` copies of ``flowopd *argv``.
+def exit_code(code: int, *, shared: bool) -> int:
+    """The code to exit with: an error that all copies share is reported by the first alone.
 
-    ``accelerate launch`` starts one process only when told ``--cpu``, so there its own back end does it.
+    The launcher stops every copy as soon as one fails, and the first may still be saving.
     """
-    if cuda:
-        launcher = ["accelerate.commands.launch", "--num_processes", str(processes), "--multi_gpu"]
-        return [sys.executable, "-m", *launcher, "--num_machines", "1", "-m", "flowopd_cli", *argv]
-    launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    return [sys.executable, "-m", *launcher, "-m", "flowopd_cli", *argv]
+    return 0 if shared and not is_main() and os.environ.get("TORCHELASTIC_RUN_ID") == RUN_ID else code
 
 
 def relaunch(argv: Sequence[str], processes: int, device: str) -> int:
-    """Run ``flowopd *argv`` in ``processes`` copies and return the exit code of the first.
+    """Run ``flowopd *argv`` in ``processes`` copies and return their exit code.
 
     Raises:
-        Interrupted: it was asked to stop, and the copies were gone before they could say how they ended.
+        Interrupted: the user stopped the copies before they could end by themselves.
+        RecipeError: there are fewer CUDA devices than processes.
     """
-    cuda = device != "cpu" and _cuda_devices() > 0
-    if cuda and _cuda_devices() < processes:
-        raise RecipeError(f"--processes {processes}: this machine has {_cuda_devices()} CUDA devices")
-    with tempfile.TemporaryDirectory(prefix="flowopd-") as folder:
-        exit_file = Path(folder) / "exit"
-        environment = dict(os.environ, **{EXIT_FILE: str(exit_file)})
-        environment.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(PATIENCE))
-        if not cuda:
-            environment["ACCELERATE_USE_CPU"] = "true"
-            environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-        code, asked = _run(command(argv, processes, cuda=cuda), environment, processes)
-        if asked and not exit_file.is_file():
-            raise Interrupted("stopped", asked[0])
-        return int(exit_file.read_text()) if exit_file.is_file() else code
-
-
-def _run(argv: Sequence[str], environment: Mapping[str, str], processes: int) -> tuple[int, list[int]]:
-    """Run the launcher to its end: its exit code, and the requests to stop that came meanwhile.
-
-    It has a session of its own, so that no signal but ours reaches it. The first request is handed on to the copies,
-    which finish by themselves and are waited for (as long as some have not begun, to the launcher, which ends them);
-    at the second they stop at once, or are killed.
-    """
-    asked: list[int] = []
-    with subprocess.Popen(argv, env=environment, start_new_session=True) as launcher:
-
-        def stop(number: int, frame: FrameType | None) -> None:
-            asked.append(number)
-            handed = signal.SIGINT if number == signal.SIGINT else signal.SIGTERM
-            copies = _copies(environment)
-            if len(asked) == 1 and len(copies) < processes:
-                launcher.send_signal(handed)
-            elif len(asked) <= 2:
-                _tell(copies, handed)
-            if len(asked) == 2:
-                timer = threading.Timer(HURRY, lambda: (_tell(_copies(environment), signal.SIGKILL), launcher.kill()))
-                timer.daemon = True
-                timer.start()
-
-        before = {number: signal.signal(number, stop) for number in _asking()}
-        try:
-            return launcher.wait(), asked
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-
-def _asking() -> list[signal.Signals]:
-    """Signals that ask to stop; the end of the terminal does, unless it is ignored as under nohup."""
-    hung_up = getattr(signal, "SIGHUP", None)
-    heard = hung_up is not None and signal.getsignal(hung_up) is not signal.SIG_IGN
-    return [signal.SIGINT, signal.SIGTERM, *([hung_up] if heard and hung_up else [])]
-
-
-def _copies(environment: Mapping[str, str]) -> list[int]:
-    """The numbers of the copies that have begun and not ended; see :func:`announce`."""
-    found = []
-    for path in Path(environment[EXIT_FILE]).parent.glob(f"*{PID}"):
-        with suppress(OSError, ValueError):
-            found.append(int(path.read_text()))
-    return found
-
-
-def _tell(copies: Sequence[int], number: int) -> None:
-    for copy in copies:
-        with suppress(OSError):
-            os.kill(copy, number)
-
-
-def announce() -> None:
-    """Tell the process that launched this one its number; one that ends takes it back, see :func:`record_exit`."""
-    target = os.environ.get(EXIT_FILE)
-    if target and launched():
-        Path(target).with_name(f"{rank()}{PID}").write_text(str(os.getpid()))
-
-
-def record_exit(code: int) -> None:
-    """Tell the process that launched this one how the command ended; launchers turn every failure into 1."""
-    target = os.environ.get(EXIT_FILE)
-    if target and launched():
-        Path(target).with_name(f"{rank()}{PID}").unlink(missing_ok=True)
-        if is_main():
-            Path(target).write_text(str(code))
-
-
-def final_code(code: int, *, told: bool) -> int:
-    """What this process exits with: a launcher of ours, which reads the code elsewhere, has nothing to report.
-
-    Unless the other copies have not been ``told``: then it ends them.
-    """
-    return 0 if told and launched() and os.environ.get(EXIT_FILE) else code
-
-
-def _cuda_devices() -> int:
     import torch
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+    devices = torch.cuda.device_count() if device != "cpu" else 0
+    if 0 < devices < processes:
+        raise RecipeError(f"--processes {processes}: this machine has {devices} CUDA devices")
+    if not devices:
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    logging.disable()  # each copy reports its own errors
+    requests: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # ignored under nohup
+            signal.signal(number, partial(_forward, requests))
+    rendezvous = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "run_id": RUN_ID, "max_restarts": 0}
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(1) as thread:
+        config = LaunchConfig(1, 1, processes, logs_specs=DefaultLogsSpecs(log_dir=folder), **rendezvous)
+        try:  # in a thread, where the launcher installs no signal handlers
+            thread.submit(elastic_launch(config, sys.executable), *PROGRAM, *argv).result()
+        except ChildFailedError as error:
+            failure = min(error.failures.items())[1] if requests else error.get_first_failure()[1]
+            return _reported(failure.exitcode, requests)
+    return 0
+
+
+def _reported(code: int, requests: Sequence[int]) -> int:
+    """A copy's exit code; after a request to stop, that of the first request."""
+    if requests and code < 0:
+        raise Interrupted("stopped", requests[0])
+    if requests and code == 128 + signal.SIGTERM:
+        return 128 + requests[0]
+    return code if code >= 0 else 128 - code
+
+
+def _forward(requests: list[int], number: int, frame: FrameType | None) -> None:
+    """Pass a request on to the copies: the first ends their iteration in order, the second stops them at once."""
+    requests.append(signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
+    if len(requests) <= 2:
+        _send(signal.SIGTERM)
+    if len(requests) == 2:
+        _later(KILL_SECONDS, signal.SIGKILL)
+
+
+def _send(number: int) -> None:
+    import psutil
+
+    copies = psutil.Process().children()
+    for copy in copies:
+        with suppress(psutil.Error):
+            copy.send_signal(number)
+    if not copies:  # none has started yet
+        _later(0.2, number)
+
+
+def _later(seconds: float, number: int) -> None:
+    timer = threading.Timer(seconds, _send, [number])
+    timer.daemon = True
+    timer.start()

@@ -18,7 +18,7 @@ from flowopd_cli.reports import report
 from flowopd_cli.reports.track import tracked
 from flowopd_cli.runs.layout import resume_command
 from flowopd_cli.runs.run import RunDir
-from flowopd_cli.system import distributed
+from flowopd_cli.system.distributed import GROUP
 from flowopd_cli.system.progress import Progress
 
 
@@ -34,7 +34,7 @@ def run_stage(
     """
     recipe = plan.recipe
     again = again or continuation(recipe, run.path)
-    with signals.terminable() as first, distributed.together():
+    with signals.terminable() as first, GROUP.together():
         run.start(recipe)
         try:
             progress = tracked(recipe, run, progress)

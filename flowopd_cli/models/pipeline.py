@@ -31,7 +31,7 @@ from flowopd_cli.models.files.pipelines import (
 from flowopd_cli.models.loading import LoadOptions, load_part, pick_dtype, quiet_libraries, take_device
 from flowopd_cli.models.sharding import Turns, shard
 from flowopd_cli.models.speed import allow_tf32, checkpointed, compile_blocks
-from flowopd_cli.system.distributed import GROUP, rank_and_world
+from flowopd_cli.system.distributed import GROUP
 
 if TYPE_CHECKING:  # imported where encoders are loaded: it takes seconds, and few runs need them
     from diffusers import DiffusionPipeline
@@ -75,7 +75,7 @@ class PipelineModel(ABC):
         self.transformer = modules.transformer or self._load_transformer()
         self._embed_instead = modules.embed
         self._turns: Turns | None = None
-        if options.shard and rank_and_world()[1] > 1:
+        if options.shard and GROUP.size > 1:
             shard(self.transformer, self.blocks, device)
             self._turns = Turns(self._idle, GROUP)
         self.transformer.to(device).eval()

@@ -16,7 +16,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from flowopd_cli.system.distributed import Group, rank_and_world, start
+from flowopd_cli.system.distributed import GROUP, Group
 
 
 class Turn(IntEnum):
@@ -33,8 +33,8 @@ def shard(transformer: nn.Module, blocks: Iterable[nn.Module], device: torch.dev
     They go to ``device`` shard by shard, so that it never holds them whole. Call this before adapters are added.
     """
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")  # nobody writes into it
-    start()
-    mesh = init_device_mesh(device.type, (rank_and_world()[1],))
+    GROUP.start()
+    mesh = init_device_mesh(device.type, (GROUP.size,))
     for block in blocks:
         fully_shard(block, mesh=mesh)
     fully_shard(transformer, mesh=mesh)
@@ -54,7 +54,7 @@ class Turns:
         """Wait until all processes make a forward of this kind; call it before one.
 
         Raises:
-            FlowOPDError: another process met an error, see :func:`~flowopd_cli.system.distributed.together`.
+            FlowOPDError: another process met an error, see :meth:`~flowopd_cli.system.distributed.Group.together`.
         """
         if self._busy:  # the empty forward itself
             return

@@ -19,7 +19,7 @@ from flowopd_cli.stages.evaluation.scorer import Scorer
 from flowopd_cli.stages.evaluation.suites import make_rewards, plan_requests
 from flowopd_cli.stages.training.model import Roles, encode_ahead, load_model
 from flowopd_cli.suites.base import Result, image_seed
-from flowopd_cli.system.distributed import everyone, rank_and_world
+from flowopd_cli.system.distributed import GROUP
 from flowopd_cli.system.progress import Progress
 
 Batch = tuple[Sequence[PictureRequest], list[Picture]]
@@ -43,7 +43,7 @@ def run(
         results = imported(requests, Path(recipe.eval.import_scores))
     else:
         results = evaluate(recipe, requests, run, progress, adapters or Adapters())
-    if rank_and_world()[0]:
+    if GROUP.rank:
         return {"suites": {}}
     for name, result in results.items():
         run.write_eval(name, json.dumps(result, indent=1))
@@ -56,7 +56,6 @@ def evaluate(
     recipe: EvalRecipe, requests: Requests, run: RunDir, progress: Progress, adapters: Adapters
 ) -> dict[str, Result]:
     """The result of every suite; empty in all processes but the first. Pictures and rows of an earlier start count."""
-    rank, world = rank_and_world()
     rewards = make_rewards(requests)
     if recipe.eval.pictures is not None:
         folder = PictureFolder(Path(recipe.eval.pictures), foreign=True)
@@ -64,10 +63,10 @@ def evaluate(
         folder = PictureFolder(run.images_dir)
         parents = [adapters[recipe.adapter or "base"].parent("policy")]
         folder.claim(picture_settings(recipe, parents), requests.digests)
-    journal = Journal(run, rank, folder, requests.suites, rewards)
+    journal = Journal(run, GROUP.rank, folder, requests.suites, rewards)
     scored: list[Scored] = []
     unscored: list[PictureRequest] = []
-    for request in requests.pictures[rank::world]:
+    for request in requests.pictures[GROUP.rank :: GROUP.size]:
         rows = journal.rows(request)
         if rows is None:
             unscored.append(request)
@@ -77,8 +76,8 @@ def evaluate(
         for batch in pictures(recipe, unscored, folder, run, progress, adapters):
             scorer.submit(*batch)
         scored += scorer.finish()
-    scored = [row for part in everyone(scored) for row in part]
-    if rank:
+    scored = [row for part in GROUP.gather(scored) for row in part]
+    if GROUP.rank:
         return {}
     write_samples(run, requests.pictures, folder, recipe.eval.keep_images)
     by_suite = rows_by_suite(scored, requests.pictures)

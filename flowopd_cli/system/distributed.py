@@ -1,4 +1,4 @@
-"""What the processes of one run say to each other: everything goes through here, an error of one of them included."""
+"""The processes of one run: all that they exchange goes through :data:`GROUP`."""
 
 from __future__ import annotations
 
@@ -13,47 +13,56 @@ from typing import Any, TypeVar
 from flowopd_cli.errors import FlowOPDError
 
 T = TypeVar("T")
-LONG = timedelta(days=7)  # one process may have far more to judge than another
+TIMEOUT = timedelta(days=7)  # scoring may take one process far longer than another
 
 
 @dataclass(frozen=True)
 class _Fault:
-    """What a process sends that cannot go on."""
+    """What a process sends in place of a value when it cannot continue."""
 
     text: str
     exit_code: int
 
 
-def rank_and_world() -> tuple[int, int]:
-    """This process's number and how many there are, as the launcher says."""
-    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-
-
 class Group:
-    """The processes of one run. ``finish`` is called before this one waits for all the others."""
+    """The processes of one run, numbered by their launcher; one alone without a launcher.
+
+    ``finish`` is called before this process waits for the others.
+    """
 
     def __init__(self) -> None:
         self.finish: Callable[[], None] | None = None
 
-    def everyone(self, value: T) -> list[T]:
-        """The values that all processes pass here, in their order; each of them has to call it. Alone: ``[value]``.
+    @property
+    def rank(self) -> int:
+        """This process's number."""
+        return int(os.environ.get("RANK", "0"))
+
+    @property
+    def size(self) -> int:
+        """The number of processes."""
+        return int(os.environ.get("WORLD_SIZE", "1"))
+
+    def gather(self, value: T) -> list[T]:
+        """The values of all processes by rank; a collective call.
 
         Raises:
-            FlowOPDError: another one met an error inside :func:`together` instead.
+            FlowOPDError: another process met an error inside :meth:`together` instead.
         """
-        if rank_and_world()[1] == 1:
+        if self.size == 1:
             return [value]
         if self.finish is not None:
             self.finish()
         return self.exchange(value)
 
     def exchange(self, value: T) -> list[T]:
-        """:meth:`everyone` without ``finish``.
+        """:meth:`gather` without ``finish``.
 
         Raises:
-            FlowOPDError: as there.
+            FlowOPDError: another process met an error inside :meth:`together` instead.
         """
-        values = _gathered(value)
+        values: list[Any] = [None] * self.size
+        self.start().all_gather_object(values, value)
         for other in values:
             if isinstance(other, _Fault):
                 error = FlowOPDError(other.text)
@@ -61,62 +70,41 @@ class Group:
                 raise error
         return values
 
+    def sum(self, tensor: T) -> T:
+        """Sum a tensor over all processes, in place; a :meth:`gather` comes first, so that all are present."""
+        if self.size > 1:
+            self.start().all_reduce(tensor)
+        return tensor
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """All processes leave the block in the same way: a user's error in one is raised in the others.
+
+        Any other exception (a bug, no memory) ends its process, and the launcher the others.
+
+        Raises:
+            FlowOPDError: the error of another process.
+        """
+        try:
+            yield
+        except FlowOPDError as error:
+            if not error.shared and self.size > 1:
+                error.shared = True
+                self.start().all_gather_object([None] * self.size, _Fault(str(error), error.exit_code))
+            raise
+        self.gather(None)
+
+    def start(self) -> Any:
+        """Join the other processes on the first call, after a GPU has been chosen; returns ``torch.distributed``."""
+        import torch
+        import torch.distributed as dist
+
+        if not dist.is_initialized():
+            backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+            dist.init_process_group(backend, timeout=TIMEOUT)
+            # A gloo thread that drops a tensor while the interpreter finalizes aborts the process.
+            atexit.register(lambda: dist.destroy_process_group() if dist.is_initialized() else None)
+        return dist
+
 
 GROUP = Group()
-everyone = GROUP.everyone
-
-
-def add_up(flat: T) -> T:
-    """The sum of every process's tensor ``flat``, in place; after an :func:`everyone`, so that all are there."""
-    if rank_and_world()[1] > 1:
-        start()
-        _dist().all_reduce(flat)
-    return flat
-
-
-@contextmanager
-def together() -> Iterator[None]:
-    """All processes leave the block in the same way: a user's error of one is raised in the others.
-
-    What is no such error (a bug, no memory) ends its process, and the launcher the others.
-
-    Raises:
-        FlowOPDError: another process could not do its part, and why.
-    """
-    try:
-        yield
-    except FlowOPDError as error:
-        if not error.shared and rank_and_world()[1] > 1:
-            error.shared = True
-            _gathered(_Fault(str(error), error.exit_code))
-        raise
-    everyone(None)
-
-
-def start() -> None:
-    """Join the other processes, if that has not been done; a GPU of one's own is to be chosen before."""
-    import torch
-
-    if not _dist().is_initialized():
-        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        _dist().init_process_group(backend, timeout=LONG)
-        # A thread of gloo that drops a tensor while the interpreter finalizes aborts the process: end it before that.
-        atexit.register(_leave)
-
-
-def _leave() -> None:
-    if _dist().is_initialized():
-        _dist().destroy_process_group()
-
-
-def _gathered(value: Any) -> list[Any]:
-    start()
-    found: list[Any] = [None] * rank_and_world()[1]
-    _dist().all_gather_object(found, value)
-    return found
-
-
-def _dist() -> Any:
-    import torch.distributed as dist
-
-    return dist

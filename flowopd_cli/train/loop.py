@@ -15,7 +15,7 @@ import torch
 from flowopd_cli.core.types import Loss, StepBatch
 from flowopd_cli.errors import DivergedError, Interrupted
 from flowopd_cli.models.base import FlowModel
-from flowopd_cli.system.distributed import add_up, everyone, together
+from flowopd_cli.system.distributed import GROUP
 from flowopd_cli.train.checkpoint import TrainState
 from flowopd_cli.train.faults import Dump
 from flowopd_cli.train.guards import Fault, Guard, finite
@@ -119,7 +119,7 @@ def fit(
             last = state.iteration == settings.iterations
             with learner.rescuing(state):
                 learner.recorder.sample(state.iteration, last=last)
-                stopping = any(everyone(stop())) and not last
+                stopping = any(GROUP.gather(stop())) and not last
             if last or stopping or state.iteration % settings.checkpoint_every == 0:
                 learner.checkpoint(state)
             if stopping:
@@ -141,7 +141,7 @@ class _Learner:
 
     def checkpoint(self, state: TrainState) -> None:
         """Save the state; all processes learn whether that worked."""
-        with together():
+        with GROUP.together():
             self._save(state)
 
     def _save(self, state: TrainState) -> None:
@@ -186,7 +186,7 @@ class _Learner:
             "iteration": state.iteration,
             "step": state.step,
             **figures,
-            **means(everyone(meter)),
+            **means(GROUP.gather(meter)),
             "grad_norm": norm,
             "skipped": skipped,
         }
@@ -218,7 +218,7 @@ class _Learner:
                 count += loss.count
                 if guard.passes(loss, batch):
                     accepted.add(loss)
-        counts, faults = zip(*everyone((count, guard.fault)), strict=True)
+        counts, faults = zip(*GROUP.gather((count, guard.fault)), strict=True)
         fault = next(filter(None, faults), None)
         if fault is None and sum(counts):
             self._sum(sum(counts), learned=count > 0)
@@ -240,9 +240,9 @@ class _Learner:
             self.recorder.fault(iteration, fault, None)
             return
         local = None if guard.batch is None else guard.batch.to("cpu")
-        batch = next((batch for batch in everyone(local) if batch is not None), None)
+        batch = next((batch for batch in GROUP.gather(local) if batch is not None), None)
         dump = Dump(iteration, state.step, fault, self.model.adapters.state("policy"), batch)
-        with together():
+        with GROUP.together():
             where = self.recorder.fault(iteration, fault, dump)
         raise DivergedError(
             f"iteration {iteration}: {fault}, for the {state.skipped}. optimizer step in a row; {where}. "
@@ -256,7 +256,7 @@ class _Learner:
                 "a policy parameter got no gradient: an adapter was switched between forward and backward"
             )
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
-        flat = add_up(torch.cat([gradient.flatten() for gradient in gradients])).div_(count)
+        flat = GROUP.sum(torch.cat([gradient.flatten() for gradient in gradients])).div_(count)
         pieces = flat.split([parameter.numel() for parameter in self.parameters])
         for parameter, piece in zip(self.parameters, pieces, strict=True):
             parameter.grad = piece.view_as(parameter)

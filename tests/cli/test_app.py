@@ -608,48 +608,6 @@ def test_a_launched_copy_above_rank_0_writes_and_prints_nothing(flowopd, stage, 
     assert not (tmp_path / "r").exists()
 
 
-def test_launcher_command_lines():
-    gpu, cpu = (launch.command(["teacher"], 2, cuda=cuda) for cuda in (True, False))
-    assert gpu[1:3] == ["-m", "accelerate.commands.launch"]
-    assert "--multi_gpu" in gpu
-    assert cpu[1:3] == ["-m", "torch.distributed.run"]
-    assert gpu[-3:] == cpu[-3:] == ["-m", "flowopd_cli", "teacher"]
-
-
-def test_the_exit_code_comes_through_the_launcher(monkeypatch):
-    code = "import os, pathlib; pathlib.Path(os.environ['FLOWOPD_EXIT_FILE']).write_text('130'); raise SystemExit(1)"
-    monkeypatch.setattr(launch, "command", lambda argv, processes, cuda: [sys.executable, "-c", code])
-    assert launch.relaunch(["teacher"], 2, "cpu") == 130
-    monkeypatch.setattr(launch, "command", lambda argv, processes, cuda: [sys.executable, "-c", "raise SystemExit(4)"])
-    assert launch.relaunch(["teacher"], 2, "cpu") == 4
-
-
-def test_a_request_to_end_is_handed_on_to_the_launcher_and_waited_for(monkeypatch):
-    code = """
-import os, pathlib, signal, sys, time
-def end(number, frame):
-    time.sleep(0.2)
-    pathlib.Path(os.environ["FLOWOPD_EXIT_FILE"]).write_text(os.environ["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"])
-    sys.exit(1)
-signal.signal(signal.SIGTERM, end)
-os.kill(os.getppid(), signal.SIGTERM)
-time.sleep(60)
-"""
-    monkeypatch.setattr(launch, "command", lambda argv, processes, cuda: [sys.executable, "-c", code])
-    before = signal.getsignal(signal.SIGTERM)
-    assert launch.relaunch(["teacher"], 2, "cpu") == launch.PATIENCE
-    assert signal.getsignal(signal.SIGTERM) is before
-
-
-def test_rank_0_records_its_exit_code(monkeypatch, tmp_path):
-    monkeypatch.setenv(launch.EXIT_FILE, str(tmp_path / "exit"))
-    launch.record_exit(2)
-    assert not (tmp_path / "exit").exists()
-    monkeypatch.setenv("LOCAL_RANK", "0")
-    launch.record_exit(2)
-    assert (tmp_path / "exit").read_text() == "2"
-
-
 def test_plain_progress_shows_rate_reward_loss_and_eta(capsys):
     console = Console()
     console.start(4, "teacher ocr", 1)

@@ -14,7 +14,7 @@ from flowopd_cli.prompts.sampler import GroupSampler
 from flowopd_cli.recipe import PromptSpec, RewardSpec, TrainSpec
 from flowopd_cli.rewards.base import RewardMix, Weighted
 from flowopd_cli.rewards.function import make_reward
-from flowopd_cli.system.distributed import everyone, rank_and_world
+from flowopd_cli.system.distributed import GROUP
 from flowopd_cli.train.collect import Draw
 from flowopd_cli.train.partition import Partition, assign_groups, deal_samples
 
@@ -52,7 +52,7 @@ class Drawer:
             return Draw(prompts, torch.tensor(group), tuple(seeds))
         mine = self._local_groups(iteration, group)
         rows = [i for i, g in enumerate(group) if g in mine]
-        partition = Partition(torch.tensor(rows, dtype=torch.long), len(group), everyone)
+        partition = Partition(torch.tensor(rows, dtype=torch.long), len(group), GROUP.gather)
         return Draw(
             tuple(prompts[i] for i in rows), torch.tensor(group)[rows], tuple(seeds[i] for i in rows), partition
         )
@@ -81,8 +81,7 @@ def make_drawer(specs: Sequence[PromptSpec], train: TrainSpec, seed: int) -> tup
     """The drawer of a training stage, and its prompts by task."""
     prompts, weights = read_prompts(specs)
     sampler = GroupSampler(prompts, weights, train.groups, train.group_size, seed)
-    rank, processes = rank_and_world()
-    return Drawer(sampler, train.updates, rank, processes), prompts
+    return Drawer(sampler, train.updates, GROUP.rank, GROUP.size), prompts
 
 
 def make_rewards(specs: Sequence[RewardSpec], prompts: Mapping[str, Sequence[Prompt]]) -> RewardMix:

@@ -14,7 +14,7 @@ from flowopd_cli.recipe import AdapterSpec, AnchorSpec, ModelSpec, TeacherSpec
 from flowopd_cli.runs.adapter_ref import Adapter, Adapters
 from flowopd_cli.runs.manifest import Base, Inputs, Parent
 from flowopd_cli.runs.run import RunDir
-from flowopd_cli.system.distributed import rank_and_world
+from flowopd_cli.system.distributed import GROUP
 from flowopd_cli.system.paths import cache_dir
 from flowopd_cli.train.collect import Teacher
 
@@ -48,8 +48,7 @@ def load_options(spec: ModelSpec, targets: Sequence[str]) -> LoadOptions:
 def encode_ahead(model: LoadedModel, prompts: Mapping[str, Sequence[Prompt]]) -> None:
     """Encode every distinct prompt that no run has yet, each process beginning elsewhere; release the encoders."""
     texts = list(dict.fromkeys(p.text for group in prompts.values() for p in group))
-    rank, processes = rank_and_world()
-    first = len(texts) * rank // processes
+    first = len(texts) * GROUP.rank // GROUP.size
     model.encode_ahead(texts[first:] + texts[:first])
 
 

@@ -11,7 +11,7 @@ from flowopd_cli.errors import RecipeError
 from flowopd_cli.recipe import TrainSpec
 from flowopd_cli.runs.checkpoints import best_step
 from flowopd_cli.runs.run import RunDir
-from flowopd_cli.system.distributed import everyone
+from flowopd_cli.system.distributed import GROUP
 from flowopd_cli.system.json_files import plain
 from flowopd_cli.system.progress import Progress
 from flowopd_cli.system.text import suggest
@@ -90,7 +90,7 @@ class RunRecorder:
         if not every or not (last or iteration % every == 0):
             return
         drawn = resumed and (not self.run.writes or self.run.sample_file(iteration).is_file())
-        if not all(everyone(drawn)):
+        if not all(GROUP.gather(drawn)):
             self.draw_samples(iteration)
 
     def _regular(self, step: int) -> bool:

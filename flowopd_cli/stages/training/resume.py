@@ -16,7 +16,7 @@ from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.runs.provenance import other_packages
 from flowopd_cli.runs.run import RunDir
-from flowopd_cli.system.distributed import everyone, rank_and_world
+from flowopd_cli.system.distributed import GROUP
 from flowopd_cli.system.files import sha256_file
 from flowopd_cli.system.progress import Progress
 from flowopd_cli.train.checkpoint import COUNTERS, TENSORS, TrainState
@@ -33,7 +33,7 @@ def seed_generators(seed: int, iteration: int) -> None:
 
     Nothing here draws from them; a reward of the user's own may, and then scores the same after a resume.
     """
-    told = f"{seed}/{iteration}/{rank_and_world()[0]}".encode()
+    told = f"{seed}/{iteration}/{GROUP.rank}".encode()
     number = int.from_bytes(hashlib.sha256(told).digest()[:4], "big")
     random.seed(number)
     np.random.seed(number)
@@ -68,7 +68,7 @@ def resume_state(run: RunDir, resume: bool, progress: Progress) -> TrainState | 
 
 def _refuse_others(mine: Any) -> None:
     """Processes on several machines may each have a copy of the run, and these may differ."""
-    others = [other for other in everyone(mine) if other != mine]
+    others = [other for other in GROUP.gather(mine) if other != mine]
     if others:
         mine, other = (f"step {told[0]}" if told else "none" for told in (mine, others[0]))
         raise ArtifactError(

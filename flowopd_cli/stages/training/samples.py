@@ -13,7 +13,7 @@ from flowopd_cli.recipe import TrainedRecipe
 from flowopd_cli.runs.run import RunDir
 from flowopd_cli.stages.drawing import draw_images, grid, ode_sampler, to_bytes
 from flowopd_cli.suites.base import image_seed
-from flowopd_cli.system.distributed import everyone, rank_and_world
+from flowopd_cli.system.distributed import GROUP
 from flowopd_cli.system.files import atomic_write
 
 SAMPLES = 8
@@ -27,9 +27,7 @@ def make_sample_writer(
     chosen = [prompt for task in prompts for prompt in prompts[task][:share]]
     seeds = [image_seed(recipe.seed, prompt.id, 0) for prompt in chosen]
     sampler = ode_sampler(model, recipe.sampling.steps, recipe.sampling.guidance)
-
-    rank, processes = rank_and_world()
-    mine = range(rank, len(chosen), processes)
+    mine = range(GROUP.rank, len(chosen), GROUP.size)
 
     def write(iteration: int) -> None:
         if run.writes and not run.sample_prompts_file.is_file():
@@ -37,7 +35,7 @@ def make_sample_writer(
             atomic_write(run.sample_prompts_file, json.dumps(told, indent=1))
         own = [chosen[i] for i in mine], [seeds[i] for i in mine]
         images = to_bytes(draw_images(model, sampler, *own, "policy", recipe.train.rollout_batch))
-        drawn = {i: image for part in everyone(dict(zip(mine, images, strict=True))) for i, image in part.items()}
+        drawn = {i: image for part in GROUP.gather(dict(zip(mine, images, strict=True))) for i, image in part.items()}
         pictures = torch.stack([drawn[i] for i in range(len(chosen))])
         run.write_image(run.sample_file(iteration).stem, grid(pictures, len(chosen)))
 

@@ -137,10 +137,10 @@ def test_other_packages_are_remarked_on(stopped, monkeypatch):
 
 
 def test_processes_that_find_different_checkpoints_refuse(stopped, monkeypatch):
-    monkeypatch.setattr(_resume, "everyone", lambda mine: [mine, (1, "x", "y")])
+    monkeypatch.setattr(_resume.GROUP, "gather", lambda mine: [mine, (1, "x", "y")])
     with pytest.raises(ArtifactError, match=r"different checkpoints \(step 2 and step 1\): copy the run"):
         _resume.resume_state(stopped, True, Notes())
-    monkeypatch.setattr(_resume, "everyone", lambda mine: [mine, None])
+    monkeypatch.setattr(_resume.GROUP, "gather", lambda mine: [mine, None])
     with pytest.raises(ArtifactError, match=r"\(step 2 and none\)"):
         _resume.resume_state(stopped, True, Notes())
 

@@ -1,0 +1,81 @@
+"""Copies of a command under the elastic launcher: their exit code, and requests to stop."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from flowopd_cli.cli import launch
+
+RELAUNCH = """
+import sys
+from flowopd_cli.cli import launch
+from flowopd_cli.errors import Interrupted
+launch.PROGRAM, launch.KILL_SECONDS = ("-c", {program!r}), 1.0
+try:
+    sys.exit(launch.relaunch(["teacher"], 2, "cpu"))
+except Interrupted as error:
+    sys.exit(f"{{error}} {{error.exit_code}}")
+"""
+STOPS_POLITELY = """
+import signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143 if {rank} == 0 else 0))
+print("ready", flush=True)
+time.sleep(60)
+""".format(rank="int(__import__('os').environ['RANK'])")
+
+
+def relaunched(program):
+    command = [sys.executable, "-c", RELAUNCH.format(program=program)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, **pipes)
+
+
+@pytest.mark.parametrize(("rank", "code"), [(0, 4), (1, 3), (0, -9)])
+def test_the_exit_code_is_that_of_the_copy_that_failed_and_the_other_ends(rank, code):
+    end = f"os._exit({code})" if code > 0 else f"os.kill(os.getpid(), {-code})"
+    process = relaunched(f"import os, time\nif os.environ['RANK'] == '{rank}': {end}\ntime.sleep(60)")
+    started = time.monotonic()
+    out, err = process.communicate(timeout=50)
+    assert process.returncode == (code if code > 0 else 137)
+    assert (out, err) == ("", "")
+    assert time.monotonic() - started < 50
+
+
+def test_copies_that_succeed_print_through_the_launcher():
+    process = relaunched("import os, sys; print(sys.argv[1:], os.environ['WORLD_SIZE'])")
+    assert process.communicate(timeout=50) == ("['teacher'] 2\n" * 2, "")
+    assert process.returncode == 0
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_request_to_stop_reaches_the_copies_and_sets_the_exit_code(number, code):
+    process = relaunched(STOPS_POLITELY)
+    assert [process.stdout.readline() for _ in range(2)] == ["ready\n"] * 2
+    process.send_signal(number)
+    process.communicate(timeout=50)
+    assert process.returncode == code
+
+
+def test_copies_that_do_not_stop_after_a_second_request_are_killed():
+    deaf = "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint(1, flush=True)\ntime.sleep(60)"
+    process = relaunched(deaf)
+    for _ in range(2):
+        process.stdout.readline()
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.5)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    assert process.communicate(timeout=50)[1] == "stopped 143\n"
+
+
+@pytest.mark.parametrize(("rank", "shared", "code"), [(0, True, 2), (1, True, 0), (1, False, 2)])
+def test_the_first_copy_reports_a_shared_error(monkeypatch, rank, shared, code):
+    for name, value in {"TORCHELASTIC_RUN_ID": launch.RUN_ID, "RANK": str(rank)}.items():
+        monkeypatch.setenv(name, value)
+    assert launch.exit_code(2, shared=shared) == code
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "another launcher")
+    assert launch.exit_code(2, shared=shared) == 2
