@@ -8,7 +8,7 @@ from PIL import Image
 from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.errors import ArtifactError, PromptError, RecipeError
 from flowopd_cli.prompts.public import Fetched
-from flowopd_cli.rewards.compbench.rules import kind_of
+from flowopd_cli.rewards.compbench.rules import kinds_of
 from flowopd_cli.suites import compbench as suites
 from flowopd_cli.suites.compbench import (
     CATEGORIES,
@@ -53,7 +53,7 @@ def test_complex_prompts_say_their_relations(folder):
     kinds = [p.metadata["relations"] for p in prompts("complex", folder)]
     assert kinds == ["spatial", "action", "both"]
     lists = [(folder / f"complex_val_{name}.txt").read_text().splitlines() for name in ("spatial", "action")]
-    assert kinds == [kind_of(text, *lists) for text in COMPLEX]
+    assert kinds == kinds_of(COMPLEX, *lists)
 
 
 def test_prompts_that_cannot_be_used_are_one_line(folder):

@@ -1,9 +1,7 @@
-"""BLIP-VQA: does the picture show each noun phrase of its prompt? The attribute score of T2I-CompBench.
+"""BLIP-VQA, the attribute score of T2I-CompBench: does the picture show each noun phrase of its prompt?
 
 Source: Huang et al. 2023, arXiv 2307.06350; the model is BLIP-VQA base, capfilt-large (Li et al. 2022, arXiv
-2201.12086), run by ``transformers`` with the four settings in which the official code differs from the defaults: a
-grid of 480 pixels, LayerNorm epsilon 1e-6 in the picture encoder, ``[ENC]`` as first token of a question, and 12
-attention heads for text.
+2201.12086). As in the official code, the first token of a question is ``[ENC]``.
 """
 
 from __future__ import annotations
@@ -22,21 +20,20 @@ from torch import Tensor
 from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.core.types import RewardResult
 from flowopd_cli.rewards.base import Reward, RewardInfo
-from flowopd_cli.rewards.compbench.blip_weights import CHECKPOINT, GRID, HUB_GRID, load_blip, tokenizer_place
+from flowopd_cli.rewards.compbench.blip_weights import CHECKPOINT, GRID, HUB_GRID, load_blip, tokenizer_source
 from flowopd_cli.rewards.compbench.phrases import approximations, load_parser
 from flowopd_cli.rewards.compbench.rules import attribute_score, clean_question, questions
 from flowopd_cli.rewards.pictures import to_pil
 from flowopd_cli.rewards.preference.clip import as_dtype, read
-from flowopd_cli.rewards.preference.scoring import declared
+from flowopd_cli.rewards.preference.scoring import CLIP_MEAN, CLIP_STD, declared
 from flowopd_cli.rewards.weights import pick_device, shared, split_digest, weights_id
 
 ENC, DEC, YES, NO = 30523, 30522, 2748, 2053
 MAX_TOKENS = 35
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 class Question(NamedTuple):
-    """A question about picture ``row`` of a batch, its place among that picture's questions, and its tokens."""
+    """A question about picture ``row`` of a batch, its index among that picture's questions, and its tokens."""
 
     row: int
     column: int
@@ -44,10 +41,10 @@ class Question(NamedTuple):
 
 
 class BlipVQA:
-    """The question-answering model with its tokenizer, in evaluation mode and without gradients.
+    """The question-answering model with its tokenizer, without gradients.
 
-    ``grid`` is the side in pixels that its position table was made for; anything but 480 is not the official model. A
-    table for 384, as conversions on the Hub hold, is interpolated to 480.
+    ``grid`` is the side in pixels of its position table; the official model has 480. A table for 384, as in conversions
+    on the Hub, is interpolated to 480.
     """
 
     def __init__(self, model: Any, tokenizer: Any, *, batch: int = 8) -> None:
@@ -58,7 +55,7 @@ class BlipVQA:
         self.grid = int(vision.image_size)
         self._side = GRID if self.grid == HUB_GRID else self.grid
         size = {"height": self._side, "width": self._side}
-        self._processor = BlipImageProcessorPil(size=size, resample=3, image_mean=MEAN, image_std=STD)
+        self._processor = BlipImageProcessorPil(size=size, resample=3, image_mean=CLIP_MEAN, image_std=CLIP_STD)
 
     @classmethod
     def load(
@@ -70,35 +67,34 @@ class BlipVQA:
         device: str = "auto",
         batch: int = 8,
     ) -> BlipVQA:
-        """Read the original checkpoint (a URL or a local ``.pth`` or ``.safetensors``), or a folder or Hub id.
+        """Read the original checkpoint (a URL or a local file), or a converted folder or Hub id.
 
-        A ``.pth`` needs its digest, ``model.pth#sha256=...``: its authors publish none.
-        The folder or id is a converted model of ``transformers``, and then also the tokenizer's place; that of an
-        original file is its own folder if one lies there, or else BERT's on the Hub.
+        A ``.pth`` needs its digest, ``model.pth#sha256=...``: its authors publish none. The tokenizer is that of the
+        folder; beside an original file, or else BERT's on the Hub.
 
         Raises:
-            ArtifactError: it is not there, or not a BLIP-VQA model with every weight.
+            ArtifactError: it is missing, or not a BLIP-VQA model with every weight.
         """
         from transformers import BertTokenizer
 
         model = load_blip(source)
-        words = read(BertTokenizer, tokenizer or tokenizer_place(source))
+        words = read(BertTokenizer, tokenizer or tokenizer_source(source))
         return cls(model.to(pick_device(device), as_dtype(dtype)), words, batch=batch)
 
     def approximations(self) -> list[str]:
-        """In what this is not the official model; empty when it is."""
+        """Differences from the official model."""
         return [] if self.grid == GRID else [f"position grid of {self.grid} pixels, not {GRID}"]
 
     @torch.no_grad()
     def p_yes(self, pictures: Sequence[Image.Image], texts: Sequence[Sequence[str]]) -> list[list[float]]:
         """Probability of "yes" against "no" for each question about each picture, by the answer's first token.
 
-        Only questions of one length share a batch: ``transformers`` lets the answer look at padding, the original
-        does not.
+        Only questions of one length share a batch: in ``transformers`` the answer attends to padding, in the original
+        it does not.
         """
         answers = [[math.nan] * len(row_texts) for row_texts in texts]
         for start in range(0, len(pictures), self._batch):
-            states = self._look(pictures[start : start + self._batch])
+            states = self._encode(pictures[start : start + self._batch])
             batch_questions = [
                 Question(row, column, self._tokens(text))
                 for row in range(len(states))
@@ -111,11 +107,12 @@ class BlipVQA:
                     answers[start + question.row][question.column] = value
         return answers
 
-    def _look(self, pictures: Sequence[Image.Image]) -> Float[Tensor, "B L D"]:
+    def _encode(self, pictures: Sequence[Image.Image]) -> Float[Tensor, "B L D"]:
         pixels = self._processor(list(pictures), return_tensors="pt").pixel_values
-        pixels = pixels.to(self._model.device, self._model.dtype)
-        enlarge = self._side != self.grid
-        return self._model.vision_model(pixel_values=pixels, interpolate_pos_encoding=enlarge).last_hidden_state
+        return self._model.vision_model(
+            pixel_values=pixels.to(self._model.device, self._model.dtype),
+            interpolate_pos_encoding=self._side != self.grid,
+        ).last_hidden_state
 
     def _tokens(self, question: str) -> list[int]:
         ids = self._tokenizer(clean_question(question), truncation=True, max_length=MAX_TOKENS).input_ids
@@ -168,18 +165,16 @@ class BlipVQAReward(Reward):
         self.info = declared(info, split_digest(model)[0] == CHECKPOINT and tokenizer is None, dtype)
 
     def __call__(self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]) -> RewardResult:
-        """Ask about B pictures: ``scores`` has ``attribute``, ``details`` the phrases and what was answered."""
+        """Score B pictures: ``scores`` has ``attribute``, ``details`` the questions and the answers."""
         texts = [questions(self.parser(prompt.text).chunks) for prompt in prompts]
         answers = self.model.p_yes(to_pil(images), texts)
         valid = torch.tensor([all(map(math.isfinite, row)) for row in answers], dtype=torch.bool)
         total = torch.tensor([float(attribute_score(row)) for row in answers])
         total = torch.where(valid, total, torch.nan)
-        details: list[dict[str, Any]] = [
-            {"questions": row_texts, "p_yes": [round(value, 4) for value in row], "parser": self.parser.name}
-            if good
-            else {"error": "the model's answer is not a number", "questions": row_texts, "parser": self.parser.name}
-            for row_texts, row, good in zip(texts, answers, valid.tolist(), strict=True)
-        ]
+        details: list[dict[str, Any]] = []
+        for row_texts, row, good in zip(texts, answers, valid.tolist(), strict=True):
+            outcome = {"p_yes": [round(value, 4) for value in row]} if good else {"error": "an answer is not a number"}
+            details.append({"questions": row_texts, **outcome, "parser": self.parser.name})
         return RewardResult(total, {"attribute": total}, valid, tuple(details))
 
 

@@ -1,4 +1,4 @@
-"""Weights of BLIP-VQA: the authors' checkpoint under the names of ``transformers``, or a converted folder set right.
+"""Weights of BLIP-VQA: the authors' checkpoint or a converted folder, with the official settings.
 
 Source: Li et al. 2022, arXiv 2201.12086 (BSD-3-Clause). The official code differs from the defaults of ``transformers``
 in the picture grid (480), in the picture encoder's LayerNorm epsilon (1e-6) and in the text models' heads (12).
@@ -46,16 +46,31 @@ def load_blip(source: str) -> Any:
     """A ``BlipForQuestionAnswering`` with the official settings: the authors' file or URL, or a folder or Hub id.
 
     Raises:
-        ArtifactError: it is not there, or not a BLIP-VQA model with every weight.
+        ArtifactError: it is missing, or not a BLIP-VQA model with every weight.
     """
-    return _from_original(source) if _is_original(source) else _from_folder(source)
+    from transformers import BlipConfig, BlipForQuestionAnswering
+
+    if _is_original(source):
+        name, digest = split_digest(source)
+        remote = name.startswith(("http://", "https://"))
+        tensors = load_tensors(download(name, sha256=digest) if remote else name, digest, name)
+        config = BlipConfig(**original_config(tensors))
+        return assemble(BlipForQuestionAnswering, config, convert(tensors), source, torch.float32)
+    config = read(BlipConfig, source)
+    config.vision_config.layer_norm_eps = EPSILON
+    config.text_config.num_attention_heads = HEADS
+    model, info = read(
+        BlipForQuestionAnswering, source, config=config, output_loading_info=True, ignore_mismatched_sizes=True
+    )
+    refuse_incomplete(source, info)
+    return model
 
 
-def tokenizer_place(source: str) -> str:
-    """Where the tokenizer of these weights is: in the folder itself, beside the file, or else BERT's on the Hub."""
-    folder = Path(split_digest(source)[0]).parent
+def tokenizer_source(source: str) -> str:
+    """The tokenizer's place: the folder itself, that of the file, or BERT's on the Hub."""
     if not _is_original(source):
         return source
+    folder = Path(split_digest(source)[0]).parent
     return str(folder) if any((folder / name).is_file() for name in ("vocab.txt", "tokenizer.json")) else TOKENIZER
 
 
@@ -115,29 +130,6 @@ def original_config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 def _is_original(source: str) -> bool:
     return split_digest(source)[0].endswith((".pth", ".pt", ".safetensors"))
-
-
-def _from_original(source: str) -> Any:
-    from transformers import BlipConfig, BlipForQuestionAnswering
-
-    name, digest = split_digest(source)
-    remote = name.startswith(("http://", "https://"))
-    tensors = load_tensors(download(name, sha256=digest) if remote else name, digest, name)
-    config = BlipConfig(**original_config(tensors))
-    return assemble(BlipForQuestionAnswering, config, convert(tensors), source, torch.float32)
-
-
-def _from_folder(source: str) -> Any:
-    from transformers import BlipConfig, BlipForQuestionAnswering
-
-    config = read(BlipConfig, source)
-    config.vision_config.layer_norm_eps = EPSILON
-    config.text_config.num_attention_heads = HEADS
-    model, info = read(
-        BlipForQuestionAnswering, source, config=config, output_loading_info=True, ignore_mismatched_sizes=True
-    )
-    refuse_incomplete(source, info)
-    return model
 
 
 def _depth(tensors: Mapping[str, Tensor], prefix: str) -> int:

@@ -1,7 +1,6 @@
-"""Depth of a picture by DPT-Hybrid (MiDaS), prepared as T2I-CompBench's 3D category prepares it.
+"""Depth of a picture by DPT-Hybrid (MiDaS), prepared as in T2I-CompBench's 3D category.
 
-Source: Ranftl et al. 2021, arXiv 2103.13413 (weights Apache-2.0); T2I-CompBench++ for the preparation: 480 pixels,
-stretched to [0, 1], enlarged to the picture, stored in 8 bits, reduced to the detector's frame.
+Source: Ranftl et al. 2021, arXiv 2103.13413 (weights Apache-2.0); T2I-CompBench++.
 """
 
 from __future__ import annotations
@@ -15,19 +14,19 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from flowopd_cli.rewards.compbench.detectors import complete
+from flowopd_cli.rewards.compbench.detectors import load_complete
 from flowopd_cli.rewards.compbench.spatial import frame_size
 from flowopd_cli.rewards.preference.clip import as_dtype
 from flowopd_cli.rewards.weights import pick_device, weights_id
 
 DPT_HYBRID = "Intel/dpt-hybrid-midas"
 SIDE = 480
-# The first fusion layer has nothing to add, so its first residual unit is never read and published files lack it.
+# The first fusion layer does not use its first residual unit, which published files lack.
 UNUSED = "fusion_stage.layers.0.residual_layer1."
 
 
 class DepthEstimator:
-    """A DPT model without gradients. ``name`` goes into the name of every figure that it takes part in."""
+    """A DPT model without gradients; ``name`` is part of the name of its figures."""
 
     name = "dpt-hybrid"
 
@@ -36,7 +35,7 @@ class DepthEstimator:
 
         embeddings = model.dpt.embeddings
         holder = embeddings if hasattr(embeddings, "image_size") else embeddings.patch_embeddings
-        holder.image_size = (SIDE, SIDE)  # its table of positions is interpolated; only a check stands in the way
+        holder.image_size = (SIDE, SIDE)  # passes the check of sizes; the table of positions is interpolated
         self._model, self._batch = model.eval().requires_grad_(False), batch
         self._processor = DPTImageProcessorPil(
             size={"height": SIDE, "width": SIDE}, resample=2, image_mean=[0.5] * 3, image_std=[0.5] * 3
@@ -54,7 +53,7 @@ class DepthEstimator:
         """
         from transformers import DPTForDepthEstimation
 
-        model = complete(DPTForDepthEstimation, source, unused=UNUSED)
+        model = load_complete(DPTForDepthEstimation, source, unused=UNUSED)
         estimator = cls(model.to(pick_device(device), as_dtype(dtype)), batch=batch)
         estimator.engine = f"{cls.name}/{weights_id(source)}"
         return estimator
@@ -72,9 +71,10 @@ class DepthEstimator:
 
 
 def to_frame(predicted: Float[Tensor, "h w"], size: tuple[int, int]) -> Float[Tensor, "H W"]:
-    """A predicted map as the official script sees it, for a picture of ``size`` (width, height).
+    """A predicted map, prepared as in the official script, for a picture of ``size`` (width, height).
 
-    A map without any relief is all zeros, one with numbers that are not finite is NaN throughout.
+    It is stretched to [0, 1], enlarged to the picture, stored in 8 bits and reduced to the detector's frame. A flat map
+    becomes zeros, one with non-finite numbers NaN.
     """
     if not bool(predicted.isfinite().all()):
         return torch.full(frame_size(*size)[::-1], torch.nan)

@@ -1,19 +1,20 @@
-"""Open-vocabulary detectors: find named objects in pictures with Grounding DINO or OWLv2, through ``transformers``.
+"""Open-vocabulary detectors, Grounding DINO and OWLv2, in place of T2I-CompBench's UniDet.
 
-They replace UniDet in T2I-CompBench's spatial and counting categories. Their labels, confidences and misses differ from
-UniDet's, so scores are not comparable with published ones and carry the detector's name.
-Sources: Liu et al. 2023, arXiv 2303.05499 (Apache-2.0); Minderer et al. 2023, arXiv 2306.09683 (Apache-2.0).
+Labels, confidences and misses differ from UniDet's, so scores are not comparable with published ones and carry the
+detector's name. Sources: Liu et al. 2023, arXiv 2303.05499; Minderer et al. 2023, arXiv 2306.09683 (both Apache-2.0).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from flowopd_cli.errors import MissingDependency, RewardError
 from flowopd_cli.rewards.compbench.spatial import plain_iou
@@ -24,36 +25,21 @@ from flowopd_cli.rewards.weights import pick_device, refuse_mismatch, weights_id
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-GROUNDING_DINO = "IDEA-Research/grounding-dino-tiny@a2bb814dd30d776dcf7e30523b00659f4f141c71"
-OWLV2 = "google/owlv2-base-patch16-ensemble@cfd3195ba4ea9592eec887ded089f4c08eff231d"
 OVERLAP = 0.5
 MOST = 300
 OWL_TEXT = "a photo of a {}"
 OWL_TOKENS = 16
-EXTRA = "detect"
-Found = list[Detection] | None
+Detections = list[Detection] | None  #: ``None`` for an image on which the network's output is not finite
 
 
-class Grounder(Protocol):
-    """Finds named objects. Scores carry ``name`` in their names; ``engine`` also identifies the weights.
-
-    An image for which the network's output is not finite has ``None`` in place of detections.
-    """
+class Grounder:
+    """A network that finds named objects; ``engine`` is its name and the digest of its weights."""
 
     name: str
-    engine: str
-
-    def __call__(self, pictures: Sequence[Image.Image], names: Sequence[Sequence[str]]) -> list[Found]:
-        """Detections of each image's own names, most confident first, boxes in its pixels."""
-        ...
-
-
-class _NetworkDetector:
-    """A network with its tokenizer and image processor."""
-
-    name: str
-    source: str
+    source: str  #: the published weights
     threshold: float
+    classes: tuple[str, str, str]  #: network, tokenizer and image processor in ``transformers``
+    requires: str | None = None  #: a package that the image processor needs
 
     def __init__(
         self, model: Any, tokenizer: Any, processor: Any, *, threshold: float | None = None, batch: int = 8
@@ -78,18 +64,22 @@ class _NetworkDetector:
             ArtifactError: it is missing or incomplete.
             MissingDependency: a package that its image processor needs is not installed.
         """
+        import transformers
+
+        if cls.requires and find_spec(cls.requires) is None:
+            raise MissingDependency(cls.requires, extra="detect")
         source = source or cls.source
-        network, tokenizer, processor = cls._classes()
-        model = complete(network, source).to(pick_device(device), as_dtype(dtype))
-        parts = (read(kind, source) for kind in (tokenizer, processor))
-        detector = cls(model, *parts, threshold=threshold, batch=batch)
+        network, *others = (getattr(transformers, name) for name in cls.classes)
+        model = load_complete(network, source).to(pick_device(device), as_dtype(dtype))
+        tokenizer, processor = (read(kind, source) for kind in others)
+        detector = cls(model, tokenizer, processor, threshold=threshold, batch=batch)
         detector.engine = f"{cls.name}/{weights_id(source)}"
         return detector
 
     @torch.no_grad()
-    def __call__(self, pictures: Sequence[Image.Image], names: Sequence[Sequence[str]]) -> list[Found]:
+    def __call__(self, pictures: Sequence[Image.Image], names: Sequence[Sequence[str]]) -> list[Detections]:
         """Detections of each image's own names, most confident first, boxes in its pixels."""
-        detections: list[Found] = []
+        detections: list[Detections] = []
         for start in range(0, len(pictures), self._batch):
             rows = slice(start, start + self._batch)
             for (scores, boxes), labels in zip(self._forward(pictures[rows], names[rows]), names[rows], strict=True):
@@ -97,40 +87,32 @@ class _NetworkDetector:
                 detections.append(choose(scores, boxes, labels, self._threshold) if finite else None)
         return detections
 
-    @classmethod
-    def _classes(cls) -> tuple[Any, Any, Any]:
-        """The classes of network, tokenizer and image processor in ``transformers``."""
-        raise NotImplementedError
-
     def _forward(
         self, pictures: Sequence[Image.Image], names: Sequence[Sequence[str]]
     ) -> Iterator[tuple[Float[Tensor, "Q K"], Float[Tensor, "Q 4"]]]:
-        """Of each image, the scores of its K names on Q boxes, and the boxes in pixels."""
+        """For each image, the scores of its K names on Q boxes, and the boxes in pixels."""
         raise NotImplementedError
 
 
-class GroundingDino(_NetworkDetector):
-    """Grounding DINO with the text ``"dog. cat."``; a name scores on a box as its best token does."""
+class GroundingDino(Grounder):
+    """Grounding DINO with the text ``"dog. cat."``; a name's score on a box is that of its best token."""
 
-    name, source, threshold = "grounding-dino", GROUNDING_DINO, 0.35
-
-    @classmethod
-    def _classes(cls) -> tuple[Any, Any, Any]:
-        from transformers import BertTokenizer, GroundingDinoForObjectDetection, GroundingDinoImageProcessorPil
-
-        return GroundingDinoForObjectDetection, BertTokenizer, GroundingDinoImageProcessorPil
+    name, threshold = "grounding-dino", 0.35
+    source = "IDEA-Research/grounding-dino-tiny@a2bb814dd30d776dcf7e30523b00659f4f141c71"
+    classes = ("GroundingDinoForObjectDetection", "BertTokenizer", "GroundingDinoImageProcessorPil")
 
     def _forward(
         self, pictures: Sequence[Image.Image], names: Sequence[Sequence[str]]
     ) -> Iterator[tuple[Float[Tensor, "Q K"], Float[Tensor, "Q 4"]]]:
         texts = [self._tokens(labels) for labels in names]
         inputs = self._processor(list(pictures), return_tensors="pt")
-        ids, mask = self._padded([ids for ids, _ in texts])
+        device, dtype = self._model.device, self._model.dtype
+        ids = pad_sequence([tokens for tokens, _ in texts], batch_first=True).to(device)
         output = self._model(
-            pixel_values=inputs.pixel_values.to(self._model.device, self._model.dtype),
-            pixel_mask=inputs.pixel_mask.to(self._model.device),
+            pixel_values=inputs.pixel_values.to(device, dtype),
+            pixel_mask=inputs.pixel_mask.to(device),
             input_ids=ids,
-            attention_mask=mask,
+            attention_mask=pad_sequence([torch.ones_like(tokens) for tokens, _ in texts], batch_first=True).to(device),
             token_type_ids=torch.zeros_like(ids),
         )
         likely, boxes = output.logits.float().sigmoid().cpu(), output.pred_boxes.float().cpu()
@@ -139,7 +121,7 @@ class GroundingDino(_NetworkDetector):
             scores = torch.stack(columns, dim=1) if columns else likely.new_zeros(len(boxes[row]), 0)
             yield scores, corners(boxes[row], picture.size)
 
-    def _tokens(self, names: Sequence[str]) -> tuple[list[int], list[tuple[int, int]]]:
+    def _tokens(self, names: Sequence[str]) -> tuple[Tensor, list[tuple[int, int]]]:
         """Token ids of ``"dog. cat."`` and the span of each name among them."""
         words = self._tokenizer
         stop = words.convert_tokens_to_ids(".")
@@ -148,29 +130,15 @@ class GroundingDino(_NetworkDetector):
             piece = words(name.lower(), add_special_tokens=False).input_ids
             spans.append((len(ids), len(ids) + len(piece)))
             ids += [*piece, stop]
-        return [*ids, words.sep_token_id], spans
-
-    def _padded(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        longest = max(map(len, rows))
-        ids = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows])
-        mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
-        return ids.to(self._model.device), mask.to(self._model.device)
+        return torch.tensor([*ids, words.sep_token_id]), spans
 
 
-class Owlv2(_NetworkDetector):
+class Owlv2(Grounder):
     """OWLv2 with the text ``"a photo of a dog"``."""
 
-    name, source, threshold = "owlv2", OWLV2, 0.2
-
-    @classmethod
-    def _classes(cls) -> tuple[Any, Any, Any]:
-        try:
-            import scipy  # noqa: F401
-        except ImportError as error:
-            raise MissingDependency("scipy", extra=EXTRA) from error
-        from transformers import CLIPTokenizer, Owlv2ForObjectDetection, Owlv2ImageProcessorPil
-
-        return Owlv2ForObjectDetection, CLIPTokenizer, Owlv2ImageProcessorPil
+    name, threshold, requires = "owlv2", 0.2, "scipy"
+    source = "google/owlv2-base-patch16-ensemble@cfd3195ba4ea9592eec887ded089f4c08eff231d"
+    classes = ("Owlv2ForObjectDetection", "CLIPTokenizer", "Owlv2ImageProcessorPil")
 
     def _forward(
         self, pictures: Sequence[Image.Image], names: Sequence[Sequence[str]]
@@ -188,12 +156,12 @@ class Owlv2(_NetworkDetector):
         )
         likely, boxes = output.logits.float().sigmoid().cpu(), output.pred_boxes.float().cpu()
         for row, picture in enumerate(pictures):
-            side = max(picture.size)  # the processor puts the image in the upper left of a square
+            side = max(picture.size)  # the processor pads the image to a square, on the right or below
             limits = torch.tensor([picture.width, picture.height] * 2)
             yield likely[row, :, : len(names[row])], corners(boxes[row], (side, side)).minimum(limits)
 
 
-KINDS: Mapping[str, type[_NetworkDetector]] = {cls.name: cls for cls in (GroundingDino, Owlv2)}
+KINDS: Mapping[str, type[Grounder]] = {cls.name: cls for cls in (GroundingDino, Owlv2)}
 
 
 def load_grounder(kind: str = GroundingDino.name, source: str | None = None, **options: Any) -> Grounder:
@@ -208,10 +176,10 @@ def load_grounder(kind: str = GroundingDino.name, source: str | None = None, **o
     return KINDS[kind].load(source, **options)
 
 
-def complete(kind: Any, source: str, unused: str | None = None) -> Any:
+def load_complete(kind: Any, source: str, unused: str | None = None) -> Any:
     """A model with every weight that it uses; surplus weights in the file are ignored.
 
-    ``unused`` is a part of the names of weights that the forward pass never reads.
+    ``unused`` is a part of the names of weights that the forward pass does not read.
 
     Raises:
         ArtifactError: weights are missing or of another shape.
@@ -239,11 +207,11 @@ def corners(boxes: Float[Tensor, "Q 4"], size: tuple[int, int]) -> Float[Tensor,
 def choose(
     scores: Float[Tensor, "Q K"], boxes: Float[Tensor, "Q 4"], names: Sequence[str], threshold: float
 ) -> list[Detection]:
-    """Each box under its best name if that scores above ``threshold``, best first, without heavy overlaps of one name.
+    """Each box under its best name, best first, of those with a score above ``threshold``.
 
     A box is dropped when it is empty, or when its IoU with a better one of the same name is above one half.
     """
-    if not len(names) or not len(scores):
+    if not scores.numel():
         return []
     best, label = scores.max(dim=1)
     chosen: list[Detection] = []
@@ -253,9 +221,7 @@ def choose(
         x1, y1, x2, y2 = boxes[row].tolist()
         if x2 <= x1 or y2 <= y1:
             continue
-        detection = Detection(names[int(label[row])], (x1, y1, x2, y2), float(best[row]))
-        if not any(
-            detection.label == other.label and plain_iou(detection.box, other.box) > OVERLAP for other in chosen
-        ):
-            chosen.append(detection)
+        name, box = names[int(label[row])], (x1, y1, x2, y2)
+        if not any(name == other.label and plain_iou(box, other.box) > OVERLAP for other in chosen):
+            chosen.append(Detection(name, box, float(best[row])))
     return chosen

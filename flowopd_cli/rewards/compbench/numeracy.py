@@ -1,4 +1,4 @@
-"""T2I-CompBench's numeracy rule over plain detections: are the counted things there, and as many as counted?
+"""T2I-CompBench's numeracy rule over detections: are the counted things there, and as many as counted?
 
 Source: T2I-CompBench++ (Huang et al. 2024) and its official script, quirks included (IoU with both border pixels, names
 found inside other labels, a misspelt "telivision" that never matches).
@@ -7,8 +7,8 @@ found inside other labels, a misspelt "telivision" that never matches).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import pairwise, zip_longest
+from typing import NamedTuple
 
 from flowopd_cli.errors import PromptError
 from flowopd_cli.rewards.compbench.phrases import Token
@@ -22,7 +22,7 @@ RENAMED = {
     **dict.fromkeys(("boy", "girl", "man", "woman"), "person"),
     **{"ship": "boat", "telivision": "tv", "goldfish": "fish", "painting": "picture"},
 }
-# The singular of every countable object of the benchmark, in the order of its list, with its irregular plurals.
+# The singular of every countable object of the benchmark.
 _NAMES = """bottle cup cake bird knife microwave desk book helmet pillow bowl flag stool toy pen microphone bread fish
     camera candle paddle drum guitar tomato tent kite lemon strawberry suitcase pear printer duck hamburger deer egg
     ship chicken peach helicopter swan camel goldfish shrimp banana balloon giraffe frog horse man rabbit bicycle bee
@@ -35,60 +35,32 @@ IRREGULAR = {
     **{"tomato": "tomatoes", "peach": "peaches", "couch": "couches"},
     **{"strawberry": "strawberries", "butterfly": "butterflies"},
 }
+SINGULAR_OF = {IRREGULAR.get(name, f"{name}s"): name for name in SINGULARS}
 
 
-@dataclass(frozen=True)
-class Vocabulary:
-    """Names of countable things, ``singular[i]`` and ``plural[i]`` of the same thing."""
-
-    singular: tuple[str, ...]
-    plural: tuple[str, ...]
-
-    @classmethod
-    def parse(cls, text: str) -> Vocabulary:
-        """Read the benchmark's ``new_objects.txt``: a line ``singular - plural`` each.
-
-        Raises:
-            PromptError: a line has another form.
-        """
-        rows = [line.split(" - ") for line in text.splitlines() if line.strip()]
-        if any(len(row) < 2 for row in rows):
-            raise PromptError("objects: every line must read 'singular - plural'")
-        return cls(tuple(row[0].strip().lower() for row in rows), tuple(row[1].strip().lower() for row in rows))
-
-
-OBJECTS = Vocabulary(SINGULARS, tuple(IRREGULAR.get(name, f"{name}s") for name in SINGULARS))
-
-
-@dataclass(frozen=True)
-class Counted:
-    """What a prompt counts: the label to look for, and how many (``None`` where the number could not be read)."""
+class Quantity(NamedTuple):
+    """A label to look for, and how many; ``None`` where the number could not be read."""
 
     label: str
-    count: int | None
+    number: int | None
 
 
-def counted(tokens: Sequence[Token], vocabulary: Vocabulary = OBJECTS) -> list[Counted]:
-    """Every number word (a, an, one to eight; lower case) with the known object of one or two words that follows it."""
-    words = [token.text for token in tokens]
+def quantities(tokens: Sequence[Token]) -> list[Quantity]:
+    """Every number word (a, an, one to eight; lower case) with the known object that follows it."""
     names: list[str] = []
     counts: list[int] = []
-    for i, number in enumerate(words[:-1]):
-        if number not in COUNTS and number not in SINGLE:
+    for number, name in pairwise(token.text for token in tokens):
+        if number not in (*COUNTS, *SINGLE) or (name not in SINGULARS and name not in SINGULAR_OF):
             continue
-        two = " ".join(words[i + 1 : i + 3]) if i < len(words) - 2 else ""
-        name = next((n for n in (two, words[i + 1]) if n in vocabulary.singular or n in vocabulary.plural), None)
-        if name is None:
-            continue
-        single = number in SINGLE and (name == two or name in vocabulary.singular)
-        plural = name in vocabulary.plural and not single
-        names.append(vocabulary.singular[vocabulary.plural.index(name)] if plural else name)
-        if single or (name == two and not plural):
+        if number in SINGLE and name in SINGULARS:
+            names.append(name)
             counts.append(1)
-        elif number in COUNTS:
+            continue
+        names.append(SINGULAR_OF.get(name, name))
+        if number in COUNTS:
             counts.append(COUNTS[number])
     pairs = zip_longest(names, counts)
-    return [Counted(RENAMED.get(name, name), count) for name, count in pairs if name is not None]
+    return [Quantity(RENAMED.get(name, name), count) for name, count in pairs if name is not None]
 
 
 def duplicates(a: Box, b: Box) -> bool:
@@ -107,8 +79,8 @@ def distinct(detections: Sequence[Detection]) -> list[Detection]:
     return unique
 
 
-def score_numeracy(things: Sequence[Counted], detections: Sequence[Detection]) -> float:
-    """Mean over the counted things: half for being there, half for being as many as counted.
+def score_numeracy(things: Sequence[Quantity], detections: Sequence[Detection]) -> float:
+    """Mean over the counted things: half a point for a detection, half for the right number of them.
 
     Where no label equals a name, every label that contains it is renamed to it, for the things after it too.
 
@@ -122,6 +94,6 @@ def score_numeracy(things: Sequence[Counted], detections: Sequence[Detection]) -
     for thing in things:
         if thing.label not in labels:
             labels = [thing.label if thing.label in label else label for label in labels]
-        number = labels.count(thing.label)
-        score += 0.5 * (number > 0) + 0.5 * (number > 0 and number == thing.count)
+        count = labels.count(thing.label)
+        score += 0.5 * (count > 0) + 0.5 * (count > 0 and count == thing.number)
     return score / len(things)

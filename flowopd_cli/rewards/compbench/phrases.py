@@ -1,8 +1,7 @@
 """Nouns and noun phrases of a prompt, by spaCy where it is installed, else by a small built-in tagger and chunker.
 
-T2I-CompBench asks spaCy's ``en_core_web_sm`` (3.5) for noun chunks (BLIP-VQA), nouns (spatial relations) and adjectives
-(CLIP on complex prompts). The built-in parser follows the same conventions on the benchmark's sentences without a
-statistical model. Reports name the parser, because another parse means other questions.
+T2I-CompBench uses spaCy's ``en_core_web_sm`` (3.5). The built-in parser follows its conventions on the benchmark's
+sentences. Reports name the parser, because another parse leads to other questions.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import importlib.util
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Protocol
 
@@ -54,13 +53,11 @@ class Parse:
 
 
 class Parser(Protocol):
-    """Parses prompts. ``name`` goes into every report."""
+    """Parses one prompt; ``name`` goes into every report."""
 
     name: str
 
-    def __call__(self, text: str) -> Parse:
-        """Tokens and noun chunks of one prompt."""
-        ...
+    def __call__(self, text: str) -> Parse: ...  # noqa: D102
 
 
 def load_parser(engine: str = "auto") -> Parser:
@@ -77,8 +74,8 @@ def load_parser(engine: str = "auto") -> Parser:
 
 
 def approximations(parser: Parser) -> list[str]:
-    """Deviations of a parser from the benchmark's; none for spaCy with the 3.5 model."""
-    reference = parser.name.startswith("spacy") and f"{SPACY_MODEL}-3.5." in parser.name
+    """Differences of a parser from the benchmark's; none for spaCy with the 3.5 model."""
+    reference = f"{SPACY_MODEL}-3.5." in parser.name
     return [] if reference else [f"parsed by {parser.name}, not by spaCy's {SPACY_MODEL} 3.5.0"]
 
 
@@ -97,7 +94,7 @@ class SpacyParser:
             self._model = spacy.load(SPACY_MODEL)
         except (ImportError, OSError) as error:
             raise MissingDependency(f"spacy with its model {SPACY_MODEL}", extra="spacy") from error
-        self.name = f"spacy-{_version('spacy')}/{SPACY_MODEL}-{_version(SPACY_MODEL)}"
+        self.name = f"spacy-{version('spacy')}/{SPACY_MODEL}-{version(SPACY_MODEL)}"
         self._cache: dict[str, Parse] = {}
 
     def __call__(self, text: str) -> Parse:
@@ -259,10 +256,3 @@ def _last_noun(tags: Sequence[str], pieces: Sequence[str], start: int) -> int | 
         if not (opens or modifies or advises or joins or glues):
             break
     return end
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "?"

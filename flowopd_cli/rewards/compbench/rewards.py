@@ -1,4 +1,4 @@
-"""T2I-CompBench's spatial, counting and complex categories as rewards, over an open-vocabulary detector.
+"""T2I-CompBench's spatial, counting and complex categories as rewards over an open-vocabulary detector.
 
 The rules are the official ones; the detector is not UniDet, so scores carry its name (``spatial[owlv2]``) and are not
 comparable with published ones. Source: Huang et al. 2023, arXiv 2307.06350, and T2I-CompBench++.
@@ -7,10 +7,9 @@ comparable with published ones. Source: Huang et al. 2023, arXiv 2307.06350, and
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -24,8 +23,8 @@ from flowopd_cli.rewards.base import Reward, RewardInfo
 from flowopd_cli.rewards.compbench.blip_vqa import BlipVQA
 from flowopd_cli.rewards.compbench.blip_weights import CHECKPOINT
 from flowopd_cli.rewards.compbench.depth import DPT_HYBRID, DepthEstimator
-from flowopd_cli.rewards.compbench.detectors import Found, Grounder, load_grounder
-from flowopd_cli.rewards.compbench.numeracy import counted, score_numeracy
+from flowopd_cli.rewards.compbench.detectors import Detections, Grounder, load_grounder
+from flowopd_cli.rewards.compbench.numeracy import quantities, score_numeracy
 from flowopd_cli.rewards.compbench.phrases import load_parser
 from flowopd_cli.rewards.compbench.rules import PARTS, attribute_score, questions, three_in_one, without_adjectives
 from flowopd_cli.rewards.compbench.spatial import (
@@ -38,22 +37,41 @@ from flowopd_cli.rewards.compbench.spatial import (
     score_2d,
     score_3d,
 )
-from flowopd_cli.rewards.geneval.rules import Detection
 from flowopd_cli.rewards.pictures import to_pil
 from flowopd_cli.rewards.preference.clip import ClipEncoder, paired_cosine
 from flowopd_cli.rewards.weights import shared, weights_id
 
-PAPER = "arXiv 2307.06350"
 CLIP_BASE = "openai/clip-vit-base-patch32@3d74acf9a28c67741b2f4f2ea7635f0aaf6f0268"
 NOT_UNIDET = "the official rule over {}, not over UniDet: not comparable with published figures"
 DETECTOR = "grounding-dino"
 Report = dict[str, Any]
 
 
-class OverDetector(Reward):
-    """Base of the rewards over a detector: it, the parser of prompts, and a name that includes the detector's."""
+class Scene(NamedTuple):
+    """What a prompt asks for, and what the detector found in its picture."""
 
-    info: RewardInfo
+    relation: str | None
+    pair: Pair
+    objects: Detections
+
+    def score_2d(self) -> float:
+        """The score in the plane; NaN where the detector failed."""
+        return math.nan if self.objects is None else score_2d(self.relation, self.pair, self.objects)
+
+    def score_3d(self, depth: Float[Tensor, "h w"]) -> float:
+        """The score in depth; NaN where the detector or the map of depth failed."""
+        if self.objects is None or not bool(depth.isfinite().all()):
+            return math.nan
+        return score_3d(self.relation, self.pair, self.objects, depth)
+
+
+def _info(name: str, low: float = 0.0, license: str = "Apache-2.0") -> RewardInfo:
+    note = NOT_UNIDET.format(DETECTOR)
+    return RewardInfo(name, "arXiv 2307.06350", low, 1.0, license=license, exact=False, note=note)
+
+
+class DetectorReward(Reward):
+    """Base of the rewards over a detector, whose name is part of theirs."""
 
     def __init__(self, detector: str = DETECTOR, *, parser: str = "auto", device: str = "auto", batch: int = 8) -> None:
         """``detector`` is ``grounding-dino`` or ``owlv2``, or ``NAME=FOLDER`` for other weights.
@@ -62,17 +80,32 @@ class OverDetector(Reward):
             RewardError: no such detector.
             ArtifactError: its weights cannot be read.
         """
-        self.parser, self.detector = load_parser(parser), load_detector(detector, device, batch)
+        kind, _, source = detector.partition("=")
+        self.parser = load_parser(parser)
+        self.detector = shared(load_grounder, kind, source or None, device=device, batch=batch)
         self.engine = f"{self.detector.engine}/{self.parser.name}"
         self.weights = {"detector": self.detector.engine}
-        self.info = _named(self.info, self.info.name.partition("[")[0], self.detector.name)
+        name = self.info.name.replace(DETECTOR, self.detector.name)
+        self.info = replace(self.info, name=name, note=NOT_UNIDET.format(self.detector.name))
+
+    def _result(
+        self, scores: Sequence[float], details: Sequence[Report], detections: Sequence[Detections]
+    ) -> RewardResult:
+        total = torch.tensor(list(scores)).float()
+        valid = torch.isfinite(total)
+        rows: list[Report] = []
+        for detail, objects, good in zip(details, detections, valid.tolist(), strict=True):
+            boxes = [[d.label, round(d.score, 3), *(round(edge, 1) for edge in d.box)] for d in objects or ()]
+            failure = {} if good else {"error": "a score is not a number"}
+            rows.append({**detail, "found": boxes, "engine": self.engine, **failure})
+        return RewardResult(total, {}, valid, tuple(rows))
 
 
-class SpatialReward(OverDetector):
-    """The reward ``compbench-spatial``: are the two objects there, and does one stand as the prompt says?"""
+class SpatialReward(DetectorReward):
+    """The reward ``compbench-spatial``: are the two objects there, in the relation that the prompt names?"""
 
-    info = RewardInfo(f"spatial[{DETECTOR}]", PAPER, 0.0, 1.0, license="Apache-2.0", exact=False,
-                      note=NOT_UNIDET.format(DETECTOR))  # fmt: skip
+    info = _info(f"spatial[{DETECTOR}]")
+    relation = staticmethod(relation_2d)
 
     def check(self, prompts: Sequence[Prompt]) -> None:
         """Refuse prompts without a noun.
@@ -87,19 +120,21 @@ class SpatialReward(OverDetector):
     def __call__(self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]) -> RewardResult:
         """Detect and score; ``details`` has the objects and the detections in the 479-pixel frame."""
         self.check(prompts)
+        pictures = to_pil(images)
         pairs = [outer_nouns(self.parser(prompt.text).tokens) for prompt in prompts]
-        detections = in_frame(self.detector, to_pil(images), [names(pair) for pair in pairs])
-        relations = [relation_2d(prompt.text) for prompt in prompts]
-        rules = [partial(score_2d, *row) for row in zip(relations, pairs, strict=True)]
-        details = [{"objects": list(p), "relation": r} for p, r in zip(pairs, relations, strict=True)]
-        return _result(list(map(judged, rules, detections)), details, detections, self.engine)
+        scenes = _scenes(self.detector, pictures, [self.relation(prompt.text) for prompt in prompts], pairs)
+        details = [{"objects": list(scene.pair), "relation": scene.relation} for scene in scenes]
+        return self._result(self._scores(pictures, scenes), details, [scene.objects for scene in scenes])
+
+    def _scores(self, pictures: Sequence[Image.Image], scenes: Sequence[Scene]) -> list[float]:
+        return [scene.score_2d() for scene in scenes]
 
 
-class Spatial3DReward(Reward):
+class Spatial3DReward(SpatialReward):
     """The reward ``compbench-3d-spatial``: two objects, one in front of, behind or hidden by the other."""
 
-    info = RewardInfo(f"3d_spatial[{DETECTOR}+{DepthEstimator.name}]", PAPER, 0.0, 1.0, license="Apache-2.0",
-                      exact=False, note=NOT_UNIDET.format(DETECTOR))  # fmt: skip
+    info = _info(f"3d_spatial[{DETECTOR}+{DepthEstimator.name}]")
+    relation = staticmethod(relation_3d)
 
     def __init__(
         self,
@@ -116,39 +151,19 @@ class Spatial3DReward(Reward):
             RewardError: no such detector.
             ArtifactError: weights cannot be read.
         """
-        self.plane = SpatialReward(detector, parser=parser, device=device, batch=batch)
+        super().__init__(detector, parser=parser, device=device, batch=batch)
         self.depth = shared(DepthEstimator.load, depth, device=device, batch=batch)
-        self.engine = f"{self.plane.engine}/{self.depth.engine}"
-        self.weights = {**self.plane.weights, "depth": weights_id(depth)}
-        self.info = _named(self.info, "3d_spatial", self.plane.detector.name, f"+{self.depth.name}")
+        self.engine = f"{self.engine}/{self.depth.engine}"
+        self.weights = {**self.weights, "depth": weights_id(depth)}
 
-    def check(self, prompts: Sequence[Prompt]) -> None:
-        """Refuse prompts without a noun, as ``compbench-spatial`` does.
-
-        Raises:
-            PromptError: there is nothing to look for.
-        """
-        self.plane.check(prompts)
-
-    def __call__(self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]) -> RewardResult:
-        """Detect, estimate depth and score."""
-        self.check(prompts)
-        pictures = to_pil(images)
-        pairs = [outer_nouns(self.plane.parser(prompt.text).tokens) for prompt in prompts]
-        detections = in_frame(self.plane.detector, pictures, [names(pair) for pair in pairs])
-        relations = [relation_3d(prompt.text) for prompt in prompts]
-        maps = self.depth(pictures)
-        sound = [seen if bool(depth.isfinite().all()) else None for seen, depth in zip(detections, maps, strict=True)]
-        rules = [partial(score_3d, r, p, depth=d) for r, p, d in zip(relations, pairs, maps, strict=True)]
-        details = [{"objects": list(p), "relation": r} for p, r in zip(pairs, relations, strict=True)]
-        return _result(list(map(judged, rules, sound)), details, detections, self.engine)
+    def _scores(self, pictures: Sequence[Image.Image], scenes: Sequence[Scene]) -> list[float]:
+        return [scene.score_3d(depth) for scene, depth in zip(scenes, self.depth(pictures), strict=True)]
 
 
-class NumeracyReward(OverDetector):
+class NumeracyReward(DetectorReward):
     """The reward ``compbench-numeracy``: are the counted things there, and as many as the prompt says?"""
 
-    info = RewardInfo(f"numeracy[{DETECTOR}]", PAPER, 0.0, 1.0, license="Apache-2.0", exact=False,
-                      note=NOT_UNIDET.format(DETECTOR))  # fmt: skip
+    info = _info(f"numeracy[{DETECTOR}]")
 
     def check(self, prompts: Sequence[Prompt]) -> None:
         """Refuse prompts that count nothing.
@@ -157,28 +172,29 @@ class NumeracyReward(OverDetector):
             PromptError: no number word is followed by an object of the benchmark.
         """
         for prompt in prompts:
-            if not counted(self.parser(prompt.text).tokens):
+            if not quantities(self.parser(prompt.text).tokens):
                 raise PromptError(f"prompt {prompt.id!r}: counts no known object: {prompt.text[:80]!r}")
 
     def __call__(self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]) -> RewardResult:
         """Detect and count."""
         self.check(prompts)
-        counts = [counted(self.parser(prompt.text).tokens) for prompt in prompts]
-        texts = [list(dict.fromkeys(thing.label for thing in things)) for things in counts]
-        detections = in_frame(self.detector, to_pil(images), texts)
-        rules = [partial(score_numeracy, things) for things in counts]
-        details = [{"wanted": [[thing.label, thing.count] for thing in things]} for things in counts]
-        return _result(list(map(judged, rules, detections)), details, detections, self.engine)
+        counts = [quantities(self.parser(prompt.text).tokens) for prompt in prompts]
+        labels = [list(dict.fromkeys(thing.label for thing in things)) for things in counts]
+        detections = in_frame(self.detector, to_pil(images), labels)
+        scores = [
+            math.nan if objects is None else score_numeracy(things, objects)
+            for things, objects in zip(counts, detections, strict=True)
+        ]
+        return self._result(scores, [{"wanted": [list(thing) for thing in things]} for things in counts], detections)
 
 
-class ComplexReward(OverDetector):
-    """The reward ``compbench-complex``: the mean of attribute, spatial and action scores, as the prompt's kind asks.
+class ComplexReward(DetectorReward):
+    """The reward ``compbench-complex``: the mean of those of attribute, spatial and action that the prompt's kind has.
 
     ``metadata["relations"]`` of a prompt is ``spatial``, ``action`` or ``both``.
     """
 
-    info = RewardInfo(f"complex[{DETECTOR}]", PAPER, -0.5, 1.0, license="BSD-3-Clause, MIT, Apache-2.0",
-                      exact=False, note=NOT_UNIDET.format(DETECTOR))  # fmt: skip
+    info = _info(f"complex[{DETECTOR}]", -0.5, "BSD-3-Clause, MIT, Apache-2.0")
 
     def __init__(
         self,
@@ -216,78 +232,47 @@ class ComplexReward(OverDetector):
         """All three parts and their mean; parts that do not count for a prompt are NaN in ``scores``."""
         self.check(prompts)
         pictures, kinds = to_pil(images), [str(prompt.metadata["relations"]) for prompt in prompts]
-        parsed = [self.parser(prompt.text) for prompt in prompts]
-        texts = [questions(parse.chunks) for parse in parsed]
+        parses = [self.parser(prompt.text) for prompt in prompts]
+        texts = [questions(parse.chunks) for parse in parses]
         answers = self.blip.p_yes(pictures, texts)
-        pairs = [related_nouns(parse.tokens) for parse in parsed]
-        detections = in_frame(self.detector, pictures, [names(pair) for pair in pairs])
-        relations = [relation_2d(prompt.text) for prompt in prompts]
-        action = paired_cosine(
-            self.clip.images(pictures), self.clip.texts([without_adjectives(p.tokens) for p in parsed])
-        )
-        rows: list[Report] = []
-        details: list[Report] = []
-        for i, kind in enumerate(kinds):
-            parts = {
-                "attribute": float(attribute_score(answers[i])),
-                "spatial": judged(partial(score_2d, relations[i], pairs[i]), detections[i]),
-                "action": float(action[i]),
-            }
-            rows.append({name: parts[name] if name in PARTS[kind] else math.nan for name in parts})
-            rows[-1]["total"] = three_in_one(kind, parts)
-            detail = {"kind": kind, "questions": texts[i], "p_yes": [round(p, 4) for p in answers[i]]}
-            details.append({**detail, "objects": list(pairs[i]), "relation": relations[i]})
-        result = _result([row["total"] for row in rows], details, detections, self.engine)
-        figures = ("attribute", "spatial", "action")
-        return replace(result, scores={name: torch.tensor([row[name] for row in rows]).float() for name in figures})
+        pairs = [related_nouns(parse.tokens) for parse in parses]
+        scenes = _scenes(self.detector, pictures, [relation_2d(prompt.text) for prompt in prompts], pairs)
+        captions = [without_adjectives(parse.tokens) for parse in parses]
+        parts = {
+            "attribute": [float(attribute_score(row)) for row in answers],
+            "spatial": [scene.score_2d() for scene in scenes],
+            "action": paired_cosine(self.clip.images(pictures), self.clip.texts(captions)).tolist(),
+        }
+        totals = [three_in_one(kind, {name: parts[name][i] for name in parts}) for i, kind in enumerate(kinds)]
+        details = [
+            {"kind": kind, "questions": texts[i], "p_yes": [round(p, 4) for p in answers[i]]}
+            | {"objects": list(pairs[i]), "relation": scenes[i].relation}
+            for i, kind in enumerate(kinds)
+        ]
+        columns = {
+            name: [value if name in PARTS[kind] else math.nan for value, kind in zip(values, kinds, strict=True)]
+            for name, values in parts.items()
+        }
+        scores = {name: torch.tensor(column).float() for name, column in columns.items()}
+        return replace(self._result(totals, details, [scene.objects for scene in scenes]), scores=scores)
 
 
-def load_detector(spec: str, device: str, batch: int) -> Grounder:
-    """A detector from ``kind`` or ``kind=source``.
-
-    Raises:
-        RewardError: no such detector.
-        ArtifactError: its weights cannot be read.
-    """
-    kind, _, source = spec.partition("=")
-    return shared(load_grounder, kind, source or None, device=device, batch=batch)
-
-
-def names(pair: Pair) -> list[str]:
-    """The names of a pair, each once."""
-    return list(dict.fromkeys(name for name in pair if name is not None))
-
-
-def in_frame(detector: Grounder, pictures: Sequence[Image.Image], labels: Sequence[Sequence[str]]) -> list[Found]:
+def in_frame(detector: Grounder, pictures: Sequence[Image.Image], labels: Sequence[Sequence[str]]) -> list[Detections]:
     """Detections with their boxes in the 479-pixel frame; images without labels are not passed to the detector."""
     rows = [i for i, names in enumerate(labels) if names]
-    framed: list[Found] = [[] for _ in pictures]
+    framed: list[Detections] = [[] for _ in pictures]
     detections = detector([pictures[i] for i in rows], [labels[i] for i in rows]) if rows else []
-    for i, mine in zip(rows, detections, strict=True):
-        width, height = pictures[i].size
-        x, y = (new / old for new, old in zip(frame_size(width, height), (width, height), strict=True))
-        framed[i] = mine and [replace(d, box=(d.box[0] * x, d.box[1] * y, d.box[2] * x, d.box[3] * y)) for d in mine]
+    for i, objects in zip(rows, detections, strict=True):
+        size = pictures[i].size
+        x, y = (new / old for new, old in zip(frame_size(*size), size, strict=True))
+        framed[i] = objects and [
+            replace(d, box=(d.box[0] * x, d.box[1] * y, d.box[2] * x, d.box[3] * y)) for d in objects
+        ]
     return framed
 
 
-def judged(rule: Callable[[list[Detection]], float], seen: Found) -> float:
-    """The score of an image by a rule; NaN where the detector failed."""
-    return math.nan if seen is None else rule(seen)
-
-
-def _result(
-    scores: Sequence[float], details: Sequence[Report], detections: Sequence[Found], engine: str
-) -> RewardResult:
-    total = torch.tensor(list(scores)).float()
-    valid = torch.isfinite(total)
-    rows: list[Report] = []
-    for detail, seen, good in zip(details, detections, valid.tolist(), strict=True):
-        boxes = [[d.label, round(d.score, 3), *(round(edge, 1) for edge in d.box)] for d in seen or ()]
-        failure = {} if good else {"error": "a score is not a number"}
-        rows.append({**detail, "found": boxes, "engine": engine, **failure})
-    return RewardResult(total, {}, valid, tuple(rows))
-
-
-def _named(info: RewardInfo, category: str, detector: str, more: str = "") -> RewardInfo:
-    """The declaration under the detector's name."""
-    return replace(info, name=f"{category}[{detector}{more}]", note=NOT_UNIDET.format(detector))
+def _scenes(
+    detector: Grounder, pictures: Sequence[Image.Image], relations: Sequence[str | None], pairs: Sequence[Pair]
+) -> list[Scene]:
+    labels = [list(dict.fromkeys(name for name in pair if name is not None)) for pair in pairs]
+    return list(map(Scene, relations, pairs, in_frame(detector, pictures, labels)))

@@ -1,13 +1,13 @@
-"""T2I-CompBench's spatial rules, 2D and 3D, over plain detections: no model, no file.
+"""T2I-CompBench's spatial rules, 2D and 3D, over detections, most confident first.
 
-Source: Huang et al. 2023, arXiv 2307.06350, and its ++ version; what the official scripts do where the paper is silent,
-their quirks included. Boxes are ``(x1, y1, x2, y2)`` with y down, in the frame that UniDet sees: 479 pixels on the
-short side (``frame_size``), for the pixel thresholds live there. Detections come most confident first.
+Source: Huang et al. 2023, arXiv 2307.06350, its ++ version, and the official scripts, quirks included. Boxes are
+``(x1, y1, x2, y2)`` with y down, in UniDet's frame (``frame_size``), to which the pixel thresholds apply.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -32,7 +32,7 @@ CUT_OFF = 0.5
 
 
 class Pair(NamedTuple):
-    """The two objects that a prompt relates; ``None`` where the prompt does not say."""
+    """The two objects that a prompt relates; ``None`` where it names none."""
 
     first: str | None
     second: str | None
@@ -60,14 +60,14 @@ def relation_3d(prompt: str) -> str | None:
 def outer_nouns(tokens: Sequence[Token]) -> Pair:
     """The first and the last noun of a simple prompt, people of all kinds as ``person``."""
     nouns = [token.text for token in tokens if token.pos == "NOUN"]
-    return _as_people(Pair(nouns[0], nouns[-1]) if nouns else Pair(None, None))
+    return _pair(nouns[0], nouns[-1]) if nouns else Pair(None, None)
 
 
 def related_nouns(tokens: Sequence[Token]) -> Pair:
     """The nouns around the relation of a complex prompt: the nearest before it, the first after it.
 
-    A proper noun counts before it, and after it only when no common noun follows. Anything but exactly two nouns in
-    the whole prompt (none, or two relations) is ``(None, None)``, which scores 0.
+    A proper noun counts before it, and after it only when no common noun follows. A prompt without a relation, or with
+    two, gives ``(None, None)``, which scores 0.
     """
     nouns: list[str] = []
     for start in range(len(tokens)):
@@ -79,7 +79,7 @@ def related_nouns(tokens: Sequence[Token]) -> Pair:
         common = [token.text for token in rest if token.pos == "NOUN"]
         proper = [a.text for a, b in pairwise(rest) if a.pos == "PROPN" and b.pos != "PROPN"]
         nouns += (common or proper)[:1]
-    return _as_people(Pair(*nouns) if len(nouns) == 2 else Pair(None, None))
+    return _pair(*nouns) if len(nouns) == 2 else Pair(None, None)
 
 
 def position_2d(relation: str | None, a: Box, b: Box) -> float:
@@ -105,11 +105,11 @@ def position_2d(relation: str | None, a: Box, b: Box) -> float:
 
 
 def position_3d(relation: str | None, a: Box, b: Box, depth: Float[Tensor, "H W"]) -> float:
-    """How well ``a`` stands in a relation of depth to ``b``; relations of the plane keep their own rule.
+    """How well ``a`` stands in a relation of depth to ``b``; relations of the plane have their own rule.
 
     ``depth`` is larger for what is nearer. In front: the mean depth of ``a``'s box exceeds that of ``b``'s; behind and
-    hidden: it is below. Then 1 for an IoU above 0.5 and IoU/0.5 for one below; exactly 0.5 scores 0. The official
-    script cuts the boxes out of the map with its axes swapped, x along the rows, and so does this.
+    hidden: it is below. Then 1 for an IoU above 0.5 and IoU/0.5 for one below; exactly 0.5 scores 0. As in the official
+    script, boxes are cut out of the map with its axes swapped, x along the rows.
     """
     if relation not in RELATIONS_3D:
         return position_2d(relation, a, b)
@@ -127,22 +127,26 @@ def score_2d(relation: str | None, pair: Pair, detections: Sequence[Detection]) 
     A label must equal the object's name; of several instances the first is taken, for both objects if they are one.
     """
     rows = [next((i for i, d in enumerate(detections) if d.label == name), None) for name in pair]
-    score = _confidence(detections, rows)
-    if rows[0] is not None and rows[1] is not None:
-        score += position_2d(relation, detections[rows[0]].box, detections[rows[1]].box) / 2
+    score = _score(detections, rows, partial(position_2d, relation))
     return 0.0 if score < CUT_OFF else score
 
 
 def score_3d(relation: str | None, pair: Pair, detections: Sequence[Detection], depth: Float[Tensor, "H W"]) -> float:
     """As ``score_2d`` but without the cut-off, and a label matches when it contains the name ("car" in "carrot").
 
-    While one object is still sought, a later instance of the other replaces the earlier one.
+    Until both objects are found, a later instance of one replaces the earlier one; an object that is alone takes its
+    first instance.
     """
-    rows = _last_seen(pair, detections)
-    score = _confidence(detections, rows)
-    if rows[0] is not None and rows[1] is not None:
-        score += position_3d(relation, detections[rows[0]].box, detections[rows[1]].box, depth) / 2
-    return score
+    matches = [[name is not None and name in d.label for d in detections] for name in pair]
+    both = all(any(row) for row in matches)
+    rows: list[int | None] = [None, None]
+    for i in range(len(detections)):
+        for k in (0, 1):
+            if matches[k][i] and (both or rows[k] is None):
+                rows[k] = i
+        if None not in rows:
+            break
+    return _score(detections, rows, partial(position_3d, relation, depth=depth))
 
 
 def plain_iou(a: Box, b: Box) -> float:
@@ -154,23 +158,11 @@ def plain_iou(a: Box, b: Box) -> float:
     return width * height / union if union else 0.0
 
 
-def _last_seen(pair: Pair, detections: Sequence[Detection]) -> list[int | None]:
-    """Index of each object's detection. An object that is alone takes its first one."""
-    matches = [[name is not None and name in d.label for d in detections] for name in pair]
-    both = all(any(row) for row in matches)
-    rows: list[int | None] = [None, None]
-    for i in range(len(detections)):
-        for k in (0, 1):
-            if matches[k][i] and (both or rows[k] is None):
-                rows[k] = i
-        if None not in rows:
-            break
-    return rows
-
-
-def _confidence(detections: Sequence[Detection], rows: Sequence[int | None]) -> float:
-    """A quarter of the confidence of each object found."""
-    return sum((0.25 * detections[row].score for row in rows if row is not None), 0.0)
+def _score(detections: Sequence[Detection], rows: Sequence[int | None], position: Callable[[Box, Box], float]) -> float:
+    """A quarter of each object's confidence, and half the score of their position if both were found."""
+    score = sum((0.25 * detections[row].score for row in rows if row is not None), 0.0)
+    boxes = [detections[row].box for row in rows if row is not None]
+    return score + position(*boxes) / 2 if len(boxes) == 2 else score
 
 
 def _crop(depth: Float[Tensor, "H W"], box: Box) -> Float[Tensor, "h w"]:
@@ -178,8 +170,8 @@ def _crop(depth: Float[Tensor, "H W"], box: Box) -> Float[Tensor, "h w"]:
     return depth[x1:x2, y1:y2]
 
 
-def _as_people(pair: Pair) -> Pair:
-    return Pair(*("person" if name in PEOPLE else name for name in pair))
+def _pair(*names: str) -> Pair:
+    return Pair(*("person" if name in PEOPLE else name for name in names))
 
 
 def _text(tokens: Sequence[Token]) -> str:

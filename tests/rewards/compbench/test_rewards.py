@@ -1,10 +1,12 @@
+"""The spatial, counting and complex rewards, with scripted detectors and with tiny networks."""
+
 import pytest
 import torch
 from support.tiny_compbench import blip, save_depth, save_dino, save_original_blip, save_owl
 from support.tiny_scorers import pictures, save_clip
 
 from flowopd_cli.core.prompt import Prompt
-from flowopd_cli.errors import ArtifactError, PromptError, RewardError
+from flowopd_cli.errors import PromptError
 from flowopd_cli.rewards.base import RewardMix, Weighted
 from flowopd_cli.rewards.compbench.blip_vqa import BlipVQA
 from flowopd_cli.rewards.compbench.rewards import (
@@ -26,9 +28,8 @@ def folders(tmp_path_factory):
     for name, save in (("dino", save_dino), ("owl", save_owl), ("depth", save_depth), ("clip", save_clip)):
         (root / name).mkdir()
         save(root / name)
-    return {name: str(root / name) for name in ("dino", "owl", "depth", "clip")} | {
-        "blip": str(save_original_blip(root / "blip", blip()))
-    }
+    save_original_blip(root / "blip", blip())
+    return {name: str(root / name) for name in ("dino", "owl", "depth", "clip", "blip/model_base_vqa.pth")}
 
 
 @pytest.fixture
@@ -36,83 +37,79 @@ def images():
     return pictures(3, height=64, width=64)
 
 
-def prompts(*texts, **metadata):
-    return [Prompt(str(i), text, "t2i-compbench", metadata) for i, text in enumerate(texts)]
+def prompts(*texts):
+    return [Prompt(str(i), text, "t2i-compbench") for i, text in enumerate(texts)]
 
 
 class Scripted:
-    """Finds what it was told, and remembers what it was asked for."""
+    """Returns the given detections and records the labels that it was called with."""
 
     name, engine = "scripted", "scripted/1"
 
     def __init__(self, *rows):
-        self.rows, self.asked = rows, []
+        self.rows, self.labels = rows, []
 
-    def __call__(self, shown, wanted):
-        self.asked += [list(mine) for mine in wanted]
-        return [row and list(row) for row in self.rows[: len(shown)]]
+    def __call__(self, images, labels):
+        self.labels += [list(names) for names in labels]
+        return [row and list(row) for row in self.rows[: len(images)]]
 
 
-def place(label, score, *box):
-    return Detection(label, tuple(float(edge) for edge in box), score)
+def detection(label, score, *box):
+    return Detection(label, tuple(map(float, box)), score)
+
+
+CAT = detection("cat", 0.8, 0, 0, 10, 10)
+NEAR = [CAT, detection("person", 0.6, 20, 30, 30, 40)]
 
 
 @pytest.fixture
-def judged(folders):
-    """A spatial or counting reward whose detector is replaced by a scripted one."""
+def scripted(folders):
+    """A spatial or counting reward with a scripted detector."""
 
     def make(kind, *rows, **options):
         reward = kind(f"grounding-dino={folders['dino']}", parser="builtin", **options)
-        getattr(reward, "plane", reward).detector = Scripted(*rows)
+        reward.detector = Scripted(*rows)
         return reward
 
     return make
 
 
-def test_spatial_scores_follow_the_rule_in_the_detectors_frame(judged, images):
+def test_spatial_scores_follow_the_rule_in_the_detectors_frame(scripted, images):
     """A picture of 64 pixels becomes 479: 20 pixels are 149.7, near; 21 are 157.2, on both axes not."""
-    near = [place("cat", 0.8, 0, 0, 10, 10), place("person", 0.6, 20, 30, 30, 40)]
-    far = [place("cat", 0.8, 0, 0, 10, 10), place("person", 0.6, 21, 30, 31, 40)]
-    reward = judged(SpatialReward, near, far, near)
+    reward = scripted(SpatialReward, NEAR, [CAT, detection("person", 0.6, 21, 30, 31, 40)], NEAR)
     texts = ("a cat next to a girl", "a cat next to a girl", "a cat on the right of a girl")
     result = reward(images, prompts(*texts))
-    wanted = [0.35 + 0.5, 0.35 + 0.5 * 150 / (30 * 479 / 64), 0.0]
-    assert result.total.tolist() == pytest.approx(wanted, abs=1e-6)
-    assert reward.detector.asked == [["cat", "person"]] * 3
-    detail = result.details[0]
-    assert detail["objects"] == ["cat", "person"]
-    assert detail["relation"] == "next to"
-    assert detail["found"][0][:2] == ["cat", 0.8]
+    expected = [0.35 + 0.5, 0.35 + 0.5 * 150 / (30 * 479 / 64), 0.0]
+    assert result.total.tolist() == pytest.approx(expected, abs=1e-6)
+    assert reward.detector.labels == [["cat", "person"]] * 3
+    assert (result.details[0]["objects"], result.details[0]["relation"]) == (["cat", "person"], "next to")
+    assert result.details[0]["found"][0][:2] == ["cat", 0.8]
 
 
-def test_depth_decides_who_is_in_front(judged, folders, images):
-    reward = judged(Spatial3DReward, [place("cat", 0.8, 0, 0, 32, 32), place("dog", 0.6, 4, 0, 36, 32)],
-                    depth=folders["depth"])  # fmt: skip
+def test_depth_decides_which_object_is_in_front(scripted, folders, images):
+    objects = [detection("cat", 0.8, 0, 0, 32, 32), detection("dog", 0.6, 4, 0, 36, 32)]
+    reward = scripted(Spatial3DReward, objects, depth=folders["depth"])
     near_left = torch.zeros(479, 479)
     near_left[:30] = 1.0  # rows are x in the official crop
-    reward.depth = lambda shown: [near_left for _ in shown]
-    front = reward(images[:1], prompts("a cat in front of a dog"))
-    behind = reward(images[:1], prompts("a cat behind a dog"))
-    assert front.total.tolist() == pytest.approx([0.35 + 0.5])
-    assert behind.total.tolist() == pytest.approx([0.35])
+    reward.depth = lambda images: [near_left for _ in images]
+    assert reward(images[:1], prompts("a cat in front of a dog")).total.tolist() == pytest.approx([0.35 + 0.5])
+    assert reward(images[:1], prompts("a cat behind a dog")).total.tolist() == pytest.approx([0.35])
 
 
-def test_numeracy_counts_what_the_prompt_counts(judged, images):
-    two = [place("dog", 0.9, 0, 0, 20, 20), place("dog", 0.8, 30, 0, 50, 20)]
-    reward = judged(NumeracyReward, two, two, [])
+def test_numeracy_counts_the_things_of_the_prompt(scripted, images):
+    two = [detection("dog", 0.9, 0, 0, 20, 20), detection("dog", 0.8, 30, 0, 50, 20)]
+    reward = scripted(NumeracyReward, two, two, [])
     result = reward(images, prompts("two dogs", "two dogs and three ships", "one goldfish"))
     assert result.total.tolist() == pytest.approx([1.0, 0.5, 0.0])
-    assert reward.detector.asked == [["dog"], ["dog", "boat"], ["fish"]]
+    assert reward.detector.labels == [["dog"], ["dog", "boat"], ["fish"]]
     assert result.details[1]["wanted"] == [["dog", 2], ["boat", 3]]
 
 
 @pytest.mark.parametrize(("kind", "folder"), [("grounding-dino", "dino"), ("owlv2", "owl")])
-def test_names_say_which_detector_judged(folders, images, kind, folder):
+def test_names_have_the_detector(folders, images, kind, folder):
     spec = f"{kind}={folders[folder]}"
-    spatial = SpatialReward(spec, parser="builtin")
-    numeracy = NumeracyReward(spec, parser="builtin")
-    assert spatial.info.name == f"spatial[{kind}]"
-    assert numeracy.info.name == f"numeracy[{kind}]"
+    spatial, numeracy = SpatialReward(spec, parser="builtin"), NumeracyReward(spec, parser="builtin")
+    assert (spatial.info.name, numeracy.info.name) == (f"spatial[{kind}]", f"numeracy[{kind}]")
     assert not spatial.info.exact
     assert kind in spatial.info.note
     assert spatial.detector is numeracy.detector  # one model for both
@@ -120,106 +117,76 @@ def test_names_say_which_detector_judged(folders, images, kind, folder):
     assert f"spatial[{kind}]" in result.scores
     assert result.valid.all()
     assert ((result.total >= 0) & (result.total <= 1)).all()
-    counted = numeracy(images, prompts(*["two cats and one dog"] * 3))
-    assert set(counted.total.tolist()) <= {0.0, 0.25, 0.5, 0.75, 1.0}
+    result = numeracy(images, prompts(*["two cats and one dog"] * 3))
+    assert set(result.total.tolist()) <= {0.0, 0.25, 0.5, 0.75, 1.0}
 
 
-def test_3d_runs_end_to_end_whatever_the_batch(folders, images):
-    options = {"depth": folders["depth"], "parser": "builtin"}
-    asked = prompts(*["a cat behind a dog"] * 3)
-    results = []
-    for batch in (1, 8):
-        reward = Spatial3DReward(f"owlv2={folders['owl']}", batch=batch, **options)
-        results.append(reward(images, asked).total)
-    assert torch.allclose(*results, atol=1e-4)
+def test_3d_names_its_weights_by_digest(folders, images):
+    reward = Spatial3DReward(f"owlv2={folders['owl']}", depth=folders["depth"], parser="builtin")
+    assert reward(images, prompts(*["a cat behind a dog"] * 3)).valid.all()
     assert reward.info.name == "3d_spatial[owlv2+dpt-hybrid]"
-    told = f"{reward.engine} {reward.weights}"
-    assert told.count("sha256:") == 4
-    assert folders["owl"] not in told
-    assert folders["depth"] not in told, "no path of this machine"
+    provenance = f"{reward.engine} {reward.weights}"
+    assert provenance.count("sha256:") == 4
+    assert folders["owl"] not in provenance
+    assert folders["depth"] not in provenance
 
 
-def complex_reward(folders, detector="owl", batch=8):
-    kind = {"owl": "owlv2", "dino": "grounding-dino"}[detector]
-    return ComplexReward(
-        f"{kind}={folders[detector]}", blip=folders["blip"], clip=folders["clip"], parser="builtin", batch=batch
+def complex_reward(folders):
+    models = {"blip": folders["blip/model_base_vqa.pth"], "clip": folders["clip"]}
+    return ComplexReward(f"owlv2={folders['owl']}", **models, parser="builtin")
+
+
+def test_complex_prompts_take_the_parts_of_their_kind(folders, images):
+    kinds, text = ("spatial", "action", "both"), "The red cat sat next to the green bench."
+    rows = [Prompt(str(i), text, "t2i-compbench", {"relations": kind}) for i, kind in enumerate(kinds)]
+    result = complex_reward(folders)(images, rows)
+    answers = BlipVQA.load(folders["blip/model_base_vqa.pth"]).p_yes(
+        to_pil(images), [["the red cat?", "the green bench?"]] * 3
     )
-
-
-def test_complex_prompts_take_the_parts_that_their_kind_asks(folders, images):
-    reward = complex_reward(folders)
-    text = "The red cat sat next to the green bench."
-    asked = [
-        Prompt(str(i), text, "t2i-compbench", {"relations": kind})
-        for i, kind in enumerate(("spatial", "action", "both"))
-    ]
-    result = reward(images, asked)
-    shown = to_pil(images)
-    spoken = ["the red cat?", "the green bench?"]
-    answers = BlipVQA.load(folders["blip"]).p_yes(shown, [spoken] * 3)
     attribute = [float(attribute_score(row)) for row in answers]
     clip = ClipEncoder.load(folders["clip"])
-    plain = ["The cat sat to the bench ."] * 3  # "next" is an adjective too
-    action = paired_cosine(clip.images(images), clip.texts(plain))
+    captions = ["The cat sat to the bench ."] * 3  # "next" is an adjective too
+    action = paired_cosine(clip.images(images), clip.texts(captions)).tolist()
+    spatial = result.scores["spatial"].tolist()
     assert result.scores["attribute"].tolist() == pytest.approx(attribute, abs=1e-4)
-    assert result.scores["action"].tolist()[1:] == pytest.approx(action.tolist()[1:], abs=1e-4)
-    spatial = result.scores["spatial"]
-    assert torch.isnan(result.scores["action"][0])
-    assert torch.isnan(spatial[1])
-    wanted = [
-        (attribute[0] + float(spatial[0])) / 2,
-        (attribute[1] + float(action[1])) / 2,
-        (attribute[2] + float(spatial[2]) + float(action[2])) / 3,
+    assert result.scores["action"].tolist()[1:] == pytest.approx(action[1:], abs=1e-4)
+    assert result.scores["action"].isnan().tolist() == [True, False, False]
+    assert result.scores["spatial"].isnan().tolist() == [False, True, False]
+    expected = [
+        (attribute[0] + spatial[0]) / 2,
+        (attribute[1] + action[1]) / 2,
+        (attribute[2] + spatial[2] + action[2]) / 3,
     ]
-    assert result.total.tolist() == pytest.approx(wanted, abs=1e-4)
+    assert result.total.tolist() == pytest.approx(expected, abs=1e-4)
     assert result.details[0]["objects"] == ["cat", "bench"]
     assert result.details[1]["kind"] == "action"
 
 
-def test_complex_scores_do_not_depend_on_the_batch(folders, images):
-    asked = prompts(*["The red cat was on top of the bench."] * 3, relations="both")
-    one, eight = (complex_reward(folders, "dino", batch)(images, asked) for batch in (1, 8))
-    assert torch.allclose(one.total, eight.total, atol=2e-4)
-    assert one.valid.all()
-
-
-def test_prompts_that_cannot_be_judged_are_refused(judged, folders):
+def test_prompts_that_cannot_be_scored_are_refused(scripted, folders):
     with pytest.raises(PromptError, match="no object to look for"):
-        judged(SpatialReward).check(prompts("running fast"))
+        scripted(SpatialReward).check(prompts("running fast"))
     with pytest.raises(PromptError, match="no object to look for"):
-        judged(Spatial3DReward, depth=folders["depth"]).check(prompts("behind"))
+        scripted(Spatial3DReward, depth=folders["depth"]).check(prompts("behind"))
     with pytest.raises(PromptError, match="counts no known object"):
-        judged(NumeracyReward).check(prompts("two ghosts"))
+        scripted(NumeracyReward).check(prompts("two ghosts"))
     with pytest.raises(PromptError, match=r"metadata\.relations must be one of spatial, action, both"):
         complex_reward(folders).check(prompts("The cat sat."))
 
 
-def test_wrong_detectors_are_refused(tmp_path):
-    with pytest.raises(RewardError, match="detector 'yolo'"):
-        SpatialReward("yolo")
-    with pytest.raises(ArtifactError, match="no such folder"):
-        SpatialReward(f"owlv2={tmp_path / 'none'}")
+def test_pictures_without_labels_are_not_passed_to_the_detector(images):
+    detector = Scripted([detection("cat", 0.9, 16, 0, 32, 64)])
+    framed = in_frame(detector, to_pil(images), [[], ["cat"], []])
+    assert detector.labels == [["cat"]]
+    assert [len(row) for row in framed] == [0, 1, 0]
+    assert framed[1][0].box == pytest.approx((16 * 479 / 64, 0, 32 * 479 / 64, 479))
 
 
-def test_pictures_without_a_question_are_not_looked_at(images):
-    detector = Scripted([place("cat", 0.9, 16, 0, 32, 64)])
-    found = in_frame(detector, to_pil(images), [[], ["cat"], []])
-    assert detector.asked == [["cat"]]
-    assert [len(row) for row in found] == [0, 1, 0]
-    assert found[1][0].box == pytest.approx((16 * 479 / 64, 0, 32 * 479 / 64, 479))
-
-
-def test_a_picture_that_the_detector_could_not_look_at_is_invalid(judged, images):
-    seen = [place("cat", 0.8, 0, 0, 10, 10), place("person", 0.6, 20, 30, 30, 40)]
-    result = judged(SpatialReward, seen, None, [])(images, prompts(*["a cat next to a girl"] * 3))
+def test_a_picture_on_which_a_network_failed_is_invalid(scripted, folders, images):
+    result = scripted(SpatialReward, NEAR, None, [])(images, prompts(*["a cat next to a girl"] * 3))
     assert result.valid.tolist() == [True, False, True]
     assert result.total.isnan().tolist() == [False, True, False]
     assert float(result.total[2]) == 0.0
-
-
-def test_depth_that_is_no_number_is_no_score(judged, folders, images):
-    seen = [place("cat", 0.8, 0, 0, 10, 10), place("person", 0.6, 20, 30, 30, 40)]
-    reward = judged(Spatial3DReward, seen, seen, seen, depth=folders["depth"])
+    reward = scripted(Spatial3DReward, NEAR, NEAR, NEAR, depth=folders["depth"])
     maps = reward.depth(to_pil(images))
-    reward.depth = lambda shown: [maps[0], maps[1] * torch.nan, maps[2] * torch.nan]
+    reward.depth = lambda images: [maps[0], maps[1] * torch.nan, maps[2] * torch.nan]
     assert reward(images, prompts(*["a cat behind a girl"] * 3)).valid.tolist() == [True, False, False]
