@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from flowopd_cli.core.prompt import Prompt
-from flowopd_cli.rewards.geneval.rules import Detection
+from flowopd_cli.rewards.geneval.rules import Detection, Detector
 from flowopd_cli.toy.draw import SHAPES, shape_mask
 from flowopd_cli.toy.ink import COLORS, read_ink, seen_paper
 
@@ -36,7 +36,7 @@ def templates() -> tuple[Float[Tensor, "K 1 W W"], Float[Tensor, "K 1 W W"], lis
     return torch.stack(masks)[:, None], torch.stack(boxes)[:, None], names
 
 
-class PixelDetector:
+class PixelDetector(Detector):
     """Finds the toy's shapes and their colors. Confidence is template overlap, stretched to [0, 1]."""
 
     name = "toy-pixels-1"

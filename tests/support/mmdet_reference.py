@@ -1,9 +1,10 @@
-"""mmdet's Mask2Former with Swin, written slowly from its description: names, shapes and layouts of mmdet 3.
+"""A slow, independent mmdet Mask2Former with Swin: names, shapes and layouts of mmdet 3.
 
-It shares nothing with ``transformers``: query, key and value stay fused, patch merging unfolds channel by channel,
-windows are cut out one at a time, and deformable attention reads its samples by hand.
+It shares nothing with ``transformers``: query, key and value stay fused, patch merging unfolds channel by channel, and
+windows and sampling points are computed one at a time.
 """
 
+import itertools
 import math
 import re
 
@@ -28,17 +29,16 @@ TINY = Architecture(
 )
 
 
-class Attrs(nn.Module):
-    """A module that only carries named children."""
-
-    def __init__(self, **children):
-        super().__init__()
-        for name, child in children.items():
-            self.add_module(name, child)
+def named(**children):
+    return nn.ModuleDict(children)
 
 
 def feedforward(width, hidden, activation):
-    return Attrs(layers=nn.Sequential(nn.Sequential(nn.Linear(width, hidden), activation), nn.Linear(hidden, width)))
+    return named(layers=nn.Sequential(nn.Sequential(nn.Linear(width, hidden), activation), nn.Linear(hidden, width)))
+
+
+def run(ffn, x):
+    return ffn.layers[1](ffn.layers[0](x))
 
 
 class WindowAttention(nn.Module):
@@ -52,7 +52,7 @@ class WindowAttention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, tokens, mask):
-        """One window: tokens (B, N, C), mask (N, N) with -100 where two tokens are strangers."""
+        """One window: tokens (B, N, C), mask (N, N) with -100 between two regions."""
         batch, count, width = tokens.shape
         qkv = self.qkv(tokens).reshape(batch, count, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
         scores = qkv[0] * (width // self.heads) ** -0.5 @ qkv[1].transpose(-1, -2)
@@ -66,7 +66,7 @@ class SwinBlock(nn.Module):
         super().__init__()
         self.window, self.shift = window, window // 2 if shifted else 0
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.attn = Attrs(w_msa=WindowAttention(width, heads, window))
+        self.attn = named(w_msa=WindowAttention(width, heads, window))
         self.ffn = feedforward(width, 4 * width, nn.GELU())
 
     def forward(self, grid):
@@ -77,23 +77,19 @@ class SwinBlock(nn.Module):
         tall, wide = x.shape[1:3]
         region = torch.zeros(tall, wide)
         if s:
-            for i, rows in enumerate((slice(0, -w), slice(-w, -s), slice(-s, None))):
-                for j, columns in enumerate((slice(0, -w), slice(-w, -s), slice(-s, None))):
-                    region[rows, columns] = 3 * i + j
+            parts = (slice(0, -w), slice(-w, -s), slice(-s, None))
+            for i, (rows, columns) in enumerate(itertools.product(parts, parts)):
+                region[rows, columns] = i
         x = x.roll((-s, -s), (1, 2))
         out = torch.zeros_like(x)
-        for top in range(0, tall, w):
-            for left in range(0, wide, w):
-                cut = x[:, top : top + w, left : left + w]
-                kin = region[top : top + w, left : left + w].flatten()
-                mask = torch.where(kin[:, None] == kin[None], 0.0, -100.0)
-                done = self.attn.w_msa(cut.reshape(len(x), w * w, -1), mask)
-                out[:, top : top + w, left : left + w] = done.view_as(cut)
+        for top, left in itertools.product(range(0, tall, w), range(0, wide, w)):
+            window = x[:, top : top + w, left : left + w]
+            regions = region[top : top + w, left : left + w].flatten()
+            mask = torch.where(regions[:, None] == regions[None], 0.0, -100.0)
+            attended = self.attn.w_msa(window.reshape(len(x), w * w, -1), mask)
+            out[:, top : top + w, left : left + w] = attended.view_as(window)
         grid = grid + out.roll((s, s), (1, 2))[:, :height, :breadth]
-        hidden = self.norm2(grid)
-        for layer in self.ffn.layers:
-            hidden = layer(hidden)
-        return grid + hidden
+        return grid + run(self.ffn, self.norm2(grid))
 
 
 class PatchMerging(nn.Module):
@@ -114,11 +110,11 @@ class Swin(nn.Module):
     def __init__(self, a):
         super().__init__()
         widths = [a.embed * 2**i for i in range(4)]
-        self.patch_embed = Attrs(projection=nn.Conv2d(3, a.embed, 4, 4), norm=nn.LayerNorm(a.embed))
+        self.patch_embed = named(projection=nn.Conv2d(3, a.embed, 4, 4), norm=nn.LayerNorm(a.embed))
         self.stages = nn.ModuleList()
         for i, (depth, heads, width) in enumerate(zip(a.depths, a.heads, widths, strict=True)):
             blocks = nn.ModuleList(SwinBlock(width, heads, a.window, b % 2 == 1) for b in range(depth))
-            self.stages.append(Attrs(blocks=blocks, **({"downsample": PatchMerging(width)} if i < 3 else {})))
+            self.stages.append(named(blocks=blocks, **({"downsample": PatchMerging(width)} if i < 3 else {})))
             self.add_module(f"norm{i}", nn.LayerNorm(width))
 
     def forward(self, pixels):
@@ -137,24 +133,12 @@ class Swin(nn.Module):
 def sine(height, width, features):
     """Positions (2 * features, H, W): rows first, sines and cosines in turn."""
     planes = []
-    for size, along in ((height, 0), (width, 1)):
+    for size, shape in ((height, (-1, 1)), (width, (1, -1))):
         steps = torch.arange(1.0, size + 1) / (size + 1e-6) * 2 * math.pi
         for i in range(features):
             angle = steps / 10000 ** (2 * (i // 2) / features)
-            line = angle.cos() if i % 2 else angle.sin()
-            planes.append(line[:, None].expand(height, width) if along == 0 else line[None].expand(height, width))
+            planes.append((angle.cos() if i % 2 else angle.sin()).view(shape).expand(height, width))
     return torch.stack(planes)
-
-
-def sample(plane, x, y):
-    """Bilinear reading of a plane (C, H, W) at pixel coordinates, zero outside."""
-    value = torch.zeros(plane.shape[0], *x.shape)
-    for row, vertical in ((y.floor(), 1 - (y - y.floor())), (y.floor() + 1, y - y.floor())):
-        for column, horizontal in ((x.floor(), 1 - (x - x.floor())), (x.floor() + 1, x - x.floor())):
-            inside = (row >= 0) & (row < plane.shape[1]) & (column >= 0) & (column < plane.shape[2])
-            r, c = row.clamp(0, plane.shape[1] - 1).long(), column.clamp(0, plane.shape[2] - 1).long()
-            value += plane[:, r, c] * (vertical * horizontal * inside)
-    return value
 
 
 class DeformableAttention(nn.Module):
@@ -174,17 +158,14 @@ class DeformableAttention(nn.Module):
         weights = self.attention_weights(query).view(batch, count, self.heads, -1).softmax(-1)
         weights = weights.view(batch, count, self.heads, self.levels, self.points)
         values = self.value_proj(x).split([h * w for h, w in sizes], dim=1)
-        at = [((c + 0.5) / w, (r + 0.5) / h) for h, w in sizes for r in range(h) for c in range(w)]
-        at = torch.tensor(at)
+        centres = torch.tensor([((c + 0.5) / w, (r + 0.5) / h) for h, w in sizes for r in range(h) for c in range(w)])
         out = torch.zeros(batch, self.heads, width // self.heads, count)
-        for b in range(batch):
-            for head in range(self.heads):
-                for level, (h, w) in enumerate(sizes):
-                    planes = values[level][b].view(h, w, self.heads, -1)[:, :, head].permute(2, 0, 1)
-                    for point in range(self.points):
-                        move = offsets[b, :, head, level, point]
-                        read = sample(planes, at[:, 0] * w + move[:, 0] - 0.5, at[:, 1] * h + move[:, 1] - 0.5)
-                        out[b, head] += read * weights[b, :, head, level, point]
+        for b, head, (level, (h, w)) in itertools.product(range(batch), range(self.heads), enumerate(sizes)):
+            plane = values[level][b].view(h, w, self.heads, -1)[:, :, head].permute(2, 0, 1)
+            for point in range(self.points):
+                grid = 2 * (centres + offsets[b, :, head, level, point] / torch.tensor([w, h])) - 1
+                samples = F.grid_sample(plane[None], grid[None, None].to(plane), align_corners=False)[0, :, 0]
+                out[b, head] += samples * weights[b, :, head, level, point]
         return self.output_proj(out.flatten(1, 2).transpose(1, 2))
 
 
@@ -195,18 +176,18 @@ class PixelDecoder(nn.Module):
 
         def conv(into, kernel=1, bias=True):
             convolution = nn.Conv2d(into, a.width, kernel, padding=kernel // 2, bias=bias)
-            return Attrs(conv=convolution, gn=nn.GroupNorm(32, a.width))
+            return named(conv=convolution, gn=nn.GroupNorm(32, a.width))
 
         self.input_convs = nn.ModuleList(conv(width) for width in widths[:0:-1])
         layers = [
-            Attrs(
+            named(
                 self_attn=DeformableAttention(a.width, a.attention_heads),
                 ffn=feedforward(a.width, a.pixel_feedforward, nn.ReLU()),
                 norms=nn.ModuleList(nn.LayerNorm(a.width) for _ in range(2)),
             )
             for _ in range(a.pixel_layers)
         ]
-        self.encoder = Attrs(layers=nn.ModuleList(layers))
+        self.encoder = named(layers=nn.ModuleList(layers))
         self.level_encoding = nn.Embedding(3, a.width)
         self.lateral_convs = nn.ModuleList([conv(a.embed, bias=False)])
         self.output_convs = nn.ModuleList([conv(a.width, 3, bias=False)])
@@ -224,7 +205,7 @@ class PixelDecoder(nn.Module):
         x, positions = torch.cat([m.flatten(2).transpose(1, 2) for m in maps], 1), torch.cat(places)
         for layer in self.encoder.layers:
             x = layer.norms[0](x + layer.self_attn(x, positions, sizes))
-            x = layer.norms[1](x + layer.ffn.layers[1](layer.ffn.layers[0](x)))
+            x = layer.norms[1](x + run(layer.ffn, x))
         parts = x.split([h * w for h, w in sizes], dim=1)
         maps = [p.transpose(1, 2).unflatten(2, s) for p, s in zip(parts, sizes, strict=True)]
         lateral, output = self.lateral_convs[0], self.output_convs[0]
@@ -240,15 +221,15 @@ class Head(nn.Module):
         self.heads = a.attention_heads
         self.pixel_decoder = PixelDecoder(a)
         layers = [
-            Attrs(
-                cross_attn=Attrs(attn=nn.MultiheadAttention(a.width, a.attention_heads)),
-                self_attn=Attrs(attn=nn.MultiheadAttention(a.width, a.attention_heads)),
+            named(
+                cross_attn=named(attn=nn.MultiheadAttention(a.width, a.attention_heads)),
+                self_attn=named(attn=nn.MultiheadAttention(a.width, a.attention_heads)),
                 ffn=feedforward(a.width, a.query_feedforward, nn.ReLU()),
                 norms=nn.ModuleList(nn.LayerNorm(a.width) for _ in range(3)),
             )
             for _ in range(a.query_layers)
         ]
-        self.transformer_decoder = Attrs(layers=nn.ModuleList(layers), post_norm=nn.LayerNorm(a.width))
+        self.transformer_decoder = named(layers=nn.ModuleList(layers), post_norm=nn.LayerNorm(a.width))
         self.query_embed = nn.Embedding(a.queries, a.width)
         self.query_feat = nn.Embedding(a.queries, a.width)
         self.level_embed = nn.Embedding(3, a.width)
@@ -274,7 +255,7 @@ class Head(nn.Module):
             attended = layer.cross_attn.attn(query + place, memory + where, memory, attn_mask=hidden)[0]
             query = layer.norms[0](query + attended)
             query = layer.norms[1](query + layer.self_attn.attn(query + place, query + place, query)[0])
-            query = layer.norms[2](query + layer.ffn.layers[1](layer.ffn.layers[0](query)))
+            query = layer.norms[2](query + run(layer.ffn, query))
             classes, masks = self.predict(query, fine)
         return classes, masks
 
@@ -296,7 +277,7 @@ class Mask2Former(nn.Module):
 
 
 def random_reference(architecture, seed=0):
-    """The model with every parameter drawn, norms around 1."""
+    """The model with random parameters, norms around 1."""
     torch.manual_seed(seed)
     model = Mask2Former(architecture).eval()
     with torch.no_grad():

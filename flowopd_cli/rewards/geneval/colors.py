@@ -1,4 +1,4 @@
-"""GenEval's color of an object: CLIP over the object cut out of the picture and put on grey.
+"""GenEval's color of an object: CLIP over the object, cut out of the picture, on grey.
 
 Source: ``evaluate_images.py`` of Ghosh et al. 2023 (arXiv 2310.11513), with OpenAI's CLIP ViT-L/14.
 """
@@ -30,7 +30,7 @@ class ColorClassifier:
         self._texts: dict[str, Float[Tensor, "colors D"]] = {}
 
     def __call__(self, cutouts: Sequence[Image.Image], labels: Sequence[str]) -> list[str]:
-        """The color of each cut-out, given the class it was found as."""
+        """The color of each cut-out of an object with the given class."""
         if not cutouts:
             return []
         squares = [centre_square(cutout, self._encoder.image_size) for cutout in cutouts]
@@ -39,7 +39,7 @@ class ColorClassifier:
         return [COLORS[index] for index in nearest]
 
     def _directions(self, label: str) -> Float[Tensor, "colors D"]:
-        """A unit vector for each color: the mean of its templates' unit vectors, normalised again."""
+        """A unit vector for each color: the mean of its templates' unit vectors, normalized again."""
         if label not in self._texts:
             texts = [t.format(color=color, label=label) for color in COLORS for t in TEMPLATES]
             vectors = self._encoder.texts(texts).unflatten(0, (len(COLORS), len(TEMPLATES)))

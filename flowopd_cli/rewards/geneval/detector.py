@@ -6,15 +6,14 @@ Pre- and post-processing are those of mmdet's test pipeline, batched on the devi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 
@@ -24,10 +23,11 @@ from flowopd_cli.prompts.clauses import GENEVAL_CLASSES
 from flowopd_cli.rewards.geneval.colors import ColorClassifier, cut_out
 from flowopd_cli.rewards.geneval.mmdet_keys import Architecture
 from flowopd_cli.rewards.geneval.mmdet_weights import load_network
-from flowopd_cli.rewards.geneval.rules import COLORS, DEFAULTS, Detection, GenEvalOptions, keep
+from flowopd_cli.rewards.geneval.rules import COLORS, DEFAULTS, Detection, Detector, GenEvalOptions, keep
 from flowopd_cli.rewards.pictures import to_arrays
 from flowopd_cli.rewards.preference.clip import ClipEncoder, as_dtype
 from flowopd_cli.rewards.weights import pick_device, weights_id
+from flowopd_cli.system.text import suggest
 
 CLIP = "openai/clip-vit-large-patch14@32bd64288804d66eefd0ccbe215aa642df71cc41"
 SHORT_SIDE, LONG_SIDE = 800, 1333
@@ -40,11 +40,11 @@ EPSILON = 1e-6
 
 @dataclass(frozen=True)
 class DetectorSettings:
-    """Where the weights come from and how they are run.
+    """The weights and how they are run.
 
     ``weights``: ``None`` for GenEval's own, or a checkpoint of mmdet, or a folder or Hub id of ``transformers``.
-    ``clip``: folder or Hub id of the color model; both ids may be ``repository@revision``. ``short_side``: what
-    pictures are resized to; below 800 it is faster and no longer the reference. ``batch``: pictures at a time.
+    ``clip``: folder or Hub id of the color model; both ids may be ``repository@revision``. ``short_side``: the size
+    that pictures are resized to; below 800 it is faster and not the reference. ``batch``: pictures at a time.
     """
 
     weights: str | None = None
@@ -56,7 +56,7 @@ class DetectorSettings:
 
 
 class Frame(NamedTuple):
-    """Height and width of a picture as it came, as it is resized, and as it is padded."""
+    """Height and width of a picture, after its resize, and after its padding."""
 
     original: tuple[int, int]
     resized: tuple[int, int]
@@ -72,23 +72,19 @@ class Instances(NamedTuple):
     boxes: Float[Tensor, "N 4"]
 
 
-class Mask2FormerDetector:
+class Mask2FormerDetector(Detector):
     """Finds COCO's 80 classes under GenEval's names, and the colors of those objects that a prompt asks about."""
 
     def __init__(
-        self,
-        settings: DetectorSettings | None = None,
-        options: GenEvalOptions = DEFAULTS,
-        *,
-        architecture: Architecture | None = None,
+        self, settings: DetectorSettings, options: GenEvalOptions = DEFAULTS, architecture: Architecture | None = None
     ) -> None:
-        """Load both models. ``options`` are the thresholds that decide whose color is looked at.
+        """Load both models. ``options`` are the thresholds that decide which objects need a color.
 
         Raises:
             ArtifactError: weights are missing or are not those of the models.
         """
-        s = settings or DetectorSettings()
-        self._settings, self._options = s, options
+        s = self._settings = settings
+        self._options = options
         self._device, self._dtype = pick_device(s.device), as_dtype(s.dtype)
         network = load_network(s.weights, architecture=architecture)
         self._network = network.module.to(self._device, self._dtype).requires_grad_(False)
@@ -100,44 +96,46 @@ class Mask2FormerDetector:
         self.weights = {"detector": self.name, "clip": weights_id(s.clip)}
 
     def check(self, prompts: Sequence[Prompt]) -> None:
-        """Refuse prompts that ask for a class or a color that nobody can find.
+        """Refuse prompts with a class or a color that the detector does not know.
 
         Raises:
             PromptError: names the prompt and a near name.
         """
         for prompt in prompts:
             for clause in (*prompt.metadata.get("include", ()), *prompt.metadata.get("exclude", ())):
-                _known(prompt, "class", clause["class"], GENEVAL_CLASSES)
-                _known(prompt, "color", clause.get("color", COLORS[0]), COLORS)
+                for kind, names in (("class", GENEVAL_CLASSES), ("color", COLORS)):
+                    name = str(clause.get(kind, names[0]))
+                    if name not in names:
+                        hint = f"the geneval detector knows no {kind} {name!r}{suggest(name, names)}"
+                        raise PromptError(f"prompt {prompt.id!r}: {hint}")
 
     @torch.no_grad()
     def __call__(self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]) -> list[list[Detection] | None]:
-        """All detections of each picture; ``None`` for one on which the network's numbers broke down."""
-        detections_of_images: list[list[Detection] | None] = []
-        for start in range(0, len(images), self._settings.batch):
-            stop = start + self._settings.batch
-            detections_of_images += self._detect(images[start:stop], prompts[start:stop])
-        return detections_of_images
+        """All detections of each picture; ``None`` where the network's output is not finite."""
+        size = self._settings.batch
+        starts = range(0, len(images), size)
+        return [d for i in starts for d in self._detect(images[i : i + size], prompts[i : i + size])]
 
     def _detect(self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]) -> list[list[Detection] | None]:
         pixels, frame = prepare(images.to(self._device), self._settings.short_side)
         classes, masks = (output.float() for output in self._network(pixels.to(self._dtype)))
-        detections_of_images: list[list[Detection] | None] = []
+        results: list[list[Detection] | None] = []
         cutouts: list[tuple[list[Detection], int, Image.Image]] = []
         for row, (prompt, picture) in enumerate(zip(prompts, to_arrays(images), strict=True)):
             if not bool(classes[row].isfinite().all() & masks[row].isfinite().all()):
-                detections_of_images.append(None)
+                results.append(None)
                 continue
             instances = instances_of(classes[row], masks[row], frame)
-            detections = _detections(instances)
-            detections_of_images.append(detections)
+            columns = (instances.labels.tolist(), instances.boxes.tolist(), instances.scores.tolist())
+            detections = [Detection(GENEVAL_CLASSES[i], tuple(b), score) for i, b, score in zip(*columns, strict=True)]
+            results.append(detections)
             for index in colored(detections, prompt, self._options):
                 mask = full_size(masks[row, instances.queries[index]][None], frame)[0] > 0
                 cutouts.append((detections, index, cut_out(picture, mask, detections[index].box)))
-        names = self._colors([c for _, _, c in cutouts], [d[i].label for d, i, _ in cutouts])
-        for (detections, index, _), color in zip(cutouts, names, strict=True):
+        colors = self._colors([cutout for _, _, cutout in cutouts], [d[i].label for d, i, _ in cutouts])
+        for (detections, index, _), color in zip(cutouts, colors, strict=True):
             detections[index] = replace(detections[index], color=color)
-        return detections_of_images
+        return results
 
 
 def prepare(images: Float[Tensor, "B 3 H W"], short_side: int = SHORT_SIDE) -> tuple[Float[Tensor, "B 3 h w"], Frame]:
@@ -163,76 +161,51 @@ def fit(size: tuple[int, int], short_side: int = SHORT_SIDE) -> tuple[int, int]:
 
 
 def instances_of(classes: Float[Tensor, "Q C"], masks: Float[Tensor, "Q h w"], frame: Frame) -> Instances:
-    """The 100 likeliest pairs of query and class; the last class, "no object", is none of them.
+    """The 100 likeliest pairs of query and class, without the last class, "no object".
 
     A score is the class's probability times the mean mask probability inside the mask at the picture's own size.
     """
     probabilities = classes.softmax(dim=-1)[:, :-1]
     scores, pairs = probabilities.flatten().topk(min(DETECTIONS, probabilities.numel()))
     queries, labels = pairs // probabilities.shape[-1], pairs % probabilities.shape[-1]
-    needed, place = queries.unique(return_inverse=True)
-    measured = [measure(full_size(part, frame)) for part in _portions(masks[needed], frame)]
-    quality, boxes = (torch.cat(column)[place] for column in zip(*measured, strict=True))
+    distinct, index = queries.unique(return_inverse=True)
+    largest = max(frame.original[0] * frame.original[1], frame.padded[0] * frame.padded[1])
+    portions = masks[distinct].split(max(1, PIXELS_AT_ONCE // largest))  # bounds the memory
+    measures = [measure(full_size(portion, frame)) for portion in portions]
+    quality, boxes = (torch.cat(column)[index] for column in zip(*measures, strict=True))
     return Instances(labels, queries, scores * quality, boxes)
 
 
 def full_size(masks: Float[Tensor, "N h w"], frame: Frame) -> Float[Tensor, "N H W"]:
-    """Mask logits brought to the padded input, stripped of the padding, and brought to the picture's own size."""
+    """Mask logits resized to the padded input, cropped to the resized picture, and resized to the original one."""
     padded = F.interpolate(masks[None], frame.padded, mode="bilinear", align_corners=False)
     inside = padded[..., : frame.resized[0], : frame.resized[1]]
     return F.interpolate(inside, frame.original, mode="bilinear", align_corners=False)[0]
 
 
 def measure(masks: Float[Tensor, "N H W"]) -> tuple[Float[Tensor, " N"], Float[Tensor, "N 4"]]:
-    """Mean probability inside each mask (logits above 0), and its box with the far edges one pixel out.
+    """Mean probability inside each mask (logits above 0), and its box ``[x_min, y_min, x_max + 1, y_max + 1]``.
 
     An empty mask has quality 0 and a box of zeros.
     """
     inside = masks > 0
     quality = (masks.sigmoid() * inside).sum(dim=(1, 2)) / (inside.sum(dim=(1, 2)) + EPSILON)
-    return quality, boxes_of(inside)
-
-
-def boxes_of(inside: Bool[Tensor, "N H W"]) -> Float[Tensor, "N 4"]:
-    """``[x_min, y_min, x_max + 1, y_max + 1]`` of each mask, zeros where it is empty."""
     columns, rows = inside.any(dim=1).int(), inside.any(dim=2).int()
     near = [axis.argmax(dim=1) for axis in (columns, rows)]
     far = [axis.shape[1] - axis.flip(1).argmax(dim=1) for axis in (columns, rows)]
-    return torch.stack([*near, *far], dim=1).float() * columns.any(dim=1)[:, None]
+    return quality, torch.stack([*near, *far], dim=1).float() * columns.any(dim=1)[:, None]
 
 
 def colored(detections: Sequence[Detection], prompt: Prompt, options: GenEvalOptions = DEFAULTS) -> list[int]:
-    """Which detections' colors the prompt's verdict can depend on: the best ``count`` of a class with a color clause.
+    """Indices of the detections whose color decides the verdict: the best ``count`` of each class with a color clause.
 
-    When fewer than ``count`` are kept the clause fails whatever their colors.
+    With fewer than ``count`` the clause fails whatever their colors.
     """
-    clauses = [clause for clause in prompt.metadata.get("include", ()) if "color" in clause]
-    if not clauses:
-        return []
-    place = {id(detection): index for index, detection in enumerate(detections)}
+    positions = {id(detection): index for index, detection in enumerate(detections)}
     objects = keep(detections, str(prompt.metadata.get("tag", "")), options)
     indices: dict[int, None] = {}
-    for clause in clauses:
+    for clause in prompt.metadata.get("include", ()):
         matches = objects.get(clause["class"], [])
-        if len(matches) >= clause["count"]:
-            indices |= {place[id(d)]: None for d in matches[: clause["count"]] if d.box[2] > d.box[0]}
+        if "color" in clause and len(matches) >= clause["count"]:
+            indices |= {positions[id(d)]: None for d in matches[: clause["count"]] if d.box[2] > d.box[0]}
     return list(indices)
-
-
-def _portions(masks: Float[Tensor, "N h w"], frame: Frame) -> Iterator[Float[Tensor, "n h w"]]:
-    """The masks in parts small enough that none of their sizes takes more than a bounded share of memory."""
-    largest = max(frame.original[0] * frame.original[1], frame.padded[0] * frame.padded[1])
-    return iter(masks.split(max(1, PIXELS_AT_ONCE // largest)))
-
-
-def _detections(instances: Instances) -> list[Detection]:
-    columns = (instances.labels.tolist(), instances.scores.tolist(), instances.boxes.tolist())
-    return [Detection(GENEVAL_CLASSES[i], tuple(box), score) for i, score, box in zip(*columns, strict=True)]
-
-
-def _known(prompt: Prompt, what: str, name: Any, names: Sequence[str]) -> None:
-    if name in names:
-        return
-    near = get_close_matches(str(name), names, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise PromptError(f"prompt {prompt.id!r}: the geneval detector knows no {what} {name!r}{hint}")

@@ -1,14 +1,14 @@
-"""The GenEval detector's network: mmdet's checkpoint, or a folder of ``transformers``, into one module.
+"""The GenEval detector's network, loaded from mmdet's checkpoint or from a folder of ``transformers``.
 
-Nothing of mmdet is needed, and no pickle is trusted: a checkpoint is read with ``weights_only=True``, the numpy and
-mmcv objects of its training log replaced by empty stand-ins, and kept as safetensors after that.
+mmdet is not needed, and no pickle is trusted: a checkpoint is read with ``weights_only=True``, the numpy and mmcv
+objects of its training log replaced by empty stand-ins, and cached as safetensors.
 """
 
 from __future__ import annotations
 
 import pickle
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from flowopd_cli.errors import ArtifactError, FlowOPDError
 from flowopd_cli.prompts.clauses import COCO_CLASSES
-from flowopd_cli.rewards.geneval.mmdet_keys import INDEX_TABLE, UNREAD_NORM, Architecture, convert, modern
+from flowopd_cli.rewards.geneval.mmdet_keys import INDEX_TABLE, UNUSED_NORM, Architecture, convert, modern
 from flowopd_cli.rewards.preference.clip import read, refuse_incomplete, split_revision
 from flowopd_cli.rewards.weights import download, load_tensors, refuse_mismatch, refuse_unpinned, split_digest
 from flowopd_cli.system.files import atomic_write, sha256_file
@@ -42,7 +42,7 @@ STAND_INS_MAX = 32
 
 
 class Network(NamedTuple):
-    """The module, a name that tells its weights apart, and whether they are the ones GenEval is defined by."""
+    """The module, a name that identifies its weights, and whether they are the ones that GenEval is defined by."""
 
     module: Any
     name: str
@@ -53,19 +53,19 @@ def load_network(weights: str | None, *, architecture: Architecture | None = Non
     """A detector's network in evaluation mode, on the CPU, in float32.
 
     ``weights`` is ``None`` (GenEval's own, downloaded once), a checkpoint of mmdet (``.pth#sha256=digest``, or its
-    tensors as ``.safetensors``), or a folder or Hub id (``repository@revision``) of ``transformers``; ``architecture``
-    says how large a checkpoint is.
+    tensors as ``.safetensors``) of the given ``architecture``, or a folder or Hub id (``repository@revision``) of
+    ``transformers``.
 
     Raises:
-        ArtifactError: it is not there, or its tensors are not exactly those of the network.
+        ArtifactError: it is missing, or its tensors are not exactly those of the network.
     """
-    place, digest = (str(fetch()), None) if weights is None else split_digest(weights)
-    path = Path(place)
+    source, digest = (str(fetch()), None) if weights is None else split_digest(weights)
+    path = Path(source)
     if path.is_file():
         return _from_checkpoint(path, architecture or Architecture(), digest)
     if path.suffix in (".pth", ".pt", ".safetensors"):
         raise ArtifactError(f"{path}: no such file of weights")
-    return _from_pretrained(place)
+    return _from_pretrained(source)
 
 
 def fetch() -> Path:
@@ -79,41 +79,40 @@ def fetch() -> Path:
     raise ArtifactError("; ".join(reasons))
 
 
-def _from_checkpoint(path: Path, architecture: Architecture, stated: str | None) -> Network:
+def _from_checkpoint(path: Path, architecture: Architecture, pinned: str | None) -> Network:
     digest = sha256_file(path)
-    module = build(architecture)
+    prefix, module = digest[:8], build(architecture)
     cached = cache_dir() / "converted" / f"mask2former-{digest[:16]}-{FORMAT}.safetensors"
     if path.suffix == ".safetensors":
-        fill(module, *convert(load_tensors(path)), str(path))
+        fill(module, convert(load_tensors(path)), str(path))
     elif cached.is_file():
-        fill(module, load_tensors(cached), [], str(cached))
+        fill(module, load_tensors(cached), str(cached))
     else:
-        refuse_unpinned(path, digest[:8] if digest[:8] in OFFICIAL else stated)
-        converted, unknown = convert(read_checkpoint(path))
-        fill(module, converted, unknown, str(path))
-        with suppress(OSError, FlowOPDError):  # a cache that cannot be written only costs time
+        refuse_unpinned(path, prefix if prefix in OFFICIAL else pinned)
+        converted = convert(read_checkpoint(path))
+        fill(module, converted, str(path))
+        with suppress(OSError, FlowOPDError):  # the cache only saves time
             atomic_write(cached, save({name: tensor.contiguous() for name, tensor in converted.items()}))
-    return Network(module.eval(), f"mmdet-mask2former-{digest[:8]}", digest[:8] in OFFICIAL)
+    return Network(module.eval(), f"mmdet-mask2former-{prefix}", prefix in OFFICIAL)
 
 
 def _from_pretrained(source: str) -> Network:
     options = {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}
     module, info = read(network_class(), source, **options)
-    missing = {name for name in info["missing_keys"] if UNREAD_NORM not in modern(name)}
-    surplus = {
-        name for name in info["unexpected_keys"] if not name.startswith("criterion.") and INDEX_TABLE not in name
-    }
-    refuse_incomplete(source, {**info, "missing_keys": missing, "unexpected_keys": surplus})
+    missing = {name for name in info["missing_keys"] if UNUSED_NORM not in modern(name)}
+    unused = re.compile(rf"criterion\..*|.*{INDEX_TABLE}.*")
+    unexpected = {name for name in info["unexpected_keys"] if not unused.fullmatch(name)}
+    refuse_incomplete(source, {**info, "missing_keys": missing, "unexpected_keys": unexpected})
     if module.config.num_labels != len(COCO_CLASSES):
         raise ArtifactError(f"{source}: knows {module.config.num_labels} classes, not COCO's {len(COCO_CLASSES)}")
-    source, revision = split_revision(source)
+    name, revision = split_revision(source)
     pinned = f"@{revision[:8]}" if revision else ""
-    return Network(module.eval(), f"transformers-mask2former:{Path(source).name}{pinned}", False)
+    return Network(module.eval(), f"transformers-mask2former:{Path(name).name}{pinned}", False)
 
 
 @lru_cache(maxsize=1)
 def network_class() -> Any:
-    """The body of ``transformers`` with its class head, without the training loss, which wants scipy.
+    """The body of ``transformers`` with its class head, without the training loss, which needs scipy.
 
     Called with pixels ``(B, 3, H, W)`` it gives class logits ``(B, Q, 81)`` and mask logits ``(B, Q, H/4, W/4)``.
     """
@@ -136,27 +135,22 @@ def network_class() -> Any:
 
 
 def build(architecture: Architecture) -> Any:
-    """The network of these sizes, its weights not yet set."""
+    """The network of these sizes, without initial weights."""
     from transformers import Mask2FormerConfig, SwinConfig
     from transformers.initialization import no_init_weights
 
     a = architecture
     kinds: tuple[Any, Any] = (SwinConfig, Mask2FormerConfig)  # their signatures lack fields of their base class
     swin_config, mask2former_config = kinds
+    stages = [f"stage{i}" for i in range(1, 5)]
     backbone = swin_config(
-        embed_dim=a.embed,
-        depths=list(a.depths),
-        num_heads=list(a.heads),
-        window_size=a.window,
-        out_features=["stage1", "stage2", "stage3", "stage4"],
+        embed_dim=a.embed, depths=list(a.depths), num_heads=list(a.heads), window_size=a.window, out_features=stages
     )
     config = mask2former_config(
         backbone_config=backbone,
         num_labels=len(COCO_CLASSES),
         num_queries=a.queries,
-        feature_size=a.width,
-        mask_feature_size=a.width,
-        hidden_dim=a.width,
+        **dict.fromkeys(("feature_size", "mask_feature_size", "hidden_dim"), a.width),
         num_attention_heads=a.attention_heads,
         encoder_layers=a.pixel_layers,
         encoder_feedforward_dim=a.pixel_feedforward,
@@ -167,67 +161,55 @@ def build(architecture: Architecture) -> Any:
         return network_class()(config)
 
 
-def fill(module: Any, tensors: Mapping[str, Tensor], unknown: Sequence[str], source: str) -> None:
+def fill(module: Any, tensors: Mapping[str, Tensor], source: str) -> None:
     """Copy tensors (by the names of ``transformers`` 5.23) into the network.
 
     Raises:
-        ArtifactError: one is missing, surplus (so are the ``unknown`` ones) or of another shape.
+        ArtifactError: one is missing, unexpected or of another shape.
     """
-    target = {modern(name): tensor for name, tensor in module.state_dict().items()}
-    unread = [target.pop(name) for name in list(target) if UNREAD_NORM in name]
-    target = {name: tensor for name, tensor in target.items() if INDEX_TABLE not in name}
+    state = {modern(name): tensor for name, tensor in module.state_dict().items() if INDEX_TABLE not in name}
+    target = {name: tensor for name, tensor in state.items() if UNUSED_NORM not in name}
     misshaped = [name for name in target if name in tensors and tensors[name].shape != target[name].shape]
     missing = [name for name in target if name not in tensors]
-    refuse_mismatch(source, missing, [*unknown, *(name for name in tensors if name not in target)], misshaped)
+    refuse_mismatch(source, missing, [name for name in tensors if name not in target], misshaped)
     with torch.no_grad():
-        for tensor in unread:
-            tensor.zero_()
-        for name, tensor in target.items():
-            tensor.copy_(tensors[name])
+        for name, tensor in state.items():
+            tensor.copy_(tensors[name] if name in target else torch.zeros(()))
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
     """The tensors of a checkpoint of mmdet.
 
-    Its log of the training (``meta``, ``message_hub``) may hold objects of numpy, mmcv and mmengine. None of them is
-    made: an empty stand-in takes the place of each.
+    Its training log (``meta``, ``message_hub``) may hold objects of numpy, mmcv and mmengine. None of them is created:
+    an empty stand-in replaces each.
 
     Raises:
-        ArtifactError: the file is no checkpoint, or asks for any other code.
+        ArtifactError: the file is not a checkpoint, or refers to any other code.
     """
-    allowed: list[Any] = []
-    for _ in range(STAND_INS_MAX):
+    stand_ins: list[str] = []
+    while True:
         try:
-            with torch.serialization.safe_globals(allowed):
+            with torch.serialization.safe_globals([(_StandIn, name) for name in stand_ins]):
                 tree = torch.load(path, map_location="cpu", weights_only=True)
             break
         except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
             match = UNKNOWN_GLOBAL.search(str(error))
             if match is None:
-                raise ArtifactError(
-                    f"{path}: cannot be read as a checkpoint: damaged, or not made of tensors"
-                ) from error
-            allowed.append((_StandIn, _admit(match[1], path, allowed)))
-    else:
-        raise ArtifactError(f"{path}: holds too many kinds of objects for a checkpoint of weights")
+                reason = "cannot be read as a checkpoint: damaged, or not made of tensors"
+                raise ArtifactError(f"{path}: {reason}") from error
+            name = match[1]
+            if name.split(".")[0] not in STAND_IN_MODULES or name in stand_ins or len(stand_ins) == STAND_INS_MAX:
+                raise ArtifactError(f"{path}: refers to {name}, which no file of weights needs; not loaded") from error
+            stand_ins.append(name)
     state = tree.get("state_dict", tree) if isinstance(tree, Mapping) else {}
     return {name: value for name, value in state.items() if isinstance(value, Tensor)}
 
 
-def _admit(name: str, path: Path, allowed: list[tuple[Any, str]]) -> str:
-    if name.split(".")[0] not in STAND_IN_MODULES or any(name == known for _, known in allowed):
-        raise ArtifactError(f"{path}: asks for {name}, which no file of weights needs; it was not loaded")
-    return name
-
-
 class _StandIn:
-    """Takes the place of an object that is not read: swallows arguments and state."""
+    """Replaces an object that is not created: accepts any arguments and state."""
 
     def __init__(self, *_: Any, **__: Any) -> None:
         pass
-
-    def __new__(cls, *_: Any, **__: Any) -> _StandIn:
-        return super().__new__(cls)
 
     def __setstate__(self, state: Any) -> None:
         pass

@@ -31,9 +31,9 @@ RULES, ENGINE = ({field.name for field in fields(record)} for record in (GenEval
 
 
 class GenEvalReward(Reward):
-    """GenEval by its own detector, or by another one that is given; ``score`` says which score to train on.
+    """GenEval by its own detector or by the given one; ``score`` selects the score to train on.
 
-    ``training`` is Flow-GRPO's partial credit, ``official`` the verdict that papers print, ``strict`` the verdict with
+    ``training`` is Flow-GRPO's partial credit, ``official`` the verdict that papers report, ``strict`` the verdict with
     every count exact. Further options are those of ``GenEvalOptions`` (thresholds) and of ``DetectorSettings``
     (``weights``, ``clip``, ``short_side``, ``device``, ``dtype``, ``batch``).
     """
@@ -55,23 +55,23 @@ class GenEvalReward(Reward):
         if unknown:
             raise RewardError(f"{self.info.name}: no option {', '.join(sorted(unknown))}")
         self.score = score
-        self.options = GenEvalOptions(**_only(options, RULES))
-        settings = {"weights": self.source, **_only(options, ENGINE)}
-        self.detector = detector or Mask2FormerDetector(DetectorSettings(**settings), self.options)
+        self.options = GenEvalOptions(**{name: options.pop(name) for name in RULES & options.keys()})
+        default_weights = detector is None and "weights" not in options
+        settings = DetectorSettings(**{"weights": self.source, **options})
+        self.detector = detector or Mask2FormerDetector(settings, self.options)
         self.engine = self.detector.name
-        self.weights = getattr(self.detector, "weights", {"detector": self.detector.name})
-        usual = detector is None and "weights" not in options
-        exact = getattr(self.detector, "official", False) and self.options == GenEvalOptions() and score == "official"
+        self.weights = self.detector.weights or {"detector": self.detector.name}
+        exact = self.detector.official and self.options == GenEvalOptions() and score == "official"
         self.info = replace(
             self.info,
             low=-float("inf") if score == "training" else 0.0,
-            license=self.info.license if usual else "that of the weights",
+            license=self.info.license if default_weights else "that of the weights",
             exact=exact,
             note=self.info.note if exact or score != "official" else f"{self.detector.name} is not the reference",
         )
 
     def check(self, prompts: Sequence[Prompt]) -> None:
-        """Refuse prompts that do not say what they should show, or that the detector could never satisfy.
+        """Refuse prompts without valid clauses, or that the detector can never satisfy.
 
         Raises:
             PromptError: no clauses, or one of an unknown form, class or color.
@@ -80,44 +80,39 @@ class GenEvalReward(Reward):
             fault = faulty(prompt.metadata)
             if fault:
                 raise PromptError(f"prompt {prompt.id!r}: geneval needs metadata with clauses to judge: {fault}")
-        check = getattr(self.detector, "check", None)
-        if check is not None:
-            check(prompts)
+        self.detector.check(prompts)
 
     def __call__(self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]) -> RewardResult:
-        """Detect, keep, judge: ``scores`` has ``training``, ``official`` and ``strict``.
+        """Detect and judge: ``scores`` has ``training``, ``official`` and ``strict``.
 
-        A picture with pixels that are no numbers, or that the detector could not look at, is invalid.
+        A picture with non-finite pixels, or that the detector could not process, is invalid.
         """
         self.check(prompts)
         images, finite = blank_nonfinite(images)
-        found = self.detector(images, prompts)
-        columns: dict[str, list[float]] = {name: [] for name in SCORES}
-        details: list[dict[str, Any]] = []
-        for prompt, detections, is_finite in zip(prompts, found, finite.tolist(), strict=True):
-            values, detail = self._judge(prompt, detections if is_finite else None)
-            details.append({"tag": str(prompt.metadata.get("tag", "")), **detail, "detector": self.detector.name})
-            for name in SCORES:
-                columns[name].append(values.get(name, float("nan")))
-        scores = {name: torch.tensor(values) for name, values in columns.items()}
-        return RewardResult(scores[self.score], scores, ~scores[self.score].isnan(), tuple(details))
+        rows = zip(prompts, self.detector(images, prompts), finite.tolist(), strict=True)
+        judged = [self._judge(prompt, detections if is_finite else None) for prompt, detections, is_finite in rows]
+        scores = {name: torch.tensor([values[name] for values, _ in judged]) for name in SCORES}
+        total = scores[self.score]
+        return RewardResult(total, scores, ~total.isnan(), tuple(details for _, details in judged))
 
     def _judge(
         self, prompt: Prompt, detections: Sequence[Detection] | None
     ) -> tuple[Mapping[str, float], dict[str, Any]]:
-        """The three scores of a picture and what to report of it; no scores when it could not be looked at."""
+        tag = str(prompt.metadata.get("tag", ""))
+        details: dict[str, Any] = {"tag": tag, "detector": self.detector.name}
         if detections is None:
-            return {}, {"error": "the picture, or what the detector made of it, holds numbers that are not finite"}
-        objects = keep(detections, str(prompt.metadata.get("tag", "")), self.options)
+            details["error"] = "the picture, or the detector's output, has numbers that are not finite"
+            return dict.fromkeys(SCORES, float("nan")), details
+        objects = keep(detections, tag, self.options)
         outcome = verdict(prompt.metadata, objects, self.options)
         trained = training_score(prompt.metadata, objects, self.options)
         scores = {"training": trained.score, "official": float(outcome.correct), "strict": float(trained.strict)}
         found = [(d.label, d.color, round(d.score, 3), *d.box) for group in objects.values() for d in group]
-        return scores, {"reason": outcome.reason, "found": found}
+        return scores, {**details, "reason": outcome.reason, "found": found}
 
 
 class GenEvalHFReward(GenEvalReward):
-    """GenEval's rules over the detector that its authors at Facebook published: near, but not the published figure."""
+    """GenEval's rules over Facebook's own release of the detector: near the published figure, not equal to it."""
 
     info = RewardInfo(
         name="geneval-hf",
@@ -129,7 +124,3 @@ class GenEvalHFReward(GenEvalReward):
         note="another training run of the detector; not comparable with published figures",
     )
     source = FACEBOOK
-
-
-def _only(options: Mapping[str, Any], names: set[str]) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if name in names}

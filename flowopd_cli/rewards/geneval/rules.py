@@ -6,9 +6,10 @@ the training score is the partial credit of Flow-GRPO (arXiv 2505.05470) without
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -24,7 +25,7 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Detection:
-    """One object found: class name, ``(x1, y1, x2, y2)`` in pixels, confidence, and the color it was given."""
+    """One object: class name, ``(x1, y1, x2, y2)`` in pixels, confidence, and its color where one was classified."""
 
     label: str
     box: Box
@@ -32,19 +33,28 @@ class Detection:
     color: str | None = None
 
 
-class Detector(Protocol):
-    """Finds objects. ``name`` goes into every report, for scores of two detectors are not comparable.
+class Detector(ABC):
+    """Finds objects. ``name`` is part of every report, because scores of two detectors are not comparable.
 
-    A detector may also have ``check(prompts)``, which raises ``PromptError`` for prompts it could never satisfy.
+    ``weights`` identifies its weights; ``official`` says that it is the detector by which GenEval is defined.
     """
 
     name: str
+    weights: Mapping[str, str] = {}
+    official: bool = False
 
+    def check(self, prompts: Sequence[Prompt]) -> None:  # noqa: B027
+        """Refuse prompts that the detector can never satisfy.
+
+        Raises:
+            PromptError: names the prompt.
+        """
+
+    @abstractmethod
     def __call__(
         self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]
     ) -> Sequence[Sequence[Detection] | None]:
-        """All detections of each picture, before any threshold; ``None`` for a picture it could not look at."""
-        ...
+        """All detections of each picture, before any threshold; ``None`` for a picture it cannot process."""
 
 
 @dataclass(frozen=True)
@@ -59,39 +69,36 @@ class GenEvalOptions:
 
 
 class Verdict(NamedTuple):
-    """Whether a picture shows its prompt, and if not, why: one line per clause that failed."""
+    """Whether a picture shows its prompt; ``reason`` has one line per failed clause."""
 
     correct: bool
     reason: str
 
 
 class TrainingScore(NamedTuple):
-    """Mean partial credit (1 is perfect; surplus objects can make it negative), and whether all of it was earned."""
+    """Mean partial credit (1 is perfect; surplus objects can make it negative), and whether every clause holds."""
 
     score: float
     strict: bool
 
 
-Kept = dict[str, list[Detection]]
+Objects = dict[str, list[Detection]]
 DEFAULTS = GenEvalOptions()
 
 
-def keep(detections: Sequence[Detection], tag: str, options: GenEvalOptions = DEFAULTS) -> Kept:
+def keep(detections: Sequence[Detection], tag: str, options: GenEvalOptions = DEFAULTS) -> Objects:
     """Detections by class: confident enough, best first (of equal scores the later one), without heavy overlaps."""
     threshold = np.float32(options.counting_threshold if tag == "counting" else options.threshold)
-    objects: Kept = {}
+    objects: Objects = {}
     for label in dict.fromkeys(d.label for d in detections):
         candidates = [d for d in detections if d.label == label]
         order = np.argsort(np.array([d.score for d in candidates], dtype=np.float32), kind="stable")[::-1]
         queue = [candidates[i] for i in order if np.float32(candidates[i].score) > threshold][: options.max_objects]
-        chosen: list[Detection] = []
         while queue:
             best = queue.pop(0)
-            chosen.append(best)
+            objects.setdefault(label, []).append(best)
             if options.max_overlap < 1:
                 queue = [d for d in queue if iou(best.box, d.box) < options.max_overlap]
-        if chosen:
-            objects[label] = chosen
     return objects
 
 
@@ -123,7 +130,7 @@ def relative_position(a: Box, b: Box, margin: float = DEFAULTS.position_threshol
     return {relation for relation, holds in matches if holds}
 
 
-def verdict(metadata: Mapping[str, Any], objects: Kept, options: GenEvalOptions = DEFAULTS) -> Verdict:
+def verdict(metadata: Mapping[str, Any], objects: Objects, options: GenEvalOptions = DEFAULTS) -> Verdict:
     """The official rule: every include clause holds for its most confident objects, and no exclude clause does."""
     reasons: list[str] = []
     matched: list[list[Detection] | None] = []
@@ -150,11 +157,11 @@ def _clause_failure(
     if len(matches) < count:
         return f"expected {name}>={count}, found {len(matches)}"
     if "color" in clause:
-        expected, seen = clause["color"], [d.color for d in matches]
-        if seen.count(expected) < count:
-            others = [c for c in dict.fromkeys([*COLORS, *map(str, seen)]) if c in seen]
-            listed = ", ".join(f"{seen.count(color)} {color}" for color in others)
-            return f"expected {expected} {name}>={count}, found {seen.count(expected)} {expected}; and {listed}"
+        expected, colors = clause["color"], [d.color for d in matches]
+        if colors.count(expected) < count:
+            others = [c for c in dict.fromkeys([*COLORS, *map(str, colors)]) if c in colors]
+            listed = ", ".join(f"{colors.count(color)} {color}" for color in others)
+            return f"expected {expected} {name}>={count}, found {colors.count(expected)} {expected}; and {listed}"
     if "position" in clause:
         relation, target = clause["position"]
         targets = matched[target]
@@ -169,22 +176,16 @@ def _clause_failure(
 def _broken_relation(
     relation: str, matches: Sequence[Detection], targets: Sequence[Detection], options: GenEvalOptions
 ) -> set[str] | None:
-    """What the first pair that lacks the relation has instead; ``None`` when every pair has it."""
-    for subject in matches:
-        for target in targets:
-            relations = relative_position(subject.box, target.box, options.position_threshold)
-            if relation not in relations:
-                return relations
-    return None
+    """The relations of the first pair without the expected one; ``None`` when every pair has it."""
+    pairs = (relative_position(m.box, t.box, options.position_threshold) for m in matches for t in targets)
+    return next((relations for relations in pairs if relation not in relations), None)
 
 
-def training_score(
-    metadata: Mapping[str, Any], objects: Kept, options: GenEvalOptions = DEFAULTS, *, stray_point: bool = False
-) -> TrainingScore:
+def training_score(metadata: Mapping[str, Any], objects: Objects, options: GenEvalOptions = DEFAULTS) -> TrainingScore:
     """Flow-GRPO's partial credit: a term for each count, color and position, averaged.
 
-    A count earns ``1 - |wanted - found| / wanted`` with every kept object counted. Color and position earn nothing
-    while the count is wrong. ``stray_point`` also adds the 1 that the released server appends after a failed position.
+    A count earns ``1 - |expected - detected| / expected`` over all objects kept. Color and position earn nothing while
+    the count is wrong. The 1 that Flow-GRPO's server appends after a failed position is left out.
     """
     terms: list[float] = []
     matched: list[list[Detection] | None] = []
@@ -203,34 +204,6 @@ def training_score(
             targets = matched[target]
             good = targets is not None and _broken_relation(relation, matches, targets, options) is None
             terms.append(float(good))
-            terms += [1.0] if stray_point and not good and targets is not None else []
         matched.append(matches if good else None)
     strict = all(m is not None for m in matched)
     return TrainingScore(sum(terms) / len(terms) if terms else 0.0, strict)
-
-
-def by_tag(rows: Iterable[Mapping[str, Any]], key: str = "correct") -> dict[str, list[float]]:
-    """The values of ``key`` under each tag; tags without rows are left out (no ``-10`` for "another tag")."""
-    matches: dict[str, list[float]] = {}
-    for row in rows:
-        matches.setdefault(row["tag"], []).append(float(row[key]))
-    return matches
-
-
-def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The script's summary of rows with ``tag``, ``metadata`` (equal for pictures of one prompt) and ``correct``.
-
-    ``overall`` is the unweighted mean of the tags' accuracies.
-    """
-    prompts: dict[Any, bool] = {}
-    for row in rows:
-        prompts[row["metadata"]] = prompts.get(row["metadata"], False) or bool(row["correct"])
-    tasks = {tag: sum(values) / len(values) for tag, values in by_tag(rows).items()}
-    return {
-        "total_images": len(rows),
-        "total_prompts": len(prompts),
-        "pct_correct_images": sum(bool(row["correct"]) for row in rows) / len(rows),
-        "pct_correct_prompts": sum(prompts.values()) / len(prompts),
-        "task_scores": tasks,
-        "overall": sum(tasks.values()) / len(tasks),
-    }

@@ -19,12 +19,9 @@ from flowopd_cli.rewards.geneval.detector import (
     DetectorSettings,
     Frame,
     Mask2FormerDetector,
-    boxes_of,
     colored,
     fit,
-    full_size,
     instances_of,
-    measure,
     prepare,
 )
 from flowopd_cli.rewards.geneval.mmdet_weights import load_network
@@ -83,34 +80,19 @@ def test_pictures_are_fitted_into_1333_by_800(size, expected):
 
 
 @pytest.mark.parametrize("size", [(10, 14), (50, 36), (9, 31)])
-def test_preparing_is_resizing_rounding_normalising_padding(size):
+def test_preparing_is_resizing_rounding_normalizing_padding(size):
     image = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0))
     pixels, frame = prepare(image, short_side=24)
     assert frame.original == size
-    assert frame.padded == tuple(-(-side // 32) * 32 for side in frame.resized)
-    assert pixels.shape[-2:] == frame.padded
-    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    for channel in range(3):
-        grey = np.floor(image[0, channel].numpy() * 255 + 0.5)
-        resized = bilinear(grey, *frame.resized)
-        found = pixels[0, channel].numpy() * std[channel] * 255 + mean[channel] * 255
-        inside = found[: frame.resized[0], : frame.resized[1]]
-        assert np.abs(inside - np.round(inside)).max() < 1e-3
-        assert np.abs(inside - resized).max() <= 0.51
-    padding = pixels.clone()
-    padding[..., : frame.resized[0], : frame.resized[1]] = 0
-    assert padding.abs().max() == 0
-
-
-@pytest.mark.parametrize("size", [(512, 512), (1024, 1024), (300, 500), (1000, 450)])
-def test_the_resize_is_opencvs_within_one_grey_level(size):
-    cv2 = pytest.importorskip("cv2")
-    picture = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
-    pixels, frame = prepare(torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 255)
-    grey = pixels[0] * torch.tensor(mask2former.STD)[:, None, None] + torch.tensor(mask2former.MEAN)[:, None, None]
-    grey = grey[:, : frame.resized[0], : frame.resized[1]].permute(1, 2, 0).numpy()
-    theirs = cv2.resize(picture, frame.resized[::-1], interpolation=cv2.INTER_LINEAR)
-    assert np.abs(grey - theirs).max() < 1.01
+    assert pixels.shape[-2:] == frame.padded == tuple(-(-side // 32) * 32 for side in frame.resized)
+    height, width = frame.resized
+    for channel, (mean, std) in enumerate(((0.485, 0.229), (0.456, 0.224), (0.406, 0.225))):
+        resized = bilinear(np.floor(image[0, channel].numpy() * 255 + 0.5), height, width)
+        grey = (pixels[0, channel].numpy() * std + mean)[:height, :width] * 255
+        assert np.abs(grey - np.round(grey)).max() < 1e-3
+        assert np.abs(grey - resized).max() <= 0.51
+    pixels[..., :height, :width] = 0
+    assert pixels.abs().max() == 0
 
 
 FRAME = Frame(original=(17, 25), resized=(24, 35), padded=(32, 64))
@@ -118,20 +100,17 @@ FRAME = Frame(original=(17, 25), resized=(24, 35), padded=(32, 64))
 
 def slow_instances(classes, masks, frame):
     """Every pair of query and class, the hundred likeliest, each mask by loops."""
-    pairs = []
-    for q, logits in enumerate(classes.double()):
-        odds = logits.exp() / logits.exp().sum()
-        pairs += [(float(odds[c]), q, c) for c in range(len(odds) - 1)]
-    found = []
-    for odds, q, c in sorted(pairs, reverse=True)[:100]:
+    odds = classes.double().softmax(-1)[:, :-1]
+    pairs = [(float(odds[q, c]), q, c) for q in range(len(odds)) for c in range(odds.shape[1])]
+    instances = []
+    for probability, q, c in sorted(pairs, reverse=True)[:100]:
         padded = bilinear(masks[q].double().numpy(), *frame.padded)
         mask = bilinear(padded[: frame.resized[0], : frame.resized[1]], *frame.original)
-        inside = [(y, x) for y in range(mask.shape[0]) for x in range(mask.shape[1]) if mask[y, x] > 0]
-        mean = sum(1 / (1 + np.exp(-mask[y, x])) for y, x in inside) / (len(inside) + 1e-6)
-        rows, columns = [y for y, _ in inside], [x for _, x in inside]
-        box = (min(columns), min(rows), max(columns) + 1, max(rows) + 1) if inside else (0, 0, 0, 0)
-        found.append((q, c, odds * mean, box))
-    return found
+        rows, columns = np.nonzero(mask > 0)
+        mean = sum(1 / (1 + np.exp(-mask[mask > 0]))) / (len(rows) + 1e-6)
+        box = (min(columns), min(rows), max(columns) + 1, max(rows) + 1) if len(rows) else (0, 0, 0, 0)
+        instances.append((q, c, probability * mean, box))
+    return instances
 
 
 @pytest.fixture(scope="module")
@@ -146,50 +125,27 @@ def logits():
     return classes, masks
 
 
-def test_instances_are_those_of_the_slow_loops(logits):
-    found = instances_of(*logits, FRAME)
-    expected = slow_instances(*logits, FRAME)
-    assert len(found.labels) == 100
-    for (q, c, score, box), i in zip(expected, range(100), strict=True):
-        assert (int(found.queries[i]), int(found.labels[i])) == (q, c)
-        assert float(found.scores[i]) == pytest.approx(score, abs=1e-5)
-        assert tuple(found.boxes[i].tolist()) == box
-    assert len({int(q) for q in found.queries}) < 100, "a query may stand for several classes"
-    assert 7 not in found.queries.tolist()
-    empty = (found.queries == 3).nonzero().flatten()
-    assert len(empty) > 0
-    assert found.scores[empty].abs().max() == found.boxes[empty].abs().max() == 0
-
-
-def test_the_portion_of_masks_at_a_time_changes_nothing(logits, monkeypatch):
-    whole = instances_of(*logits, FRAME)
-    assert len(list(mask2former._portions(logits[1], FRAME))) == 1
-    monkeypatch.setattr(mask2former, "PIXELS_AT_ONCE", 1)
-    for one, other in zip(whole, instances_of(*logits, FRAME), strict=True):
-        torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
-
-
-def test_masks_are_cut_before_they_are_brought_to_size():
-    """What lies in the padding does not reach the picture."""
-    masks = torch.full((1, 8, 16), -1.0)
-    masks[..., 10:] = 50.0
-    assert full_size(masks, FRAME).max() < 0
-
-
-def test_boxes_reach_one_beyond_the_last_pixel():
-    inside = torch.zeros(3, 9, 11, dtype=torch.bool)
-    inside[0, 2, 3] = True
-    inside[1] = True
-    assert boxes_of(inside).tolist() == [[3, 2, 4, 3], [0, 0, 11, 9], [0, 0, 0, 0]]
-    quality, _ = measure(torch.where(inside, 2.0, -7.0))
-    assert quality.tolist() == pytest.approx([1 / (1 + np.exp(-2)), 1 / (1 + np.exp(-2)), 0.0], abs=1e-5)
+@pytest.mark.parametrize("pixels_at_once", [mask2former.PIXELS_AT_ONCE, 1])
+def test_instances_are_those_of_the_slow_loops(logits, monkeypatch, pixels_at_once):
+    monkeypatch.setattr(mask2former, "PIXELS_AT_ONCE", pixels_at_once)
+    instances = instances_of(*logits, FRAME)
+    for row, (q, c, score, box) in zip(zip(*instances, strict=True), slow_instances(*logits, FRAME), strict=True):
+        label, query, actual_score, actual_box = row
+        assert (int(query), int(label)) == (q, c)
+        assert float(actual_score) == pytest.approx(score, abs=1e-5)
+        assert tuple(actual_box.tolist()) == box
+    assert len(set(instances.queries.tolist())) < 100, "a query may stand for several classes"
+    assert 7 not in instances.queries.tolist()
+    empty = instances.queries == 3
+    assert empty.any()
+    assert instances.scores[empty].abs().max() == instances.boxes[empty].abs().max() == 0
 
 
 def detection(label, score, box=(0.0, 0.0, 4.0, 4.0)):
     return Detection(label, box, score)
 
 
-def test_colors_are_asked_only_where_the_verdict_can_depend_on_them():
+def test_only_detections_that_decide_the_verdict_get_a_color():
     detections = [detection("car", 0.5), detection("cat", 0.9), detection("car", 0.8), detection("car", 0.2)]
     assert colored(detections, prompt("colors", include("car", color="red"))) == [2]
     assert colored(detections, prompt("colors", include("car", 2, color="red"))) == [2, 0]
@@ -206,24 +162,19 @@ def test_a_cut_out_is_grey_outside_its_mask_and_cropped_to_its_box():
     picture = np.arange(5 * 6 * 3, dtype=np.uint8).reshape(5, 6, 3)
     mask = torch.zeros(5, 6, dtype=torch.bool)
     mask[1, 2] = mask[3, 4] = True
-    seen = np.asarray(cut_out(picture, mask, (2.0, 1.0, 5.0, 4.0)))
-    assert seen.shape == (3, 3, 3)
-    assert (seen[0, 0] == picture[1, 2]).all()
-    assert (seen[2, 2] == picture[3, 4]).all()
-    assert (seen[0, 1] == 0x99).all()
-    assert (seen == 0x99).all(axis=-1).sum() == 7
+    expected = np.full((3, 3, 3), 0x99)
+    expected[0, 0], expected[2, 2] = picture[1, 2], picture[3, 4]
+    assert (np.asarray(cut_out(picture, mask, (2.0, 1.0, 5.0, 4.0))) == expected).all()
 
 
-@pytest.mark.parametrize(("width", "height"), [(40, 40), (40, 63), (91, 40), (7, 12), (224, 224)])
-def test_a_cut_out_is_made_square_as_clip_does(width, height):
-    noise = np.random.default_rng(1).integers(0, 256, (height, width, 3), dtype=np.uint8)
+@pytest.mark.parametrize(("width", "height"), [(40, 63), (91, 40), (7, 12), (224, 224)])
+def test_a_cut_out_is_cropped_to_a_square_as_in_clip(width, height):
+    noise = Image.fromarray(np.random.default_rng(1).integers(0, 256, (height, width, 3), dtype=np.uint8))
     short = min(width, height)
-    large = Image.fromarray(noise).resize((32 * width // short, 32 * height // short), Image.Resampling.BICUBIC)
+    large = noise.resize((32 * width // short, 32 * height // short), Image.Resampling.BICUBIC)
     left, top = round((large.width - 32) / 2), round((large.height - 32) / 2)
     expected = np.asarray(large)[top : top + 32, left : left + 32]
-    found = centre_square(Image.fromarray(noise), 32)
-    assert found.size == (32, 32)
-    assert (np.asarray(found) == expected).all()
+    assert (np.asarray(centre_square(noise, 32)) == expected).all()
 
 
 class Encoder:
@@ -238,26 +189,25 @@ class Encoder:
         assert all(image.size == (SIDE, SIDE) for image in images)
         return self.units(image.tobytes() for image in images)
 
-    def units(self, things):
-        seeds = [zlib.crc32(thing) for thing in things]
-        rows = [torch.randn(6, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-        return F.normalize(torch.stack(rows), dim=-1)
+    def units(self, keys):
+        generators = [torch.Generator().manual_seed(zlib.crc32(key)) for key in keys]
+        return F.normalize(torch.stack([torch.randn(6, generator=g) for g in generators]), dim=-1)
 
 
 def test_colors_are_the_nearest_of_ten_means_of_three_texts():
     encoder = Encoder()
     cutouts = to_pil(pictures(12))
     labels = ["car", "tv remote"] * 6
-    found = ColorClassifier(encoder)(cutouts, labels)
-    for cutout, label, color in zip(cutouts, labels, found, strict=True):
-        seen = encoder.images([centre_square(cutout, SIDE)])[0]
+    colors = ColorClassifier(encoder)(cutouts, labels)
+    for cutout, label, color in zip(cutouts, labels, colors, strict=True):
+        vector = encoder.images([centre_square(cutout, SIDE)])[0]
         cosines = {}
         for c in COLORS:
             texts = [f"a photo of a {c} {label}", f"a photo of a {c}-colored {label}", f"a photo of a {c} object"]
             mean = sum(encoder.texts([text])[0] for text in texts) / 3
-            cosines[c] = float(seen @ mean / mean.norm())
+            cosines[c] = float(vector @ mean / mean.norm())
         assert color == max(cosines, key=cosines.get)
-    assert len(set(found)) > 3
+    assert len(set(colors)) > 3
     assert ColorClassifier(encoder)([], []) == []
 
 
@@ -272,32 +222,31 @@ def clip(tmp_path_factory):
 def checkpoint(tmp_path_factory):
     path = tmp_path_factory.mktemp("mmdet") / "tiny.pth"
     state = random_reference(TINY, seed=3).state_dict()
-    for name in state:
-        if "cls_embed" in name:
-            state[name] = state[name] * 4
+    state |= {name: tensor * 4 for name, tensor in state.items() if "cls_embed" in name}
     torch.save({"meta": {"best": np.float64(1)}, "state_dict": mmcv1(state)}, path)
     return path
 
 
 @pytest.fixture(scope="module")
 def folder(checkpoint, tmp_path_factory):
-    place = tmp_path_factory.mktemp("hf") / "tiny-instance"
+    path = tmp_path_factory.mktemp("hf") / "tiny-instance"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FLOWOPD_CACHE", str(place.parent))
-        load_network(str(checkpoint), architecture=TINY).module.save_pretrained(place)
-    return str(place)
+        patch.setenv("FLOWOPD_CACHE", str(path.parent))
+        load_network(str(checkpoint), architecture=TINY).module.save_pretrained(path)
+    return str(path)
 
 
-LOW = {"threshold": 0.02, "counting_threshold": 0.02}
+@pytest.fixture
+def options(folder, clip):
+    return {"weights": folder, "clip": clip, "short_side": 64, "device": "cpu"}
 
 
-def asked(reward, images):
-    """Prompts that ask for what the random detector sees, so that every clause has something to judge."""
+def matching_prompts(reward, images):
+    """Prompts about what the random detector detects, so that every clause has something to judge."""
     plain = [prompt("single_object", include("person"))] * len(images)
-    seen = [list(keep(d, "colors", reward.options)) for d in reward.detector(images, plain)]
-    assert all(len(labels) > 1 for labels in seen)
-    made = []
-    for i, (one, other, *_) in enumerate(seen):
+    labels = [list(keep(d, "colors", reward.options)) for d in reward.detector(images, plain)]
+    prompts = []
+    for i, (one, other, *_) in enumerate(labels):
         color = COLORS[i % len(COLORS)]
         choices = (
             prompt("single_object", include(one)),
@@ -307,48 +256,49 @@ def asked(reward, images):
             prompt("position", include(one), include(other, position=["left of", 0])),
             prompt("color_attr", include(one, color=color), include(other, color="red")),
         )
-        made.append(choices[i % len(choices)])
-    return made
+        prompts.append(choices[i % len(choices)])
+    return prompts
 
 
-def test_the_reward_runs_from_folders_to_verdicts_and_batches_change_nothing(folder, clip):
-    options = {"weights": folder, "clip": clip, "short_side": 64, "device": "cpu", **LOW}
-    rewards = [GenEvalReward(batch=batch, **options) for batch in (1, 5)]
+def test_the_reward_runs_from_folders_to_verdicts_and_batches_change_nothing(options):
+    thresholds = {"threshold": 0.02, "counting_threshold": 0.02}
+    rewards = [GenEvalReward(batch=batch, **options, **thresholds) for batch in (1, 5)]
     images = pictures(12, 48, 80)
-    prompts = asked(rewards[0], images)
+    prompts = matching_prompts(rewards[0], images)
     one, many = (reward(images, prompts) for reward in rewards)
     assert one.valid.all()
     for name in ("training", "official", "strict"):
         torch.testing.assert_close(one.scores[name], many.scores[name], atol=1e-4, rtol=0)
     assert 0 < float(one.scores["official"].mean()) < 1
-    for detail, again, asked_for in zip(one.details, many.details, prompts, strict=True):
-        assert detail["reason"] == again["reason"]
-        assert detail["found"], "the random detector sees something"
-        wanted = {c["class"] for c in asked_for.metadata["include"] if "color" in c}
-        given = {label for label, color, *_ in detail["found"] if color is not None}
-        assert given == wanted
+    for detail, other, source in zip(one.details, many.details, prompts, strict=True):
+        assert detail["reason"] == other["reason"]
+        assert detail["found"], "the random detector detects something"
+        expected = {c["class"] for c in source.metadata["include"] if "color" in c}
+        assert {label for label, color, *_ in detail["found"] if color is not None} == expected
         assert all(0 <= x1 <= x2 <= 80 and 0 <= y1 <= y2 <= 48 for _, _, _, x1, y1, x2, y2 in detail["found"])
     assert rewards[0].info.exact is False
     assert "tiny-instance@64+" in one.details[0]["detector"]
-    assert rewards[0].weights["clip"].startswith("sha256:"), "no path of this machine"
+    assert rewards[0].weights["clip"].startswith("sha256:"), "no local path"
+    half = GenEvalReward(dtype="bfloat16", **options)(images[:1], prompts[:1])
+    assert half.valid.all()
+    assert "/bfloat16" in half.details[0]["detector"]
 
 
-def test_a_checkpoint_of_mmdet_and_its_conversion_find_the_same(checkpoint, folder, clip, tmp_path, monkeypatch):
+def test_a_checkpoint_of_mmdet_and_its_conversion_detect_the_same(checkpoint, options, tmp_path, monkeypatch):
     monkeypatch.setenv("FLOWOPD_CACHE", str(tmp_path))
     images = pictures(2, 40, 40)
     prompts = [prompt("colors", include("car", color="red"))] * 2
-    both = []
-    for weights in (str(checkpoint), folder):
-        settings = DetectorSettings(weights=weights, clip=clip, short_side=64, device="cpu")
-        both.append(Mask2FormerDetector(settings, architecture=TINY)(images, prompts))
-    for one, other in zip(*both, strict=True):
-        assert [d.label for d in one] == [d.label for d in other]
-        assert [d.box for d in one] == [d.box for d in other]
+    settings = [
+        DetectorSettings(**{**options, "weights": weights}) for weights in (str(checkpoint), options["weights"])
+    ]
+    results = [Mask2FormerDetector(each, architecture=TINY)(images, prompts) for each in settings]
+    for one, other in zip(*results, strict=True):
+        assert [(d.label, d.box) for d in one] == [(d.label, d.box) for d in other]
         assert len(one) == 100
 
 
-def test_numbers_that_break_down_make_a_picture_invalid(folder, clip):
-    reward = GenEvalHFReward(weights=folder, clip=clip, short_side=64, device="cpu")
+def test_output_that_is_not_finite_makes_a_picture_invalid(options):
+    reward = GenEvalHFReward(**options)
     with torch.no_grad():
         reward.detector._network.class_predictor.bias.fill_(float("inf"))
     result = reward(pictures(2), [prompt("single_object", include("cat"))] * 2)
@@ -356,26 +306,17 @@ def test_numbers_that_break_down_make_a_picture_invalid(folder, clip):
     assert "not finite" in result.details[0]["error"]
 
 
-def test_half_precision_runs_and_says_so(folder, clip):
-    options = {"weights": folder, "clip": clip, "short_side": 64, "device": "cpu", **LOW}
-    reward = GenEvalReward(dtype="bfloat16", **options)
-    result = reward(pictures(1), [prompt("single_object", include("cat"))])
-    assert result.valid.all()
-    assert "/bfloat16" in result.details[0]["detector"]
-
-
-def test_prompts_for_what_nobody_can_find_are_refused(folder, clip):
-    reward = GenEvalReward(weights=folder, clip=clip, device="cpu")
+def test_prompts_with_unknown_classes_or_colors_are_refused(options):
+    reward = GenEvalReward(**options)
     reward.check([prompt("colors", include("tv remote", color="red"))])
-    for clause, word in ((include("remote"), "tv remote"), (include("car", color="cyan"), "cyan")):
+    unknown = [include("remote")], [include("car", color="cyan")], [include("cat"), include("mice")]
+    for clauses, word in zip(unknown, ("tv remote", "cyan", "no class 'mice'"), strict=True):
         with pytest.raises(PromptError, match=word):
-            reward.check([prompt("colors", clause)])
-    with pytest.raises(PromptError, match="no class 'mice'"):
-        reward.check([prompt("counting", include("cat"), exclude=[{"class": "mice", "count": 2}])])
+            reward.check([prompt("colors", *clauses[:1], exclude=clauses[1:])])
 
 
-def test_missing_weights_are_one_line(folder, clip, tmp_path):
-    with pytest.raises(ArtifactError, match="no such file of weights"):
-        GenEvalReward(weights=str(tmp_path / "none.pth"), clip=clip)
-    with pytest.raises(ArtifactError, match="no such folder"):
-        GenEvalReward(weights=folder, clip=str(tmp_path / "none"))
+@pytest.mark.parametrize(("option", "words"), [("weights", "no such file of weights"), ("clip", "no such folder")])
+def test_missing_weights_are_one_line(options, tmp_path, option, words):
+    missing = {"weights": str(tmp_path / "none.pth"), "clip": str(tmp_path / "none")}
+    with pytest.raises(ArtifactError, match=words):
+        GenEvalReward(**{**options, option: missing[option]})
