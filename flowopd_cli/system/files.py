@@ -17,7 +17,7 @@ from flowopd_cli.system.paths import below
 
 CHECKSUMS = "checksums.json"
 _STAGING, _PART = ".staging-", ".part"
-# What helps against an error of the system, by its number.
+# The way out of an error of the system, by its number.
 HELP = {
     errno.ENOSPC: "make room",
     errno.EDQUOT: "make room in your quota",
@@ -29,10 +29,10 @@ HELP = {
 
 @contextmanager
 def storing(path: Path) -> Iterator[None]:
-    """What is written inside goes to ``path``, a file or a folder.
+    """Turn errors of writing to ``path``, a file or a folder, into one line.
 
     Raises:
-        StorageError: the system refused; the message names ``path``, the reason and the space that is left.
+        StorageError: the system refused; the message names ``path``, the reason and the free space.
     """
     try:
         yield
@@ -42,9 +42,9 @@ def storing(path: Path) -> Iterator[None]:
 
 
 def atomic_write(path: Path, content: bytes | str, *, lasting: bool = True) -> None:
-    """Replace ``path`` by ``content``: a reader sees the old file or the new one, never half of one.
+    """Replace ``path`` by ``content``: a reader sees the old file or the new one, never a part.
 
-    What is not ``lasting`` survives the end of the process but not that of the machine, and costs no wait for the disk.
+    Without ``lasting`` there is no wait for the disk: the file survives a crash of the process, not of the machine.
 
     Raises:
         StorageError: it cannot be written.
@@ -68,7 +68,7 @@ def atomic_write(path: Path, content: bytes | str, *, lasting: bool = True) -> N
 
 
 def append(path: Path, text: str) -> None:
-    """Add ``text`` to the end of a file; what a crash leaves of a last line, :func:`read_json_lines` leaves out.
+    """Add ``text`` to the end of a file; :func:`read_json_lines` ignores a last line torn by a crash.
 
     Raises:
         StorageError: it cannot be written.
@@ -86,17 +86,22 @@ def sha256_file(path: Path) -> str:
     return running.hexdigest()
 
 
+def files_below(folder: Path) -> dict[str, Path]:
+    """All files of a folder and its sub-folders, by their names relative to it, sorted."""
+    return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
 def combined_sha256(digests: Mapping[str, str]) -> str:
-    """One SHA-256 over the names and digests of several files, whatever their order."""
+    """One SHA-256 over the names and digests of several files, in any order."""
     lines = sorted(f"{name} {digest}" for name, digest in digests.items())
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def commit_folder(final: Path, writer: Callable[[Path], None]) -> None:
-    """Let ``writer`` fill a staging folder, add checksums, force it to disk, and only then give it its name.
+    """Let ``writer`` fill a staging folder, add checksums, force it to disk, then rename it to ``final``.
 
     Raises:
-        StorageError: it cannot be written; what had the name before is as it was.
+        StorageError: it cannot be written; the folder that had the name before is unchanged.
     """
     staging, replaced = (final.with_name(f"{_STAGING}{word}{final.name}") for word in ("", "replaced-"))
     with storing(final):
@@ -105,7 +110,11 @@ def commit_folder(final: Path, writer: Callable[[Path], None]) -> None:
                 shutil.rmtree(leftover, ignore_errors=True)
             staging.mkdir(parents=True)
             writer(staging)
-            _seal(staging)
+            written = files_below(staging)
+            sums = {name: sha256_file(path) for name, path in written.items()}
+            for path in written.values():
+                sync_file(path)
+            atomic_write(staging / CHECKSUMS, json.dumps(sums, indent=1))
         except BaseException:
             shutil.rmtree(staging, ignore_errors=True)  # the space is needed to close the run
             raise
@@ -116,16 +125,8 @@ def commit_folder(final: Path, writer: Callable[[Path], None]) -> None:
         shutil.rmtree(replaced, ignore_errors=True)
 
 
-def _seal(folder: Path) -> None:
-    """Add the checksums of all files and force everything to disk."""
-    sums = {file.relative_to(folder).as_posix(): sha256_file(file) for file in _files(folder)}
-    for file in _files(folder):
-        sync_file(file)
-    atomic_write(folder / CHECKSUMS, json.dumps(sums, indent=1))
-
-
 def remove(path: Path) -> None:
-    """Remove a file, a folder with all that is in it, or a link, if there is one."""
+    """Remove a file, a link, or a folder with its content, if there is one."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -143,12 +144,11 @@ def drop_folder(path: Path) -> None:
 
 def verified_digests(folder: Path) -> dict[str, str] | None:
     """SHA-256 of each file that the checksums of a committed folder name; ``None`` if one is missing or changed."""
-    try:
+    with suppress(ArtifactError, OSError, ValueError):
         sums = read_json(folder / CHECKSUMS, "checksum list")
-        intact = bool(sums) and all(sha256_file(below(folder, name)) == value for name, value in sums.items())
-        return sums if intact else None
-    except (ArtifactError, OSError, ValueError):
-        return None
+        if sums and all(sha256_file(below(folder, name)) == value for name, value in sums.items()):
+            return sums
+    return None
 
 
 def is_intact(folder: Path) -> bool:
@@ -157,7 +157,7 @@ def is_intact(folder: Path) -> bool:
 
 
 def is_sealed(folder: Path) -> bool:
-    """Whether a folder has checksums at all: one that another program made has none."""
+    """Whether a folder has checksums; one made by another program has none."""
     return (folder / CHECKSUMS).exists()
 
 
@@ -167,15 +167,11 @@ def is_leftover(path: Path) -> bool:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what was left behind in a folder."""
+    """Remove the leftovers in a folder."""
     for path in list(folder.iterdir()) if folder.is_dir() else ():
         if is_leftover(path):
             with suppress(OSError):
                 remove(path)
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 def sync_file(path: Path) -> None:
@@ -185,20 +181,18 @@ def sync_file(path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Force the names in a folder to disk, where the system does that."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    """Force the names in a folder to disk, where the system supports it."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _reason(path: Path, error: BaseException | None) -> str:
-    """Why a write was refused, the space that is left, and what helps."""
-    number = error.errno if isinstance(error, OSError) else None
-    reason = (error.strerror if isinstance(error, OSError) else None) or " ".join(str(error).split())
+    number, text = (error.errno, error.strerror) if isinstance(error, OSError) else (None, None)
+    reason = text or " ".join(str(error).split())
     place = next((folder for folder in path.absolute().parents if folder.is_dir()), None)
     with suppress(OSError):
         if place is not None:

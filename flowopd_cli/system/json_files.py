@@ -1,4 +1,4 @@
-"""JSON files, which may be damaged: read within bounds, refused in one line. No torch here."""
+"""JSON files: read within bounds, a damaged one refused in one line. No torch here."""
 
 from __future__ import annotations
 
@@ -27,11 +27,7 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
 
 
 def read_json_value(path: Path, what: str) -> Any:
-    """Whatever JSON value a file holds.
-
-    Raises:
-        ArtifactError: the file is missing, larger than :data:`LARGEST`, or not JSON; ``what`` names it.
-    """
+    """The JSON value in a file of at most :data:`LARGEST` bytes; raises as :func:`read_json`."""
     try:
         with path.open("rb") as handle:
             content = handle.read(LARGEST + 1)
@@ -40,14 +36,12 @@ def read_json_value(path: Path, what: str) -> Any:
         return _parsed(content)
     except FileNotFoundError as error:
         raise ArtifactError(f"{path}: no such {what}") from error
-    except RecursionError as error:
-        raise ArtifactError(f"{path}: damaged {what} (nested too deeply)") from error
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{path}: damaged {what} ({one_line(error)[:300]})") from error
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file of JSON lines, none if there is no file; a last line torn by a crash is left out.
+    """The rows of a file of JSON lines, empty without a file; a last line torn by a crash is left out.
 
     Raises:
         ArtifactError: another line is not a JSON object, or the file cannot be read.
@@ -56,21 +50,22 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
         lines = path.read_bytes().split(b"\n") if path.is_file() else []
     except OSError as error:
         raise ArtifactError(f"{path}: cannot be read ({error.strerror})") from error
+    numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
     rows: list[dict[str, Any]] = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in numbered:
         try:
-            row = _parsed(line) if line.strip() else None
-        except (ValueError, RecursionError):
-            row = line
+            row = _parsed(line)
+        except ValueError:
+            row = None
         if isinstance(row, dict):
             rows.append(row)
-        elif row is not None and any(map(bytes.strip, lines[number:])):
+        elif number != numbered[-1][0]:
             raise ArtifactError(f"{path}:{number}: not JSON, or not an object")
     return rows
 
 
 def json_lines(rows: Iterable[Mapping[str, Any]]) -> str:
-    """One line of JSON a row."""
+    """One line of JSON for each row."""
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
@@ -89,8 +84,10 @@ def plain(value: Any) -> Any:
 
 
 def _parsed(content: bytes) -> Any:
-    """The JSON value of UTF-8 text; escapes of half a surrogate pair, which nothing could write again, are no text."""
-    value = json.loads(content.decode("utf-8"))
-    if b"\\ud" in content.lower():
+    try:
+        value = json.loads(content.decode("utf-8"))
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    if b"\\ud" in content.lower():  # half a surrogate pair could never be written again
         json.dumps(value, ensure_ascii=False).encode("utf-8")
     return value

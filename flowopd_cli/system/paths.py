@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from flowopd_cli.errors import ArtifactError
@@ -14,7 +15,7 @@ _REVISION = re.compile(r"[A-Za-z0-9_][\w./-]{0,254}", re.ASCII)
 
 
 def is_hub_id(text: str) -> bool:
-    """Whether a text can be a repository of the Hub: ``owner/name``, of the letters that the Hub takes."""
+    """Whether a text can be a repository of the Hub: ``owner/name``, in the characters that the Hub allows."""
     parts = text.split("/")
     return len(parts) == 2 and not re.search(r"--|\.\.|\.git$", text) and all(map(_PART.fullmatch, parts))
 
@@ -33,54 +34,40 @@ def is_file(path: str | Path) -> bool:
     """Whether there is a file; a name that no file can have (too long, with a NUL) is none.
 
     Raises:
-        ArtifactError: a folder on the way may not be looked into.
+        ArtifactError: a folder on the way may not be searched.
     """
-    try:
-        return Path(path).is_file()
-    except PermissionError as error:
-        raise _closed(path) from error
-    except (OSError, ValueError):
-        return False
+    return _test(Path.is_file, path)
 
 
 def is_dir(path: str | Path) -> bool:
-    """Whether there is a folder, likewise.
+    """Whether there is a folder; otherwise as :func:`is_file`."""
+    return _test(Path.is_dir, path)
 
-    Raises:
-        ArtifactError: a folder on the way may not be looked into.
-    """
+
+def _test(test: Callable[[Path], bool], path: str | Path) -> bool:
     try:
-        return Path(path).is_dir()
+        return test(Path(path))
     except PermissionError as error:
-        raise _closed(path) from error
+        raise ArtifactError(f"{path}: cannot be accessed (permission denied)") from error
     except (OSError, ValueError):
         return False
 
 
 def below(folder: Path, name: str) -> Path:
-    """The path ``name`` in ``folder``, which it may not leave.
+    """The path ``name`` in ``folder``, inside it.
 
     Raises:
-        ArtifactError: it is absolute, climbs out with ``..``, or is no name at all.
+        ArtifactError: it is absolute, leaves the folder with ``..``, or is not a file name.
     """
     parts = {*PurePosixPath(name).parts, *PureWindowsPath(name).parts}
     absolute = name.startswith(("/", "\\")) or bool(PureWindowsPath(name).drive)
-    if not parts or absolute or ".." in parts or any(map(_unwritable, name)):
-        raise ArtifactError(f"{folder}: {name[:SHOWN]!r} is no name of a file in it")
+    if not parts or absolute or ".." in parts or re.search("[\0-\x1f\ud800-\udfff]", name):
+        raise ArtifactError(f"{folder}: {name[:SHOWN]!r} is not the name of a file in it")
     return folder / name
-
-
-def _unwritable(letter: str) -> bool:
-    return letter < " " or "\ud800" <= letter <= "\udfff"
-
-
-def _closed(path: str | Path) -> ArtifactError:
-    return ArtifactError(f"{path}: may not be looked at (permission denied)")
 
 
 def cache_dir() -> Path:
     """``$FLOWOPD_CACHE``, or ``flowopd`` in the user's cache directory."""
-    root = os.environ.get("FLOWOPD_CACHE")
-    if root:
+    if root := os.environ.get("FLOWOPD_CACHE"):
         return Path(root)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flowopd"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from queue import Empty, Full, Queue, SimpleQueue
+from queue import Full, Queue
 from threading import Event, Thread
 from typing import Generic, TypeVar
 
@@ -14,16 +15,11 @@ Item = TypeVar("Item")
 
 
 class Background(Future[T]):
-    """The future of a task that runs in a daemon thread of its own."""
+    """The future of a task that runs in its own daemon thread."""
 
     def __init__(self, task: Callable[[], T]) -> None:
         super().__init__()
         Thread(target=self._run, args=(task,), daemon=True).start()
-
-    @property
-    def failed(self) -> bool:
-        """Whether the task has ended with an exception, which ``result()`` raises."""
-        return self.done() and self.exception() is not None
 
     def _run(self, task: Callable[[], T]) -> None:
         try:
@@ -33,7 +29,7 @@ class Background(Future[T]):
 
 
 class Worker(Generic[Item, T]):
-    """Calls a function on items in one background thread, in their order; at most ``most_waiting`` items wait.
+    """Calls a function on items in one background thread, in order; at most ``most_waiting`` items wait.
 
     ``prepare`` is called first in the thread.
     """
@@ -47,7 +43,7 @@ class Worker(Generic[Item, T]):
     @property
     def failed(self) -> bool:
         """Whether an item raised an error, which :meth:`submit` and :meth:`results` raise."""
-        return self._task.failed
+        return self._task.done() and self._task.exception() is not None
 
     def submit(self, item: Item) -> None:
         """Queue an item, once there is room; the error of an earlier one is raised here."""
@@ -81,25 +77,17 @@ class Worker(Generic[Item, T]):
 
 
 def in_parallel(tasks: Sequence[Callable[[], T]], workers: int) -> list[T]:
-    """Results of the tasks in their order, at most ``workers`` at a time. After an exception no further task starts."""
+    """Results of the tasks in order, at most ``workers`` at a time. After an exception no further task starts."""
     if workers <= 1 or len(tasks) <= 1:
         return [task() for task in tasks]
-    pending: SimpleQueue[int] = SimpleQueue()
-    for number in range(len(tasks)):
-        pending.put(number)
-    results: dict[int, T] = {}
-    failed = Event()
+    pending, results = enumerate(tasks), dict[int, T]()
 
     def work() -> None:
-        while not failed.is_set():
+        for number, task in pending:
             try:
-                number = pending.get_nowait()
-            except Empty:
-                return
-            try:
-                results[number] = tasks[number]()
+                results[number] = task()
             except BaseException:
-                failed.set()
+                deque(pending, maxlen=0)
                 raise
 
     for thread in [Background(work) for _ in range(min(workers, len(tasks)))]:

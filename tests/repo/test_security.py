@@ -84,7 +84,7 @@ def test_a_table_moves_no_cursor():
     ["../x", "a/../../x", "/etc/passwd", "..", "", "a\0b", "a\nb", "\\\\host\\x", "C:\\x", "a\\..\\..\\x", "a\ud800"],
 )
 def test_names_stay_in_their_folder(tmp_path, name):
-    with pytest.raises(ArtifactError, match="is no name of a file in it"):
+    with pytest.raises(ArtifactError, match="is not the name of a file in it"):
         below(tmp_path, name)
 
 
@@ -120,7 +120,7 @@ def test_a_layout_cannot_lead_pictures_out_of_the_run(tmp_path):
         Layout(lambda place: "../../x.png"),
         Layout(FLAT.picture, lambda prompt, position: {"../../x": "y"}),
     ):
-        with pytest.raises(ArtifactError, match="is no name of a file"):
+        with pytest.raises(ArtifactError, match="is not the name of a file"):
             folder.prepare([PictureRequest(place.prompt, place, "suite", layout, ("suite",))])
     assert not list(tmp_path.glob("x*"))
 
