@@ -1,4 +1,4 @@
-"""Names to things: families, bases, rewards, prompt sources and suites, each a lazy ``module:attr``. No torch here.
+"""Registries of families, bases, rewards, prompt sources and suites, each a lazy ``module:attr``. No torch here.
 
 A plugin is a row here or a Python entry point of the group ``flowopd.<kind>`` (docs/add_a_reward.md). A reward may
 also be named directly as ``my_package.my_module:attr``, or as ``remote:URL`` where a worker serves it.
@@ -11,9 +11,10 @@ import importlib.util
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
-from functools import partial
-from importlib.metadata import EntryPoint, entry_points
+from collections.abc import Mapping
+from functools import cached_property, partial
+from importlib.metadata import entry_points
+from operator import attrgetter
 from typing import Any
 
 from flowopd_cli.errors import FlowOPDError, RecipeError, RewardError
@@ -25,9 +26,9 @@ _URLS = re.compile(r"https?://[^\s,/]+[^\s,]*(,https?://[^\s,/]+[^\s,]*)*")
 
 
 class Registry:
-    """Names of one kind of thing. Nothing is imported before ``load``; ``open_ended`` also takes ``module:attr``.
+    """Names of one kind of thing, imported by ``load`` only; an ``open_ended`` one also takes ``module:attr``.
 
-    ``remote`` is what ``remote:URL`` (or ``remote:URL,URL``) stands for: called with the URLs before other arguments.
+    ``remote`` is the target of ``remote:URL`` (or ``remote:URL,URL``), which gets the URLs as its first argument.
     """
 
     def __init__(
@@ -39,16 +40,12 @@ class Registry:
         open_ended: bool = False,
         remote: str | None = None,
     ) -> None:
-        self.kind = kind
-        self._rows = dict(rows)
-        self._error = error
-        self._open_ended = open_ended
-        self._remote = remote
-        self._plugins: dict[str, str] | None = None
+        self.kind, self._rows, self._error = kind, rows, error
+        self._open_ended, self._remote = open_ended, remote
 
     def names(self) -> list[str]:
-        """Every name, sorted, those of installed plugins included."""
-        return sorted(self._table())
+        """Every name, sorted, including those of installed plugins."""
+        return sorted(self._table)
 
     def target(self, name: str) -> str:
         """The ``module:attr`` behind a name.
@@ -56,31 +53,35 @@ class Registry:
         Raises:
             FlowOPDError: the name is unknown (near names are suggested), or two plugins claim one name.
         """
-        table = self._table()
-        if name in table:
-            return table[name]
-        if self._remote and _is_remote(name):
+        if name in self._table:
+            return self._table[name]
+        if self._is_remote(name):
             if not _URLS.fullmatch(name.removeprefix(REMOTE)):
                 shown = REMOTE if "@" in name or "?" in name else name
                 raise self._error(f"{self.kind} {shown!r}: write it as {REMOTE}http://HOST:PORT, several with commas")
-            return self._remote
+            return str(self._remote)
         if self.is_code(name):
             return name
-        known = ", ".join(sorted(table)) or "none"
+        known = ", ".join(self.names()) or "none"
         direct = "; or name your own as package.module:attr" if self._open_ended else ""
         direct += f", a worker as {REMOTE}URL" if self._remote else ""
-        raise self._error(f"no {self.kind} {name!r}{suggest(name, list(table))}; known: {known}{direct}")
+        raise self._error(f"no {self.kind} {name!r}{suggest(name, self.names())}; known: {known}{direct}")
+
+    def on_base(self, name: str, base: str) -> str:
+        """The registered name on a base: on ``toy``, ``geneval`` is ``toy-geneval``."""
+        prefixed = f"{base}-{name}"
+        return prefixed if base in BASES.names() and prefixed in self._table else name
 
     def is_code(self, name: str) -> bool:
         """Whether a name is the ``module:attr`` of code that is not registered, which ``load`` would import."""
-        return self._open_ended and _TARGET.fullmatch(name) is not None and name not in self._table()
+        return self._open_ended and _TARGET.fullmatch(name) is not None and name not in self._table
 
     def check(self, name: str) -> None:
-        """Refuse a name that ``load`` could not find, importing nothing of it."""
-        module = self.target(name).partition(":")[0]
+        """Refuse a name that ``load`` could not find, without importing it."""
+        package = self.target(name).partition(":")[0].partition(".")[0]
         self._add_working_directory(name)
-        if importlib.util.find_spec(module.partition(".")[0]) is None:
-            raise self._error(f"{self.kind} {name!r}: there is no module {module.partition('.')[0]!r} to import")
+        if importlib.util.find_spec(package) is None:
+            raise self._error(f"{self.kind} {name!r}: there is no module {package!r} to import")
 
     def load(self, name: str) -> Any:
         """The object behind a name, imported now.
@@ -91,39 +92,31 @@ class Registry:
         module, _, attribute = self.target(name).partition(":")
         self._add_working_directory(name)
         try:
-            value: Any = importlib.import_module(module)
-            for part in attribute.split("."):
-                value = getattr(value, part)
+            value: Any = attrgetter(attribute)(importlib.import_module(module))
         except (ImportError, AttributeError) as error:
             raise self._error(f"{self.kind} {name!r} cannot be loaded from {module}:{attribute} ({error})") from error
-        return partial(value, name.removeprefix(REMOTE)) if self._remote and _is_remote(name) else value
+        return partial(value, name.removeprefix(REMOTE)) if self._is_remote(name) else value
+
+    def _is_remote(self, name: str) -> bool:
+        """``remote:`` and an address; a module may be called remote too."""
+        return self._remote is not None and name.startswith(REMOTE) and not _TARGET.fullmatch(name)
 
     def _add_working_directory(self, name: str) -> None:
         """Make modules of the working directory importable, after installed ones, for a name that is not registered."""
         here = os.getcwd()
-        if name not in self._table() and here not in sys.path and "" not in sys.path:
+        if name not in self._table and here not in sys.path and "" not in sys.path:
             sys.path.append(here)
 
-    def _table(self) -> dict[str, str]:
-        if self._plugins is None:
-            self._plugins = self._collect(entry_points(group=f"flowopd.{self.kind}"))
-        return {**self._rows, **self._plugins}
-
-    def _collect(self, points: Sequence[EntryPoint]) -> dict[str, str]:
-        plugins: dict[str, str] = {}
-        for point in points:
-            owner = self._rows.get(point.name) or plugins.get(point.name)
-            if owner not in (None, point.value):
+    @cached_property
+    def _table(self) -> Mapping[str, str]:
+        table = dict(self._rows)
+        for point in entry_points(group=f"flowopd.{self.kind}"):
+            if table.setdefault(point.name, point.value) != point.value:
                 raise self._error(
-                    f"{self.kind} {point.name!r} is claimed by {point.value} and by {owner}; uninstall one of them"
+                    f"{self.kind} {point.name!r} is claimed by {point.value} and by {table[point.name]}; "
+                    "uninstall one of them"
                 )
-            plugins[point.name] = point.value
-        return plugins
-
-
-def _is_remote(name: str) -> bool:
-    """``remote:`` and an address; a module may be called remote too."""
-    return name.startswith(REMOTE) and not _TARGET.fullmatch(name)
+        return table
 
 
 MODELS = Registry(
@@ -191,7 +184,7 @@ SUITES = Registry(
 )
 KINDS: Mapping[str, Registry] = {r.kind: r for r in (MODELS, FAMILIES, BASES, REWARDS, PROMPTS, SUITES)}
 
-# The tasks that the shipped prompt sources name, so that a route can be checked before any prompt is drawn.
+# The tasks of the shipped prompt sources: a route is checked before any prompt is loaded.
 PROMPT_TASKS: Mapping[str, tuple[str, ...]] = {
     "toy:geneval": ("geneval",),
     "toy:ocr": ("ocr",),
@@ -201,18 +194,3 @@ PROMPT_TASKS: Mapping[str, tuple[str, ...]] = {
     "pickscore": ("pickscore",),
     "drawbench": ("drawbench",),
 }
-
-
-def reward_name(name: str, base: str) -> str:
-    """The registry's name for a reward: on the base ``toy``, ``geneval`` means ``toy-geneval``."""
-    return _on_base(REWARDS, name, base)
-
-
-def suite_name(name: str, base: str) -> str:
-    """The registry's name for a suite: on the base ``toy``, ``geneval`` means ``toy-geneval``."""
-    return _on_base(SUITES, name, base)
-
-
-def _on_base(registry: Registry, name: str, base: str) -> str:
-    prefixed = f"{base}-{name}"
-    return prefixed if base in BASES.names() and prefixed in registry.names() else name

@@ -7,7 +7,7 @@ import pytest
 
 from flowopd_cli import registry
 from flowopd_cli.errors import RecipeError, RewardError
-from flowopd_cli.registry import REWARDS, Registry, reward_name, suite_name
+from flowopd_cli.registry import REWARDS, SUITES, Registry
 
 
 def plugins(monkeypatch, *points):
@@ -75,7 +75,7 @@ def test_rewards_at_an_address():
     made = registry.REWARDS.load("remote:http://a:1,https://b/c")
     assert made.func.__name__ == "RemoteReward"
     assert made.args == ("http://a:1,https://b/c",)
-    assert reward_name("remote:http://a:1", "toy") == "remote:http://a:1"
+    assert REWARDS.on_base("remote:http://a:1", "toy") == "remote:http://a:1"
 
 
 @pytest.mark.parametrize("name", ["remote:", "remote:a:1", "remote:ftp://a", "remote:http://", "remote:http://a,b"])
@@ -111,16 +111,16 @@ def test_a_name_claimed_twice_is_refused(monkeypatch, names):
 
 
 def test_toy_alias_of_rewards():
-    assert reward_name("geneval", "toy") == "toy-geneval"
-    assert reward_name("toy-ocr", "toy") == "toy-ocr"
-    assert reward_name("my.module:f", "toy") == "my.module:f"
-    assert reward_name("geneval", "stabilityai/stable-diffusion-3.5-medium") == "geneval"
+    assert REWARDS.on_base("geneval", "toy") == "toy-geneval"
+    assert REWARDS.on_base("toy-ocr", "toy") == "toy-ocr"
+    assert REWARDS.on_base("my.module:f", "toy") == "my.module:f"
+    assert REWARDS.on_base("geneval", "stabilityai/stable-diffusion-3.5-medium") == "geneval"
 
 
 def test_toy_alias_of_suites():
-    assert suite_name("geneval", "toy") == "toy-geneval"
-    assert suite_name("toy-ocr", "toy") == "toy-ocr"
-    assert suite_name("geneval", "stabilityai/stable-diffusion-3.5-medium") == "geneval"
+    assert SUITES.on_base("geneval", "toy") == "toy-geneval"
+    assert SUITES.on_base("toy-ocr", "toy") == "toy-ocr"
+    assert SUITES.on_base("geneval", "stabilityai/stable-diffusion-3.5-medium") == "geneval"
     assert "toy" not in registry.SUITES.target("geneval")
 
 

@@ -17,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from flowopd_cli.system.redact import leaves, secret_in_name, secret_in_options
+from flowopd_cli.system.redact import secret_in_name, secret_in_options
 from flowopd_cli.system.text import suggest
 
 ATTENTION_TARGETS = tuple(
@@ -45,9 +45,8 @@ def _parse_trackers(value: Any) -> Any:
 
 def _refuse_secrets(value: Any) -> Any:
     """A reward's name or options: a recipe is stored with its run and published with it."""
-    names = [text for _, text in leaves(value) if isinstance(text, str)]
-    secrets = [*map(secret_in_name, names), secret_in_options(value) if isinstance(value, dict) else None]
-    for secret in filter(None, secrets):
+    secret = secret_in_options(value) if isinstance(value, dict) else secret_in_name(value)
+    if secret:
         raise ValueError(secret)
     return value
 
@@ -289,7 +288,6 @@ class EvalSpec(Spec):
     pictures: str | None = None  #: a folder that another program drew, to score instead of drawing
     import_scores: str | None = None  #: a folder that official scorers wrote, to read instead of scoring
     fail_under: dict[str, float] = Field(default_factory=dict)  #: exit code 3 below this mean, by suite
-
 
 class PushSpec(Spec):
     """Publication on the Hub."""

@@ -1,6 +1,6 @@
-"""What may not be written down or published: logins, keys, local paths, private addresses.
+"""Finds secrets in recipes, and shortens local paths and private addresses in published texts.
 
-The patterns of secrets themselves are in :mod:`flowopd_cli.errors`, which redacts every message.
+The patterns of secrets are in :mod:`flowopd_cli.errors`, which redacts every message.
 """
 
 from __future__ import annotations
@@ -32,8 +32,7 @@ _PLACE = re.compile(
     r"(?P<address>[A-Za-z][A-Za-z0-9+.-]{0,15}://[^\s'\"<>|,;(){}]*)"
     rf"|(?<![\w.~-])(?:/{_PART}/|(?:~[\w.-]*|\.\.?)/)(?:{_PART}/)*(?:{_PART})?"
 )
-_WRITTEN = "which would be written into recipe.yaml; put it into an environment variable instead "
-_WRITTEN += "(token_env and key_env name one)"
+_WRITTEN = "which recipe.yaml would store; use an environment variable instead (token_env and key_env name one)"
 
 
 def is_secret_name(name: str) -> bool:
@@ -42,7 +41,7 @@ def is_secret_name(name: str) -> bool:
 
 
 def secret_in_tree(tree: Any, path: tuple[str, ...] = ()) -> str | None:
-    """Why a recipe's tree may not be written down: it holds a login or a key. The reason does not repeat the secret."""
+    """Why a recipe's tree may not be stored: it holds a login or a key, which the reason does not repeat."""
     if isinstance(tree, str):
         return f"{'.'.join(path)}: holds a login or a key, {_WRITTEN}" if holds_secret(tree) else None
     if isinstance(tree, Mapping) and any(holds_secret(str(name)) for name in tree):
@@ -53,18 +52,18 @@ def secret_in_tree(tree: Any, path: tuple[str, ...] = ()) -> str | None:
 
 
 def secret_in_name(name: str) -> str | None:
-    """Why a reward's name may not be written down, ``None`` where it may."""
+    """Why a reward's name may not be stored, ``None`` where it may."""
     return _secret_in_address("the address of a worker", name) if name.startswith(REMOTE) else None
 
 
 def secret_in_options(options: Mapping[str, Any]) -> str | None:
-    """Why a reward's options may not be written down, ``None`` where they may."""
+    """Why options of rewards or suites may not be stored, ``None`` where they may."""
     for name, value in leaves(options):
+        text = str(value)
         if is_secret_name(name):
             return f"option {name!r} holds a secret, {_WRITTEN}"
-        is_address = name.lower() in {"url", "urls"} or _LOGIN.search(str(value))
-        reason = _secret_in_address(f"option {name!r}", str(value)) if is_address else None
-        if reason:
+        is_address = name.lower() in {"url", "urls"} or text.startswith(REMOTE) or _LOGIN.search(text)
+        if is_address and (reason := _secret_in_address(f"option {name!r}", text)):
             return reason
     return None
 
@@ -89,27 +88,27 @@ def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def public_name(text: str) -> str:
-    """A Hub id or a registered name unchanged; a local path's last part; for a path in the Hub's cache, its Hub id."""
+    """The last part of a local path, or the Hub id of a path in the Hub's cache; any other name unchanged."""
     path = Path(os.path.expanduser(text))
-    if not (path.is_absolute() or text.startswith(("./", "../")) or ("/" in text and _exists(path))):
+    is_path = path.is_absolute() or text.startswith(("./", "../")) or ("/" in text and os.path.lexists(text))
+    if not is_path:
         return text
-    cached = _HUB_CACHE.search(path.as_posix())
-    if cached:
+    if cached := _HUB_CACHE.search(path.as_posix()):
         return f"{cached['owner']}/{cached['name']}"
     name = Path(text).name
     return (Path(os.path.abspath(path)).name if name in ("", "..") else name) or text
 
 
 def public_reference(text: str) -> str:
-    """An adapter's reference: one of the Hub unchanged, the last part of a run's or a folder's path."""
+    """The last part of the path of a run or adapter folder; a Hub reference unchanged."""
     return text if text.startswith("hub:") else Path(text).name
 
 
 def public_text(text: str) -> str:
-    """A text whose local paths and private addresses are shortened.
+    """A text with local paths and private addresses shortened.
 
-    A path becomes its name (:func:`public_name`); an address of a host that is not ``PUBLIC`` becomes the last part of
-    its path, or ``address``; a reward's workers become ``remote:address``.
+    A path becomes its name (:func:`public_name`); an address outside ``PUBLIC`` becomes the last part of its
+    path, or ``address``; a reward's workers become ``remote:address``.
     """
     if text.startswith(REMOTE) and "://" in text:
         return REMOTE + ADDRESS
@@ -126,10 +125,3 @@ def _shortened(place: re.Match[str]) -> str:
     except ValueError:
         return ADDRESS
     return place[0] if parts.netloc in PUBLIC else Path(parts.path).name or ADDRESS
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError:  # the text is too long for a path
-        return False

@@ -13,7 +13,7 @@ from flowopd_cli.cli.options import Common
 from flowopd_cli.cli.plan.consent import check_consent
 from flowopd_cli.errors import ArtifactError, RecipeError
 from flowopd_cli.models.files.families import model_fields
-from flowopd_cli.registry import REWARDS, reward_name, suite_name
+from flowopd_cli.registry import REWARDS, SUITES
 from flowopd_cli.runs import provenance
 from flowopd_cli.runs.adapter_ref import AdapterRef, Adapters, recorded_base
 from flowopd_cli.runs.layout import resume_command
@@ -94,12 +94,12 @@ def complete_names(recipe: recipes.Recipe) -> recipes.Recipe:
     base = recipe.model.pretrained
     if isinstance(recipe, recipes.EvalRecipe):
         update = {
-            "suites": tuple(suite_name(name, base) for name in recipe.eval.suites),
-            "options": {suite_name(name, base): value for name, value in recipe.eval.options.items()},
+            "suites": tuple(SUITES.on_base(name, base) for name in recipe.eval.suites),
+            "options": {SUITES.on_base(name, base): value for name, value in recipe.eval.options.items()},
         }
         return recipe.model_copy(update={"eval": recipe.eval.model_copy(update=update)})
     rewards = getattr(recipe, "rewards", ())
-    named = tuple(spec.model_copy(update={"name": reward_name(spec.name, base)}) for spec in rewards)
+    named = tuple(spec.model_copy(update={"name": REWARDS.on_base(spec.name, base)}) for spec in rewards)
     return recipe.model_copy(update={"rewards": named}) if rewards else recipe
 
 
@@ -211,7 +211,7 @@ def _toy_recipe(stage: str, flags: Mapping[str, Any]) -> str:
     if not names:
         raise RecipeError("teacher needs a reward: --reward geneval, ocr or quality, or a --recipe that names one")
     for name in names:
-        REWARDS.target(reward_name(name, TOY))
+        REWARDS.target(REWARDS.on_base(name, TOY))
     recipe = f"toy/teacher-{_short(names[0])}"
     return recipe if len(names) == 1 and recipe in recipes.shipped() else "toy/grpo-mix"
 

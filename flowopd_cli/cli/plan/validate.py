@@ -95,10 +95,10 @@ def _name_checks(tree: Mapping[str, Any]) -> Iterator[Check]:
     base = str(model.get("pretrained", recipes.ModelSpec().pretrained))
     yield partial(registry.MODELS.check, str(model.get("family", recipes.ModelSpec().family)))
     for reward in _specs(recipes.RewardSpec, tree.get("rewards"), ("name",)):
-        yield partial(registry.REWARDS.check, registry.reward_name(reward.name, base))
+        yield partial(registry.REWARDS.check, registry.REWARDS.on_base(reward.name, base))
     for name in _list(_section(tree, "eval").get("suites")):
         if isinstance(name, str):
-            yield partial(registry.SUITES.check, registry.suite_name(name, base))
+            yield partial(registry.SUITES.check, registry.SUITES.on_base(name, base))
     for prompts in _specs(recipes.PromptSpec, tree.get("prompts"), ("source", "task")):
         yield partial(_read, prompts)
 

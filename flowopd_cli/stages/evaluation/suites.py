@@ -77,7 +77,7 @@ def _load_suites(recipe: EvalRecipe) -> tuple[tuple[Suite, ...], tuple[SuiteGrou
 
 
 def _load_suite(name: str, base: str, options: Mapping[str, Any]) -> Suite | SuiteGroup:
-    factory = registry.SUITES.load(registry.suite_name(name, base))
+    factory = registry.SUITES.load(registry.SUITES.on_base(name, base))
     try:
         return factory(**options)
     except TypeError as error:
