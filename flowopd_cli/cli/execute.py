@@ -24,7 +24,7 @@ from flowopd_cli.cli.stage import continuation, interruption, is_dry_push, run_s
 from flowopd_cli.errors import FAULTY, Interrupted, RecipeError
 from flowopd_cli.recipe import EvalRecipe, Recipe, TrainedRecipe, dump
 from flowopd_cli.recipe.cost import arithmetic
-from flowopd_cli.runs.evaluations import results
+from flowopd_cli.runs.evaluations import figures, results
 from flowopd_cli.runs.layout import fresh_path
 from flowopd_cli.runs.run import RunDir
 from flowopd_cli.system.distributed import GROUP
@@ -123,7 +123,7 @@ def _with_requests(plan: Plan) -> Plan:
 
 def _recorded_result(recipe: Recipe, path: Path) -> dict[str, Any]:
     """The result of a finished run, as far as its files have it."""
-    return {"suites": results(RunDir.open(path, writes=False))} if isinstance(recipe, EvalRecipe) else {}
+    return {"suites": figures(results(RunDir.open(path, writes=False)))} if isinstance(recipe, EvalRecipe) else {}
 
 
 def _print_result(console: Console, common: Common, recipe: Recipe, path: Path, result: dict[str, Any]) -> None:

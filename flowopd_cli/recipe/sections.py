@@ -289,6 +289,7 @@ class EvalSpec(Spec):
     import_scores: str | None = None  #: a folder that official scorers wrote, to read instead of scoring
     fail_under: dict[str, float] = Field(default_factory=dict)  #: exit code 3 below this mean, by suite
 
+
 class PushSpec(Spec):
     """Publication on the Hub."""
 

@@ -134,5 +134,4 @@ def _mark_comparable(entries: Sequence[Entry]) -> list[Entry]:
 
 def _compare(one: Evaluation, two: Evaluation) -> bool:
     """Whether protocol, versions and judges are the same."""
-    versions = all(two.versions.get(name, version) == version for name, version in one.versions.items())
-    return one.protocol == two.protocol and versions and not one.judged_otherwise(two)
+    return one.protocol == two.protocol and set(one.shared(two)) == one.results.keys() & two.results.keys()

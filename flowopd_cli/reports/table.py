@@ -151,7 +151,7 @@ def numbers(entries: Sequence[Entry]) -> list[dict[str, Any]]:
             "model": printable(entry.name),
             "suite": printable(suite),
             **{key: figures[key] for key in ("mean", "stderr", "n", "exact")},
-            "version": printable(entry.evaluation.versions[suite]),
+            "version": printable(entry.evaluation.results[suite]["version"]),
             "comparable": entry.comparable,
             **{key: entry.evaluation.protocol[key] for key in PROTOCOL},
         }

@@ -24,7 +24,7 @@ from flowopd_cli.system.files import CHECKSUMS, combined_sha256, is_sealed, sha2
 from flowopd_cli.system.paths import is_dir, is_file, is_hub_id, is_revision
 
 LONGEST = 4096
-FILES = (CONFIG, PEFT_WEIGHTS, DIFFUSERS_WEIGHTS, CHECKSUMS)  # of an adapter's folder, as far as they are read
+FILES = (CONFIG, PEFT_WEIGHTS, DIFFUSERS_WEIGHTS, CHECKSUMS)  # the files of an adapter that are read
 
 
 @dataclass(frozen=True)
@@ -38,16 +38,16 @@ class AdapterRef:
 
     @classmethod
     def parse(cls, text: str) -> AdapterRef:
-        """Read a reference as it stands in a recipe. :meth:`resolve` says whether anything is there.
+        """Parse a reference; only :meth:`resolve` requires that it exists.
 
         Raises:
-            ArtifactError: the reference is empty or no name, or a Hub reference is not ``hub:<owner>/<name>``.
+            ArtifactError: the reference is empty or unprintable, or a Hub reference is not ``hub:<owner>/<name>``.
         """
         text = text.strip()
         if not text:
             raise ArtifactError("an adapter reference is empty: name a run, an adapter folder, hub:<repo>, or base")
         if len(text) > LONGEST or not text.isprintable():
-            raise ArtifactError(f"{text[:80]!r} is no adapter reference: it is too long or has unprintable characters")
+            raise ArtifactError(f"{text[:80]!r} is not an adapter reference: too long, or unprintable characters")
         if text == "base":
             return cls(text, "base")
         if text.startswith("hub:"):
@@ -59,12 +59,12 @@ class AdapterRef:
 
     @property
     def absent(self) -> bool:
-        """Whether it names a local path where there is nothing."""
+        """Whether it names a local path that does not exist."""
         return self.kind == "folder" and not os.path.lexists(self.location)
 
     def shape(self) -> dict[str, Any]:
-        """``rank``, ``alpha`` and ``targets`` of a local adapter, as far as a configuration in PEFT form has them."""
-        folder = Path(self.location) / ADAPTER if self.kind == "run" else Path(self.location)
+        """``rank``, ``alpha`` and ``targets`` of a local adapter, as far as its PEFT configuration has them."""
+        folder = Path(self.location, *([ADAPTER] if self.kind == "run" else []))
         if self.kind in {"base", "hub"} or not is_file(folder / CONFIG):
             return {}
         config = read_config(folder / CONFIG)
@@ -74,10 +74,10 @@ class AdapterRef:
         return fields | ({"targets": config.targets} if config.targets and not config.target_pattern else {})
 
     def resolve(self) -> Adapter:
-        """The adapter, fetched first when it is on the Hub, its files verified against their checksums.
+        """The adapter, downloaded if it is on the Hub, its files verified against their checksums.
 
         Raises:
-            ArtifactError: there is nothing, no adapter in it, or a file has changed since it was written.
+            ArtifactError: it does not exist, has no adapter, or a file has changed since it was written.
         """
         if self.kind == "base":
             return Adapter(self, None)
@@ -85,22 +85,20 @@ class AdapterRef:
         digests = verified_digests(folder) if is_sealed(folder) else {}
         if digests is None:
             raise ArtifactError(
-                f"{self.text}: its adapter is damaged (a file in {folder} is not as it was written); take another copy"
+                f"{self.text}: the adapter is damaged (a file in {folder} has changed); use another copy"
             )
         return Adapter(self, folder, digests)
 
     def _local(self) -> Path:
-        path = Path(self.location)
+        path, is_run_dir = Path(self.location), self.kind == "run"
         if not is_dir(path):
             raise ArtifactError(f"{self.text}: no such run directory or adapter folder")
-        if self.kind == "run":
-            if _has_adapter(path / ADAPTER):
-                return path / ADAPTER
-            status = status_now(path)
-            raise ArtifactError(f"{self.text}: this run has no adapter (its status is {status}); finish it first")
-        if not _has_adapter(path):
-            raise ArtifactError(f"{self.text}: neither a run nor an adapter folder (no {CONFIG} in it)")
-        return path
+        folder = path / ADAPTER if is_run_dir else path
+        if _has_adapter(folder):
+            return folder
+        if is_run_dir:
+            raise ArtifactError(f"{self.text}: this run has no adapter (status {status_now(path)}); finish it first")
+        raise ArtifactError(f"{self.text}: neither a run nor an adapter folder (no {CONFIG} in it)")
 
     def _fetch(self) -> Path:
         from huggingface_hub import snapshot_download
@@ -110,17 +108,17 @@ class AdapterRef:
             root = Path(snapshot_download(self.location, revision=self.revision, allow_patterns=patterns))
         except Exception as error:
             raise ArtifactError(f"{self.text}: cannot be fetched ({one_line(error)})") from error
-        for folder in (root, root / ADAPTER):
-            if _has_adapter(folder):
-                return folder
-        raise ArtifactError(f"{self.text}: no adapter in this repository (no {CONFIG})")
+        folder = next(filter(_has_adapter, (root, root / ADAPTER)), None)
+        if folder is None:
+            raise ArtifactError(f"{self.text}: no adapter in this repository (no {CONFIG})")
+        return folder
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """A resolved reference; ``path`` is the folder with the adapter's files, ``None`` for the bare base.
+    """A resolved reference: the folder of the adapter's files, ``None`` for the bare base.
 
-    ``digests`` has the SHA-256 of the files that were verified. Header and digest are read once.
+    ``digests`` has the SHA-256 of verified files. Header and digest are read once.
     """
 
     ref: AdapterRef
@@ -129,11 +127,7 @@ class Adapter:
 
     @cached_property
     def header(self) -> AdapterHeader | None:
-        """Configuration, names and shapes; ``None`` for the base.
-
-        Raises:
-            ArtifactError: see :func:`flowopd_cli.models.files.adapter_header.read_adapter_header`.
-        """
+        """Configuration, names and shapes; ``None`` for the base. Raises as :func:`read_adapter_header`."""
         return None if self.path is None else read_adapter_header(self.path)
 
     @cached_property
@@ -146,11 +140,11 @@ class Adapter:
 
     @cached_property
     def base(self) -> Base | None:
-        """The base model that the adapter was trained on, where that is recorded; see :func:`recorded_base`."""
+        """The base model that the adapter was trained on; see :func:`recorded_base`."""
         return recorded_base(self.path)
 
     def parent(self, role: str) -> Parent:
-        """The entry of this adapter in the ``parents`` of a manifest."""
+        """This adapter as a parent in a manifest."""
         return Parent(role=role, ref=self.ref.text, sha256=self.sha256)
 
 
@@ -161,11 +155,7 @@ class Adapters:
         self._resolved: dict[str, Adapter] = {}
 
     def __getitem__(self, ref: str) -> Adapter:
-        """The adapter behind a reference as a recipe has it.
-
-        Raises:
-            ArtifactError: see :meth:`AdapterRef.parse` and :meth:`AdapterRef.resolve`.
-        """
+        """The adapter of a reference; raises as :meth:`AdapterRef.parse` and :meth:`AdapterRef.resolve`."""
         reference = AdapterRef.parse(ref)
         if reference.text not in self._resolved:
             self._resolved[reference.text] = reference.resolve()
@@ -173,19 +163,16 @@ class Adapters:
 
 
 def recorded_base(folder: Path | None) -> Base | None:
-    """The base that an adapter says it was trained on; ``None`` where nothing is recorded.
+    """The base that an adapter was trained on, by its run's manifest, else by its configuration and weights.
 
-    ``folder`` is a run or holds an adapter's files; ``None`` is the bare base. The record is the manifest of the run,
-    else the adapter's own configuration and weights.
+    ``folder`` is a run or an adapter folder, ``None`` the bare base. ``None`` where nothing is recorded.
     """
     if folder is None:
         return None
     folder = folder.resolve()
-    for place in (folder.parent, folder) if folder.name == ADAPTER else (folder, folder / ADAPTER):
-        base = read_manifest(place).base if is_run(place) else _base_in_files(place)
-        if base is not None:
-            return base
-    return None
+    places = (folder.parent, folder) if folder.name == ADAPTER else (folder, folder / ADAPTER)
+    bases = (read_manifest(place).base if is_run(place) else _base_in_files(place) for place in places)
+    return next(filter(None, bases), None)
 
 
 def _base_in_files(folder: Path) -> Base | None:

@@ -1,15 +1,17 @@
-"""The checkpoints of one run: written atomically, with their provenance, and pruned. No torch here."""
+"""The checkpoints of one run, each with its provenance. No torch here."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.recipe import BestSpec
-from flowopd_cli.runs.provenance import Provenance, read_provenance
+from flowopd_cli.runs.manifest import read_record
+from flowopd_cli.runs.provenance import Provenance
 from flowopd_cli.system import files
 
 PROVENANCE = "origin.json"
@@ -19,7 +21,7 @@ Regular = Callable[[int], bool]
 
 
 def each(step: int) -> bool:
-    """Every step is a regular one."""
+    """Every step is regular."""
     return True
 
 
@@ -30,19 +32,19 @@ class Checkpoints:
         self.folder = folder
 
     def path(self, step: int) -> Path:
-        """Where the checkpoint of one step is."""
+        """The checkpoint of one step."""
         return self.folder / f"step-{step:06d}"
 
     def steps(self) -> list[int]:
-        """The steps that have one, sound or not, in their order."""
-        names = (path.name for path in self.folder.glob("step-*") if path.is_dir())
-        return sorted(int(match[1]) for match in (re.fullmatch(r"step-(\d+)", name) for name in names) if match)
+        """The steps with a checkpoint, intact or not, in order."""
+        folders = [path for path in self.folder.glob("step-*") if path.is_dir()]
+        return sorted(int(match[1]) for path in folders if (match := re.fullmatch(r"step-(\d+)", path.name)))
 
     def save(self, step: int, writer: Fill, provenance: Provenance) -> None:
-        """Let ``writer`` fill the checkpoint of ``step``, atomically; ``provenance`` is written beside.
+        """Let ``writer`` fill the checkpoint of ``step`` atomically, and add its ``provenance``.
 
         Raises:
-            StorageError: it cannot be written; those before are as they were.
+            StorageError: it cannot be written; earlier checkpoints are unchanged.
         """
 
         def fill(folder: Path) -> None:
@@ -55,36 +57,32 @@ class Checkpoints:
         files.commit_folder(self.path(step), fill)
 
     def prune(self, keep: int, also: Iterable[int | None] = (), regular: Regular = each) -> None:
-        """Remove all but the newest, the newest ``keep`` of the ``regular`` ones, and those of the steps ``also``."""
+        """Keep the newest, the newest ``keep`` of the ``regular`` ones, and the steps ``also``; remove all others."""
         remaining = {*self.steps()[-1:], *list(filter(regular, self.steps()))[-keep:], *also}
         self.remove(step for step in self.steps() if step not in remaining)
 
     def remove(self, steps: Iterable[int]) -> None:
-        """Remove those of the steps; what cannot be removed stays."""
+        """Remove the checkpoints of ``steps``; one that cannot be removed stays."""
         for step in steps:
             files.drop_folder(self.path(step))
 
     def newest(self) -> tuple[int, Path] | None:
-        """The newest undamaged one and its step, if there is one."""
-        for step in reversed(self.steps()):
-            if files.is_intact(self.path(step)):
-                return step, self.path(step)
-        return None
+        """The step and path of the newest intact one, if any."""
+        intact = ((step, self.path(step)) for step in reversed(self.steps()) if files.is_intact(self.path(step)))
+        return next(intact, None)
 
     def provenance(self) -> Provenance | None:
-        """What they were made from, by the newest of which that can be read."""
+        """The provenance of the newest one with a readable record."""
         for step in reversed(self.steps()):
-            try:
-                return read_provenance(self.path(step) / PROVENANCE)
-            except ArtifactError:
-                continue
+            with suppress(ArtifactError):
+                return read_record(self.path(step) / PROVENANCE, Provenance, "provenance of a checkpoint")
         return None
 
 
 def best_step(rows: Sequence[Mapping[str, Any]], steps: Iterable[int], best: BestSpec, every: int) -> int | None:
-    """Of checkpoints the one with the best mean of a metric over the ``every`` iterations up to it.
+    """The checkpoint with the best mean of a metric over the ``every`` iterations up to it, of equals the first.
 
-    Of equals the first; ``None`` where no row that counts has the metric.
+    ``None`` where no row that counts has the metric.
     """
     sign = 1 if best.direction == "max" else -1
     means = {step: _mean(rows, best.metric, step - every, step) for step in sorted(steps)}

@@ -1,4 +1,4 @@
-"""Which evaluations a model card reports of a run and of its base, and how their pictures were made. No torch here."""
+"""Evaluation runs: their figures, and which of them a model card reports. No torch here."""
 
 from __future__ import annotations
 
@@ -16,82 +16,90 @@ from flowopd_cli.runs.manifest import Base, is_run
 from flowopd_cli.runs.run import RunDir
 from flowopd_cli.system.json_files import read_json_value
 
-FIGURES = ("mean", "stderr", "n")
+FIGURES = ("mean", "stderr", "n", "exact")
 PROTOCOL = ("split", "limit", "images", "steps", "guidance", "seed")
 BASE, MODEL = "base", "this model"
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One evaluation run of this model or of its base: each suite's figures, version and judge (``None`` where the
-    result does not say which it was), and how pictures were made.
+    """An evaluation run: the results of its suites (see :func:`results`), and how pictures were made.
 
-    ``scored`` is the digest of the adapter, ``None`` of the base; ``finished`` when it ended, empty where it has not.
+    ``scored`` is the digest of the adapter, ``None`` for the base; ``finished`` when it ended, empty if it has not.
     """
 
     run: RunDir
     scored: str | None
     finished: str
-    suites: dict[str, dict[str, Any]]
-    versions: dict[str, str]
-    judges: dict[str, str | None]
+    results: dict[str, dict[str, Any]]
     protocol: dict[str, Any]
 
     @property
     def of(self) -> str:
-        """Whose figures they are, in the words of a card."""
+        """The row of a card with these figures."""
         return BASE if self.scored is None else MODEL
+
+    @property
+    def suites(self) -> dict[str, dict[str, Any]]:
+        """``{suite: {mean, stderr, n, exact}}``."""
+        return figures(self.results)
 
     def comparable(self) -> bool:
         """Whether it is a whole evaluation on test prompts, which a card reports by default."""
         return self.protocol["split"] == "test" and self.protocol["limit"] is None
 
     def shared(self, other: Evaluation) -> list[str]:
-        """The suites whose figures stand beside the other's: same protocol, same version, same judge."""
-        if self.protocol != other.protocol:
-            return []
-        alike = [name for name in self.suites if other.versions.get(name) == self.versions[name]]
-        return [name for name in alike if name not in self.judged_otherwise(other)]
+        """The suites whose figures compare with the other's: same protocol, same version, same judge."""
+        others, judged_otherwise = other.results, self.judged_otherwise(other)
+        return [
+            name
+            for name, result in self.results.items()
+            if name in others and others[name]["version"] == result["version"] and name not in judged_otherwise
+            if self.protocol == other.protocol
+        ]
 
     def judged_otherwise(self, other: Evaluation) -> list[str]:
-        """The suites that the other has too, and that another judge scored there."""
-        pairs = {name: (judge, other.judges.get(name)) for name, judge in self.judges.items()}
+        """The suites of both that different judges scored."""
+        pairs = {name: (one["judge"], other.results.get(name, {}).get("judge")) for name, one in self.results.items()}
         return [name for name, (one, two) in pairs.items() if None not in (one, two) and one != two]
 
 
 def evaluations(source: RunDir, named: Sequence[str], adapter: Adapter | None = None) -> list[Evaluation]:
-    """What to report of the base and of this model: the ``named`` evaluation runs, else the best beside the run.
+    """What a card reports of the base and of this model: the ``named`` evaluation runs, else the best beside the run.
 
     The best are whole evaluations on test prompts: of this model the one with the most suites (the latest of several),
-    of the base the one that shares its protocol and most of its suites. Runs that cannot be read are passed over.
+    of the base the one that shares its protocol and most of its suites. Unreadable runs are skipped.
 
     Raises:
         ArtifactError: a named run is no evaluation, not of this adapter or its base, or two of them do not compare.
     """
     sha256, base = (adapter or AdapterRef.parse(str(source.path)).resolve()).sha256, source.manifest().base
     if named:
-        return _named(source, [_evaluation(RunDir.open(path, writes=False), sha256, base) for path in named], named)
+        return _named(source, {path: _of_model(RunDir.open(path, writes=False), sha256, base) for path in named})
     candidates = []
     for path in sorted(source.path.resolve().parent.iterdir()):
         with suppress(FlowOPDError):
-            candidates += [_evaluation(RunDir(path, writes=False), sha256, base)] if is_run(path) else []
+            candidates += [_of_model(RunDir(path, writes=False), sha256, base)] if is_run(path) else []
     whole = [e for e in candidates if e is not None and e.comparable()]
     ours = fullest(e for e in whole if e.of == MODEL)
     if ours is None:
         return []
-    bases = [replace(e, suites={name: e.suites[name] for name in e.shared(ours)}) for e in whole if e.of == BASE]
-    best = fullest(e for e in bases if e.suites)
+    best = fullest(_only(e, e.shared(ours)) for e in whole if e.of == BASE and e.shared(ours))
     return [ours] if best is None else [best, ours]
 
 
 def fullest(evaluations: Iterable[Evaluation]) -> Evaluation | None:
     """The evaluation with the most suites, the latest of several; ``None`` where there is none."""
-    return max(evaluations, key=lambda one: (len(one.suites), one.finished), default=None)
+    return max(evaluations, key=lambda one: (len(one.results), one.finished), default=None)
 
 
-def _named(source: RunDir, candidates: Sequence[Evaluation | None], named: Sequence[str]) -> list[Evaluation]:
+def _only(evaluation: Evaluation, suites: Iterable[str]) -> Evaluation:
+    return replace(evaluation, results={name: evaluation.results[name] for name in suites})
+
+
+def _named(source: RunDir, candidates: Mapping[str, Evaluation | None]) -> list[Evaluation]:
     chosen: dict[str, Evaluation] = {}
-    for path, evaluation in zip(named, candidates, strict=True):
+    for path, evaluation in candidates.items():
         if evaluation is None:
             raise ArtifactError(f"{path}: not a finished evaluation of {source.path} or of its base")
         if evaluation.of in chosen:
@@ -100,16 +108,16 @@ def _named(source: RunDir, candidates: Sequence[Evaluation | None], named: Seque
     if len(chosen) < 2:
         return list(chosen.values())
     base, ours = chosen[BASE], chosen[MODEL]
-    alike = base.shared(ours)
-    if not alike:
-        one, two, judged = protocol(base), protocol(ours), ", ".join(base.judged_otherwise(ours))
-        how = f"{one} / {two}" + (f"; another judge of {judged}" if judged else "")
+    shared = base.shared(ours)
+    if not shared:
+        judged = ", ".join(base.judged_otherwise(ours))
+        how = f"{protocol(base)} / {protocol(ours)}" + (f"; another judge of {judged}" if judged else "")
         raise ArtifactError(f"--eval: base and model were not evaluated alike ({how}); repeat one, or name one")
-    return [replace(base, suites={name: base.suites[name] for name in alike}), ours]
+    return [_only(base, shared), ours]
 
 
-def _evaluation(run: RunDir, sha256: str | None, base: Base | None) -> Evaluation | None:
-    """An evaluation of the adapter with digest ``sha256`` or of its base; ``None`` if the run is something else."""
+def _of_model(run: RunDir, sha256: str | None, base: Base | None) -> Evaluation | None:
+    """A finished evaluation of the adapter with digest ``sha256`` or of its base, ``None`` for any other run."""
     manifest = run.manifest()
     if manifest.status != "done" or manifest.base is None or not manifest.parents:
         return None
@@ -121,46 +129,35 @@ def _evaluation(run: RunDir, sha256: str | None, base: Base | None) -> Evaluatio
 
 
 def evaluation(run: RunDir) -> Evaluation | None:
-    """What an evaluation run says of the adapter that it scored, or of the base; ``None`` when it is no such run.
+    """The evaluation of the adapter or base that a run scored; ``None`` when it is no evaluation run.
 
     Raises:
         ArtifactError: recipe or results are damaged.
     """
-    recipe = run.recipe()
+    recipe, manifest = run.recipe(), run.manifest()
     if not isinstance(recipe, EvalRecipe):
         return None
-    manifest = run.manifest()
     scored = manifest.parents[0].sha256 if manifest.parents else None
     made = recipe.eval.model_dump(include=set(PROTOCOL))
-    made |= {"resolution": recipe.model.resolution, "max_sequence_length": recipe.model.max_sequence_length}
-    read = _results_of(run)
-    versions = {name: str(result["version"]) for name, result in read.items()}
-    judges = {name: result["judge"] for name, result in read.items()}
-    return Evaluation(run, scored, manifest.finished or "", _figures(read), versions, judges, made)
+    made |= recipe.model.model_dump(include={"resolution", "max_sequence_length"})
+    return Evaluation(run, scored, manifest.finished or "", results(run), made)
 
 
 def results(run: RunDir) -> dict[str, dict[str, Any]]:
-    """``{suite: {mean, stderr, n, exact}}`` of an evaluation run.
+    """``{suite: {mean, stderr, n, exact, version, judge}}`` of an evaluation run.
+
+    ``judge`` is a digest of what scored, ``None`` where a result does not name it; an average has those of its parts.
 
     Raises:
         ArtifactError: a result is damaged.
     """
-    return _figures(_results_of(run))
-
-
-def _figures(read: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    return {name: {key: result[key] for key in (*FIGURES, "exact")} for name, result in read.items()}
-
-
-def _results_of(run: RunDir) -> dict[str, dict[str, Any]]:
-    """Each suite's figures, version and judge; the prompts beside them are no suite's."""
     read, parts = {}, {}
     for path in sorted(run.eval_dir.glob("*.json")):
         result = read_json_value(path, "result of an evaluation")
-        if isinstance(result, dict):
+        if isinstance(result, dict):  # the list of prompts is no result
             if not _is_result(result):
                 raise ArtifactError(f"{path}: damaged result of an evaluation (suite, version, mean, stderr or n)")
-            read[result["suite"]] = {key: result[key] for key in (*FIGURES, "version")}
+            read[result["suite"]] = {key: result[key] for key in ("mean", "stderr", "n", "version")}
             read[result["suite"]] |= {"exact": bool(result.get("exact", True)), "judge": _judge(result)}
             parts[result["suite"]] = result.get("parts")
     for name, of in parts.items():
@@ -170,8 +167,12 @@ def _results_of(run: RunDir) -> dict[str, dict[str, Any]]:
     return read
 
 
+def figures(results: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """``{suite: {mean, stderr, n, exact}}`` of results."""
+    return {name: {key: result[key] for key in FIGURES} for name, result in results.items()}
+
+
 def _judge(result: Mapping[str, Any]) -> str | None:
-    """What tells the judge of a result from any other, ``None`` where the result has nothing of it."""
     names = {key: result[key] for key in ("reward", "engine") if isinstance(result.get(key), str)}
     weights = result.get("weights")
     files = sorted((n, w) for n, w in weights.items() if isinstance(w, str)) if isinstance(weights, dict) else []
@@ -183,9 +184,8 @@ def _digest(value: Any) -> str:
 
 
 def _is_result(result: Mapping[str, Any]) -> bool:
-    """Whether it has what every result of a suite has, each of its kind."""
     named = all(isinstance(result.get(key), str) and result[key].isprintable() for key in ("suite", "version"))
-    mean, error, count = (result.get(key, "missing") for key in FIGURES)
+    mean, error, count = (result.get(key, "missing") for key in ("mean", "stderr", "n"))
     return named and _is_number(mean) and (error is None or _is_number(error)) and type(count) is int
 
 
@@ -193,16 +193,14 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and not abs(value) >= 1e300
 
 
-def _pictures(images: int | None) -> str:
-    return "as many pictures each as the suite says" if images is None else f"{images} pictures each"
-
-
 def protocol(evaluation: Evaluation) -> str:
     """How the pictures of an evaluation were made, in words."""
     made = evaluation.protocol
     limit = "" if made["limit"] is None else f", at most {made['limit']} a suite"
-    suites = ", ".join(f"{name} {evaluation.versions[name]}" for name in evaluation.suites)
+    images = made["images"]
+    pictures = "as many pictures each as the suite says" if images is None else f"{images} pictures each"
+    suites = ", ".join(f"{name} {result['version']}" for name, result in evaluation.results.items())
     return (
-        f"{made['split']} prompts{limit}, {_pictures(made['images'])}, {made['steps']} steps, "
-        f"guidance {made['guidance']:g}, seed {made['seed']}; suites {suites}"
+        f"{made['split']} prompts{limit}, {pictures}, {made['steps']} steps, guidance {made['guidance']:g}, "
+        f"seed {made['seed']}; suites {suites}"
     )

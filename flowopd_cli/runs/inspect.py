@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,20 +35,26 @@ class Finding:
 
 
 def listing(root: Path) -> list[dict[str, Any]]:
-    """A row for each run in ``root`` and its sub-folders, oldest first; a damaged one says so under ``status``.
+    """A row for each run in ``root`` and its sub-folders, oldest first; the status of one without a sound manifest is
+    ``damaged``.
 
     Raises:
         ArtifactError: there is no such folder.
     """
     if not is_dir(root):
         raise ArtifactError(f"{root}: no such folder")
-    rows = [_row(path) for path in _run_paths(root)]
+    rows: list[dict[str, Any]] = []
+    for path, folders, _ in os.walk(root):
+        with suppress(ArtifactError):  # of a folder that cannot be accessed
+            if is_run(Path(path)):
+                folders.clear()  # the folders of a run are not searched
+                rows.append(_row(Path(path)))
+        folders[:] = [name for name in folders if not name.startswith(".")]
     return sorted(rows, key=lambda row: (row["created"], row["run"]))
 
 
 def standing(path: Path) -> str:
-    """The status of the run at ``path``, ``absent`` where there is nothing but a lock at most,
-    ``unbegun`` where it ended before its recipe was written.
+    """The status of the run at ``path``; ``absent`` without one, ``unbegun`` if it has no recipe yet.
 
     Raises:
         ArtifactError: there is something else, or a damaged manifest.
@@ -68,49 +74,29 @@ def verify(path: Path) -> Iterator[Finding]:
     """
     run = RunDir.open(path, writes=False)
     manifest = run.manifest()
-    yield Finding("status", manifest.status, _unfinished(run, manifest))
+    dead = manifest.status == "running" and status_now(path) != "running"
+    resume = f"its process is gone; resume it with: {resume_command(manifest.stage, path)}"
+    yield Finding("status", manifest.status, resume if dead else "")
     yield from _check_recipe(run, manifest)
-    yield from (_check_file(run, artifact) for artifact in manifest.artifacts)
-    yield from (_check_folder("checkpoint", run, run.checkpoints.path(step)) for step in run.checkpoints.steps())
-    adapters = [folder for folder in (run.adapter_dir, run.best_dir) if is_sealed(folder)]
-    yield from (_check_folder("adapter", run, folder) for folder in adapters)
-    yield from (_check_parent(parent) for parent in manifest.parents)
-
-
-def _run_paths(root: Path) -> Iterator[Path]:
-    # the folders of a run are not searched
-    for path, folders, _ in os.walk(root):
-        with suppress(ArtifactError):  # a folder that may not be looked into
-            if is_run(Path(path)):
-                folders.clear()
-                yield Path(path)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+    yield from (Finding("file", artifact.path, _fault_of_file(run, artifact)) for artifact in manifest.artifacts)
+    for folder in map(run.checkpoints.path, run.checkpoints.steps()):
+        fault = "" if is_intact(folder) else "damaged or incomplete; --resume takes the one before it"
+        yield Finding("checkpoint", folder.relative_to(path).as_posix(), fault)
+    for folder in filter(is_sealed, (run.adapter_dir, run.best_dir)):
+        yield Finding("adapter", folder.name, "" if is_intact(folder) else "damaged or incomplete")
+    yield from (
+        Finding("parent", f"{parent.role} {parent.ref}", _fault_of_parent(parent)) for parent in manifest.parents
+    )
 
 
 def _row(path: Path) -> dict[str, Any]:
     try:
-        run = RunDir.open(path, writes=False)
-        manifest = run.manifest()
+        manifest = RunDir.open(path, writes=False).manifest()
     except FlowOPDError:
         return {"run": str(path), "stage": "?", "status": "damaged", "created": "", "finished": None, "figures": {}}
-    return {
-        "run": str(path),
-        "stage": manifest.stage,
-        "status": status_now(path),
-        "created": manifest.created,
-        "finished": manifest.finished,
-        "figures": _figures(manifest.metrics),
-    }
-
-
-def _figures(metrics: Mapping[str, Any]) -> dict[str, float]:
-    return {name: value for name, value in metrics.items() if isinstance(value, int | float) and abs(value) < 1e300}
-
-
-def _unfinished(run: RunDir, manifest: Manifest) -> str:
-    if manifest.status != "running" or status_now(run.path) == "running":
-        return ""
-    return f"its process is gone; go on with: {resume_command(manifest.stage, run.path)}"
+    figures = {name: v for name, v in manifest.metrics.items() if isinstance(v, int | float) and abs(v) < 1e300}
+    fields = manifest.model_dump(include={"stage", "created", "finished"})
+    return {"run": str(path), **fields, "status": status_now(path), "figures": figures}
 
 
 def _check_recipe(run: RunDir, manifest: Manifest) -> Iterator[Finding]:
@@ -120,44 +106,33 @@ def _check_recipe(run: RunDir, manifest: Manifest) -> Iterator[Finding]:
         yield Finding("recipe", run.recipe_file.name, str(error))
         return
     changed = manifest.code_version == __version__ and digest(recipe) != manifest.recipe_sha  # versions add fields
-    yield Finding("recipe", run.recipe_file.name, "is not the one that this run began with" if changed else "")
+    yield Finding("recipe", run.recipe_file.name, "is not the recipe that this run began with" if changed else "")
     if isinstance(recipe, TrainedRecipe) and rows:
-        logged = [row.get("iteration") for row in rows]
-        whole = logged == list(range(1, len(logged) + 1))
-        yield Finding("metrics", run.metrics_file.name, "" if whole else "does not have each iteration once")
+        complete = [row.get("iteration") for row in rows] == list(range(1, len(rows) + 1))
+        yield Finding("metrics", run.metrics_file.name, "" if complete else "does not have each iteration once")
 
 
-def _check_folder(kind: str, run: RunDir, folder: Path) -> Finding:
-    name, hint = folder.relative_to(run.path).as_posix(), "; --resume takes the one before it"
-    return Finding(
-        kind, name, "" if is_intact(folder) else f"damaged or incomplete{hint if kind == 'checkpoint' else ''}"
-    )
-
-
-def _check_file(run: RunDir, artifact: Artifact) -> Finding:
+def _fault_of_file(run: RunDir, artifact: Artifact) -> str:
     try:
         path = below(run.path, artifact.path)
         if not is_file(path):
-            return Finding("file", artifact.path, "missing")
+            return "missing"
         if path.stat().st_size != artifact.bytes:
-            return Finding("file", artifact.path, f"has {path.stat().st_size} bytes, not {artifact.bytes}")
-        changed = "" if sha256_file(path) == artifact.sha256 else "its content has changed"
-        return Finding("file", artifact.path, changed)
+            return f"has {path.stat().st_size} bytes, not {artifact.bytes}"
+        return "" if sha256_file(path) == artifact.sha256 else "its content has changed"
     except ArtifactError:
-        return Finding("file", artifact.path, "lies outside the run")
+        return "is outside the run"
     except OSError as error:
-        return Finding("file", artifact.path, f"cannot be read ({error.strerror})")
+        return f"cannot be read ({error.strerror})"
 
 
-def _check_parent(parent: Parent) -> Finding:
-    name = f"{parent.role} {parent.ref}"
+def _fault_of_parent(parent: Parent) -> str:
     try:
         reference = AdapterRef.parse(parent.ref)
-        if reference.kind == "hub":
-            return Finding("parent", name)  # on the Hub its revision names it
-        now = reference.resolve().sha256
+        if reference.kind == "hub":  # its revision identifies it
+            return ""
+        return "" if reference.resolve().sha256 == parent.sha256 else "is another adapter than the one this run used"
     except ArtifactError as error:
-        return Finding("parent", name, str(error))
+        return str(error)
     except OSError as error:
-        return Finding("parent", name, f"cannot be read ({error.strerror})")
-    return Finding("parent", name, "" if now == parent.sha256 else "is another adapter than the one this run used")
+        return f"cannot be read ({error.strerror})"

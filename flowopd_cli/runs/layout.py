@@ -1,4 +1,4 @@
-"""Names and places of the files of a run. No torch here."""
+"""The files of a run directory. No torch here."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import secrets
 import shlex
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Protocol
 
 from flowopd_cli.runs.manifest import ADAPTER, MANIFEST
 
@@ -15,17 +14,12 @@ CHECKPOINTS, SAMPLES, EVAL, HUB, TENSORBOARD = "checkpoints", "samples", "eval",
 IMAGES, DRAWN, SCORED = "images", "drawn.json", ".scored"
 REPORT, CARD, SAMPLE_PROMPTS = "report.html", "README.md", "prompts.json"
 EVENTS, FAULTS, TRACKERS = "events.jsonl", "faults", "trackers"
-OURS = (RECIPE, METRICS, ADAPTER, BEST, CHECKPOINTS, SAMPLES, EVAL, HUB, IMAGES, TENSORBOARD, TRACKERS)
-OURS = (*OURS, REPORT, CARD, EVENTS, FAULTS, MANIFEST)  # the manifest goes last: without it nothing is a run
-UNRECORDED = {MANIFEST, CHECKPOINTS, IMAGES, REPORT, TRACKERS}  # among no run's artifacts
-
-
-class Picture(Protocol):
-    """What a run needs of a PIL picture."""
-
-    def save(self, fp: Any, format: str | None = None) -> None:
-        """Encode the picture into an open file."""
-        ...
+# What --force removes, the manifest last: a folder without it is not a run.
+OURS = (
+    *(RECIPE, METRICS, ADAPTER, BEST, CHECKPOINTS, SAMPLES, EVAL, HUB, IMAGES, TENSORBOARD, TRACKERS),
+    *(REPORT, CARD, EVENTS, FAULTS, MANIFEST),
+)
+UNRECORDED = {MANIFEST, CHECKPOINTS, IMAGES, REPORT, TRACKERS}  # never among the artifacts
 
 
 class _Member:
@@ -62,20 +56,19 @@ class RunPaths:
     card_file = _Member(CARD)  # the model card
 
     def eval_file(self, suite: str) -> Path:
-        """Where the results of one suite go."""
+        """The results of one suite."""
         return self.eval_dir / f"{suite}.json"
 
     def samples(self) -> list[tuple[int, Path]]:
         """The sample pictures by iteration, in order."""
-        files = self.samples_dir.glob("*.png") if self.samples_dir.is_dir() else ()
-        return sorted((int(file.stem), file) for file in files if file.stem.isdecimal())
+        return sorted((int(file.stem), file) for file in self.samples_dir.glob("*.png") if file.stem.isdecimal())
 
     def sample_file(self, iteration: int) -> Path:
         """The sample pictures of one iteration."""
         return self.image_file(f"{iteration:06d}")
 
     def image_file(self, name: str) -> Path:
-        """Where a picture called ``name`` goes."""
+        """The sample picture called ``name``."""
         return self.samples_dir / f"{name.removesuffix('.png')}.png"
 
 

@@ -24,15 +24,13 @@ PATIENCE = 1.0  # seconds to wait for a process that only looks whether the lock
 class Lock:
     """One owner at a time; a dead owner's lock is taken over. See docs/reliability.md.
 
-    ``path`` is a note that names the owner. On one machine the system's lock on the file beside it says whether the
-    owner lives. On another machine that lock may not count, so an owner touches its note every ``BEAT`` seconds.
+    ``path`` is a note that names the owner. On one machine the system's lock on the file beside it ends with the owner.
+    Other machines may not see that lock, so an owner touches its note every ``BEAT`` seconds.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self.held = False
-        self._flock = FileLock(path.with_name(f"{path.name}.flock"), thread_local=False)
-        self._note = ""
+        self.path, self.held, self._note = path, False, ""
+        self._flock = FileLock(f"{path}.flock", thread_local=False)
         self._released = threading.Event()
 
     def acquire(self) -> None:
@@ -48,10 +46,15 @@ class Lock:
             try:
                 self._flock.acquire(timeout=PATIENCE, poll_interval=0.02)
             except Timeout:
-                raise ArtifactError(f"{self.path.parent}: {self._description()}") from None
+                raise ArtifactError(f"{self.path.parent}: {_description(self._owner()[0])}") from None
         try:
-            self._refuse_remote_owner()
-            self._note = json.dumps({"pid": os.getpid(), **_here(), "flock": True})
+            owner, silence = self._owner()
+            if owner is not None and not _is_local(owner) and silence < SILENCE:
+                raise ArtifactError(
+                    f"{self.path.parent}: {_description(owner)} (last sign of life {max(silence, 0):.0f} s ago; after "
+                    f"{SILENCE:.0f} s without one it counts as gone). If you know that it is gone, delete {self.path}"
+                )
+            self._note = json.dumps({"pid": os.getpid(), **_machine()})
             atomic_write(self.path, self._note, lasting=False)
         except BaseException:
             self._flock.release()
@@ -66,13 +69,11 @@ class Lock:
         Raises:
             ArtifactError: a process on another machine took it over.
         """
-        if not self.held:
-            return
-        if not self.path.exists():
+        if self.held and not self.path.exists():
             atomic_write(self.path, self._note, lasting=False)
-        if not self._is_mine():
+        if self.held and not self._is_mine():
             raise ArtifactError(
-                f"{self.path.parent}: another process has taken this run over, for this one gave no sign of life; "
+                f"{self.path.parent}: another process has taken this run over, because this one gave no sign of life; "
                 "nothing more is written here"
             )
 
@@ -100,20 +101,6 @@ class Lock:
         except OSError:  # a directory that may only be read
             return silence < SILENCE
 
-    def _refuse_remote_owner(self) -> None:
-        owner, silence = self._owner()
-        if owner is not None and not _is_local(owner) and silence < SILENCE:
-            raise ArtifactError(
-                f"{self.path.parent}: {self._description()} (last sign of life {max(silence, 0):.0f} s ago; after "
-                f"{SILENCE:.0f} s without one it counts as gone). If you know that it is gone, delete {self.path}"
-            )
-
-    def _description(self) -> str:
-        owner, _ = self._owner()
-        if owner is None:
-            return "another process is taking this run"
-        return f"process {owner['pid']} on {owner['host']} is writing this run; wait for it, or choose another --out"
-
     def _owner(self) -> tuple[dict[str, Any] | None, float]:
         """The owner by the note, ``None`` without a sound one, and the seconds since its last sign of life."""
         try:
@@ -123,10 +110,9 @@ class Lock:
             return None, 0.0
 
     def _is_mine(self) -> bool:
-        try:
+        with suppress(OSError, ValueError):
             return self.path.read_text(encoding="utf-8") == self._note
-        except (OSError, ValueError):
-            return False
+        return False
 
     def _beat(self, released: threading.Event) -> None:
         while not released.wait(BEAT):
@@ -135,8 +121,14 @@ class Lock:
                     os.utime(self.path)
 
 
-def _here() -> dict[str, str | None]:
-    """What names this machine since it was started."""
+def _description(owner: dict[str, Any] | None) -> str:
+    if owner is None:
+        return "another process is taking this run"
+    return f"process {owner['pid']} on {owner['host']} is writing this run; wait for it, or choose another --out"
+
+
+def _machine() -> dict[str, str | None]:
+    """This machine since its last start."""
     boot = None
     with suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -144,5 +136,5 @@ def _here() -> dict[str, str | None]:
 
 
 def _is_local(owner: dict[str, Any]) -> bool:
-    """Whether the owner holds the system's lock as this process would see it."""
-    return owner.get("flock") is True and all(owner.get(key) == value for key, value in _here().items())
+    """Whether the owner runs where this process sees the system's lock."""
+    return all(owner.get(key) == value for key, value in _machine().items())

@@ -1,12 +1,13 @@
-"""The manifest of a run: what it is, what it was made from, what it made. No torch here."""
+"""The manifest of a run: its identity, its inputs and its files. No torch here."""
 
 from __future__ import annotations
 
 import platform
+from contextlib import suppress
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 
@@ -22,7 +23,6 @@ Status = Literal["running", "done", "failed", "interrupted"]
 
 
 def _time(text: str) -> str:
-    """A time with its zone, as :func:`now` writes it."""
     if datetime.fromisoformat(text).tzinfo is None:
         raise ValueError("a time without a zone")
     return text
@@ -35,8 +35,11 @@ class _Entry(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+Record = TypeVar("Record", bound=_Entry)
+
+
 class Environment(_Entry):
-    """Where a run ran."""
+    """Interpreter, system and packages of a run."""
 
     python: str
     platform: str
@@ -44,7 +47,7 @@ class Environment(_Entry):
 
 
 class Parent(_Entry):
-    """An adapter that a run was made from, the part it played, and the digest of its weights."""
+    """An input adapter of a run: its role, its reference, and the digest of its weights."""
 
     role: str
     ref: str
@@ -60,22 +63,22 @@ class Artifact(_Entry):
 
 
 class Base(_Entry):
-    """The frozen base model and the digest of its transformer, where that was at hand."""
+    """The frozen base model and the digest of its transformer, if known."""
 
     ref: str
     sha256: str | None = None
 
 
 class Inputs(_Entry):
-    """What a run is made from; ``prompts`` is the digest of those it trains on."""
+    """The inputs of a run; ``prompts`` is the digest of those it trains on."""
 
     base: Base | None = None
     parents: tuple[Parent, ...] = ()
     prompts: str | None = None
 
 
-class Manifest(_Entry):
-    """What a run is, what it was made from (see :class:`Inputs`) and what it made."""
+class Manifest(Inputs):
+    """A run's identity, inputs, status and results."""
 
     run_id: str
     stage: str = Field(pattern=r"^[a-z][a-z_-]{0,40}$")
@@ -85,11 +88,8 @@ class Manifest(_Entry):
     created: Time
     finished: Time | None = None
     environment: Environment
-    parents: tuple[Parent, ...] = ()
     artifacts: tuple[Artifact, ...] = ()
     metrics: dict[str, Any] = Field(default_factory=dict)
-    base: Base | None = None
-    prompts: str | None = None
 
 
 def is_run(path: Path) -> bool:
@@ -98,16 +98,20 @@ def is_run(path: Path) -> bool:
 
 
 def read_manifest(path: Path) -> Manifest:
-    """The manifest of the run at ``path``.
+    """The manifest of the run at ``path``; raises as :func:`read_record`."""
+    return read_record(path / MANIFEST, Manifest, "manifest")
+
+
+def read_record(file: Path, kind: type[Record], what: str) -> Record:
+    """A record in a JSON file.
 
     Raises:
-        ArtifactError: there is none, or it is damaged.
+        ArtifactError: there is none, or it is damaged; ``what`` names it.
     """
-    file = path / MANIFEST
     try:
-        return Manifest.model_validate(read_json(file, "manifest"))
+        return kind.model_validate(read_json(file, what))
     except ValidationError as error:
-        raise ArtifactError(f"{file}: damaged manifest ({problems(error, Manifest)[0]})") from error
+        raise ArtifactError(f"{file}: damaged {what} ({problems(error, kind)[0]})") from error
 
 
 def status_now(path: Path) -> Status:
@@ -122,16 +126,11 @@ def status_now(path: Path) -> Status:
 
 def environment() -> Environment:
     """The interpreter, the system and the versions of the packages that matter."""
-    versions = {name: _version(name) for name in PACKAGES}
-    packages = {name: version for name, version in versions.items() if version is not None}
+    packages = {}
+    for name in PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            packages[name] = metadata.version(name)
     return Environment(python=platform.python_version(), platform=platform.platform(), packages=packages)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def now() -> str:

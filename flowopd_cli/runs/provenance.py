@@ -1,21 +1,18 @@
-"""What a checkpoint was made from, and what of that a resumed run may change. No torch here."""
+"""The provenance of a checkpoint, and what a resumed run may change of it. No torch here."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from flowopd_cli.errors import ArtifactError
-from flowopd_cli.recipe import problems
 from flowopd_cli.runs.adapter_ref import AdapterRef, Adapters
 from flowopd_cli.runs.manifest import Environment, Inputs
-from flowopd_cli.system.json_files import read_json
 
-# Fields of the recipe that a resumed run may change. All but the optimizer's steps, which a training that no longer
-# learns may need smaller, change no result beyond rounding. A section has all its own.
+# Fields of the recipe, or whole sections, that a resumed run may change. All but the optimizer's steps, which a
+# training that no longer learns may need smaller, change no result beyond rounding.
 MAY_CHANGE = frozenset(
     {
         *("train.iterations", "train.checkpoint_every", "train.keep_checkpoints", "train.keep_best"),
@@ -24,7 +21,7 @@ MAY_CHANGE = frozenset(
         *("model.device", "model.shard", "opd.log_rewards_every"),
     }
 )
-# Names of what is compared by its content: a folder that has moved is the same folder.
+# References that are compared by the content of their folders, which may move.
 MAY_MOVE = ("model.pretrained", "adapter.init", "anchor.ref", "routing.*.ref", "teachers.*.ref")
 
 
@@ -35,45 +32,26 @@ class Provenance(Inputs):
     environment: Environment
 
 
-def read_provenance(path: Path) -> Provenance:
-    """The provenance in a file.
-
-    Raises:
-        ArtifactError: there is none, or it is damaged.
-    """
-    try:
-        return Provenance.model_validate(read_json(path, "record of what a checkpoint was made from"))
-    except ValidationError as error:
-        raise ArtifactError(f"{path}: damaged ({problems(error, Provenance)[0]})") from error
-
-
-def other_fields(recorded: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
-    """Dotted names of the fields in which two recipes differ and a resumed run must not."""
+def changed_fields(recorded: Mapping[str, Any], current: Mapping[str, Any]) -> dict[str, str]:
+    """The fields in which two recipes differ and a resumed run must not: a message for each dotted name."""
     before, after = flat(recorded), flat(current)
-    return [key for key in {**before, **after} if before.get(key) != after.get(key) and not _may_change(key)]
+    changes = {key: (before.get(key), after.get(key)) for key in {**before, **after} if not _may_change(key)}
+    return {key: f"{key} was {old!r}, is {new!r}" for key, (old, new) in changes.items() if old != new}
 
 
-def other_recipe(recorded: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
-    """Messages for the differences of two recipes."""
-    before, after = flat(recorded), flat(current)
-    return [f"{key} was {before.get(key)!r}, is {after.get(key)!r}" for key in other_fields(recorded, current)]
-
-
-def other_inputs(recorded: Inputs, current: Inputs) -> list[str]:
+def changed_inputs(recorded: Inputs, current: Inputs) -> list[str]:
     """Messages for the differences of base, adapters and prompts, compared by content."""
     differences = []
-    if recorded.base is not None and current.base is not None and recorded.base.sha256 != current.base.sha256:
-        differences.append(_changed(f"base {current.base.ref}", recorded.base.sha256, current.base.sha256))
+    if recorded.base is not None and current.base is not None:
+        differences += _changed(f"base {current.base.ref}", recorded.base.sha256, current.base.sha256)
     before, after = ({parent.role: parent for parent in inputs.parents} for inputs in (recorded, current))
     for role in {**before, **after}:
         old, new = before.get(role), after.get(role)
         if old is None or new is None:
             differences.append(f"{role} was {old.ref if old else 'none'}, is {new.ref if new else 'none'}")
-        elif old.sha256 != new.sha256:
-            differences.append(_changed(f"{role} {new.ref}", old.sha256, new.sha256))
-    if recorded.prompts != current.prompts:
-        differences.append(_changed("the set of prompts", recorded.prompts, current.prompts))
-    return differences
+        else:
+            differences += _changed(f"{role} {new.ref}", old.sha256, new.sha256)
+    return differences + _changed("the set of prompts", recorded.prompts, current.prompts)
 
 
 def changed_parents(recorded: Inputs, adapters: Adapters) -> list[str]:
@@ -82,20 +60,15 @@ def changed_parents(recorded: Inputs, adapters: Adapters) -> list[str]:
     for parent in recorded.parents:
         reference = AdapterRef.parse(parent.ref)
         if reference.kind in {"run", "folder"} and Path(reference.location).is_dir():
-            sha256 = adapters[parent.ref].sha256
-            if sha256 != parent.sha256:
-                differences.append(_changed(f"{parent.role} {parent.ref}", parent.sha256, sha256))
+            differences += _changed(f"{parent.role} {parent.ref}", parent.sha256, adapters[parent.ref].sha256)
     return differences
 
 
-def other_packages(recorded: Environment, current: Environment) -> list[str]:
+def changed_packages(recorded: Environment, current: Environment) -> list[str]:
     """Messages for other versions of packages and of Python."""
-    before, after = ({"python": made.python, **made.packages} for made in (recorded, current))
-    return [
-        f"{name} was {before.get(name, 'absent')}, is {after.get(name, 'absent')}"
-        for name in {**before, **after}
-        if before.get(name) != after.get(name)
-    ]
+    before, after = ({"python": one.python, **one.packages} for one in (recorded, current))
+    versions = {name: (before.get(name, "absent"), after.get(name, "absent")) for name in {**before, **after}}
+    return [f"{name} was {old}, is {new}" for name, (old, new) in versions.items() if old != new]
 
 
 def refuse(run: Path, differences: Iterable[str]) -> None:
@@ -104,11 +77,10 @@ def refuse(run: Path, differences: Iterable[str]) -> None:
     Raises:
         ArtifactError: there are differences; the message lists them.
     """
-    listed = "; ".join(differences)
-    if listed:
+    if listed := "; ".join(differences):
         raise ArtifactError(
-            f"{run}: cannot go on, its checkpoints were made with other things: {listed}; put these back, or start a "
-            "fresh run with --out"
+            f"{run}: cannot resume, its checkpoints were made with other inputs: {listed}; restore these, or start a "
+            "new run with --out"
         )
 
 
@@ -124,18 +96,10 @@ def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _may_change(key: str) -> bool:
-    if any(key == name or key.startswith(f"{name}.") for name in MAY_CHANGE):
-        return True
-    parts = key.split(".")
-    return any(
-        len(parts) == len(pattern) and all(name in ("*", part) for name, part in zip(pattern, parts, strict=True))
-        for pattern in (key.split(".") for key in MAY_MOVE)
-    )
+    in_section = any(key == name or key.startswith(f"{name}.") for name in MAY_CHANGE)
+    return in_section or any(fnmatchcase(key, pattern) for pattern in MAY_MOVE)
 
 
-def _changed(what: str, old: str | None, new: str | None) -> str:
-    return f"{what} was {_brief(old)}, is {_brief(new)}"
-
-
-def _brief(digest: str | None) -> str:
-    return "the bare base" if digest is None else digest[:12]
+def _changed(what: str, old: str | None, new: str | None) -> list[str]:
+    names = ["the bare base" if digest is None else digest[:12] for digest in (old, new)]
+    return [] if old == new else [f"{what} was {names[0]}, is {names[1]}"]

@@ -1,8 +1,4 @@
-"""Run directories: their life from the first write to the last. No torch here.
-
-``recipe.yaml`` (resolved), ``manifest.json``, ``metrics.jsonl``, ``adapter/``, ``best/``, ``checkpoints/step-000100/``,
-``samples/``, ``eval/<suite>.json``, ``tensorboard/``, ``README.md``, ``report.html``.
-"""
+"""Run directories, from the first write to the last; :mod:`.layout` names their files. No torch here."""
 
 from __future__ import annotations
 
@@ -10,23 +6,13 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flowopd_cli import __version__
 from flowopd_cli import recipe as recipes
 from flowopd_cli.errors import ArtifactError, StorageError
 from flowopd_cli.runs.checkpoints import Checkpoints, Fill, Regular, each
-from flowopd_cli.runs.layout import (
-    CHECKPOINTS,
-    EVAL,
-    OURS,
-    SAMPLES,
-    UNRECORDED,
-    Picture,
-    RunPaths,
-    fresh_path,
-    resume_command,
-)
+from flowopd_cli.runs.layout import CHECKPOINTS, EVAL, OURS, SAMPLES, UNRECORDED, RunPaths, fresh_path, resume_command
 from flowopd_cli.runs.lock import Lock
 from flowopd_cli.runs.manifest import (
     LOCK,
@@ -40,11 +26,14 @@ from flowopd_cli.runs.manifest import (
     now,
     read_manifest,
 )
-from flowopd_cli.runs.provenance import Provenance, other_inputs, refuse
+from flowopd_cli.runs.provenance import Provenance, changed_inputs, refuse
 from flowopd_cli.system import files
 from flowopd_cli.system.files import atomic_write, sha256_file
 from flowopd_cli.system.json_files import json_lines, plain, read_json_lines
 from flowopd_cli.system.paths import is_dir
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 class RunDir(RunPaths):
@@ -56,7 +45,7 @@ class RunDir(RunPaths):
         self.checkpoints = Checkpoints(self.path / CHECKPOINTS)
         self._lock = Lock(self.path / LOCK)
         self._recipe: recipes.Recipe | None = None
-        self._resumed: tuple[Status, Provenance] | None = None  # until the inputs are declared
+        self._resumed: tuple[Status, Provenance, recipes.Recipe] | None = None  # until the inputs are declared
 
     @classmethod
     def create(cls, out: Path | None, stage: str, *, force: bool = False) -> RunDir:
@@ -117,17 +106,17 @@ class RunDir(RunPaths):
         if is_run(self.path):
             before, provenance = self.manifest(), self.checkpoints.provenance()
             if provenance is not None:
-                self._resumed = before.status, provenance
+                self._resumed = before.status, provenance, recipe
                 changes["recipe_sha"] = before.recipe_sha
             self._write(before.model_copy(update=changes))
         else:
             identity = {"run_id": self.path.resolve().name, "stage": recipe.stage, "created": now()}
             self._write(Manifest.model_validate(identity | changes))
         if self._resumed is None:
-            self._write_recipe()
+            atomic_write(self.recipe_file, recipes.dump(recipe))
 
     def declare(self, inputs: Inputs) -> None:
-        """Record what the run is made from, before anything is made; a field that is not set keeps its record.
+        """Record the inputs of the run before its first result; a field that is not set keeps its record.
 
         Raises:
             ArtifactError: the run resumes a checkpoint that was made from another base, adapter or set of prompts; the
@@ -139,9 +128,10 @@ class RunDir(RunPaths):
         if self._resumed is None:
             self._update(**changes)
             return
-        refuse(self.path, other_inputs(self._resumed[1], inputs))
-        self._update(**changes, recipe_sha=recipes.digest(self._started_recipe()))
-        self._write_recipe()
+        _, provenance, recipe = self._resumed
+        refuse(self.path, changed_inputs(provenance, inputs))
+        self._update(**changes, recipe_sha=recipes.digest(recipe))
+        atomic_write(self.recipe_file, recipes.dump(recipe))
         self._resumed = None
 
     def finish(self, status: Status, metrics: Mapping[str, Any] | None = None) -> None:
@@ -157,22 +147,21 @@ class RunDir(RunPaths):
             self._lock.release()
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """Append one row to the metrics; figures that are not finite become null."""
+        """Append a row to the metrics; figures that are not finite become null."""
         if self.writes:
             files.append(self.metrics_file, json_lines([plain(row)]))
 
     def log_event(self, iteration: int, kind: str, text: str, **more: Any) -> None:
         """Append a row to the events; ``kind`` is ``skipped`` or ``warning``."""
         if self.writes:
-            event = {"iteration": iteration, "kind": kind, "text": text, **more}
-            files.append(self.events_file, json_lines([event]))
+            files.append(self.events_file, json_lines([{"iteration": iteration, "kind": kind, "text": text, **more}]))
 
     def events(self) -> list[dict[str, Any]]:
         """The rows of :meth:`log_event`."""
         return read_json_lines(self.events_file)
 
     def save_fault(self, iteration: int, writer: Callable[[Path], None]) -> Path:
-        """Let ``writer`` fill the folder of a fault in one iteration; returns its path."""
+        """Let ``writer`` fill the folder of a fault; returns its path."""
         folder = self.faults_dir / f"iteration-{iteration:06d}"
         if self.writes:
             files.commit_folder(folder, writer)
@@ -184,12 +173,12 @@ class RunDir(RunPaths):
             atomic_write(self.eval_file(suite), text)
 
     def write_rows(self, suite: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Write one line of JSON for each picture that a suite scored."""
+        """Write a line of JSON for each picture that a suite scored."""
         if self.writes:
             atomic_write(self.eval_dir / f"{suite}.jsonl", json_lines(rows))
 
-    def write_image(self, name: str, image: Picture) -> None:
-        """Write a PIL picture among the samples, as PNG."""
+    def write_image(self, name: str, image: Image) -> None:
+        """Write a picture to ``samples/``, as PNG."""
         if self.writes:
             buffer = io.BytesIO()
             image.save(buffer, format="PNG")
@@ -200,33 +189,34 @@ class RunDir(RunPaths):
         return read_json_lines(self.metrics_file)
 
     def go_back(self, step: int) -> None:
-        """Drop the rows and checkpoints after ``step``, from which the run is resumed."""
+        """Remove the rows and checkpoints after ``step``, to resume from it."""
         if not self.writes:
             return
         self.checkpoints.remove(later for later in self.checkpoints.steps() if later > step)
         for file in (self.metrics_file, self.events_file):
             if file.is_file():
-                rows = read_json_lines(file)
-                earlier = [row for row in rows if (row.get("iteration", row.get("step")) or 0) <= step]
-                atomic_write(file, json_lines(earlier))
+                rows = (row for row in read_json_lines(file) if (row.get("iteration", row.get("step")) or 0) <= step)
+                atomic_write(file, json_lines(rows))
 
     def save_checkpoint(self, at: int, fill: Fill, keep: int, best: int | None = None, regular: Regular = each) -> None:
-        """Let ``fill`` write the checkpoint of step ``at``, then keep the newest ``keep`` and the one of step ``best``.
+        """Force the logged rows to disk, let ``fill`` write the checkpoint of step ``at``, and prune older ones.
 
-        One that is not ``regular``, such as a stopped run's, counts as long as it is the newest, and for nothing else.
-
-        The rows that are logged are on disk before it is.
+        The newest ``keep`` and the one of step ``best`` stay. One that is not ``regular``, such as a stopped run's,
+        stays only while it is the newest.
         """
         if not self.writes:
             return
         self._lock.confirm()
         for file in filter(Path.is_file, (self.metrics_file, self.events_file)):
             files.sync_file(file)
-        self.checkpoints.save(at, fill, self._provenance())
+        manifest = self.manifest()
+        recipe = {} if self._recipe is None else self._recipe.model_dump(mode="json")
+        inputs = {name: getattr(manifest, name) for name in Inputs.model_fields}
+        self.checkpoints.save(at, fill, Provenance(**inputs, recipe=recipe, environment=manifest.environment))
         self.checkpoints.prune(keep, also=[best], regular=regular)
 
     def save_adapter(self, writer: Callable[[Path], None], *, best: bool = False) -> None:
-        """Let ``writer`` fill ``adapter/``, or ``best/``, sealed with checksums; the old one stays until then."""
+        """Let ``writer`` fill ``adapter/``, or ``best/``, with checksums; the old one stays until then."""
         if self.writes:
             self._lock.confirm()
             files.commit_folder(self.best_dir if best else self.adapter_dir, writer)
@@ -263,29 +253,11 @@ class RunDir(RunPaths):
         if self.used() and not is_run(self.path):
             raise ArtifactError(f"{self.path}: --force replaces runs only, and this directory is not one")
 
-    def _write_recipe(self) -> None:
-        atomic_write(self.recipe_file, recipes.dump(self._started_recipe()))
-
-    def _started_recipe(self) -> recipes.Recipe:
-        assert self._recipe is not None, "start comes first"
-        return self._recipe
-
-    def _provenance(self) -> Provenance:
-        manifest = self.manifest()
-        return Provenance(
-            base=manifest.base,
-            parents=manifest.parents,
-            prompts=manifest.prompts,
-            recipe={} if self._recipe is None else self._recipe.model_dump(mode="json"),
-            environment=manifest.environment,
-        )
-
     def _artifacts(self) -> tuple[Artifact, ...]:
-        named = ((p.relative_to(self.path), p) for p in sorted(self.path.rglob("*")) if p.is_file())
         return tuple(
-            Artifact(path=name.as_posix(), sha256=sha256_file(path), bytes=path.stat().st_size)
-            for name, path in named
-            if name.parts[0] not in UNRECORDED and not any(part.startswith(".") for part in name.parts)
+            Artifact(path=name, sha256=sha256_file(path), bytes=path.stat().st_size)
+            for name, path in files.files_below(self.path).items()
+            if (parts := name.split("/"))[0] not in UNRECORDED and not any(part.startswith(".") for part in parts)
         )
 
     def _update(self, **changes: Any) -> None:

@@ -162,9 +162,7 @@ def test_find_takes_files_and_shipped_names(monkeypatch, tmp_path):
     ],
 )
 def test_secrets_never_reach_a_recipe(reward):
-    with pytest.raises(
-        RecipeError, match=r"rewards\.0\..*which recipe\.yaml would store; use an environment"
-    ) as no:
+    with pytest.raises(RecipeError, match=r"rewards\.0\..*which recipe\.yaml would store; use an environment") as no:
         recipes.build({**TEACHER, "rewards": [reward]})
     assert "S3" not in str(no.value)
     assert "CRET" not in str(no.value)

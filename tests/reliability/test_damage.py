@@ -71,7 +71,7 @@ def test_every_damage_to_an_adapter_is_seen(copy, damage, name, folder):
     references = [str(home)] + ([str(copy.path)] if folder == "adapter" else [])
     for _ in damages(home / name, damage):
         for text in references:
-            with pytest.raises(ArtifactError, match="its adapter is damaged") as refused:
+            with pytest.raises(ArtifactError, match="the adapter is damaged") as refused:
                 AdapterRef.parse(text).resolve()
             assert str(refused.value).startswith(f"{text}: ")
         assert {fault.kind for fault in faults(copy)} == {"file", "adapter"}
@@ -114,6 +114,6 @@ def test_a_damaged_adapter_is_refused_before_a_model_is_loaded(forks, whole, tmp
     out = tmp_path / "out"
     ended = forks.run(*lines.get(role, distill), *toyruns.changes("seed=1"), "--out", out, before=unloadable)
     assert ended.code == 2, ended.err
-    assert f"{bad}: its adapter is damaged" in ended.err
+    assert f"{bad}: the adapter is damaged" in ended.err
     assert len(ended.err.splitlines()) == 1
     assert not out.exists()

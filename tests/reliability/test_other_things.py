@@ -87,7 +87,7 @@ def test_a_resume_with_other_things_is_refused_with_their_list(forks, mine, chan
     manifest, rows = (mine / "r" / "manifest.json").read_bytes(), len(RunDir(mine / "r").rows())
     ended = forks.run("distill", "--resume", mine / "r", before=UNLOADABLE if unloaded else "")
     assert ended.code == 2, ended.err
-    (line,) = [line for line in ended.err.splitlines() if "cannot go on, its checkpoints were made with other" in line]
+    (line,) = [line for line in ended.err.splitlines() if "cannot resume, its checkpoints were made with other" in line]
     assert all(text.format(root=mine) in line for text in told)
     assert line.count(" was ") == len(told)
     assert len(RunDir(mine / "r").rows()) == rows
@@ -107,7 +107,7 @@ def test_another_base_under_the_same_name_is_refused_before_training(forks, tmp_
     config.write_text(config.read_text() + "\n")
     ended = forks.run("teacher", "--resume", path)
     assert ended.code == 2, ended.err
-    assert f"cannot go on, its checkpoints were made with other things: base {base} was " in ended.err
+    assert f"cannot resume, its checkpoints were made with other inputs: base {base} was " in ended.err
     assert len(RunDir(path).rows()) >= 3
     assert RunDir(path).manifest().base == RunDir(path).checkpoints.provenance().base
 

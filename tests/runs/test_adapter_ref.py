@@ -1,11 +1,16 @@
-"""References to adapters, and how often a command reads their files."""
+"""References to adapters, the base that they record, and how often a command reads their files."""
 
+import json
 import sys
 from collections import Counter
 
 import pytest
 from support.old_run import copy_old_run
 
+from flowopd_cli.errors import ArtifactError
+from flowopd_cli.runs.adapter_ref import AdapterRef, recorded_base
+from flowopd_cli.runs.manifest import Base, Parent
+from flowopd_cli.runs.run import RunDir
 from flowopd_cli.system import files
 
 SMALL = ("train.iterations=1", "train.groups=2", "train.group_size=2", "train.micro=2", "sampling.steps=2")
@@ -46,3 +51,89 @@ def test_a_command_hashes_each_adapter_file_once(flowopd, hashed, tmp_path, monk
     inputs = {name: number for name, number in hashed.items() if name.startswith(("a/adapter", "b/adapter"))}
     assert "a/adapter/adapter_model.safetensors" in inputs
     assert set(inputs.values()) == {1}, inputs
+
+
+def resolve(ref):
+    return AdapterRef.parse(str(ref)).resolve()
+
+
+@pytest.fixture
+def run(tmp_path):
+    return RunDir.open(copy_old_run(tmp_path / "r"))
+
+
+def write_config(folder, **config):
+    folder.mkdir(exist_ok=True)
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+
+
+def test_references_to_runs_folders_and_the_base(run):
+    by_run, by_folder, base = map(resolve, (run.path, run.adapter_dir, "base"))
+    assert [adapter.ref.kind for adapter in (by_run, by_folder, base)] == ["run", "folder", "base"]
+    assert by_run.path == by_folder.path == run.adapter_dir
+    assert by_run.base == by_folder.base == run.manifest().base
+    assert by_run.sha256 == by_folder.sha256
+    assert by_run.parent("teacher_ocr") == Parent(role="teacher_ocr", ref=str(run.path), sha256=by_run.sha256)
+    assert (base.path, base.sha256, base.base, base.header) == (None, None, None, None)
+
+
+def test_the_base_is_that_of_the_run_else_of_the_configuration(run, tmp_path):
+    assert recorded_base(run.path) == recorded_base(run.adapter_dir) == run.manifest().base
+    assert recorded_base(None) is None
+    assert recorded_base(run.checkpoints.folder) is None
+    for config, base in (({"base_sha256": "abc"}, ("", "abc")), ({"base_model_name_or_path": "me/b"}, ("me/b", None))):
+        write_config(tmp_path, **config)
+        assert recorded_base(tmp_path) == resolve(tmp_path).base == Base(ref=base[0], sha256=base[1])
+
+
+def test_the_shape_of_an_adapter_is_that_of_its_configuration(tmp_path):
+    write_config(tmp_path, r=8, lora_alpha=4.0, target_modules=["a", "b"], base_sha256=None)
+    assert AdapterRef.parse(str(tmp_path)).shape() == {"rank": 8, "alpha": 4, "targets": ("a", "b")}
+    write_config(tmp_path, lora_alpha=0.5, target_modules="all-linear")
+    assert AdapterRef.parse(str(tmp_path)).shape() == {}
+    assert AdapterRef.parse("base").shape() == AdapterRef.parse("hub:me/m").shape() == {}
+
+
+def test_a_folder_in_the_form_of_diffusers_is_an_adapter(tmp_path):
+    (tmp_path / "pytorch_lora_weights.safetensors").write_bytes(b"w")
+    assert (resolve(tmp_path).path, resolve(tmp_path).base) == (tmp_path, None)
+
+
+def test_references_without_an_adapter_are_refused(run, tmp_path):
+    files.remove(run.adapter_dir)
+    for ref, message in (
+        (tmp_path / "none", "no such run directory"),
+        (tmp_path, "neither a run nor an adapter folder"),
+        (run.path, r"no adapter \(status done\)"),
+    ):
+        with pytest.raises(ArtifactError, match=message):
+            resolve(ref)
+    for text in ("", "hub:name", "hub:a/b/c", "hub:/b"):
+        with pytest.raises(ArtifactError):
+            AdapterRef.parse(text)
+
+
+def test_hub_references_are_downloaded_when_they_are_resolved(monkeypatch, tmp_path):
+    requests = []
+
+    def download(repo, *, revision, allow_patterns):
+        requests.append((repo, revision))
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    reference = AdapterRef.parse("hub:me/model@v1")
+    assert requests == []
+    with pytest.raises(ArtifactError, match="no adapter in this repository"):
+        reference.resolve()
+    write_config(tmp_path / "adapter")
+    assert reference.resolve().path == tmp_path / "adapter"
+    assert requests == [("me/model", "v1")] * 2
+
+
+def test_an_error_of_the_hub_is_one_line(monkeypatch):
+    def download(*args, **kwargs):
+        raise RuntimeError("404\nnot there")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    with pytest.raises(ArtifactError, match=r"cannot be fetched \(404 not there\)"):
+        resolve("hub:me/model")

@@ -169,7 +169,7 @@ def _refuse_other_course(run: RunDir, recipe: recipes.Recipe, overrides: Sequenc
     recorded, now = run.checkpoints.provenance(), recipe.model_dump(mode="json")
     first = run.recipe() if recorded is None else recipes.build(recorded.recipe, where=f"{run.path}: its checkpoint")
     before = complete_names(first).model_dump(mode="json")
-    changed, fields = provenance.other_fields(before, now), [recipes.parse_override(text)[0] for text in overrides]
+    changed, fields = provenance.changed_fields(before, now), [recipes.parse_override(text)[0] for text in overrides]
     wrong = [name for name in fields if any(key == name or key.startswith(f"{name}.") for key in changed)]
     if wrong:
         raise RecipeError(
@@ -177,7 +177,7 @@ def _refuse_other_course(run: RunDir, recipe: recipes.Recipe, overrides: Sequenc
             "change; for anything else start a fresh run, from this one with adapter.init"
         )
     if recorded is not None:
-        differences = [*provenance.other_recipe(before, now), *provenance.changed_parents(recorded, adapters)]
+        differences = [*changed.values(), *provenance.changed_parents(recorded, adapters)]
         provenance.refuse(run.path, differences)
 
 

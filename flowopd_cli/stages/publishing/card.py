@@ -97,7 +97,7 @@ def metadata(card: Card, base: str) -> ModelCardData:
 
 
 def _result(card: Card, evaluation: Evaluation, suite: str) -> EvalResult:
-    figures, version = evaluation.suites[suite], evaluation.versions[suite]
+    figures, version = evaluation.results[suite], evaluation.results[suite]["version"]
     file = evaluation.run.eval_file(suite).relative_to(evaluation.run.path).as_posix()
     url = f"https://huggingface.co/{card.repo}/blob/{card.revision or 'main'}/{file}"
     return EvalResult(

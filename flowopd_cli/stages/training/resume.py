@@ -14,7 +14,7 @@ import torch
 
 from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.errors import ArtifactError
-from flowopd_cli.runs.provenance import other_packages
+from flowopd_cli.runs.provenance import changed_packages
 from flowopd_cli.runs.run import RunDir
 from flowopd_cli.system.distributed import GROUP
 from flowopd_cli.system.files import sha256_file
@@ -79,6 +79,6 @@ def _refuse_others(mine: Any) -> None:
 
 def _tell_other_packages(run: RunDir, progress: Progress) -> None:
     then = run.checkpoints.provenance()
-    changes = other_packages(then.environment, run.manifest().environment) if then and run.writes else []
+    changes = changed_packages(then.environment, run.manifest().environment) if then and run.writes else []
     if changes:
         progress.note(f"since the checkpoint {', '.join(changes)}: figures may differ in their last digits")

@@ -107,7 +107,7 @@ def test_what_others_wrote_into_a_manifest_leads_nowhere(make, flowopd, tmp_path
     path.write_text(json.dumps(tree))
     code, out, _ = flowopd("runs", "verify", run.path)
     assert code == 3
-    assert out.count("lies outside the run") == 3
+    assert out.count("is outside the run") == 3
     assert "write it as hub:<owner>/<name>" in out
     assert "\x1b" not in out
     code, out, _ = flowopd("runs", "ls", tmp_path / "runs")

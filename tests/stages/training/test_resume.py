@@ -106,7 +106,7 @@ def test_a_run_goes_on_with_what_it_was_made_from(stopped):
 def test_other_inputs_are_refused_with_the_list_of_what_differs(stopped, changes, told):
     again = RunDir.open(stopped.path)
     again.start(RECIPE)
-    with pytest.raises(ArtifactError, match="cannot go on, its checkpoints were made with other things") as refused:
+    with pytest.raises(ArtifactError, match="cannot resume, its checkpoints were made with other inputs") as refused:
         inputs(again, **changes)
     assert all(text in str(refused.value) for text in told)
     assert str(refused.value).count(" was ") == len(told)
