@@ -1,14 +1,12 @@
-"""Shell completion: names of recipes, rewards and suites, and run directories. No torch, no YAML here."""
+"""Shell completion: names of recipes, rewards and suites, and run directories."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+import glob
+from collections.abc import Callable
 from pathlib import Path
 
 SUFFIXES = (".yaml", ".yml")
-RUNS = "runs"
 
 
 def shipped_recipes(incomplete: str) -> list[str]:
@@ -19,7 +17,7 @@ def shipped_recipes(incomplete: str) -> list[str]:
 
 
 def recipes(incomplete: str) -> list[str]:
-    """Names of shipped recipes, and recipe files and folders as far as they are typed."""
+    """Names of shipped recipes, recipe files and folders."""
     return [*shipped_recipes(incomplete), *_paths(incomplete, lambda path: path.suffix in SUFFIXES)]
 
 
@@ -31,7 +29,7 @@ def rewards(incomplete: str) -> list[str]:
 
 
 def suites(incomplete: str) -> list[str]:
-    """Names of suites, after what is typed up to the last comma."""
+    """Names of suites, after the last comma of ``incomplete``."""
     from flowopd_cli.registry import SUITES
 
     head, comma, last = incomplete.rpartition(",")
@@ -39,11 +37,10 @@ def suites(incomplete: str) -> list[str]:
 
 
 def runs(incomplete: str) -> list[str]:
-    """Run directories and folders on the way to them; with nothing typed those under ``runs/`` too."""
+    """Run directories and folders; for an empty word those in ``runs/`` too."""
     from flowopd_cli.runs.manifest import is_run
 
-    paths = _paths(incomplete, is_run)
-    return paths if incomplete else list(dict.fromkeys([*_paths(f"{RUNS}/", is_run), *paths]))
+    return [*([] if incomplete else _paths("runs/", is_run)), *_paths(incomplete, is_run)]
 
 
 def teachers(incomplete: str) -> list[str]:
@@ -58,17 +55,6 @@ def _names(names: list[str], incomplete: str) -> list[str]:
 
 
 def _paths(incomplete: str, accept: Callable[[Path], bool]) -> list[str]:
-    """Paths that begin with ``incomplete``: those that ``accept`` takes, and other folders with a slash at the end."""
-    head, slash, start = incomplete.rpartition("/")
-    return [f"{head}{slash}{name}" for name in sorted(_entries(Path(head + slash or "."), start, accept))]
-
-
-def _entries(folder: Path, start: str, accept: Callable[[Path], bool]) -> Iterator[str]:
-    with suppress(OSError), os.scandir(folder) as entries:
-        for entry in entries:
-            if not entry.name.startswith(start) or (entry.name.startswith(".") and not start):
-                continue
-            if accept(Path(entry.path)):
-                yield entry.name
-            elif entry.is_dir():
-                yield f"{entry.name}/"
+    """Paths that ``accept`` takes, and other folders with a slash at the end."""
+    paths = sorted(map(Path, glob.glob(f"{glob.escape(incomplete)}*")))
+    return [str(path) if accept(path) else f"{path}/" for path in paths if accept(path) or path.is_dir()]

@@ -1,4 +1,4 @@
-"""Requests to stop a command: which signal came first, and SIGTERM as Ctrl-C. Python and the system, nothing else."""
+"""Signals that stop a command: SIGTERM ends it as Ctrl-C does, and the first signal is recorded."""
 
 from __future__ import annotations
 
@@ -15,41 +15,32 @@ STOP = (signal.SIGINT, signal.SIGTERM)
 def terminable() -> Iterator[Callable[[], int | None]]:
     """SIGTERM ends the block as Ctrl-C does, by :class:`KeyboardInterrupt`, unless something inside handles it.
 
-    Gives a function that says which of the two came first, whoever handled it, or ``None``.
+    Yields a function that returns the first of the two signals, whichever handler took it, or ``None``.
     """
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
     try:
-        before = signal.signal(signal.SIGTERM, stop)
-    except ValueError:  # not the main thread: signals stay with whoever owns them
+        handler = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not the main thread, which alone handles signals
         yield lambda: None
         return
-    try:
-        with _noted() as first:
-            yield first
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-@contextmanager
-def _noted() -> Iterator[Callable[[], int | None]]:
-    """Have the interpreter write the number of every signal into a pipe, beside calling its handler."""
-    ends = os.pipe()
-    for end in ends:
-        os.set_blocking(end, False)
-    before = signal.set_wakeup_fd(ends[1], warn_on_full_buffer=False)
-    seen: list[int] = []
+    source, sink = os.pipe()  # the interpreter writes the number of every signal into it
+    os.set_blocking(source, False)
+    os.set_blocking(sink, False)
+    wakeup = signal.set_wakeup_fd(sink, warn_on_full_buffer=False)
+    signals: list[int] = []
 
     def first() -> int | None:
         with suppress(BlockingIOError):
-            seen.extend(number for number in os.read(ends[0], 4096) if number in STOP)
-        return seen[0] if seen else None
+            signals.extend(number for number in os.read(source, 4096) if number in STOP)
+        return signals[0] if signals else None
 
     try:
         yield first
     finally:
-        signal.set_wakeup_fd(before)
-        for end in ends:
-            os.close(end)
+        signal.set_wakeup_fd(wakeup)
+        signal.signal(signal.SIGTERM, handler)
+        os.close(source)
+        os.close(sink)

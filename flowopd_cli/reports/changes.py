@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 
 from flowopd_cli.errors import printable
 from flowopd_cli.reports.charts import INK, MARKS, SERIES, Chart, Key, axes, svg
@@ -24,36 +23,35 @@ def panels(changes: Changes, scales: Sequence[Sequence[str]]) -> list[Chart]:
     ``changes`` is ``{model: {suite: (change, standard error)}}``; changes that are not finite are left out.
     """
     finite = {
-        model: {suite: pair for suite, pair in pairs.items() if math.isfinite(pair[0])}
+        model: {suite: (change, error or 0.0) for suite, (change, error) in pairs.items() if math.isfinite(change)}
         for model, pairs in changes.items()
     }
     charts: list[Chart] = []
     for scale in scales:
         suites = [suite for suite in scale if any(suite in pairs for pairs in finite.values())]
-        count = -(-len(suites) // len(MARKS))
-        edges = [round(i * len(suites) / max(1, count)) for i in range(count + 1)]
-        limits = _limits(finite, suites) if count > 1 else None
-        charts += [_panel(finite, suites[a:b], limits, f"changes{len(charts)}x{a}x") for a, b in pairwise(edges)]
+        shown = [pairs[suite] for pairs in finite.values() for suite in suites if suite in pairs]
+        ends = [0.0, *(change + sign * error for change, error in shown for sign in (-1, 1))]
+        margin = 0.05 * (max(ends) - min(ends)) or 0.01
+        limits = min(ends) - margin, max(ends) + margin
+        for start in range(0, len(suites), len(MARKS)):
+            charts.append(_panel(finite, suites[start : start + len(MARKS)], limits, f"changes{len(charts)}x"))
     return charts
 
 
-def _limits(changes: Changes, suites: Sequence[str]) -> tuple[float, float]:
-    """An x-axis with all changes, their errors and zero."""
-    pairs = [pairs[suite] for pairs in changes.values() for suite in suites if suite in pairs]
-    ends = [0.0, *(change + sign * (error or 0.0) for change, error in pairs for sign in (-1, 1))]
-    margin = 0.05 * (max(ends) - min(ends)) or 0.01
-    return min(ends) - margin, max(ends) + margin
-
-
-def _panel(changes: Changes, suites: Sequence[str], limits: tuple[float, float] | None, name: str) -> Chart:
+def _panel(
+    changes: Mapping[str, Mapping[str, tuple[float, float]]],
+    suites: Sequence[str],
+    limits: tuple[float, float],
+    name: str,
+) -> Chart:
     models = [model for model, pairs in changes.items() if any(suite in pairs for suite in suites)]
     figure, ax = axes(4.6, 0.55 + (0.2 + 0.07 * len(suites)) * len(models))
     keys = tuple(Key(_cut(s, MAX_SUITE), i, "", mark) for i, (s, mark) in enumerate(zip(suites, MARKS, strict=False)))
     distance = min(0.17, 0.8 / len(suites))
     for number, (suite, key) in enumerate(zip(suites, keys, strict=True)):
         offset = (number - (len(suites) - 1) / 2) * distance
-        rows = [(i + offset, *changes[model][suite]) for i, model in enumerate(models) if suite in changes[model]]
-        y, x, errors = zip(*((y, change, error or 0.0) for y, change, error in rows), strict=True)
+        points = [(i + offset, *changes[model][suite]) for i, model in enumerate(models) if suite in changes[model]]
+        y, x, errors = zip(*points, strict=True)
         style = {"color": SERIES[key.color], "marker": MARKS[key.mark], "linestyle": "none", "markersize": 3.5}
         ax.errorbar(x, y, xerr=errors, elinewidth=0.9, **style)
     ax.axvline(0, color=INK, linewidth=0.8)
@@ -63,8 +61,7 @@ def _panel(changes: Changes, suites: Sequence[str], limits: tuple[float, float] 
     ax.set_ylim(len(models) - 0.5, -0.5)
     ax.grid(visible=False, axis="y")
     ax.set_xlabel("change of the suite's mean against the base")
-    if limits:
-        ax.set_xlim(*limits)
+    ax.set_xlim(*limits)
     texts = [
         f"{label}: " + ", ".join(f"{_cut(s, MAX_SUITE)} {changes[m][s][0]:+.3f}" for s in suites if s in changes[m])
         for label, m in zip(labels, models, strict=True)

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from flowopd_cli.errors import printable
 from flowopd_cli.recipe import ColdstartRecipe, Recipe, TrainedRecipe
 from flowopd_cli.reports.charts import DASHES, SERIES, Chart, Key, axes, set_log_scale, svg
-from flowopd_cli.reports.series import Rows, column, finite, iterations, mean, names, smooth, thinned, window
+from flowopd_cli.reports.series import Rows, column, finite, mean, names, smooth, thinned
 
-MAX_LINES = 7
+MAX_LINES, MAX_POINTS = 7, 400
 KL = "KL (nats per dimension)"
 NORM = "L2 norm before clipping"
 
 
 @dataclass(frozen=True)
 class Series:
-    """A line: its name, a value for each x, and half the height of a band around it."""
+    """A line over iterations; ``spread`` is half the height of a band around it."""
 
     name: str
     x: Sequence[float]
@@ -30,9 +30,9 @@ class Series:
 
 @dataclass(frozen=True)
 class Spec:
-    """Title, y-axis with its unit and caption of a chart.
+    """Title, label of the y-axis and caption of a chart.
 
-    ``zero`` starts the axis at 0, ``log`` makes it logarithmic for a wide range, ``legend`` names even a single line.
+    ``zero`` starts the y-axis at 0, ``log`` makes it logarithmic for a wide range, ``legend`` names even a single line.
     """
 
     title: str
@@ -43,45 +43,45 @@ class Spec:
     legend: bool = False
 
 
-def line_chart(spec: Spec, series: Sequence[Series], name: str) -> Chart | None:
-    """A chart of at most seven lines over iterations; ``None`` where no line has two points."""
-    shown = [one for one in series if len(finite(one.y)) > 1][:MAX_LINES]
+def line_chart(name: str, spec: Spec, series: Sequence[Series]) -> Iterable[Chart]:
+    """A chart of at most seven lines over iterations; nothing where no line has two points."""
+    shown = [line for line in series if len(finite(line.y)) > 1][:MAX_LINES]
     if not shown:
-        return None
+        return
     figure, ax = axes()
-    keys = tuple(Key(printable(one.name)[:40], i, one.line) for i, one in enumerate(shown))
-    smoothed = [_draw(ax, one, SERIES[key.color]) for one, key in zip(shown, keys, strict=True)]
+    keys = tuple(Key(printable(line.name)[:40], i, line.line) for i, line in enumerate(shown))
+    smoothed = [_draw(ax, line, color) for line, color in zip(shown, SERIES, strict=False)]
     ax.set_xlabel("iteration")
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.set_ylabel(spec.y)
     ax.margins(x=0.01)
-    _scale(ax, spec, [value for one in shown for value in finite(one.y)])
+    values = [finite(line.y) for line in shown]
+    _scale(ax, spec, values)
     captions = [spec.caption] if spec.caption else []
     captions += ["Thin: each iteration; thick: moving mean."] if any(smoothed) else []
     captions += [f"{len(series) - MAX_LINES} more are in the metrics file."] if len(series) > MAX_LINES else []
-    ranges = [(key.name, finite(one.y)) for key, one in zip(keys, shown, strict=True)]
-    alt = f"{spec.title}: " + "; ".join(f"{label} from {y[0]:.3g} to {y[-1]:.3g}" for label, y in ranges)
+    ranges = (f"{key.name} from {y[0]:.3g} to {y[-1]:.3g}" for key, y in zip(keys, values, strict=True))
     legend = keys if len(shown) > 1 or spec.legend else ()
-    return Chart(spec.title, alt, svg(figure, name), " ".join(captions), legend)
+    yield Chart(spec.title, f"{spec.title}: {'; '.join(ranges)}", svg(figure, name), " ".join(captions), legend)
 
 
-def _draw(ax: Any, one: Series, color: str) -> bool:
-    """Draw a line and its band; whether the line is a moving mean."""
-    x, y = thinned(one.x), thinned(one.y)
-    width = window(len(y))
+def _draw(ax: Any, series: Series, color: str) -> bool:
+    """Draw a line and its band; returns whether the line is a moving mean."""
+    x, y = thinned(series.x, MAX_POINTS), thinned(series.y, MAX_POINTS)
+    width = max(1, len(y) // 12) | 1 if len(y) >= 24 else 1
     center = smooth(y, width)
-    if one.spread:
-        spread = smooth(thinned(one.spread), width)
+    if series.spread:
+        spread = smooth(thinned(series.spread, MAX_POINTS), width)
         low, high = ([a + sign * b for a, b in zip(center, spread, strict=True)] for sign in (-1, 1))
         ax.fill_between(x, low, high, color=color, alpha=0.16, linewidth=0)
     if width > 1:
         ax.plot(x, y, color=color, linewidth=0.6, alpha=0.4)
-    ax.plot(x, center, color=color, linestyle=DASHES[one.line], solid_joinstyle="round")
+    ax.plot(x, center, color=color, linestyle=DASHES[series.line], solid_joinstyle="round")
     return width > 1
 
 
-def _scale(ax: Any, spec: Spec, values: Sequence[float]) -> None:
-    """Scale the y-axis; it is logarithmic where positive values span more than two powers of ten."""
+def _scale(ax: Any, spec: Spec, lines: Iterable[Sequence[float]]) -> None:
+    values = [value for line in lines for value in line]
     if spec.log and min(values) > 0 and max(values) > 100 * min(values):
         set_log_scale(ax)
     elif spec.zero:
@@ -89,46 +89,45 @@ def _scale(ax: Any, spec: Spec, values: Sequence[float]) -> None:
 
 
 def of_run(recipe: Recipe, rows: Rows) -> list[Chart]:
-    """The curves of a training, those that its metrics have."""
-    x = iterations(rows)
+    """The curves of a training, as far as its metrics have them."""
+    x = column(rows, "iteration")
 
     def series(labels: Mapping[str, str]) -> list[Series]:
         dashes = {"kl_anchor": "dashed", "kl_base": "dotted"}
         return [Series(label, x, column(rows, n), line=dashes.get(n, "solid")) for n, label in labels.items()]
 
-    teachers = {n: f"teacher {n.removeprefix('kl/')}" for n in sorted(names(rows, "kl/"))} or {"kl": "teachers"}
-    divergences = {**teachers, "kl_anchor": "anchor", "kl_base": "base"}
-    clipping = f"Clipped at {recipe.train.max_grad_norm:g}." if isinstance(recipe, TrainedRecipe) else ""
-    seconds = {"seconds_collect": "collect", "seconds_learn": "learn"}
-    phases = "Collect: rollouts, rewards, labels. Learn: forward, backward, optimizer."
-    kl = Spec("KL to teacher and anchor", KL, "Mean over sampling steps.", log=True)
-    charts = [
-        _reward(rows, x),
-        line_chart(kl, series(divergences), "kl"),
-        kl_by_step(rows),
-        line_chart(Spec("Loss", "loss"), series({"loss": "loss"}), "loss"),
-        line_chart(Spec("Clip fraction", "share of rows", zero=True), series({"clip_fraction": "clipped"}), "clip"),
-        line_chart(Spec("Gradient norm", NORM, clipping, zero=True), series({"grad_norm": "norm"}), "norm"),
-        _throughput(recipe, rows, x),
-        line_chart(Spec("Time", "seconds per iteration", phases, zero=True), series(seconds), "seconds"),
-    ]
-    return [chart for chart in charts if chart is not None]
-
-
-def _reward(rows: Rows, x: Sequence[float]) -> Chart | None:
     spread = column(rows, "reward_std")
-    total = Series("reward", x, column(rows, "reward"), spread if finite(spread) else ())
-    parts = [name for name in names(rows, "reward/") if name.count("/") == 1]
-    several = [Series(name.removeprefix("reward/"), x, column(rows, name)) for name in parts if len(parts) > 1]
-    caption = "Band: one standard deviation of single pictures." if total.spread else ""
-    return line_chart(Spec("Reward", "reward", caption), [total, *several], "reward")
+    reward = Series("reward", x, column(rows, "reward"), spread if finite(spread) else ())
+    parts = {name: name.removeprefix("reward/") for name in names(rows, "reward/") if name.count("/") == 1}
+    band = "Band: one standard deviation of single pictures." if reward.spread else ""
+    teachers = {n: f"teacher {n.removeprefix('kl/')}" for n in sorted(names(rows, "kl/"))} or {"kl": "teachers"}
+    kl = Spec("KL to teacher and anchor", KL, "Mean over sampling steps.", log=True)
+    clipping = f"Clipped at {recipe.train.max_grad_norm:g}." if isinstance(recipe, TrainedRecipe) else ""
+    count = pictures_per_iteration(recipe)
+    rate = [count / value if count and value > 0 else math.nan for value in seconds(rows)]
+    throughput = Spec("Throughput", "pictures per second", f"{count} pictures an iteration.", zero=True)
+    phases = "Collect: rollouts, rewards, labels. Learn: forward, backward, optimizer."
+    return [
+        *line_chart("reward", Spec("Reward", "reward", band), [reward, *series(parts if len(parts) > 1 else {})]),
+        *line_chart("kl", kl, series({**teachers, "kl_anchor": "anchor", "kl_base": "base"})),
+        *kl_by_step(rows),
+        *line_chart("loss", Spec("Loss", "loss"), series({"loss": "loss"})),
+        *line_chart("clip", Spec("Clip fraction", "share of rows", zero=True), series({"clip_fraction": "clipped"})),
+        *line_chart("norm", Spec("Gradient norm", NORM, clipping, zero=True), series({"grad_norm": "norm"})),
+        *line_chart("rate", throughput, [Series("rate", x, rate)]),
+        *line_chart(
+            "seconds",
+            Spec("Time", "seconds per iteration", phases, zero=True),
+            series({"seconds_collect": "collect", "seconds_learn": "learn"}),
+        ),
+    ]
 
 
-def kl_by_step(rows: Rows) -> Chart | None:
+def kl_by_step(rows: Rows) -> Iterable[Chart]:
     """The KL at each sampling step in the first, middle and last fifth of the training."""
     steps = sorted(int(n) for n in (name.removeprefix("kl_step/") for name in names(rows, "kl_step/")) if n.isdecimal())
     if len(steps) < 2:
-        return None
+        return
     size = max(1, len(rows) // 5)
     middle = (len(rows) - size) // 2
     parts = {"first fifth": rows[:size], "middle fifth": rows[middle : middle + size], "last fifth": rows[-size:]}
@@ -136,16 +135,15 @@ def kl_by_step(rows: Rows) -> Chart | None:
     figure, ax = axes()
     for color, line in zip(SERIES, values.values(), strict=False):
         ax.plot(steps, line, color=color, marker="o", markersize=3)
-    _scale(ax, Spec("", "", zero=True, log=True), [value for line in values.values() for value in finite(line)])
+    _scale(ax, Spec("", "", zero=True, log=True), map(finite, values.values()))
     ax.set_xticks(steps if len(steps) <= 12 else steps[:: -(-len(steps) // 10)])
     ax.set_xlabel("sampling step (0: pure noise)")
     ax.set_ylabel(KL)
     ends = zip(steps, values["first fifth"], values["last fifth"], strict=True)
     alt = "KL by sampling step: " + "; ".join(f"step {i} from {a:.3g} to {b:.3g}" for i, a, b in ends)
     caption = "KL to the teacher, mean over the iterations of each fifth."
-    return Chart(
-        "KL by sampling step", alt, svg(figure, "steps"), caption, tuple(Key(n, i) for i, n in enumerate(values))
-    )
+    legend = tuple(Key(name, i) for i, name in enumerate(values))
+    yield Chart("KL by sampling step", alt, svg(figure, "steps"), caption, legend)
 
 
 def pictures_per_iteration(recipe: Recipe) -> int | None:
@@ -157,29 +155,23 @@ def pictures_per_iteration(recipe: Recipe) -> int | None:
 
 def seconds(rows: Rows) -> list[float]:
     """The duration of each iteration."""
-    pairs = zip(column(rows, "seconds_collect"), column(rows, "seconds_learn"), strict=True)
-    return [collect + learn for collect, learn in pairs]
-
-
-def _throughput(recipe: Recipe, rows: Rows, x: Sequence[float]) -> Chart | None:
-    count = pictures_per_iteration(recipe)
-    if count is None:
-        return None
-    rate = [count / value if value > 0 else math.nan for value in seconds(rows)]
-    spec = Spec("Throughput", "pictures per second", f"{count} pictures an iteration.", zero=True)
-    return line_chart(spec, [Series("rate", x, rate)], "rate")
+    return [a + b for a, b in zip(column(rows, "seconds_collect"), column(rows, "seconds_learn"), strict=True)]
 
 
 def of_runs(runs: Mapping[str, Rows]) -> list[Chart]:
-    """Curves of several runs on common axes, for each figure that one of them has."""
+    """Curves of several runs on common axes, for each metric that one of them has."""
     specs = {
         "reward": Spec("Reward", "reward", "Each run's own reward.", legend=True),
         "kl": Spec("KL to the teachers", KL, log=True, legend=True),
         "kl_anchor": Spec("KL to the anchor", KL, log=True, legend=True),
         "grad_norm": Spec("Gradient norm", NORM, zero=True, legend=True),
     }
-    charts = []
-    for name, spec in specs.items():
-        series = [Series(run, iterations(rows), column(rows, name)) for run, rows in runs.items()]
-        charts.append(line_chart(spec, series, f"all{name}"))
-    return [chart for chart in charts if chart is not None]
+    return [
+        chart
+        for name, spec in specs.items()
+        for chart in line_chart(
+            f"all{name}",
+            spec,
+            [Series(run, column(rows, "iteration"), column(rows, name)) for run, rows in runs.items()],
+        )
+    ]

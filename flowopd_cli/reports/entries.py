@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import count
@@ -13,7 +13,7 @@ from flowopd_cli.errors import ArtifactError, FlowOPDError
 from flowopd_cli.recipe import EvalRecipe
 from flowopd_cli.runs.adapter_ref import AdapterRef
 from flowopd_cli.runs.evaluations import BASE, Evaluation, evaluation, fullest
-from flowopd_cli.runs.manifest import is_run
+from flowopd_cli.runs.manifest import Parent, is_run
 from flowopd_cli.runs.run import RunDir
 
 
@@ -35,24 +35,34 @@ class Entry:
 def collect(paths: Sequence[Path]) -> list[Entry]:
     """The models behind the runs at ``paths``, in their order, the base first.
 
-    An evaluation stands for the model that it scored; another run's evaluation is one of ``paths`` or lies beside it.
+    An evaluation stands for its model; evaluations of other runs are among ``paths`` or in the same folders.
 
     Raises:
         ArtifactError: a path is no run, or an evaluation is unfinished or damaged.
     """
     runs = [RunDir.open(path, writes=False) for path in dict.fromkeys(path.resolve() for path in paths)]
     named = {run.path: _evaluation(run) for run in runs if isinstance(run.recipe(), EvalRecipe)}
-    beside = [one for one in _beside(runs) if one.run.path not in named]
+    others = [one for one in _neighbours(runs) if one.run.path not in named]
     entries: list[Entry] = []
     for run in runs:
         if run.path in named:
             entries.append(_scored_model(run, named[run.path]))
         else:
-            digest = _digest(run)
-            scores = [one for one in (*named.values(), *beside) if digest and one.scored == digest]
+            digest = _digest(run.path)
+            scores = [one for one in (*named.values(), *others) if digest and one.scored == digest]
             entries.append(Entry(run.path.name, run, fullest(scores)))
-    bases = [one for one in beside if one.scored is None]
+    bases = [one for one in others if one.scored is None]
     return _mark_comparable(_unique(_with_base(entries, bases)))
+
+
+def locate(run: RunDir, parent: Parent) -> Path | None:
+    """The run of a parent at its recorded place, or in the folder of ``run`` where both were moved."""
+    with suppress(FlowOPDError, OSError):
+        reference = AdapterRef.parse(parent.ref)
+        for path in (Path(reference.location), run.path.resolve().parent / Path(reference.location).name):
+            if reference.location and reference.kind != "hub" and is_run(path):
+                return path
+    return None
 
 
 def _evaluation(run: RunDir) -> Evaluation:
@@ -62,49 +72,43 @@ def _evaluation(run: RunDir) -> Evaluation:
     return scores
 
 
-def _beside(runs: Sequence[RunDir]) -> Iterable[Evaluation]:
+def _neighbours(runs: Sequence[RunDir]) -> Iterator[Evaluation]:
     """The finished evaluations in the folders of the runs; unreadable ones are skipped."""
     for folder in dict.fromkeys(run.path.parent for run in runs):
         for path in sorted(folder.iterdir()):
             with suppress(FlowOPDError, OSError):
                 run = RunDir(path, writes=False)
                 if is_run(path) and run.manifest().status == "done" and run.manifest().parents:
-                    scores = evaluation(run)
-                    if scores is not None and scores.suites:
-                        yield scores
+                    yield _evaluation(run)
 
 
-def _digest(run: RunDir) -> str | None:
-    with suppress(FlowOPDError):
-        return AdapterRef.parse(str(run.path)).resolve().sha256
+def _digest(path: Path) -> str | None:
+    with suppress(FlowOPDError, OSError):
+        return AdapterRef.parse(str(path)).resolve().sha256
     return None
 
 
 def _scored_model(run: RunDir, scores: Evaluation) -> Entry:
-    """The model that ``run`` evaluated; its run is at the recorded place or beside ``run``, with the same weights."""
+    """The model that ``run`` evaluated, with its run where that is found and still has the same weights."""
     parents = run.manifest().parents
     if not parents:
         return Entry(run.path.name, None, scores)
-    if parents[0].sha256 is None:
+    if scores.scored is None:
         return Entry(BASE, None, scores)
-    place = Path(parents[0].ref)
-    for path in (place, run.path.parent / place.name):
-        with suppress(FlowOPDError, OSError):
-            trained = RunDir(path, writes=False)
-            if is_run(path) and _digest(trained) == parents[0].sha256:
-                return Entry(path.name, trained, scores)
-    return Entry(place.name or parents[0].ref, None, scores)
+    path = locate(run, parents[0])
+    if path is not None and _digest(path) == scores.scored:
+        return Entry(path.name, RunDir(path, writes=False), scores)
+    return Entry(Path(parents[0].ref).name or parents[0].ref, None, scores)
 
 
 def _with_base(entries: Sequence[Entry], bases: Sequence[Evaluation]) -> list[Entry]:
     """The base first: a named one, else the evaluation in ``bases`` that shares most suites with the others."""
     first = [entry for entry in entries if entry.name == BASE and entry.evaluation]
     rest = [entry for entry in entries if entry not in first]
-    others = [entry.evaluation for entry in rest if entry.evaluation]
-    if not first and others and bases:
+    if not first and bases:
+        others = [entry.evaluation for entry in rest if entry.evaluation]
         shared = [sum(len(base.shared(other)) for other in others) for base in bases]
-        best = shared.index(max(shared))
-        first = [Entry(BASE, None, bases[best])] if shared[best] else []
+        first = [Entry(BASE, None, bases[shared.index(max(shared))])] if any(shared) else []
     return [*first, *rest]
 
 
@@ -113,9 +117,9 @@ def _unique(entries: Sequence[Entry]) -> list[Entry]:
     unique: dict[tuple[Path | None, Path | None], Entry] = {}
     for entry in entries:
         key = (entry.run.path.resolve() if entry.run else None, entry.evaluation.run.path if entry.evaluation else None)
-        taken = {other.name for other in unique.values()}
+        used = {other.name for other in unique.values()}
         names = (entry.name if n == 1 else f"{entry.name} ({n})" for n in count(1))
-        unique.setdefault(key, replace(entry, name=next(name for name in names if name not in taken)))
+        unique.setdefault(key, replace(entry, name=next(name for name in names if name not in used)))
     return list(unique.values())
 
 
@@ -128,8 +132,7 @@ def _mark_comparable(entries: Sequence[Entry]) -> list[Entry]:
     group: list[Evaluation] = []
     for one in sorted(evaluations, key=lambda one: -sum(_compare(one, other) for other in evaluations)):
         group += [one] if all(_compare(one, other) for other in group) else []
-    paths = {one.run.path for one in group}
-    return [replace(e, comparable=e.evaluation is None or e.evaluation.run.path in paths) for e in entries]
+    return [replace(entry, comparable=entry.evaluation is None or entry.evaluation in group) for entry in entries]
 
 
 def _compare(one: Evaluation, two: Evaluation) -> bool:

@@ -71,16 +71,14 @@ def render(page: Page) -> str:
     from jinja2 import Environment
 
     template = (files("flowopd_cli.reports") / "report.html.j2").read_text(encoding="utf-8")
-    uris = {name: _uri(name, text) for name, text in page.downloads.items()}
+    uris = {
+        name: f"data:{TYPES[name.rpartition('.')[2]]};charset=utf-8;base64,{base64.b64encode(text.encode()).decode()}"
+        for name, text in page.downloads.items()
+    }
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"brief": one_line, "printable": printable}
     html = environment.from_string(template).render(page=page, uris=uris, mark=MARK, version=__version__)
     return html.encode("utf-8", "backslashreplace").decode("utf-8")  # the name of a file may hold other bytes
-
-
-def _uri(name: str, text: str) -> str:
-    mime = TYPES[name.rpartition(".")[2]]
-    return f"data:{mime};charset=utf-8;base64,{base64.b64encode(text.encode()).decode()}"
 
 
 def link(text: str, run: Path, page: Path) -> Link:

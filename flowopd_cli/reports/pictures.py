@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,11 +45,39 @@ class Grid:
         return self.strips[0].height <= PIXELATED
 
 
-def read(label: str, file: Path, count: int, max_width: int) -> Strip | None:
-    """The pictures of a file, each at most ``max_width`` pixels wide and four times as high.
+def grid(
+    title: str, caption: str, prompts: Sequence[str], files: Sequence[tuple[str, Path]], budget: int = BUDGET
+) -> Grid | None:
+    """The pictures of labeled files, one for each prompt; ``None`` where no file can be read.
 
-    ``count`` pictures lie side by side; squares are assumed where it is 0. ``None`` for a file that cannot be read.
+    Pictures get narrower until they fit into ``budget`` characters, then rows are dropped. Prompts are left out where
+    there are not as many as pictures.
     """
+    width = MAX_WIDTH
+    strips = _read_all(files, len(prompts), width)
+    while _characters(strips) > budget and width // 2 >= MIN_WIDTH:
+        width //= 2
+        strips = _read_all(files, len(prompts), width)
+    while _characters(strips) > budget:
+        strips.pop()
+    if not strips:
+        return None
+    columns = len(strips[0].uris)
+    shown = tuple(text[:MAX_PROMPT] for text in prompts[:MAX_COLUMNS])
+    strips = [strip for strip in strips if len(strip.uris) == columns]
+    return Grid(title, caption, shown if len(shown) == columns else (), tuple(strips))
+
+
+def _characters(strips: Sequence[Strip]) -> int:
+    return sum(len(uri) for strip in strips for uri in strip.uris)
+
+
+def _read_all(files: Sequence[tuple[str, Path]], count: int, max_width: int) -> list[Strip]:
+    return [strip for label, file in files if (strip := _read(label, file, count, max_width)) is not None]
+
+
+def _read(label: str, file: Path, count: int, max_width: int) -> Strip | None:
+    """The ``count`` pictures side by side in a file (0: squares); ``None`` for a file that cannot be read."""
     from PIL import Image
 
     try:
@@ -74,49 +102,22 @@ def _uri(picture: Any, max_width: int) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def read_all(files: Sequence[tuple[str, Path]], count: int, budget: int = BUDGET) -> list[Strip]:
-    """The strips of labeled files within ``budget`` characters: narrower until they fit, then fewer."""
-    width, strips = MAX_WIDTH, []
-    while width >= MIN_WIDTH:
-        strips = [strip for label, file in files if (strip := read(label, file, count, width)) is not None]
-        if _characters(strips) <= budget:
-            return strips
-        width //= 2
-    while _characters(strips) > budget:
-        strips.pop()
-    return strips
-
-
-def _characters(strips: Sequence[Strip]) -> int:
-    return sum(len(uri) for strip in strips for uri in strip.uris)
-
-
 def over_time(run: RunDir) -> Grid | None:
     """A run's samples of the same prompts and seeds during its training, the first and the last among them."""
     samples = run.samples()
     if len(samples) > MAX_ROWS:
         samples = [samples[round(i * (len(samples) - 1) / (MAX_ROWS - 1))] for i in range(MAX_ROWS)]
-    prompts = [str(entry.get("text", "")) for entry in _list(run.sample_prompts_file) if isinstance(entry, Mapping)]
-    strips = read_all([(f"iteration {iteration}", path) for iteration, path in samples], len(prompts))
+    prompts = [str(entry.get("text", "")) for entry in _list(run.sample_prompts_file) if isinstance(entry, dict)]
     caption = "Drawn by the policy at that iteration; a column has the same prompt and seed throughout."
-    return grid("Pictures over training time", caption, prompts, strips)
+    return grid(
+        "Pictures over training time", caption, prompts, [(f"iteration {number}", file) for number, file in samples]
+    )
 
 
 def evaluated(run: RunDir) -> Grid | None:
     """The row of pictures of an evaluation or a push."""
-    prompts, file = evaluated_prompts(run), run.image_file("eval")
-    strips = read_all([("", file)], len(prompts)) if file.is_file() else []
-    return grid("Pictures", "The first picture of prompts spread over the suites.", prompts, strips)
-
-
-def grid(title: str, caption: str, prompts: Sequence[str], strips: Sequence[Strip]) -> Grid | None:
-    """Strips with as many pictures as the first, and their prompts where there are as many; ``None`` without any."""
-    if not strips:
-        return None
-    columns = len(strips[0].uris)
-    shown = tuple(text[:MAX_PROMPT] for text in prompts[:MAX_COLUMNS])
-    alike = tuple(strip for strip in strips if len(strip.uris) == columns)
-    return Grid(title, caption, shown if len(shown) == columns else (), alike)
+    caption = "The first picture of prompts spread over the suites."
+    return grid("Pictures", caption, evaluated_prompts(run), [("", run.image_file("eval"))])
 
 
 def evaluated_prompts(run: RunDir) -> list[str]:

@@ -1,11 +1,10 @@
-"""``report.html``: the report of one run, at its end or later, and of several side by side. No torch, no network."""
+"""``report.html``: the report of one run, at its end or later, and of several in comparison."""
 
 from __future__ import annotations
 
 import os
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +29,12 @@ def at_end(run: RunDir, progress: Progress, status: str, metrics: Mapping[str, A
         page = run_page.page(run, run.report_file, run_page.Ending(status, metrics or {}))
         atomic_write(run.report_file, render(page))
     except Exception as error:
-        again = f"flowopd report {run.path}"
-        with suppress(Exception):
-            progress.note(f"warning: no report was written ({one_line(error)[:300]}); try again with: {again}")
+        reason = one_line(error)[:300]
+        progress.note(f"warning: no report was written ({reason}); try again with: flowopd report {run.path}")
 
 
 def of_run(path: Path, out: Path | None) -> Path:
-    """Write the report of one run, into it or to ``out``, a page or a folder; returns its place.
+    """Write the report of one run, into it or to ``out``, a page or a folder; returns its path.
 
     Raises:
         ArtifactError: there is no run at ``path``, it is damaged, or ``out`` holds something else.
@@ -49,7 +47,7 @@ def of_run(path: Path, out: Path | None) -> Path:
 
 
 def of_runs(paths: Sequence[Path], out: Path | None) -> tuple[Path, list[entries.Entry], list[Path]]:
-    """Write the comparison of several runs: its page, the models in it, and the files of numbers beside it.
+    """Write the comparison of several runs; returns the path of its page, the models in it, and the files of numbers.
 
     Raises:
         ArtifactError: a path is no run, an evaluation is damaged, or ``out`` holds something else.
@@ -59,16 +57,23 @@ def of_runs(paths: Sequence[Path], out: Path | None) -> tuple[Path, list[entries
     target = _page_at(fresh_path("report") if out is None else out)
     if is_run(target.parent):
         raise ArtifactError(f"{target.parent}: is a run; give --out a folder of its own for the comparison")
-    _refuse_others(target, _numbers(models, target))
-    return target, models, write_comparison(comparison.Comparison(models), target)
+    page = target.read_bytes() if is_file(target) else b""
+    for path, text in _numbers(models, target).items():
+        content = path.read_bytes() if is_file(path) else text.encode()
+        if content != text.encode() and b64encode(content) not in page:  # not a download of the earlier page
+            raise ArtifactError(
+                f"{path}: is no file of an earlier report, or was changed; move it, or give --out a fresh name"
+            )
+    return target, models, write_comparison(models, target)
 
 
-def write_comparison(compared: comparison.Comparison, target: Path) -> list[Path]:
-    """Write a comparison's page to ``target`` and its numbers beside it; returns their places."""
-    numbers, page = _numbers(compared.entries, target), render(comparison.page(compared, target))
-    for path, text in numbers.items():
+def write_comparison(
+    models: Sequence[entries.Entry], target: Path, title: str = "Comparison", lead: str = ""
+) -> list[Path]:
+    """Write a comparison's page to ``target`` and its numbers to the same folder; returns the files of numbers."""
+    numbers, page = _numbers(models, target), render(comparison.page(models, target, title, lead))
+    for path, text in (*numbers.items(), (target, page)):
         atomic_write(path, text)
-    atomic_write(target, page)
     return list(numbers)
 
 
@@ -76,17 +81,6 @@ def _numbers(models: Sequence[entries.Entry], target: Path) -> dict[Path, str]:
     """The files of numbers; the name of a page other than ``report.html`` is their prefix: ``paper.table.tex``."""
     prefix = "" if target.name == REPORT else f"{target.stem}."
     return {target.with_name(prefix + name): text for name, text in table.files(models).items()}
-
-
-def _refuse_others(target: Path, numbers: Mapping[Path, str]) -> None:
-    """Refuse to replace a file of numbers that the earlier page at ``target`` does not hold."""
-    earlier = target.read_bytes() if is_file(target) else b""
-    for path, text in numbers.items():
-        content = path.read_bytes() if is_file(path) else text.encode()
-        if content != text.encode() and b64encode(content) not in earlier:
-            raise ArtifactError(
-                f"{path}: is no file of an earlier report, or was changed; move it, or give --out a fresh name"
-            )
 
 
 def _page_at(out: Path) -> Path:

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from flowopd_cli import recipe as recipes
-from flowopd_cli.errors import FlowOPDError
 from flowopd_cli.reports import curves, pictures
-from flowopd_cli.reports.entries import Entry
+from flowopd_cli.reports.entries import Entry, locate
 from flowopd_cli.reports.page import Link, Listing, Page, elapsed, link
 from flowopd_cli.reports.series import Rows, column, finite, number
 from flowopd_cli.reports.table import files, table
-from flowopd_cli.runs.adapter_ref import AdapterRef
 from flowopd_cli.runs.evaluations import evaluation, protocol
 from flowopd_cli.runs.layout import resume_command
-from flowopd_cli.runs.manifest import Manifest, Parent, is_run, now, status_now
+from flowopd_cli.runs.manifest import Manifest, now, status_now
 from flowopd_cli.runs.run import RunDir
 from flowopd_cli.system.json_files import plain
 from flowopd_cli.system.redact import public_reference
@@ -32,10 +29,10 @@ STAGES = {
     "merge": "Adapters merged into one",
     "distill": "Multi-teacher on-policy distillation",
     "eval": "An evaluation on held-out prompts",
-    "push": "A model made ready for the Hub",
+    "push": "A model prepared for the Hub",
 }
 METRICS = {
-    "retained_energy": "energy kept",
+    "retained_energy": "retained energy",
     "relative_error": "relative error",
     "difference": "largest difference from plain diffusers, 0 to 1",
     "pictures": "pictures learned from",
@@ -48,7 +45,7 @@ class Ending:
     """The end of a run whose manifest is still open: its status and last metrics."""
 
     status: str
-    metrics: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, Any]
 
 
 def page(run: RunDir, target: Path, ending: Ending | None = None) -> Page:
@@ -57,32 +54,33 @@ def page(run: RunDir, target: Path, ending: Ending | None = None) -> Page:
     Raises:
         ArtifactError: manifest, recipe, metrics or results are damaged.
     """
-    manifest, recipe, rows = _manifest(run, ending), run.recipe(), run.rows()
-    scored = evaluation(run) if manifest.status == "done" or ending is None else None
-    entries = [Entry(_scored_name(manifest), None, scored)] if scored is not None and scored.suites else []
+    recipe, rows, manifest = run.recipe(), run.rows(), run.manifest()
+    state: dict[str, Any] = {"status": status_now(run.path)}
+    if ending is not None:
+        metrics = {**manifest.metrics, **plain(ending.metrics)}
+        state = {"status": ending.status, "finished": now(), "metrics": metrics}
+    manifest = manifest.model_copy(update=state)
+    scores = evaluation(run) if manifest.status == "done" or ending is None else None
+    entries = [Entry(_scored_name(manifest), None, scores)] if scores is not None and scores.suites else []
     grid = pictures.over_time(run) or pictures.evaluated(run)
-    listings = _parents(run, manifest, target), _metrics(manifest), _timings(rows, recipe)
     return Page(
         title=run.path.resolve().name,
         lead=f"{STAGES.get(manifest.stage, manifest.stage)}{_subject(recipe)}.",
         facts=_facts(manifest, recipe, rows),
         warnings=_warnings(run, manifest),
         table=table(entries),
-        table_note=f"Mean ± standard error over prompts. Protocol: {protocol(scored)}." if scored is not None else "",
+        table_note=f"Mean ± standard error over prompts. Protocol: {protocol(scores)}." if scores is not None else "",
         downloads=files(entries),
         charts=curves.of_run(recipe, rows) if rows else (),
         grids=[grid] if grid else (),
-        listings=[listing for listing in listings if listing],
+        listings=[*_parents(run, manifest, target), *_metrics(manifest), *_timings(rows, recipe)],
         recipe=recipes.dump(recipe),
     )
 
 
-def _manifest(run: RunDir, ending: Ending | None) -> Manifest:
-    manifest = run.manifest()
-    if ending is None:
-        return manifest.model_copy(update={"status": status_now(run.path)})
-    metrics = {**manifest.metrics, **plain(ending.metrics)}
-    return manifest.model_copy(update={"status": ending.status, "finished": now(), "metrics": metrics})
+def _scored_name(manifest: Manifest) -> str:
+    ref = manifest.parents[0].ref if manifest.parents else "given pictures"
+    return Path(ref).name or ref
 
 
 def _subject(recipe: recipes.Recipe) -> str:
@@ -96,11 +94,11 @@ def _subject(recipe: recipes.Recipe) -> str:
 
 def _facts(manifest: Manifest, recipe: recipes.Recipe, rows: Rows) -> list[tuple[str, str]]:
     utc = " UTC" if manifest.created.endswith("+00:00") else ""
-    iterations = recipe.train.iterations if isinstance(recipe, recipes.TrainedRecipe) else None
+    is_training = isinstance(recipe, recipes.TrainedRecipe)
     facts = {
         "status": manifest.status,
         "base": manifest.base.ref if manifest.base else recipe.model.pretrained,
-        "iterations": None if iterations is None else f"{len(rows)} of {iterations}",
+        "iterations": f"{len(rows)} of {recipe.train.iterations}" if is_training else None,
         "started": manifest.created[:16].replace("T", " ") + utc,
         "took": elapsed(manifest),
         "seed": str(recipe.seed),
@@ -122,42 +120,32 @@ def _warnings(run: RunDir, manifest: Manifest) -> list[tuple[str, str]]:
     return warnings + ([("", f"{more} more are in {run.events_file.name}")] if more > 0 else [])
 
 
-def _parents(run: RunDir, manifest: Manifest, target: Path) -> Listing | None:
+def _parents(run: RunDir, manifest: Manifest, target: Path) -> Iterator[Listing]:
     rows = []
     for parent in manifest.parents:
-        place, name = parent_run(run, parent), public_reference(parent.ref)
-        reference = link(name, place, target) if place else Link(name)
+        path, name = locate(run, parent), public_reference(parent.ref)
+        reference = link(name, path, target) if path else Link(name)
         rows.append((parent.role.replace("_", " "), reference, (parent.sha256 or "")[:12]))
     if base := manifest.base:
         name = Path(base.ref).name if Path(base.ref).is_absolute() else base.ref
-        rows.append(("base", Link(name), (base.sha256 or "")[:12]))
-    return Listing("Made from", ("part", "reference", "sha256"), tuple(rows)) if rows else None
+        rows.append(("base", name, (base.sha256 or "")[:12]))
+    if rows:
+        yield Listing("Made from", ("part", "reference", "sha256"), tuple(rows))
 
 
-def parent_run(run: RunDir, parent: Parent) -> Path | None:
-    """The run of a parent at its recorded place, or beside ``run`` where both were moved."""
-    with suppress(FlowOPDError, OSError):
-        reference = AdapterRef.parse(parent.ref)
-        for place in (Path(reference.location), run.path.resolve().parent / Path(reference.location).name):
-            if reference.location and reference.kind != "hub" and is_run(place):
-                return place
-    return None
-
-
-def _metrics(manifest: Manifest) -> Listing | None:
+def _metrics(manifest: Manifest) -> Iterator[Listing]:
     """The metrics of a run without curves, such as a merge's error and a push's check."""
-    if manifest.stage not in {"merge", "push", "coldstart"}:
-        return None
     metrics = {METRICS.get(name, name): finite([number(value)]) for name, value in manifest.metrics.items()}
     rows = tuple((name, f"{value[0]:.5g}") for name, value in metrics.items() if value)
-    return Listing("Figures", ("figure", "value"), rows, frozenset({1})) if rows else None
+    if rows and manifest.stage in {"merge", "push", "coldstart"}:
+        yield Listing("Figures", ("figure", "value"), rows, frozenset({1}))
 
 
-def _timings(rows: Rows, recipe: recipes.Recipe) -> Listing | None:
+def _timings(rows: Rows, recipe: recipes.Recipe) -> Iterator[Listing]:
     parts = {part: finite(column(rows, f"seconds_{part}")) for part in ("collect", "learn")}
     both = parts["both"] = finite(curves.seconds(rows))
     if not both:
-        return None
+        return
     cells = [(name, duration(sum(v)), f"{median(v):.3g} s", f"{max(v):.3g} s") for name, v in parts.items() if v]
     count, note = curves.pictures_per_iteration(recipe), ""
     if count and sum(both) > 0:
@@ -165,9 +153,4 @@ def _timings(rows: Rows, recipe: recipes.Recipe) -> Listing | None:
         note = f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
         note += " pictures per second over the whole run."
     columns = ("part", "in all", "median iteration", "longest")
-    return Listing("Timings", columns, tuple(cells), frozenset({1, 2, 3}), note=note)
-
-
-def _scored_name(manifest: Manifest) -> str:
-    ref = manifest.parents[0].ref if manifest.parents else "given pictures"
-    return Path(ref).name or ref
+    yield Listing("Timings", columns, tuple(cells), frozenset({1, 2, 3}), note=note)

@@ -1,4 +1,4 @@
-"""Figures of a run's metrics as lists of numbers, NaN for anything else in the file. No torch here."""
+"""Metrics of a run as lists of numbers, with NaN for every other value."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-MAX_POINTS = 400  # of a curve
 Rows = Sequence[Mapping[str, Any]]
 
 
@@ -18,20 +17,14 @@ def number(value: Any) -> float:
 
 
 def column(rows: Rows, name: str) -> list[float]:
-    """One figure of every row, NaN where it is missing."""
+    """One metric of every row."""
     return [number(row.get(name)) for row in rows]
 
 
-def iterations(rows: Rows) -> list[float]:
-    """The iteration of every row."""
-    logged = column(rows, "iteration")
-    return logged if all(map(math.isfinite, logged)) else [float(i + 1) for i in range(len(rows))]
-
-
-def names(rows: Rows, prefix: str = "") -> list[str]:
-    """The figures of the rows that begin with ``prefix``, in order of appearance."""
-    logged = dict.fromkeys(name for row in rows for name, value in row.items() if math.isfinite(number(value)))
-    return [name for name in logged if name.startswith(prefix)]
+def names(rows: Rows, prefix: str) -> list[str]:
+    """The metrics that begin with ``prefix``, in order of appearance."""
+    numeric = dict.fromkeys(name for row in rows for name, value in row.items() if math.isfinite(number(value)))
+    return [name for name in numeric if name.startswith(prefix)]
 
 
 def finite(values: Iterable[float]) -> list[float]:
@@ -45,21 +38,15 @@ def mean(values: Iterable[float]) -> float:
     return math.fsum(numbers) / len(numbers) if numbers else math.nan
 
 
-def thinned(values: Sequence[float], points: int = MAX_POINTS) -> list[float]:
-    """At most ``points`` means of equal stretches."""
+def thinned(values: Sequence[float], points: int) -> list[float]:
+    """At most ``points`` values, each the mean of an interval."""
     if len(values) <= points:
         return list(values)
     edges = [round(i * len(values) / points) for i in range(points + 1)]
     return [mean(values[a:b]) for a, b in pairwise(edges)]
 
 
-def smooth(values: Sequence[float], window: int) -> list[float]:
-    """Centered moving mean over ``window`` values; a gap stays a gap."""
-    half = window // 2
-    pairs = enumerate(values)
-    return [mean(values[max(0, i - half) : i + half + 1]) if math.isfinite(v) else math.nan for i, v in pairs]
-
-
-def window(count: int) -> int:
-    """The width of the moving mean of ``count`` values: odd, 1 for few values."""
-    return max(1, count // 12) | 1 if count >= 24 else 1
+def smooth(values: Sequence[float], width: int) -> list[float]:
+    """Centered moving mean over ``width`` values; NaN stays NaN."""
+    half = width // 2
+    return [mean(values[max(0, i - half) : i + half + 1]) if v == v else v for i, v in enumerate(values)]

@@ -19,15 +19,14 @@ from flowopd_cli.system.json_files import plain
 AVERAGE = "average"
 UNBOUNDED = ("imagereward",)  # suffixes of suites whose means may be outside [0, 1]
 NUMBERS = ("numbers.csv", "numbers.json", "table.md", "table.tex")
-_FORMULA = {"=", "+", "-", "@"}
-_TEX = {c: f"\\{c}" for c in "&%$#_{}"} | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}"}
+_FORMULA = ("=", "+", "-", "@")
+_TEX = {c: f"\\{c}" for c in "&%$#_{}"} | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "†": r"$\dagger$"}
 _TEX |= {"^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
-_TEX |= {"†": r"$\dagger$"}
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A figure with its standard error, and whether it is the best of its column."""
+    """A mean with its standard error, and whether it is the best of its column."""
 
     mean: float
     stderr: float | None = None
@@ -48,8 +47,7 @@ class Cell:
 class Table:
     """Models as rows, suites as columns.
 
-    ``approximate`` are suites whose scorer is not that of papers; ``note`` says what the average is, or why there is
-    none.
+    ``approximate`` are suites whose scorer is not that of papers; ``note`` explains the average or its absence.
     """
 
     columns: tuple[str, ...]
@@ -63,11 +61,16 @@ def suites_of(entries: Sequence[Entry]) -> list[str]:
     return sorted(dict.fromkeys(suite for entry in entries for suite in entry.results), key=AVERAGE.__eq__)
 
 
-def on_unit_scale(entries: Sequence[Entry], suite: str) -> bool:
-    """Whether a suite's scores are between 0 and 1."""
-    return not suite.endswith(UNBOUNDED) and all(
-        0 <= entry.results[suite]["mean"] <= 1 for entry in entries if suite in entry.results
-    )
+def scales(entries: Sequence[Entry]) -> list[list[str]]:
+    """The suites that may share an axis: those between 0 and 1, then each other one; averages are left out."""
+    suites = [suite for suite in suites_of(entries) if suite != AVERAGE]
+    unit = [suite for suite in suites if _on_unit_scale(entries, suite)]
+    return [group for group in (unit, *([suite] for suite in suites if suite not in unit)) if group]
+
+
+def _on_unit_scale(entries: Sequence[Entry], suite: str) -> bool:
+    means = [entry.results[suite]["mean"] for entry in entries if suite in entry.results]
+    return not suite.endswith(UNBOUNDED) and all(0 <= mean <= 1 for mean in means)
 
 
 def table(entries: Sequence[Entry]) -> Table | None:
@@ -77,19 +80,21 @@ def table(entries: Sequence[Entry]) -> Table | None:
         return None
     has_average, note = _average(entries, suites)
     columns = [*suites, AVERAGE] if has_average else suites
-    means = {entry.name: _means(entry, suites, has_average) for entry in entries}
-    comparable = [means[entry.name] for entry in entries if entry.comparable]
+    means = [{suite: float(figures["mean"]) for suite, figures in entry.results.items()} for entry in entries]
+    for row in means if has_average else ():
+        row |= {AVERAGE: math.fsum(row.values()) / len(row)} if len(row) == len(suites) else {}
+    comparable = [row for entry, row in zip(entries, means, strict=True) if entry.comparable]
     best = {name: max((row[name] for row in comparable if name in row), default=math.inf) for name in columns}
 
-    def cell(entry: Entry, name: str) -> Cell | None:
-        if name not in means[entry.name]:
+    def cell(entry: Entry, row: Mapping[str, float], name: str) -> Cell | None:
+        if name not in row:
             return None
-        mean, error = means[entry.name][name], entry.results.get(name, {}).get("stderr")
-        return Cell(mean, error, entry.comparable and mean == best[name] and len(comparable) > 1)
+        is_best = entry.comparable and row[name] == best[name] and len(comparable) > 1
+        return Cell(row[name], entry.results.get(name, {}).get("stderr"), is_best)
 
     rows = tuple(
-        (entry.name + ("" if entry.comparable else " †"), tuple(cell(entry, name) for name in columns))
-        for entry in entries
+        (entry.name + ("" if entry.comparable else " †"), tuple(cell(entry, row, name) for name in columns))
+        for entry, row in zip(entries, means, strict=True)
     )
     approximate = {s for entry in entries for s, figures in entry.results.items() if not figures["exact"]}
     return Table(tuple(columns), rows, frozenset(approximate), note)
@@ -100,27 +105,13 @@ def _average(entries: Sequence[Entry], suites: Sequence[str]) -> tuple[bool, str
     if len(suites) < 2:
         return False, ""
     if AVERAGE in suites:
-        return False, f"{AVERAGE}: as the suite of that name has it, each of its parts divided by its scale."
+        return False, f"{AVERAGE}: as its suite defines it, each part divided by its scale."
     groups = [suite for suite in suites if any(other.startswith(f"{suite}-") for other in suites)]
     if groups:
-        return False, f"No average: {', '.join(groups)} is one of other columns already."
-    if not all(on_unit_scale(entries, suite) for suite in suites):
+        return False, f"No average: {', '.join(groups)} is the mean of other columns."
+    if not all(_on_unit_scale(entries, suite) for suite in suites):
         return False, "No average: the suites are on different scales."
     return True, f"{AVERAGE}: the plain mean of the suites, of models that have all of them."
-
-
-def _means(entry: Entry, suites: Sequence[str], has_average: bool) -> dict[str, float]:
-    means = {suite: float(entry.results[suite]["mean"]) for suite in suites if suite in entry.results}
-    if has_average and len(means) == len(suites):
-        means[AVERAGE] = math.fsum(means.values()) / len(means)
-    return means
-
-
-def scales(entries: Sequence[Entry]) -> list[list[str]]:
-    """The suites that may share an axis: those between 0 and 1, then each other one; averages are left out."""
-    suites = [suite for suite in suites_of(entries) if suite != AVERAGE]
-    unit = [suite for suite in suites if on_unit_scale(entries, suite)]
-    return [group for group in (unit, *([suite] for suite in suites if suite not in unit)) if group]
 
 
 def changes_against_base(entries: Sequence[Entry]) -> dict[str, dict[str, tuple[float, float | None]]]:
@@ -128,20 +119,16 @@ def changes_against_base(entries: Sequence[Entry]) -> dict[str, dict[str, tuple[
     base = next((entry for entry in entries if entry.name == BASE and entry.comparable), None)
     if base is None:
         return {}
+
+    def change(figures: Mapping[str, Any], reference: Mapping[str, Any]) -> tuple[float, float | None]:
+        errors = figures["stderr"], reference["stderr"]
+        return figures["mean"] - reference["mean"], None if None in errors else math.hypot(*errors)
+
     return {
-        entry.name: {
-            suite: (figures["mean"] - base.results[suite]["mean"], _difference_error(figures, base.results[suite]))
-            for suite, figures in entry.results.items()
-            if suite in base.results
-        }
+        entry.name: {s: change(figures, base.results[s]) for s, figures in entry.results.items() if s in base.results}
         for entry in entries
         if entry is not base and entry.comparable and entry.results
     }
-
-
-def _difference_error(one: Mapping[str, Any], two: Mapping[str, Any]) -> float | None:
-    errors = one["stderr"], two["stderr"]
-    return None if None in errors else math.hypot(*errors)
 
 
 def numbers(entries: Sequence[Entry]) -> list[dict[str, Any]]:
@@ -176,33 +163,29 @@ def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        writer.writerow({k: f"'{v}" if isinstance(v, str) and v[:1] in _FORMULA else v for k, v in row.items()})
+        writer.writerow({k: f"'{v}" if isinstance(v, str) and v.startswith(_FORMULA) else v for k, v in row.items()})
     return buffer.getvalue()
 
 
 def as_markdown(cells: Table) -> str:
     """A table in GitHub's Markdown, best in bold."""
 
-    def row(name: str, texts: Sequence[str]) -> str:
-        return f"| {_markdown(name)} | {' | '.join(texts)} |"
+    def name(text: str) -> str:
+        return re.sub(r"[<>|`*\[\]\\&]", lambda match: f"&#{ord(match[0])};", printable(text))
 
     def text(cell: Cell | None) -> str:
         return "—" if cell is None else f"{f'**{cell.text}**' if cell.best else cell.text} {cell.error}".strip()
 
-    lines = [row("model", list(map(_markdown, cells.columns))), f"|---|{'---:|' * len(cells.columns)}"]
-    lines += [row(name, list(map(text, values))) for name, values in cells.rows]
-    return "\n".join(lines) + "\n"
-
-
-def _markdown(text: str) -> str:
-    return re.sub(r"[<>|`*\[\]\\&]", lambda match: f"&#{ord(match[0])};", printable(text))
+    rows = [("model", *map(name, cells.columns)), *((name(row), *map(text, values)) for row, values in cells.rows)]
+    lines = [f"| {' | '.join(row)} |\n" for row in rows]
+    return "".join([lines[0], f"|---|{'---:|' * len(cells.columns)}\n", *lines[1:]])
 
 
 def as_latex(cells: Table) -> str:
     """A ``tabular`` for the package booktabs, best in bold."""
 
-    def row(name: str, texts: Sequence[str]) -> str:
-        return f"{_latex(name)} & {' & '.join(texts)} \\\\"
+    def name(text: str) -> str:
+        return "".join(_TEX.get(c, c) for c in printable(text))
 
     def text(cell: Cell | None) -> str:
         if cell is None:
@@ -210,11 +193,7 @@ def as_latex(cells: Table) -> str:
         error = "" if cell.stderr is None else f" {{\\scriptsize $\\pm$ {cell.stderr:.3f}}}"
         return (f"\\textbf{{{cell.text}}}" if cell.best else cell.text) + error
 
-    lines = [f"\\begin{{tabular}}{{l{'r' * len(cells.columns)}}}", "\\toprule"]
-    lines += [row("model", list(map(_latex, cells.columns))), "\\midrule"]
-    lines += [row(name, list(map(text, values))) for name, values in cells.rows]
-    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"]) + "\n"
-
-
-def _latex(text: str) -> str:
-    return "".join(_TEX.get(c, c) for c in printable(text))
+    rows = [("model", *map(name, cells.columns)), *((name(row), *map(text, values)) for row, values in cells.rows)]
+    lines = [f"{' & '.join(row)} \\\\" for row in rows]
+    head = [f"\\begin{{tabular}}{{l{'r' * len(cells.columns)}}}", "\\toprule", lines[0], "\\midrule"]
+    return "\n".join([*head, *lines[1:], "\\bottomrule", "\\end{tabular}\n"])

@@ -1,6 +1,6 @@
 """``train.track``: figures and sample pictures of a run for TensorBoard, Weights & Biases, MLflow or trackio.
 
-Each tracker has its own thread: training waits for none of them, and one that fails is left out with a warning.
+Each tracker has its own thread, so training never waits for one; a tracker that fails is left out with a warning.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flowopd_cli.errors import MissingDependency, one_line
 from flowopd_cli.recipe import Recipe, TrainedRecipe
+from flowopd_cli.reports.series import number
 from flowopd_cli.reports.trackers import RunInfo, open_tracker
 from flowopd_cli.runs.run import RunDir
 from flowopd_cli.system.progress import Progress
@@ -37,7 +38,7 @@ def check_installed(names: Sequence[str]) -> None:
 
 
 def tracked(recipe: Recipe, run: RunDir, progress: Progress) -> Progress:
-    """``progress``, with the recipe's trackers beside it.
+    """``progress`` that also feeds the recipe's trackers.
 
     Raises:
         MissingDependency: a tracker is not installed.
@@ -68,28 +69,27 @@ class Tracked:
         self._progress.step(row)
         iteration = int(row["iteration"])
         self._send_pictures(iteration - 1)
-        figures = {name: float(v) for name, v in row.items() if name not in COUNTS and _is_finite(v)}
-        self._send("figures", figures, iteration)
+        figures = {name: number(value) for name, value in row.items() if name not in COUNTS}
+        self._send("figures", {name: value for name, value in figures.items() if math.isfinite(value)}, iteration)
         self._show_notes()
 
     def done(self) -> None:
         """Send the last pictures and close the trackers; one that takes longer than a minute is abandoned."""
         self._progress.done()
-        self._send_pictures(None)
-        for thread in self._threads:
-            thread.calls.put(None)
+        self._send_pictures(math.inf)
         deadline = time.monotonic() + TIMEOUT
+        self._send("close")
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
         self._show_notes()
         for thread in self._threads:
             if thread.is_alive():
-                self.note(f"warning: {thread.tracker}: not through after {TIMEOUT:g} s; what it has not sent is lost")
+                self.note(f"warning: {thread.tracker}: not finished after {TIMEOUT:g} s; the rest is lost")
         self._threads = []
 
-    def _send_pictures(self, last: int | None) -> None:
+    def _send_pictures(self, last: float) -> None:
         for iteration, file in self._run.samples() if self._threads else ():
-            if iteration > self._last_picture and (last is None or iteration <= last):
+            if self._last_picture < iteration <= last:
                 self._send("picture", file, iteration)
                 self._last_picture = iteration
 
@@ -105,27 +105,22 @@ class Tracked:
 
 
 class _TrackerThread(threading.Thread):
-    """Makes a tracker's calls in order, until one fails or ``None`` ends them."""
+    """Makes a tracker's calls in order, until one fails or the tracker is closed."""
 
     def __init__(self, tracker: str, info: RunInfo) -> None:
         super().__init__(name=f"tracker {tracker}", daemon=True)
-        self.calls: queue.SimpleQueue[tuple[Any, ...] | None] = queue.SimpleQueue()
+        self.calls: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
         self.notes: queue.SimpleQueue[str] = queue.SimpleQueue()
         self.tracker, self._info = tracker, info
         self.start()
 
     def run(self) -> None:
         try:
-            tracker = open_tracker(self.tracker, self._info)
+            tracker, method = open_tracker(self.tracker, self._info), ""
             self.notes.put(f"{self.tracker}: {tracker.where}")
-            while (call := self.calls.get()) is not None:
-                method: Callable[..., None] = getattr(tracker, call[0])
-                method(*call[1:])
-            tracker.close()
+            while method != "close":
+                method, *arguments = self.calls.get()
+                getattr(tracker, method)(*arguments)
         except BaseException as error:  # a library may end its thread in any way
             reason = one_line(error) or type(error).__name__
             self.notes.put(f"warning: {self.tracker} is left out from here on: {reason[:300]}; the run goes on")
-
-
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)

@@ -1,4 +1,4 @@
-"""Accelerate's trackers, each opened as its library needs: where to write, which run to continue, pictures."""
+"""Accelerate's trackers, each opened as its library needs: folder, run to continue, pictures."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from flowopd_cli.recipe import Recipe, dump
 from flowopd_cli.runs.run import RunDir
 from flowopd_cli.system.files import atomic_write
 from flowopd_cli.system.json_files import read_json
-from flowopd_cli.system.paths import is_file
 from flowopd_cli.system.redact import is_secret_name
 
 PROJECT = "flowopd"
@@ -25,10 +24,7 @@ TIMEOUT = 30  # seconds that a server may take to answer
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What a tracker needs of a run; ``done`` iterations are behind it, and ``identity`` stays the same on a resume.
-
-    No secret is in ``config`` or ``recipe``.
-    """
+    """A run as a tracker sees it, without secrets; ``identity`` stays the same when it is resumed after ``done``."""
 
     name: str
     identity: str
@@ -40,7 +36,7 @@ class RunInfo:
 
     @classmethod
     def of(cls, run: RunDir, recipe: Recipe, done: int) -> RunInfo:
-        """Collect it."""
+        """The record of ``run``."""
         manifest = run.manifest()
         birth = f"{manifest.run_id} {manifest.created} {run.path.resolve()}"
         return cls(
@@ -54,30 +50,27 @@ class RunInfo:
         )
 
 
-def open_tracker(name: str, info: RunInfo) -> Tracker:
-    """Open the tracker called ``name``. Errors are its library's own."""
-    from accelerate.state import PartialState
-
-    PartialState()  # accelerate's trackers read it
-    return TRACKERS[name](info)
-
-
 class Tracker:
-    """One of accelerate's trackers, opened with the recipe logged; ``where`` says where its curves are."""
+    """One of accelerate's trackers, opened with the recipe logged; ``where`` is the place of its curves."""
 
-    where = ""
+    where: str
     tracker: Any
-
-    def __init__(self, info: RunInfo) -> None:
-        raise NotImplementedError
 
     def figures(self, row: Mapping[str, float], iteration: int) -> None:
         """Log a point for each figure."""
         self.tracker.log(dict(row), step=iteration)
 
     def picture(self, file: Path, iteration: int) -> None:
-        """Log a sample picture."""
-        self.tracker.log_images({PICTURES: [_pixels(file)]}, step=iteration)
+        """Log a PNG of sample pictures."""
+        import numpy as np
+        from PIL import Image
+
+        with Image.open(file, formats=["PNG"]) as opened:
+            self._log(np.asarray(opened.convert("RGB")), iteration)
+
+    def _log(self, pixels: Any, iteration: int) -> None:
+        """Log a picture, bytes (height, width, 3)."""
+        self.tracker.log_images({PICTURES: [pixels]}, step=iteration)
 
     def close(self) -> None:
         """Send what is left."""
@@ -96,9 +89,8 @@ class TensorBoard(Tracker):
         self.tracker.log({"recipe": f"```yaml\n{info.recipe}```"}, step=info.done)
         self.where = f"tensorboard --logdir {info.curves}"
 
-    def picture(self, file: Path, iteration: int) -> None:
-        """As a stack of one picture."""
-        self.tracker.log_images({PICTURES: _pixels(file)[None]}, step=iteration, dataformats="NHWC")
+    def _log(self, pixels: Any, iteration: int) -> None:
+        self.tracker.log_images({PICTURES: pixels[None]}, step=iteration, dataformats="NHWC")
 
 
 class WandB(Tracker):
@@ -110,23 +102,14 @@ class WandB(Tracker):
 
         if os.environ.get("WANDB_MODE") not in {"offline", "disabled"} and not wandb.login(prompt=False):
             raise RuntimeError("no login: run `wandb login`, set WANDB_API_KEY, or WANDB_MODE=offline")
-        settings = wandb.Settings(
-            silent=True,
-            console="off",
-            init_timeout=TIMEOUT,
-            finish_timeout=TIMEOUT,
-            disable_git=True,
-            save_code=False,
-            x_disable_meta=True,
-            x_disable_machine_info=True,
-            x_save_requirements=False,
-        )
+        private = {"console": "off", "disable_git": True, "save_code": False, "x_save_requirements": False}
+        private |= {"x_disable_meta": True, "x_disable_machine_info": True}
+        settings = wandb.Settings(silent=True, init_timeout=TIMEOUT, finish_timeout=TIMEOUT, **private)
         info.folder.mkdir(parents=True, exist_ok=True)
         folder = os.environ.get("WANDB_DIR") or str(info.folder)
         project = os.environ.get("WANDB_PROJECT") or PROJECT
-        self.tracker = WandBTracker(
-            project, settings=settings, id=info.identity, name=info.name, resume="allow", dir=folder
-        )
+        identity = {"id": info.identity, "name": info.name, "resume": "allow", "dir": folder}
+        self.tracker = WandBTracker(project, settings=settings, **identity)
         self.tracker.start()
         self.tracker.store_init_configuration(info.config)
         run = self.tracker.run
@@ -146,7 +129,7 @@ class MLflow(Tracker):
         from accelerate.tracking import MLflowTracker
 
         note = info.folder / "mlflow.json"
-        earlier = read_json(note, "note of MLflow's run").get("run_id") if is_file(note) else None
+        earlier = read_json(note, "note of MLflow's run").get("run_id") if note.is_file() else None
         self.tracker = MLflowTracker(PROJECT, run_id=earlier, run_name=info.name)
         self.tracker.start()
         run_id = self.tracker.active_run.info.run_id
@@ -155,11 +138,10 @@ class MLflow(Tracker):
             self.tracker.store_init_configuration(info.config)
         self.where = f"run {run_id} at {redacted(mlflow.get_tracking_uri())}"
 
-    def picture(self, file: Path, iteration: int) -> None:
-        """By the library's own call: accelerate's tracker logs no pictures."""
+    def _log(self, pixels: Any, iteration: int) -> None:  # accelerate's tracker logs no pictures
         import mlflow  # pyright: ignore[reportMissingImports]
 
-        mlflow.log_image(_pixels(file), key=PICTURES, step=iteration, synchronous=True)
+        mlflow.log_image(pixels, key=PICTURES, step=iteration, synchronous=True)
 
 
 class Trackio(Tracker):
@@ -173,39 +155,30 @@ class Trackio(Tracker):
         self.tracker.start()
         self.where = f"trackio show --project {PROJECT}"
 
-    def picture(self, file: Path, iteration: int) -> None:
-        """As the library's own type: accelerate's tracker logs no pictures."""
+    def _log(self, pixels: Any, iteration: int) -> None:  # accelerate's tracker logs no pictures
         import trackio  # pyright: ignore[reportMissingImports]
 
-        self.tracker.log({PICTURES: trackio.Image(_pixels(file))}, step=iteration)
+        self.tracker.log({PICTURES: trackio.Image(pixels)}, step=iteration)
 
 
-TRACKERS = {
-    "tensorboard": TensorBoard,
-    "wandb": WandB,
-    "mlflow": MLflow,
-    "trackio": Trackio,
-}
+TRACKERS = {"tensorboard": TensorBoard, "wandb": WandB, "mlflow": MLflow, "trackio": Trackio}
 
 
-def _pixels(file: Path) -> Any:
-    """A PNG as bytes (height, width, 3)."""
-    import numpy as np
-    from PIL import Image
+def open_tracker(name: str, info: RunInfo) -> Tracker:
+    """Open the tracker called ``name``. Errors are its library's own."""
+    from accelerate.state import PartialState
 
-    with Image.open(file, formats=["PNG"]) as opened:
-        return np.asarray(opened.convert("RGB"))
+    PartialState()  # accelerate's trackers read it
+    return TRACKERS[name](info)
 
 
 def _flat(tree: Any, path: str = "") -> dict[str, Any]:
     """A recipe's fields by dotted names; lists of values as text; secrets as ``***``."""
-    if isinstance(tree, Mapping):
-        parts = [(str(key), value) for key, value in tree.items()]
-    elif isinstance(tree, list) and any(isinstance(value, Mapping | list) for value in tree):
-        parts = [(str(index), value) for index, value in enumerate(tree)]
-    elif is_secret_name(path.rpartition(".")[2]):
+    nested = isinstance(tree, Mapping) or (isinstance(tree, list) and any(isinstance(v, Mapping | list) for v in tree))
+    if nested:
+        parts = tree.items() if isinstance(tree, Mapping) else enumerate(tree)
+        return {k: v for key, inner in parts for k, v in _flat(inner, f"{path}.{key}".lstrip(".")).items()}
+    if is_secret_name(path.rpartition(".")[2]):
         return {path: "***"}
-    else:
-        text = ", ".join(map(str, tree)) if isinstance(tree, list) else str(tree)
-        return {path: tree if isinstance(tree, bool | int | float) else redacted(text)}
-    return {name: value for key, inner in parts for name, value in _flat(inner, f"{path}.{key}".lstrip(".")).items()}
+    text = ", ".join(map(str, tree)) if isinstance(tree, list) else str(tree)
+    return {path: tree if isinstance(tree, bool | int | float) else redacted(text)}

@@ -1,6 +1,7 @@
 """``flowopd watch``: a run that begins, goes on, goes back, ends or is killed while somebody looks."""
 
 import json
+import math
 import os
 import pty
 import re
@@ -17,6 +18,7 @@ from flowopd_cli.reports.watch import look, sparkline
 from flowopd_cli.runs.lock import Lock
 from flowopd_cli.runs.manifest import LOCK, MANIFEST
 from flowopd_cli.runs.run import RunDir
+from flowopd_cli.system.json_files import plain
 
 ROOT = Path(__file__).resolve().parents[2]
 COLOR = re.compile(r"\x1b\[[\d;]*\b(3[0-8]|4[0-8]|9\d|10\d)[\d;]*m")
@@ -39,10 +41,10 @@ def test_sparkline():
     assert sparkline([0, 7], 10) == "▁█"
     assert sparkline(range(8), 8) == "▁▂▃▄▅▆▇█"
     assert sparkline([0, 0, 7, 7], 2) == "▁█"
-    assert sparkline([0, None, 7], 3) == "▁ █"
-    assert sparkline([0, None, 1, 1], 2) == "▁█"
+    assert sparkline([0, math.nan, 7], 3) == "▁ █"
+    assert sparkline([0, math.nan, 1, 1], 2) == "▁█"
     assert sparkline([3, 3], 2) == "▄▄"
-    assert sparkline([None], 5) == " "
+    assert sparkline([math.nan], 5) == " "
     assert sparkline([], 5) == ""
 
 
@@ -63,16 +65,16 @@ def test_views_from_before_a_run_to_its_end(run):
     run.log_event(4, "warning", "the reward\nstands still")
     view = look(run.path)
     assert (view.done, view.seconds, view.eta) == (4, 2.0, 12.0)
-    assert [(curve.name, curve.values) for curve in view.curves] == [
-        ("reward", (0.1, 0.2, 0.3, 0.4)),
-        ("loss", (None, None, None, None)),
-    ]
-    assert view.events == ("iteration 4: warning: the reward\nstands still",)
+    assert {name: plain(values) for name, values in view.curves.items()} == {
+        "reward": [0.1, 0.2, 0.3, 0.4],
+        "loss": [None] * 4,
+    }
+    assert view.events == ["iteration 4: warning: the reward\nstands still"]
     run.go_back(2)
     run.log(row(3, loss=1.0))
     view = look(run.path)
-    assert [curve.values for curve in view.curves] == [(0.1, 0.2, 0.3), (None, None, 1.0)]
-    assert view.events == ()
+    assert [plain(values) for values in view.curves.values()] == [[0.1, 0.2, 0.3], [None, None, 1.0]]
+    assert view.events == []
     run.samples_dir.mkdir()
     for name in ("000001.png", "000002.png", "000003.png", "000004.png"):
         (run.samples_dir / name).touch()
@@ -118,7 +120,7 @@ def test_ctrl_c_leaves_the_run_alone(run, flowopd, monkeypatch):
     before = (run.path / MANIFEST).read_bytes()
     code, out, err = flowopd("watch", run.path)
     assert (code, out) == (130, "")
-    assert f"left alone: {run.path}" in err
+    assert f"stopped watching; the run goes on: {run.path}" in err
     assert (run.path / MANIFEST).read_bytes() == before
     assert look(run.path).status == "running"
 
@@ -184,7 +186,7 @@ def test_an_evaluation_shows_scored_pictures(tmp_path):
     run.start(recipes.load(recipes.find("toy/eval")))
     run.scored_dir.mkdir(parents=True)
     (run.scored_dir / "0.jsonl").write_text("{}\n{}\n{}")
-    assert look(run.path).results == (("scored (0)", "2 pictures"),)
+    assert look(run.path).results == {"scored (0)": "2 pictures"}
     run._lock.release()
 
 

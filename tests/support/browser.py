@@ -1,6 +1,5 @@
-"""A headless Chromium, driven over a pipe by its DevTools protocol: pages, pictures of them, their errors."""
+"""A headless Chromium, driven over a pipe by its DevTools protocol: pages and their errors."""
 
-import base64
 import contextlib
 import fcntl
 import json
@@ -23,7 +22,7 @@ def find():
 
 
 class Browser:
-    """One page at a time; ``errors`` are what its console and its log said since it was opened."""
+    """Shows one page at a time; ``errors`` holds its console messages, log entries and requests."""
 
     def __init__(self, process, commands, answers):
         self._process, self._commands, self._answers = process, commands, answers
@@ -50,24 +49,12 @@ class Browser:
         """What an expression of JavaScript is on the page."""
         return self.ask("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get("value")
 
-    def screenshot(self, path):
-        """Save a picture of the whole page."""
-        height = min(self.value("document.documentElement.scrollHeight"), 16000)
-        width = self.value("innerWidth")
-        clip = {"x": 0, "y": 0, "width": width, "height": height, "scale": 1}
-        told = self.ask("Page.captureScreenshot", format="png", captureBeyondViewport=True, clip=clip)
-        path.write_bytes(base64.b64decode(told["data"]))
-
-    def pdf(self):
-        """The page as it is printed."""
-        return base64.b64decode(self.ask("Page.printToPDF")["data"])
-
     def ask(self, method, **params):
         """Send one command and return its answer."""
         self._count += 1
         session = getattr(self, "_session", None)
-        told = {"id": self._count, "method": method, "params": params} | ({"sessionId": session} if session else {})
-        os.write(self._commands, json.dumps(told).encode() + b"\0")
+        command = {"id": self._count, "method": method, "params": params} | ({"sessionId": session} if session else {})
+        os.write(self._commands, json.dumps(command).encode() + b"\0")
         while True:
             message = self._read()
             if message.get("id") == self._count:
@@ -78,7 +65,7 @@ class Browser:
         deadline = time.monotonic() + PATIENCE
         while b"\0" not in self._rest:
             ready, _, _ = select.select([self._answers], [], [], max(0, deadline - time.monotonic()))
-            assert ready, "the browser says nothing"
+            assert ready, "the browser does not answer"
             part = os.read(self._answers, 1 << 20)
             assert part, f"the browser ended with {self._process.wait()}"
             self._rest += part
@@ -97,7 +84,7 @@ class Browser:
         elif method == "Log.entryAdded":
             self.errors.append(params["entry"]["text"])
         elif method == "Network.requestWillBeSent" and not params["request"]["url"].startswith(("file:", "data:")):
-            self.errors.append(f"asked for {params['request']['url']}")
+            self.errors.append(f"requested {params['request']['url']}")
 
 
 @contextlib.contextmanager

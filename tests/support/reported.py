@@ -1,12 +1,14 @@
-"""Runs as stages leave them, without any training: metrics, samples, adapters and evaluations made up."""
+"""Runs as stages leave them, without any training, with made-up metrics, samples, adapters and evaluations."""
 
 import json
 import math
+from html.parser import HTMLParser
 
 import numpy as np
 from PIL import Image
 
 from flowopd_cli import recipe as recipes
+from flowopd_cli.reports import report
 from flowopd_cli.runs.adapter_ref import AdapterRef
 from flowopd_cli.runs.manifest import Base, Inputs, Parent
 from flowopd_cli.runs.run import RunDir
@@ -18,6 +20,31 @@ DISTILL = {"stage": "distill", "routing": ROUTES, **TRAINED}
 EVAL = {"stage": "eval", "model": {"pretrained": "toy"}, "eval": {"suites": ["toy-ocr"]}}
 BASE = Base(ref="toy", sha256="b" * 64)
 SUITES = {"geneval": 0.6, "ocr": 0.5}
+PAPER = {"average": 0.7, "deqa": 4.1, "geneval": 0.6, "ocr": 0.5, "pickscore": 22.0}
+HOSTILE = '"><img src=x onerror=alert(1)><script>alert(2)</script>$\\frac{=cmd|`x`|'
+
+
+class Tags(HTMLParser):
+    """The elements of a page with their attributes, and its texts."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.elements, self.texts = [], []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.texts.append(data.strip())
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+def page_of(path, folder):
+    """The report of a run, written to ``folder``."""
+    return Tags(report.of_run(path, folder / "page.html").read_text(encoding="utf-8"))
 
 
 def begun(path, recipe):
@@ -40,9 +67,9 @@ def teacher(path, iterations=30, **more):
     for i in range(1, iterations + 1):
         reward = 0.5 + 0.01 * i
         run.log(row(i, reward=reward, reward_std=0.1, clip_fraction=0.05, **{"reward/ocr": reward}))
-    told = [{"text": f'a sign that says "{word}"', "seed": 7} for word in ("ABC", "DEF")]
+    prompts = [{"text": f'a sign that says "{word}"', "seed": 7} for word in ("ABC", "DEF")]
     run.sample_prompts_file.parent.mkdir(exist_ok=True)
-    run.sample_prompts_file.write_text(json.dumps(told))
+    run.sample_prompts_file.write_text(json.dumps(prompts))
     for at in (15, 30):
         run.write_image(f"{at:06d}", noise(2, 16, at))
     with_adapter(run)
@@ -70,12 +97,20 @@ def evaluation(path, made=None, means=None, **protocol):
     run = begun(path, EVAL | {"eval": {"suites": ["toy-ocr"], **protocol}})
     run.declare(Inputs(parents=(parent(made, "policy") if made else Parent(role="policy", ref="base"),)))
     for suite, mean in (means or SUITES).items():
-        told = {"suite": suite, "version": f"{suite}-1", "mean": mean, "stderr": 0.01, "n": 8, "exact": suite != "ocr"}
-        run.write_eval(suite, json.dumps(told))
+        result = {"suite": suite, "version": f"{suite}-1", "mean": mean, "stderr": 0.01, "n": 8}
+        run.write_eval(suite, json.dumps({**result, "exact": suite != "ocr"}))
     run.write_eval("prompts", json.dumps(["a red circle", "a blue square", "two stars"]))
     run.write_image("eval", noise(3, 16, len(str(path))))
     run.finish("done")
     return run
+
+
+def evaluated(root, means, name="t"):
+    """A teacher, evaluated like the base but 0.1 better at every suite."""
+    made = teacher(root / name)
+    evaluation(root / "e-base", None, means)
+    evaluation(root / "e", made, {suite: mean + 0.1 for suite, mean in means.items()})
+    return made.path
 
 
 def parent(made, role):

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from flowopd_cli.cli import completion
+from flowopd_cli.cli.options import Json
 from flowopd_cli.cli.plan.flags import reward_options
 from flowopd_cli.errors import RewardError
 from flowopd_cli.system.text import columns
@@ -26,44 +27,27 @@ Example:
 """
 app = typer.Typer(help=HELP, no_args_is_help=True)
 
-Json = Annotated[bool, typer.Option("--json", help="Print the result as a JSON list.")]
+_NAME = "A name that 'rewards ls' prints, your own code as module:attr, or remote:URL."
+_SERVED = "A reward, or a worker script (FILE.py), to serve."
+
+Pictures = Annotated[list[Path], typer.Argument(metavar="PICTURE...", help="The picture files to score.")]
+Name = Annotated[str, typer.Option("--reward", metavar="NAME", help=_NAME, autocompletion=completion.rewards)]
+Texts = Annotated[
+    list[str], typer.Option("--prompt", metavar="TEXT", help="The prompt of the pictures: one for all or for each.")
+]
+File = Annotated[
+    str | None, typer.Option(metavar="FILE", help="A file of prompts with metadata: one for each picture.")
+]
+Task = Annotated[str | None, typer.Option(metavar="NAME", help="The task of the prompts.")]
 Settings = Annotated[
     list[str], typer.Option("--set", metavar="OPTION=VALUE", help="Set an option of the reward; may be repeated.")
 ]
-Name = Annotated[
-    str,
-    typer.Option(
-        "--reward",
-        metavar="NAME",
-        help="A name that 'rewards ls' prints, your own code as module:attr, or remote:URL.",
-        autocompletion=completion.rewards,
-    ),
-]
-Texts = Annotated[
-    list[str],
-    typer.Option("--prompt", metavar="TEXT", help="The prompt of the pictures: one for all or for each."),
-]
-File = Annotated[
-    str | None,
-    typer.Option(
-        "--prompts",
-        metavar="FILE",
-        help="A file of prompts with metadata: one for each picture.",
-    ),
-]
-Served = Annotated[
-    str,
-    typer.Argument(
-        metavar="NAME", help="A reward, or a worker script (FILE.py), to serve.", autocompletion=completion.rewards
-    ),
-]
-Host = Annotated[str, typer.Option("--host", metavar="ADDRESS", help="The address to listen at.")]
+Served = Annotated[str, typer.Argument(metavar="NAME", help=_SERVED, autocompletion=completion.rewards)]
+Host = Annotated[str, typer.Option(metavar="ADDRESS", help="The address to listen at.")]
 Port = Annotated[int | None, typer.Option(metavar="N", min=0, max=65535, help="18085; for deqa 18086; 0: any.")]
 TokenEnv = Annotated[str, typer.Option(metavar="NAME", help="The environment variable that holds the bearer token.")]
 TokenFile = Annotated[Path | None, typer.Option(metavar="FILE", help="A file that holds the token instead.")]
-Batch = Annotated[
-    int, typer.Option(metavar="N", min=1, help="The most pictures scored at once, joined from several requests.")
-]
+Batch = Annotated[int, typer.Option(metavar="N", min=1, help="The most pictures of a batch, from several requests.")]
 Linger = Annotated[float, typer.Option(metavar="SECONDS", min=0, help="How long a batch waits for more requests.")]
 Queue = Annotated[float, typer.Option(metavar="SECONDS", min=0, help="How long a request may wait in the queue.")]
 Pixels = Annotated[int, typer.Option(metavar="N", min=1, help="The most pixels of one picture.")]
@@ -87,17 +71,16 @@ def ls(json: Json = False) -> None:
     if json:
         print(dumps([{**row, **_range(row)} for row in rows]))
         return
-    head = ("NAME", "INSTALLED", "EXACT", "RANGE", "EXTRA", "LICENCE")
-    print(columns([head, *(_cells(row) for row in rows)]))
+    print(columns([("NAME", "INSTALLED", "EXACT", "RANGE", "EXTRA", "LICENCE"), *map(_cells, rows)]))
 
 
 @app.command("score")
 def score(
-    pictures: Annotated[list[Path], typer.Argument(metavar="PICTURE...", help="The picture files to score.")],
+    pictures: Pictures,
     reward: Name,
     prompt: Texts = [],  # noqa: B006
     prompts: File = None,
-    task: Annotated[str | None, typer.Option("--task", metavar="NAME", help="The task of the prompts.")] = None,
+    task: Task = None,
     settings: Settings = [],  # noqa: B006
     json: Json = False,
 ) -> None:
@@ -135,8 +118,8 @@ def serve(
 ) -> None:
     """Serve a reward to other processes and machines, until stopped. Prints its URL when it is ready.
 
-    A reward whose packages cannot live beside ours runs in an environment of its own, made on first use by uv, or by
-    venv and pip. Beyond this machine it listens only with a token, which clients send from the same variable.
+    A reward whose packages conflict with those of flowopd runs in its own environment, created on first use by uv, or
+    by venv and pip. It listens beyond this machine only with a token, which clients send from the same variable.
 
     \b
     Example:
@@ -144,22 +127,12 @@ def serve(
       FLOWOPD_REWARD_TOKEN=... flowopd rewards serve pickscore --host 0.0.0.0 --port 18085 --set device=cuda
       flowopd teacher --reward remote:http://127.0.0.1:18085 --out runs/t-remote
     """
+    flags = {name: value for name, value in locals().items() if name not in {"reward", "settings"}}
     options = reward_options(settings)
     with redirect_stdout(sys.stderr):
         from flowopd_cli.rewards.remote import deqa, worker
     if port is None:
-        port = deqa.PORT if reward == "deqa" else worker.PORT
-    flags = {
-        "host": host,
-        "port": port,
-        "token_env": token_env,
-        "token_file": token_file,
-        "max_batch": max_batch,
-        "linger": linger,
-        "queue_seconds": queue_seconds,
-        "max_pixels": max_pixels,
-        "max_bytes": max_bytes,
-    }
+        flags["port"] = deqa.PORT if reward == "deqa" else worker.PORT
     raise typer.Exit(worker.serve(reward, options, flags))
 
 
@@ -188,4 +161,4 @@ def _score_table(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 
 
 def _reason(row: Mapping[str, Any]) -> str:
-    return str(row["details"].get("error", "the reward does not say why"))
+    return str(row["details"].get("error", "the reward gives no reason"))

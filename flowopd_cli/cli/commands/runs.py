@@ -1,4 +1,4 @@
-"""``flowopd runs``: list runs, show their status, verify their files, replay a fault. No torch here."""
+"""``flowopd runs``: list runs, show their status, verify their files, replay a fault."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import Annotated
 import typer
 
 from flowopd_cli.cli import completion
+from flowopd_cli.cli.options import Json, Run
 from flowopd_cli.errors import FAULTY
+from flowopd_cli.system.text import columns
 
 HELP = """List runs, show their status, and verify their files.
 
@@ -19,15 +21,13 @@ Example:
   flowopd runs status runs/student
 """
 app = typer.Typer(help=HELP, no_args_is_help=True)
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.", autocompletion=completion.runs)]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Runs = Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories.", autocompletion=completion.runs)]
+Root = Annotated[Path, typer.Argument(metavar="[DIR]", help="The folder to search.")]
+Device = Annotated[str | None, typer.Option(metavar="DEVICE", help="The device to use instead of the recipe's.")]
 
 
 @app.command("ls")
-def ls(
-    root: Annotated[Path, typer.Argument(metavar="[DIR]", help="The folder to search.")] = Path("runs"),
-    json: Json = False,
-) -> None:
+def ls(root: Root = Path("runs"), json: Json = False) -> None:
     """List the runs below a folder, oldest first: stage, status, creation time, last metrics.
 
     \b
@@ -36,7 +36,6 @@ def ls(
       flowopd runs ls --json | jq -r '.[] | select(.status == "interrupted").run'
     """
     from flowopd_cli.runs.inspect import listing
-    from flowopd_cli.system.text import columns
 
     rows = listing(root)
     if json:
@@ -47,11 +46,7 @@ def ls(
 
 
 @app.command("status")
-def status(
-    runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", help="Run directories.", autocompletion=completion.runs)
-    ],
-) -> None:
+def status(runs: Runs) -> None:
     """Print the status of each run, one word a line: done, running, interrupted, failed; absent where there is no run,
     unbegun where it was killed before its recipe was written (start it again with --force).
 
@@ -74,7 +69,6 @@ def verify(run: Run, json: Json = False) -> None:
       flowopd runs verify runs/student
     """
     from flowopd_cli.runs.inspect import verify as check
-    from flowopd_cli.system.text import columns
 
     findings = list(check(run))
     faults = [finding for finding in findings if not finding.ok]
@@ -85,35 +79,21 @@ def verify(run: Run, json: Json = False) -> None:
         print(columns([(f.kind, f.name, f.fault) for f in faults]))
     else:
         print(run)
-    if not json and not faults:
-        typer.echo(f"{len(findings)} entries checked, all as the manifest says", err=True)
+        typer.echo(f"{len(findings)} entries checked, all as in the manifest", err=True)
     if faults:
         raise typer.Exit(FAULTY)
 
 
 @app.command("replay")
-def replay(
-    run: Annotated[
-        Path,
-        typer.Argument(
-            metavar="RUN",
-            help="A run that ended with numbers that are not finite.",
-            autocompletion=completion.runs,
-        ),
-    ],
-    device: Annotated[
-        str | None, typer.Option("--device", metavar="DEVICE", help="The device to use instead of the recipe's.")
-    ] = None,
-    json: Json = False,
-) -> None:
-    """Recompute the optimizer step that stopped a training, row by row. Exits with 3 if a row is not finite.
+def replay(run: Run, device: Device = None, json: Json = False) -> None:
+    """Recompute the optimizer step that ended a training with numbers that are not finite, row by row. Exits with 3 if
+    a row is not finite again.
 
     \b
     Example:
       flowopd runs replay runs/t-ocr
     """
     from flowopd_cli.stages.training.replay import replay as replay_fault
-    from flowopd_cli.system.text import columns
 
     result = replay_fault(run, device)
     if json:

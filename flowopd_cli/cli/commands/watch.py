@@ -1,28 +1,25 @@
-"""``flowopd watch``: follow a run of another process. No torch here."""
+"""``flowopd watch``: follow a run of another process."""
 
 from __future__ import annotations
 
 import json as jsonlib
 import sys
 import time
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from flowopd_cli.cli import completion
+from flowopd_cli.cli.options import Json, Run
 from flowopd_cli.errors import FAULTY, Interrupted, printable
 
 CODES = {"done": 0, "running": 0, "waiting": 2, "interrupted": FAULTY, "failed": FAULTY}
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.", autocompletion=completion.runs)]
 Once = Annotated[bool, typer.Option("--once", help="Show one view and exit; the default where stderr is no terminal.")]
-Every = Annotated[float, typer.Option("--every", metavar="SECONDS", min=0.1, help="Time between two views.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the last view as one JSON object.")]
+Every = Annotated[float, typer.Option(metavar="SECONDS", min=0.1, help="Time between two views.")]
 
 
 def watch(run: Run, once: Once = False, every: Every = 1.0, json: Json = False) -> None:
     """Follow a run of any process until it ends: curves, time to go, last sample pictures, warnings, on stderr. Ctrl-C
-    leaves the run alone. A run that does not exist yet is waited for.
+    ends the view, not the run. The command waits for a run that does not exist yet.
 
     Exits with 0 when the run is done (with --once also while it runs), with 3 when it failed or was interrupted.
 
@@ -38,14 +35,12 @@ def watch(run: Run, once: Once = False, every: Every = 1.0, json: Json = False) 
     once = once or not sys.stderr.isatty()
     try:
         with console.viewer(live=not once) as show:
-            view = look(run)
-            show(view)
+            show(view := look(run))
             while not once and not view.ended:
                 time.sleep(every)
-                view = look(run)
-                show(view)
+                show(view := look(run))
     except KeyboardInterrupt:
-        console.note(f"left alone: {printable(str(run))}")
+        console.note(f"stopped watching; the run goes on: {printable(str(run))}")
         raise typer.Exit(Interrupted("").exit_code) from None
     if once and view.status == WAITING:
         console.note(f"there is no run at {printable(str(run))} yet")

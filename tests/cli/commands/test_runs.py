@@ -67,7 +67,7 @@ def test_a_sound_run_is_said_to_be_sound(make, flowopd):
     run = make("a")
     code, out, err = flowopd("runs", "verify", run.path)
     assert (code, out.strip()) == (0, str(run.path))
-    assert "all as the manifest says" in err
+    assert "all as in the manifest" in err
 
 
 @pytest.mark.parametrize(
