@@ -101,7 +101,10 @@ class Demo:
     def _recipe(self, name: str, *overrides: str, **values: Any) -> recipes.Recipe:
         stage = name.split("-")[0].removeprefix("toy/")
         quick = QUICK.get("teacher" if stage == "grpo" else stage, ()) if self.quick else ()
-        return recipes.load(recipes.find(name), overrides=[*quick, f"seed={self.seed}", *overrides], **values)
+        tree = recipes.read(recipes.find(name))
+        for field, value in values.items():
+            recipes.assign(tree, field.replace("__", "."), value)
+        return recipes.build(tree, overrides=[*quick, f"seed={self.seed}", *overrides], where=name)
 
     def _check(self, stages: Mapping[str, recipes.Recipe]) -> None:
         """Find early what would stop a stage later: runs of other settings, absent packages, unknown names."""

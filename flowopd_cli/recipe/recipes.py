@@ -86,8 +86,10 @@ class MergeRecipe(_Recipe):
     merge: MergeSpec = MergeSpec()  #: the method
 
     @model_validator(mode="after")
-    def _one_weight_each(self) -> MergeRecipe:
+    def _adapters_and_weights(self) -> MergeRecipe:
         weights = self.merge.weights
+        if "base" in map(str.strip, self.adapters):
+            raise ValueError("base is no adapter: leave it out and lower the other weights instead")
         if weights is not None and len(weights) != len(self.adapters):
             raise ValueError(f"merge.weights has {len(weights)} values for {len(self.adapters)} adapters")
         return self

@@ -30,6 +30,7 @@ ATTENTION_TARGETS = tuple(
 Attention = Literal[
     "auto", "sdpa", "sdpa-flash", "sdpa-efficient", "sdpa-cudnn", "sdpa-math", "flash", "flash3", "flex", "xformers"
 ]
+RANKLESS = ("exact", "factor_average")  # methods of a merge whose rank follows from its adapters
 TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
 
 
@@ -269,6 +270,15 @@ class MergeSpec(Spec):
     weights: tuple[float, ...] | None = None  #: one for each adapter, used as given; null is 1 / K each
     rank: PositiveInt | None = None  #: of the result; null is the largest of the parts
     density: Fraction = 0.5  #: share of entries that TIES and DARE keep
+
+    @model_validator(mode="after")
+    def _rank_has_meaning(self) -> MergeSpec:
+        if self.method in RANKLESS and self.rank is not None:
+            raise ValueError(
+                f"rank {self.rank} has no meaning for method {self.method}, whose rank follows from its adapters: "
+                "leave it out, or choose linear"
+            )
+        return self
 
 
 class EvalSpec(Spec):

@@ -464,7 +464,7 @@ def test_a_rank_that_the_method_cannot_have(flowopd):
 
     code, _, err = merge("--method", "exact", "--rank", "4")
     assert code == 2
-    assert "merge.rank 4 has no meaning for method exact" in err
+    assert "rank 4 has no meaning for method exact" in err
     assert merge("--set", "merge.method=factor_average", "--set", "merge.rank=4")[0] == 2
     assert json.loads(merge("--method", "exact")[1])["recipe"]["merge"]["rank"] is None
     assert json.loads(merge("--rank", "4")[1])["recipe"]["merge"]["rank"] == 4

@@ -12,7 +12,7 @@ from support.tiny_adapters import MODULE, TOY_SHA, WIDTH, pair, safetensors
 
 from flowopd_cli.cli import execute
 from flowopd_cli.cli.options import Common
-from flowopd_cli.cli.plan.adapters import check_bases, check_refs
+from flowopd_cli.cli.plan.adapters import check_adapters
 from flowopd_cli.cli.plan.resolve import resolve
 from flowopd_cli.core.merging import LoraFactors, MergeOptions, merge
 from flowopd_cli.models.adapter_files import read_adapter, write_adapter, write_diffusers
@@ -63,9 +63,8 @@ def adapter(config, weights, name="adapter_model.safetensors"):
             write_diffusers(box / "plain", factors)
             read_adapter(box / "plain")
         toy = ModelSpec(pretrained="toy", resolution=None)
-        for look in (check_refs, lambda refs, adapters: check_bases(toy, refs, adapters)):
-            with guarded(box):
-                look({"adapter": str(path)}, Adapters())
+        with guarded(box):
+            check_adapters(toy, {"adapter": str(path)}, Adapters())
         with guarded(box):
             reference = AdapterRef.parse(str(path))
             reference.shape()
@@ -185,6 +184,5 @@ def test_the_adapter_that_is_damaged_here_is_sound(tmp_path):
     (tmp_path / "adapter_model.safetensors").write_bytes(WEIGHTS)
     config, found = read_adapter(tmp_path)
     assert (config.rank, found[MODULE].scale) == (4, 0.5)
-    check_refs({"adapter": str(tmp_path)}, Adapters())
-    check_bases(ModelSpec(pretrained="toy", resolution=None), {"adapter": str(tmp_path)}, Adapters())
+    check_adapters(ModelSpec(pretrained="toy", resolution=None), {"adapter": str(tmp_path)}, Adapters())
     assert stage.run.__module__ == "flowopd_cli.stages.merge", "what it imports is there before the guard looks"

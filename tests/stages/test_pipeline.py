@@ -35,7 +35,10 @@ EVAL = ("eval.limit=4", "eval.images=2", "eval.steps=2", "eval.split=validation"
 
 
 def perform(path, name, *overrides, resume=False, **values):
-    built = recipes.load(recipes.find(name), overrides=overrides, **values)
+    tree = recipes.read(recipes.find(name))
+    for field, value in values.items():
+        recipes.assign(tree, field.replace("__", "."), value)
+    built = recipes.build(tree, overrides=overrides)
     run = RunDir.open(path) if resume else RunDir.create(path, built.stage)
     return run, run_stage(Plan.of(built), run, Silent(), resume=resume)
 

@@ -14,7 +14,7 @@ from flowopd_cli.cli import completion
 from flowopd_cli.errors import FAULTY, RecipeError
 
 if TYPE_CHECKING:
-    from flowopd_cli.cli.doctor.checks import Line
+    from flowopd_cli.cli.plan import Finding
     from flowopd_cli.recipe import Recipe
 
 Name = Annotated[
@@ -46,20 +46,20 @@ def doctor(recipe: Name = None, overrides: Overrides = [], json: Json = False) -
     if overrides and recipe is None:
         raise RecipeError("--set changes a recipe: name one with --recipe")
     with redirect_stdout(sys.stderr):
-        from flowopd_cli.cli.doctor.checks import guarded, machine_lines
+        from flowopd_cli.cli.doctor.checks import guarded, machine_findings
 
         loaded = None if recipe is None else _load(recipe, overrides)
-        lines = list(machine_lines())
+        findings = list(machine_findings())
         if loaded is not None:
-            lines += guarded("recipe", lambda: _recipe_lines(loaded))
-    failed = any(line.state == "fail" for line in lines)
+            findings += guarded("recipe", lambda: _recipe_findings(loaded))
+    failed = any(finding.state == "fail" for finding in findings)
     if json:
-        print(jsonlib.dumps({"ok": not failed, "recipe": recipe, "lines": [line.tree() for line in lines]}))
+        lines = [{"name": f.name, "state": f.state, "found": f.text, "way_out": f.way_out} for f in findings]
+        print(jsonlib.dumps({"ok": not failed, "recipe": recipe, "lines": lines}))
     else:
         from flowopd_cli.system.text import columns
 
-        texts = [f"{line.found}: {line.way_out}" if line.way_out else line.found for line in lines]
-        print(columns([(line.state, line.name, text) for line, text in zip(lines, texts, strict=True)]))
+        print(columns([(finding.state, finding.name, str(finding)) for finding in findings]))
     if failed:
         raise typer.Exit(FAULTY)
 
@@ -73,7 +73,7 @@ def _load(name: str, overrides: list[str]) -> Recipe | None:
     return recipes.load(recipes.find(name), overrides=overrides)
 
 
-def _recipe_lines(recipe: Recipe) -> Iterator[Line]:
-    from flowopd_cli.cli.doctor.recipe import recipe_lines
+def _recipe_findings(recipe: Recipe) -> Iterator[Finding]:
+    from flowopd_cli.cli.doctor.recipe import recipe_findings
 
-    yield from recipe_lines(recipe)
+    yield from recipe_findings(recipe)

@@ -5,155 +5,129 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 from flowopd_cli import __version__
 from flowopd_cli.cli.doctor import machine
-from flowopd_cli.cli.doctor.machine import GIB
+from flowopd_cli.cli.plan import Finding
 from flowopd_cli.errors import one_line
 from flowopd_cli.system.paths import cache_dir
+from flowopd_cli.system.text import GIB, gib
 
 LITTLE, NONE = 5 * GIB, GIB // 2  # bytes of disk space that is little, and that is none
-TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 
 
-@dataclass(frozen=True)
-class Line:
-    """The result of one check. ``fail`` is something that is needed, ``warn`` something that may be."""
-
-    name: str
-    state: Literal["ok", "warn", "fail"]
-    found: str
-    way_out: str = ""
-
-    def tree(self) -> dict[str, Any]:
-        """As JSON values."""
-        return asdict(self)
-
-
-def machine_lines() -> Iterator[Line]:
+def machine_findings() -> Iterator[Finding]:
     """Interpreter, packages, devices, memory, extras, the Hub, folders."""
     yield from guarded("python", _python)
-    yield Line("flowopd", "ok", __version__)
+    yield Finding("flowopd", "ok", __version__)
     yield from guarded("packages", _packages)
     if machine.version("torch") is not None:
         yield from guarded("device", _devices, "install the build of PyTorch that fits this machine")
     yield from guarded("memory", _memory)
-    yield Line("cores", "ok", f"{machine.cores()} ({machine.processor()})")
+    yield Finding("cores", "ok", f"{machine.cores()} ({machine.processor()})")
     yield from guarded("extras", _extras)
     yield from guarded("toy base", _toy, "install the package again")
     yield from guarded("hub token", _token)
-    yield from guarded("working folder", lambda: [folder_line("working folder", Path.cwd())], "change to another")
-    yield from guarded("cache", lambda: [folder_line("cache", cache_dir())])
+    yield from guarded("working folder", lambda: [folder_finding("working folder", Path.cwd())], "change to another")
+    yield from guarded("cache", lambda: [folder_finding("cache", cache_dir())])
     yield from guarded("hub cache", _hub)
 
 
-def guarded(name: str, check: Callable[[], Iterable[Line]], way_out: str = "") -> Iterator[Line]:
-    """The lines of a check; a check that breaks is a line that fails, and does not stop the others."""
+def guarded(name: str, check: Callable[[], Iterable[Finding]], way_out: str = "") -> Iterator[Finding]:
+    """The findings of a check; a check that breaks is one that fails, and does not stop the others."""
     try:
         yield from check()
     except Exception as error:
         reason = one_line(f"could not be checked ({type(error).__name__}: {error})")
-        yield Line(name, "fail", reason, way_out or "install the package that it names again")
+        yield Finding(name, "fail", reason, way_out or "install the package that it names again")
 
 
-def gib(count: int) -> str:
-    """Bytes in GiB."""
-    return f"{count / GIB:.1f} GiB"
-
-
-def folder_line(name: str, folder: Path) -> Line:
+def folder_finding(name: str, folder: Path) -> Finding:
     """Whether a folder, which may not exist yet, can be written to and has space."""
     free, writable = machine.disk_space(folder)
     text = f"{folder}, {gib(free)} free"
     if not writable:
-        return Line(name, "fail", f"{text}, may not be written to", "choose another, or change its permissions")
+        return Finding(name, "fail", f"{text}, may not be written to", "choose another, or change its permissions")
     if free < LITTLE:
-        return Line(name, "fail" if free < NONE else "warn", text, "make room")
-    return Line(name, "ok", text)
+        return Finding(name, "fail" if free < NONE else "warn", text, "make room")
+    return Finding(name, "ok", text)
 
 
-def _python() -> Iterator[Line]:
-    text, specifier = platform.python_version(), machine.python_range()
-    fits = machine.in_range(text, specifier) is not False
-    shown = f"{text} (tested with {machine.TESTED['python']})"
-    yield Line("python", "ok" if fits else "fail", shown, "" if fits else f"use a Python {specifier}")
+def _python() -> Iterator[Finding]:
+    yield _version("python", platform.python_version(), machine.python_range(), "use another Python")
 
 
-def _packages() -> Iterator[Line]:
+def _packages() -> Iterator[Finding]:
     for name, specifier in machine.requirements()[""].items():
-        yield _package(name, specifier)
+        yield _version(name, machine.version(name), specifier, f"pip install '{name}{specifier}'")
 
 
-def _package(name: str, specifier: str) -> Line:
-    text, way_out = machine.version(name), f"pip install '{name}{specifier}'"
+def _version(name: str, text: str | None, specifier: str, way_out: str) -> Finding:
     if text is None:
-        return Line(name, "fail", "not installed", way_out)
+        return Finding(name, "fail", "not installed", way_out)
     tested = machine.TESTED.get(name, text)
-    fits = machine.in_range(text, specifier)
-    if fits is None:
-        return Line(name, "warn", f"{text} cannot be compared with {specifier} (tested with {tested})", way_out)
-    if not fits:
-        return Line(name, "fail", f"{text} is outside {specifier} (tested with {tested})", way_out)
-    return Line(name, "ok", text if text == tested else f"{text} (tested with {tested})")
+    if not machine.in_range(text, specifier):
+        return Finding(name, "fail", f"{text} is outside {specifier} (tested with {tested})", way_out)
+    return Finding(name, "ok", text if text == tested else f"{text} (tested with {tested})")
 
 
-def _devices() -> Iterator[Line]:
+def _devices() -> Iterator[Finding]:
     devices = machine.devices()
     for index, device in enumerate(devices):
-        bf16 = "bfloat16" if device.bf16 else "no bfloat16"
-        text = f"{device.name}, {gib(device.memory)}, {gib(device.free)} free, {bf16}"
-        way_out = "" if device.bf16 else "set model.dtype=float16 or float32"
-        yield Line(f"device cuda:{index}", "ok" if device.bf16 else "warn", text, way_out)
+        text = f"{device.name}, {gib(device.memory)}, {gib(device.free)} free"
+        if device.bf16:
+            yield Finding(f"device cuda:{index}", "ok", f"{text}, bfloat16")
+        else:
+            way_out = "set model.dtype=float16 or float32"
+            yield Finding(f"device cuda:{index}", "warn", f"{text}, no bfloat16", way_out)
     if devices:
         return
     unused = machine.unused_gpu()
     if unused is not None:
-        yield Line("device", "fail", f"a GPU, but {unused}", "install the build of PyTorch that fits the driver")
+        yield Finding("device", "fail", f"a GPU, but {unused}", "install the build of PyTorch that fits the driver")
     else:
-        yield Line("device", "warn", "cpu, float32; no GPU", "enough for the toy; a real base needs a CUDA device")
+        yield Finding("device", "warn", "cpu, float32; no GPU", "enough for the toy; a real base needs a CUDA device")
 
 
-def _memory() -> Iterator[Line]:
+def _memory() -> Iterator[Finding]:
     total, free = machine.memory()
-    yield Line("memory", "ok" if free > 2 * GIB else "warn", f"{gib(total)}, {gib(free)} available")
+    yield Finding("memory", "ok" if free > 2 * GIB else "warn", f"{gib(total)}, {gib(free)} available")
 
 
-def _extras() -> Iterator[Line]:
+def _extras() -> Iterator[Finding]:
     for extra, ranges in machine.requirements().items():
         missing = machine.absent(extra)
         if extra:
             text = ", ".join(f"{name} {machine.version(name) or 'not installed'}" for name in missing or ranges)
             way_out = f"pip install 'flowopd[{extra}]'" if missing else ""
-            yield Line(f"extra {extra}", "warn" if missing else "ok", text, way_out)
+            yield Finding(f"extra {extra}", "warn" if missing else "ok", text, way_out)
 
 
-def _toy() -> Iterator[Line]:
+def _toy() -> Iterator[Finding]:
     from flowopd_cli.registry import BASES
 
     folder = Path(str(BASES.load("toy")()))
     if (folder / "model_index.json").is_file() and any((folder / "transformer").glob("*.safetensors")):
-        yield Line("toy base", "ok", "in the package")
+        yield Finding("toy base", "ok", "in the package")
     else:
-        yield Line("toy base", "fail", f"its weights are not in {folder}", "install the package again")
+        yield Finding("toy base", "fail", f"its weights are not in {folder}", "install the package again")
 
 
-def _token() -> Iterator[Line]:
+def _token() -> Iterator[Finding]:
     from huggingface_hub import get_token
 
-    variable = next((name for name in TOKENS if os.environ.get(name)), None)
     if get_token():
-        yield Line("hub token", "ok", f"present ({variable or 'stored by hf auth login'})")
+        variable = next(filter(os.environ.get, ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")), "stored by hf auth login")
+        yield Finding("hub token", "ok", f"present ({variable})")
     else:
         way_out = "needed for push and for gated bases (Stable Diffusion 3.5, FLUX.1-dev): hf auth login, or HF_TOKEN"
-        yield Line("hub token", "warn", "none", way_out)
+        yield Finding("hub token", "warn", "none", way_out)
 
 
-def _hub() -> Iterator[Line]:
+def _hub() -> Iterator[Finding]:
     from huggingface_hub import constants
 
-    yield folder_line("hub cache", Path(constants.HF_HUB_CACHE))
+    yield folder_finding("hub cache", Path(constants.HF_HUB_CACHE))
     if constants.HF_HUB_OFFLINE:
-        yield Line("hub", "warn", "offline (HF_HUB_OFFLINE)", "unset it to download weights or to push")
+        yield Finding("hub", "warn", "offline (HF_HUB_OFFLINE)", "unset it to download weights or to push")

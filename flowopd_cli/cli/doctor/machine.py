@@ -77,32 +77,29 @@ def python_range() -> str:
     return str(metadata.metadata("flowopd")["Requires-Python"])
 
 
-def in_range(text: str, specifier: str) -> bool | None:
-    """Whether a version lies in a range; a local build counts as its release. ``None`` if it is not a version."""
+def in_range(text: str, specifier: str) -> bool:
+    """Whether a version lies in a range; a local build counts as its release."""
     from packaging.specifiers import SpecifierSet
     from packaging.version import InvalidVersion, Version
 
     try:
         return SpecifierSet(specifier).contains(Version(text).public, prereleases=True)
     except InvalidVersion:
-        return None
+        return False
 
 
 def absent(extra: str) -> list[str]:
     """The packages of an extra that are not installed, or too old or too new."""
     ranges = requirements().get(extra, {})
-    versions = {name: version(name) for name in ranges}
-    return [name for name, text in versions.items() if text is None or in_range(text, ranges[name]) is False]
+    return [name for name, specifier in ranges.items() if not in_range(version(name) or "", specifier)]
 
 
 def devices() -> list[Device]:
     """The CUDA devices that PyTorch can use."""
     import torch
 
-    if not torch.cuda.is_available():
-        return []
     usable = []
-    for index in range(torch.cuda.device_count()):
+    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         properties = torch.cuda.get_device_properties(index)
         free, total = torch.cuda.mem_get_info(index)
         usable.append(Device(properties.name, total, free, properties.major >= 8))
@@ -150,20 +147,14 @@ def _limits(root: Path = CGROUPS) -> list[tuple[int, int]]:
     """The memory limits of control groups and the use of each, without file pages that may be dropped."""
     limits = []
     for folder, limit, used, inactive in (
-        (root, "memory.max", "memory.current", "inactive_file"),
-        (root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+        (root, "memory.max", "memory.current", "inactive_file "),
+        (root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file "),
     ):
         with suppress(OSError, ValueError):  # "max" stands for no limit
-            taken = int((folder / used).read_text()) - _figure(folder / "memory.stat", inactive)
-            limits.append((int((folder / limit).read_text()), max(0, taken)))
+            rows = (folder / "memory.stat").read_text().splitlines() if (folder / "memory.stat").is_file() else []
+            droppable = sum(int(row.removeprefix(inactive)) for row in rows if row.startswith(inactive))
+            limits.append((int((folder / limit).read_text()), max(0, int((folder / used).read_text()) - droppable)))
     return limits
-
-
-def _figure(file: Path, name: str) -> int:
-    with suppress(OSError, ValueError):
-        rows = (line.split() for line in file.read_text().splitlines())
-        return next((int(row[1]) for row in rows if len(row) == 2 and row[0] == name), 0)
-    return 0
 
 
 def disk_space(folder: Path) -> tuple[int, bool]:

@@ -1,1 +1,19 @@
 """From flags and files to a plan that can run: names completed, adapters read, everything checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The result of one check. ``fail`` is something that is needed, ``warn`` something that may be."""
+
+    name: str
+    state: Literal["ok", "warn", "fail"]
+    text: str
+    way_out: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.text}: {self.way_out}" if self.way_out else self.text

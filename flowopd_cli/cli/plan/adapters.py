@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from flowopd_cli import registry
 from flowopd_cli.errors import ArtifactError
-from flowopd_cli.models.files.adapter_header import Pair
 from flowopd_cli.models.files.families import family_of
 from flowopd_cli.models.files.pipelines import base_fingerprint, linear_shapes
 from flowopd_cli.recipe import ModelSpec
-from flowopd_cli.runs.adapter_ref import AdapterRef, Adapters
+from flowopd_cli.runs.adapter_ref import Adapter, AdapterRef, Adapters
 from flowopd_cli.system.paths import is_dir, is_file, is_hub_id, is_revision
 
 
@@ -21,8 +20,11 @@ def check_base(model: ModelSpec) -> None:
     Raises:
         ArtifactError: with the way out.
     """
-    name = model.pretrained
-    _check_family(model)
+    name, family = model.pretrained, family_of(model.pretrained)
+    if family not in (None, model.family) and model.family in registry.FAMILIES.names():
+        raise ArtifactError(
+            f"model.family {model.family}: {name} is of the family {family}: use --set model.family={family}"
+        )
     if model.revision is not None and not is_revision(model.revision):
         raise ArtifactError(f"model.revision {model.revision[:80]!r}: is no branch, tag or commit")
     if name in registry.BASES.names():
@@ -39,80 +41,60 @@ def check_base(model: ModelSpec) -> None:
         raise ArtifactError(f"--base {name}: no such folder, and no repository of the Hub (owner/name)")
 
 
-def _check_family(model: ModelSpec) -> None:
-    """Refuse a base that is known to be of another family than the recipe says."""
-    actual = family_of(model.pretrained)
-    if actual is not None and actual != model.family and model.family in registry.FAMILIES.names():
-        raise ArtifactError(
-            f"model.family {model.family}: {model.pretrained} is of the family {actual}: "
-            f"use --set model.family={actual}"
-        )
-
-
-def check_refs(refs: Mapping[str, str], adapters: Adapters, *, fetch: bool = False) -> None:
-    """Refuse adapters, named by their place in the recipe, that are missing or damaged. Those on the Hub are passed
-    over, or with ``fetch`` fetched first.
+def check_adapters(model: ModelSpec, refs: Mapping[str, str], adapters: Adapters, *, fetch: bool = False) -> None:
+    """Refuse adapters, named by their field in the recipe, that are missing, damaged, or of another base than the
+    recipe's, as far as files say. Those on the Hub are skipped, or with ``fetch`` fetched first.
 
     Raises:
-        ArtifactError: see :func:`flowopd_cli.models.files.adapter_header.read_adapter_header`.
+        ArtifactError: names the field or the adapter.
     """
-    for role, ref in refs.items():
+    resolved: dict[str, Adapter] = {}
+    for field, ref in refs.items():
         try:
             if fetch or AdapterRef.parse(ref).kind != "hub":
-                _ = adapters[ref].header
+                resolved[ref] = adapters[ref]
+                _ = resolved[ref].header
         except ArtifactError as error:
-            raise ArtifactError(f"{role}: {error}") from error
-
-
-def check_bases(model: ModelSpec, refs: Mapping[str, str], adapters: Adapters, *, fetch: bool = False) -> None:
-    """Refuse adapters of different bases, or of another base than the recipe's, as far as files say.
-    ``fetch`` as in :func:`check_refs`.
-
-    Raises:
-        ArtifactError: the records differ, or the base has no such module, or it has another shape there.
-    """
-    resolved = {ref: adapters[ref] for ref in refs.values() if fetch or AdapterRef.parse(ref).kind != "hub"}
-    recorded = [(ref, adapter.base.sha256) for ref, adapter in resolved.items() if adapter.base and adapter.base.sha256]
-    _check_one_base(recorded)
-    folder = _folder(model.pretrained)
-    if model.family not in registry.FAMILIES.names() or folder is None:
-        return
-    fingerprint = base_fingerprint(folder) if recorded else ""
-    for text, sha in recorded:
-        if sha != fingerprint:
+            raise ArtifactError(f"{field}: {error}") from error
+    recorded = {ref: adapter.base.sha256 for ref, adapter in resolved.items() if adapter.base and adapter.base.sha256}
+    for ref, sha256 in recorded.items():
+        first, expected = next(iter(recorded.items()))
+        if sha256 != expected:
             raise ArtifactError(
-                f"{text}: was trained on another base ({sha[:12]}, {model.pretrained} is {fingerprint[:12]}): name "
-                "its base with --base, or another adapter"
+                f"{first} and {ref} were trained on different bases ({expected[:12]}, {sha256[:12]}): "
+                "use adapters of one base"
             )
-    modules = linear_shapes(folder)
-    for ref, adapter in resolved.items() if modules else ():
-        if adapter.header is not None:
-            _check_modules(ref, adapter.header.pairs, modules)
+    folder = _local_folder(model.pretrained)
+    if folder is not None and model.family in registry.FAMILIES.names():
+        _check_fingerprint(model.pretrained, folder, recorded)
+        _check_modules(folder, resolved)
 
 
-def _folder(pretrained: str) -> Path | None:
-    """Where a base lies on this machine; ``None`` where it is on the Hub."""
+def _local_folder(pretrained: str) -> Path | None:
     path = str(registry.BASES.load(pretrained)()) if pretrained in registry.BASES.names() else pretrained
     return Path(path) if is_dir(path) else None
 
 
-def _check_one_base(recorded: Sequence[tuple[str, str]]) -> None:
-    """Adapters whose runs recorded different bases cannot meet."""
-    for text, sha in recorded[1:]:
-        if sha != recorded[0][1]:
-            first = recorded[0][0]
+def _check_fingerprint(pretrained: str, folder: Path, recorded: Mapping[str, str]) -> None:
+    fingerprint = base_fingerprint(folder) if recorded else ""
+    for ref, sha256 in recorded.items():
+        if sha256 != fingerprint:
             raise ArtifactError(
-                f"{first} and {text} were trained on different bases ({recorded[0][1][:12]}, {sha[:12]}): "
-                "use adapters of one base"
+                f"{ref}: was trained on another base ({sha256[:12]}, {pretrained} is {fingerprint[:12]}): name "
+                "its base with --base, or another adapter"
             )
 
 
-def _check_modules(text: str, pairs: Mapping[str, Pair], modules: Mapping[str, tuple[int, int]]) -> None:
-    for name, pair in pairs.items():
+def _check_modules(folder: Path, adapters: Mapping[str, Adapter]) -> None:
+    modules = linear_shapes(folder)
+    pairs = [
+        (ref, *item) for ref, adapter in adapters.items() if adapter.header for item in adapter.header.pairs.items()
+    ]
+    for ref, name, pair in pairs if modules else ():
         shape = (pair.outputs, pair.inputs)
         if name not in modules:
-            raise ArtifactError(f"{text}: is of another base: this one has no module {name}")
+            raise ArtifactError(f"{ref}: is of another base: this one has no module {name}")
         if shape != modules[name]:
             raise ArtifactError(
-                f"{text}: is of another base: {name} is {modules[name]} here, the adapter expects {shape}"
+                f"{ref}: is of another base: {name} is {modules[name]} here, the adapter expects {shape}"
             )

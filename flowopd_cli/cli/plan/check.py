@@ -1,6 +1,6 @@
 """The checks of a recipe that need no weights: names, files, adapters, tasks, settings without effect. No torch.
 
-``--dry-run`` and every command stop at the first fault; ``recipes validate`` and ``doctor --recipe`` collect them all.
+Every command and ``--dry-run`` stop at the first fault; ``recipes validate`` and ``doctor --recipe`` collect them all.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from functools import cache, partial
 from pathlib import Path
 
 from flowopd_cli import registry
-from flowopd_cli.cli.plan.adapters import check_base, check_bases, check_refs
-from flowopd_cli.cli.plan.resolve import RANKLESS
-from flowopd_cli.errors import ArtifactError, FlowOPDError, MergeError, MissingDependency, PromptError, RecipeError
+from flowopd_cli.cli.plan import Finding
+from flowopd_cli.cli.plan.adapters import check_adapters, check_base
+from flowopd_cli.cli.plan.consent import code_fields
+from flowopd_cli.errors import ArtifactError, FlowOPDError, MissingDependency, PromptError, RecipeError
 from flowopd_cli.prompts.clauses import faulty
 from flowopd_cli.prompts.files import SUFFIXES, Row, read_rows, repeats, target
 from flowopd_cli.recipe import (
@@ -34,8 +35,9 @@ from flowopd_cli.runs.adapter_ref import AdapterRef, Adapters
 from flowopd_cli.runs.run import RunDir
 from flowopd_cli.system.paths import is_branch, is_hub_id
 
-Check = Callable[[], Iterable[str] | None]
+Check = Callable[[], Iterable[str] | None]  # returns remarks, raises FlowOPDError
 Reader = Callable[[PromptSpec], list[Row]]
+RECIPE = "recipe"
 # Rewards that need something of a prompt's own text or metadata.
 QUOTED = {"ocr", "toy-ocr"}
 CLAUSED = {"geneval", "geneval-hf", "toy-geneval"}
@@ -53,40 +55,44 @@ def check(
         FlowOPDError: a name is unknown, a file or adapter is missing, adapters have different bases, a task has no
             teacher or no reward, or ``out`` holds what the recipe reads.
     """
-    return _run(checks(recipe, adapters=adapters, out=out, dry_run=dry_run))
+    return [remark for run in _checks(recipe, adapters or Adapters(), out, dry_run) for remark in run() or ()]
 
 
 def check_names(recipe: Recipe) -> list[str]:
     """The part of :func:`check` that reads no adapter: names, prompt files, tasks, settings without effect."""
-    return _run(_name_checks(recipe))
+    return [remark for run in _name_checks(recipe) for remark in run() or ()]
 
 
-def collect(checks: Iterable[Check]) -> Iterator[FlowOPDError | str]:
-    """The error of every check that fails, and the remarks of the others; each once."""
-    texts = set()
+def findings(recipe: Recipe) -> Iterator[Finding]:
+    """Everything that :func:`check` would refuse or remark on, and code that needs consent."""
+    yield from collect(_checks(recipe, Adapters(), None, True))
+    for field, name in code_fields(recipe):
+        yield Finding(RECIPE, "warn", f"{field}: {name} is code", "it runs with --allow-code only")
+
+
+def collect(checks: Iterable[Check]) -> Iterator[Finding]:
+    """The error of every check that fails, and the remarks of the others; each once. A package that is not installed
+    is a finding about the machine, not about the recipe.
+    """
+    unique: dict[Finding, None] = {}
     for run in checks:
         try:
-            results: Iterable[FlowOPDError | str] = run() or ()
+            unique |= {Finding(RECIPE, "warn", remark): None for remark in run() or ()}
+        except MissingDependency as error:
+            way_out = f"pip install 'flowopd[{error.extra}]'"
+            unique[Finding(f"package {error.package}", "fail", f"{error.package} is not installed", way_out)] = None
         except FlowOPDError as error:
-            results = (error,)
-        for result in results:
-            if str(result) not in texts:
-                texts.add(str(result))
-                yield result
+            unique[Finding(RECIPE, "fail", str(error))] = None
+    yield from unique
 
 
-def checks(
-    recipe: Recipe, *, adapters: Adapters | None = None, out: Path | None = None, dry_run: bool = False
-) -> Iterator[Check]:
-    """Every check of a recipe, as functions that return remarks or raise :class:`FlowOPDError`; see :func:`check`."""
+def _checks(recipe: Recipe, adapters: Adapters, out: Path | None, dry_run: bool) -> Iterator[Check]:
+    refs = dict(adapter_refs(recipe))
     if isinstance(recipe, PushRecipe):
         yield partial(_check_push, recipe, dry_run)
-    yield partial(_check_adapters, recipe, adapters or Adapters(), out, dry_run)
+    yield partial(_check_adapters, recipe, refs, adapters, dry_run)
+    yield partial(_check_out, out, recipe, refs)
     yield from _name_checks(recipe)
-
-
-def _run(checks: Iterable[Check]) -> list[str]:
-    return [remark for run in checks for remark in run() or ()]
 
 
 def _name_checks(recipe: Recipe) -> Iterator[Check]:
@@ -96,27 +102,21 @@ def _name_checks(recipe: Recipe) -> Iterator[Check]:
         yield partial(registry.REWARDS.check, spec.name)
     for suite in recipe.eval.suites if isinstance(recipe, EvalRecipe) else ():
         yield partial(registry.SUITES.check, suite)
-    if isinstance(recipe, MergeRecipe):
-        yield partial(_check_merge, recipe)
     if isinstance(recipe, TrainedRecipe):
         yield partial(check_installed, recipe.train.trackers)
         yield partial(_check_optimizer, recipe.train.optimizer)
-        read: Reader = cache(rows_of)  # pyright: ignore[reportAssignmentType] -- reads a file once; frozen models have a hash
+        read: Reader = cache(rows_of)  # pyright: ignore[reportAssignmentType] -- frozen models have a hash
         yield partial(_check_tasks, recipe, read)
         for prompts in recipe.prompts:
             yield partial(_check_prompts, recipe, prompts, read)
         yield partial(_idle_settings, recipe)
 
 
-def _check_adapters(recipe: Recipe, adapters: Adapters, out: Path | None, dry_run: bool) -> list[str]:
-    refs = dict(adapter_refs(recipe))
-    absent = {role: ref for role, ref in refs.items() if AdapterRef.parse(ref).absent} if dry_run else {}
-    refs = {role: ref for role, ref in refs.items() if role not in absent}
-    check_refs(refs, adapters, fetch=not dry_run)
-    if out is not None:
-        _check_out(out, recipe, refs)
-    check_bases(recipe.model, refs, adapters, fetch=not dry_run)
-    return [f"{role}: {ref}: is not there yet" for role, ref in absent.items()]
+def _check_adapters(recipe: Recipe, refs: dict[str, str], adapters: Adapters, dry_run: bool) -> list[str]:
+    absent = [role for role, ref in refs.items() if dry_run and AdapterRef.parse(ref).absent]
+    there = {role: ref for role, ref in refs.items() if role not in absent}
+    check_adapters(recipe.model, there, adapters, fetch=not dry_run)
+    return [f"{role}: {refs[role]}: is not there yet" for role in absent]
 
 
 def adapter_refs(recipe: Recipe) -> Iterator[tuple[str, str]]:
@@ -201,8 +201,10 @@ def _check_tasks(recipe: TrainedRecipe, read: Reader) -> list[str]:
     return [f"teacher {task!r} is loaded, but no prompt has its task" for task in idle]
 
 
-def _check_out(out: Path, recipe: Recipe, refs: dict[str, str]) -> None:
+def _check_out(out: Path | None, recipe: Recipe, refs: dict[str, str]) -> None:
     """Refuse to write, and with ``--force`` to empty, a directory that holds what the recipe reads."""
+    if out is None:
+        return
     references = [AdapterRef.parse(ref) for ref in refs.values()]
     inputs = [ref.location for ref in references if ref.kind in {"run", "folder"}]
     inputs += recipe.push.evaluations if isinstance(recipe, PushRecipe) else ()
@@ -226,16 +228,6 @@ def _check_push(recipe: PushRecipe, dry_run: bool) -> None:
         )
     for path in recipe.push.evaluations:
         RunDir.open(path, writes=False)
-
-
-def _check_merge(recipe: MergeRecipe) -> None:
-    if "base" in {AdapterRef.parse(ref).kind for ref in recipe.adapters}:
-        raise MergeError("base is no adapter: leave it out and lower the other weights instead")
-    if recipe.merge.method in RANKLESS and recipe.merge.rank is not None:
-        raise RecipeError(
-            f"merge.rank {recipe.merge.rank} has no meaning for method {recipe.merge.method}, whose rank follows from "
-            "its adapters: leave it out, or choose linear"
-        )
 
 
 def _check_optimizer(name: str) -> None:

@@ -4,20 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from flowopd_cli.recipe import ModelSpec, Recipe, TrainedRecipe
+from flowopd_cli.recipe import Recipe, TrainedRecipe
 from flowopd_cli.recipe.cost import learning_rows, workload
+from flowopd_cli.system.text import gib
 
 if TYPE_CHECKING:
-    from flowopd_cli.models.memory import Footprint, Needs
-
-GIB = 2**30
-
-
-def counted_dtype(model: ModelSpec) -> str:
-    """The base's dtype; ``auto`` counts as bfloat16 unless the device is a CPU."""
-    if model.dtype != "auto":
-        return model.dtype
-    return "float32" if model.device == "cpu" else "bfloat16"
+    from flowopd_cli.models.memory import Footprint
 
 
 def footprint(recipe: Recipe, dtype: str | None = None) -> Footprint | None:
@@ -28,7 +20,7 @@ def footprint(recipe: Recipe, dtype: str | None = None) -> Footprint | None:
     model = recipe.model
     adapter = recipe.adapter if isinstance(recipe, TrainedRecipe) else None
     options = LoadOptions(
-        dtype=dtype or counted_dtype(model),
+        dtype=dtype or _dtype(recipe),
         resolution=model.resolution,
         max_sequence_length=model.max_sequence_length,
         targets=adapter.targets if adapter else (),
@@ -36,36 +28,34 @@ def footprint(recipe: Recipe, dtype: str | None = None) -> Footprint | None:
     return measure(model.family, model.pretrained, options, adapter.rank if adapter else 0)
 
 
-def needs(recipe: TrainedRecipe) -> Needs | None:
-    """What a training needs; ``None`` if the shape of its base is not known here."""
-    from flowopd_cli.models import memory
-
-    base = footprint(recipe)
-    return None if base is None else memory.needs(base, workload(recipe))
-
-
 def figures(recipe: Recipe) -> dict[str, str]:
     """The rows of ``--dry-run`` about memory; none for a recipe that trains nothing."""
     if not isinstance(recipe, TrainedRecipe):
         return {}
-    needed = needs(recipe)
-    if needed is None:
+    from flowopd_cli.models.memory import needs
+
+    base = footprint(recipe)
+    if base is None:
         return {"memory": f"not known: the shape of {recipe.model.pretrained} is not at hand (give a local folder)"}
-    encoding = {"memory: text encoders, before training": size(needed.encoders)}
-    dtype, rows = counted_dtype(recipe.model), learning_rows(recipe)
+    needed = needs(base, workload(recipe))
+    encoding = {"memory: text encoders, before training": needed.encoders} if needed.encoders else {}
+    rows = {
+        **{f"memory: {name}": value for name, value in needed.holding.items()},
+        "memory: sampling and labels": needed.sampling,
+        "memory: learning": needed.kept,
+        "memory: learning, checkpointed": needed.kept_checkpointed,
+        **encoding,
+    }
+    peaks = [gib(needed.peak(checkpointing=saving), 2) for saving in (False, True)]
     return {
-        "memory counted for": f"{dtype} base, float32 adapters, {rows} rows learning at once",
-        **{f"memory: {name}": size(value) for name, value in needed.holding.items()},
-        "memory: sampling and labels": size(needed.sampling),
-        "memory: learning": size(needed.kept),
-        "memory: learning, checkpointed": size(needed.kept_checkpointed),
-        **(encoding if needed.encoders else {}),
-        "memory in all, without and with checkpointing": " / ".join(
-            size(needed.peak(checkpointing=saving)) for saving in (False, True)
-        ),
+        "memory counted for": f"{_dtype(recipe)} base, float32 adapters, {learning_rows(recipe)} rows learning at once",
+        **{name: gib(value, 2) for name, value in rows.items()},
+        "memory in all, without and with checkpointing": " / ".join(peaks),
     }
 
 
-def size(count: int) -> str:
-    """Bytes in GiB, or in MiB below a tenth of one."""
-    return f"{count / GIB:.2f} GiB" if count >= GIB / 10 else f"{count / 2**20:.1f} MiB"
+def _dtype(recipe: Recipe) -> str:
+    """The base's dtype; ``auto`` counts as bfloat16 unless the device is a CPU."""
+    if recipe.model.dtype != "auto":
+        return recipe.model.dtype
+    return "float32" if recipe.model.device == "cpu" else "bfloat16"

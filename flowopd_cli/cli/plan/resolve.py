@@ -13,6 +13,7 @@ from flowopd_cli.cli.options import Common
 from flowopd_cli.cli.plan.consent import check_consent
 from flowopd_cli.errors import ArtifactError, RecipeError
 from flowopd_cli.models.files.families import model_fields
+from flowopd_cli.recipe.sections import RANKLESS
 from flowopd_cli.registry import REWARDS, SUITES
 from flowopd_cli.runs import provenance
 from flowopd_cli.runs.adapter_ref import AdapterRef, Adapters, recorded_base
@@ -25,7 +26,6 @@ if TYPE_CHECKING:  # it needs torch
     from flowopd_cli.stages.evaluation.requests import Requests
 
 TOY = "toy"
-RANKLESS = {"exact", "factor_average"}
 TEACHERS = {"routing", "teachers"}
 # Pictures and scores of other programs: no base is loaded, and the suites are the public ones.
 FOREIGN = {"eval.pictures", "eval.import_scores"}

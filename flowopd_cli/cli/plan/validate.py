@@ -2,46 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from flowopd_cli import recipe as recipes
 from flowopd_cli import registry
-from flowopd_cli.cli.plan import memory
-from flowopd_cli.cli.plan.check import Check, checks, collect, rows_of
-from flowopd_cli.cli.plan.consent import code_fields
+from flowopd_cli.cli.plan import Finding, memory
+from flowopd_cli.cli.plan.check import RECIPE, Check, collect, findings, rows_of
 from flowopd_cli.cli.plan.resolve import Plan
-from flowopd_cli.errors import FlowOPDError, MissingDependency, RecipeError
+from flowopd_cli.errors import FlowOPDError, RecipeError
 from flowopd_cli.recipe.cost import arithmetic
-
-Parsed = TypeVar("Parsed", bound=BaseModel)
-# The figures of the arithmetic that are shown first.
-HEADLINES = ("optimizer steps", "pictures in all", "teacher pictures drawn", "memory", "memory in all")
 
 
 @dataclass(frozen=True)
 class Validation:
-    """The result for one recipe: its faults, remarks and arithmetic."""
+    """The result for one recipe: its faults, notes and arithmetic."""
 
     name: str
     faults: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     stage: str | None = None
     figures: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def ok(self) -> bool:
-        """Whether nothing is wrong."""
-        return not self.faults
-
-    def headlines(self) -> dict[str, Any]:
-        """Optimizer steps, pictures and memory, as far as the stage has them."""
-        return {key: value for key, value in self.figures.items() if key.partition(",")[0] in HEADLINES}
 
 
 def validate(name: str) -> Validation:
@@ -57,68 +42,51 @@ def validate(name: str) -> Validation:
     try:
         recipe = Plan.of(recipes.build(tree, where=str(path))).recipe
     except FlowOPDError as error:
+        cause, model = error.__cause__, recipes.STAGES.get(str(tree.get("stage")))
+        form = recipes.problems(cause, model) if model and isinstance(cause, ValidationError) else [str(error)]
         faults, notes = _split(collect(_name_checks(tree)))
-        return Validation(name, tuple(dict.fromkeys([*_problems(error, tree), *faults])), tuple(notes), _stage(tree))
-    faults, notes = _split(collect(checks(recipe, dry_run=True)))
-    notes += [f"{field}: {text} is code: it runs with --allow-code only" for field, text in code_fields(recipe)]
-    figures = {} if faults else arithmetic(recipe) | memory.figures(recipe)
-    return Validation(name, tuple(faults), tuple(notes), recipe.stage, figures)
+        return Validation(name, tuple(dict.fromkeys([*form, *faults])), notes, tree["stage"] if model else None)
+    faults, notes = _split(findings(recipe))
+    return Validation(name, faults, notes, recipe.stage, {} if faults else arithmetic(recipe) | memory.figures(recipe))
 
 
-def _split(results: Iterable[FlowOPDError | str]) -> tuple[list[str], list[str]]:
-    """Faults and notes."""
-    faults: list[str] = []
-    notes: list[str] = []
-    for result in results:
-        is_note = isinstance(result, str | MissingDependency)
-        (notes if is_note else faults).append(str(result))
-    return faults, notes
-
-
-def _stage(tree: Mapping[str, Any]) -> str | None:
-    stage = tree.get("stage")
-    return stage if isinstance(stage, str) and stage in recipes.STAGES else None
-
-
-def _problems(error: FlowOPDError, tree: Mapping[str, Any]) -> Iterator[str]:
-    """Every problem that the validation found; the error itself shows the first."""
-    cause, stage = error.__cause__, _stage(tree)
-    if isinstance(cause, ValidationError) and stage is not None:
-        yield from recipes.problems(cause, recipes.STAGES[stage])
-    else:
-        yield str(error)
+def _split(findings: Iterable[Finding]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Faults of the recipe, and notes."""
+    texts: dict[bool, list[str]] = {True: [], False: []}
+    for finding in findings:
+        texts[finding.state == "fail" and finding.name == RECIPE].append(str(finding))
+    return tuple(texts[True]), tuple(texts[False])
 
 
 def _name_checks(tree: Mapping[str, Any]) -> Iterator[Check]:
-    """Checks of the names in a recipe that does not parse, as far as each is a name."""
-    model = _section(tree, "model")
-    base = str(model.get("pretrained", recipes.ModelSpec().pretrained))
-    yield partial(registry.MODELS.check, str(model.get("family", recipes.ModelSpec().family)))
-    for reward in _specs(recipes.RewardSpec, tree.get("rewards"), ("name",)):
-        yield partial(registry.REWARDS.check, registry.REWARDS.on_base(reward.name, base))
-    for name in _list(_section(tree, "eval").get("suites")):
-        if isinstance(name, str):
-            yield partial(registry.SUITES.check, registry.SUITES.on_base(name, base))
-    for prompts in _specs(recipes.PromptSpec, tree.get("prompts"), ("source", "task")):
-        yield partial(_read, prompts)
+    """Checks of the names in a recipe whose form is wrong, as far as each is a text."""
+    base = next(_texts(tree, "model", "pretrained"), recipes.ModelSpec().pretrained)
+    for name in _texts(tree, "model", "family"):
+        yield partial(registry.MODELS.check, name)
+    for name in _texts(tree, "rewards", "*", "name"):
+        yield partial(registry.REWARDS.check, registry.REWARDS.on_base(name, base))
+    for name in _texts(tree, "eval", "suites", "*"):
+        yield partial(registry.SUITES.check, registry.SUITES.on_base(name, base))
+    for entry in _values(tree, "prompts", "*"):
+        source, task = next(_texts(entry, "source"), None), next(_texts(entry, "task"), None)
+        if source is not None:
+            yield partial(_read, recipes.PromptSpec(source=source, task=task))
 
 
 def _read(prompts: recipes.PromptSpec) -> None:
     rows_of(prompts)
 
 
-def _specs(kind: type[Parsed], entries: Any, keys: Sequence[str]) -> Iterator[Parsed]:
-    """The names alone of a list's entries, without what may be wrong beside them."""
-    for entry in _list(entries):
-        with suppress(ValidationError):
-            if isinstance(entry, Mapping):
-                yield kind.model_validate({key: entry[key] for key in keys if key in entry})
+def _texts(tree: Any, *path: str) -> Iterator[str]:
+    return (value for value in _values(tree, *path) if isinstance(value, str))
 
 
-def _section(tree: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    section = tree.get(name)
-    return section if isinstance(section, Mapping) else {}
-
-
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
+def _values(tree: Any, *path: str) -> Iterator[Any]:
+    """The values at a path of keys, of which ``*`` is every element of a list."""
+    if not path:
+        yield tree
+    elif path[0] == "*":
+        for element in tree if isinstance(tree, list) else ():
+            yield from _values(element, *path[1:])
+    elif isinstance(tree, Mapping) and path[0] in tree:
+        yield from _values(tree[path[0]], *path[1:])

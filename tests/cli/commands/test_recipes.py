@@ -1,5 +1,6 @@
 """``flowopd recipes``: listed with what they do, copied with their comments, validated with all that is wrong."""
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 from flowopd_cli import recipe as recipes
 from flowopd_cli.cli.plan.validate import validate
 
-SHELF = Path(__file__).resolve().parents[3] / "recipes"
+SHIPPED = Path(__file__).resolve().parents[3] / "recipes"
 
 
 @pytest.fixture(autouse=True)
@@ -28,11 +29,11 @@ def test_every_recipe_is_listed_with_stage_base_and_a_description(flowopd):
     assert len(lines) == len(rows) + 1
 
 
-def test_a_copy_has_the_comments_and_replaces_nothing_unasked(flowopd, tmp_path):
+def test_a_copy_has_the_comments_and_replaces_nothing_without_force(flowopd):
     code, out, err = flowopd("recipes", "copy", "toy/distill")
     assert (code, out) == (0, "distill.yaml\n")
     assert "flowopd distill --recipe distill.yaml" in err
-    assert Path("distill.yaml").read_text() == (SHELF / "toy" / "distill.yaml").read_text()
+    assert Path("distill.yaml").read_text() == (SHIPPED / "toy" / "distill.yaml").read_text()
     Path("distill.yaml").write_text("mine")
     code, out, err = flowopd("recipes", "copy", "toy/distill")
     assert (code, out) == (2, "")
@@ -44,58 +45,14 @@ def test_a_copy_has_the_comments_and_replaces_nothing_unasked(flowopd, tmp_path)
     assert flowopd("recipes", "copy", "toy/merge", "folder")[1] == "folder/merge.yaml\n"
 
 
-def test_validate_tells_every_fault_of_every_file(flowopd):
-    Path("a.yaml").write_text(
-        "stage: teacher\nprompts: [{source: 'toy:ocr'}]\nrewards: [{name: toy-ocr}]\ntrain: {iteration: 3, lr: -1}\n"
-    )
-    Path("b.yaml").write_text("stage: teacher\nprompts: [{source: 'toy:orc'}]\nrewards: [{name: toy-orc}]\n")
+def test_validate_exits_with_3_and_prints_faults_or_costs(flowopd):
     Path("c.yaml").write_text("stage: [\n")
-    code, out, err = flowopd("recipes", "validate", "a.yaml", "b.yaml", "c.yaml", "toy/teacher-ocr", "--json")
+    code, out, err = flowopd("recipes", "validate", "c.yaml", "toy/teacher-ocr", "--json")
     assert (code, err) == (3, "")
-    a, b, c, good = json.loads(out)
-    assert sorted(a["faults"]) == [
-        "train.lr: Input should be greater than 0",
-        "unknown key 'train.iteration', did you mean 'iterations'?",
-    ]
-    assert len(b["faults"]) == 2
-    assert any("toy-orc" in fault and "did you mean 'toy-ocr'?" in fault for fault in b["faults"])
-    assert any("toy:orc" in fault for fault in b["faults"])
-    assert len(c["faults"]) == 1
-    assert c["stage"] is None
-    assert (good["ok"], good["faults"], good["stage"]) == (True, [], "teacher")
-    assert good["arithmetic"]["optimizer steps"] == 120
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("rewards: [{name: toy-orc, wieght: 2}]\nprompts: [{source: 'toy:ocr'}]", ["wieght", "toy-orc"]),
-        ("rewards: [{name: orc}]\nprompts: [{source: 'toy:orc', weight: -1}]", ["weight", "'orc'", "toy:orc"]),
-        ("model: {pretrained: toy, family: sd4, size: 3}\nrewards: [{name: ocr}]", ["size", "prompts", "sd4"]),
-        ("rewards: 3\nprompts: [4, {source: [5]}]\nmodel: []", ["rewards", "prompts.0", "prompts.1.source", "model"]),
-        ("rewards: [{name: 'remote:http://u:secret@h'}]\nprompts: [{source: 'toy:ocr'}]", ["rewards.0"]),
-    ],
-)
-def test_a_fault_of_the_form_hides_no_unknown_name(text, words):
-    Path("mine.yaml").write_text(f"stage: teacher\n{text}\n")
-    faults = validate("mine.yaml").faults
-    assert len(set(faults)) == len(faults)
-    for word in words:
-        assert any(word in fault for fault in faults), faults
-    assert "secret@" not in " ".join(faults)
-
-
-def test_unknown_suites_are_told_beside_a_fault_of_the_form():
-    Path("mine.yaml").write_text(
-        "stage: eval\nmodel: {pretrained: toy}\neval: {suites: [ocr, genevel, 3], stepss: 4}\n"
-    )
-    faults = validate("mine.yaml").faults
-    assert any("genevel" in fault for fault in faults)
-    assert any("stepss" in fault for fault in faults)
-    assert len(faults) == 3
-
-
-def test_validate_prints_what_a_sound_recipe_costs(flowopd):
+    faulty, sound = json.loads(out)
+    assert (faulty["ok"], faulty["stage"], len(faulty["faults"])) == (False, None, 1)
+    assert (sound["ok"], sound["faults"], sound["stage"]) == (True, [], "teacher")
+    assert sound["arithmetic"]["optimizer steps"] == 120
     code, out, _ = flowopd("recipes", "validate", "toy/teacher-ocr")
     assert code == 0
     lines = [line.strip() for line in out.splitlines()]
@@ -106,18 +63,41 @@ def test_validate_prints_what_a_sound_recipe_costs(flowopd):
     assert "nothing: 1 fault\n  no recipe 'nothing'" in out
 
 
-def test_what_only_this_machine_lacks_is_a_note(monkeypatch):
-    import importlib.util
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            "rewards: [{name: toy-ocr}]\nprompts: [{source: 'toy:ocr'}]\ntrain: {iteration: 3, lr: -1}",
+            ["train.lr: Input should be greater than 0", "'train.iteration', did you mean 'iterations'?"],
+        ),
+        ("rewards: [{name: toy-orc}]\nprompts: [{source: 'toy:orc'}]", ["did you mean 'toy-ocr'?", "toy:orc"]),
+        ("rewards: [{name: toy-orc, wieght: 2}]\nprompts: [{source: 'toy:ocr'}]", ["wieght", "toy-orc"]),
+        ("rewards: [{name: orc}]\nprompts: [{source: 'toy:orc', weight: -1}]", ["weight", "'orc'", "toy:orc"]),
+        ("model: {pretrained: toy, family: sd4, size: 3}\nrewards: [{name: ocr}]", ["size", "prompts", "sd4"]),
+        ("rewards: 3\nprompts: [4, {source: [5]}]\nmodel: []", ["rewards", "prompts.0", "prompts.1.source", "model"]),
+        ("rewards: [{name: 'remote:http://u:secret@h'}]\nprompts: [{source: 'toy:ocr'}]", ["rewards.0"]),
+        ("stage: eval\nmodel: {pretrained: toy}\neval: {suites: [ocr, genevel, 3], stepss: 4}", ["genevel", "stepss"]),
+    ],
+)
+def test_every_fault_is_found_and_those_of_the_form_hide_no_unknown_name(text, words):
+    Path("mine.yaml").write_text(text if "stage" in text.split(":")[0] else f"stage: teacher\n{text}\n")
+    faults = validate("mine.yaml").faults
+    assert len(set(faults)) == len(faults)
+    for word in words:
+        assert any(word in fault for fault in faults), faults
+    assert "secret@" not in " ".join(faults)
 
-    found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "tensorboard" else found(name))
+
+def test_a_package_that_only_this_machine_lacks_is_a_note(monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "tensorboard" else find(name))
     Path("mine.yaml").write_text(
         "stage: teacher\nmodel: {pretrained: toy}\nprompts: [{source: 'toy:ocr'}]\nrewards: [{name: ocr}]\n"
         "train: {track: tensorboard}\n"
     )
-    seen = validate("mine.yaml")
-    assert seen.ok
-    assert seen.notes == ("tensorboard is not installed: pip install 'flowopd[track]'",)
+    validation = validate("mine.yaml")
+    assert validation.faults == ()
+    assert validation.notes == ("tensorboard is not installed: pip install 'flowopd[track]'",)
 
 
 @pytest.mark.parametrize("name", sorted(recipes.shipped()))
