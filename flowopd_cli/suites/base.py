@@ -1,4 +1,4 @@
-"""What a suite is, and how rows of scored pictures become its figures."""
+"""Suites, and the figures that they make of scored pictures."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 from torch import Tensor
 
 from flowopd_cli.core.prompt import Prompt
@@ -60,7 +60,7 @@ class Suite:
 
 @dataclass(frozen=True)
 class SuiteGroup:
-    """Suites with one common name; ``combine`` computes the figure of the group, or ``None`` if results are missing."""
+    """Suites with a common name; ``combine`` computes the group's figure, or ``None`` if results are missing."""
 
     name: str
     suites: tuple[Suite, ...]
@@ -68,7 +68,7 @@ class SuiteGroup:
 
 
 def image_seed(seed: int, prompt_id: str, index: int) -> int:
-    """The noise seed of a picture, which depends on nothing but these three."""
+    """The noise seed of a picture, a function of these three alone."""
     digest = hashlib.sha256(f"{seed}/{prompt_id}/{index}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
@@ -81,13 +81,13 @@ def score(
     Raises:
         RewardError: the reward does not return the suite's figure.
     """
-    result = reward(as_float(images), prompts)
+    result = reward(images.float() / 255, prompts)
     if suite.score is not None and suite.score not in result.scores:
         scores = ", ".join(result.scores) or "none but the total"
         raise RewardError(f"suite {suite.name}: {reward.info.name} returns no score {suite.score!r} (it has {scores})")
     headline = result.total if suite.score is None else result.scores[suite.score]
     valid = [bool(good) for good in result.valid]
-    details = result.details or tuple({} for _ in prompts)
+    details = result.details or ({},) * len(prompts)
     return [
         {
             "prompt": prompt.id,
@@ -96,8 +96,11 @@ def score(
             "index": index,
             "tag": str(prompt.metadata.get("tag", "")) if suite.tagged else "",
             "valid": valid[i],
-            "value": _figure(headline[i]) if valid[i] else None,
-            "scores": {name: _figure(column[i]) if valid[i] else None for name, column in result.scores.items()},
+            "value": finite_or_none(round(float(headline[i]), 6)) if valid[i] else None,
+            "scores": {
+                name: finite_or_none(round(float(column[i]), 6)) if valid[i] else None
+                for name, column in result.scores.items()
+            },
             "details": dict(details[i]),
         }
         for i, (prompt, index) in enumerate(zip(prompts, indices, strict=True))
@@ -114,7 +117,8 @@ def summarize(suite: Suite, rows: Sequence[Row], protocol: Mapping[str, Any], re
     clusters = [f"{row['task']}/{row['prompt']}" for row in rows]
     means, mean, stderr = aggregate(headline, clusters, [row["tag"] for row in rows])
     if not means:
-        raise RewardError(f"suite {suite.name}: no picture could be scored{_first_error(rows)}")
+        error = next((f" ({row['details']['error']})" for row in rows if row["details"].get("error")), "")
+        raise RewardError(f"suite {suite.name}: no picture could be scored{error}")
     names = sorted({name for row in rows for name in row["scores"]})
     is_judge = suite.judge in (None, reward.info.name)
     unscored = sorted({row["tag"] for row in rows} - means.keys())
@@ -149,20 +153,18 @@ def aggregate(
     NaN values are left out. Pictures of one prompt are not independent, so the error of a tag is the standard error of
     the prompts' means, NaN for a single prompt.
     """
+    groups: dict[str, dict[str, list[float]]] = {}
+    for value, cluster, tag in zip(values, clusters, tags, strict=True):
+        if not math.isnan(value):
+            groups.setdefault(tag, {}).setdefault(cluster, []).append(value)
+    if not groups:
+        return {}, math.nan, math.nan
     means: dict[str, float] = {}
     variances: list[float] = []
-    for tag in dict.fromkeys(tags):
-        grouped: dict[str, list[float]] = {}
-        for value, cluster, other in zip(values, clusters, tags, strict=True):
-            if other == tag and not math.isnan(value):
-                grouped.setdefault(cluster, []).append(value)
-        if not grouped:
-            continue
-        centres = torch.tensor([sum(v) / len(v) for v in grouped.values()], dtype=torch.float64)
-        means[tag] = sum(sum(v) for v in grouped.values()) / sum(len(v) for v in grouped.values())
+    for tag, by_cluster in groups.items():
+        centres = torch.tensor([sum(v) / len(v) for v in by_cluster.values()], dtype=torch.float64)
+        means[tag] = sum(sum(v) for v in by_cluster.values()) / sum(len(v) for v in by_cluster.values())
         variances.append(float(centres.var()) / len(centres) if len(centres) > 1 else math.nan)
-    if not means:
-        return means, math.nan, math.nan
     return means, sum(means.values()) / len(means), math.sqrt(sum(variances)) / len(means)
 
 
@@ -172,25 +174,11 @@ def finite_or_none(value: float) -> float | None:
 
 
 def combined_error(errors: Sequence[float | None]) -> float | None:
-    """Standard error of the mean of independent figures, ``None`` where one of their errors is."""
-    known = [error for error in errors if error is not None]
-    return math.sqrt(sum(error**2 for error in known)) / len(known) if known and len(known) == len(errors) else None
-
-
-def as_float(images: Tensor) -> Float[Tensor, "B 3 H W"]:
-    """Pictures in [0, 1], from bytes or floats."""
-    return images.float() / 255 if images.dtype == torch.uint8 else images
-
-
-def _figure(value: Tensor) -> float | None:
-    return finite_or_none(round(float(value), 6))
+    """Standard error of the mean of independent figures, ``None`` if one of their errors is."""
+    squares = [error**2 for error in errors if error is not None]
+    return math.sqrt(sum(squares)) / len(errors) if errors and len(squares) == len(errors) else None
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None
-
-
-def _first_error(rows: Sequence[Row]) -> str:
-    error = next((row["details"]["error"] for row in rows if row["details"].get("error")), None)
-    return f" ({error})" if error else ""

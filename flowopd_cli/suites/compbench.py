@@ -1,9 +1,8 @@
 """T2I-CompBench++ (Huang et al. 2023, arXiv 2307.06350, and 2024): 8 categories of 300 prompts, ten pictures each.
 
-Color, shape, texture and non-spatial use the benchmark's own models and compare with papers. The spatial, counting and
-complex categories use UniDet there and an open-vocabulary detector here: the detector is part of the figure's name
-(``spatial[grounding-dino]``), and the average leaves them out. :mod:`~flowopd_cli.suites.compbench_import` reads the
-output of the official scripts instead.
+Color, shape, texture and non-spatial use the benchmark's own models and compare with papers. The other categories use
+an open-vocabulary detector in place of UniDet: it is part of the figure's name (``spatial[grounding-dino]``), and the
+average leaves them out.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from flowopd_cli.suites.base import NamedReward, Result, Suite, SuiteGroup, comb
 from flowopd_cli.suites.compbench_import import IMAGES, NAME, PUBLISHED, VERSION, import_category
 from flowopd_cli.suites.layouts import Layout, Place
 
-MOST_BYTES = 240  # of a prompt, so that its pictures can be named after it
+MOST_BYTES = 240  # of a prompt, which is part of its pictures' names
 DETECTOR, DEPTH = "grounding-dino", "dpt-hybrid"
 
 
@@ -82,23 +81,18 @@ def prompts(category: str, folder: Path) -> list[Prompt]:
     Raises:
         PromptError: unknown category, unreadable file, or a prompt that cannot be part of a file name.
     """
-    _check_names([category])
+    _check_category(category)
     rows = read_rows(folder / f"{category}_val.txt")
     for row in rows:
         if set("_/\\") & set(row.text) or len(row.text.encode()) > MOST_BYTES:
-            raise PromptError(f"{row.place}: pictures are named after it, so no _, no /, no \\, {MOST_BYTES} bytes")
+            raise PromptError(f"{row.place}: it names pictures: no _, / or \\, and at most {MOST_BYTES} bytes")
     texts = [row.text for row in rows]
-    lists = ([row.text for row in read_rows(folder / f"complex_val_{kind}.txt")] for kind in ("spatial", "action"))
-    kinds = kinds_of(texts, *lists) if category == "complex" else [None] * len(texts)
-    return [
-        Prompt(
-            f"{NAME}/{category}/{position:03d}",
-            text,
-            NAME,
-            {"category": category, "position": position} | ({"relations": kind} if kind else {}),
-        )
-        for position, (text, kind) in enumerate(zip(texts, kinds, strict=True))
-    ]
+    metadata: list[dict[str, Any]] = [{"category": category, "position": i} for i in range(len(texts))]
+    if category == "complex":
+        lists = ([row.text for row in read_rows(folder / f"complex_val_{kind}.txt")] for kind in ("spatial", "action"))
+        for row, kind in zip(metadata, kinds_of(texts, *lists), strict=True):
+            row["relations"] = kind
+    return [Prompt(f"{NAME}/{category}/{i:03d}", text, NAME, metadata[i]) for i, text in enumerate(texts)]
 
 
 def reward(category: str, **options: Any) -> NamedReward:
@@ -107,7 +101,6 @@ def reward(category: str, **options: Any) -> NamedReward:
     Raises:
         RecipeError: an option that no category takes.
     """
-    _check_names([category])
     known = {name for each in CATEGORIES.values() for name in each.options}
     unknown = sorted(set(options) - known)
     if unknown:
@@ -125,14 +118,15 @@ def t2i_compbench(categories: Sequence[str] | str = (), folder: str | None = Non
     Raises:
         PromptError: unknown category.
     """
-    names = [name.strip() for name in categories.split(",")] if isinstance(categories, str) else list(categories)
-    _check_names(names)
+    names = [name.strip() for name in categories.split(",")] if isinstance(categories, str) else categories
+    for name in names:
+        _check_category(name)
     suites = tuple(_suite(name, folder, **options) for name in names or CATEGORIES)
     comparable = not names or set(names) & set(COMPARABLE)
     return SuiteGroup(NAME, suites, aggregate if comparable else None)
 
 
-def _suite(category: str, folder: str | None = None, **options: Any) -> Suite:
+def _suite(category: str, folder: str | None, **options: Any) -> Suite:
     name = f"{NAME}-{figure_name(category, str(options.get('detector', DETECTOR)))}"
     return Suite(
         name=name,
@@ -150,7 +144,7 @@ def _suite(category: str, folder: str | None = None, **options: Any) -> Suite:
 
 
 def aggregate(results: Mapping[str, Result]) -> Result:
-    """Mean of the comparable categories (NaN if there is none); the others are listed under ``experimental``."""
+    """Mean of the comparable categories, NaN without one; the others are under ``experimental``."""
     plain = {name: result for name, result in results.items() if not experimental(str(result.get("suite", name)))}
     return {
         "suite": NAME,
@@ -172,7 +166,7 @@ def compbench_picture(place: Place) -> str:
 
 
 def compbench_elsewhere(folder: Path, place: Place) -> Path | None:
-    """The picture of that index, whatever number of digits its name has."""
+    """The picture of that index, with any number of digits in its name."""
     for path in (folder / "samples").glob(f"{glob.escape(place.prompt.text)}_*.png"):
         digits = path.stem.rpartition("_")[2]
         if digits.isdigit() and int(digits) == _index(place):
@@ -192,7 +186,6 @@ def _prompts(category: str, folder: str | None, split: str) -> list[Prompt]:
     return prompts(category, fetch(NAME).path if folder is None else Path(folder))
 
 
-def _check_names(categories: Sequence[str]) -> None:
-    for name in categories:
-        if name not in CATEGORIES:
-            raise PromptError(f"{NAME}: no category {name!r}; known: {', '.join(CATEGORIES)}")
+def _check_category(name: str) -> None:
+    if name not in CATEGORIES:
+        raise PromptError(f"{NAME}: no category {name!r}; known: {', '.join(CATEGORIES)}")

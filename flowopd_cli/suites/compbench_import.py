@@ -1,7 +1,4 @@
-"""Reads the output of T2I-CompBench's own scripts: answers and an average for each category.
-
-The scripts write below the folder whose ``samples`` they scored.
-"""
+"""Reads the output of T2I-CompBench's own scripts, which write it below the folder whose ``samples`` they scored."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.suites.base import MissingScores, Result, aggregate, finite_or_none
@@ -25,7 +22,7 @@ TAIL = 100  # bytes at the end of a file that hold its average
 
 
 class Output(NamedTuple):
-    """A script and where it writes: its folder below the category's, and the file of its average there."""
+    """A script, its folder below the category's, and the file of its average there."""
 
     folder: str
     average: str
@@ -50,7 +47,7 @@ def _published(sd35: float | None, grpo: float | None, opd: float | None) -> dic
     return {name: value for name, value in pairs.items() if value is not None}
 
 
-# SD3.5-M and Flow-GRPO as arXiv 2505.05470 prints them, Flow-OPD (merge) as its own paper does; second hand.
+# SD3.5-M and Flow-GRPO as in arXiv 2505.05470, Flow-OPD (merge) as in its own paper.
 PUBLISHED: Mapping[str, Mapping[str, float]] = {
     "color": _published(0.7994, 0.8379, 0.8298),
     "shape": _published(0.5669, 0.6130, 0.6292),
@@ -61,30 +58,6 @@ PUBLISHED: Mapping[str, Mapping[str, float]] = {
     "non_spatial": _published(0.3146, 0.3195, 0.3163),
     "complex": _published(0.3800, None, 0.3943),
 }
-# Categories that their output alone identifies, most specific first.
-IDENTIFIED_BY_OUTPUT = ("complex", "spatial", "3d_spatial", "numeracy")
-
-
-def import_scores(folder: Path, images: int = IMAGES) -> dict[str, Result]:
-    """Figures of every category with scores below ``folder``.
-
-    ``folder`` holds one folder a category (``color``, or ``t2i-compbench-color`` as ``flowopd eval`` names it), or the
-    output of a single category that it identifies. ``images`` is the number of pictures a prompt.
-
-    Raises:
-        ArtifactError: there are none, their category is ambiguous, or a file is damaged.
-    """
-    results = {name: import_category(folder, name, images) for name in OUTPUTS if _own_folder(folder, name)}
-    if results:
-        return results
-    candidates = [name for name in OUTPUTS if _answers(folder, name).is_file()]
-    identified = next((name for name in IDENTIFIED_BY_OUTPUT if name in candidates), None)
-    if identified is not None:
-        return {identified: import_category(folder, identified, images)}
-    if candidates:
-        names = ", ".join(candidates)
-        raise ArtifactError(f"{folder}: scores of {names}? Put them into a folder of the category's name")
-    raise ArtifactError(f"{folder}: no scores of T2I-CompBench's scripts (such as color/annotation_blip/{ANSWERS})")
 
 
 def import_category(folder: Path, category: str, images: int = IMAGES) -> Result:
@@ -94,16 +67,19 @@ def import_category(folder: Path, category: str, images: int = IMAGES) -> Result
         MissingScores: there is no list of answers.
         ArtifactError: it is damaged, or differs from the average beside it.
     """
-    path, output = _answers(_own_folder(folder, category) or folder, category), OUTPUTS[category]
-    if not path.is_file():
-        raise MissingScores(f"{path}: no such file")
-    rows = read_answers(path)
-    values = [row["answer"] for row in rows]
+    output, name = OUTPUTS[category], f"{NAME}-{category}"
+    folders = (folder / category, folder / name, *sorted(folder.glob(f"{name}[[]*")), folder)
+    paths = [place / output.folder / ANSWERS for place in folders]
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:
+        raise MissingScores(f"{paths[-1]}: no such file")
+    rows = _read_answers(path)
+    values = [answer for _, answer in rows]
     mean = sum(values) / len(values)
-    _check_average(path.parent / output.average, mean, path)
-    clusters = [str(row["question_id"] // images) for row in rows]
+    _check_average(path.parent / output.average, mean)
+    clusters = [str(question // images) for question, _ in rows]
     return {
-        "suite": f"{NAME}-{category}",
+        "suite": name,
         "version": VERSION,
         "engine": output.script,
         "exact": len(values) == PICTURES,
@@ -118,24 +94,22 @@ def import_category(folder: Path, category: str, images: int = IMAGES) -> Result
     }
 
 
-def read_answers(path: Path) -> list[dict[str, Any]]:
-    """The rows of a ``vqa_result.json``: ``question_id`` int, ``answer`` float (BLIP writes it as text).
-
-    Raises:
-        ArtifactError: it is missing, empty, or has another form.
-    """
+def _read_answers(path: Path) -> list[tuple[int, float]]:
+    """Question id and answer, which BLIP's script writes as text, of each row of a ``vqa_result.json``."""
     content = read_json_value(path, "list of question_id and answer")
     try:
-        rows = [{"question_id": int(row["question_id"]), "answer": float(row["answer"])} for row in content]
+        rows = [(int(row["question_id"]), float(row["answer"])) for row in content]
     except (ValueError, LookupError, TypeError, OverflowError) as error:
         raise ArtifactError(f"{path}: no list of question_id and answer ({repr(error)[:200]})") from error
-    broken = next((row["question_id"] for row in rows if not math.isfinite(row["answer"])), None)
-    if not rows or broken is not None:
-        raise ArtifactError(f"{path}: " + (f"answer {broken} is not a number" if rows else "has no rows"))
+    for question, answer in rows:
+        if not math.isfinite(answer):
+            raise ArtifactError(f"{path}: answer {question} is not a number")
+    if not rows:
+        raise ArtifactError(f"{path}: has no rows")
     return rows
 
 
-def _check_average(path: Path, mean: float, answers: Path) -> None:
+def _check_average(path: Path, mean: float) -> None:
     """Compare the average that a script wrote, if it did, with that of its answers."""
     if not path.is_file():
         return
@@ -143,16 +117,4 @@ def _check_average(path: Path, mean: float, answers: Path) -> None:
         handle.seek(max(0, path.stat().st_size - TAIL))
         stated = NUMBER.search(handle.read(TAIL).decode("utf-8", "replace").strip())
     if stated is None or abs(float(stated[0]) - mean) > TOLERANCE:
-        raise ArtifactError(
-            f"{path}: states {stated[0] if stated else 'no number'}, but {answers.name} gives {mean:.6f}"
-        )
-
-
-def _own_folder(folder: Path, category: str) -> Path | None:
-    own = f"{NAME}-{category}"
-    folders = (folder / category, folder / own, *sorted(folder.glob(f"{own}[[]*")))
-    return next((path for path in folders if _answers(path, category).is_file()), None)
-
-
-def _answers(folder: Path, category: str) -> Path:
-    return folder / OUTPUTS[category].folder / ANSWERS
+        raise ArtifactError(f"{path}: states {stated[0] if stated else 'no number'}, but {ANSWERS} gives {mean:.6f}")

@@ -16,7 +16,6 @@ from flowopd_cli.suites.layouts import GENEVAL
 from flowopd_cli.system.json_files import read_json_lines
 
 PUBLISHED = {"SD3.5-M": 0.63, "Flow-GRPO": 0.95, "Flow-OPD": 0.92}
-RESULTS = "results.jsonl"
 IMAGES = 553 * 4
 
 
@@ -44,14 +43,14 @@ def read_official(folder: Path) -> Result:
         MissingScores: there is no such file.
         ArtifactError: a row lacks a field that the script writes.
     """
-    path = folder / RESULTS if folder.is_dir() else folder
+    path = folder / "results.jsonl" if folder.is_dir() else folder
     if not path.is_file():
         raise MissingScores(f"{path}: no such file")
     rows = read_json_lines(path)
     for number, row in enumerate(rows, start=1):
         if row.get("correct") not in (True, False) or row.get("tag") not in TAGS or "metadata" not in row:
             raise ArtifactError(
-                f"{path}: no result file of GenEval's evaluate_images.py: row {number} lacks a sound correct, tag or "
+                f"{path}: not a result file of GenEval's evaluate_images.py: row {number} has no valid correct, tag or "
                 "metadata"
             )
     values, tags = [float(row["correct"]) for row in rows], [row["tag"] for row in rows]

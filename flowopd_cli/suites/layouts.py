@@ -14,7 +14,7 @@ from flowopd_cli.system.json_files import read_json
 
 @dataclass(frozen=True)
 class Place:
-    """A picture's place in its suite: prompt ``position`` in the whole list, picture ``index`` of ``images`` each."""
+    """A picture's place in its suite: the prompt's ``position`` in the list, the picture's ``index`` of ``images``."""
 
     prompt: Prompt
     position: int
@@ -24,7 +24,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Layout:
-    """The files of a suite, relative to its folder."""
+    """The file names of a suite, relative to its folder."""
 
     picture: Callable[[Place], str]  #: path of a picture
     notes: Callable[[Prompt, int], Mapping[str, str]] = lambda prompt, position: {}  #: further files of a prompt
@@ -33,31 +33,21 @@ class Layout:
 
     def find(self, folder: Path, place: Place) -> Path | None:
         """The file of a picture in a suite's folder, ``None`` if it is missing."""
-        own = folder / self.picture(place)
-        if own.is_file() or self.elsewhere is None:
-            return own if own.is_file() else None
-        return self.elsewhere(folder, place)
+        path = folder / self.picture(place)
+        if path.is_file():
+            return path
+        return self.elsewhere(folder, place) if self.elsewhere else None
 
 
-def flat_picture(place: Place) -> str:
-    """``samples/00012_003.png``: the prompt's position, the picture's number."""
-    return f"samples/{place.position:05d}_{place.index:03d}.png"
-
-
-def geneval_picture(place: Place) -> str:
-    """``00012/samples/00003.png``, as ``evaluate_images.py`` looks for it."""
-    return f"{place.position:05d}/samples/{place.index:05d}.png"
-
-
-def geneval_elsewhere(folder: Path, place: Place) -> Path | None:
+def _geneval_elsewhere(folder: Path, place: Place) -> Path | None:
     """The picture of that number among those with an all-digit name, as the official scorer counts them."""
     paths = [path for path in (folder / f"{place.position:05d}" / "samples").glob("*.png") if path.stem.isdigit()]
     paths.sort(key=lambda path: (int(path.stem), path.stem))
     return paths[place.index] if place.index < len(paths) else None
 
 
-def geneval_noted_prompt(folder: Path, place: Place) -> str | None:
-    """The prompt in ``00012/metadata.jsonl``, ``None`` without a readable one."""
+def _geneval_noted_prompt(folder: Path, place: Place) -> str | None:
+    """The prompt in ``00012/metadata.jsonl``, ``None`` if it cannot be read."""
     try:
         row = read_json(folder / f"{place.position:05d}" / "metadata.jsonl", "metadata")
     except ArtifactError:
@@ -65,11 +55,18 @@ def geneval_noted_prompt(folder: Path, place: Place) -> str | None:
     return row["prompt"] if isinstance(row.get("prompt"), str) else None
 
 
-def geneval_notes(prompt: Prompt, position: int) -> Mapping[str, str]:
+def _geneval_notes(prompt: Prompt, position: int) -> Mapping[str, str]:
     """``00012/metadata.jsonl``: the prompt's own row."""
     row = {key: value for key, value in prompt.metadata.items() if key != "prompt"}
     return {f"{position:05d}/metadata.jsonl": json.dumps({**row, "prompt": prompt.text}) + "\n"}
 
 
-FLAT = Layout(flat_picture)
-GENEVAL = Layout(geneval_picture, geneval_notes, geneval_elsewhere, geneval_noted_prompt)
+#: ``samples/00012_003.png``: the prompt's position, the picture's index
+FLAT = Layout(lambda place: f"samples/{place.position:05d}_{place.index:03d}.png")
+#: ``00012/samples/00003.png``, the name that ``evaluate_images.py`` expects
+GENEVAL = Layout(
+    lambda place: f"{place.position:05d}/samples/{place.index:05d}.png",
+    _geneval_notes,
+    _geneval_elsewhere,
+    _geneval_noted_prompt,
+)

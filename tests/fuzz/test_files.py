@@ -16,7 +16,7 @@ from flowopd_cli.rewards.remote.client import reward_info, worker_info
 from flowopd_cli.rewards.weights import split_digest
 from flowopd_cli.stages.evaluation.folder import PictureFolder
 from flowopd_cli.suites import geneval
-from flowopd_cli.suites.compbench_import import import_scores
+from flowopd_cli.suites.compbench_import import import_category
 from flowopd_cli.suites.layouts import GENEVAL, Place
 
 
@@ -61,7 +61,7 @@ def scores(answers, average, verdicts):
         (place / "blip_vqa_score.txt").write_bytes(average)
         (box / "results.jsonl").write_bytes(verdicts)
         with guarded(box):
-            import_scores(box)
+            import_category(box, "color")
         with guarded(box):
             geneval.read_official(box)
 

@@ -1,4 +1,4 @@
-"""Aggregation: means by tag, errors clustered by prompt, seeds that nothing else can change."""
+"""Seeds, rows and figures of a suite."""
 
 import math
 
@@ -9,7 +9,7 @@ from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.core.types import RewardResult
 from flowopd_cli.errors import RewardError
 from flowopd_cli.rewards.base import Reward, RewardInfo
-from flowopd_cli.suites.base import Suite, aggregate, as_float, image_seed, score, summarize
+from flowopd_cli.suites.base import Suite, aggregate, image_seed, score, summarize
 
 
 def test_a_seed_depends_on_suite_seed_prompt_and_index():
@@ -31,7 +31,7 @@ def test_the_error_is_that_of_the_prompts_means():
     assert stderr == pytest.approx(math.sqrt(0.25 / 3))
 
 
-def test_tags_errors_add_in_squares():
+def test_errors_of_tags_add_in_squares():
     values, clusters = [1.0, 0.0, 1.0, 0.0], ["p", "q", "r", "s"]
     _, _, one = aggregate(values[:2], clusters[:2], ["x", "x"])
     _, _, both = aggregate(values, clusters, ["x", "x", "y", "y"])
@@ -57,25 +57,23 @@ def suite(score=None):
     return Suite("s", "s-1", lambda split: [], Bright, score=score)
 
 
-def prompts(*texts):
-    return [Prompt(f"p{i}", text, "a") for i, text in enumerate(texts)]
+BLACK_AND_WHITE = torch.stack([torch.zeros(3, 2, 2), torch.full((3, 2, 2), 255)]).byte()
 
 
-def judged(suite, images, texts):
-    return score(suite, Bright(), images, prompts(*texts), [0] * len(texts))
+def scored(suite, texts, images=BLACK_AND_WHITE):
+    prompts = [Prompt(f"p{i}", text, "a") for i, text in enumerate(texts)]
+    return score(suite, Bright(), images, prompts, [0] * len(texts))
 
 
 def test_a_row_has_the_picture_its_scores_and_the_headline():
-    images = torch.stack([torch.zeros(3, 2, 2), torch.full((3, 2, 2), 255)]).byte()
-    rows = judged(suite(), images, ("x", "y"))
+    rows = scored(suite(), ("x", "y"))
     assert [row["value"] for row in rows] == [0.0, 1.0]
     assert (rows[1]["prompt"], rows[1]["task"], rows[1]["text"], rows[1]["scores"]) == ("p1", "a", "y", {"half": 0.5})
-    assert [row["value"] for row in judged(suite("half"), images, ("x", "y"))] == [0.0, 0.5]
+    assert [row["value"] for row in scored(suite("half"), ("x", "y"))] == [0.0, 0.5]
 
 
-def test_a_summary_says_how_its_figures_were_made():
-    images = torch.stack([torch.zeros(3, 2, 2), torch.full((3, 2, 2), 255)]).byte()
-    result = summarize(suite(), judged(suite(), images, ("x", "y")), {"steps": 4}, Bright())
+def test_a_summary_has_the_figures_and_their_protocol():
+    result = summarize(suite(), scored(suite(), ("x", "y")), {"steps": 4}, Bright())
     assert (result["mean"], result["n"], result["invalid"], result["version"]) == (0.5, 2, 0, "s-1")
     assert result["figures"] == {"half": 0.25}
     assert result["protocol"] == {"steps": 4}
@@ -83,7 +81,7 @@ def test_a_summary_says_how_its_figures_were_made():
 
 
 def test_invalid_pictures_are_counted_and_left_out():
-    rows = judged(suite(), torch.ones(2, 3, 2, 2).byte() * 255, ("x", "broken"))
+    rows = scored(suite(), ("x", "broken"), torch.ones(2, 3, 2, 2).byte() * 255)
     assert rows[1]["value"] is None
     result = summarize(suite(), rows, {}, Bright())
     assert (result["mean"], result["n"], result["invalid"]) == (1.0, 1, 1)
@@ -95,7 +93,3 @@ def test_pictures_of_one_id_in_two_tasks_are_two_clusters():
     same_ids = [Prompt("00000", "x", "a"), Prompt("00000", "y", "b")]
     rows = score(suite(), Bright(), torch.zeros(2, 3, 2, 2).byte(), same_ids, [0, 0])
     assert summarize(suite(), rows, {}, Bright())["prompts"] == 2
-
-
-def test_bytes_become_unit_floats():
-    assert as_float(torch.tensor([[[[255]]]], dtype=torch.uint8)).item() == 1.0

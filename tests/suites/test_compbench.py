@@ -1,15 +1,15 @@
-import json
+"""The prompts, rewards and average of T2I-CompBench."""
+
+import inspect
 import math
-from pathlib import Path
 
 import pytest
-from PIL import Image
 
+from flowopd_cli import registry
 from flowopd_cli.core.prompt import Prompt
-from flowopd_cli.errors import ArtifactError, PromptError, RecipeError
+from flowopd_cli.errors import PromptError, RecipeError
 from flowopd_cli.prompts.public import Fetched
-from flowopd_cli.rewards.compbench.rules import kinds_of
-from flowopd_cli.suites import compbench as suites
+from flowopd_cli.suites import compbench
 from flowopd_cli.suites.compbench import (
     CATEGORIES,
     COMPARABLE,
@@ -21,7 +21,6 @@ from flowopd_cli.suites.compbench import (
     reward,
     t2i_compbench,
 )
-from flowopd_cli.suites.compbench_import import import_scores
 from flowopd_cli.suites.layouts import Place
 
 COMPLEX = ("The red cup is next to the jug.", "The old dog ran home.", "The kite flew near the tall tree.")
@@ -42,25 +41,22 @@ def folder(tmp_path):
 
 
 def test_prompts_carry_category_and_position(folder):
-    found = prompts("color", folder)
-    assert [p.text for p in found] == ["a red hen and a blue goat", "a white fox and a grey owl"]
-    assert found[1].id == "t2i-compbench/color/001"
-    assert found[1].metadata == {"category": "color", "position": 1}
+    first, second = prompts("color", folder)
+    assert (first.text, second.text) == ("a red hen and a blue goat", "a white fox and a grey owl")
+    assert second.id == "t2i-compbench/color/001"
+    assert second.metadata == {"category": "color", "position": 1}
     assert len({p.id for name in CATEGORIES for p in prompts(name, folder)}) == 2 * len(CATEGORIES) + 1
 
 
-def test_complex_prompts_say_their_relations(folder):
-    kinds = [p.metadata["relations"] for p in prompts("complex", folder)]
-    assert kinds == ["spatial", "action", "both"]
-    lists = [(folder / f"complex_val_{name}.txt").read_text().splitlines() for name in ("spatial", "action")]
-    assert kinds == kinds_of(COMPLEX, *lists)
+def test_complex_prompts_have_their_relations(folder):
+    assert [p.metadata["relations"] for p in prompts("complex", folder)] == ["spatial", "action", "both"]
 
 
 def test_prompts_that_cannot_be_used_are_one_line(folder):
     with pytest.raises(PromptError, match="no category 'colour'; known: color, shape"):
         prompts("colour", folder)
     (folder / "shape_val.txt").write_text("a round a_b\n")
-    with pytest.raises(PromptError, match=r"shape_val\.txt:1: pictures are named after it"):
+    with pytest.raises(PromptError, match=r"shape_val\.txt:1: it names pictures"):
         prompts("shape", folder)
     (folder / "texture_val.txt").unlink()
     with pytest.raises(PromptError, match=r"texture_val\.txt: no such file"):
@@ -80,11 +76,11 @@ def test_pictures_of_another_program_are_found_by_their_number(folder, tmp_path)
     place = Place(suite.prompts("test")[1], 1, 3, 10)
     assert suite.layout.find(tmp_path, place) is None
     (tmp_path / "samples").mkdir()
-    for name in ("a white fox and a grey owl_00013.png", "a white fox and a grey owl_113.png"):
-        Image.new("RGB", (2, 2)).save(tmp_path / "samples" / name)
-    found = suite.layout.find(tmp_path, place)
-    assert found is not None
-    assert found.name == "a white fox and a grey owl_00013.png"
+    for number in ("00013", "113"):
+        (tmp_path / "samples" / f"a white fox and a grey owl_{number}.png").touch()
+    path = suite.layout.find(tmp_path, place)
+    assert path is not None
+    assert path.name == "a white fox and a grey owl_00013.png"
 
 
 def test_the_whole_suite_has_eight_categories_of_its_own(folder):
@@ -112,152 +108,37 @@ def test_options_reach_the_rewards_that_take_them():
     assert reward("color", **options).name == "blip-vqa"
     assert reward("color", **options).options == {"parser": "builtin", "model": "vqa.pth", "batch": 4}
     assert reward("non_spatial", **options).options == {"variant": "t2i-compbench", "batch": 4}
-    assert reward("3d_spatial", **options).options == {
-        "detector": "owlv2=/models/owl",
-        "parser": "builtin",
-        "batch": 4,
-    }
+    spatial = {"detector": "owlv2=/models/owl", "parser": "builtin", "batch": 4}
+    assert reward("3d_spatial", **options).options == spatial
     assert reward("complex", **options).options == options
     assert figure_name("spatial", options["detector"]) == "spatial[owlv2]"
     with pytest.raises(RecipeError, match="no option 'detecter'; known: batch, blip"):
         reward("color", detecter="owlv2")
 
 
-def test_rewards_take_the_options_that_are_theirs(monkeypatch):
-    """Names here are those of the constructors: what the suite sends, the reward accepts."""
-    import inspect
-
-    from flowopd_cli.rewards.compbench.blip_vqa import BlipVQAReward
-    from flowopd_cli.rewards.compbench.rewards import ComplexReward, NumeracyReward, Spatial3DReward, SpatialReward
-    from flowopd_cli.rewards.preference.clipscore import ClipScoreReward
-
-    classes = {
-        "blip-vqa": BlipVQAReward,
-        "clipscore": ClipScoreReward,
-        "compbench-spatial": SpatialReward,
-        "compbench-3d-spatial": Spatial3DReward,
-        "compbench-numeracy": NumeracyReward,
-        "compbench-complex": ComplexReward,
-    }
+def test_rewards_take_the_options_of_their_category():
     for category in CATEGORIES.values():
-        taken = set(inspect.signature(classes[category.reward]).parameters)
-        assert set(category.options.values()) | set(category.fixed) <= taken
+        parameters = inspect.signature(registry.REWARDS.load(category.reward)).parameters
+        assert set(category.options.values()) | set(category.fixed) <= set(parameters)
 
 
 def test_prompts_are_fetched_where_no_folder_is_given(folder, monkeypatch):
-    fetched = Fetched(folder, {}, True)
-    monkeypatch.setattr(suites, "fetch", lambda name: fetched)
+    monkeypatch.setattr(compbench, "fetch", lambda name: Fetched(folder, {}, True))
     (suite,) = t2i_compbench(["numeracy"]).suites
     assert len(suite.prompts("test")) == 2
 
 
-def result(name, mean, stderr=0.03, exact=True):
-    return {"suite": name, "mean": mean, "stderr": stderr, "n": 20, "exact": exact}
-
-
 def test_the_average_leaves_other_detectors_out():
-    found = {
-        name: result(name, mean)
-        for name, mean in (
-            ("t2i-compbench-color", 0.8),
-            ("t2i-compbench-non_spatial", 0.4),
-            ("t2i-compbench-spatial[owlv2]", 0.1),
-        )
+    comparable = {"t2i-compbench-color": 0.8, "t2i-compbench-non_spatial": 0.4}
+    experimental = {"t2i-compbench-spatial[owlv2]": 0.1}
+    results = {
+        name: {"suite": name, "mean": mean, "stderr": 0.03, "n": 20, "exact": True}
+        for name, mean in {**comparable, **experimental}.items()
     }
-    whole = aggregate(found)
-    assert whole["mean"] == pytest.approx(0.6)
-    assert whole["stderr"] == pytest.approx(0.03 * math.sqrt(2) / 2)
-    assert whole["parts"] == {"t2i-compbench-color": 0.8, "t2i-compbench-non_spatial": 0.4}
-    assert whole["experimental"] == {"t2i-compbench-spatial[owlv2]": 0.1}
-    assert whole["note"] == "mean of 2 comparable of 8 categories"
-    assert whole["n"] == 40
-    assert math.isnan(aggregate({"s": result("t2i-compbench-spatial[owlv2]", 0.1)})["mean"])
-
-
-def write(folder, answers, average=None, text=False):
-    """What a script leaves: ids by position, BLIP's answers as text with four decimals."""
-    folder.mkdir(parents=True)
-    rows = [{"question_id": i, "answer": f"{a:.4f}" if text else a} for i, a in enumerate(answers)]
-    (folder / "vqa_result.json").write_text(json.dumps(rows))
-    if average is not None:
-        (folder / average[0]).write_text(average[1])
-
-
-def test_official_scores_are_read_by_category(tmp_path):
-    write(tmp_path / "color/annotation_blip", [0.5, 0.7, 0.9, 0.3], ("blip_vqa_score.txt", "BLIP-VQA score:0.6"), True)
-    write(tmp_path / "spatial/labels/annotation_obj_detection_2d", [0, 0.75], ("avg_score.txt", "score avg:0.375"))
-    write(
-        tmp_path / "3d_spatial/labels/annotation_obj_detection_3d",
-        [0.25, 0.5],
-        ("avg_result.txt", "avg score is 0.375"),
-    )
-    write(tmp_path / "numeracy/annotation_num", [1, 0.5], ("score.txt", "total:1.5 num:2 avg:0.75"))
-    write(tmp_path / "t2i-compbench-non_spatial/annotation_clip", [0.3, 0.32])
-    write(tmp_path / "t2i-compbench-complex[owlv2]/annotation_3_in_1", [0.3, 0.4], ("vqa_score.txt", "score avg:0.35"))
-    found = import_scores(tmp_path, images=2)
-    assert {name: round(r["mean"], 6) for name, r in found.items()} == {
-        "color": 0.6,
-        "spatial": 0.375,
-        "3d_spatial": 0.375,
-        "numeracy": 0.75,
-        "non_spatial": 0.31,
-        "complex": 0.35,
-    }
-    color = found["color"]
-    assert (color["n"], color["prompts"], color["engine"], color["exact"]) == (4, 2, "BLIP_vqa.py", False)
-    assert color["note"] == "4 pictures; the whole category has 3000"
-    assert color["stderr"] == pytest.approx(0.0)  # both prompts have the mean 0.6
-    assert color["suite"] == "t2i-compbench-color"
-    assert color["published"]["SD3.5-M"] == 0.7994
-    assert not any(experimental(r["suite"]) for r in found.values())
-    assert len(aggregate(found)["parts"]) == 6
-
-
-def test_the_folder_of_one_category_may_be_given_itself(tmp_path):
-    write(tmp_path / "a/labels/annotation_obj_detection_2d", [0.5, 0.75])
-    assert list(import_scores(tmp_path / "a")) == ["spatial"]
-    for part in ("annotation_blip", "annotation_clip", "annotation_3_in_1"):
-        write(tmp_path / "b" / part, [0.5, 0.75])
-    write(tmp_path / "b/labels/annotation_obj_detection_2d", [0.5, 0.75])
-    assert list(import_scores(tmp_path / "b")) == ["complex"]
-    write(tmp_path / "c/annotation_blip", [0.5, 0.75])
-    with pytest.raises(ArtifactError, match=r"scores of color, shape, texture\? Put them into a folder"):
-        import_scores(tmp_path / "c")
-    (suite,) = t2i_compbench("shape").suites
-    assert suite.imported is not None
-    assert suite.imported(tmp_path / "c")["mean"] == pytest.approx(0.625)
-
-
-def test_a_suite_imports_its_own_category(tmp_path):
-    write(tmp_path / "spatial/labels/annotation_obj_detection_2d", [0.5, 0.75])
-    (suite,) = t2i_compbench("spatial").suites
-    assert suite.imported is not None
-    assert suite.imported(tmp_path)["suite"] == "t2i-compbench-spatial"
-
-
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        ("[]", "has no rows"),
-        ("{", r"vqa_result\.json: damaged list of question_id and answer"),
-        ("[" * 100_000, "nested too deeply"),
-        ('[{"question_id": Infinity, "answer": 1}]', "no list of question_id and answer"),
-        ('{"question_id": 3}', "no list of question_id and answer"),
-        ('[{"question_id": 0}]', "no list of question_id and answer"),
-        ('[{"question_id": 3, "answer": NaN}]', "answer 3 is not a number"),
-    ],
-)
-def test_damaged_scores_are_refused(tmp_path, content, words):
-    path = tmp_path / "numeracy/annotation_num/vqa_result.json"
-    path.parent.mkdir(parents=True)
-    path.write_text(content)
-    with pytest.raises(ArtifactError, match=words):
-        import_scores(tmp_path)
-
-
-def test_an_average_of_another_list_is_refused(tmp_path):
-    write(tmp_path / "numeracy/annotation_num", [1, 0.5], ("score.txt", "total:1.5 num:2 avg:0.5"))
-    with pytest.raises(ArtifactError, match=r"states 0.5, but vqa_result.json gives 0.750000"):
-        import_scores(tmp_path)
-    with pytest.raises(ArtifactError, match="no scores of T2I-CompBench's scripts"):
-        import_scores(Path(tmp_path / "empty"))
+    average = aggregate(results)
+    assert average["mean"] == pytest.approx(0.6)
+    assert average["stderr"] == pytest.approx(0.03 * math.sqrt(2) / 2)
+    assert (average["parts"], average["experimental"]) == (comparable, experimental)
+    assert average["note"] == "mean of 2 comparable of 8 categories"
+    assert average["n"] == 40
+    assert math.isnan(aggregate({name: results[name] for name in experimental})["mean"])

@@ -1,4 +1,4 @@
-"""Official folder layouts, and pictures that others named a little differently."""
+"""The file names of pictures, and those that other programs give them."""
 
 import json
 
@@ -18,13 +18,7 @@ def test_geneval_has_a_folder_a_prompt_with_its_metadata():
     assert GENEVAL.picture(place(3)) == "00012/samples/00003.png"
     notes = GENEVAL.notes(PROMPT, 12)
     assert list(notes) == ["00012/metadata.jsonl"]
-    row = json.loads(notes["00012/metadata.jsonl"])
-    assert row == {"tag": "single_object", "include": [{"class": "bench"}], "prompt": "a photo of a bench"}
-
-
-def test_a_flat_layout_counts_prompts_and_pictures():
-    assert FLAT.picture(place(3)) == "samples/00012_003.png"
-    assert FLAT.notes(PROMPT, 12) == {}
+    assert json.loads(notes["00012/metadata.jsonl"]) == {**PROMPT.metadata, "prompt": "a photo of a bench"}
 
 
 @pytest.mark.parametrize("names", [("0000.png", "0001.png"), ("00000.png", "00001.png"), ("7.png", "12.png")])
@@ -36,7 +30,9 @@ def test_geneval_takes_any_name_of_digits_in_their_order(tmp_path, names):
     assert [GENEVAL.find(tmp_path, place(i)) for i in range(3)] == [*(folder / name for name in names), None]
 
 
-def test_a_flat_layout_finds_its_own_names_alone(tmp_path):
+def test_a_flat_layout_finds_only_its_own_names(tmp_path):
+    assert FLAT.picture(place(3)) == "samples/00012_003.png"
+    assert FLAT.notes(PROMPT, 12) == {}
     (tmp_path / "samples").mkdir()
     (tmp_path / "samples" / "00012_000.png").touch()
     assert FLAT.find(tmp_path, place(0)) is not None
