@@ -139,7 +139,7 @@ class Mask2FormerDetector(Detector):
 
 
 def prepare(images: Float[Tensor, "B 3 H W"], short_side: int = SHORT_SIDE) -> tuple[Float[Tensor, "B 3 h w"], Frame]:
-    """mmdet's test pipeline: bytes, resized into 1333 x 800 with the aspect kept, normalised, padded with zeros.
+    """mmdet's test pipeline: bytes, resized into 1333 x 800 with the aspect kept, normalized, padded with zeros.
 
     The resize interpolates bilinearly without antialiasing and rounds to bytes, as OpenCV does (within one grey level).
     """

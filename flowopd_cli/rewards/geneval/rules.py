@@ -181,11 +181,13 @@ def _broken_relation(
     return next((relations for relations in pairs if relation not in relations), None)
 
 
-def training_score(metadata: Mapping[str, Any], objects: Objects, options: GenEvalOptions = DEFAULTS) -> TrainingScore:
+def training_score(
+    metadata: Mapping[str, Any], objects: Objects, options: GenEvalOptions = DEFAULTS, *, stray_point: bool = False
+) -> TrainingScore:
     """Flow-GRPO's partial credit: a term for each count, color and position, averaged.
 
     A count earns ``1 - |expected - detected| / expected`` over all objects kept. Color and position earn nothing while
-    the count is wrong. The 1 that Flow-GRPO's server appends after a failed position is left out.
+    the count is wrong. ``stray_point`` adds the 1 that Flow-GRPO's server appends after a failed position.
     """
     terms: list[float] = []
     matched: list[list[Detection] | None] = []
@@ -204,6 +206,7 @@ def training_score(metadata: Mapping[str, Any], objects: Objects, options: GenEv
             targets = matched[target]
             good = targets is not None and _broken_relation(relation, matches, targets, options) is None
             terms.append(float(good))
+            terms += [1.0] if stray_point and not good and targets is not None else []
         matched.append(matches if good else None)
     strict = all(m is not None for m in matched)
     return TrainingScore(sum(terms) / len(terms) if terms else 0.0, strict)

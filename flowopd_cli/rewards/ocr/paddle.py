@@ -1,41 +1,29 @@
 """The text reader of PaddleOCR 3, by default on onnxruntime, so that paddlepaddle is not needed.
 
 The published OCR scores come from PaddleOCR 2.9.1, language ``en``: the English detector of PP-OCRv3 and the English
-recogniser of PP-OCRv4. PaddleOCR offers no ONNX files of these; ``models="PP-OCRv4"`` takes RapidAI's conversions of
-the same two models, checked by their SHA-256. Licence of code and models: Apache-2.0.
+recognizer of PP-OCRv4. PaddleOCR has no ONNX files of these; ``models="PP-OCRv4"`` uses RapidAI's conversions of the
+same two models, checked by their SHA-256. License of code and models: Apache-2.0.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import re
-import shutil
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
 from typing import Any, NamedTuple
 
 import numpy as np
 import yaml
-from jaxtyping import Float
 from numpy.typing import NDArray
-from torch import Tensor
 
-from flowopd_cli.errors import ArtifactError, FlowOPDError, MissingDependency, RewardError
+from flowopd_cli.errors import ArtifactError, MissingDependency, RewardError
 from flowopd_cli.rewards.ocr.rapidocr import bundled_model
-from flowopd_cli.rewards.ocr.reading import (
-    DROP_SCORE,
-    SIDE_LIMIT,
-    Line,
-    PlacedLine,
-    Reading,
-    describe_error,
-    read_pages,
-)
+from flowopd_cli.rewards.ocr.reading import DROP_SCORE, SIDE_LIMIT, PageReader, describe_error
 from flowopd_cli.rewards.weights import download
-from flowopd_cli.system.files import sha256_file
+from flowopd_cli.system.files import atomic_write, sha256_file
 from flowopd_cli.system.paths import cache_dir
 
 ONNX, CONFIG = "inference.onnx", "inference.yml"
@@ -55,8 +43,8 @@ PUBLISHED_FILES = {
 KINDS = {"det": "TextDetection", "rec": "TextRecognition"}
 _STEM = re.compile(r"(?:(?P<lang>[a-z_]+)_)?PP-OCRv(?P<version>\d)_(?P<kind>det|rec)_(?P<size>[a-z]+)")
 _MODEL_NAME = re.compile(r"^\s+model_name:\s*['\"]?([\w.+-]+)", re.MULTILINE)
-WAY_OUT = (
-    "name folders by text_detection_model_dir and text_recognition_model_dir, or take models=rapidocr or "
+ALTERNATIVES = (
+    "name folders by text_detection_model_dir and text_recognition_model_dir, or use models=rapidocr or "
     "reader=rapidocr, which download nothing"
 )
 
@@ -66,7 +54,7 @@ class PaddleOptions:
     """Options of :class:`PaddleTextReader`.
 
     ``models``: ``default`` (those of the installed paddleocr), ``PP-OCRv4`` (English, as the published scores),
-    ``rapidocr`` (the files inside that wheel, no download), or ``DETECTOR+RECOGNISER`` in paddleocr's names.
+    ``rapidocr`` (the files inside that wheel, no download), or ``DETECTOR+RECOGNIZER`` in paddleocr's names.
     ``engine``: ``onnxruntime``, or another of paddleocr's, such as ``paddle``. The two folders override ``models``;
     for onnxruntime each holds ``inference.onnx`` and ``inference.yml``, or is an ``.onnx`` file as in rapidocr.
     ``drop_score`` is the confidence that a line needs. ``device`` is ``cpu``, ``gpu:0`` or ``auto``.
@@ -82,14 +70,14 @@ class PaddleOptions:
 
 
 class OCRModel(NamedTuple):
-    """Name of a model in paddleocr, its folder, and its name in reports; without values, paddleocr's default model."""
+    """A model's name in paddleocr, its folder, and its name in reports; all ``None`` for paddleocr's default."""
 
     name: str | None = None
     folder: Path | None = None
     label: str | None = None
 
 
-class PaddleTextReader:
+class PaddleTextReader(PageReader):
     """Reads all lines of a picture with paddleocr 3."""
 
     def __init__(self, **options: Any) -> None:
@@ -98,26 +86,21 @@ class PaddleTextReader:
         Raises:
             MissingDependency: ``paddleocr``, or ``onnxruntime`` for that engine, is not installed.
             RewardError: an option is unknown, or paddleocr does not start with them.
-            ArtifactError: a model's file is missing or is not the one expected.
+            ArtifactError: a model's file is missing or is not the expected one.
         """
         self.options = PaddleOptions(**options)
+        super().__init__(self.options.drop_score)
         paddleocr = _import(self.options.engine)
         models = {kind: choose_model(kind, self.options) for kind in KINDS}
         self._engine = _start(paddleocr, models, self.options)
-        self._lock = Lock()
         labels = "+".join(str(models[kind].label or name) for kind, name in _names(self._engine).items())
         dropped = "" if self.options.drop_score == DROP_SCORE else f"/drop={self.options.drop_score:g}"
         self.name = f"paddleocr-{paddleocr.__version__}/{self.options.engine}/{labels}{dropped}"
 
-    def __call__(self, images: Float[Tensor, "B 3 H W"]) -> list[Reading]:
-        """The lines of each RGB picture in [0, 1]."""
-        with self._lock:
-            return read_pages(images, self._page, self.options.drop_score)
-
-    def _page(self, bgr: NDArray[np.uint8]) -> list[PlacedLine]:
+    def page(self, bgr: NDArray[np.uint8]) -> Iterable[tuple[str, float, Any]]:
+        """The engine's result for one page."""
         result = self._engine.predict(bgr)[0]
-        rows = zip(result["rec_texts"], result["rec_scores"], result["rec_polys"], strict=True)
-        return [PlacedLine(Line(text, float(score)), float(box[0][0]), float(box[0][1])) for text, score, box in rows]
+        return zip(result["rec_texts"], result["rec_scores"], result["rec_polys"], strict=True)
 
 
 def _import(engine: str) -> Any:
@@ -136,7 +119,7 @@ def choose_model(kind: str, options: PaddleOptions) -> OCRModel:
 
     Raises:
         RewardError: ``models`` names none.
-        ArtifactError: its file is missing or is not the one expected.
+        ArtifactError: its file is missing or is not the expected one.
     """
     folder = options.text_detection_model_dir if kind == "det" else options.text_recognition_model_dir
     if folder is not None and folder.endswith(".onnx"):
@@ -148,15 +131,14 @@ def choose_model(kind: str, options: PaddleOptions) -> OCRModel:
     if options.models == "rapidocr":
         return onnx_folder(bundled_model(kind), kind)
     if options.models == PUBLISHED:
-        name = PUBLISHED_NAMES[kind]
-        if options.engine != "onnxruntime":
-            return OCRModel(name)
         url, digest = PUBLISHED_FILES[kind]
-        return onnx_folder(download(url, sha256=digest), kind, name=name)
+        name = PUBLISHED_NAMES[kind]
+        onnx = options.engine == "onnxruntime"
+        return onnx_folder(download(url, sha256=digest), kind, name=name) if onnx else OCRModel(name)
     parts = options.models.split("+")
     if len(parts) != 2 or not all(parts):
         raise RewardError(
-            f"ocr: models={options.models!r}: known are default, {PUBLISHED}, rapidocr, or DETECTOR+RECOGNISER in "
+            f"ocr: models={options.models!r}: known are default, {PUBLISHED}, rapidocr, or DETECTOR+RECOGNIZER in "
             "paddleocr's names"
         )
     return OCRModel(parts[list(KINDS).index(kind)])
@@ -180,25 +162,16 @@ def onnx_folder(onnx: Path, kind: str, *, name: str | None = None) -> OCRModel:
     ``name`` is paddleocr's name of the model, by default derived from rapidocr's file name.
 
     Raises:
-        ArtifactError: the file is missing, its name is not that of a PP-OCR model, or a recogniser has no characters.
+        ArtifactError: the file is missing, its name is not that of a PP-OCR model, or a recognizer has no characters.
     """
     if not onnx.is_file():
         raise ArtifactError(f"{onnx}: no such file")
     name = name or _paddle_name(onnx)
     target = cache_dir() / "paddle" / f"{name}-{sha256_file(onnx)[:12]}"
-    if not target.is_dir():
-        config = _detector(name) if kind == "det" else _recogniser(name, onnx)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-            complete = Path(scratch) / "complete"
-            complete.mkdir()
-            shutil.copyfile(onnx, complete / ONNX)
-            (complete / CONFIG).write_text(yaml.safe_dump(config), encoding="utf-8")
-            try:
-                os.replace(complete, target)
-            except OSError:  # another process may have been first
-                if not target.is_dir():
-                    raise
+    if not (target / CONFIG).is_file():
+        config = yaml.safe_dump(_detector(name) if kind == "det" else _recognizer(name, onnx))
+        atomic_write(target / ONNX, onnx.read_bytes())
+        atomic_write(target / CONFIG, config)
     return OCRModel(name, target, onnx.stem)
 
 
@@ -211,66 +184,61 @@ def _paddle_name(onnx: Path) -> str:
     return f"{language}PP-OCRv{match['version']}_{size}_{match['kind']}"
 
 
-def _detector(name: str) -> dict[str, Any]:
-    """PP-OCR's detector was trained on B, G, R normalised by ImageNet's R, G, B figures in that order."""
-    normalise = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "scale": "1./255.", "order": "hwc"}
-    decode: dict[str, Any] = {"DecodeImage": {"channel_first": False, "img_mode": "BGR"}}
-    transforms = [decode, {"DetResizeForTest": None}, {"NormalizeImage": normalise}, {"ToCHWImage": None}]
-    boxes = {"name": "DBPostProcess", "thresh": 0.3, "box_thresh": 0.6, "max_candidates": 1000, "unclip_ratio": 1.5}
+def _config(model: str, transforms: list[dict[str, Any]], **postprocess: Any) -> dict[str, Any]:
+    decode = {"DecodeImage": {"channel_first": False, "img_mode": "BGR"}}
     return {
-        "Global": {"model_name": name},
-        "PreProcess": {"transform_ops": transforms},
-        "PostProcess": boxes,
+        "Global": {"model_name": model},
+        "PreProcess": {"transform_ops": [decode, *transforms]},
+        "PostProcess": postprocess,
     }
 
 
-def _recogniser(name: str, onnx: Path) -> dict[str, Any]:
+def _detector(name: str) -> dict[str, Any]:
+    """PP-OCR's detector was trained on B, G, R normalized by ImageNet's R, G, B figures in that order."""
+    normalize = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "scale": "1./255.", "order": "hwc"}
+    transforms: list[dict[str, Any]] = [{"DetResizeForTest": None}, {"NormalizeImage": normalize}, {"ToCHWImage": None}]
+    boxes = {"thresh": 0.3, "box_thresh": 0.6, "max_candidates": 1000, "unclip_ratio": 1.5}
+    return _config(name, transforms, name="DBPostProcess", **boxes)
+
+
+def _recognizer(name: str, onnx: Path) -> dict[str, Any]:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(onnx), providers=["CPUExecutionProvider"])
     characters = session.get_modelmeta().custom_metadata_map.get("character", "").splitlines()
     if not characters:
-        raise ArtifactError(f"{onnx}: has no list of characters; it is not a recogniser of rapidocr")
-    decode: dict[str, Any] = {"DecodeImage": {"channel_first": False, "img_mode": "BGR"}}
-    return {
-        "Global": {"model_name": name},
-        "PreProcess": {"transform_ops": [decode, {"RecResizeImg": {"image_shape": [3, 48, 320]}}]},
-        "PostProcess": {"name": "CTCLabelDecode", "character_dict": characters},
-    }
+        raise ArtifactError(f"{onnx}: has no list of characters; it is not a recognizer of rapidocr")
+    resize = {"RecResizeImg": {"image_shape": [3, 48, 320]}}
+    return _config(name, [resize], name="CTCLabelDecode", character_dict=characters)
 
 
 def _start(paddleocr: Any, models: dict[str, OCRModel], options: PaddleOptions) -> Any:
-    settings: dict[str, Any] = {}
+    disabled = ("use_doc_orientation_classify", "use_doc_unwarping", "use_textline_orientation")
+    settings: dict[str, Any] = {"engine": options.engine, "device": _device(options), **dict.fromkeys(disabled, False)}
     for kind, word in (("det", "detection"), ("rec", "recognition")):
-        model = models[kind]
-        settings[f"text_{word}_model_name"] = model.name
-        settings[f"text_{word}_model_dir"] = None if model.folder is None else str(model.folder)
+        name, folder, _ = models[kind]
+        settings[f"text_{word}_model_name"] = name
+        settings[f"text_{word}_model_dir"] = None if folder is None else str(folder)
     if options.models == PUBLISHED:
         settings |= {"text_det_limit_side_len": SIDE_LIMIT, "text_det_limit_type": "max"}
     if options.engine == "onnxruntime":
         settings["engine_config"] = {"intra_op_num_threads": options.threads, "log_severity_level": 4}
-    disabled = ("use_doc_orientation_classify", "use_doc_unwarping", "use_textline_orientation")
     try:
-        device = _device(options)
-        return paddleocr.PaddleOCR(engine=options.engine, device=device, **settings, **dict.fromkeys(disabled, False))
-    except FlowOPDError:
-        raise
+        return paddleocr.PaddleOCR(**settings)
     except Exception as error:
-        raise RewardError(f"paddleocr does not start ({describe_error(error)}); {WAY_OUT}") from error
+        raise RewardError(f"paddleocr does not start ({describe_error(error)}); {ALTERNATIVES}") from error
 
 
 def _device(options: PaddleOptions) -> str | None:
-    if options.device != "auto":
-        return options.device
-    if options.engine != "onnxruntime":
-        return None
+    if options.device != "auto" or options.engine != "onnxruntime":
+        return None if options.device == "auto" else options.device
     import onnxruntime
 
     return "gpu:0" if "CUDAExecutionProvider" in onnxruntime.get_available_providers() else "cpu"
 
 
 def _names(engine: Any) -> dict[str, str]:
-    """The models in use, by kind."""
+    """The names of the models in use, by kind."""
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / CONFIG
         engine.export_paddlex_config_to_yaml(str(path))

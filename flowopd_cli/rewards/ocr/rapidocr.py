@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.metadata import version
-from importlib.resources import files
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -18,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flowopd_cli.errors import MissingDependency
-from flowopd_cli.rewards.ocr.reading import DROP_SCORE, SIDE_LIMIT, Line, PlacedLine, Reading, read_pages
+from flowopd_cli.rewards.ocr.reading import DROP_SCORE, SIDE_LIMIT, Line, PageReader, Reading
 
 HEIGHT = 48
 WIDTH_STEP, WIDTH_MAX = 16, 320
@@ -32,19 +29,22 @@ def bundled_model(kind: str) -> Path:
     """The ONNX file of a ``kind``, ``det`` or ``rec``, in the installed ``rapidocr``.
 
     Raises:
-        MissingDependency: ``rapidocr`` is not installed, or has none.
+        MissingDependency: ``rapidocr`` or ``onnxruntime`` is not installed, or has no such file.
     """
-    if importlib.util.find_spec("rapidocr") is None:
-        raise MissingDependency("rapidocr", extra="ocr")
-    models = files("rapidocr") / "models"
-    paths = [str(p) for p in models.iterdir() if f"_{kind}_" in p.name and p.name.endswith(".onnx")]
-    if not paths:
+    try:
+        import onnxruntime  # noqa: F401
+        import rapidocr
+    except ImportError as error:
+        raise MissingDependency(str(error.name), extra="ocr") from error
+    paths = (Path(rapidocr.__file__).parent / "models").glob(f"*_{kind}_*.onnx")
+    path = min(paths, default=None)
+    if path is None:
         raise MissingDependency(f"rapidocr with its weights for {kind!r}", extra="ocr")
-    return Path(min(paths))
+    return path
 
 
-class RapidPageReader:
-    """Reads every line of an image with the detector and the recogniser of the ``rapidocr`` wheel.
+class RapidPageReader(PageReader):
+    """Reads every line of an image with the detector and the recognizer of the ``rapidocr`` wheel.
 
     Images keep their size, as in PaddleOCR, where rapidocr would enlarge them: generated images have large letters.
     Lines are not rotated, as in the published protocol.
@@ -56,12 +56,10 @@ class RapidPageReader:
         Raises:
             MissingDependency: ``rapidocr`` or ``onnxruntime`` is not installed.
         """
-        _require_rapidocr()
+        super().__init__(drop_score)
+        det, rec = bundled_model("det"), bundled_model("rec")
         from rapidocr import RapidOCR
 
-        det, rec = bundled_model("det"), bundled_model("rec")
-        self.drop_score = drop_score
-        self._lock = Lock()
         self._engine: Any = RapidOCR(
             params={
                 "Global.use_cls": False,
@@ -76,23 +74,16 @@ class RapidPageReader:
         )
         self.name = f"rapidocr-{version('rapidocr')}/{det.stem}+{rec.stem}"
 
-    def __call__(self, images: Float[Tensor, "B 3 H W"]) -> list[Reading]:
-        """The lines of each RGB image in [0, 1]."""
-        with self._lock:
-            return read_pages(images, self._page, self.drop_score)
-
-    def _page(self, bgr: NDArray[np.uint8]) -> list[PlacedLine]:
+    def page(self, bgr: NDArray[np.uint8]) -> Iterable[tuple[str, float, Any]]:
+        """The engine's result for one page."""
         result = self._engine(bgr)
-        if result.txts is None:
-            return []
-        rows = zip(result.txts, result.scores, result.boxes, strict=True)
-        return [PlacedLine(Line(text, float(score)), float(box[0][0]), float(box[0][1])) for text, score, box in rows]
+        return [] if result.txts is None else zip(result.txts, result.scores, result.boxes, strict=True)
 
 
 class RapidTextReader:
-    """Reads a single line per image with the recogniser alone, from the band of rows that carries ink.
+    """Reads a single line per image with the recognizer alone, from the rows that contain ink.
 
-    On the small images of the toy world the text detector would take far longer than the recogniser. Images with
+    On the small images of the toy world the text detector would take far longer than the recognizer. Images with
     several lines need :class:`RapidPageReader`.
     """
 
@@ -102,13 +93,12 @@ class RapidTextReader:
         Raises:
             MissingDependency: ``rapidocr`` or ``onnxruntime`` is not installed.
         """
-        _require_rapidocr()
+        path = bundled_model("rec")
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 1
         options.log_severity_level = 4
-        path = bundled_model("rec")
         self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         characters = self._session.get_modelmeta().custom_metadata_map["character"].splitlines()
         self._characters = ["", *characters, " "]
@@ -117,36 +107,29 @@ class RapidTextReader:
 
     def __call__(self, images: Float[Tensor, "B 3 H W"]) -> list[Reading]:
         """At most one line for each RGB image in [0, 1]."""
-        bands = [text_band(image) for image in images.detach().float().cpu()]
-        readings = [Reading()] * len(bands)
-        widths = sorted({band.shape[-1] for band in bands if band is not None})
-        for width in widths:
-            rows = [i for i, band in enumerate(bands) if band is not None and band.shape[-1] == width]
+        readings = [Reading()] * len(images)
+        bands = {
+            i: band for i, image in enumerate(images.detach().float().cpu()) if (band := text_band(image)) is not None
+        }
+        for width in sorted({band.shape[-1] for band in bands.values()}):
+            rows = [i for i, band in bands.items() if band.shape[-1] == width]
             for start in range(0, len(rows), BATCH):
                 part = rows[start : start + BATCH]
-                batch = torch.stack([b for i in part if (b := bands[i]) is not None])
-                for i, line in zip(part, self._recognise(batch), strict=True):
+                lines = self._recognize(torch.stack([bands[i] for i in part]))
+                for i, line in zip(part, lines, strict=True):
                     readings[i] = Reading((line,) if line.text else ())
         return readings
 
-    def _recognise(self, bands: Float[Tensor, "B 3 H W"]) -> list[Line]:
+    def _recognize(self, bands: Float[Tensor, "B 3 H W"]) -> list[Line]:
         bgr = bands.flip(1).mul(2).sub(1).numpy()
         output: Any = self._session.run(None, {self._input: bgr})[0]
         return [decode_ctc(row, self._characters) for row in output]
 
 
-def _require_rapidocr() -> None:
-    try:
-        import onnxruntime  # noqa: F401
-        import rapidocr  # noqa: F401
-    except ImportError as error:
-        raise MissingDependency(str(error.name), extra="ocr") from error
-
-
 def text_band(image: Float[Tensor, "3 H W"]) -> Float[Tensor, "3 48 W"] | None:
-    """The rows that carry ink and a margin, resized to 48 pixels in height; ``None`` for a blank image.
+    """The rows with ink and a margin, resized to 48 pixels in height; ``None`` for a blank image.
 
-    A row carries ink when its three darkest differences from the paper (the median color) reach half of the largest
+    A row has ink when its three darkest differences from the paper (the median color) reach half of the largest
     row's. The width keeps the aspect, rounded up to 16 pixels so that bands can share a batch.
     """
     paper = image.flatten(1).median(dim=1).values[:, None, None]

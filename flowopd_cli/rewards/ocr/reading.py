@@ -1,10 +1,12 @@
-"""The reader protocol, and what both page readers share: channel order, reading order and thresholds."""
+"""The reader protocol, and the base of page readers: channel order, reading order and thresholds."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from threading import Lock
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from jaxtyping import Float
@@ -15,7 +17,7 @@ from flowopd_cli.rewards.pictures import to_arrays
 
 # Those of PaddleOCR 2.9.1, which read the published scores.
 DROP_SCORE = 0.5  # the confidence that a line needs
-ROW_PIXELS = 10.0  # lines whose tops are closer than this stand on one row
+ROW_PIXELS = 10.0  # lines whose tops are closer than this are on one row
 SIDE_LIMIT = 960  # a longer side is reduced to this; a shorter one is not enlarged
 
 
@@ -44,32 +46,35 @@ class TextReader(Protocol):
         ...
 
 
-class PlacedLine(NamedTuple):
-    """A line with the top left corner of its box, in pixels."""
+class PageReader(ABC):
+    """A reader of pages with several lines.
 
-    line: Line
-    x: float
-    y: float
-
-
-def read_pages(
-    images: Float[Tensor, "B 3 H W"], engine: Callable[[NDArray[np.uint8]], Iterable[PlacedLine]], drop_score: float
-) -> list[Reading]:
-    """Read each image with ``engine``, which gets bytes in the order B, G, R that PP-OCR was trained on.
-
-    Lines are in reading order, without those below ``drop_score``. Where the engine raises, the reading has an
-    ``error`` and the other images are unaffected.
+    An image on which the engine fails has a reading with an ``error``; the other images are unaffected.
     """
-    readings = []
-    for array in to_arrays(images):
+
+    name: str
+
+    def __init__(self, drop_score: float = DROP_SCORE) -> None:
+        """``drop_score`` is the confidence that a line needs."""
+        self._drop_score, self._lock = drop_score, Lock()
+
+    @abstractmethod
+    def page(self, bgr: NDArray[np.uint8]) -> Iterable[tuple[str, float, Any]]:
+        """Text, confidence and corners ``(x, y)`` (top left first) of each line; bytes in PP-OCR's order B, G, R."""
+
+    def __call__(self, images: Float[Tensor, "B 3 H W"]) -> list[Reading]:
+        """The lines of each RGB image in [0, 1]."""
+        with self._lock:
+            return [self._read(np.ascontiguousarray(array[..., ::-1])) for array in to_arrays(images)]
+
+    def _read(self, bgr: NDArray[np.uint8]) -> Reading:
         try:
-            lines = list(engine(np.ascontiguousarray(array[..., ::-1])))
+            rows = list(self.page(bgr))
         except Exception as error:
-            readings.append(Reading(error=describe_error(error)))
-            continue
-        ordered = (lines[i].line for i in reading_order([(line.x, line.y) for line in lines]))
-        readings.append(Reading(tuple(line for line in ordered if line.confidence >= drop_score)))
-    return readings
+            return Reading(error=describe_error(error))
+        order = reading_order([(float(box[0][0]), float(box[0][1])) for _, _, box in rows])
+        lines = (Line(rows[i][0], float(rows[i][1])) for i in order)
+        return Reading(tuple(line for line in lines if line.confidence >= self._drop_score))
 
 
 def reading_order(corners: Sequence[tuple[float, float]]) -> list[int]:

@@ -138,15 +138,13 @@ class OCRReward(Reward):
         """Read B images: ``scores`` has ``score``, ``exact``, ``cer`` and ``ned``."""
         targets = [target_of(prompt) for prompt in prompts]
         readings = self.reader(images)
-        rows = [score_text(target, reading.lines) for target, reading in zip(targets, readings, strict=True)]
+        pairs = list(zip(targets, readings, strict=True))
         valid = torch.tensor([reading.error is None for reading in readings])
-        columns = {
-            name: torch.where(valid, torch.tensor([getattr(row, name) for row in rows]).float(), torch.nan)
-            for name in OCRScore._fields
-        }
+        rows = torch.tensor([score_text(target, reading.lines) for target, reading in pairs]).view(-1, 4)
+        columns = dict(zip(OCRScore._fields, torch.where(valid[:, None], rows, torch.nan).unbind(dim=1), strict=True))
         details: list[dict[str, Any]] = [
             {"target": target, "read": [line.text for line in reading.lines], "reader": self.reader.name}
             | ({"error": reading.error} if reading.error else {})
-            for target, reading in zip(targets, readings, strict=True)
+            for target, reading in pairs
         ]
         return RewardResult(columns["score"], columns, valid, tuple(details))

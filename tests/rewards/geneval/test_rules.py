@@ -92,6 +92,8 @@ def test_position_needs_every_pair():
     animals = [detection("cat", box=MIDDLE), detection("dog", 0.9, LEFT), detection("dog", 0.8, RIGHT)]
     reason = "expected dog left of target, found right of target"
     assert judge("position", clauses, animals) == (False, reason, 2 / 3)
+    upstream = training_score({"include": clauses}, keep(animals, "position"), stray_point=True)
+    assert upstream.score == 3 / 4
     assert judge("position", clauses, [*animals[:2], detection("dog", 0.8, (0.0, 90.0, 90.0, 190.0))])[0]
 
 

@@ -225,7 +225,7 @@ class TestEngine:
         assert again.name == first.name
         assert (first.folder / "inference.yml").is_file()
 
-    def test_a_detector_is_no_recogniser(self, reader, cache):
+    def test_a_detector_is_no_recognizer(self, reader, cache):
         with pytest.raises(ArtifactError, match="no list of characters"):
             onnx_folder(bundled_model("det"), "rec", name="PP-OCRv6_small_rec")
 

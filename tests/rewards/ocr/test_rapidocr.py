@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.errors import MissingDependency, RewardError
 from flowopd_cli.rewards.ocr import reward as readers
-from flowopd_cli.rewards.ocr.reading import Line, PlacedLine, read_pages, reading_order
+from flowopd_cli.rewards.ocr.reading import Line, PageReader, reading_order
 from flowopd_cli.rewards.ocr.reward import OCRReward, make_reader
 
 
@@ -39,48 +39,45 @@ def test_lines_are_read_from_top_to_bottom_then_left_to_right(corners, order):
     assert reading_order(corners) == order
 
 
+class Scripted(PageReader):
+    """A page reader with a function as its engine."""
+
+    name = "scripted"
+
+    def __init__(self, engine):
+        super().__init__()
+        self.engine = engine
+
+    def page(self, bgr):
+        return self.engine(bgr)
+
+
 def test_the_engine_gets_blue_green_red_bytes():
-    seen = []
-
-    def engine(array):
-        seen.append(array)
-        return []
-
+    arrays = []
     images = torch.zeros(1, 3, 4, 5)
     images[0, 0] = 1.0
     images[0, 1, 2, 3] = 0.5
-    read_pages(images, engine, 0.5)
-    assert seen[0].shape == (4, 5, 3)
-    assert seen[0].dtype == np.uint8
-    assert seen[0][0, 0].tolist() == [0, 0, 255]
-    assert seen[0][2, 3].tolist() == [0, 128, 255]
-    assert seen[0].flags["C_CONTIGUOUS"]
+    Scripted(lambda bgr: arrays.append(bgr) or [])(images)
+    assert (arrays[0].shape, arrays[0].dtype) == ((4, 5, 3), np.uint8)
+    assert arrays[0][0, 0].tolist() == [0, 0, 255]
+    assert arrays[0][2, 3].tolist() == [0, 128, 255]
+    assert arrays[0].flags["C_CONTIGUOUS"]
 
 
-def test_lines_below_the_threshold_are_dropped_and_the_rest_keep_their_confidence():
-    found = [
-        PlacedLine(Line("low", 0.49), 0, 0),
-        PlacedLine(Line("second", 0.5), 0, 60),
-        PlacedLine(Line("first", 0.9), 0, 30),
-    ]
-    (reading,) = read_pages(torch.zeros(1, 3, 8, 8), lambda array: found, 0.5)
+def test_lines_below_the_threshold_are_dropped_and_the_rest_are_in_order():
+    rows = [("low", 0.49, [(0, 0)]), ("second", 0.5, [(0, 60)]), ("first", 0.9, [(0, 30)])]
+    (reading,) = Scripted(lambda bgr: rows)(torch.zeros(1, 3, 8, 8))
     assert reading.lines == (Line("first", 0.9), Line("second", 0.5))
 
 
-def test_a_picture_that_breaks_the_engine_costs_itself_alone():
-    def engine(array):
-        if array.max() == 0:
+def test_a_picture_on_which_the_engine_fails_is_invalid_and_the_others_are_not():
+    def page(bgr):
+        if bgr.max() == 0:
             raise ValueError("a black\npicture")
-        return [PlacedLine(Line("hello", 0.9), 0, 0)]
-
-    class Breaking:
-        name = "breaking"
-
-        def __call__(self, images):
-            return read_pages(images, engine, 0.5)
+        return [("hello", 0.9, [(0, 0)])]
 
     prompts = [Prompt(str(i), 'says "hello"', "ocr") for i in range(2)]
-    result = OCRReward(Breaking())(torch.stack([torch.zeros(3, 8, 8), torch.ones(3, 8, 8)]), prompts)
+    result = OCRReward(Scripted(page))(torch.stack([torch.zeros(3, 8, 8), torch.ones(3, 8, 8)]), prompts)
     assert result.valid.tolist() == [False, True]
     assert result.details[0]["error"] == "ValueError: a black picture"
     assert float(result.total[1]) == 1.0

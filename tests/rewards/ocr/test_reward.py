@@ -1,4 +1,4 @@
-"""The OCR formula, and the real recogniser on rendered text."""
+"""The OCR formula, and the real recognizer on rendered text."""
 
 import numpy as np
 import pytest
