@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import resource
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -13,19 +14,17 @@ import torch
 
 from flowopd_cli.stages.bench.world import World
 
-Action = Callable[[], None]
-CLEAR, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+Action = Callable[[], object]
+CLEAR = Path("/proc/self/clear_refs")  # writing 5 resets the peak
 
 
-def seconds(action: Action, device: torch.device) -> float:
-    """How long a call takes, its work on the device included."""
-    return timed(action, device)[0]
+def seconds(action: Action, device: torch.device, repeats: int = 1) -> float:
+    """Median wall-clock seconds of a call, its work on the device included."""
+    return median(timed(action, device)[0] for _ in range(repeats))
 
 
 def timed(action: Action, device: torch.device) -> tuple[float, float]:
-    """Wall-clock seconds and CPU seconds of a call: equal for one thread on an idle machine; on a busy one the second
-    shows what the first would have been.
-    """
+    """Wall-clock and CPU seconds of a call: equal for one thread on an idle machine; other load changes the first."""
     _wait(device)
     started, worked = time.perf_counter(), time.process_time()
     action()
@@ -36,8 +35,8 @@ def timed(action: Action, device: torch.device) -> tuple[float, float]:
 def interleaved(
     actions: Mapping[str, Action], repeats: int, device: torch.device, on_round: Callable[[], None] = lambda: None
 ) -> dict[str, list[tuple[float, float]]]:
-    """``repeats`` samples (:func:`timed`) of each action, round by round and each round begun with another, so that a
-    disturbance of the machine hits all alike. Warm up before.
+    """``repeats`` samples (:func:`timed`) of each action in rounds, each of which begins with another action, so that
+    other load on the machine affects all alike. Warm up first.
     """
     samples: dict[str, list[tuple[float, float]]] = {name: [] for name in actions}
     names = list(actions)
@@ -50,9 +49,9 @@ def interleaved(
 
 
 def parts(world: World, action: Action, repeats: int) -> dict[str, float]:
-    """An iteration's seconds by what they went to: ``rollout`` (the policy without gradients), ``teacher``, ``anchor``,
+    """Seconds of an iteration by part: ``rollout`` (the policy without gradients), ``teacher``, ``anchor``,
     ``student`` (with gradients, and its backward), ``optimizer``, and ``rest``: mathematics of the steps, indexing,
-    noise. Medians of ``repeats``; on a GPU the clock waits for every part, which the iteration itself does not.
+    noise. Medians of ``repeats``. On a GPU each part is synchronized, which the iteration itself is not.
     """
     samples = [_parts_once(world, action) for _ in range(repeats)]
     return {name: median(sample[name] for sample in samples) for name in samples[0]}
@@ -65,9 +64,10 @@ def peak_bytes(action: Action, device: torch.device) -> int:
         action()
         _wait(device)
         return torch.cuda.max_memory_allocated(device)
-    cleared = _clear_peak()
+    with suppress(OSError):  # a system without it gives the peak since the process began
+        CLEAR.write_text("5")
     action()
-    return _process_peak(cleared)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _parts_once(world: World, action: Action) -> dict[str, float]:
@@ -103,16 +103,13 @@ def _parts_once(world: World, action: Action) -> dict[str, float]:
 
 @contextmanager
 def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """An attribute of ``owner`` replaced inside the block."""
+    """Replace an attribute inside the block; a class's own method is put back, an instance's override deleted."""
     original = vars(owner).get(name)
     setattr(owner, name, value)
     try:
         yield
     finally:
-        if original is None:
-            delattr(owner, name)
-        else:
-            setattr(owner, name, original)
+        delattr(owner, name) if original is None else setattr(owner, name, original)
 
 
 def _role(adapter: str | None) -> str:
@@ -124,23 +121,3 @@ def _role(adapter: str | None) -> str:
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def _clear_peak() -> bool:
-    """Forget the peak of this process so far, where the system can."""
-    try:
-        CLEAR.write_text("5")
-    except OSError:
-        return False
-    return True
-
-
-def _process_peak(cleared: bool) -> int:
-    """The peak since it was cleared; where that cannot be, the peak of the process's whole life."""
-    if cleared:
-        for line in STATUS.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

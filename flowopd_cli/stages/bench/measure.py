@@ -6,6 +6,7 @@ import os
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import count
 from statistics import median
 from typing import Any
 
@@ -48,32 +49,46 @@ def run(request: Request, progress: Progress) -> dict[str, Any]:
     device = world.model.device
     floor = structures.floor(world)
     whole = {"fused": structures.fused(world), "replay": structures.replay(world)}
-    whole |= {"upstream_structure": structures.upstream(world)}
+    whole["upstream_structure"] = structures.upstream(world)
     progress.note(f"bench: {world.batch} pictures, {world.steps} trained steps, {_where(device)}")
     for action in floor.values():
         action()
     peaks = {name: clock.peak_bytes(action, device) for name, action in whole.items()}
     progress.start(request.repeats, "rounds")
-    actions = {**floor, **whole}
-    samples = clock.interleaved(actions, request.repeats, device, lambda: progress.step({}))
+    samples = clock.interleaved({**floor, **whole}, request.repeats, device, lambda: progress.step({}))
     progress.done()
-    medians = {name: median(clock for clock, _ in pairs) for name, pairs in samples.items()}
+    wall, cpu = ({name: median(pair[i] for pair in pairs) for name, pairs in samples.items()} for i in (0, 1))
     split = {name: clock.parts(world, whole[name], min(3, request.repeats)) for name in ("fused", "replay")}
-    figures = _figures(world, medians, peaks["fused"])
-    extra = _extras(world, request)
-    figures |= {"split": split, "extras": extra, "hours": _hours(world, medians["fused"], extra)}
-    cpu = {name: median(cpu for _, cpu in pairs) for name, pairs in samples.items()}
-    figures |= {"cpu": {"seconds": cpu, "ratios": _ratios(world, cpu)}}
-    figures |= {"largest_micro_batch": limits.largest_micro_batch(world), "peaks": peaks}
-    raw = {name: [list(pair) for pair in pairs] for name, pairs in samples.items()}
-    return figures | {"machine": machine(world), "settings": _settings(world), "samples": raw}
+    floor_seconds, extras = _floor_seconds(wall), _extras(world, request)
+    return {
+        "floor_seconds": floor_seconds,
+        **{f"{name}_seconds": wall[name] for name in whole},
+        "peak_memory_bytes": peaks["fused"],
+        "images_per_second": world.batch / wall["fused"],
+        "floor": {role: wall[role] for role in FLOOR if role in wall},
+        "ratios": _ratios(world, wall),
+        "operations": _operations(world, floor_seconds),
+        "split": split,
+        "extras": extras,
+        "hours": _hours(world, wall["fused"], extras),
+        "cpu": {"seconds": cpu, "ratios": _ratios(world, cpu)},
+        "largest_micro_batch": limits.largest_micro_batch(world),
+        "peaks": peaks,
+        "machine": machine(world),
+        "settings": _settings(world),
+        "samples": {name: [list(pair) for pair in pairs] for name, pairs in samples.items()},
+    }
 
 
 def machine(world: World) -> dict[str, Any]:
     """Where this was measured, and in which precision."""
-    facts = {"device": _where(world.model.device), "dtype": str(world.model.dtype).removeprefix("torch.")}
-    facts |= {"torch": torch.__version__, "threads": torch.get_num_threads(), "cores": os.cpu_count()}
-    return facts
+    return {
+        "device": _where(world.model.device),
+        "dtype": str(world.model.dtype).removeprefix("torch."),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+    }
 
 
 def _where(device: torch.device) -> str:
@@ -82,14 +97,8 @@ def _where(device: torch.device) -> str:
     return f"CPU {platform.processor() or platform.machine()}"
 
 
-def _figures(world: World, medians: Mapping[str, float], peak: int) -> dict[str, Any]:
-    floor = sum(medians[role] for role in FLOOR if role in medians)
-    figures: dict[str, Any] = {"floor_seconds": floor}
-    figures |= {f"{name}_seconds": medians[name] for name in ("fused", "replay", "upstream_structure")}
-    figures |= {"peak_memory_bytes": peak, "images_per_second": world.batch / medians["fused"]}
-    figures["floor"] = {role: medians[role] for role in FLOOR if role in medians}
-    figures["ratios"] = _ratios(world, medians)
-    return figures | {"operations": _operations(world, floor)}
+def _floor_seconds(seconds: Mapping[str, float]) -> float:
+    return sum(seconds[role] for role in FLOOR if role in seconds)
 
 
 def _ratios(world: World, medians: Mapping[str, float]) -> dict[str, float]:
@@ -97,7 +106,7 @@ def _ratios(world: World, medians: Mapping[str, float]) -> dict[str, float]:
     for the rollout's own forwards, one at each sampling step.
     """
     rollout = medians["forward"] * world.recipe.sampling.steps / world.steps
-    floor = sum(medians[role] for role in FLOOR if role in medians)
+    floor = _floor_seconds(medians)
     fused, replay, upstream = (medians[name] for name in ("fused", "replay", "upstream_structure"))
     return {
         "fused_to_floor": fused / floor,
@@ -119,38 +128,37 @@ def _operations(world: World, floor: float) -> dict[str, float]:
     guidances += [world.anchor.guidance] if world.anchor else []
     rows = sum(map(family(spec.family).halves, guidances)) * world.batch * world.steps
     rate = limits.matmul_rate(world.model.device, world.model.dtype)
-    done = rows * footprint.operations / floor
+    passes = rows * footprint.operations / floor
     return {
         "forward_of_one_row": footprint.operations,
-        "passes_per_second": done,
+        "passes_per_second": passes,
         "matmul_per_second": rate,
-        "share": done / rate,
+        "share": passes / rate,
     }
 
 
 def _extras(world: World, request: Request) -> dict[str, float]:
     """Seconds of one batch for occasional work: encoding, decoding, scoring."""
-    model, device = world.model, world.model.device
-    latents = world.noise()[0]
+    model, device, prompts = world.model, world.model.device, world.draw.prompts
     seconds: dict[str, float] = {}
     if world.recipe.model.pretrained not in named_shapes():
-        times = [_encode_seconds(world, number) for number in range(request.repeats + 1)]
-        seconds["encode"] = median(times[1:])
+        numbers = count()  # texts not in the cache
+        model.encode([f"{prompt.text}, warm-up" for prompt in prompts])
+
+        def encode() -> None:
+            number = next(numbers)
+            model.encode([f"{prompt.text}, picture {number}" for prompt in prompts])
+
+        seconds["encode"] = clock.seconds(encode, device, request.repeats)
         model.release_encoders()
+    latents = world.noise()[0]
     pictures = model.decode(latents)
-    times = [clock.seconds(lambda: model.decode(latents), device) for _ in range(request.repeats)]
-    seconds["decode"] = median(times)
+    seconds["decode"] = clock.seconds(lambda: model.decode(latents), device, request.repeats)
     if request.real and world.recipe.rewards:
         score = make_rewards(world.recipe.rewards, world.sources)
-        score(pictures, world.draw.prompts)
-        times = [clock.seconds(lambda: score(pictures, world.draw.prompts), device) for _ in range(request.repeats)]
-        seconds["rewards"] = median(times)
+        score(pictures, prompts)
+        seconds["rewards"] = clock.seconds(lambda: score(pictures, prompts), device, request.repeats)
     return seconds
-
-
-def _encode_seconds(world: World, number: int) -> float:
-    texts = [f"{prompt.text}, picture {number}" for prompt in world.draw.prompts]
-    return clock.seconds(lambda: world.model.encode(texts) and None, world.model.device)
 
 
 def _hours(world: World, fused: float, extras: Mapping[str, float]) -> float:
@@ -162,8 +170,7 @@ def _hours(world: World, fused: float, extras: Mapping[str, float]) -> float:
 
 
 def _settings(world: World) -> dict[str, Any]:
-    recipe = world.recipe
-    anchor = world.anchor
+    recipe, anchor = world.recipe, world.anchor
     return {
         "base": recipe.model.pretrained,
         "latents": list(world.model.latent_shape),

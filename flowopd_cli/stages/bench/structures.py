@@ -1,11 +1,12 @@
-"""One distilled iteration in every structure that is compared, and the passes of which the floor is made.
+"""One distilled iteration in each of the compared structures, and the passes that make up the floor.
 
-Each is a call without arguments that makes the gradients of one optimizer step over the same rows, and the step.
+Each is a call without arguments that computes the gradients of one optimizer step over the same rows, and the step.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from itertools import count
@@ -24,7 +25,7 @@ from flowopd_cli.train import collect, objectives
 from flowopd_cli.train.fused import FusedStep, micro_batches
 from flowopd_cli.train.labels import Teacher
 
-Action = Callable[[], None]
+Action = Callable[[], object]
 
 
 def floor(world: World) -> dict[str, Action]:
@@ -32,7 +33,7 @@ def floor(world: World) -> dict[str, Action]:
     ``forward``, the student's without gradients, of which a replay's rollout is made.
     """
     policy = "policy", world.sampler.guidance
-    roles = {"student": policy, "forward": policy, "teacher": _dearest(world)}
+    roles = {"student": policy, "forward": policy, "teacher": _guided_teacher(world)}
     if world.anchor is not None:
         roles["anchor"] = (str(world.anchor.adapter), world.anchor.guidance)
     return {role: _passes(world, role, *rest) for role, rest in roles.items()}
@@ -47,16 +48,13 @@ def fused(world: World) -> Action:
     def run() -> None:
         sampler = iteration_sampler(model, world.recipe, next(iterations))
         steps = micro_batches(FusedStep(model, sampler, world.teachers, world.anchor, batch, together), world.draw)
-        with model.adapters.use("policy"):
-            micro = next(steps, None)
-            while micro is not None:
+        with model.adapters.use("policy"), suppress(StopIteration):
+            micro = next(steps)
+            while True:
                 loss = objective(micro)
                 loss.total.backward()
-                try:
-                    micro = steps.send(loss)
-                except StopIteration:
-                    micro = None
-        update(world)
+                micro = steps.send(loss)
+        _update(world)
 
     return run
 
@@ -118,7 +116,7 @@ def _learn(world: World, model: FlowModel, objective: objectives.Objective, roll
         for micro_batches in collect.step_batches(rolled, sampler, updates=1, micro=world.batch, seed=0):
             for micro in micro_batches:
                 objective(micro).total.backward()
-    update(world)
+    _update(world)
 
 
 class BothHalves:
@@ -170,7 +168,7 @@ def forward(
     return partial(model.velocity, latents, sigma, cond, guidance=guidance)
 
 
-def update(world: World) -> None:
+def _update(world: World) -> None:
     """One optimizer step, clipped as the loop clips."""
     parameters = world.model.adapters.trainable().values()
     torch.nn.utils.clip_grad_norm_(parameters, world.recipe.train.max_grad_norm)
@@ -178,9 +176,9 @@ def update(world: World) -> None:
     world.optimizer.zero_grad(set_to_none=True)
 
 
-def _dearest(world: World) -> tuple[str, float]:
+def _guided_teacher(world: World) -> tuple[str, float]:
     """A teacher with guidance, if there is one."""
-    teacher = max(world.teachers.values(), key=lambda candidate: candidate.guidance != 1)
+    teacher = max(world.teachers.values(), key=lambda teacher: teacher.guidance != 1)
     return str(teacher.adapter), teacher.guidance
 
 

@@ -17,7 +17,7 @@ from flowopd_cli.errors import RecipeError
 from flowopd_cli.models.base import LoadedModel
 from flowopd_cli.models.files.families import named_shapes
 from flowopd_cli.models.random_weights import make_random
-from flowopd_cli.recipe import DistillRecipe
+from flowopd_cli.recipe import AnchorSpec, DistillRecipe, TeacherSpec
 from flowopd_cli.stages.training.data import make_drawer
 from flowopd_cli.stages.training.fit import make_sampler, opd_settings, save_memory
 from flowopd_cli.stages.training.model import load_model, load_options
@@ -68,17 +68,21 @@ def build(recipe: DistillRecipe, batch: int | None, *, real_prompts: bool) -> Wo
         RecipeError: the batch has more pictures than the recipe's iteration.
         FlowOPDError: the base cannot be loaded, a prompt source cannot be read.
     """
-    pictures = recipe.train.groups * recipe.train.group_size
-    count = min(pictures, recipe.train.micro) if batch is None else batch
+    count = batch or min(recipe.train.groups * recipe.train.group_size, recipe.train.micro)
     sources, draw = _prompts(recipe, count, real_prompts)
     model = load(recipe)
     save_memory(model, recipe.train)
     guidance, parts = recipe.sampling.guidance, recipe.adapter
     model.adapters.add("policy", parts.rank, parts.alpha, seed=recipe.seed, trainable=True)
-    names = {ref: f"teacher_{i}" for i, ref in enumerate(dict.fromkeys(s.ref for s in recipe.routing.values()))}
-    teachers = {t: Teacher(names[s.ref], _or(s.guidance, guidance)) for t, s in recipe.routing.items()}
-    anchor = Teacher("anchor", _or(recipe.anchor.guidance, guidance)) if recipe.anchor.beta else None
-    for index, name in enumerate([*names.values(), *(["anchor"] if anchor else [])]):
+    refs = list(dict.fromkeys(spec.ref for spec in recipe.routing.values()))
+
+    def role(name: str, spec: TeacherSpec | AnchorSpec) -> Teacher:
+        return Teacher(name, guidance if spec.guidance is None else spec.guidance)
+
+    teachers = {task: role(f"teacher_{refs.index(spec.ref)}", spec) for task, spec in recipe.routing.items()}
+    anchor = role("anchor", recipe.anchor) if recipe.anchor.beta else None
+    roles = [*teachers.values(), *([anchor] if anchor else [])]
+    for index, name in enumerate(dict.fromkeys(str(teacher.adapter) for teacher in roles)):
         model.adapters.add(name, parts.rank, parts.alpha, seed=recipe.seed + 1 + index, trainable=False)
     for index, name in enumerate(model.adapters.names):
         _randomize(model, name, seed=index)
@@ -95,13 +99,7 @@ def load(recipe: DistillRecipe) -> LoadedModel:
     if shape is None:
         return load_model(spec, recipe.adapter.targets)
     options = load_options(spec, recipe.adapter.targets)
-    model = make_random(registry.MODELS.load(spec.family), shape, options)
-    _ = model.latent_shape
-    return model
-
-
-def _or(guidance: float | None, policy: float) -> float:
-    return policy if guidance is None else guidance
+    return make_random(registry.MODELS.load(spec.family), shape, options)
 
 
 def _prompts(recipe: DistillRecipe, count: int, real: bool) -> tuple[dict[str, list[Prompt]], Draw]:

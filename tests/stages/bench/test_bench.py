@@ -1,4 +1,4 @@
-"""The benchmark: its structures make the same gradients, its clock and its limits say what is so."""
+"""The benchmark: equal gradients of all structures, counted passes, and its clock and limits."""
 
 import json
 import sys
@@ -19,10 +19,10 @@ from flowopd_cli.system.progress import Silent
 
 
 def recipe(*overrides, shape="small", **roles):
-    given = cli_bench.Roles(roles.get("teachers"), roles.get("anchor"), roles.get("guidance"))
+    roles = cli_bench.Roles(roles.get("teachers"), roles.get("anchor"), roles.get("guidance"))
     tree, where = cli_bench.starting_point(None, None, shape)
     settings = ("sampling.steps=3", "adapter.rank=4", *overrides)
-    return cli_bench.measured(tree, where, {}, given, settings)
+    return cli_bench.measured(tree, where, {}, roles, settings)
 
 
 def world_of(*overrides, batch=2, **roles):
@@ -30,28 +30,31 @@ def world_of(*overrides, batch=2, **roles):
 
 
 def gradients(world, structure):
-    """What a structure leaves in the policy when its optimizer step comes."""
-    found = {}
+    """The policy's gradients before the optimizer step of a structure."""
+    gradients = {}
 
     def step():
-        found.update({name: p.grad.clone() for name, p in world.model.adapters.trainable().items()})
+        gradients.update({name: p.grad.clone() for name, p in world.model.adapters.trainable().items()})
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(world.optimizer, "step", step)
         patch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: None)
         structure(world)()
-    return found
+    return gradients
+
+
+def assert_equal_gradients(world):
+    replay = gradients(world, structures.replay)
+    assert max(float(value.abs().max()) for value in replay.values()) > 0
+    for structure in (structures.fused, structures.upstream):
+        for name, gradient in gradients(world, structure).items():
+            scale = float(replay[name].abs().max())
+            torch.testing.assert_close(gradient, replay[name], rtol=1e-3, atol=1e-3 * scale)
 
 
 @pytest.mark.parametrize("guidance", [1.0, 4.5])
 def test_every_structure_makes_the_same_gradients(guidance):
-    world = world_of(f"sampling.guidance={guidance}", guidance=4.5)
-    replay = gradients(world, structures.replay)
-    assert max(float(value.abs().max()) for value in replay.values()) > 0
-    for structure in (structures.fused, structures.upstream):
-        found = gradients(world, structure)
-        for name, value in replay.items():
-            torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-3 * float(value.abs().max()))
+    assert_equal_gradients(world_of(f"sampling.guidance={guidance}", guidance=4.5))
 
 
 def forwards(world, structure):
@@ -67,7 +70,7 @@ def forwards(world, structure):
     return rows[True], rows[False]
 
 
-def test_the_passes_of_each_structure_are_those_that_are_counted():
+def test_passes_of_each_structure():
     """Two pictures, three steps of which two are trained; student without guidance, teachers and anchor with."""
     world = world_of("sampling.guidance=1", guidance=4.5)
     assert forwards(world, structures.fused) == (2 * 2, 2 * 2 * 2 * 2)  # student; halves of teacher and anchor
@@ -81,39 +84,36 @@ def test_the_passes_of_each_structure_are_those_that_are_counted():
 FLUX = ("model.resolution=64", "model.max_sequence_length=8", "sampling.guidance=3.5")
 
 
-def test_guidance_that_the_network_takes_has_no_halves_in_any_structure():
+def test_embedded_guidance_needs_no_halves_in_any_structure():
     """Two pictures, three steps of which two are trained."""
     world = world_of(*FLUX, shape="flux-small", guidance=2.0)
-    replay = gradients(world, structures.replay)
-    for structure in (structures.fused, structures.upstream):
-        for name, found in gradients(world, structure).items():
-            torch.testing.assert_close(found, replay[name], rtol=1e-3, atol=1e-3 * float(replay[name].abs().max()))
+    assert_equal_gradients(world)
     assert forwards(world, structures.fused) == (2 * 2, 2 * 2 * 2)  # student; teacher and anchor
     assert forwards(world, structures.upstream) == (2 * 2, 2 * 2 * 2 + 2 * 3)  # and the rollout
     floor = [forwards(world, lambda _, action=action: action) for action in structures.floor(world).values()]
     assert floor == [(2 * 2, 0), (0, 2 * 2), (0, 2 * 2), (0, 2 * 2)]
 
 
-def test_the_figures_of_another_family():
+def test_figures_of_flux():
     figures = run(Request(recipe(*FLUX, shape="flux-small"), 1, 1, real=False), Silent())
     assert figures["settings"]["latents"] == [16, 8, 8]
     assert figures["operations"]["forward_of_one_row"] > 0
     assert figures["ratios"]["fused_to_floor"] > 0
 
 
-def test_the_parts_of_an_iteration_are_all_of_it():
+def test_parts_add_up_to_the_iteration():
     world = world_of()
     structures.replay(world)()
-    found = clock.parts(world, structures.replay(world), 1)
-    assert all(found[name] > 0 for name in ("rollout", "teacher", "anchor", "student", "optimizer"))
-    whole = found.pop("all")
-    assert sum(found.values()) == pytest.approx(whole, rel=1e-6)
-    assert found["rest"] < 0.5 * whole
+    parts = clock.parts(world, structures.replay(world), 1)
+    assert all(parts[name] > 0 for name in ("rollout", "teacher", "anchor", "student", "optimizer"))
+    whole = parts.pop("all")
+    assert sum(parts.values()) == pytest.approx(whole, rel=1e-6)
+    assert parts["rest"] < 0.5 * whole
     assert clock.parts(world, structures.fused(world), 1)["rollout"] == 0
-    assert type(world.model.velocity.__self__).velocity is SD3Model.velocity  # nothing of the clock is left
+    assert type(world.model.velocity.__self__).velocity is SD3Model.velocity  # the method is restored
 
 
-def test_samples_are_interleaved_and_every_round_begins_with_another():
+def test_interleaved_rounds_begin_with_another_action():
     calls = []
     actions = {name: lambda name=name: calls.append(name) for name in "abc"}
     samples = clock.interleaved(actions, 4, torch.device("cpu"))
@@ -130,22 +130,22 @@ def test_the_peak_is_that_of_the_action_alone():
     assert much - little > 300 * 2**20
 
 
-def test_the_largest_micro_batch_is_reckoned_from_what_autograd_keeps():
+def test_largest_micro_batch_is_estimated_from_saved_tensors():
     world = world_of("sampling.guidance=1")
     adapter = world.recipe.adapter
     options = LoadOptions(dtype="float32", max_sequence_length=16, targets=adapter.targets)
-    assert limits.kept_bytes(world) == pytest.approx(measure("sd3", "small", options, adapter.rank).kept, rel=0.15)
-    found = limits.largest_micro_batch(world)
-    assert found["rows"] > 1
-    assert "estimated" in found["how"]
+    assert limits.saved_bytes(world) == pytest.approx(measure("sd3", "small", options, adapter.rank).kept, rel=0.15)
+    largest = limits.largest_micro_batch(world)
+    assert largest["rows"] > 1
+    assert "estimated" in largest["how"]
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_on_a_gpu_the_largest_micro_batch_is_tried():
-    found = limits.largest_micro_batch(world_of("model.device=cuda"))
-    assert found["rows"] >= 8
-    assert found["how"] == "found by doubling"
+def test_largest_micro_batch_on_a_gpu():
+    largest = limits.largest_micro_batch(world_of("model.device=cuda"))
+    assert largest["rows"] >= 8
+    assert largest["how"] == "found by doubling"
 
 
 def test_the_figures():
@@ -164,9 +164,9 @@ def test_the_figures():
 
 
 def test_the_command_line(monkeypatch, capsys, tmp_path):
-    said = {"fused_seconds": 2.0, "ratios": {"fused_to_floor": 1.05}}
-    asked = []
-    monkeypatch.setattr(cli_bench, "measure", lambda *given: asked.append(given) or said)
+    figures = {"fused_seconds": 2.0, "ratios": {"fused_to_floor": 1.05}}
+    requests = []
+    monkeypatch.setattr(cli_bench, "measure", lambda *request: requests.append(request) or figures)
     monkeypatch.setattr(cli_bench, "tables", lambda figures: [])
     argv = ["bench", "--shape", "sd3.5-medium", "--resolution", "512", "--rank", "16", "--teachers", "3"]
     argv += ["--no-anchor", "--guidance", "1", "--teacher-guidance", "4.5", "--batch", "2", "--steps", "4"]
@@ -176,9 +176,9 @@ def test_the_command_line(monkeypatch, capsys, tmp_path):
             cli.main()
         assert not stop.value.code
         out = capsys.readouterr().out
-        assert out == ("2.000 s an iteration, 1.05 x the floor\n" if not more else json.dumps(said) + "\n")
-    assert json.loads((tmp_path / "b.json").read_text()) == said
-    built = asked[0][0]
+        assert out == ("2.000 s an iteration, 1.05 x the floor\n" if not more else json.dumps(figures) + "\n")
+    assert json.loads((tmp_path / "b.json").read_text()) == figures
+    built = requests[0][0]
     assert (built.model.pretrained, built.model.resolution, built.sampling.steps) == ("sd3.5-medium", 512, 4)
     assert (built.adapter.rank, built.adapter.alpha, built.anchor.beta) == (16, 16, 0)
     assert [spec.guidance for spec in built.routing.values()] == [4.5] * 3
@@ -186,7 +186,7 @@ def test_the_command_line(monkeypatch, capsys, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("given", "word"),
+    ("source", "message"),
     [
         ((None, None, None), "something to measure"),
         ((None, "toy", "small"), "leave out"),
@@ -194,9 +194,9 @@ def test_the_command_line(monkeypatch, capsys, tmp_path):
         (("toy/nothing", None, None), "no recipe"),
     ],
 )
-def test_what_cannot_be_measured_is_refused(given, word):
-    with pytest.raises(RecipeError, match=word):
-        cli_bench.starting_point(*given)
+def test_invalid_sources(source, message):
+    with pytest.raises(RecipeError, match=message):
+        cli_bench.starting_point(*source)
 
 
 def test_only_distillation_is_measured():
@@ -205,7 +205,7 @@ def test_only_distillation_is_measured():
         cli_bench.measured(tree, where, {}, cli_bench.Roles(None, None, None), ())
 
 
-def test_a_recipe_keeps_its_settings_and_needs_none_of_its_adapters():
+def test_a_recipe_is_measured_without_its_adapters():
     tree, where = cli_bench.starting_point("toy/distill", None, None)
     built = cli_bench.measured(tree, where, {}, cli_bench.Roles(None, None, None), ("sampling.steps=2",))
     figures = run(Request(built, 2, 1, real=True), Silent())
