@@ -1,4 +1,4 @@
-"""Hostile names, files and pictures: nothing of them acts, nothing leaves its folder, no secret is written down."""
+"""Hostile names, files and pictures: none is executed, none leaves its folder, no secret is written."""
 
 import json
 import struct
@@ -29,9 +29,6 @@ HOSTILE = '"><img src=x onerror=alert(1)><script>alert(2)</script>'
 EVAL = {"stage": "eval", "model": {"pretrained": "toy"}}
 
 
-# -- what others look at ----------------------------------------------------------------------------------------------
-
-
 def evaluation(path, suite, prompts):
     run = RunDir.create(path, "eval")
     run.start(recipes.build(EVAL))
@@ -45,7 +42,7 @@ def evaluation(path, suite, prompts):
 MARKUP = "`x`|<script>alert(1)</script>\n# head\n[a](javascript:b)"
 
 
-def test_a_card_lets_no_text_out_of_its_place():
+def test_a_card_escapes_every_text():
     manifest = Manifest(
         run_id="r",
         stage="teacher",
@@ -74,9 +71,6 @@ def test_a_table_moves_no_cursor():
     assert columns([["a\x1b[2J\u202e", "b"]]) == r"a\x1b[2J\u202e  b"
 
 
-# -- names that lead elsewhere ----------------------------------------------------------------------------------------
-
-
 def test_an_option_cannot_lead_results_out_of_the_run():
     options = {"t2i-compbench": {"categories": ["spatial"], "detector": "../../../../tmp/x"}}
     spec = {"suites": ["t2i-compbench"], "options": options}
@@ -103,9 +97,6 @@ def test_a_link_in_an_evaluation_is_not_published(tmp_path):
     with pytest.raises(ArtifactError, match=r"b\.json: is a link"):
         copy_evaluation(run.eval_dir, tmp_path / "hub")
     assert not (tmp_path / "hub").exists()
-
-
-# -- pictures ---------------------------------------------------------------------------------------------------------
 
 
 def png(width, height, rows=b""):
@@ -152,18 +143,12 @@ def test_pictures_of_three_kinds_are_read_whatever_their_names(tmp_path, kind):
     assert read_picture(tmp_path / "a.png").mode == "RGB"
 
 
-# -- numbers ----------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("method", ["linear", "exact", "factor_average", "ties", "dare_linear"])
 @pytest.mark.parametrize("weight", [1e100, 1e300])
 def test_a_merge_beyond_float32_is_refused(method, weight):
     factors = {"m": LoraFactors(torch.full((2, 3), 1e3), torch.full((3, 2), 1e3))}
     with pytest.raises(MergeError, match=r"^m: "):
         merge([factors, factors], [weight, weight], MergeOptions(method))
-
-
-# -- secrets ----------------------------------------------------------------------------------------------------------
 
 
 def test_no_token_of_the_environment_reaches_a_run(tmp_path, monkeypatch):

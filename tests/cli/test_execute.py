@@ -1,0 +1,155 @@
+"""The life of a command: dry run, run, result, interruption and resume."""
+
+import json
+import os
+import signal
+import sys
+import time
+from types import SimpleNamespace
+
+import pytest
+import yaml
+
+from flowopd_cli.cli import launch
+from flowopd_cli.cli.demo import Demo
+from flowopd_cli.errors import Interrupted
+from flowopd_cli.runs.run import RunDir
+
+pytestmark = pytest.mark.usefixtures("workplace")
+TEACHER = ("teacher", "--reward", "geneval")
+
+
+def test_dry_run_prints_recipe_and_arithmetic_and_writes_nothing(flowopd, tmp_path):
+    code, out, err = flowopd(*TEACHER, "--dry-run", "--out", "r")
+    assert (code, err) == (0, "")
+    reward = {"name": "toy-geneval", "weight": 1.0, "task": None, "options": {"soft": True}}
+    assert yaml.safe_load(out)["rewards"] == [reward]
+    assert "#   optimizer steps" in out
+    assert not (tmp_path / "r").exists()
+
+
+def test_dry_run_as_json(flowopd):
+    _, out, _ = flowopd("distill", "--dry-run", "--json", "--set", "train.iterations=4", "--beta", "0.5", "--seed", "9")
+    result = json.loads(out)
+    assert result["arithmetic"]["optimizer steps"] == 8
+    assert (result["recipe"]["anchor"]["beta"], result["recipe"]["seed"]) == (0.5, 9)
+
+
+def test_a_run_prints_its_path_alone_and_closes_its_manifest(flowopd, stage, tmp_path):
+    calls = stage("teacher")
+    code, out, err = flowopd(*TEACHER, "--out", "r")
+    assert (code, out) == (0, "r\n")
+    assert "a library that prints" in err
+    manifest = RunDir.open(tmp_path / "r").manifest()
+    assert (manifest.status, manifest.metrics) == ("done", {"reward": 0.5})
+    assert calls[0].options == {"resume": False}
+
+
+def test_json_result_and_fresh_name(flowopd, stage):
+    stage("teacher")
+    result = json.loads(flowopd(*TEACHER, "--json", "--quiet")[1])
+    assert result["run"].startswith("runs/teacher-")
+    assert result["metrics"] == {"reward": 0.5}
+
+
+def test_a_used_directory_needs_resume_or_force(flowopd, stage):
+    stage("teacher")
+    flowopd(*TEACHER, "--out", "r")
+    code, out, err = flowopd(*TEACHER, "--out", "r")
+    assert (code, out) == (2, "")
+    assert "--resume r" in err
+    assert flowopd(*TEACHER, "--out", "r", "--force")[0] == 0
+
+
+def test_an_interrupted_run_names_the_command_that_resumes_it(flowopd, stage, tmp_path):
+    stage("teacher", Interrupted("stopped after iteration 1 of 3"))
+    code, out, err = flowopd(*TEACHER, "--out", "r")
+    assert (code, out) == (130, "")
+    assert "stopped after iteration 1 of 3; go on with: flowopd teacher --resume r" in err
+    assert RunDir.open(tmp_path / "r").manifest().status == "interrupted"
+
+    calls = stage("teacher")
+    assert flowopd("distill", "--resume", "r")[0] == 2
+    code, out, err = flowopd("teacher", "--resume", "r", "--set", "train.weight_decay=1", "--set", "train.micro=2")
+    assert (code, out, calls) == (2, "", [])
+    assert "--set train.weight_decay: r goes on as it began; on --resume only model.cache_prompts, " in err
+    assert flowopd("teacher", "--resume", "r", "--set", "train.iterations=7", "--processes", "1")[:2] == (0, "r\n")
+    assert (calls[0].options, calls[0].recipe.train.iterations) == ({"resume": True}, 7)
+    assert RunDir.open(tmp_path / "r").recipe().train.iterations == 7
+    code, out, err = flowopd("teacher", "--resume", "r")
+    assert (code, out, len(calls)) == (0, "r\n", 1)
+    assert "already done" in err
+
+
+def test_ctrl_c_outside_the_loop_interrupts_too(flowopd, stage):
+    stage("teacher", KeyboardInterrupt())
+    code, _, err = flowopd(*TEACHER, "--out", "r")
+    assert code == 130
+    assert "--resume r" in err
+
+
+def test_sigterm_outside_the_loop_is_like_ctrl_c(flowopd, monkeypatch, tmp_path):
+    def run(*_, **rest):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+
+    handler = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setitem(sys.modules, "flowopd_cli.stages.eval", SimpleNamespace(run=run))
+    code, _, err = flowopd("eval", "--out", "r")
+    assert code == 143
+    assert "stopped; go on with: flowopd eval --resume r" in err
+    assert RunDir.open(tmp_path / "r").manifest().status == "interrupted"
+    assert signal.getsignal(signal.SIGTERM) is handler
+
+
+def test_a_push_that_began_as_a_dry_run_stays_one(flowopd, stage, trained):
+    trained("a")
+    stage("push", Interrupted("stopped"))
+    code, _, err = flowopd("push", "a", "--repo", "me/m", "--dry-run", "--out", "p")
+    assert (code, err.strip().rpartition(": ")[2]) == (130, "flowopd push --resume p --dry-run")
+    assert flowopd("push", "a", "--dry-run", "--out", "q")[0] == 130
+    calls = stage("push")
+    assert flowopd("push", "--resume", "p")[:2] == (0, "p\n")
+    assert flowopd("push", "--resume", "q")[:2] == (0, "q\n")
+    assert [(call.recipe.push.dry_run, call.options["resume"]) for call in calls] == [(True, True)] * 2
+    code, _, err = flowopd("push", "--resume", "p")
+    assert (code, len(calls)) == (0, 2)
+    assert "p is already done; nothing was uploaded: push again without --dry-run, with another --out" in err
+    assert flowopd("push", "--resume", "p", "--set", "push.dry_run=false")[0] == 0
+    assert not calls[2].recipe.push.dry_run
+
+
+def test_an_interrupted_upload_can_be_resumed_as_a_dry_run(flowopd, stage, trained):
+    trained("a")
+    stage("push", Interrupted("stopped"))
+    code, _, err = flowopd("push", "a", "--repo", "me/m", "--out", "p")
+    assert (code, err.strip().rpartition(": ")[2]) == (130, "flowopd push --resume p")
+    calls = stage("push")
+    assert flowopd("push", "--resume", "p", "--dry-run")[0] == 0
+    assert calls[0].recipe.push.dry_run
+
+
+def test_demo_prints_the_report_or_json(flowopd, monkeypatch):
+    demos, result = [], {"report": "demo/report.html", "models": {}}
+    monkeypatch.setattr(Demo, "run", lambda demo, execute, progress: demos.append(demo) or result)
+    assert flowopd("demo", "--out", "d", "--quick", "--seed", "3")[1] == "demo/report.html\n"
+    assert json.loads(flowopd("demo", "--baseline", "--ablation", "--json")[1]) == result
+    assert (demos[0].out.name, demos[0].seed, demos[0].quick, demos[0].baseline) == ("d", 3, True, False)
+    assert (demos[1].baseline, demos[1].ablation) == (True, True)
+
+
+def test_several_processes_run_the_same_command_again(flowopd, monkeypatch):
+    calls = []
+    monkeypatch.setattr(launch, "relaunch", lambda argv, processes, device: calls.append((argv, processes)) or 7)
+    assert flowopd(*TEACHER, "--processes", "2")[:2] == (7, "")
+    [(argv, processes)] = calls
+    assert (processes, argv[:4], argv[-2]) == (2, [*TEACHER, "--processes"], "--out")
+
+
+def test_a_launched_copy_above_rank_0_writes_and_prints_nothing(flowopd, stage, monkeypatch, tmp_path):
+    calls = stage("teacher")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("RANK", "1")
+    assert flowopd(*TEACHER, "--processes", "2", "--out", "r")[:2] == (0, "")
+    assert calls[0].run.writes is False
+    assert not (tmp_path / "r").exists()
