@@ -1,8 +1,8 @@
-"""What the fuzz tests share: odd values, mutations of sound files, and a guard around what is tried.
+"""Support of the fuzz tests: odd values, mutations of valid files, and a guard around each example.
 
-A property is written once and tried twice: a few fixed examples in the ordinary suite (``few``), thousands under
-``-m slow`` (``many``). Inside ``guarded`` nothing may be written outside the example's own folder, no program may be
-started, no connection opened, no error of another kind may come out, and all has to end in time.
+A property is written once and tested twice: a few fixed examples in the ordinary suite (``few``), thousands under
+``-m slow`` (``many``). Inside ``guarded`` code may not write outside the example's folder, start a program, open a
+connection, raise any error but ``FlowOPDError``, or exceed the time limit.
 """
 
 import json
@@ -14,7 +14,6 @@ import sys
 import tempfile
 import threading
 from contextlib import contextmanager
-from functools import wraps
 from pathlib import Path
 
 import pytest
@@ -25,15 +24,10 @@ from flowopd_cli.errors import FlowOPDError, one_line
 from flowopd_cli.runs.manifest import environment
 
 SECONDS = 20
-COUNTS = {"few": 0, "many": 0}
-PLANNED = {"tests": 0, "examples": 0}
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-CHANGES = {
-    *("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.symlink", "os.link", "os.truncate", "os.chmod", "os.chown"),
-}
-FORBIDDEN = {
-    *("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "pickle.find_class", "ctypes.dlopen"),
-}
+CHANGES = {f"os.{name}" for name in ("mkdir", "rename", "symlink", "link", "truncate", "chmod", "chown")}
+FORBIDDEN = {f"os.{name}" for name in ("system", "exec", "posix_spawn", "fork")}
+FORBIDDEN |= {"subprocess.Popen", "pickle.find_class", "ctypes.dlopen"}
 _state = threading.local()
 
 
@@ -42,55 +36,55 @@ def _audit(event, args):
     if box is None:
         return
     if event in FORBIDDEN or (event == "socket.connect" and not getattr(_state, "network", False)):
-        _state.crimes.append(f"{event} {args!r}"[:300])
+        _state.violations.append(f"{event} {args!r}"[:300])
     if event == "open" and isinstance(args[2], int) and args[2] & WRITING and not isinstance(args[0], int):
-        _note(box, event, args[0])
+        _record(box, event, args[0])
     elif event in {"os.remove", "os.rmdir"}:
-        _note(box, event, _below(args[1], args[0]))
+        _record(box, event, _below(args[1], args[0]))
     elif event in CHANGES:
         for name in args[:2] if event in {"os.rename", "os.symlink", "os.link"} else args[:1]:
-            _note(box, event, name)
+            _record(box, event, name)
 
 
 def _below(folder, name):
-    """The name from an open folder, by which ``shutil.rmtree`` goes, as a path."""
+    """The path of a name relative to an open folder, as ``shutil.rmtree`` gives it."""
     if not isinstance(folder, int) or folder < 0 or isinstance(name, int):
         return name
     return os.path.join(os.readlink(f"/proc/self/fd/{folder}"), os.fsdecode(name))
 
 
-def _note(box, event, name):
+def _record(box, event, name):
     if isinstance(name, str | bytes | os.PathLike):
         path = os.path.realpath(os.fsdecode(name))
         if not path.startswith(f"{box}{os.sep}") and path != box and not path.startswith(("/dev/null", "/proc/")):
-            _state.crimes.append(f"{event} {path}")
+            _state.violations.append(f"{event} {path}")
 
 
-environment()  # asks a program of the system for its name, once a process
+environment()  # starts a program to find the name of the system, once a process
 sys.addaudithook(_audit)
 
 
 @contextmanager
 def guarded(box):
-    """Inside the block only a ``FlowOPDError`` may be raised, which ends it; its line has to be one."""
+    """Inside the block only a ``FlowOPDError`` with a one-line message may be raised."""
 
     def late(number, frame):
         raise TimeoutError(f"took more than {SECONDS} s")
 
     before = signal.signal(signal.SIGALRM, late)
     signal.setitimer(signal.ITIMER_REAL, SECONDS)
-    _state.box, _state.crimes = os.path.realpath(box), []
+    _state.box, _state.violations = os.path.realpath(box), []
     try:
         yield
     except FlowOPDError as error:
         line = one_line(error)
-        assert line, "an error says something"
-        assert line.isprintable(), "on one line"
+        assert line
+        assert line.isprintable()
     finally:
-        crimes, _state.box = _state.crimes, None
+        violations, _state.box = _state.violations, None
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-    assert not crimes, crimes
+    assert not violations, violations
 
 
 @contextmanager
@@ -104,32 +98,19 @@ def folder():
 
 
 def _settings(examples, **more):
-    quiet = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
-    quiet.append(HealthCheck.large_base_example)
-    return settings(max_examples=examples, deadline=None, database=None, suppress_health_check=quiet, **more)
-
-
-def counted(kind, function):
-    """The function, its examples counted."""
-
-    @wraps(function)
-    def call(*given, **more):
-        COUNTS[kind] += 1
-        return function(*given, **more)
-
-    return call
+    return settings(
+        max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck), **more
+    )
 
 
 def few(strategies, function, examples=10):
     """The property as an ordinary test: the same few examples every time."""
-    return _settings(examples, derandomize=True)(strategies(counted("few", function)))
+    return _settings(examples, derandomize=True)(strategies(function))
 
 
 def many(strategies, function, examples):
     """The property as a slow test, whose name ends in ``_at_length``."""
-    PLANNED["tests"] += 1
-    PLANNED["examples"] += examples
-    return pytest.mark.slow(_settings(examples)(strategies(counted("many", function))))
+    return pytest.mark.slow(_settings(examples)(strategies(function)))
 
 
 # -- odd values -------------------------------------------------------------------------------------------------------
