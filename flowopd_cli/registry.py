@@ -194,3 +194,8 @@ PROMPT_TASKS: Mapping[str, tuple[str, ...]] = {
     "pickscore": ("pickscore",),
     "drawbench": ("drawbench",),
 }
+
+
+def base_source(name: str) -> str:
+    """The folder or Hub repository of a base, whose name may be an alias such as ``toy``."""
+    return str(BASES.load(name)()) if name in BASES.names() else name

@@ -68,18 +68,13 @@ def relaunch(argv: Sequence[str], processes: int, device: str) -> int:
         try:  # in a thread, where the launcher installs no signal handlers
             thread.submit(elastic_launch(config, sys.executable), *PROGRAM, *argv).result()
         except ChildFailedError as error:
-            failure = min(error.failures.items())[1] if requests else error.get_first_failure()[1]
-            return _reported(failure.exitcode, requests)
+            code = (min(error.failures.items()) if requests else error.get_first_failure())[1].exitcode
+            if requests and code < 0:
+                raise Interrupted("stopped", requests[0]) from None
+            if requests and code == 128 + signal.SIGTERM:
+                return 128 + requests[0]
+            return code if code >= 0 else 128 - code
     return 0
-
-
-def _reported(code: int, requests: Sequence[int]) -> int:
-    """A copy's exit code; after a request to stop, that of the first request."""
-    if requests and code < 0:
-        raise Interrupted("stopped", requests[0])
-    if requests and code == 128 + signal.SIGTERM:
-        return 128 + requests[0]
-    return code if code >= 0 else 128 - code
 
 
 def _forward(requests: list[int], number: int, frame: FrameType | None) -> None:

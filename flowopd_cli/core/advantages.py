@@ -34,13 +34,6 @@ def group_advantages(
     return advantages if clip is None else advantages.clamp(-clip, clip)
 
 
-def zero_variance_fraction(
-    rewards: Float[Tensor, " B"], group: Int[Tensor, " B"], valid: Bool[Tensor, " B"] | None = None
-) -> float:
-    """The share of groups whose valid rewards are all equal: they teach nothing."""
-    return len(flat_groups(rewards, group, valid)) / len(torch.unique(group)) if len(group) else float("nan")
-
-
 def flat_groups(
     rewards: Float[Tensor, " B"], group: Int[Tensor, " B"], valid: Bool[Tensor, " B"] | None = None
 ) -> list[int]:

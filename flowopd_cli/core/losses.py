@@ -62,11 +62,6 @@ def sampled_gain(
     return (sampled_log_ratio(teacher, policy, next_latents) + expected).clamp(-bound, bound)
 
 
-def anchor_penalty(policy: GaussianStep, anchor: GaussianStep, beta: float) -> Float[Tensor, " b"]:
-    """``beta KL(policy || anchor)``: Manifold Anchor Regularization (Flow-OPD, eq. 8)."""
-    return beta * pathwise_kl(policy, anchor)
-
-
 def velocity_matching(velocity: Float[Tensor, "b C H W"], target: Float[Tensor, "b C H W"]) -> Float[Tensor, " b"]:
     """``1/2 mean |v - v_T|^2``: what the KL becomes when the step has no noise."""
     _same_shape(velocity, target)

@@ -35,43 +35,35 @@ class LoraFactors:
 
 
 @dataclass(frozen=True)
-class ModuleReport:
-    """What a module's merge kept: energies are squared Frobenius norms."""
+class MergeReport:
+    """Squared Frobenius norms of a target and of the error against it."""
 
-    rank: int
-    target_energy: float
-    error_energy: float
+    target: float = 0.0
+    error: float = 0.0
 
     @property
     def relative_error(self) -> float:
         """``|merged - target| / |target|``."""
-        return (self.error_energy / self.target_energy) ** 0.5 if self.target_energy else 0.0
-
-
-@dataclass(frozen=True)
-class MergeReport:
-    """All modules, and their totals."""
-
-    modules: Mapping[str, ModuleReport]
-
-    @property
-    def relative_error(self) -> float:
-        """Frobenius error over all modules together."""
-        target = sum(m.target_energy for m in self.modules.values())
-        return (sum(m.error_energy for m in self.modules.values()) / target) ** 0.5 if target else 0.0
+        return (self.error / self.target) ** 0.5 if self.target else 0.0
 
     @property
     def retained_energy(self) -> float:
-        """``1 - relative_error^2``: the share of the target that the merge reproduces."""
+        """``1 - relative_error^2``: the fraction of the target that the merge reproduces."""
         return 1 - self.relative_error**2
 
 
 @dataclass(frozen=True)
 class MergeResult:
-    """The merged factors, float32, and the report."""
+    """The merged factors, float32, and the report of each module."""
 
     factors: dict[str, LoraFactors]
-    report: MergeReport
+    modules: dict[str, MergeReport]
+
+    @property
+    def report(self) -> MergeReport:
+        """The report over all modules."""
+        reports = self.modules.values()
+        return MergeReport(sum(report.target for report in reports), sum(report.error for report in reports))
 
 
 @dataclass(frozen=True)
@@ -99,48 +91,48 @@ def merge(
         raise MergeError("the adapters are empty: there is nothing to merge")
     rank = options.rank or max(factors.a.shape[0] for adapter in adapters for factors in adapter.values())
     merged: dict[str, LoraFactors] = {}
-    reports: dict[str, ModuleReport] = {}
+    reports: dict[str, MergeReport] = {}
     for name in dict.fromkeys(name for adapter in adapters for name in adapter):
         parts = [(weight, adapter[name]) for weight, adapter in zip(weights, adapters, strict=True) if name in adapter]
-        _check_shapes(name, [factors for _, factors in parts])
+        shapes = {(factors.b.shape[0], factors.a.shape[1]) for _, factors in parts}
+        if len(shapes) > 1:
+            raise MergeError(f"{name}: adapters of different shapes {sorted(shapes)}: are they of one base?")
         try:
-            merged[name], reports[name] = _merge_module(name, parts, rank, options)
+            factors, reports[name] = _merge_module(name, parts, rank, options)
         except torch.linalg.LinAlgError as error:  # pyright: ignore[reportPrivateImportUsage]
             raise MergeError(f"{name}: cannot be merged with these weights (no finite numbers)") from error
-        if not (merged[name].a.isfinite().all() and merged[name].b.isfinite().all()):
+        a, b = factors.a.float().contiguous(), factors.b.float().contiguous()
+        merged[name] = LoraFactors(a, b, factors.scale)
+        if not (a.isfinite().all() and b.isfinite().all()):
             raise MergeError(f"{name}: the merge has numbers that are not finite: lower the weights")
-    return MergeResult(merged, MergeReport(reports))
+    return MergeResult(merged, reports)
 
 
 Parts = Sequence[tuple[float, LoraFactors]]
 
 
-def _merge_module(name: str, parts: Parts, rank: int, options: MergeOptions) -> tuple[LoraFactors, ModuleReport]:
+def _merge_module(name: str, parts: Parts, rank: int, options: MergeOptions) -> tuple[LoraFactors, MergeReport]:
+    if options.method in DENSE:
+        target = DENSE[options.method](name, parts, options)
+        u, s, v = torch.linalg.svd(target, full_matrices=False)
+        merged = _from_svd(u, s, v, rank)
+        energy, error = float(target.square().sum()), float((merged.delta() - target).square().sum())
+        return merged, MergeReport(energy, error)
     wide = concatenate(parts)
     if options.method == "exact":
-        return _single(wide), ModuleReport(wide.a.shape[0], _energy(wide), 0.0)
-    if options.method == "linear":
-        kept = truncate(wide, rank)
-        return _single(kept), _report(kept, wide)
-    if options.method == "factor_average":
-        mean = average_factors(name, parts)
-        return _single(mean), _report(mean, wide)
-    target = DENSE[options.method](name, parts, options)
-    kept = truncate_dense(target, rank)
-    energy = float(target.square().sum())
-    error = float((kept.delta() - target).square().sum())
-    return _single(kept), ModuleReport(kept.a.shape[0], energy, error)
+        return wide, MergeReport(_energy(wide), 0.0)
+    merged = truncate(wide, rank) if options.method == "linear" else average_factors(name, parts)
+    difference = concatenate([(1.0, merged), (-1.0, wide)])  # whose energy is |merged - wide|^2
+    return merged, MergeReport(_energy(wide), _energy(difference))
 
 
 def concatenate(parts: Parts) -> LoraFactors:
     """``sum_k w_k s_k B_k A_k`` exactly, as one pair of rank ``sum_k r_k``; scales are split evenly over both sides."""
-    rows, columns = [], []
-    for weight, factors in parts:
-        factor = weight * factors.scale
-        root = abs(factor) ** 0.5
-        rows.append(root * factors.a.double())
-        columns.append((root if factor >= 0 else -root) * factors.b.double())
-    return LoraFactors(torch.cat(rows), torch.cat(columns, dim=1))
+    roots = [abs(weight * factors.scale) ** 0.5 for weight, factors in parts]
+    signs = [1 if weight * factors.scale >= 0 else -1 for weight, factors in parts]
+    a = [root * factors.a.double() for root, (_, factors) in zip(roots, parts, strict=True)]
+    b = [sign * root * f.b.double() for sign, root, (_, f) in zip(signs, roots, parts, strict=True)]
+    return LoraFactors(torch.cat(a), torch.cat(b, dim=1))
 
 
 def truncate(wide: LoraFactors, rank: int) -> LoraFactors:
@@ -149,12 +141,6 @@ def truncate(wide: LoraFactors, rank: int) -> LoraFactors:
     q_a, r_a = torch.linalg.qr(wide.a.double().T)
     u, s, v = torch.linalg.svd(r_b @ r_a.T, full_matrices=False)
     return _from_svd(q_b @ u, s, v @ q_a.T, rank)
-
-
-def truncate_dense(target: Float[Tensor, "out in"], rank: int) -> LoraFactors:
-    """The best approximation of a dense update."""
-    u, s, v = torch.linalg.svd(target, full_matrices=False)
-    return _from_svd(u, s, v, rank)
 
 
 def average_factors(name: str, parts: Parts) -> LoraFactors:
@@ -208,12 +194,12 @@ def _elect(parts: Sequence[tuple[float, Tensor]]) -> Float[Tensor, "out in"]:
 def _dropped(name: str, parts: Parts, options: MergeOptions) -> list[tuple[float, Tensor]]:
     seed = int.from_bytes(hashlib.sha256(f"{options.seed}/{name}".encode()).digest()[:7], "big")
     generator = torch.Generator().manual_seed(seed)
-    result = []
-    for weight, factors in parts:
-        delta = factors.delta()
-        kept = torch.rand(delta.shape, generator=generator, dtype=torch.float64) < options.density
-        result.append((weight, delta * kept / options.density))
-    return result
+
+    def drop(delta: Tensor) -> Tensor:
+        mask = torch.rand(delta.shape, generator=generator, dtype=torch.float64) < options.density
+        return delta * mask / options.density
+
+    return [(weight, drop(factors.delta())) for weight, factors in parts]
 
 
 def _from_svd(u: Tensor, s: Tensor, v: Tensor, rank: int) -> LoraFactors:
@@ -221,23 +207,7 @@ def _from_svd(u: Tensor, s: Tensor, v: Tensor, rank: int) -> LoraFactors:
     return LoraFactors(root[:, None] * v[:rank], u[:, :rank] * root)
 
 
-def _report(kept: LoraFactors, wide: LoraFactors) -> ModuleReport:
-    """Error of ``kept`` against ``wide`` from their factors alone: ``|K - W|^2`` is the energy of ``[K, -W]``."""
-    difference = concatenate([(1.0, kept), (-1.0, wide)])
-    return ModuleReport(kept.a.shape[0], _energy(wide), _energy(difference))
-
-
 def _energy(factors: LoraFactors) -> float:
     """``|B A|^2`` through the small core."""
     core = torch.linalg.qr(factors.b.double() * factors.scale).R @ torch.linalg.qr(factors.a.double().T).R.T
     return float(core.square().sum())
-
-
-def _single(factors: LoraFactors) -> LoraFactors:
-    return LoraFactors(factors.a.float().contiguous(), factors.b.float().contiguous(), factors.scale)
-
-
-def _check_shapes(name: str, parts: Sequence[LoraFactors]) -> None:
-    shapes = {(factors.b.shape[0], factors.a.shape[1]) for factors in parts}
-    if len(shapes) > 1:
-        raise MergeError(f"{name}: adapters of different shapes {sorted(shapes)}: are they of one base?")

@@ -13,24 +13,16 @@ from flowopd_cli.errors import RoutingError
 
 
 def route(prompts: Sequence[Prompt], routing: Collection[str]) -> dict[str, Int[Tensor, " b"]]:
-    """Rows of each task, in the order in which tasks first appear.
-
-    Raises:
-        RoutingError: a prompt's task has no route.
-    """
+    """Rows of each task, in order of first appearance; :class:`RoutingError` if a task has no route."""
     check_routes([prompt.task for prompt in prompts], routing)
     rows: dict[str, list[int]] = {}
     for index, prompt in enumerate(prompts):
         rows.setdefault(prompt.task, []).append(index)
-    return {task: torch.tensor(found) for task, found in rows.items()}
+    return {task: torch.tensor(indices) for task, indices in rows.items()}
 
 
 def check_routes(tasks: Iterable[str], routing: Collection[str]) -> None:
-    """Refuse a task without a route.
-
-    Raises:
-        RoutingError: names the task and the routes there are.
-    """
+    """Raise :class:`RoutingError` for the first task without a route."""
     for task in tasks:
         if task not in routing:
             known = ", ".join(sorted(routing)) or "none"

@@ -53,10 +53,8 @@ class TrainedSteps:
 class Sampler:
     """A grid, a kernel and a guidance scale; ``window`` is the half-open range of stochastic steps, or all of them.
 
-    ``trained`` are the steps to learn where :func:`choose_trained_steps` has chosen some of them.
-
-    The last step is always an ODE step: on SD3.5's grid it covers sigma 0.009 to 0, where noise would only be seen as
-    noise, and upstream does not train it either.
+    ``trained`` are the steps chosen by :func:`choose_trained_steps`. The last step is always an ODE step: on SD3.5's
+    grid it covers sigma 0.009 to 0, where noise would stay visible, and upstream does not train it either.
     """
 
     sigmas: Float[Tensor, " T1"]
@@ -71,8 +69,7 @@ class Sampler:
         count = len(self.sigmas) - 1
         if isinstance(self.kernel, ODE):
             return torch.zeros(count, dtype=torch.bool)
-        index = torch.arange(count)
-        start, stop = self.window or (0, count)
+        index, (start, stop) = torch.arange(count), self.window or (0, count)
         return (index >= start) & (index < stop) & (index < count - 1)
 
     def step(
@@ -126,6 +123,17 @@ class Sampler:
             return Trajectory(states[-1][:, None], self.sigmas[-1:], None, stochastic[:0])
         probabilities = torch.stack(log_probs, dim=1) if bool(stochastic.any()) else None
         return Trajectory(torch.stack(states, dim=1), self.sigmas, probabilities, stochastic)
+
+
+def trained_steps(sampler: Sampler) -> TrainedSteps:
+    """The steps that the policy learns: the sampler's own choice, else every stochastic step with the whole anchor.
+
+    Of an ODE sampler these are all steps but the last, which hardly moves the latents.
+    """
+    if sampler.trained is not None:
+        return sampler.trained
+    steps = sampler.stochastic.nonzero().flatten().tolist() or list(range(max(1, len(sampler.sigmas) - 2)))
+    return TrainedSteps(tuple(steps), (1.0,) * len(steps))
 
 
 def draw_window(size: int, start_min: int, start_max: int, seed: int) -> tuple[int, int]:

@@ -17,9 +17,6 @@ def flow_sigmas(steps: int, shift: float, *, num_train_timesteps: int = 1000) ->
 
     The scheduler spaces its times between the largest and the smallest *shifted* training sigma and shifts them
     again, which is why the smallest sigma before 0 is shifted twice.
-
-    Raises:
-        ValueError: fewer than one step, or a shift that is not positive.
     """
     if steps < 1 or shift <= 0:
         raise ValueError(f"a grid needs steps >= 1 and shift > 0, got {steps} and {shift}")

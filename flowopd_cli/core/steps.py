@@ -1,4 +1,4 @@
-"""Transition kernels: a velocity becomes a Gaussian step; ``draw``, ``log_prob`` and ``kl`` are all it is asked.
+"""Transition kernels: a velocity becomes a Gaussian step, with ``draw``, ``log_prob`` and ``kl``.
 
 With ``dt = sigma_next - sigma < 0``. Densities and divergences are means over C, H, W unless ``reduce="sum"``: the
 field's convention, which makes clip ranges and weights independent of the resolution.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -19,7 +19,7 @@ from flowopd_cli.core.types import GaussianStep
 Reduce = Literal["mean", "sum"]
 
 
-class Kernel(Protocol):
+class Kernel:
     """How one step moves latents, given the velocity there."""
 
     def __call__(
@@ -29,19 +29,26 @@ class Kernel(Protocol):
         sigma: Float[Tensor, " b"],
         sigma_next: Float[Tensor, " b"],
     ) -> GaussianStep:
-        """The step's distribution."""
-        ...
+        """The step's distribution, at least float32: half precision loses the log-ratios."""
+        dtype = torch.promote_types(torch.promote_types(velocity.dtype, latents.dtype), torch.float32)
+        mean, std = self._moments(*(tensor.to(dtype) for tensor in (velocity, latents, sigma, sigma_next)))
+        return GaussianStep(mean, _rows(std))
 
     def velocity_coefficient(self, sigma: Float[Tensor, " b"], sigma_next: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
         """``d mean / d velocity``, the same in every dimension."""
-        ...
+        raise NotImplementedError
+
+    def _moments(self, velocity: Tensor, latents: Tensor, sigma: Tensor, sigma_next: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean ``(b, C, H, W)`` and standard deviation ``(b,)``."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
-class FlowSDE:
+class FlowSDE(Kernel):
     """The marginal-preserving SDE of Flow-GRPO (arXiv 2505.05470, eq. 9): ``s = eta sqrt(sigma / (1 - sigma))``.
 
-    At ``sigma = 1`` the noise scale diverges; there ``1 - sigma`` is taken at ``sigma_max``, the grid's second value.
+    ``mean = x (1 + s^2 dt / (2 sigma)) + v c_v``, ``std = s sqrt(-dt)``. At ``sigma = 1`` the noise scale diverges;
+    there ``1 - sigma`` is taken at ``sigma_max``, the grid's second value.
     """
 
     eta: float
@@ -51,73 +58,51 @@ class FlowSDE:
         """``s(sigma)``."""
         return self.eta * torch.sqrt(sigma / (1 - torch.where(sigma == 1, self.sigma_max, sigma)))
 
-    def __call__(
-        self,
-        velocity: Float[Tensor, "b C H W"],
-        latents: Float[Tensor, "b C H W"],
-        sigma: Float[Tensor, " b"],
-        sigma_next: Float[Tensor, " b"],
-    ) -> GaussianStep:
-        """``mean = x (1 + s^2 dt / (2 sigma)) + v c_v``, ``std = s sqrt(-dt)``."""
-        velocity, latents, sigma, sigma_next = _working(velocity, latents, sigma, sigma_next)
-        dt, s = sigma_next - sigma, self.noise_scale(sigma)
-        keep = 1 + s.square() * dt / (2 * sigma)
-        mean = _rows(keep) * latents + _rows(self.velocity_coefficient(sigma, sigma_next)) * velocity
-        return GaussianStep(mean, _rows(s * torch.sqrt(-dt)))
-
     def velocity_coefficient(self, sigma: Float[Tensor, " b"], sigma_next: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
         """``c_v = dt (1 + s^2 (1 - sigma) / (2 sigma))``."""
         return (sigma_next - sigma) * (1 + self.noise_scale(sigma).square() * (1 - sigma) / (2 * sigma))
 
+    def _moments(self, velocity: Tensor, latents: Tensor, sigma: Tensor, sigma_next: Tensor) -> tuple[Tensor, Tensor]:
+        dt, s = sigma_next - sigma, self.noise_scale(sigma)
+        keep = 1 + s.square() * dt / (2 * sigma)
+        mean = _rows(keep) * latents + _rows(self.velocity_coefficient(sigma, sigma_next)) * velocity
+        return mean, s * torch.sqrt(-dt)
+
 
 @dataclass(frozen=True)
-class CPS:
-    """Coefficient-preserving sampling (arXiv 2509.05952): ``s = sigma_next sin(eta pi / 2)``."""
+class CPS(Kernel):
+    """Coefficient-preserving sampling (arXiv 2509.05952): ``s = sigma' sin(eta pi / 2)``, ``sigma'`` the next sigma.
+
+    ``mean = x0 (1 - sigma') + x1 sqrt(sigma'^2 - s^2)``, ``std = s``; ``x0 = x - sigma v``, ``x1 = x + (1 - sigma) v``.
+    """
 
     eta: float
 
-    def __call__(
-        self,
-        velocity: Float[Tensor, "b C H W"],
-        latents: Float[Tensor, "b C H W"],
-        sigma: Float[Tensor, " b"],
-        sigma_next: Float[Tensor, " b"],
-    ) -> GaussianStep:
-        """``mean = x0 (1 - sigma') + x1 sqrt(sigma'^2 - s^2)``; ``x0 = x - sigma v``, ``x1 = x + (1 - sigma) v``."""
-        velocity, latents, sigma, sigma_next = _working(velocity, latents, sigma, sigma_next)
-        clean = latents - _rows(sigma) * velocity
-        noise = latents + _rows(1 - sigma) * velocity
-        std = sigma_next * math.sin(self.eta * math.pi / 2)
-        mean = _rows(1 - sigma_next) * clean + _rows(self._noise_kept(sigma_next)) * noise
-        return GaussianStep(mean, _rows(std))
-
     def velocity_coefficient(self, sigma: Float[Tensor, " b"], sigma_next: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
         """``c_v = -sigma (1 - sigma') + (1 - sigma) sqrt(sigma'^2 - s^2)``."""
-        return -sigma * (1 - sigma_next) + (1 - sigma) * self._noise_kept(sigma_next)
+        return -sigma * (1 - sigma_next) + (1 - sigma) * self._preserved_noise(sigma_next)
 
-    def _noise_kept(self, sigma_next: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+    def _moments(self, velocity: Tensor, latents: Tensor, sigma: Tensor, sigma_next: Tensor) -> tuple[Tensor, Tensor]:
+        clean = latents - _rows(sigma) * velocity
+        noise = latents + _rows(1 - sigma) * velocity
+        mean = _rows(1 - sigma_next) * clean + _rows(self._preserved_noise(sigma_next)) * noise
+        return mean, sigma_next * math.sin(self.eta * math.pi / 2)
+
+    def _preserved_noise(self, sigma_next: Tensor) -> Tensor:
         return sigma_next * math.cos(self.eta * math.pi / 2)
 
 
 @dataclass(frozen=True)
-class ODE:
+class ODE(Kernel):
     """Euler's step: ``mean = x + v dt``, no noise."""
-
-    def __call__(
-        self,
-        velocity: Float[Tensor, "b C H W"],
-        latents: Float[Tensor, "b C H W"],
-        sigma: Float[Tensor, " b"],
-        sigma_next: Float[Tensor, " b"],
-    ) -> GaussianStep:
-        """A step of zero variance."""
-        velocity, latents, sigma, sigma_next = _working(velocity, latents, sigma, sigma_next)
-        dt = _rows(sigma_next - sigma)
-        return GaussianStep(latents + dt * velocity, torch.zeros_like(dt))
 
     def velocity_coefficient(self, sigma: Float[Tensor, " b"], sigma_next: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
         """``c_v = dt``."""
         return sigma_next - sigma
+
+    def _moments(self, velocity: Tensor, latents: Tensor, sigma: Tensor, sigma_next: Tensor) -> tuple[Tensor, Tensor]:
+        dt = sigma_next - sigma
+        return latents + _rows(dt) * velocity, torch.zeros_like(dt)
 
 
 def make_kernel(name: Literal["flow_sde", "cps", "ode"], eta: float, sigmas: Float[Tensor, " T1"]) -> Kernel:
@@ -145,12 +130,6 @@ def kl(p: GaussianStep, q: GaussianStep, reduce: Reduce = "mean") -> Float[Tenso
     """``KL(p || q) = (mean_p - mean_q)^2 / (2 std^2)`` of steps with the variance of ``p``; 1 stands for an ODE's 0."""
     variance = torch.where(p.std > 0, p.std.square(), torch.ones_like(p.std))
     return _reduce((p.mean - q.mean).square() / (2 * variance), reduce)
-
-
-def _working(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """At least float32: step mathematics in half precision loses the log-ratios."""
-    dtype = torch.promote_types(torch.promote_types(tensors[0].dtype, tensors[1].dtype), torch.float32)
-    return tuple(t.to(dtype) for t in tensors)
 
 
 def _rows(values: Float[Tensor, " b"]) -> Float[Tensor, "b 1 1 1"]:

@@ -38,16 +38,12 @@ class Conditioning:
     @staticmethod
     def cat(parts: Sequence[Conditioning]) -> Conditioning:
         """Rows of several conditionings, one after the other."""
-        joined = {}
-        for f in fields(Conditioning):
-            columns = [getattr(part, f.name) for part in parts]
-            joined[f.name] = None if columns[0] is None else torch.cat(columns)
-        return Conditioning(**joined)
+        columns: dict[str, Any] = {f.name: [getattr(part, f.name) for part in parts] for f in fields(Conditioning)}
+        return replace(parts[0], **{name: torch.cat(c) for name, c in columns.items() if c[0] is not None})
 
     def to(self, device: torch.device | str) -> Conditioning:
         """The same rows on another device."""
-        moved = {f.name: getattr(self, f.name).to(device) for f in fields(self) if getattr(self, f.name) is not None}
-        return replace(self, **moved)
+        return _moved(self, device)
 
 
 @dataclass(frozen=True)
@@ -72,6 +68,17 @@ class Trajectory:
         """The last latents, which the decoder turns into pictures."""
         return self.latents[:, -1]
 
+    def __getitem__(self, rows: Int[Tensor, " b"]) -> Trajectory:
+        log_probs = None if self.log_probs is None else self.log_probs[rows]
+        return replace(self, latents=self.latents[rows], log_probs=log_probs)
+
+    @staticmethod
+    def cat(parts: Sequence[Trajectory]) -> Trajectory:
+        """Trajectories of the same grid, stacked along the batch."""
+        log_probs = [part.log_probs for part in parts if part.log_probs is not None]
+        latents = torch.cat([part.latents for part in parts])
+        return replace(parts[0], latents=latents, log_probs=torch.cat(log_probs) if log_probs else None)
+
 
 @dataclass(frozen=True)
 class Rollout:
@@ -88,13 +95,16 @@ class Rollout:
     anchor_velocity: Float[Tensor, "B T C H W"] | None = None
     anchor_weight: Float[Tensor, " T"] | None = None
 
+    def __getitem__(self, rows: Int[Tensor, " b"]) -> Rollout:
+        return replace(index_rows(replace(self, anchor_weight=None), rows), anchor_weight=self.anchor_weight)
+
 
 @dataclass(frozen=True)
 class StepBatch:
     """Rows of one optimizer micro-step: any mixture of samples and time steps.
 
     ``anchor_weight`` is what the anchor counts for in each row (1 without it); where all are 0 it needs no velocity.
-    ``prompts`` are those of the rows, for whoever has to name them.
+    ``prompts`` are those of the rows.
     """
 
     latents: Float[Tensor, "b C H W"]
@@ -117,9 +127,7 @@ class StepBatch:
 
     def to(self, device: torch.device | str) -> StepBatch:
         """The same rows on another device."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        moved = {name: value.to(device) for name, value in values.items() if hasattr(value, "to")}
-        return replace(self, **moved)
+        return _moved(self, device)
 
 
 @dataclass(frozen=True)
@@ -141,20 +149,16 @@ class RewardResult:
 
     @staticmethod
     def cat(parts: Sequence[RewardResult]) -> RewardResult:
-        """Scores of several lots of pictures, one after the other; one that a lot was not given is NaN in its rows."""
+        """Scores of several batches of pictures, one after the other; one that a batch lacks is NaN in its rows."""
         if not parts:
             return RewardResult(torch.zeros(0), {}, torch.zeros(0, dtype=torch.bool))
         names = dict.fromkeys(name for part in parts for name in part.scores)
         unknown = [torch.full_like(part.total, torch.nan) for part in parts]
-        scores = {
-            name: torch.cat([part.scores.get(name, nan) for part, nan in zip(parts, unknown, strict=True)])
-            for name in names
-        }
-        details: tuple[Mapping[str, Any], ...] = ()
-        if any(part.details for part in parts):
-            details = tuple(detail for part in parts for detail in (part.details or ({},) * len(part)))
+        columns = {name: [p.scores.get(name, nan) for p, nan in zip(parts, unknown, strict=True)] for name in names}
+        known = any(part.details for part in parts)
+        details = (detail for part in parts for detail in (part.details or ({},) * len(part))) if known else ()
         total, valid = torch.cat([part.total for part in parts]), torch.cat([part.valid for part in parts])
-        return RewardResult(total, scores, valid, details)
+        return RewardResult(total, {name: torch.cat(c) for name, c in columns.items()}, valid, tuple(details))
 
 
 @dataclass(frozen=True)
@@ -169,8 +173,7 @@ class PartialMeans:
 class Loss:
     """``total`` is a sum over ``count`` terms: the loop divides once, so micro-batching cannot change it.
 
-    ``velocity`` is the policy's, detached, for whoever draws the next latents with it; ``parts`` are figures to log
-    that are no mean over all ``count`` terms.
+    ``velocity`` is the policy's, detached; ``parts`` are figures to log that are no mean over all ``count`` terms.
     """
 
     total: Float[Tensor, ""]
@@ -178,6 +181,12 @@ class Loss:
     metrics: Mapping[str, Float[Tensor, ""]] = field(default_factory=dict)
     velocity: Float[Tensor, "b C H W"] | None = None
     parts: PartialMeans | None = None
+
+
+def _moved(record: Record, device: torch.device | str) -> Record:
+    values = {f.name: getattr(record, f.name) for f in fields(record)}  # type: ignore[arg-type]
+    moved = {name: value.to(device) for name, value in values.items() if hasattr(value, "to")}
+    return replace(record, **moved)  # type: ignore[type-var]
 
 
 def index_rows(record: Record, rows: Int[Tensor, " b"] | slice) -> Record:

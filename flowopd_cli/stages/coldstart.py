@@ -9,10 +9,10 @@ from flowopd_cli.recipe import ColdstartRecipe
 from flowopd_cli.recipe.tasks import check_tasks
 from flowopd_cli.runs.adapter_ref import Adapters
 from flowopd_cli.runs.run import RunDir
-from flowopd_cli.stages.training.data import make_drawer, make_rewards
-from flowopd_cli.stages.training.fit import Course, make_sampler, train_policy
+from flowopd_cli.stages.training.data import make_drawer, make_rewards, make_sampler
+from flowopd_cli.stages.training.fit import Course, train_policy
 from flowopd_cli.stages.training.model import Roles, encode_ahead, load_model
-from flowopd_cli.stages.training.resume import prompts_digest, seed_generators
+from flowopd_cli.stages.training.resume import prompts_digest
 from flowopd_cli.system.progress import Progress
 from flowopd_cli.train import objectives, supervised
 
@@ -32,14 +32,10 @@ def run(
     run.declare(roles.inputs(recipe.model, prompts_digest(prompts)))
     encode_ahead(model, prompts)
     sampler = make_sampler(model, recipe.sampling)
-    kept = []
-    progress.note(f"drawing {sft.samples} kept pictures from {len(teachers)} teachers")
-    draws = -(-sft.samples // train.groups)
-    for index in range(draws):
-        seed_generators(recipe.seed, index)
-        drawn = supervised.best_of_group(model, sampler, drawer(index), teachers, rewards, batch=train.rollout_batch)
-        kept.append(drawn)
-    data = supervised.Pictures.of(kept)
+    progress.note(f"drawing {sft.samples} pictures from {len(teachers)} teachers")
+    draws, batch = range(-(-sft.samples // train.groups)), train.rollout_batch
+    best = [supervised.best_of_group(model, sampler, drawer(i), teachers, rewards, batch=batch) for i in draws]
+    data = supervised.Pictures.of(best)
     if not data.prompts:
         raise RewardError("none of the teachers' pictures could be scored, so there is nothing to learn from")
 

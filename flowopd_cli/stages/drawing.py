@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from PIL import Image
@@ -43,12 +42,6 @@ def to_bytes(images: Float[Tensor, "B 3 H W"]) -> UInt8[Tensor, "B 3 H W"]:
     return (images.clamp(0, 1) * 255).round().byte().cpu()
 
 
-def grid(images: UInt8[Tensor, "B 3 H W"], columns: int) -> Image.Image:
-    """Pictures side by side, as a PIL image."""
-    count, _, height, width = images.shape
-    rows = -(-count // columns)
-    canvas = np.full((rows * height, columns * width, 3), 255, dtype=np.uint8)
-    for index, picture in enumerate(images.permute(0, 2, 3, 1).numpy()):
-        top, left = index // columns * height, index % columns * width
-        canvas[top : top + height, left : left + width] = picture
-    return Image.fromarray(canvas)
+def side_by_side(images: Iterable[UInt8[Tensor, "3 H W"]]) -> Image.Image:
+    """Pictures of one size in a row, as a PIL image."""
+    return Image.fromarray(torch.cat(tuple(images), dim=2).permute(1, 2, 0).numpy())

@@ -11,18 +11,15 @@ from flowopd_cli.recipe import EvalRecipe
 from flowopd_cli.runs.adapter_ref import Adapters
 from flowopd_cli.runs.run import RunDir
 from flowopd_cli.stages.drawing import draw_images, ode_sampler
-from flowopd_cli.stages.evaluation.folder import Picture, PictureFolder, picture_settings, write_samples
-from flowopd_cli.stages.evaluation.journal import Journal, Scored
+from flowopd_cli.stages.evaluation.folder import PictureFolder, picture_settings, write_samples
+from flowopd_cli.stages.evaluation.journal import Batch, Journal, Scored, Scorer
 from flowopd_cli.stages.evaluation.requests import PictureRequest, Requests
 from flowopd_cli.stages.evaluation.results import imported, rows_by_suite, show_table, summarize_all
-from flowopd_cli.stages.evaluation.scorer import Scorer
 from flowopd_cli.stages.evaluation.suites import make_rewards, plan_requests
 from flowopd_cli.stages.training.model import Roles, encode_ahead, load_model
 from flowopd_cli.suites.base import Result, image_seed
 from flowopd_cli.system.distributed import GROUP
 from flowopd_cli.system.progress import Progress
-
-Batch = tuple[Sequence[PictureRequest], list[Picture]]
 
 
 def run(
@@ -64,14 +61,9 @@ def evaluate(
         parents = [adapters[recipe.adapter or "base"].parent("policy")]
         folder.claim(picture_settings(recipe, parents), requests.digests)
     journal = Journal(run, GROUP.rank, folder, requests.suites, rewards)
-    scored: list[Scored] = []
-    unscored: list[PictureRequest] = []
-    for request in requests.pictures[GROUP.rank :: GROUP.size]:
-        rows = journal.rows(request)
-        if rows is None:
-            unscored.append(request)
-        else:
-            scored += rows
+    local = [(request, journal.rows(request)) for request in requests.pictures[GROUP.rank :: GROUP.size]]
+    scored: list[Scored] = [row for _, rows in local if rows is not None for row in rows]
+    unscored = [request for request, rows in local if rows is None]
     with Scorer(requests.suites, rewards, journal) as scorer:
         for batch in pictures(recipe, unscored, folder, run, progress, adapters):
             scorer.submit(*batch)
@@ -96,11 +88,9 @@ def pictures(
     adapters: Adapters,
 ) -> Iterator[Batch]:
     """The pictures in batches: those in the folder first, then the others as they are drawn."""
-    size = recipe.eval.batch
-    present: list[PictureRequest] = []
-    missing: list[PictureRequest] = []
-    for request in requests:
-        (missing if folder.find(request) is None else present).append(request)
+    size, files = recipe.eval.batch, [(request, folder.find(request)) for request in requests]
+    present = [request for request, file in files if file is not None]
+    missing = [request for request, file in files if file is None]
     progress.start(-(-len(present) // size) - (-len(missing) // size), f"eval {recipe.adapter or 'base'}")
     for start in range(0, len(present), size):
         batch = present[start : start + size]

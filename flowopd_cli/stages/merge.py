@@ -11,10 +11,10 @@ from flowopd_cli.errors import ArtifactError, MergeError
 from flowopd_cli.models.adapter_files import AdapterConfig, read_adapter, write_adapter
 from flowopd_cli.models.files.pipelines import base_fingerprint
 from flowopd_cli.recipe import MergeRecipe, ModelSpec
+from flowopd_cli.registry import base_source
 from flowopd_cli.runs.adapter_ref import Adapters
 from flowopd_cli.runs.manifest import Base, Inputs
 from flowopd_cli.runs.run import RunDir
-from flowopd_cli.stages.training.model import pretrained
 from flowopd_cli.system.progress import Progress
 
 
@@ -42,26 +42,19 @@ def run(
     rank = max(f.a.shape[0] for f in merged.factors.values())
     config = AdapterConfig(rank, float(rank), tuple(targets), recipe.model.pretrained, base_sha, {}, {})
     run.save_adapter(lambda folder: write_adapter(folder, merged.factors, config))
-    report = merged.report
-    progress.note(
-        f"{spec.method}: rank {rank}, energy kept {report.retained_energy:.4f}, error {report.relative_error:.4f}"
-    )
-    figures = {"rank": rank, "retained_energy": report.retained_energy, "relative_error": report.relative_error}
-    return {"metrics": figures}
+    energy, error = merged.report.retained_energy, merged.report.relative_error
+    progress.note(f"{spec.method}: rank {rank}, energy kept {energy:.4f}, error {error:.4f}")
+    return {"metrics": {"rank": rank, "retained_energy": energy, "relative_error": error}}
 
 
 def base_digest(model: ModelSpec, bases: Mapping[str, Base | None]) -> str | None:
-    """The digest of the one base that the adapters have; ``None`` when no adapter records it and it is not on disk.
-
-    Raises:
-        ArtifactError: they were trained on different bases, or on another one than the recipe's.
-    """
+    """The digest of the adapters' one base; :class:`ArtifactError` if bases differ, ``None`` if it is unknown."""
     digests = {ref: base.sha256 if base else None for ref, base in bases.items()}
     known = {sha for sha in digests.values() if sha is not None}
     listed = ", ".join(f"{ref} on {sha[:12] if sha else 'unknown'}" for ref, sha in digests.items())
     if len(known) > 1:
         raise ArtifactError(f"adapters of different bases cannot be merged: {listed}")
-    source = Path(pretrained(model))
+    source = Path(base_source(model.pretrained))
     own = base_fingerprint(source) if source.is_dir() else None
     if own is not None and known - {own}:
         raise ArtifactError(

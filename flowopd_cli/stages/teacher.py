@@ -9,14 +9,13 @@ from flowopd_cli.recipe import TeacherRecipe
 from flowopd_cli.recipe.tasks import check_tasks
 from flowopd_cli.runs.adapter_ref import Adapters
 from flowopd_cli.runs.run import RunDir
-from flowopd_cli.stages.training.data import make_drawer, make_rewards
-from flowopd_cli.stages.training.fit import Course, iteration_sampler, make_sampler, train_policy
+from flowopd_cli.stages.training.data import in_background, iteration_sampler, make_drawer, make_rewards, make_sampler
+from flowopd_cli.stages.training.fit import Course, train_policy
 from flowopd_cli.stages.training.model import Roles, encode_ahead, load_model
 from flowopd_cli.stages.training.resume import prompts_digest
-from flowopd_cli.stages.training.scoring import InBackground
 from flowopd_cli.system.progress import Progress
 from flowopd_cli.train import collect, objectives
-from flowopd_cli.train.grading import Grader, with_fresh_groups
+from flowopd_cli.train.fresh_groups import with_fresh_groups
 
 
 def run(
@@ -33,14 +32,13 @@ def run(
     run.declare(roles.inputs(recipe.model, prompts_digest(prompts)))
     encode_ahead(model, prompts)
     base = collect.Teacher(None, recipe.sampling.guidance) if grpo.beta else None
-    grader = Grader(model, partial(InBackground, rewards), train.rollout_batch, base)
+    grader = collect.Grader(model, partial(in_background, rewards), train.rollout_batch, base)
 
     def experience(iteration: int):
-        sampler = iteration_sampler(model, recipe, iteration)
-        draw = drawer(iteration)
+        sampler, draw = iteration_sampler(model, recipe, iteration), drawer(iteration)
         rolled = grader(sampler, draw)
         scores = collect.scores_of_all(rolled, draw.partition)
-        figures = collect.figures(scores)
+        figures = collect.reward_figures(scores)
         if train.resample_flat:
             rolled, replaced = with_fresh_groups(
                 rolled,
@@ -57,17 +55,9 @@ def run(
         )
         if not scores.result.valid.any():
             return [], figures
-        steps = collect.step_batches(
-            rolled,
-            sampler,
-            updates=train.updates,
-            micro=train.micro,
-            seed=recipe.seed + iteration,
-            partition=draw.partition,
-        )
-        return steps, figures
+        seed = recipe.seed + iteration
+        return collect.step_batches(rolled, sampler, train.updates, train.micro, seed, draw.partition), figures
 
-    sampler = make_sampler(model, recipe.sampling)
-    objective = objectives.grpo(model, sampler, clip=grpo.clip, beta=grpo.beta)
+    objective = objectives.grpo(model, make_sampler(model, recipe.sampling), clip=grpo.clip, beta=grpo.beta)
     course = Course(f"teacher {'+'.join(r.name for r in recipe.rewards)}", experience, objective, prompts)
     return {"metrics": train_policy(recipe, model, run, progress, course, resume=resume)}

@@ -56,11 +56,7 @@ class Group:
         return self.exchange(value)
 
     def exchange(self, value: T) -> list[T]:
-        """:meth:`gather` without ``finish``.
-
-        Raises:
-            FlowOPDError: another process met an error inside :meth:`together` instead.
-        """
+        """:meth:`gather` without ``finish``."""
         values: list[Any] = [None] * self.size
         self.start().all_gather_object(values, value)
         for other in values:
@@ -78,12 +74,9 @@ class Group:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """All processes leave the block in the same way: a user's error in one is raised in the others.
+        """All processes leave the block in the same way: a :class:`FlowOPDError` of one is raised in the others.
 
         Any other exception (a bug, no memory) ends its process, and the launcher the others.
-
-        Raises:
-            FlowOPDError: the error of another process.
         """
         try:
             yield

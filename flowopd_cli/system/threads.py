@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -29,14 +30,16 @@ class Background(Future[T]):
 
 
 class Worker(Generic[Item, T]):
-    """Calls a function on items in one background thread, in order; at most ``most_waiting`` items wait.
+    """Calls a function on items in one background thread, in their order; at most four items wait.
 
-    ``prepare`` is called first in the thread.
+    The thread uses the CUDA device of the thread that made it.
     """
 
-    def __init__(self, function: Callable[[Item], T], most_waiting: int, prepare: Callable[[], object]) -> None:
-        self._function, self._prepare = function, prepare
-        self._items: Queue[tuple[Item] | None] = Queue(most_waiting)
+    def __init__(self, function: Callable[[Item], T]) -> None:
+        cuda = sys.modules["torch"].cuda if "torch" in sys.modules else None
+        self._function, self._cuda = function, cuda if cuda and cuda.is_initialized() else None
+        self._device = self._cuda.current_device() if self._cuda else None
+        self._items: Queue[tuple[Item] | None] = Queue(4)
         self._canceled = Event()
         self._task = Background(self._run)
 
@@ -69,7 +72,8 @@ class Worker(Generic[Item, T]):
                 return self._items.put(item, timeout=0.2)
 
     def _run(self) -> list[T]:
-        self._prepare()
+        if self._cuda:
+            self._cuda.set_device(self._device)
         results = []
         while (item := self._items.get()) is not None and not self._canceled.is_set():
             results.append(self._function(*item))

@@ -61,7 +61,7 @@ class TrainState:
         return {name.removeprefix(prefix): value for name, value in self.tensors.items() if name.startswith(prefix)}
 
     def save(self, folder: Path) -> None:
-        """Write the two files of a checkpoint; what the system refuses is an :class:`OSError` that says why."""
+        """Write the two files of a checkpoint."""
         (folder / TENSORS).write_bytes(save(self.tensors))
         counters = {"iteration": self.iteration, "step": self.step, "skipped": self.skipped}
         (folder / COUNTERS).write_text(json.dumps(counters), encoding="utf-8")

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from flowopd_cli.core.advantages import flat_groups, group_advantages, zero_variance_fraction
+from flowopd_cli.core.advantages import flat_groups, group_advantages
 from flowopd_cli.core.prompt import Prompt
-from flowopd_cli.core.routing import check_routes
-from flowopd_cli.core.sampler import Sampler, SeededNoise, TrainedSteps
+from flowopd_cli.core.sampler import Sampler, SeededNoise, trained_steps
 from flowopd_cli.core.types import Conditioning, RewardResult, Rollout, StepBatch, Trajectory
 from flowopd_cli.models.base import FlowModel
-from flowopd_cli.train.labels import Rows, Teacher, label
-from flowopd_cli.train.partition import Partition, deal_samples
+from flowopd_cli.train.labels import Teacher, with_anchor
+from flowopd_cli.train.partition import Partition
 
 Scorer = Callable[[Float[Tensor, "B 3 H W"], Sequence[Prompt]], RewardResult]
 
@@ -49,7 +48,7 @@ def rollout(
     cond = encoded(model, draw.prompts)
     with model.adapters.use(adapter):
         parts = [part for _, part in trajectories(model, sampler, draw, cond, batch=batch, last=last)]
-    return Rollout(draw.prompts, draw.group, cond, join(parts))
+    return Rollout(draw.prompts, draw.group, cond, Trajectory.cat(parts))
 
 
 def encoded(model: FlowModel, prompts: Sequence[Prompt]) -> Conditioning:
@@ -81,15 +80,6 @@ def _empty_trajectory(model: FlowModel, sampler: Sampler, cond: Conditioning, la
     return Trajectory(torch.zeros(0, len(sigmas), *model.latent_shape, device=device), sigmas, log_probs, stochastic)
 
 
-def join(parts: Sequence[Trajectory]) -> Trajectory:
-    """Trajectories of the same grid, stacked along the batch."""
-    first = parts[0]
-    log_probs = None
-    if first.log_probs is not None:
-        log_probs = torch.cat([part.log_probs for part in parts if part.log_probs is not None])
-    return Trajectory(torch.cat([p.latents for p in parts]), first.sigmas, log_probs, first.stochastic)
-
-
 @torch.no_grad()
 def with_images(model: FlowModel, rolled: Rollout, *, batch: int = 32) -> Rollout:
     """Decode the final latents."""
@@ -103,6 +93,47 @@ def with_rewards(rolled: Rollout, score: Scorer) -> Rollout:
     if rolled.images is None:
         raise ValueError("rewards need images: decode the rollout first")
     return replace(rolled, rewards=score(rolled.images, rolled.prompts))
+
+
+class Scoring(Protocol):
+    """Scores the pictures of one rollout, batch by batch in order, perhaps in the background."""
+
+    def submit(self, item: tuple[Float[Tensor, "b 3 H W"], Sequence[Prompt]], /) -> None:
+        """Queue a batch; the error of an earlier one may be raised here."""
+        ...
+
+    def results(self) -> list[RewardResult]:
+        """The scores of all batches."""
+        ...
+
+
+@dataclass(frozen=True)
+class Grader:
+    """Draws rollouts of ``policy`` with their rewards, and with the velocities of a ``reference`` if there is one.
+
+    A batch is scored while the next one is drawn and while the reference answers; ``scoring`` begins the scores of one
+    rollout. Rewards score each picture by itself, so batches change nothing. Pictures are not stored.
+    """
+
+    model: FlowModel
+    scoring: Callable[[], Scoring]
+    batch: int = 32
+    reference: Teacher | None = None
+
+    @torch.no_grad()
+    def __call__(self, sampler: Sampler, draw: Draw) -> Rollout:
+        """The rollout of a draw with rewards ``(B,)``, and ``anchor_velocity`` if there is a reference."""
+        scoring, parts = self.scoring(), []
+        cond = encoded(self.model, draw.prompts)
+        with self.model.adapters.use("policy"):
+            for rows, part in trajectories(self.model, sampler, draw, cond, batch=self.batch):
+                parts.append(part)
+                if len(part.latents):
+                    scoring.submit((self.model.decode(part.final), draw.prompts[rows]))
+        rolled = Rollout(draw.prompts, draw.group, cond, Trajectory.cat(parts))
+        if self.reference is not None:
+            rolled = with_anchor(self.model, sampler, rolled, self.reference, batch=self.batch)
+        return replace(rolled, rewards=RewardResult.cat(scoring.results()))
 
 
 @dataclass(frozen=True)
@@ -119,20 +150,12 @@ class Scores:
 
 
 def scores_of_all(rolled: Rollout, partition: Partition | None = None) -> Scores:
-    """The scores of the whole draw; with a ``partition`` a collective call of all processes.
-
-    Raises:
-        ValueError: the rollout has no rewards.
-    """
+    """The scores of the whole draw; with a ``partition`` a collective call of all processes."""
     if rolled.rewards is None:
         raise ValueError("advantages need rewards")
-    return Scores(
-        *(
-            (rolled.rewards, rolled.group)
-            if partition is None
-            else partition.gather_scores(rolled.rewards, rolled.group)
-        )
-    )
+    if partition is None:
+        return Scores(rolled.rewards, rolled.group)
+    return Scores(*partition.gather_scores(rolled.rewards, rolled.group))
 
 
 def with_advantages(
@@ -154,72 +177,13 @@ def with_advantages(
     return replace(rolled, advantages=local.to(rolled.trajectory.latents.device))
 
 
-def trained_steps(sampler: Sampler) -> TrainedSteps:
-    """The steps that the policy learns: the sampler's own choice, else every stochastic step with the whole anchor.
-
-    Of an ODE sampler these are all steps but the last, which hardly moves the latents.
-    """
-    if sampler.trained is not None:
-        return sampler.trained
-    steps = sampler.stochastic.nonzero().flatten().tolist() or list(range(max(1, len(sampler.sigmas) - 2)))
-    return TrainedSteps(tuple(steps), (1.0,) * len(steps))
-
-
-def with_targets(
-    model: FlowModel, sampler: Sampler, rolled: Rollout, teachers: Mapping[str, Teacher], *, batch: int = 32
-) -> Rollout:
-    """Velocities ``(B, T, C, H, W)`` of each prompt's teacher at the policy's own latents, ``batch`` rows a forward.
-
-    Raises:
-        RoutingError: a prompt's task has no teacher.
-    """
-    check_routes([prompt.task for prompt in rolled.prompts], tuple(teachers))
-    rows = _rows_at(rolled, trained_steps(sampler).steps)
-    owners = [teachers[rolled.prompts[row].task] for row in rows.sample.tolist()]
-    target, _ = label(model, rows, owners, batch=batch)
-    return replace(rolled, target_velocity=_scattered(rows, target))
-
-
-def with_anchor(model: FlowModel, sampler: Sampler, rolled: Rollout, anchor: Teacher, *, batch: int = 32) -> Rollout:
-    """The anchor's velocity ``(B, T, C, H, W)`` at every prompt's latents (MAR; for GRPO the base, as KL reference).
-
-    Steps whose anchor weight is 0 get none; ``anchor_weight (T,)`` is set where a weight is not 1.
-    """
-    trained = trained_steps(sampler)
-    if set(trained.anchor) != {1.0}:
-        weight = torch.zeros(len(sampler.sigmas) - 1)
-        weight[list(trained.steps)] = torch.tensor(trained.anchor)
-        rolled = replace(rolled, anchor_weight=weight.to(rolled.trajectory.latents.device))
-    steps = [step for step, weight in zip(trained.steps, trained.anchor, strict=True) if weight]
-    if not steps:
-        return rolled
-    rows = _rows_at(rolled, steps)
-    _, velocity = label(model, rows, (), anchor, batch=batch)
-    assert velocity is not None
-    return replace(rolled, anchor_velocity=_scattered(rows, velocity))
-
-
-def _rows_at(rolled: Rollout, steps: Sequence[int]) -> Rows:
-    pairs = torch.cartesian_prod(torch.arange(len(rolled.prompts)), torch.tensor(list(steps)))
-    latents, sigmas = rolled.trajectory.latents[:, :-1], rolled.trajectory.sigmas[:-1]
-    return Rows(latents, sigmas, rolled.cond, pairs[:, 0], pairs[:, 1])
-
-
-def _scattered(rows: Rows, velocity: Float[Tensor, "n C H W"]) -> Float[Tensor, "B T C H W"]:
-    """The rows' velocities in the shape of their trajectories, 0 at the other steps."""
-    scattered = torch.zeros_like(rows.latents)
-    scattered[rows.sample, rows.step] = velocity
-    return scattered
-
-
 def step_batches(
-    rolled: Rollout, sampler: Sampler, *, updates: int, micro: int, seed: int, partition: Partition | None = None
+    rolled: Rollout, sampler: Sampler, updates: int, micro: int, seed: int, partition: Partition | None = None
 ) -> Iterator[list[StepBatch]]:
     """Yield ``updates`` optimizer steps, each a list of micro-batches of at most ``micro`` (sample, step) rows.
 
-    :func:`deal_samples` splits the samples over the steps; a sample brings all its trained steps. With a ``partition``
-    the whole draw is split and each process takes its own rows of every step: perhaps none, but all processes make the
-    same number of steps.
+    A sample brings all its trained steps. With a ``partition`` the whole draw is split and each process takes its own
+    rows of every step, perhaps none; all make the same number of steps.
     """
     total = len(rolled.prompts) if partition is None else partition.total
     steps = torch.tensor(trained_steps(sampler).steps)
@@ -227,6 +191,11 @@ def step_batches(
         local = samples if partition is None else partition.local_rows(samples)
         pairs = torch.cartesian_prod(steps, local).flip(1)
         yield [rows_of(rolled, chunk[:, 0], chunk[:, 1]) for chunk in pairs.split(micro) if len(chunk)]
+
+
+def deal_samples(total: int, updates: int, seed: int) -> tuple[Int[Tensor, " n"], ...]:
+    """The samples of each of at most ``updates`` optimizer steps: a permutation that depends on ``seed`` alone."""
+    return torch.randperm(total, generator=torch.Generator().manual_seed(seed)).chunk(updates)
 
 
 def rows_of(rolled: Rollout, b: Int[Tensor, " b"], t: Int[Tensor, " b"]) -> StepBatch:
@@ -253,17 +222,12 @@ def rows_of(rolled: Rollout, b: Int[Tensor, " b"], t: Int[Tensor, " b"]) -> Step
     )
 
 
-def reward_figures(rolled: Rollout, partition: Partition | None = None) -> dict[str, float]:
-    """:func:`figures` of the whole draw; empty without rewards."""
-    return {} if rolled.rewards is None else figures(scores_of_all(rolled, partition))
-
-
-def figures(scores: Scores) -> dict[str, float]:
+def reward_figures(scores: Scores) -> dict[str, float]:
     """Means of the valid scores, the fractions of invalid scores and of flat groups, for the metrics file."""
-    result = scores.result
+    result, groups = scores.result, len(scores.group.unique())
     known = result.total[result.valid]
     row = {"reward": float(known.mean()), "reward_std": float((known - known.mean()).square().mean().sqrt())}
     row |= {f"reward/{name}": float(column.nanmean()) for name, column in result.scores.items()}
     row["invalid"] = float((~result.valid).float().mean())
-    row["flat_groups"] = zero_variance_fraction(result.total, scores.group, result.valid)
+    row["flat_groups"] = len(scores.flat) / groups if groups else float("nan")
     return row

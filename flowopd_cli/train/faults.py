@@ -1,10 +1,10 @@
-"""What a stopped training leaves of the micro-batch that it could not learn from: enough to compute it again."""
+"""The micro-batch that a stopped training could not learn from, saved so that it can be computed again."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,22 @@ from torch import Tensor
 
 from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.core.types import Conditioning, StepBatch
-from flowopd_cli.train.guards import Fault
 
 POLICY, BATCH, WHY = "policy.safetensors", "batch.safetensors", "fault.json"
+COND = "cond/"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Why an optimizer step was not taken: ``loss`` or ``gradient`` was not finite, and the prompts concerned."""
+
+    what: str
+    prompts: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        shown = ", ".join(repr(prompt) for prompt in self.prompts[:3])
+        more = f" and {len(self.prompts) - 3} more" if len(self.prompts) > 3 else ""
+        return f"the {self.what} is not finite" + (f" (prompts: {shown}{more})" if shown else "")
 
 
 @dataclass(frozen=True)
@@ -33,7 +46,8 @@ class Dump:
         save_file({name: value.detach().cpu().contiguous() for name, value in self.policy.items()}, folder / POLICY)
         prompts: list[dict[str, Any]] = []
         if self.batch is not None:
-            save_file(packed(self.batch), folder / BATCH)
+            tensors = {name: value.detach().cpu().clone().contiguous() for name, value in _tensors(self.batch).items()}
+            save_file(tensors, folder / BATCH)
             prompts = [{**asdict(p), "metadata": dict(p.metadata)} for p in self.batch.prompts or ()]
         why = {"iteration": self.iteration, "step": self.step, "what": self.fault.what, "prompts": self.fault.prompts}
         (folder / WHY).write_text(json.dumps({**why, "rows": prompts}, default=str, indent=1), encoding="utf-8")
@@ -44,30 +58,16 @@ class Dump:
         why = json.loads((folder / WHY).read_text(encoding="utf-8"))
         batch = None
         if (folder / BATCH).is_file():
+            cond, columns = {}, {}
+            for name, value in load_file(folder / BATCH).items():
+                (cond if name.startswith(COND) else columns)[name.removeprefix(COND)] = value
             rows = tuple(Prompt(**row) for row in why["rows"])
-            batch = replace(unpacked(load_file(folder / BATCH)), prompts=rows or None)
+            batch = StepBatch(cond=Conditioning(**cond), **columns, prompts=rows or None)
         fault = Fault(why["what"], tuple(why["prompts"]))
         return cls(why["iteration"], why["step"], fault, load_file(folder / POLICY), batch)
 
 
-def packed(batch: StepBatch) -> dict[str, Tensor]:
-    """The tensors of a batch on the CPU, those of its conditioning under ``cond/``."""
-    return {name: value.detach().cpu().clone().contiguous() for name, value in _tensors(batch).items()}
-
-
-def unpacked(tensors: Mapping[str, Tensor]) -> StepBatch:
-    """The batch that :func:`packed` took apart, without its prompts."""
-    cond = {name.removeprefix("cond/"): value for name, value in tensors.items() if name.startswith("cond/")}
-    own = {name: value for name, value in tensors.items() if not name.startswith("cond/")}
-    return StepBatch(cond=Conditioning(**cond), **own)  # type: ignore[arg-type]
-
-
-def _tensors(record: Any, prefix: str = "") -> dict[str, Tensor]:
-    found: dict[str, Tensor] = {}
-    for f in fields(record):
-        value = getattr(record, f.name)
-        if isinstance(value, Tensor):
-            found[prefix + f.name] = value
-        elif isinstance(value, Conditioning):
-            found |= _tensors(value, "cond/")
-    return found
+def _tensors(record: StepBatch | Conditioning, prefix: str = "") -> dict[str, Tensor]:
+    values = {f.name: getattr(record, f.name) for f in fields(record)}
+    tensors = {prefix + name: value for name, value in values.items() if isinstance(value, Tensor)}
+    return tensors if isinstance(record, Conditioning) else tensors | _tensors(record.cond, COND)

@@ -1,16 +1,7 @@
 """On-policy distillation in one pass: the forward that learns a step also advances the rollout.
 
-:func:`micro_batches` is a generator of the micro-batches of one optimizer step. It is sent the loss of each, which
-carries the policy's velocity that advances the latents. The rollout needs no forward of its own, and no trajectory is
-stored. Seeds, noise and gradients are those of a rollout that is stored, labelled and replayed
-(:mod:`flowopd_cli.train.collect`).
-
-    steps = fused.micro_batches(fused.FusedStep(model, sampler, teachers, anchor, micro=8), draw)
-    batch = next(steps, None)
-    while batch is not None:                        # under model.adapters.use("policy"); the loop does just this
-        loss = objective(batch)
-        loss.total.backward()
-        batch = steps.send(loss)                    # StopIteration at the end
+The generator :func:`micro_batches` is sent the loss of each micro-batch, whose velocity advances the latents. Seeds,
+noise and gradients are those of a stored, labelled and replayed rollout (:mod:`flowopd_cli.train.collect`).
 """
 
 from __future__ import annotations
@@ -23,19 +14,16 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from flowopd_cli.core.routing import route
-from flowopd_cli.core.sampler import Sampler, SeededNoise
+from flowopd_cli.core.sampler import Sampler, SeededNoise, trained_steps
 from flowopd_cli.core.types import Conditioning, Loss, Rollout, StepBatch, Trajectory
 from flowopd_cli.models.base import FlowModel
-from flowopd_cli.train.collect import Draw, encoded, trained_steps
+from flowopd_cli.train.collect import Draw
 from flowopd_cli.train.labels import Rows, Teacher, label
 
 
 @dataclass(frozen=True)
 class FusedStep:
-    """The model, the policy's sampler, the teacher of each task, and the anchor.
-
-    A micro-batch has at most ``micro`` rows, a forward of teachers and anchor at most ``batch``.
-    """
+    """Model, sampler, teachers and anchor; at most ``micro`` rows learn at once, at most ``batch`` are labelled."""
 
     model: FlowModel
     sampler: Sampler
@@ -51,13 +39,9 @@ def micro_batches(
     """The micro-batches of one optimizer step over a draw: each has rows of one sampling step, sorted by teacher.
 
     ``finish`` receives the finished rollout, with its last latents alone; without it the rollout stops after the last
-    trained step.
-
-    Raises:
-        RoutingError: a prompt's task has no teacher.
-        ValueError: a loss carries no policy velocity.
+    trained step. A task without a teacher is a :class:`RoutingError`.
     """
-    cond = encoded(setup.model, draw.prompts)
+    cond = setup.model.encode([prompt.text for prompt in draw.prompts] or [""])[: len(draw.prompts)]
     order = torch.cat([torch.arange(0), *route(draw.prompts, tuple(setup.teachers)).values()])
     final: list[Tensor] = [cond.embeds.new_zeros(0, *setup.model.latent_shape)]  # a process may have no group
     for rows in order.split(setup.micro) if len(order) else ():

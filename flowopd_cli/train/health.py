@@ -26,9 +26,7 @@ class HealthMonitor:
 
     def observe(self, row: Mapping[str, float | None]) -> list[str]:
         """Warnings that begin with this row of the metrics, as logged or as read again; rows come in order."""
-        return self._new_warnings({name: value for name, value in row.items() if value is not None and isfinite(value)})
-
-    def _new_warnings(self, row: Mapping[str, float]) -> list[str]:
+        row = {name: value for name, value in row.items() if value is not None and isfinite(value)}
         warnings = {
             "flat": self._flat(row),
             "invalid": self._invalid(row),

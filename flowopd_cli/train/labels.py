@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from flowopd_cli.core.types import Conditioning
+from flowopd_cli.core.routing import check_routes
+from flowopd_cli.core.sampler import Sampler, trained_steps
+from flowopd_cli.core.types import Conditioning, Rollout
 from flowopd_cli.models.base import FlowModel
 
 MIXED_TOKENS = 2048
@@ -29,9 +31,9 @@ def parcels(
 ) -> list[Int[Tensor, " n"]]:
     """The rows of each forward: ``teachers`` has one entry a row, of ``tokens`` tokens each.
 
-    Rows of one adapter stay together, at most ``batch`` in a forward. Adapters share a forward while it holds at most
-    2048 tokens, both halves of a guided row counted where guidance is ``classifier_free``: smaller forwards cost by
-    their number, larger ones by their size, where mixing adapters only adds cost (docs/performance.md).
+    Rows of one adapter stay together, at most ``batch`` in a forward. Adapters share a forward of at most 2048 tokens,
+    where the number of forwards costs more than their size (docs/performance.md); guidance that is ``classifier_free``
+    doubles a row's tokens.
     """
     forwards: list[list[int]] = []
     rank = {name: i for i, name in enumerate(dict.fromkeys(teacher.adapter for teacher in teachers))}
@@ -49,13 +51,9 @@ def parcels(
 
 
 def row_cost(model: FlowModel, latents: Float[Tensor, "*n C H W"], cond: Conditioning) -> int:
-    """Tokens of a row for :func:`parcels`; beyond its limit where the model cannot mix adapters."""
-    return tokens_of(latents, cond) if model.adapters.mixes else MIXED_TOKENS + 1
-
-
-def tokens_of(latents: Float[Tensor, "*n C H W"], cond: Conditioning) -> int:
-    """Tokens of one row in a transformer of 2 x 2 patches: of its picture and its text."""
-    return latents.shape[-2] * latents.shape[-1] // 4 + cond.embeds.shape[1]
+    """Tokens of a row's picture, in 2 x 2 patches, and text; beyond the limit where the model cannot mix adapters."""
+    tokens = latents.shape[-2] * latents.shape[-1] // 4 + cond.embeds.shape[1]
+    return tokens if model.adapters.mixes else MIXED_TOKENS + 1
 
 
 @dataclass(frozen=True)
@@ -89,9 +87,8 @@ def label(
     for part in parcels(labelers, tokens, batch, classifier_free=model.classifier_free):
         b, t = rows.sample[index[part]], rows.step[index[part]]
         adapters = [labelers[i] for i in part.tolist()]
-        velocity[part] = velocity_of(model, adapters, rows.latents[b, t].float(), sigmas[t], rows.cond[b]).to(
-            velocity.dtype
-        )
+        labels = velocity_of(model, adapters, rows.latents[b, t].float(), sigmas[t], rows.cond[b])
+        velocity[part] = labels.to(velocity.dtype)
     return velocity[targets], None if anchor is None else velocity[anchors]
 
 
@@ -109,3 +106,46 @@ def velocity_of(
         return model.velocity(latents, sigma, cond, guidance=scales, adapters=names)
     with model.adapters.use(names[0]):
         return model.velocity(latents, sigma, cond, guidance=scales[0] if len(set(scales)) == 1 else scales)
+
+
+def with_targets(
+    model: FlowModel, sampler: Sampler, rolled: Rollout, teachers: Mapping[str, Teacher], *, batch: int = 32
+) -> Rollout:
+    """Velocities ``(B, T, C, H, W)`` of each prompt's teacher at the policy's own latents, ``batch`` rows a forward."""
+    check_routes([prompt.task for prompt in rolled.prompts], tuple(teachers))
+    rows = _rows_at(rolled, trained_steps(sampler).steps)
+    owners = [teachers[rolled.prompts[row].task] for row in rows.sample.tolist()]
+    target, _ = label(model, rows, owners, batch=batch)
+    return replace(rolled, target_velocity=_scattered(rows, target))
+
+
+def with_anchor(model: FlowModel, sampler: Sampler, rolled: Rollout, anchor: Teacher, *, batch: int = 32) -> Rollout:
+    """The anchor's velocity ``(B, T, C, H, W)`` at every prompt's latents (MAR; for GRPO the base, as KL reference).
+
+    Steps whose anchor weight is 0 get none; ``anchor_weight (T,)`` is set where a weight is not 1.
+    """
+    trained = trained_steps(sampler)
+    if set(trained.anchor) != {1.0}:
+        weight = torch.zeros(len(sampler.sigmas) - 1)
+        weight[list(trained.steps)] = torch.tensor(trained.anchor)
+        rolled = replace(rolled, anchor_weight=weight.to(rolled.trajectory.latents.device))
+    steps = [step for step, weight in zip(trained.steps, trained.anchor, strict=True) if weight]
+    if not steps:
+        return rolled
+    rows = _rows_at(rolled, steps)
+    _, velocity = label(model, rows, (), anchor, batch=batch)
+    assert velocity is not None
+    return replace(rolled, anchor_velocity=_scattered(rows, velocity))
+
+
+def _rows_at(rolled: Rollout, steps: Sequence[int]) -> Rows:
+    pairs = torch.cartesian_prod(torch.arange(len(rolled.prompts)), torch.tensor(list(steps)))
+    latents, sigmas = rolled.trajectory.latents[:, :-1], rolled.trajectory.sigmas[:-1]
+    return Rows(latents, sigmas, rolled.cond, pairs[:, 0], pairs[:, 1])
+
+
+def _scattered(rows: Rows, velocity: Float[Tensor, "n C H W"]) -> Float[Tensor, "B T C H W"]:
+    """The rows' velocities in the shape of their trajectories, 0 at the other steps."""
+    scattered = torch.zeros_like(rows.latents)
+    scattered[rows.sample, rows.step] = velocity
+    return scattered

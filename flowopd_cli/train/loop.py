@@ -6,22 +6,20 @@ import signal
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import FrameType
-from typing import Protocol, runtime_checkable
 
 import torch
+from torch import Tensor, nn
 
 from flowopd_cli.core.types import Loss, StepBatch
-from flowopd_cli.errors import DivergedError, Interrupted
+from flowopd_cli.errors import DivergedError, Interrupted, MissingDependency
 from flowopd_cli.models.base import FlowModel
 from flowopd_cli.system.distributed import GROUP
 from flowopd_cli.train.checkpoint import TrainState
-from flowopd_cli.train.faults import Dump
-from flowopd_cli.train.guards import Fault, Guard, finite
-from flowopd_cli.train.meter import Meter, means
+from flowopd_cli.train.faults import Dump, Fault
 from flowopd_cli.train.objectives import Objective
-from flowopd_cli.train.optimizers import make_optimizer
+from flowopd_cli.train.recorder import NullRecorder, Recorder
 
 MicroBatches = Sequence[StepBatch] | Generator[StepBatch, Loss, None]
 Experience = Callable[[int], tuple[Iterable[MicroBatches], Mapping[str, float]]]
@@ -43,45 +41,64 @@ class FitSettings:
     skip_limit: int = 5
 
 
-@runtime_checkable
-class Recorder(Protocol):
-    """What the loop reports while it runs; every process calls it alike."""
+@dataclass
+class Meter:
+    """Sums of metrics and their counts; each of ``parts`` has a count of its own."""
 
-    def row(self, row: dict[str, float]) -> None:
-        """The metrics of a finished iteration."""
-        ...
+    sums: dict[str, float] = field(default_factory=dict)
+    count: int = 0
+    parts: dict[str, tuple[float, float]] = field(default_factory=dict)
 
-    def checkpoint(self, iteration: int, state: TrainState) -> None:
-        """Save the state."""
-        ...
+    def add(self, loss: Loss) -> None:
+        """Count one micro-batch."""
+        parts = loss.parts and dict(zip(loss.parts.names, zip(*loss.parts.table.tolist(), strict=True), strict=True))
+        self.merge(Meter({name: float(value) for name, value in loss.metrics.items()}, loss.count, parts or {}))
 
-    def sample(self, iteration: int, *, last: bool, resumed: bool = False) -> None:
-        """Draw sample pictures if they are due; of a resumed iteration only if they are missing."""
-        ...
-
-    def fault(self, iteration: int, fault: Fault, dump: Dump | None) -> str:
-        """An optimizer step that is not taken; the last one before the training ends has a ``dump``.
-
-        Returns a clause for the error message that says where the dump is.
-        """
-        ...
+    def merge(self, other: Meter) -> None:
+        """Add the sums of another meter."""
+        for name, value in other.sums.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        self.count += other.count
+        for name, pair in other.parts.items():
+            before = self.parts.get(name, (0.0, 0.0))
+            self.parts[name] = (before[0] + pair[0], before[1] + pair[1])
 
 
-class NullRecorder:
-    """A :class:`Recorder` that does nothing."""
+def means(meters: Iterable[Meter]) -> dict[str, float]:
+    """Means over the rows of all processes; a part without rows is left out."""
+    whole = Meter()
+    for meter in meters:
+        whole.merge(meter)
+    figures = {name: total / max(whole.count, 1) for name, total in whole.sums.items()}
+    return figures | {name: total / count for name, (total, count) in whole.parts.items() if count}
 
-    def row(self, row: dict[str, float]) -> None:
-        """Nothing."""
 
-    def checkpoint(self, iteration: int, state: TrainState) -> None:
-        """Nothing."""
+@dataclass
+class Guard:
+    """Checks the micro-batches of one optimizer step; ``fault`` and ``batch`` are those of the first bad one."""
 
-    def sample(self, iteration: int, *, last: bool, resumed: bool = False) -> None:
-        """Nothing."""
+    parameters: Sequence[nn.Parameter]
+    fault: Fault | None = None
+    batch: StepBatch | None = None
 
-    def fault(self, iteration: int, fault: Fault, dump: Dump | None) -> str:
-        """Nothing."""
-        return "not saved"
+    def passes(self, loss: Loss, batch: StepBatch) -> bool:
+        """Whether loss and gradient are finite after the backward of ``batch``, as those before it were."""
+        if self.fault is not None:
+            return False
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        if bool(torch.isfinite(loss.total.detach()) & finite(gradients).to(loss.total.device)):
+            return True
+        what = "gradient" if bool(torch.isfinite(loss.total.detach())) else "loss"
+        self.fault, self.batch = Fault(what, tuple(dict.fromkeys(p.text for p in batch.prompts or ()))), batch
+        return False
+
+
+def finite(tensors: Sequence[Tensor]) -> Tensor:
+    """Whether every number of every tensor is finite: a boolean tensor ``()``."""
+    if not tensors:
+        return torch.tensor(True)
+    norms = torch._foreach_norm(list(tensors), float("inf"))  # pyright: ignore[reportPrivateImportUsage]
+    return torch.stack(norms).isfinite().all()
 
 
 def fit(
@@ -95,11 +112,10 @@ def fit(
 ) -> TrainState:
     """Train ``policy`` until ``settings.iterations``; ``state`` continues an earlier run exactly.
 
-    ``experience(i)`` returns the optimizer steps of iteration i, each a list of micro-batches, and figures to log that
-    are read after the last step. A generator of micro-batches is sent the loss of each before it yields the next.
-    The gradient of an optimizer step is that of (sum of totals) / (sum of counts) over its micro-batches and over all
-    processes, so neither split can change it; a step whose gradient is not finite is skipped. If the training ends
-    early, the last finished iteration is in a checkpoint, unless the next one has already changed the policy.
+    ``experience(i)`` returns the optimizer steps of iteration i, each a list of micro-batches, and figures to log. A
+    generator of micro-batches is sent the loss of each before it yields the next. The gradient of a step is that of
+    (sum of totals) / (sum of counts) over micro-batches and processes, so neither split can change it; one that is not
+    finite is skipped. If the training ends early, a checkpoint has the last finished iteration.
 
     Raises:
         Interrupted: the user asked to stop.
@@ -111,7 +127,9 @@ def fit(
     learner = _Learner(model, optimizer, [*parameters.values()], objective, settings, recorder or NullRecorder())
     learner.saved = state.iteration
     with _stop_requests() as stop:
-        learner.begin(state)
+        state.restore(model, optimizer)
+        if state.iteration:  # the sample pictures that were due there may be missing
+            learner.recorder.sample(state.iteration, last=state.iteration == settings.iterations, resumed=True)
         while state.iteration < settings.iterations:
             with learner.rescuing(state):
                 row = learner.iteration(experience, state)
@@ -121,10 +139,24 @@ def fit(
                 learner.recorder.sample(state.iteration, last=last)
                 stopping = any(GROUP.gather(stop())) and not last
             if last or stopping or state.iteration % settings.checkpoint_every == 0:
-                learner.checkpoint(state)
+                with GROUP.together():  # all processes learn whether it was saved
+                    learner.save(state)
             if stopping:
                 raise Interrupted(f"stopped after iteration {state.iteration} of {settings.iterations}")
     return state
+
+
+def make_optimizer(
+    name: str, parameters: Iterable[nn.Parameter], lr: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    """``adamw`` is PyTorch's; ``adamw8bit`` that of bitsandbytes, with the moments of large parameters in 8 bits."""
+    if name == "adamw":
+        return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
+    try:
+        from bitsandbytes.optim import AdamW8bit  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise MissingDependency("bitsandbytes", extra="int8") from error
+    return AdamW8bit(parameters, lr=lr, weight_decay=weight_decay)
 
 
 @dataclass
@@ -139,22 +171,11 @@ class _Learner:
     recorder: Recorder
     saved: int = 0
 
-    def checkpoint(self, state: TrainState) -> None:
-        """Save the state; all processes learn whether that worked."""
-        with GROUP.together():
-            self._save(state)
-
-    def _save(self, state: TrainState) -> None:
+    def save(self, state: TrainState) -> None:
+        """Save a checkpoint."""
         self.saved = state.iteration
         state.capture(self.model, self.optimizer)
         self.recorder.checkpoint(state.iteration, state)
-
-    def begin(self, state: TrainState) -> None:
-        """Restore the state, and draw the sample pictures that were due there and are missing."""
-        state.restore(self.model, self.optimizer)
-        if state.iteration:
-            last = state.iteration == self.settings.iterations
-            self.recorder.sample(state.iteration, last=last, resumed=True)
 
     @contextmanager
     def rescuing(self, state: TrainState) -> Iterator[None]:
@@ -165,11 +186,11 @@ class _Learner:
         except Exception:
             if state.step == step and state.iteration > self.saved:
                 with suppress(Exception):
-                    self._save(state)
+                    self.save(state)
             raise
 
     def iteration(self, experience: Experience, state: TrainState) -> dict[str, float]:
-        """One rollout and its optimizer steps; advances ``state``'s counters and returns the row to log."""
+        """One rollout and its optimizer steps; advances the counters of ``state`` and returns the row to log."""
         started, meter, norm, skipped = time.perf_counter(), Meter(), 0.0, 0
         updates, figures = experience(state.iteration)
         collected = time.perf_counter()
@@ -177,19 +198,10 @@ class _Learner:
             if not self._gradients(micro_batches, meter, state):
                 skipped += 1
                 continue
-            norm = self._update(state.step)
-            state.step += 1
-            if self.settings.ema_decay and state.step % self.settings.ema_every == 0:
-                self.model.adapters.ema("policy", "policy_ema", _ema_decay(self.settings, state.step))
+            norm = self._update(state)
         state.iteration += 1
-        row = {
-            "iteration": state.iteration,
-            "step": state.step,
-            **figures,
-            **means(GROUP.gather(meter)),
-            "grad_norm": norm,
-            "skipped": skipped,
-        }
+        row = {"iteration": state.iteration, "step": state.step, **figures, **means(GROUP.gather(meter))}
+        row |= {"grad_norm": norm, "skipped": skipped}
         return row | {"seconds_collect": collected - started, "seconds_learn": time.perf_counter() - collected}
 
     def _counted(self, updates: Iterable[MicroBatches], state: TrainState) -> Iterator[MicroBatches]:
@@ -205,10 +217,7 @@ class _Learner:
             )
 
     def _gradients(self, micro_batches: MicroBatches, meter: Meter, state: TrainState) -> bool:
-        """Accumulate d(sum of totals) / (sum of counts) into ``.grad`` over micro-batches and processes.
-
-        A process without a row in this optimizer step takes part in the sums with nothing. False: they are not finite.
-        """
+        """Accumulate d(sum of totals) / (sum of counts) into ``.grad``; false if there is nothing finite to learn."""
         count, guard, accepted = 0, Guard(self.parameters), Meter()
         with self.model.adapters.use("policy"):
             batches, loss = iter(micro_batches), None
@@ -219,19 +228,19 @@ class _Learner:
                 if guard.passes(loss, batch):
                     accepted.add(loss)
         counts, faults = zip(*GROUP.gather((count, guard.fault)), strict=True)
-        fault = next(filter(None, faults), None)
-        if fault is None and sum(counts):
-            self._sum(sum(counts), learned=count > 0)
+        fault, total = next(filter(None, faults), None), sum(counts)
+        if fault is None and total:
+            self._sum(total, learned=count > 0)
             if not finite([p.grad for p in self.parameters if p.grad is not None]):
                 fault = Fault("gradient")
-        if fault is not None or not sum(counts):
+        if fault is not None or not total:
             self.optimizer.zero_grad(set_to_none=True)
         state.skipped = 0 if fault is None else state.skipped + 1
         if fault is not None:
             self._skip(fault, guard, state)
             return False
         meter.merge(accepted)
-        return sum(counts) > 0
+        return total > 0
 
     def _skip(self, fault: Fault, guard: Guard, state: TrainState) -> None:
         """Report an optimizer step that is not taken; too many in a row end the training."""
@@ -251,23 +260,25 @@ class _Learner:
 
     def _sum(self, count: int, *, learned: bool) -> None:
         """All-reduce the gradients as one flat tensor and divide by ``count``."""
-        if learned and any(parameter.grad is None for parameter in self.parameters):
-            raise RuntimeError(
-                "a policy parameter got no gradient: an adapter was switched between forward and backward"
-            )
+        if learned and any(p.grad is None for p in self.parameters):
+            raise RuntimeError("a policy parameter got no gradient: was an adapter switched before backward?")
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
         flat = GROUP.sum(torch.cat([gradient.flatten() for gradient in gradients])).div_(count)
         pieces = flat.split([parameter.numel() for parameter in self.parameters])
         for parameter, piece in zip(self.parameters, pieces, strict=True):
             parameter.grad = piece.view_as(parameter)
 
-    def _update(self, step: int) -> float:
-        """One clipped AdamW step; returns the gradient's norm before clipping."""
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.max_grad_norm)
+    def _update(self, state: TrainState) -> float:
+        """One clipped AdamW step and its EMA; returns the gradient's norm before clipping."""
+        settings, norm = self.settings, nn.utils.clip_grad_norm_(self.parameters, self.settings.max_grad_norm)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.lr * min(1.0, (step + 1) / (self.settings.warmup + 1))
+            group["lr"] = settings.lr * min(1.0, (state.step + 1) / (settings.warmup + 1))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        state.step += 1
+        if settings.ema_decay and state.step % settings.ema_every == 0:
+            decay = min((1 + state.step) / (10 + state.step), settings.ema_decay)  # Flow-GRPO's warm-up of the average
+            self.model.adapters.ema("policy", "policy_ema", decay)
         return float(norm)
 
 
@@ -277,11 +288,6 @@ def _after(batches: Iterator[StepBatch], loss: Loss | None) -> StepBatch | None:
         return batches.send(loss) if isinstance(batches, Generator) else next(batches)
     except StopIteration:
         return None
-
-
-def _ema_decay(settings: FitSettings, step: int) -> float:
-    """``min((1 + n) / (10 + n), decay)`` (Flow-GRPO's warm-up of the average)."""
-    return min((1 + step) / (10 + step), settings.ema_decay)
 
 
 @contextmanager

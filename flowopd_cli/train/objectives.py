@@ -43,8 +43,7 @@ def grpo(model: FlowModel, sampler: Sampler, *, clip: float, beta: float) -> Obj
         loss = losses.clipped_surrogate(new, old, _need(batch.advantage, "advantage"), clip)
         metrics = {"clip_fraction": losses.clip_fraction(new, old, clip).sum(), "policy_loss": loss.sum()}
         if beta:
-            base = _step(sampler, batch, batch.anchor_velocity, "anchor_velocity")
-            kl = losses.pathwise_kl(step, base)
+            kl = losses.pathwise_kl(step, _step(sampler, batch, batch.anchor_velocity, "anchor_velocity"))
             loss = loss + beta * kl
             metrics["kl_base"] = kl.sum()
         return _loss(loss, metrics)
@@ -76,7 +75,7 @@ def opd(model: FlowModel, sampler: Sampler, settings: OPDSettings) -> Objective:
             metrics["clip_fraction"] = losses.clip_fraction(new, old, settings.clip).sum()
         if settings.beta and (batch.anchor_velocity is not None or batch.anchor_weight is None):
             anchor = _step(sampler, batch, batch.anchor_velocity, "anchor_velocity")
-            penalty = losses.anchor_penalty(step, anchor, settings.beta)
+            penalty = settings.beta * losses.pathwise_kl(step, anchor)  # MAR (Flow-OPD, eq. 8)
             if batch.anchor_weight is not None:
                 penalty = batch.anchor_weight * penalty
             loss = loss + weight * penalty
@@ -103,14 +102,14 @@ def sft(model: FlowModel, guidance: float = 1.0) -> Objective:
 
 def _kl_parts(sampler: Sampler, batch: StepBatch, kl: Float[Tensor, " b"]) -> PartialMeans:
     """The KL to the teacher by task (``kl/<task>``) and by sampling step (``kl_step/<index>``)."""
-    told = [prompt.task for prompt in batch.prompts or ()]
-    tasks, steps = list(dict.fromkeys(told)), len(sampler.sigmas) - 1
+    labels = [prompt.task for prompt in batch.prompts or ()]
+    tasks, steps = list(dict.fromkeys(labels)), len(sampler.sigmas) - 1
     levels = sampler.sigmas[:-1].to(batch.sigma.device, torch.float32)
     index = (batch.sigma[:, None] - levels).abs().argmin(dim=1)
     rows = torch.stack([kl.detach().float(), torch.ones_like(kl, dtype=torch.float32)])
     table = rows.new_zeros(2, len(tasks) + steps).index_add(1, len(tasks) + index, rows)
-    if told:
-        table.index_add_(1, torch.tensor([tasks.index(task) for task in told], device=rows.device), rows)
+    if labels:
+        table.index_add_(1, torch.tensor([tasks.index(task) for task in labels], device=rows.device), rows)
     return PartialMeans((*(f"kl/{task}" for task in tasks), *(f"kl_step/{i}" for i in range(steps))), table)
 
 

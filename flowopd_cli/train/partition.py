@@ -19,8 +19,7 @@ Gather = Callable[[Any], list[Any]]
 class Partition:
     """This process's rows of a draw of ``total`` rows: ``rows (B,)`` are their positions in the draw.
 
-    ``gather(value)`` returns the values of all processes in order of rank; all of them have to call it. The number of
-    processes changes no result.
+    The collective ``gather(value)`` returns the values of all processes by rank; their number changes no result.
     """
 
     rows: Int[Tensor, " B"]
@@ -44,11 +43,6 @@ class Partition:
         order = torch.cat([part[0] for part in parts]).argsort()
         results = RewardResult.cat([RewardResult(total, columns, valid) for _, _, total, valid, columns in parts])
         return results[order], torch.cat([part[1] for part in parts])[order]
-
-
-def deal_samples(total: int, updates: int, seed: int) -> tuple[Int[Tensor, " n"], ...]:
-    """The samples of each of at most ``updates`` optimizer steps: a permutation that depends on ``seed`` alone."""
-    return torch.randperm(total, generator=torch.Generator().manual_seed(seed)).chunk(updates)
 
 
 def assign_groups(group: Int[Tensor, " A"], deal: Sequence[Int[Tensor, " _"]], processes: int) -> list[int]:

@@ -12,9 +12,9 @@ from torch import Tensor
 from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.core.routing import route
 from flowopd_cli.core.sampler import Sampler
-from flowopd_cli.core.types import Conditioning, Rollout, StepBatch
+from flowopd_cli.core.types import Conditioning, Rollout, StepBatch, Trajectory
 from flowopd_cli.models.base import FlowModel
-from flowopd_cli.train.collect import Draw, Scorer, Teacher, join, rollout, with_images, with_rewards
+from flowopd_cli.train.collect import Draw, Scorer, Teacher, rollout, with_images, with_rewards
 from flowopd_cli.train.partition import Partition
 
 
@@ -37,44 +37,46 @@ def best_of_group(
     *,
     batch: int = 32,
 ) -> Rollout:
-    """Each task's teacher draws its prompts; of every group the picture that scores best (the first, unscored) stays.
+    """Each task's teacher draws its prompts; the best picture of every group stays, or the first without a ``score``.
 
-    Groups whose every score is invalid are left out. Of a shared draw the result is everybody's.
+    Groups without a valid score are left out. Of a shared draw every process gets the whole result.
     """
-    kept: list[Rollout] = []
+    parts: list[Rollout] = []
     for task, rows in route(draw.prompts, tuple(teachers)).items():
-        teacher = teachers[task]
-        chosen = rows.tolist()
-        part = Draw(tuple(draw.prompts[i] for i in chosen), draw.group[rows], tuple(draw.seeds[i] for i in chosen))
-        drawn = replace(sampler, guidance=teacher.guidance)
-        rolled = rollout(model, drawn, part, adapter=teacher.adapter, batch=batch, last=True)
+        teacher, indices = teachers[task], rows.tolist()
+        part = Draw(tuple(draw.prompts[i] for i in indices), draw.group[rows], tuple(draw.seeds[i] for i in indices))
+        guided = replace(sampler, guidance=teacher.guidance)
+        rolled = rollout(model, guided, part, adapter=teacher.adapter, batch=batch, last=True)
         if score is not None:
             rolled = with_rewards(with_images(model, rolled, batch=batch), score)
-        kept.append(_best_rows(rolled))
-    if not kept:
-        kept = [rollout(model, sampler, draw, batch=batch, last=True)]
-    prompts = tuple(prompt for part in kept for prompt in part.prompts)
-    cond = Conditioning.cat([part.cond for part in kept])
-    own = Rollout(prompts, torch.cat([k.group for k in kept]), cond, join([k.trajectory for k in kept]))
-    return own if draw.partition is None else _of_all(model, own, draw, draw.partition)
+        parts.append(_best_rows(rolled))
+    if not parts:
+        parts = [rollout(model, sampler, draw, batch=batch, last=True)]
+    local = Rollout(
+        tuple(prompt for part in parts for prompt in part.prompts),
+        torch.cat([part.group for part in parts]),
+        Conditioning.cat([part.cond for part in parts]),
+        Trajectory.cat([part.trajectory for part in parts]),
+    )
+    return local if draw.partition is None else _of_all(model, local, draw, draw.partition)
 
 
-def _of_all(model: FlowModel, own: Rollout, draw: Draw, partition: Partition) -> Rollout:
-    """The kept pictures of all processes, in the order in which one alone would have them: by task, then by group."""
+def _of_all(model: FlowModel, local: Rollout, draw: Draw, partition: Partition) -> Rollout:
+    """The best pictures of all processes, in the order of a single process: by task, then by group."""
     first: dict[str, int] = {}
     for place, prompt in zip(partition.rows.tolist(), draw.prompts, strict=True):
         first.setdefault(prompt.task, place)
-    latents = own.trajectory.latents
-    parts = partition.gather((first, own.prompts, own.group, latents.cpu()))
+    latents = local.trajectory.latents
+    parts = partition.gather((first, local.prompts, local.group, latents.cpu()))
     start = {task: min(part[0].get(task, partition.total) for part in parts) for part in parts for task in part[0]}
     prompts, group = [prompt for part in parts for prompt in part[1]], torch.cat([part[2] for part in parts])
     order = sorted(range(len(prompts)), key=lambda i: (start[prompts[i].task], int(group[i])))
     if not order:
-        return own
+        return local
     pictures = torch.cat([part[3] for part in parts])[order].to(latents.device)
-    kept = tuple(prompts[i] for i in order)
-    trajectory = replace(own.trajectory, latents=pictures)
-    return Rollout(kept, group[order], model.encode([prompt.text for prompt in kept]), trajectory)
+    best = tuple(prompts[i] for i in order)
+    trajectory = replace(local.trajectory, latents=pictures)
+    return Rollout(best, group[order], model.encode([prompt.text for prompt in best]), trajectory)
 
 
 def _best_rows(rolled: Rollout) -> Rollout:
@@ -85,9 +87,7 @@ def _best_rows(rolled: Rollout) -> Rollout:
         rows[value[rows].argmax()] for g in rolled.group.unique() if len(rows := (rolled.group == g).nonzero()[:, 0])
     ]
     rows = torch.tensor([int(row) for row in best if value[row] > -torch.inf], dtype=torch.long)
-    trajectory = replace(rolled.trajectory, latents=rolled.trajectory.latents[rows], log_probs=None)
-    prompts = tuple(rolled.prompts[i] for i in rows.tolist())
-    return Rollout(prompts, rolled.group[rows], rolled.cond[rows], trajectory)
+    return replace(rolled, images=None, rewards=None)[rows]
 
 
 @dataclass(frozen=True)
@@ -99,10 +99,11 @@ class Pictures:
     prompts: tuple[Prompt, ...]
 
     @staticmethod
-    def of(kept: Sequence[Rollout]) -> Pictures:
+    def of(rollouts: Sequence[Rollout]) -> Pictures:
         """The last latents of several rollouts, one after the other."""
-        latents, cond = torch.cat([k.trajectory.final for k in kept]), Conditioning.cat([k.cond for k in kept])
-        return Pictures(latents, cond, tuple(prompt for k in kept for prompt in k.prompts))
+        latents = torch.cat([r.trajectory.final for r in rollouts])
+        cond = Conditioning.cat([r.cond for r in rollouts])
+        return Pictures(latents, cond, tuple(prompt for r in rollouts for prompt in r.prompts))
 
 
 def sft_rows(data: Pictures, batch: int, *, seed: int, mean: float, std: float) -> StepBatch:
@@ -112,5 +113,5 @@ def sft_rows(data: Pictures, batch: int, *, seed: int, mean: float, std: float) 
     rows = torch.randint(len(latents), (batch,), generator=generator)
     sigma = torch.sigmoid(mean + std * torch.randn(batch, generator=generator)).to(latents.device)
     noise = torch.randn(batch, *latents.shape[1:], generator=generator).to(latents.device)
-    drawn = noised(latents[rows].float(), data.cond[rows], sigma, noise)
-    return replace(drawn, prompts=tuple(data.prompts[row] for row in rows.tolist()))
+    batch_rows = noised(latents[rows].float(), data.cond[rows], sigma, noise)
+    return replace(batch_rows, prompts=tuple(data.prompts[row] for row in rows.tolist()))

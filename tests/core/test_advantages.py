@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flowopd_cli.core.advantages import flat_groups, group_advantages, zero_variance_fraction
+from flowopd_cli.core.advantages import flat_groups, group_advantages
 
 REWARDS = torch.tensor([1.0, 3.0, 10.0, 20.0], dtype=torch.float64)
 GROUP = torch.tensor([7, 7, 2, 2])
@@ -60,14 +60,6 @@ def test_shifts_and_the_order_of_samples_change_nothing(values, shift, order):
     rows = torch.tensor(order)
     torch.testing.assert_close(group_advantages(reward[rows] + shift, group[rows], eps=0.01), got[rows])
     torch.testing.assert_close(got.view(2, 3).sum(dim=1), torch.zeros(2).double())
-
-
-def test_share_of_groups_without_spread():
-    reward = torch.tensor([1.0, 1.0, 0.0, 1.0, 5.0])
-    group = torch.tensor([0, 0, 1, 1, 2])
-    assert zero_variance_fraction(reward, group) == pytest.approx(2 / 3)
-    valid = torch.tensor([True, True, True, False, True])
-    assert zero_variance_fraction(reward, group, valid) == 1.0
 
 
 def test_flat_groups_are_named():

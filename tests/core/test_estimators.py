@@ -60,28 +60,6 @@ def test_the_sampled_log_ratio_has_the_true_gradient_in_expectation():
     assert expected_gradient(score) == pytest.approx(TRUE, rel=1e-9)
 
 
-def test_the_sampled_log_ratio_is_minus_the_kl_in_expectation():
-    policy, teacher = step(column(MEAN)), step(column(TEACHER))
-    ratio = sampled_log_ratio(teacher, policy, (MEAN + STD * NODES).view(-1, 1, 1, 1))
-    expected = float((ratio * WEIGHTS).sum() / math.sqrt(2 * math.pi))
-    assert expected == pytest.approx(-float(kl(policy, teacher)[0]), rel=1e-9)
-
-
-def test_the_closed_form_has_no_noise_and_the_sampled_one_has():
-    generator = torch.Generator().manual_seed(0)
-    drawn = MEAN + STD * torch.randn(len(NODES), 1, 1, 1, generator=generator, dtype=torch.float64)
-    gradients = {}
-    for name, loss in (
-        ("pathwise", lambda p: pathwise_kl(p, step(column(TEACHER)))),
-        ("score", lambda p: surrogate(p, drawn, sampled_log_ratio(step(column(TEACHER)), p, drawn))),
-    ):
-        mean = column(MEAN).requires_grad_()
-        loss(step(mean)).sum().backward()
-        gradients[name] = mean.grad.flatten()
-    assert float(gradients["pathwise"].std()) == pytest.approx(0, abs=1e-12)
-    assert float(gradients["score"].std()) > abs(TRUE)
-
-
 def cubature(mean, std):
     """Draws whose first three moments are the Gaussian's: ``mean ± std sqrt(D)`` along each of the D axes."""
     dims = mean.numel()

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from jaxtyping import TypeCheckError
 
 from flowopd_cli.core.losses import (
-    anchor_penalty,
     clip_fraction,
     clipped_surrogate,
     pathwise_kl,
@@ -81,10 +80,9 @@ def test_surrogate_makes_good_samples_likelier_and_bad_ones_less_likely(advantag
     assert (gained * advantage > 0).all()
 
 
-@pytest.mark.parametrize("loss", [pathwise_kl, lambda p, q: anchor_penalty(p, q, 0.02)])
-def test_pathwise_losses_pull_the_policy_towards_their_target(loss):
+def test_the_pathwise_kl_pulls_the_policy_towards_its_target():
     mean, target = randn(0), step(randn(1))
-    after = descended(lambda m: loss(step(m), target), mean)
+    after = descended(lambda m: pathwise_kl(step(m), target), mean)
     assert (kl(step(after), target) < kl(step(mean), target)).all()
 
 
@@ -104,11 +102,6 @@ def test_pathwise_kl_has_the_gradient_of_its_formula():
     pathwise_kl(step(mean, 0.3), step(target, 0.3)).sum().backward()
     torch.testing.assert_close(mean.grad, ((mean - target) / (4 * 0.3**2)).detach())  # 4 dimensions a row
     assert target.grad is None
-
-
-def test_anchor_penalty_is_beta_times_the_kl():
-    policy, anchor = step(randn(0)), step(randn(1))
-    torch.testing.assert_close(anchor_penalty(policy, anchor, 0.02), 0.02 * kl(policy, anchor))
 
 
 def test_sampled_log_ratio_is_detached_and_positive_where_the_teacher_is_likelier():
@@ -187,8 +180,3 @@ def test_velocity_weights_turn_the_kl_into_velocity_matching(kernel):
     divergence = kl(kernel(ours, latents, sigma, sigma_next), kernel(theirs, latents, sigma, sigma_next))
     weighted = divergence * step_weights("velocity", sigma, sigma_next, kernel)
     torch.testing.assert_close(weighted, velocity_matching(ours, theirs))
-
-
-def test_kl_weights_are_one():
-    kernel, sigma, sigma_next = sd35()
-    assert step_weights("kl", sigma, sigma_next, kernel).tolist() == [1.0] * 9

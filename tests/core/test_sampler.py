@@ -54,11 +54,6 @@ def test_stochastic_steps_are_the_window_without_the_last_step(steps, window, ex
     assert sampler(steps, window=window).stochastic.nonzero().flatten().tolist() == expected
 
 
-def test_an_ode_draws_no_noise():
-    assert not sampler(kernel="ode").stochastic.any()
-    assert rolled(sampler(kernel="ode")).log_probs is None
-
-
 @pytest.mark.parametrize("kernel", ["flow_sde", "cps", "ode"])
 @pytest.mark.parametrize("steps", [1, 2, 10])
 def test_schedules_of_any_length_end_in_finite_latents(kernel, steps):
@@ -85,10 +80,6 @@ def test_steps_outside_the_window_are_those_of_the_ode():
     assert (windowed.log_probs != 0).any(dim=0).tolist() == [False, False, True, False]
 
 
-def test_guidance_reaches_the_velocity():
-    assert not torch.equal(rolled(sampler(guidance=1.0)).final, rolled(sampler(guidance=4.5)).final)
-
-
 def test_noise_of_a_row_does_not_depend_on_its_batch():
     alone = SeededNoise((2,), SHAPE)
     assert torch.equal(NOISE.initial()[1], alone.initial()[0])
@@ -102,19 +93,6 @@ def test_noise_differs_between_steps_seeds_and_the_start():
     assert len(torch.unique(flat, dim=0)) == 9
 
 
-def test_noise_is_standard_normal():
-    noise = SeededNoise(tuple(range(200)), (4, 8, 8)).initial()
-    assert float(noise.mean()) == pytest.approx(0, abs=0.01)
-    assert float(noise.std()) == pytest.approx(1, abs=0.01)
-
-
-def test_global_random_state_plays_no_part():
-    torch.manual_seed(0)
-    first = rolled(sampler())
-    torch.manual_seed(1)
-    assert torch.equal(first.latents, rolled(sampler()).latents)
-
-
 @pytest.mark.parametrize("kernel", ["flow_sde", "cps"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_replaying_stored_states_gives_exactly_the_same_log_probs(kernel, dtype):
@@ -125,31 +103,11 @@ def test_replaying_stored_states_gives_exactly_the_same_log_probs(kernel, dtype)
         assert torch.equal(replayed(chosen, trajectory, t), trajectory.log_probs[:, t])
 
 
-def test_the_last_state_may_be_kept_alone():
-    whole, last = rolled(sampler()), rolled(sampler(), keep="last")
-    assert last.latents.shape == (3, 1, *SHAPE)
-    assert torch.equal(last.final, whole.final)
-    assert last.sigmas.tolist() == [0.0]
-    assert last.log_probs is None
-
-
-def test_a_rollout_builds_no_graph():
-    weight = torch.ones((), requires_grad=True)
-    trajectory = sampler().rollout(lambda *args, **kw: weight * velocity(*args, **kw), NOISE.initial(), COND, NOISE)
-    assert not trajectory.latents.requires_grad
-
-
 @given(st.integers(1, 4), st.integers(0, 5), st.integers(0, 5), st.integers(0, 2**40))
 def test_a_window_starts_within_its_range(size, low, spread, seed):
     start, stop = draw_window(size, low, low + spread, seed)
     assert low <= start <= low + spread
     assert stop - start == size
-
-
-def test_windows_are_a_function_of_the_seed_and_reach_every_start():
-    windows = [draw_window(2, 0, 3, seed) for seed in range(60)]
-    assert windows == [draw_window(2, 0, 3, seed) for seed in range(60)]
-    assert {start for start, _ in windows} == {0, 1, 2, 3}
 
 
 TRAINED = tuple(range(9))

@@ -99,8 +99,8 @@ def test_trained_steps(sampling, expected):
 def test_trained_steps_are_those_that_collection_trains(kernel, eta, steps, window):
     torch = pytest.importorskip("torch")
     from flowopd_cli.core.sampler import Sampler
+    from flowopd_cli.core.sampler import trained_steps as learned_steps
     from flowopd_cli.core.steps import make_kernel
-    from flowopd_cli.train import collect
 
     if window == "late":
         window = {"size": 2, "start_min": steps - 2, "start_max": steps - 2}
@@ -109,7 +109,7 @@ def test_trained_steps_are_those_that_collection_trains(kernel, eta, steps, wind
     start = 0 if window is None else window.get("start_min", 0)
     range_ = None if window is None else (start, start + window["size"])
     sampler = Sampler(sigmas, make_kernel(kernel, eta, sigmas), 1.0, range_)
-    assert trained_steps(sampling) == len(collect.trained_steps(sampler).steps)
+    assert trained_steps(sampling) == len(learned_steps(sampler).steps)
 
 
 @pytest.mark.parametrize(

@@ -102,14 +102,6 @@ def test_a_reward_that_draws_from_global_generators_scores_the_same_after_a_resu
     assert len({row["reward"] for row in RunDir(paths[0]).rows()}) == 5
 
 
-@pytest.mark.parametrize("stage", ["teacher", "distill", "coldstart"])
-def test_the_state_of_global_generators_has_no_say(forks, whole, tmp_path, stage):
-    seeds = "import random, numpy, torch\nrandom.seed(5)\nnumpy.random.seed(6)\ntorch.manual_seed(7)\n"
-    ended = forks.run(*whole.commands[stage], "--out", tmp_path / "r", before=seeds)
-    assert ended.code == 0, ended.err
-    toyruns.check_same_end(tmp_path / "r", whole.paths[stage])
-
-
 @pytest.mark.parametrize("stage", ["teacher", "distill"])
 @pytest.mark.parametrize("count", [1, pytest.param(5, marks=pytest.mark.slow)])
 def test_two_processes_of_which_one_is_killed_come_to_the_same_end(forks, whole, tmp_path, stage, count):

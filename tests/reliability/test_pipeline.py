@@ -195,22 +195,6 @@ def test_another_shelf_has_its_own_tasks_and_anchor(tmp_path):
     assert [word for word in checked if "=" in word] == ["geneval=base", "ocr=base", "pickscore=base"]
 
 
-def test_a_star_in_a_setting_is_no_file(tmp_path):
-    lines = SCRIPT.read_text()
-    function = lines[lines.index("flags() {") :].partition("\n}\n")[0] + "\n}\n"
-    (tmp_path / "a.b=1").touch()
-    done = subprocess.run(
-        ["bash", "-c", f"{function}flags --set 'a.b=* c=2'; echo *"], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert done.stdout == "--set\na.b=*\n--set\nc=2\na.b=1\n"
-
-
-@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
-def test_shellcheck_has_nothing_to_say():
-    done = subprocess.run(["shellcheck", SCRIPT], capture_output=True, text=True, check=False)
-    assert done.stdout == ""
-
-
 def test_an_unknown_start_is_refused_before_any_stage(tmp_path):
     given = {**os.environ, "START": "nothing", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     done = subprocess.run(["bash", SCRIPT], env=given, capture_output=True, text=True, check=False)

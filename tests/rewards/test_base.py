@@ -174,7 +174,7 @@ def test_an_invalid_picture_leaves_its_group_and_is_never_zero(model):
     alone = group_advantages(totals[kept], draw.group[kept], std="group", clip=9.0)
     assert torch.allclose(advantages[kept], alone)
     assert advantages[2] == 0
-    figures = collect.reward_figures(scored)
+    figures = collect.reward_figures(collect.scores_of_all(scored))
     assert figures["reward"] == pytest.approx(float(totals[kept].mean()))
     assert figures["invalid"] == pytest.approx(1 / 6)
 

@@ -14,9 +14,6 @@ from typer.testing import CliRunner
 
 from flowopd_cli import recipe as recipes
 from flowopd_cli.cli.app import app
-from flowopd_cli.runs.run import RunDir
-from flowopd_cli.stages import merge
-from flowopd_cli.system.progress import Silent
 
 SHELF = Path(__file__).resolve().parents[2] / "recipes"
 NAMES = sorted(str(path.relative_to(SHELF).with_suffix("")) for path in SHELF.glob("sd35m/*.yaml"))
@@ -102,17 +99,6 @@ def shrunk(tree, folder, pipeline):
     if tree["stage"] == "coldstart":
         tree["sft"] |= {"samples": 4, "batch": 4}
     return tree
-
-
-def test_the_merge_of_a_tiny_one(tmp_path, pipeline_folder):
-    copies.prepare(tmp_path, pipeline_folder)
-    tree = tree_of("sd35m/merge")
-    tree["adapters"] = [str(tmp_path / name) for name in ("one", "two", "start", "one")]
-    built = recipes.build(tree)
-    run = RunDir.create(tmp_path / "run", "merge")
-    run.start(built)
-    merge.run(built, run, Silent())
-    assert run.adapter_dir.is_dir()
 
 
 def _row(text, name):

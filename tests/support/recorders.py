@@ -1,6 +1,6 @@
 """A recorder of which a test replaces some methods."""
 
-from flowopd_cli.train.loop import NullRecorder
+from flowopd_cli.train.recorder import NullRecorder
 
 
 class Recorder(NullRecorder):

@@ -12,7 +12,7 @@ from flowopd_cli.core.steps import make_kernel
 from flowopd_cli.models.loading import LoadOptions
 from flowopd_cli.models.sd3 import SD3Model
 from flowopd_cli.toy.pipeline import TOKENS, tokenizer
-from flowopd_cli.train import collect
+from flowopd_cli.train import collect, labels
 from flowopd_cli.train.collect import Draw
 
 TARGETS = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0")
@@ -144,8 +144,8 @@ def gradients(model: SD3Model, objective, micro_batches) -> dict[str, torch.Tens
 def labelled(model: SD3Model, sampler: Sampler, draw: Draw, teachers=None, *, batch: int = 64):
     """A rollout of the policy with velocities of its teachers (``other`` for all) and of its anchor (``third``)."""
     teachers = teachers or {task: collect.Teacher("other", 1.0) for task in "ab"}
-    rolled = collect.with_targets(model, sampler, collect.rollout(model, sampler, draw), teachers, batch=batch)
-    return collect.with_anchor(model, sampler, rolled, collect.Teacher("third", 1.0), batch=batch)
+    rolled = labels.with_targets(model, sampler, collect.rollout(model, sampler, draw), teachers, batch=batch)
+    return labels.with_anchor(model, sampler, rolled, collect.Teacher("third", 1.0), batch=batch)
 
 
 def experience_of(model, *, updates=1, micro=100, tasks="aabb", groups="0011"):

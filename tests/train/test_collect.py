@@ -5,12 +5,12 @@ import math
 
 import pytest
 import torch
-from support.tiny import load, make_draw, make_sampler
+from support.tiny import make_draw, make_sampler
 
-from flowopd_cli.core.sampler import SeededNoise
-from flowopd_cli.core.types import RewardResult
+from flowopd_cli.core.sampler import SeededNoise, trained_steps
+from flowopd_cli.core.types import RewardResult, Trajectory
 from flowopd_cli.errors import RoutingError
-from flowopd_cli.train import collect
+from flowopd_cli.train import collect, labels
 from flowopd_cli.train.collect import Teacher
 from flowopd_cli.train.partition import Partition
 
@@ -41,14 +41,6 @@ def rolled(trainee):
     return collect.rollout(trainee, make_sampler(trainee), make_draw())
 
 
-def test_a_rollout_keeps_its_draw_and_every_state(rolled):
-    draw = make_draw()
-    assert rolled.prompts == draw.prompts
-    assert torch.equal(rolled.group, draw.group)
-    assert rolled.trajectory.latents.shape == (4, STEPS + 1, 4, 4, 4)
-    assert not rolled.trajectory.latents.requires_grad
-
-
 @pytest.mark.parametrize("adapter", ["policy", "other", None])
 def test_a_rollout_follows_its_adapter_and_gives_the_bank_back(trainee, adapter):
     sampler, draw = make_sampler(trainee), make_draw()
@@ -74,24 +66,6 @@ def test_the_last_states_alone_are_those_of_the_whole(trainee, rolled):
     assert torch.equal(last.trajectory.final, rolled.trajectory.final)
 
 
-def test_trajectories_of_an_ode_are_joined_without_probabilities(trainee):
-    got = collect.rollout(trainee, make_sampler(trainee, kernel="ode"), make_draw(), batch=1)
-    assert got.trajectory.log_probs is None
-
-
-def test_pictures_are_decoded_in_batches(trainee, rolled):
-    images = collect.with_images(trainee, rolled, batch=3).images
-    assert images.shape == (4, 3, 8, 8)
-    torch.testing.assert_close(images, trainee.decode(rolled.trajectory.final), atol=1e-5, rtol=1e-5)
-
-
-def test_rewards_need_pictures_and_advantages_need_rewards(rolled):
-    with pytest.raises(ValueError, match="rewards need images"):
-        collect.with_rewards(rolled, brightness)
-    with pytest.raises(ValueError, match="advantages need rewards"):
-        collect.with_advantages(rolled, std="group", clip=5.0)
-
-
 def test_rewards_and_advantages_are_labels_of_the_rollout(trainee, rolled):
     labelled = collect.with_rewards(collect.with_images(trainee, rolled), brightness)
     labelled = collect.with_advantages(labelled, std="group", clip=5.0)
@@ -110,16 +84,19 @@ def test_invalid_rewards_get_no_advantage(trainee, rolled):
 
 def test_reward_figures_are_means_over_valid_scores(trainee, rolled):
     score = scored([1.0, 3.0, torch.nan, 8.0], [True, True, False, True])
-    figures = collect.reward_figures(collect.with_rewards(collect.with_images(trainee, rolled), score))
+    figures = collect.reward_figures(
+        collect.scores_of_all(collect.with_rewards(collect.with_images(trainee, rolled), score))
+    )
     assert figures["reward"] == figures["reward/given"] == pytest.approx(4.0)
     assert figures["reward_std"] == pytest.approx((26 / 3) ** 0.5)  # of 1, 3 and 8
     assert (figures["invalid"], figures["flat_groups"]) == (0.25, 0.5)
-    assert collect.reward_figures(rolled) == {}
 
 
 def test_without_a_valid_score_there_is_no_mean(trainee, rolled):
     score = scored([1.0, 3.0, 2.0, 8.0], [False] * 4)
-    figures = collect.reward_figures(collect.with_rewards(collect.with_images(trainee, rolled), score))
+    figures = collect.reward_figures(
+        collect.scores_of_all(collect.with_rewards(collect.with_images(trainee, rolled), score))
+    )
     assert math.isnan(figures["reward"])
     assert figures["invalid"] == 1.0
 
@@ -136,14 +113,12 @@ def test_without_a_valid_score_there_is_no_mean(trainee, rolled):
     ],
 )
 def test_stochastic_steps_teach_or_all_but_the_last(trainee, kernel, steps, window, expected):
-    assert collect.trained_steps(make_sampler(trainee, steps=steps, kernel=kernel, window=window)).steps == tuple(
-        expected
-    )
+    assert trained_steps(make_sampler(trainee, steps=steps, kernel=kernel, window=window)).steps == tuple(expected)
 
 
 @pytest.mark.parametrize("batch", [2, 32])
 def test_each_prompt_is_labelled_by_its_own_teacher_at_the_policys_latents(trainee, rolled, batch):
-    target = collect.with_targets(trainee, make_sampler(trainee), rolled, TEACHERS, batch=batch).target_velocity
+    target = labels.with_targets(trainee, make_sampler(trainee), rolled, TEACHERS, batch=batch).target_velocity
     for row, prompt in enumerate(rolled.prompts):
         teacher = TEACHERS[prompt.task]
         for t in range(STEPS - 1):
@@ -158,23 +133,16 @@ def test_each_prompt_is_labelled_by_its_own_teacher_at_the_policys_latents(train
 
 def test_the_anchor_labels_every_prompt(trainee, rolled):
     sampler = make_sampler(trainee)
-    anchored = collect.with_anchor(trainee, sampler, rolled, Teacher("third", 1.0)).anchor_velocity
+    anchored = labels.with_anchor(trainee, sampler, rolled, Teacher("third", 1.0)).anchor_velocity
     same = {task: Teacher("third", 1.0) for task in "ab"}
     torch.testing.assert_close(
-        anchored, collect.with_targets(trainee, sampler, rolled, same).target_velocity, atol=1e-5, rtol=1e-5
+        anchored, labels.with_targets(trainee, sampler, rolled, same).target_velocity, atol=1e-5, rtol=1e-5
     )
 
 
 def test_a_prompt_without_a_teacher_is_refused(trainee, rolled):
     with pytest.raises(RoutingError, match="no teacher for task 'b'"):
-        collect.with_targets(trainee, make_sampler(trainee), rolled, {"a": TEACHERS["a"]})
-
-
-def test_teachers_label_without_the_policy_being_touched(trainee, rolled):
-    before = trainee.adapters.digest("policy")
-    collect.with_targets(trainee, make_sampler(trainee), rolled, TEACHERS)
-    assert trainee.adapters.digest("policy") == before
-    assert trainee.adapters.active is None
+        labels.with_targets(trainee, make_sampler(trainee), rolled, {"a": TEACHERS["a"]})
 
 
 @pytest.mark.parametrize(("updates", "micro"), [(1, 100), (1, 5), (2, 4), (4, 1), (3, 2)])
@@ -203,7 +171,7 @@ def test_optimizer_steps_are_a_function_of_the_seed(trainee, rolled):
 
 
 def test_rows_carry_the_labels_of_their_sample_and_step(trainee, rolled):
-    marked = collect.with_targets(trainee, make_sampler(trainee), rolled, TEACHERS)
+    marked = labels.with_targets(trainee, make_sampler(trainee), rolled, TEACHERS)
     b, t = torch.tensor([2, 0]), torch.tensor([1, 2])
     batch, states = collect.rows_of(marked, b, t), rolled.trajectory
     for row, (i, j) in enumerate(((2, 1), (0, 2))):
@@ -216,14 +184,6 @@ def test_rows_carry_the_labels_of_their_sample_and_step(trainee, rolled):
     assert batch.advantage is batch.anchor_velocity is None
 
 
-def test_stored_half_precision_states_are_worked_in_float32(pipeline_folder):
-    model = load(pipeline_folder, dtype="bfloat16")
-    model.adapters.add("policy", 2, 2.0, seed=0, trainable=True)
-    got = collect.rollout(model, make_sampler(model), make_draw())
-    batch = collect.rows_of(got, torch.tensor([0]), torch.tensor([1]))
-    assert batch.latents.dtype == batch.sigma.dtype == torch.float32
-
-
 @pytest.mark.parametrize("kernel", ["flow_sde", "ode"])
 @pytest.mark.parametrize("last", [False, True])
 def test_a_process_without_a_group_takes_part_with_no_row(trainee, kernel, last):
@@ -233,11 +193,11 @@ def test_a_process_without_a_group_takes_part_with_no_row(trainee, kernel, last)
     assert none.trajectory.latents.shape == (0, *one.trajectory.latents.shape[1:])
     assert (none.trajectory.log_probs is None) == (one.trajectory.log_probs is None)
     assert torch.equal(none.trajectory.sigmas, one.trajectory.sigmas)
-    assert torch.equal(collect.join([one.trajectory, none.trajectory]).latents, one.trajectory.latents)
+    assert torch.equal(Trajectory.cat([one.trajectory, none.trajectory]).latents, one.trajectory.latents)
     if last:
         return
-    labelled = collect.with_anchor(trainee, sampler, none, Teacher("third", 1.0))
-    labelled = collect.with_targets(trainee, sampler, labelled, TEACHERS)
+    labelled = labels.with_anchor(trainee, sampler, none, Teacher("third", 1.0))
+    labelled = labels.with_targets(trainee, sampler, labelled, TEACHERS)
     assert len(collect.with_images(trainee, labelled).images) == len(labelled.target_velocity) == 0
     partition = Partition(torch.zeros(0, dtype=torch.long), 4, lambda value: [value])
     steps = list(collect.step_batches(labelled, sampler, updates=2, micro=3, seed=0, partition=partition))
@@ -249,8 +209,8 @@ def test_scores_are_gathered_once_for_figures_and_advantages(trainee, rolled):
     partition = Partition(torch.arange(4), 4, lambda value: asked.append(value) or [value])
     marked = collect.with_rewards(collect.with_images(trainee, rolled), brightness)
     scores = collect.scores_of_all(marked, partition)
-    figures = collect.figures(scores)
+    figures = collect.reward_figures(scores)
     got = collect.with_advantages(marked, std="group", clip=5.0, partition=partition, scores=scores)
     assert len(asked) == 1
     assert torch.equal(got.advantages, collect.with_advantages(marked, std="group", clip=5.0).advantages)
-    assert figures == collect.reward_figures(marked)
+    assert figures == collect.reward_figures(collect.scores_of_all(marked))

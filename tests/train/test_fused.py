@@ -8,11 +8,10 @@ from support.copies import DoubleModel
 from support.recorders import Recorder
 from support.tiny import TEXTS, add_adapters, gradients, make_draw, make_sampler
 
-from flowopd_cli.core.sampler import SeededNoise, TrainedSteps, choose_trained_steps
+from flowopd_cli.core.sampler import SeededNoise, TrainedSteps, choose_trained_steps, trained_steps
 from flowopd_cli.core.types import Loss
-from flowopd_cli.errors import RoutingError
 from flowopd_cli.models.loading import LoadOptions
-from flowopd_cli.train import collect, fused
+from flowopd_cli.train import collect, fused, labels
 from flowopd_cli.train.labels import Teacher
 from flowopd_cli.train.loop import FitSettings, fit
 from flowopd_cli.train.objectives import OPDSettings, opd
@@ -67,9 +66,9 @@ def fused_gradients(model, objective, batches):
 
 def replayed(model, sampler, objective, anchor, micro=5):
     draw = make_draw("abab", "0123")
-    rolled = collect.with_targets(model, sampler, collect.rollout(model, sampler, draw), TEACHERS)
+    rolled = labels.with_targets(model, sampler, collect.rollout(model, sampler, draw), TEACHERS)
     if anchor is not None:
-        rolled = collect.with_anchor(model, sampler, rolled, anchor)
+        rolled = labels.with_anchor(model, sampler, rolled, anchor)
     return gradients(model, objective, next(collect.step_batches(rolled, sampler, updates=1, micro=micro, seed=0)))
 
 
@@ -78,7 +77,7 @@ def naive(model, sampler, settings, anchor):
     draw = make_draw("abab", "0123")
     cond, total, objective = model.encode([p.text for p in draw.prompts]), 0.0, opd(model, sampler, settings)
     noise = SeededNoise(draw.seeds, model.latent_shape)
-    x, trained = noise.initial(), collect.trained_steps(sampler)
+    x, trained = noise.initial(), trained_steps(sampler)
     for t in trained.steps:
         sigma, sigma_next = sampler.levels(t, x)
 
@@ -187,7 +186,7 @@ def test_the_last_rollout_is_whole_whatever_teaches(trainee):
         rolled = collect.rollout(trainee, sampler, draw)
         end, seen = followed(trainee, sampler)
         torch.testing.assert_close(end.trajectory.final, rolled.trajectory.final, atol=1e-6, rtol=1e-6)
-        assert len(seen) == 2 * len(collect.trained_steps(sampler).steps)
+        assert len(seen) == 2 * len(trained_steps(sampler).steps)
 
 
 def test_a_window_and_chosen_lessons_give_the_gradients_of_replay(exact):
@@ -220,7 +219,7 @@ def test_thinned_steps_have_the_gradient_of_all_on_average(exact, options, choic
     whole = make_sampler(exact)
     objective = opd(exact, whole, OPDSettings(beta=3.0))
     expected = fused_gradients(exact, objective, passed(exact, whole, ANCHOR))[0]
-    candidates = collect.trained_steps(whole).steps
+    candidates = trained_steps(whole).steps
     drawn = [choose_trained_steps(candidates, seed, **options) for seed in range(400)]
     likelihoods = {trained: likelihood(trained, options) for trained in drawn}
     assert len(likelihoods) == choices
@@ -270,20 +269,6 @@ def test_a_step_without_a_lesson_costs_one_forward(trainee, counted):
     assert counted == [(4, False), (4, False), (4, True)]  # to step 1, its teacher, its lesson; then it stops
 
 
-def test_teachers_and_base_are_left_alone(trainee):
-    frozen = ("other", "third", None)
-    before = [trainee.adapters.digest(name) for name in frozen]
-    sampler = make_sampler(trainee)
-    fused_gradients(trainee, opd(trainee, sampler, OPDSettings(beta=0.3)), passed(trainee, sampler, ANCHOR))
-    assert [trainee.adapters.digest(name) for name in frozen] == before
-    assert trainee.adapters.active is None
-
-
-def test_a_prompt_without_a_teacher_is_refused(trainee):
-    with pytest.raises(RoutingError, match="no teacher for task 'c'"):
-        next(passed(trainee, make_sampler(trainee), ANCHOR, draw=make_draw("ac", "01")))
-
-
 def test_a_loss_without_the_velocity_is_an_error(trainee):
     batches = passed(trainee, make_sampler(trainee), ANCHOR)
     next(batches)
@@ -299,8 +284,8 @@ def trained(model, fuse, iterations=4):
         draw = make_draw("abab", "0123", first_seed=1000 * iteration)
         if fuse:
             return [passed(model, sampler, ANCHOR, draw=draw)], {}
-        rolled = collect.with_targets(model, sampler, collect.rollout(model, sampler, draw), TEACHERS)
-        rolled = collect.with_anchor(model, sampler, rolled, ANCHOR)
+        rolled = labels.with_targets(model, sampler, collect.rollout(model, sampler, draw), TEACHERS)
+        rolled = labels.with_anchor(model, sampler, rolled, ANCHOR)
         return collect.step_batches(rolled, sampler, updates=1, micro=5, seed=iteration), {}
 
     objective = opd(model, sampler, OPDSettings(beta=0.3))

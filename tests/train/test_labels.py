@@ -6,8 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.tiny import TEXTS
 
-from flowopd_cli.models import adapters
-from flowopd_cli.train.labels import MIXED_TOKENS, Teacher, parcels, row_cost, tokens_of, velocity_of
+from flowopd_cli.train.labels import MIXED_TOKENS, Teacher, parcels, row_cost, velocity_of
 
 NAMES = ["other", None, "third", "other", "policy", None]
 
@@ -65,15 +64,9 @@ def test_no_hook_stays_behind(trainee):
         velocity_of(trainee, [Teacher("nobody", 1.0), Teacher("other", 1.0)], x[:2], sigma[:2], cond[:2])
 
 
-def test_one_adapter_is_no_mixed_batch(trainee, monkeypatch):
-    monkeypatch.setattr(adapters, "_add_rows", None)
-    x, sigma, cond = point(trainee)
-    velocity_of(trainee, [Teacher("other", scale) for scale in (1.0, 2.0, 3.0, 1.0, 2.0, 1.0)], x, sigma, cond)
-
-
 def test_a_row_is_its_pictures_tokens_and_its_texts(trainee):
     x, _, cond = point(trainee)
-    assert tokens_of(x, cond) == 4 + cond.embeds.shape[1]  # 4 x 4 latents in 2 x 2 patches
+    assert row_cost(trainee, x, cond) == 4 + cond.embeds.shape[1]  # 4 x 4 latents in 2 x 2 patches
 
 
 A, B, GUIDED = Teacher("a", 1.0), Teacher("b", 1.0), Teacher("c", 2.0)
@@ -94,12 +87,6 @@ A, B, GUIDED = Teacher("a", 1.0), Teacher("b", 1.0), Teacher("c", 2.0)
 )
 def test_adapters_share_a_forward_while_it_is_small(teachers, tokens, batch, expected):
     assert [part.tolist() for part in parcels(teachers, tokens, batch)] == expected
-
-
-def test_guidance_that_the_network_takes_makes_no_halves():
-    guided = Teacher("d", 3.5)
-    assert len(parcels([A, GUIDED, guided], 682, 32)) == 2
-    assert [part.tolist() for part in parcels([A, GUIDED, guided], 682, 32, classifier_free=False)] == [[0, 1, 2]]
 
 
 @given(st.lists(st.sampled_from([A, B, GUIDED]), min_size=1, max_size=30), st.integers(1, 999), st.integers(1, 9))

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import threading
 
 import pytest
 import torch
@@ -120,13 +119,6 @@ def test_a_resumed_run_is_bitwise_the_undisturbed_one(trainee, make_trainee, tmp
     assert other.adapters.digest("policy_ema") == trainee.adapters.digest("policy_ema")
 
 
-def test_a_finished_run_has_nothing_left_to_do(trainee):
-    state = run(trainee)
-    before = trainee.adapters.digest("policy")
-    run(trainee, state=state)
-    assert trainee.adapters.digest("policy") == before
-
-
 @pytest.mark.parametrize(("every", "decay"), [(1, 0.9), (1, 0.15), (2, 0.9), (1, 0.0)])
 def test_the_average_follows_its_formula(trainee, every, decay):
     expected, seen = trainee.adapters.state("policy"), []
@@ -227,14 +219,6 @@ def test_the_second_request_stops_at_once(trainee):
     with pytest.raises(KeyboardInterrupt):
         run(trainee, recorder=Recorder(row=twice))
     assert trainee.adapters.active is None
-
-
-def test_signals_are_left_alone_outside_the_main_thread(trainee):
-    done = []
-    worker = threading.Thread(target=lambda: done.append(run(trainee).iteration))
-    worker.start()
-    worker.join()
-    assert done == [3]
 
 
 def test_a_parameter_without_a_gradient_is_an_error(trainee):

@@ -9,7 +9,7 @@ import torch
 
 from flowopd_cli.errors import MissingDependency
 from flowopd_cli.train.checkpoint import TrainState
-from flowopd_cli.train.optimizers import make_optimizer
+from flowopd_cli.train.loop import make_optimizer
 
 
 def test_the_default_is_that_of_pytorch():

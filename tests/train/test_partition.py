@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from flowopd_cli.core.types import RewardResult
-from flowopd_cli.train.partition import Partition, assign_groups, deal_samples
+from flowopd_cli.train.collect import deal_samples
+from flowopd_cli.train.partition import Partition, assign_groups
 
 GROUP = torch.tensor([0, 0, 1, 1, 2, 2])
 ROWS = (torch.tensor([0, 1, 4, 5]), torch.tensor([2, 3]))

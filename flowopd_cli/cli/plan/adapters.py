@@ -71,7 +71,7 @@ def check_adapters(model: ModelSpec, refs: Mapping[str, str], adapters: Adapters
 
 
 def _local_folder(pretrained: str) -> Path | None:
-    path = str(registry.BASES.load(pretrained)()) if pretrained in registry.BASES.names() else pretrained
+    path = registry.base_source(pretrained)
     return Path(path) if is_dir(path) else None
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from flowopd_cli.errors import ArtifactError
-from flowopd_cli.registry import BASES, FAMILIES
+from flowopd_cli.registry import FAMILIES, base_source
 from flowopd_cli.system.json_files import read_json
 
 CLIP_L, CLIP_G, T5_XXL = 123_060_480, 694_659_840, 4_762_310_656  # parameters of text encoders
@@ -89,7 +89,7 @@ def known_shape(pretrained: str) -> Shape | None:
 
 def base_folder(pretrained: str) -> Path:
     """Where a base lies, if it is local: the folder behind a base alias such as ``toy``, or the path itself."""
-    return Path(str(BASES.load(pretrained)()) if pretrained in BASES.names() else pretrained)
+    return Path(base_source(pretrained))
 
 
 def _transformer_class(pretrained: str) -> str | None:

@@ -16,12 +16,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from flowopd_cli.core.routing import route
-from flowopd_cli.core.sampler import Sampler
+from flowopd_cli.core.sampler import Sampler, trained_steps
 from flowopd_cli.core.types import Conditioning, Rollout
 from flowopd_cli.models.base import Adapters, FlowModel
 from flowopd_cli.stages.bench.world import World
-from flowopd_cli.stages.training.fit import iteration_sampler
-from flowopd_cli.train import collect, objectives
+from flowopd_cli.stages.training.data import iteration_sampler
+from flowopd_cli.train import collect, labels, objectives
 from flowopd_cli.train.fused import FusedStep, micro_batches
 from flowopd_cli.train.labels import Teacher
 
@@ -67,9 +67,9 @@ def replay(world: World) -> Action:
     def run() -> None:
         sampler = iteration_sampler(model, world.recipe, next(iterations))
         rolled = collect.rollout(model, sampler, world.draw, batch=batch)
-        rolled = collect.with_targets(model, sampler, rolled, world.teachers, batch=batch)
+        rolled = labels.with_targets(model, sampler, rolled, world.teachers, batch=batch)
         if world.anchor is not None:
-            rolled = collect.with_anchor(model, sampler, rolled, world.anchor, batch=batch)
+            rolled = labels.with_anchor(model, sampler, rolled, world.anchor, batch=batch)
         _learn(world, model, objective, rolled, sampler)
 
     return run
@@ -103,7 +103,7 @@ def _labels(
     """One adapter's velocities at its rows of the trajectory, 0 elsewhere."""
     latents, sigmas = rolled.trajectory.latents, rolled.trajectory.sigmas.float().to(world.model.device)
     out = torch.zeros_like(latents[:, :-1])
-    pairs = torch.cartesian_prod(rows, torch.tensor(collect.trained_steps(world.sampler).steps))
+    pairs = torch.cartesian_prod(rows, torch.tensor(trained_steps(world.sampler).steps))
     with model.adapters.use(teacher.adapter):
         for b, t in (part.unbind(1) for part in pairs.split(world.batch)):
             out[b, t] = model.velocity(latents[b, t], sigmas[t], rolled.cond[b], guidance=teacher.guidance)

@@ -11,17 +11,17 @@ from torch import Tensor
 
 from flowopd_cli import registry
 from flowopd_cli.core.prompt import Prompt
-from flowopd_cli.core.sampler import Sampler
+from flowopd_cli.core.sampler import Sampler, trained_steps
 from flowopd_cli.core.types import Conditioning
 from flowopd_cli.errors import RecipeError
 from flowopd_cli.models.base import LoadedModel
 from flowopd_cli.models.files.families import named_shapes
 from flowopd_cli.models.random_weights import make_random
 from flowopd_cli.recipe import AnchorSpec, DistillRecipe, TeacherSpec
-from flowopd_cli.stages.training.data import make_drawer
-from flowopd_cli.stages.training.fit import make_sampler, opd_settings, save_memory
+from flowopd_cli.stages.training.data import make_drawer, make_sampler
+from flowopd_cli.stages.training.fit import opd_settings, save_memory
 from flowopd_cli.stages.training.model import load_model, load_options
-from flowopd_cli.train.collect import Draw, Teacher, trained_steps
+from flowopd_cli.train.collect import Draw, Teacher
 from flowopd_cli.train.objectives import OPDSettings
 
 

@@ -21,7 +21,7 @@ from flowopd_cli.rewards.pictures import is_whole_png, read_picture
 from flowopd_cli.runs.layout import DRAWN
 from flowopd_cli.runs.manifest import Parent
 from flowopd_cli.runs.run import RunDir
-from flowopd_cli.stages.drawing import grid, to_bytes
+from flowopd_cli.stages.drawing import side_by_side, to_bytes
 from flowopd_cli.stages.evaluation.requests import PictureRequest
 from flowopd_cli.system.files import atomic_write
 from flowopd_cli.system.json_files import read_json
@@ -32,20 +32,13 @@ Picture = UInt8[Tensor, "3 H W"]
 
 @dataclass(frozen=True)
 class PictureFolder:
-    """Pictures as PNG files under ``root``, each suite's in its own layout.
-
-    A ``foreign`` folder is another program's: it is never written to, and ``root`` may be the suite's folder itself.
-    """
+    """PNG files under ``root`` in the layout of each suite; a ``foreign`` folder of another program is only read."""
 
     root: Path
     foreign: bool = False
 
     def claim(self, settings: Mapping[str, Any], digests: Mapping[str, str]) -> None:
-        """Record settings and prompts of the pictures; pictures of others are never mixed in.
-
-        Raises:
-            ArtifactError: the folder has pictures of other settings or prompts.
-        """
+        """Record settings and prompts of the pictures; :class:`ArtifactError` if the folder has pictures of others."""
         path = self.root / DRAWN
         record = read_json(path, "record of pictures") if path.is_file() else {"settings": settings, "prompts": {}}
         if not isinstance(record.get("prompts"), dict):
@@ -62,10 +55,10 @@ class PictureFolder:
     def file(self, request: PictureRequest) -> Path | None:
         """The file of a picture, ``None`` if it is missing."""
         own = self.root / request.path
-        if own.is_file() or not self.foreign:
-            return own if own.is_file() else None
-        paths = (request.layout.find(folder, request.place) for folder in self._suite_folders(request))
-        return next((path for path in paths if path is not None), None)
+        if own.is_file():
+            return own
+        folders = self._suite_folders(request) if self.foreign else ()
+        return next(filter(None, (request.layout.find(folder, request.place) for folder in folders)), None)
 
     def find(self, request: PictureRequest) -> Path | None:
         """The file of a picture; one of ours that a crash left incomplete counts as missing."""
@@ -73,32 +66,26 @@ class PictureFolder:
         return path if path is None or self.foreign or is_whole_png(path) else None
 
     def check(self, requests: Sequence[PictureRequest]) -> None:
-        """Check that a foreign folder has every picture, and of the right prompts where it notes them.
-
-        Raises:
-            RecipeError: it does not.
-        """
-        missing = [request for request in requests if self.file(request) is None]
+        """Raise :class:`RecipeError` unless a foreign folder has every picture, of the prompt it notes."""
+        missing = [request.path for request in requests if self.file(request) is None]
+        source = f"--images {self.root}"
         if missing:
-            raise RecipeError(f"--images {self.root}: {len(missing)} of {len(requests)} pictures are missing, "
-                              f"the first is {missing[0].path}")  # fmt: skip
+            raise RecipeError(
+                f"{source}: {len(missing)} of {len(requests)} pictures are missing, the first is {missing[0]}"
+            )
         for request in requests:
             text = request.prompt.text
             notes = (request.layout.noted_prompt(path, request.place) for path in self._suite_folders(request))
-            note = next((note for note in notes if note), text)
+            note = next(filter(None, notes), text)
             if note != text:
-                raise RecipeError(f"--images {self.root}: {request.path} is of {note[:60]!r}, but the prompt is "
-                                  f"{text[:60]!r}: another prompt file, or another --base?")  # fmt: skip
+                clash = f"{request.path} is of {note[:60]!r}, but the prompt is {text[:60]!r}"
+                raise RecipeError(f"{source}: {clash}: another prompt file, or another --base?")
 
     def _suite_folders(self, request: PictureRequest) -> tuple[Path, ...]:
         return (self.root / request.home, *(self.root / name for name in request.aliases), self.root)
 
     def read(self, request: PictureRequest) -> Picture:
-        """A picture as RGB bytes.
-
-        Raises:
-            ArtifactError: it is missing or cannot be decoded.
-        """
+        """A picture as RGB bytes; :class:`ArtifactError` if it is missing or cannot be decoded."""
         path = self.file(request)
         if path is None:
             raise ArtifactError(f"{self.root}: no picture {request.path}")
@@ -108,11 +95,7 @@ class PictureFolder:
             raise ArtifactError(f"{error}{'' if self.foreign else '; delete it and resume'}") from error
 
     def prepare(self, requests: Sequence[PictureRequest]) -> None:
-        """Check the paths of pictures that will be written, and write what their layout notes for each prompt.
-
-        Raises:
-            ArtifactError: a layout gives a path outside the folder.
-        """
+        """Write what each layout notes for a prompt; :class:`ArtifactError` if a path leads out of the folder."""
         for request in requests:
             below(self.root, request.path)
             for name, text in request.layout.notes(request.prompt, request.place.position).items():
@@ -121,16 +104,15 @@ class PictureFolder:
                     atomic_write(note, text)
 
     def write(self, requests: Sequence[PictureRequest], images: Float[Tensor, "B 3 H W"]) -> list[Picture]:
-        """Write drawn images in [0, 1]; returns them as bytes. A resumed run redraws those that a power failure took.
+        """Write images in [0, 1] and return them as bytes; pixels that are not finite are an :class:`ArtifactError`.
 
-        Raises:
-            ArtifactError: an image has pixels that are not finite, which would turn black.
+        A resumed run redraws files that a power failure took.
         """
         for request, image in zip(requests, images, strict=True):
             if not bool(image.isfinite().all()):
                 raise ArtifactError(
                     f"prompt {request.prompt.id}, picture {request.place.index}: has pixels that are not finite: "
-                    "is the adapter sound? Half precision overflows: try --set model.dtype=float32"
+                    "is the adapter damaged? Half precision overflows: try --set model.dtype=float32"
                 )
         pictures = list(to_bytes(images))
         for request, picture in zip(requests, pictures, strict=True):
@@ -142,9 +124,8 @@ class PictureFolder:
 
 def picture_settings(recipe: EvalRecipe, parents: Sequence[Parent]) -> dict[str, Any]:
     """All that a picture depends on besides its prompt and number."""
-    spec = recipe.eval
     model = recipe.model.model_dump(mode="json", exclude={"device", "cache_prompts"})
-    sampling = {"steps": spec.steps, "guidance": spec.guidance, "seed": spec.seed}
+    sampling = recipe.eval.model_dump(mode="json", include={"steps", "guidance", "seed"})
     return {"model": model, "adapters": [parent.sha256 for parent in parents], **sampling}
 
 
@@ -156,4 +137,4 @@ def write_samples(run: RunDir, requests: Sequence[PictureRequest], folder: Pictu
     run.write_eval("prompts", json.dumps([request.prompt.text for request in chosen]))
     pictures = [folder.read(request) for request in chosen]
     if len({picture.shape for picture in pictures}) == 1:
-        run.write_image("eval", grid(torch.stack(pictures), count))
+        run.write_image("eval", side_by_side(pictures))

@@ -52,12 +52,7 @@ class Requests:
 
 
 def plan(suites: Sequence[Suite], groups: Sequence[SuiteGroup], spec: EvalSpec) -> Requests:
-    """The requests of the suites. The prompts of suites with one reader are read once.
-
-    Raises:
-        RecipeError: suites with one picture folder have different prompts.
-        FlowOPDError: prompts cannot be read.
-    """
+    """The requests of the suites; :class:`RecipeError` if suites with one picture folder have different prompts."""
     prompt_lists: dict[Callable[[str], list[Prompt]], list[Prompt]] = {}
     pictures: dict[Key, PictureRequest] = {}
     digests: dict[str, str] = {}
@@ -72,8 +67,7 @@ def plan(suites: Sequence[Suite], groups: Sequence[SuiteGroup], spec: EvalSpec) 
             for index in range(images):
                 place = Place(prompt, position, index, images)
                 request = PictureRequest(prompt, place, home, suite.layout, (suite.name,), suite.aliases)
-                earlier = pictures.get(request.key)
-                if earlier is not None:
+                if (earlier := pictures.get(request.key)) is not None:
                     request = replace(earlier, suites=(*earlier.suites, suite.name))
                 pictures[request.key] = request
     return Requests(tuple(suites), tuple(groups), tuple(pictures.values()), digests)

@@ -28,30 +28,20 @@ def summarize_all(
     requests: Requests, rows: Mapping[str, list[Row]], rewards: Mapping[str, Reward], recipe: EvalRecipe
 ) -> dict[str, Result]:
     """The result of every suite, then of every group."""
-    results = {
-        suite.name: summarize(suite, rows[suite.name], protocol(recipe, suite), rewards[suite.name])
-        for suite in requests.suites
-    }
+    results = {s.name: summarize(s, rows[s.name], protocol(recipe, s), rewards[s.name]) for s in requests.suites}
     return _with_groups(requests, results)
 
 
 def imported(requests: Requests, folder: Path) -> dict[str, Result]:
-    """The results that official scorers wrote under ``folder``.
-
-    Raises:
-        RecipeError: none of the suites finds such files.
-        ArtifactError: one of them is damaged.
-    """
+    """The results that official scorers wrote under ``folder``; :class:`RecipeError` if no suite finds any."""
     results: dict[str, Result] = {}
     missing: list[str] = []
     for suite in requests.suites:
         try:
             result = suite.imported(folder) if suite.imported is not None else None
+            results |= {} if result is None else {result["suite"]: result}
         except MissingScores as error:
             missing.append(str(error))
-            continue
-        if result is not None:
-            results[result["suite"]] = result
     if not results:
         names = ", ".join(suite.name for suite in requests.suites)
         reason = f": {missing[0]}" if missing else ""
@@ -62,11 +52,10 @@ def imported(requests: Requests, folder: Path) -> dict[str, Result]:
 def protocol(recipe: EvalRecipe, suite: Suite) -> dict[str, Any]:
     """How the pictures of a suite were drawn."""
     spec = recipe.eval
+    prompts = {"split": spec.split, "limit": spec.limit}
     if spec.pictures is not None:
-        return {"split": spec.split, "limit": spec.limit, "pictures": "drawn by another program"}
-    return {
-        "split": spec.split,
-        "limit": spec.limit,
+        return prompts | {"pictures": "drawn by another program"}
+    return prompts | {
         "steps": spec.steps,
         "guidance": spec.guidance,
         "images": spec.images or suite.images,
@@ -78,13 +67,14 @@ def protocol(recipe: EvalRecipe, suite: Suite) -> dict[str, Any]:
 
 def show_table(progress: Progress, results: Mapping[str, Result], title: str) -> None:
     """Show the headlines, one row a suite; ``~`` marks a figure that the reference scorer would not give."""
-    rows = [
-        (name, ("" if r.get("exact", True) else "~") + f"{r['mean']:.4f}", _error(r), r["n"], _published(r))
-        for name, r in results.items()
-    ]
+    rows = []
+    for name, r in results.items():
+        mean = ("" if r.get("exact", True) else "~") + f"{r['mean']:.4f}"
+        error = "" if r.get("stderr") is None else f"{r['stderr']:.4f}"
+        published = ", ".join(f"{model} {value:g}" for model, value in r.get("published", {}).items())
+        rows.append((name, mean, error, r["n"], published))
     columns = 5 if any(row[4] for row in rows) else 4
-    header = ("suite", "mean", "± s.e.", "images", "published")[:columns]
-    progress.table(title, header, [row[:columns] for row in rows])
+    progress.table(title, ("suite", "mean", "± s.e.", "images", "published")[:columns], [row[:columns] for row in rows])
 
 
 def _with_groups(requests: Requests, results: dict[str, Result]) -> dict[str, Result]:
@@ -95,11 +85,3 @@ def _with_groups(requests: Requests, results: dict[str, Result]) -> dict[str, Re
         if combined is not None:
             results = {**results, group.name: combined}
     return results
-
-
-def _error(result: Result) -> str:
-    return "" if result.get("stderr") is None else f"{result['stderr']:.4f}"
-
-
-def _published(result: Result) -> str:
-    return ", ".join(f"{model} {value:g}" for model, value in result.get("published", {}).items())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,7 @@ from flowopd_cli.system.text import suggest
 
 
 def plan_requests(recipe: EvalRecipe) -> Requests:
-    """Load the suites, read their prompts and plan every picture; checks all that needs no model and no reward.
-
-    Raises:
-        FlowOPDError: a suite, an option, a prompt file, a folder of pictures or of scores is unknown or missing.
-    """
+    """Load the suites, read their prompts and plan every picture; checks all that needs no model and no reward."""
     spec = recipe.eval
     suites, groups = _load_suites(recipe)
     for flag, folder in (("--images", spec.pictures), ("--import-scores", spec.import_scores)):
@@ -38,11 +34,7 @@ def plan_requests(recipe: EvalRecipe) -> Requests:
 
 
 def make_rewards(requests: Requests) -> dict[str, Reward]:
-    """The reward of each suite, made once for suites that share it; each checks the prompts of its suite.
-
-    Raises:
-        FlowOPDError: a reward cannot be made, or cannot score a prompt.
-    """
+    """The reward of each suite, made once for suites that share it; each checks the prompts of its suite."""
     made: list[tuple[Any, Reward]] = []
     rewards: dict[str, Reward] = {}
     for suite in requests.suites:
@@ -70,9 +62,15 @@ def _load_suites(recipe: EvalRecipe) -> tuple[tuple[Suite, ...], tuple[SuiteGrou
         if isinstance(loaded, SuiteGroup):
             groups.append(loaded)
         for suite in loaded.suites if isinstance(loaded, SuiteGroup) else (loaded,):
-            _check_file_names(suite.name, suite.picture_folder)
+            for file_name in (suite.name, suite.picture_folder):  # which must not lead out of the run
+                if not file_name.isprintable() or file_name.startswith(".") or set("/\\") & set(file_name):
+                    raise RecipeError(f"eval.suites: {file_name!r} cannot be the name of a file: leave out slashes")
             suites.setdefault(suite.name, suite)
-    _check_bars([*suites, *(group.name for group in groups)], spec.fail_under)
+    names = [*suites, *(group.name for group in groups)]
+    known = {*names, *(name.split("[")[0] for name in names)}
+    for name in spec.fail_under:
+        if name not in known:
+            raise RecipeError(f"--fail-under {name}: no such suite is run{suggest(name, sorted(known))}")
     return tuple(suites.values()), tuple(groups)
 
 
@@ -88,17 +86,3 @@ def _make_reward(suite: Suite) -> Reward:
     if not isinstance(suite.reward, NamedReward):
         return suite.reward()
     return make_reward(registry.REWARDS.load(suite.reward.name), suite.reward.name, suite.reward.options)
-
-
-def _check_bars(names: Sequence[str], bars: Mapping[str, float]) -> None:
-    known = {*names, *(name.split("[")[0] for name in names)}
-    for name in bars:
-        if name not in known:
-            raise RecipeError(f"--fail-under {name}: no such suite is run{suggest(name, sorted(known))}")
-
-
-def _check_file_names(*names: str) -> None:
-    """Suites name files and folders of the run: their names must not lead elsewhere."""
-    for name in names:
-        if not name.isprintable() or name.startswith(".") or set("/\\") & set(name):
-            raise RecipeError(f"eval.suites: {name!r} cannot be the name of a file: leave out slashes")

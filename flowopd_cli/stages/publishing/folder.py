@@ -14,6 +14,7 @@ from flowopd_cli import recipe as recipes
 from flowopd_cli.errors import ArtifactError, printable
 from flowopd_cli.models.files.pipelines import absent_parts, locate
 from flowopd_cli.recipe import PushRecipe
+from flowopd_cli.registry import base_source
 from flowopd_cli.rewards.pictures import read_picture
 from flowopd_cli.runs.adapter_ref import Adapter
 from flowopd_cli.runs.evaluations import MODEL, Evaluation, evaluations
@@ -21,7 +22,6 @@ from flowopd_cli.runs.manifest import Manifest
 from flowopd_cli.runs.run import RunDir
 from flowopd_cli.stages.publishing import card as cards
 from flowopd_cli.stages.publishing.licenses import inherited_license
-from flowopd_cli.stages.training.model import pretrained
 from flowopd_cli.system.json_files import json_lines, read_json_lines, read_json_value
 from flowopd_cli.system.redact import public_name, public_reference, public_text
 
@@ -45,7 +45,7 @@ def fill(recipe: PushRecipe, source: RunDir, run: RunDir, adapter: Adapter) -> N
         picture, gallery = pictures(scored.run, run.hub_dir)
     (run.hub_dir / source.recipe_file.name).write_text(public_recipe(trained), encoding="utf-8")
     spec = trained.model
-    base = locate(pretrained(spec), spec.revision)
+    base = locate(base_source(spec.pretrained), spec.revision)
     card = cards.Card(
         title=(push.repo or run.hub_dir.name).rsplit("/")[-1],
         manifest=public_manifest(source.manifest()),

@@ -1,22 +1,39 @@
-"""Prompts and rewards of a recipe, and the draw of an iteration."""
+"""Prompts, rewards and samplers of a recipe, and what an iteration draws."""
 
 from __future__ import annotations
 
+import hashlib
+import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from flowopd_cli import registry
 from flowopd_cli.core.prompt import Prompt
+from flowopd_cli.core.sampler import Sampler, choose_trained_steps, draw_window, trained_steps
+from flowopd_cli.core.steps import make_kernel
+from flowopd_cli.core.types import RewardResult
+from flowopd_cli.models.base import LoadedModel
 from flowopd_cli.prompts.load import load_prompts
 from flowopd_cli.prompts.sampler import GroupSampler
-from flowopd_cli.recipe import PromptSpec, RewardSpec, TrainSpec
+from flowopd_cli.recipe import (
+    AnchorSpec,
+    DistillRecipe,
+    PromptSpec,
+    RewardSpec,
+    SamplingSpec,
+    TeacherRecipe,
+    TrainSpec,
+)
 from flowopd_cli.rewards.base import RewardMix, Weighted
 from flowopd_cli.rewards.function import make_reward
 from flowopd_cli.system.distributed import GROUP
-from flowopd_cli.train.collect import Draw
-from flowopd_cli.train.partition import Partition, assign_groups, deal_samples
+from flowopd_cli.system.threads import Worker
+from flowopd_cli.train.collect import Draw, Scorer, deal_samples
+from flowopd_cli.train.partition import Partition, assign_groups
 
 
 def read_prompts(specs: Sequence[PromptSpec]) -> tuple[dict[str, list[Prompt]], dict[str, float]]:
@@ -46,16 +63,16 @@ class Drawer:
     processes: int = 1
 
     def __call__(self, iteration: int) -> Draw:
-        """This process's prompts, groups and seeds of one iteration."""
+        """This process's prompts, groups and seeds of one iteration, which also seeds all generators."""
+        seed_generators(self.sampler.seed, iteration)
         prompts, group, seeds = self.sampler.draw(iteration)
         if self.processes == 1:
             return Draw(prompts, torch.tensor(group), tuple(seeds))
-        mine = self._local_groups(iteration, group)
-        rows = [i for i, g in enumerate(group) if g in mine]
+        local = self._local_groups(iteration, group)
+        rows = [i for i, g in enumerate(group) if g in local]
         partition = Partition(torch.tensor(rows, dtype=torch.long), len(group), GROUP.gather)
-        return Draw(
-            tuple(prompts[i] for i in rows), torch.tensor(group)[rows], tuple(seeds[i] for i in rows), partition
-        )
+        local_prompts, local_seeds = tuple(prompts[i] for i in rows), tuple(seeds[i] for i in rows)
+        return Draw(local_prompts, torch.tensor(group)[rows], local_seeds, partition)
 
     def fresh(self, iteration: int, tried: Sequence[int], chosen: Sequence[int]) -> Draw:
         """Other prompts in place of this process's groups of ``chosen``, after those that took the place of ``tried``.
@@ -63,18 +80,16 @@ class Drawer:
         They keep the groups' numbers. A function of the seed, the iteration and these groups alone.
         """
         spares = self.sampler.spares(iteration, [*tried, *chosen])[len(tried) :]
-        mine = set(chosen) if self.processes == 1 else self._local_groups(iteration, self.sampler.draw(iteration)[1])
-        own = [(g, prompt, seeds) for g, (prompt, seeds) in zip(chosen, spares, strict=True) if g in mine]
-        prompts = tuple(prompt for _, prompt, seeds in own for _ in seeds)
-        group = torch.tensor([g for g, _, seeds in own for _ in seeds], dtype=torch.long)
-        return Draw(prompts, group, tuple(seed for _, _, seeds in own for seed in seeds))
+        local = set(chosen) if self.processes == 1 else self._local_groups(iteration, self.sampler.draw(iteration)[1])
+        rows = [(g, prompt, s) for g, (prompt, seeds) in zip(chosen, spares, strict=True) if g in local for s in seeds]
+        group = torch.tensor([g for g, _, _ in rows], dtype=torch.long)
+        return Draw(tuple(prompt for _, prompt, _ in rows), group, tuple(seed for _, _, seed in rows))
 
     def _local_groups(self, iteration: int, group: Sequence[int]) -> set[int]:
         """This process's groups, balanced over the optimizer steps that ``step_batches`` makes of the same seed."""
         deal = deal_samples(len(group), self.updates, self.sampler.seed + iteration)
-        return {
-            g for g, rank in enumerate(assign_groups(torch.tensor(group), deal, self.processes)) if rank == self.rank
-        }
+        ranks = assign_groups(torch.tensor(group), deal, self.processes)
+        return {g for g, rank in enumerate(ranks) if rank == self.rank}
 
 
 def make_drawer(specs: Sequence[PromptSpec], train: TrainSpec, seed: int) -> tuple[Drawer, dict[str, list[Prompt]]]:
@@ -85,13 +100,44 @@ def make_drawer(specs: Sequence[PromptSpec], train: TrainSpec, seed: int) -> tup
 
 
 def make_rewards(specs: Sequence[RewardSpec], prompts: Mapping[str, Sequence[Prompt]]) -> RewardMix:
-    """Build the rewards of a recipe, and let them refuse now any prompt that they could not score later.
-
-    Raises:
-        RewardError: a reward is unknown or does not take its options.
-        PromptError: a prompt lacks what its reward needs.
-    """
+    """The rewards of a recipe; :class:`PromptError` if a prompt lacks what its reward needs."""
     built = [make_reward(registry.REWARDS.load(spec.name), spec.name, spec.options) for spec in specs]
     mix = RewardMix([Weighted(reward, spec.weight, spec.task) for reward, spec in zip(built, specs, strict=True)])
     mix.check([prompt for group in prompts.values() for prompt in group])
     return mix
+
+
+def make_sampler(model: LoadedModel, spec: SamplingSpec, *, seed: int = 0) -> Sampler:
+    """The recipe's sampler; ``seed`` places its SDE window."""
+    sigmas = model.sigmas(spec.steps, spec.shift) if spec.shift else model.sigmas(spec.steps)
+    window = None
+    if spec.window is not None:
+        window = draw_window(spec.window.size, spec.window.start_min, spec.window.start_max, seed)
+    return Sampler(sigmas, make_kernel(spec.kernel, spec.eta, sigmas), spec.guidance, window)
+
+
+def iteration_sampler(model: LoadedModel, recipe: TeacherRecipe | DistillRecipe, iteration: int) -> Sampler:
+    """The sampler of one iteration: its window and trained steps depend on the seed and the iteration alone."""
+    seed = recipe.seed + iteration
+    sampler = make_sampler(model, recipe.sampling, seed=seed)
+    anchor = recipe.anchor if isinstance(recipe, DistillRecipe) else AnchorSpec()
+    chances = {"every": anchor.every, "probability": anchor.probability}
+    steps = recipe.train.steps_per_rollout
+    return replace(sampler, trained=choose_trained_steps(trained_steps(sampler).steps, seed, steps=steps, **chances))
+
+
+def in_background(score: Scorer) -> Worker[tuple[Tensor, Sequence[Prompt]], RewardResult]:
+    """Scores the pictures of one rollout in a thread: a reward is never called twice at once."""
+    return Worker(torch.no_grad()(lambda batch: score(*batch)))
+
+
+def seed_generators(seed: int, iteration: int) -> None:
+    """Give the generators of all libraries a state that depends on seed, iteration and process alone.
+
+    Nothing here draws from them; a reward of the user's own may, and then scores the same after a resume.
+    """
+    key = f"{seed}/{iteration}/{GROUP.rank}".encode()
+    number = int.from_bytes(hashlib.sha256(key).digest()[:4], "big")
+    random.seed(number)
+    np.random.seed(number)
+    torch.manual_seed(number)

@@ -19,30 +19,18 @@ from flowopd_cli.system.paths import cache_dir
 from flowopd_cli.train.collect import Teacher
 
 
-def pretrained(spec: ModelSpec) -> str:
-    """The folder or hub id behind a base alias such as ``toy``."""
-    return str(registry.BASES.load(spec.pretrained)()) if spec.pretrained in registry.BASES.names() else spec.pretrained
-
-
 def load_model(spec: ModelSpec, targets: Sequence[str]) -> LoadedModel:
-    """Load the base once, frozen.
-
-    Raises:
-        ArtifactError: it cannot be loaded, or has no latents at the recipe's resolution.
-    """
-    model = registry.MODELS.load(spec.family).load(pretrained(spec), load_options(spec, targets))
+    """Load the base, frozen; :class:`ArtifactError` if it has no latents at the recipe's resolution."""
+    model = registry.MODELS.load(spec.family).load(registry.base_source(spec.pretrained), load_options(spec, targets))
     _ = model.latent_shape
     return model
 
 
 def load_options(spec: ModelSpec, targets: Sequence[str]) -> LoadOptions:
     """The fields of a recipe's ``model`` section as the options of a family's ``load``."""
-    names = {option.name for option in fields(LoadOptions)} & spec.model_fields.keys()
-    return LoadOptions(
-        **{name: getattr(spec, name) for name in names},
-        targets=tuple(targets),
-        prompt_cache=cache_dir() / "embeddings" if spec.cache_prompts else None,
-    )
+    names = {option.name for option in fields(LoadOptions)} & ModelSpec.model_fields.keys()
+    cache = cache_dir() / "embeddings" if spec.cache_prompts else None
+    return LoadOptions(**{name: getattr(spec, name) for name in names}, targets=tuple(targets), prompt_cache=cache)
 
 
 def encode_ahead(model: LoadedModel, prompts: Mapping[str, Sequence[Prompt]]) -> None:
@@ -111,6 +99,6 @@ class Roles:
 
 
 def save_adapter(model: LoadedModel, run: RunDir, spec: ModelSpec, *, ema: bool, best: bool = False) -> None:
-    """Write the adapter as it stands (the EMA when there is one) in PEFT form; the first process alone does."""
+    """Write the policy, or its EMA if there is one, in PEFT form; only the first process writes."""
     name = "policy_ema" if ema else "policy"
     run.save_adapter(lambda folder: model.adapters.save(name, folder, spec.pretrained, model.fingerprint), best=best)

@@ -16,14 +16,13 @@ from flowopd_cli.system.json_files import plain
 from flowopd_cli.system.progress import Progress
 from flowopd_cli.system.text import suggest
 from flowopd_cli.train.checkpoint import TrainState
-from flowopd_cli.train.faults import Dump
-from flowopd_cli.train.guards import Fault
+from flowopd_cli.train.faults import Dump, Fault
 from flowopd_cli.train.health import HealthMonitor
 
 
 @dataclass
 class RunRecorder:
-    """The :class:`~flowopd_cli.train.loop.Recorder` that writes metrics, checkpoints and samples to a run directory.
+    """The :class:`~flowopd_cli.train.recorder.Recorder` that writes to a run directory.
 
     ``export`` writes the policy into ``best/``, before the checkpoint is saved: a run that is killed between the two
     repeats the step. ``draw_samples`` draws the sample pictures of an iteration; all processes take part.
@@ -38,11 +37,7 @@ class RunRecorder:
     _metric_checked: bool = False
 
     def resume(self) -> None:
-        """Continue from the run's logged rows, and prune checkpoints as an uninterrupted run would have.
-
-        Raises:
-            RecipeError: the run has never logged the metric of ``train.keep_best``.
-        """
+        """Continue from the run's logged rows, and prune checkpoints as an uninterrupted run would have."""
         if self.run.writes:
             self._check_best(self.run.rows())
             best = self._best(self.run.checkpoints.steps())

@@ -1,4 +1,4 @@
-"""What ``flowopd runs replay`` does: the objective on the micro-batch that a training could not learn from."""
+"""``flowopd runs replay``: the objective on the micro-batch that a training could not learn from."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from flowopd_cli.models.base import LoadedModel
 from flowopd_cli.recipe import DistillRecipe, TeacherRecipe, TrainedRecipe
 from flowopd_cli.runs.adapter_ref import Adapters
 from flowopd_cli.runs.run import RunDir
-from flowopd_cli.stages.training.fit import make_sampler, opd_settings, save_memory
+from flowopd_cli.stages.training.data import make_sampler
+from flowopd_cli.stages.training.fit import opd_settings, save_memory
 from flowopd_cli.stages.training.model import Roles, load_model
 from flowopd_cli.system.files import is_intact
 from flowopd_cli.train import objectives
@@ -23,10 +24,10 @@ from flowopd_cli.train.objectives import Objective
 
 
 def replay(path: Path, device: str | None = None) -> dict[str, Any]:
-    """Loss and gradient norm of every row of the newest fault's batch, each row by itself, and how many are not finite.
+    """Loss and gradient norm of each row of the newest fault's batch, and how many are not finite.
 
     Raises:
-        ArtifactError: the run has left nothing to replay, or it is damaged.
+        ArtifactError: the run has nothing to replay, or it is damaged.
     """
     run = RunDir.open(path, writes=False)
     recipe = run.recipe()
@@ -46,7 +47,9 @@ def replay(path: Path, device: str | None = None) -> dict[str, Any]:
     rows = _rows(model, _objective(recipe, model), dump.batch)
     bad = sum(not (isfinite(row["loss"]) and isfinite(row["gradient"])) for row in rows)
     summary = {"run": str(path), "iteration": dump.iteration, "step": dump.step, "fault": str(dump.fault), "bad": bad}
-    return summary | {"rows": [row | {key: _number(row[key]) for key in ("loss", "gradient")} for row in rows]}
+    for row in rows:  # JSON has no other numbers
+        row |= {key: row[key] if isfinite(row[key]) else str(row[key]) for key in ("loss", "gradient")}
+    return summary | {"rows": rows}
 
 
 def _rows(model: LoadedModel, objective: Objective, batch: StepBatch) -> list[dict[str, Any]]:
@@ -73,8 +76,3 @@ def _objective(recipe: TrainedRecipe, model: LoadedModel) -> Objective:
     if isinstance(recipe, DistillRecipe):
         return objectives.opd(model, sampler, opd_settings(recipe))
     return objectives.sft(model)
-
-
-def _number(value: float) -> float | str:
-    """As JSON can say it."""
-    return value if isfinite(value) else str(value)

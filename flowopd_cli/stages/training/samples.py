@@ -1,17 +1,15 @@
-"""Sample pictures over training time: the same few prompts and seeds, drawn by the policy as it stands."""
+"""Sample pictures over training time: the same few prompts and seeds, drawn by the policy."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
 
-import torch
-
 from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.models.base import FlowModel
 from flowopd_cli.recipe import TrainedRecipe
 from flowopd_cli.runs.run import RunDir
-from flowopd_cli.stages.drawing import draw_images, grid, ode_sampler, to_bytes
+from flowopd_cli.stages.drawing import draw_images, ode_sampler, side_by_side, to_bytes
 from flowopd_cli.suites.base import image_seed
 from flowopd_cli.system.distributed import GROUP
 from flowopd_cli.system.files import atomic_write
@@ -31,12 +29,11 @@ def make_sample_writer(
 
     def write(iteration: int) -> None:
         if run.writes and not run.sample_prompts_file.is_file():
-            told = [{"text": p.text, "task": p.task, "seed": s} for p, s in zip(chosen, seeds, strict=True)]
-            atomic_write(run.sample_prompts_file, json.dumps(told, indent=1))
+            entries = [{"text": p.text, "task": p.task, "seed": s} for p, s in zip(chosen, seeds, strict=True)]
+            atomic_write(run.sample_prompts_file, json.dumps(entries, indent=1))
         own = [chosen[i] for i in mine], [seeds[i] for i in mine]
         images = to_bytes(draw_images(model, sampler, *own, "policy", recipe.train.rollout_batch))
         drawn = {i: image for part in GROUP.gather(dict(zip(mine, images, strict=True))) for i, image in part.items()}
-        pictures = torch.stack([drawn[i] for i in range(len(chosen))])
-        run.write_image(run.sample_file(iteration).stem, grid(pictures, len(chosen)))
+        run.write_image(run.sample_file(iteration).stem, side_by_side(drawn[i] for i in range(len(chosen))))
 
     return write

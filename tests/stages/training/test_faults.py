@@ -8,7 +8,6 @@ from click.testing import Result
 from support import copies
 from typer.testing import CliRunner
 
-from flowopd_cli import recipe as recipes
 from flowopd_cli.cli.app import app
 from flowopd_cli.errors import ArtifactError, DivergedError
 from flowopd_cli.runs.run import RunDir
@@ -78,8 +77,7 @@ def test_a_teacher_whose_pictures_are_no_numbers_stops_by_itself(tmp_path, pipel
 def test_a_replay_computes_what_the_training_did(tmp_path, pipeline_folder, monkeypatch):
     """A batch of a training in which all is well is finite again, row by row, with the loss that it had."""
     from flowopd_cli.train import loop
-    from flowopd_cli.train.faults import Dump
-    from flowopd_cli.train.guards import Fault
+    from flowopd_cli.train.faults import Dump, Fault
 
     kept = {}
     inner = loop.Guard.passes
@@ -131,14 +129,6 @@ def test_a_damaged_dump_is_refused(tmp_path, pipeline_folder):
         _replay.replay(run.path)
 
 
-def test_a_resumed_run_says_each_thing_once(tmp_path, pipeline_folder):
-    run = copies.train(tmp_path / "run", recipe(tmp_path, pipeline_folder, iterations=2))
-    for iteration in (1, 2, 3):
-        run.log_event(iteration, "warning", f"number {iteration}")
-    run.go_back(2)
-    assert [event["iteration"] for event in run.events()] == [1, 2]
-
-
 def test_warnings_are_said_and_kept(tmp_path, pipeline_folder, monkeypatch):
     """Rewards that nothing can score: every iteration is one without learning, which is said once."""
     heard = Heard()
@@ -156,10 +146,3 @@ def test_warnings_are_said_and_kept(tmp_path, pipeline_folder, monkeypatch):
 def nothing(self, images, prompts):
     zero = torch.zeros(len(prompts))
     return copies.RewardResult(zero, {"half": zero}, zero > 1)
-
-
-def test_the_recipe_with_a_limit_of_its_own_can_be_read_again(tmp_path, pipeline_folder):
-    built = recipe(tmp_path, pipeline_folder, skip_limit=9)
-    file = tmp_path / "recipe.yaml"
-    file.write_text(recipes.dump(built))
-    assert recipes.load(file).train.skip_limit == 9

@@ -85,21 +85,6 @@ def test_a_metric_that_is_not_logged_is_refused_after_the_first_iteration(tmp_pa
         world.train(0.1)
 
 
-def test_a_resumed_run_is_asked_for_the_metric_too(tmp_path):
-    world = World(tmp_path / "r", "train.checkpoint_every=1")
-    world.train(0.1)
-    world.recipe = recipes.build(world.recipe.model_dump(mode="json"), overrides=best("kl"))
-    with pytest.raises(RecipeError, match="no such metric"):
-        world.make_recorder().resume()
-
-
-def test_the_last_figures_are_those_of_the_rows_each_the_last_that_was_logged(tmp_path):
-    world = World(tmp_path / "r")
-    world.run.log({"iteration": 1, "step": 1, "reward": 0.1, "loss": 3.0, "seconds_collect": 1.0})
-    world.run.log({"iteration": 2, "step": 2, "loss": 2.0})
-    assert world.make_recorder().figures() == {"reward": 0.1, "loss": 2.0}
-
-
 def test_sample_pictures_are_drawn_when_due_and_after_a_resume_only_when_missing(tmp_path):
     world = World(tmp_path / "r", "train.sample_every=2")
     for iteration in (1, 2, 3):

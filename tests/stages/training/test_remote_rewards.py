@@ -1,7 +1,5 @@
 """Training on the toy with a reward in another process: it goes on or stops with one line, as ``on_error`` says."""
 
-import json
-import os
 import sys
 
 import pytest
@@ -109,14 +107,6 @@ def test_nobody_there_is_said_before_anything_is_loaded(train):
     assert len(err.strip().splitlines()) == 1
 
 
-def test_prompts_that_the_worker_refuses(train, tmp_path):
-    (tmp_path / "bad.jsonl").write_text(json.dumps({"prompt": "bad", "task": "ocr"}) + "\n")
-    with started(folder=tmp_path) as worker:
-        code, err, _ = train(remote(worker), prompts=[{"source": "bad.jsonl"}])
-    assert code == 2
-    assert "is bad" in err
-
-
 def test_a_function_of_ones_own(train, tmp_path):
     (tmp_path / "own_scores.py").write_text(
         "def dark(images, prompts, gain=1):\n    return gain * (1 - images.mean(dim=(1, 2, 3)))\n"
@@ -127,10 +117,3 @@ def test_a_function_of_ones_own(train, tmp_path):
         sys.modules.pop("own_scores", None)
     assert (code, err) == (0, "")
     assert all(0 < row["reward/dark"] < 2 for row in rows)
-
-
-def test_no_worker_is_left(tmp_path):
-    with started("slow", folder=tmp_path) as worker:
-        pass
-    with pytest.raises(ProcessLookupError):
-        os.kill(worker.process.pid, 0)

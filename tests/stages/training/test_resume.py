@@ -72,24 +72,6 @@ def test_a_run_whose_every_checkpoint_is_damaged_does_not_start_again_by_itself(
     assert len(stopped.rows()) == 3
 
 
-def test_a_run_without_a_checkpoint_starts_with_the_first_iteration_and_says_so(tmp_path):
-    run, progress = RunDir.create(tmp_path / "r", "teacher"), Notes()
-    run.log({"iteration": 1})
-    assert _resume.resume_state(run, True, progress) is None
-    assert _resume.resume_state(run, False, progress) is None
-    assert progress.said == ["no checkpoint yet: starting with the first iteration"]
-    assert run.rows() == []
-
-
-def test_a_run_goes_on_with_what_it_was_made_from(stopped):
-    before = stopped.manifest()
-    again = RunDir.open(stopped.path)
-    again.start(RECIPE)
-    inputs(again)
-    after = again.manifest()
-    assert (after.base, after.parents, after.prompts) == (before.base, before.parents, before.prompts)
-
-
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
@@ -130,7 +112,7 @@ def test_other_packages_are_remarked_on(stopped, monkeypatch):
     monkeypatch.setattr(RunDir, "manifest", lambda self: manifest.model_copy(update={"environment": other}))
     manifest = stopped.checkpoints.provenance()
     progress = Notes()
-    _resume._tell_other_packages(again, progress)
+    _resume.resume_state(again, True, progress)
     assert progress.said == [
         f"since the checkpoint torch was {made.packages['torch']}, is 0.1: figures may differ in their last digits"
     ]

@@ -9,8 +9,7 @@ from support.tiny import TEXTS, make_draw, make_sampler
 from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.core.steps import log_prob
 from flowopd_cli.core.types import RewardResult
-from flowopd_cli.train import collect
-from flowopd_cli.train import grading as graded
+from flowopd_cli.train import collect, fresh_groups
 from flowopd_cli.train.collect import Draw, Teacher
 
 
@@ -26,19 +25,19 @@ class AtOnce:
     def __init__(self, log, score=brightness):
         self.log, self.score, self.batches = log, score, []
 
-    def submit(self, images, prompts):
-        self.log.append([prompt.id for prompt in prompts])
-        self.batches.append((images, prompts))
+    def submit(self, batch):
+        self.log.append([prompt.id for prompt in batch[1]])
+        self.batches.append(batch)
 
-    def result(self):
+    def results(self):
         self.log.append("result")
-        return RewardResult.cat([self.score(*batch) for batch in self.batches])
+        return [self.score(*batch) for batch in self.batches]
 
 
 @pytest.mark.parametrize("batch", [1, 3, 32])
 def test_rewards_in_batches_are_those_of_all_pictures_at_once(trainee, batch):
     sampler, draw, log = make_sampler(trainee), make_draw(), []
-    got = graded.Grader(trainee, lambda: AtOnce(log), batch)(sampler, draw)
+    got = collect.Grader(trainee, lambda: AtOnce(log), batch)(sampler, draw)
     whole = collect.rollout(trainee, sampler, draw, batch=batch)
     expected = collect.with_rewards(collect.with_images(trainee, whole, batch=batch), brightness)
     assert torch.equal(got.trajectory.latents, whole.trajectory.latents)
@@ -57,7 +56,7 @@ def test_a_batch_is_handed_over_before_the_next_is_drawn_and_asked_for_after_the
         return velocity(*arguments, **options)
 
     monkeypatch.setattr(trainee, "velocity", logged)
-    grader = graded.Grader(trainee, lambda: AtOnce(log), 2, Teacher(None, 1.0))
+    grader = collect.Grader(trainee, lambda: AtOnce(log), 2, Teacher(None, 1.0))
     rolled = grader(make_sampler(trainee, steps=2), make_draw())
     policy = ["policy"] * 2
     assert log == [*policy, ["p0", "p1"], *policy, ["p2", "p3"], None, None, "result"]
@@ -67,7 +66,7 @@ def test_a_batch_is_handed_over_before_the_next_is_drawn_and_asked_for_after_the
 
 def test_nobody_is_asked_to_score_no_picture(trainee):
     log, draw = [], Draw((), torch.zeros(0, dtype=torch.long), ())
-    rolled = graded.Grader(trainee, lambda: AtOnce(log), 2, Teacher(None, 1.0))(make_sampler(trainee), draw)
+    rolled = collect.Grader(trainee, lambda: AtOnce(log), 2, Teacher(None, 1.0))(make_sampler(trainee), draw)
     assert log == ["result"]
     assert len(rolled.rewards) == len(rolled.cond) == len(rolled.trajectory.latents) == 0
     assert rolled.trajectory.log_probs.shape == (0, 4)
@@ -75,7 +74,7 @@ def test_nobody_is_asked_to_score_no_picture(trainee):
 
 def test_the_first_updates_ratio_is_one_for_the_rollouts_own_probabilities_are_the_old_ones(trainee):
     sampler = make_sampler(trainee)
-    rolled = graded.Grader(trainee, lambda: AtOnce([]), 4)(sampler, make_draw())
+    rolled = collect.Grader(trainee, lambda: AtOnce([]), 4)(sampler, make_draw())
     (batch,) = next(collect.step_batches(rolled, sampler, updates=1, micro=100, seed=0))
     with trainee.adapters.use("policy"), torch.no_grad():
         velocity = trainee.velocity(batch.latents, batch.sigma, batch.cond, guidance=1.0)
@@ -117,7 +116,7 @@ class World:
     def run(self, most):
         rolled = self.first()
         scores = collect.scores_of_all(rolled)
-        return rolled, *graded.with_fresh_groups(rolled, scores, self.grade, self.fresh, most=most)
+        return rolled, *fresh_groups.with_fresh_groups(rolled, scores, self.grade, self.fresh, most=most)
 
 
 FLAT, NONE, SOME = (0.5, 0.5), (torch.nan, torch.nan), (0.25, 0.75)

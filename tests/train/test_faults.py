@@ -5,16 +5,14 @@ import math
 import pytest
 import torch
 from support.recorders import Recorder
-from support.tiny import experience_of, labelled, make_draw, make_sampler
+from support.tiny import experience_of, make_sampler
 from torch import nn
 
 from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.core.types import Conditioning, Loss, StepBatch
 from flowopd_cli.errors import DivergedError, RewardError
-from flowopd_cli.train import collect
-from flowopd_cli.train.faults import Dump
-from flowopd_cli.train.guards import Fault, Guard, finite
-from flowopd_cli.train.loop import FitSettings, fit
+from flowopd_cli.train.faults import Dump, Fault
+from flowopd_cli.train.loop import FitSettings, Guard, fit
 from flowopd_cli.train.objectives import OPDSettings, opd
 
 
@@ -177,19 +175,3 @@ def test_the_first_bad_batch_is_the_one_that_is_kept():
 def test_a_fault_names_three_prompts_and_how_many_more():
     assert str(Fault("loss")) == "the loss is not finite"
     assert str(Fault("loss", ("a", "b", "c", "d", "e"))) == "the loss is not finite (prompts: 'a', 'b', 'c' and 2 more)"
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_one_number_is_enough(value):
-    assert bool(finite([torch.ones(3), torch.zeros(2, 2)]))
-    assert bool(finite([]))
-    assert not bool(finite([torch.ones(3), torch.tensor([0.0, value])]))
-
-
-def test_rows_of_a_batch_keep_their_prompts(trainee):
-    sampler = make_sampler(trainee)
-    rolled = labelled(trainee, sampler, make_draw("aabb", "0011"))
-    (batch,) = next(collect.step_batches(rolled, sampler, updates=1, micro=100, seed=0))
-    rows = torch.tensor([3, 0])
-    assert batch[rows].prompts == (batch.prompts[3], batch.prompts[0])
-    assert batch[1:3].prompts == batch.prompts[1:3]

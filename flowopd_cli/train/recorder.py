@@ -1,0 +1,33 @@
+"""What the training loop reports while it runs."""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+from flowopd_cli.train.checkpoint import TrainState
+from flowopd_cli.train.faults import Dump, Fault
+
+
+@runtime_checkable
+class Recorder(Protocol):
+    """Takes the reports of the loop; every process calls it alike."""
+
+    def row(self, row: dict[str, float]) -> None:
+        """Take the metrics of a finished iteration."""
+
+    def checkpoint(self, iteration: int, state: TrainState) -> None:
+        """Save the state."""
+
+    def sample(self, iteration: int, *, last: bool, resumed: bool = False) -> None:
+        """Draw sample pictures if they are due; of a resumed iteration only if they are missing."""
+
+    def fault(self, iteration: int, fault: Fault, dump: Dump | None) -> str:
+        """Take an optimizer step that is skipped; the last one before the training ends has a ``dump``.
+
+        Returns a clause for the error message: where the dump is.
+        """
+        return "not saved"
+
+
+class NullRecorder(Recorder):
+    """A recorder that does nothing."""
