@@ -67,17 +67,33 @@ def pick_device(device: str = "auto") -> str:
     return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
 
 
-def hub_file(repo: str, filename: str, *, revision: str | None = None) -> Weights:
-    """A file of a Hub repository, or of a local folder of that name. At a pinned commit its digest is the Hub's.
+def split_revision(name: str) -> tuple[str, str | None]:
+    """Split ``repository@revision``; the revision of a folder or of a plain name is ``None``."""
+    if Path(name).exists() or "@" not in name:
+        return name, None
+    repo, _, revision = name.rpartition("@")
+    return repo, revision
+
+
+def weights_file(source: str, filename: str) -> Weights:
+    """The file itself, ``filename`` in a local folder, or in a Hub repository ``name@revision``.
+
+    A suffix ``#sha256=digest`` pins its digest. The digest of a large file at a pinned commit is the Hub's.
 
     Raises:
-        ArtifactError: the file is missing or cannot be fetched.
+        ArtifactError: it is missing or cannot be fetched.
     """
-    if Path(repo).is_dir():
-        path = Path(repo) / filename
-        if not path.is_file():
+    source, digest = split_digest(source)
+    repo, revision = split_revision(source)
+    path = Path(repo)
+    if path.is_file():
+        return Weights(path, digest)
+    if path.is_dir():
+        if not (path / filename).is_file():
             raise ArtifactError(f"{repo}: no file {filename} in this folder")
-        return Weights(path)
+        return Weights(path / filename, digest)
+    if repo.startswith(("/", ".", "~")):
+        raise ArtifactError(f"{repo}: no such file or folder")
     from huggingface_hub import hf_hub_download
 
     try:
@@ -85,8 +101,19 @@ def hub_file(repo: str, filename: str, *, revision: str | None = None) -> Weight
     except Exception as error:
         reason = one_line(error)[:300]
         raise ArtifactError(f"{repo}/{filename}: cannot be fetched ({reason}); or name a local folder") from error
-    blob = path.resolve().name  # large files lie in the Hub's cache under their sha256
-    return Weights(path, blob if revision and COMMIT.fullmatch(revision) and DIGEST.fullmatch(blob) else None)
+    blob = path.resolve().name  # the Hub's cache names large files by their sha256
+    pinned = COMMIT.fullmatch(revision or "") and DIGEST.fullmatch(blob)
+    return Weights(path, digest or (blob if pinned else None))
+
+
+def read_checkpoint(source: str, filename: str) -> tuple[dict[str, Tensor], str]:
+    """The tensors of a checkpoint found by :func:`weights_file`, and its path.
+
+    Raises:
+        ArtifactError: it is missing, cannot be read, or is a pickle that is not pinned.
+    """
+    path, digest = weights_file(source, filename)
+    return load_tensors(path, digest), str(path)
 
 
 def download(url: str, *, sha256: str | None, name: str | None = None) -> Path:
@@ -165,6 +192,19 @@ def load_tensors(path: str | Path, sha256: str | None = None, name: str | None =
     if not isinstance(tree, Mapping):
         raise ArtifactError(f"{path}: holds {type(tree).__name__}, not named tensors")
     return {name: value for name, value in tree.items() if isinstance(value, torch.Tensor)}
+
+
+def check_tensors(source: str, expected: Mapping[str, Tensor], actual: Mapping[str, Tensor]) -> None:
+    """Refuse tensors whose names or shapes are not the expected ones.
+
+    Raises:
+        ArtifactError: names the first of each kind.
+    """
+    misshaped = [n for n, t in actual.items() if n in expected and t.shape != expected[n].shape]
+    missing, unexpected = (
+        [n for n in one if n not in other] for one, other in ((expected, actual), (actual, expected))
+    )
+    refuse_mismatch(source, missing, unexpected, [f"{n} {tuple(actual[n].shape)}" for n in misshaped])
 
 
 def refuse_mismatch(source: str, missing: list[str], unexpected: list[str], misshaped: list[str]) -> None:

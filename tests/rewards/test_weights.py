@@ -13,8 +13,14 @@ from support.tiny_scorers import save_clip
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.rewards.geneval.mmdet_weights import load_network
 from flowopd_cli.rewards.preference import clip
-from flowopd_cli.rewards.preference.scoring import weights_file
-from flowopd_cli.rewards.weights import download, hub_file, load_tensors, split_digest, weights_id
+from flowopd_cli.rewards.weights import (
+    download,
+    load_tensors,
+    split_digest,
+    split_revision,
+    weights_file,
+    weights_id,
+)
 from flowopd_cli.system.files import sha256_file
 
 COMMIT = "0123456789" * 4
@@ -80,16 +86,16 @@ def hub(tmp_path, monkeypatch, pickled):
 
 def test_the_hub_pins_the_digest_of_a_file_at_a_commit(pickled, hub):
     hub(pickled.read_bytes())
-    assert load_tensors(*hub_file("me/it", "pytorch_model.bin", revision=COMMIT)).keys() == {"a"}
-    for revision in (None, "main", COMMIT[:12]):
+    assert load_tensors(*weights_file(f"me/it@{COMMIT}", "pytorch_model.bin")).keys() == {"a"}
+    for source in ("me/it", "me/it@main", f"me/it@{COMMIT[:12]}"):
         with pytest.raises(ArtifactError, match="without a pinned sha256"):
-            load_tensors(*hub_file("me/it", "pytorch_model.bin", revision=revision))
+            load_tensors(*weights_file(source, "pytorch_model.bin"))
 
 
 def test_a_damaged_file_in_the_hubs_cache_is_refused(pickled, hub):
     hub(pickled.read_bytes()[:-1] + b"x")
     with pytest.raises(ArtifactError, match=r"sha256 is .*, expected"):
-        load_tensors(*hub_file("me/it", "pytorch_model.bin", revision=COMMIT))
+        load_tensors(*weights_file(f"me/it@{COMMIT}", "pytorch_model.bin"))
 
 
 def test_a_local_model_of_transformers_must_be_safetensors(tmp_path, monkeypatch):
@@ -169,7 +175,12 @@ def test_a_file_is_fetched_again_only_when_it_is_damaged(serve, cache):
     assert len(server.requests) == 2
 
 
-def test_only_a_full_digest_is_split_from_a_source():
+def test_digests_and_revisions_are_split_from_sources(tmp_path):
     digest = "a" * 64
     assert split_digest(f"/a#b.pt#sha256={digest}") == ("/a#b.pt", digest)
     assert split_digest("/a.pt#sha256=abc") == ("/a.pt#sha256=abc", None)
+    assert split_revision("owner/name@abc") == ("owner/name", "abc")
+    assert split_revision("owner/name") == ("owner/name", None)
+    folder = tmp_path / "a@b"
+    folder.mkdir()
+    assert split_revision(str(folder)) == (str(folder), None)

@@ -21,8 +21,15 @@ from torch import Tensor, nn
 from flowopd_cli.errors import ArtifactError, FlowOPDError
 from flowopd_cli.prompts.clauses import COCO_CLASSES
 from flowopd_cli.rewards.geneval.mmdet_keys import INDEX_TABLE, UNUSED_NORM, Architecture, convert, modern
-from flowopd_cli.rewards.preference.clip import read, refuse_incomplete, split_revision
-from flowopd_cli.rewards.weights import download, load_tensors, refuse_mismatch, refuse_unpinned, split_digest
+from flowopd_cli.rewards.preference.clip import read, refuse_incomplete
+from flowopd_cli.rewards.weights import (
+    check_tensors,
+    download,
+    load_tensors,
+    refuse_unpinned,
+    split_digest,
+    split_revision,
+)
 from flowopd_cli.system.files import atomic_write, sha256_file
 from flowopd_cli.system.paths import cache_dir
 
@@ -136,17 +143,16 @@ def network_class() -> Any:
 
 def build(architecture: Architecture) -> Any:
     """The network of these sizes, without initial weights."""
-    from transformers import Mask2FormerConfig, SwinConfig
+    import transformers
     from transformers.initialization import no_init_weights
 
     a = architecture
-    kinds: tuple[Any, Any] = (SwinConfig, Mask2FormerConfig)  # their signatures lack fields of their base class
-    swin_config, mask2former_config = kinds
+    library: Any = transformers  # the signatures lack fields of the base class
     stages = [f"stage{i}" for i in range(1, 5)]
-    backbone = swin_config(
+    backbone = library.SwinConfig(
         embed_dim=a.embed, depths=list(a.depths), num_heads=list(a.heads), window_size=a.window, out_features=stages
     )
-    config = mask2former_config(
+    config = library.Mask2FormerConfig(
         backbone_config=backbone,
         num_labels=len(COCO_CLASSES),
         num_queries=a.queries,
@@ -169,9 +175,7 @@ def fill(module: Any, tensors: Mapping[str, Tensor], source: str) -> None:
     """
     state = {modern(name): tensor for name, tensor in module.state_dict().items() if INDEX_TABLE not in name}
     target = {name: tensor for name, tensor in state.items() if UNUSED_NORM not in name}
-    misshaped = [name for name in target if name in tensors and tensors[name].shape != target[name].shape]
-    missing = [name for name in target if name not in tensors]
-    refuse_mismatch(source, missing, [name for name in tensors if name not in target], misshaped)
+    check_tensors(source, target, tensors)
     with torch.no_grad():
         for name, tensor in state.items():
             tensor.copy_(tensors[name] if name in target else torch.zeros(()))

@@ -16,15 +16,7 @@ from flowopd_cli.errors import PromptError, RewardError
 from flowopd_cli.prompts.clauses import faulty
 from flowopd_cli.rewards.base import Reward, RewardInfo, blank_nonfinite
 from flowopd_cli.rewards.geneval.detector import DetectorSettings, Mask2FormerDetector
-from flowopd_cli.rewards.geneval.rules import (
-    SCORES,
-    Detection,
-    Detector,
-    GenEvalOptions,
-    keep,
-    training_score,
-    verdict,
-)
+from flowopd_cli.rewards.geneval.rules import SCORES, Detection, Detector, GenEvalOptions, keep, training_score, verdict
 
 FACEBOOK = "facebook/mask2former-swin-small-coco-instance"
 RULES, ENGINE = ({field.name for field in fields(record)} for record in (GenEvalOptions, DetectorSettings))

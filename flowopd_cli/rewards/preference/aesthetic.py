@@ -14,8 +14,8 @@ from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.core.types import RewardResult
 from flowopd_cli.rewards.base import Reward, RewardInfo
 from flowopd_cli.rewards.preference.clip import ClipEncoder
-from flowopd_cli.rewards.preference.scoring import LinearStack, declared, read_checkpoint, scalar_result
-from flowopd_cli.rewards.weights import download, weights_id
+from flowopd_cli.rewards.preference.scoring import declared, linear_head, scalar_result
+from flowopd_cli.rewards.weights import download, read_checkpoint, weights_id
 
 MODEL = "openai/clip-vit-large-patch14@32bd64288804d66eefd0ccbe215aa642df71cc41"
 HEAD_FILE = "sac+logos+ava1-l14-linearMSE.pth"
@@ -53,11 +53,11 @@ class AestheticReward(Reward):
         file = head or f"{download(HEAD_URL, sha256=HEAD_SHA256, name=HEAD_FILE)}#sha256={HEAD_SHA256}"
         tensors, path = read_checkpoint(file, HEAD_FILE)
         self.encoder = ClipEncoder.load(source, dtype=dtype, device=device, batch=batch)
-        self.stack = LinearStack(tensors, self.encoder.images([]).shape[1], path)
+        self.head = linear_head(tensors, self.encoder.images([]).shape[1], path)
         self.source = source
         self.info = declared(self.info, source == MODEL and head is None, dtype)
         self.weights = {"clip": weights_id(source), "head": weights_id(path), "dtype": dtype}
 
     def __call__(self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]) -> RewardResult:
         """Rate B pictures."""
-        return scalar_result(self.stack(self.encoder.images(images)), {}, self.source)
+        return scalar_result(self.head(self.encoder.images(images))[:, 0], {}, self.source)

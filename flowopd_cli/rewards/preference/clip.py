@@ -18,7 +18,14 @@ from torch import Tensor
 
 from flowopd_cli.errors import ArtifactError, one_line
 from flowopd_cli.rewards.pictures import to_pil
-from flowopd_cli.rewards.weights import COMMIT, hub_file, pick_device, refuse_mismatch, refuse_unpinned
+from flowopd_cli.rewards.weights import (
+    COMMIT,
+    pick_device,
+    refuse_mismatch,
+    refuse_unpinned,
+    split_revision,
+    weights_file,
+)
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 PICKLE = "pytorch_model.bin"
@@ -142,7 +149,7 @@ def read(kind: Any, source: str, **options: Any) -> Any:
         attempts.append({"use_safetensors": False, "weights_only": True})
     reason = ""
     for attempt in attempts:
-        if "weights_only" in attempt and not _is_pickle(source, str(revision)):
+        if "weights_only" in attempt and not _is_pickle(f"{source}@{revision}"):
             break
         try:
             return kind.from_pretrained(source, **attempt, **options)
@@ -166,13 +173,13 @@ def read_tokenizer(kind: Any, source: str, vocabulary: int) -> Any:
     return tokenizer
 
 
-def _is_pickle(source: str, revision: str) -> bool:
+def _is_pickle(source: str) -> bool:
     """Whether a repository has its weights as a pickle at this commit; one with another digest is refused."""
     try:
-        weights = hub_file(source, PICKLE, revision=revision)
+        path, digest = weights_file(source, PICKLE)
     except ArtifactError:
         return False
-    refuse_unpinned(weights.path, weights.sha256, f"{source}@{revision}/{PICKLE}")
+    refuse_unpinned(path, digest, f"{source}/{PICKLE}")
     return True
 
 
@@ -184,11 +191,3 @@ def refuse_incomplete(source: str, info: Mapping[str, Any]) -> None:
     """
     shapes = sorted(str(item[0]) if isinstance(item, tuple) else str(item) for item in info["mismatched_keys"])
     refuse_mismatch(source, sorted(info["missing_keys"]), sorted(info["unexpected_keys"]), shapes)
-
-
-def split_revision(name: str) -> tuple[str, str | None]:
-    """Split ``repository@revision``; the revision of a folder or of a plain name is ``None``."""
-    if Path(name).exists() or "@" not in name:
-        return name, None
-    repo, _, revision = name.rpartition("@")
-    return repo, revision

@@ -20,11 +20,9 @@ from flowopd_cli.rewards.preference.scoring import (
     assemble,
     declared,
     letterbox,
-    read_checkpoint,
     scalar_result,
-    weights_file,
 )
-from flowopd_cli.rewards.weights import pick_device, weights_id
+from flowopd_cli.rewards.weights import pick_device, read_checkpoint, weights_file, weights_id
 
 MODEL = "xswu/HPSv2@697403c78157020a1ae59d23f111aa58ced35b0a"
 FILE = "HPS_v2.1_compressed.pt"

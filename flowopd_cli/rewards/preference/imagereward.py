@@ -22,15 +22,14 @@ from flowopd_cli.rewards.compbench.blip_weights import rename
 from flowopd_cli.rewards.pictures import to_pil
 from flowopd_cli.rewards.preference.clip import as_dtype, read_tokenizer
 from flowopd_cli.rewards.preference.scoring import (
-    LinearStack,
     assemble,
     centre_square,
     clip_pixels,
     declared,
-    read_checkpoint,
+    linear_head,
     scalar_result,
 )
-from flowopd_cli.rewards.weights import pick_device, refuse_mismatch, weights_id
+from flowopd_cli.rewards.weights import pick_device, read_checkpoint, refuse_mismatch, weights_id
 
 MODEL = "zai-org/ImageReward@5736be03b2652728fb87788c9797b0570450ab72"
 FILE = "ImageReward.pt"
@@ -47,12 +46,7 @@ class ImageRewardReward(Reward):
     """About -2 to 2, higher is better: 0 is the mean and 1 the deviation over the reference's own data."""
 
     info = RewardInfo(
-        "imagereward",
-        "arXiv 2304.05977",
-        -2.0,
-        2.0,
-        license="Apache-2.0",
-        note="range as usually seen, not a bound",
+        "imagereward", "arXiv 2304.05977", -2.0, 2.0, license="Apache-2.0", note="range as usually seen, not a bound"
     )
 
     def __init__(
@@ -78,7 +72,7 @@ class ImageRewardReward(Reward):
         self._device, kind = pick_device(device), as_dtype(dtype)
         self.vision = assemble(BlipVisionModel, vision_config, vision, path, kind).to(self._device)
         self.text = assemble(BlipTextModel, text_config, text, path, kind, add_pooling_layer=False).to(self._device)
-        self.head = LinearStack(head, text_config.hidden_size, path)
+        self.head = linear_head(head, text_config.hidden_size, path).to(self._device)
         self.tokenizer = read_tokenizer(BertTokenizer, tokenizer, text_config.vocab_size)
         self.side, self.source, self._batch = vision_config.image_size, source, batch
         self.weights = {"checkpoint": weights_id(source), "tokenizer": weights_id(tokenizer), "dtype": dtype}
@@ -91,7 +85,7 @@ class ImageRewardReward(Reward):
         for start in range(0, len(prompts), self._batch):
             rows = slice(start, start + self._batch)
             states = self._text_states([prompt.text for prompt in prompts[rows]], self._picture_states(images[rows]))
-            parts.append(self.head(states).cpu())
+            parts.append(self.head(states.float())[:, 0].cpu())
         return scalar_result((torch.cat(parts) - MEAN) / DEVIATION, {}, self.source)
 
     def _picture_states(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b N W"]:
@@ -114,13 +108,13 @@ def split_parts(tensors: Mapping[str, Tensor], path: str) -> tuple[Tensors, Tens
     Raises:
         ArtifactError: a name that belongs to none of them.
     """
+    prefixes = ("vision_model.", "text_encoder.", "mlp.")
     names = {name: rename(name.removeprefix("blip.")) for name in tensors if not UNUSED.fullmatch(name)}
+    refuse_mismatch(path, [], [name for name, new in names.items() if not new.startswith(prefixes)], [])
     vision, text, head = (
         {new.removeprefix(prefix): tensors[name] for name, new in names.items() if new.startswith(prefix)}
-        for prefix in ("vision_model.", "text_encoder.", "mlp.")
+        for prefix in prefixes
     )
-    known = ("vision_model.", "text_encoder.", "mlp.")
-    refuse_mismatch(path, [], [name for name, new in names.items() if not new.startswith(known)], [])
     return vision, text, head
 
 

@@ -4,52 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from flowopd_cli.core.types import RewardResult
-from flowopd_cli.errors import ArtifactError
 from flowopd_cli.rewards.base import RewardInfo
-from flowopd_cli.rewards.preference.clip import split_revision
-from flowopd_cli.rewards.weights import Weights, hub_file, load_tensors, refuse_mismatch, split_digest
+from flowopd_cli.rewards.weights import check_tensors
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-STACK = (0, 2, 4, 6, 7)
-
-
-def weights_file(source: str, filename: str) -> Weights:
-    """The file itself, ``filename`` in a local folder, or in a Hub repository ``name@revision``; a suffix
-    ``#sha256=digest`` pins its digest.
-
-    Raises:
-        ArtifactError: it is missing or cannot be fetched.
-    """
-    source, digest = split_digest(source)
-    if Path(source).is_file():
-        return Weights(Path(source), digest)
-    if source.startswith(("/", ".", "~")) and not Path(source).is_dir():
-        raise ArtifactError(f"{source}: no such file or folder")
-    repo, revision = split_revision(source)
-    weights = hub_file(repo, filename, revision=revision)
-    return weights._replace(sha256=digest or weights.sha256)
-
-
-def read_checkpoint(source: str, filename: str) -> tuple[dict[str, Tensor], str]:
-    """The tensors of a checkpoint found by :func:`weights_file`, and its path.
-
-    Raises:
-        ArtifactError: it is missing, cannot be read, or is a pickle that is not pinned.
-    """
-    path, digest = weights_file(source, filename)
-    return load_tensors(path, digest), str(path)
 
 
 def assemble(
@@ -60,42 +29,29 @@ def assemble(
     ``options`` are further arguments of the constructor.
 
     Raises:
-        ArtifactError: a name is missing or surplus, or a shape differs.
+        ArtifactError: a name is missing or unexpected, or a shape differs.
     """
     with torch.device("meta"):
-        expected = {name: tuple(value.shape) for name, value in kind(config, **options).state_dict().items()}
-    actual = {name: tuple(value.shape) for name, value in tensors.items()}
-    shared = expected.keys() & actual.keys()
-    misshaped = sorted(f"{name} {actual[name]}" for name in shared if expected[name] != actual[name])
-    refuse_mismatch(what, sorted(expected.keys() - shared), sorted(actual.keys() - shared), misshaped)
+        check_tensors(what, kind(config, **options).state_dict(), tensors)
     model = kind.from_pretrained(None, config=config, state_dict=dict(tensors), dtype=dtype, **options)
     return model.eval().requires_grad_(False)
 
 
-class LinearStack:
-    """Five linear layers without activations between them (dropout only, which scoring leaves out), in float32."""
+def linear_head(tensors: Mapping[str, Tensor], width: int, what: str) -> nn.Sequential:
+    """Five linear layers from ``width`` to one number, in float32, without activations between them.
 
-    def __init__(self, tensors: Mapping[str, Tensor], width: int, what: str) -> None:
-        """``tensors`` has ``layers.N.weight`` and ``layers.N.bias`` for N in 0, 2, 4, 6, 7; ``width`` goes in.
+    ``tensors`` has ``layers.N.weight`` and ``layers.N.bias`` for N in 0, 2, 4, 6, 7; the others are dropout.
 
-        Raises:
-            ArtifactError: other names, or shapes that do not lead from ``width`` to one number.
-        """
-        names = [f"layers.{n}.{part}" for n in STACK for part in ("weight", "bias")]
-        missing, unexpected = [n for n in names if n not in tensors], sorted(tensors.keys() - set(names))
-        refuse_mismatch(what, missing, unexpected, [])
-        self.layers = [(tensors[w].float(), tensors[b].float()) for w, b in zip(names[::2], names[1::2], strict=True)]
-        outputs = [weight.shape[0] for weight, _ in self.layers]
-        shapes = zip([*outputs[:-1], 1], [width, *outputs[:-1]], strict=True)
-        pairs = zip(names[::2], self.layers, shapes, strict=True)
-        misshaped = [f"{n} {tuple(w.shape)}" for n, (w, b), s in pairs if w.shape != s or b.shape != s[:1]]
-        refuse_mismatch(what, [], [], misshaped)
-
-    def __call__(self, vectors: Float[Tensor, "B D"]) -> Float[Tensor, " B"]:
-        """One number for each vector."""
-        for weight, bias in self.layers:
-            vectors = F.linear(vectors.float(), weight.to(vectors.device), bias.to(vectors.device))
-        return vectors[:, 0]
+    Raises:
+        ArtifactError: names or shapes differ.
+    """
+    sizes = [width, *(len(tensors.get(f"layers.{n}.bias", [0])) for n in (0, 2, 4, 6)), 1]
+    first, second, third, *rest = (nn.Linear(a, b, device="meta") for a, b in pairwise(sizes))
+    head = nn.Sequential(first, nn.Dropout(), second, nn.Dropout(), third, nn.Dropout(), *rest)
+    check_tensors(what, head.state_dict(prefix="layers."), tensors)
+    state = {name.removeprefix("layers."): tensor.float() for name, tensor in tensors.items()}
+    head.load_state_dict(state, assign=True)
+    return head.eval().requires_grad_(False)
 
 
 def declared(info: RewardInfo, default: bool, dtype: str) -> RewardInfo:

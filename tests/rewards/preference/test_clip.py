@@ -11,7 +11,7 @@ from support.tiny_scorers import TOKENS, pictures, save_clip
 
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.rewards.pictures import to_pil
-from flowopd_cli.rewards.preference.clip import ClipEncoder, paired_cosine, split_revision
+from flowopd_cli.rewards.preference.clip import ClipEncoder, paired_cosine
 
 TEXTS = ["a cat", "two dogs, one of them very much larger than the other", "", "blue", "a cat"]
 
@@ -119,14 +119,6 @@ def test_an_absent_folder_and_an_unknown_dtype_are_one_line(folder):
         ClipEncoder.load("/no/such")
     with pytest.raises(ArtifactError, match="float64"):
         ClipEncoder.load(str(folder), dtype="float64")
-
-
-def test_revisions_are_split_off_names_but_not_off_folders(tmp_path):
-    assert split_revision("owner/name@abc") == ("owner/name", "abc")
-    assert split_revision("owner/name") == ("owner/name", None)
-    odd = tmp_path / "a@b"
-    odd.mkdir()
-    assert split_revision(str(odd)) == (str(odd), None)
 
 
 def test_half_precision_is_close(folder):

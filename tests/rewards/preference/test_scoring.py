@@ -91,10 +91,7 @@ def test_batches_do_not_change_scores(clip, make):
 
 @pytest.mark.parametrize(
     ("variant", "prefix", "formula"),
-    [
-        ("t2i-compbench", "", lambda c: c),
-        ("original", "A photo depicts ", lambda c: 2.5 * c.clamp(min=0)),
-    ],
+    [("t2i-compbench", "", lambda c: c), ("original", "A photo depicts ", lambda c: 2.5 * c.clamp(min=0))],
 )
 def test_clipscore_variants(clip, variant, prefix, formula):
     folder, model = clip
