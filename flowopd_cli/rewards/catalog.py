@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -28,29 +29,21 @@ def listing() -> list[dict[str, Any]]:
 
 def row(name: str) -> dict[str, Any]:
     """The row of one reward: whether it is installed, and what it declares about itself."""
-    try:
-        target, reason = registry.REWARDS.load(name), ""
-    except FlowOPDError as error:
-        target, reason = None, str(error)
-    info = info_of(target)
     entry: dict[str, Any] = {"name": name, "target": registry.REWARDS.target(name)}
-    if info is None:
-        return {**entry, "installed": "no" if reason else "?", "note": reason}
+    try:
+        target = registry.REWARDS.load(name)
+    except FlowOPDError as error:
+        return {**entry, "installed": "no", "note": str(error)}
+    own = info = getattr(target, "info", None)
+    if own is None:  # a factory chooses the weights when it is called; its annotation names the class
+        with suppress(NameError, TypeError):
+            info = getattr(typing.get_type_hints(target).get("return"), "info", None)
+    if not isinstance(info, RewardInfo):
+        return {**entry, "installed": "?", "note": ""}
     declared = {key: getattr(info, key) for key in ("low", "high", "paper", "license", "extra", "exact", "note")}
-    if getattr(target, "info", None) is None:  # a factory chooses the weights when it is called
+    if own is None:
         declared |= {"exact": None, "license": "", "note": ""}
     return {**entry, "installed": "worker" if isolated.find_script(name) else installed(info.extra), **declared}
-
-
-def info_of(target: Any) -> RewardInfo | None:
-    """The declaration of a class or function, or of the class that a factory's annotation returns."""
-    info = getattr(target, "info", None)
-    if info is None:
-        try:
-            info = getattr(typing.get_type_hints(target).get("return"), "info", None)
-        except (NameError, TypeError):
-            return None
-    return info if isinstance(info, RewardInfo) else None
 
 
 def installed(extra: str | None) -> str:

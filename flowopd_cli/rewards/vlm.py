@@ -35,8 +35,7 @@ ON_ERROR = ("retry", "skip", "fail")
 NUMBER = r"([-+]?\d+(?:\.\d+)?)(?:\s*/\s*5)?"
 # One label per line; after the number only blanks, asterisks and full stops, so that "3-4" is not 3.
 FINAL = rf"(?im)^(?:(?!Final Score:).)*Final Score:[\s*]*{NUMBER}(?:[^\S\n]|[*.])*$"
-THOUGHT_BEGINS = re.compile(r"(?i)<think(?:ing)?>")
-THOUGHT_ENDS = re.compile(r"(?i)</think(?:ing)?>")
+THOUGHT = re.compile(r"(?i)<(/?)think(?:ing)?>")
 REPORTED = 500  # characters of an answer
 
 UNIFIED = """You see a picture that was generated from a caption. Judge two things.
@@ -232,8 +231,8 @@ def read_answer(answer: str, options: JudgeOptions) -> Judgement:
     Text up to the last ``</think>`` is skipped, even without a ``<think>``, which some servers leave out. Thoughts
     without an end hold no answer.
     """
-    conclusion = THOUGHT_ENDS.split(answer)[-1]
-    if THOUGHT_BEGINS.search(conclusion):
+    *_, tag, conclusion = ["/", *THOUGHT.split(answer)]
+    if tag != "/":
         return Judgement(None, answer, "the answer has no score: its thoughts do not end")
     numbers = re.findall(options.pattern, conclusion)
     if not numbers:

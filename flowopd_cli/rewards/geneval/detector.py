@@ -1,7 +1,8 @@
 """The GenEval detector without mmdet: Mask2Former with a Swin-S backbone, pictures in, classes, boxes and masks out.
 
-Pre- and post-processing are those of mmdet's test pipeline, batched on the device. Source: Cheng et al. 2022
-(arXiv 2112.01527), as configured by ``mask2former_swin-s-p4-w7-224_lsj_8x2_50e_coco``.
+Pre- and post-processing are those of mmdet's test pipeline, batched on the device. CLIP names the color of an object,
+cut out of the picture, on grey. Sources: Cheng et al. 2022 (arXiv 2112.01527), as configured by
+``mask2former_swin-s-p4-w7-224_lsj_8x2_50e_coco``; ``evaluate_images.py`` of Ghosh et al. 2023 (arXiv 2310.11513).
 """
 
 from __future__ import annotations
@@ -11,31 +12,34 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.errors import PromptError
 from flowopd_cli.prompts.clauses import GENEVAL_CLASSES
-from flowopd_cli.rewards.geneval.colors import ColorClassifier, cut_out
 from flowopd_cli.rewards.geneval.mmdet_keys import Architecture
 from flowopd_cli.rewards.geneval.mmdet_weights import load_network
-from flowopd_cli.rewards.geneval.rules import COLORS, DEFAULTS, Detection, Detector, GenEvalOptions, keep
+from flowopd_cli.rewards.geneval.rules import COLORS, DEFAULTS, Box, Detection, Detector, GenEvalOptions, keep
 from flowopd_cli.rewards.pictures import to_arrays
 from flowopd_cli.rewards.preference.clip import ClipEncoder, as_dtype
+from flowopd_cli.rewards.preference.scoring import centre_square
 from flowopd_cli.rewards.weights import pick_device, weights_id
 from flowopd_cli.system.text import suggest
 
 CLIP = "openai/clip-vit-large-patch14@32bd64288804d66eefd0ccbe215aa642df71cc41"
 SHORT_SIDE, LONG_SIDE = 800, 1333
-MULTIPLE = 32
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 DETECTIONS = 100
 PIXELS_AT_ONCE = 1 << 25
 EPSILON = 1e-6
+GREY = 0x99
+TEMPLATES = ("a photo of a {color} {label}", "a photo of a {color}-colored {label}", "a photo of a {color} object")
 
 
 @dataclass(frozen=True)
@@ -96,11 +100,7 @@ class Mask2FormerDetector(Detector):
         self.weights = {"detector": self.name, "clip": weights_id(s.clip)}
 
     def check(self, prompts: Sequence[Prompt]) -> None:
-        """Refuse prompts with a class or a color that the detector does not know.
-
-        Raises:
-            PromptError: names the prompt and a near name.
-        """
+        """Refuse prompts with a class or a color that the detector does not know."""
         for prompt in prompts:
             for clause in (*prompt.metadata.get("include", ()), *prompt.metadata.get("exclude", ())):
                 for kind, names in (("class", GENEVAL_CLASSES), ("color", COLORS)):
@@ -145,7 +145,7 @@ def prepare(images: Float[Tensor, "B 3 H W"], short_side: int = SHORT_SIDE) -> t
     """
     original = (images.shape[-2], images.shape[-1])
     resized = fit(original, short_side)
-    padded = (-(-resized[0] // MULTIPLE) * MULTIPLE, -(-resized[1] // MULTIPLE) * MULTIPLE)
+    padded = (-(-resized[0] // 32) * 32, -(-resized[1] // 32) * 32)
     grey_levels = images.float().clamp(0, 1).mul(255).round()
     scaled = F.interpolate(grey_levels, resized, mode="bilinear", align_corners=False).round()
     mean, std = (scaled.new_tensor(values)[:, None, None] for values in (MEAN, STD))
@@ -209,3 +209,35 @@ def colored(detections: Sequence[Detection], prompt: Prompt, options: GenEvalOpt
         if "color" in clause and len(matches) >= clause["count"]:
             indices |= {positions[id(d)]: None for d in matches[: clause["count"]] if d.box[2] > d.box[0]}
     return list(indices)
+
+
+class ColorClassifier:
+    """Names the color of cut-out objects of a class, by the nearest of ten averaged texts."""
+
+    def __init__(self, encoder: ClipEncoder) -> None:
+        self._encoder = encoder
+        self._texts: dict[str, Float[Tensor, "colors D"]] = {}
+
+    def __call__(self, cutouts: Sequence[Image.Image], labels: Sequence[str]) -> list[str]:
+        """The color of each cut-out of an object with the given class."""
+        if not cutouts:
+            return []
+        squares = [centre_square(cutout, self._encoder.image_size) for cutout in cutouts]
+        vectors = self._encoder.images(squares)
+        nearest = [int((self._directions(label) @ v).argmax()) for v, label in zip(vectors, labels, strict=True)]
+        return [COLORS[index] for index in nearest]
+
+    def _directions(self, label: str) -> Float[Tensor, "colors D"]:
+        """A unit vector for each color: the mean of its templates' unit vectors, normalized again."""
+        if label not in self._texts:
+            texts = [t.format(color=color, label=label) for color in COLORS for t in TEMPLATES]
+            vectors = self._encoder.texts(texts).unflatten(0, (len(COLORS), len(TEMPLATES)))
+            self._texts[label] = F.normalize(vectors.mean(dim=1), dim=-1)
+        return self._texts[label]
+
+
+def cut_out(picture: UInt8[NDArray, "H W 3"], mask: Bool[Tensor, "H W"], box: Box) -> Image.Image:
+    """The picture inside the box, with everything outside the mask grey."""
+    masked = np.where(mask.cpu().numpy()[..., None], picture, np.uint8(GREY))
+    left, top, right, bottom = (round(edge) for edge in box)
+    return Image.fromarray(masked[top:bottom, left:right])

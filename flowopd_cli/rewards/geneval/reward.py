@@ -63,11 +63,7 @@ class GenEvalReward(Reward):
         )
 
     def check(self, prompts: Sequence[Prompt]) -> None:
-        """Refuse prompts without valid clauses, or that the detector can never satisfy.
-
-        Raises:
-            PromptError: no clauses, or one of an unknown form, class or color.
-        """
+        """Refuse prompts without valid clauses, or that the detector can never satisfy."""
         for prompt in prompts:
             fault = faulty(prompt.metadata)
             if fault:

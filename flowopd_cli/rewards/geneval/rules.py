@@ -69,7 +69,7 @@ class GenEvalOptions:
 
 
 class Verdict(NamedTuple):
-    """Whether a picture shows its prompt; ``reason`` has one line per failed clause."""
+    """Whether a picture shows its prompt; ``reason`` has a line per failed clause."""
 
     correct: bool
     reason: str

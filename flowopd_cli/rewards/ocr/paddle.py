@@ -29,16 +29,10 @@ from flowopd_cli.system.paths import cache_dir
 ONNX, CONFIG = "inference.onnx", "inference.yml"
 PUBLISHED = "PP-OCRv4"
 PUBLISHED_NAMES = {"det": "PP-OCRv3_mobile_det", "rec": "en_PP-OCRv4_mobile_rec"}
-_CONVERTED = "https://www.modelscope.cn/models/RapidAI/RapidOCR/resolve/v3.10.0/onnx/PP-OCRv4"
+_CONVERTED = "https://www.modelscope.cn/models/RapidAI/RapidOCR/resolve/v3.10.0/onnx/PP-OCRv4/"
 PUBLISHED_FILES = {
-    "det": (
-        f"{_CONVERTED}/det/en_PP-OCRv3_det_mobile.onnx",
-        "ea07c15d38ac40cd69da3c493444ec75b44ff23840553ff8ba102c1219ed39c2",
-    ),
-    "rec": (
-        f"{_CONVERTED}/rec/en_PP-OCRv4_rec_mobile.onnx",
-        "e8770c967605983d1570cdf5352041dfb68fa0c21664f49f47b155abd3e0e318",
-    ),
+    "det": ("det/en_PP-OCRv3_det_mobile.onnx", "ea07c15d38ac40cd69da3c493444ec75b44ff23840553ff8ba102c1219ed39c2"),
+    "rec": ("rec/en_PP-OCRv4_rec_mobile.onnx", "e8770c967605983d1570cdf5352041dfb68fa0c21664f49f47b155abd3e0e318"),
 }
 KINDS = {"det": "TextDetection", "rec": "TextRecognition"}
 _STEM = re.compile(r"(?:(?P<lang>[a-z_]+)_)?PP-OCRv(?P<version>\d)_(?P<kind>det|rec)_(?P<size>[a-z]+)")
@@ -122,26 +116,23 @@ def choose_model(kind: str, options: PaddleOptions) -> OCRModel:
         ArtifactError: its file is missing or is not the expected one.
     """
     folder = options.text_detection_model_dir if kind == "det" else options.text_recognition_model_dir
-    if folder is not None and folder.endswith(".onnx"):
-        return onnx_folder(Path(folder), kind)
     if folder is not None:
-        return _model_folder(Path(folder), options.engine)
+        path = Path(folder)
+        return onnx_folder(path, kind) if path.suffix == ".onnx" else _model_folder(path, options.engine)
     if options.models == "default":
         return OCRModel()
     if options.models == "rapidocr":
         return onnx_folder(bundled_model(kind), kind)
+    if options.models == PUBLISHED and options.engine != "onnxruntime":
+        return OCRModel(PUBLISHED_NAMES[kind])
     if options.models == PUBLISHED:
-        url, digest = PUBLISHED_FILES[kind]
-        name = PUBLISHED_NAMES[kind]
-        onnx = options.engine == "onnxruntime"
-        return onnx_folder(download(url, sha256=digest), kind, name=name) if onnx else OCRModel(name)
-    parts = options.models.split("+")
-    if len(parts) != 2 or not all(parts):
-        raise RewardError(
-            f"ocr: models={options.models!r}: known are default, {PUBLISHED}, rapidocr, or DETECTOR+RECOGNIZER in "
-            "paddleocr's names"
-        )
-    return OCRModel(parts[list(KINDS).index(kind)])
+        file, digest = PUBLISHED_FILES[kind]
+        return onnx_folder(download(_CONVERTED + file, sha256=digest), kind, name=PUBLISHED_NAMES[kind])
+    names = options.models.split("+")
+    if len(names) != 2 or not all(names):
+        known = f"default, {PUBLISHED}, rapidocr, or DETECTOR+RECOGNIZER in paddleocr's names"
+        raise RewardError(f"ocr: models={options.models!r}: known are {known}")
+    return OCRModel(names[0 if kind == "det" else 1])
 
 
 def _model_folder(folder: Path, engine: str) -> OCRModel:

@@ -79,8 +79,6 @@ def score_text(target: str, lines: Sequence[Line]) -> OCRScore:
 def make_reader(name: str = "auto", **options: Any) -> TextReader:
     """The reader of a name; ``auto`` is ``paddleocr`` where that is installed, else ``rapidocr``.
 
-    ``options`` are those of its constructor.
-
     Raises:
         RewardError: there is no reader of this name.
         MissingDependency: its package is not installed.
@@ -119,18 +117,13 @@ class OCRReward(Reward):
             RewardError: there is no such reader, or it cannot start.
             MissingDependency: its package is not installed.
         """
-        if isinstance(reader, str):
-            reader = make_reader(reader, **options)
-        elif options:
+        if options and not isinstance(reader, str):
             raise RewardError(f"ocr: {', '.join(options)}: options need the name of a reader")
-        self.reader, self.engine = reader, reader.name
+        self.reader = make_reader(reader, **options) if isinstance(reader, str) else reader
+        self.engine = self.reader.name
 
     def check(self, prompts: Sequence[Prompt]) -> None:
-        """Refuse prompts without a text to render.
-
-        Raises:
-            PromptError: names the prompt.
-        """
+        """Refuse prompts without a text to render."""
         for prompt in prompts:
             target_of(prompt)
 

@@ -94,14 +94,12 @@ class BilinearClip(ClipEncoder):
     """A CLIP whose pictures are resized as tensors, bilinearly with antialiasing, as in Flow-GRPO's scorer."""
 
     def pixels(self, images: list[Image.Image]) -> Float[Tensor, "B 3 S S"]:
-        """Shortest side to S, centre cut out, CLIP's mean and deviation."""
-        return torch.cat([bilinear_square(clip_pixels([image]), self.image_size) for image in images])
+        """Shortest side to S, then the centre square."""
+        return torch.cat([self._square(clip_pixels([image])) for image in images])
 
-
-def bilinear_square(pixels: Float[Tensor, "1 3 H W"], side: int) -> Float[Tensor, "1 3 S S"]:
-    """Shortest side to ``side`` bilinearly with antialiasing, then the centre square."""
-    short = min(pixels.shape[2:])
-    height, width = (side if edge == short else side * edge // short for edge in pixels.shape[2:])
-    resized = F.interpolate(pixels, (height, width), mode="bilinear", antialias=True, align_corners=False)
-    top, left = round((height - side) / 2), round((width - side) / 2)
-    return resized[:, :, top : top + side, left : left + side]
+    def _square(self, pixels: Float[Tensor, "1 3 H W"]) -> Float[Tensor, "1 3 S S"]:
+        side, short = self.image_size, min(pixels.shape[2:])
+        height, width = (side if edge == short else side * edge // short for edge in pixels.shape[2:])
+        resized = F.interpolate(pixels, (height, width), mode="bilinear", antialias=True, align_corners=False)
+        top, left = round((height - side) / 2), round((width - side) / 2)
+        return resized[:, :, top : top + side, left : left + side]

@@ -6,7 +6,7 @@ Its checkpoint is one of ``open_clip``; here its tensors are renamed into ``tran
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from jaxtyping import Float
 from torch import Tensor
@@ -98,21 +98,20 @@ def from_open_clip(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors of an ``open_clip`` ViT under the names of ``CLIPModel``: fused query, key and value split, projections
     transposed. An unknown name is unchanged.
     """
-    return dict(renamed for name, value in tensors.items() for renamed in _renamed(name, value))
-
-
-def _renamed(name: str, value: Tensor) -> Iterator[tuple[str, Tensor]]:
-    match = PARAMETER.fullmatch(name)
-    tower, block, layer, kind = match.groups() if match else (None, None, name, "")
-    prefix = f"{'vision' if tower else 'text'}_model.encoder.layers.{block}."
-    if name in TRANSPOSED:
-        yield TRANSPOSED[name], value.movedim(0, -1).contiguous()
-    elif block is not None and layer == "attn.in_proj":
-        for letter, third in zip("qkv", value.tensor_split(3), strict=True):
-            yield f"{prefix}self_attn.{letter}_proj.{kind}", third
-    elif block is not None and layer in BLOCK_LAYERS:
-        yield f"{prefix}{BLOCK_LAYERS[layer]}.{kind}", value
-    elif block is None and layer in LAYERS:
-        yield f"{LAYERS[layer]}.{kind}", value
-    else:
-        yield TENSORS.get(name, name), value
+    converted: dict[str, Tensor] = {}
+    for name, value in tensors.items():
+        match = PARAMETER.fullmatch(name)
+        tower, block, layer, kind = match.groups() if match else (None, None, name, "")
+        prefix = f"{'vision' if tower else 'text'}_model.encoder.layers.{block}."
+        if name in TRANSPOSED:
+            converted[TRANSPOSED[name]] = value.movedim(0, -1).contiguous()
+        elif block and layer == "attn.in_proj":
+            thirds = zip("qkv", value.tensor_split(3), strict=True)
+            converted |= {f"{prefix}self_attn.{letter}_proj.{kind}": third for letter, third in thirds}
+        elif block and layer in BLOCK_LAYERS:
+            converted[f"{prefix}{BLOCK_LAYERS[layer]}.{kind}"] = value
+        elif not block and layer in LAYERS:
+            converted[f"{LAYERS[layer]}.{kind}"] = value
+        else:
+            converted[TENSORS.get(name, name)] = value
+    return converted

@@ -67,8 +67,8 @@ class ImageRewardReward(Reward):
         from transformers import BertTokenizer, BlipTextModel, BlipVisionModel
 
         tensors, path = read_checkpoint(source, FILE)
-        vision, text, head = split_parts(tensors, path)
-        vision_config, text_config = vision_shape(vision, path), text_shape(text, path)
+        vision, text, head = _split(tensors, path)
+        vision_config, text_config = _vision_config(vision, path), _text_config(text, path)
         self._device, kind = pick_device(device), as_dtype(dtype)
         self.vision = assemble(BlipVisionModel, vision_config, vision, path, kind).to(self._device)
         self.text = assemble(BlipTextModel, text_config, text, path, kind, add_pooling_layer=False).to(self._device)
@@ -100,13 +100,10 @@ class ImageRewardReward(Reward):
         return states.last_hidden_state[:, 0]
 
 
-def split_parts(tensors: Mapping[str, Tensor], path: str) -> tuple[Tensors, Tensors, Tensors]:
+def _split(tensors: Mapping[str, Tensor], path: str) -> tuple[Tensors, Tensors, Tensors]:
     """The checkpoint's picture encoder, text encoder (under ``transformers``' names) and head.
 
     BLIP's contrastive projections and a buffer of positions, which no score uses, are dropped.
-
-    Raises:
-        ArtifactError: a name that belongs to none of them.
     """
     prefixes = ("vision_model.", "text_encoder.", "mlp.")
     names = {name: rename(name.removeprefix("blip.")) for name in tensors if not UNUSED.fullmatch(name)}
@@ -118,28 +115,17 @@ def split_parts(tensors: Mapping[str, Tensor], path: str) -> tuple[Tensors, Tens
     return vision, text, head
 
 
-def vision_shape(tensors: Mapping[str, Tensor], path: str) -> Any:
-    """The configuration of the picture encoder, its sizes read off the tensors.
-
-    Raises:
-        ArtifactError: a tensor that determines a size is missing or misshaped.
-    """
+def _vision_config(tensors: Tensors, path: str) -> Any:
     from transformers import BlipVisionConfig
 
     width, _, _, patch = _sizes(tensors, "embeddings.patch_embedding.weight", 4, path)
     _, positions, _ = _sizes(tensors, "embeddings.position_embedding", 3, path)
     inner, _ = _sizes(tensors, "encoder.layers.0.mlp.fc1.weight", 2, path)
-    return BlipVisionConfig(
-        **_common(tensors, width, inner, VISION_EPS), image_size=math.isqrt(positions - 1) * patch, patch_size=patch
-    )
+    common = _common(tensors, width, inner, VISION_EPS)
+    return BlipVisionConfig(**common, image_size=math.isqrt(positions - 1) * patch, patch_size=patch)
 
 
-def text_shape(tensors: Mapping[str, Tensor], path: str) -> Any:
-    """The configuration of the text encoder, its sizes read off the tensors.
-
-    Raises:
-        ArtifactError: a tensor that determines a size is missing or misshaped.
-    """
+def _text_config(tensors: Tensors, path: str) -> Any:
     from transformers import BlipTextConfig
 
     words, width = _sizes(tensors, "embeddings.word_embeddings.weight", 2, path)
@@ -156,7 +142,7 @@ def text_shape(tensors: Mapping[str, Tensor], path: str) -> Any:
     )
 
 
-def _common(tensors: Mapping[str, Tensor], width: int, inner: int, epsilon: float) -> dict[str, Any]:
+def _common(tensors: Tensors, width: int, inner: int, epsilon: float) -> dict[str, Any]:
     layers = [match[1] for name in tensors if (match := re.match(r"encoder\.layers?\.(\d+)\.", name))]
     return {
         "hidden_size": width,
@@ -168,7 +154,7 @@ def _common(tensors: Mapping[str, Tensor], width: int, inner: int, epsilon: floa
     }
 
 
-def _sizes(tensors: Mapping[str, Tensor], name: str, dimensions: int, path: str) -> tuple[int, ...]:
+def _sizes(tensors: Tensors, name: str, dimensions: int, path: str) -> tuple[int, ...]:
     refuse_mismatch(path, [] if name in tensors else [name], [], [])
     shape = tuple(tensors[name].shape)
     refuse_mismatch(path, [], [], [] if len(shape) == dimensions else [f"{name} {shape}"])

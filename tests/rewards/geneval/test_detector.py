@@ -14,12 +14,13 @@ from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.errors import ArtifactError, PromptError
 from flowopd_cli.prompts.clauses import COCO_CLASSES, GENEVAL_CLASSES
 from flowopd_cli.rewards.geneval import detector as mask2former
-from flowopd_cli.rewards.geneval.colors import ColorClassifier, cut_out
 from flowopd_cli.rewards.geneval.detector import (
+    ColorClassifier,
     DetectorSettings,
     Frame,
     Mask2FormerDetector,
     colored,
+    cut_out,
     fit,
     instances_of,
     prepare,

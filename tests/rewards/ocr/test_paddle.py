@@ -213,8 +213,8 @@ class TestEngine:
 
     def test_the_published_models_run_through_the_same_loading_code(self, reader, cache):
         """rapidocr's own weights in place of the published ones, which would have to be downloaded."""
-        files = {url: bundled_model(kind) for kind, (url, _) in paddle.PUBLISHED_FILES.items()}
-        cache.setattr(paddle, "download", lambda url, sha256: files[url])
+        files = {digest: bundled_model(kind) for kind, (_, digest) in paddle.PUBLISHED_FILES.items()}
+        cache.setattr(paddle, "download", lambda url, sha256: files[sha256])
         published = make_reader("paddleocr", models="PP-OCRv4", device="cpu")
         assert [_text(r) for r in published(words()[:2])] == ["acorn", "bridge"]
 
