@@ -131,7 +131,7 @@ BASES = Registry("base", {"toy": "flowopd_cli.toy:folder"})
 REWARDS = Registry(
     "reward",
     {
-        "deqa": "flowopd_cli.rewards.remote.deqa:DeQAReward",
+        "deqa": "flowopd_cli.rewards.remote.client:DeQAReward",
         "aesthetic": "flowopd_cli.rewards.preference.aesthetic:AestheticReward",
         "blip-vqa": "flowopd_cli.rewards.compbench.blip_vqa:BlipVQAReward",
         "clipscore": "flowopd_cli.rewards.preference.clipscore:ClipScoreReward",

@@ -18,7 +18,7 @@ from flowopd_cli.prompts.load import load_prompts
 from flowopd_cli.rewards.base import RewardInfo
 from flowopd_cli.rewards.pictures import read_picture
 from flowopd_cli.rewards.remote import isolated
-from flowopd_cli.rewards.remote.protocol import Refusal, normalize_answer, prompt_record
+from flowopd_cli.rewards.remote.protocol import Refusal, prompt_record
 from flowopd_cli.rewards.remote.worker import load_scorer
 
 
@@ -72,7 +72,7 @@ def score(
     reward_scorer.reward.check(prompts)
     images = [read_picture(path) for path in pictures]
     try:
-        answer = normalize_answer(reward_scorer(images, [prompt_record(prompt) for prompt in prompts]), len(images))
+        answer = reward_scorer(images, [prompt_record(prompt) for prompt in prompts])
     except Refusal as error:
         raise RewardError(f"reward {name}: {error}") from error
     return [

@@ -25,7 +25,7 @@ from flowopd_cli.core.types import RewardResult
 from flowopd_cli.errors import RewardError
 from flowopd_cli.rewards.base import Reward, RewardInfo
 from flowopd_cli.rewards.pictures import to_pil
-from flowopd_cli.rewards.remote.http import RETRYABLE, EndpointError, RetryPolicy, join_url, request_json
+from flowopd_cli.rewards.remote.http import RETRYABLE, EndpointError, Endpoints, RetryPolicy
 from flowopd_cli.system.threads import in_parallel
 
 KEY_ENV = "FLOWOPD_VLM_API_KEY"
@@ -139,11 +139,9 @@ class VLMReward(Reward):
         """
         if preset not in PRESETS:
             raise RewardError(f"vlm: preset {preset!r} is not one of {', '.join(PRESETS)}")
-        self.urls = (url,) if isinstance(url, str) else tuple(url)
-        if not all(self.urls) or not self.urls or not model:
+        urls = (url,) if isinstance(url, str) else tuple(url)
+        if not all(urls) or not urls or not model:
             raise RewardError("vlm: name the endpoint and its model: options url=http://host:port/v1 model=name")
-        for endpoint in self.urls:
-            join_url(endpoint, PATH)
         if unknown := sorted(options.keys() - {f.name for f in fields(JudgeOptions)}):
             hint = f"; the API key is read from the environment, ${KEY_ENV} or the variable that key_env names"
             raise RewardError(f"vlm: no option {', '.join(unknown)}" + hint * any("key" in name for name in unknown))
@@ -151,11 +149,11 @@ class VLMReward(Reward):
         key = os.environ.get(self.options.key_env, "").strip()
         if not key and self.options.key_env != KEY_ENV:
             raise RewardError(f"vlm: the environment variable {self.options.key_env} holds no API key")
-        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
         self.model, self.name = model, f"{model}/{preset if 'template' not in options else 'own'}"
         self.weights = {"model": model, "question": self.options.template, "pattern": self.options.pattern}
         retries = 0 if self.options.on_error == "fail" else self.options.retries
-        self._policy = RetryPolicy(self.options.timeout, retries, self.options.backoff)
+        policy = RetryPolicy(self.options.timeout, retries, self.options.backoff)
+        self._endpoints = Endpoints(urls, {"Authorization": f"Bearer {key}"} if key else {}, policy)
         low, high = self.options.low / self.options.divisor, self.options.high / self.options.divisor
         self.info = replace(self.info, low=low, high=high)
 
@@ -165,8 +163,9 @@ class VLMReward(Reward):
         Raises:
             RewardError: no endpoint answers, or each of several pictures was refused.
         """
-        questions = zip(range(len(prompts)), to_pil(images), [prompt.text for prompt in prompts], strict=True)
-        judgements = in_parallel([partial(self.judge, *row) for row in questions], self.options.concurrency)
+        questions = zip(to_pil(images), prompts, strict=True)
+        tasks = [partial(self.judge, image, prompt.text) for image, prompt in questions]
+        judgements = in_parallel(tasks, self.options.concurrency)
         if len(judgements) > 1 and all(judgement.refused for judgement in judgements):
             raise RewardError(f"vlm: every picture was refused: {judgements[0].error}")
         raw = torch.tensor([float("nan") if judgement.score is None else judgement.score for judgement in judgements])
@@ -177,16 +176,14 @@ class VLMReward(Reward):
         )
         return RewardResult(raw / self.options.divisor, {"raw": raw}, ~torch.isnan(raw), details)
 
-    def judge(self, number: int, image: Image.Image, text: str) -> Judgement:
-        """Ask about one picture; ``number`` picks the endpoint that is tried first.
+    def judge(self, image: Image.Image, text: str) -> Judgement:
+        """Ask about one picture.
 
         Raises:
             EndpointError: no endpoint answers.
         """
-        first = number % len(self.urls)
-        urls = self.urls[first:] + self.urls[:first]
         try:
-            reply = request_json(urls, PATH, self.request(image, text), self._headers, self._policy)
+            reply = self._endpoints.request(PATH, self.request(image, text))
         except EndpointError as error:
             refused = error.status in REFUSED
             transient = error.status in (None, 200) or error.status in RETRYABLE  # 200: an answer that is not JSON

@@ -7,6 +7,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from pydantic import TypeAdapter
 from support.fuzzing import ODD, TEXTS, as_json, edited, few, folder, guarded, many, mutated
 
 from flowopd_cli.core.prompt import Prompt
@@ -106,7 +107,7 @@ INFO = {
     "protocol": 1,
     "reward": "red",
     "fingerprint": "abc",
-    "limits": {"pictures": 2, "pixels": 9},
+    "limits": {"pixels": 9},
     "low": 0,
     "high": 1,
 }
@@ -118,9 +119,9 @@ def answer_of_a_worker(tree, info):
         with guarded(box):
             refusals: list[str] = []
             try:
-                read = protocol.read_answer(tree, 2)
-            except protocol.Refusal as refusal:
-                refusals.append(str(refusal))
+                read = TypeAdapter(protocol.Answer).validate_python(tree).require(2)
+            except ValueError as error:
+                refusals.append(protocol.one_line(error))
             else:
                 assert len(read.total) == len(read.valid) == len(read.details) == 2
                 assert all(value is None or isinstance(value, float) for value in read.total)

@@ -21,7 +21,7 @@ from flowopd_cli.rewards.remote.server import Worker
 from flowopd_cli.rewards.remote.settings import Settings
 
 STATUSES = {200, 400, 401, 404, 405, 408, 409, 413, 415, 503}
-LIMITS = Limits(body_bytes=1 << 20, pictures=4, pixels=100, request_pixels=200, queue_seconds=2, body_seconds=0.1)
+LIMITS = Limits(body_bytes=1 << 20, pixels=100, request_pixels=200, queue_seconds=2, body_seconds=0.1)
 PNG = protocol.encode_png(Image.new("RGB", (4, 4), (51, 0, 0)))
 PROMPT = {"id": "1", "text": "a cat", "task": "t", "metadata": {"tag": "x", "include": [{"class": "cup", "count": 1}]}}
 SCORE = protocol.score_request("red", [PNG, PNG], [PROMPT, PROMPT])
@@ -48,8 +48,7 @@ class Red:
 def application():
     worker = Worker(Settings(limits=LIMITS, linger=0.0))
     worker.start(Red())
-    yield worker.application
-    worker.close()
+    return worker.application
 
 
 def check_answer(status, content_type, body):
@@ -142,7 +141,7 @@ REQUESTS = given(request=st.one_of(WELL_FORMED, edited(SOUND), st.binary(min_siz
 
 @pytest.fixture(scope="module")
 def worker(tmp_path_factory):
-    with started("sound", "--max-pixels", "100", folder=tmp_path_factory.mktemp("w"), token="open-sesame") as running:
+    with started(flags={"max_pixels": 100}, folder=tmp_path_factory.mktemp("w"), token="open-sesame") as running:
         yield running
 
 

@@ -5,13 +5,12 @@ Run as a script it is such a worker. A sound one gives each picture the mean of 
 
 import json
 import os
-import queue
+import select
 import subprocess
 import sys
-import threading
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,12 +45,11 @@ class Worker:
 
 
 @contextmanager
-def started(mode="sound", *flags, folder, token=None, argv=None, **options):
-    """A worker that behaves as ``mode`` says, ended whatever happens; ``argv`` starts another program instead."""
+def started(mode="sound", *, folder, token=None, argv=None, flags=None, limits=None, **options):
+    """A worker that behaves as ``mode`` says, ended in any case; ``argv`` starts another program instead."""
     mark = len(list(folder.glob("*.log")))
     calls, log = folder / f"{mark}.calls", folder / f"{mark}.log"
-    values = json.dumps({"mode": mode, "calls": str(calls), **options})
-    command = argv or [sys.executable, __file__, "--options", values, *flags]
+    command = argv or command_of(mode, calls, flags=flags, limits=limits, **options)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     environment.pop("FLOWOPD_REWARD_TOKEN", None)
     if token:
@@ -64,14 +62,15 @@ def started(mode="sound", *flags, folder, token=None, argv=None, **options):
         end(process)
 
 
+def command_of(mode, calls, flags=None, limits=None, **options):
+    values = {**(flags or {}), "limits": limits or {}, "options": {"mode": mode, "calls": str(calls), **options}}
+    return [sys.executable, __file__, json.dumps(values)]
+
+
 def first_line(process, log):
     """What it prints when it is ready."""
-    lines = queue.Queue()
-    threading.Thread(target=lambda: lines.put(process.stdout.readline()), daemon=True).start()
-    try:
-        line = lines.get(timeout=START_SECONDS).strip()
-    except queue.Empty:
-        line = ""
+    ready, _, _ = select.select([process.stdout], [], [], START_SECONDS)
+    line = process.stdout.readline().strip() if ready else ""
     assert line.startswith("http://"), log.read_text()
     return line
 
@@ -128,36 +127,46 @@ class Scorer:
 
 
 def break_protocol(mode):
-    """Make the server's answers to ``/score`` wrong, as ``mode`` says."""
-    from starlette.responses import JSONResponse, Response
+    """Make the server's answers wrong, as ``mode`` says."""
+    from starlette.responses import Response
 
-    from flowopd_cli.rewards.remote import protocol, server
+    from flowopd_cli.rewards.remote import server
 
     changes = {
-        "wrong_length": lambda answer: {"total": answer["total"][1:]},
-        "wrong_kind": lambda answer: {"total": ["good"] * len(answer["total"])},
-        "literal_nan": lambda answer: {"total": [float("nan"), *answer["total"][1:]]},
-        "no_list": lambda answer: {"valid": None},
-        "other_weights": lambda answer: {"fingerprint": "0" * 12},
+        "wrong_length": lambda answer: {**answer, **{name: answer[name][1:] for name in ("total", "valid", "details")}},
+        "wrong_kind": lambda answer: {**answer, "total": ["good"] * len(answer["total"])},
+        "literal_nan": lambda answer: {**answer, "total": [float("nan"), *answer["total"][1:]]},
+        "no_list": lambda answer: {**answer, "valid": None},
+        "other_weights": lambda answer: {**answer, "fingerprint": "0" * 12},
+        "list": lambda answer: [1, 2],
+        "page": lambda answer: "<html>busy</html>",
     }
-    correct = server.Worker._answer
+    correct, start = server.Worker._answer, server.Worker.start
 
     def answer(worker, scores):
-        if mode == "list":
-            return JSONResponse([1, 2])
-        if mode == "page":
-            return Response(b"<html>busy</html>")
-        tree = json.loads(correct(worker, scores).body)
-        return Response(json.dumps({**tree, **changes[mode](tree)}), media_type="application/json")
+        tree = changes[mode](json.loads(correct(worker, scores).body))
+        return Response(tree if isinstance(tree, str) else json.dumps(tree), media_type="application/json")
 
-    if mode in changes or mode in ("list", "page"):
+    def start_another(worker, scorer):
+        start(worker, scorer)
+        worker.info["protocol"] = 2
+
+    if mode in changes:
         server.Worker._answer = answer
     if mode == "protocol":
-        protocol.PROTOCOL = 2
+        server.Worker.start = start_another
 
 
 if __name__ == "__main__":
-    from flowopd_cli.rewards.remote.server import run
+    from flowopd_cli.rewards.remote import server
 
-    break_protocol(json.loads(sys.argv[sys.argv.index("--options") + 1])["mode"])
-    run(lambda options: Scorer(**options))
+    flags = json.loads(sys.argv[1])
+    from_flags = server.from_flags
+
+    def settings_of(flags):
+        settings = from_flags(flags)
+        return replace(settings, limits=replace(settings.limits, **flags["limits"]))
+
+    server.from_flags = settings_of
+    break_protocol(flags["options"]["mode"])
+    server.run(lambda options: Scorer(**options))

@@ -130,10 +130,11 @@ def serve(
     flags = {name: value for name, value in locals().items() if name not in {"reward", "settings"}}
     options = reward_options(settings)
     with redirect_stdout(sys.stderr):
-        from flowopd_cli.rewards.remote import deqa, worker
+        from flowopd_cli.rewards.remote import settings as defaults
+        from flowopd_cli.rewards.remote import worker
     if port is None:
-        flags["port"] = deqa.PORT if reward == "deqa" else worker.PORT
-    raise typer.Exit(worker.serve(reward, options, flags))
+        flags["port"] = defaults.DEQA_PORT if reward == "deqa" else defaults.PORT
+    worker.serve(reward, options, flags)
 
 
 def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:

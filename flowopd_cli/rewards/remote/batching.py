@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from flowopd_cli.rewards.remote.protocol import Answer, Limits, Refusal, normalize_answer, one_line
+from flowopd_cli.rewards.remote.protocol import Answer, Limits, Refusal, one_line
 
 Score = Callable[[Sequence[Image.Image], Sequence[dict[str, Any]]], Answer]
 
@@ -28,17 +28,12 @@ class Job:
     def __len__(self) -> int:
         return len(self.pictures)
 
-    @property
-    def pixels(self) -> int:
-        """The memory it holds, in pixels."""
-        return sum(picture.width * picture.height for picture in self.pictures)
-
 
 class Batcher:
-    """Joins waiting requests up to ``max_batch`` pictures, and lingers at most ``linger`` seconds for more.
+    """Joins waiting requests up to ``max_batch`` pictures, and waits at most ``linger`` seconds for more.
 
     A request is never split. When a joined batch fails, its requests are scored one by one, so that a mistake of one
-    caller reaches no other.
+    caller does not affect the others.
     """
 
     def __init__(self, score: Score, *, max_batch: int, linger: float, limits: Limits) -> None:
@@ -46,9 +41,7 @@ class Batcher:
         self._max_batch, self._linger, self._limits = max_batch, linger, limits
         self._jobs: deque[Job] = deque()
         self._change = threading.Condition()
-        self._closed = False
-        self._thread = threading.Thread(target=self._run, name="scoring", daemon=True)
-        self._thread.start()
+        threading.Thread(target=self._run, name="scoring", daemon=True).start()
 
     @property
     def waiting(self) -> int:
@@ -56,48 +49,33 @@ class Batcher:
         with self._change:
             return sum(len(job) for job in self._jobs if not job.future.cancelled())
 
-    @property
-    def alive(self) -> bool:
-        """Whether the scoring thread runs."""
-        return self._thread.is_alive()
-
     def submit(self, pictures: Sequence[Image.Image], prompts: Sequence[dict[str, Any]]) -> Future[Answer]:
-        """Queue a request. The future raises what the reward raised, or ``Refusal`` for lists of a wrong length.
+        """Queue a request. The future raises what the reward raised, or ``ValueError`` for a wrong number of scores.
 
         Raises:
-            Refusal: the queue is full or closed.
+            Refusal: the queue is full.
         """
         job = Job(pictures, prompts)
         with self._change:
-            if self._closed or not self.alive:
-                raise Refusal(503, "this worker is stopping")
             self._jobs = deque(other for other in self._jobs if not other.future.cancelled())
-            pixels = sum(other.pixels for other in self._jobs)
-            if pixels and pixels + job.pixels > self._limits.waiting_pixels:
-                raise Refusal(503, f"the queue is full: {self.waiting} pictures of {pixels} pixels are waiting")
+            sizes = [picture.width * picture.height for other in self._jobs for picture in other.pictures]
+            pixels = sum(picture.width * picture.height for picture in pictures)
+            if sizes and sum(sizes) + pixels > self._limits.waiting_pixels:
+                raise Refusal(503, f"the queue is full: {len(sizes)} pictures of {sum(sizes)} pixels are waiting")
             self._jobs.append(job)
             self._change.notify_all()
         return job.future
 
-    def close(self) -> None:
-        """Accept no more requests; those in the queue are still scored."""
-        with self._change:
-            self._closed = True
-            self._change.notify_all()
-
     def _run(self) -> None:
-        while batch := self._next_batch():
-            jobs = [job for job in batch if job.future.set_running_or_notify_cancel()]
-            if jobs:
-                self._score(jobs)
+        while True:
+            self._score([job for job in self._next_batch() if job.future.set_running_or_notify_cancel()])
 
     def _next_batch(self) -> list[Job]:
-        """Blocks until there is a batch; empty when the queue is closed."""
         batch: list[Job] = []
         with self._change:
-            self._change.wait_for(lambda: self._jobs or self._closed)
+            self._change.wait_for(lambda: self._jobs)
             until = time.monotonic() + self._linger
-            while self.waiting < self._max_batch and not self._closed and (left := until - time.monotonic()) > 0:
+            while self.waiting < self._max_batch and (left := until - time.monotonic()) > 0:
                 self._change.wait(left)
             while self._jobs and (not batch or sum(map(len, batch)) + len(self._jobs[0]) <= self._max_batch):
                 batch.append(self._jobs.popleft())
@@ -107,7 +85,7 @@ class Batcher:
         pictures = [picture for job in jobs for picture in job.pictures]
         prompts = [prompt for job in jobs for prompt in job.prompts]
         try:
-            answer = normalize_answer(self._score_all(pictures, prompts), len(pictures))
+            answer = self._score_all(pictures, prompts).require(len(pictures)) if jobs else Answer([])
         except BaseException as error:  # SystemExit too: it would end this thread and leave every caller waiting
             if len(jobs) == 1:
                 jobs[0].future.set_exception(error if isinstance(error, Exception) else RuntimeError(one_line(error)))

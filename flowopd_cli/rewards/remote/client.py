@@ -1,6 +1,6 @@
-"""The client of scoring workers: a reward in another process or on another machine.
+"""``remote:URL``: a reward scored by workers at one or several addresses, which share the work and replace one another.
 
-A missing score is never a number: the picture is invalid, or the run stops with one line (``on_error``).
+A picture without a valid score is never given zero: it is invalid, or the run stops with one line.
 """
 
 from __future__ import annotations
@@ -9,15 +9,13 @@ import json
 import logging
 import os
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 import torch
 from jaxtyping import Float
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from flowopd_cli.core.prompt import Prompt
@@ -26,31 +24,22 @@ from flowopd_cli.errors import PromptError, RewardError
 from flowopd_cli.rewards.base import Reward, RewardInfo
 from flowopd_cli.rewards.pictures import to_pil
 from flowopd_cli.rewards.remote import protocol
-from flowopd_cli.rewards.remote.http import RETRYABLE, EndpointError, InvalidResponse, RetryPolicy, request_json
-from flowopd_cli.rewards.remote.protocol import Answer, Limits, Refusal, WorkerInfo
-from flowopd_cli.rewards.remote.settings import TOKEN_ENV
+from flowopd_cli.rewards.remote.http import EndpointError, Endpoints, RetryPolicy
+from flowopd_cli.rewards.remote.protocol import Answer, WorkerInfo
+from flowopd_cli.rewards.remote.settings import DEQA_PORT, TOKEN_ENV
 from flowopd_cli.system.threads import in_parallel
 
-T = TypeVar("T")
 ON_ERROR = ("retry", "skip", "fail")
 TOKEN_NEEDED = (401, 403)
 MISMATCH = 409
 CHECKED_AT_ONCE = 1000
-REST_SECONDS = 60.0
 ENVELOPE_BYTES = 4096
+INF = float("inf")
 log = logging.getLogger("flowopd.rewards")
 
 
 class WorkerMismatch(RewardError):
     """A worker of another protocol, reward or weights: no attempt cures it, so ``skip`` does not skip it."""
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """The pictures of one request, in base64 PNG, and their prompts."""
-
-    pngs: Sequence[str]
-    prompts: Sequence[dict[str, Any]]
 
 
 class RemoteReward(Reward):
@@ -86,12 +75,16 @@ class RemoteReward(Reward):
             raise RewardError(f"remote: on_error {on_error!r} is not one of {', '.join(ON_ERROR)}")
         if timeout <= 0 or retries < 0 or batch < 1:
             raise RewardError("remote: timeout and batch must be above 0, retries not below")
-        self.urls = tuple(part.strip().rstrip("/") for part in str(url).split(",") if part.strip())
         self.on_error, self.batch, self._start, self._token_env = on_error, batch, start, token_env
-        self._policy = RetryPolicy(timeout, 0 if on_error == "fail" else retries, backoff)
-        self._resting: dict[str, float] = {}
-        self._turn, self._lock, self._failing = 0, threading.Lock(), False
+        token = os.environ.get(token_env)
+        self._endpoints = Endpoints(
+            [part.strip() for part in str(url).split(",") if part.strip()],
+            {"Authorization": f"Bearer {token}"} if token else {},
+            RetryPolicy(timeout, 0 if on_error == "fail" else retries, backoff),
+        )
+        self._name = "remote"
         self.worker = self._connect(reward)
+        self._name = self.worker.reward
         self.info = reward_info(self.worker)
         self.weights = {**self.worker.weights, "worker": self.worker.package}
 
@@ -106,7 +99,7 @@ class RemoteReward(Reward):
             records = [protocol.prompt_record(prompt) for prompt in prompts[start : start + CHECKED_AT_ONCE]]
             body = {"protocol": protocol.PROTOCOL, "reward": self.worker.reward, "prompts": records}
             try:
-                answer = self._post(protocol.CHECK, body, dict)
+                answer = self._endpoints.request(protocol.CHECK, body, self._verify)
             except EndpointError as error:
                 self._stop(error)
             if not answer.get("ok"):
@@ -121,152 +114,118 @@ class RemoteReward(Reward):
         """
         pngs = [protocol.encode_png(picture) for picture in to_pil(images)]
         records = [protocol.prompt_record(prompt) for prompt in prompts]
-        timed_out = threading.Event()
+        unreachable = threading.Event()
         chunks = self._chunks(pngs, records, images.shape[-1] * images.shape[-2])
-        tasks = [partial(self._score, chunk, timed_out) for chunk in chunks]
-        return reward_result(in_parallel(tasks, workers=len(self.urls)))
+        tasks = [partial(self._score, pngs[chunk], records[chunk], unreachable) for chunk in chunks]
+        return reward_result(in_parallel(tasks, workers=len(self._endpoints.urls)))
 
-    def _score(self, chunk: Chunk, timed_out: threading.Event) -> Answer:
-        """The scores of one request. It is not sent once an earlier one of this call has ``timed_out``."""
-        count = len(chunk.pngs)
-        if timed_out.is_set():
-            return self._invalid(count, "not sent, because an earlier request of this call timed out")
-        body = protocol.score_request(self.worker.reward, chunk.pngs, chunk.prompts)
-        try:
-            answer = self._post(protocol.SCORE, body, lambda tree: _read_answer(tree, count))
-        except EndpointError as error:
-            if self.on_error != "skip" or error.status in (*TOKEN_NEEDED, MISMATCH):
-                self._stop(error)
-            if error.slow:
-                timed_out.set()
-            return self._invalid(count, str(error))
-        if self._failing:
-            log.warning("reward %s: the worker answers again", self.info.name)
-        self._failing = False
-        return answer
+    def _score(self, pngs: list[str], prompts: list[dict[str, Any]], unreachable: threading.Event) -> Answer:
+        """The scores of one request, which is not sent when no worker answered an earlier one of this call."""
 
-    def _invalid(self, count: int, reason: str) -> Answer:
-        if not self._failing:
-            log.warning("reward %s: pictures are left out of their groups: %s", self.info.name, reason)
-        self._failing = True
-        return Answer([None] * count, {}, [False] * count, [{"error": reason} for _ in range(count)])
+        def parse(tree: Any) -> Answer:
+            return TypeAdapter(Answer).validate_python(self._verify(tree)).require(len(pngs))
 
-    def _chunks(self, pngs: Sequence[str], prompts: Sequence[dict[str, Any]], pixels: int) -> Iterator[Chunk]:
-        """Requests within the worker's limits, for pictures of that many pixels each."""
+        reason, failing = "not sent, because no worker answered an earlier request", self._endpoints.failing
+        if not unreachable.is_set():
+            body = protocol.score_request(self.worker.reward, pngs, prompts)
+            try:
+                answer = self._endpoints.request(protocol.SCORE, body, parse)
+            except EndpointError as error:
+                if self.on_error != "skip" or error.status in (*TOKEN_NEEDED, MISMATCH):
+                    self._stop(error)
+                if error.status is None:
+                    unreachable.set()
+                reason = str(error)
+                if not failing:
+                    log.warning("reward %s: pictures are left out of their groups: %s", self._name, reason)
+            else:
+                if failing:
+                    log.warning("reward %s: the worker answers again", self._name)
+                return answer
+        return Answer([None] * len(pngs), {}, [False] * len(pngs), [{"error": reason} for _ in pngs])
+
+    def _chunks(self, pngs: Sequence[str], prompts: Sequence[dict[str, Any]], pixels: int) -> Iterator[slice]:
+        """The pictures of each request, within the worker's limits, for pictures of that many pixels each."""
         limits = self.worker.limits
-        fitting = limits.get("request_pixels", Limits.request_pixels) // max(pixels, 1)
-        most = max(1, min(self.batch, limits.get("pictures", self.batch), fitting))
-        room = limits.get("body_bytes", Limits.body_bytes) - ENVELOPE_BYTES
+        most = max(1, min(self.batch, protocol.MAX_PICTURES, limits.request_pixels // max(pixels, 1)))
         start, size = 0, 0
         for i, (png, prompt) in enumerate(zip(pngs, prompts, strict=True)):
             weight = len(png) + len(json.dumps(prompt)) + 64
-            if i > start and (i - start >= most or size + weight > room):
-                yield Chunk(pngs[start:i], prompts[start:i])
+            if i > start and (i - start >= most or size + weight > limits.body_bytes - ENVELOPE_BYTES):
+                yield slice(start, i)
                 start, size = i, 0
             size += weight
         if pngs:
-            yield Chunk(pngs[start:], prompts[start:])
-
-    def _post(self, path: str, body: Mapping[str, Any], read: Callable[[dict[str, Any]], T]) -> T:
-        """The answer of any worker: each is tried once, those that failed lately last, then all again with pauses.
-        After a failed call no worker is tried twice until one answers.
-
-        Raises:
-            EndpointError: none answers, or a status says that more attempts would not help.
-            WorkerMismatch: another reward answers.
-        """
-
-        def post(urls: Sequence[str], policy: RetryPolicy) -> T:
-            return request_json(urls, path, body, self._headers(), policy, lambda tree: read(self._verify(tree)))
-
-        once = replace(self._policy, retries=0)
-        policy = once if self._failing else self._policy
-        *others, last = self._order()
-        slow = False
-        for url in others:
-            try:
-                return post([url], once)
-            except EndpointError as error:
-                if error.status not in (None, 200, *RETRYABLE):
-                    raise
-                slow = slow or error.slow
-                self._resting[url] = time.monotonic() + REST_SECONDS
-        try:
-            return post([last, *others] if policy.retries else [last], policy)
-        except EndpointError as error:
-            error.slow = error.slow or slow
-            raise
-
-    def _order(self) -> list[str]:
-        """The workers in turn, those that failed within the last minute at the end."""
-        with self._lock:
-            self._turn += 1
-            turned = [self.urls[(self._turn + i) % len(self.urls)] for i in range(len(self.urls))]
-        now = time.monotonic()
-        return sorted(turned, key=lambda url: self._resting.get(url, 0.0) > now)
+            yield slice(start, len(pngs))
 
     def _verify(self, tree: Any) -> dict[str, Any]:
         if not isinstance(tree, dict):
-            raise InvalidResponse(f"the answer is {type(tree).__name__}, not an object")
+            raise ValueError(f"the answer is {type(tree).__name__}, not an object")
         for name in ("protocol", "reward", "fingerprint"):
             if tree.get(name) != getattr(self.worker, name):
                 raise WorkerMismatch(
-                    f"reward {self.info.name}: the worker has changed: its {name} is "
+                    f"reward {self._name}: the worker has changed: its {name} is "
                     f"{protocol.excerpt(tree.get(name))}, it was {getattr(self.worker, name)!r}; "
                     "scores of the two cannot be compared"
                 )
         return tree
 
-    def _headers(self) -> dict[str, str]:
-        token = os.environ.get(self._token_env)
-        return {"Authorization": f"Bearer {token}"} if token else {}
-
     def _connect(self, reward: str | None) -> WorkerInfo:
-        """The description that all workers share. Those that do not answer may come later; only when none does are they
-        tried again.
+        """The description that all workers share. Workers that do not answer may come later; only when none answers are
+        they tried again.
         """
-        results = self._descriptions(reward, replace(self._policy, retries=0))
-        if self._policy.retries and all(isinstance(result, EndpointError) for result in results):
-            results = self._descriptions(reward, self._policy)
-        present: list[tuple[str, WorkerInfo]] = []
-        absent: list[EndpointError] = []
-        for url, result in zip(self.urls, results, strict=True):
-            if isinstance(result, WorkerInfo):
-                present.append((url, result))
-                continue
-            if result.status in TOKEN_NEEDED:
-                self._stop(result)
-            absent.append(result)
-            self._resting[url] = time.monotonic() + REST_SECONDS
-        if not present:
-            self._stop([*absent, EndpointError("remote: no URL is named")][0])
-        (first, worker), *others = present
-        for url, other in others:
+        urls, workers, failures = self._endpoints.urls, dict[str, WorkerInfo](), list[EndpointError]()
+        for rounds in sorted({1, self._endpoints.policy.retries + 1}):
+            if not workers:
+                results = in_parallel([partial(self._describe, url, reward, rounds) for url in urls], workers=len(urls))
+                workers = {u: result for u, result in zip(urls, results, strict=True) if isinstance(result, WorkerInfo)}
+                failures = [result for result in results if isinstance(result, EndpointError)]
+        denied = [error for error in failures if error.status in TOKEN_NEEDED]
+        if denied or not workers:
+            self._stop([*denied, *failures][0])
+        first, worker = next(iter(workers.items()))
+        for url, other in workers.items():
             if other.fingerprint != worker.fingerprint:
                 raise WorkerMismatch(f"{url} serves {other}, {first} {worker}: their scores cannot be compared")
-        for error in absent:
+        for error in failures:
             log.warning("reward %s: %s", worker.reward, error)
         return worker
 
-    def _descriptions(self, reward: str | None, policy: RetryPolicy) -> list[WorkerInfo | EndpointError]:
-        def describe(url: str) -> WorkerInfo | EndpointError:
-            try:
-                tree = request_json(url, protocol.INFO, headers=self._headers(), policy=policy)
-            except EndpointError as error:
-                return error
-            return worker_info(url, tree, reward)
-
-        return in_parallel([partial(describe, url) for url in self.urls], workers=len(self.urls))
+    def _describe(self, url: str, reward: str | None, rounds: int) -> WorkerInfo | EndpointError:
+        try:
+            tree = self._endpoints.request(protocol.INFO, urls=[url], rounds=rounds)
+        except EndpointError as error:
+            return error
+        return worker_info(url, tree, reward)
 
     def _stop(self, error: EndpointError) -> NoReturn:
-        """One line that says what failed and what to do."""
-        name = getattr(getattr(self, "info", None), "name", "remote")
+        """Raise one line that names the failure and the way out."""
         if error.status == MISMATCH:
-            raise WorkerMismatch(f"reward {name}: {error}") from error
+            raise WorkerMismatch(f"reward {self._name}: {error}") from error
         advice = f"; set {self._token_env} to the worker's token" if error.status in TOKEN_NEEDED else ""
         if error.status is None and self._start:
             advice = f"; start it with: {self._start}"
-        raise RewardError(f"reward {name}: {error}{advice}") from error
+        raise RewardError(f"reward {self._name}: {error}{advice}") from error
+
+
+class DeQAReward(RemoteReward):
+    """``deqa``: picture quality by DeQA-Score, in a worker because its model's code needs an older transformers.
+
+    ``total`` is the score divided by 5 as in training, ``scores["score"]`` is in [1, 5]. ``url`` names one worker or
+    several; further options are those of :class:`RemoteReward`.
+    """
+
+    info = RewardInfo(
+        name="deqa",
+        paper="arXiv 2501.11561",
+        low=0.2,
+        high=1.0,
+        license="MIT (code), LLaMA 2 (base of the weights)",
+        note="in a worker: flowopd rewards serve deqa",
+    )
+
+    def __init__(self, url: str = f"http://127.0.0.1:{DEQA_PORT}", **options: Any) -> None:
+        super().__init__(url, reward="deqa", start="flowopd rewards serve deqa", **options)
 
 
 def worker_info(url: str, tree: Any, reward: str | None = None) -> WorkerInfo:
@@ -275,41 +234,23 @@ def worker_info(url: str, tree: Any, reward: str | None = None) -> WorkerInfo:
     Raises:
         WorkerMismatch: it is not a worker, or one of another protocol or reward.
     """
-    if not isinstance(tree, dict) or "protocol" not in tree:
-        raise WorkerMismatch(f"{url}: is not a scoring worker of flowopd")
-    if not protocol.is_supported(tree["protocol"]):
-        package = str(tree.get("package", "?"))[: protocol.EXCERPT]
-        raise WorkerMismatch(
-            f"{url}: speaks protocol {protocol.excerpt(tree['protocol'])} ({package}), we speak {protocol.PROTOCOL}: "
-            "install the same flowopd on both sides"
-        )
-    if reward is not None and tree.get("reward") != reward:
-        raise WorkerMismatch(f"{url}: serves the reward {protocol.excerpt(tree.get('reward'))}, not {reward!r}")
     try:
-        return WorkerInfo.model_validate(tree)
+        worker = WorkerInfo.model_validate(tree)
     except ValidationError as error:
-        raise WorkerMismatch(f"{url}: its description is not valid ({protocol.describe_validation(error)})") from error
+        raise WorkerMismatch(
+            f"{url}: not a scoring worker of protocol {protocol.PROTOCOL} ({protocol.describe_validation(error)}): "
+            "install the same flowopd on both sides"
+        ) from error
+    if reward not in (None, worker.reward):
+        raise WorkerMismatch(f"{url}: serves the reward {protocol.excerpt(worker.reward)}, not {reward!r}")
+    return worker
 
 
 def reward_info(worker: WorkerInfo) -> RewardInfo:
     """What a worker declares, as a reward of this process would."""
-    return RewardInfo(
-        name=worker.reward,
-        paper=worker.paper,
-        low=-float("inf") if worker.low is None else worker.low,
-        high=float("inf") if worker.high is None else worker.high,
-        higher_is_better=worker.higher_is_better,
-        license=worker.license,
-        exact=worker.exact,
-        note=worker.note,
-    )
-
-
-def _read_answer(tree: dict[str, Any], count: int) -> Answer:
-    try:
-        return protocol.read_answer(tree, count)
-    except Refusal as refusal:
-        raise InvalidResponse(str(refusal)) from refusal
+    low, high = (bound if bound is not None else end for bound, end in ((worker.low, -INF), (worker.high, INF)))
+    same = worker.model_dump(include={"paper", "higher_is_better", "license", "exact", "note"})
+    return RewardInfo(name=worker.reward, low=low, high=high, **same)
 
 
 def reward_result(answers: Sequence[Answer]) -> RewardResult:

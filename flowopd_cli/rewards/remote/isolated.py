@@ -1,13 +1,15 @@
 """Workers in an environment of their own: a script with inline metadata (PEP 723), run by uv, or else by venv and pip.
 
-The script finds the server under its usual name, ``flowopd_cli.rewards.remote``: those few files are copied to a folder
-that is the environment's only ``PYTHONPATH``. flowopd itself, its torch and its transformers stay outside.
+The script imports the server under its usual name, ``flowopd_cli.rewards.remote``: the few files that it needs are
+copied to a folder that is the environment's only ``PYTHONPATH``. The rest of flowopd, its torch and its transformers
+cannot be imported there.
 """
 
 from __future__ import annotations
 
 import ast
 import hashlib
+import json
 import os
 import platform
 import re
@@ -18,17 +20,23 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+
+from packaging.specifiers import SpecifierSet
 
 from flowopd_cli.errors import RewardError
 from flowopd_cli.system.paths import cache_dir
 
 PACKAGE = Path(__file__).resolve().parents[2]
 WORKERS = PACKAGE / "rewards" / "remote" / "workers"
-SHARED = ("__init__.py", "errors.py", "rewards/__init__.py", "rewards/remote/*.py")
+SHARED = (
+    *("__init__.py", "errors.py", "rewards/__init__.py", "rewards/weights.py", "rewards/remote/*.py"),
+    *("system/__init__.py", "system/files.py", "system/json_files.py", "system/paths.py"),
+)
 BLOCK = re.compile(r"(?m)^# /// script$\s(?P<content>(^#(| .*)$\s)+)^# ///$")
-PYTHONS = tuple(f"python3.{minor}" for minor in (12, 11, 10, 13, 14))
-PURGED = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__")
+ENTRY = re.compile(r"(?ms)^(dependencies|requires-python)\s*=\s*(\[.*?^\]|\[[^\n]*\]|\"[^\"\n]*\")")
+PYTHONS = ("3.12", "3.11", "3.10", "3.13", "3.14")
+REMOVED = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__")
 
 
 @dataclass(frozen=True)
@@ -57,49 +65,37 @@ def find_script(name: str) -> Path | None:
 
 
 def read_script(path: Path) -> Script:
-    """The script's inline metadata (PEP 723), which may be absent.
+    """The script's inline metadata, which may be absent. Its two entries are written alike in TOML and in Python.
 
     Raises:
-        RewardError: the block is there twice, or is not valid.
+        RewardError: they cannot be read.
     """
-    blocks = [match["content"] for match in BLOCK.finditer(path.read_text(encoding="utf-8"))]
-    if len(blocks) > 1:
-        raise RewardError(f"{path}: has {len(blocks)} script blocks, want one")
-    block = "\n".join(line.removeprefix("#").removeprefix(" ") for line in "".join(blocks).splitlines())
+    block = "".join(match["content"] for match in BLOCK.finditer(path.read_text(encoding="utf-8")))
     try:
-        table = _parse_toml(block)
+        entries = {key: ast.literal_eval(value) for key, value in ENTRY.findall(re.sub(r"(?m)^# ?", "", block))}
     except (ValueError, SyntaxError) as error:
         raise RewardError(f"{path}: its script block cannot be read ({error})") from error
-    dependencies, python = table.get("dependencies", []), table.get("requires-python", "")
-    texts = isinstance(dependencies, list) and all(isinstance(item, str) for item in dependencies)
-    if not texts or not isinstance(python, str):
-        raise RewardError(f"{path}: want dependencies as a list of texts, requires-python as a text")
-    return Script(path, python, tuple(dependencies), block)
+    return Script(path, entries.get("requires-python", ""), tuple(entries.get("dependencies", ())), block)
 
 
-def run(name: str, path: Path, arguments: Sequence[str]) -> int:
-    """Run a worker script until it ends; on POSIX this process becomes it.
+def run(name: str, path: Path, flags: Mapping[str, Any]) -> NoReturn:
+    """Replace this process by a worker script, whose argument is ``flags`` as JSON.
 
     Raises:
         RewardError: its environment cannot be made.
     """
-    command = [*launcher(name, read_script(path)), *arguments]
-    environment = {**_clean(os.environ), "PYTHONPATH": str(shared_folder()), "PYTHONNOUSERSITE": "1"}
-    if os.name == "posix":
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os.execvpe(command[0], command, environment)
-    return subprocess.call(command, env=environment)
+    python = python_of(name, read_script(path))
+    # Under uv the script is a child, which must not outlive it.
+    command = [*python, str(path), json.dumps({**flags, "watch_parent": len(python) > 1}, default=str)]
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execve(command[0], command, {**_environment(), "PYTHONPATH": str(shared_folder()), "PYTHONNOUSERSITE": "1"})
 
 
-def launcher(name: str, script: Script) -> list[str]:
-    """The command up to the script's own arguments. Under ``uv`` the script is a child that must not outlive it;
-    otherwise it takes our own place.
-    """
+def python_of(name: str, script: Script) -> list[str]:
+    """The command that runs a script in its environment: uv's, or else the Python of a venv."""
     uv = shutil.which("uv")
-    if uv is not None:
-        return [uv, "run", "--no-project", "--script", str(script.path), "--watch-parent"]
-    return [str(make_venv(name, script)), str(script.path)]
+    return [str(make_venv(name, script))] if uv is None else [uv, "run", "--no-project", "--script"]
 
 
 def make_venv(name: str, script: Script) -> Path:
@@ -109,21 +105,20 @@ def make_venv(name: str, script: Script) -> Path:
         RewardError: no installed Python fits, or a step failed.
     """
     python, version = _find_python(name, script)
-    key = "\n".join([script.block.strip(), version, platform.system(), platform.machine()])
+    key = "\n".join([script.block, version, platform.system(), platform.machine()])
     home = cache_dir() / "workers" / hashlib.sha256(key.encode()).hexdigest()[:16]
 
     def fill(folder: Path) -> None:
         _step(name, [python, "-m", "venv", str(folder)])
-        pip = [str(_interpreter(folder)), "-m", "pip", "install", "--no-input", "--disable-pip-version-check"]
         if script.dependencies:
+            pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--no-input", "--disable-pip-version-check"]
             _step(name, [*pip, *script.dependencies])
 
-    _make_folder(home, fill)
-    return _interpreter(home)
+    return _make_folder(home, fill) / "bin" / "python"
 
 
 def shared_folder() -> Path:
-    """A folder with a copy of :mod:`flowopd_cli.rewards.remote` and of what it imports, and nothing else."""
+    """A folder with a copy of :mod:`flowopd_cli.rewards.remote` and of the modules that it imports."""
     files = sorted(path for pattern in SHARED for path in PACKAGE.glob(pattern))
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
 
@@ -152,20 +147,11 @@ def _make_folder(home: Path, fill: Callable[[Path], None]) -> Path:
     return home
 
 
-def _interpreter(home: Path) -> Path:
-    return home / "Scripts" / "python.exe" if os.name == "nt" else home / "bin" / "python"
-
-
 def _find_python(name: str, script: Script) -> tuple[str, str]:
     """A Python that the script accepts, our own first, and its version."""
-    from packaging.specifiers import SpecifierSet
-
-    accepted = SpecifierSet(script.requires_python)
-    if accepted.contains(platform.python_version(), prereleases=True):
-        return sys.executable, platform.python_version()
-    for candidate in PYTHONS:
-        path, version = shutil.which(candidate), candidate.removeprefix("python")
-        if path is not None and accepted.contains(version):
+    accepted, own = SpecifierSet(script.requires_python), (sys.executable, platform.python_version())
+    for path, version in (own, *((shutil.which(f"python{version}"), version) for version in PYTHONS)):
+        if path and accepted.contains(version, prereleases=True):
             return path, version
     raise RewardError(
         f"worker {name}: needs Python {script.requires_python}, and none is installed (this is "
@@ -173,24 +159,15 @@ def _find_python(name: str, script: Script) -> tuple[str, str]:
     )
 
 
-def _clean(environment: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in environment.items() if name not in PURGED}
+def _environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name not in REMOVED}
 
 
 def _step(name: str, command: Sequence[str]) -> None:
     print(f"worker {name}: {' '.join(command[:6])} ...", file=sys.stderr, flush=True)
-    done = subprocess.run(command, check=False, stdout=sys.stderr, env=_clean(os.environ))
-    if done.returncode:
+    code = subprocess.run(command, check=False, stdout=sys.stderr, env=_environment()).returncode
+    if code:
         raise RewardError(
-            f"worker {name}: its environment could not be made ({command[2]} ended with {done.returncode}, see above); "
+            f"worker {name}: its environment could not be made ({command[2]} ended with {code}, see above); "
             "uv may do better (pip install uv)"
         )
-
-
-def _parse_toml(block: str) -> dict[str, Any]:
-    if sys.version_info >= (3, 11):
-        import tomllib
-
-        return tomllib.loads(block)
-    pairs = re.findall(r"(?ms)^([\w-]+)\s*=\s*(\[.*?^\]|\[[^\n]*\]|\"[^\"\n]*\")", block)  # the two keys in use
-    return {key: ast.literal_eval(value) for key, value in pairs}

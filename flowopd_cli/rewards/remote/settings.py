@@ -1,8 +1,7 @@
-"""The settings of a worker's server, made from flags here and in worker scripts."""
+"""The settings of a worker's server, from the flags of ``flowopd rewards serve``."""
 
 from __future__ import annotations
 
-import argparse
 import ipaddress
 import os
 import threading
@@ -15,6 +14,8 @@ from flowopd_cli.errors import RewardError
 from flowopd_cli.rewards.remote.protocol import Limits, one_line
 
 TOKEN_ENV = "FLOWOPD_REWARD_TOKEN"
+PORT = 18085
+DEQA_PORT = 18086
 
 
 @dataclass(frozen=True)
@@ -46,38 +47,18 @@ class Settings:
             )
 
 
-def parser() -> argparse.ArgumentParser:
-    """The flags of a worker script."""
-    flags = argparse.ArgumentParser(description="A scoring worker of flowopd.")
-    flags.add_argument("--host", default=Settings.host)
-    flags.add_argument("--port", type=int, default=Settings.port)
-    flags.add_argument("--token-env", default=TOKEN_ENV)
-    flags.add_argument("--token-file")
-    flags.add_argument("--max-batch", type=int, default=Settings.max_batch)
-    flags.add_argument("--linger", type=float, default=Settings.linger)
-    flags.add_argument("--queue-seconds", type=float, default=Limits.queue_seconds)
-    flags.add_argument("--max-pixels", type=int, default=Limits.pixels)
-    flags.add_argument("--max-bytes", type=int, default=Limits.body_bytes)
-    flags.add_argument("--watch-parent", action="store_true")
-    flags.add_argument("--options", default="{}", help="The reward's options as a JSON object.")
-    return flags
-
-
 def from_flags(flags: Mapping[str, Any]) -> Settings:
-    """Settings from the values of :func:`parser`'s flags, by name.
+    """Settings from the values of the flags by name; those left out have their defaults.
 
     Raises:
         RewardError: the token cannot be read, or the settings are refused.
     """
-    sizes = {"pixels": flags["max_pixels"], "body_bytes": flags["max_bytes"]}
+    limits = {"pixels": "max_pixels", "body_bytes": "max_bytes", "queue_seconds": "queue_seconds"}
+    names = ("host", "port", "max_batch", "linger", "watch_parent")
     return Settings(
-        host=flags["host"],
-        port=flags["port"],
-        token=read_token(flags["token_env"], flags["token_file"]),
-        max_batch=flags["max_batch"],
-        linger=flags["linger"],
-        watch_parent=flags.get("watch_parent", False),
-        limits=Limits(queue_seconds=flags["queue_seconds"], **sizes),
+        **{name: flags[name] for name in names if name in flags},
+        token=read_token(flags.get("token_env", TOKEN_ENV), flags.get("token_file")),
+        limits=Limits(**{limit: flags[name] for limit, name in limits.items() if name in flags}),
     )
 
 

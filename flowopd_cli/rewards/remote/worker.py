@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,6 @@ from PIL import Image
 
 from flowopd_cli import __version__, registry
 from flowopd_cli.core.prompt import Prompt
-from flowopd_cli.core.types import RewardResult
 from flowopd_cli.errors import MissingDependency, PromptError
 from flowopd_cli.rewards.base import Reward
 from flowopd_cli.rewards.function import make_reward
@@ -24,7 +22,6 @@ from flowopd_cli.rewards.remote.settings import from_flags
 from flowopd_cli.rewards.weights import split_digest
 
 SOURCE = re.compile(r"[\w.-]+/[\w.-]+(@[\w.-]+)?|https?://\S+")
-PORT = 18085
 ENGINES = ("reader", "detector")
 
 
@@ -33,15 +30,13 @@ class RewardScorer:
 
     def __init__(self, name: str, reward: Reward, options: Mapping[str, Any], factory: Any = None) -> None:
         self.reward = reward
-        info = reward.info
+        declared = ("paper", "low", "high", "higher_is_better", "license", "exact", "note")
         self.info: Mapping[str, Any] = {
             "reward": name,
             "package": f"flowopd {__version__}",
             "weights": weights_of(reward, effective_options(factory, options)),
             "options": {key: value for key, value in options.items() if key not in NEUTRAL_OPTIONS},
-            **{key: getattr(info, key) for key in ("paper", "low", "high", "higher_is_better", "license")},
-            "exact": info.exact,
-            "note": info.note,
+            **{key: getattr(reward.info, key) for key in declared},
         }
 
     def check(self, prompts: Sequence[Mapping[str, Any]]) -> None:
@@ -57,26 +52,26 @@ class RewardScorer:
 
     def __call__(self, pictures: Sequence[Image.Image], prompts: Sequence[Mapping[str, Any]]) -> Answer:
         """Score pictures of any sizes; those of one size go to the reward together."""
-        records = [Prompt(**prompt) for prompt in prompts]
-        rows: list[tuple[float, dict[str, float], bool, dict[str, Any]]] = [(0.0, {}, False, {})] * len(pictures)
+        count = len(pictures)
+        total: list[float | None] = [None] * count
+        valid, details = [False] * count, [dict[str, Any]() for _ in pictures]
+        scores: dict[str, list[float | None]] = {}
         for size in dict.fromkeys(picture.size for picture in pictures):
             indices = [i for i, picture in enumerate(pictures) if picture.size == size]
             try:
-                result = self.reward(to_tensor([pictures[i] for i in indices]), [records[i] for i in indices])
+                result = self.reward(to_tensor([pictures[i] for i in indices]), [Prompt(**prompts[i]) for i in indices])
             except PromptError as error:
                 raise Refusal(422, str(error)) from error
-            _refuse_lengths(result, len(indices))
+            for name, column in {"total": result.total, "valid": result.valid, **result.scores}.items():
+                if column.shape != (len(indices),):
+                    shape = tuple(column.shape)
+                    raise Refusal(500, f"the reward gave {name} of shape {shape} for {len(indices)} pictures")
             for row, i in enumerate(indices):
-                scores = {name: float(column[row]) for name, column in result.scores.items()}
-                details = dict(result.details[row]) if result.details else {}
-                rows[i] = float(result.total[row]), scores, bool(result.valid[row]), details
-        names = list(dict.fromkeys(name for _, scores, _, _ in rows for name in scores))
-        return Answer(
-            [total for total, *_ in rows],
-            {name: [scores.get(name) for _, scores, _, _ in rows] for name in names},
-            [valid for _, _, valid, _ in rows],
-            [details for *_, details in rows],
-        )
+                total[i], valid[i] = float(result.total[row]), bool(result.valid[row])
+                details[i] = dict(result.details[row]) if result.details else {}
+                for name, column in result.scores.items():
+                    scores.setdefault(name, [None] * count)[i] = float(column[row])
+        return Answer(total, scores, valid, details)
 
 
 def load_scorer(name: str, options: Mapping[str, Any]) -> RewardScorer:
@@ -89,9 +84,8 @@ def load_scorer(name: str, options: Mapping[str, Any]) -> RewardScorer:
     return RewardScorer(name, make_reward(factory, name, options), options, factory)
 
 
-def serve(name: str, options: Mapping[str, Any], flags: Mapping[str, Any]) -> int:
-    """Serve a reward until stopped: here, or in an environment of its own when it has a worker script. ``flags`` are
-    those of :func:`flowopd_cli.rewards.remote.settings.parser`, by name.
+def serve(name: str, options: Mapping[str, Any], flags: Mapping[str, Any]) -> None:
+    """Serve a reward until stopped: here, or in an environment of its own when it has a worker script.
 
     Raises:
         RewardError: a flag is wrong, the reward is unknown, its environment cannot be made, or the address is taken.
@@ -100,23 +94,20 @@ def serve(name: str, options: Mapping[str, Any], flags: Mapping[str, Any]) -> in
     settings = from_flags(flags)
     script = isolated.find_script(name)
     if script is not None:
-        arguments = {**flags, "options": json.dumps(dict(options))}
-        texts = [f"--{key.replace('_', '-')}={value}" for key, value in arguments.items() if value is not None]
-        return isolated.run(name, script, texts)
+        isolated.run(name, script, {**flags, "options": dict(options)})
     registry.REWARDS.check(name)
     try:
         from flowopd_cli.rewards.remote import server
     except ImportError as error:
         raise MissingDependency(error.name or "uvicorn", extra="worker") from error
     server.serve(lambda: load_scorer(name, options), settings)
-    return 0
 
 
 def effective_options(factory: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options of a reward, its constructor's defaults included."""
     try:
-        parameters = inspect.signature(factory).parameters if factory is not None else {}
-    except (TypeError, ValueError):
+        parameters = inspect.signature(factory).parameters
+    except (TypeError, ValueError):  # no callable, or one that Python cannot inspect
         parameters = {}
     defaults = {name: p.default for name, p in parameters.items() if p.default is not inspect.Parameter.empty}
     return {**defaults, **options}
@@ -142,9 +133,3 @@ def weights_of(reward: Any, options: Mapping[str, Any]) -> dict[str, str]:
             revision = options.get("revision" if name == "model" else f"{name}_revision")
             weights[name] = f"{value}@{revision}" if revision else value
     return weights
-
-
-def _refuse_lengths(result: RewardResult, count: int) -> None:
-    for name, column in {"total": result.total, "valid": result.valid, **result.scores}.items():
-        if tuple(column.shape) != (count,):
-            raise Refusal(500, f"the reward gave {name} of shape {tuple(column.shape)} for {count} pictures")

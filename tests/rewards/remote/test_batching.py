@@ -44,7 +44,6 @@ def gated():
         time.sleep(0.01)
     yield batch, gate, sizes
     gate.set()
-    batch.close()
 
 
 def test_requests_are_joined_up_to_the_largest_batch(gated):
@@ -80,16 +79,6 @@ def test_a_full_queue_refuses_and_a_cancelled_request_makes_room(gated):
     gate.set()
     assert other.result(5).total == [1]
     assert sizes == [1, 1]
-
-
-def test_a_closed_queue_scores_what_waits_and_refuses_more(gated):
-    batch, gate, _ = gated
-    waiting = submit(batch, 1)
-    batch.close()
-    gate.set()
-    assert waiting.result(5).total == [1]
-    with pytest.raises(Refusal, match="stopping"):
-        submit(batch, 1)
 
 
 def test_cancelling_while_a_batch_lingers_leaves_the_queue_working():

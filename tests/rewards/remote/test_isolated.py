@@ -72,36 +72,23 @@ def script(tmp_path):
 
 
 def test_the_inline_block(script):
-    found = isolated.read_script(script(BLOCK))
-    assert found.requires_python == ">=3.9"
-    assert found.dependencies == ("left==1.0", "right[extra]>=2,<3; sys_platform != 'win32'")
+    metadata = isolated.read_script(script(BLOCK))
+    assert metadata.requires_python == ">=3.9"
+    assert metadata.dependencies == ("left==1.0", "right[extra]>=2,<3; sys_platform != 'win32'")
+    assert isolated.read_script(script(BLOCK.replace("#   ", "#  "))).dependencies == metadata.dependencies
+    shipped = isolated.read_script(isolated.find_script("deqa"))
+    assert shipped.requires_python == ">=3.10,<3.13"
+    assert "transformers==4.36.1" in shipped.dependencies
 
 
 def test_no_block_needs_nothing(script):
-    found = isolated.read_script(script("print(1)\n"))
-    assert (found.requires_python, found.dependencies, found.block) == ("", (), "")
+    metadata = isolated.read_script(script("print(1)\n"))
+    assert (metadata.requires_python, metadata.dependencies, metadata.block) == ("", (), "")
 
 
-def test_the_block_without_a_toml_reader(script, monkeypatch):
-    whole = isolated.read_script(script(BLOCK))
-    shipped = isolated.read_script(isolated.find_script("deqa"))
-    monkeypatch.setattr(sys, "version_info", (3, 10, 0))
-    assert isolated.read_script(script(BLOCK)) == whole
-    assert isolated.read_script(isolated.find_script("deqa")) == shipped
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        (BLOCK + BLOCK, "2 script blocks"),
-        ("# /// script\n# dependencies = [\n# ///\n", "cannot be read"),
-        ('# /// script\n# dependencies = "one"\n# ///\n', "want dependencies as a list"),
-        ("# /// script\n# requires-python = 3\n# ///\n", "requires-python as a text"),
-    ],
-)
-def test_blocks_that_cannot_be_used(script, text, words):
-    with pytest.raises(RewardError, match=words):
-        isolated.read_script(script(text))
+def test_a_block_that_cannot_be_read(script):
+    with pytest.raises(RewardError, match="cannot be read"):
+        isolated.read_script(script("# /// script\n# dependencies = [\n#   left\n# ]\n# ///\n"))
 
 
 def test_which_names_have_a_worker(script, tmp_path):
@@ -120,23 +107,22 @@ def test_uv_is_preferred(script, monkeypatch, tmp_path):
     uv.parent.mkdir()
     uv.touch(mode=0o755)
     monkeypatch.setenv("PATH", str(uv.parent))
-    metadata = isolated.read_script(script(BLOCK))
-    command = isolated.launcher("x", metadata)
-    assert command == [str(uv), "run", "--no-project", "--script", str(metadata.path), "--watch-parent"]
+    path, calls = script(BLOCK), []
+    monkeypatch.setattr(os, "execve", lambda *arguments: calls.append(arguments))
+    isolated.run("x", path, {"options": {}})
+    assert calls[0][1][:5] == [str(uv), "run", "--no-project", "--script", str(path)]
+    assert json.loads(calls[0][1][5]) == {"options": {}, "watch_parent": True}
 
 
 def test_a_venv_is_made_once_for_each_block(script, monkeypatch, cache):
     monkeypatch.setenv("PATH", os.defpath)
-    commands = []
-    step = isolated._step
-    monkeypatch.setattr(isolated, "_step", lambda name, command: (commands.append(command), step(name, command)))
-    first = isolated.read_script(script(WORKER.format(dependencies="")))
-    python, path = isolated.launcher("x", first)
-    assert (Path(python).is_file(), path) == (True, str(first.path))
-    assert isolated.launcher("x", isolated.read_script(script(first.path.read_text() + "x = 1\n")))[0] == python
-    assert len(commands) == 1
-    other = script(first.path.read_text().replace(">=3.10", ">=3.9"))
-    assert isolated.launcher("x", isolated.read_script(other))[0] != python
+    first = script(WORKER.format(dependencies=""))
+    (python,) = isolated.python_of("x", isolated.read_script(first))
+    made = Path(python).stat().st_ctime_ns
+    assert isolated.python_of("x", isolated.read_script(script(first.read_text() + "x = 1\n"))) == [python]
+    assert Path(python).stat().st_ctime_ns == made
+    other = script(first.read_text().replace(">=3.10", ">=3.9"))
+    assert isolated.python_of("x", isolated.read_script(other)) != [python]
     assert len(list((cache / "workers").iterdir())) == 2
 
 
@@ -144,7 +130,7 @@ def test_a_failure_leaves_nothing_behind(script, monkeypatch, cache):
     monkeypatch.setenv("PATH", os.defpath)
     text = WORKER.format(dependencies='"no such requirement"')
     with pytest.raises(RewardError, match=r"worker x: its environment could not be made .*ended with .*uv"):
-        isolated.launcher("x", isolated.read_script(script(text)))
+        isolated.make_venv("x", isolated.read_script(script(text)))
     assert list((cache / "workers").iterdir()) == []
 
 
@@ -152,34 +138,26 @@ def test_a_python_that_is_not_installed(script, monkeypatch):
     monkeypatch.setenv("PATH", "")
     metadata = isolated.read_script(script(BLOCK.replace(">=3.9", "<3.5")))
     with pytest.raises(RewardError, match=r"needs Python <3\.5, and none is installed .*install uv"):
-        isolated.launcher("x", metadata)
+        isolated.make_venv("x", metadata)
 
 
 def test_the_shared_folder_stands_alone(cache):
     home = isolated.shared_folder()
     assert isolated.shared_folder() == home
-    names = {path.relative_to(home).as_posix() for path in home.rglob("*.py")}
-    assert "flowopd_cli/rewards/remote/server.py" in names
-    assert "flowopd_cli/cli/app.py" not in names
-    code = "import flowopd_cli.rewards.remote.server as m; print(m.__file__)"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        check=True,
-        capture_output=True,
-        text=True,
-        cwd=cache,
-        env={"PYTHONPATH": str(home)},
-    )
-    assert done.stdout.startswith(str(home))
+    assert not list(home.rglob("cli"))
+    code = "import flowopd_cli.rewards.weights, flowopd_cli.rewards.remote.server as m; print(m.__file__)"
+    command, environment = [sys.executable, "-c", code], {"PYTHONPATH": str(home)}
+    output = subprocess.run(command, check=True, capture_output=True, text=True, cwd=cache, env=environment).stdout
+    assert output.startswith(str(home))
 
 
 def serve(path, folder, **environment):
     """The worker as the command line starts it."""
     code = (
         "import sys; from pathlib import Path; from flowopd_cli.rewards.remote import isolated\n"
-        "sys.exit(isolated.run('fake', Path(sys.argv[1]), ['--options', sys.argv[2]]))"
+        "isolated.run('fake', Path(sys.argv[1]), {'options': {'level': 0.25}})"
     )
-    argv = [sys.executable, "-c", code, str(path), json.dumps({"level": 0.25})]
+    argv = [sys.executable, "-c", code, str(path)]
     return started(folder=folder, argv=argv, **environment)
 
 

@@ -5,16 +5,26 @@ import io
 import json
 import zlib
 
+import numpy as np
 import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from pydantic import TypeAdapter, ValidationError
 
 from flowopd_cli.rewards.remote import protocol
-from flowopd_cli.rewards.remote.protocol import Answer, Limits, Refusal
+from flowopd_cli.rewards.remote.protocol import Answer, Limits, Refusal, ScoreRequest
 
 
-def png(size=(4, 4)):
-    return protocol.encode_png(Image.new("RGB", size, (51, 0, 0)))
+def encoded(image, kind="PNG", **options):
+    sink = io.BytesIO()
+    image.save(sink, kind, **options)
+    return base64.b64encode(sink.getvalue()).decode()
+
+
+def decoded(*pngs, limits=Limits()):
+    body = json.dumps(protocol.score_request("red", pngs, [{"text": "x"}] * len(pngs))).encode()
+    assert len(body) < limits.body_bytes
+    return [item.png for item in protocol.read_request(ScoreRequest, body, "red", limits).items]
 
 
 def chunk(kind, data):
@@ -28,69 +38,65 @@ def black_png(width, height, rows):
 
 
 @pytest.mark.parametrize(
-    ("pictures", "message"),
+    ("pictures", "message", "most"),
     [
-        ([black_png(12000, 12000, 1)], "12000 x 12000"),
-        ([black_png(2048, 2048, 2048)] * 256, "1073741824 pixels in a request, at most 33554432"),
+        ([black_png(12000, 12000, 1)], "12000 x 12000", 0),
+        ([black_png(2048, 2048, 2048)] * 256, "more than 33554432 pixels in a request", 8),
     ],
 )
-def test_too_many_pixels_are_refused_before_any_is_unpacked(monkeypatch, pictures, message):
+def test_pixels_beyond_the_limits_are_never_unpacked(monkeypatch, pictures, message, most):
     """256 black pictures of 4.2 million pixels are 4 MB of PNG and 3 GB of memory."""
-    monkeypatch.setattr(Image.Image, "load", lambda image: pytest.fail("a picture was unpacked"))
-    request = json.dumps(protocol.score_request("red", pictures, [{"text": "x"}] * len(pictures))).encode()
-    assert len(request) < Limits.body_bytes
+    unpacked = []
+    monkeypatch.setattr(Image.Image, "convert", lambda image, mode: unpacked.append(image) or image)
     with pytest.raises(Refusal, match=message) as refusal:
-        protocol.read_score_request(request, "red", Limits())
+        decoded(*pictures)
     assert refusal.value.status == 413
+    assert len(unpacked) <= most
 
 
 def test_one_picture_of_the_largest_size_always_fits():
-    limits = Limits(pixels=64, request_pixels=10)
-    assert limits.published()["request_pixels"] == 64
-    assert len(protocol.decode_pngs([png((8, 8))], limits)) == 1
-    with pytest.raises(Refusal, match="128 pixels in a request, at most 64"):
-        protocol.decode_pngs([png((8, 8))] * 2, limits)
+    limits, png = Limits(pixels=64, request_pixels=10), encoded(Image.new("RGB", (8, 8)))
+    assert len(decoded(png, limits=limits)) == 1
+    with pytest.raises(Refusal, match="more than 10 pixels in a request"):
+        decoded(png, png, limits=limits)
 
 
 def test_the_texts_of_a_png_are_dropped():
-    buffer = io.BytesIO()
     texts = PngInfo()
     texts.add_text("note", "x" * 1000, zip=True)
-    Image.new("RGB", (2, 2)).save(buffer, "PNG", pnginfo=texts)
-    (image,) = protocol.decode_pngs([base64.b64encode(buffer.getvalue()).decode()], Limits())
-    assert image.info == {}
+    assert decoded(encoded(Image.new("RGB", (2, 2)), pnginfo=texts))[0].info == {}
 
 
 @pytest.mark.parametrize("size", [(1, 1), (5, 3), (64, 33)])
 def test_pictures_travel_unchanged(size):
     image = Image.effect_noise(size, 90).convert("RGB")
     image.putpixel((0, 0), (255, 0, 7))
-    assert protocol.decode_pngs([protocol.encode_png(image)], Limits())[0].tobytes() == image.tobytes()
+    assert decoded(protocol.encode_png(image))[0].tobytes() == image.tobytes()
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "I;16"])
 def test_other_kinds_of_png_become_rgb(mode):
-    buffer = io.BytesIO()
-    Image.new(mode, (3, 2)).save(buffer, "PNG")
-    (image,) = protocol.decode_pngs([base64.b64encode(buffer.getvalue()).decode()], Limits())
+    (image,) = decoded(encoded(Image.new(mode, (3, 2))))
     assert (image.mode, image.size) == ("RGB", (3, 2))
 
 
 def test_other_formats_are_refused():
-    buffer = io.BytesIO()
-    Image.new("RGB", (3, 2)).save(buffer, "JPEG")
     with pytest.raises(Refusal, match="not a PNG"):
-        protocol.decode_pngs([base64.b64encode(buffer.getvalue()).decode()], Limits())
+        decoded(encoded(Image.new("RGB", (3, 2)), "JPEG"))
 
 
 def test_only_finite_numbers_are_valid():
-    answer = protocol.normalize_answer(
-        Answer([1.0, float("inf"), 2.0], {"x": [float("nan"), 1.0, None]}, [True, True, False]), 3
-    )
-    assert answer.total == [1.0, None, None]
-    assert answer.scores == {"x": [None, 1.0, None]}
-    assert answer.valid == [True, False, False]
-    assert [("error" in detail) for detail in answer.details] == [False, True, False]
+    total = [1.0, float("inf"), 2.0, np.float32("nan")]
+    answer = Answer(total, {"x": [float("nan"), np.float32(1), None, 2]}, [True, True, False, True])
+    assert answer.total == [1.0, None, None, None]
+    assert answer.scores == {"x": [None, 1.0, None, 2.0]}
+    assert answer.valid == [True, False, False, False]
+    assert [("error" in detail) for detail in answer.details] == [False, True, False, True]
+
+
+def test_details_become_json():
+    answer = Answer([1.0], {}, [True], [{"box": (1, float("nan")), 3: Limits}])
+    assert answer.details == [{"box": [1, None], "3": str(Limits)}]
 
 
 def test_fingerprints_depend_on_what_changes_scores():
@@ -103,17 +109,21 @@ def test_fingerprints_depend_on_what_changes_scores():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"total": [1.0]}, "1 values of total for 2 pictures"),
-        ({"total": ["1", 2.0]}, r"total\.0: Input should be a valid number"),
-        ({"total": [True, 2.0]}, r"total\.0: Input should be a valid number"),
-        ({"valid": [1, 0]}, r"valid\.0: Input should be a valid boolean"),
-        ({"scores": {"x": [1.0]}}, "1 values of x for 2 pictures"),
-        ({"details": [{}]}, "1 details for 2 pictures"),
+        ({"total": [1.0]}, "2 values of valid for 1 totals"),
+        ({"total": ["1", 2.0]}, r"total\.0: Input should be a number"),
+        ({"total": [False, 2.0]}, r"total\.0: Input should be a number"),
+        ({"total": [[1], 2.0]}, r"total\.0: Input should be a valid number"),
+        ({"scores": {"x": [1.0]}}, "1 values of x for 2 totals"),
+        ({"details": [{}]}, "1 values of details for 2 totals"),
         ({"details": "x"}, "details: Input should be a valid list"),
     ],
 )
 def test_answers_that_break_the_protocol(changes, message):
     answer = {"total": [1.0, None], "valid": [True, True], "scores": {}, "details": []}
-    assert protocol.read_answer(answer, 2).valid == [True, False]
-    with pytest.raises(Refusal, match=message):
-        protocol.read_answer({**answer, **changes}, 2)
+    read = TypeAdapter(Answer).validate_python
+    assert read(answer).require(2).valid == [True, False]
+    with pytest.raises(ValueError, match="2 totals for 3 pictures"):
+        read(answer).require(3)
+    with pytest.raises(ValidationError) as error:
+        read({**answer, **changes})
+    assert protocol.describe_validation(error.value).startswith(message.replace("\\", ""))

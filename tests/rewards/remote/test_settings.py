@@ -4,7 +4,7 @@ import pytest
 
 from flowopd_cli.errors import RewardError
 from flowopd_cli.rewards.remote.protocol import Limits
-from flowopd_cli.rewards.remote.settings import Settings, is_loopback, read_token
+from flowopd_cli.rewards.remote.settings import Settings, from_flags, is_loopback, read_token
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.0.1", "example.org"])
@@ -36,3 +36,9 @@ def test_where_tokens_come_from(tmp_path, monkeypatch):
 def test_times_by_which_nothing_could_be_scored_are_refused(linger, seconds):
     with pytest.raises(RewardError, match=r"--queue-seconds .* must be above --linger"):
         Settings(linger=linger, limits=Limits(queue_seconds=seconds))
+
+
+def test_flags_set_the_limits():
+    settings = from_flags({"port": 5, "max_pixels": 7, "max_bytes": 8, "queue_seconds": 9.0})
+    assert (settings.host, settings.port) == ("127.0.0.1", 5)
+    assert settings.limits == Limits(pixels=7, body_bytes=8, queue_seconds=9.0)

@@ -11,7 +11,7 @@ from flowopd_cli.core.types import RewardResult
 from flowopd_cli.errors import PromptError
 from flowopd_cli.rewards.base import Reward, RewardInfo
 from flowopd_cli.rewards.pictures import to_tensor
-from flowopd_cli.rewards.remote.protocol import Refusal, normalize_answer
+from flowopd_cli.rewards.remote.protocol import Refusal
 from flowopd_cli.rewards.remote.worker import RewardScorer, effective_options, weights_of
 
 
@@ -45,7 +45,7 @@ def test_pictures_of_several_sizes_keep_their_places():
     reward = Area()
     sizes, reds = [(4, 2), (3, 3), (4, 2)], [255, 51, 0]
     pictures = [Image.new("RGB", size, (red, 0, 0)) for size, red in zip(sizes, reds, strict=True)]
-    answer = normalize_answer(RewardScorer("mine:Area", reward, {})(pictures, texts("a", "b", "c")), 3)
+    answer = RewardScorer("mine:Area", reward, {})(pictures, texts("a", "b", "c"))
     assert reward.calls == [((2, 3, 2, 4), ["a", "c"]), ((1, 3, 3, 3), ["b"])]
     assert answer.total == [8.0, 9.0, None]
     assert answer.valid == [True, True, False]

@@ -19,15 +19,14 @@
 # ///
 """DeQA-Score (You et al. 2025, arXiv 2501.11561) as a worker; start it with ``flowopd rewards serve deqa``.
 
-The model's code lives beside its weights and wants transformers 4.36.1: with 5 it cannot even be imported. The score
-is ``softmax`` over the words excellent, good, fair, poor and bad at the place where the model would name its rating,
-dotted with 5, 4, 3, 2 and 1: a number in [1, 5] that looks at the picture alone. ``total`` is that divided by
-``divide``: 5, as in training, unless the options say 1.
+The model's code comes with its weights and needs transformers 4.36.1. The score is the softmax over the words
+excellent, good, fair, poor and bad at the position of the model's rating, dotted with 5, 4, 3, 2 and 1: a number in
+[1, 5] that depends on the picture alone. ``total`` is the score divided by ``divide``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +34,9 @@ import torch
 from PIL import Image
 
 from flowopd_cli.errors import RewardError
-from flowopd_cli.rewards.remote.protocol import Answer, path_digest
+from flowopd_cli.rewards.remote.protocol import Answer
 from flowopd_cli.rewards.remote.server import run
+from flowopd_cli.rewards.weights import path_digest, pick_device
 
 MODEL = "zhiyuanyou/DeQA-Score-Mix3"
 REVISION = "246e219b7e3bc9b5dff5269c1a8564087aefca3f"
@@ -44,7 +44,6 @@ PLACE = "<|image|>"
 PROMPT = f"USER: How would you rate the quality of this image?\n{PLACE}\nASSISTANT: The quality of the image is"
 PICTURE_TOKEN = -200
 LEVELS = {"excellent": 5.0, "good": 4.0, "fair": 3.0, "poor": 2.0, "bad": 1.0}
-DIVIDE = 5.0
 
 
 class DeQA:
@@ -61,7 +60,7 @@ class DeQA:
         device: str = "auto",
         dtype: str = "auto",
         batch: int = 8,
-        divide: float = DIVIDE,
+        divide: float = 5.0,
         trust_remote_code: bool = False,
     ) -> None:
         """Load the model.
@@ -72,41 +71,34 @@ class DeQA:
         from transformers import AutoModelForCausalLM, AutoTokenizer, CLIPImageProcessor
 
         if (model, revision) != (MODEL, REVISION) and trust_remote_code is not True:
-            raise RewardError(
-                f"deqa: model {model} at {revision or 'no revision'} runs code of its own: if you trust it, say "
-                "trust_remote_code=true"
-            )
-        place = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-        kind = ("float16" if place.startswith("cuda") else "float32") if dtype == "auto" else dtype
-        pinned: dict[str, Any] = (
-            {"revision": revision} if revision and not (model != MODEL and revision == REVISION) else {}
-        )
-        self.model: Any = AutoModelForCausalLM.from_pretrained(
-            model,
-            trust_remote_code=True,
-            attn_implementation="eager",
-            torch_dtype=getattr(torch, kind),
-            low_cpu_mem_usage=True,
-            **pinned,
-        )
-        self.model.to(place).eval()
+            name = f"{model} at {revision or 'no revision'}"
+            raise RewardError(f"deqa: model {name} runs code of its own: if you trust it, say trust_remote_code=true")
+        self.device = pick_device(device)
+        kind = ("float16" if self.device.startswith("cuda") else "float32") if dtype == "auto" else dtype
+        if model != MODEL and revision == REVISION:  # the default, which is a commit of another model
+            revision = None
+        pinned: dict[str, Any] = {"revision": revision} if revision else {}
+        self.batch, self.divide, self.dtype = batch, divide, getattr(torch, kind)
+        kinds: dict[str, Any] = {"attn_implementation": "eager", "torch_dtype": self.dtype, "low_cpu_mem_usage": True}
+        self.model: Any = AutoModelForCausalLM.from_pretrained(model, trust_remote_code=True, **kinds, **pinned)
+        self.model.to(self.device).eval()
         self.processor = CLIPImageProcessor.from_pretrained(model, **pinned)
+        self.color = tuple(int(value * 255) for value in self.processor.image_mean)
         tokenizer = AutoTokenizer.from_pretrained(model, use_fast=False, **pinned)
-        self.levels = level_ids(tokenizer)
-        self.tokens = torch.tensor([prompt_tokens(tokenizer)], device=place)
-        self.batch, self.divide, self.dtype, self.device = batch, divide, getattr(torch, kind), place
-        self.info: Mapping[str, Any] = describe(model, pinned.get("revision"), kind, divide)
+        self.levels = [tokenizer(word).input_ids[1] for word in LEVELS]  # behind the token that begins a text
+        self.tokens = torch.tensor([prompt_tokens(tokenizer)], device=self.device)
+        self.info: Mapping[str, Any] = describe(model, revision, kind, divide)
 
     def check(self, prompts: Sequence[Mapping[str, Any]]) -> None:
-        """Any prompt will do: the text is not looked at."""
+        """Accept any prompt: the score does not depend on it."""
 
     def __call__(self, pictures: Sequence[Image.Image], prompts: Sequence[Mapping[str, Any]]) -> Answer:
         """Score pictures: ``score`` in [1, 5], and the five levels' probabilities as details."""
         rows: list[list[float]] = []
         for start in range(0, len(pictures), self.batch):
-            part = [squared(picture, mean_color(self.processor)) for picture in pictures[start : start + self.batch]]
+            part = [squared(picture, self.color) for picture in pictures[start : start + self.batch]]
             pixels = self.processor.preprocess(part, return_tensors="pt")["pixel_values"]
-            rows += probabilities(self.logits(pixels)).tolist()
+            rows += torch.softmax(self.logits(pixels).double().cpu(), dim=-1).tolist()
         scores = [sum(p * level for p, level in zip(row, LEVELS.values(), strict=True)) for row in rows]
         details = [dict(zip(LEVELS, (round(p, 6) for p in row), strict=True)) for row in rows]
         return Answer([s / self.divide for s in scores], {"score": scores}, [True] * len(scores), details)
@@ -114,21 +106,12 @@ class DeQA:
     def logits(self, pixels: torch.Tensor) -> torch.Tensor:
         """Logits ``(B, 5)`` of the levels after the prompt."""
         with torch.inference_mode():
-            found = self.model(
-                input_ids=self.tokens.repeat(len(pixels), 1),
-                images=pixels.to(self.device, self.dtype),
-                use_cache=False,
-                return_dict=True,
-            )
-        return found.logits[:, -1, self.levels]
+            tokens, images = self.tokens.repeat(len(pixels), 1), pixels.to(self.device, self.dtype)
+            output = self.model(input_ids=tokens, images=images, use_cache=False, return_dict=True)
+        return output.logits[:, -1, self.levels]
 
 
-def probabilities(logits: torch.Tensor) -> torch.Tensor:
-    """Softmax over the levels alone, in float64."""
-    return torch.softmax(logits.double().cpu(), dim=-1)
-
-
-def squared(picture: Image.Image, color: tuple[int, int, int]) -> Image.Image:
+def squared(picture: Image.Image, color: tuple[int, ...]) -> Image.Image:
     """The picture in the middle of a square of that color."""
     side = max(picture.size)
     if picture.size == (side, side):
@@ -138,19 +121,8 @@ def squared(picture: Image.Image, color: tuple[int, int, int]) -> Image.Image:
     return square
 
 
-def mean_color(processor: Any) -> tuple[int, int, int]:
-    """The mean that the processor subtracts, as bytes."""
-    red, green, blue = (int(value * 255) for value in processor.image_mean)
-    return red, green, blue
-
-
-def level_ids(tokenizer: Callable[[str], Any]) -> list[int]:
-    """The token of each level: what follows the one that begins a text."""
-    return [tokenizer(word).input_ids[1] for word in LEVELS]
-
-
 def prompt_tokens(tokenizer: Any) -> list[int]:
-    """The prompt's tokens with one picture's place between them; a text begins once only."""
+    """The prompt's tokens with the picture's placeholder between them and one token that begins the text."""
     before, after = (list(tokenizer(text).input_ids) for text in PROMPT.split(PLACE))
     if after[0] == tokenizer.bos_token_id:
         after = after[1:]
@@ -161,8 +133,8 @@ def describe(model: str, revision: str | None, dtype: str, divide: float) -> dic
     """The worker's description; a local folder is given by the digest of its weights."""
     import transformers
 
-    local = Path(model).exists()
-    weights = path_digest(Path(model)) if local else f"{model}@{revision}" if revision else model
+    source = f"{model}@{revision}" if revision else model
+    weights = path_digest(Path(model)) if Path(model).exists() else source
     return {
         "reward": "deqa",
         "package": f"transformers {transformers.__version__}, torch {torch.__version__}",
@@ -171,10 +143,8 @@ def describe(model: str, revision: str | None, dtype: str, divide: float) -> dic
         "paper": "arXiv 2501.11561",
         "low": 1 / divide,
         "high": 5 / divide,
-        "higher_is_better": True,
         "license": "MIT code; LLaMA 2 terms for the weights' base",
-        "exact": True,
-        "note": "no reference: the prompt is not looked at",
+        "note": "no reference: the score does not depend on the prompt",
     }
 
 

@@ -104,11 +104,6 @@ def test_the_undivided_score(made):
     assert (scorer.info["low"], scorer.info["high"]) == (1, 5)
 
 
-def test_equal_logits_give_three():
-    odds = deqa.probabilities(torch.zeros(1, 5))[0]
-    assert float(odds @ torch.tensor([*deqa.LEVELS.values()]).double()) == pytest.approx(3.0)
-
-
 @pytest.mark.parametrize("size", [(6, 2), (2, 6), (4, 4), (5, 2)])
 def test_pictures_are_padded_in_the_middle(size):
     square = np.asarray(deqa.squared(gray(255, size), (1, 2, 3)))
