@@ -6,6 +6,7 @@ by the Hub at a pinned commit, or by the user, who writes ``file.pt#sha256=...``
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import re
 import tempfile
@@ -16,13 +17,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from weakref import WeakValueDictionary
 
 from flowopd_cli.errors import ArtifactError, one_line
-from flowopd_cli.rewards.remote.protocol import path_digest
 from flowopd_cli.system.files import sha256_file
 from flowopd_cli.system.paths import cache_dir
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".onnx")
 COMMIT, DIGEST = re.compile(r"[0-9a-f]{40}"), re.compile(r"[0-9a-f]{64}")
 Model = TypeVar("Model")
 _shared: WeakValueDictionary[Any, Any] = WeakValueDictionary()
@@ -40,6 +41,14 @@ def split_digest(source: str) -> tuple[str, str | None]:
     """Split ``source#sha256=digest``; the digest of a plain source is ``None``."""
     path, _, digest = source.rpartition("#sha256=")
     return (path, digest) if path and DIGEST.fullmatch(digest) else (source, None)
+
+
+def path_digest(path: Path) -> str:
+    """``sha256:`` and the digest of a file, or of the digests of a folder's weights in the order of their names."""
+    if path.is_file():
+        return f"sha256:{sha256_file(path)}"
+    files = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES and file.is_file())
+    return f"sha256:{hashlib.sha256(''.join(map(sha256_file, files)).encode()).hexdigest()}"
 
 
 def weights_id(source: str | Path) -> str:
