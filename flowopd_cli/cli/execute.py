@@ -24,7 +24,7 @@ from flowopd_cli.cli.stage import continuation, interruption, is_dry_push, run_s
 from flowopd_cli.errors import FAULTY, Interrupted, RecipeError
 from flowopd_cli.recipe import EvalRecipe, Recipe, TrainedRecipe, dump
 from flowopd_cli.recipe.cost import arithmetic
-from flowopd_cli.runs.evaluations import figures, results
+from flowopd_cli.runs import evaluations
 from flowopd_cli.runs.layout import fresh_path
 from flowopd_cli.runs.run import RunDir
 from flowopd_cli.system.distributed import GROUP
@@ -35,19 +35,19 @@ ONE_PROCESS = ("merge", "push")
 
 
 def execute(plan: Plan, common: Common) -> None:
-    """Do what a stage's command line says; stdout gets the run's path or JSON and nothing else."""
+    """Run a stage, or with ``--dry-run`` describe it; stdout gets the run's path or JSON and nothing else."""
     recipe = plan.recipe
-    remarks = [*plan.remarks, *_check(plan, common)]
+    dry_run = common.dry_run or is_dry_push(recipe)
+    remarks = [*plan.remarks, *check(recipe, adapters=plan.adapters, out=common.out, dry_run=dry_run)]
     console = Console(quiet=common.quiet, main=launch.is_main())
     for remark in remarks:
         console.note(f"note: {remark}")
     if common.dry_run and recipe.stage != "push":
         _print_dry_run(console, recipe, remarks, as_json=common.json)
         return
-    if _is_finished(common):
-        path = Path(str(common.resume))
-        console.note(f"{path} is already done{_next_step(recipe)}")
-        _print_result(console, common, recipe, path, _recorded_result(recipe, path))
+    if common.resume is not None and not common.overrides and RunDir.open(common.resume).manifest().status == "done":
+        console.note(f"{common.resume} is already done{_next_step(recipe)}")
+        _print_result(console, common, recipe, common.resume, _recorded_result(recipe, common.resume))
         return
     processes = _processes(recipe, common)
     if launch.should_launch(processes):
@@ -59,11 +59,6 @@ def execute(plan: Plan, common: Common) -> None:
     with redirect_stdout(sys.stderr):
         result = run_stage(plan, run, console, resume=common.resume is not None)
     _print_result(console, common, recipe, run.path, result)
-
-
-def _check(plan: Plan, common: Common) -> list[str]:
-    dry_run = common.dry_run or is_dry_push(plan.recipe)
-    return check(plan.recipe, adapters=plan.adapters, out=common.out, dry_run=dry_run)
 
 
 def run_demo(demo: Demo, console: Console) -> dict[str, Any]:
@@ -92,15 +87,13 @@ def _print_dry_run(console: Console, recipe: Recipe, remarks: list[str], *, as_j
         console.result(json.dumps({"recipe": recipe.model_dump(mode="json"), "arithmetic": figures, "notes": remarks}))
         return
     console.result("\n".join([dump(recipe).rstrip(), "", "# batch arithmetic", *_comments(figures)]))
-    for line in _comments(memory.figures(recipe)):
+    for line in _comments(memory.figures(recipe)):  # this takes seconds
         console.result(line)
 
 
 def _comments(figures: Mapping[str, int | float | str]) -> list[str]:
-    return [
-        f"#   {name:<{FIGURE_WIDTH}}  {value:,}" if isinstance(value, int) else f"#   {name:<{FIGURE_WIDTH}}  {value}"
-        for name, value in figures.items()
-    ]
+    texts = {name: f"{value:,}" if isinstance(value, int) else value for name, value in figures.items()}
+    return [f"#   {name:<{FIGURE_WIDTH}}  {text}" for name, text in texts.items()]
 
 
 def _open_run(recipe: Recipe, common: Common) -> RunDir:
@@ -123,11 +116,13 @@ def _with_requests(plan: Plan) -> Plan:
 
 def _recorded_result(recipe: Recipe, path: Path) -> dict[str, Any]:
     """The result of a finished run, as far as its files have it."""
-    return {"suites": figures(results(RunDir.open(path, writes=False)))} if isinstance(recipe, EvalRecipe) else {}
+    if not isinstance(recipe, EvalRecipe):
+        return {}
+    return {"suites": evaluations.figures(evaluations.results(RunDir.open(path, writes=False)))}
 
 
 def _print_result(console: Console, common: Common, recipe: Recipe, path: Path, result: dict[str, Any]) -> None:
-    """Print the run's path or JSON; an evaluation with a suite below its threshold exits with 3."""
+    """The run's path or JSON; an evaluation with a suite below its threshold exits with 3."""
     thresholds = recipe.eval.fail_under if isinstance(recipe, EvalRecipe) and launch.is_main() else {}
     for name in thresholds:
         if name not in result["suites"]:
@@ -144,11 +139,6 @@ def _print_result(console: Console, common: Common, recipe: Recipe, path: Path, 
         typer.echo(line, err=True)
     if below:
         raise typer.Exit(FAULTY)
-
-
-def _is_finished(common: Common) -> bool:
-    """Whether there is nothing left to resume."""
-    return common.resume is not None and not common.overrides and RunDir.open(common.resume).manifest().status == "done"
 
 
 def _next_step(recipe: Recipe) -> str:

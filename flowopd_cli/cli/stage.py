@@ -81,27 +81,23 @@ def _load(stage: str) -> Callable[..., dict[str, Any]]:
     first = "torch" not in sys.modules
     gc.disable()
     try:
-        return _import(stage)
+        if stage == "teacher":
+            from flowopd_cli.stages.teacher import run
+        elif stage == "coldstart":
+            from flowopd_cli.stages.coldstart import run
+        elif stage == "merge":
+            from flowopd_cli.stages.merge import run
+        elif stage == "distill":
+            from flowopd_cli.stages.distill import run
+        elif stage == "eval":
+            from flowopd_cli.stages.eval import run
+        else:
+            from flowopd_cli.stages.push import run
+        return run
     finally:
         if first:
             gc.freeze()
         gc.enable()
-
-
-def _import(stage: str) -> Callable[..., dict[str, Any]]:
-    if stage == "teacher":
-        from flowopd_cli.stages.teacher import run
-    elif stage == "coldstart":
-        from flowopd_cli.stages.coldstart import run
-    elif stage == "merge":
-        from flowopd_cli.stages.merge import run
-    elif stage == "distill":
-        from flowopd_cli.stages.distill import run
-    elif stage == "eval":
-        from flowopd_cli.stages.eval import run
-    else:
-        from flowopd_cli.stages.push import run
-    return run
 
 
 def _conclude(run: RunDir, progress: Progress, metrics: Mapping[str, Any] | None) -> None:

@@ -19,39 +19,32 @@ def register(app: typer.Typer, *, panel: str) -> None:
         stage_command(app, function, panel=panel)
 
 
-def _option(flag: str, metavar: str, help: str, complete: Callable[[str], list[str]] | None = None, **more: Any) -> Any:
-    return typer.Option(flag, metavar=metavar, help=help, autocompletion=complete, **more)
+def _option(metavar: str, help: str, complete: Callable[[str], list[str]] | None = None, **settings: Any) -> Any:
+    return typer.Option(metavar=metavar, help=help, autocompletion=complete, **settings)
 
 
 def _argument(metavar: str, help: str) -> Any:
     return typer.Argument(metavar=metavar, help=help, autocompletion=completion.runs)
 
 
-def _execute(stage: str, common: Common, values: dict[str, Any], refs: list[str] | None = None) -> None:
+def _execute(stage: str, common: Common, values: dict[str, Any], refs: list[str | None] | None = None) -> None:
     from flowopd_cli.cli.execute import execute
     from flowopd_cli.cli.plan.resolve import resolve
 
-    execute(resolve(stage, common, values, refs=refs or []), common)
+    execute(resolve(stage, common, values, refs=[ref for ref in refs or () if ref]), common)
+
+
+REWARD = "The reward to learn; repeat it for a weighted mixture. A name of 'rewards ls', remote:URL, or your own code "
+REWARD += "as module:attr."
+PROMPTS = "Where the training prompts come from: a named source or a file; may be repeated."
+TEACHER = "The teacher of a task, once for each task of the prompts"
+Strings = list[str] | None
 
 
 def teacher(
     common: Common,
-    reward: Annotated[
-        list[str],
-        _option(
-            "--reward",
-            "NAME[=WEIGHT]",
-            "The reward to learn; repeat it for a weighted mixture. A name of 'rewards ls', remote:URL, or your own "
-            "code as module:attr.",
-            completion.rewards,
-        ),
-    ] = [],  # noqa: B006
-    prompts: Annotated[
-        list[str],
-        _option(
-            "--prompts", "SOURCE", "Where the training prompts come from: a named source or a file; may be repeated."
-        ),
-    ] = [],  # noqa: B006
+    reward: Annotated[Strings, _option("NAME[=WEIGHT]", REWARD, completion.rewards)] = None,
+    prompts: Annotated[Strings, _option("SOURCE", PROMPTS)] = None,
 ) -> None:
     """Train one adapter on one reward, or on a weighted mixture, with GRPO.
 
@@ -62,18 +55,13 @@ def teacher(
     """
     from flowopd_cli.cli.plan.flags import prompt_spec, reward_spec
 
-    rewards, sources = [reward_spec(text) for text in reward], [prompt_spec(text) for text in prompts]
+    rewards, sources = list(map(reward_spec, reward or ())), list(map(prompt_spec, prompts or ()))
     _execute("teacher", common, {"rewards": rewards, "prompts": sources})
 
 
 def coldstart(
     common: Common,
-    teacher: Annotated[
-        list[str],
-        _option(
-            "--teacher", "TASK=REF", "The teacher of a task, once for each task of the prompts.", completion.teachers
-        ),
-    ] = [],  # noqa: B006
+    teacher: Annotated[Strings, _option("TASK=REF", f"{TEACHER}.", completion.teachers)] = None,
 ) -> None:
     """Start a student by fine-tuning it on the teachers' best pictures.
 
@@ -83,34 +71,23 @@ def coldstart(
     """
     from flowopd_cli.cli.plan.flags import teacher_specs
 
-    teachers = teacher_specs(teacher)
+    teachers = teacher_specs(teacher or ())
     _execute("coldstart", common, {"teachers": teachers}, [spec["ref"] for spec in teachers.values()])
 
 
 def merge(
     common: Common,
-    runs: Annotated[
-        list[str] | None, _argument("[RUN]...", "The adapters to merge: runs, adapter folders or hub:REPO@REVISION.")
-    ] = None,
+    runs: Annotated[Strings, _argument("[RUN]...", "The adapters: runs, adapter folders or hub:REPO@REVISION.")] = None,
     method: Annotated[
         str | None,
-        _option(
-            "--method",
-            "NAME",
-            "How the updates are combined: linear, exact, ties, dare_linear, dare_ties or factor_average.",
-        ),
+        _option("NAME", "How updates are combined: linear, exact, ties, dare_linear, dare_ties or factor_average."),
     ] = None,
     weights: Annotated[
-        str | None, _option("--weights", "W,W,...", "One factor for each adapter, not normalized; 1/K each by default.")
+        str | None, _option("W,W,...", "One factor for each adapter, not normalized; 1/K each by default.")
     ] = None,
     rank: Annotated[
         int | None,
-        _option(
-            "--rank",
-            "R",
-            "The rank of the result; the largest of its parts by default. Methods exact and factor_average take none.",
-            min=1,
-        ),
+        _option("R", "The rank of the result; by default the largest. exact and factor_average take none.", min=1),
     ] = None,
 ) -> None:
     """Merge several adapters of one base into one: the weighted sum of their products, not of their factors. The
@@ -124,41 +101,32 @@ def merge(
 
     values = {"adapters": runs, "merge.method": method, "merge.rank": rank}
     values["merge.weights"] = numbers(weights, "--weights")
-    _execute("merge", common, values, runs)
+    _execute("merge", common, values, [*(runs or ())])
 
 
 def distill(
     common: Common,
     init: Annotated[
-        str | None,
-        _option("--init", "REF", "The adapter that the student starts from; the base by default.", completion.runs),
+        str | None, _option("REF", "The adapter that the student starts from; the base by default.", completion.runs)
     ] = None,
     teacher: Annotated[
-        list[str],
-        _option(
-            "--teacher",
-            "TASK=REF[,guidance=G]",
-            "The teacher of a task, once for each task of the prompts, and its classifier-free guidance scale.",
-            completion.teachers,
-        ),
-    ] = [],  # noqa: B006
+        Strings,
+        _option("TASK=REF[,guidance=G]", f"{TEACHER}, and its classifier-free guidance scale.", completion.teachers),
+    ] = None,
     anchor: Annotated[
         str | None,
         _option(
-            "--anchor",
             "REF[,guidance=G]",
             "The adapter that keeps the student close to it on every prompt; 'base' for the bare base.",
             completion.runs,
         ),
     ] = None,
     beta: Annotated[
-        float | None,
-        _option("--beta", "B", "The weight of the KL divergence to the anchor in the loss; 0 turns the anchor off."),
+        float | None, _option("B", "The weight of the KL divergence to the anchor in the loss; 0 turns the anchor off.")
     ] = None,
     estimator: Annotated[
         str | None,
         _option(
-            "--estimator",
             "NAME",
             "How the gradient of the KL to the teachers is estimated: pathwise (in closed form, through the student's "
             "mean) or score (the policy gradient).",
@@ -174,51 +142,36 @@ def distill(
     """
     from flowopd_cli.cli.plan.flags import anchor_values, teacher_specs
 
-    routing = teacher_specs(teacher)
+    routing = teacher_specs(teacher or ())
     values = {"adapter.init": init, "routing": routing, "opd.estimator": estimator, **anchor_values(anchor, beta)}
-    refs = [init, *(spec["ref"] for spec in routing.values()), values.get("anchor.ref")]
-    _execute("distill", common, values, [ref for ref in refs if ref])
+    _execute("distill", common, values, [init, *(spec["ref"] for spec in routing.values()), values.get("anchor.ref")])
 
 
 def eval_(
     common: Common,
-    suite: Annotated[str | None, _option("--suite", "A,B", "The suites to run.", completion.suites)] = None,
+    suite: Annotated[str | None, _option("A,B", "The suites to run.", completion.suites)] = None,
     adapter: Annotated[
-        str | None, _option("--adapter", "REF", "The adapter to score; the bare base by default.", completion.runs)
+        str | None, _option("REF", "The adapter to score; the bare base by default.", completion.runs)
     ] = None,
     limit: Annotated[
-        int | None,
-        _option("--limit", "N", "Use only N prompts of each suite, evenly spread over it.", min=1),
+        int | None, _option("N", "Use only N prompts of each suite, evenly spread over it.", min=1)
     ] = None,
     images_per_prompt: Annotated[
-        int | None,
-        _option(
-            "--images-per-prompt", "N", "How many pictures to draw for each prompt; the suite's own by default.", min=1
-        ),
+        int | None, _option("N", "Pictures to draw for each prompt; the suite's own number by default.", min=1)
     ] = None,
-    categories: Annotated[
-        str | None, _option("--categories", "A,B", "The categories of t2i-compbench to run; all by default.")
-    ] = None,
-    split: Annotated[
-        str | None, _option("--split", "NAME", "The prompts to use: test (the default) or validation.")
-    ] = None,
-    batch: Annotated[
-        int | None, _option("--batch", "N", "How many pictures are drawn at once; it changes no result.", min=1)
-    ] = None,
-    images: Annotated[
-        Path | None, _option("--images", "DIR", "Score the pictures in this folder instead of drawing any.")
-    ] = None,
+    categories: Annotated[str | None, _option("A,B", "The categories of t2i-compbench; all by default.")] = None,
+    split: Annotated[str | None, _option("NAME", "The prompts to use: test (the default) or validation.")] = None,
+    batch: Annotated[int | None, _option("N", "Pictures drawn at once; it changes no result.", min=1)] = None,
+    images: Annotated[Path | None, _option("DIR", "Score the pictures in this folder instead of drawing any.")] = None,
     import_scores: Annotated[
-        Path | None, _option("--import-scores", "DIR", "Read the scores that official scorers wrote into this folder.")
+        Path | None, _option("DIR", "Read the scores that official scorers wrote into this folder.")
     ] = None,
     fail_under: Annotated[
-        list[str],
+        Strings,
         _option(
-            "--fail-under",
-            "SUITE=X",
-            "Exit with code 3 if the suite's mean is below X; may be repeated, and also given with --resume.",
+            "SUITE=X", "Exit with code 3 if the suite's mean is below X; may be repeated, and given with --resume."
         ),
-    ] = [],  # noqa: B006
+    ] = None,
 ) -> None:
     """Score an adapter, the bare base, or pictures of another program on held-out prompts.
 
@@ -231,29 +184,32 @@ def eval_(
 
     if images is not None and import_scores is not None:
         raise RecipeError("--images scores pictures, --import-scores reads existing scores: name one of them")
-    values: dict[str, Any] = {"adapter": adapter, "eval.suites": names(suite)}
-    values |= {"eval.limit": limit, "eval.images": images_per_prompt, "eval.split": split, "eval.batch": batch}
-    values |= {"eval.options.t2i-compbench.categories": names(categories)}
-    values |= {"eval.pictures": images and str(images), "eval.import_scores": import_scores and str(import_scores)}
-    values |= {"eval.fail_under": thresholds(fail_under)}
-    _execute("eval", common, values, [adapter] if adapter else [])
+    values = {
+        "adapter": adapter,
+        "eval.suites": names(suite),
+        "eval.limit": limit,
+        "eval.images": images_per_prompt,
+        "eval.split": split,
+        "eval.batch": batch,
+        "eval.options.t2i-compbench.categories": names(categories),
+        "eval.pictures": images and str(images),
+        "eval.import_scores": import_scores and str(import_scores),
+        "eval.fail_under": thresholds(fail_under or ()),
+    }
+    _execute("eval", common, values, [adapter])
 
 
 def push(
     common: Common,
     run: Annotated[str | None, _argument("[RUN]", "The run to publish.")] = None,
-    repo: Annotated[str | None, _option("--repo", "OWNER/NAME", "The Hub repository to upload to.")] = None,
-    revision: Annotated[
-        str | None, _option("--revision", "BRANCH", "The branch to upload to; created if it does not exist.")
-    ] = None,
+    repo: Annotated[str | None, _option("OWNER/NAME", "The Hub repository to upload to.")] = None,
+    revision: Annotated[str | None, _option("BRANCH", "The branch to upload to; created if it does not exist.")] = None,
     private: Annotated[
-        bool | None,
-        typer.Option("--private/--public", help="Who may see the repository; unchanged by default."),
+        bool | None, typer.Option("--private/--public", help="Who may see the repository; unchanged by default.")
     ] = None,
-    message: Annotated[str | None, _option("--message", "TEXT", "The message of the commit.")] = None,
-    evaluations: Annotated[
-        list[str] | None,
-        _option("--eval", "RUN", "An evaluation whose scores go into the card; may be repeated.", completion.runs),
+    message: Annotated[str | None, _option("TEXT", "The message of the commit.")] = None,
+    eval: Annotated[
+        Strings, _option("RUN", "An evaluation whose scores go into the card; may be repeated.", completion.runs)
     ] = None,
 ) -> None:
     """Publish a run on the Hub with its card: checked by loading it into plain diffusers and PEFT before the upload
@@ -264,18 +220,18 @@ def push(
       flowopd push runs/student --repo me/my-model --private
     """
     values = {"run": run, "push.repo": repo, "push.revision": revision, "push.private": private}
-    values |= {"push.message": message, "push.evaluations": evaluations, "push.dry_run": common.dry_run or None}
-    _execute("push", common, values, [run] if run else [])
+    values |= {"push.message": message, "push.evaluations": eval, "push.dry_run": common.dry_run or None}
+    _execute("push", common, values, [run])
 
 
 def demo(
-    out: Annotated[Path | None, _option("--out", "DIR", "The folder to write; a fresh one by default.")] = None,
+    out: Annotated[Path | None, _option("DIR", "The folder to write; a fresh one by default.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Train for a few minutes only, with smaller gains.")] = False,
     baseline: Annotated[
         bool, typer.Option("--baseline", help="Also train one adapter with GRPO on all rewards at once.")
     ] = False,
     ablation: Annotated[bool, typer.Option("--ablation", help="Also distill a student without the anchor.")] = False,
-    seed: Annotated[int, _option("--seed", "N", "The seed of everything random.")] = 0,
+    seed: Annotated[int, _option("N", "The seed of everything random.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors to stderr.")] = False,
 ) -> None:

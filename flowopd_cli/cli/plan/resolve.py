@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from json import dumps
 from pathlib import Path
@@ -41,8 +42,8 @@ NEEDED = {
 
 @dataclass(frozen=True)
 class Plan:
-    """What a command does: its recipe with every name complete, remarks on what differs from the one given, the
-    adapters resolved so far, and the planned suites and pictures of an evaluation.
+    """What a command does: its recipe with every name complete, remarks on changed fields, the adapters resolved so
+    far, and the planned suites and pictures of an evaluation.
     """
 
     recipe: recipes.Recipe
@@ -60,10 +61,21 @@ class Plan:
         recipe, adapters = complete_names(recipe), adapters or Adapters()
         if not isinstance(recipe, recipes.TrainedRecipe) or recipe.adapter.init is None:
             return cls(recipe, adapters=adapters)
-        shape = AdapterRef.parse(recipe.adapter.init).shape()
+        init, remarks = recipe.adapter.init, []
+        shape = AdapterRef.parse(init).shape()
+        fields = {recipes.parse_override(text)[0] for text in overrides}
+        for key, value in shape.items():
+            if getattr(recipe.adapter, key) == value:
+                continue
+            text = ", ".join(value) if isinstance(value, tuple) else value
+            if fields & {"adapter", f"adapter.{key}"}:
+                raise RecipeError(
+                    f"--set adapter.{key}: the policy starts from {init}, whose {key} is {text} and cannot change; "
+                    "leave it out, or start without adapter.init"
+                )
+            remarks.append(f"adapter.{key} is {text}, as in {init}")
         adapter = recipe.adapter.model_copy(update=shape)
-        remarks = _shape_remarks(recipe.adapter, adapter, overrides)
-        return cls(recipe.model_copy(update={"adapter": adapter}), remarks, adapters)
+        return cls(recipe.model_copy(update={"adapter": adapter}), tuple(remarks), adapters)
 
 
 def resolve(stage: str, common: Common, values: Mapping[str, Any], *, refs: Sequence[str] = ()) -> Plan:
@@ -73,7 +85,7 @@ def resolve(stage: str, common: Common, values: Mapping[str, Any], *, refs: Sequ
     is taken when neither ``--base`` nor ``--recipe`` names one.
 
     Raises:
-        RecipeError, ArtifactError: something in it is unknown, missing or out of range, or is code without consent.
+        RecipeError, ArtifactError: a value is unknown, missing or out of range, or is code without consent.
     """
     adapters = Adapters()
     flags = {key: value for key, value in values.items() if value not in (None, [], {}, ())}
@@ -103,42 +115,9 @@ def complete_names(recipe: recipes.Recipe) -> recipes.Recipe:
     return recipe.model_copy(update={"rewards": named}) if rewards else recipe
 
 
-def _shape_remarks(
-    given: recipes.AdapterSpec, loaded: recipes.AdapterSpec, overrides: Sequence[str]
-) -> tuple[str, ...]:
-    before, after = given.model_dump(), loaded.model_dump()
-    fields = {recipes.parse_override(text)[0] for text in overrides}
-    changed = {key: _listed(after[key]) for key in before if before[key] != after[key]}
-    for key, value in changed.items():
-        if fields & {"adapter", f"adapter.{key}"}:
-            raise RecipeError(
-                f"--set adapter.{key}: the policy starts from {given.init}, whose {key} is {value} and cannot change; "
-                "leave it out, or start without adapter.init"
-            )
-    return tuple(f"adapter.{key} is {value}, as in {given.init}" for key, value in changed.items())
-
-
-def _listed(value: Any) -> str:
-    return ", ".join(value) if isinstance(value, tuple) else str(value)
-
-
-def _assign_flags(tree: dict[str, Any], stage: str, common: Common, flags: dict[str, Any]) -> None:
-    for key, value in _shared(stage, common).items():
-        recipes.assign(tree, key, value)
-    if "rewards" in flags:
-        flags["rewards"] = _merge_rewards(tree.get("rewards"), flags["rewards"])
-    for key in TEACHERS & flags.keys():
-        flags[key] = _merge_teachers(tree.get(key), flags[key])
-    for key, value in flags.items():
-        recipes.assign(tree, key, value)
-    _refuse_missing(stage, tree, common.overrides)
-    if stage == "merge":
-        _drop_idle_rank(tree, flags, common.overrides)
-
-
 def _resumed(stage: str, common: Common, flags: Mapping[str, Any], adapters: Adapters) -> recipes.Recipe:
-    options = {"--recipe": common.recipe, "--base": common.base, "--out": common.out, "--seed": common.seed}
-    clashes = [flag for flag, value in options.items() if value is not None] + (["--force"] if common.force else [])
+    names = ("recipe", "base", "out", "seed")
+    clashes = [f"--{name}" for name in names if getattr(common, name) is not None] + ["--force"] * common.force
     if clashes or flags.keys() - AGAIN:
         what = ", ".join(clashes) or "a flag of the recipe"
         raise RecipeError(f"--resume goes on by the run's own recipe: leave out {what} (--set may change a field)")
@@ -184,12 +163,12 @@ def _refuse_other_course(run: RunDir, recipe: recipes.Recipe, overrides: Sequenc
 def _starting_point(
     stage: str, common: Common, flags: Mapping[str, Any], refs: Sequence[str], adapters: Adapters
 ) -> tuple[dict[str, Any], str]:
-    """The tree of fields that flags are laid over, and what an error calls it."""
+    """The tree of fields that flags are laid over, and its name in an error."""
     if common.recipe is not None:
         path = recipes.find(common.recipe)
         return recipes.read(path), str(path)
-    model = None if common.base else _model_of(refs, adapters)
-    base = common.base or (model or {}).get("pretrained") or (None if FOREIGN & flags.keys() else TOY)
+    model = {} if common.base else _model_of(refs, adapters)
+    base = common.base or model.get("pretrained") or (None if FOREIGN & flags.keys() else TOY)
     tree: dict[str, Any] = {"stage": stage}
     where = f"{stage} without --recipe"
     if base == TOY:
@@ -198,9 +177,7 @@ def _starting_point(
             tree, where = recipes.read(path), str(path)
         else:
             tree["model"] = {"pretrained": TOY, "resolution": None}
-    if model is not None:
-        tree["model"] = {**tree.get("model", {}), **model}
-    return tree, where
+    return (tree | {"model": {**tree.get("model", {}), **model}} if model else tree), where
 
 
 def _toy_recipe(stage: str, flags: Mapping[str, Any]) -> str:
@@ -216,54 +193,60 @@ def _toy_recipe(stage: str, flags: Mapping[str, Any]) -> str:
     return recipe if len(names) == 1 and recipe in recipes.shipped() else "toy/grpo-mix"
 
 
-def _model_of(refs: Sequence[str], adapters: Adapters) -> dict[str, Any] | None:
-    """The ``model`` section of the adapters named on the command line, as their runs or configurations record it.
-
-    Those that are on the Hub, or are not there at all, are left to later checks.
+def _model_of(refs: Sequence[str], adapters: Adapters) -> dict[str, Any]:
+    """The ``model`` section of the adapters named on the command line, as their runs or configurations record it;
+    empty if there are none. Those that are on the Hub, or do not exist, are left to later checks.
 
     Raises:
         ArtifactError: they record different bases, or none.
     """
     references = [reference for reference in map(AdapterRef.parse, refs) if reference.kind != "base"]
-    local = [reference for reference in references if reference.kind != "hub" and _is_there(reference, adapters)]
-    models = {reference.text: _recorded_model(reference) for reference in local}
+    models: dict[str, dict[str, Any]] = {}
+    for reference in references:
+        if reference.kind != "hub":
+            with suppress(ArtifactError):
+                _ = adapters[reference.text]
+                models[reference.text] = {}
+    for text in models:
+        models[text] = _recorded_model(Path(AdapterRef.parse(text).location))
     unknown = [text for text, model in models.items() if not model]
-    unknown += [reference.text for reference in references if reference.kind == "hub" and not local]
+    unknown += [reference.text for reference in references if reference.kind == "hub" and not models]
     if unknown:
         raise ArtifactError(f"{unknown[0]}: does not record the base it was trained on; name it with --base")
     bases = {str(model["pretrained"]): text for text, model in models.items()}
     if len(bases) > 1:
         listed = ", ".join(f"{text} of {base}" for base, text in bases.items())
         raise ArtifactError(f"adapters of different bases ({listed}): name adapters of one base, or the base by --base")
-    return next(iter(models.values()), None)
+    return next(iter(models.values()), {})
 
 
-def _is_there(reference: AdapterRef, adapters: Adapters) -> bool:
-    try:
-        _ = adapters[reference.text]
-    except ArtifactError:
-        return False
-    return True
-
-
-def _recorded_model(reference: AdapterRef) -> dict[str, Any]:
-    """What an adapter's run says about its model, else the base's name in its configuration; empty without either."""
-    folder = Path(reference.location).resolve()
-    run = folder.parent if folder.name == ADAPTER and is_run(folder.parent) else folder
+def _recorded_model(folder: Path) -> dict[str, Any]:
+    """The model of an adapter's run, else the base's name in its configuration; empty without either."""
+    place = folder.resolve()
+    run = place.parent if place.name == ADAPTER and is_run(place.parent) else place
     if is_run(run):
         return RunDir.open(run, writes=False).recipe().model.model_dump(mode="json")
-    base = recorded_base(Path(reference.location))
+    base = recorded_base(folder)
     return model_fields(base.ref) if base is not None and base.ref else {}
 
 
-def _shared(stage: str, common: Common) -> dict[str, Any]:
-    values: dict[str, Any] = {"seed": common.seed}
-    values |= {f"model.{key}": value for key, value in model_fields(common.base).items()} if common.base else {}
-    if stage == "eval":
-        values["eval.seed"] = common.seed
-    if common.processes is not None and stage in {"teacher", "coldstart", "distill"}:
-        values["train.processes"] = common.processes
-    return {key: value for key, value in values.items() if value is not None}
+def _assign_flags(tree: dict[str, Any], stage: str, common: Common, flags: dict[str, Any]) -> None:
+    shared = {"seed": common.seed, "eval.seed": common.seed if stage == "eval" else None}
+    shared["train.processes"] = common.processes if stage in {"teacher", "coldstart", "distill"} else None
+    shared |= {f"model.{key}": value for key, value in model_fields(common.base).items()} if common.base else {}
+    if "rewards" in flags:
+        flags["rewards"] = _merge_rewards(tree.get("rewards"), flags["rewards"])
+    for key in TEACHERS & flags.keys():
+        flags[key] = _merge_teachers(tree.get(key), flags[key])
+    for key, value in (shared | flags).items():
+        if value is not None:
+            recipes.assign(tree, key, value)
+    for key, what in NEEDED.get(stage, {}).items() if tree.get("stage", stage) == stage else ():
+        if not tree.get(key) and not any(text.startswith(key) for text in common.overrides):
+            raise RecipeError(f"{stage} needs {what}, or a --recipe that has it")
+    fields = {**flags, **dict(map(recipes.parse_override, common.overrides))}
+    if stage == "merge" and fields.get("merge.method") in RANKLESS and "merge.rank" not in fields:
+        recipes.assign(tree, "merge.rank", None)  # the starting recipe's rank, which this method does not take
 
 
 def _merge_rewards(recorded: Any, specs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -278,21 +261,6 @@ def _merge_teachers(recorded: Any, specs: Mapping[str, Mapping[str, Any]]) -> di
     entries = recorded if isinstance(recorded, dict) else {}
     by_task = {task: spec for task, spec in entries.items() if isinstance(spec, dict)}
     return {task: {**by_task.get(task, {}), **spec} for task, spec in specs.items()}
-
-
-def _refuse_missing(stage: str, tree: Mapping[str, Any], overrides: Sequence[str]) -> None:
-    if tree.get("stage", stage) != stage:
-        return
-    for key, what in NEEDED.get(stage, {}).items():
-        if not tree.get(key) and not any(text.startswith(key) for text in overrides):
-            raise RecipeError(f"{stage} needs {what}, or a --recipe that has it")
-
-
-def _drop_idle_rank(tree: dict[str, Any], flags: Mapping[str, Any], overrides: Sequence[str]) -> None:
-    """Drop a rank that only the starting recipe names when the method of the command line takes none."""
-    fields = {**flags, **dict(map(recipes.parse_override, overrides))}
-    if fields.get("merge.method") in RANKLESS and "merge.rank" not in fields:
-        recipes.assign(tree, "merge.rank", None)
 
 
 def _short(name: str) -> str:
