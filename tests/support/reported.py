@@ -92,13 +92,14 @@ def student(path, *teachers, finish=True):
     return run
 
 
-def evaluation(path, made=None, means=None, **protocol):
-    """The evaluation of a run's adapter, or of the base."""
+def evaluation(path, made=None, means=None, fields=None, base=BASE, **protocol):
+    """The evaluation of a run's adapter, or of the base; ``fields`` are further fields of each result."""
     run = begun(path, EVAL | {"eval": {"suites": ["toy-ocr"], **protocol}})
-    run.declare(Inputs(parents=(parent(made, "policy") if made else Parent(role="policy", ref="base"),)))
+    policy = parent(made, "policy") if made else Parent(role="policy", ref="base")
+    run.declare(Inputs(base=base, parents=(policy,)))
     for suite, mean in (means or SUITES).items():
         result = {"suite": suite, "version": f"{suite}-1", "mean": mean, "stderr": 0.01, "n": 8}
-        run.write_eval(suite, json.dumps({**result, "exact": suite != "ocr"}))
+        run.write_eval(suite, json.dumps({**result, "exact": suite != "ocr", **(fields or {})}))
     run.write_eval("prompts", json.dumps(["a red circle", "a blue square", "two stars"]))
     run.write_image("eval", noise(3, 16, len(str(path))))
     run.finish("done")

@@ -1,4 +1,4 @@
-"""Model cards: what a run was made of and how it scored, as Markdown with the Hub's metadata. No torch here."""
+"""Model cards in Markdown with the Hub's metadata: inputs and figures of a run. No torch here."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from flowopd_cli.errors import printable
 from flowopd_cli.registry import BASES
 from flowopd_cli.runs.evaluations import MODEL, Evaluation, protocol
 from flowopd_cli.runs.manifest import Manifest
-from flowopd_cli.stages.publishing.licenses import UNKNOWN, known_license
+from flowopd_cli.stages.publishing.licenses import UNKNOWN
 
 TASK = "text-to-image"
-# The benchmarks whose prompts a suite has, by the name in its version.
+# Benchmarks by the name in a suite's version.
 BENCHMARKS = {
     "geneval": "GenEval",
     "drawbench": "DrawBench",
@@ -31,12 +31,11 @@ BENCHMARKS = {
 
 @dataclass(frozen=True)
 class Card:
-    """What a card shows.
+    """The content of a card.
 
-    ``repo`` and ``revision`` are what the lines of usage load; ``published`` says that ``repo`` is a repository.
-    ``license`` is the adapter's own, ``inherited`` the base's. ``picture`` is a row of samples, ``gallery`` has each
-    prompt with its picture's file. ``sampling`` has further arguments of the pipeline's call, ``absent`` the parts that
-    the base lacks. ``trained`` names the rewards or tasks of the training.
+    The lines of usage load ``repo`` at ``revision``; ``published`` says that ``repo`` is a repository, not a folder.
+    ``license`` is the adapter's own, ``inherited`` the base's. ``gallery`` has each prompt with its picture's file.
+    ``sampling`` has arguments of the pipeline's call, ``absent`` the parts that the base lacks.
     """
 
     title: str
@@ -57,7 +56,7 @@ class Card:
 
 
 def build(card: Card) -> str:
-    """The card: metadata, then what the adapter is, its figures, how to use it, where it comes from."""
+    """The text of a card."""
     base = card.manifest.base.ref if card.manifest.base else "unknown"
     environment = Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)  # noqa: S701
     # Markdown: every text from outside passes through ``code`` or ``plain``.
@@ -71,14 +70,14 @@ def build(card: Card) -> str:
         suites=list(card.evaluations[-1].suites) if card.evaluations else [],
         protocol=protocol(card.evaluations[-1]) if card.evaluations else "",
         approximate=not all(figures["exact"] for e in card.evaluations for figures in e.suites.values()),
-        terms=_inherited(card, base),
+        terms=card.inherited,
         **_usage(card, base),
     )
 
 
 def metadata(card: Card, base: str) -> ModelCardData:
     """License, base, tags, pictures and results in the Hub's terms."""
-    terms = {"license": card.license} if card.license else _inherited(card, base) or UNKNOWN
+    terms = {"license": card.license} if card.license else card.inherited or UNKNOWN
     scored = [(e, suite) for e in card.evaluations if e.of == MODEL for suite in e.suites]
     is_hub_base = base.count("/") == 1 and not base.startswith((".", "/"))
     return ModelCardData(
@@ -116,12 +115,7 @@ def _result(card: Card, evaluation: Evaluation, suite: str) -> EvalResult:
     )
 
 
-def _inherited(card: Card, base: str) -> Mapping[str, str]:
-    return card.inherited or known_license(base)
-
-
 def _usage(card: Card, base: str) -> dict[str, str]:
-    """The arguments of the lines of usage."""
     pipeline, imports = json.dumps(base), ""
     if base in BASES.names():
         module, _, attribute = BASES.target(base).partition(":")

@@ -1,12 +1,13 @@
-"""What lies beside the weights in a pushed folder: card, recipe, evaluations and pictures.
+"""The files of a pushed folder besides the weights: card, recipe, evaluations and pictures.
 
-Only listed fields of results and rows are published, and no text in them names a local path or a private address.
+Only listed fields of results and rows are published; local paths and private addresses in them are shortened.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +26,17 @@ from flowopd_cli.stages.publishing.licenses import inherited_license
 from flowopd_cli.system.json_files import json_lines, read_json_lines, read_json_value
 from flowopd_cli.system.redact import public_name, public_reference, public_text
 
-PICTURES = "eval"  # the row of pictures of an evaluation
+PICTURES = "eval"  # the sheet of pictures of an evaluation
 RESULT = {"suite", "version", "reward", "engine", "weights", "exact", "note", "mean", "stderr", "n", "invalid"}
 RESULT |= {"prompts", "by_tag", "figures", "published", "protocol", "parts", "experimental"}
 ROW = {"prompt", "task", "text", "index", "tag", "valid", "value", "scores", "details"}
 REFERENCES = {"ref", "init", "adapters"}
-VERBATIM = {"text", "target", "read"}  # of a row: the prompt, and what a reader saw in its picture
-NOTE = "# As it ran, but for local paths, of which the last part stands here, and addresses that are not public.\n"
+VERBATIM = {"text", "target", "read"}  # of a row: the prompt, and the text read in its picture
+NOTE = "# As it ran, with local paths and private addresses shortened.\n"
 
 
 def fill(recipe: PushRecipe, source: RunDir, run: RunDir, adapter: Adapter) -> None:
-    """Write all but the weights into the folder that is pushed."""
+    """Write all but the weights into the pushed folder."""
     push, trained = recipe.push, source.recipe()
     reported = evaluations(source, push.evaluations, adapter)
     scored = next((e for e in reported if e.of == MODEL), None)
@@ -63,36 +64,32 @@ def fill(recipe: PushRecipe, source: RunDir, run: RunDir, adapter: Adapter) -> N
         trained=trained_on(trained),
         base_revision=spec.revision,
     )
-    text = cards.build(card)
-    (run.hub_dir / run.card_file.name).write_text(text, encoding="utf-8")
-    run.card_file.write_text(text, encoding="utf-8")
+    for folder in (run.hub_dir, run.path):
+        (folder / run.card_file.name).write_text(cards.build(card), encoding="utf-8")
 
 
 def public_manifest(manifest: Manifest) -> Manifest:
-    """The manifest with names for the base and the parents; their digests identify them."""
+    """The manifest with the paths of base and parents shortened; their digests identify them."""
     parents = tuple(p.model_copy(update={"ref": public_reference(p.ref)}) for p in manifest.parents)
-    base = manifest.base
-    if base is not None:
-        base = base.model_copy(update={"ref": public_name(base.ref)})
+    base = manifest.base and manifest.base.model_copy(update={"ref": public_name(manifest.base.ref)})
     return manifest.model_copy(update={"parents": parents, "base": base})
 
 
 def public_recipe(recipe: recipes.Recipe) -> str:
     """The recipe as YAML that loads."""
-    tree = _public(recipe.model_dump(mode="json"))
-    return NOTE + recipes.dump(type(recipe).model_validate(tree))
+    return NOTE + recipes.dump(type(recipe).model_validate(_public(recipe.model_dump(mode="json"))))
 
 
 def copy_evaluation(source: Path, target: Path) -> None:
     """Copy the prompts of an evaluation and the public fields of its results and rows.
 
     Raises:
-        ArtifactError: a file is damaged, or a link, which would publish a file from elsewhere.
+        ArtifactError: a file is damaged, or a link, which could publish a file outside the run.
     """
     files = sorted(source.iterdir())
     for path in (source, *files):
         if path.is_symlink():
-            raise ArtifactError(f"{path}: is a link, and only files of the run itself are published: remove it")
+            raise ArtifactError(f"{path}: is a link; only files of the run itself are published: remove it")
     target.mkdir(parents=True)
     for path in files:
         try:
@@ -123,18 +120,16 @@ def _public(value: Any, key: str = "", verbatim: Collection[str] = ()) -> Any:
 
 
 def _texts(value: Any) -> list[str]:
-    """The texts of a list, empty for anything else."""
     return value if isinstance(value, list) and all(isinstance(text, str) for text in value) else []
 
 
 def pictures(scored: RunDir, folder: Path) -> tuple[str | None, list[tuple[str, str]]]:
-    """Write the row of pictures of an evaluation into ``folder``, whole and cut: its name, and each prompt with its
-    picture's name.
+    """Copy the sheet of an evaluation into ``folder``, and cut it: its name, and each prompt with its picture's name.
 
-    Only pixels are published, no other data of the file. A row without one picture a prompt is not cut.
+    Only pixels are published, without other data of the file. A sheet without one picture a prompt is not cut.
 
     Raises:
-        ArtifactError: the row is damaged or too large.
+        ArtifactError: the sheet is damaged or too large.
     """
     row = scored.image_file(PICTURES)
     if not row.is_file() or row.is_symlink():
@@ -146,7 +141,9 @@ def pictures(scored: RunDir, folder: Path) -> tuple[str | None, list[tuple[str, 
     home = folder / scored.samples_dir.name
     home.mkdir(parents=True, exist_ok=True)
     image.save(home / row.name)
-    prompts, side, gallery = _prompts(scored), image.height, []
+    prompts, side, gallery = [], image.height, []
+    with suppress(ArtifactError):
+        prompts = _texts(read_json_value(scored.eval_file("prompts"), "prompts of an evaluation"))
     for index, text in enumerate(prompts if image.width == side * len(prompts) else ()):
         name = scored.image_file(f"{PICTURES}-{index}").name
         image.crop((index * side, 0, (index + 1) * side, side)).save(home / name)
@@ -154,26 +151,18 @@ def pictures(scored: RunDir, folder: Path) -> tuple[str | None, list[tuple[str, 
     return f"{home.name}/{row.name}", gallery
 
 
-def _prompts(scored: RunDir) -> list[str]:
-    try:
-        return _texts(read_json_value(scored.eval_file("prompts"), "prompts of an evaluation"))
-    except ArtifactError:
-        return []
-
-
 def _sampling(recipe: recipes.Recipe, scored: Evaluation | None) -> Mapping[str, float]:
     """The steps and guidance of the figures, else of the training."""
-    if scored is not None:
-        return {"num_inference_steps": scored.protocol["steps"], "guidance_scale": scored.protocol["guidance"]}
-    if isinstance(recipe, recipes.TrainedRecipe):
-        return {"num_inference_steps": recipe.sampling.steps, "guidance_scale": recipe.sampling.guidance}
-    return {}
+    made: Mapping[str, Any] = scored.protocol if scored is not None else {}
+    if scored is None and isinstance(recipe, recipes.TrainedRecipe):
+        made = recipe.sampling.model_dump()
+    return {"num_inference_steps": made["steps"], "guidance_scale": made["guidance"]} if made else {}
 
 
 def trained_on(recipe: recipes.Recipe) -> str:
     """The rewards or tasks of a training in words, empty for a merge."""
     if isinstance(recipe, recipes.TeacherRecipe):
         return f"the rewards {', '.join(public_text(spec.name) for spec in recipe.rewards)}"
-    if isinstance(recipe, recipes.DistillRecipe):
-        return f"prompts of the tasks {', '.join(recipe.routing)}"
-    return f"prompts of the tasks {', '.join(recipe.teachers)}" if isinstance(recipe, recipes.ColdstartRecipe) else ""
+    distill, coldstart = isinstance(recipe, recipes.DistillRecipe), isinstance(recipe, recipes.ColdstartRecipe)
+    tasks = recipe.routing if distill else recipe.teachers if coldstart else ()
+    return f"prompts of the tasks {', '.join(tasks)}" if tasks else ""

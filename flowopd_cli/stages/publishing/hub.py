@@ -1,10 +1,11 @@
-"""The Hub as a push uses it: check the login, make one commit, download the same files. Its errors become one line."""
+"""The Hub for a push: check the login, make one commit, download its files. Errors become one line."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
@@ -13,7 +14,7 @@ from huggingface_hub.utils import disable_progress_bars, logging
 
 from flowopd_cli.errors import ArtifactError, StorageError, one_line
 from flowopd_cli.recipe import PushSpec
-from flowopd_cli.system.files import HELP, sha256_file
+from flowopd_cli.system.files import HELP, files_below, sha256_file
 from flowopd_cli.system.progress import Progress
 
 MAIN = "main"
@@ -48,9 +49,9 @@ class Hub:
         self._progress, self._api = progress, HfApi()
 
     def check(self) -> None:
-        """Refuse a missing network or login, a token that may only read, and a namespace that is not the login's.
+        """Refuse a missing network or login, a read-only token, and a namespace of another account.
 
-        What a fine-grained token may do shows at the upload.
+        The rights of a fine-grained token are known at the upload only.
         """
         with one_line_errors(self.repo):
             me = self._api.whoami()
@@ -63,7 +64,7 @@ class Hub:
         elif owner not in (name, *groups):
             reason = f"you are logged in as {name}, who writes to {', '.join([name, *groups])}"
             way_out = "name a repository there with --repo, or log in with another account by `hf auth login`"
-        elif owner in groups and groups[owner].get("roleInOrg") == "read":
+        elif groups.get(owner, {}).get("roleInOrg") == "read":
             reason = f"{name} may only read in {owner}"
             way_out = "ask there for write access, or name another repository with --repo"
         else:
@@ -73,10 +74,10 @@ class Hub:
     def upload(self, folder: Path, ours: tuple[str, ...]) -> Commit:
         """Make one commit of all files of ``folder``; files of an earlier push in the folders ``ours`` are deleted.
 
-        Repository and branch are made where they are missing. A repository that becomes private does so before the
-        first file; a new one that becomes public stays private until :meth:`publish`.
+        Missing repositories and branches are created. A repository that becomes private does so before the first
+        file; a new one that becomes public stays private until :meth:`publish`.
         """
-        api, files = self._api, _files(folder)
+        api, files = self._api, files_below(folder)
         with one_line_errors(self.repo):
             api.create_repo(self.repo, private=None if self.spec.private is None else True, exist_ok=True)
             if self.spec.private:
@@ -85,7 +86,9 @@ class Hub:
                 api.create_branch(self.repo, branch=self.branch, exist_ok=True)
             before = api.model_info(self.repo, revision=self.branch).sha
             present = api.list_repo_files(self.repo, revision=before)
-            stale = [name for name in present if name.partition("/")[0] in ours and "/" in name and name not in files]
+            stale = [
+                name for name in present if name.startswith(tuple(f"{own}/" for own in ours)) and name not in files
+            ]
             operations = [
                 *(CommitOperationDelete(name) for name in stale),
                 *(CommitOperationAdd(name, str(path)) for name, path in files.items()),
@@ -95,14 +98,11 @@ class Hub:
 
     def fetch(self, commit: Commit, folder: Path, into: Path) -> Path:
         """Download the files of ``folder`` at ``commit`` into ``into`` and compare them by SHA-256."""
-        files = _files(folder)
+        files = files_below(folder)
         with one_line_errors(self.repo, "uploaded, but not read back"):
             self._api.snapshot_download(self.repo, revision=commit.sha, local_dir=into, allow_patterns=list(files))
-        wrong = [
-            name
-            for name, path in files.items()
-            if not (into / name).is_file() or sha256_file(path) != sha256_file(into / name)
-        ]
+        fetched = files_below(into)
+        wrong = [n for n, path in files.items() if n not in fetched or sha256_file(path) != sha256_file(fetched[n])]
         if wrong:
             raise ArtifactError(
                 f"{self.repo}@{commit.sha}: {wrong[0]} on the Hub is not the file that was uploaded "
@@ -111,7 +111,7 @@ class Hub:
         return into
 
     def publish(self) -> None:
-        """Make a repository public that shall be, after all checks."""
+        """Make a repository public, after all checks, if the recipe says so."""
         if self.spec.private is False:
             with one_line_errors(self.repo, "uploaded, but not made public"):
                 self._set_private(False)
@@ -122,13 +122,9 @@ class Hub:
             self._progress.note(f"{self.repo} was {'public' if private else 'private'}, and no longer is")
 
 
-def _files(folder: Path) -> dict[str, Path]:
-    return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-
-
 @contextmanager
 def one_line_errors(repo: str, what: str = "not uploaded") -> Iterator[None]:
-    """Errors of the Hub, the network or this disk as one line without the token.
+    """Turn errors of the Hub, the network or this disk into one line without the token.
 
     Raises:
         ArtifactError: names ``repo``, ``what``, the reason and the way out.
@@ -140,8 +136,7 @@ def one_line_errors(repo: str, what: str = "not uploaded") -> Iterator[None]:
         causes: list[BaseException] = [error]
         while causes[-1].__cause__ is not None:
             causes.append(causes[-1].__cause__)
-        network = next((i for i, cause in enumerate(causes) if _is_of_network(cause)), len(causes))
-        for cause in causes[:network]:  # a connection's error number is the network's
+        for cause in takewhile(lambda cause: not _is_of_network(cause), causes):
             if isinstance(cause, OSError) and cause.errno in HELP:
                 place = one_line(cause.filename or "a local file")
                 raise StorageError(f"{repo}: {what} ({place}: {cause.strerror}; {HELP[cause.errno]})") from cause
@@ -150,19 +145,18 @@ def one_line_errors(repo: str, what: str = "not uploaded") -> Iterator[None]:
 
 
 def _reason(causes: list[BaseException]) -> str:
-    if type(causes[0]) is not ValueError:  # one of those lists what the Hub refuses in a card
-        for cause in causes:
-            if isinstance(cause, OfflineModeIsEnabled):
-                return OFFLINE
-            if isinstance(cause, LocalTokenNotFoundError):
-                return LOGIN
-            if isinstance(cause, HfHubHTTPError):
-                status, message = cause.response.status_code, cause.server_message
-                way_out = "the Hub failed: push again later" if status >= 500 else "the Hub refused"
-                return f"{REFUSALS.get(status, way_out)}; it answered {status}{f': {message}' if message else ''}"
-            if isinstance(cause, OSError) or _is_of_network(cause):
-                return f"the Hub cannot be reached: {type(cause).__name__}: {cause}; push again later"
-    return str(causes[0])
+    cause = next((cause for cause in causes if isinstance(cause, OSError) or _is_of_network(cause)), None)
+    if cause is None or type(causes[0]) is ValueError:  # such an error lists what the Hub refuses in a card
+        return str(causes[0])
+    if isinstance(cause, OfflineModeIsEnabled):
+        return OFFLINE
+    if isinstance(cause, LocalTokenNotFoundError):
+        return LOGIN
+    if isinstance(cause, HfHubHTTPError):
+        status, message = cause.response.status_code, cause.server_message
+        way_out = "the Hub failed: push again later" if status >= 500 else "the Hub refused"
+        return f"{REFUSALS.get(status, way_out)}; it answered {status}{f': {message}' if message else ''}"
+    return f"the Hub cannot be reached: {type(cause).__name__}: {cause}; push again later"
 
 
 def _is_of_network(error: BaseException) -> bool:

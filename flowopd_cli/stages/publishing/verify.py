@@ -25,9 +25,8 @@ SPEED = {"attention": "auto", "compile": "none", "shard": False}
 class Check:
     """Draws one prompt with our sampler and, from folders, with plain diffusers and PEFT.
 
-    All draw in float32, whatever the run was trained in: in half precision diffusers rounds the adapter and the
-    autoencoder, and the difference would be the rounding's. ``SPEED`` is off, because some of it needs half precision.
-    The base is loaded twice, for our picture and for the others.
+    All draw in float32: in half precision diffusers rounds the adapter and the autoencoder, and the pictures differ.
+    ``SPEED`` is off, because some of it needs half precision. The base is loaded twice.
     """
 
     def __init__(self, source: RunDir, folder: Path, recipe: PushRecipe) -> None:
@@ -38,32 +37,26 @@ class Check:
             self._draw(folder, spec.model_copy(update=update))
 
     def compare(self, folder: Path, what: str) -> dict[str, float]:
-        """Largest difference in [0, 1] between our picture and those that plain diffusers and PEFT draw from a folder.
+        """Largest difference in [0, 1] between our picture and those of plain diffusers and PEFT from a folder.
 
         Raises:
-            ArtifactError: one is above ``push.tolerance``, or the base does not fit in the device's memory; ``what``
-                says what to do with the folder.
+            ArtifactError: one is above ``push.tolerance`` (``what`` names the way out), or memory is too small.
         """
         with _out_of_memory_as_error():
-            figures = {
-                "difference": self._difference(plain_picture(self._pipeline, folder, self._request)),
-                "difference_peft": self._difference(peft_picture(self._pipeline, folder, self._request)),
-            }
+            pictures = [draw(self._pipeline, folder, self._request) for draw in (plain_picture, peft_picture)]
         limit = self._recipe.push.tolerance
-        for library, largest in zip(("plain diffusers", "PEFT"), figures.values(), strict=True):
+        plain, peft = (float((picture - self._ours).abs().max()) for picture in pictures)
+        for library, largest in (("plain diffusers", plain), ("PEFT", peft)):
             if not largest <= limit:
                 raise ArtifactError(
                     f"{folder}: {library} draws another picture (difference {largest * 255:.1f} of 255, "
                     f"push.tolerance allows {limit * 255:.1f}); {what}"
                 )
-        return figures
+        return {"difference": plain, "difference_peft": peft}
 
     @cached_property
     def _pipeline(self) -> Any:
         return plain_pipeline(self._folder, torch.float32).to(self._device)
-
-    def _difference(self, picture: torch.Tensor) -> float:
-        return float((picture - self._ours).abs().max())
 
     def _draw(self, folder: Path, spec: ModelSpec) -> None:
         push, model = self._recipe.push, load_model(spec, ())
