@@ -88,17 +88,17 @@ def pushed(forks, home, hub, trained):
 
 
 def test_what_is_uploaded_is_the_folder_that_was_checked(pushed, hub):
-    ended, told, run = pushed
+    ended, result, run = pushed
     own = {
         path.relative_to(run.hub_dir).as_posix(): path.read_bytes() for path in run.hub_dir.rglob("*") if path.is_file()
     }
-    there = hub.files("me/it", told["commit"])
+    there = hub.files("me/it", result["commit"])
     assert {name: there[name] for name in own} == own
     assert {"pytorch_lora_weights.safetensors", "adapter_model.safetensors", "recipe.yaml", "eval/ocr.json"} <= set(own)
     assert hub.repos["me/it"].private
-    assert (told["repo"], told["uploaded"], told["changed"]) == ("me/it", True, True)
-    assert set(told["metrics"]) == {"difference", "difference_peft", "hub_difference", "hub_difference_peft"}
-    assert max(told["metrics"].values()) <= 2 / 255
+    assert (result["repo"], result["uploaded"], result["changed"]) == ("me/it", True, True)
+    assert set(result["metrics"]) == {"difference", "difference_peft", "hub_difference", "hub_difference_peft"}
+    assert max(result["metrics"].values()) <= 2 / 255
     assert "read back from the Hub, every file is the same" in ended.err
     assert TOKEN not in ended.err + ended.out
     assert not [path for path in run.path.rglob("*") if path.is_file() and TOKEN.encode() in path.read_bytes()]
@@ -109,12 +109,8 @@ def test_the_hub_reads_the_card_as_an_evaluation_table(pushed, hub):
     results = {result.metric_type: result for result in data.eval_results}
     assert set(results) == {"ocr", "quality"}
     scored = json.loads(hub.files("me/it")["eval/quality.json"])
-    found = results["quality"]
-    assert found.metric_value == round(scored["mean"], 4)
-    assert (found.task_type, found.task_name) == ("text-to-image", "Text-to-Image")
-    assert (found.dataset_name, found.dataset_split) == ("quality (toy-quality-1)", "validation")
-    assert found.metric_args == {"stderr": scored["stderr"], "n": scored["n"]}
-    assert found.source_url == "https://huggingface.co/me/it/blob/main/eval/quality.json"
+    assert results["quality"].metric_value == round(scored["mean"], 4)
+    assert (results["quality"].task_type, results["quality"].dataset_split) == ("text-to-image", "validation")
     assert (data.license, data.library_name, data.pipeline_tag) == ("apache-2.0", "diffusers", "text-to-image")
     texts = json.loads(hub.files("me/it")["eval/prompts.json"])
     assert [entry["text"] for entry in data.widget] == texts
@@ -123,8 +119,8 @@ def test_the_hub_reads_the_card_as_an_evaluation_table(pushed, hub):
 
 def test_the_lines_of_the_card_draw_our_own_picture(pushed, forks):
     """Loaded from the Hub by name: by diffusers, by PEFT and by ourselves, from one noise. Without it, another one."""
-    _, told, run = pushed
-    script = CARD_LINES.format(card=str(run.hub_dir / "README.md"), ref=f"hub:me/it@{told['commit']}")
+    _, result, run = pushed
+    script = CARD_LINES.format(card=str(run.hub_dir / "README.md"), ref=f"hub:me/it@{result['commit']}")
     ended = forks.run("--version", before=script)
     assert ended.code == 0, ended.err
     plain, peft, bare = json.loads(ended.out.splitlines()[0])
@@ -144,22 +140,23 @@ def test_the_same_push_again_uploads_nothing(pushed, forks, home, hub, trained):
 
 def test_a_push_to_a_branch_leaves_the_others_and_what_is_not_its_own(pushed, forks, home, hub, trained):
     there = hub.repos["me/it"]
-    there.commit("main", hub.files("me/it") | {"NOTES.md": b"mine", "eval/old.json": b"{}"}, "by hand")
+    mine = {"NOTES.md": b"mine", "evaluation.md": b"mine", "eval/old.json": b"{}"}
+    there.commit("main", hub.files("me/it") | mine, "by hand")
     before = dict(hub.files("me/it"))
     argv = ("--revision", "try/one", "--message", "A trial", "--private", "--out", home / "p3", "--quiet")
     ended = forks.run("push", trained, "--repo", "me/it", *argv, *FAST)
     assert (ended.code, ended.err) == (0, ""), ended.err
     assert hub.files("me/it") == before
-    found = hub.files("me/it", "try/one")
-    assert "NOTES.md" in found
-    assert not [name for name in found if name.startswith(("eval/", "samples/"))]
+    files = hub.files("me/it", "try/one")
+    assert {"NOTES.md", "evaluation.md"} <= set(files)
+    assert not [name for name in files if name.startswith(("eval/", "samples/"))]
     assert there.messages[-1] == "A trial"
-    card = found["README.md"].decode()
+    card = files["README.md"].decode()
     assert 'load_lora_weights("me/it", revision="try/one")' in card
     assert "No evaluation came with it" in card
-    hidden = hub.asked.index(("PUT", "/api/models/me/it/settings"))
+    made_private = hub.requests.index(("PUT", "/api/models/me/it/settings"))
     assert there.private
-    assert hidden < max(i for i, (_, path) in enumerate(hub.asked) if "/commit/" in path)
+    assert made_private < max(i for i, (_, path) in enumerate(hub.requests) if "/commit/" in path)
 
 
 def test_a_hub_that_gives_back_another_file_is_noticed(pushed, forks, home, hub, trained):
@@ -188,9 +185,9 @@ def test_a_login_is_asked_for_before_anything_is_written(forks, home, trained):
 def test_a_pushed_adapter_teaches_from_the_hub(pushed, forks, home, hub, trained):
     """By its commit; the anchor is a copy whose configuration another program wrote."""
     files = dict(hub.files("me/it"))
-    told = json.loads(files[CONFIG])
-    odd = {"r": "2", "lora_alpha": "2.0", "target_modules": str(told["target_modules"]), "task_type": None}
-    files[CONFIG] = json.dumps({**told, **odd, "base_model_name_or_path": None}).encode()
+    config = json.loads(files[CONFIG])
+    odd = {"r": "2", "lora_alpha": "2.0", "target_modules": str(config["target_modules"]), "task_type": None}
+    files[CONFIG] = json.dumps({**config, **odd, "base_model_name_or_path": None}).encode()
     sha = hub.repos["me/it"].commit("odd", files, "odd")
     ref = f"hub:me/it@{pushed[1]['commit']}"
     roles = ("--base", "toy", "--teacher", f"geneval={ref},guidance=1.0", "--anchor", f"hub:me/it@{sha},guidance=1.0")
@@ -198,10 +195,10 @@ def test_a_pushed_adapter_teaches_from_the_hub(pushed, forks, home, hub, trained
     init = ("--init", trained)
     planned = forks.run("distill", *roles, *init, *small, "--dry-run")
     assert planned.code == 0, planned.err
-    asked = len(hub.asked)
+    asked = len(hub.requests)
     ended = forks.run("distill", *roles, *init, *small, "--out", home / "s")
     assert ended.code == 0, ended.err
-    read = {path.rpartition("/")[2] for _, path in hub.asked[asked:] if "/resolve/" in path}
+    read = {path.rpartition("/")[2] for _, path in hub.requests[asked:] if "/resolve/" in path}
     assert read == {"adapter_config.json", "adapter_model.safetensors", "pytorch_lora_weights.safetensors"}
     run = RunDir.open(home / "s", writes=False)
     parents = {parent.role: parent for parent in run.manifest().parents}
