@@ -1,15 +1,22 @@
-"""What a pushed folder holds of a recipe, a manifest and an evaluation."""
+"""The published parts of a recipe, a manifest, an evaluation and its pictures."""
 
 import json
 
 import pytest
 import yaml
+from PIL import Image, PngImagePlugin
 
 from flowopd_cli import recipe as recipes
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.runs.manifest import Base, Inputs, Parent
 from flowopd_cli.runs.run import RunDir
-from flowopd_cli.stages.publishing.folder import copy_evaluation, public_manifest, public_recipe, trained_on
+from flowopd_cli.stages.publishing.folder import (
+    copy_evaluation,
+    pictures,
+    public_manifest,
+    public_recipe,
+    trained_on,
+)
 
 COPY = "/home/me/.cache/huggingface/hub/models--owner--a-name/snapshots/0123abc"
 
@@ -111,3 +118,34 @@ def test_a_published_manifest_keeps_digests_and_loses_paths(tmp_path):
     assert shown.base == Base(ref="sd35", sha256="b" * 64)
     assert shown.parents == (Parent(role="anchor", ref="t", sha256="a" * 64),)
     assert str(tmp_path) not in shown.model_dump_json()
+
+
+@pytest.fixture
+def scored(tmp_path):
+    """An evaluation of two prompts with its sheet of pictures."""
+    run = RunDir.create(tmp_path / "e", "eval")
+    sheet, info = Image.new("RGB", (16, 8), "red"), PngImagePlugin.PngInfo()
+    sheet.paste("blue", (8, 0, 16, 8))
+    info.add_text("Source", "/home/me/secret")
+    run.samples_dir.mkdir(exist_ok=True)
+    sheet.save(run.image_file("eval"), pnginfo=info)
+    run.write_eval("prompts", '["one", "two"]')
+    return run
+
+
+def test_the_sheet_is_cut_into_pictures_and_only_pixels_are_published(scored, tmp_path):
+    name, gallery = pictures(scored, tmp_path / "hub")
+    assert (name, gallery) == ("samples/eval.png", [("one", "samples/eval-0.png"), ("two", "samples/eval-1.png")])
+    colors = [Image.open(tmp_path / "hub" / file).getpixel((0, 0)) for _, file in gallery]
+    assert colors == [(255, 0, 0), (0, 0, 255)]
+    assert Image.open(tmp_path / "hub" / name).size == (16, 8)
+    assert not any(b"secret" in path.read_bytes() for path in (tmp_path / "hub").rglob("*.png"))
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"no"])
+def test_a_damaged_sheet_is_one_line_that_names_it(scored, tmp_path, damage):
+    path = scored.image_file("eval")
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ArtifactError, match=r"samples/eval\.png: cannot be read as a picture \(.*; remove it"):
+        pictures(scored, tmp_path / "hub")
+    assert not (tmp_path / "hub").exists(), "nothing is left to be published"
