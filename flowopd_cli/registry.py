@@ -48,11 +48,7 @@ class Registry:
         return sorted(self._table)
 
     def target(self, name: str) -> str:
-        """The ``module:attr`` behind a name.
-
-        Raises:
-            FlowOPDError: the name is unknown (near names are suggested), or two plugins claim one name.
-        """
+        """The ``module:attr`` behind a name; an unknown name is refused with near ones."""
         if name in self._table:
             return self._table[name]
         if self._is_remote(name):
@@ -84,11 +80,7 @@ class Registry:
             raise self._error(f"{self.kind} {name!r}: there is no module {package!r} to import")
 
     def load(self, name: str) -> Any:
-        """The object behind a name, imported now.
-
-        Raises:
-            FlowOPDError: the name is unknown, or its module or attribute is missing.
-        """
+        """The object behind a name, imported now; a missing module or attribute is refused."""
         module, _, attribute = self.target(name).partition(":")
         self._add_working_directory(name)
         try:

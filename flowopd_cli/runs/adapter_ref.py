@@ -38,11 +38,7 @@ class AdapterRef:
 
     @classmethod
     def parse(cls, text: str) -> AdapterRef:
-        """Parse a reference; only :meth:`resolve` requires that it exists.
-
-        Raises:
-            ArtifactError: the reference is empty or unprintable, or a Hub reference is not ``hub:<owner>/<name>``.
-        """
+        """Parse a reference; :class:`ArtifactError` if malformed. Only :meth:`resolve` requires that it exists."""
         text = text.strip()
         if not text:
             raise ArtifactError("an adapter reference is empty: name a run, an adapter folder, hub:<repo>, or base")
@@ -74,11 +70,7 @@ class AdapterRef:
         return fields | ({"targets": config.targets} if config.targets and not config.target_pattern else {})
 
     def resolve(self) -> Adapter:
-        """The adapter, downloaded if it is on the Hub, its files verified against their checksums.
-
-        Raises:
-            ArtifactError: it does not exist, has no adapter, or a file has changed since it was written.
-        """
+        """The adapter, downloaded if it is on the Hub; :class:`ArtifactError` if it is missing or has changed."""
         if self.kind == "base":
             return Adapter(self, None)
         folder = self._fetch() if self.kind == "hub" else self._local()

@@ -41,11 +41,7 @@ class Checkpoints:
         return sorted(int(match[1]) for path in folders if (match := re.fullmatch(r"step-(\d+)", path.name)))
 
     def save(self, step: int, writer: Fill, provenance: Provenance) -> None:
-        """Let ``writer`` fill the checkpoint of ``step`` atomically, and add its ``provenance``.
-
-        Raises:
-            StorageError: it cannot be written; earlier checkpoints are unchanged.
-        """
+        """Let ``writer`` fill the checkpoint of ``step`` atomically, and add its ``provenance``."""
 
         def fill(folder: Path) -> None:
             writer(folder)

@@ -129,11 +129,7 @@ def _of_model(run: RunDir, sha256: str | None, base: Base | None) -> Evaluation 
 
 
 def evaluation(run: RunDir) -> Evaluation | None:
-    """The evaluation of the adapter or base that a run scored; ``None`` when it is no evaluation run.
-
-    Raises:
-        ArtifactError: recipe or results are damaged.
-    """
+    """The evaluation of the adapter or base that a run scored; ``None`` if it is no evaluation run."""
     recipe, manifest = run.recipe(), run.manifest()
     if not isinstance(recipe, EvalRecipe):
         return None
@@ -144,12 +140,9 @@ def evaluation(run: RunDir) -> Evaluation | None:
 
 
 def results(run: RunDir) -> dict[str, dict[str, Any]]:
-    """``{suite: {mean, stderr, n, exact, version, judge}}`` of an evaluation run.
+    """``{suite: {mean, stderr, n, exact, version, judge}}`` of an evaluation run; :class:`ArtifactError` if damaged.
 
     ``judge`` is a digest of what scored, ``None`` where a result does not name it; an average has those of its parts.
-
-    Raises:
-        ArtifactError: a result is damaged.
     """
     read, parts = {}, {}
     for path in sorted(run.eval_dir.glob("*.json")):

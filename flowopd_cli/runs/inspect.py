@@ -35,12 +35,7 @@ class Finding:
 
 
 def listing(root: Path) -> list[dict[str, Any]]:
-    """A row for each run in ``root`` and its sub-folders, oldest first; the status of one without a sound manifest is
-    ``damaged``.
-
-    Raises:
-        ArtifactError: there is no such folder.
-    """
+    """A row for each run in ``root`` and its sub-folders, oldest first; a damaged one has the status ``damaged``."""
     if not is_dir(root):
         raise ArtifactError(f"{root}: no such folder")
     rows: list[dict[str, Any]] = []
@@ -54,11 +49,7 @@ def listing(root: Path) -> list[dict[str, Any]]:
 
 
 def standing(path: Path) -> str:
-    """The status of the run at ``path``; ``absent`` without one, ``unbegun`` if it has no recipe yet.
-
-    Raises:
-        ArtifactError: there is something else, or a damaged manifest.
-    """
+    """The status of the run at ``path``; ``absent`` without one, ``unbegun`` if it has no recipe yet."""
     if not RunDir(path, writes=False).used():
         return "absent"
     run = RunDir.open(path, writes=False)
@@ -67,11 +58,7 @@ def standing(path: Path) -> str:
 
 
 def verify(path: Path) -> Iterator[Finding]:
-    """Check everything that the manifest of a run names: files, checkpoints, input adapters.
-
-    Raises:
-        ArtifactError: there is no run at ``path``, or its manifest is damaged.
-    """
+    """Check everything that the manifest of a run names: files, checkpoints, input adapters."""
     run = RunDir.open(path, writes=False)
     manifest = run.manifest()
     dead = manifest.status == "running" and status_now(path) != "running"

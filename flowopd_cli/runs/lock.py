@@ -34,12 +34,7 @@ class Lock:
         self._released = threading.Event()
 
     def acquire(self) -> None:
-        """Take the lock.
-
-        Raises:
-            ArtifactError: a living process holds it.
-            StorageError: it cannot be written.
-        """
+        """Take the lock; :class:`ArtifactError` if a living process holds it."""
         if self.held:
             return
         with storing(self.path):
@@ -64,11 +59,7 @@ class Lock:
         threading.Thread(target=self._beat, args=(self._released,), daemon=True, name="lock").start()
 
     def confirm(self) -> None:
-        """Check before a write that a lock taken here is still held; a deleted note is written again.
-
-        Raises:
-            ArtifactError: a process on another machine took it over.
-        """
+        """Check that a lock taken here is still held; :class:`ArtifactError` if another machine has taken over."""
         if self.held and not self.path.exists():
             atomic_write(self.path, self._note, lasting=False)
         if self.held and not self._is_mine():

@@ -98,16 +98,12 @@ def is_run(path: Path) -> bool:
 
 
 def read_manifest(path: Path) -> Manifest:
-    """The manifest of the run at ``path``; raises as :func:`read_record`."""
+    """The manifest of the run at ``path``; :class:`ArtifactError` if it is missing or damaged."""
     return read_record(path / MANIFEST, Manifest, "manifest")
 
 
 def read_record(file: Path, kind: type[Record], what: str) -> Record:
-    """A record in a JSON file.
-
-    Raises:
-        ArtifactError: there is none, or it is damaged; ``what`` names it.
-    """
+    """A record in a JSON file; :class:`ArtifactError` if it is missing or damaged. ``what`` names it."""
     try:
         return kind.model_validate(read_json(file, what))
     except ValidationError as error:
@@ -115,11 +111,7 @@ def read_record(file: Path, kind: type[Record], what: str) -> Record:
 
 
 def status_now(path: Path) -> Status:
-    """The status of the run at ``path``; one that was killed while it was running is interrupted.
-
-    Raises:
-        ArtifactError: it has no manifest, or a damaged one.
-    """
+    """The status of the run at ``path``; one that was killed while it was running is interrupted."""
     status = read_manifest(path).status
     return "interrupted" if status == "running" and not Lock(path / LOCK).taken() else status
 

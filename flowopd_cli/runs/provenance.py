@@ -72,11 +72,7 @@ def changed_packages(recorded: Environment, current: Environment) -> list[str]:
 
 
 def refuse(run: Path, differences: Iterable[str]) -> None:
-    """Refuse to resume a run with other inputs than its checkpoints were made with.
-
-    Raises:
-        ArtifactError: there are differences; the message lists them.
-    """
+    """Raise :class:`ArtifactError` with the differences of inputs that forbid to resume a run, if any."""
     if listed := "; ".join(differences):
         raise ArtifactError(
             f"{run}: cannot resume, its checkpoints were made with other inputs: {listed}; restore these, or start a "

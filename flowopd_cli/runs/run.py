@@ -65,11 +65,7 @@ class RunDir(RunPaths):
 
     @classmethod
     def open(cls, path: str | Path, *, writes: bool = True) -> RunDir:
-        """An existing run, to resume or to read.
-
-        Raises:
-            ArtifactError: there is no run at ``path``, or its manifest is damaged.
-        """
+        """An existing run; :class:`ArtifactError` if there is none at ``path``, or its manifest is damaged."""
         run = cls(path, writes=writes)
         if not is_dir(run.path):
             raise ArtifactError(f"{path}: no such directory")
@@ -89,11 +85,7 @@ class RunDir(RunPaths):
     def start(self, recipe: recipes.Recipe) -> None:
         """Lock the run and write its manifest and recipe; a resumed run keeps its id, its creation time and its inputs.
 
-        A run that has checkpoints keeps its recipe on disk until :meth:`declare` has found the same inputs.
-
-        Raises:
-            ArtifactError: another process is writing it.
-            StorageError: it cannot be written.
+        A run with checkpoints keeps its recipe on disk until :meth:`declare` has found the same inputs.
         """
         if not self.writes:
             return
@@ -118,9 +110,7 @@ class RunDir(RunPaths):
     def declare(self, inputs: Inputs) -> None:
         """Record the inputs of the run before its first result; a field that is not set keeps its record.
 
-        Raises:
-            ArtifactError: the run resumes a checkpoint that was made from another base, adapter or set of prompts; the
-                message lists the differences, and the manifest is unchanged.
+        A resumed run with other inputs than its checkpoint is refused with an :class:`ArtifactError`, and not changed.
         """
         if not self.writes:
             return

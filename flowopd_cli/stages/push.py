@@ -61,11 +61,7 @@ def write(recipe: PushRecipe, source: RunDir, run: RunDir, adapter: Adapter) -> 
 
 
 def publish(hub: Hub, run: RunDir, check: Check, progress: Progress) -> dict[str, Any]:
-    """Upload the folder, download it and check it again; returns the commit and its differences.
-
-    Raises:
-        ArtifactError: the Hub refused, or returned other files.
-    """
+    """Upload the folder, download it and check it again; returns the commit and its differences."""
     commit = hub.upload(run.hub_dir, (run.eval_dir.name, run.samples_dir.name))
     if commit.new:
         progress.note(f"uploaded to {commit.url}")

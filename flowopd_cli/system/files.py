@@ -29,11 +29,7 @@ HELP = {
 
 @contextmanager
 def storing(path: Path) -> Iterator[None]:
-    """Turn errors of writing to ``path``, a file or a folder, into one line.
-
-    Raises:
-        StorageError: the system refused; the message names ``path``, the reason and the free space.
-    """
+    """Turn an error of writing to ``path`` into a :class:`StorageError` with the reason and the free space."""
     try:
         yield
     except OSError as error:
@@ -45,9 +41,6 @@ def atomic_write(path: Path, content: bytes | str, *, lasting: bool = True) -> N
     """Replace ``path`` by ``content``: a reader sees the old file or the new one, never a part.
 
     Without ``lasting`` there is no wait for the disk: the file survives a crash of the process, not of the machine.
-
-    Raises:
-        StorageError: it cannot be written.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}{_PART}")
     data = content.encode("utf-8") if isinstance(content, str) else content
@@ -68,11 +61,7 @@ def atomic_write(path: Path, content: bytes | str, *, lasting: bool = True) -> N
 
 
 def append(path: Path, text: str) -> None:
-    """Add ``text`` to the end of a file; :func:`read_json_lines` ignores a last line torn by a crash.
-
-    Raises:
-        StorageError: it cannot be written.
-    """
+    """Add ``text`` to the end of a file; :func:`read_json_lines` ignores a last line torn by a crash."""
     with storing(path), path.open("a", encoding="utf-8") as handle:
         handle.write(text)
 
@@ -100,8 +89,7 @@ def combined_sha256(digests: Mapping[str, str]) -> str:
 def commit_folder(final: Path, writer: Callable[[Path], None]) -> None:
     """Let ``writer`` fill a staging folder, add checksums, force it to disk, then rename it to ``final``.
 
-    Raises:
-        StorageError: it cannot be written; the folder that had the name before is unchanged.
+    After a :class:`StorageError` the folder that had the name before is unchanged.
     """
     staging, replaced = (final.with_name(f"{_STAGING}{word}{final.name}") for word in ("", "replaced-"))
     with storing(final):

@@ -15,11 +15,7 @@ LARGEST = 64 << 20  # bytes
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:
-    """The JSON object in a file.
-
-    Raises:
-        ArtifactError: the file is missing, not JSON, or not an object; ``what`` names it.
-    """
+    """The JSON object in a file; :class:`ArtifactError` if it is missing or damaged. ``what`` names it."""
     data = read_json_value(path, what)
     if not isinstance(data, dict):
         raise ArtifactError(f"{path}: damaged {what} (not a JSON object)")
@@ -43,8 +39,7 @@ def read_json_value(path: Path, what: str) -> Any:
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """The rows of a file of JSON lines, empty without a file; a last line torn by a crash is left out.
 
-    Raises:
-        ArtifactError: another line is not a JSON object, or the file cannot be read.
+    Any other damaged line is an :class:`ArtifactError`.
     """
     try:
         lines = path.read_bytes().split(b"\n") if path.is_file() else []

@@ -31,11 +31,7 @@ def is_branch(text: str) -> bool:
 
 
 def is_file(path: str | Path) -> bool:
-    """Whether there is a file; a name that no file can have (too long, with a NUL) is none.
-
-    Raises:
-        ArtifactError: a folder on the way may not be searched.
-    """
+    """Whether there is a file; a name that no file can have is none. :class:`ArtifactError` if a folder is closed."""
     return _test(Path.is_file, path)
 
 
@@ -54,11 +50,7 @@ def _test(test: Callable[[Path], bool], path: str | Path) -> bool:
 
 
 def below(folder: Path, name: str) -> Path:
-    """The path ``name`` in ``folder``, inside it.
-
-    Raises:
-        ArtifactError: it is absolute, leaves the folder with ``..``, or is not a file name.
-    """
+    """The path ``name`` inside ``folder``; :class:`ArtifactError` if it leads elsewhere or is not a file name."""
     parts = {*PurePosixPath(name).parts, *PureWindowsPath(name).parts}
     absolute = name.startswith(("/", "\\")) or bool(PureWindowsPath(name).drive)
     if not parts or absolute or ".." in parts or re.search("[\0-\x1f\ud800-\udfff]", name):

@@ -83,8 +83,7 @@ def public_recipe(recipe: recipes.Recipe) -> str:
 def copy_evaluation(source: Path, target: Path) -> None:
     """Copy the prompts of an evaluation and the public fields of its results and rows.
 
-    Raises:
-        ArtifactError: a file is damaged, or a link, which could publish a file outside the run.
+    A damaged file, or a link, which could publish a file outside the run, is an :class:`ArtifactError`.
     """
     files = sorted(source.iterdir())
     for path in (source, *files):
@@ -127,9 +126,6 @@ def pictures(scored: RunDir, folder: Path) -> tuple[str | None, list[tuple[str, 
     """Copy the sheet of an evaluation into ``folder``, and cut it: its name, and each prompt with its picture's name.
 
     Only pixels are published, without other data of the file. A sheet without one picture a prompt is not cut.
-
-    Raises:
-        ArtifactError: the sheet is damaged or too large.
     """
     row = scored.image_file(PICTURES)
     if not row.is_file() or row.is_symlink():

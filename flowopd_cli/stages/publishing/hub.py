@@ -124,12 +124,7 @@ class Hub:
 
 @contextmanager
 def one_line_errors(repo: str, what: str = "not uploaded") -> Iterator[None]:
-    """Turn errors of the Hub, the network or this disk into one line without the token.
-
-    Raises:
-        ArtifactError: names ``repo``, ``what``, the reason and the way out.
-        StorageError: a local file could not be written.
-    """
+    """Turn errors of the Hub, the network or this disk into one line with the way out and without the token."""
     try:
         yield
     except Exception as error:

@@ -37,10 +37,9 @@ class Check:
             self._draw(folder, spec.model_copy(update=update))
 
     def compare(self, folder: Path, what: str) -> dict[str, float]:
-        """Largest difference in [0, 1] between our picture and those of plain diffusers and PEFT from a folder.
+        """Largest differences in [0, 1] between our picture and those of plain diffusers and PEFT from a folder.
 
-        Raises:
-            ArtifactError: one is above ``push.tolerance`` (``what`` names the way out), or memory is too small.
+        One above ``push.tolerance`` is an :class:`ArtifactError` with ``what`` as the way out.
         """
         with _out_of_memory_as_error():
             pictures = [draw(self._pipeline, folder, self._request) for draw in (plain_picture, peft_picture)]
