@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from flowopd_cli.cli.options import Json
 from flowopd_cli.errors import RecipeError
 
 if TYPE_CHECKING:  # half of the time that --help takes
@@ -27,10 +28,12 @@ def _option(flag: str, metavar: str, help: str, **more: Any) -> Any:
     return typer.Option(flag, metavar=metavar, help=help, **more)
 
 
-RecipeName = Annotated[str | None, _option("--recipe", "NAME|FILE", "A distillation recipe; its adapters may be away.")]
+RecipeName = Annotated[
+    str | None, _option("--recipe", "NAME|FILE", "A distillation recipe; its adapters need not exist.")
+]
 Base = Annotated[str | None, _option("--base", "BASE", "'toy', a diffusers folder or a Hub id.")]
 ShapeName = Annotated[
-    str | None, _option("--shape", "NAME", "Random weights of a shape, small or sd3.5-medium; a wrong name lists all.")
+    str | None, _option("--shape", "NAME", "Random weights of a named shape, such as small or sd3.5-medium.")
 ]
 Resolution = Annotated[int | None, _option("--resolution", "N", "Pixels of a side.", min=1)]
 Steps = Annotated[int | None, _option("--steps", "N", "Sampling steps.", min=2)]
@@ -38,14 +41,17 @@ Rank = Annotated[int | None, _option("--rank", "R", "Rank of every adapter.", mi
 Teachers = Annotated[int | None, _option("--teachers", "N", "Teachers, each an adapter; 2 without a recipe.", min=1)]
 Anchor = Annotated[bool | None, typer.Option("--anchor/--no-anchor", help="With or without the anchor.")]
 Batch = Annotated[int | None, _option("--batch", "N", "Pictures of the iteration; 4 without a recipe.", min=1)]
-Guidance = Annotated[float | None, _option("--guidance", "G", "The student's; 1: it has no negative half.", min=0)]
-TeacherGuidance = Annotated[float | None, _option("--teacher-guidance", "G", "The teachers' and the anchor's.", min=0)]
+Guidance = Annotated[
+    float | None, _option("--guidance", "G", "Guidance of the student; at 1 the empty prompt is not computed.", min=0)
+]
+TeacherGuidance = Annotated[
+    float | None, _option("--teacher-guidance", "G", "Guidance of the teachers and the anchor.", min=0)
+]
 Dtype = Annotated[str | None, _option("--dtype", "NAME", "auto, float32, bfloat16 or float16.")]
 Device = Annotated[str | None, _option("--device", "NAME", "auto, cpu, cuda or cuda:N.")]
 Repeats = Annotated[int, _option("--repeats", "N", "Samples of each structure.", min=1)]
 Overrides = Annotated[list[str], _option("--set", "A.B=C", "Override one field of the recipe; repeatable.")]
-Out = Annotated[Path | None, _option("--out", "FILE", "Write the figures there as JSON too.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the figures as one JSON object.")]
+Out = Annotated[Path | None, _option("--out", "FILE", "Also write the figures to a JSON file.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print only errors on stderr.")]
 
 
@@ -69,7 +75,7 @@ def bench(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure a distillation step on this machine: the passes it needs at least, its time, and where that time goes.
+    """Measure a distillation step on this machine: its time, the time of the passes it needs, and its parts.
 
     The adapters are random ones of the recipe's rank, so the teachers need not be trained yet. With --shape the base is
     random too and nothing is downloaded.
@@ -87,8 +93,8 @@ def bench(
 
         values |= {f"model.{key}": value for key, value in model_fields(base).items()}
     tree, where = starting_point(recipe, base, shape)
-    built = measured(tree, where, values, Roles(teachers, anchor, teacher_guidance), overrides)
-    show(measure(built, batch, repeats, recipe is not None and teachers is None, quiet), out, as_json, quiet)
+    measured = distillation(tree, where, values, Roles(teachers, anchor, teacher_guidance), overrides)
+    show(measure(measured, batch, repeats, recipe is not None and teachers is None, quiet), out, as_json, quiet)
 
 
 @dataclass(frozen=True)
@@ -107,8 +113,7 @@ def measure(recipe: recipes.DistillRecipe, batch: int | None, repeats: int, name
     with redirect_stdout(sys.stderr):
         from flowopd_cli.stages.bench.measure import Request, run
 
-        request = Request(recipe, batch or (None if named else BATCH), repeats, named)
-        return run(request, Console(quiet=quiet))
+        return run(Request(recipe, batch or (None if named else BATCH), repeats, named), Console(quiet=quiet))
 
 
 def show(figures: dict[str, Any], out: Path | None, as_json: bool, quiet: bool) -> None:
@@ -135,7 +140,7 @@ def starting_point(recipe: str | None, base: str | None, shape: str | None) -> t
     from flowopd_cli.system.text import suggest
 
     if shape is not None and (recipe or base):
-        raise RecipeError("--shape stands for a base of random weights: leave out --recipe and --base")
+        raise RecipeError("--shape is a base of random weights: leave out --recipe and --base")
     if recipe is None and base is None and shape is None:
         raise RecipeError("bench needs something to measure: --recipe NAME, --base BASE or --shape small")
     if recipe is not None or base == TOY:
@@ -144,7 +149,7 @@ def starting_point(recipe: str | None, base: str | None, shape: str | None) -> t
     names = list(named_shapes())
     if shape is not None and shape not in names:
         raise RecipeError(f"--shape {shape}: no such shape{suggest(shape, names)}; known: {', '.join(names)}")
-    model: dict[str, Any] = {**model_fields(str(shape or base))}
+    model: dict[str, Any] = model_fields(str(shape or base))
     if shape == "small":
         model |= {"resolution": None, "max_sequence_length": 16}
     routing = {f"task{i}": {"ref": f"teacher-{i}"} for i in range(TEACHERS)}
@@ -152,10 +157,10 @@ def starting_point(recipe: str | None, base: str | None, shape: str | None) -> t
     return {**tree, "anchor": {"ref": "anchor"}, "sampling": {"guidance": GUIDANCE}}, "bench"
 
 
-def measured(
+def distillation(
     tree: dict[str, Any], where: str, values: Mapping[str, Any], roles: Roles, overrides: Sequence[str]
 ) -> recipes.DistillRecipe:
-    """The recipe that is measured: ``values`` (dotted keys, ``None`` left out), roles and ``--set`` over the tree.
+    """The recipe to measure: ``values`` (dotted keys, ``None`` left out), roles and ``--set`` over the tree.
 
     Raises:
         RecipeError: it is of another stage, or something in it is unknown or out of range.
@@ -183,14 +188,15 @@ def measured(
 
 
 def tables(figures: Mapping[str, Any]) -> Iterator[tuple[str, list[str], list[list[str]]]]:
-    """The figures as titled tables for the reader."""
+    """The figures as tables: title, columns, rows."""
     settings, machine = figures["settings"], figures["machine"]
     floor, pictures = figures["floor_seconds"], settings["pictures"]
     title = f"{settings['base']}, {pictures} pictures, {settings['steps']} steps, {machine['dtype']}, "
     title += f"{machine['device']}, {machine['threads']} threads"
-    rows = [["floor", *_cells(floor, floor, pictures)]]
-    for name in ("fused", "replay", "upstream_structure"):
-        rows.append([name.replace("_", " "), *_cells(figures[f"{name}_seconds"], floor, pictures)])
+    rows = []
+    for name in ("floor", "fused", "replay", "upstream_structure"):
+        value = figures[f"{name}_seconds"]
+        rows.append([name.replace("_", " "), f"{value:.3f}", f"{value / floor:.2f}", f"{pictures / value:.2f}"])
     yield title, ["an iteration", "seconds", "x floor", "images/s"], rows
     parts = {"floor": figures["floor"], **figures["split"]}
     names = list(dict.fromkeys(name for part in parts.values() for name in part))
@@ -202,10 +208,6 @@ def tables(figures: Mapping[str, Any]) -> Iterator[tuple[str, list[str], list[li
     rows += [[f"{name}, {pictures} pictures", f"{value:.3f} s"] for name, value in figures["extras"].items()]
     rows += [[f"the recipe's {settings['iterations']} iterations", f"{figures['hours']:.2f} h"]]
     if operations:
-        done, rate = operations["passes_per_second"] / 1e12, operations["matmul_per_second"] / 1e12
-        rows += [["passes of the floor", f"{done:.3f} of {rate:.3f} TFLOP/s ({operations['share']:.0%})"]]
+        passes, rate = operations["passes_per_second"] / 1e12, operations["matmul_per_second"] / 1e12
+        rows += [["passes of the floor", f"{passes:.3f} of {rate:.3f} TFLOP/s ({operations['share']:.0%})"]]
     yield "this machine", ["", "figure"], rows
-
-
-def _cells(value: float, floor: float, pictures: int) -> list[str]:
-    return [f"{value:.3f}", f"{value / floor:.2f}", f"{pictures / value:.2f}"]

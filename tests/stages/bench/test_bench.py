@@ -22,7 +22,7 @@ def recipe(*overrides, shape="small", **roles):
     roles = cli_bench.Roles(roles.get("teachers"), roles.get("anchor"), roles.get("guidance"))
     tree, where = cli_bench.starting_point(None, None, shape)
     settings = ("sampling.steps=3", "adapter.rank=4", *overrides)
-    return cli_bench.measured(tree, where, {}, roles, settings)
+    return cli_bench.distillation(tree, where, {}, roles, settings)
 
 
 def world_of(*overrides, batch=2, **roles):
@@ -202,12 +202,12 @@ def test_invalid_sources(source, message):
 def test_only_distillation_is_measured():
     tree, where = cli_bench.starting_point("toy/teacher-ocr", None, None)
     with pytest.raises(RecipeError, match="teacher recipe"):
-        cli_bench.measured(tree, where, {}, cli_bench.Roles(None, None, None), ())
+        cli_bench.distillation(tree, where, {}, cli_bench.Roles(None, None, None), ())
 
 
 def test_a_recipe_is_measured_without_its_adapters():
     tree, where = cli_bench.starting_point("toy/distill", None, None)
-    built = cli_bench.measured(tree, where, {}, cli_bench.Roles(None, None, None), ("sampling.steps=2",))
+    built = cli_bench.distillation(tree, where, {}, cli_bench.Roles(None, None, None), ("sampling.steps=2",))
     figures = run(Request(built, 2, 1, real=True), Silent())
     assert figures["settings"]["adapters"] == 5  # policy, two teachers, anchor, average
     assert figures["settings"]["teacher_guidance"] == [2.0]

@@ -23,7 +23,7 @@ from flowopd_cli.stages.bench import structures
 from flowopd_cli.stages.bench.world import build
 tree, where = cli_bench.starting_point(None, None, "small")
 roles = cli_bench.Roles(int(sys.argv[1]), True, None)
-recipe = cli_bench.measured(tree, where, {}, roles, ["sampling.steps=3", "adapter.rank=32"])
+recipe = cli_bench.distillation(tree, where, {}, roles, ["sampling.steps=3", "adapter.rank=32"])
 structures.fused(build(recipe, 16, real_prompts=False))()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
