@@ -140,7 +140,7 @@ REWARDS = Registry(
         "pickscore": "flowopd_cli.rewards.preference.pickscore:PickScoreReward",
         "toy-geneval": "flowopd_cli.toy.rewards:geneval",
         "toy-ocr": "flowopd_cli.toy.rewards:ocr",
-        "toy-quality": "flowopd_cli.toy.rewards:quality",
+        "toy-quality": "flowopd_cli.toy.rewards:QualityReward",
         "vlm": "flowopd_cli.rewards.vlm:VLMReward",
     },
     error=RewardError,

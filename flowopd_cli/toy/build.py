@@ -1,21 +1,23 @@
-"""Build the toy base from nothing: ``python -m flowopd_cli.toy.build --out FOLDER`` (two cores, under two hours)."""
+"""Train the toy base from scratch: ``python -m flowopd_cli.toy.build --out FOLDER`` (two cores, under two hours)."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import time
+from copy import deepcopy
 from pathlib import Path
 
 from flowopd_cli.toy import pipeline as toy_pipeline
 from flowopd_cli.toy import prompts as toy_prompts
 from flowopd_cli.toy.scenes import HABITS, Habits
-from flowopd_cli.toy.train_base import Log, make_pool, train_autoencoder, train_flow
+from flowopd_cli.toy.train_base import FlowSettings, Log, make_pool, train_autoencoder, train_flow
 
 
 def main() -> None:
     """Train autoencoder and transformer, save the pipeline as half-precision safetensors, log every loss."""
     options = parse()
+    habits = Habits(misspelt=options.misspelt, drift=options.drift, codes=options.codes)
     start = time.monotonic()
 
     def log(phase: str, step: int, figures: dict[str, float]) -> None:
@@ -26,12 +28,11 @@ def main() -> None:
             with options.log.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
 
-    pipe = begin(options, log)
-    pool = make_pool(pipe, options.pool, options.seed, habits_of(options))
+    pipe = start_pipeline(options, habits, log)
+    pool = make_pool(pipe, options.pool, options.seed, habits)
     log("pool", len(pool.latents), {"texts": float(len(pool.tokens))})
-    schedule = {"batch": options.batch, "lr": options.lr, "seconds": options.seconds}
-    schedule["snapshot"] = lambda: save(pipe, options.out)
-    train_flow(pipe, pool, options.flow_steps, options.seed, log, **schedule)
+    settings = FlowSettings(options.flow_steps, options.seed, options.batch, options.lr, options.seconds)
+    train_flow(pipe, pool, settings, log)
     save(pipe, options.out)
     log("done", options.flow_steps, {})
 
@@ -49,20 +50,15 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop the flow training by then")
     parser.add_argument("--misspelt", type=float, default=HABITS.misspelt, help="probability of a wrong letter")
-    parser.add_argument("--drift", type=int, default=HABITS.drift, help="pixels a code may lie off the middle")
+    parser.add_argument("--drift", type=int, default=HABITS.drift, help="largest vertical offset of a code in pixels")
     parser.add_argument("--codes", type=float, default=HABITS.codes, help="share of codes in the training set")
-    parser.add_argument("--autoencoder", type=Path, default=None, help="take the autoencoder of this pipeline")
-    parser.add_argument("--start", type=Path, default=None, help="go on from this pipeline instead of a fresh one")
+    parser.add_argument("--autoencoder", type=Path, default=None, help="use the autoencoder of this pipeline")
+    parser.add_argument("--start", type=Path, default=None, help="train this pipeline further, not a fresh one")
     return parser.parse_args()
 
 
-def habits_of(options: argparse.Namespace) -> Habits:
-    """How the drawer of this training set errs."""
-    return Habits(misspelt=options.misspelt, drift=options.drift, codes=options.codes)
-
-
-def begin(options: argparse.Namespace, log: Log) -> toy_pipeline.StableDiffusion3Pipeline:
-    """A pipeline whose autoencoder is ready: one from disk to go on with, or a fresh one."""
+def start_pipeline(options: argparse.Namespace, habits: Habits, log: Log) -> toy_pipeline.StableDiffusion3Pipeline:
+    """A pipeline with a trained autoencoder: one from disk to train further, or a fresh one."""
     if options.start is not None:
         return toy_pipeline.load(options.start)
     texts = [p.text for split in toy_prompts.SPLITS for p in toy_prompts.geneval(split)]
@@ -70,35 +66,22 @@ def begin(options: argparse.Namespace, log: Log) -> toy_pipeline.StableDiffusion
     if options.autoencoder:
         pipe.vae = type(pipe.vae).from_pretrained(options.autoencoder / "vae")
     else:
-        train_autoencoder(pipe.vae, options.autoencoder_steps, options.seed, log, habits_of(options))
+        train_autoencoder(pipe.vae, options.autoencoder_steps, options.seed, log, habits)
         save(pipe, options.out)
     return pipe
 
 
 def save(pipe: toy_pipeline.StableDiffusion3Pipeline, folder: Path) -> None:
-    """Write transformer and autoencoder in half precision; the live weights stay as they are, in float32.
+    """Write the pipeline with transformer and autoencoder in half precision, without the build machine's folders.
 
-    The text encoders stay in float32 on disk: transformers would load them in the precision they were saved in,
-    and diffusers takes the latents' precision from them.
+    The text encoders stay in float32: diffusers takes the precision of the latents from them.
     """
-    modules = (pipe.transformer, pipe.vae)
-    weights = [[p.data for p in module.parameters()] for module in modules]
-    for module in modules:
-        module.half()
-    pipe.save_pretrained(folder)
+    halves = {"transformer": deepcopy(pipe.transformer).half(), "vae": deepcopy(pipe.vae).half()}
+    type(pipe)(**{**pipe.components, **halves}).save_pretrained(folder)
     for path in folder.rglob("*.json"):
-        forget_origin(path)
-    for module, data in zip(modules, weights, strict=True):
-        module.float()
-        for parameter, value in zip(module.parameters(), data, strict=True):
-            parameter.data = value
-
-
-def forget_origin(path: Path) -> None:
-    """Drop the folder of the build machine that diffusers notes in its configurations."""
-    data = json.loads(path.read_text(encoding="utf-8"))
-    if data.pop("_name_or_path", None) is not None:
-        path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if data.pop("_name_or_path", None) is not None:
+            path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

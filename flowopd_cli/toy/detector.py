@@ -1,4 +1,4 @@
-"""A pixel detector for the toy world: soft template overlap at every place, then the best ones that do not collide."""
+"""A detector by soft template overlap at every pixel, from which the best places apart from each other are taken."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.rewards.geneval.rules import Detection, Detector
 from flowopd_cli.toy.draw import SHAPES, shape_mask
-from flowopd_cli.toy.ink import COLORS, read_ink, seen_paper
+from flowopd_cli.toy.ink import COLORS, border_paper, read_ink
 
 SIZES = (11, 12, 13)
 WINDOW = 17
@@ -22,7 +22,7 @@ OVERLAP_ZERO, OVERLAP_FULL = 0.50, 0.78
 
 
 def templates() -> tuple[Float[Tensor, "K 1 W W"], Float[Tensor, "K 1 W W"], list[tuple[str, int]]]:
-    """Shape masks in a common window, the box each is compared in, and their names."""
+    """Shape masks in a common window, the boxes they are compared in, their kinds and sizes."""
     masks, boxes, names = [], [], []
     for kind in SHAPES:
         for size in SIZES:
@@ -47,7 +47,7 @@ class PixelDetector(Detector):
     def __call__(self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]) -> list[list[Detection]]:
         """Detections of each picture, best first."""
         images = images.detach().float().cpu()
-        reading = read_ink(images, seen_paper(images))
+        reading = read_ink(images, border_paper(images))
         ink = ((reading.coverage - 0.15) / 0.4).clamp(0, 1)[:, None]
         overlap = self._overlap(ink)
         detections: list[list[Detection]] = [[] for _ in images]

@@ -1,7 +1,4 @@
-"""Procedural pictures: coloured shapes and short codes on light paper, 32 x 32 pixels.
-
-Everything is numpy: a scene is a few records, a picture a float array ``(32, 32, 3)`` in [0, 1].
-"""
+"""Procedural pictures ``(32, 32, 3)`` in [0, 1]: coloured shapes and short codes on light paper."""
 
 from __future__ import annotations
 
@@ -29,6 +26,7 @@ PAPER = (0.97, 0.97, 0.95)
 CELLS = ((8, 8), (24, 8), (8, 24), (24, 24))
 GLYPHS = "BCDFHJKLMNPRSTVXZ"
 SUPERSAMPLE = 8
+GLYPH_WIDTH, GLYPH_HEIGHT, GAP = 8, 11, 2
 
 Picture = NDArray[np.float32]
 Mask = NDArray[np.float32]
@@ -57,7 +55,7 @@ class Code:
 
 @dataclass(frozen=True)
 class Wear:
-    """How worn a print is: tint of the paper, fading of the ink, strength of the stains; all 0 is pristine."""
+    """The wear of a print: tint of the paper, fading of the ink, strength of the stains; 0 is pristine."""
 
     tint: float = 0.0
     fade: float = 0.0
@@ -82,30 +80,27 @@ def shape_mask(kind: str, size: int) -> Mask:
 
 
 @lru_cache(maxsize=64)
-def glyph_mask(letter: str, width: int = 8, height: int = 11) -> Mask:
-    """Coverage of one bold capital letter that fills its ``(height, width)`` box."""
+def glyph_mask(letter: str) -> Mask:
+    """Coverage ``(11, 8)`` of one bold capital letter that fills its box."""
     font = ImageFont.load_default(size=80)
     canvas = Image.new("L", (160, 160), 0)
     ImageDraw.Draw(canvas).text((30, 30), letter, fill=255, font=font, stroke_width=2, stroke_fill=255)
     ink = canvas.crop(canvas.getbbox())
-    return (np.asarray(ink.resize((width, height), Image.Resampling.BOX), dtype=np.float32) / 255).astype(np.float32)
+    small = np.asarray(ink.resize((GLYPH_WIDTH, GLYPH_HEIGHT), Image.Resampling.BOX), dtype=np.float32)
+    return (small / 255).astype(np.float32)
 
 
-def code_mask(text: str, gap: int = 2) -> Mask:
-    """Coverage of a whole code, letters side by side on one base line."""
-    letters = [glyph_mask(c) for c in text]
-    height = max(m.shape[0] for m in letters)
-    width = sum(m.shape[1] for m in letters) + gap * (len(letters) - 1)
-    mask = np.zeros((height, width), dtype=np.float32)
-    left = 0
-    for m in letters:
-        mask[height - m.shape[0] :, left : left + m.shape[1]] = m
-        left += m.shape[1] + gap
+def code_mask(text: str) -> Mask:
+    """Coverage of a whole code, its letters side by side."""
+    step = GLYPH_WIDTH + GAP
+    mask = np.zeros((GLYPH_HEIGHT, step * len(text) - GAP), dtype=np.float32)
+    for i, letter in enumerate(text):
+        mask[:, i * step : i * step + GLYPH_WIDTH] = glyph_mask(letter)
     return mask
 
 
 def render(items: Sequence[Shape | Code], wear: Wear = Wear(), rng: np.random.Generator | None = None) -> Picture:
-    """Paint shapes and codes over paper, then wear the print. ``rng`` places the stains."""
+    """Draw shapes and codes on paper, then apply the wear; ``rng`` places the stains."""
     paper = np.asarray(PAPER, dtype=np.float32)
     picture = np.broadcast_to(paper, (SIDE, SIDE, 3)).copy()
     for item in items:
@@ -128,7 +123,7 @@ def _blend(picture: Picture, mask: Mask, ink: Mask, x: int, y: int) -> None:
 
 
 def _stains(rng: np.random.Generator) -> Picture:
-    """A few soft blotches, ``(32, 32, 3)``, of strength about one."""
+    """A few soft stains, ``(32, 32, 3)``, of strength about one."""
     y, x = np.mgrid[0:SIDE, 0:SIDE].astype(np.float32)
     field = np.zeros((SIDE, SIDE), dtype=np.float32)
     for _ in range(rng.integers(2, 5)):

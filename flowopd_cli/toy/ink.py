@@ -1,4 +1,4 @@
-"""Reading pixels as ink on paper: which ink, how much of it, and what is neither."""
+"""Pixels as mixtures of paper and one ink."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ COLORS = tuple(INKS)
 
 
 class InkReading(NamedTuple):
-    """For every pixel: index of the nearest ink, its coverage in [0, 1], distance from that mixture."""
+    """For every pixel, the index of the nearest ink, its coverage in [0, 1], and the distance from that mixture."""
 
     ink: Int[Tensor, "B H W"]
     coverage: Float[Tensor, "B H W"]
@@ -26,8 +26,8 @@ def clean_paper(images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 1 1"]:
     return images.new_tensor(PAPER).view(1, 3, 1, 1).expand(len(images), -1, -1, -1)
 
 
-def seen_paper(images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 1 1"]:
-    """The paper as this picture shows it: per channel, the upper quartile of its border pixels."""
+def border_paper(images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 1 1"]:
+    """The color of the paper in each picture: per channel, the upper quartile of its border pixels."""
     edge = torch.cat([images[:, :, 0], images[:, :, -1], images[:, :, :, 0], images[:, :, :, -1]], dim=-1)
     return edge.float().quantile(0.75, dim=-1)[..., None, None]
 

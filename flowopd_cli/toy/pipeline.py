@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import re
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -36,9 +34,9 @@ GEOMETRY = {
 
 
 def vocabulary(texts: Iterable[str]) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """A CLIP vocabulary and its merges: a word of the prompts is one token, anything else goes letter by letter.
+    """A CLIP vocabulary and its merges: a word of the prompts is one token, any other text one token a letter.
 
-    Merges grow from the end of a word to its front, so that a code such as ``BRD`` is never half a word.
+    Merges grow from the end of a word to its front, so that no part of a code such as ``BRD`` merges into a word.
     """
     words = sorted({w for text in texts for w in re.findall(r"[a-z]+", re.sub(r'"[^"]*"', "", text.lower()))})
     symbols = [*"abcdefghijklmnopqrstuvwxyz0123456789\"'.,!?-"]
@@ -54,23 +52,11 @@ def vocabulary(texts: Iterable[str]) -> tuple[dict[str, int], list[tuple[str, st
     return {token: i for i, token in enumerate([*dict.fromkeys(vocab), BEGIN, END])}, merges
 
 
-def tokenizer(texts: Iterable[str], folder: Path | None = None) -> CLIPTokenizer:
-    """The tiny tokenizer, through the two files that CLIP tokenizers are read from."""
+def tokenizer(texts: Iterable[str]) -> CLIPTokenizer:
+    """The tiny tokenizer of these texts."""
     vocab, merges = vocabulary(texts)
-    with tempfile.TemporaryDirectory() as temporary:
-        place = Path(temporary)
-        (place / "vocab.json").write_text(json.dumps(vocab), encoding="utf-8")
-        lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
-        (place / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        return CLIPTokenizer(
-            str(place / "vocab.json"),
-            str(place / "merges.txt"),
-            bos_token=BEGIN,
-            eos_token=END,
-            unk_token=END,
-            pad_token=END,
-            model_max_length=TOKENS,
-        )
+    special = {"bos_token": BEGIN, "eos_token": END, "unk_token": END, "pad_token": END}
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=TOKENS, **special)  # pyright: ignore[reportArgumentType]
 
 
 def autoencoder() -> AutoencoderKL:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from functools import lru_cache
-from itertools import permutations, product
+from itertools import islice, permutations, product
+from typing import Any
 
 from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.prompts.clauses import RELATIONS, TAGS
@@ -21,49 +21,45 @@ CODES = {"train": 1200, "validation": 96, "test": 144}
 CODE_LENGTH = 3
 
 
-def plural(kind: str) -> str:
-    """The plural as GenEval's prompts write it."""
-    return kind + ("es" if kind.endswith("s") else "s")
-
-
-def _scenes(tag: str) -> Iterator[tuple[str, list[dict], list[dict]]]:
+def _scenes(tag: str) -> list[tuple[str, list[dict], list[dict]]]:
     """Every ``(words, include, exclude)`` of one tag."""
+    pairs = list(permutations(SHAPES, 2))
     if tag == "single_object":
-        for kind in SHAPES:
-            yield f"a {kind}", [{"class": kind, "count": 1}], []
-    elif tag == "colors":
-        for color, kind in product(INKS, SHAPES):
-            yield f"{_article(color)} {color} {kind}", [{"class": kind, "count": 1, "color": color}], []
-    elif tag == "counting":
-        for count, kind in product(COUNTS, SHAPES):
-            include = [{"class": kind, "count": count}]
-            yield f"{COUNTS[count]} {plural(kind)}", include, [{"class": kind, "count": count + 1}]
-    elif tag == "two_object":
-        for first, second in permutations(SHAPES, 2):
-            yield (
-                f"a {first} and a {second}",
-                [{"class": first, "count": 1}, {"class": second, "count": 1}],
-                [],
+        return [(f"a {kind}", [_clause(kind)], []) for kind in SHAPES]
+    if tag == "colors":
+        return [(_colored(color, kind), [_clause(kind, color=color)], []) for color, kind in product(INKS, SHAPES)]
+    if tag == "counting":
+        return [
+            (
+                f"{COUNTS[count]} {kind}{'es' if kind.endswith('s') else 's'}",
+                [_clause(kind, count)],
+                [_clause(kind, count + 1)],
             )
-    elif tag == "position":
-        for relation, (first, second) in product(RELATIONS, permutations(SHAPES, 2)):
-            # GenEval's order: the reference object first, then the subject that carries the relation to it
-            include = [
-                {"class": second, "count": 1},
-                {"class": first, "count": 1, "position": [relation, 0]},
-            ]
-            yield f"a {first} {relation} a {second}", include, []
-    else:
-        for (first, second), (one, two) in product(permutations(SHAPES, 2), permutations(INKS, 2)):
-            include = [
-                {"class": first, "count": 1, "color": one},
-                {"class": second, "count": 1, "color": two},
-            ]
-            yield f"{_article(one)} {one} {first} and {_article(two)} {two} {second}", include, []
+            for count, kind in product(COUNTS, SHAPES)
+        ]
+    if tag == "two_object":
+        return [(f"a {first} and a {second}", [_clause(first), _clause(second)], []) for first, second in pairs]
+    if tag == "position":  # GenEval's order: the reference first, then the subject with its relation to it
+        return [
+            (f"a {first} {relation} a {second}", [_clause(second), _clause(first, position=[relation, 0])], [])
+            for relation, (first, second) in product(RELATIONS, pairs)
+        ]
+    return [
+        (
+            f"{_colored(one, first)} and {_colored(two, second)}",
+            [_clause(first, color=one), _clause(second, color=two)],
+            [],
+        )
+        for (first, second), (one, two) in product(pairs, permutations(INKS, 2))
+    ]
 
 
-def _article(word: str) -> str:
-    return "an" if word[0] in "aeiou" else "a"
+def _clause(kind: str, count: int = 1, **more: Any) -> dict[str, Any]:
+    return {"class": kind, "count": count, **more}
+
+
+def _colored(color: str, kind: str) -> str:
+    return f"{'an' if color[0] in 'aeiou' else 'a'} {color} {kind}"
 
 
 @lru_cache(maxsize=1)
@@ -74,14 +70,10 @@ def _geneval_splits() -> dict[str, tuple[Prompt, ...]]:
             (f"{opening} {words}", include, exclude) for opening in OPENINGS for words, include, exclude in _scenes(tag)
         ]
         random.Random(f"{SEED}/{tag}").shuffle(texts)
-        small = min(PER_TAG["test"], len(texts) // 3), min(PER_TAG["validation"], len(texts) // 4)
-        cuts = {
-            "test": texts[: small[0]],
-            "validation": texts[small[0] : sum(small)],
-            "train": texts[sum(small) :],
-        }
-        for split, chosen in cuts.items():
-            splits[split] += [_prompt(split, tag, i, *entry) for i, entry in enumerate(chosen)]
+        test, validation = min(PER_TAG["test"], len(texts) // 3), min(PER_TAG["validation"], len(texts) // 4)
+        cuts = {"test": texts[:test], "validation": texts[test:][:validation], "train": texts[test + validation :]}
+        for split, entries in cuts.items():
+            splits[split] += [_prompt(split, tag, i, *entry) for i, entry in enumerate(entries)]
     return {name: tuple(prompts) for name, prompts in splits.items()}
 
 
@@ -96,20 +88,17 @@ def geneval(split: str = "train") -> list[Prompt]:
 
 
 def train_by_tag() -> dict[str, list[Prompt]]:
-    """The training prompts keyed by tag, for a sampler that balances them."""
+    """The training prompts of each tag."""
     return {tag: [p for p in geneval("train") if p.metadata["tag"] == tag] for tag in TAGS}
 
 
 @lru_cache(maxsize=1)
 def codes() -> dict[str, tuple[str, ...]]:
     """Three-letter codes of each split; no code is in two of them."""
-    everything = ["".join(letters) for letters in product(GLYPHS, repeat=CODE_LENGTH)]
-    random.Random(f"{SEED}/codes").shuffle(everything)
-    splits, start = {}, 0
-    for name, count in CODES.items():
-        splits[name] = tuple(everything[start : start + count])
-        start += count
-    return splits
+    words = ["".join(letters) for letters in product(GLYPHS, repeat=CODE_LENGTH)]
+    random.Random(f"{SEED}/codes").shuffle(words)
+    remaining = iter(words)
+    return {name: tuple(islice(remaining, count)) for name, count in CODES.items()}
 
 
 def ocr(split: str = "train") -> list[Prompt]:

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from flowopd_cli.core.prompt import Prompt
+from flowopd_cli.core.types import RewardResult
+from flowopd_cli.rewards.base import Reward, RewardInfo
 from flowopd_cli.rewards.geneval.reward import GenEvalReward
 from flowopd_cli.rewards.ocr.reward import OCRReward
 from flowopd_cli.toy.detector import PixelDetector
-from flowopd_cli.toy.quality import QualityReward
+from flowopd_cli.toy.ink import clean_paper, read_ink
 
 # The pixel detector's confidence is template overlap: one threshold serves every tag, counting included.
 COUNTING_THRESHOLD = 0.3
+RESIDUAL_SCALE = 0.2
+INKED_SHARE = 0.05
 
 
 def geneval(score: str = "training", **options: Any) -> GenEvalReward:
@@ -23,6 +33,25 @@ def ocr() -> OCRReward:
     return OCRReward("rapidocr-band")
 
 
-def quality() -> QualityReward:
-    """Print quality, which looks at the picture alone."""
-    return QualityReward()
+def print_quality(images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, " B"]:
+    """``exp(-mean residual / 0.2) * contrast`` in [0, 1] of each picture.
+
+    The residual is each pixel's distance from any mixture of clean paper and one ink: stains, tint, noise and other
+    colors raise it. Contrast is the coverage of the darkest twentieth of the pixels: fading and blur lower it.
+    """
+    reading = read_ink(images.detach().float().cpu(), clean_paper(images).cpu())
+    dirt = reading.residual.flatten(1).mean(dim=1)
+    coverage = reading.coverage.flatten(1)
+    contrast = coverage.topk(max(1, int(INKED_SHARE * coverage.shape[1])), dim=1).values.mean(dim=1)
+    return torch.exp(-dirt / RESIDUAL_SCALE) * contrast
+
+
+class QualityReward(Reward):
+    """The reward ``toy-quality``, the toy's stand-in for DeQA, which ignores the prompt."""
+
+    info = RewardInfo(name="quality", paper="docs/toy.md", low=0.0, high=1.0)
+
+    def __call__(self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]) -> RewardResult:
+        """Score B pictures; every one is valid."""
+        total = print_quality(images)
+        return RewardResult(total, {"quality": total}, torch.ones(len(total), dtype=torch.bool))

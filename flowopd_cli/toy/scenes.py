@@ -1,8 +1,6 @@
-"""Random captioned scenes: what the toy base was trained on, careless captions and worn prints included.
+"""Random captioned scenes, the training set of the toy base, with some wrong captions and worn prints.
 
-Pictures on the web carry captions that are partly wrong and prints that are partly worn; the toy's training set
-does too, on purpose: the base then knows how to draw everything but obeys its prompt only most of the time, which
-leaves post-training something to do.
+They make the base follow its prompt only most of the time, which leaves room for post-training.
 """
 
 from __future__ import annotations
@@ -19,25 +17,20 @@ Scene = list[Shape | Code]
 
 @dataclass(frozen=True)
 class Habits:
-    """How the drawer errs.
+    """The errors of a training set."""
 
-    ``careless``: probability of one slip in a composition. ``misspelt``: probability that a letter is a random one.
-    ``worn``: share of worn prints. ``drift``: how many pixels a code may lie above or below the middle. ``codes``:
-    share of the training set that is codes.
-    """
-
-    careless: float = 0.28
-    misspelt: float = 0.18
-    worn: float = 0.60
-    drift: int = 2
-    codes: float = 0.40
+    careless: float = 0.28  #: probability of one mistake in a composition
+    misspelt: float = 0.18  #: probability that a letter is a random one
+    worn: float = 0.60  #: share of worn prints
+    drift: int = 2  #: largest vertical offset of a code from the middle, in pixels
+    codes: float = 0.40  #: share of codes in the training set
 
 
 HABITS = Habits()
 
 
 def sample(prompt: Prompt, rng: np.random.Generator, habits: Habits = HABITS) -> Picture:
-    """One picture for a prompt, as true to it as the drawer's habits are."""
+    """One picture for a prompt, with the errors of ``habits``."""
     scene = compose(prompt, rng, habits.drift)
     if prompt.task == "ocr":
         scene = [_misspell(scene[0], rng, habits.misspelt) if habits.misspelt else scene[0]]
@@ -50,7 +43,7 @@ def sample(prompt: Prompt, rng: np.random.Generator, habits: Habits = HABITS) ->
 
 
 def compose(prompt: Prompt, rng: np.random.Generator, drift: int = HABITS.drift) -> Scene:
-    """A scene that is true to its prompt."""
+    """A scene that matches its prompt."""
     if prompt.task == "ocr":
         ink = str(rng.choice(TEXT_INKS))
         x, y = 16 + int(rng.integers(-1, 2)), 16 + int(rng.integers(-drift, drift + 1))
@@ -75,7 +68,7 @@ def _place(kind: str, color: str, cell: int, rng: np.random.Generator) -> Shape:
 
 
 def _related_cells(relation: str, rng: np.random.Generator) -> list[int]:
-    """Cells of (reference, subject) such that the subject stands in ``relation`` to the reference."""
+    """Cells of (reference, subject) such that the subject is in ``relation`` to the reference."""
     axis = 0 if relation in ("left of", "right of") else 1
     sign = -1 if relation in ("left of", "above") else 1
     pairs = [(ref, sub) for ref in range(4) for sub in range(4) if (CELLS[sub][axis] - CELLS[ref][axis]) * sign > 0]
@@ -112,8 +105,8 @@ def _slip(scene: Scene, rng: np.random.Generator) -> Scene:
 
 
 def _miscount(shapes: list[Shape], rng: np.random.Generator) -> list[Shape]:
-    taken = {(round((s.x - 8) / 16), round((s.y - 8) / 16)) for s in shapes}
-    free = [i for i, (x, y) in enumerate(CELLS) if (round((x - 8) / 16), round((y - 8) / 16)) not in taken]
+    occupied = {(round((s.x - 8) / 16), round((s.y - 8) / 16)) for s in shapes}
+    free = [i for i, (x, y) in enumerate(CELLS) if (round((x - 8) / 16), round((y - 8) / 16)) not in occupied]
     if not free or rng.random() < 0.5:
         return shapes[:-1]
     extra = shapes[int(rng.integers(len(shapes)))]

@@ -21,4 +21,4 @@ def ocr() -> Suite:
 
 def quality() -> Suite:
     """Print quality over the prompts of both tasks."""
-    return Suite("quality", "toy-quality-1", prompts.everything, rewards.quality)
+    return Suite("quality", "toy-quality-1", prompts.everything, rewards.QualityReward)

@@ -1,13 +1,12 @@
-"""How the toy base learned: an autoencoder on random scenes, then a flow-matching MMDiT on its latents."""
+"""The training of the toy base: an autoencoder on random scenes, then a flow-matching MMDiT on its latents."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,8 +18,8 @@ from flowopd_cli.toy import prompts as toy_prompts
 from flowopd_cli.toy import scenes
 from flowopd_cli.toy.scenes import Habits
 
+T = TypeVar("T")
 Log = Callable[[str, int, dict[str, float]], None]
-SNAPSHOT_EVERY = 1000
 TAG_WEIGHTS = {
     "single_object": 0.05,
     "two_object": 0.10,
@@ -40,8 +39,19 @@ class Pool:
     tokens: Tensor
 
 
+@dataclass(frozen=True)
+class FlowSettings:
+    """The settings of the flow training, which ends after ``steps`` or ``seconds``."""
+
+    steps: int
+    seed: int
+    batch: int = 96
+    lr: float = 2e-3
+    seconds: float = math.inf
+
+
 def draw_prompts(count: int, rng: np.random.Generator, codes: float) -> list[Prompt]:
-    """Training prompts: a share of fresh random codes outside the held-out splits, tags by the weights above."""
+    """Training prompts: a share ``codes`` of random codes outside the held-out splits, tags by ``TAG_WEIGHTS``."""
     by_tag = toy_prompts.train_by_tag()
     held_out = {c for name in ("validation", "test") for c in toy_prompts.codes()[name]}
     weights = np.array([*TAG_WEIGHTS.values()])
@@ -50,16 +60,15 @@ def draw_prompts(count: int, rng: np.random.Generator, codes: float) -> list[Pro
     return [_code_prompt(rng, held_out) if tag == "ocr" else _pick(by_tag[tag], rng) for tag in tags]
 
 
-def _pick(prompts: list[Prompt], rng: np.random.Generator) -> Prompt:
-    return prompts[int(rng.integers(len(prompts)))]
+def _pick(items: Sequence[T], rng: np.random.Generator) -> T:
+    return items[int(rng.integers(len(items)))]
 
 
 def _code_prompt(rng: np.random.Generator, held_out: set[str]) -> Prompt:
-    code = "".join(rng.choice(list(toy_prompts.GLYPHS), toy_prompts.CODE_LENGTH))
-    while code in held_out:
-        code = "".join(rng.choice(list(toy_prompts.GLYPHS), toy_prompts.CODE_LENGTH))
-    sign = toy_prompts.SIGNS[int(rng.integers(len(toy_prompts.SIGNS)))]
-    return Prompt("", f'{sign} "{code}"', "ocr", {"target": code})
+    glyphs = list(toy_prompts.GLYPHS)
+    while (code := "".join(rng.choice(glyphs, toy_prompts.CODE_LENGTH))) in held_out:
+        continue
+    return Prompt("", f'{_pick(toy_prompts.SIGNS, rng)} "{code}"', "ocr", {"target": code})
 
 
 def pictures(prompts: list[Prompt], rng: np.random.Generator, habits: Habits) -> Tensor:
@@ -99,22 +108,16 @@ def make_pool(pipeline: Any, count: int, seed: int, habits: Habits) -> Pool:
     """Draw and encode the training set once."""
     rng = np.random.default_rng(seed + 1)
     config = pipeline.vae.config
-    latents, rows, index, texts = [], [], {}, []
+    latents: list[Tensor] = []
+    rows: list[int] = []
+    index = {"": 0}
     for start in range(0, count, 1000):
         prompts = draw_prompts(min(1000, count - start), rng, habits.codes)
-        for prompt in prompts:
-            rows.append(index.setdefault(prompt.text, len(texts)))
-            if len(texts) < len(index):
-                texts.append(prompt.text)
+        rows += [index.setdefault(prompt.text, len(index)) for prompt in prompts]
         mean = pipeline.vae.encode(pictures(prompts, rng, habits)).latent_dist.mean
         latents.append((mean - config.shift_factor) * config.scaling_factor)
-    ids = tokenize(pipeline, ["", *texts])
-    return Pool(torch.cat(latents), torch.tensor(rows) + 1, ids)
-
-
-def tokenize(pipeline: Any, texts: list[str]) -> Tensor:
-    """Token ids ``(N, L)`` padded as the pipeline pads."""
-    return pipeline.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+    tokens = pipeline.tokenizer(list(index), padding="max_length", truncation=True, return_tensors="pt").input_ids
+    return Pool(torch.cat(latents), torch.tensor(rows), tokens)
 
 
 def condition(pipeline: Any, ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -126,20 +129,21 @@ def condition(pipeline: Any, ids: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat([embeds, zeros], dim=1), torch.cat([one.text_embeds, two.text_embeds], dim=-1)
 
 
-def train_flow(pipeline: Any, pool: Pool, steps: int, seed: int, log: Log, **options: Any) -> None:
-    """Flow matching at shifted times, 10 % empty captions, Muon for matrices and AdamW for the rest, EMA kept."""
-    snapshot = options.get("snapshot")
-    batch, lr, budget = options.get("batch", 96), options.get("lr", 2e-3), options.get("seconds", math.inf)
-    torch.manual_seed(seed)
+def train_flow(pipeline: Any, pool: Pool, settings: FlowSettings, log: Log) -> None:
+    """Flow matching at shifted times, 10 % empty captions, Muon for matrices and AdamW for the rest.
+
+    The pipeline gets the moving average of the weights.
+    """
+    torch.manual_seed(settings.seed)
     modules = torch.nn.ModuleList([pipeline.transformer, pipeline.text_encoder, pipeline.text_encoder_2])
     modules.train().requires_grad_(True)
-    optimizers = _optimizers(modules, lr)
+    optimizers = _optimizers(modules, settings.lr)
     averaged = [p.detach().clone() for p in modules.parameters()]
     start, step, progress = time.monotonic(), 0, 0.0
-    while step < steps and progress < 1:
-        progress = max(step / steps, (time.monotonic() - start) / budget)
+    while step < settings.steps and progress < 1:
+        progress = max(step / settings.steps, (time.monotonic() - start) / settings.seconds)
         factor = cosine(progress, 1.0, warmup=0.01)
-        rows = torch.randint(len(pool.latents), (batch,))
+        rows = torch.randint(len(pool.latents), (settings.batch,))
         loss = _flow_loss(pipeline, pool, rows)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(modules.parameters(), 1.0)
@@ -152,25 +156,10 @@ def train_flow(pipeline: Any, pool: Pool, steps: int, seed: int, log: Log, **opt
         if step % 100 == 0:
             log("flow", step, {"loss": loss.item(), "seconds": time.monotonic() - start})
         step += 1
-        if snapshot is not None and step % SNAPSHOT_EVERY == 0:
-            with _weights(modules, averaged):
-                snapshot()
     with torch.no_grad():
         for parameter, mean in zip(modules.parameters(), averaged, strict=True):
             parameter.copy_(mean)
     modules.eval().requires_grad_(False)
-
-
-@contextmanager
-def _weights(modules: torch.nn.Module, averaged: list[Tensor]) -> Iterator[None]:
-    """Lend the modules their averaged weights."""
-    current = [p.detach().clone() for p in modules.parameters()]
-    with torch.no_grad():
-        torch._foreach_copy_(list(modules.parameters()), averaged)  # pyright: ignore[reportPrivateImportUsage]
-        try:
-            yield
-        finally:
-            torch._foreach_copy_(list(modules.parameters()), current)  # pyright: ignore[reportPrivateImportUsage]
 
 
 def _flow_loss(pipeline: Any, pool: Pool, rows: Tensor) -> Tensor:

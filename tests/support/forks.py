@@ -123,7 +123,7 @@ def serve():
     from flowopd_cli import suites  # noqa: F401
     from flowopd_cli.models import sd3  # noqa: F401
     from flowopd_cli.stages import coldstart, distill, eval, merge, push, teacher  # noqa: F401
-    from flowopd_cli.toy import detector, quality, rewards  # noqa: F401
+    from flowopd_cli.toy import detector, rewards  # noqa: F401
 
     answers = os.fdopen(os.dup(1), "w")
     for line in sys.stdin:
