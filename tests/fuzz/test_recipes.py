@@ -6,7 +6,7 @@ from support.fuzzing import ODD, TEXTS, as_json, edited, few, folder, guarded, m
 
 from flowopd_cli import recipe as recipes
 from flowopd_cli.cli.plan.check import check
-from flowopd_cli.cli.plan.flags import anchor_values, numbers, prompt_spec, reward_options, reward_spec, teacher_spec
+from flowopd_cli.cli.plan.flags import anchor_values, numbers, prompt_spec, reward_options, reward_spec, teacher_specs
 from flowopd_cli.cli.plan.resolve import Plan
 from flowopd_cli.errors import FlowOPDError, one_line, redacted
 from flowopd_cli.system import yaml_files as safe_yaml
@@ -93,7 +93,7 @@ def flags(text):
         for read in (
             reward_spec,
             prompt_spec,
-            teacher_spec,
+            lambda text: teacher_specs([text]),
             lambda text: anchor_values(text, None),
             lambda text: numbers(text, "--weights"),
             lambda text: reward_options([text]),

@@ -11,28 +11,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flowopd_cli.cli import completion
+from flowopd_cli.cli.options import Json
 from flowopd_cli.errors import FAULTY, RecipeError
 
 if TYPE_CHECKING:
     from flowopd_cli.cli.plan import Finding
     from flowopd_cli.recipe import Recipe
 
-Name = Annotated[
-    str | None,
-    typer.Option(
-        "--recipe",
-        metavar="NAME|FILE",
-        help="Also check whether this machine can run this recipe.",
-        autocompletion=completion.recipes,
-    ),
-]
-Overrides = Annotated[
-    list[str], typer.Option("--set", metavar="A.B=C", help="Override one field of the recipe; may be repeated.")
-]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
+RECIPE, SET = "Also check whether this machine can run this recipe.", "Override one field of it; may be repeated."
+Name = Annotated[str | None, typer.Option(metavar="NAME|FILE", help=RECIPE, autocompletion=completion.recipes)]
+Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help=SET)]
 
 
-def doctor(recipe: Name = None, overrides: Overrides = [], json: Json = False) -> None:  # noqa: B006
+def doctor(recipe: Name = None, overrides: Overrides = None, json: Json = False) -> None:
     """Check this machine: Python, packages and their versions, devices, memory, extras, the Hub's token, folders. With
     --recipe also whether it can run that recipe, with which train.micro, and what is missing. Nothing is fetched.
 
@@ -48,7 +39,7 @@ def doctor(recipe: Name = None, overrides: Overrides = [], json: Json = False) -
     with redirect_stdout(sys.stderr):
         from flowopd_cli.cli.doctor.checks import guarded, machine_findings
 
-        loaded = None if recipe is None else _load(recipe, overrides)
+        loaded = None if recipe is None else _load(recipe, overrides or [])
         findings = list(machine_findings())
         if loaded is not None:
             findings += guarded("recipe", lambda: _recipe_findings(loaded))

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json as jsonlib
-from collections.abc import Iterator
 from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from flowopd_cli.cli import completion
+from flowopd_cli.cli.options import Json
 from flowopd_cli.errors import FAULTY, ArtifactError, printable
-
-if TYPE_CHECKING:
-    from flowopd_cli.cli.plan.validate import Validation
 
 HELP = """The recipes that came with the program, and checks of your own.
 
@@ -24,21 +21,15 @@ Example:
   flowopd recipes copy toy/distill mine.yaml
   flowopd recipes validate mine.yaml
 """
-# The figures of a recipe that "recipes validate" prints.
-HEADLINES = ("optimizer steps", "pictures in all", "teacher pictures drawn", "memory", "memory in all")
 app = typer.Typer(help=HELP, no_args_is_help=True)
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Name = Annotated[
-    str, typer.Argument(help="As 'recipes ls' prints it, or a file.", autocompletion=completion.shipped_recipes)
-]
-Files = Annotated[
-    list[str], typer.Argument(metavar="FILE...", help="Files, or shipped names.", autocompletion=completion.recipes)
-]
+NAME, FILES = "As 'recipes ls' prints it, or a file.", "Files, or shipped names."
+Name = Annotated[str, typer.Argument(help=NAME, autocompletion=completion.shipped_recipes)]
+Files = Annotated[list[str], typer.Argument(metavar="FILE...", help=FILES, autocompletion=completion.recipes)]
 Dest = Annotated[Path | None, typer.Argument(metavar="[DEST]", help="A file or folder; its own name if omitted.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace the file that is there.")]
 
 
-@app.command("ls")
+@app.command()
 def ls(json: Json = False) -> None:
     """List every shipped recipe: its stage, its base, and what it does.
 
@@ -51,14 +42,11 @@ def ls(json: Json = False) -> None:
     from flowopd_cli.system.text import columns
 
     rows = [_summary(name, path) for name, path in sorted(recipe.shipped().items())]
-    if json:
-        print(jsonlib.dumps(rows))
-        return
-    cells = [(row["recipe"], row["stage"], row["base"], row["what"]) for row in rows]
-    print(columns([("RECIPE", "STAGE", "BASE", "WHAT"), *cells]))
+    header = ("RECIPE", "STAGE", "BASE", "WHAT")
+    print(jsonlib.dumps(rows) if json else columns([header, *(tuple(row.values()) for row in rows)]))
 
 
-@app.command("show")
+@app.command()
 def show(name: Name) -> None:
     """Print a recipe as it was written, comments included.
 
@@ -73,7 +61,7 @@ def show(name: Name) -> None:
     print(path.read_text(encoding="utf-8"), end="")
 
 
-@app.command("copy")
+@app.command()
 def copy(name: Name, dest: Dest = None, force: Force = False) -> None:
     """Write a recipe to a file of your own, comments included, to change it there. Prints the file's path.
 
@@ -96,7 +84,7 @@ def copy(name: Name, dest: Dest = None, force: Force = False) -> None:
     typer.echo(f"run it with: flowopd {printable(str(stage))} --recipe {target}", err=True)
 
 
-@app.command("validate")
+@app.command()
 def validate(files: Files, json: Json = False) -> None:
     """Parse and check recipes, and print everything that is wrong with each: keys, values, names, prompts, adapters.
     For a sound one it prints optimizer steps, pictures and memory. Exits with 3 if any is faulty.
@@ -110,9 +98,9 @@ def validate(files: Files, json: Json = False) -> None:
 
     validations = [validate_recipe(name) for name in files]
     if json:
-        print(jsonlib.dumps([_tree(validation) for validation in validations]))
+        print(jsonlib.dumps([validation.tree() for validation in validations]))
     else:
-        print("\n".join(printable(line) for validation in validations for line in _lines(validation)))
+        print("\n".join(printable(line) for validation in validations for line in validation.lines()))
     if any(validation.faults for validation in validations):
         raise typer.Exit(FAULTY)
 
@@ -123,24 +111,6 @@ def _summary(name: str, path: Path) -> dict[str, str]:
 
     tree = recipe.read(path)
     base = (tree.get("model") or {}).get("pretrained") or recipe.ModelSpec().pretrained
-    return {"recipe": name, "stage": str(tree.get("stage")), "base": str(base), "what": _first_sentence(path)}
-
-
-def _first_sentence(path: Path) -> str:
     lines = takewhile(lambda line: line.startswith("#") and line != "#", path.read_text(encoding="utf-8").splitlines())
-    return " ".join(line.removeprefix("#").strip() for line in lines).partition(". ")[0].rstrip(".")
-
-
-def _tree(validation: Validation) -> dict[str, Any]:
-    tree = {"recipe": validation.name, "ok": not validation.faults, "stage": validation.stage}
-    return {**tree, "faults": validation.faults, "notes": validation.notes, "arithmetic": validation.figures}
-
-
-def _lines(validation: Validation) -> Iterator[str]:
-    count = len(validation.faults)
-    yield f"{validation.name}: {f'{count} fault' + 's' * (count > 1) if count else 'ok'}"
-    yield from (f"  {fault}" for fault in validation.faults)
-    yield from (f"  note: {note}" for note in validation.notes)
-    for key, value in validation.figures.items():
-        if key.partition(",")[0] in HEADLINES:
-            yield f"  {key}: {value:,}" if isinstance(value, int) else f"  {key}: {value}"
+    sentence = " ".join(line.removeprefix("#").strip() for line in lines).partition(". ")[0].rstrip(".")
+    return {"recipe": name, "stage": str(tree.get("stage")), "base": str(base), "what": sentence}

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from flowopd_cli.cli import completion
-from flowopd_cli.cli.options import Common, stage_command
+from flowopd_cli.cli.options import Common, Json, stage_command
 from flowopd_cli.errors import RecipeError
 
 
@@ -34,17 +34,33 @@ def _execute(stage: str, common: Common, values: dict[str, Any], refs: list[str 
     execute(resolve(stage, common, values, refs=[ref for ref in refs or () if ref]), common)
 
 
-REWARD = "The reward to learn; repeat it for a weighted mixture. A name of 'rewards ls', remote:URL, or your own code "
-REWARD += "as module:attr."
+REWARD = "The reward to learn; repeat it for a weighted mixture. A name of 'rewards ls', remote:URL, or module:attr."
 PROMPTS = "Where the training prompts come from: a named source or a file; may be repeated."
 TEACHER = "The teacher of a task, once for each task of the prompts"
-Strings = list[str] | None
+PARTS = "The adapters to merge: runs, adapter folders or hub:REPO@REVISION."
+METHOD = "How updates are combined: linear, exact, ties, dare_linear, dare_ties or factor_average."
+WEIGHTS = "One factor for each adapter, not normalized; 1/K each by default."
+RANK = "The rank of the result; by default the largest. exact and factor_average take none."
+INIT = "The adapter that the student starts from; the base by default."
+ANCHOR = "The adapter that keeps the student close to it on every prompt; 'base' for the bare base."
+BETA = "The weight of the KL divergence to the anchor in the loss; 0 turns the anchor off."
+ESTIMATOR = (
+    "How the gradient of the KL to the teachers is estimated: pathwise (closed form) or score (policy gradient)."
+)
+IMAGES = "Score the pictures in this folder instead of drawing any."
+SCORES = "Read the scores that official scorers wrote into this folder."
+FAIL_UNDER = "Exit with code 3 if the suite's mean is below X; may be repeated, and given with --resume."
+EVALUATIONS = "An evaluation whose scores go into the card; may be repeated."
+Text = str | None
+Texts = list[str] | None
+Number = int | None
+Folder = Path | None
 
 
 def teacher(
     common: Common,
-    reward: Annotated[Strings, _option("NAME[=WEIGHT]", REWARD, completion.rewards)] = None,
-    prompts: Annotated[Strings, _option("SOURCE", PROMPTS)] = None,
+    reward: Annotated[Texts, _option("NAME[=WEIGHT]", REWARD, completion.rewards)] = None,
+    prompts: Annotated[Texts, _option("SOURCE", PROMPTS)] = None,
 ) -> None:
     """Train one adapter on one reward, or on a weighted mixture, with GRPO.
 
@@ -61,7 +77,7 @@ def teacher(
 
 def coldstart(
     common: Common,
-    teacher: Annotated[Strings, _option("TASK=REF", f"{TEACHER}.", completion.teachers)] = None,
+    teacher: Annotated[Texts, _option("TASK=REF", f"{TEACHER}.", completion.teachers)] = None,
 ) -> None:
     """Start a student by fine-tuning it on the teachers' best pictures.
 
@@ -77,18 +93,10 @@ def coldstart(
 
 def merge(
     common: Common,
-    runs: Annotated[Strings, _argument("[RUN]...", "The adapters: runs, adapter folders or hub:REPO@REVISION.")] = None,
-    method: Annotated[
-        str | None,
-        _option("NAME", "How updates are combined: linear, exact, ties, dare_linear, dare_ties or factor_average."),
-    ] = None,
-    weights: Annotated[
-        str | None, _option("W,W,...", "One factor for each adapter, not normalized; 1/K each by default.")
-    ] = None,
-    rank: Annotated[
-        int | None,
-        _option("R", "The rank of the result; by default the largest. exact and factor_average take none.", min=1),
-    ] = None,
+    runs: Annotated[Texts, _argument("[RUN]...", PARTS)] = None,
+    method: Annotated[Text, _option("NAME", METHOD)] = None,
+    weights: Annotated[Text, _option("W,W,...", WEIGHTS)] = None,
+    rank: Annotated[Number, _option("R", RANK, min=1)] = None,
 ) -> None:
     """Merge several adapters of one base into one: the weighted sum of their products, not of their factors. The
     weights are not normalized: give them a sum of 1 for a mean.
@@ -106,32 +114,14 @@ def merge(
 
 def distill(
     common: Common,
-    init: Annotated[
-        str | None, _option("REF", "The adapter that the student starts from; the base by default.", completion.runs)
-    ] = None,
+    init: Annotated[Text, _option("REF", INIT, completion.runs)] = None,
     teacher: Annotated[
-        Strings,
+        Texts,
         _option("TASK=REF[,guidance=G]", f"{TEACHER}, and its classifier-free guidance scale.", completion.teachers),
     ] = None,
-    anchor: Annotated[
-        str | None,
-        _option(
-            "REF[,guidance=G]",
-            "The adapter that keeps the student close to it on every prompt; 'base' for the bare base.",
-            completion.runs,
-        ),
-    ] = None,
-    beta: Annotated[
-        float | None, _option("B", "The weight of the KL divergence to the anchor in the loss; 0 turns the anchor off.")
-    ] = None,
-    estimator: Annotated[
-        str | None,
-        _option(
-            "NAME",
-            "How the gradient of the KL to the teachers is estimated: pathwise (in closed form, through the student's "
-            "mean) or score (the policy gradient).",
-        ),
-    ] = None,
+    anchor: Annotated[Text, _option("REF[,guidance=G]", ANCHOR, completion.runs)] = None,
+    beta: Annotated[float | None, _option("B", BETA)] = None,
+    estimator: Annotated[Text, _option("NAME", ESTIMATOR)] = None,
 ) -> None:
     """Distill several teachers into one student, on the student's own trajectories.
 
@@ -149,29 +139,18 @@ def distill(
 
 def eval_(
     common: Common,
-    suite: Annotated[str | None, _option("A,B", "The suites to run.", completion.suites)] = None,
-    adapter: Annotated[
-        str | None, _option("REF", "The adapter to score; the bare base by default.", completion.runs)
-    ] = None,
-    limit: Annotated[
-        int | None, _option("N", "Use only N prompts of each suite, evenly spread over it.", min=1)
-    ] = None,
+    suite: Annotated[Text, _option("A,B", "The suites to run.", completion.suites)] = None,
+    adapter: Annotated[Text, _option("REF", "The adapter to score; the bare base by default.", completion.runs)] = None,
+    limit: Annotated[Number, _option("N", "Use only N prompts of each suite, evenly spread over it.", min=1)] = None,
     images_per_prompt: Annotated[
-        int | None, _option("N", "Pictures to draw for each prompt; the suite's own number by default.", min=1)
+        Number, _option("N", "Pictures to draw for each prompt; the suite's own number by default.", min=1)
     ] = None,
-    categories: Annotated[str | None, _option("A,B", "The categories of t2i-compbench; all by default.")] = None,
-    split: Annotated[str | None, _option("NAME", "The prompts to use: test (the default) or validation.")] = None,
-    batch: Annotated[int | None, _option("N", "Pictures drawn at once; it changes no result.", min=1)] = None,
-    images: Annotated[Path | None, _option("DIR", "Score the pictures in this folder instead of drawing any.")] = None,
-    import_scores: Annotated[
-        Path | None, _option("DIR", "Read the scores that official scorers wrote into this folder.")
-    ] = None,
-    fail_under: Annotated[
-        Strings,
-        _option(
-            "SUITE=X", "Exit with code 3 if the suite's mean is below X; may be repeated, and given with --resume."
-        ),
-    ] = None,
+    categories: Annotated[Text, _option("A,B", "The categories of t2i-compbench; all by default.")] = None,
+    split: Annotated[Text, _option("NAME", "The prompts to use: test (the default) or validation.")] = None,
+    batch: Annotated[Number, _option("N", "Pictures drawn at once; it changes no result.", min=1)] = None,
+    images: Annotated[Folder, _option("DIR", IMAGES)] = None,
+    import_scores: Annotated[Folder, _option("DIR", SCORES)] = None,
+    fail_under: Annotated[Texts, _option("SUITE=X", FAIL_UNDER)] = None,
 ) -> None:
     """Score an adapter, the bare base, or pictures of another program on held-out prompts.
 
@@ -201,16 +180,14 @@ def eval_(
 
 def push(
     common: Common,
-    run: Annotated[str | None, _argument("[RUN]", "The run to publish.")] = None,
-    repo: Annotated[str | None, _option("OWNER/NAME", "The Hub repository to upload to.")] = None,
-    revision: Annotated[str | None, _option("BRANCH", "The branch to upload to; created if it does not exist.")] = None,
+    run: Annotated[Text, _argument("[RUN]", "The run to publish.")] = None,
+    repo: Annotated[Text, _option("OWNER/NAME", "The Hub repository to upload to.")] = None,
+    revision: Annotated[Text, _option("BRANCH", "The branch to upload to; created if it does not exist.")] = None,
     private: Annotated[
         bool | None, typer.Option("--private/--public", help="Who may see the repository; unchanged by default.")
     ] = None,
-    message: Annotated[str | None, _option("TEXT", "The message of the commit.")] = None,
-    eval: Annotated[
-        Strings, _option("RUN", "An evaluation whose scores go into the card; may be repeated.", completion.runs)
-    ] = None,
+    message: Annotated[Text, _option("TEXT", "The message of the commit.")] = None,
+    eval: Annotated[Texts, _option("RUN", EVALUATIONS, completion.runs)] = None,
 ) -> None:
     """Publish a run on the Hub with its card: checked by loading it into plain diffusers and PEFT before the upload
     and, from the Hub, after it. With --dry-run it writes the folder and uploads nothing.
@@ -225,14 +202,14 @@ def push(
 
 
 def demo(
-    out: Annotated[Path | None, _option("DIR", "The folder to write; a fresh one by default.")] = None,
+    out: Annotated[Folder, _option("DIR", "The folder to write; a fresh one by default.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Train for a few minutes only, with smaller gains.")] = False,
     baseline: Annotated[
         bool, typer.Option("--baseline", help="Also train one adapter with GRPO on all rewards at once.")
     ] = False,
     ablation: Annotated[bool, typer.Option("--ablation", help="Also distill a student without the anchor.")] = False,
     seed: Annotated[int, _option("N", "The seed of everything random.")] = 0,
-    json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
+    json: Json = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors to stderr.")] = False,
 ) -> None:
     """Run the whole pipeline on the toy base: three teachers, merge, distillation, a table and a report. The same

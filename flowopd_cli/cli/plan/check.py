@@ -169,6 +169,11 @@ def tasks_of(spec: PromptSpec, rows: Sequence[Row] = ()) -> set[str]:
     return {spec.task} if spec.task else set(registry.PROMPT_TASKS.get(spec.source, ()))
 
 
+def repeated_prompts(spec: PromptSpec, read: Reader = rows_of) -> list[str]:
+    """Remark on the prompts of a source that are there more than once."""
+    return list(filter(None, [repeats(read(spec))]))
+
+
 def _check_prompts(recipe: TrainedRecipe, prompts: PromptSpec, read: Reader) -> list[str]:
     """Refuse prompts from files that a reward of the recipe could not score, as far as their text says.
 
@@ -188,8 +193,7 @@ def _check_prompts(recipe: TrainedRecipe, prompts: PromptSpec, read: Reader) -> 
             fault = faulty(row.metadata) if spec.name in CLAUSED else None
             if fault:
                 raise PromptError(f"{row.place}: the reward {spec.name} needs metadata with clauses to judge: {fault}")
-    remark = repeats(rows)
-    return [remark] if remark else []
+    return repeated_prompts(prompts, read)
 
 
 def _check_tasks(recipe: TrainedRecipe, read: Reader) -> list[str]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from math import isfinite
+from contextlib import suppress
+from math import isfinite, nan
 from typing import Any
 
 from flowopd_cli.errors import RecipeError
@@ -13,22 +14,17 @@ from flowopd_cli.system.redact import secret_in_name, secret_in_options
 from flowopd_cli.system.text import suggest
 
 
-def teacher_spec(text: str) -> tuple[str, dict[str, Any]]:
-    """``TASK=REF[,guidance=G]`` as a task and the fields of its teacher."""
-    head, options = _split_options(text, "--teacher", ("guidance",))
-    task, equals, ref = head.partition("=")
-    if not equals or not task or not ref:
-        raise RecipeError(f"--teacher {text}: write it as TASK=REF, for example ocr=runs/t-ocr,guidance=4.5")
-    return task, {"ref": ref, **options}
-
-
 def teacher_specs(texts: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Several :func:`teacher_spec`, each task once."""
+    """Several ``TASK=REF[,guidance=G]`` as the fields of teachers by task."""
     specs: dict[str, dict[str, Any]] = {}
-    for task, spec in map(teacher_spec, texts):
+    for text in texts:
+        head, options = _split_options(text, "--teacher", ("guidance",))
+        task, _, ref = head.partition("=")
+        if not task or not ref:
+            raise RecipeError(f"--teacher {text}: write it as TASK=REF, for example ocr=runs/t-ocr,guidance=4.5")
         if task in specs:
             raise RecipeError(f"--teacher {task}: named twice; one task has one teacher")
-        specs[task] = spec
+        specs[task] = {"ref": ref, **options}
     return specs
 
 
@@ -81,10 +77,9 @@ def thresholds(texts: Sequence[str]) -> dict[str, float]:
     values: dict[str, float] = {}
     for text in texts:
         name, _, number = text.rpartition("=")
-        try:
+        values[name] = nan
+        with suppress(ValueError):
             values[name] = float(number)
-        except ValueError:
-            name = ""
         if not name or not isfinite(values[name]):
             raise RecipeError(f"--fail-under {text}: write it as SUITE=NUMBER, for example geneval=0.85")
     return values

@@ -12,10 +12,12 @@ from pydantic import ValidationError
 from flowopd_cli import recipe as recipes
 from flowopd_cli import registry
 from flowopd_cli.cli.plan import Finding, memory
-from flowopd_cli.cli.plan.check import RECIPE, Check, collect, findings, rows_of
+from flowopd_cli.cli.plan.check import RECIPE, Check, collect, findings, repeated_prompts
 from flowopd_cli.cli.plan.resolve import Plan
 from flowopd_cli.errors import FlowOPDError, RecipeError
 from flowopd_cli.recipe.cost import arithmetic
+
+HEADLINES = ("optimizer steps", "pictures in all", "teacher pictures drawn", "memory", "memory in all")
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,21 @@ class Validation:
     notes: tuple[str, ...] = ()
     stage: str | None = None
     figures: dict[str, Any] = field(default_factory=dict)
+
+    def tree(self) -> dict[str, Any]:
+        """As JSON values."""
+        lists = {"faults": self.faults, "notes": self.notes, "arithmetic": self.figures}
+        return {"recipe": self.name, "ok": not self.faults, "stage": self.stage, **lists}
+
+    def lines(self) -> Iterator[str]:
+        """As text: faults, notes, then optimizer steps, pictures and memory."""
+        count = len(self.faults)
+        yield f"{self.name}: {f'{count} fault' + 's' * (count > 1) if count else 'ok'}"
+        yield from (f"  {fault}" for fault in self.faults)
+        yield from (f"  note: {note}" for note in self.notes)
+        for key, value in self.figures.items():
+            if key.partition(",")[0] in HEADLINES:
+                yield f"  {key}: {value:,}" if isinstance(value, int) else f"  {key}: {value}"
 
 
 def validate(name: str) -> Validation:
@@ -68,13 +85,8 @@ def _name_checks(tree: Mapping[str, Any]) -> Iterator[Check]:
     for name in _texts(tree, "eval", "suites", "*"):
         yield partial(registry.SUITES.check, registry.SUITES.on_base(name, base))
     for entry in _values(tree, "prompts", "*"):
-        source, task = next(_texts(entry, "source"), None), next(_texts(entry, "task"), None)
-        if source is not None:
-            yield partial(_read, recipes.PromptSpec(source=source, task=task))
-
-
-def _read(prompts: recipes.PromptSpec) -> None:
-    rows_of(prompts)
+        for source in _texts(entry, "source"):
+            yield partial(repeated_prompts, recipes.PromptSpec(source=source, task=next(_texts(entry, "task"), None)))
 
 
 def _texts(tree: Any, *path: str) -> Iterator[str]:

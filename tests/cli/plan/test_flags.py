@@ -11,7 +11,7 @@ from flowopd_cli.errors import RecipeError
     [
         (flags.prompt_spec, "p.txt,task=[", "--prompts p.txt: task:1: not YAML"),
         (flags.prompt_spec, "p.txt,limit=&a", "--prompts p.txt: limit:1: not YAML"),
-        (flags.teacher_spec, "ocr=r,guidance={", "--teacher ocr=r: guidance:1: not YAML"),
+        (lambda text: flags.teacher_specs([text]), "ocr=r,guidance={", "--teacher ocr=r: guidance:1: not YAML"),
         (lambda text: flags.reward_options([text]), "a=[", "--set a:1: not YAML"),
         (lambda text: flags.reward_options([text]), "api_key=S3CRET", "option 'api_key' holds a secret"),
         (lambda text: flags.reward_options([text]), "url=http://u:S3CRET@h", "option 'url' holds a login"),
