@@ -6,49 +6,43 @@ import re
 import signal
 
 LONGEST = 2000
-FAULTY = 3  # the exit code of a command whose check does not hold; no error
-# What must not be repeated: a login in an address, a secret in its query, a key of a known form.
+FAULTY = 3  # the exit code of a command whose check failed; not an error
+# A login in an address, a secret in its query, a key of a known form.
 _SECRETS = (
-    (re.compile(r"(?i)\b([a-z][a-z0-9+.-]{0,15}://)[^/?#\s]{1,300}@"), r"\1***@"),
-    (
-        re.compile(
-            r"(?i)([?&;][\w.-]{0,40}(?:token|key|secret|password|signature|sig|auth|credential)=)[^&;\s'\"]+?(?=:?(?:[&;\s'\"]|$))"
-        ),
-        r"\1***",
+    re.compile(r"(?i)\b([a-z][a-z0-9+.-]{0,15}://)[^/?#\s]{1,300}(?=@)"),
+    re.compile(
+        r"(?i)([?&;][\w.-]{0,40}(?:token|key|secret|password|signature|sig|auth|credential)=)[^&;\s'\"]+?(?=:?(?:[&;\s'\"]|$))"
     ),
-    (re.compile(r"\b(hf_|sk-|ghp_|github_pat_|glpat-|xox[abp]-)[\w-]{12,}"), r"\1***"),
+    re.compile(r"\b(hf_|sk-|ghp_|github_pat_|glpat-|xox[abp]-)[\w-]{12,}"),
 )
 _BEARER = re.compile(r"(?i)\b(bearer\s+)[\w.~+/=-]{8,}")
 
 
 def redacted(text: str) -> str:
-    """The text without what looks like a login in an address, a token or a key."""
-    for pattern, stand_in in _SECRETS:
-        text = pattern.sub(stand_in, text)
-    return _BEARER.sub(r"\1***", text)
+    """The text with logins in addresses, tokens and keys replaced by ``***``."""
+    for pattern in (*_SECRETS, _BEARER):
+        text = pattern.sub(r"\1***", text)
+    return text
 
 
 def holds_secret(text: str) -> bool:
     """Whether a text has a login in an address, a secret in its query or a key of a known form."""
-    return any(pattern.search(text) for pattern, _ in _SECRETS)
+    return any(pattern.search(text) for pattern in _SECRETS)
 
 
 def one_line(error: object) -> str:
-    """An error or a text as one line for a terminal: no secret, no character that moves a cursor, 2000 at most."""
+    """An error or a text as one line for a terminal: redacted, printable, of at most 2000 characters."""
     line = redacted(" ".join(str(error).split()))
     return printable(line if len(line) <= LONGEST else f"{line[: LONGEST - 1]}…")
 
 
 def printable(text: str) -> str:
-    """The text with what no terminal should obey written out."""
+    """The text with control and other unprintable characters escaped."""
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 class FlowOPDError(Exception):
-    """Base of every error that is shown as one line instead of a traceback. Its text never repeats a secret.
-
-    ``shared`` says that every process of the run ends with it.
-    """
+    """Base of every error that is shown as one redacted line; ``shared`` ones end every process of a run."""
 
     exit_code = 2
     shared = False
@@ -70,7 +64,7 @@ class ArtifactError(FlowOPDError):
 
 
 class StorageError(FlowOPDError, OSError):
-    """A file could not be written: no space, a quota, a limit, a place that may not be written to."""
+    """A file could not be written: no space, a quota, a limit, no permission."""
 
     exit_code = 4
 
@@ -88,7 +82,7 @@ class MergeError(FlowOPDError):
 
 
 class MissingDependency(FlowOPDError):
-    """A package that an extra installs is absent."""
+    """A package of an extra is not installed."""
 
     def __init__(self, package: str, *, extra: str) -> None:
         super().__init__(f"{package} is not installed: pip install 'flowopd[{extra}]'")
@@ -97,14 +91,14 @@ class MissingDependency(FlowOPDError):
 
 
 class DivergedError(FlowOPDError):
-    """A training could not learn, again and again: every process knows, for they count together."""
+    """A training had too many faulty steps in a row; every process counts them alike."""
 
     exit_code = 5
     shared = True
 
 
 class Interrupted(FlowOPDError):
-    """The user stopped a run by signal ``number``; its checkpoint is safe. Every process is asked to, and so knows."""
+    """The user stopped a run by signal ``number``; every process gets the request, and the checkpoint is safe."""
 
     shared = True
 

@@ -147,18 +147,16 @@ REWARDS = Registry(
     open_ended=True,
     remote="flowopd_cli.rewards.remote.client:RemoteReward",
 )
-PROMPTS = Registry(
-    "prompts",
-    {
-        "toy:geneval": "flowopd_cli.toy.prompts:geneval",
-        "toy:ocr": "flowopd_cli.toy.prompts:ocr",
-        "toy:all": "flowopd_cli.toy.prompts:everything",
-        "geneval": "flowopd_cli.prompts.sources:geneval",
-        "ocr": "flowopd_cli.prompts.sources:ocr",
-        "pickscore": "flowopd_cli.prompts.sources:pickscore",
-        "drawbench": "flowopd_cli.prompts.sources:drawbench",
-    },
-)
+_SHIPPED_PROMPTS = {
+    "toy:geneval": "flowopd_cli.toy.prompts:geneval",
+    "toy:ocr": "flowopd_cli.toy.prompts:ocr",
+    "toy:all": "flowopd_cli.toy.prompts:everything",
+    "geneval": "flowopd_cli.prompts.sources:geneval",
+    "ocr": "flowopd_cli.prompts.sources:ocr",
+    "pickscore": "flowopd_cli.prompts.sources:pickscore",
+    "drawbench": "flowopd_cli.prompts.sources:drawbench",
+}
+PROMPTS = Registry("prompts", _SHIPPED_PROMPTS)
 SUITES = Registry(
     "suite",
     {
@@ -178,13 +176,8 @@ KINDS: Mapping[str, Registry] = {r.kind: r for r in (MODELS, FAMILIES, BASES, RE
 
 # The tasks of the shipped prompt sources: a route is checked before any prompt is loaded.
 PROMPT_TASKS: Mapping[str, tuple[str, ...]] = {
-    "toy:geneval": ("geneval",),
-    "toy:ocr": ("ocr",),
+    **{name: (name.removeprefix("toy:"),) for name in _SHIPPED_PROMPTS},
     "toy:all": ("geneval", "ocr"),
-    "geneval": ("geneval",),
-    "ocr": ("ocr",),
-    "pickscore": ("pickscore",),
-    "drawbench": ("drawbench",),
 }
 
 

@@ -44,10 +44,6 @@ class Evaluation:
         """``{suite: {mean, stderr, n, exact}}``."""
         return figures(self.results)
 
-    def comparable(self) -> bool:
-        """Whether it is a whole evaluation on test prompts, which a card reports by default."""
-        return self.protocol["split"] == "test" and self.protocol["limit"] is None
-
     def shared(self, other: Evaluation) -> list[str]:
         """The suites whose figures compare with the other's: same protocol, same version, same judge."""
         others, judged_otherwise = other.results, self.judged_otherwise(other)
@@ -65,13 +61,11 @@ class Evaluation:
 
 
 def evaluations(source: RunDir, named: Sequence[str], adapter: Adapter | None = None) -> list[Evaluation]:
-    """What a card reports of the base and of this model: the ``named`` evaluation runs, else the best beside the run.
+    """The evaluations of the base and of this model for a card: the ``named`` runs, else the best beside the run.
 
-    The best are whole evaluations on test prompts: of this model the one with the most suites (the latest of several),
-    of the base the one that shares its protocol and most of its suites. Unreadable runs are skipped.
-
-    Raises:
-        ArtifactError: a named run is no evaluation, not of this adapter or its base, or two of them do not compare.
+    The best are complete evaluations on test prompts: of this model the one with the most suites (the latest of
+    several), of the base the one that shares its protocol and most of its suites. Unreadable runs are skipped. A named
+    run of another model, or two that do not compare, are an :class:`ArtifactError`.
     """
     sha256, base = (adapter or AdapterRef.parse(str(source.path)).resolve()).sha256, source.manifest().base
     if named:
@@ -80,7 +74,7 @@ def evaluations(source: RunDir, named: Sequence[str], adapter: Adapter | None = 
     for path in sorted(source.path.resolve().parent.iterdir()):
         with suppress(FlowOPDError):
             candidates += [_of_model(RunDir(path, writes=False), sha256, base)] if is_run(path) else []
-    whole = [e for e in candidates if e is not None and e.comparable()]
+    whole = [e for e in candidates if e and e.protocol["split"] == "test" and e.protocol["limit"] is None]
     ours = fullest(e for e in whole if e.of == MODEL)
     if ours is None:
         return []
@@ -134,9 +128,9 @@ def evaluation(run: RunDir) -> Evaluation | None:
     if not isinstance(recipe, EvalRecipe):
         return None
     scored = manifest.parents[0].sha256 if manifest.parents else None
-    made = recipe.eval.model_dump(include=set(PROTOCOL))
-    made |= recipe.model.model_dump(include={"resolution", "max_sequence_length"})
-    return Evaluation(run, scored, manifest.finished or "", results(run), made)
+    settings = recipe.eval.model_dump(include=set(PROTOCOL))
+    settings |= recipe.model.model_dump(include={"resolution", "max_sequence_length"})
+    return Evaluation(run, scored, manifest.finished or "", results(run), settings)
 
 
 def results(run: RunDir) -> dict[str, dict[str, Any]]:
@@ -188,12 +182,12 @@ def _is_number(value: Any) -> bool:
 
 def protocol(evaluation: Evaluation) -> str:
     """How the pictures of an evaluation were made, in words."""
-    made = evaluation.protocol
-    limit = "" if made["limit"] is None else f", at most {made['limit']} a suite"
-    images = made["images"]
+    settings = evaluation.protocol
+    limit = "" if settings["limit"] is None else f", at most {settings['limit']} a suite"
+    images = settings["images"]
     pictures = "as many pictures each as the suite says" if images is None else f"{images} pictures each"
     suites = ", ".join(f"{name} {result['version']}" for name, result in evaluation.results.items())
     return (
-        f"{made['split']} prompts{limit}, {pictures}, {made['steps']} steps, guidance {made['guidance']:g}, "
-        f"seed {made['seed']}; suites {suites}"
+        f"{settings['split']} prompts{limit}, {pictures}, {settings['steps']} steps, "
+        f"guidance {settings['guidance']:g}, seed {settings['seed']}; suites {suites}"
     )

@@ -51,8 +51,7 @@ class RunDir(RunPaths):
     def create(cls, out: Path | None, stage: str, *, force: bool = False) -> RunDir:
         """A new directory, locked for this process: ``out``, or a fresh ``runs/<stage>-<time>-<hex>``.
 
-        Raises:
-            ArtifactError: it has something in it and ``force`` is not set, or it is no run, or it cannot be made.
+        A directory that is not empty is an :class:`ArtifactError`, unless it is a run and ``force`` is set.
         """
         run = cls(fresh_path(stage) if out is None else out)
         try:

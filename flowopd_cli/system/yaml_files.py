@@ -17,12 +17,9 @@ TYPES = {"null", "bool", "int", "float", "str", "seq", "map"}
 
 
 def parse(text: str, where: str) -> Any:
-    """The value of a YAML text: mappings with text keys, lists, texts, numbers, booleans, ``None``.
+    """The value of a YAML text: mappings with text keys, lists, texts, numbers, booleans, ``None``; dates stay texts.
 
-    Dates stay texts. ``where`` begins the message of an error.
-
-    Raises:
-        RecipeError: the text is not YAML, has tags, anchors or a key twice, or is nested too deeply.
+    Tags, anchors, a key twice and deep nesting are a :class:`RecipeError` that begins with ``where``.
     """
     try:
         return yaml.load(text, Loader=_Loader)

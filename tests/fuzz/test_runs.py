@@ -1,4 +1,4 @@
-"""Run directories in which anything may be damaged, or written by somebody else."""
+"""Run directories with damaged or foreign files."""
 
 import json
 from pathlib import Path
@@ -11,8 +11,8 @@ from support.tiny_adapters import TOY_SHA, pair, write_adapter
 from flowopd_cli import recipe as recipes
 from flowopd_cli.cli.plan.check import check
 from flowopd_cli.cli.plan.resolve import Plan
-from flowopd_cli.runs import evaluations as card_scores
 from flowopd_cli.runs.adapter_ref import AdapterRef, recorded_base
+from flowopd_cli.runs.evaluations import evaluations
 from flowopd_cli.runs.inspect import listing, verify
 from flowopd_cli.runs.lock import Lock
 from flowopd_cli.runs.manifest import LOCK, MANIFEST, Base, Inputs, Parent, read_manifest
@@ -46,31 +46,26 @@ def make(box):
 
 
 def look(box, run):
-    """Everything that reads a run: none of it may write, and all of it may refuse."""
+    """Everything that reads a run, which may refuse it and must not write."""
     with guarded(box / "nowhere"):
         rows = [(r["run"], r["stage"], r["status"], r["created"], str(r["figures"])) for r in listing(box)]
         assert columns(rows).isprintable() or "\n" in columns(rows)
     with guarded(box / "nowhere"):
         found = list(verify(run.path))
         assert all(isinstance(finding.fault, str) for finding in found)
-    for read in (run.manifest, run.recipe, run.rows, run.checkpoints.newest, run.checkpoints.provenance, run.events):
+    reference = str(run.path)
+    for read in (
+        *(run.manifest, run.recipe, run.rows, run.checkpoints.newest, run.checkpoints.provenance, run.events),
+        lambda: Plan.of(run.recipe()),
+        lambda: AdapterRef.parse(reference).resolve().parent("init"),
+        lambda: recorded_base(run.path),
+        lambda: check(recipes.build({**EVAL, "adapter": reference})),
+        Lock(run.path / LOCK).taken,
+        lambda: card.build(card.Card("t", run.manifest(), evaluations(run, []), "me/t")),
+        lambda: evaluations(run, [str(box / "eval")]),
+    ):
         with guarded(box / "nowhere"):
             read()
-    with guarded(box / "nowhere"):
-        Plan.of(run.recipe())
-    reference = str(run.path)
-    with guarded(box / "nowhere"):
-        AdapterRef.parse(reference).resolve().parent("init")
-        recorded_base(run.path)
-    with guarded(box / "nowhere"):
-        check(recipes.build({**EVAL, "adapter": reference}))
-    with guarded(box / "nowhere"):
-        Lock(run.path / LOCK).taken()
-    with guarded(box / "nowhere"):
-        found = card_scores.evaluations(run, [])
-        assert isinstance(card.build(card.Card("t", run.manifest(), found, "me/t")), str)
-    with guarded(box / "nowhere"):
-        card_scores.evaluations(run, [str(box / "eval")])
 
 
 def manifest_of_a_run(tree):
@@ -89,7 +84,7 @@ with folder() as _made:
 
 
 def copied(box):
-    """What :func:`make` makes, without its many syncs to disk."""
+    """The runs of :func:`make`, without its many syncs to disk."""
     for name, content in TEMPLATE.items():
         (box / name).parent.mkdir(parents=True, exist_ok=True)
         (box / name).write_bytes(content)
@@ -140,21 +135,9 @@ test_files_of_a_run = few(given(files=FILES), files_of_a_run, 10)
 test_files_of_a_run_at_length = many(given(files=FILES), files_of_a_run, 700)
 
 
-def opening(text):
-    with folder() as box:
-        for read in (RunDir.open, lambda text: list(verify(Path(text))), lambda text: listing(Path(text))):
-            with guarded(box):
-                read(text)
-
-
-NAMES = st.one_of(TEXTS, st.text(max_size=30)).map("no such run {}".format)
-test_opening = few(given(text=NAMES), opening)
-test_opening_at_length = many(given(text=NAMES), opening, 300)
-
-
 def test_the_run_that_is_damaged_here_is_sound(tmp_path):
     run, judged = copied(tmp_path)
     assert run.manifest().status == judged.manifest().status == "done"
     assert run.checkpoints.newest()[0] == 2
     assert {finding.fault for finding in verify(run.path)} == {""}
-    assert [found.of for found in card_scores.evaluations(run, [])] == ["this model"]
+    assert [found.of for found in evaluations(run, [])] == ["this model"]

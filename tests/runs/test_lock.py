@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import pytest
@@ -65,22 +66,18 @@ def test_a_reused_process_number_is_not_its_old_owner(lock):
 
 
 def rivals(path, count=8):
-    """How many of several threads that start together take a lock."""
-    start, held = threading.Barrier(count), []
+    """The number of several threads that start together and take a lock."""
+    start = threading.Barrier(count)
 
-    def take():
-        lock = Lock(path)
+    def take(lock):
         start.wait()
         with suppress(ArtifactError):
             lock.acquire()
-            held.append(lock)
 
-    threads = [threading.Thread(target=take) for _ in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return len(held)
+    locks = [Lock(path) for _ in range(count)]
+    with ThreadPoolExecutor(count) as pool:
+        list(pool.map(take, locks))
+    return sum(lock.held for lock in locks)
 
 
 @pytest.mark.parametrize("stale", [False, True])
@@ -128,17 +125,14 @@ def test_an_owner_that_was_taken_over_writes_and_releases_nothing(lock):
     assert json.loads(lock.path.read_text())["pid"] == 2**22 + 1
 
 
-def test_a_lock_that_was_deleted_is_taken_again(lock):
+def test_a_deleted_note_is_written_again(lock):
+    lock.confirm()
+    assert not lock.path.exists(), "without a lock nothing is confirmed"
     lock.acquire()
     lock.path.unlink()
     lock.confirm()
     with pytest.raises(ArtifactError, match="is writing this run"):
         Lock(lock.path).acquire()
-
-
-def test_without_a_lock_nothing_is_confirmed(lock):
-    lock.confirm()
-    assert not lock.path.exists()
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"pid": "x"}', '{"pid": null, "host": 1}', "[" * 10000])

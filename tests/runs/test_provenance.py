@@ -5,8 +5,8 @@ import pytest
 from flowopd_cli import recipe as recipes
 from flowopd_cli.runs import provenance
 from flowopd_cli.runs.adapter_ref import AdapterRef, Adapters
-from flowopd_cli.runs.manifest import Environment, Parent
-from flowopd_cli.runs.provenance import MAY_CHANGE, MAY_MOVE, Provenance
+from flowopd_cli.runs.manifest import Inputs, Parent
+from flowopd_cli.runs.provenance import MAY_CHANGE, MAY_MOVE
 
 DISTILL = {
     "stage": "distill",
@@ -16,8 +16,8 @@ DISTILL = {
 }
 
 
-def changed(*overrides):
-    one, two = (recipes.build(DISTILL, overrides=o).model_dump(mode="json") for o in ((), overrides))
+def changed(override):
+    one, two = (recipes.build(DISTILL, overrides=o).model_dump(mode="json") for o in ((), (override,)))
     return list(provenance.changed_fields(one, two))
 
 
@@ -53,18 +53,17 @@ def test_the_lists_name_fields_that_exist():
     assert {name for name in MAY_MOVE if not name.startswith("teachers")} <= stars
 
 
-def test_changed_parents_are_seen_without_a_model(tmp_path):
-    for name in ("same", "other", "gone"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "adapter_config.json").write_text("{}")
-        (tmp_path / name / "adapter_model.safetensors").write_bytes(b"weights")
-    references = [(f"teacher_{name}", str(tmp_path / name)) for name in ("same", "other", "gone")]
-    parents = [AdapterRef.parse(ref).resolve().parent(role) for role, ref in references]
+def test_changed_parents_are_found_without_a_model(tmp_path):
+    names = ("same", "other", "gone")
+    for folder in (tmp_path / name for name in names):
+        folder.mkdir()
+        (folder / "adapter_config.json").write_text("{}")
+        (folder / "adapter_model.safetensors").write_bytes(b"weights")
+    parents = [AdapterRef.parse(str(tmp_path / name)).resolve().parent(f"teacher_{name}") for name in names]
     parents += [Parent(role="anchor", ref="base"), Parent(role="init", ref="hub:me/x", sha256="1")]
-    environment = Environment(python="3", platform="p", packages={})
-    made = Provenance(base=None, parents=tuple(parents), prompts=None, recipe={}, environment=environment)
-    assert provenance.changed_parents(made, Adapters()) == []
+    recorded = Inputs(parents=tuple(parents))
+    assert provenance.changed_parents(recorded, Adapters()) == []
     (tmp_path / "other" / "adapter_model.safetensors").write_bytes(b"others")
     (tmp_path / "gone").rename(tmp_path / "moved")
-    (message,) = provenance.changed_parents(made, Adapters())
+    (message,) = provenance.changed_parents(recorded, Adapters())
     assert message.startswith(f"teacher_other {tmp_path / 'other'} was ")

@@ -149,16 +149,19 @@ def pictures(scored: RunDir, folder: Path) -> tuple[str | None, list[tuple[str, 
 
 def _sampling(recipe: recipes.Recipe, scored: Evaluation | None) -> Mapping[str, float]:
     """The steps and guidance of the figures, else of the training."""
-    made: Mapping[str, Any] = scored.protocol if scored is not None else {}
+    settings: Mapping[str, Any] = scored.protocol if scored is not None else {}
     if scored is None and isinstance(recipe, recipes.TrainedRecipe):
-        made = recipe.sampling.model_dump()
-    return {"num_inference_steps": made["steps"], "guidance_scale": made["guidance"]} if made else {}
+        settings = recipe.sampling.model_dump()
+    return {"num_inference_steps": settings["steps"], "guidance_scale": settings["guidance"]} if settings else {}
 
 
 def trained_on(recipe: recipes.Recipe) -> str:
     """The rewards or tasks of a training in words, empty for a merge."""
     if isinstance(recipe, recipes.TeacherRecipe):
         return f"the rewards {', '.join(public_text(spec.name) for spec in recipe.rewards)}"
-    distill, coldstart = isinstance(recipe, recipes.DistillRecipe), isinstance(recipe, recipes.ColdstartRecipe)
-    tasks = recipe.routing if distill else recipe.teachers if coldstart else ()
+    tasks: Collection[str] = ()
+    if isinstance(recipe, recipes.DistillRecipe):
+        tasks = recipe.routing
+    elif isinstance(recipe, recipes.ColdstartRecipe):
+        tasks = recipe.teachers
     return f"prompts of the tasks {', '.join(tasks)}" if tasks else ""
