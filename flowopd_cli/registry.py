@@ -12,6 +12,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from importlib.metadata import entry_points
 from operator import attrgetter
@@ -25,23 +26,18 @@ _TARGET = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*
 _URLS = re.compile(r"https?://[^\s,/]+[^\s,]*(,https?://[^\s,/]+[^\s,]*)*")
 
 
+@dataclass(eq=False)
 class Registry:
     """Names of one kind of thing, imported by ``load`` only; an ``open_ended`` one also takes ``module:attr``.
 
     ``remote`` is the target of ``remote:URL`` (or ``remote:URL,URL``), which gets the URLs as its first argument.
     """
 
-    def __init__(
-        self,
-        kind: str,
-        rows: Mapping[str, str],
-        *,
-        error: type[FlowOPDError] = RecipeError,
-        open_ended: bool = False,
-        remote: str | None = None,
-    ) -> None:
-        self.kind, self._rows, self._error = kind, rows, error
-        self._open_ended, self._remote = open_ended, remote
+    kind: str
+    rows: Mapping[str, str]
+    error: type[FlowOPDError] = field(default=RecipeError, kw_only=True)
+    open_ended: bool = field(default=False, kw_only=True)
+    remote: str | None = field(default=None, kw_only=True)
 
     def names(self) -> list[str]:
         """Every name, sorted, including those of installed plugins."""
@@ -54,14 +50,14 @@ class Registry:
         if self._is_remote(name):
             if not _URLS.fullmatch(name.removeprefix(REMOTE)):
                 shown = REMOTE if "@" in name or "?" in name else name
-                raise self._error(f"{self.kind} {shown!r}: write it as {REMOTE}http://HOST:PORT, several with commas")
-            return str(self._remote)
+                raise self.error(f"{self.kind} {shown!r}: write it as {REMOTE}http://HOST:PORT, several with commas")
+            return str(self.remote)
         if self.is_code(name):
             return name
         known = ", ".join(self.names()) or "none"
-        direct = "; or name your own as package.module:attr" if self._open_ended else ""
-        direct += f", a worker as {REMOTE}URL" if self._remote else ""
-        raise self._error(f"no {self.kind} {name!r}{suggest(name, self.names())}; known: {known}{direct}")
+        direct = "; or name your own as package.module:attr" if self.open_ended else ""
+        direct += f", a worker as {REMOTE}URL" if self.remote else ""
+        raise self.error(f"no {self.kind} {name!r}{suggest(name, self.names())}; known: {known}{direct}")
 
     def on_base(self, name: str, base: str) -> str:
         """The registered name on a base: on ``toy``, ``geneval`` is ``toy-geneval``."""
@@ -70,14 +66,14 @@ class Registry:
 
     def is_code(self, name: str) -> bool:
         """Whether a name is the ``module:attr`` of code that is not registered, which ``load`` would import."""
-        return self._open_ended and _TARGET.fullmatch(name) is not None and name not in self._table
+        return self.open_ended and _TARGET.fullmatch(name) is not None and name not in self._table
 
     def check(self, name: str) -> None:
         """Refuse a name that ``load`` could not find, without importing it."""
         package = self.target(name).partition(":")[0].partition(".")[0]
         self._add_working_directory(name)
         if importlib.util.find_spec(package) is None:
-            raise self._error(f"{self.kind} {name!r}: there is no module {package!r} to import")
+            raise self.error(f"{self.kind} {name!r}: there is no module {package!r} to import")
 
     def load(self, name: str) -> Any:
         """The object behind a name, imported now; a missing module or attribute is refused."""
@@ -86,12 +82,12 @@ class Registry:
         try:
             value: Any = attrgetter(attribute)(importlib.import_module(module))
         except (ImportError, AttributeError) as error:
-            raise self._error(f"{self.kind} {name!r} cannot be loaded from {module}:{attribute} ({error})") from error
+            raise self.error(f"{self.kind} {name!r} cannot be loaded from {module}:{attribute} ({error})") from error
         return partial(value, name.removeprefix(REMOTE)) if self._is_remote(name) else value
 
     def _is_remote(self, name: str) -> bool:
         """``remote:`` and an address; a module may be called remote too."""
-        return self._remote is not None and name.startswith(REMOTE) and not _TARGET.fullmatch(name)
+        return self.remote is not None and name.startswith(REMOTE) and not _TARGET.fullmatch(name)
 
     def _add_working_directory(self, name: str) -> None:
         """Make modules of the working directory importable, after installed ones, for a name that is not registered."""
@@ -101,10 +97,10 @@ class Registry:
 
     @cached_property
     def _table(self) -> Mapping[str, str]:
-        table = dict(self._rows)
+        table = dict(self.rows)
         for point in entry_points(group=f"flowopd.{self.kind}"):
             if table.setdefault(point.name, point.value) != point.value:
-                raise self._error(
+                raise self.error(
                     f"{self.kind} {point.name!r} is claimed by {point.value} and by {table[point.name]}; "
                     "uninstall one of them"
                 )

@@ -20,11 +20,6 @@ Fill = Callable[[Path], None]
 Regular = Callable[[int], bool]
 
 
-def each(step: int) -> bool:
-    """Every step is regular."""
-    return True
-
-
 class Checkpoints:
     """The folder ``checkpoints/`` of a run: ``step-000100/`` and so on."""
 
@@ -52,7 +47,7 @@ class Checkpoints:
             files.sync_folder(self.folder.parent)
         files.commit_folder(self.path(step), fill)
 
-    def prune(self, keep: int, also: Iterable[int | None] = (), regular: Regular = each) -> None:
+    def prune(self, keep: int, also: Iterable[int | None] = (), regular: Regular = lambda step: True) -> None:
         """Keep the newest, the newest ``keep`` of the ``regular`` ones, and the steps ``also``; remove all others."""
         remaining = {*self.steps()[-1:], *list(filter(regular, self.steps()))[-keep:], *also}
         self.remove(step for step in self.steps() if step not in remaining)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from flowopd_cli import __version__
 from flowopd_cli import recipe as recipes
 from flowopd_cli.errors import ArtifactError, StorageError
-from flowopd_cli.runs.checkpoints import Checkpoints, Fill, Regular, each
+from flowopd_cli.runs.checkpoints import Checkpoints, Fill, Regular
 from flowopd_cli.runs.layout import CHECKPOINTS, EVAL, OURS, SAMPLES, UNRECORDED, RunPaths, fresh_path, resume_command
 from flowopd_cli.runs.lock import Lock
 from flowopd_cli.runs.manifest import (
@@ -187,7 +187,9 @@ class RunDir(RunPaths):
                 rows = (row for row in read_json_lines(file) if (row.get("iteration", row.get("step")) or 0) <= step)
                 atomic_write(file, json_lines(rows))
 
-    def save_checkpoint(self, at: int, fill: Fill, keep: int, best: int | None = None, regular: Regular = each) -> None:
+    def save_checkpoint(
+        self, at: int, fill: Fill, keep: int, best: int | None = None, regular: Regular = lambda step: True
+    ) -> None:
         """Force the logged rows to disk, let ``fill`` write the checkpoint of step ``at``, and prune older ones.
 
         The newest ``keep`` and the one of step ``best`` stay. One that is not ``regular``, such as a stopped run's,

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import types
 from contextlib import contextmanager
+from unittest.mock import patch
 
 import pytest
 from PIL import Image
@@ -143,14 +144,10 @@ def test_pictures_of_other_prompts_are_not_taken_for_them(tmp_path):
 @contextmanager
 def patched_suite():
     """A suite of a user's own, whose prompts are an option."""
-    rows = registry.SUITES._rows
-    registry.SUITES._rows = {**rows, "toy-prompts": "test_eval_suite:suite"}
     sys.modules["test_eval_suite"] = types.SimpleNamespace(suite=own_suite)
-    try:
+    with patch.dict(registry.SUITES._table, {"toy-prompts": "test_eval_suite:suite"}):
         yield
-    finally:
-        registry.SUITES._rows = rows
-        del sys.modules["test_eval_suite"]
+    del sys.modules["test_eval_suite"]
 
 
 def own_suite(prompts):
