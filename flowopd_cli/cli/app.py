@@ -31,12 +31,8 @@ stdout carries only the result. Exit codes:
   4 no space or no permission to write; 5 a training that diverged;
   130 stopped by Ctrl-C; 143 stopped by SIGTERM.
 """
-PANELS = STAGES, RUNS, MATERIAL, MACHINE = (
-    "Stages, in the order of the pipeline",
-    "Runs and results",
-    "Recipes, rewards and prompts",
-    "This machine",
-)
+STAGES, RUNS = "Stages, in the order of the pipeline", "Runs and results"
+MATERIAL, MACHINE = "Recipes, rewards and prompts", "This machine"
 
 
 class _Panels(TyperGroup):
@@ -48,13 +44,10 @@ class _Panels(TyperGroup):
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write each panel as a section."""
-        rows = [
-            (name, _first_sentence(command.help or ""), getattr(command, "rich_help_panel", None))
-            for name, command in self.commands.items()
-        ]
-        for title in PANELS:
+        for title in (STAGES, RUNS, MATERIAL, MACHINE):
+            panel = {n: c for n, c in self.commands.items() if getattr(c, "rich_help_panel", None) == title}
             with formatter.section(title):
-                formatter.write_dl([(name, text) for name, text, panel in rows if panel == title])
+                formatter.write_dl([(name, _first_sentence(command.help or "")) for name, command in panel.items()])
 
 
 app = typer.Typer(cls=_Panels, help=HELP, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -86,7 +79,7 @@ def _root(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Take the options that stand before a command."""
+    """Take the options before a command."""
 
 
 def _os_error(error: OSError) -> str:

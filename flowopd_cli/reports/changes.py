@@ -15,6 +15,7 @@ NOTE = (
 )
 MAX_SUITE, MAX_MODEL = 40, 28  # characters of a name
 Changes = Mapping[str, Mapping[str, tuple[float, float | None]]]
+Errors = Mapping[str, Mapping[str, tuple[float, float]]]
 
 
 def panels(changes: Changes, scales: Sequence[Sequence[str]]) -> list[Chart]:
@@ -38,12 +39,7 @@ def panels(changes: Changes, scales: Sequence[Sequence[str]]) -> list[Chart]:
     return charts
 
 
-def _panel(
-    changes: Mapping[str, Mapping[str, tuple[float, float]]],
-    suites: Sequence[str],
-    limits: tuple[float, float],
-    name: str,
-) -> Chart:
+def _panel(changes: Errors, suites: Sequence[str], limits: tuple[float, float], name: str) -> Chart:
     models = [model for model, pairs in changes.items() if any(suite in pairs for suite in suites)]
     figure, ax = axes(4.6, 0.55 + (0.2 + 0.07 * len(suites)) * len(models))
     keys = tuple(Key(_cut(s, MAX_SUITE), i, "", mark) for i, (s, mark) in enumerate(zip(suites, MARKS, strict=False)))

@@ -57,13 +57,6 @@ def axes(width: float = WIDTH, height: float = HEIGHT) -> tuple[Any, Any]:
     return figure, ax
 
 
-def set_log_scale(ax: Any) -> None:
-    """A logarithmic y-axis whose ticks are plain numbers."""
-    ax.set_yscale("log")
-    ax.yaxis.set_major_formatter("{x:g}")
-    ax.yaxis.set_minor_formatter("")
-
-
 def svg(figure: Any, name: str) -> Markup:
     """The figure as an SVG element; ``name`` makes its identifiers unique on the page."""
     import matplotlib

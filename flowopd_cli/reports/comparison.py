@@ -17,11 +17,7 @@ from flowopd_cli.system.redact import public_reference
 
 
 def page(entries: Sequence[Entry], target: Path, title: str = "Comparison", lead: str = "") -> Page:
-    """The comparison as a page at ``target``.
-
-    Raises:
-        ArtifactError: metrics or results are damaged.
-    """
+    """The comparison as a page at ``target``; damaged metrics or results raise ArtifactError."""
     evaluated = sum(entry.evaluation is not None for entry in entries)
     rows = {entry.name: entry.run.rows() for entry in entries if entry.run}
     return Page(

@@ -9,7 +9,7 @@ from typing import Any
 
 from flowopd_cli.errors import printable
 from flowopd_cli.recipe import ColdstartRecipe, Recipe, TrainedRecipe
-from flowopd_cli.reports.charts import DASHES, SERIES, Chart, Key, axes, set_log_scale, svg
+from flowopd_cli.reports.charts import DASHES, SERIES, Chart, Key, axes, svg
 from flowopd_cli.reports.series import Rows, column, finite, mean, names, smooth, thinned
 
 MAX_LINES, MAX_POINTS = 7, 400
@@ -83,7 +83,9 @@ def _draw(ax: Any, series: Series, color: str) -> bool:
 def _scale(ax: Any, spec: Spec, lines: Iterable[Sequence[float]]) -> None:
     values = [value for line in lines for value in line]
     if spec.log and min(values) > 0 and max(values) > 100 * min(values):
-        set_log_scale(ax)
+        ax.set_yscale("log")
+        ax.yaxis.set_major_formatter("{x:g}")
+        ax.yaxis.set_minor_formatter("")
     elif spec.zero:
         ax.set_ylim(bottom=0)
 

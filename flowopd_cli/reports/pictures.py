@@ -15,7 +15,8 @@ from flowopd_cli.system.json_files import read_json_value
 
 BUDGET = 3_000_000  # characters of all pictures of a page
 MAX_ROWS, MAX_COLUMNS, MAX_PROMPT = 8, 12, 160
-MAX_WIDTH, MIN_WIDTH = 240, 60  # pixels of one picture
+MAX_WIDTH = 240  # pixels of one picture
+WIDTHS = (MAX_WIDTH, MAX_WIDTH // 2, MAX_WIDTH // 4)
 MAX_PIXELS = 1 << 26  # of a file
 PIXELATED = 96  # pixels: up to this size single pixels are shown, larger pictures are compressed
 
@@ -53,11 +54,11 @@ def grid(
     Pictures get narrower until they fit into ``budget`` characters, then rows are dropped. Prompts are left out where
     there are not as many as pictures.
     """
-    width = MAX_WIDTH
-    strips = _read_all(files, len(prompts), width)
-    while _characters(strips) > budget and width // 2 >= MIN_WIDTH:
-        width //= 2
-        strips = _read_all(files, len(prompts), width)
+    strips: list[Strip] = []
+    for width in WIDTHS:
+        strips = [strip for label, file in files if (strip := _read(label, file, len(prompts), width))]
+        if _characters(strips) <= budget:
+            break
     while _characters(strips) > budget:
         strips.pop()
     if not strips:
@@ -70,10 +71,6 @@ def grid(
 
 def _characters(strips: Sequence[Strip]) -> int:
     return sum(len(uri) for strip in strips for uri in strip.uris)
-
-
-def _read_all(files: Sequence[tuple[str, Path]], count: int, max_width: int) -> list[Strip]:
-    return [strip for label, file in files if (strip := _read(label, file, count, max_width)) is not None]
 
 
 def _read(label: str, file: Path, count: int, max_width: int) -> Strip | None:
@@ -109,9 +106,8 @@ def over_time(run: RunDir) -> Grid | None:
         samples = [samples[round(i * (len(samples) - 1) / (MAX_ROWS - 1))] for i in range(MAX_ROWS)]
     prompts = [str(entry.get("text", "")) for entry in _list(run.sample_prompts_file) if isinstance(entry, dict)]
     caption = "Drawn by the policy at that iteration; a column has the same prompt and seed throughout."
-    return grid(
-        "Pictures over training time", caption, prompts, [(f"iteration {number}", file) for number, file in samples]
-    )
+    files = [(f"iteration {iteration}", file) for iteration, file in samples]
+    return grid("Pictures over training time", caption, prompts, files)
 
 
 def evaluated(run: RunDir) -> Grid | None:

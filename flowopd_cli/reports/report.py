@@ -38,7 +38,6 @@ def of_run(path: Path, out: Path | None) -> Path:
 
     Raises:
         ArtifactError: there is no run at ``path``, it is damaged, or ``out`` holds something else.
-        StorageError: it cannot be written.
     """
     run = RunDir.open(path, writes=False)
     target = run.report_file if out is None else _page_at(out)
@@ -51,7 +50,6 @@ def of_runs(paths: Sequence[Path], out: Path | None) -> tuple[Path, list[entries
 
     Raises:
         ArtifactError: a path is no run, an evaluation is damaged, or ``out`` holds something else.
-        StorageError: it cannot be written.
     """
     models = entries.collect(paths)
     target = _page_at(fresh_path("report") if out is None else out)

@@ -49,11 +49,7 @@ class Ending:
 
 
 def page(run: RunDir, target: Path, ending: Ending | None = None) -> Page:
-    """The report of a run as a page at ``target``; ``ending`` is that of a run whose manifest is still open.
-
-    Raises:
-        ArtifactError: manifest, recipe, metrics or results are damaged.
-    """
+    """The report of a run as a page at ``target``; ``ending`` is that of a run whose manifest is still open."""
     recipe, rows, manifest = run.recipe(), run.rows(), run.manifest()
     state: dict[str, Any] = {"status": status_now(run.path)}
     if ending is not None:
@@ -61,7 +57,8 @@ def page(run: RunDir, target: Path, ending: Ending | None = None) -> Page:
         state = {"status": ending.status, "finished": now(), "metrics": metrics}
     manifest = manifest.model_copy(update=state)
     scores = evaluation(run) if manifest.status == "done" or ending is None else None
-    entries = [Entry(_scored_name(manifest), None, scores)] if scores is not None and scores.suites else []
+    model = manifest.parents[0].ref if manifest.parents else "external pictures"
+    entries = [Entry(Path(model).name or model, None, scores)] if scores is not None and scores.suites else []
     grid = pictures.over_time(run) or pictures.evaluated(run)
     return Page(
         title=run.path.resolve().name,
@@ -78,11 +75,6 @@ def page(run: RunDir, target: Path, ending: Ending | None = None) -> Page:
     )
 
 
-def _scored_name(manifest: Manifest) -> str:
-    ref = manifest.parents[0].ref if manifest.parents else "given pictures"
-    return Path(ref).name or ref
-
-
 def _subject(recipe: recipes.Recipe) -> str:
     """The rewards of a teacher, the tasks of a distillation, the suites of an evaluation."""
     if isinstance(recipe, recipes.TeacherRecipe):
@@ -94,11 +86,12 @@ def _subject(recipe: recipes.Recipe) -> str:
 
 def _facts(manifest: Manifest, recipe: recipes.Recipe, rows: Rows) -> list[tuple[str, str]]:
     utc = " UTC" if manifest.created.endswith("+00:00") else ""
-    is_training = isinstance(recipe, recipes.TrainedRecipe)
     facts = {
         "status": manifest.status,
         "base": manifest.base.ref if manifest.base else recipe.model.pretrained,
-        "iterations": f"{len(rows)} of {recipe.train.iterations}" if is_training else None,
+        "iterations": f"{len(rows)} of {recipe.train.iterations}"
+        if isinstance(recipe, recipes.TrainedRecipe)
+        else None,
         "started": manifest.created[:16].replace("T", " ") + utc,
         "took": elapsed(manifest),
         "seed": str(recipe.seed),
@@ -149,8 +142,6 @@ def _timings(rows: Rows, recipe: recipes.Recipe) -> Iterator[Listing]:
     cells = [(name, duration(sum(v)), f"{median(v):.3g} s", f"{max(v):.3g} s") for name, v in parts.items() if v]
     count, note = curves.pictures_per_iteration(recipe), ""
     if count and sum(both) > 0:
-        rate = count * len(both) / sum(both)
-        note = f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
-        note += " pictures per second over the whole run."
+        note = f"{count * len(both) / sum(both):.4g} pictures per second over the whole run."
     columns = ("part", "in all", "median iteration", "longest")
     yield Listing("Timings", columns, tuple(cells), frozenset({1, 2, 3}), note=note)

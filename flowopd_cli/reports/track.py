@@ -26,11 +26,7 @@ TIMEOUT = 60.0  # seconds that a tracker has at the end to send what is left
 
 
 def check_installed(names: Sequence[str]) -> None:
-    """Refuse trackers whose package is absent.
-
-    Raises:
-        MissingDependency: names the extra.
-    """
+    """Raise MissingDependency, which names the extra, for a tracker whose package is absent."""
     for name in names:
         module = importlib.util.find_spec(name)
         if module is None or module.origin is None:  # a folder of that name is no package
@@ -38,11 +34,7 @@ def check_installed(names: Sequence[str]) -> None:
 
 
 def tracked(recipe: Recipe, run: RunDir, progress: Progress) -> Progress:
-    """``progress`` that also feeds the recipe's trackers.
-
-    Raises:
-        MissingDependency: a tracker is not installed.
-    """
+    """``progress`` that also feeds the recipe's trackers; an absent package raises MissingDependency."""
     names = recipe.train.trackers if isinstance(recipe, TrainedRecipe) and run.writes else ()
     check_installed(names)
     return Tracked(progress, run, recipe, names) if names else progress

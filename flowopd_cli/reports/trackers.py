@@ -26,10 +26,9 @@ TIMEOUT = 30  # seconds that a server may take to answer
 class RunInfo:
     """A run as a tracker sees it, without secrets; ``identity`` stays the same when it is resumed after ``done``."""
 
+    run: RunDir
     name: str
     identity: str
-    folder: Path
-    curves: Path
     config: dict[str, str | int | float | bool]
     recipe: str
     done: int
@@ -39,15 +38,9 @@ class RunInfo:
         """The record of ``run``."""
         manifest = run.manifest()
         birth = f"{manifest.run_id} {manifest.created} {run.path.resolve()}"
-        return cls(
-            name=manifest.run_id,
-            identity=hashlib.sha256(birth.encode()).hexdigest()[:12],
-            folder=run.trackers_dir,
-            curves=run.tensorboard_dir,
-            config=_flat(recipe.model_dump(mode="json")),
-            recipe=redacted(dump(recipe)),
-            done=done,
-        )
+        identity = hashlib.sha256(birth.encode()).hexdigest()[:12]
+        config = _flat(recipe.model_dump(mode="json"))
+        return cls(run, manifest.run_id, identity, config, redacted(dump(recipe)), done)
 
 
 class Tracker:
@@ -84,10 +77,10 @@ class TensorBoard(Tracker):
         from accelerate.tracking import TensorBoardTracker
 
         purge = {"purge_step": info.done + 1} if info.done else {}
-        self.tracker = TensorBoardTracker("", str(info.curves), **purge)
+        self.tracker = TensorBoardTracker("", str(info.run.tensorboard_dir), **purge)
         self.tracker.start()
         self.tracker.log({"recipe": f"```yaml\n{info.recipe}```"}, step=info.done)
-        self.where = f"tensorboard --logdir {info.curves}"
+        self.where = f"tensorboard --logdir {info.run.tensorboard_dir}"
 
     def _log(self, pixels: Any, iteration: int) -> None:
         self.tracker.log_images({PICTURES: pixels[None]}, step=iteration, dataformats="NHWC")
@@ -105,8 +98,8 @@ class WandB(Tracker):
         private = {"console": "off", "disable_git": True, "save_code": False, "x_save_requirements": False}
         private |= {"x_disable_meta": True, "x_disable_machine_info": True}
         settings = wandb.Settings(silent=True, init_timeout=TIMEOUT, finish_timeout=TIMEOUT, **private)
-        info.folder.mkdir(parents=True, exist_ok=True)
-        folder = os.environ.get("WANDB_DIR") or str(info.folder)
+        info.run.trackers_dir.mkdir(parents=True, exist_ok=True)
+        folder = os.environ.get("WANDB_DIR") or str(info.run.trackers_dir)
         project = os.environ.get("WANDB_PROJECT") or PROJECT
         identity = {"id": info.identity, "name": info.name, "resume": "allow", "dir": folder}
         self.tracker = WandBTracker(project, settings=settings, **identity)
@@ -128,7 +121,7 @@ class MLflow(Tracker):
         import mlflow  # pyright: ignore[reportMissingImports]
         from accelerate.tracking import MLflowTracker
 
-        note = info.folder / "mlflow.json"
+        note = info.run.trackers_dir / "mlflow.json"
         earlier = read_json(note, "note of MLflow's run").get("run_id") if note.is_file() else None
         self.tracker = MLflowTracker(PROJECT, run_id=earlier, run_name=info.name)
         self.tracker.start()

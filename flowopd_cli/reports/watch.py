@@ -15,7 +15,7 @@ from flowopd_cli.recipe import TrainedRecipe
 from flowopd_cli.reports.series import Rows, column, finite, number, thinned
 from flowopd_cli.runs.evaluations import results
 from flowopd_cli.runs.lock import Lock
-from flowopd_cli.runs.manifest import LOCK, MANIFEST, is_run, read_manifest, status_now
+from flowopd_cli.runs.manifest import LOCK, MANIFEST, Manifest, is_run, read_manifest, status_now
 from flowopd_cli.runs.run import RunDir
 from flowopd_cli.system.json_files import plain
 from flowopd_cli.system.paths import is_file
@@ -81,7 +81,7 @@ def look(path: Path) -> View:
     status = status_now(path)  # before the rows, so that the last rows of a run that ends now are not missed
     manifest, rows = read_manifest(path), _rows(run.metrics_file)
     iteration = rows[-1].get("iteration") if rows else 0
-    metrics = {} if rows else manifest.metrics
+    events = [f"iteration {e.get('iteration')}: {e.get('kind')}: {e.get('text')}" for e in _rows(run.events_file)]
     return View(
         str(path),
         status,
@@ -90,14 +90,9 @@ def look(path: Path) -> View:
         total=_iterations(run),
         seconds=_pace(rows),
         curves=_curves(rows),
-        results=dict(_results(run))
-        if manifest.stage == "eval"
-        else {name: f"{value:.4g}" for name, value in metrics.items() if finite([number(value)])},
+        results=dict(_results(run, manifest, rows)),
         samples=[str(file) for file in sorted(run.samples_dir.glob("*.png"))[-MAX_SAMPLES:]],
-        events=[
-            f"iteration {row.get('iteration')}: {row.get('kind')}: {row.get('text')}"
-            for row in _rows(run.events_file)[-MAX_EVENTS:]
-        ],
+        events=events[-MAX_EVENTS:],
     )
 
 
@@ -132,10 +127,8 @@ def _iterations(run: RunDir) -> int | None:
 
 def _pace(rows: Rows) -> float | None:
     """Median seconds of the last iterations, without sample pictures and checkpoints."""
-    seconds = [
-        sum(finite(number(value) for name, value in row.items() if name.startswith("seconds")))
-        for row in rows[-RECENT:]
-    ]
+    recent = rows[-RECENT:]
+    seconds = [sum(finite(number(v) for name, v in row.items() if name.startswith("seconds"))) for row in recent]
     return statistics.median(seconds) if any(seconds) else None
 
 
@@ -146,8 +139,12 @@ def _curves(rows: Rows) -> dict[str, list[float]]:
     return {name: column(rows, name) for name in shown[:MAX_CURVES]}
 
 
-def _results(run: RunDir) -> Iterator[tuple[str, str]]:
-    """How many pictures are scored, then the figures of each suite."""
+def _results(run: RunDir, manifest: Manifest, rows: Rows) -> Iterator[tuple[str, str]]:
+    """The pictures scored so far and the figures of each suite; of another stage the metrics of a run without rows."""
+    if manifest.stage != "eval":
+        metrics = {name: number(value) for name, value in manifest.metrics.items()} if not rows else {}
+        yield from ((name, f"{value:.4g}") for name, value in metrics.items() if value == value)
+        return
     for file in sorted(run.scored_dir.glob("*")):
         with suppress(OSError):
             yield f"scored ({file.stem})", f"{file.read_bytes().count(bytes([10])):,} pictures"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import redirect_stdout
 from json import dumps
 from math import isfinite
@@ -14,7 +14,6 @@ import typer
 
 from flowopd_cli.cli import completion
 from flowopd_cli.cli.options import Json
-from flowopd_cli.cli.plan.flags import reward_options
 from flowopd_cli.errors import RewardError
 from flowopd_cli.system.text import columns
 
@@ -68,10 +67,10 @@ def ls(json: Json = False) -> None:
         from flowopd_cli.rewards import catalog
 
         rows = catalog.listing()
-    if json:
-        print(dumps([{**row, **_range(row)} for row in rows]))
-        return
-    print(columns([("NAME", "INSTALLED", "EXACT", "RANGE", "EXTRA", "LICENCE"), *map(_cells, rows)]))
+    for row in rows:
+        row |= {end: row[end] if isfinite(row[end]) else None for end in ("low", "high") if end in row}
+    head = ("NAME", "INSTALLED", "EXACT", "RANGE", "EXTRA", "LICENCE")
+    print(dumps(rows) if json else columns([head, *map(_cells, rows)]))
 
 
 @app.command("score")
@@ -91,6 +90,8 @@ def score(
       flowopd rewards score --reward ocr --prompt 'a sign that says "OPEN"' a.png b.png
       flowopd rewards score --reward geneval --prompts prompts.jsonl a.png b.png --json
     """
+    from flowopd_cli.cli.plan.flags import reward_options
+
     options = reward_options(settings)
     with redirect_stdout(sys.stderr):
         from flowopd_cli.rewards import catalog
@@ -128,6 +129,8 @@ def serve(
       flowopd teacher --reward remote:http://127.0.0.1:18085 --out runs/t-remote
     """
     flags = {name: value for name, value in locals().items() if name not in {"reward", "settings"}}
+    from flowopd_cli.cli.plan.flags import reward_options
+
     options = reward_options(settings)
     with redirect_stdout(sys.stderr):
         from flowopd_cli.rewards.remote import settings as defaults
@@ -140,18 +143,12 @@ def serve(
 def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     if "low" not in row:
         return (row["name"], row["installed"], "?", "?", "", "")
-    ends = _range(row)
-    low, high = ("" if ends[end] is None else f"{ends[end]:g}" for end in ("low", "high"))
+    low, high = ("" if row[end] is None else f"{row[end]:g}" for end in ("low", "high"))
     exact = {True: "exact", False: "approximate"}.get(row["exact"], "?")
     return (row["name"], row["installed"], exact, f"{low}..{high}", row["extra"] or "", row["license"])
 
 
-def _range(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The ends of the range; ``None`` where there is none, for JSON has no infinity."""
-    return {end: row[end] if isfinite(row[end]) else None for end in ("low", "high") if end in row}
-
-
-def _score_table(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+def _score_table(rows: list[dict[str, Any]]) -> list[list[str]]:
     names = list(dict.fromkeys(name for row in rows for name in row["scores"]))
     table = [["PICTURE", "TOTAL", *names]]
     for row in rows:

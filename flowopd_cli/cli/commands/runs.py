@@ -38,11 +38,8 @@ def ls(root: Root = Path("runs"), json: Json = False) -> None:
     from flowopd_cli.runs.inspect import listing
 
     rows = listing(root)
-    if json:
-        print(jsonlib.dumps(rows))
-        return
     cells = [(r["run"], r["stage"], r["status"], r["created"], _brief(r["figures"])) for r in rows]
-    print(columns([("RUN", "STAGE", "STATUS", "CREATED", "FIGURES"), *cells]))
+    print(jsonlib.dumps(rows) if json else columns([("RUN", "STAGE", "STATUS", "CREATED", "FIGURES"), *cells]))
 
 
 @app.command("status")
