@@ -31,13 +31,6 @@ STAGES = {
     "eval": "An evaluation on held-out prompts",
     "push": "A model prepared for the Hub",
 }
-METRICS = {
-    "retained_energy": "retained energy",
-    "relative_error": "relative error",
-    "difference": "largest difference from plain diffusers, 0 to 1",
-    "pictures": "pictures learned from",
-    "best_iteration": "best iteration",
-}
 
 
 @dataclass(frozen=True)
@@ -128,7 +121,7 @@ def _parents(run: RunDir, manifest: Manifest, target: Path) -> Iterator[Listing]
 
 def _metrics(manifest: Manifest) -> Iterator[Listing]:
     """The metrics of a run without curves, such as a merge's error and a push's check."""
-    metrics = {METRICS.get(name, name): finite([number(value)]) for name, value in manifest.metrics.items()}
+    metrics = {name.replace("_", " "): finite([number(value)]) for name, value in manifest.metrics.items()}
     rows = tuple((name, f"{value[0]:.5g}") for name, value in metrics.items() if value)
     if rows and manifest.stage in {"merge", "push", "coldstart"}:
         yield Listing("Figures", ("figure", "value"), rows, frozenset({1}))

@@ -1,4 +1,4 @@
-"""The demo as a chain: every stage's run, one table, one report that needs nothing else; stopping and going on."""
+"""The demo: the run of each stage, table and report; interruption and resume."""
 
 import json
 import re
@@ -41,16 +41,8 @@ def shown(tmp_path_factory):
     return out, result
 
 
-MODELS = [
-    "base",
-    "teacher-geneval",
-    "teacher-ocr",
-    "teacher-quality",
-    "grpo-mix",
-    "merge",
-    "student",
-    "student-no-anchor",
-]
+MODELS = ["base", "teacher-geneval", "teacher-ocr", "teacher-quality", "grpo-mix", "merge", "student"]
+MODELS += ["student-no-anchor"]
 
 
 def test_every_model_has_every_suite(shown):
@@ -62,10 +54,12 @@ def test_every_model_has_every_suite(shown):
     json.dumps(result)
 
 
-def test_the_baseline_has_as_many_steps_as_the_teachers_together(shown):
+def test_stages_have_the_seed_and_the_baseline_the_steps_of_all_teachers(shown):
     out, _ = shown
     rows = (out / "grpo-mix" / "metrics.jsonl").read_text().splitlines()
     assert json.loads(rows[-1])["step"] == 3 * 4
+    for name in ("teacher-ocr", "merge", "student"):
+        assert "seed: 3" in (out / name / "recipe.yaml").read_text()
 
 
 def test_the_report_is_one_file_with_table_curves_and_pictures(shown):
@@ -77,12 +71,6 @@ def test_the_report_is_one_file_with_table_curves_and_pictures(shown):
     assert "<path" in html
     assert not re.search(r'(src|href)="https?://', html)
     assert "student-no-anchor &" in (out / "table.tex").read_text()
-
-
-def test_the_seed_reaches_every_stage(shown):
-    out, _ = shown
-    for name in ("teacher-ocr", "merge", "student"):
-        assert "seed: 3" in (out / name / "recipe.yaml").read_text()
 
 
 def pretend(seen, *, stop=None):
@@ -138,7 +126,7 @@ def test_a_directory_of_something_else_stays_as_it_is(tmp_path):
         Demo(Path("/dev/null/x")).run(pretend([]), Silent())
 
 
-def test_an_absent_package_is_told_before_anything_is_trained(monkeypatch, tmp_path):
+def test_an_absent_package_is_refused_before_anything_is_trained(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "rapidocr", None)
     with pytest.raises(MissingDependency, match=r"rapidocr is not installed: pip install 'flowopd\[ocr\]'"):
         Demo(tmp_path / "d").run(pretend([]), Silent())

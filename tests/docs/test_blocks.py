@@ -44,14 +44,6 @@ def leaf(words):
     return command, words
 
 
-def test_there_are_blocks_and_their_remarks_are_known():
-    assert len(pages.COMMANDS) > 60
-    assert {need for block in pages.BLOCKS for need in block.needs} <= pages.NEEDS
-    assert {block.language for block in pages.BLOCKS} <= {
-        *("sh", "text", "console", "python", "toml", "yaml", "json", "{toctree}", "")
-    }
-
-
 @pytest.mark.parametrize("command", pages.COMMANDS, ids=str)
 def test_every_flag_exists_and_every_value_parses(command):
     found, words = leaf(command.words)
@@ -68,7 +60,7 @@ def test_every_stage_resolves_to_a_recipe_of_names_that_exist(command, flowopd, 
     if any(word.endswith(".yaml") for word in command.words):
         pytest.skip("the page's own recipe, which the page's own run reads")
     resolved = []
-    resumed = recipes.build({"stage": "merge", "adapters": ["base"]})
+    resumed = recipes.build({"stage": "merge", "adapters": ["a"]})
     monkeypatch.setattr(execute, "execute", lambda plan, common: resolved.append(plan.recipe))
     monkeypatch.setattr(resolve, "_resumed", lambda *rest: resumed)
     monkeypatch.chdir(tmp_path)

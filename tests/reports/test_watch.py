@@ -1,11 +1,7 @@
-"""``flowopd watch``: a run that begins, goes on, goes back, ends or is killed while somebody looks."""
+"""``flowopd watch``: a run that starts, continues, goes back, ends or is killed."""
 
 import json
 import math
-import os
-import pty
-import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -19,9 +15,6 @@ from flowopd_cli.runs.lock import Lock
 from flowopd_cli.runs.manifest import LOCK, MANIFEST
 from flowopd_cli.runs.run import RunDir
 from flowopd_cli.system.json_files import plain
-
-ROOT = Path(__file__).resolve().parents[2]
-COLOR = re.compile(r"\x1b\[[\d;]*\b(3[0-8]|4[0-8]|9\d|10\d)[\d;]*m")
 
 
 @pytest.fixture
@@ -157,7 +150,7 @@ def test_another_folder_is_refused(flowopd, monkeypatch, tmp_path):
     assert f"{folder}: not a run directory" in err
     (folder / LOCK).unlink()
     lock = Lock(folder / LOCK)
-    lock.acquire()  # somebody is replacing a run there that had a file of its owner
+    lock.acquire()  # another command is replacing a run there
     assert look(folder).status == "waiting"
     lock.release()
 
@@ -190,34 +183,7 @@ def test_an_evaluation_shows_scored_pictures(tmp_path):
     run._lock.release()
 
 
-def shown_on_a_terminal(path, **environment):
-    """What ``flowopd watch`` writes to a terminal."""
-    given = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm-256color", **environment}
-    ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "flowopd_cli", "watch", str(path)]
-    with subprocess.Popen(command, env=given, stdout=subprocess.PIPE, stderr=theirs) as process:
-        os.close(theirs)
-        told = b""
-        while True:
-            try:
-                told += os.read(ours, 4096)
-            except OSError:
-                break
-        assert process.stdout.read() == b""
-    os.close(ours)
-    return told.decode()
-
-
-def test_no_color_is_honored(run, monkeypatch):
-    monkeypatch.delenv("NO_COLOR", raising=False)
-    run.finish("done")
-    assert COLOR.search(shown_on_a_terminal(run.path))
-    plain = shown_on_a_terminal(run.path, NO_COLOR="1")
-    assert "done" in plain
-    assert not COLOR.search(plain)
-
-
-def test_letters_stand_in_where_blocks_cannot_be_written():
+def test_a_sparkline_in_ascii():
     assert set(sparkline(range(50), 50, watching.LETTERS)) == set(watching.LETTERS)
     assert watching.LETTERS.isascii()
     assert len(watching.LETTERS) == len(watching.BLOCKS)

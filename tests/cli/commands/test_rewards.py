@@ -117,9 +117,8 @@ def test_a_mistake_is_one_line_and_exit_code_2(flowopd, argv, words):
 
 def test_the_list(flowopd, monkeypatch):
     rows = {"blue": "my_scores:Blue", "red": "my_scores:red", "gone": "my_scores:gone", "made": "my_scores:factory"}
-    monkeypatch.setattr(
-        _rewards.registry.REWARDS, "_rows", {**rows, "deqa": "flowopd_cli.rewards.remote.client:DeQAReward"}
-    )
+    rows["deqa"] = "flowopd_cli.rewards.remote.deqa:DeQAReward"
+    monkeypatch.setattr(_rewards.registry.REWARDS, "_table", rows)
     monkeypatch.syspath_prepend(Path.cwd())
     lines = flowopd("rewards", "ls")[1].splitlines()
     assert lines[0].split() == ["NAME", "INSTALLED", "EXACT", "RANGE", "EXTRA", "LICENCE"]

@@ -8,7 +8,7 @@ from flowopd_cli import recipe as recipes
 from flowopd_cli.runs.manifest import LOCK, Inputs, Parent
 from flowopd_cli.runs.run import RunDir
 
-DATA = {"stage": "merge", "model": {"pretrained": "toy"}, "adapters": ["base"]}
+DATA = {"stage": "merge", "model": {"pretrained": "toy"}, "adapters": ["a"]}
 
 
 @pytest.fixture
