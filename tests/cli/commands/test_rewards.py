@@ -117,7 +117,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(flowopd, argv, words):
 
 def test_the_list(flowopd, monkeypatch):
     rows = {"blue": "my_scores:Blue", "red": "my_scores:red", "gone": "my_scores:gone", "made": "my_scores:factory"}
-    rows["deqa"] = "flowopd_cli.rewards.remote.deqa:DeQAReward"
+    rows["deqa"] = "flowopd_cli.rewards.remote.client:DeQAReward"
     monkeypatch.setattr(_rewards.registry.REWARDS, "_table", rows)
     monkeypatch.syspath_prepend(Path.cwd())
     lines = flowopd("rewards", "ls")[1].splitlines()
@@ -194,6 +194,6 @@ def test_a_reward_served_scores_as_at_home(flowopd, tmp_path):
         rows = json.loads(flowopd("rewards", "score", *there, "a.png", "b.png", "small.png")[1])
         assert "a library that prints" in worker.log
         worker.process.terminate()
-        assert worker.process.wait(10) == 0
+        assert worker.process.wait(40) == 0  # longer than the grace of open connections
     home = ["--reward", "my_scores:red", "--set", "gain=2", "--prompt", "x", "--json"]
     assert rows == json.loads(flowopd("rewards", "score", *home, "a.png", "b.png", "small.png")[1])
