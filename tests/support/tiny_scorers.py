@@ -2,7 +2,9 @@
 
 import string
 
+import numpy as np
 import torch
+from PIL import Image
 
 LETTERS = string.ascii_lowercase + string.digits + string.punctuation
 TOKENS = 16
@@ -82,3 +84,14 @@ def pictures(count, height=40, width=56, seed=3):
     torch.manual_seed(seed)
     coarse = torch.rand(count, 3, 5, 7)
     return torch.nn.functional.interpolate(coarse, (height, width), mode="nearest")
+
+
+def pil(image):
+    """A tensor ``(3, H, W)`` in [0, 1] as a PIL image."""
+    return Image.fromarray((image.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8))
+
+
+def clip_normalized(pixels):
+    """RGB bytes ``(H, W, 3)`` as ``(3, H, W)``, normalized by CLIP's mean and deviation."""
+    mean, std = np.array([0.48145466, 0.4578275, 0.40821073]), np.array([0.26862954, 0.26130258, 0.27577711])
+    return torch.tensor((pixels / 255 - mean) / std).permute(2, 0, 1).float()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.tiny_scorers import TOKENS, linear_head, pictures, save_clip
+from support.tiny_scorers import TOKENS, clip_normalized, linear_head, pictures, pil, save_clip
 
 from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.errors import ArtifactError, RewardError
@@ -31,12 +31,12 @@ def clip(tmp_path_factory):
 def ids_by_hand(folder, text):
     """Letters as CLIP's words, the end token kept when the text is cut."""
     vocab = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
-    letters = [vocab[c + "</w>" * (i == len(word) - 1)] for word in pieces(text) for i, c in enumerate(word)]
+    letters = [
+        vocab[c + "</w>" * (i == len(word) - 1)]
+        for word in re.findall(r"[a-z]+|[0-9]|[^\sa-z0-9]+", text)
+        for i, c in enumerate(word)
+    ]
     return [vocab["<|startoftext|>"], *letters[: TOKENS - 2], vocab["<|endoftext|>"]]
-
-
-def pieces(text):
-    return re.findall(r"[a-z]+|[0-9]|[^\sa-z0-9]+", text)
 
 
 @torch.no_grad()
@@ -52,16 +52,12 @@ def cosines_by_hand(model, folder, texts, pixels):
 
 def pil_pixels(images, side=32):
     """Shortest side by PIL's bicubic, the middle cut out, CLIP's mean and deviation."""
-    mean = np.array([0.48145466, 0.4578275, 0.40821073])
-    std = np.array([0.26862954, 0.26130258, 0.27577711])
     rows = []
-    for image in images:
-        picture = Image.fromarray((image.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8))
+    for picture in map(pil, images):
         scale = side / min(picture.size)
         picture = picture.resize((int(picture.width * scale), int(picture.height * scale)), Image.Resampling.BICUBIC)
         left = (picture.width - side) // 2
-        array = np.asarray(picture)[:, left : left + side] / 255
-        rows.append(torch.tensor((array - mean) / std).permute(2, 0, 1).float())
+        rows.append(clip_normalized(np.asarray(picture)[:, left : left + side]))
     return torch.stack(rows)
 
 
@@ -125,11 +121,10 @@ def test_the_flow_grpo_variant_shrinks_tensors_bilinearly(clip):
 
 def test_the_pictures_of_a_group_share_their_text(clip):
     reward = PickScoreReward(clip[0], device="cpu")
-    asked = []
-    encode = reward.encoder.texts
-    reward.encoder.texts = lambda texts: asked.append(list(texts)) or encode(texts)
+    encoded, encode = [], reward.encoder.texts
+    reward.encoder.texts = lambda texts: encoded.append(list(texts)) or encode(texts)
     reward(IMAGES, PROMPTS)
-    assert asked == [list(dict.fromkeys(TEXTS))]
+    assert encoded == [list(dict.fromkeys(TEXTS))]
 
 
 def test_half_precision_is_near(clip):
@@ -149,18 +144,15 @@ def head(tmp_path):
 
 def test_aesthetic_is_the_linear_head_on_unit_vectors(clip, head):
     folder, model = clip
+    with torch.no_grad():
+        vectors = torch.cat([model.get_image_features(p[None]).pooler_output for p in pil_pixels(IMAGES)])
+    tensors = linear_head(24)
+    expected = vectors / vectors.norm(dim=-1, keepdim=True)
+    for n in (0, 2, 4, 6, 7):
+        expected = expected @ tensors[f"layers.{n}.weight"].T + tensors[f"layers.{n}.bias"]
     for source in (head, head.parent):
         result = AestheticReward(folder, str(source), device="cpu", batch=2)(IMAGES, PROMPTS)
-        with torch.no_grad():
-            vectors = torch.cat([model.get_image_features(p[None]).pooler_output for p in pil_pixels(IMAGES)])
-        stack = torch.nn.Sequential(*(torch.nn.Linear(a, b) for a, b in ((24, 12), (12, 10), (10, 8), (8, 6), (6, 1))))
-        names = dict(zip(("0", "1", "2", "3", "4"), ("0", "2", "4", "6", "7"), strict=True))
-        tensors = linear_head(24)
-        stack.load_state_dict(
-            {name: tensors[f"layers.{names[name[0]]}{name[1:]}"] for name in stack.state_dict()}, strict=True
-        )
-        expected = stack(vectors / vectors.norm(dim=-1, keepdim=True))[:, 0].detach()
-        torch.testing.assert_close(result.total, expected, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(result.total, expected[:, 0], atol=1e-4, rtol=1e-4)
 
 
 def test_a_head_that_gives_no_number_makes_pictures_invalid(clip, head):
@@ -208,21 +200,6 @@ def test_a_pickle_that_acts_is_not_obeyed(clip, head, tmp_path):
     with pytest.raises(ArtifactError, match="cannot be read as weights"):
         AestheticReward(clip[0], str(head), device="cpu")
     assert not (tmp_path / "touched").exists()
-
-
-def test_an_incomplete_folder_is_one_clear_line(clip, tmp_path):
-    from safetensors.torch import load_file, save_file
-
-    save_clip(tmp_path)
-    path = tmp_path / "model.safetensors"
-    tensors = load_file(path)
-    save_file({k: v for k, v in tensors.items() if k != "visual_projection.weight"}, path, {"format": "pt"})
-    for make in (lambda: PickScoreReward(str(tmp_path)), lambda: ClipScoreReward(source=str(tmp_path))):
-        with pytest.raises(ArtifactError, match=r"missing \(first visual_projection\.weight\)") as caught:
-            make()
-        assert "\n" not in str(caught.value)
-    with pytest.raises(ArtifactError, match="no such folder"):
-        PickScoreReward(str(tmp_path / "nowhere"))
 
 
 def test_local_weights_are_known_by_their_digest_wherever_they_lie(clip, tmp_path):
