@@ -31,9 +31,9 @@ def factory(gain=2.0):
     return Red(gain)
 
 
-@pytest.mark.parametrize("found", [reds, Red, factory])
-def test_all_three_kinds(found):
-    reward = make_reward(found, "mine:it", {"gain": 3.0})
+@pytest.mark.parametrize("target", [reds, Red, factory])
+def test_all_three_kinds(target):
+    reward = make_reward(target, "mine:it", {"gain": 3.0})
     result = reward(IMAGES, PROMPTS)
     assert result.total.tolist() == pytest.approx([3 * float(image[0].mean()) for image in IMAGES])
     assert result.valid.all()
@@ -44,41 +44,37 @@ def test_all_three_kinds(found):
     "values",
     [torch.tensor([1.0, float("nan"), 3.0]), torch.tensor([[1.0], [float("inf")], [3.0]]).numpy(), (1, None, 3)],
 )
-def test_what_is_no_number_is_invalid(values):
+def test_a_value_that_is_not_finite_is_invalid(values):
     result = make_reward(lambda images, prompts: values, "mine:it", {})(IMAGES, PROMPTS)
     assert result.valid.tolist() == [True, False, True]
     assert result.total[[0, 2]].tolist() == [1, 3]
     assert "no finite number" in result.details[1]["error"]
 
 
-def test_a_result_goes_through_as_it_is():
-    made = RewardResult(torch.zeros(3), {"x": torch.ones(3)}, torch.zeros(3, dtype=torch.bool))
-    assert make_reward(lambda images, prompts: made, "mine:it", {})(IMAGES, PROMPTS) is made
+def test_a_reward_result_is_returned_unchanged():
+    result = RewardResult(torch.zeros(3), {"x": torch.ones(3)}, torch.zeros(3, dtype=torch.bool))
+    assert make_reward(lambda images, prompts: result, "mine:it", {})(IMAGES, PROMPTS) is result
 
 
 @pytest.mark.parametrize(
     ("values", "words"),
-    [
-        ([1.0, 2.0], "gave 2 scores for 3 pictures"),
-        (None, "a number for each picture, got NoneType"),
-        ("abc", "got str"),
-    ],
+    [([1.0, 2.0], "gave 2 scores for 3 pictures"), (None, "for each picture, got NoneType"), ("abc", "got str")],
 )
-def test_what_cannot_be_scores(values, words):
+def test_values_that_are_not_scores(values, words):
     with pytest.raises(RewardError, match=f"mine:it: .*{words}"):
         make_reward(lambda images, prompts: values, "mine:it", {})(IMAGES, PROMPTS)
 
 
-@pytest.mark.parametrize("found", [reds, Red, factory])
-def test_options_that_do_not_fit(found):
+@pytest.mark.parametrize("target", [reds, Red, factory])
+def test_options_that_do_not_fit(target):
     with pytest.raises(RewardError, match=r"mine:it: .*grain"):
-        make_reward(found, "mine:it", {"grain": 1})
+        make_reward(target, "mine:it", {"grain": 1})
 
 
-@pytest.mark.parametrize("found", [dict, lambda: 3, lambda: reds])
-def test_what_is_no_reward(found):
+@pytest.mark.parametrize("target", [dict, lambda: 3, lambda: reds])
+def test_a_target_that_is_not_a_reward(target):
     with pytest.raises(RewardError, match="is no reward"):
-        make_reward(found, "mine:it", {})
+        make_reward(target, "mine:it", {})
 
 
 def test_a_function_may_declare_itself():

@@ -1,8 +1,10 @@
-"""The judge against a real HTTP server: what it is sent, how strictly its answers are read, and what faults do."""
+"""The judge against a real HTTP server: requests, strict parsing of answers, faults."""
 
 import base64
 import io
 import json
+import re
+import threading
 import time
 
 import numpy as np
@@ -21,7 +23,7 @@ PROMPTS = [Prompt(str(i), text, "t") for i, text in enumerate(["a {red} cat", 's
 FAST = {"backoff": 0.01, "timeout": 5.0, "concurrency": 1}
 
 
-def said(text, finish="stop"):
+def reply_with(text, finish="stop"):
     return 200, {"choices": [{"message": {"role": "assistant", "content": text}, "finish_reason": finish}]}
 
 
@@ -31,7 +33,9 @@ def judge(*servers, **options):
 
 def test_what_is_sent_and_what_comes_back(serve, monkeypatch):
     monkeypatch.setenv("FLOWOPD_VLM_API_KEY", "s3cr3t")
-    server = serve(said("Good.\nFinal Score: 4"), said("**Final Score:** 2.5"), said("Final Score: 5/5"))
+    server = serve(
+        reply_with("Good.\nFinal Score: 4"), reply_with("**Final Score:** 2.5"), reply_with("Final Score: 5/5")
+    )
     result = judge(server)(IMAGES, PROMPTS)
     assert result.scores["raw"].tolist() == [4.0, 2.5, 5.0]
     torch.testing.assert_close(result.total, torch.tensor([0.8, 0.5, 1.0]))
@@ -50,7 +54,7 @@ def test_what_is_sent_and_what_comes_back(serve, monkeypatch):
 
 
 def test_large_pictures_shrink_and_options_reach_the_request(serve):
-    server = serve(said("<overall> 3.5 </overall>"))
+    server = serve(reply_with("<overall> 3.5 </overall>"))
     extra = {"max_tokens": None, "seed": 7}
     reward = judge(server, preset="qwenvl", side=16, extra=extra)
     assert reward(IMAGES[:1], PROMPTS[:1]).total.tolist() == [pytest.approx(0.7)]
@@ -61,39 +65,16 @@ def test_large_pictures_shrink_and_options_reach_the_request(serve):
     assert Image.open(io.BytesIO(base64.b64decode(data))).size == (16, 12)
 
 
+FINAL_SCORES = ["", " four", " 0", " 6", " -3", " 4,5", " 80%", " 4/10", " 4.5.1", " 3 out of 10", " 3-4", " 3 or 4"]
+FINAL_SCORES += [" 1 1/2", " 4 , 5", " 3, or is it Final Score: 4", " 4 <think> or rather", " 3\nFinal Score: 4"]
+THOUGHTS = ["<think>Final Score: 2", "Final Score: 2\n</think>\nI cannot say the score."]
+
+
 @pytest.mark.parametrize(
-    "answer",
-    [
-        "",
-        "It is a nice picture, 4 of 5.",
-        "Final Score:",
-        "Final Score: four",
-        "Final Score: 0",
-        "Final Score: 6",
-        "Final Score: 10",
-        "Final Score: -3",
-        "Final Score: 4,5",
-        "Final Score: 80%",
-        "Final Score: 4/10",
-        "Final Score: 4.5.1",
-        "Final Score: 4 / 10",
-        "Final Score: 3 out of 10",
-        "Final Score: 3-4",
-        "Final Score: 3 to 4",
-        "Final Score: 3 or 4",
-        "Final Score: 4 %",
-        "Final Score: 1 1/2",
-        "Final Score: 4 , 5",
-        "Final Score: 3, or is it Final Score: 4",
-        "<think>Final Score: 2",
-        "I think Final Score: 2\n</think>\nI cannot say the score.",
-        "Final Score: 4 <think> or rather",
-        "Final Score: 3\nFinal Score: 4",
-        "<think>Final Score: 4</think> I cannot say.",
-    ],
+    "answer", ["", "A nice picture, 4 of 5.", *THOUGHTS, *(f"Final Score:{end}" for end in FINAL_SCORES)]
 )
 def test_an_unparsable_answer_is_invalid_and_never_zero(serve, answer):
-    result = judge(serve(said(answer), said("Final Score: 3")))(IMAGES[:2], PROMPTS[:2])
+    result = judge(serve(reply_with(answer), reply_with("Final Score: 3")))(IMAGES[:2], PROMPTS[:2])
     assert result.valid.tolist() == [False, True]
     assert torch.isnan(result.total[0])
     assert torch.isnan(result.scores["raw"][0])
@@ -115,7 +96,6 @@ def test_an_unparsable_answer_is_invalid_and_never_zero(serve, answer):
         ("qwenvl", "<overall>4 / 10</overall>", None),
         ("qwenvl", "<overall>3-4</overall>", None),
         ("qwenvl", "well <Overall>1</Overall>", 1.0),
-        ("qwenvl", "<overall>1 or 2</overall>", None),
         ("qwenvl", "<overall>4/5</overall>", 4.0),
     ],
 )
@@ -124,24 +104,15 @@ def test_reading(preset, answer, score):
 
 
 def test_an_answer_that_was_cut_off_is_invalid(serve):
-    result = judge(serve(said("Final Score: 4", "length"), said("Final Score: 3")))(IMAGES[:2], PROMPTS[:2])
+    result = judge(serve(reply_with("Final Score: 4", "length"), reply_with("Final Score: 3")))(IMAGES[:2], PROMPTS[:2])
     assert result.valid.tolist() == [False, True]
     assert "cut off" in result.details[0]["error"]
     assert result.details[0]["answer"] == "Final Score: 4"
 
 
-def test_with_skip_an_answer_that_is_no_json_leaves_the_picture_out(serve):
-    server = serve((200, b"<html>busy"), (200, b"<html>busy"), said("Final Score: 3"))
-    result = judge(server, retries=1, on_error="skip")(IMAGES[:2], PROMPTS[:2])
-    assert result.valid.tolist() == [False, True]
-    assert "not JSON" in result.details[0]["error"]
-    with pytest.raises(RewardError, match="not JSON"):
-        judge(serve((200, b"<html>busy")), retries=1)(IMAGES[:1], PROMPTS[:1])
-
-
-@pytest.mark.parametrize("reply", [(200, {"error": "x"}), (200, {"choices": []}), said(None), (200, [1])])
+@pytest.mark.parametrize("reply", [(200, {"error": "x"}), (200, {"choices": []}), reply_with(None), (200, [1])])
 def test_a_reply_without_a_message_is_invalid(serve, reply):
-    result = judge(serve(reply, said("Final Score: 3")))(IMAGES[:2], PROMPTS[:2])
+    result = judge(serve(reply, reply_with("Final Score: 3")))(IMAGES[:2], PROMPTS[:2])
     assert result.valid.tolist() == [False, True]
     assert "no message" in result.details[0]["error"]
 
@@ -152,7 +123,7 @@ def test_a_reply_without_a_message_is_invalid(serve, reply):
     ids=lambda fault: getattr(fault, "__name__", str(fault)),
 )
 def test_passing_faults_are_retried(serve, fault):
-    server = serve(fault, fault, said("Final Score: 3"))
+    server = serve(fault, fault, reply_with("Final Score: 3"))
     assert judge(server)(IMAGES[:1], PROMPTS[:1]).total.tolist() == [pytest.approx(0.6)]
     assert len(server.requests) == 3
 
@@ -165,30 +136,35 @@ def test_a_hanging_endpoint_stops_the_run_with_one_line(serve):
     assert "\n" not in str(caught.value)
 
 
-def test_what_on_error_does(serve):
-    for how, asked in (("retry", 4), ("fail", 1)):
-        server = serve((500, "down"))
-        with pytest.raises(RewardError, match="HTTP 500"):
-            judge(server, retries=3, on_error=how)(IMAGES, PROMPTS)
-        assert len(server.requests) == asked
-    server = serve((500, "down"), (500, "down"), said("Final Score: 3"))
+@pytest.mark.parametrize("fault", [(500, "down"), (200, b"<html>busy")])
+@pytest.mark.parametrize(("on_error", "requests"), [("retry", 4), ("fail", 1)])
+def test_without_an_answer_the_run_stops(serve, fault, on_error, requests):
+    server = serve(fault)
+    with pytest.raises(RewardError, match=r"HTTP 500|not JSON"):
+        judge(server, retries=3, on_error=on_error)(IMAGES, PROMPTS)
+    assert len(server.requests) == requests
+
+
+@pytest.mark.parametrize("fault", [(500, "HTTP 500"), (200, b"not JSON")])
+def test_with_skip_a_picture_without_an_answer_is_invalid(serve, fault):
+    server = serve(fault, fault, reply_with("Final Score: 3"))
     result = judge(server, retries=1, on_error="skip")(IMAGES[:2], PROMPTS[:2])
     assert result.valid.tolist() == [False, True]
     assert torch.isnan(result.total[0])
-    assert "HTTP 500" in result.details[0]["error"]
+    assert re.search("HTTP 500|not JSON", result.details[0]["error"])
     with pytest.raises(RewardError, match="HTTP 401"):
         judge(serve((401, "no key")), on_error="skip")(IMAGES[:1], PROMPTS[:1])
 
 
 def test_endpoints_share_the_work_and_stand_in_for_each_other(serve):
-    one, two = serve(said("Final Score: 1")), serve(said("Final Score: 2"))
+    one, two = serve(reply_with("Final Score: 1")), serve(reply_with("Final Score: 2"))
     assert judge(one, two)(IMAGES, PROMPTS).scores["raw"].tolist() == [1.0, 2.0, 1.0]
-    bad, good = serve((500, "x")), serve(said("Final Score: 4"))
+    bad, good = serve((500, "x")), serve(reply_with("Final Score: 4"))
     assert judge(bad, good, retries=0)(IMAGES, PROMPTS).scores["raw"].tolist() == [4.0] * 3
 
 
 def test_a_picture_that_is_refused_is_invalid_but_a_refusal_of_all_stops(serve):
-    server = serve((400, "content policy"), said("Final Score: 3"))
+    server = serve((400, "content policy"), reply_with("Final Score: 3"))
     result = judge(server)(IMAGES[:2], PROMPTS[:2])
     assert result.valid.tolist() == [False, True]
     assert "content policy" in result.details[0]["error"]
@@ -196,24 +172,24 @@ def test_a_picture_that_is_refused_is_invalid_but_a_refusal_of_all_stops(serve):
         judge(serve((400, "no such field")))(IMAGES, PROMPTS)
 
 
-def test_order_is_kept_when_several_are_asked_at_once(serve):
+def test_several_pictures_are_judged_at_once_and_stay_in_order(serve):
+    together = threading.Barrier(3, timeout=5)
+
     def by_prompt(server, handler):
         text = json.loads(handler.body)["messages"][0]["content"][1]["text"]
         number = 1 + [p.text in text for p in PROMPTS].index(True)
-        server.release.wait(0.2 * (3 - number) + 0.1)
-        body = json.dumps(said(f"Final Score: {number}")[1]).encode()
+        together.wait()
+        body = json.dumps(reply_with(f"Final Score: {number}")[1]).encode()
         handler.send_response(200)
         handler.send_header("Content-Length", str(len(body)))
         handler.end_headers()
         handler.wfile.write(body)
 
-    started = time.monotonic()
     assert judge(serve(by_prompt), concurrency=3)(IMAGES, PROMPTS).scores["raw"].tolist() == [1.0, 2.0, 3.0]
-    assert time.monotonic() - started < 0.75
 
 
-def test_a_template_of_ones_own(serve):
-    server = serve(said("42 points"))
+def test_a_custom_template(serve):
+    server = serve(reply_with("42 points"))
     reward = judge(server, template="Rate {prompt}", pattern=r"(\d+) points", low=0, high=100, divisor=100)
     assert reward(IMAGES[:1], PROMPTS[1:2]).total.tolist() == [pytest.approx(0.42)]
     assert (reward.info.low, reward.info.high) == (0, 1)
