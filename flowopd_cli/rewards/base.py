@@ -51,11 +51,7 @@ class Reward(ABC):
     concurrent: bool = False
 
     def check(self, prompts: Sequence[Prompt]) -> None:  # noqa: B027
-        """Refuse prompts that cannot be scored; called once, before any image is drawn.
-
-        Raises:
-            PromptError: a prompt lacks what the reward needs.
-        """
+        """Raise ``PromptError`` if a prompt cannot be scored; called once, before any image is drawn."""
 
     @abstractmethod
     def __call__(self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]) -> RewardResult:
@@ -87,11 +83,7 @@ class RewardMix:
         self.names = unique_names([part.reward.info.name for part in parts])
 
     def check(self, prompts: Sequence[Prompt]) -> None:
-        """Let every reward refuse prompts of its task that it cannot score.
-
-        Raises:
-            PromptError: a prompt lacks what its reward needs.
-        """
+        """Let every reward check the prompts of its task."""
         for part in self.parts:
             part.reward.check([prompts[i] for i in part.rows(prompts)])
 

@@ -63,16 +63,12 @@ def installed(extra: str | None) -> str:
 def score(
     name: str, options: Mapping[str, Any], pictures: Sequence[Path], prompts: Sequence[Prompt]
 ) -> list[dict[str, Any]]:
-    """A row for each picture file: total, validity, scores and details.
-
-    Raises:
-        RewardError, PromptError, ArtifactError: the reward, a prompt or a picture cannot be used.
-    """
-    reward_scorer = load_scorer(name, options)
-    reward_scorer.reward.check(prompts)
+    """A row for each picture file: total, validity, scores and details."""
+    scorer = load_scorer(name, options)
+    scorer.reward.check(prompts)
     images = [read_picture(path) for path in pictures]
     try:
-        answer = reward_scorer(images, [prompt_record(prompt) for prompt in prompts])
+        answer = scorer(images, [prompt_record(prompt) for prompt in prompts])
     except Refusal as error:
         raise RewardError(f"reward {name}: {error}") from error
     return [
@@ -89,11 +85,7 @@ def score(
 
 
 def paired(texts: Sequence[str], file: str | None, task: str | None, count: int) -> list[Prompt]:
-    """A prompt for each of ``count`` pictures: one for all, or one each.
-
-    Raises:
-        PromptError: there are none, or another number of them.
-    """
+    """A prompt for each of ``count`` pictures, from one for all or one each; ``PromptError`` for another number."""
     if bool(texts) == (file is not None):
         raise PromptError("say what the pictures should show: --prompt TEXT, or --prompts FILE with a line for each")
     prompts = load_prompts(file, task=task or "") if file else [Prompt(t, t, task or "") for t in texts]

@@ -61,9 +61,6 @@ class JudgeOptions:
     are shrunk to ``side`` pixels at most (0: never). ``extra`` is merged into the request (``None`` removes a key).
     ``key_env`` names the environment variable that holds the API key. When no endpoint answers, ``on_error`` is
     ``retry`` (``retries`` times, then stop), ``skip`` (the same, then the picture is invalid) or ``fail`` (stop).
-
-    Raises:
-        RewardError: a pattern without exactly one group, an empty range, or a number outside its bounds.
     """
 
     template: str = UNIFIED
@@ -91,9 +88,7 @@ class JudgeOptions:
         if not self.low < self.high or self.divisor <= 0:
             raise RewardError(f"vlm: low {self.low} must be below high {self.high}, and divisor above 0")
         if self.concurrency < 1 or self.timeout <= 0 or min(self.retries, self.backoff, self.side) < 0:
-            raise RewardError(
-                "vlm: concurrency must be 1 or more, timeout above 0, retries, backoff and side 0 or more"
-            )
+            raise RewardError("vlm: concurrency must be 1 or more, timeout above 0, retries, backoff, side 0 or more")
         if self.on_error not in ON_ERROR:
             raise RewardError(f"vlm: on_error {self.on_error!r} is not one of {', '.join(ON_ERROR)}")
 
@@ -177,11 +172,7 @@ class VLMReward(Reward):
         return RewardResult(raw / self.options.divisor, {"raw": raw}, ~torch.isnan(raw), details)
 
     def judge(self, image: Image.Image, text: str) -> Judgement:
-        """Ask about one picture.
-
-        Raises:
-            EndpointError: no endpoint answers.
-        """
+        """Ask about one picture."""
         try:
             reply = self._endpoints.request(PATH, self.request(image, text))
         except EndpointError as error:
@@ -192,12 +183,12 @@ class VLMReward(Reward):
             return Judgement(None, error=str(error), refused=refused)
         try:
             choice = reply["choices"][0]
-            answer, cut_off = choice["message"]["content"], choice.get("finish_reason") == "length"
+            answer = choice["message"]["content"]
+            if not isinstance(answer, str):
+                raise TypeError("the content is no text")
         except (KeyError, IndexError, TypeError):
-            answer, cut_off = None, False
-        if not isinstance(answer, str):
             return Judgement(None, error=f"no message in the answer: {str(reply)[:200]}")
-        if cut_off:
+        if choice.get("finish_reason") == "length":
             limit = self.options.max_tokens
             return Judgement(None, answer, f"the answer was cut off (max_tokens {limit}), maybe its score")
         return read_answer(answer, self.options)

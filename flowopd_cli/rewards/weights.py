@@ -116,11 +116,7 @@ def weights_file(source: str, filename: str) -> Weights:
 
 
 def read_checkpoint(source: str, filename: str) -> tuple[dict[str, Tensor], str]:
-    """The tensors of a checkpoint found by :func:`weights_file`, and its path.
-
-    Raises:
-        ArtifactError: it is missing, cannot be read, or is a pickle that is not pinned.
-    """
+    """The tensors (:func:`load_tensors`) of a checkpoint found by :func:`weights_file`, and its path."""
     path, digest = weights_file(source, filename)
     return load_tensors(path, digest), str(path)
 
@@ -158,10 +154,8 @@ def download(url: str, *, sha256: str | None, name: str | None = None) -> Path:
 
 
 def refuse_unpinned(path: Path, sha256: str | None, name: str | None = None) -> None:
-    """Refuse a pickled checkpoint whose digest is not pinned or differs; ``name`` is the user's name for it.
-
-    Raises:
-        ArtifactError: the message has the actual digest.
+    """Raise ``ArtifactError`` for a pickled checkpoint whose digest is not pinned or differs; the message, with the
+    actual digest, calls it ``name``.
     """
     digest = sha256_file(path)
     if sha256 is None:
@@ -204,11 +198,7 @@ def load_tensors(path: str | Path, sha256: str | None = None, name: str | None =
 
 
 def check_tensors(source: str, expected: Mapping[str, Tensor], actual: Mapping[str, Tensor]) -> None:
-    """Refuse tensors whose names or shapes are not the expected ones.
-
-    Raises:
-        ArtifactError: names the first of each kind.
-    """
+    """Raise ``ArtifactError`` for tensors whose names or shapes are not the expected ones."""
     misshaped = [n for n, t in actual.items() if n in expected and t.shape != expected[n].shape]
     missing, unexpected = (
         [n for n in one if n not in other] for one, other in ((expected, actual), (actual, expected))
@@ -217,11 +207,7 @@ def check_tensors(source: str, expected: Mapping[str, Tensor], actual: Mapping[s
 
 
 def refuse_mismatch(source: str, missing: list[str], unexpected: list[str], misshaped: list[str]) -> None:
-    """Refuse weights whose names or shapes are not those of the model.
-
-    Raises:
-        ArtifactError: names the first of each kind.
-    """
+    """Raise ``ArtifactError`` if any list of names is not empty; the message has the first of each."""
     kinds = {"missing": missing, "unexpected": unexpected, "of another shape": misshaped}
     parts = [f"{len(names)} {kind} (first {names[0]})" for kind, names in kinds.items() if names]
     if parts:

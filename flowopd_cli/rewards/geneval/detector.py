@@ -80,7 +80,10 @@ class Mask2FormerDetector(Detector):
     """Finds COCO's 80 classes under GenEval's names, and the colors of those objects that a prompt asks about."""
 
     def __init__(
-        self, settings: DetectorSettings, options: GenEvalOptions = DEFAULTS, architecture: Architecture | None = None
+        self,
+        settings: DetectorSettings,
+        options: GenEvalOptions = DEFAULTS,
+        architecture: Architecture = Architecture(),
     ) -> None:
         """Load both models. ``options`` are the thresholds that decide which objects need a color.
 
@@ -144,20 +147,15 @@ def prepare(images: Float[Tensor, "B 3 H W"], short_side: int = SHORT_SIDE) -> t
     The resize interpolates bilinearly without antialiasing and rounds to bytes, as OpenCV does (within one grey level).
     """
     original = (images.shape[-2], images.shape[-1])
-    resized = fit(original, short_side)
+    long_side = round(short_side * LONG_SIDE / SHORT_SIDE)
+    scale = min(long_side / max(original), short_side / min(original))
+    resized = (int(original[0] * scale + 0.5), int(original[1] * scale + 0.5))
     padded = (-(-resized[0] // 32) * 32, -(-resized[1] // 32) * 32)
     grey_levels = images.float().clamp(0, 1).mul(255).round()
     scaled = F.interpolate(grey_levels, resized, mode="bilinear", align_corners=False).round()
     mean, std = (scaled.new_tensor(values)[:, None, None] for values in (MEAN, STD))
     pixels = F.pad((scaled - mean) / std, (0, padded[1] - resized[1], 0, padded[0] - resized[0]))
     return pixels, Frame(original, resized, padded)
-
-
-def fit(size: tuple[int, int], short_side: int = SHORT_SIDE) -> tuple[int, int]:
-    """Height and width scaled so that the shorter is ``short_side``, or the longer 1333 / 800 of it if that is less."""
-    long_side = round(short_side * LONG_SIDE / SHORT_SIDE)
-    scale = min(long_side / max(size), short_side / min(size))
-    return int(size[0] * scale + 0.5), int(size[1] * scale + 0.5)
 
 
 def instances_of(classes: Float[Tensor, "Q C"], masks: Float[Tensor, "Q h w"], frame: Frame) -> Instances:

@@ -56,7 +56,7 @@ class Network(NamedTuple):
     official: bool
 
 
-def load_network(weights: str | None, *, architecture: Architecture | None = None) -> Network:
+def load_network(weights: str | None, *, architecture: Architecture = Architecture()) -> Network:
     """A detector's network in evaluation mode, on the CPU, in float32.
 
     ``weights`` is ``None`` (GenEval's own, downloaded once), a checkpoint of mmdet (``.pth#sha256=digest``, or its
@@ -69,7 +69,7 @@ def load_network(weights: str | None, *, architecture: Architecture | None = Non
     source, digest = (str(fetch()), None) if weights is None else split_digest(weights)
     path = Path(source)
     if path.is_file():
-        return _from_checkpoint(path, architecture or Architecture(), digest)
+        return _from_checkpoint(path, architecture, digest)
     if path.suffix in (".pth", ".pt", ".safetensors"):
         raise ArtifactError(f"{path}: no such file of weights")
     return _from_pretrained(source)
@@ -168,11 +168,7 @@ def build(architecture: Architecture) -> Any:
 
 
 def fill(module: Any, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Copy tensors (by the names of ``transformers`` 5.23) into the network.
-
-    Raises:
-        ArtifactError: one is missing, unexpected or of another shape.
-    """
+    """Copy exactly the network's tensors, by the names of ``transformers`` 5.23, into it."""
     state = {modern(name): tensor for name, tensor in module.state_dict().items() if INDEX_TABLE not in name}
     target = {name: tensor for name, tensor in state.items() if UNUSED_NORM not in name}
     check_tensors(source, target, tensors)
@@ -199,8 +195,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
             match = UNKNOWN_GLOBAL.search(str(error))
             if match is None:
-                reason = "cannot be read as a checkpoint: damaged, or not made of tensors"
-                raise ArtifactError(f"{path}: {reason}") from error
+                raise ArtifactError(f"{path}: not a checkpoint: damaged, or not made of tensors") from error
             name = match[1]
             if name.split(".")[0] not in STAND_IN_MODULES or name in stand_ins or len(stand_ins) == STAND_INS_MAX:
                 raise ArtifactError(f"{path}: refers to {name}, which no file of weights needs; not loaded") from error

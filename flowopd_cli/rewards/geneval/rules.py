@@ -44,11 +44,7 @@ class Detector(ABC):
     official: bool = False
 
     def check(self, prompts: Sequence[Prompt]) -> None:  # noqa: B027
-        """Refuse prompts that the detector can never satisfy.
-
-        Raises:
-            PromptError: names the prompt.
-        """
+        """Raise ``PromptError`` if the detector can never satisfy a prompt."""
 
     @abstractmethod
     def __call__(

@@ -177,11 +177,8 @@ def _paddle_name(onnx: Path) -> str:
 
 def _config(model: str, transforms: list[dict[str, Any]], **postprocess: Any) -> dict[str, Any]:
     decode = {"DecodeImage": {"channel_first": False, "img_mode": "BGR"}}
-    return {
-        "Global": {"model_name": model},
-        "PreProcess": {"transform_ops": [decode, *transforms]},
-        "PostProcess": postprocess,
-    }
+    process = {"transform_ops": [decode, *transforms]}
+    return {"Global": {"model_name": model}, "PreProcess": process, "PostProcess": postprocess}
 
 
 def _detector(name: str) -> dict[str, Any]:

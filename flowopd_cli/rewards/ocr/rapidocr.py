@@ -51,11 +51,7 @@ class RapidPageReader(PageReader):
     """
 
     def __init__(self, drop_score: float = DROP_SCORE, threads: int = 1) -> None:
-        """``drop_score`` is the confidence a line needs; ``threads`` those of onnxruntime.
-
-        Raises:
-            MissingDependency: ``rapidocr`` or ``onnxruntime`` is not installed.
-        """
+        """``drop_score`` is the confidence a line needs; ``threads`` those of onnxruntime."""
         super().__init__(drop_score)
         det, rec = bundled_model("det"), bundled_model("rec")
         from rapidocr import RapidOCR
@@ -88,11 +84,7 @@ class RapidTextReader:
     """
 
     def __init__(self, threads: int | None = None) -> None:
-        """``threads`` defaults to 1: images are small, and the model under training uses the other cores.
-
-        Raises:
-            MissingDependency: ``rapidocr`` or ``onnxruntime`` is not installed.
-        """
+        """``threads`` defaults to 1: images are small, and the model under training uses the other cores."""
         path = bundled_model("rec")
         import onnxruntime
 

@@ -84,15 +84,11 @@ def reading_order(corners: Sequence[tuple[float, float]]) -> list[int]:
     """
     order: list[int] = []
     for i in sorted(range(len(corners)), key=lambda i: (corners[i][1], corners[i][0])):
-        position = len(order)
-        while position and _precedes(corners[i], corners[order[position - 1]]):
+        (x, y), position = corners[i], len(order)
+        while position and x < corners[order[position - 1]][0] and y - corners[order[position - 1]][1] < ROW_PIXELS:
             position -= 1
         order.insert(position, i)
     return order
-
-
-def _precedes(one: tuple[float, float], other: tuple[float, float]) -> bool:
-    return abs(one[1] - other[1]) < ROW_PIXELS and one[0] < other[0]
 
 
 def describe_error(error: Exception) -> str:

@@ -38,8 +38,7 @@ class OCRScore(NamedTuple):
 def target_of(prompt: Prompt) -> str:
     """The text to render: ``metadata["target"]``, else the text between the prompt's first two double quotes.
 
-    Raises:
-        PromptError: there is no such text.
+    Raises ``PromptError`` without such a text.
     """
     text = target(prompt.text, prompt.metadata)
     if text is None:
@@ -77,12 +76,7 @@ def score_text(target: str, lines: Sequence[Line]) -> OCRScore:
 
 
 def make_reader(name: str = "auto", **options: Any) -> TextReader:
-    """The reader of a name; ``auto`` is ``paddleocr`` where that is installed, else ``rapidocr``.
-
-    Raises:
-        RewardError: there is no reader of this name.
-        MissingDependency: its package is not installed.
-    """
+    """The reader of a name; ``auto`` is ``paddleocr`` where that is installed, else ``rapidocr``."""
     if name not in READERS:
         raise RewardError(f"ocr: there is no reader {name!r}; known: {', '.join(READERS)}")
     if name == "auto":

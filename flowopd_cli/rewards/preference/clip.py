@@ -106,22 +106,14 @@ class ClipEncoder:
 
 
 def paired_cosine(a: Float[Tensor, "B D"], b: Float[Tensor, "B D"]) -> Float[Tensor, " B"]:
-    """Cosine of each row of ``a`` with the same row of ``b``; both have rows of length 1.
-
-    Raises:
-        ValueError: the shapes differ, which broadcasting would hide.
-    """
+    """Cosine of each row of ``a`` with the same row of ``b``; rows have length 1. Nothing is broadcast."""
     if a.shape != b.shape:
         raise ValueError(f"cosines are of pairs: {tuple(a.shape)} against {tuple(b.shape)}")
     return (a * b).sum(dim=-1)
 
 
 def as_dtype(name: str) -> torch.dtype:
-    """A dtype by its name.
-
-    Raises:
-        ArtifactError: weights cannot have it.
-    """
+    """A dtype by its name; ``ArtifactError`` for one that weights cannot have."""
     if name not in DTYPES:
         raise ArtifactError(f"dtype {name!r} is not one of {', '.join(DTYPES)}")
     return DTYPES[name]
@@ -184,10 +176,8 @@ def _is_pickle(source: str) -> bool:
 
 
 def refuse_incomplete(source: str, info: Mapping[str, Any]) -> None:
-    """Refuse a model that ``from_pretrained(..., output_loading_info=True, ignore_mismatched_sizes=True)`` completed.
-
-    Raises:
-        ArtifactError: weights are missing, surplus or of another shape; ``transformers`` alone would only warn.
+    """Raise ``ArtifactError`` where ``from_pretrained(..., output_loading_info=True, ignore_mismatched_sizes=True)``
+    had to complete a model; ``transformers`` alone only warns.
     """
     shapes = sorted(str(item[0]) if isinstance(item, tuple) else str(item) for item in info["mismatched_keys"])
     refuse_mismatch(source, sorted(info["missing_keys"]), sorted(info["unexpected_keys"]), shapes)

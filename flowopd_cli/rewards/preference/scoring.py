@@ -27,9 +27,6 @@ def assemble(
     """A ``transformers`` model of this class and configuration with exactly these tensors, in evaluation mode.
 
     ``options`` are further arguments of the constructor.
-
-    Raises:
-        ArtifactError: a name is missing or unexpected, or a shape differs.
     """
     with torch.device("meta"):
         check_tensors(what, kind(config, **options).state_dict(), tensors)
@@ -41,9 +38,6 @@ def linear_head(tensors: Mapping[str, Tensor], width: int, what: str) -> nn.Sequ
     """Five linear layers from ``width`` to one number, in float32, without activations between them.
 
     ``tensors`` has ``layers.N.weight`` and ``layers.N.bias`` for N in 0, 2, 4, 6, 7; the others are dropout.
-
-    Raises:
-        ArtifactError: names or shapes differ.
     """
     sizes = [width, *(len(tensors.get(f"layers.{n}.bias", [0])) for n in (0, 2, 4, 6)), 1]
     first, second, third, *rest = (nn.Linear(a, b, device="meta") for a, b in pairwise(sizes))

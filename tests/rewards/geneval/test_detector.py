@@ -21,7 +21,6 @@ from flowopd_cli.rewards.geneval.detector import (
     Mask2FormerDetector,
     colored,
     cut_out,
-    fit,
     instances_of,
     prepare,
 )
@@ -77,7 +76,7 @@ def test_classes_are_cocos_in_order_with_three_other_names():
     ],
 )
 def test_pictures_are_fitted_into_1333_by_800(size, expected):
-    assert fit(size) == expected
+    assert prepare(torch.zeros(1, 3, *size))[1].resized == expected
 
 
 @pytest.mark.parametrize("size", [(10, 14), (50, 36), (9, 31)])

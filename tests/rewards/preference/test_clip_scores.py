@@ -13,9 +13,7 @@ from support.tiny_scorers import TOKENS, clip_normalized, linear_head, pictures,
 
 from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.errors import ArtifactError, RewardError
-from flowopd_cli.rewards.preference.aesthetic import HEAD_FILE, AestheticReward
-from flowopd_cli.rewards.preference.clipscore import ClipScoreReward
-from flowopd_cli.rewards.preference.pickscore import PickScoreReward
+from flowopd_cli.rewards.preference.clip_scores import HEAD_FILE, AestheticReward, ClipScoreReward, PickScoreReward
 
 TEXTS = ["a cat", "two dogs on the left of a red car, and far too many more words", "a cat", "", "blue"]
 PROMPTS = [Prompt(str(i), text, "t") for i, text in enumerate(TEXTS)]
