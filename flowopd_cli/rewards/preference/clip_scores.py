@@ -77,12 +77,7 @@ class ClipScoreReward(Reward):
         device: str = "auto",
         batch: int = 32,
     ) -> None:
-        """``source`` replaces the variant's model: a local folder or ``repository@revision``.
-
-        Raises:
-            RewardError: an unknown variant.
-            ArtifactError: the model cannot be read.
-        """
+        """``source`` replaces the variant's model: a local folder or ``repository@revision``."""
         if variant not in VARIANTS:
             raise RewardError(f"clipscore: variant {variant!r} is not one of {', '.join(VARIANTS)}")
         self.variant, self.source = VARIANTS[variant], source or VARIANTS[variant].source
