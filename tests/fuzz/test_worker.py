@@ -14,6 +14,7 @@ from PIL import Image
 from support.fuzzing import ODD, TEXTS, as_json, edited, few, folder, guarded, many, mutated
 from support.workers import started
 
+from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.errors import redacted
 from flowopd_cli.rewards.remote import protocol
 from flowopd_cli.rewards.remote.protocol import Answer, Limits, Refusal
@@ -22,9 +23,10 @@ from flowopd_cli.rewards.remote.settings import Settings
 
 STATUSES = {200, 400, 401, 404, 405, 408, 409, 413, 415, 503}
 LIMITS = Limits(body_bytes=1 << 20, pixels=100, request_pixels=200, queue_seconds=2, body_seconds=0.1)
-PNG = protocol.encode_png(Image.new("RGB", (4, 4), (51, 0, 0)))
-PROMPT = {"id": "1", "text": "a cat", "task": "t", "metadata": {"tag": "x", "include": [{"class": "cup", "count": 1}]}}
-SCORE = protocol.score_request("red", [PNG, PNG], [PROMPT, PROMPT])
+METADATA = {"tag": "x", "include": [{"class": "cup", "count": 1}]}
+ITEM = protocol.score_item(Image.new("RGB", (4, 4), (51, 0, 0)), Prompt("1", "a cat", "t", METADATA))
+PNG, PROMPT = ITEM["png"], ITEM["prompt"]
+SCORE = protocol.score_request("red", [ITEM, ITEM])
 CHECK = {"protocol": 1, "reward": "red", "prompts": [PROMPT]}
 
 

@@ -25,9 +25,6 @@ class Job:
     prompts: Sequence[dict[str, Any]]
     future: Future[Answer] = field(default_factory=Future)
 
-    def __len__(self) -> int:
-        return len(self.pictures)
-
 
 class Batcher:
     """Joins waiting requests up to ``max_batch`` pictures, and waits at most ``linger`` seconds for more.
@@ -47,14 +44,10 @@ class Batcher:
     def waiting(self) -> int:
         """Pictures in the queue."""
         with self._change:
-            return sum(len(job) for job in self._jobs if not job.future.cancelled())
+            return sum(len(job.pictures) for job in self._jobs if not job.future.cancelled())
 
     def submit(self, pictures: Sequence[Image.Image], prompts: Sequence[dict[str, Any]]) -> Future[Answer]:
-        """Queue a request. The future raises what the reward raised, or ``ValueError`` for a wrong number of scores.
-
-        Raises:
-            Refusal: the queue is full.
-        """
+        """Queue a request; ``Refusal`` when the queue is full. The future raises what the reward raised."""
         job = Job(pictures, prompts)
         with self._change:
             self._jobs = deque(other for other in self._jobs if not other.future.cancelled())
@@ -77,8 +70,10 @@ class Batcher:
             until = time.monotonic() + self._linger
             while self.waiting < self._max_batch and (left := until - time.monotonic()) > 0:
                 self._change.wait(left)
-            while self._jobs and (not batch or sum(map(len, batch)) + len(self._jobs[0]) <= self._max_batch):
+            size = 0
+            while self._jobs and (not batch or size + len(self._jobs[0].pictures) <= self._max_batch):
                 batch.append(self._jobs.popleft())
+                size += len(batch[-1].pictures)
         return batch
 
     def _score(self, jobs: list[Job]) -> None:
@@ -93,7 +88,7 @@ class Batcher:
             for job in jobs:
                 self._score([job])
             return
-        start = 0
+        stop = 0
         for job in jobs:
-            job.future.set_result(answer.rows(start, start + len(job)))
-            start += len(job)
+            start, stop = stop, stop + len(job.pictures)
+            job.future.set_result(answer.rows(start, stop))

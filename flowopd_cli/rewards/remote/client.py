@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, NoReturn
 
@@ -34,7 +36,6 @@ TOKEN_NEEDED = (401, 403)
 MISMATCH = 409
 CHECKED_AT_ONCE = 1000
 ENVELOPE_BYTES = 4096
-INF = float("inf")
 log = logging.getLogger("flowopd.rewards")
 
 
@@ -66,11 +67,7 @@ class RemoteReward(Reward):
         reward: str | None = None,
         start: str = "",
     ) -> None:
-        """Read the description of every worker.
-
-        Raises:
-            RewardError: no worker answers, they serve different rewards, or an option is wrong.
-        """
+        """Read the description of every worker; ``RewardError`` when none answers or they serve different rewards."""
         if on_error not in ON_ERROR:
             raise RewardError(f"remote: on_error {on_error!r} is not one of {', '.join(ON_ERROR)}")
         if timeout <= 0 or retries < 0 or batch < 1:
@@ -89,12 +86,7 @@ class RemoteReward(Reward):
         self.weights = {**self.worker.weights, "worker": self.worker.package}
 
     def check(self, prompts: Sequence[Prompt]) -> None:
-        """Let the worker refuse prompts that it could not score.
-
-        Raises:
-            PromptError: it does.
-            RewardError: it does not answer.
-        """
+        """Let the worker refuse prompts that it could not score, by ``PromptError``."""
         for start in range(0, len(prompts), CHECKED_AT_ONCE):
             records = [protocol.prompt_record(prompt) for prompt in prompts[start : start + CHECKED_AT_ONCE]]
             body = {"protocol": protocol.PROTOCOL, "reward": self.worker.reward, "prompts": records}
@@ -112,22 +104,23 @@ class RemoteReward(Reward):
             RewardError: a worker did not answer, or not by the protocol, and ``on_error`` is not ``skip``.
             WorkerMismatch: another reward now answers at a worker's address.
         """
-        pngs = [protocol.encode_png(picture) for picture in to_pil(images)]
-        records = [protocol.prompt_record(prompt) for prompt in prompts]
+        items = [protocol.score_item(*pair) for pair in zip(to_pil(images), prompts, strict=True)]
+        limits, pixels = self.worker.limits, max(1, images.shape[-1] * images.shape[-2])
+        room = (limits.body_bytes - ENVELOPE_BYTES) // max((len(json.dumps(item)) + 2 for item in items), default=1)
+        count = max(1, min(self.batch, protocol.MAX_PICTURES, limits.request_pixels // pixels, room))
         unreachable = threading.Event()
-        chunks = self._chunks(pngs, records, images.shape[-1] * images.shape[-2])
-        tasks = [partial(self._score, pngs[chunk], records[chunk], unreachable) for chunk in chunks]
+        tasks = [partial(self._score, items[i : i + count], unreachable) for i in range(0, len(items), count)]
         return reward_result(in_parallel(tasks, workers=len(self._endpoints.urls)))
 
-    def _score(self, pngs: list[str], prompts: list[dict[str, Any]], unreachable: threading.Event) -> Answer:
+    def _score(self, items: list[dict[str, Any]], unreachable: threading.Event) -> Answer:
         """The scores of one request, which is not sent when no worker answered an earlier one of this call."""
 
         def parse(tree: Any) -> Answer:
-            return TypeAdapter(Answer).validate_python(self._verify(tree)).require(len(pngs))
+            return TypeAdapter(Answer).validate_python(self._verify(tree)).require(len(items))
 
         reason, failing = "not sent, because no worker answered an earlier request", self._endpoints.failing
         if not unreachable.is_set():
-            body = protocol.score_request(self.worker.reward, pngs, prompts)
+            body = protocol.score_request(self.worker.reward, items)
             try:
                 answer = self._endpoints.request(protocol.SCORE, body, parse)
             except EndpointError as error:
@@ -142,42 +135,26 @@ class RemoteReward(Reward):
                 if failing:
                     log.warning("reward %s: the worker answers again", self._name)
                 return answer
-        return Answer([None] * len(pngs), {}, [False] * len(pngs), [{"error": reason} for _ in pngs])
-
-    def _chunks(self, pngs: Sequence[str], prompts: Sequence[dict[str, Any]], pixels: int) -> Iterator[slice]:
-        """The pictures of each request, within the worker's limits, for pictures of that many pixels each."""
-        limits = self.worker.limits
-        most = max(1, min(self.batch, protocol.MAX_PICTURES, limits.request_pixels // max(pixels, 1)))
-        start, size = 0, 0
-        for i, (png, prompt) in enumerate(zip(pngs, prompts, strict=True)):
-            weight = len(png) + len(json.dumps(prompt)) + 64
-            if i > start and (i - start >= most or size + weight > limits.body_bytes - ENVELOPE_BYTES):
-                yield slice(start, i)
-                start, size = i, 0
-            size += weight
-        if pngs:
-            yield slice(start, len(pngs))
+        return Answer([None] * len(items), {}, [False] * len(items), [{"error": reason} for _ in items])
 
     def _verify(self, tree: Any) -> dict[str, Any]:
         if not isinstance(tree, dict):
             raise ValueError(f"the answer is {type(tree).__name__}, not an object")
         for name in ("protocol", "reward", "fingerprint"):
             if tree.get(name) != getattr(self.worker, name):
+                change = f"its {name} is {protocol.excerpt(tree.get(name))}, it was {getattr(self.worker, name)!r}"
                 raise WorkerMismatch(
-                    f"reward {self._name}: the worker has changed: its {name} is "
-                    f"{protocol.excerpt(tree.get(name))}, it was {getattr(self.worker, name)!r}; "
-                    "scores of the two cannot be compared"
+                    f"reward {self._name}: the worker has changed: {change}; scores cannot be compared"
                 )
         return tree
 
     def _connect(self, reward: str | None) -> WorkerInfo:
-        """The description that all workers share. Workers that do not answer may come later; only when none answers are
-        they tried again.
-        """
+        """The description that all workers share. Only when none of them answers are they tried again."""
         urls, workers, failures = self._endpoints.urls, dict[str, WorkerInfo](), list[EndpointError]()
-        for rounds in sorted({1, self._endpoints.policy.retries + 1}):
+        for retries in sorted({0, self._endpoints.policy.retries}):
             if not workers:
-                results = in_parallel([partial(self._describe, url, reward, rounds) for url in urls], workers=len(urls))
+                tasks = [partial(self._describe, url, reward, retries) for url in urls]
+                results = in_parallel(tasks, workers=len(urls))
                 workers = {u: result for u, result in zip(urls, results, strict=True) if isinstance(result, WorkerInfo)}
                 failures = [result for result in results if isinstance(result, EndpointError)]
         denied = [error for error in failures if error.status in TOKEN_NEEDED]
@@ -191,12 +168,12 @@ class RemoteReward(Reward):
             log.warning("reward %s: %s", worker.reward, error)
         return worker
 
-    def _describe(self, url: str, reward: str | None, rounds: int) -> WorkerInfo | EndpointError:
+    def _describe(self, url: str, reward: str | None, retries: int) -> WorkerInfo | EndpointError:
+        endpoint = Endpoints([url], self._endpoints.headers, replace(self._endpoints.policy, retries=retries))
         try:
-            tree = self._endpoints.request(protocol.INFO, urls=[url], rounds=rounds)
+            return worker_info(url, endpoint.request(protocol.INFO), reward)
         except EndpointError as error:
             return error
-        return worker_info(url, tree, reward)
 
     def _stop(self, error: EndpointError) -> NoReturn:
         """Raise one line that names the failure and the way out."""
@@ -229,11 +206,7 @@ class DeQAReward(RemoteReward):
 
 
 def worker_info(url: str, tree: Any, reward: str | None = None) -> WorkerInfo:
-    """A worker's description of itself, validated.
-
-    Raises:
-        WorkerMismatch: it is not a worker, or one of another protocol or reward.
-    """
+    """A worker's description of itself; ``WorkerMismatch`` when it is not valid or of another reward."""
     try:
         worker = WorkerInfo.model_validate(tree)
     except ValidationError as error:
@@ -248,7 +221,7 @@ def worker_info(url: str, tree: Any, reward: str | None = None) -> WorkerInfo:
 
 def reward_info(worker: WorkerInfo) -> RewardInfo:
     """What a worker declares, as a reward of this process would."""
-    low, high = (bound if bound is not None else end for bound, end in ((worker.low, -INF), (worker.high, INF)))
+    low, high = -math.inf if worker.low is None else worker.low, math.inf if worker.high is None else worker.high
     same = worker.model_dump(include={"paper", "higher_is_better", "license", "exact", "note"})
     return RewardInfo(name=worker.reward, low=low, high=high, **same)
 

@@ -51,7 +51,7 @@ class EndpointError(RewardError):
         self.status = status
 
 
-class _Retryable(Exception):
+class _Retryable(ValueError):
     def __init__(self, reason: str, status: int | None = None, retry_after: str = "") -> None:
         super().__init__(" ".join(reason.split())[:EXCERPT])
         self.status, self.pause = status, float(retry_after) if retry_after.isdecimal() else 0.0
@@ -74,26 +74,19 @@ class Endpoints:
         self.urls, self.headers, self.policy, self.failing = list(urls), headers, policy, False
         self._turns, self._resting = itertools.count(), dict.fromkeys(urls, 0.0)
 
-    def request(
-        self,
-        path: str,
-        payload: Any = None,
-        parse: Callable[[Any], Any] = lambda tree: tree,
-        *,
-        urls: Sequence[str] = (),
-        rounds: int | None = None,
-    ) -> Any:
+    def request(self, path: str, payload: Any = None, parse: Callable[[Any], Any] = lambda tree: tree) -> Any:
         """The parsed answer of the first endpoint that gives one, to a POST of ``payload`` or else to a GET.
 
-        ``parse`` raises ``ValueError`` for an answer that it cannot use. ``urls`` (all, those that failed within the
-        last minute at the end) are each tried ``rounds`` times.
+        ``parse`` raises ``ValueError`` for an answer that it cannot use. Endpoints that failed within the last minute
+        are tried last.
 
         Raises:
             EndpointError: attempts are exhausted, or a status shows that more of them would not help.
             RewardError: a header cannot be sent.
         """
-        urls = urls or self._order()
-        attempts = len(urls) * (rounds or (1 if self.failing else self.policy.retries + 1))
+        first, now = next(self._turns) % len(self.urls), time.monotonic()
+        urls = sorted(self.urls[first:] + self.urls[:first], key=lambda url: self._resting[url] > now)
+        attempts = len(urls) * (1 if self.failing else self.policy.retries + 1)
         due = dict.fromkeys(urls, 0.0)
         failures: dict[str, _Retryable] = {}
         for attempt in range(attempts):
@@ -101,10 +94,8 @@ class Endpoints:
             time.sleep(max(0.0, due[url] - time.monotonic()))
             try:
                 answer = parse(_attempt(join_url(url, path), payload, self.headers, self.policy))
-            except _Retryable as error:
-                failure = error
             except (ValueError, RecursionError) as error:
-                failure = _Retryable(one_line(error), 200)
+                failure = error if isinstance(error, _Retryable) else _Retryable(one_line(error), 200)
             else:
                 self.failing = False
                 return answer
@@ -112,15 +103,11 @@ class Endpoints:
             pause = self.policy.backoff * 2 ** min(attempt // len(urls), 16) * _JITTER.uniform(0.5, 1.0)
             due[url] = now + min(max(pause, failure.pause), self.policy.max_pause)
             self._resting[url] = now + REST_SECONDS
-        self.failing = self.failing or rounds is None
+        self.failing = True
         reasons = "; ".join(f"{join_url(url, path)}: {failure}" for url, failure in failures.items())
         statuses = [failure.status for failure in failures.values()]
         message = f"no answer after {attempts} attempt{'s' * (attempts > 1)}: {reasons}"
         raise EndpointError(message, None if None in statuses else statuses[-1])
-
-    def _order(self) -> list[str]:
-        first, now = next(self._turns) % len(self.urls), time.monotonic()
-        return sorted(self.urls[first:] + self.urls[:first], key=lambda url: self._resting[url] > now)
 
 
 def join_url(url: str, path: str) -> str:
@@ -143,8 +130,8 @@ def join_url(url: str, path: str) -> str:
 def _attempt(url: str, payload: Any, headers: Mapping[str, str], policy: RetryPolicy) -> Any:
     response, body = _exchange(url, payload, headers, policy)
     text, status = " ".join(body[: 4 * EXCERPT].decode("utf-8", "replace").split()), response.status_code
-    for value in headers.values():
-        text = text.replace(value.split()[-1], "***")  # a server may repeat the token
+    for value in headers.values():  # a server may repeat the token
+        text = text.replace(value.split()[-1], "***")
     if not response.is_success:
         reason = f"HTTP {status}: {text[:EXCERPT]}".removesuffix(": ")
         if status in RETRYABLE:

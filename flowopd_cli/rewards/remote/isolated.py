@@ -41,20 +41,15 @@ REMOVED = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__")
 
 @dataclass(frozen=True)
 class Script:
-    """A worker script and its inline metadata; ``block`` is the text of that metadata."""
+    """The inline metadata of a worker script; ``block`` is its text."""
 
-    path: Path
     requires_python: str
     dependencies: tuple[str, ...]
     block: str
 
 
 def find_script(name: str) -> Path | None:
-    """The worker script of a shipped reward, or the ``.py`` file of that name; ``None`` for any other name.
-
-    Raises:
-        RewardError: there is no such file.
-    """
+    """The worker script of a shipped reward, or the ``.py`` file of that name; ``None`` for any other name."""
     path = Path(name)
     if path.suffix == ".py":
         if not path.is_file():
@@ -65,37 +60,23 @@ def find_script(name: str) -> Path | None:
 
 
 def read_script(path: Path) -> Script:
-    """The script's inline metadata, which may be absent. Its two entries are written alike in TOML and in Python.
-
-    Raises:
-        RewardError: they cannot be read.
-    """
+    """The script's inline metadata, which may be absent. Its two entries are written alike in TOML and in Python."""
     block = "".join(match["content"] for match in BLOCK.finditer(path.read_text(encoding="utf-8")))
     try:
         entries = {key: ast.literal_eval(value) for key, value in ENTRY.findall(re.sub(r"(?m)^# ?", "", block))}
     except (ValueError, SyntaxError) as error:
         raise RewardError(f"{path}: its script block cannot be read ({error})") from error
-    return Script(path, entries.get("requires-python", ""), tuple(entries.get("dependencies", ())), block)
+    return Script(entries.get("requires-python", ""), tuple(entries.get("dependencies", ())), block)
 
 
 def run(name: str, path: Path, flags: Mapping[str, Any]) -> NoReturn:
-    """Replace this process by a worker script, whose argument is ``flags`` as JSON.
-
-    Raises:
-        RewardError: its environment cannot be made.
-    """
-    python = python_of(name, read_script(path))
-    # Under uv the script is a child, which must not outlive it.
-    command = [*python, str(path), json.dumps({**flags, "watch_parent": len(python) > 1}, default=str)]
+    """Replace this process by a worker script, whose argument is ``flags`` as JSON."""
+    uv = shutil.which("uv")  # the script is then its child, which must not outlive it
+    python = [uv, "run", "--no-project", "--script"] if uv else [str(make_venv(name, read_script(path)))]
+    command = [*python, str(path), json.dumps({**flags, "watch_parent": uv is not None}, default=str)]
     sys.stdout.flush()
     sys.stderr.flush()
     os.execve(command[0], command, {**_environment(), "PYTHONPATH": str(shared_folder()), "PYTHONNOUSERSITE": "1"})
-
-
-def python_of(name: str, script: Script) -> list[str]:
-    """The command that runs a script in its environment: uv's, or else the Python of a venv."""
-    uv = shutil.which("uv")
-    return [str(make_venv(name, script))] if uv is None else [uv, "run", "--no-project", "--script"]
 
 
 def make_venv(name: str, script: Script) -> Path:

@@ -135,13 +135,6 @@ def fingerprint(reward: str, weights: Mapping[str, Any], options: Mapping[str, A
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def encode_png(image: Image.Image) -> str:
-    """A picture as base64 PNG, uncompressed, which is the fastest."""
-    sink = BytesIO()
-    image.save(sink, "PNG", compress_level=0)
-    return base64.b64encode(sink.getvalue()).decode()
-
-
 def _read_png(text: Any, info: ValidationInfo) -> Image.Image:
     """An RGB picture. Its size is checked before a pixel is unpacked: few bytes of PNG can stand for millions."""
     context: dict[str, Any] = info.context or {}
@@ -244,7 +237,13 @@ def prompt_record(prompt: Any) -> dict[str, Any]:
     return {"id": prompt.id, "text": prompt.text, "task": prompt.task, "metadata": to_json(prompt.metadata)}
 
 
-def score_request(reward: str, pngs: Sequence[str], prompts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def score_item(picture: Image.Image, prompt: Any) -> dict[str, Any]:
+    """A picture and its prompt as they travel: as base64 PNG, uncompressed, which is the fastest."""
+    sink = BytesIO()
+    picture.save(sink, "PNG", compress_level=0)
+    return {"png": base64.b64encode(sink.getvalue()).decode(), "prompt": prompt_record(prompt)}
+
+
+def score_request(reward: str, items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The body of a ``/score`` request."""
-    items = [{"png": png, "prompt": dict(prompt)} for png, prompt in zip(pngs, prompts, strict=True)]
     return {"protocol": PROTOCOL, "reward": reward, "items": items}

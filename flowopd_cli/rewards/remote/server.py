@@ -174,10 +174,7 @@ async def _disconnected(request: Request) -> None:
 def serve(load: Callable[[], Scorer], settings: Settings) -> None:
     """Listen at once, load, print the URL on stdout, score until SIGTERM or SIGINT, finish what was begun.
 
-    While ``load`` works, ``/health`` says ``ready: false`` and everything else is refused with 503.
-
-    Raises:
-        RewardError: the address is not available.
+    While ``load`` works, ``/health`` answers ``ready: false`` and everything else is refused with 503.
     """
     worker, failures, out, parent = Worker(settings), [], sys.stdout, os.getppid()
     config = uvicorn.Config(
@@ -194,7 +191,8 @@ def serve(load: Callable[[], Scorer], settings: Settings) -> None:
     def start() -> None:
         try:
             worker.start(load())
-            server.loading, url = False, _url(listener)
+            server.loading, (host, port, *_) = False, listener.getsockname()
+            url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
             worker.log(f"{worker.info['reward']} is served at {url}")
             print(url, file=out, flush=True)
             while os.getppid() == parent or not settings.watch_parent:
@@ -239,15 +237,8 @@ def _listen(settings: Settings) -> socket.socket:
         raise RewardError(f"cannot listen at {place} ({one_line(error)}); choose another --port") from error
 
 
-def _url(listener: socket.socket) -> str:
-    host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
 def run(load: Callable[[Mapping[str, Any]], Scorer]) -> None:
-    """The main function of a worker script: serve what ``load(options)`` returns, with the flags that
-    ``flowopd rewards serve`` gives as JSON. A user's mistake is one line and exit code 2.
-    """
+    """The main function of a worker script: serve ``load(options)`` with the flags of ``flowopd rewards serve``."""
     try:
         flags = json.loads(sys.argv[1]) if sys.argv[1:] else {}
         serve(lambda: load(flags.get("options", {})), from_flags(flags))

@@ -48,11 +48,7 @@ class Settings:
 
 
 def from_flags(flags: Mapping[str, Any]) -> Settings:
-    """Settings from the values of the flags by name; those left out have their defaults.
-
-    Raises:
-        RewardError: the token cannot be read, or the settings are refused.
-    """
+    """Settings from the values of the flags by name; those left out have their defaults."""
     limits = {"pixels": "max_pixels", "body_bytes": "max_bytes", "queue_seconds": "queue_seconds"}
     names = ("host", "port", "max_batch", "linger", "watch_parent")
     return Settings(
@@ -63,11 +59,7 @@ def from_flags(flags: Mapping[str, Any]) -> Settings:
 
 
 def read_token(env: str = TOKEN_ENV, file: str | Path | None = None) -> str | None:
-    """The token in a file or else in an environment variable; ``None`` where there is none.
-
-    Raises:
-        RewardError: the file cannot be read, or the token is empty or not visible ASCII.
-    """
+    """The token in a file or else in an environment variable; ``None`` where there is none."""
     try:
         token = Path(file).read_text(encoding="ascii").strip() if file is not None else os.environ.get(env)
     except (OSError, ValueError) as error:

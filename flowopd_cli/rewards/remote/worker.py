@@ -40,11 +40,7 @@ class RewardScorer:
         }
 
     def check(self, prompts: Sequence[Mapping[str, Any]]) -> None:
-        """Let the reward refuse prompts.
-
-        Raises:
-            Refusal: it does (422).
-        """
+        """Let the reward refuse prompts, by ``Refusal`` (422)."""
         try:
             self.reward.check([Prompt(**prompt) for prompt in prompts])
         except PromptError as error:
@@ -75,11 +71,7 @@ class RewardScorer:
 
 
 def load_scorer(name: str, options: Mapping[str, Any]) -> RewardScorer:
-    """A reward of the registry, ready to be served.
-
-    Raises:
-        RewardError: it is unknown, or an option is wrong.
-    """
+    """A reward of the registry, ready to be served; ``RewardError`` when it is unknown or an option is wrong."""
     factory = registry.REWARDS.load(name)
     return RewardScorer(name, make_reward(factory, name, options), options, factory)
 
@@ -105,10 +97,7 @@ def serve(name: str, options: Mapping[str, Any], flags: Mapping[str, Any]) -> No
 
 def effective_options(factory: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options of a reward, its constructor's defaults included."""
-    try:
-        parameters = inspect.signature(factory).parameters
-    except (TypeError, ValueError):  # no callable, or one that Python cannot inspect
-        parameters = {}
+    parameters = inspect.signature(factory).parameters if callable(factory) else {}
     defaults = {name: p.default for name, p in parameters.items() if p.default is not inspect.Parameter.empty}
     return {**defaults, **options}
 

@@ -117,12 +117,12 @@ def test_uv_is_preferred(script, monkeypatch, tmp_path):
 def test_a_venv_is_made_once_for_each_block(script, monkeypatch, cache):
     monkeypatch.setenv("PATH", os.defpath)
     first = script(WORKER.format(dependencies=""))
-    (python,) = isolated.python_of("x", isolated.read_script(first))
-    made = Path(python).stat().st_ctime_ns
-    assert isolated.python_of("x", isolated.read_script(script(first.read_text() + "x = 1\n"))) == [python]
-    assert Path(python).stat().st_ctime_ns == made
+    python = isolated.make_venv("x", isolated.read_script(first))
+    made = python.stat().st_ctime_ns
+    assert isolated.make_venv("x", isolated.read_script(script(first.read_text() + "x = 1\n"))) == python
+    assert python.stat().st_ctime_ns == made
     other = script(first.read_text().replace(">=3.10", ">=3.9"))
-    assert isolated.python_of("x", isolated.read_script(other)) != [python]
+    assert isolated.make_venv("x", isolated.read_script(other)) != python
     assert len(list((cache / "workers").iterdir())) == 2
 
 

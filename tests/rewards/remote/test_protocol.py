@@ -11,6 +11,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from pydantic import TypeAdapter, ValidationError
 
+from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.rewards.remote import protocol
 from flowopd_cli.rewards.remote.protocol import Answer, Limits, Refusal, ScoreRequest
 
@@ -22,7 +23,8 @@ def encoded(image, kind="PNG", **options):
 
 
 def decoded(*pngs, limits=Limits()):
-    body = json.dumps(protocol.score_request("red", pngs, [{"text": "x"}] * len(pngs))).encode()
+    items = [{"png": png, "prompt": {"text": "x"}} for png in pngs]
+    body = json.dumps(protocol.score_request("red", items)).encode()
     assert len(body) < limits.body_bytes
     return [item.png for item in protocol.read_request(ScoreRequest, body, "red", limits).items]
 
@@ -71,7 +73,8 @@ def test_the_texts_of_a_png_are_dropped():
 def test_pictures_travel_unchanged(size):
     image = Image.effect_noise(size, 90).convert("RGB")
     image.putpixel((0, 0), (255, 0, 7))
-    assert decoded(protocol.encode_png(image))[0].tobytes() == image.tobytes()
+    png = protocol.score_item(image, Prompt("", "x", ""))["png"]
+    assert decoded(png)[0].tobytes() == image.tobytes()
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "I;16"])

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 from support.workers import ROOT, command_of, end, started
 
+from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.rewards.remote import protocol
 
 JSON = {"Content-Type": "application/json"}
@@ -28,11 +29,11 @@ def sound(tmp_path_factory):
 
 
 def png(size=(4, 4), color=(51, 0, 0)):
-    return protocol.encode_png(Image.new("RGB", size, color))
+    return protocol.score_item(Image.new("RGB", size, color), Prompt("", "x", ""))["png"]
 
 
 def body(*pngs, **more):
-    return {**protocol.score_request("red", pngs, [{"text": "x"}] * len(pngs)), **more}
+    return {**protocol.score_request("red", [{"png": png, "prompt": {"text": "x"}} for png in pngs]), **more}
 
 
 def post(worker, json=None, **options):

@@ -63,11 +63,7 @@ class DeQA:
         divide: float = 5.0,
         trust_remote_code: bool = False,
     ) -> None:
-        """Load the model.
-
-        Raises:
-            RewardError: other code than the pinned one would run without consent.
-        """
+        """Load the model; ``RewardError`` when other code than the pinned one would run without consent."""
         from transformers import AutoModelForCausalLM, AutoTokenizer, CLIPImageProcessor
 
         if (model, revision) != (MODEL, REVISION) and trust_remote_code is not True:
