@@ -25,7 +25,7 @@ from flowopd_cli.core.types import RewardResult
 from flowopd_cli.errors import RewardError
 from flowopd_cli.rewards.base import Reward, RewardInfo
 from flowopd_cli.rewards.pictures import to_pil
-from flowopd_cli.rewards.remote.http import RETRYABLE, EndpointError, Endpoints, RetryPolicy
+from flowopd_cli.rewards.remote.http import RETRYABLE, EndpointError, Endpoints
 from flowopd_cli.system.threads import in_parallel
 
 KEY_ENV = "FLOWOPD_VLM_API_KEY"
@@ -147,8 +147,8 @@ class VLMReward(Reward):
         self.model, self.name = model, f"{model}/{preset if 'template' not in options else 'own'}"
         self.weights = {"model": model, "question": self.options.template, "pattern": self.options.pattern}
         retries = 0 if self.options.on_error == "fail" else self.options.retries
-        policy = RetryPolicy(self.options.timeout, retries, self.options.backoff)
-        self._endpoints = Endpoints(urls, {"Authorization": f"Bearer {key}"} if key else {}, policy)
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._endpoints = Endpoints(urls, headers, self.options.timeout, retries, self.options.backoff)
         low, high = self.options.low / self.options.divisor, self.options.high / self.options.divisor
         self.info = replace(self.info, low=low, high=high)
 

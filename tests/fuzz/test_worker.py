@@ -26,7 +26,7 @@ LIMITS = Limits(body_bytes=1 << 20, pixels=100, request_pixels=200, queue_second
 METADATA = {"tag": "x", "include": [{"class": "cup", "count": 1}]}
 ITEM = protocol.score_item(Image.new("RGB", (4, 4), (51, 0, 0)), Prompt("1", "a cat", "t", METADATA))
 PNG, PROMPT = ITEM["png"], ITEM["prompt"]
-SCORE = protocol.score_request("red", [ITEM, ITEM])
+SCORE = {"protocol": 1, "reward": "red", "items": [ITEM, ITEM]}
 CHECK = {"protocol": 1, "reward": "red", "prompts": [PROMPT]}
 
 

@@ -70,23 +70,17 @@ def cut_short(server, handler):
     handler.close_connection = True
 
 
-def drip(server, handler):
-    handler.send_response(200)
-    handler.send_header("Content-Length", "1000")
-    handler.end_headers()
-    for _ in range(200):
-        if server.release.wait(0.05):
-            return
-        handler.wfile.write(b" ")
-        handler.wfile.flush()
-
-
 def _dripping(handler, server, data, times=200):
     for _ in range(times):
         if server.release.wait(0.05):
             return
         handler.wfile.write(data)
         handler.wfile.flush()
+
+
+def drip(server, handler):
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+    _dripping(handler, server, b" ")
 
 
 def drip_header(server, handler):
@@ -102,10 +96,3 @@ def drip_chunk_size(server, handler):
 def drip_without_length(server, handler):
     handler.wfile.write(b"HTTP/1.0 200 OK\r\n\r\n1")
     _dripping(handler, server, b" ")
-
-
-def drip_error(server, handler):
-    handler.send_response(403)
-    handler.send_header("Content-Length", "1000")
-    handler.end_headers()
-    _dripping(handler, server, b"x")

@@ -10,10 +10,10 @@ import logging
 import math
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -26,11 +26,12 @@ from flowopd_cli.errors import PromptError, RewardError
 from flowopd_cli.rewards.base import Reward, RewardInfo
 from flowopd_cli.rewards.pictures import to_pil
 from flowopd_cli.rewards.remote import protocol
-from flowopd_cli.rewards.remote.http import EndpointError, Endpoints, RetryPolicy
+from flowopd_cli.rewards.remote.http import EndpointError, Endpoints
 from flowopd_cli.rewards.remote.protocol import Answer, WorkerInfo
 from flowopd_cli.rewards.remote.settings import DEQA_PORT, TOKEN_ENV
 from flowopd_cli.system.threads import in_parallel
 
+T = TypeVar("T")
 ON_ERROR = ("retry", "skip", "fail")
 TOKEN_NEEDED = (401, 403)
 MISMATCH = 409
@@ -77,7 +78,9 @@ class RemoteReward(Reward):
         self._endpoints = Endpoints(
             [part.strip() for part in str(url).split(",") if part.strip()],
             {"Authorization": f"Bearer {token}"} if token else {},
-            RetryPolicy(timeout, 0 if on_error == "fail" else retries, backoff),
+            timeout,
+            0 if on_error == "fail" else retries,
+            backoff,
         )
         self._name = "remote"
         self.worker = self._connect(reward)
@@ -89,9 +92,8 @@ class RemoteReward(Reward):
         """Let the worker refuse prompts that it could not score, by ``PromptError``."""
         for start in range(0, len(prompts), CHECKED_AT_ONCE):
             records = [protocol.prompt_record(prompt) for prompt in prompts[start : start + CHECKED_AT_ONCE]]
-            body = {"protocol": protocol.PROTOCOL, "reward": self.worker.reward, "prompts": records}
             try:
-                answer = self._endpoints.request(protocol.CHECK, body, self._verify)
+                answer = self._post(protocol.CHECK, {"prompts": records}, self._verify)
             except EndpointError as error:
                 self._stop(error)
             if not answer.get("ok"):
@@ -120,9 +122,8 @@ class RemoteReward(Reward):
 
         reason, failing = "not sent, because no worker answered an earlier request", self._endpoints.failing
         if not unreachable.is_set():
-            body = protocol.score_request(self.worker.reward, items)
             try:
-                answer = self._endpoints.request(protocol.SCORE, body, parse)
+                answer = self._post(protocol.SCORE, {"items": items}, parse)
             except EndpointError as error:
                 if self.on_error != "skip" or error.status in (*TOKEN_NEEDED, MISMATCH):
                     self._stop(error)
@@ -136,6 +137,10 @@ class RemoteReward(Reward):
                     log.warning("reward %s: the worker answers again", self._name)
                 return answer
         return Answer([None] * len(items), {}, [False] * len(items), [{"error": reason} for _ in items])
+
+    def _post(self, path: str, content: Mapping[str, Any], parse: Callable[[Any], T]) -> T:
+        body = {"protocol": protocol.PROTOCOL, "reward": self.worker.reward, **content}
+        return self._endpoints.request(path, body, parse)
 
     def _verify(self, tree: Any) -> dict[str, Any]:
         if not isinstance(tree, dict):
@@ -151,7 +156,7 @@ class RemoteReward(Reward):
     def _connect(self, reward: str | None) -> WorkerInfo:
         """The description that all workers share. Only when none of them answers are they tried again."""
         urls, workers, failures = self._endpoints.urls, dict[str, WorkerInfo](), list[EndpointError]()
-        for retries in sorted({0, self._endpoints.policy.retries}):
+        for retries in sorted({0, self._endpoints.retries}):
             if not workers:
                 tasks = [partial(self._describe, url, reward, retries) for url in urls]
                 results = in_parallel(tasks, workers=len(urls))
@@ -169,9 +174,9 @@ class RemoteReward(Reward):
         return worker
 
     def _describe(self, url: str, reward: str | None, retries: int) -> WorkerInfo | EndpointError:
-        endpoint = Endpoints([url], self._endpoints.headers, replace(self._endpoints.policy, retries=retries))
         try:
-            return worker_info(url, endpoint.request(protocol.INFO), reward)
+            tree = replace(self._endpoints, urls=[url], retries=retries).request(protocol.INFO)
+            return worker_info(url, tree, reward)
         except EndpointError as error:
             return error
 

@@ -9,7 +9,7 @@ import ssl
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import TimeoutError as FutureTimeout
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 from urllib.parse import urlsplit
@@ -24,23 +24,8 @@ from flowopd_cli.system.threads import Background
 RETRYABLE = frozenset({408, 425, 429, 500, 502, 503, 504})
 EXCERPT = 200
 REST_SECONDS = 60.0
+PLAIN = {"Accept-Encoding": "identity"}
 _JITTER = random.Random()  # separate, so that the seeded generators of a run stay as they are
-
-
-@dataclass(frozen=True)
-class RetryPolicy:
-    """``timeout`` bounds one attempt in seconds, however slowly the answer arrives; ``retries`` counts the attempts at
-    each endpoint after the first.
-
-    After its n-th failure an endpoint rests ``backoff * 2**n`` seconds (with jitter), or as long as its ``Retry-After``
-    demands, in both cases at most ``max_pause``. Answers of more than ``max_bytes`` are refused.
-    """
-
-    timeout: float = 60.0
-    retries: int = 5
-    backoff: float = 0.5
-    max_pause: float = 30.0
-    max_bytes: int = 64 << 20
 
 
 class EndpointError(RewardError):
@@ -57,22 +42,32 @@ class _Retryable(ValueError):
         self.status, self.pause = status, float(retry_after) if retry_after.isdecimal() else 0.0
 
 
+@dataclass
 class Endpoints:
     """Servers that answer the same requests: they share the work, and each replaces the others when they fail.
 
-    After a request that no endpoint answered, ``failing`` is true and no endpoint is tried twice until one answers.
-
-    Raises:
-        RewardError: a URL cannot be used, or there is none.
+    ``timeout`` bounds one attempt in seconds, however slowly the answer arrives; ``retries`` counts the attempts at
+    each endpoint after the first. After its n-th failure an endpoint rests ``backoff * 2**n`` seconds (with jitter), or
+    as long as its ``Retry-After`` demands, in both cases at most ``max_pause``. Answers of more than ``max_bytes`` are
+    refused. After a request that no endpoint answered, ``failing`` is true and no endpoint is tried twice until one
+    answers.
     """
 
-    def __init__(self, urls: Sequence[str], headers: Mapping[str, str], policy: RetryPolicy) -> None:
-        if not urls:
+    urls: Sequence[str]
+    headers: Mapping[str, str]
+    timeout: float = 60.0
+    retries: int = 5
+    backoff: float = 0.5
+    max_pause: float = 30.0
+    max_bytes: int = 64 << 20
+    failing: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        if not self.urls:
             raise RewardError("no endpoint is named")
-        for url in urls:
+        for url in self.urls:
             join_url(url, "")
-        self.urls, self.headers, self.policy, self.failing = list(urls), headers, policy, False
-        self._turns, self._resting = itertools.count(), dict.fromkeys(urls, 0.0)
+        self._turns, self._resting = itertools.count(), dict.fromkeys(self.urls, 0.0)
 
     def request(self, path: str, payload: Any = None, parse: Callable[[Any], Any] = lambda tree: tree) -> Any:
         """The parsed answer of the first endpoint that gives one, to a POST of ``payload`` or else to a GET.
@@ -85,29 +80,72 @@ class Endpoints:
             RewardError: a header cannot be sent.
         """
         first, now = next(self._turns) % len(self.urls), time.monotonic()
-        urls = sorted(self.urls[first:] + self.urls[:first], key=lambda url: self._resting[url] > now)
-        attempts = len(urls) * (1 if self.failing else self.policy.retries + 1)
+        urls = sorted([*self.urls[first:], *self.urls[:first]], key=lambda url: self._resting[url] > now)
+        attempts = len(urls) * (1 if self.failing else self.retries + 1)
         due = dict.fromkeys(urls, 0.0)
         failures: dict[str, _Retryable] = {}
         for attempt in range(attempts):
             url = urls[attempt % len(urls)]
             time.sleep(max(0.0, due[url] - time.monotonic()))
             try:
-                answer = parse(_attempt(join_url(url, path), payload, self.headers, self.policy))
+                answer = parse(self._attempt(join_url(url, path), payload))
             except (ValueError, RecursionError) as error:
                 failure = error if isinstance(error, _Retryable) else _Retryable(one_line(error), 200)
             else:
                 self.failing = False
                 return answer
             failures[url], now = failure, time.monotonic()
-            pause = self.policy.backoff * 2 ** min(attempt // len(urls), 16) * _JITTER.uniform(0.5, 1.0)
-            due[url] = now + min(max(pause, failure.pause), self.policy.max_pause)
+            pause = self.backoff * 2 ** min(attempt // len(urls), 16) * _JITTER.uniform(0.5, 1.0)
+            due[url] = now + min(max(pause, failure.pause), self.max_pause)
             self._resting[url] = now + REST_SECONDS
         self.failing = True
         reasons = "; ".join(f"{join_url(url, path)}: {failure}" for url, failure in failures.items())
         statuses = [failure.status for failure in failures.values()]
         message = f"no answer after {attempts} attempt{'s' * (attempts > 1)}: {reasons}"
         raise EndpointError(message, None if None in statuses else statuses[-1])
+
+    def _attempt(self, url: str, payload: Any) -> Any:
+        response, body = self._exchange(url, payload)
+        text, status = " ".join(body[: 4 * EXCERPT].decode("utf-8", "replace").split()), response.status_code
+        for value in self.headers.values():  # a server may repeat the token
+            text = text.replace(value.split()[-1], "***")
+        if not response.is_success:
+            reason = f"HTTP {status}: {text[:EXCERPT]}".removesuffix(": ")
+            if status in RETRYABLE:
+                raise _Retryable(reason, status, response.headers.get("Retry-After", ""))
+            raise EndpointError(f"{url}: {reason}", status)
+        if len(body) > self.max_bytes:
+            raise EndpointError(f"{url}: its answer is larger than {self.max_bytes} bytes", status)
+        try:
+            return json.loads(body)
+        except (ValueError, RecursionError) as error:
+            raise _Retryable(f"its answer is not JSON: {text}", 200) from error
+
+    def _exchange(self, url: str, payload: Any) -> tuple[httpx.Response, bytearray]:
+        """A response and its body, or the beginning of one that is too large, all received within the timeout.
+
+        Redirects are not followed, because they would carry the token elsewhere. Loopback is never reached by a proxy.
+        """
+        body, method, headers = bytearray(), "GET" if payload is None else "POST", {**PLAIN, **self.headers}
+        local = is_loopback(urlsplit(url).hostname or "")
+
+        def fetch() -> httpx.Response:
+            with client.stream(method, url, json=payload, headers=headers) as response:
+                for block in response.iter_bytes():
+                    body.extend(block)
+                    if len(body) > (self.max_bytes if response.is_success else 4 * EXCERPT):
+                        break
+            return response
+
+        with httpx.Client(verify=_tls(), trust_env=not local, timeout=self.timeout) as client:
+            try:
+                return Background(fetch).result(self.timeout), body  # httpx bounds the wait for each block alone
+            except (FutureTimeout, httpx.TimeoutException) as error:
+                raise _Retryable(f"no answer within {self.timeout:g} s") from error
+            except (httpx.LocalProtocolError, httpx.InvalidURL, ValueError):
+                raise RewardError(f"{url}: a header or the address holds characters that cannot be sent") from None
+            except httpx.HTTPError as error:
+                raise _Retryable(one_line(error)) from error
 
 
 def join_url(url: str, path: str) -> str:
@@ -125,53 +163,6 @@ def join_url(url: str, path: str) -> str:
         shown = url.split("?")[0].rsplit("@", 1)[-1]
         raise RewardError(f"endpoint {shown!r}: want http(s)://host[:port][/prefix], without password or query")
     return f"{url.rstrip('/')}/{path.lstrip('/')}"
-
-
-def _attempt(url: str, payload: Any, headers: Mapping[str, str], policy: RetryPolicy) -> Any:
-    response, body = _exchange(url, payload, headers, policy)
-    text, status = " ".join(body[: 4 * EXCERPT].decode("utf-8", "replace").split()), response.status_code
-    for value in headers.values():  # a server may repeat the token
-        text = text.replace(value.split()[-1], "***")
-    if not response.is_success:
-        reason = f"HTTP {status}: {text[:EXCERPT]}".removesuffix(": ")
-        if status in RETRYABLE:
-            raise _Retryable(reason, status, response.headers.get("Retry-After", ""))
-        raise EndpointError(f"{url}: {reason}", status)
-    if len(body) > policy.max_bytes:
-        raise EndpointError(f"{url}: its answer is larger than {policy.max_bytes} bytes", status)
-    try:
-        return json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise _Retryable(f"its answer is not JSON: {text}", 200) from error
-
-
-def _exchange(
-    url: str, payload: Any, headers: Mapping[str, str], policy: RetryPolicy
-) -> tuple[httpx.Response, bytearray]:
-    """A response and its body, or the beginning of one that is too large, all received within the timeout.
-
-    Redirects are not followed, because they would carry the token elsewhere. Loopback is never reached by a proxy.
-    """
-    body, method = bytearray(), "GET" if payload is None else "POST"
-    local = is_loopback(urlsplit(url).hostname or "")
-
-    def fetch() -> httpx.Response:
-        with client.stream(method, url, json=payload, headers={"Accept-Encoding": "identity", **headers}) as response:
-            for block in response.iter_bytes():
-                body.extend(block)
-                if len(body) > (policy.max_bytes if response.is_success else 4 * EXCERPT):
-                    break
-        return response
-
-    with httpx.Client(verify=_tls(), trust_env=not local, timeout=policy.timeout) as client:
-        try:
-            return Background(fetch).result(policy.timeout), body  # httpx bounds the wait for each block alone
-        except (FutureTimeout, httpx.TimeoutException) as error:
-            raise _Retryable(f"no answer within {policy.timeout:g} s") from error
-        except (httpx.LocalProtocolError, httpx.InvalidURL, ValueError):
-            raise RewardError(f"{url}: a header or the address holds characters that cannot be sent") from None
-        except httpx.HTTPError as error:
-            raise _Retryable(one_line(error)) from error
 
 
 @cache

@@ -11,7 +11,7 @@ import base64
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import field
 from io import BytesIO
 from typing import Annotated, Any, Literal, TypeVar
@@ -242,8 +242,3 @@ def score_item(picture: Image.Image, prompt: Any) -> dict[str, Any]:
     sink = BytesIO()
     picture.save(sink, "PNG", compress_level=0)
     return {"png": base64.b64encode(sink.getvalue()).decode(), "prompt": prompt_record(prompt)}
-
-
-def score_request(reward: str, items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The body of a ``/score`` request."""
-    return {"protocol": PROTOCOL, "reward": reward, "items": items}

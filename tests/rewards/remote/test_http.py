@@ -10,15 +10,14 @@ import pytest
 from support.scripted import cut_short, drip, drip_chunk_size, drip_header, drip_without_length, drop, hang
 
 from flowopd_cli.errors import RewardError
-from flowopd_cli.rewards.remote.http import EndpointError, Endpoints, RetryPolicy, join_url
+from flowopd_cli.rewards.remote.http import EndpointError, Endpoints, join_url
 
-QUICK = RetryPolicy(timeout=5, retries=3, backoff=0.01, max_pause=0.05)
-ONCE = RetryPolicy(timeout=0.3, retries=0)
+QUICK = {"timeout": 5, "retries": 3, "backoff": 0.01, "max_pause": 0.05}
 TOKEN = {"Authorization": "Bearer s3cr3t-token"}
 
 
-def endpoints(*servers, policy=QUICK, headers=None):
-    return Endpoints([getattr(server, "url", server) for server in servers], headers or {}, policy)
+def endpoints(*servers, headers=None, **policy):
+    return Endpoints([getattr(server, "url", server) for server in servers], headers or {}, **{**QUICK, **policy})
 
 
 def test_a_payload_is_posted_as_json(serve):
@@ -59,7 +58,7 @@ def test_exhaustion_names_endpoint_status_and_body_but_not_the_token(serve):
     with pytest.raises(RewardError) as error:
         endpoints(server, headers=TOKEN).request("x", {})
     text = str(error.value)
-    assert len(server.requests) == QUICK.retries + 1
+    assert len(server.requests) == QUICK["retries"] + 1
     assert f"4 attempts: {server.url}/x: HTTP 503: *** was not liked" in text
     assert "s3cr3t" not in text
     assert len(text) < 400
@@ -69,7 +68,7 @@ def test_exhaustion_names_endpoint_status_and_body_but_not_the_token(serve):
 def test_an_attempt_ends_at_its_timeout(serve, fault):
     started = time.monotonic()
     with pytest.raises(EndpointError, match=r"2 attempts.*no answer within 0\.3 s") as error:
-        endpoints(serve(fault), policy=RetryPolicy(timeout=0.3, retries=1, backoff=0.01)).request("x", {})
+        endpoints(serve(fault), timeout=0.3, retries=1, backoff=0.01).request("x", {})
     assert error.value.status is None
     assert time.monotonic() - started < 3
 
@@ -88,7 +87,7 @@ def test_a_tls_handshake_that_drips_ends_in_time():
         threading.Thread(target=drip_handshake, daemon=True).start()
         started = time.monotonic()
         with pytest.raises(EndpointError, match=r"no answer within 0\.3 s"):
-            endpoints(f"https://127.0.0.1:{listener.getsockname()[1]}", policy=ONCE).request("x")
+            endpoints(f"https://127.0.0.1:{listener.getsockname()[1]}", timeout=0.3, retries=0).request("x")
         assert time.monotonic() - started < 3
         over.set()
 
@@ -114,7 +113,7 @@ def test_an_answer_that_cannot_be_parsed_is_retried(serve):
 
 def test_the_next_endpoint_answers_for_a_broken_one_which_then_rests(serve):
     bad, good = serve((500, "x")), serve((200, [1]))
-    both = endpoints(bad, good, policy=RetryPolicy(retries=0, backoff=10))
+    both = endpoints(bad, good, retries=0, backoff=10)
     started = time.monotonic()
     assert [both.request("x", {}) for _ in range(4)] == [[1]] * 4
     assert time.monotonic() - started < 2
@@ -127,19 +126,18 @@ def test_the_next_endpoint_answers_for_a_broken_one_which_then_rests(serve):
 
 
 def test_retry_after_is_kept_within_bounds(serve):
-    policy = RetryPolicy(backoff=0.01, max_pause=0.4)
     bounded = serve((429, "x", {"Retry-After": "1"}), (200, 1))
-    endpoints(bounded, policy=policy).request("x", {})
+    endpoints(bounded, max_pause=0.4).request("x", {})
     assert 0.35 < bounded.times[1] - bounded.times[0] < 0.9
     unreadable = serve((429, "x", {"Retry-After": "soon"}), (200, 1))
-    endpoints(unreadable, policy=policy).request("x", {})
+    endpoints(unreadable, max_pause=0.4).request("x", {})
     assert unreadable.times[1] - unreadable.times[0] < 0.3
 
 
 def test_pauses_grow(serve):
     server = serve((500, "x"))
     with pytest.raises(EndpointError):
-        endpoints(server, policy=RetryPolicy(retries=3, backoff=0.1, max_pause=5)).request("x", {})
+        endpoints(server, retries=3, backoff=0.1, max_pause=5).request("x", {})
     gaps = [b - a for a, b in zip(server.times, server.times[1:], strict=False)]
     assert 0.04 < gaps[0] < 0.3
     assert gaps[2] > 0.19
@@ -148,7 +146,7 @@ def test_pauses_grow(serve):
 def test_an_answer_beyond_the_limit_is_refused(serve):
     server = serve((200, b'"' + b"x" * 200_000 + b'"'))
     with pytest.raises(EndpointError, match="larger than 1000 bytes"):
-        endpoints(server, policy=RetryPolicy(max_bytes=1000)).request("x", {})
+        endpoints(server, max_bytes=1000).request("x", {})
     assert len(server.requests) == 1
 
 

@@ -24,7 +24,7 @@ def encoded(image, kind="PNG", **options):
 
 def decoded(*pngs, limits=Limits()):
     items = [{"png": png, "prompt": {"text": "x"}} for png in pngs]
-    body = json.dumps(protocol.score_request("red", items)).encode()
+    body = json.dumps({"protocol": 1, "reward": "red", "items": items}).encode()
     assert len(body) < limits.body_bytes
     return [item.png for item in protocol.read_request(ScoreRequest, body, "red", limits).items]
 

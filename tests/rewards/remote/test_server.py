@@ -33,7 +33,8 @@ def png(size=(4, 4), color=(51, 0, 0)):
 
 
 def body(*pngs, **more):
-    return {**protocol.score_request("red", [{"png": png, "prompt": {"text": "x"}} for png in pngs]), **more}
+    items = [{"png": png, "prompt": {"text": "x"}} for png in pngs]
+    return {"protocol": 1, "reward": "red", "items": items, **more}
 
 
 def post(worker, json=None, **options):
