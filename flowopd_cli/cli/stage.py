@@ -25,12 +25,12 @@ from flowopd_cli.system.progress import Progress
 def run_stage(
     plan: Plan, run: RunDir, progress: Progress, *, resume: bool = False, again: str | None = None
 ) -> dict[str, Any]:
-    """Run one stage in its directory; however it ends, the manifest says so.
+    """Run one stage in its directory and record in the manifest how it ended.
 
     ``again`` is the command that goes on after an interruption, where that is not the stage's own.
 
     Raises:
-        Interrupted: the user stopped it; the message says how to go on.
+        Interrupted: the user stopped it; the message has the command that goes on.
     """
     recipe = plan.recipe
     again = again or continuation(recipe, run.path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Callable, Iterable, Iterator
+from importlib import metadata
 from pathlib import Path
 
 from flowopd_cli import __version__
@@ -55,7 +56,8 @@ def folder_finding(name: str, folder: Path) -> Finding:
 
 
 def _python() -> Iterator[Finding]:
-    yield _version("python", platform.python_version(), machine.python_range(), "use another Python")
+    specifier = str(metadata.metadata("flowopd")["Requires-Python"])
+    yield _version("python", platform.python_version(), specifier, f"use a Python {specifier}")
 
 
 def _packages() -> Iterator[Finding]:
@@ -108,7 +110,7 @@ def _toy() -> Iterator[Finding]:
     from flowopd_cli.registry import BASES
 
     folder = Path(str(BASES.load("toy")()))
-    if (folder / "model_index.json").is_file() and any((folder / "transformer").glob("*.safetensors")):
+    if any((folder / "transformer").glob("*.safetensors")):
         yield Finding("toy base", "ok", "in the package")
     else:
         yield Finding("toy base", "fail", f"its weights are not in {folder}", "install the package again")

@@ -147,18 +147,17 @@ def rows_of(spec: PromptSpec) -> list[Row]:
     if spec.source in registry.PROMPTS.names():
         tasks = registry.PROMPT_TASKS.get(spec.source, ())
         if spec.task and tasks and spec.task not in tasks:
-            raise PromptError(
-                f"prompts: {spec.source}: no prompt in it of task {spec.task!r}; it has {', '.join(tasks)}"
-            )
+            listed = ", ".join(tasks)
+            raise PromptError(f"prompts: {spec.source}: no prompt in it of task {spec.task!r}; it has {listed}")
         return []
     if path.suffix not in SUFFIXES:
         registry.PROMPTS.target(spec.source)
     rows = read_rows(path, spec.task)
     if not rows:
         raise PromptError(f"prompts: {path}: no prompt in it")
-    nameless = next((row for row in rows if row.task is None), None)
-    if nameless is not None:
-        raise PromptError(f"{nameless.place}: has no task: give it with --prompts FILE,task=NAME")
+    for row in rows:
+        if row.task is None:
+            raise PromptError(f"{row.place}: has no task: give it with --prompts FILE,task=NAME")
     return rows[: spec.limit]
 
 
@@ -175,11 +174,7 @@ def repeated_prompts(spec: PromptSpec, read: Reader = rows_of) -> list[str]:
 
 
 def _check_prompts(recipe: TrainedRecipe, prompts: PromptSpec, read: Reader) -> list[str]:
-    """Refuse prompts from files that a reward of the recipe could not score, as far as their text says.
-
-    Raises:
-        PromptError: names the line.
-    """
+    """Refuse prompts from files that a reward of the recipe could not score, as far as their text says."""
     rows = read(prompts)
     scored = not isinstance(recipe, DistillRecipe) or recipe.opd.log_rewards_every > 0
     for spec in recipe.rewards if scored else ():
@@ -226,10 +221,9 @@ def _check_push(recipe: PushRecipe, dry_run: bool) -> None:
         raise RecipeError("push needs a repository (--repo OWNER/NAME), or --dry-run to write the folder only")
     if repo and not is_hub_id(repo):
         raise RecipeError(f"--repo {repo}: is no repository of the Hub: write it as OWNER/NAME")
-    if recipe.push.revision is not None and not is_branch(recipe.push.revision):
-        raise RecipeError(
-            f"--revision {recipe.push.revision[:80]}: is no name of a branch, to which alone a push can go"
-        )
+    revision = recipe.push.revision
+    if revision is not None and not is_branch(revision):
+        raise RecipeError(f"--revision {revision[:80]}: is no name of a branch, to which alone a push can go")
     for path in recipe.push.evaluations:
         RunDir.open(path, writes=False)
 

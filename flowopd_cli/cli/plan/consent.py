@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from flowopd_cli.errors import RecipeError
 from flowopd_cli.recipe import EvalRecipe, Recipe, parse_override
@@ -27,11 +26,8 @@ def check_consent(recipe: Recipe, where: str, rewards: Sequence[str], overrides:
     Raises:
         RecipeError: names the field and ``--allow-code``.
     """
-    typed = {*rewards, *(value for _, value in leaves([_value(text) for text in overrides]) if isinstance(value, str))}
+    values = [parse_override(text)[1] for text in overrides]
+    typed = {*rewards, *(value for _, value in leaves(values) if isinstance(value, str))}
     for field, name in code_fields(recipe):
         if name not in typed:
             raise RecipeError(f"{where}: {field}: {name} is code, which a recipe runs only with --allow-code")
-
-
-def _value(override: str) -> Any:
-    return parse_override(override)[1]

@@ -47,9 +47,8 @@ def test_the_ranges_are_those_of_the_installed_package():
     assert ranges[""]["torch"] == "<=2.13.0,>=2.6"
     assert set(ranges["ocr"]) == {"rapidocr", "onnxruntime"}
     assert not {"dev", "docs", "demo"} & ranges.keys()
-    assert machine.in_range(machine.TESTED["python"], machine.python_range())
-    for name, specifier in ranges[""].items():
-        assert machine.in_range(machine.TESTED[name], specifier), name
+    for name in machine.TESTED.keys() - {"python"}:
+        assert machine.in_range(machine.TESTED[name], ranges[""][name]), name
     assert machine.in_range("2.13.0+cpu", "<=2.13.0")
     assert not machine.in_range("2.13.1", "<=2.13.0")
 
