@@ -93,10 +93,9 @@ def weights_in_plain_form(weights):
     adapter(None, weights, PLAIN)
 
 
-test_bytes = few(given(weights=BYTES), weights_of_an_adapter)
-test_bytes_at_length = many(given(weights=BYTES), weights_of_an_adapter, 800)
-test_header = few(given(weights=HEADERS), weights_of_an_adapter)
-test_header_at_length = many(given(weights=HEADERS), weights_of_an_adapter, 1000)
+WEIGHT_FILES = st.one_of(BYTES, HEADERS)
+test_weights = few(given(weights=WEIGHT_FILES), weights_of_an_adapter, 15)
+test_weights_at_length = many(given(weights=WEIGHT_FILES), weights_of_an_adapter, 1800)
 test_config = few(given(config=CONFIGS), config_of_an_adapter, 15)
 test_config_at_length = many(given(config=CONFIGS), config_of_an_adapter, 1200)
 test_plain_form = few(given(weights=HEADERS), weights_in_plain_form)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import types
 from contextlib import contextmanager
+from functools import cache
 from unittest.mock import patch
 
 import pytest
@@ -248,7 +249,13 @@ def test_rows_of_another_judge_do_not_count():
 
 def test_suites_of_one_prompt_set_read_their_prompts_once(monkeypatch):
     reads = []
-    monkeypatch.setattr(flow_grpo, "fetched", lambda name, source: reads.append(name) or [Prompt("0", "a horse", name)])
+
+    def read(name, split, source):
+        reads.append(name)
+        return [Prompt("0", "a horse", name)]
+
+    monkeypatch.setattr(flow_grpo, "evaluation_prompts", read)
+    monkeypatch.setattr(flow_grpo, "_prompts", cache(flow_grpo._prompts.__wrapped__))
     built = recipes.build({"stage": "eval", "model": {"pretrained": "x"}, "eval": {"suites": ["drawbench", "deqa"]}})
     planned = plan_requests(built)
     assert reads == ["drawbench"]
