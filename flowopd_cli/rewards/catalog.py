@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 from flowopd_cli import registry
 from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.errors import FlowOPDError, PromptError, RewardError
-from flowopd_cli.prompts.load import load_prompts
+from flowopd_cli.prompts.files import load_prompts
 from flowopd_cli.rewards.base import RewardInfo
 from flowopd_cli.rewards.pictures import read_picture
 from flowopd_cli.rewards.remote import isolated

@@ -28,8 +28,7 @@ GLYPHS = "BCDFHJKLMNPRSTVXZ"
 SUPERSAMPLE = 8
 GLYPH_WIDTH, GLYPH_HEIGHT, GAP = 8, 11, 2
 
-Picture = NDArray[np.float32]
-Mask = NDArray[np.float32]
+Picture = Mask = NDArray[np.float32]
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 from support.fuzzing import TEXTS, edited, few, folder, guarded, many, mutated
 
 from flowopd_cli.prompts.clauses import faulty
-from flowopd_cli.prompts.files import read_rows, repeats, target
-from flowopd_cli.prompts.load import load_prompts
+from flowopd_cli.prompts.files import load_prompts, read_rows, repeats, target
 from flowopd_cli.prompts.sampler import GroupSampler
 from flowopd_cli.prompts.sources import read_public
 from flowopd_cli.suites.compbench import compbench_picture, prompts

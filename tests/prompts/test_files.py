@@ -5,7 +5,7 @@ import json
 import pytest
 
 from flowopd_cli.errors import PromptError
-from flowopd_cli.prompts.files import LONGEST_LINE, Row, read_rows, repeats, target
+from flowopd_cli.prompts.files import LONGEST_LINE, Row, load_prompts, read_rows, repeats, target
 
 
 def write(path, content):
@@ -14,8 +14,8 @@ def write(path, content):
 
 
 def test_rows_know_their_lines(tmp_path):
-    path = write(tmp_path / "p.txt", b"\xef\xbb\xbf one \r\n\n \t\ntwo\tand\n")
-    assert read_rows(path, "t") == [Row(f"{path}:1", "one", "t"), Row(f"{path}:4", "two\tand", "t")]
+    path = write(tmp_path / "p.txt", b"\xef\xbb\xbf one \r\n\n \t\ntwo\tand\xe2\x80\xa8three\n")
+    assert read_rows(path, "t") == [Row(f"{path}:1", "one", "t"), Row(f"{path}:4", "two\tand\u2028three", "t")]
 
 
 def test_ids_tasks_and_metadata(tmp_path):
@@ -93,3 +93,35 @@ def test_repeats_are_counted_by_task_and_text():
 )
 def test_the_text_that_a_prompt_asks_for(text, metadata, expected):
     assert target(text, metadata) == expected
+
+
+def test_files_and_their_tasks(tmp_path):
+    path = tmp_path / "p.txt"
+    path.write_text("one\n\n  two  \n", encoding="utf-8")
+    assert [(p.text, p.task) for p in load_prompts(str(path), task="ocr")] == [("one", "ocr"), ("two", "ocr")]
+    path = tmp_path / "p.jsonl"
+    rows = [{"prompt": "a cat", "task": "geneval", "tag": "single_object"}, {"prompt": "a dog", "id": "dog"}]
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    first, second = load_prompts(str(path), task="other")
+    assert (first.task, first.metadata["tag"]) == ("geneval", "single_object")
+    assert (second.task, second.id) == ("other", "dog")
+    assert len(load_prompts(str(path), task="other", limit=1)) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("c.jsonl", '{"prompt": "x"}', "no task"),
+        ("d.txt", "x", "no task"),
+        ("e.txt", "", "no prompt"),
+    ],
+)
+def test_an_unusable_file_is_named(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    with pytest.raises(PromptError, match=message):
+        load_prompts(str(tmp_path / name))
+
+
+def test_a_registered_source_is_filtered_by_task():
+    assert {p.task for p in load_prompts("toy:all", split="validation")} == {"geneval", "ocr"}
+    assert {p.task for p in load_prompts("toy:all", task="ocr", split="validation")} == {"ocr"}

@@ -66,14 +66,6 @@ def test_an_ocr_prompt_that_quotes_nothing_is_refused(tmp_path, line):
         read_public("ocr", write(tmp_path / "p.txt", f'a "word"\n\n{line}\n'))
 
 
-def test_only_line_feeds_end_a_prompt(tmp_path):
-    prompts = read_public("pickscore", write(tmp_path / "p.txt", "one\u2028still one\r\ntwo\x85still two\n"))
-    assert [(p.id, p.text, p.task) for p in prompts] == [
-        ("00000", "one\u2028still one", "pickscore"),
-        ("00001", "two\x85still two", "pickscore"),
-    ]
-
-
 def test_drawbench_has_each_of_its_prompts_once(tmp_path):
     prompts = read_public("drawbench", write(tmp_path / "p.txt", "b\nb\na\na\nb\n"))
     assert [(p.id, p.text) for p in prompts] == [("00000", "b"), ("00001", "a")]

@@ -19,7 +19,7 @@ from flowopd_cli.cli.plan.resolve import Plan
 from flowopd_cli.cli.stage import run_stage
 from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.errors import ArtifactError, Interrupted, RecipeError
-from flowopd_cli.prompts.load import load_prompts
+from flowopd_cli.prompts.files import load_prompts
 from flowopd_cli.rewards.jpeg import JpegReward
 from flowopd_cli.runs.run import RunDir
 from flowopd_cli.stages import eval as stage

@@ -33,7 +33,7 @@ MAX_TOKENS = 35
 
 
 class Question(NamedTuple):
-    """A question about picture ``row`` of a batch, its index among that picture's questions, and its tokens."""
+    """Question ``column`` about picture ``row`` of a batch, and its tokens."""
 
     row: int
     column: int
@@ -149,12 +149,7 @@ class BlipVQAReward(Reward):
         device: str = "auto",
         batch: int = 8,
     ) -> None:
-        """``model`` is the original checkpoint or a converted folder, ``parser`` one of auto, builtin and spacy.
-
-        Raises:
-            ArtifactError: the model cannot be read.
-            MissingDependency: ``parser="spacy"`` without spaCy and its English model.
-        """
+        """``model`` is the original checkpoint or a converted folder, ``parser`` one of auto, builtin and spacy."""
         options = {"tokenizer": tokenizer, "dtype": dtype, "device": device, "batch": batch}
         self.parser = load_parser(parser)
         self.model = shared(BlipVQA.load, model, **options)

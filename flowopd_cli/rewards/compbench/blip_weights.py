@@ -77,19 +77,14 @@ def tokenizer_source(source: str) -> str:
 def rename(name: str) -> str:
     """A tensor's name in ``transformers`` from its name in the original checkpoint."""
     for pattern, replacement in RENAMES:
-        renamed, count = re.subn(pattern, replacement, name)
-        if count:
-            return renamed
+        name = re.sub(pattern, replacement, name)
     return name
 
 
 def convert(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The original checkpoint under the names of ``BlipForQuestionAnswering``; index buffers are dropped."""
     named = {rename(name): value for name, value in tensors.items() if not name.endswith(".position_ids")}
-    for name, source in TIED.items():
-        if name not in named and source in named:
-            named[name] = named[source]
-    return named
+    return {name: named[source] for name, source in TIED.items() if source in named} | named
 
 
 def original_config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:

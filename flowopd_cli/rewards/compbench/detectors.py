@@ -165,11 +165,10 @@ KINDS: Mapping[str, type[Grounder]] = {cls.name: cls for cls in (GroundingDino, 
 
 
 def load_grounder(kind: str = GroundingDino.name, source: str | None = None, **options: Any) -> Grounder:
-    """A detector by name, from ``source`` (a folder or a Hub id) or its published weights.
+    """A detector by name; ``source`` and ``options`` are those of :meth:`Grounder.load`.
 
     Raises:
         RewardError: no such detector.
-        ArtifactError: its weights cannot be read.
     """
     if kind not in KINDS:
         raise RewardError(f"detector {kind!r} is not one of {', '.join(KINDS)}")

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from itertools import pairwise, zip_longest
 from typing import NamedTuple
 
-from flowopd_cli.errors import PromptError
 from flowopd_cli.rewards.compbench.phrases import Token
 from flowopd_cli.rewards.geneval.rules import Box, Detection, iou
 
@@ -71,7 +70,7 @@ def duplicates(a: Box, b: Box) -> bool:
 
 
 def distinct(detections: Sequence[Detection]) -> list[Detection]:
-    """The detections without those that duplicate an earlier one of the same label."""
+    """The detections without duplicates of an earlier one of the same label."""
     unique: list[Detection] = []
     for detection in detections:
         if not any(detection.label == other.label and duplicates(detection.box, other.box) for other in unique):
@@ -83,12 +82,7 @@ def score_numeracy(things: Sequence[Quantity], detections: Sequence[Detection]) 
     """Mean over the counted things: half a point for a detection, half for the right number of them.
 
     Where no label equals a name, every label that contains it is renamed to it, for the things after it too.
-
-    Raises:
-        PromptError: the prompt counts nothing that the vocabulary knows.
     """
-    if not things:
-        raise PromptError("numeracy: the prompt counts no known object")
     labels = [detection.label for detection in distinct(detections)]
     score = 0.0
     for thing in things:

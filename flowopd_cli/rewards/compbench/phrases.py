@@ -83,11 +83,6 @@ class SpacyParser:
     """spaCy's small English model, as the official scripts use it."""
 
     def __init__(self) -> None:
-        """Load the model.
-
-        Raises:
-            MissingDependency: spaCy or ``en_core_web_sm`` is not installed.
-        """
         try:
             import spacy  # pyright: ignore[reportMissingImports]
 
@@ -107,7 +102,7 @@ class SpacyParser:
 
 
 class BuiltinParser:
-    """Tags by lexicon, ending and neighbours. A chunk is a determiner, modifiers and nouns, up to the last noun."""
+    """Tags by lexicon, ending and neighbours; a chunk is a determiner, modifiers and nouns, up to the last noun."""
 
     name = "builtin-1"
 
@@ -195,9 +190,9 @@ _OPENERS = ("DET", "POSS", "NUM", "ADP", *MODIFIERS)
 
 
 def noun_follows(tags: Sequence[str], i: int, commas: bool = False) -> bool:
-    """Whether a noun comes after position ``i`` with nothing but modifiers in between.
+    """Whether only modifiers, which commas and conjunctions may join, are between position ``i`` and a noun.
 
-    Modifiers may be joined by commas and conjunctions; with ``commas`` one may also stand before the noun itself.
+    With ``commas`` a comma may also precede the noun itself.
     """
     for j in range(i + 1, len(tags)):
         after = tags[j + 1] if j + 1 < len(tags) else ""

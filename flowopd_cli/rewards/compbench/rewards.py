@@ -108,11 +108,7 @@ class SpatialReward(DetectorReward):
     relation = staticmethod(relation_2d)
 
     def check(self, prompts: Sequence[Prompt]) -> None:
-        """Refuse prompts without a noun.
-
-        Raises:
-            PromptError: there is nothing to look for.
-        """
+        """Refuse prompts without a noun."""
         for prompt in prompts:
             if outer_nouns(self.parser(prompt.text).tokens).first is None:
                 raise PromptError(f"prompt {prompt.id!r}: no object to look for in {prompt.text[:80]!r}")
@@ -145,12 +141,7 @@ class Spatial3DReward(SpatialReward):
         device: str = "auto",
         batch: int = 8,
     ) -> None:
-        """``depth`` is a DPT model's folder or Hub id; the rest as for ``compbench-spatial``.
-
-        Raises:
-            RewardError: no such detector.
-            ArtifactError: weights cannot be read.
-        """
+        """``depth`` is a DPT model's folder or Hub id; the rest as for ``compbench-spatial``."""
         super().__init__(detector, parser=parser, device=device, batch=batch)
         self.depth = shared(DepthEstimator.load, depth, device=device, batch=batch)
         self.engine = f"{self.engine}/{self.depth.engine}"
@@ -166,11 +157,7 @@ class NumeracyReward(DetectorReward):
     info = _info(f"numeracy[{DETECTOR}]")
 
     def check(self, prompts: Sequence[Prompt]) -> None:
-        """Refuse prompts that count nothing.
-
-        Raises:
-            PromptError: no number word is followed by an object of the benchmark.
-        """
+        """Refuse prompts in which no number word is followed by an object of the benchmark."""
         for prompt in prompts:
             if not quantities(self.parser(prompt.text).tokens):
                 raise PromptError(f"prompt {prompt.id!r}: counts no known object: {prompt.text[:80]!r}")
@@ -206,12 +193,7 @@ class ComplexReward(DetectorReward):
         device: str = "auto",
         batch: int = 8,
     ) -> None:
-        """``blip`` and ``clip`` are those of the attribute and non-spatial categories.
-
-        Raises:
-            RewardError: no such detector.
-            ArtifactError: weights cannot be read.
-        """
+        """``blip`` and ``clip`` are those of the attribute and non-spatial categories."""
         super().__init__(detector, parser=parser, device=device, batch=batch)
         self.blip = shared(BlipVQA.load, blip, device=device, batch=batch)
         self.clip = shared(ClipEncoder.load, clip, device=device, batch=batch)
@@ -219,11 +201,7 @@ class ComplexReward(DetectorReward):
         self.weights = {"blip": weights_id(blip), "clip": weights_id(clip), **self.weights}
 
     def check(self, prompts: Sequence[Prompt]) -> None:
-        """Refuse prompts that do not say which relations they have.
-
-        Raises:
-            PromptError: ``metadata["relations"]`` is missing or unknown.
-        """
+        """Refuse prompts whose ``metadata["relations"]`` is missing or unknown."""
         for prompt in prompts:
             if prompt.metadata.get("relations") not in PARTS:
                 raise PromptError(f"prompt {prompt.id!r}: metadata.relations must be one of {', '.join(PARTS)}")

@@ -17,7 +17,7 @@ from flowopd_cli.core.sampler import Sampler, choose_trained_steps, draw_window,
 from flowopd_cli.core.steps import make_kernel
 from flowopd_cli.core.types import RewardResult
 from flowopd_cli.models.base import LoadedModel
-from flowopd_cli.prompts.load import load_prompts
+from flowopd_cli.prompts.files import load_prompts
 from flowopd_cli.prompts.sampler import GroupSampler
 from flowopd_cli.recipe import (
     AnchorSpec,

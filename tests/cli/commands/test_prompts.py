@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from flowopd_cli.cli.commands.prompts import app
 from flowopd_cli.errors import ArtifactError, PromptError
 from flowopd_cli.prompts import public as prompt_files
-from flowopd_cli.prompts.load import load_prompts
+from flowopd_cli.prompts.files import load_prompts
 from flowopd_cli.prompts.public import PromptFile, PromptSource
 
 MINE = b"one\ntwo\n"

@@ -71,15 +71,6 @@ def test_answers_are_those_of_the_exact_model(model, checkpoint, images, batch):
     assert len({round(value, 4) for row in answers for value in row}) > 3
 
 
-def test_each_setting_matters(model, checkpoint, images):
-    """Another first token, epsilon or number of heads changes the answer, so the tests above would fail."""
-    words, picture = vocabulary(checkpoint), to_pil(images)[0]
-    right = reference(model, picture, "a green bench?", words)
-    wrong = [reference(blip(**changed), picture, "a green bench?", words) for changed in ({"heads": 8}, {"eps": 1e-1})]
-    wrong.append(reference(model, picture, "a green bench?", words, first=101))
-    assert min(abs(value - right) for value in wrong) > 1e-4
-
-
 def test_a_converted_folder_is_run_with_the_official_settings(tmp_path, model, checkpoint, images):
     """Its configuration has 8 heads and 1e-5, as conversions on the Hub do."""
     model.save_pretrained(tmp_path)
@@ -184,9 +175,3 @@ def test_an_answer_that_is_no_number_is_invalid(checkpoint, images, monkeypatch)
     assert result.valid.tolist() == [True, False]
     assert result.details[1]["error"] == "an answer is not a number"
     assert math.isnan(result.total[1])
-
-
-def test_rewards_share_a_model_while_one_of_them_lives(checkpoint):
-    one, two = (BlipVQAReward(str(checkpoint), parser="builtin") for _ in range(2))
-    assert one.model is two.model
-    assert BlipVQAReward(str(checkpoint), parser="builtin", batch=2).model is not one.model
