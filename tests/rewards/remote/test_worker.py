@@ -53,7 +53,7 @@ def test_pictures_of_several_sizes_keep_their_places():
     assert [detail["id"] for detail in answer.details] == ["a", "b", "c"]
 
 
-def test_pixels_arrive_as_they_were():
+def test_pixels_arrive_unchanged():
     image = Image.effect_noise((5, 7), 50).convert("RGB")
     tensor = to_tensor([image])
     assert tensor.shape == (1, 3, 7, 5)
@@ -112,13 +112,9 @@ def test_weights_by_digest_or_by_name(tmp_path):
     assert weights_of(Area(), options)["clip"] != found["clip"]
 
 
-def test_the_chosen_engine_is_named():
-    reading = Area()
-    reading.reader = SimpleNamespace(name="rapidocr-3/det+rec")
-    assert weights_of(reading, {"reader": "auto"}) == {"reader": "rapidocr-3/det+rec"}
-
-
-def test_a_reward_may_declare_its_weights():
-    sure = Area()
-    sure.weights = {"detector": "sha256:1"}
-    assert RewardScorer("sure", sure, {}, Area).info["weights"] == {"detector": "sha256:1"}
+def test_a_reward_may_declare_its_weights_or_have_an_engine():
+    reward = Area()
+    reward.reader = SimpleNamespace(name="rapidocr-3/det+rec")
+    assert weights_of(reward, {"reader": "auto"}) == {"reader": "rapidocr-3/det+rec"}
+    reward.weights = {"detector": "sha256:1"}
+    assert RewardScorer("sure", reward, {}, Area).info["weights"] == {"detector": "sha256:1"}
