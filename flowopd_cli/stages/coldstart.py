@@ -20,7 +20,7 @@ from flowopd_cli.train import objectives, supervised
 def run(
     recipe: ColdstartRecipe, run: RunDir, progress: Progress, *, adapters: Adapters | None = None, resume: bool = False
 ) -> dict[str, Any]:
-    """Every teacher draws its own tasks' prompts; the best of each group is kept; the policy learns to draw them."""
+    """Every teacher draws the prompts of its tasks; the policy learns to draw the best picture of each group."""
     train, sft = recipe.train, recipe.sft
     drawer, prompts = make_drawer(recipe.prompts, train, recipe.seed)
     check_tasks(recipe, prompts)

@@ -1,6 +1,6 @@
 """The state that makes a resumed run go on exactly: policy, EMA, optimizer, counters; safetensors, never pickle.
 
-Every random draw is a function of the recipe's seed and the iteration, so no generator state needs to be kept.
+Every random draw is a function of the recipe's seed and the iteration, so no generator state is saved.
 """
 
 from __future__ import annotations

@@ -118,7 +118,7 @@ def fit(
     finite is skipped. If the training ends early, a checkpoint has the last finished iteration.
 
     Raises:
-        Interrupted: the user asked to stop.
+        Interrupted: the user stopped the run.
         DivergedError: ``settings.skip_limit`` optimizer steps in a row were skipped.
     """
     parameters = model.adapters.trainable()

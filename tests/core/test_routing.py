@@ -25,10 +25,6 @@ def test_every_row_is_routed_once_by_its_own_task(tasks):
     assert "".join(found[row] for row in range(len(tasks))) == tasks
 
 
-def test_routes_without_prompts_are_left_out():
-    assert list(route(prompts("a"), ("a", "b"))) == ["a"]
-
-
 def test_a_task_without_a_teacher_is_refused_with_the_way_out():
     with pytest.raises(RoutingError, match=r"no teacher for task 'z' \(routes: a, b\): add --teacher z=REF"):
         route(prompts("az"), ("b", "a"))

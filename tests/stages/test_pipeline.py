@@ -90,13 +90,6 @@ def test_teachers_log_reward_and_students_log_divergence(world):
     assert row["kl"] == pytest.approx((row["kl_step/0"] + row["kl_step/1"]) / 2, rel=1e-4)
 
 
-def test_samples_say_which_prompts_and_seeds_they_show(world):
-    told = json.loads(world["student"].sample_prompts_file.read_text())
-    assert [entry["task"] for entry in told] == ["geneval"] * 4 + ["ocr"] * 4
-    assert len({entry["seed"] for entry in told}) == 8
-    assert all(entry["text"] for entry in told)
-
-
 def test_the_manifest_names_every_parent(world):
     manifest = world["student"].manifest()
     assert [parent.role for parent in manifest.parents] == ["init", "teacher_geneval", "teacher_ocr", "anchor"]

@@ -21,27 +21,18 @@ from flowopd_cli.stages import coldstart, distill, teacher
 
 TESTS, PACKAGE = Path(__file__).resolve().parent.parent, Path(flowopd_cli.__file__).parent.parent
 NAMES = (
-    "teacher",
-    "coldstart",
-    "distill",
-    "sparse",
-    "fused",
-    "thinned",
-    "fresh",
-    "few",
-    "few-fused",
-    "one-group",
-    "saving",
+    *("teacher", "coldstart", "distill", "sparse", "fused", "thinned", "fresh"),
+    *("few", "few-fused", "one-group", "saving"),
 )
-COUNTS = ("two", "shards", pytest.param("three", marks=pytest.mark.slow))
+COUNTS = ("two", "shards")
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, pipeline_folder):
-    """The directory with what one process made, ``one``, and what several made, ``two`` (and ``three``, if asked)."""
+    """The directory with the runs of one process, ``one``, and of two, ``two``."""
     root = tmp_path_factory.mktemp("copies")
     copies.prepare(root, pipeline_folder)
-    for name in ("one", "two", "three", "shards"):
+    for name in ("one", *COUNTS):
         (root / "runs" / name).mkdir(parents=True)
     with pytest.MonkeyPatch.context() as patch:
         for stage in (coldstart, distill, teacher):
@@ -49,13 +40,6 @@ def trained(tmp_path_factory, pipeline_folder):
         copies.runs(root, root / "runs" / "one", pipeline_folder)
     launch(2, copies.__file__, str(root), str(root / "runs" / "two"), str(pipeline_folder))
     return root / "runs"
-
-
-@pytest.fixture(scope="module")
-def by_three(trained, pipeline_folder):
-    """The same directory, now with what three processes made."""
-    launch(3, copies.__file__, str(trained.parent), str(trained / "three"), str(pipeline_folder))
-    return trained
 
 
 @pytest.fixture(scope="module")
@@ -67,9 +51,8 @@ def by_shards(trained, pipeline_folder):
 
 @pytest.fixture
 def several(count, trained, request):
-    """The directory with what ``count`` processes made."""
-    made_by = {"three": "by_three", "shards": "by_shards"}.get(count, "trained")
-    return request.getfixturevalue(made_by) / count
+    """The directory with the runs of two processes."""
+    return request.getfixturevalue("by_shards" if count == "shards" else "trained") / count
 
 
 def environment():
@@ -120,8 +103,8 @@ def test_several_processes_log_the_figures_of_one(trained, several, name):
     assert [row["step"] for row in two] == [row["step"] for row in one]
     for ours, theirs in zip(two, one, strict=True):
         assert ours.keys() == theirs.keys()
-        kept = {key: value for key, value in theirs.items() if not key.startswith("seconds")}
-        assert {key: ours[key] for key in kept} == pytest.approx(kept, rel=1e-4, abs=1e-7)
+        figures = {key: value for key, value in theirs.items() if not key.startswith("seconds")}
+        assert {key: ours[key] for key in figures} == pytest.approx(figures, rel=1e-4, abs=1e-7)
     if name in {"teacher", "distill", "fused", "thinned"}:
         assert 0 < one[0]["invalid"] < 1
     if name == "fresh":
@@ -179,8 +162,8 @@ def test_accelerate_starts_the_same_command_on_two_machines(trained, pipeline_fo
     assert not outs[1].exists()
     alone = copies.train(tmp_path / "alone", built)
     (row,), (expected,) = RunDir(outs[0]).rows(), alone.rows()
-    kept = {key: value for key, value in expected.items() if not key.startswith("seconds")}
-    assert {key: row[key] for key in kept} == pytest.approx(kept, rel=1e-3, abs=1e-5)  # float32
+    figures = {key: value for key, value in expected.items() if not key.startswith("seconds")}
+    assert {key: row[key] for key in figures} == pytest.approx(figures, rel=1e-3, abs=1e-5)  # float32
 
 
 @pytest.mark.parametrize("shard", [False, True])

@@ -170,8 +170,3 @@ def test_the_first_bad_batch_is_the_one_that_is_kept():
         guard.passes(Loss(torch.tensor(0.0), 1), batch)
     assert guard.fault == Fault("gradient", ("bad",))
     assert guard.batch.prompts == prompts[1]
-
-
-def test_a_fault_names_three_prompts_and_how_many_more():
-    assert str(Fault("loss")) == "the loss is not finite"
-    assert str(Fault("loss", ("a", "b", "c", "d", "e"))) == "the loss is not finite (prompts: 'a', 'b', 'c' and 2 more)"

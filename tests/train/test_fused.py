@@ -145,16 +145,6 @@ def test_micro_batches_cannot_change_the_gradient(exact, micro, batch):
     close(fused_gradients(exact, objective, passed(exact, sampler, ANCHOR, micro=micro, batch=batch))[0], whole)
 
 
-def test_checkpointed_activations_give_the_same_gradient(make_trainee):
-    plain, saving = make_trainee(), make_trainee()
-    saving.transformer.enable_gradient_checkpointing()
-    found = []
-    for model in (plain, saving):
-        sampler = make_sampler(model)
-        found.append(fused_gradients(model, opd(model, sampler, OPDSettings(beta=0.3)), passed(model, sampler, ANCHOR)))
-    close(found[1][0], found[0][0])
-
-
 def followed(model, sampler, **options):
     """The rollout at the end of a pass, and the micro-batches on the way."""
     ends = []
@@ -253,13 +243,6 @@ def test_no_forward_is_made_twice(trainee, counted):
     fused_gradients(trainee, objective, passed(trainee, sampler, ANCHOR, micro=4))
     # four pictures: two teacher rows plain, two guided (and so four), four of the anchor, in one mixed batch
     assert counted == [(2 + 4 + 4, False), (4, True)] * 3
-
-
-def test_an_anchor_that_is_the_teacher_is_asked_once(trainee, counted):
-    sampler, same = make_sampler(trainee), Teacher("other", 1.0)
-    objective = opd(trainee, sampler, OPDSettings(beta=0.3))
-    fused_gradients(trainee, objective, passed(trainee, sampler, same, micro=4, draw=make_draw("aaaa", "0123")))
-    assert counted == [(4, False), (4, True)] * 3
 
 
 def test_a_step_without_a_lesson_costs_one_forward(trainee, counted):

@@ -64,11 +64,6 @@ def test_no_hook_stays_behind(trainee):
         velocity_of(trainee, [Teacher("nobody", 1.0), Teacher("other", 1.0)], x[:2], sigma[:2], cond[:2])
 
 
-def test_a_row_is_its_pictures_tokens_and_its_texts(trainee):
-    x, _, cond = point(trainee)
-    assert row_cost(trainee, x, cond) == 4 + cond.embeds.shape[1]  # 4 x 4 latents in 2 x 2 patches
-
-
 A, B, GUIDED = Teacher("a", 1.0), Teacher("b", 1.0), Teacher("c", 2.0)
 
 

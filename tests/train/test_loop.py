@@ -6,15 +6,14 @@ import signal
 import pytest
 import torch
 from support.recorders import Recorder
-from support.tiny import TEXTS, experience_of, gradients, labelled, make_draw, make_sampler, randomize
+from support.tiny import experience_of, gradients, labelled, make_draw, make_sampler, randomize
 
-from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.core.types import Loss
 from flowopd_cli.errors import Interrupted
-from flowopd_cli.train import collect, supervised
+from flowopd_cli.train import collect
 from flowopd_cli.train.checkpoint import TrainState
 from flowopd_cli.train.loop import FitSettings, fit
-from flowopd_cli.train.objectives import OPDSettings, opd, sft
+from flowopd_cli.train.objectives import OPDSettings, opd
 
 
 def run(model, *, settings=None, estimator="pathwise", state=None, recorder=None, beta=0.02, **options):
@@ -66,18 +65,6 @@ def test_teachers_anchor_and_base_stay_bitwise_the_same(trainee, estimator):
     assert [trainee.adapters.digest(name) for name in frozen] == before
     assert trainee.adapters.digest("policy") != policy
     assert trainee.adapters.active is None
-
-
-def test_supervised_rows_are_learned(trainee):
-    latents = torch.randn(4, 4, 4, 4, generator=torch.Generator().manual_seed(0))
-    data = supervised.Pictures(latents, trainee.encode(TEXTS), tuple(Prompt(text, text, "a") for text in TEXTS))
-
-    def experience(iteration):
-        return [[supervised.sft_rows(data, 16, seed=0, mean=0.0, std=1.0)]], {}
-
-    rows = []
-    fit(trainee, experience, sft(trainee), FitSettings(15, 0.02), recorder=Recorder(row=rows.append))
-    assert rows[-1]["loss"] < 0.9 * rows[0]["loss"]
 
 
 def first_moments(model, micro):
@@ -135,16 +122,6 @@ def test_the_average_follows_its_formula(trainee, every, decay):
     assert seen == [1, 2, 3, 4]
     for name, value in trainee.adapters.state("policy_ema").items():
         torch.testing.assert_close(value, expected[name], atol=1e-6, rtol=1e-5)
-
-
-def test_rows_to_log_hold_means_counters_and_figures(trainee):
-    rows = []
-    run(trainee, updates=2, micro=5, recorder=Recorder(row=rows.append))
-    assert [(row["iteration"], row["step"]) for row in rows] == [(1, 2), (2, 4), (3, 6)]
-    assert all(row["made_up"] == 1.5 and row["grad_norm"] > 0 for row in rows)
-    for row in rows:
-        assert row["loss"] == pytest.approx(row["kl"] + 0.02 * row["kl_anchor"], rel=1e-4)
-    assert {"seconds_collect", "seconds_learn"} <= rows[0].keys()
 
 
 def test_the_recorder_gets_checkpoints_at_their_cadence_and_samples_after_each_iteration(trainee):

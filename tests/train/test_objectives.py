@@ -128,13 +128,6 @@ def test_distillation_is_the_weighted_kl_to_teacher_and_anchor(trainee, sampler,
     assert loss.count == 12
 
 
-def test_an_ode_is_distilled_by_plain_velocity_matching(trainee):
-    ode = make_sampler(trainee, kernel="ode")
-    batch = one_batch(labelled(trainee, ode, make_draw()), ode)
-    ours = loss_of(trainee, opd(trainee, ode, OPDSettings(step_weight="velocity", beta=0.0)), batch)
-    assert float(ours.total) == pytest.approx(float(loss_of(trainee, sft(trainee), batch).total), rel=1e-4)
-
-
 def test_the_anchors_gradient_is_added_with_its_weight(trainee, sampler, rolled):
     batch = one_batch(rolled, sampler)
     as_teacher = dataclasses.replace(batch, target_velocity=batch.anchor_velocity)

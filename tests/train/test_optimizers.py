@@ -12,13 +12,6 @@ from flowopd_cli.train.checkpoint import TrainState
 from flowopd_cli.train.loop import make_optimizer
 
 
-def test_the_default_is_that_of_pytorch():
-    weight = torch.nn.Parameter(torch.ones(2))
-    made = make_optimizer("adamw", [weight], 0.1, 0.2)
-    assert type(made) is torch.optim.AdamW
-    assert (made.defaults["lr"], made.defaults["weight_decay"]) == (0.1, 0.2)
-
-
 def test_the_eight_bit_one_is_that_of_bitsandbytes(monkeypatch):
     class AdamW8bit(torch.optim.SGD):
         pass

@@ -34,10 +34,6 @@ def test_every_sample_of_a_step_is_exactly_one_processs(seed):
         assert own == [sample for sample in samples.tolist() if sample in own]
 
 
-def test_a_process_may_have_none_of_a_step():
-    assert shares()[1].local_rows(torch.tensor([5, 0])).tolist() == []
-
-
 def test_the_whole_is_in_the_order_of_the_draw_with_nan_for_what_was_not_asked():
     ocr = torch.arange(6.0)
     results = [result(ROWS[0], ocr=ocr), result(ROWS[1])]

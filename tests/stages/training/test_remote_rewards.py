@@ -72,13 +72,6 @@ def test_it_stops_with_one_line(train, tmp_path, mode, on_error):
     assert RunDir.open(tmp_path / "run").manifest().status == "failed"
 
 
-def test_it_tries_again(train, tmp_path):
-    with started("error_first", folder=tmp_path, failures=1) as worker:
-        code, err, rows = train(remote(worker))
-    assert (code, err, len(rows)) == (0, "", 3)
-    assert [row["invalid"] for row in rows] == [0, 0, 0]
-
-
 def test_it_goes_on_without_what_could_not_be_scored(train, tmp_path):
     with started("error_first", folder=tmp_path, failures=2) as worker:
         code, _, rows = train(remote(worker, on_error="skip", retries=0, batch=4))
