@@ -40,10 +40,7 @@ class PictureRequest:
 
 @dataclass(frozen=True)
 class Requests:
-    """The suites of an evaluation, the groups among them, and every picture once, in the order of suites and prompts.
-
-    ``digests`` has a SHA-256 of the prompts of each picture folder.
-    """
+    """Suites, the groups among them, every picture once, and a SHA-256 of the prompts of each picture folder."""
 
     suites: tuple[Suite, ...]
     groups: tuple[SuiteGroup, ...] = ()

@@ -1,9 +1,10 @@
-"""From a recipe to a running training loop: samplers, settings, resume, and the saved adapter."""
+"""From a recipe to a running training loop and the saved adapter."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 from flowopd_cli.core.prompt import Prompt
@@ -53,15 +54,12 @@ def train_policy(
     save_memory(model, spec)
     state = resume_state(run, resume, progress)
     progress.start(spec.iterations, course.title, done=state.iteration if state else 0)
-    ema = spec.ema_decay > 0
-
-    def export() -> None:
-        save_adapter(model, run, recipe.model, ema=ema, best=True)
-
-    recorder = RunRecorder(run, progress, spec, export, make_sample_writer(model, recipe, course.prompts, run))
+    export = partial(save_adapter, model, run, recipe.model, ema=spec.ema_decay > 0)
+    draw_samples = make_sample_writer(model, recipe, course.prompts, run)
+    recorder = RunRecorder(run, progress, spec, partial(export, best=True), draw_samples)
     if state is not None:
         recorder.resume()
     settings = FitSettings(**{f.name: getattr(spec, f.name) for f in fields(FitSettings)})
     fit(model, course.experience, course.objective, settings, state=state, recorder=recorder)
-    save_adapter(model, run, recipe.model, ema=ema)
+    export()
     return recorder.figures()
