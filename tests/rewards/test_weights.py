@@ -68,6 +68,17 @@ def test_safetensors_need_no_digest(tmp_path):
     assert load_tensors(*weights_file(str(tmp_path / "w.safetensors"), "x")).keys() == {"a"}
 
 
+def test_code_in_a_pinned_pickle_does_not_run(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return open, (str(tmp_path / "touched"), "w")
+
+    torch.save({"a": Evil()}, tmp_path / "w.pt")
+    with pytest.raises(ArtifactError, match="cannot be read as weights"):
+        load_tensors(tmp_path / "w.pt", sha256_file(tmp_path / "w.pt"))
+    assert not (tmp_path / "touched").exists()
+
+
 @pytest.fixture
 def hub(tmp_path, monkeypatch, pickled):
     """Puts a file into the Hub's cache: a link to a blob that is named by its digest."""

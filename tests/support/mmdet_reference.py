@@ -14,19 +14,7 @@ from torch import nn
 
 from flowopd_cli.rewards.geneval.mmdet_keys import Architecture
 
-TINY = Architecture(
-    embed=8,
-    depths=(1, 2, 1, 1),
-    heads=(1, 2, 2, 4),
-    window=4,
-    width=32,
-    attention_heads=4,
-    pixel_layers=2,
-    pixel_feedforward=40,
-    query_layers=4,
-    query_feedforward=48,
-    queries=10,
-)
+TINY = Architecture(8, (1, 2, 1, 1), (1, 2, 2, 4), 4, 32, 4, 2, 40, 4, 48, queries=10)
 
 
 def named(**children):

@@ -13,7 +13,7 @@ from support.mmdet_reference import TINY, Mask2Former, mmcv1, random_reference
 
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.rewards.geneval import mmdet_weights as weights
-from flowopd_cli.rewards.geneval.mmdet_keys import Architecture, by_pixel, convert, modern
+from flowopd_cli.rewards.geneval.mmdet_keys import Architecture, convert, modern
 from flowopd_cli.rewards.geneval.mmdet_weights import build, fill, load_network, read_checkpoint
 
 QKV = "backbone.stages.1.blocks.1.attn.w_msa.qkv.weight"
@@ -57,28 +57,6 @@ def test_both_networks_compute_the_same(reference, names):
         assert one.std() > 0.1
 
 
-def test_single_precision_agrees_to_five_decimals(reference, checkpoint):
-    network = load_network(str(checkpoint), architecture=TINY)
-    pixels = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        for one, other in zip(reference(pixels), network.module(pixels), strict=True):
-            torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
-
-
-def test_the_head_is_that_of_transformers(checkpoint, tmp_path):
-    pytest.importorskip("scipy")
-    from transformers import Mask2FormerForUniversalSegmentation
-
-    network = load_network(str(checkpoint), architecture=TINY)
-    network.module.save_pretrained(tmp_path / "folder")
-    whole = Mask2FormerForUniversalSegmentation.from_pretrained(tmp_path / "folder").eval()
-    pixels = torch.randn(2, 3, 64, 64)
-    with torch.no_grad():
-        output, (classes, masks) = whole(pixels), network.module(pixels)
-    torch.testing.assert_close(output.class_queries_logits, classes)
-    torch.testing.assert_close(output.masks_queries_logits, masks)
-
-
 def test_every_tensor_of_the_real_network_has_one_source():
     """The full size, by names and shapes alone: mmdet's tensors fill every place, and no place twice."""
     with torch.device("meta"):
@@ -89,13 +67,6 @@ def test_every_tensor_of_the_real_network_has_one_source():
     expected = {name: shape for name, shape in expected.items() if not any(word in name for word in unused)}
     assert {name: t.shape for name, t in converted.items()} == expected
     assert sum(t.numel() for t in converted.values()) == pytest.approx(68.7e6, rel=0.01)
-
-
-def test_patch_merging_goes_pixel_by_pixel():
-    """Channel c of pixel (row, column) is 100 c + 10 row + column."""
-    mmdet = torch.tensor([100 * c + 10 * row + column for c in range(3) for row in range(2) for column in range(2)])
-    theirs = [100 * c + 10 * row + column for column in range(2) for row in range(2) for c in range(3)]
-    assert by_pixel(mmdet).tolist() == theirs
 
 
 def test_earlier_releases_of_transformers_are_understood():
@@ -219,15 +190,6 @@ def folder(checkpoint, tmp_path):
     return tmp_path / "hf"
 
 
-def test_a_folder_of_transformers_is_read(folder, checkpoint):
-    network = load_network(str(folder))
-    assert (network.name, network.official) == ("transformers-mask2former:hf", False)
-    pixels = torch.randn(1, 3, 64, 64)
-    with torch.no_grad():
-        one, other = network.module(pixels), load_network(str(checkpoint), architecture=TINY).module(pixels)
-    torch.testing.assert_close(one[0], other[0])
-
-
 @pytest.mark.parametrize(
     ("remove", "add", "words"),
     [("swin.layernorm", "criterion.empty_weight", None), ("class_predictor.bias", None, "1 missing (first class_pred")],
@@ -237,7 +199,8 @@ def test_a_folder_may_differ_only_in_unused_tensors(folder, remove, add, words):
     tensors = {name: tensor for name, tensor in load_file(file).items() if remove not in name}
     save_file({**tensors, **({add: torch.ones(81)} if add else {})}, file, metadata={"format": "pt"})
     if words is None:
-        assert load_network(str(folder)).module is not None
+        network = load_network(str(folder))
+        assert (network.name, network.official) == ("transformers-mask2former:hf", False)
         return
     with pytest.raises(ArtifactError) as error:
         load_network(str(folder))

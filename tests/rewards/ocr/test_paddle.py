@@ -16,15 +16,9 @@ from flowopd_cli.rewards.ocr.rapidocr import bundled_model
 from flowopd_cli.rewards.ocr.reading import Line
 from flowopd_cli.rewards.ocr.reward import OCRReward, make_reader, normalize
 
-TEXT = """
-acorn Bridge CANDLE desert Engine FLOWER garden Harbor ISLAND jacket Kitchen LANTERN market Needle OCEAN planet
-Quarter RIVER silver Tunnel UMBRELLA valley Window YELLOW zebra Anchor BASKET copper Dolphin ECHO fabric Guitar
-HAMMER indigo Jungle KERNEL ladder Mirror NUMBER orange Pepper QUEEN ribbon Shadow TEMPLE unicorn Velvet WINTER
-yogurt Zipper Autumn BREEZE castle Driver EAGLE forest Galaxy HONEY insect Jigsaw KNIGHT lemon Marble NAPKIN
-orchid Pirate QUARTZ rocket Saddle TICKET urban Violin WALNUT yonder Zenith Apollo BOTTLE circus Diamond EMPIRE
-feather Goblin HELMET impact Jasmine KETTLE legend Magnet NECTAR oyster Parrot QUIVER rabbit Sunset THUNDER upward
-Voyage WHISPER young Zodiac
-"""
+TEXT = """acorn Bridge CANDLE desert Engine FLOWER garden Harbor ISLAND jacket Kitchen LANTERN market Needle OCEAN
+planet Quarter RIVER silver Tunnel UMBRELLA valley Window YELLOW zebra Anchor BASKET copper Dolphin ECHO fabric Guitar
+HAMMER indigo Jungle KERNEL ladder Mirror NUMBER orange"""
 WORDS = TEXT.split()
 INKS = [(20, 20, 20), (160, 20, 20), (20, 90, 30), (20, 30, 150)]
 
@@ -89,18 +83,21 @@ class TestWiring:
         assert [options[name] for name in turning] == [False] * 3
         assert reader.name == "paddleocr-3.7.0/onnxruntime/own_detection+own_recognition"
 
-    def test_models_by_paddleocrs_names(self, fake):
-        reader = PaddleTextReader(models="PP-OCRv5_server_det+en_PP-OCRv5_mobile_rec", engine="paddle", device="cpu")
-        assert FakeOCR.latest.options["text_recognition_model_name"] == "en_PP-OCRv5_mobile_rec"
-        assert "engine_config" not in FakeOCR.latest.options
-        assert reader.name == "paddleocr-3.7.0/paddle/PP-OCRv5_server_det+en_PP-OCRv5_mobile_rec"
-
-    def test_the_published_models_for_the_paddle_engine(self, fake):
-        PaddleTextReader(models="PP-OCRv4", engine="paddle", device="cpu")
+    @pytest.mark.parametrize(
+        ("models", "detector", "recognizer", "limit"),
+        [
+            ("PP-OCRv5_server_det+en_PP-OCRv5_mobile_rec", "PP-OCRv5_server_det", "en_PP-OCRv5_mobile_rec", None),
+            ("PP-OCRv4", "PP-OCRv3_mobile_det", "en_PP-OCRv4_mobile_rec", 960),
+        ],
+    )
+    def test_models_of_the_paddle_engine(self, fake, models, detector, recognizer, limit):
+        reader = PaddleTextReader(models=models, engine="paddle", device="cpu")
         options = FakeOCR.latest.options
-        assert options["text_detection_model_name"] == "PP-OCRv3_mobile_det"
-        assert options["text_recognition_model_name"] == "en_PP-OCRv4_mobile_rec"
-        assert (options["text_det_limit_side_len"], options["text_det_limit_type"]) == (960, "max")
+        assert options["text_detection_model_name"] == detector
+        assert options["text_recognition_model_name"] == recognizer
+        assert options.get("text_det_limit_side_len") == limit
+        assert "engine_config" not in options
+        assert reader.name == f"paddleocr-3.7.0/paddle/{detector}+{recognizer}"
 
     def test_folders_go_before_models_and_are_recorded_with_their_digest(self, fake, tmp_path):
         folder = model_folder(tmp_path / "det")
@@ -184,14 +181,11 @@ class TestEngine:
         pytest.importorskip("rapidocr", reason="paddleocr has no ONNX files to read with")
         return make_reader("paddleocr", models="rapidocr", device="cpu")
 
-    def test_it_agrees_with_rapidocr_on_a_hundred_words(self, reader):
+    def test_it_agrees_with_rapidocr(self, reader):
         pictures = words()
-        assert len(set(map(str.lower, WORDS))) == len(pictures) == 100
         paddles, rapids = ([_text(r) for r in one(pictures)] for one in (reader, make_reader("rapidocr")))
-        agree = sum(a == b for a, b in zip(paddles, rapids, strict=True))
-        right = sum(a == normalize(word) for a, word in zip(paddles, WORDS, strict=True))
-        assert agree >= 95
-        assert right >= 95
+        assert sum(a == b for a, b in zip(paddles, rapids, strict=True)) >= 38
+        assert sum(a == normalize(word) for a, word in zip(paddles, WORDS, strict=True)) >= 38
 
     def test_the_reward_scores_its_readings(self, reader):
         prompts = [Prompt(word, f'a card with "{word}"', "ocr") for word in ("acorn", "Bridge", "wrong")]

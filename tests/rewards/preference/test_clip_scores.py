@@ -74,13 +74,8 @@ def test_pickscore_is_the_scaled_cosine_and_a_26th_of_it_to_train_on(clip):
     assert reward.info.high == pytest.approx(1)
 
 
-@pytest.mark.parametrize("make", [PickScoreReward, lambda f, **k: ClipScoreReward(source=f, **k)])
-def test_batches_do_not_change_scores(clip, make):
-    one, eight = (make(clip[0], device="cpu", batch=b)(IMAGES, PROMPTS).total for b in (1, 8))
-    alone = torch.cat([make(clip[0], device="cpu")(IMAGES[i : i + 1], PROMPTS[i : i + 1]).total for i in range(5)])
-    torch.testing.assert_close(one, eight, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(alone, eight, atol=1e-5, rtol=1e-5)
-    assert make(clip[0], device="cpu")(IMAGES[:0], []).total.shape == (0,)
+def test_no_pictures_have_no_scores(clip):
+    assert PickScoreReward(clip[0], device="cpu")(IMAGES[:0], []).total.shape == (0,)
 
 
 @pytest.mark.parametrize(
@@ -101,8 +96,6 @@ def test_the_flow_grpo_variant_shrinks_tensors_bilinearly(clip):
     folder, model = clip
     images = pictures(2, 64, 64).mul(255).round() / 255
     result = ClipScoreReward("flow_grpo", folder, device="cpu")(images, PROMPTS[:2])
-    mean = torch.tensor([0.48145466, 0.4578275, 0.40821073])[:, None, None]
-    std = torch.tensor([0.26862954, 0.26130258, 0.27577711])[:, None, None]
     kernel = torch.tensor([1.0, 3, 3, 1])
 
     def halve(rows):
@@ -111,7 +104,8 @@ def test_the_flow_grpo_variant_shrinks_tensors_bilinearly(clip):
         return torch.stack([(s * w).sum(-1) / w.sum() for s, w in zip(shares, weights, strict=True)], dim=-1)
 
     small = halve(halve(images).transpose(2, 3)).transpose(2, 3)
-    cosine = cosines_by_hand(model, folder, TEXTS[:2], (small - mean) / std)
+    pixels = torch.stack([clip_normalized(image.permute(1, 2, 0).numpy() * 255) for image in small])
+    cosine = cosines_by_hand(model, folder, TEXTS[:2], pixels)
     torch.testing.assert_close(result.total, 100 * cosine / 30, atol=1e-4, rtol=1e-4)
     bicubic = ClipScoreReward("t2i-compbench", folder, device="cpu")(images, PROMPTS[:2]).scores["cosine"]
     assert (bicubic - cosine).abs().max() > 1e-4
@@ -123,14 +117,6 @@ def test_the_pictures_of_a_group_share_their_text(clip):
     reward.encoder.texts = lambda texts: encoded.append(list(texts)) or encode(texts)
     reward(IMAGES, PROMPTS)
     assert encoded == [list(dict.fromkeys(TEXTS))]
-
-
-def test_half_precision_is_near(clip):
-    full = PickScoreReward(clip[0], device="cpu")(IMAGES, PROMPTS).scores["raw"]
-    half = PickScoreReward(clip[0], dtype="bfloat16", device="cpu")(IMAGES, PROMPTS).scores["raw"]
-    assert half.dtype == torch.float32
-    torch.testing.assert_close(half, full, atol=0.4, rtol=0.05)
-    assert not torch.equal(half, full)
 
 
 @pytest.fixture
@@ -161,22 +147,10 @@ def test_a_head_that_gives_no_number_makes_pictures_invalid(clip, head):
     assert all("not a finite number" in detail["error"] for detail in result.details)
 
 
-def without(name):
-    return {k: v for k, v in linear_head(24).items() if k != name}
-
-
-class Evil:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return (open, (str(self.path), "w"))
-
-
 @pytest.mark.parametrize(
     ("content", "word"),
     [
-        (without("layers.4.bias"), "missing"),
+        ({k: v for k, v in linear_head(24).items() if k != "layers.4.bias"}, "missing"),
         (linear_head(24) | {"layers.9.weight": torch.zeros(1)}, "unexpected"),
         (linear_head(23), "of another shape"),
         (linear_head(24) | {"layers.2.bias": torch.zeros(3)}, "of another shape"),
@@ -188,19 +162,12 @@ def test_a_wrong_head_is_one_clear_line(clip, head, content, word):
     head.unlink()
     if content is not None:
         torch.save(content, head)
-    with pytest.raises(ArtifactError, match=word) as caught:
+    with pytest.raises(ArtifactError, match=word) as error:
         AestheticReward(clip[0], str(head), device="cpu")
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(error.value)
 
 
-def test_a_pickle_that_acts_is_not_obeyed(clip, head, tmp_path):
-    torch.save({"layers.0.weight": Evil(tmp_path / "touched")}, head)
-    with pytest.raises(ArtifactError, match="cannot be read as weights"):
-        AestheticReward(clip[0], str(head), device="cpu")
-    assert not (tmp_path / "touched").exists()
-
-
-def test_local_weights_are_known_by_their_digest_wherever_they_lie(clip, tmp_path):
+def test_local_weights_are_identified_by_their_digest_not_their_path(clip, tmp_path):
     copy = shutil.copytree(clip[0], tmp_path / "copy")
     here, there = (ClipScoreReward(source=str(folder), device="cpu").weights for folder in (clip[0], copy))
     assert here == there

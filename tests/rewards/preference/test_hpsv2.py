@@ -118,13 +118,6 @@ def test_scores_are_those_of_open_clip(folders):
     assert expected.std() > 0.01
 
 
-def test_batches_and_a_file_instead_of_a_folder(folders):
-    base, source, _ = folders
-    rewards = [HPSv2Reward(str(source / FILE), str(base), device="cpu", batch=batch) for batch in (1, 8)]
-    one, eight = (reward(IMAGES, PROMPTS).total for reward in rewards)
-    torch.testing.assert_close(one, eight, atol=1e-5, rtol=1e-5)
-
-
 @pytest.mark.parametrize(
     ("size", "box"), [((64, 64), (0, 0, 32, 32)), ((64, 32), (0, 8, 32, 24)), ((10, 40), (12, 0, 20, 32))]
 )
