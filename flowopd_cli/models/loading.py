@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from flowopd_cli.errors import ArtifactError, one_line
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-BROKEN = (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError)
+BROKEN = (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, ArithmeticError, SafetensorError)
 
 
 @dataclass(frozen=True)

@@ -1,28 +1,30 @@
 """Memory, parameters and operations of a base, measured on modules of torch's meta device: shapes without numbers.
 
-A forward on the meta device runs a family's own code, and autograd keeps there what it keeps on a real device, so a new
+A forward on the meta device runs a family's own code, and autograd saves there what it saves on a real device, so a new
 family needs nothing here. Results are those of one row; they grow with the number of rows.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
+from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from flowopd_cli.core.types import Conditioning
-from flowopd_cli.errors import ArtifactError
+from flowopd_cli.errors import ArtifactError, one_line
 from flowopd_cli.models.files.families import base_folder, known_shape
 from flowopd_cli.models.files.workload import Workload
-from flowopd_cli.models.loading import DTYPES, LoadOptions
+from flowopd_cli.models.loading import BROKEN, DTYPES, LoadOptions
 from flowopd_cli.models.pipeline import Modules, PipelineModel
 from flowopd_cli.models.random_weights import empty_transformer, skeleton
 from flowopd_cli.registry import MODELS
@@ -37,15 +39,16 @@ _ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 class Footprint:
     """A base with one adapter. Bytes and operations are those of one row without a negative half.
 
-    ``kept`` is what autograd holds when the backward begins, ``kept_checkpointed`` the same with gradient checkpoints,
-    ``transient`` the peak of a forward without gradients, ``operations`` those of a forward without adapters.
+    ``activations`` is what autograd holds when the backward begins, ``activations_checkpointed`` the same with gradient
+    checkpoints, ``transient`` the peak of a forward without gradients, ``operations`` those of a forward without
+    adapters.
     """
 
     parameters: int
     adapter: int
     encoders: int
-    kept: int
-    kept_checkpointed: int
+    activations: int
+    activations_checkpointed: int
     transient: int
     operations: int
     latent: int
@@ -59,8 +62,8 @@ class Needs:
 
     holding: Mapping[str, int]
     sampling: int
-    kept: int
-    kept_checkpointed: int
+    activations: int
+    activations_checkpointed: int
     transient: int
     encoders: int
 
@@ -71,7 +74,7 @@ class Needs:
 
     def peak(self, *, checkpointing: bool) -> int:
         """Bytes at the widest point of an iteration."""
-        learning = (self.kept_checkpointed if checkpointing else self.kept) + self.transient
+        learning = (self.activations_checkpointed if checkpointing else self.activations) + self.transient
         return sum(self.holding.values()) + max(self.sampling, learning)
 
 
@@ -91,8 +94,8 @@ def needs(footprint: Footprint, work: Workload) -> Needs:
     return Needs(
         holding,
         sampling=work.sampling_rows * footprint.transient,
-        kept=work.learning_rows * footprint.kept,
-        kept_checkpointed=work.learning_rows * footprint.kept_checkpointed,
+        activations=work.learning_rows * footprint.activations,
+        activations_checkpointed=work.learning_rows * footprint.activations_checkpointed,
         transient=work.learning_rows * footprint.transient,
         encoders=footprint.encoders * footprint.itemsize,
     )
@@ -103,49 +106,92 @@ def measure(family: str, pretrained: str, options: LoadOptions, rank: int) -> Fo
     """The footprint of a base with adapters of ``rank`` on ``options.targets``; nothing is fetched or allocated.
 
     With ``rank`` 0 there is no adapter; ``options.dtype`` is not ``auto``. ``None`` if the configuration of the base is
-    not on this machine or is damaged, or the family is not made of a diffusers pipeline.
+    not on this machine, or the family is not made of a diffusers pipeline.
+
+    Raises:
+        ArtifactError: the configuration is damaged.
     """
     model_class, shape, folder = MODELS.load(family), known_shape(pretrained), base_folder(pretrained)
     if not issubclass(model_class, PipelineModel) or (shape is None and not folder.is_dir()):
         return None
-    try:
-        if shape is None:
-            return _measure(_meta_model(model_class, folder, options), rank, 0)
-        with skeleton(model_class, shape) as folder:
-            return _measure(_meta_model(model_class, folder, options), rank, shape.encoders)
-    except Exception:  # whatever a damaged configuration makes of diffusers' modules
-        return None
+    with skeleton(model_class, shape) if shape else nullcontext(folder) as folder:
+        try:
+            return _measure(model_class, folder, options, rank, shape.encoders if shape else 0)
+        except BROKEN as error:
+            reason = one_line(error)[:200]
+            raise ArtifactError(f"{folder}: no model can be made of its configuration ({reason})") from error
 
 
-def _meta_model(family: type[PipelineModel], folder: Any, options: LoadOptions) -> PipelineModel:
+def _measure(family: type[PipelineModel], folder: Path, options: LoadOptions, rank: int, encoders: int) -> Footprint:
     config = family.transformer_class.load_config(folder, subfolder="transformer")
     if not all(0 <= count <= MOST_BLOCKS for name, count in config.items() if name in BLOCK_COUNTS):
         raise ArtifactError(f"{folder}: no sound number of blocks")
     transformer = empty_transformer(family, folder, META, DTYPES[options.dtype])
-    return family(folder, META, options, Modules(transformer))
-
-
-def _measure(model: PipelineModel, rank: int, encoders: int) -> Footprint:
-    parameters = sum(tensor.numel() for tensor in (*model.transformer.parameters(), *model.transformer.buffers()))
+    parameters = sum(tensor.numel() for tensor in (*transformer.parameters(), *transformer.buffers()))
+    blocks = sum(len(getattr(transformer, name)) for name in family.block_lists)
+    repeats = _shorten(transformer, family.block_lists)
+    model = family(folder, META, options, Modules(transformer))
     if rank:
         with META:
             model.adapters.add("policy", rank, rank, seed=0, trainable=True)
-    kept, inputs = _kept(model)
-    transient, operations = _forward_costs(model)
-    config, (channels, height, width) = model.transformer.config, model.latent_shape
+    multiplier = _Multiplier(repeats)
+    costs = _Costs(_weights(model), multiplier)
+    with torch.no_grad(), costs:
+        _velocity(model, None)
+    activations, inputs = _activations(model, multiplier)
+    config, (channels, height, width) = transformer.config, model.latent_shape
     conditioning = model.text_tokens * config.joint_attention_dim + config.pooled_projection_dim
     return Footprint(
         parameters=parameters,
-        adapter=sum(tensor.numel() for tensor in model.adapters.trainable().values()),
+        adapter=_trainable(transformer) + sum(n * _trainable(block) for block, n in repeats.items()),
         encoders=encoders,
-        kept=kept,
-        kept_checkpointed=inputs + kept // len(model.blocks),
-        transient=transient,
-        operations=operations,
+        activations=activations,
+        activations_checkpointed=inputs + activations // blocks,
+        transient=costs.peak,
+        operations=costs.operations,
         latent=channels * height * width * FLOAT32,
         conditioning=conditioning * model.dtype.itemsize,
         itemsize=model.dtype.itemsize,
     )
+
+
+def _trainable(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+
+
+def _shorten(transformer: nn.Module, block_lists: Iterable[str]) -> dict[nn.Module, int]:
+    """Drop all but the first two of equal successive blocks; return how many dropped ones each second one stands for.
+
+    The first block of a kind may save what later ones share, so the second one is representative.
+    """
+    repeats: dict[nn.Module, int] = {}
+    for name in block_lists:
+        runs = [list(run) for _, run in groupby(getattr(transformer, name), key=_structure)]
+        repeats |= {run[1]: len(run) - 2 for run in runs if len(run) > 2}
+        setattr(transformer, name, nn.ModuleList(block for run in runs for block in run[:2]))
+    return repeats
+
+
+def _structure(block: nn.Module) -> list[Any]:
+    """What two blocks have in common when they compute the same: classes, settings and shapes of parameters."""
+    settings = [
+        (type(module), [item for item in vars(module).items() if isinstance(item[1], bool | int | float | str | tuple)])
+        for module in block.modules()
+    ]
+    return [settings, [parameter.shape for parameter in block.parameters()]]
+
+
+class _Multiplier:
+    """``value`` is the number of blocks that the block at work stands for, 1 outside of blocks."""
+
+    def __init__(self, repeats: Mapping[nn.Module, int]) -> None:
+        self.value = 1
+        for block, number in repeats.items():
+            block.register_forward_pre_hook(partial(self._set, 1 + number))
+            block.register_forward_hook(partial(self._set, 1))
+
+    def _set(self, value: int, *_: Any) -> None:
+        self.value = value
 
 
 def _velocity(model: PipelineModel, adapter: str | None) -> Tensor:
@@ -158,35 +204,27 @@ def _velocity(model: PipelineModel, adapter: str | None) -> Tensor:
         return model.velocity(latents, sigma, Conditioning(embeds, pooled), guidance=1.0)
 
 
-def _kept(model: PipelineModel) -> tuple[int, int]:
-    """Bytes that autograd keeps of a forward with gradients, weights left out, and those of the blocks' inputs."""
+def _activations(model: PipelineModel, multiplier: _Multiplier) -> tuple[int, int]:
+    """Bytes that autograd saves of a forward with gradients, weights left out, and those of the blocks' inputs."""
     weights = _weights(model)
-    saved: dict[int, Tensor] = {}
-    inputs: dict[int, Tensor] = {}
+    saved: dict[int, tuple[Tensor, int]] = {}  # holds the tensors, so that no storage's number is used again
+    inputs: dict[int, tuple[Tensor, int]] = {}
 
-    def save(tensor: Tensor) -> Tensor:
+    def add(tensors: dict[int, tuple[Tensor, int]], tensor: Tensor) -> Tensor:
         if _storage(tensor) not in weights:
-            saved.setdefault(_storage(tensor), tensor)
+            tensors.setdefault(_storage(tensor), (tensor, multiplier.value * tensor.untyped_storage().nbytes()))
         return tensor
 
-    def note_inputs(module: Any, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> None:
-        states = (*arguments[:2], named.get("hidden_states"), named.get("encoder_hidden_states"))
-        inputs.update({_storage(tensor): tensor for tensor in states if isinstance(tensor, Tensor)})
+    def note_inputs(_: nn.Module, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+        for tensor in (*arguments[:2], named.get("hidden_states"), named.get("encoder_hidden_states")):
+            if isinstance(tensor, Tensor):
+                add(inputs, tensor)
 
-    hooks = [block.register_forward_pre_hook(note_inputs, with_kwargs=True) for block in model.blocks]
-    with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
+    for block in model.blocks:
+        block.register_forward_pre_hook(note_inputs, with_kwargs=True)
+    with torch.autograd.graph.saved_tensors_hooks(partial(add, saved), lambda tensor: tensor):
         _velocity(model, "policy" if model.adapters.names else None)
-    for hook in hooks:
-        hook.remove()
-    return _bytes(saved), _bytes(inputs)
-
-
-def _forward_costs(model: PipelineModel) -> tuple[int, int]:
-    """The peak bytes and the operations of a forward without gradients and adapters."""
-    costs = _Costs(_weights(model))
-    with torch.no_grad(), costs:
-        _velocity(model, None)
-    return costs.peak, costs.operations
+    return sum(size for _, size in saved.values()), sum(size for _, size in inputs.values())
 
 
 def _weights(model: PipelineModel) -> set[int]:
@@ -195,10 +233,6 @@ def _weights(model: PipelineModel) -> set[int]:
 
 def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
-
-
-def _bytes(tensors: Mapping[int, Tensor]) -> int:
-    return sum(tensor.untyped_storage().nbytes() for tensor in tensors.values())
 
 
 @contextmanager
@@ -217,21 +251,21 @@ def _fused_attention() -> Iterator[None]:
 
 
 class _Costs(TorchDispatchMode):
-    """Operations, and the peak of the bytes of tensors that exist at a time, ``known`` storages left out."""
+    """Operations, and the peak of the bytes of tensors that exist at a time, ``weights`` left out."""
 
-    def __init__(self, known: set[int]) -> None:
+    def __init__(self, weights: set[int], multiplier: _Multiplier) -> None:
         super().__init__()
         self.live = self.peak = self.operations = 0
-        self._known = set(known)
+        self._known, self._multiplier = weights, multiplier
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
         packet = function._overloadpacket
         if packet is _ATTENTION:
             query, key = args[:2]
-            self.operations += 4 * query.numel() * key.shape[-2]
+            self.operations += self._multiplier.value * 4 * query.numel() * key.shape[-2]
         elif packet in flop_registry:
-            self.operations += flop_registry[packet](*args, **(kwargs or {}), out_val=result)
+            self.operations += self._multiplier.value * flop_registry[packet](*args, **(kwargs or {}), out_val=result)
         for tensor in result if isinstance(result, tuple | list) else (result,):
             if isinstance(tensor, Tensor) and _storage(tensor) not in self._known:
                 self._add(tensor.untyped_storage())

@@ -340,10 +340,11 @@ def test_the_memory_is_measured_without_the_weights(tiny, model, folder):
 
 
 @pytest.mark.parametrize("value", [-1, "many", 10**6])
-def test_the_memory_of_a_damaged_configuration_is_not_known(tiny, copied, value):
+def test_a_damaged_number_of_blocks_is_reported(tiny, copied, value):
     edit(copied / "transformer" / "config.json", num_layers=value)
     assert family_of(str(copied)) == tiny.family
-    assert measure(tiny.family, str(copied), LoadOptions(**tiny.options, dtype="float32"), 4) is None
+    with pytest.raises(ArtifactError, match="copy: no "):
+        measure(tiny.family, str(copied), LoadOptions(**tiny.options, dtype="float32"), 4)
 
 
 def test_a_random_model_of_a_shape_is_one_of_the_family(tiny):

@@ -8,6 +8,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from flowopd_cli.errors import ArtifactError
 from flowopd_cli.models.files.families import Shape, known_shape
 from flowopd_cli.models.files.workload import Workload
 from flowopd_cli.models.loading import LoadOptions
@@ -73,9 +74,9 @@ def autograd_keeps(family, options, checkpointing):
 def test_the_activations_are_those_that_autograd_keeps(family, dtype, checkpointing, targets):
     options = LoadOptions(dtype=dtype, device="cpu", resolution=256, max_sequence_length=24, targets=targets)
     footprint, found = measured(family, options), autograd_keeps(family, options, checkpointing)
-    expected = footprint.kept
+    expected = footprint.activations
     if checkpointing:  # the block that is recomputed is not among what is saved
-        expected = footprint.kept_checkpointed - footprint.kept // {"sd3": 8, "flux": 9}[family]
+        expected = footprint.activations_checkpointed - footprint.activations // {"sd3": 8, "flux": 9}[family]
     assert found == pytest.approx(ROWS * expected, rel=0.15 if checkpointing else 0.1)
 
 
@@ -107,7 +108,7 @@ def test_the_memory_of_a_training_grows_with_its_counts():
     assert few.holding == many.holding
     assert few.holding["base"] == 2 * base.parameters
     assert few.holding["adapters"] == few.holding["optimizer"] == 3 * 4 * base.adapter
-    assert (many.kept, many.transient, many.sampling) == (2 * few.kept, 2 * few.transient, few.sampling)
+    assert (many.activations, many.transient, many.sampling) == (2 * few.activations, 2 * few.transient, few.sampling)
     assert many.peak(checkpointing=False) > many.peak(checkpointing=True) > sum(many.holding.values())
     assert needs(base, Workload(3, 4, 8, 100, 10, shards=4)).holding["base"] == base.parameters // 2
 
@@ -123,7 +124,7 @@ def test_the_memory_of_a_training_grows_with_its_counts():
         ("tokenizer/tokenizer_config.json", '{"model_max_length": -1}'),
     ],
 )
-def test_the_memory_of_a_damaged_base_is_not_known(tmp_path, name, content):
+def test_a_damaged_configuration_is_reported(tmp_path, name, content):
     base, options = folder(), LoadOptions(dtype="float32", resolution=32, targets=ATTENTION_TARGETS)
     parts = ("transformer/config.json", "vae/config.json", "scheduler/scheduler_config.json")
     for part in (*parts, "tokenizer/tokenizer_config.json"):
@@ -135,4 +136,5 @@ def test_the_memory_of_a_damaged_base_is_not_known(tmp_path, name, content):
     text = json.dumps({**sound, **json.loads(content)}) if partial_change else content
     (tmp_path / name).write_text(text, encoding="utf-8")
     measure.cache_clear()
-    assert measure("sd3", str(tmp_path), options, 8) is None
+    with pytest.raises(ArtifactError, match=name.partition("/")[0]):
+        measure("sd3", str(tmp_path), options, 8)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 from typing import TYPE_CHECKING
 
+from flowopd_cli.errors import ArtifactError
 from flowopd_cli.recipe import Recipe, TrainedRecipe
 from flowopd_cli.recipe.cost import learning_rows, workload
 from flowopd_cli.system.text import gib
@@ -13,37 +15,48 @@ if TYPE_CHECKING:
 
 
 def footprint(recipe: Recipe, dtype: str | None = None) -> Footprint | None:
-    """The footprint of a recipe's base, with its adapter if it trains one; ``None`` if its shape is not known here."""
-    from flowopd_cli.models.loading import LoadOptions
-    from flowopd_cli.models.memory import measure
+    """The footprint of a recipe's base, with its adapter if it trains one; ``None`` if its shape is not known here.
 
+    Raises:
+        ArtifactError: the configuration of the base is damaged.
+    """
     model = recipe.model
     adapter = recipe.adapter if isinstance(recipe, TrainedRecipe) else None
-    options = LoadOptions(
-        dtype=dtype or _dtype(recipe),
-        resolution=model.resolution,
-        max_sequence_length=model.max_sequence_length,
-        targets=adapter.targets if adapter else (),
-    )
-    return measure(model.family, model.pretrained, options, adapter.rank if adapter else 0)
+    gc.disable()  # collections would take a third of the time of these imports
+    try:
+        from flowopd_cli.models.loading import LoadOptions
+        from flowopd_cli.models.memory import measure
+
+        options = LoadOptions(
+            dtype=dtype or _dtype(recipe),
+            resolution=model.resolution,
+            max_sequence_length=model.max_sequence_length,
+            targets=adapter.targets if adapter else (),
+        )
+        return measure(model.family, model.pretrained, options, adapter.rank if adapter else 0)
+    finally:
+        gc.enable()
 
 
 def figures(recipe: Recipe) -> dict[str, str]:
     """The rows of ``--dry-run`` about memory; none for a recipe that trains nothing."""
     if not isinstance(recipe, TrainedRecipe):
         return {}
-    from flowopd_cli.models.memory import needs
-
-    base = footprint(recipe)
+    try:
+        base = footprint(recipe)
+    except ArtifactError as error:
+        return {"memory": f"not known: {error}"}
     if base is None:
         return {"memory": f"not known: the shape of {recipe.model.pretrained} is not at hand (give a local folder)"}
+    from flowopd_cli.models.memory import needs
+
     needed = needs(base, workload(recipe))
     encoding = {"memory: text encoders, before training": needed.encoders} if needed.encoders else {}
     rows = {
         **{f"memory: {name}": value for name, value in needed.holding.items()},
         "memory: sampling and labels": needed.sampling,
-        "memory: learning": needed.kept,
-        "memory: learning, checkpointed": needed.kept_checkpointed,
+        "memory: learning": needed.activations,
+        "memory: learning, checkpointed": needed.activations_checkpointed,
         **encoding,
     }
     peaks = [gib(needed.peak(checkpointing=saving), 2) for saving in (False, True)]
