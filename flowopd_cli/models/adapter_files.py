@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -37,12 +37,10 @@ class AdapterConfig:
     targets: tuple[str, ...]
     base: str | None = None
     base_sha256: str | None = None
-    rank_pattern: Mapping[str, int] = field(default_factory=dict)
-    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
 
 
 def read_adapter(folder: Path) -> tuple[AdapterConfig, dict[str, LoraFactors]]:
-    """An adapter's configuration and its factors by module name of the transformer.
+    """An adapter's configuration and its factors, float32, by module name of the transformer.
 
     Raises:
         ArtifactError: as :func:`read_adapter_header`, or factors hold non-finite values.
@@ -54,26 +52,21 @@ def read_adapter(folder: Path) -> tuple[AdapterConfig, dict[str, LoraFactors]]:
     for module, pair in header.pairs.items():
         scale = alphas[module] / pair.rank if module in alphas else header.config.scale_of(module, pair.rank)
         factors[module] = LoraFactors(tensors[pair.a], tensors[pair.b], scale)
-    return _config(header, alphas), factors
+    config = header.config
+    rank = config.rank or max(pair.rank for pair in header.pairs.values())
+    targets = config.targets if config.targets and not config.target_pattern else tuple(sorted(header.pairs))
+    return AdapterConfig(rank, config.alpha or float(rank), targets, config.base, config.base_sha256), factors
 
 
 def write_adapter(folder: Path, factors: Mapping[str, LoraFactors], config: AdapterConfig) -> None:
     """Write the PEFT form, each file atomically, the configuration last.
 
-    There is no ``task_type``: the Hub warns about one that is not a string, and each of PEFT's strings is a wrapper for
-    language models, which hands a transformer of pictures arguments that it does not take.
+    There is no ``task_type``: the Hub warns about one that is not a string, and PEFT's strings name wrappers for
+    language models, which pass a transformer of pictures arguments that it does not take.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    tensors: dict[str, Tensor] = {}
-    ranks, alphas = {}, {}
-    for name, pair in factors.items():
-        tensors[f"{PEFT_PREFIX}{name}.lora_A.weight"] = pair.a.contiguous()
-        tensors[f"{PEFT_PREFIX}{name}.lora_B.weight"] = pair.b.contiguous()
-        rank = pair.a.shape[0]
-        if rank != config.rank:
-            ranks[name] = rank
-        if not math.isclose(pair.scale * rank, config.alpha):
-            alphas[name] = pair.scale * rank
+    ranks = {name: pair.a.shape[0] for name, pair in factors.items()}
+    alphas = {name: pair.scale * ranks[name] for name, pair in factors.items()}
     body = {
         "peft_type": "LORA",
         "base_model_name_or_path": config.base or "",
@@ -82,8 +75,8 @@ def write_adapter(folder: Path, factors: Mapping[str, LoraFactors], config: Adap
         "lora_dropout": 0.0,
         "bias": "none",
         "target_modules": list(config.targets),
-        "rank_pattern": ranks,
-        "alpha_pattern": alphas,
+        "rank_pattern": {name: rank for name, rank in ranks.items() if rank != config.rank},
+        "alpha_pattern": {name: alpha for name, alpha in alphas.items() if not math.isclose(alpha, config.alpha)},
         "inference_mode": True,
         "init_lora_weights": True,
         "use_dora": False,
@@ -92,7 +85,7 @@ def write_adapter(folder: Path, factors: Mapping[str, LoraFactors], config: Adap
         "fan_in_fan_out": False,
     }
     metadata = {"format": "pt"} | ({BASE_KEY: config.base_sha256} if config.base_sha256 else {})
-    atomic_write(folder / PEFT_WEIGHTS, _serialized(tensors, metadata))
+    atomic_write(folder / PEFT_WEIGHTS, _serialized(_named(PEFT_PREFIX, factors), metadata))
     atomic_write(folder / CONFIG, json.dumps(body, indent=2) + "\n")
 
 
@@ -102,11 +95,13 @@ def write_diffusers(folder: Path, factors: Mapping[str, LoraFactors]) -> None:
     Scales are folded into B, so that the loader's default of alpha = rank is right.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {}
-    for name, pair in factors.items():
-        tensors[f"{DIFFUSERS_PREFIX}{name}.lora_A.weight"] = pair.a.contiguous()
-        tensors[f"{DIFFUSERS_PREFIX}{name}.lora_B.weight"] = (pair.b * pair.scale).contiguous()
-    atomic_write(folder / DIFFUSERS_WEIGHTS, save(tensors, {"format": "pt"}))
+    folded = {name: LoraFactors(pair.a, pair.b * pair.scale, 1.0) for name, pair in factors.items()}
+    atomic_write(folder / DIFFUSERS_WEIGHTS, save(_named(DIFFUSERS_PREFIX, folded), {"format": "pt"}))
+
+
+def _named(prefix: str, factors: Mapping[str, LoraFactors]) -> dict[str, Tensor]:
+    sides = {f"{prefix}{name}.lora_{side}.weight": (pair, side) for name, pair in factors.items() for side in "AB"}
+    return {name: (pair.a if side == "A" else pair.b).contiguous() for name, (pair, side) in sides.items()}
 
 
 def _serialized(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
@@ -136,18 +131,3 @@ def _alpha(header: AdapterHeader, module: str, tensor: Tensor) -> float:
     if module not in header.pairs or not float(tensor):
         raise ArtifactError(f"{header.file}: {header.alphas[module]} belongs to no factors, or is 0")
     return float(tensor)
-
-
-def _config(header: AdapterHeader, alphas: Mapping[str, float]) -> AdapterConfig:
-    config, largest = header.config, max(pair.rank for pair in header.pairs.values())
-    rank = config.rank or largest
-    scales = {module: alphas.get(module, pair.rank) for module, pair in header.pairs.items()}
-    return AdapterConfig(
-        rank=rank,
-        alpha=config.alpha or float(rank),
-        targets=tuple(sorted(header.pairs)) if config.target_pattern or not config.targets else config.targets,
-        base=config.base,
-        base_sha256=config.base_sha256,
-        rank_pattern=config.rank_pattern,
-        alpha_pattern=config.alpha_pattern if config.path else scales,
-    )

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from functools import partial
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -29,19 +30,14 @@ class AdapterBank:
         self.targets = tuple(targets)
         self._names: list[str] = []
         self._trainable: set[str] = set()
-        self._active: str | None = None
-        self._adapted: dict[str, LoraLayer] = {}
+        self.active: str | None = None  # the adapter in use, or the bare base
+        self._adapted: dict[str, Any] = {}  # PEFT's layers, LoraLayer and nn.Module in one
         self.mixes = True  # whether rows of several adapters may share a forward
 
     @property
     def names(self) -> tuple[str, ...]:
         """The adapters in the order of their addition."""
         return tuple(self._names)
-
-    @property
-    def active(self) -> str | None:
-        """The adapter in use; ``None`` is the bare base."""
-        return self._active
 
     def add(self, name: str, rank: int, alpha: float, *, seed: int, trainable: bool) -> None:
         """A fresh adapter: Gaussian A of standard deviation 1 / rank, B zero; a function of ``seed``.
@@ -51,9 +47,8 @@ class AdapterBank:
         """
         if not any(_ends(module, target) for module, _ in self.transformer.named_modules() for target in self.targets):
             raise ArtifactError(f"adapter.targets {', '.join(self.targets) or '(none)'}: no such module in this base")
-        config = LoraConfig(
-            r=rank, lora_alpha=alpha, target_modules=list(self.targets), init_lora_weights=False, lora_dropout=0.0
-        )
+        scale: Any = alpha  # PEFT takes any number
+        config = LoraConfig(r=rank, lora_alpha=scale, target_modules=list(self.targets), init_lora_weights=False)
         self._inject(name, config, trainable)
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
@@ -82,14 +77,12 @@ class AdapterBank:
             init_lora_weights=False,
         )
         self._inject(name, config, trainable)
-        layers = self._layers(name)
-        with torch.no_grad():
-            for module, pair in factors.items():
-                layers[module].lora_A[name].weight.copy_(pair.a)
-                layers[module].lora_B[name].weight.copy_(pair.b)
+        self.load_state(
+            name, {f"{m}.{s}": t for m, p in factors.items() for s, t in (("lora_A", p.a), ("lora_B", p.b))}
+        )
 
     def copy(self, source: str, target: str) -> None:
-        """Make ``target`` a frozen copy of ``source``, replacing what it was."""
+        """Make ``target`` a frozen copy of ``source``."""
         if target in self._names:
             self.load_state(target, self.state(source))
         else:
@@ -98,13 +91,14 @@ class AdapterBank:
     @torch.no_grad()
     def ema(self, source: str, target: str, decay: float) -> None:
         """``target = decay * target + (1 - decay) * source``, in place."""
-        old, new = self._tensors(target), self._tensors(source)
-        torch._foreach_lerp_(list(old.values()), [new[key] for key in old], 1 - decay)
+        old, new = self._parameters(target), self._parameters(source)
+        for key, tensor in old.items():
+            tensor.lerp_(new[key], 1 - decay)
 
     def fold(self, name: str | None) -> None:
-        """Add a frozen adapter to the base's weights, which makes drawing with it a third cheaper.
+        """Add a frozen adapter to the base's weights, so that drawing with it is a third cheaper.
 
-        Nothing changes in half precision, where the sum would be rounded, or for a base in shards.
+        Not in half precision, where the sum would be rounded, nor for a base in shards.
         """
         layers = self._layers(name).values() if name is not None and name not in self._trainable else ()
         if all(type(layer.weight) is nn.Parameter and layer.weight.dtype == torch.float32 for layer in layers):
@@ -113,11 +107,8 @@ class AdapterBank:
 
     @contextmanager
     def use(self, name: str | None) -> Iterator[None]:
-        """Activate an adapter (``None``: the bare base) inside the block, then the previous one again.
-
-        Never switch between a forward and its backward: with activation checkpointing the gradients would vanish.
-        """
-        before = self._active
+        """Activate an adapter (``None``: the bare base) inside the block, then the previous one again."""
+        before = self.active
         if name != before:
             self._activate(name)
         try:
@@ -130,9 +121,8 @@ class AdapterBank:
     def mix(self, rows: Sequence[str | None] | None) -> Iterator[None]:
         """Inside the block row i of every batch goes through adapter ``rows[i]`` (``None``: the bare base).
 
-        Without ``rows`` all go through the one in use. For forwards without gradients, of batches of exactly
-        ``len(rows)`` rows. The result is that of PEFT's ``adapter_names``, with one slice for each run of equal names
-        in place of gathers and scatters of single rows.
+        Without ``rows`` all go through the one in use. For forwards of ``len(rows)`` rows without gradients. The result
+        is that of PEFT's ``adapter_names``, by slices of equal names in place of gathers and scatters of single rows.
 
         Raises:
             ArtifactError: there is no such adapter, or the model is compiled, which ignores hooks.
@@ -142,12 +132,11 @@ class AdapterBank:
             return
         if not self.mixes:
             raise ArtifactError("a compiled model cannot mix adapters in one batch: model.compile is not none")
-        spans, start = [], 0
-        for name, run in groupby(rows):
+        spans: list[tuple[str | None, slice]] = []
+        for name, run in groupby(range(len(rows)), key=rows.__getitem__):
             self._check_name(name)
-            stop = start + len(list(run))
-            spans.append((name, slice(start, stop)))
-            start = stop
+            numbers = list(run)
+            spans.append((name, slice(numbers[0], numbers[-1] + 1)))
         with self.use(None):
             hooks = [layer.register_forward_hook(partial(_add_rows, spans)) for layer in self._adapted.values()]
             try:
@@ -158,44 +147,29 @@ class AdapterBank:
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """The trainable parameters by name."""
-        return {
-            f"{module}.{side}": getattr(layer, side)[name].weight
-            for name in self._names
-            if name in self._trainable
-            for module, layer in self._layers(name).items()
-            for side in ("lora_A", "lora_B")
-        }
+        return {key: parameter for name in self._trainable for key, parameter in self._parameters(name).items()}
 
     def state(self, name: str) -> dict[str, Tensor]:
         """A copy of one adapter's tensors."""
-        return {key: tensor.detach().clone() for key, tensor in self._tensors(name).items()}
+        return {key: tensor.detach().clone() for key, tensor in self._parameters(name).items()}
 
     @torch.no_grad()
     def load_state(self, name: str, state: Mapping[str, Tensor]) -> None:
-        """Overwrite one adapter's tensors.
-
-        Raises:
-            ArtifactError: the names or shapes are not this adapter's.
-        """
-        tensors = self._tensors(name)
-        differing = sorted(set(tensors) ^ set(state)) or sorted(
-            k for k in tensors if tensors[k].shape != state[k].shape
-        )
+        """Overwrite one adapter's tensors, refusing other names or shapes."""
+        parameters = self._parameters(name)
+        shapes, stored = ({key: t.shape for key, t in tensors.items()} for tensors in (parameters, state))
+        differing = sorted(key for key in {*shapes, *stored} if shapes.get(key) != stored.get(key))
         if differing:
-            raise ArtifactError(
-                f"adapter {name}: the stored state does not fit ({differing[0]} and {len(differing) - 1} more)"
-            )
-        for key, tensor in tensors.items():
-            tensor.copy_(state[key])
+            more = len(differing) - 1
+            raise ArtifactError(f"adapter {name}: the stored state does not fit ({differing[0]} and {more} more)")
+        for key, parameter in parameters.items():
+            parameter.copy_(state[key])
 
     def factors(self, name: str) -> dict[str, LoraFactors]:
         """One adapter as low-rank factors, on the CPU."""
+        state = {key: tensor.cpu() for key, tensor in self.state(name).items()}
         return {
-            module: LoraFactors(
-                layer.lora_A[name].weight.detach().cpu().clone(),
-                layer.lora_B[name].weight.detach().cpu().clone(),
-                float(layer.scaling[name]),
-            )
+            module: LoraFactors(state[f"{module}.lora_A"], state[f"{module}.lora_B"], float(layer.scaling[name]))
             for module, layer in self._layers(name).items()
         }
 
@@ -204,18 +178,15 @@ class AdapterBank:
         factors = self.factors(name)
         rank = max(pair.a.shape[0] for pair in factors.values())
         alpha = max(pair.scale * pair.a.shape[0] for pair in factors.values())
-        ends = [target for target in self.targets if any(_ends(module, target) for module in factors)]
-        covered = all(any(_ends(module, target) for target in ends) for module in factors)
-        targets = tuple(ends) if covered else tuple(factors)
-        write_adapter(folder, factors, AdapterConfig(rank, alpha, targets, base, base_sha256))
+        targets = [target for target in self.targets if any(_ends(module, target) for module in factors)]
+        if not all(any(_ends(module, target) for target in targets) for module in factors):
+            targets = list(factors)
+        write_adapter(folder, factors, AdapterConfig(rank, alpha, tuple(targets), base, base_sha256))
 
     def digest(self, name: str | None) -> str:
         """SHA-256 of an adapter's tensors, or with ``None`` of the base's."""
-        tensors: Mapping[str, Tensor]
-        if name is None:
-            tensors = {key: t for key, t in self.transformer.state_dict().items() if ".lora_" not in key}
-        else:
-            tensors = self._tensors(name)
+        base = ((key, t) for key, t in self.transformer.state_dict().items() if ".lora_" not in key)
+        tensors: Mapping[str, Tensor] = dict(base) if name is None else self._parameters(name)
         digest = hashlib.sha256()
         for key in sorted(tensors):
             digest.update(key.encode())
@@ -230,29 +201,26 @@ class AdapterBank:
         self._adapted = {key: layer for key, layer in self.transformer.named_modules() if isinstance(layer, LoraLayer)}
         if trainable:
             self._trainable.add(name)
-        for layer in self._layers(name).values():
-            layer.lora_A[name].float()
-            layer.lora_B[name].float()
         for layer in self._adapted.values():
-            for adapter in layer.lora_A:
-                layer.lora_A[adapter].requires_grad_(adapter in self._trainable)
-                layer.lora_B[adapter].requires_grad_(adapter in self._trainable)
-        self._activate(self._active)
+            for side in (layer.lora_A, layer.lora_B):
+                for adapter, factor in side.items():
+                    factor.float().requires_grad_(adapter in self._trainable)
+        self._activate(self.active)
 
     def _activate(self, name: str | None) -> None:
         self._check_name(name)
         for layer in self._adapted.values():
             _switch(layer, name)
-        self._active = name
+        self.active = name
 
     def _check_name(self, name: str | None) -> None:
         if name is not None and name not in self._names:
             raise ArtifactError(f"no adapter {name!r}; there are: {', '.join(self._names) or 'none'}")
 
-    def _layers(self, name: str) -> dict[str, LoraLayer]:
+    def _layers(self, name: str) -> dict[str, Any]:
         return {module: layer for module, layer in self._adapted.items() if name in layer.lora_A}
 
-    def _tensors(self, name: str) -> dict[str, Tensor]:
+    def _parameters(self, name: str) -> dict[str, nn.Parameter]:
         return {
             f"{module}.{side}": getattr(layer, side)[name].weight
             for module, layer in self._layers(name).items()
@@ -260,22 +228,20 @@ class AdapterBank:
         }
 
     def _check(self, source: object, factors: Mapping[str, LoraFactors]) -> None:
-        source_name = source if isinstance(source, str | Path) else "adapter"
+        place = source if isinstance(source, str | Path) else "adapter"
         modules = dict(self.transformer.named_modules())
         for name, pair in factors.items():
             module = modules.get(name)
             weight = getattr(getattr(module, "base_layer", module), "weight", None)
             if weight is None:
-                raise ArtifactError(f"{source_name}: is of another base: this one has no module {name}")
-            expected = (pair.b.shape[0], pair.a.shape[1])
-            if tuple(weight.shape) != expected:
-                shape = tuple(weight.shape)
-                raise ArtifactError(
-                    f"{source_name}: is of another base: {name} is {shape} here, the adapter expects {expected}"
-                )
+                raise ArtifactError(f"{place}: is of another base: this one has no module {name}")
+            shape, expected = tuple(weight.shape), (pair.b.shape[0], pair.a.shape[1])
+            if shape != expected:
+                text = f"{name} is {shape} here, the adapter expects {expected}"
+                raise ArtifactError(f"{place}: is of another base: {text}")
 
 
-def _switch(layer: LoraLayer, name: str | None) -> None:
+def _switch(layer: Any, name: str | None) -> None:
     """Activate an adapter of a layer by PEFT's private flags; its public switch changes gradient flags too.
 
     Raises:
@@ -292,7 +258,7 @@ def _ends(module: str, target: str) -> bool:
 
 
 def _add_rows(
-    spans: Sequence[tuple[str | None, slice]], layer: LoraLayer, inputs: tuple[Tensor, ...], output: Tensor
+    spans: Sequence[tuple[str | None, slice]], layer: Any, inputs: tuple[Tensor, ...], output: Tensor
 ) -> Tensor:
     """The base's output of one layer, with what each span's adapter adds to its rows; in PEFT's precision."""
     if len(output) != spans[-1][1].stop:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -36,7 +37,7 @@ class JointAttention:
 
     def __call__(
         self,
-        attn: Attention,
+        attn: Any,
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -59,16 +60,14 @@ class JointAttention:
         return picture, text_out if attn.context_pre_only else attn.to_add_out(text_out)
 
 
-def _project(
-    states: Tensor, maps: tuple[nn.Module, ...], norms: tuple[nn.Module | None, nn.Module | None], heads: int
-) -> list[Tensor]:
+def _project(states: Tensor, maps: Iterable[nn.Module], norms: Iterable[nn.Module | None], heads: int) -> list[Tensor]:
     """Query, key and value ``(b, n, heads, width)``, the first two normalized where the model does so."""
     query, key, value = (part(states).unflatten(-1, (heads, -1)) for part in maps)
     normalized = [part if norm is None else norm(part) for part, norm in zip((query, key), norms, strict=True)]
     return [*normalized, value]
 
 
-def choose_attention(transformer: nn.Module, name: str) -> None:
+def choose_attention(transformer: Any, name: str) -> None:
     """Choose the transformer's attention backend from ``BACKENDS``; ``auto`` leaves diffusers' default.
 
     Raises:
@@ -81,7 +80,7 @@ def choose_attention(transformer: nn.Module, name: str) -> None:
     layers = [layer for layer in transformer.modules() if isinstance(layer, Attention | AttentionModuleMixin)]
     for layer in layers:
         if isinstance(layer, Attention):
-            layer.set_processor(JointAttention())
+            layer.set_processor(JointAttention())  # pyright: ignore[reportArgumentType]
     try:
         with attention_backend():  # restores the default for other models of the process
             transformer.set_attention_backend(BACKENDS[name])
@@ -94,9 +93,8 @@ def choose_attention(transformer: nn.Module, name: str) -> None:
 def _try(layer: Any, like: Tensor) -> None:
     """One small forward and backward in the shape and precision that training will use."""
     width = layer.to_q.weight.shape[0] // layer.heads
-    parts = [torch.randn(1, 64, layer.heads, width, device=like.device, dtype=like.dtype) for _ in range(3)]
-    parts = [part.requires_grad_() for part in parts]
-    mixed = dispatch_attention_fn(*parts, backend=layer.processor._attention_backend)
+    query, key, value = torch.randn(3, 1, 64, layer.heads, width, device=like.device, dtype=like.dtype).unbind()
+    mixed = dispatch_attention_fn(query.requires_grad_(), key, value, backend=layer.processor._attention_backend)
     mixed.sum().backward()
-    if any(part.grad is None for part in parts):
+    if query.grad is None:
         raise RuntimeError("it has no gradients")

@@ -1,4 +1,4 @@
-"""What a model family offers to the rest of the program: six members to training and sampling, a few to the stages."""
+"""The interfaces of a model family: :class:`FlowModel` for training and sampling, :class:`LoadedModel` for stages."""
 
 from __future__ import annotations
 
@@ -17,15 +17,12 @@ if TYPE_CHECKING:
 
 
 class Adapters(Protocol):
-    """Named adapters over one frozen base; ``use`` borrows one and gives the previous one back.
-
-    ``mixes`` says whether rows of several adapters may share a forward.
-    """
+    """Named adapters over one frozen base; ``mixes``: whether rows of several adapters may share a forward."""
 
     mixes: bool
 
     def use(self, name: str | None) -> AbstractContextManager[None]:
-        """Activate adapter ``name`` (``None``: the bare base) inside the ``with`` block."""
+        """Activate adapter ``name`` (``None``: the bare base) inside the block, then the previous one again."""
         ...
 
     @property
@@ -57,8 +54,8 @@ class Adapters(Protocol):
 class FlowModel(Protocol):
     """A flow-matching text-to-image model: the base loaded once, its roles played by adapters.
 
-    ``classifier_free`` says what guidance is to the family: another half of the batch for the empty prompt's velocity,
-    or a number that the network itself takes, which costs nothing.
+    ``classifier_free``: guidance takes a second half of the batch, for the empty prompt; else it is an input of the
+    network, which costs nothing.
     """
 
     classifier_free: bool
@@ -90,10 +87,9 @@ class FlowModel(Protocol):
         guidance: float | Sequence[float],
         adapters: Sequence[str | None] | None = None,
     ) -> Float[Tensor, "b C H W"]:
-        """Velocity with guidance inside; where that is classifier-free the negative half is skipped at guidance 1.
+        """Velocity with guidance, one number or one for each row; at 1 there is no second half.
 
-        ``guidance`` is one number or one a row. ``adapters`` names each row's own (``None``: the base), in place of
-        the one in use: a mixed batch, made without gradients.
+        ``adapters`` names each row's adapter (``None``: the base) in place of the active one, without gradients.
         """
         ...
 
@@ -103,13 +99,13 @@ class FlowModel(Protocol):
 
 
 class LoadedModel(FlowModel, Protocol):
-    """What the stages ask of a model beyond :class:`FlowModel`; a family's ``load`` makes one (docs/add_a_model.md)."""
+    """What the stages need beyond :class:`FlowModel`; a family's ``load`` returns one (docs/add_a_model.md)."""
 
     device: torch.device
 
     @property
     def adapters(self) -> AdapterBank:
-        """The adapter bank, to which stages add adapters, and from which they save one."""
+        """The adapter bank."""
         ...
 
     @property
@@ -122,5 +118,5 @@ class LoadedModel(FlowModel, Protocol):
         ...
 
     def encode_ahead(self, texts: Sequence[str]) -> None:
-        """Encode what a run will ask for, and let the text encoders go."""
+        """Encode all texts of a run and release the text encoders."""
         ...

@@ -7,8 +7,8 @@ import json
 import logging
 import uuid
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from flowopd_cli.errors import one_line
 from flowopd_cli.system.files import atomic_write
 
 FORMAT = 1
@@ -43,9 +44,8 @@ def store_folder(root: Path, identity: Mapping[str, object]) -> Path:
 class EmbeddingStore:
     """Rows ``(embeds (L, D), pooled (P,))`` by text, on the CPU.
 
-    With a folder they are written there in shards of up to ``shard_bytes`` and read row by row. A shard has a name of
-    its own and is written atomically, so that processes may share a folder; a damaged one is removed with a warning,
-    and its texts are unknown again. Without a folder, or if it cannot be written, everything stays in memory.
+    A folder holds them in shards of up to ``shard_bytes``, written atomically, so that processes may share it. A
+    damaged shard is removed with a warning. Without a folder, or if it cannot be written, rows stay in memory.
     """
 
     def __init__(self, folder: Path | None = None, *, shard_bytes: int = SHARD_BYTES) -> None:
@@ -66,10 +66,10 @@ class EmbeddingStore:
         if not all(map(self._has, texts)):
             self._refresh()
         rows = {text: self._unsaved[text] for text in texts if text in self._unsaved}
-        shards: dict[str, list[tuple[str, _Entry]]] = {}
+        shards: dict[str, dict[str, _Entry]] = {}
         for text in texts:
-            if text not in rows and (entry := self._index.get(_key(text))) is not None:
-                shards.setdefault(entry.shard, []).append((text, entry))
+            if text not in rows and (entry := self._index.get(_key(text))):
+                shards.setdefault(entry.shard, {})[text] = entry
         for shard, entries in shards.items():
             rows |= self._read(shard, entries)
         return rows
@@ -91,7 +91,7 @@ class EmbeddingStore:
         try:
             atomic_write(self.folder / name, content)
         except OSError as error:
-            _log.warning("prompt embeddings stay in memory: %s", _line(error))
+            _log.warning("prompt embeddings stay in memory: %s", one_line(error))
             self._writable = False
             return
         self._unsaved = {}
@@ -102,46 +102,41 @@ class EmbeddingStore:
 
     def _refresh(self) -> None:
         """Register shards written since the last look, by any process."""
-        paths: list[Path] = []
-        with suppress(OSError):  # the folder does not exist yet, or cannot be read
-            paths = sorted(self.folder.glob(f"[!.]*{SUFFIX}")) if self.folder is not None else []
-        for path in paths:
+        for path in sorted(self.folder.glob(f"[!.]*{SUFFIX}")) if self.folder is not None else ():
             if path.name not in self._shards:
-                try:
-                    with safe_open(path, framework="pt") as file:
-                        self._register(path.name, json.loads(file.metadata()["rows"]))
-                except DAMAGE as error:
-                    self._forget(path, error)
+                with self._forgetting(path), safe_open(path, framework="pt") as file:
+                    self._register(path.name, json.loads(file.metadata()["rows"]))
 
     def _register(self, shard: str, index: Sequence[tuple[str, int]]) -> None:
         self._shards.add(shard)
         for row, (key, checksum) in enumerate(index):
             self._index.setdefault(key, _Entry(shard, row, checksum))
 
-    def _read(self, shard: str, entries: Sequence[tuple[str, _Entry]]) -> dict[str, Row]:
+    def _read(self, shard: str, entries: Mapping[str, _Entry]) -> dict[str, Row]:
         """Rows of one shard, up to where it is damaged."""
         path, rows = Path(str(self.folder)) / shard, dict[str, Row]()
-        try:
-            with safe_open(path, framework="pt") as file:
-                embeds, pooled = file.get_slice("embeds"), file.get_slice("pooled")
-                for text, entry in entries:
-                    row = embeds[entry.row].clone(), pooled[entry.row].clone()
-                    if _checksum(row) != entry.checksum:
-                        raise ValueError("a checksum differs")
-                    rows[text] = row
-        except DAMAGE as error:
-            self._forget(path, error)
+        with self._forgetting(path), safe_open(path, framework="pt") as file:
+            embeds, pooled = file.get_slice("embeds"), file.get_slice("pooled")
+            for text, entry in entries.items():
+                row = embeds[entry.row].clone(), pooled[entry.row].clone()
+                if _checksum(row) != entry.checksum:
+                    raise ValueError("a checksum differs")
+                rows[text] = row
         return rows
 
-    def _forget(self, path: Path, error: Exception) -> None:
-        """Drop a damaged shard; one that is gone, or cannot be read just now, is only forgotten."""
-        self._shards.add(path.name)
-        self._index = {key: entry for key, entry in self._index.items() if entry.shard != path.name}
-        if isinstance(error, OSError):
-            return
-        _log.warning("%s: damaged prompt embeddings; its texts are encoded again (%s)", path, _line(error))
-        with suppress(OSError):
-            path.unlink()
+    @contextmanager
+    def _forgetting(self, path: Path) -> Iterator[None]:
+        """Drop a shard that turns out to be damaged; one that is gone, or cannot be read now, is only forgotten."""
+        try:
+            yield
+        except DAMAGE as error:
+            self._shards.add(path.name)
+            self._index = {key: entry for key, entry in self._index.items() if entry.shard != path.name}
+            if isinstance(error, OSError):
+                return
+            _log.warning("%s: damaged prompt embeddings; its texts are encoded again (%s)", path, one_line(error))
+            with suppress(OSError):
+                path.unlink()
 
 
 def _key(text: str) -> str:
@@ -149,11 +144,4 @@ def _key(text: str) -> str:
 
 
 def _checksum(row: Row) -> int:
-    total = 0
-    for part in row:
-        total = zlib.crc32(part.contiguous().view(torch.uint8).numpy(), total)
-    return total
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    return zlib.crc32(b"".join(part.contiguous().view(torch.uint8).numpy().tobytes() for part in row))

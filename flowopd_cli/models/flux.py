@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from diffusers import FluxTransformer2DModel
+from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
@@ -22,11 +22,7 @@ OTHER_GRIDS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas",
 
 
 class FluxModel(PipelineModel):
-    """A :class:`~flowopd_cli.models.base.FlowModel` over FLUX.1's transformer, its two encoders and its autoencoder.
-
-    Latents are ``(b, C, H, W)`` as in the autoencoder; only this class knows that the
-    transformer takes 2 x 2 latent pixels as one token.
-    """
+    """FLUX.1. Latents are ``(b, C, H, W)`` as in the autoencoder; a token is 2 x 2 of their pixels."""
 
     transformer_class = FluxTransformer2DModel
     pipeline_name = "FluxPipeline"
@@ -85,7 +81,7 @@ class FluxModel(PipelineModel):
         guidance: float | Sequence[float],
         adapters: Sequence[str | None] | None = None,
     ) -> Float[Tensor, "b C H W"]:
-        """One forward, whatever the guidance, a number for all rows or one for each; ``adapters`` as the protocol says.
+        """One forward, whatever the guidance.
 
         Raises:
             ArtifactError: the base takes no guidance, and a row has another than 1.
@@ -110,7 +106,7 @@ class FluxModel(PipelineModel):
         if any(scale != 1 for scale in scales):
             raise ArtifactError(
                 f"{self.folder}: this base takes no guidance: set sampling.guidance, eval.guidance and "
-                "push.verify_guidance to 1, as far as the recipe has them, and leave out those of teachers and anchor"
+                "push.verify_guidance to 1, if the recipe has them, and leave out those of teachers and anchor"
             )
         return None
 

@@ -1,4 +1,4 @@
-"""How a base is loaded: its options, the device and precision, a part of a pipeline's folder, quiet libraries."""
+"""How a base is loaded: options, device, precision, parts of a pipeline's folder."""
 
 from __future__ import annotations
 
@@ -61,7 +61,13 @@ def pick_device(name: str, cuda: int, environment: Mapping[str, str]) -> torch.d
     Raises:
         ArtifactError: no such device, or one device for several processes.
     """
-    device = _parse(("cuda" if cuda else "cpu") if name == "auto" else name)
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    try:
+        device = torch.device(("cuda" if cuda else "cpu") if name == "auto" else name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in {"cpu", "cuda", accelerator and accelerator.type}:
+        raise ArtifactError(f"model.device {name!r} is no device of PyTorch here: use auto, cpu, cuda or cuda:N")
     if device.type != "cuda":
         return device
     if not cuda:
@@ -77,38 +83,28 @@ def pick_device(name: str, cuda: int, environment: Mapping[str, str]) -> torch.d
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     """``auto`` is bfloat16 on CUDA and float32 elsewhere."""
-    if name == "auto":
-        name = "bfloat16" if device.type == "cuda" else "float32"
-    return DTYPES[name]
+    automatic = torch.bfloat16 if device.type == "cuda" else torch.float32
+    return automatic if name == "auto" else DTYPES[name]
 
 
-def _parse(name: str) -> torch.device:
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = None
-    if device is None or device.type not in {"cpu", "cuda", accelerator.type if accelerator else None}:
-        raise ArtifactError(f"model.device {name!r} is no device of PyTorch here: use auto, cpu, cuda or cuda:N")
-    return device
+def load_part(kind: Any, folder: Path, subfolder: str = "", dtype: torch.dtype | None = None, **options: Any) -> Any:
+    """``kind.from_pretrained`` of a part of a pipeline, or of the whole.
 
-
-def load_part(kind: Any, folder: Path, subfolder: str | None = None, **options: Any) -> Any:
-    """``kind.from_pretrained`` of a part of a pipeline, or of the whole; no pickled weights are read.
+    A part with weights is given ``dtype``; pickled weights are not read.
 
     Raises:
         ArtifactError: it is missing, damaged or of another kind.
         torch.OutOfMemoryError: it does not fit.
     """
-    if subfolder is not None:
-        options["subfolder"] = subfolder
+    options |= {"subfolder": subfolder} if subfolder else {}
+    options |= {"torch_dtype": dtype, "use_safetensors": True} if dtype else {}
     try:
         return kind.from_pretrained(folder, **options)
     except torch.OutOfMemoryError:
         raise
     except BROKEN as error:
-        path = folder / (subfolder or "")
-        raise ArtifactError(f"{path}: cannot be loaded as {kind.__name__} ({one_line(error)[:300]})") from error
+        reason = one_line(error)[:300]
+        raise ArtifactError(f"{folder / subfolder}: cannot be loaded as {kind.__name__} ({reason})") from error
 
 
 def quiet_libraries() -> None:

@@ -32,16 +32,16 @@ from flowopd_cli.registry import MODELS
 META = torch.device("meta")
 FLOAT32 = 4  # bytes
 BLOCK_COUNTS, MOST_BLOCKS = ("num_layers", "num_single_layers"), 1000
+_Tensors = dict[int, tuple[Tensor, int]]
 _ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """A base with one adapter. Bytes and operations are those of one row without a negative half.
+    """A base with one adapter; bytes and operations of one row without a negative half.
 
-    ``activations`` is what autograd holds when the backward begins, ``activations_checkpointed`` the same with gradient
-    checkpoints, ``transient`` the peak of a forward without gradients, ``operations`` those of a forward without
-    adapters.
+    ``activations`` is what autograd holds when the backward begins, ``transient`` the peak of a forward without
+    gradients, ``operations`` those of a forward without adapters.
     """
 
     parameters: int
@@ -79,11 +79,7 @@ class Needs:
 
 
 def needs(footprint: Footprint, work: Workload) -> Needs:
-    """What a training needs.
-
-    Not in it: the autoencoder and rewards where pictures are decoded, the framework itself (CUDA's context and
-    libraries take about 1 GiB), fragmentation.
-    """
+    """What a training needs, without autoencoder and rewards, CUDA's context (about 1 GiB) and fragmentation."""
     one = footprint.adapter * FLOAT32
     holding = {
         "base": footprint.parameters * footprint.itemsize // work.shards,
@@ -207,10 +203,9 @@ def _velocity(model: PipelineModel, adapter: str | None) -> Tensor:
 def _activations(model: PipelineModel, multiplier: _Multiplier) -> tuple[int, int]:
     """Bytes that autograd saves of a forward with gradients, weights left out, and those of the blocks' inputs."""
     weights = _weights(model)
-    saved: dict[int, tuple[Tensor, int]] = {}  # holds the tensors, so that no storage's number is used again
-    inputs: dict[int, tuple[Tensor, int]] = {}
+    saved, inputs = _Tensors(), _Tensors()  # they hold the tensors, so that no storage's number is used again
 
-    def add(tensors: dict[int, tuple[Tensor, int]], tensor: Tensor) -> Tensor:
+    def add(tensors: _Tensors, tensor: Tensor) -> Tensor:
         if _storage(tensor) not in weights:
             tensors.setdefault(_storage(tensor), (tensor, multiplier.value * tensor.untyped_storage().nbytes()))
         return tensor

@@ -7,12 +7,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import diffusers
 import torch
 import transformers
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ModelMixin
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -33,21 +34,19 @@ from flowopd_cli.models.sharding import Turns, shard
 from flowopd_cli.models.speed import allow_tf32, checkpointed, compile_blocks
 from flowopd_cli.system.distributed import GROUP
 
-if TYPE_CHECKING:  # imported where encoders are loaded: it takes seconds, and few runs need them
-    from diffusers import DiffusionPipeline
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 ENCODE_BATCH = 16
 DEFAULTS = LoadOptions()
-
-Model = TypeVar("Model", bound="PipelineModel")
 
 
 @dataclass(frozen=True)
 class Modules:
     """Modules to use in place of those that a folder holds; ``embed`` stands for the text encoders."""
 
-    transformer: ModelMixin | None = None
-    vae: AutoencoderKL | None = None
+    transformer: Any = None
+    vae: Any = None
     embed: Callable[[list[str]], tuple[Tensor, Tensor]] | None = None
 
 
@@ -55,10 +54,9 @@ FROM_FOLDER = Modules()
 
 
 class PipelineModel(ABC):
-    """The part of a :class:`~flowopd_cli.models.base.FlowModel` that does not depend on the family.
+    """The part of a :class:`~flowopd_cli.models.base.LoadedModel` that does not depend on the family.
 
-    A family names its transformer's class, its pipeline's and the lists of blocks that are compiled, and adds
-    ``latent_shape``, ``sigmas``, ``velocity`` and :meth:`_embed`.
+    A family names its transformer's class, its pipeline's and the lists of blocks, which are compiled one by one.
     """
 
     transformer_class: ClassVar[Any]
@@ -72,7 +70,7 @@ class PipelineModel(ABC):
         quiet_libraries()
         self.folder, self.device, self.dtype = folder, device, pick_dtype(options.dtype, device)
         self.max_sequence_length = options.max_sequence_length
-        self.transformer = modules.transformer or self._load_transformer()
+        self.transformer: Any = modules.transformer or self._load_transformer()
         self._embed_instead = modules.embed
         self._turns: Turns | None = None
         if options.shard and GROUP.size > 1:
@@ -80,32 +78,43 @@ class PipelineModel(ABC):
             self._turns = Turns(self._idle, GROUP)
         self.transformer.to(device).eval()
         self.adapters = AdapterBank(self.transformer, options.targets)
+        self._fingerprint = ""
         self._scheduler = load_part(FlowMatchEulerDiscreteScheduler, folder, "scheduler")
         self._resolution = options.resolution
         self._pixels = pixels_per_latent(folder) if options.resolution else 1
-        self._encoders: DiffusionPipeline | None = None
+        self._encoders: Any = None  # the pipeline's text half
         self._vae = modules.vae
-        self.prompts = EmbeddingStore(options.prompt_cache and self._embeddings_under(options.prompt_cache))
-        self._fingerprint: str | None = None
+        self.prompts = EmbeddingStore(options.prompt_cache and self._embeddings_folder(options.prompt_cache))
         choose_attention(self.transformer, options.attention)
         compile_blocks(self.blocks, options.compile)
         self.adapters.mixes = options.compile == "none"  # compiled code skips hooks that are registered later
 
-    def _load_transformer(self) -> ModelMixin:
-        options = {"torch_dtype": self.dtype, "use_safetensors": True}
-        return load_part(self.transformer_class, self.folder, "transformer", **options)
-
     @classmethod
-    def load(cls: type[Model], pretrained: str | Path, options: LoadOptions = DEFAULTS) -> Model:
+    def load(cls, pretrained: str | Path, options: LoadOptions = DEFAULTS) -> Self:
         """Load a folder or Hub id.
 
         Raises:
-            ArtifactError: no such base, a pipeline of another family, no such device, it cannot be fetched, or the
-                chosen attention or compilation does not work here.
+            ArtifactError: it cannot be fetched or is of another family; or an option does not work here.
         """
         device = take_device(options.device)
         allow_tf32(device, options.tf32)
         return cls(locate(pretrained, options.revision, cls.transformer_class.__name__), device, options)
+
+    def _load_transformer(self) -> Any:
+        return load_part(self.transformer_class, self.folder, "transformer", self.dtype)
+
+    @property
+    @abstractmethod
+    def latent_shape(self) -> tuple[int, int, int]:
+        """``(C, H, W)`` of one latent."""
+
+    @abstractmethod
+    def sigmas(self, steps: int, shift: float | None = None) -> Float[Tensor, " T1"]:
+        """The family's grid; see :class:`~flowopd_cli.models.base.LoadedModel`."""
+
+    @abstractmethod
+    def velocity(self, *arguments: Any, **options: Any) -> Float[Tensor, "b C H W"]:
+        """See :meth:`flowopd_cli.models.base.FlowModel.velocity`."""
 
     @property
     def blocks(self) -> list[nn.Module]:
@@ -120,66 +129,48 @@ class PipelineModel(ABC):
     @property
     def fingerprint(self) -> str:
         """SHA-256 that names this base."""
-        if self._fingerprint is None:
-            self._fingerprint = base_fingerprint(self.folder)
+        self._fingerprint = self._fingerprint or base_fingerprint(self.folder)
         return self._fingerprint
 
     def _side(self, default: int, patch: int) -> int:
-        """Latent pixels along a side: ``default`` without a resolution; a token covers ``patch`` of them.
-
-        Raises:
-            ArtifactError: the resolution is no multiple of a patch.
-        """
+        """Latent pixels along a side: ``default`` without a resolution; a token covers ``patch`` of them."""
         if self._resolution is None:
             return default
-        if self._resolution % (patch * self._pixels):
-            raise ArtifactError(
-                f"model.resolution {self._resolution} is not a multiple of {patch * self._pixels} pixels"
-            )
+        unit = patch * self._pixels
+        if self._resolution % unit:
+            raise ArtifactError(f"model.resolution {self._resolution} is not a multiple of {unit} pixels")
         return self._resolution // self._pixels
 
     def encode(self, texts: Sequence[str]) -> Conditioning:
-        """Rows of embeddings as the pipeline's own ``encode_prompt`` makes them, on the model's device.
-
-        A text encoded before, by this run or, with a cache, by an earlier one, is read.
-        """
-        distinct = list(dict.fromkeys([*self._negative, *texts]))
+        """Rows of embeddings as the pipeline's own ``encode_prompt`` makes them, on the model's device."""
+        distinct = self._distinct(texts)
         rows = self.prompts.find(distinct)
         unknown = [text for text in distinct if text not in rows]
         for start in range(0, len(unknown), ENCODE_BATCH):
             rows |= self._encoded(unknown[start : start + ENCODE_BATCH])
         self.prompts.flush()
-        return self._conditioning([rows[text] for text in texts], rows.get("") if self.classifier_free else None)
-
-    def _conditioning(self, rows: Sequence[Row], empty: Row | None) -> Conditioning:
-        """Rows on the model's device, with those of the empty text where guidance needs them."""
-        embeds, pooled = (torch.stack(part).to(self.device) for part in zip(*rows, strict=True))
-        if empty is None:
+        parts = zip(*(rows[text] for text in texts), strict=True)
+        embeds, pooled = (torch.stack(part).to(self.device) for part in parts)
+        if not self.classifier_free:
             return Conditioning(embeds, pooled)
-        return Conditioning(
-            embeds,
-            pooled,
-            neg_embeds=empty[0].to(self.device).expand(len(rows), -1, -1),
-            neg_pooled=empty[1].to(self.device).expand(len(rows), -1),
-        )
-
-    @property
-    def _negative(self) -> list[str]:
-        """The texts that guidance needs beside a prompt's."""
-        return [""] if self.classifier_free else []
+        negative, negative_pooled = (part.to(self.device) for part in rows[""])
+        return Conditioning(embeds, pooled, negative.expand_as(embeds), negative_pooled.expand_as(pooled))
 
     def encode_ahead(self, texts: Iterable[str]) -> None:
         """Encode texts that are not in the cache, then release the encoders; without new texts they are not loaded.
 
-        Texts that another process has written meanwhile are skipped, so processes that begin at different texts share
-        the work.
+        Texts that another process has written meanwhile are skipped.
         """
-        new = self.prompts.unknown([*self._negative, *texts])
+        new = self.prompts.unknown(self._distinct(texts))
         for start in range(0, len(new), ENCODE_BATCH):
             if part := self.prompts.unknown(new[start : start + ENCODE_BATCH]):
                 self._encoded(part)
         self.prompts.flush()
         self.release_encoders()
+
+    def _distinct(self, texts: Iterable[str]) -> list[str]:
+        """The texts without repetition, and the empty one where guidance needs it."""
+        return list(dict.fromkeys([*([""] if self.classifier_free else []), *texts]))
 
     @torch.no_grad()
     def _encoded(self, texts: Sequence[str]) -> dict[str, Row]:
@@ -220,15 +211,14 @@ class PipelineModel(ABC):
                 (0 * velocity.sum()).backward()
 
     def checkpoint_gradients(self) -> None:
-        """Keep only the blocks' inputs for the backward and recompute the rest: less memory, a third slower."""
+        """Save only the blocks' inputs for the backward and recompute the rest: less memory, a third slower."""
         self.transformer.enable_gradient_checkpointing(checkpointed(self.adapters))
 
     @torch.no_grad()
     def decode(self, latents: Float[Tensor, "b C H W"]) -> Float[Tensor, "b 3 H W"]:
         """Pictures in [0, 1], float32; the autoencoder is loaded on first use and works in float32."""
         if self._vae is None:
-            options = {"torch_dtype": torch.float32, "use_safetensors": True}
-            self._vae = load_part(AutoencoderKL, self.folder, "vae", **options)
+            self._vae = load_part(AutoencoderKL, self.folder, "vae", torch.float32)
             self._vae.to(self.device).eval().requires_grad_(False)
         config = self._vae.config
         scaled = latents.float() / config.scaling_factor + (config.shift_factor or 0.0)
@@ -241,15 +231,15 @@ class PipelineModel(ABC):
     def _pipeline(self) -> Any:
         """The pipeline's text half: encoders and tokenizers, with the transformer that is already loaded."""
         if self._encoders is None:
-            options = {"transformer": self.transformer, "vae": None, "torch_dtype": self.dtype, "use_safetensors": True}
-            kind = getattr(diffusers, self.pipeline_name)
-            self._encoders = load_part(kind, self.folder, **options, **absent_parts(self.folder))
+            kind = getattr(diffusers, self.pipeline_name)  # its import takes seconds, and few runs need encoders
+            parts = {"transformer": self.transformer, "vae": None, **absent_parts(self.folder)}
+            self._encoders = load_part(kind, self.folder, dtype=self.dtype, **parts)
             for name, encoder in self._encoders.components.items():
                 if name.startswith("text_encoder") and encoder is not None:
                     encoder.to(self.device).eval().requires_grad_(False)
         return self._encoders
 
-    def _embeddings_under(self, root: Path) -> Path:
+    def _embeddings_folder(self, root: Path) -> Path:
         """A folder named by all that the embeddings depend on: encoders, length, precision, versions."""
         versions = [diffusers.__version__, transformers.__version__]
         options = {"length": self.max_sequence_length, "dtype": str(self.dtype), "device": self.device.type}

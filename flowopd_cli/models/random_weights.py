@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ModelMixin
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from flowopd_cli.models.files.families import Shape
@@ -55,23 +56,22 @@ def make_random(family: type[Model], shape: Shape, options: LoadOptions) -> Mode
     device = take_device(options.device)
     with skeleton(family, shape) as folder:
         transformer = empty_transformer(family, folder, device, pick_dtype(options.dtype, device))
-        vae = AutoencoderKL.from_config(AutoencoderKL.load_config(folder, subfolder="vae"))
+        config: Any = AutoencoderKL.load_config(folder, subfolder="vae")
+        vae: Any = AutoencoderKL.from_config(config)
         vae.to(device).eval().requires_grad_(False)
         model = family(folder, device, options, Modules(transformer, vae, lambda texts: _embed(model, tokens, texts)))
         tokens = model.text_tokens
     return model
 
 
-def empty_transformer(
-    family: type[PipelineModel], folder: Path, device: torch.device, dtype: torch.dtype
-) -> ModelMixin:
+def empty_transformer(family: type[PipelineModel], folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
     """The transformer of a folder's configuration, its weights made on ``device``; the folder needs no weights."""
     quiet_libraries()
+    config = family.transformer_class.load_config(folder, subfolder="transformer")
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
         with torch.device(device):
-            config = family.transformer_class.load_config(folder, subfolder="transformer")
             return family.transformer_class.from_config(config).to(dtype)
     finally:
         torch.set_default_dtype(before)

@@ -1,4 +1,4 @@
-"""The picture by plain diffusers and by PEFT, to check that a published adapter does elsewhere what it does here."""
+"""Pictures by plain diffusers and by PEFT, to check that a published adapter gives the same picture there."""
 
 from __future__ import annotations
 
@@ -29,10 +29,9 @@ class Request:
 
 def plain_pipeline(folder: Path, dtype: torch.dtype) -> Any:
     """The diffusers pipeline of a folder, of any family."""
-    from diffusers import DiffusionPipeline  # its import takes seconds, and few runs need one
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline  # its import takes seconds, and few runs need one
 
-    options = {"torch_dtype": dtype, "use_safetensors": True, **absent_parts(folder)}
-    return load_part(DiffusionPipeline, folder, **options)
+    return load_part(DiffusionPipeline, folder, dtype=dtype, **absent_parts(folder))
 
 
 def plain_picture(pipeline: Any, adapter: Path | None, request: Request) -> Float[Tensor, "1 3 H W"]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from diffusers import SD3Transformer2DModel
+from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 from jaxtyping import Float
 from torch import Tensor
 
@@ -20,7 +20,7 @@ CLIP_TOKENS = 77
 
 
 class SD3Model(PipelineModel):
-    """A :class:`~flowopd_cli.models.base.FlowModel` over SD3's transformer, text encoders and autoencoder."""
+    """Stable Diffusion 3 and 3.5."""
 
     transformer_class = SD3Transformer2DModel
     pipeline_name = "StableDiffusion3Pipeline"
@@ -35,9 +35,9 @@ class SD3Model(PipelineModel):
         config = self.transformer.config
         side, largest = self._side(config.sample_size, config.patch_size), config.patch_size * config.pos_embed_max_size
         if self._resolution is not None and side > largest:
+            most = self._resolution // side * largest
             raise ArtifactError(
-                f"model.resolution {self._resolution}: this base has positions for at most "
-                f"{self._resolution // side * largest} pixels, so lower it"
+                f"model.resolution {self._resolution}: this base has positions for at most {most} pixels, so lower it"
             )
         return config.in_channels, side, side
 
@@ -63,9 +63,7 @@ class SD3Model(PipelineModel):
 
     def _embed(self, texts: list[str]) -> tuple[Float[Tensor, "b L D"], Float[Tensor, "b P"]]:
         embeds, _, pooled, _ = self._pipeline().encode_prompt(
-            texts,
-            None,
-            None,
+            *(texts, None, None),
             device=self.device,
             do_classifier_free_guidance=False,
             max_sequence_length=self.max_sequence_length,
@@ -81,26 +79,12 @@ class SD3Model(PipelineModel):
         guidance: float | Sequence[float],
         adapters: Sequence[str | None] | None = None,
     ) -> Float[Tensor, "b C H W"]:
-        """``v_neg + guidance (v_pos - v_neg)`` in one batch; rows of guidance 1 have no negative half in it.
+        """``v_neg + guidance (v_pos - v_neg)`` in one batch; rows of guidance 1 have no negative half in it."""
 
-        ``guidance`` may be a number for each row, and ``adapters`` a name for each row: a mixed batch, for which
-        gradients are off, in place of the adapter in use.
-        """
-        return guided(self._forward, latents, sigma, cond, guidance, adapters)
+        def forward(
+            x: Tensor, sigma: Tensor, embeds: Tensor, pooled: Tensor | None, names: Sequence[str | None] | None
+        ) -> Tensor:
+            texts = {"encoder_hidden_states": embeds, "pooled_projections": pooled}
+            return self._transform(names, hidden_states=x.to(self.dtype), timestep=sigma * TRAIN_TIMESTEPS, **texts)
 
-    def _forward(
-        self,
-        latents: Float[Tensor, "b C H W"],
-        sigma: Float[Tensor, " b"],
-        embeds: Float[Tensor, "b L D"],
-        pooled: Float[Tensor, "b P"] | None,
-        adapters: Sequence[str | None] | None,
-    ) -> Float[Tensor, "b C H W"]:
-        """The transformer once, in its own convention of time; ``adapters`` as in :meth:`velocity`."""
-        return self._transform(
-            adapters,
-            hidden_states=latents.to(self.dtype),
-            timestep=sigma * TRAIN_TIMESTEPS,
-            encoder_hidden_states=embeds,
-            pooled_projections=pooled,
-        )
+        return guided(forward, latents, sigma, cond, guidance, adapters)

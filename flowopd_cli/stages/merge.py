@@ -40,7 +40,7 @@ def run(
     options = MergeOptions(spec.method, spec.rank, spec.density, recipe.seed)
     merged = merge(inputs, weights, options)
     rank = max(f.a.shape[0] for f in merged.factors.values())
-    config = AdapterConfig(rank, float(rank), tuple(targets), recipe.model.pretrained, base_sha, {}, {})
+    config = AdapterConfig(rank, float(rank), tuple(targets), recipe.model.pretrained, base_sha)
     run.save_adapter(lambda folder: write_adapter(folder, merged.factors, config))
     energy, error = merged.report.retained_energy, merged.report.relative_error
     progress.note(f"{spec.method}: rank {rank}, energy kept {energy:.4f}, error {error:.4f}")

@@ -248,7 +248,7 @@ def test_two_scales_and_other_ranks_are_refused(tmp_path):
     layers[f"transformer.{MODULES[0]}.alpha"] = torch.tensor(4.0)
     told = {"lora_adapter_metadata": json.dumps({"transformer.lora_alpha": 8})}
     save_file(layers, tmp_path / "pytorch_lora_weights.safetensors", told)
-    with pytest.raises(ArtifactError, match="says its scales twice"):
+    with pytest.raises(ArtifactError, match="has its scales twice"):
         read_adapter(tmp_path)
     save_file(layers, tmp_path / "pytorch_lora_weights.safetensors", {"lora_adapter_metadata": "{"})
     with pytest.raises(ArtifactError, match="lora_adapter_metadata is not readable as JSON"):

@@ -136,5 +136,5 @@ def test_a_damaged_configuration_is_reported(tmp_path, name, content):
     text = json.dumps({**sound, **json.loads(content)}) if partial_change else content
     (tmp_path / name).write_text(text, encoding="utf-8")
     measure.cache_clear()
-    with pytest.raises(ArtifactError, match=name.partition("/")[0]):
+    with pytest.raises(ArtifactError, match=tmp_path.name):
         measure("sd3", str(tmp_path), options, 8)

@@ -1,7 +1,4 @@
-"""The files of an adapter before a tensor is read: configuration, names, kinds and shapes. No torch here.
-
-An adapter is refused here, except for values that are not finite and for modules of another base.
-"""
+"""The files of an adapter before a tensor is read: configuration, names, kinds and shapes. No torch here."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ from typing import NamedTuple
 
 from safetensors import SafetensorError, safe_open
 
-from flowopd_cli.errors import ArtifactError
+from flowopd_cli.errors import ArtifactError, one_line
 from flowopd_cli.models.files.peft_config import (
     BASE_KEY,
     LARGEST_RANK,
@@ -24,7 +21,6 @@ from flowopd_cli.models.files.peft_config import (
     PeftConfig,
     parse_config,
     read_config,
-    reason,
     shown,
 )
 from flowopd_cli.system.paths import is_file
@@ -61,9 +57,7 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True)
 class AdapterHeader:
-    """An adapter before its tensors are read: its file, its configuration, its pairs by module, and the names of
-    diffusers' ``alpha`` scalars by module.
-    """
+    """An adapter before its tensors are read: pairs, and names of diffusers' ``alpha`` scalars, by module."""
 
     file: Path
     config: PeftConfig
@@ -75,47 +69,20 @@ def read_adapter_header(folder: Path) -> AdapterHeader:
     """The header of an adapter folder in PEFT's or diffusers' form.
 
     Raises:
-        ArtifactError: a file is missing, damaged, cut short or not safetensors; the configuration holds values of other
-            kinds than PEFT's, DoRA, biases or other trained modules; factors that do not pair up, are of no floating
-            kind, or of another rank than the configuration says.
+        ArtifactError: a file is missing, damaged or not safetensors; it is not plain LoRA; factors do not pair up, are
+            of no floating kind, or of another rank than the configuration says.
     """
-    if not is_file(folder / CONFIG):
-        file = folder / DIFFUSERS_WEIGHTS
-        entries, metadata = read_header(file, folder)
-        pairs, alphas = _pairs(file, entries)
-        config = _config_in(file, metadata)
-        if alphas and config.path:
-            raise ArtifactError(f"{file}: says its scales twice ({DIFFUSERS_CONFIG}, and tensors called alpha)")
-        _check_ranks(config, file, pairs)
-        base = _base_in(file, metadata)
-        return AdapterHeader(file, config.model_copy(update={"base_sha256": base}), pairs, alphas)
-    config, file = read_config(folder / CONFIG), folder / PEFT_WEIGHTS
+    peft = is_file(folder / CONFIG)
+    file = folder / (PEFT_WEIGHTS if peft else DIFFUSERS_WEIGHTS)
+    config = read_config(folder / CONFIG) if peft else None
     entries, metadata = read_header(file, folder)
     pairs, alphas = _pairs(file, entries)
-    if alphas:
+    if config is None:
+        config = _config_in(file, metadata)
+        if alphas and config.path:
+            raise ArtifactError(f"{file}: has its scales twice ({DIFFUSERS_CONFIG}, and tensors called alpha)")
+    elif alphas:
         raise ArtifactError(f"{file}: {next(iter(alphas.values()))[:LONGEST_NAME]} is no LoRA factor")
-    _check_ranks(config, file, pairs)
-    base = config.base_sha256 or _base_in(file, metadata)
-    return AdapterHeader(file, config.model_copy(update={"base_sha256": base}), pairs, {})
-
-
-def _config_in(file: Path, metadata: Mapping[str, str]) -> PeftConfig:
-    """The configuration of the transformer's adapter that diffusers puts beside its weights; one that says nothing
-    where there is none.
-    """
-    text = metadata.get(DIFFUSERS_CONFIG)
-    if not text:
-        return PeftConfig()
-    try:
-        config = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"{file}: {DIFFUSERS_CONFIG} is not readable as JSON ({reason(error)})") from error
-    items = config.items() if isinstance(config, dict) else ()
-    own = {k.removeprefix(DIFFUSERS_PREFIX): value for k, value in items if k.startswith(DIFFUSERS_PREFIX)}
-    return parse_config(file, own) if own else PeftConfig()
-
-
-def _check_ranks(config: PeftConfig, file: Path, pairs: Mapping[str, Pair]) -> None:
     for module, pair in pairs.items():
         rank = config.rank_of(module)
         if rank not in (None, pair.rank):
@@ -123,6 +90,22 @@ def _check_ranks(config: PeftConfig, file: Path, pairs: Mapping[str, Pair]) -> N
                 f"{config.path}: key r (or rank_pattern) says rank {rank} for {module}, but its factors in {file.name} "
                 f"have rank {pair.rank}: configuration and weights are of two adapters"
             )
+    base = config.base_sha256 or _base_in(file, metadata)
+    return AdapterHeader(file, config.model_copy(update={"base_sha256": base}), pairs, alphas)
+
+
+def _config_in(file: Path, metadata: Mapping[str, str]) -> PeftConfig:
+    """The configuration of the transformer's adapter in the metadata of diffusers' weights; empty without one."""
+    text = metadata.get(DIFFUSERS_CONFIG)
+    if not text:
+        return PeftConfig()
+    try:
+        config = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"{file}: {DIFFUSERS_CONFIG} is not readable as JSON ({one_line(error)[:200]})") from error
+    items = config.items() if isinstance(config, dict) else ()
+    own = {k.removeprefix(DIFFUSERS_PREFIX): value for k, value in items if k.startswith(DIFFUSERS_PREFIX)}
+    return parse_config(file, own) if own else PeftConfig()
 
 
 def read_header(path: Path, folder: Path) -> tuple[dict[str, Entry], dict[str, str]]:
@@ -142,11 +125,11 @@ def read_header(path: Path, folder: Path) -> tuple[dict[str, Entry], dict[str, s
             entries = {name: Entry(part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
             return entries, file.metadata() or {}
     except (OSError, SafetensorError) as error:
-        raise ArtifactError(f"{path}: damaged or not safetensors ({reason(error)})") from error
+        raise ArtifactError(f"{path}: damaged or not safetensors ({one_line(error)[:200]})") from error
 
 
 def recorded_in_weights(path: Path) -> str | None:
-    """The digest of the base that the metadata of a weights file names; ``None`` if there is none."""
+    """The digest of the base in the metadata of a weights file, if it has one."""
     try:
         _, metadata = read_header(path, path.parent)
     except ArtifactError:

@@ -1,11 +1,9 @@
-"""What is known of a model family without loading one of its bases: known shapes, Hub ids, licenses. No torch here.
-
-A family describes itself by a :class:`Family`, a row of ``registry.FAMILIES``.
-"""
+"""What is known of a model family without loading a base: shapes, Hub ids, licenses. No torch here."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,9 +21,8 @@ SMALL_VAE = (32, 32, 32, 32)
 class Shape:
     """The configuration of a base, enough to build it with random weights.
 
-    ``transformer`` and ``scheduler`` are the arguments of diffusers' classes, ``vae`` the channels of the autoencoder's
-    blocks. ``clip_tokens`` is the length to which CLIP's tokenizer pads, ``encoders`` the parameters of the text
-    encoders.
+    ``transformer`` and ``scheduler`` are arguments of diffusers' classes, ``vae`` the channels of the autoencoder's
+    blocks, ``clip_tokens`` the length to which CLIP's tokenizer pads, ``encoders`` the text encoders' parameters.
     """
 
     transformer: Mapping[str, Any]
@@ -37,11 +34,10 @@ class Shape:
 
 @dataclass(frozen=True)
 class Family:
-    """A model family.
+    """A model family, a row of ``registry.FAMILIES``.
 
-    ``transformer`` is the name of diffusers' class, by which a folder's family is recognized. For ``classifier_free``
-    see :class:`~flowopd_cli.models.base.FlowModel`. ``shapes`` are configurations by name, ``known`` the Hub ids that
-    have one of them, ``licenses`` the Hub's license metadata by id.
+    ``transformer`` is the name of diffusers' class, by which a folder's family is recognized. ``shapes`` are
+    configurations by name, ``known`` the Hub ids that have one of them, ``licenses`` the Hub's license metadata by id.
     """
 
     transformer: str = ""
@@ -62,10 +58,13 @@ def family(name: str) -> Family:
 
 def family_of(pretrained: str) -> str | None:
     """The family of a named shape, a known Hub id or a local folder; ``None`` for any other base."""
-    transformer = _transformer_class(pretrained)
+    transformer = None
+    with suppress(ArtifactError):
+        path = base_folder(pretrained) / "transformer" / "config.json"
+        transformer = read_json(path, "configuration of a transformer").get("_class_name")
     for name in FAMILIES.names():
         candidate = FAMILIES.load(name)
-        if pretrained in candidate.shapes or pretrained in candidate.known or candidate.transformer == transformer:
+        if pretrained in {*candidate.shapes, *candidate.known} or candidate.transformer == transformer:
             return name
     return None
 
@@ -83,7 +82,7 @@ def named_shapes() -> dict[str, Shape]:
 
 def known_shape(pretrained: str) -> Shape | None:
     """The shape of a name or a known Hub id."""
-    names = {repo: name for each in map(family, FAMILIES.names()) for repo, name in each.known.items()}
+    names = dict(item for each in map(family, FAMILIES.names()) for item in each.known.items())
     return named_shapes().get(names.get(pretrained, pretrained))
 
 
@@ -92,45 +91,24 @@ def base_folder(pretrained: str) -> Path:
     return Path(base_source(pretrained))
 
 
-def _transformer_class(pretrained: str) -> str | None:
-    path = base_folder(pretrained) / "transformer" / "config.json"
-    try:
-        return read_json(path, "configuration of a transformer").get("_class_name")
-    except ArtifactError:
-        return None
+def _license(repo: str, name: str) -> dict[str, str]:
+    link = f"https://huggingface.co/{repo}/blob/main/LICENSE.md"
+    return {"license": "other", "license_name": name, "license_link": link}
 
 
-def _sd3(blocks: int, heads: int, positions: int, *, dual: int = 0, qk_norm: str | None = "rms_norm") -> Shape:
-    transformer = {
-        "num_layers": blocks,
-        "num_attention_heads": heads,
-        "attention_head_dim": 64,
-        "joint_attention_dim": 4096,
-        "pooled_projection_dim": 2048,
-        "caption_projection_dim": 64 * heads,
-        "sample_size": 128,
-        "pos_embed_max_size": positions,
-        "dual_attention_layers": tuple(range(dual)),
-        "qk_norm": qk_norm,
-    }
+def _attention(heads: int, width: int, text: int, pooled: int) -> dict[str, Any]:
+    names = "num_attention_heads", "attention_head_dim", "joint_attention_dim", "pooled_projection_dim"
+    return dict(zip(names, (heads, width, text, pooled), strict=True))
+
+
+def _sd3(blocks: int, heads: int, positions: int, **more: Any) -> Shape:
+    sizes = {"num_layers": blocks, "caption_projection_dim": 64 * heads, "pos_embed_max_size": positions}
+    transformer = {**_attention(heads, 64, 4096, 2048), **sizes, "sample_size": 128, "qk_norm": "rms_norm", **more}
     return Shape(transformer, {"shift": 3.0}, encoders=CLIP_L + CLIP_L_PROJECTION + CLIP_G + T5_XXL)
 
 
-def _flux(**changes: Any) -> Shape:
-    return Shape(changes, {"shift": 3.0, "use_dynamic_shifting": True}, encoders=CLIP_L + T5_XXL)
-
-
-_SD3_SMALL = {
-    "num_layers": 4,
-    "num_attention_heads": 4,
-    "attention_head_dim": 32,
-    "joint_attention_dim": 128,
-    "pooled_projection_dim": 128,
-    "caption_projection_dim": 128,
-    "sample_size": 32,
-    "pos_embed_max_size": 32,
-    "qk_norm": "rms_norm",
-}
+_SMALL = _attention(4, 32, 128, 128)
+_SD3_SMALL = {"num_layers": 4, "caption_projection_dim": 128, "pos_embed_max_size": 32, "sample_size": 32}
 _SD3_KNOWN = {
     "stabilityai/stable-diffusion-3-medium-diffusers": "sd3-medium",
     "stabilityai/stable-diffusion-3.5-medium": "sd3.5-medium",
@@ -140,49 +118,26 @@ _SD3_KNOWN = {
 SD3 = Family(
     "SD3Transformer2DModel",
     shapes={
-        "small": Shape(_SD3_SMALL, {"shift": 3.0}, SMALL_VAE, clip_tokens=16),
+        "small": Shape({**_SMALL, **_SD3_SMALL, "qk_norm": "rms_norm"}, {"shift": 3.0}, SMALL_VAE, clip_tokens=16),
         "sd3-medium": _sd3(24, 24, 192, qk_norm=None),
-        "sd3.5-medium": _sd3(24, 24, 384, dual=13),
+        "sd3.5-medium": _sd3(24, 24, 384, dual_attention_layers=tuple(range(13))),
         "sd3.5-large": _sd3(38, 38, 192),
     },
     known=_SD3_KNOWN,
-    licenses={
-        name: {
-            "license": "other",
-            "license_name": "stabilityai-ai-community",
-            "license_link": f"https://huggingface.co/{name}/blob/main/LICENSE.md",
-        }
-        for name in _SD3_KNOWN
-        if "3.5" in name
-    },
+    licenses={repo: _license(repo, "stabilityai-ai-community") for repo in _SD3_KNOWN if "3.5" in repo},
 )
 
-_FLUX_SMALL = {
-    "num_layers": 2,
-    "num_single_layers": 4,
-    "attention_head_dim": 32,
-    "num_attention_heads": 4,
-    "joint_attention_dim": 128,
-    "pooled_projection_dim": 128,
-    "guidance_embeds": True,
-    "axes_dims_rope": (8, 12, 12),
-}
+_FLUX_SMALL = {"num_layers": 2, "num_single_layers": 4, "guidance_embeds": True, "axes_dims_rope": (8, 12, 12)}
+_SCHEDULER = {"shift": 3.0, "use_dynamic_shifting": True}
 _DEV, _SCHNELL = "black-forest-labs/FLUX.1-dev", "black-forest-labs/FLUX.1-schnell"
 FLUX = Family(
     "FluxTransformer2DModel",
     classifier_free=False,
     shapes={
-        "flux-small": Shape(_FLUX_SMALL, {"shift": 3.0, "use_dynamic_shifting": True}, SMALL_VAE),
-        "flux-dev": _flux(guidance_embeds=True),
-        "flux-schnell": _flux(guidance_embeds=False),
+        "flux-small": Shape({**_SMALL, **_FLUX_SMALL}, _SCHEDULER, SMALL_VAE),
+        "flux-dev": Shape({"guidance_embeds": True}, _SCHEDULER, encoders=CLIP_L + T5_XXL),
+        "flux-schnell": Shape({"guidance_embeds": False}, _SCHEDULER, encoders=CLIP_L + T5_XXL),
     },
     known={_DEV: "flux-dev", _SCHNELL: "flux-schnell"},
-    licenses={
-        _DEV: {
-            "license": "other",
-            "license_name": "flux-1-dev-non-commercial-license",
-            "license_link": f"https://huggingface.co/{_DEV}/blob/main/LICENSE.md",
-        },
-        _SCHNELL: {"license": "apache-2.0"},
-    },
+    licenses={_DEV: _license(_DEV, "flux-1-dev-non-commercial-license"), _SCHNELL: {"license": "apache-2.0"}},
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -12,15 +11,15 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from flowopd_cli.errors import ArtifactError
+from flowopd_cli.system.json_files import read_json
 
 BASE_KEY = "base_sha256"
-LARGEST = 4 << 20  # bytes
 LONGEST_NAME, LARGEST_RANK = 256, 1 << 16
 MOST_KEYS, MOST_PATTERNS, LONGEST_PATTERN, MOST_REPEATS = 10_000, 64, 200, 2
 PLAIN = re.compile(r"[\w.-]+")
 ALL = "all-linear"
 NUMERAL = re.compile(r"-?\d{1,9}(\.\d{1,17})?", re.ASCII)
-# Texts by which some programs write that there is no value.
+# How some programs write that there is no value.
 ABSENT = {"", "none", "null", "false", "[]", "{}", "()"}
 # What PEFT adds to plain LoRA, by the key that turns it on.
 BEYOND = {
@@ -51,47 +50,39 @@ ELEMENTS = {"rank_pattern": "r", "alpha_pattern": "lora_alpha"}
 
 
 def _number(value: Any) -> Any:
-    """The number that a text spells; other texts, booleans and sizes that no adapter has are refused."""
     if isinstance(value, str) and NUMERAL.fullmatch(value):
         return float(value)
-    if value is None or (isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e9):
-        return value
-    raise ValueError
-
-
-def _not_zero(value: float | None) -> float | None:
-    if value == 0:
-        raise ValueError
-    return value
+    number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e9
+    return _valid(value, value is None or number)
 
 
 def _names_and_numbers(value: Any) -> Any:
-    if not isinstance(value, dict) or not all(map(_is_name, value)) or len(value) > MOST_KEYS:
-        raise ValueError
-    return value
+    return _valid(value, isinstance(value, dict) and len(value) <= MOST_KEYS and all(map(_is_name, value)))
 
 
 def _printable(value: Any) -> str | None:
-    if not isinstance(value, str) or len(value) > 4096 or not value.isprintable():
-        raise ValueError
-    return value or None
+    return _valid(value, isinstance(value, str) and len(value) <= 4096 and value.isprintable()) or None
 
 
 def _module_names(value: Any) -> tuple[str, ...]:
     names = _split(value) if isinstance(value, str) else value
-    if not isinstance(names, list) or not all(isinstance(name, str) and _is_name(name) for name in names):
+    return tuple(_valid(names, isinstance(names, list) and all(map(_is_name, names))))
+
+
+def _valid(value: Any, condition: bool) -> Any:
+    if not condition:
         raise ValueError
-    return tuple(names)
+    return value
 
 
 Rank = Annotated[Annotated[int, Field(ge=1, le=LARGEST_RANK)] | None, BeforeValidator(_number)]
-Alpha = Annotated[float | None, BeforeValidator(_number), AfterValidator(_not_zero)]
+Alpha = Annotated[float | None, BeforeValidator(_number), AfterValidator(lambda value: _valid(value, value != 0))]
 Text = Annotated[str | None, BeforeValidator(_printable)]
 Numbers = BeforeValidator(_names_and_numbers)
 
 
 class PeftConfig(BaseModel):
-    """``adapter_config.json`` as far as it is used; ``None`` and empty where it says nothing."""
+    """``adapter_config.json`` as far as it is used; ``None`` or empty where a key is absent."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -107,7 +98,7 @@ class PeftConfig(BaseModel):
     rank_stabilized: bool = Field(default=False, alias="use_rslora")
 
     def rank_of(self, module: str) -> int | None:
-        """The rank that a module's factors should have; ``None`` where nothing is said."""
+        """The rank that a module's factors should have, if the configuration has one."""
         return _match(self.rank_pattern, module, self.rank)
 
     def scale_of(self, module: str, rank: int) -> float:
@@ -118,49 +109,19 @@ class PeftConfig(BaseModel):
 
 def read_config(path: Path) -> PeftConfig:
     """A PEFT configuration file; see :func:`parse_config`."""
-    try:
-        with path.open("rb") as file:
-            content = file.read(LARGEST + 1)
-        if len(content) > LARGEST:
-            raise ValueError(f"more than {LARGEST >> 20} MiB")
-        data = json.loads(content.decode("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ArtifactError(f"{path}: not readable as JSON ({reason(error)})") from error
-    if not isinstance(data, dict):
-        raise ArtifactError(f"{path}: holds no adapter configuration")
-    return parse_config(path, data)
+    return parse_config(path, read_json(path, "adapter configuration"))
 
 
 def parse_config(path: Path, data: Mapping[str, Any]) -> PeftConfig:
-    """The PEFT configuration found in ``path``.
+    """The PEFT configuration found in ``path``; keys that change nothing here are ignored.
 
-    As some programs do, a number may be written as a text, the names of modules as the text of a list, and an absent
-    value as a text of :data:`ABSENT`. Keys that change nothing here are ignored.
+    As some programs write them, a number or a list of modules may be a text, and a text of :data:`ABSENT` is no value.
 
     Raises:
         ArtifactError: a value of another kind (its key is named), or more than plain LoRA.
     """
-    data = {key: value for key, value in data.items() if value is not None and not _is_absent(value)}
-    _check_plain(path, data)
-    modules = data.get("target_modules")
-    pattern = isinstance(modules, str) and _split(modules) == [modules]
-    pattern = pattern and (modules == ALL or not PLAIN.fullmatch(str(modules)))
-    known = {field.alias or name: name for name, field in PeftConfig.model_fields.items()}
-    values = {key: value for key, value in data.items() if key in known} | {"path": path, "target_pattern": pattern}
-    try:
-        config = PeftConfig.model_validate(values)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
-        key, inner = str(first["loc"][0]), first["loc"][1:2]
-        expected = EXPECTED.get(ELEMENTS.get(key, key) if inner else key, "a text")
-        where = ".".join([key, *map(str, inner)])
-        raise ArtifactError(f"{path}: key {where}: want {expected}, not {shown(first['input'])}") from None
-    _check_patterns(path, [*config.rank_pattern, *config.alpha_pattern])
-    return config
-
-
-def _check_plain(path: Path, data: Mapping[str, Any]) -> None:
-    """Refuse what is more than plain LoRA."""
+    texts = {key: "".join(value.split()).lower() for key, value in data.items() if isinstance(value, str)}
+    data = {key: value for key, value in data.items() if value is not None and texts.get(key) not in ABSENT}
     kind, initialization = data.get("peft_type", "LORA"), data.get("init_lora_weights")
     if kind != "LORA":
         raise ArtifactError(f"{path}: an adapter of the kind {shown(kind)} (peft_type); only plain LoRA can be used")
@@ -172,10 +133,19 @@ def _check_plain(path: Path, data: Mapping[str, Any]) -> None:
             f"{path}: began by moving the base's own weights (init_lora_weights: {shown(initialization)}): convert it "
             "to plain LoRA with PEFT (save_pretrained with path_initial_model_for_weight_conversion)"
         )
-
-
-def _is_absent(value: Any) -> bool:
-    return isinstance(value, str) and len(value) < 16 and "".join(value.split()).lower() in ABSENT
+    modules = data.get("target_modules")
+    pattern = isinstance(modules, str) and _split(modules) == [modules]
+    pattern = pattern and (modules == ALL or not PLAIN.fullmatch(str(modules)))
+    try:
+        config = PeftConfig.model_validate({**data, "path": path, "target_pattern": pattern})
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        key, inner = str(first["loc"][0]), first["loc"][1:2]
+        expected = EXPECTED.get(ELEMENTS.get(key, key) if inner else key, "a text")
+        where = ".".join([key, *map(str, inner)])
+        raise ArtifactError(f"{path}: key {where}: want {expected}, not {shown(first['input'])}") from None
+    _check_patterns(path, [*config.rank_pattern, *config.alpha_pattern])
+    return config
 
 
 def _is_name(name: Any) -> bool:
@@ -183,7 +153,7 @@ def _is_name(name: Any) -> bool:
 
 
 def _split(text: str) -> list[str]:
-    """The names in the text of a list, as Python or JSON writes one; of any other text itself."""
+    """The names in a list that is written as text, by Python or as JSON; any other text is one name."""
     bare = text.strip()
     if not bare.startswith(("[", "(", "{")) or not bare.endswith(("]", ")", "}")):
         return [text] if text else []
@@ -201,10 +171,10 @@ def _match(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
 
 
 def _ends_with(module: str, key: str) -> bool:
-    """Whether a name ends with a plain key, in which the dot stands for any letter."""
+    """Whether a name ends with a plain key, in which the dot stands for any letter; no pattern has to be compiled."""
     start = len(module) - len(key)
-    fits = start == 0 or (start > 0 and module[start - 1] == ".")
-    return fits and all(k in (m, ".") for k, m in zip(key, module[start:], strict=True))
+    at_part = start == 0 or (start > 0 and module[start - 1] == ".")
+    return at_part and all(k in (m, ".") for k, m in zip(key, module[start:], strict=True))
 
 
 def _check_patterns(path: Path, keys: Iterable[str]) -> None:
@@ -229,10 +199,3 @@ def shown(value: Any) -> str:
         return value[:80] if isinstance(value, str) and value.isprintable() else ascii(value)[:80]
     except RecursionError:
         return f"a {type(value).__name__}"
-
-
-def reason(error: Exception) -> str:
-    """Why a file cannot be read, in a few words."""
-    if isinstance(error, RecursionError):
-        return "nested too deeply"
-    return " ".join(str(getattr(error, "strerror", None) or error).split())[:200]

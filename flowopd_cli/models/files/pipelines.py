@@ -1,16 +1,18 @@
-"""Pipeline folders: where one lies, and digests that name what is in it."""
+"""Pipeline folders: their place, configurations and digests. No torch here."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from flowopd_cli.errors import ArtifactError, one_line
 from flowopd_cli.system.json_files import read_json
 from flowopd_cli.system.paths import is_hub_id
 
 CONFIG = "transformer/config.json"
+FILES = ["*.json", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.model"]
 WHOLE_FILE_BYTES = 64 * 1024**2
 EDGE_BYTES = 1024**2
 
@@ -18,22 +20,17 @@ EDGE_BYTES = 1024**2
 def locate(pretrained: str | Path, revision: str | None = None, transformer: str | None = None) -> Path:
     """The local folder of a pipeline, fetched from the Hub when it is not a folder.
 
-    ``transformer`` is the class that its transformer has to be of; a Hub id's is looked at before the rest is fetched.
+    ``transformer`` is the class that its transformer has to be of, which is checked before weights are fetched.
 
     Raises:
         ArtifactError: it is not such a pipeline, or cannot be fetched.
     """
-    folder = Path(pretrained)
-    if folder.is_dir():
-        return _checked(folder, pretrained, transformer)
-    repo = str(pretrained)
-    if not is_hub_id(repo):
-        raise ArtifactError(f"{repo}: no such folder, and not a Hub id (owner/name): check --base")
-    _checked(_fetch(repo, revision, [CONFIG]), repo, transformer)
-    return _fetch(repo, revision, ["*.json", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.model"])
-
-
-def _checked(folder: Path, pretrained: str | Path, transformer: str | None) -> Path:
+    folder, repo = Path(pretrained), str(pretrained)
+    local = folder.is_dir()
+    if not local:
+        if not is_hub_id(repo):
+            raise ArtifactError(f"{repo}: no such folder, and not a Hub id (owner/name): check --base")
+        folder = _fetch(repo, revision, [CONFIG])
     config = folder / CONFIG
     if not config.is_file():
         raise ArtifactError(f"{pretrained}: not a diffusers pipeline (no {CONFIG} in it)")
@@ -43,7 +40,7 @@ def _checked(folder: Path, pretrained: str | Path, transformer: str | None) -> P
             f"{pretrained}: its transformer is {kind}, this family's is {transformer}: "
             "name its own with --set model.family=NAME"
         )
-    return folder
+    return folder if local else _fetch(repo, revision, FILES)
 
 
 def _fetch(repo: str, revision: str | None, patterns: list[str]) -> Path:
@@ -90,7 +87,7 @@ def linear_shapes(folder: Path) -> dict[str, tuple[int, int]]:
     return shapes
 
 
-def absent_parts(folder: Path) -> dict[str, None]:
+def absent_parts(folder: Path) -> dict[str, Any]:
     """The arguments without which diffusers refuses a folder that lacks encoders, such as an SD3 without T5.
 
     Raises:
@@ -129,10 +126,8 @@ def _digest(files: Iterable[Path]) -> str:
         size = path.stat().st_size
         digest.update(f"{path.name}/{size}/".encode())
         with path.open("rb") as file:
-            if size <= WHOLE_FILE_BYTES:
-                digest.update(file.read())
-            else:
+            if size > WHOLE_FILE_BYTES:
                 digest.update(file.read(EDGE_BYTES))
                 file.seek(-EDGE_BYTES, 2)
-                digest.update(file.read())
+            digest.update(file.read())
     return digest.hexdigest()

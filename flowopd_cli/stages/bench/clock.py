@@ -71,7 +71,7 @@ def peak_bytes(action: Action, device: torch.device) -> int:
 
 
 def _parts_once(world: World, action: Action) -> dict[str, float]:
-    spent = dict.fromkeys(("rollout", "teacher", "anchor", "student", "optimizer"), 0.0)
+    spent: dict[str, float] = dict.fromkeys(("rollout", "teacher", "anchor", "student", "optimizer"), 0.0)
     model, device = world.model, world.model.device
 
     def recorded(call: Callable[..., Any], roles: Callable[[Mapping[str, Any]], Sequence[str]]) -> Callable[..., Any]:

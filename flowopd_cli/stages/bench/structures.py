@@ -5,6 +5,7 @@ Each is a call without arguments that computes the gradients of one optimizer st
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -18,7 +19,8 @@ from torch import Tensor
 from flowopd_cli.core.routing import route
 from flowopd_cli.core.sampler import Sampler, trained_steps
 from flowopd_cli.core.types import Conditioning, Rollout
-from flowopd_cli.models.base import Adapters, FlowModel
+from flowopd_cli.models.base import FlowModel
+from flowopd_cli.models.pipeline import PipelineModel
 from flowopd_cli.stages.bench.world import World
 from flowopd_cli.stages.training.data import iteration_sampler
 from flowopd_cli.train import collect, labels, objectives
@@ -80,7 +82,7 @@ def upstream(world: World) -> Action:
     its own, with both halves of classifier-free guidance in them whatever its scale. The result is that of
     :func:`replay`.
     """
-    model, batch, sampler = BothHalves(world.model), world.batch, world.sampler
+    model, batch, sampler = _with_both_halves(world.model), world.batch, world.sampler
     objective = objectives.opd(model, sampler, world.settings)
     everyone = torch.arange(batch)
     roles = route(world.draw.prompts, tuple(world.teachers))
@@ -119,31 +121,20 @@ def _learn(world: World, model: FlowModel, objective: objectives.Objective, roll
     _update(world)
 
 
-class BothHalves:
-    """A model that computes the empty prompt's half also at guidance 1, where it has no effect.
-
-    One whose network takes guidance as an input has no such half.
-    """
-
-    def __init__(self, model: FlowModel) -> None:
-        self.model = model
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self.model, name)
-
-    @property
-    def adapters(self) -> Adapters:
-        """The model's."""
-        return self.model.adapters
+def _with_both_halves(model: PipelineModel) -> PipelineModel:
+    """The model, computing the empty prompt's half also at guidance 1, if its guidance is classifier-free."""
+    if not model.classifier_free:
+        return model
 
     def velocity(
-        self, latents: Float[Tensor, "b C H W"], sigma: Float[Tensor, " b"], cond: Conditioning, *, guidance: float
-    ) -> Float[Tensor, "b C H W"]:
-        """``v_neg + guidance (v_pos - v_neg)``, always in one batch of 2b rows."""
-        if not self.model.classifier_free:
-            return self.model.velocity(latents, sigma, cond, guidance=guidance)
-        negative, positive = self.model.velocity(*two_halves(latents, sigma, cond), guidance=1.0).chunk(2)
+        latents: Tensor, sigma: Tensor, cond: Conditioning, *, guidance: float, adapters: None = None
+    ) -> Tensor:
+        negative, positive = model.velocity(*two_halves(latents, sigma, cond), guidance=1.0).chunk(2)
         return negative + guidance * (positive - negative)
+
+    wide = copy.copy(model)
+    setattr(wide, "velocity", velocity)  # noqa: B010
+    return wide
 
 
 def two_halves(latents: Tensor, sigma: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor, Conditioning]:

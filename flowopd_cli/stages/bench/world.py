@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,8 +13,8 @@ from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.core.sampler import Sampler, trained_steps
 from flowopd_cli.core.types import Conditioning
 from flowopd_cli.errors import RecipeError
-from flowopd_cli.models.base import LoadedModel
 from flowopd_cli.models.files.families import named_shapes
+from flowopd_cli.models.pipeline import PipelineModel
 from flowopd_cli.models.random_weights import make_random
 from flowopd_cli.recipe import AnchorSpec, DistillRecipe, TeacherSpec
 from flowopd_cli.stages.training.data import make_drawer, make_sampler
@@ -30,7 +29,7 @@ class World:
     """One distilled iteration: ``draw`` of ``B`` prompts, all their steps, one optimizer step."""
 
     recipe: DistillRecipe
-    model: LoadedModel
+    model: PipelineModel
     sampler: Sampler
     draw: Draw
     teachers: Mapping[str, Teacher]
@@ -70,7 +69,7 @@ def build(recipe: DistillRecipe, batch: int | None, *, real_prompts: bool) -> Wo
     """
     count = batch or min(recipe.train.groups * recipe.train.group_size, recipe.train.micro)
     sources, draw = _prompts(recipe, count, real_prompts)
-    model = load(recipe)
+    model = _load(recipe)
     save_memory(model, recipe.train)
     guidance, parts = recipe.sampling.guidance, recipe.adapter
     model.adapters.add("policy", parts.rank, parts.alpha, seed=recipe.seed, trainable=True)
@@ -92,14 +91,16 @@ def build(recipe: DistillRecipe, batch: int | None, *, real_prompts: bool) -> Wo
     return World(recipe, model, sampler, draw, teachers, anchor, opd_settings(recipe), optimizer, sources)
 
 
-def load(recipe: DistillRecipe) -> LoadedModel:
+def _load(recipe: DistillRecipe) -> PipelineModel:
     """The base: random weights where ``pretrained`` is the name of a shape, else what the recipe names."""
     spec = recipe.model.model_copy(update={"cache_prompts": False})
     shape = named_shapes().get(spec.pretrained)
-    if shape is None:
-        return load_model(spec, recipe.adapter.targets)
-    options = load_options(spec, recipe.adapter.targets)
-    return make_random(registry.MODELS.load(spec.family), shape, options)
+    if shape is not None:
+        return make_random(registry.MODELS.load(spec.family), shape, load_options(spec, recipe.adapter.targets))
+    model = load_model(spec, recipe.adapter.targets)
+    if not isinstance(model, PipelineModel):
+        raise RecipeError(f"model.family {spec.family}: bench measures only families over diffusers pipelines")
+    return model
 
 
 def _prompts(recipe: DistillRecipe, count: int, real: bool) -> tuple[dict[str, list[Prompt]], Draw]:
@@ -114,10 +115,9 @@ def _prompts(recipe: DistillRecipe, count: int, real: bool) -> tuple[dict[str, l
     return {}, Draw(prompts, torch.arange(count), tuple(range(count)))
 
 
-def _randomize(model: LoadedModel, name: str, *, seed: int) -> None:
+def _randomize(model: PipelineModel, name: str, *, seed: int) -> None:
     """Small random factors, so that no role is the base."""
     generator = torch.Generator().manual_seed(seed)
-    state: dict[str, Any] = model.adapters.state(name)
-    for key, value in state.items():
-        state[key] = (0.02 * torch.randn(value.shape, generator=generator)).to(value)
-    model.adapters.load_state(name, state)
+    state = model.adapters.state(name)
+    random = {key: (0.02 * torch.randn(value.shape, generator=generator)).to(value) for key, value in state.items()}
+    model.adapters.load_state(name, random)
