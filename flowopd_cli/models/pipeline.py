@@ -154,7 +154,9 @@ class PipelineModel(ABC):
         if not self.classifier_free:
             return Conditioning(embeds, pooled)
         negative, negative_pooled = (part.to(self.device) for part in rows[""])
-        return Conditioning(embeds, pooled, negative.expand_as(embeds), negative_pooled.expand_as(pooled))
+        return Conditioning(
+            embeds, pooled, neg_embeds=negative.expand_as(embeds), neg_pooled=negative_pooled.expand_as(pooled)
+        )
 
     def encode_ahead(self, texts: Iterable[str]) -> None:
         """Encode texts that are not in the cache, then release the encoders; without new texts they are not loaded.

@@ -51,8 +51,8 @@ def publish(folder, changes=(), name="base_model.model.{module}.lora_{side}.weig
     """
     config = {key: value for key, value in {**CONFIG, **dict(changes)}.items() if value is not ...}
     (folder / "adapter_config.json").write_text(json.dumps(config))
-    told = {name.format(module=m, side=s): t.to(dtype) for m in MODULES for s, t in (("A", A), ("B", B))}
-    save_file({key: tensor.clone() for key, tensor in told.items()}, folder / "adapter_model.safetensors")
+    tensors = {name.format(module=m, side=s): t.to(dtype).clone() for m in MODULES for s, t in (("A", A), ("B", B))}
+    save_file(tensors, folder / "adapter_model.safetensors")
     return folder
 
 
@@ -74,39 +74,24 @@ def check(folder, *scales):
         {"target_modules": "attn.to_q"},
         {"target_modules": "['attn.to_q', 'attn.add_k_proj']"},
         {"target_modules": '["attn.to_q", "attn.add_k_proj"]'},
-        {"target_modules": "{'attn.to_q', 'attn.add_k_proj'}"},
         {"target_modules": r".*\.(to_q|add_k_proj)"},
         {"target_modules": "('attn.to_q',)"},
         {"target_modules": "(attn.to_q|attn.add_k_proj)"},
-        {"target_modules": "[]"},
         {"target_modules": "[1, 2]"},
         {"target_modules": "all-linear"},
-        {"target_modules": None},
         {"target_modules": ...},
         {"layers_to_transform": [0, 1], "layers_pattern": "transformer_blocks"},
-        {"layers_to_transform": "0", "layers_pattern": ["transformer_blocks"]},
-        {"layers_to_transform": 1},
-        {"modules_to_save": []},
-        {"modules_to_save": "None"},
         {"rank_pattern": "{}", "alpha_pattern": "null"},
         {"rank_pattern": "None", "alpha_pattern": "[ ]", "use_rslora": "null", "use_dora": "None"},
         {"layer_replication": "None", "use_qalora": "False", "target_parameters": "[]"},
         {"trainable_token_indices": "null", "arrow_config": "{}", "kasa_config": "", "use_bdlora": "false"},
-        {"modules_to_save": "[]", "bias": "None"},
         {"modules_to_save": "False", "bias": False},
         {"modules_to_save": {}, "base_model_name_or_path": "null", "init_lora_weights": "false", "peft_type": "null"},
-        {"task_type": "FEATURE_EXTRACTION"},
         {"task_type": ["x"], "auto_mapping": None},
-        {"r": "2"},
-        {"r": 2.0},
         {"r": "2.0", "lora_alpha": "8"},
         {"r": None},
-        {"lora_alpha": 8.0},
-        {"lora_alpha": "8.0"},
         {"use_rslora": "false", "use_dora": "False", "bias": None},
-        {"rank_pattern": {"to_q": 2}, "r": 64, "lora_alpha": 8, "alpha_pattern": {"to_q": 8.0}, "more": ...}
-        | {"rank_pattern": {"to_q": "2", "add_k_proj": 2.0}},
-        {"peft_type": ..., "alpha_pattern": None, "rank_pattern": None},
+        {"rank_pattern": {"to_q": "2", "add_k_proj": 2.0}, "r": 64, "alpha_pattern": {"to_q": 8.0}},
         {"base_model_name_or_path": "/home/of/somebody/stable-diffusion-3.5-medium"},
         {"peft_version": "0.99.0", "exclude_modules": None, "loftq_config": {}, "eva_config": None, "lora_bias": False},
         {"a_field_of_tomorrow": {"x": [1]}, "runtime_config": {"ephemeral_gpu_offload": False}},
@@ -151,9 +136,9 @@ def test_names_with_and_without_what_wraps_a_transformer(tmp_path, name):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_factors_of_other_precisions(tmp_path, dtype):
     folder = publish(tmp_path, dtype=dtype)
-    wanted = (ALPHA / RANK) * B.to(dtype).double() @ A.to(dtype).double()
+    expected = (ALPHA / RANK) * B.to(dtype).double() @ A.to(dtype).double()
     for pair in read_adapter(folder)[1].values():
-        torch.testing.assert_close(pair.delta(), wanted)
+        torch.testing.assert_close(pair.delta(), expected)
 
 
 @pytest.mark.parametrize(
@@ -165,18 +150,11 @@ def test_factors_of_other_precisions(tmp_path, dtype):
         ({"modules_to_save": "['norm_out']"}, "trains whole modules"),
         ({"bias": "lora_only"}, r"trains biases \(bias: lora_only\)"),
         ({"use_qalora": "True"}, "a QALoRA adapter"),
-        ({"layer_replication": "[[0, 4]]"}, "repeats layers of its base"),
-        ({"use_rslora": "maybe"}, "key use_rslora: want true or false, not maybe"),
-        ({"rank_pattern": "{'to_q': 2}"}, "key rank_pattern: want numbers by names of modules"),
         ({"layer_replication": [[0, 4], [2, 5]]}, "repeats layers of its base"),
-        ({"use_qalora": True}, "a QALoRA adapter"),
         ({"target_parameters": ["a.weight"]}, "trains parameters that are no module's weight"),
         ({"init_lora_weights": "pissa_niter_16"}, "moving the base's own weights .*: convert it to plain LoRA"),
         ({"init_lora_weights": "olora"}, "moving the base's own weights"),
         ({"target_modules": "['to_q', '']"}, r"key target_modules: want names of modules, not \['to_q', ''\]"),
-        ({"target_modules": {"to_q": 1}}, "key target_modules: want names of modules"),
-        ({"r": "two"}, "key r: want a whole number"),
-        ({"r": [2]}, "key r: want a whole number"),
     ],
 )
 def test_what_is_more_than_plain_lora_is_one_line(tmp_path, changes, reason):
@@ -203,17 +181,9 @@ def test_tensors_of_other_programs_are_one_line(tmp_path, name, reason):
     "name", ["lora_unet_{module}.lora_{way}.weight", "transformer.{module}.lora.{way}.weight"], ids=["kohya", "older"]
 )
 def test_factors_called_down_and_up_are_one_line(tmp_path, name):
-    told = {name.format(module=MODULES[0], way=way): t.clone() for way, t in (("down", A), ("up", B))}
-    save_file(told, tmp_path / "pytorch_lora_weights.safetensors")
+    tensors = {name.format(module=MODULES[0], way=way): t.clone() for way, t in (("down", A), ("up", B))}
+    save_file(tensors, tmp_path / "pytorch_lora_weights.safetensors")
     with pytest.raises(ArtifactError, match="is no LoRA factor"):
-        read_adapter(tmp_path)
-
-
-def test_files_of_other_names_are_one_line(tmp_path):
-    publish(tmp_path)
-    (tmp_path / "adapter_config.json").unlink()
-    (tmp_path / "adapter_model.safetensors").rename(tmp_path / "my_lora.safetensors")
-    with pytest.raises(ArtifactError, match="pytorch_lora_weights"):
         read_adapter(tmp_path)
 
 
@@ -224,10 +194,10 @@ def test_pickled_weights_name_the_way_out(tmp_path):
         read_adapter(tmp_path)
 
 
-def save_by_diffusers(folder, **told):
+def save_by_diffusers(folder, **metadata):
     layers = {f"{module}.lora_{side}.weight": t.clone() for module in MODULES for side, t in (("A", A), ("B", B))}
     StableDiffusion3Pipeline.save_lora_weights(
-        folder, transformer_lora_layers=layers, transformer_lora_adapter_metadata=told or None
+        folder, transformer_lora_layers=layers, transformer_lora_adapter_metadata=metadata or None
     )
     return folder
 
@@ -246,8 +216,8 @@ def test_two_scales_and_other_ranks_are_refused(tmp_path):
         read_adapter(save_by_diffusers(tmp_path, r=3, lora_alpha=8))
     layers = {f"transformer.{MODULES[0]}.lora_{side}.weight": t.clone() for side, t in (("A", A), ("B", B))}
     layers[f"transformer.{MODULES[0]}.alpha"] = torch.tensor(4.0)
-    told = {"lora_adapter_metadata": json.dumps({"transformer.lora_alpha": 8})}
-    save_file(layers, tmp_path / "pytorch_lora_weights.safetensors", told)
+    metadata = {"lora_adapter_metadata": json.dumps({"transformer.lora_alpha": 8})}
+    save_file(layers, tmp_path / "pytorch_lora_weights.safetensors", metadata)
     with pytest.raises(ArtifactError, match="has its scales twice"):
         read_adapter(tmp_path)
     save_file(layers, tmp_path / "pytorch_lora_weights.safetensors", {"lora_adapter_metadata": "{"})

@@ -9,7 +9,7 @@ from flowopd_cli.models.loading import pick_device, pick_dtype, take_device
 
 
 @pytest.mark.parametrize(
-    ("wanted", "cuda", "environment", "expected"),
+    ("name", "cuda", "environment", "expected"),
     [
         ("auto", 0, {}, "cpu"),
         ("auto", 2, {}, "cuda:0"),
@@ -22,12 +22,12 @@ from flowopd_cli.models.loading import pick_device, pick_dtype, take_device
         ("cuda:1", 4, {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}, "cuda:1"),
     ],
 )
-def test_each_copy_takes_the_device_of_its_number(wanted, cuda, environment, expected):
-    assert pick_device(wanted, cuda, environment) == torch.device(expected)
+def test_each_copy_takes_the_device_of_its_number(name, cuda, environment, expected):
+    assert pick_device(name, cuda, environment) == torch.device(expected)
 
 
 @pytest.mark.parametrize(
-    ("wanted", "cuda", "environment", "words"),
+    ("name", "cuda", "environment", "words"),
     [
         ("gpu", 1, {}, "model.device 'gpu' is no device of PyTorch here: use auto, cpu, cuda or cuda:N"),
         ("meta", 1, {}, "is no device of PyTorch here"),
@@ -38,9 +38,9 @@ def test_each_copy_takes_the_device_of_its_number(wanted, cuda, environment, exp
         ("cuda:0", 2, {"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}, "is one device for 2 processes"),
     ],
 )
-def test_a_device_that_is_not_there_is_refused(wanted, cuda, environment, words):
+def test_a_device_that_is_not_there_is_refused(name, cuda, environment, words):
     with pytest.raises(ArtifactError) as refused:
-        pick_device(wanted, cuda, environment)
+        pick_device(name, cuda, environment)
     assert words in str(refused.value)
     assert "\n" not in str(refused.value)
 
@@ -57,7 +57,7 @@ def test_a_cuda_device_becomes_the_current_one_before_anything_is_loaded(monkeyp
 
 
 @pytest.mark.parametrize(
-    ("wanted", "device", "expected"),
+    ("name", "device", "expected"),
     [
         ("auto", "cpu", torch.float32),
         ("auto", "cuda:1", torch.bfloat16),
@@ -65,5 +65,5 @@ def test_a_cuda_device_becomes_the_current_one_before_anything_is_loaded(monkeyp
         ("float16", "cpu", torch.float16),
     ],
 )
-def test_automatic_precision_is_half_on_cuda_alone(wanted, device, expected):
-    assert pick_dtype(wanted, torch.device(device)) == expected
+def test_automatic_precision_is_half_on_cuda_alone(name, device, expected):
+    assert pick_dtype(name, torch.device(device)) == expected

@@ -26,19 +26,6 @@ def latents(rows, seed=0):
     return torch.randn(rows, 4, 4, 4, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.fixture
-def counted(model, monkeypatch):
-    """The rows of every call of the transformer."""
-    rows, forward = [], model.transformer.forward
-
-    def count(*args, **kwargs):
-        rows.append(len(kwargs["hidden_states"]))
-        return forward(*args, **kwargs)
-
-    monkeypatch.setattr(model.transformer, "forward", count)
-    return rows
-
-
 def test_guidance_is_a_line_through_the_negative_and_the_positive_velocity(model):
     x, sigma, cond = latents(2), torch.tensor([0.9, 0.4]), model.encode(TEXTS[:2])
     empty = model.encode(["", ""])
@@ -47,12 +34,6 @@ def test_guidance_is_a_line_through_the_negative_and_the_positive_velocity(model
         guided = model.velocity(x, sigma, cond, guidance=4.5)
     assert not torch.allclose(positive, negative, atol=1e-3)
     torch.testing.assert_close(guided, negative + 4.5 * (positive - negative), atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize(("guidance", "rows"), [(1.0, 3), (4.5, 6), (0.0, 6)])
-def test_the_negative_half_is_skipped_at_guidance_one(model, counted, guidance, rows):
-    model.velocity(latents(3), torch.full((3,), 0.5), model.encode(TEXTS[:3]), guidance=guidance)
-    assert counted == [rows]
 
 
 def test_guidance_without_the_empty_prompt_is_refused(model):
@@ -74,20 +55,6 @@ def test_a_transformer_of_its_own_shares_its_encoders_embeddings(pipeline_folder
     assemble(seed=1).transformer.save_pretrained(copied / "transformer")
     folders = {load(place, prompt_cache=tmp_path).prompts.folder for place in (pipeline_folder, copied)}
     assert len(folders) == 1
-
-
-def test_released_encoders_are_not_needed_for_known_texts(model):
-    before = model.encode(TEXTS)
-    model.release_encoders()
-    assert model._encoders is None
-    assert torch.equal(model.encode(TEXTS).embeds, before.embeds)
-    assert model._encoders is None
-    model.encode(["a new text"])
-    assert model._encoders is not None
-
-
-def test_automatic_precision_on_the_cpu_is_float32(pipeline_folder):
-    assert load(pipeline_folder).transformer.dtype == torch.float32
 
 
 @pytest.mark.parametrize(("resolution", "shape"), [(None, (4, 4, 4)), (8, (4, 4, 4)), (4, (4, 2, 2))])

@@ -21,9 +21,9 @@ SEQUENCE = 4
 TEXT_WIDTH = 16
 
 
-def text_encoder(words: int) -> CLIPTextModelWithProjection:
+def clip_config(words: int) -> CLIPTextConfig:
     """A CLIP text model of two layers."""
-    config = CLIPTextConfig(
+    return CLIPTextConfig(
         vocab_size=words,
         hidden_size=TEXT_WIDTH,
         intermediate_size=2 * TEXT_WIDTH,
@@ -35,7 +35,6 @@ def text_encoder(words: int) -> CLIPTextModelWithProjection:
         eos_token_id=words - 1,
         pad_token_id=words - 1,
     )
-    return CLIPTextModelWithProjection(config)
 
 
 def transformer() -> SD3Transformer2DModel:
@@ -56,17 +55,17 @@ def transformer() -> SD3Transformer2DModel:
     )
 
 
-def autoencoder() -> AutoencoderKL:
-    """8 x 8 pixels to 4 x 4 latents, with a scale and a shift like those of SD3."""
+def autoencoder(levels: int, scale: float, shift: float) -> AutoencoderKL:
+    """Four channels of 4 x 4 latents, from pictures with twice the side for each level beyond the first."""
     return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=(8,) * levels,
         latent_channels=4,
         norm_num_groups=4,
-        sample_size=8,
-        scaling_factor=1.5305,
-        shift_factor=0.0609,
+        sample_size=4 * 2 ** (levels - 1),
+        scaling_factor=scale,
+        shift_factor=shift,
         use_quant_conv=False,
         use_post_quant_conv=False,
     )
@@ -80,10 +79,10 @@ def assemble(seed: int) -> StableDiffusion3Pipeline:
         return StableDiffusion3Pipeline(
             transformer=transformer(),
             scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-            vae=autoencoder(),
-            text_encoder=text_encoder(len(words)),
+            vae=autoencoder(2, 1.5305, 0.0609),
+            text_encoder=CLIPTextModelWithProjection(clip_config(len(words))),
             tokenizer=words,
-            text_encoder_2=text_encoder(len(words)),
+            text_encoder_2=CLIPTextModelWithProjection(clip_config(len(words))),
             tokenizer_2=words,
             text_encoder_3=None,
             tokenizer_3=None,

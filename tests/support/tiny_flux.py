@@ -1,30 +1,14 @@
 """A random FLUX pipeline of a few thousand weights, with guidance as an input of its network or without."""
 
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
-from support.tiny import TEXT_WIDTH, TEXTS
-from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel, T5Tokenizer
+from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+from support.tiny import TEXT_WIDTH, TEXTS, autoencoder, clip_config
+from transformers import CLIPTextModel, T5Config, T5EncoderModel, T5Tokenizer
 
-from flowopd_cli.toy.pipeline import TOKENS, tokenizer
+from flowopd_cli.toy.pipeline import tokenizer
 
 RESOLUTION = 16
 SEQUENCE = 6
-
-
-def clip(words: int) -> CLIPTextModel:
-    """A CLIP text model of two layers."""
-    config = CLIPTextConfig(
-        vocab_size=words,
-        hidden_size=TEXT_WIDTH,
-        intermediate_size=2 * TEXT_WIDTH,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=TOKENS,
-        bos_token_id=words - 2,
-        eos_token_id=words - 1,
-        pad_token_id=words - 1,
-    )
-    return CLIPTextModel(config)
 
 
 def t5_tokenizer() -> T5Tokenizer:
@@ -55,22 +39,6 @@ def transformer(guidance: bool = True) -> FluxTransformer2DModel:
     )
 
 
-def autoencoder() -> AutoencoderKL:
-    """16 x 16 pixels to 4 x 4 latents, with a scale and a shift like those of FLUX."""
-    return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(8, 8, 8),
-        latent_channels=4,
-        norm_num_groups=4,
-        sample_size=16,
-        scaling_factor=0.3611,
-        shift_factor=0.1159,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-    )
-
-
 def assemble(seed: int, *, guidance: bool = True) -> FluxPipeline:
     """A whole pipeline; the weights are a function of ``seed``."""
     with torch.random.fork_rng():
@@ -79,8 +47,8 @@ def assemble(seed: int, *, guidance: bool = True) -> FluxPipeline:
         return FluxPipeline(
             transformer=transformer(guidance),
             scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
-            vae=autoencoder(),
-            text_encoder=clip(len(words)),
+            vae=autoencoder(3, 0.3611, 0.1159),
+            text_encoder=CLIPTextModel(clip_config(len(words))),
             tokenizer=words,
             text_encoder_2=t5(len(letters)),
             tokenizer_2=letters,
