@@ -19,8 +19,6 @@ from flowopd_cli.core.merging import LoraFactors
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.models.adapter_files import AdapterConfig, read_adapter, write_adapter
 
-POLICY = "policy"
-
 
 class AdapterBank:
     """Adapters on one base. Only ``policy`` is ever trainable; ``use`` activates one inside a block."""
@@ -40,11 +38,7 @@ class AdapterBank:
         return tuple(self._names)
 
     def add(self, name: str, rank: int, alpha: float, *, seed: int, trainable: bool) -> None:
-        """A fresh adapter: Gaussian A of standard deviation 1 / rank, B zero; a function of ``seed``.
-
-        Raises:
-            ArtifactError: no module of the base is among the targets.
-        """
+        """A fresh adapter on the targets: Gaussian A of standard deviation 1 / rank, B zero; a function of ``seed``."""
         if not any(_ends(module, target) for module, _ in self.transformer.named_modules() for target in self.targets):
             raise ArtifactError(f"adapter.targets {', '.join(self.targets) or '(none)'}: no such module in this base")
         scale: Any = alpha  # PEFT takes any number
@@ -60,10 +54,10 @@ class AdapterBank:
                 b.zero_()
 
     def load(self, name: str, source: Path | Mapping[str, LoraFactors], *, trainable: bool = False) -> None:
-        """An adapter from a folder or from factors; ranks may differ from module to module.
+        """An adapter from a folder or from factors, whose ranks may differ.
 
         Raises:
-            ArtifactError: a module is not in the base, or has another shape there: an adapter of another base.
+            ArtifactError: a module is not in the base, or has another shape there.
         """
         factors = read_adapter(Path(source))[1] if isinstance(source, str | Path) else source
         self._check(source, factors)
@@ -242,11 +236,7 @@ class AdapterBank:
 
 
 def _switch(layer: Any, name: str | None) -> None:
-    """Activate an adapter of a layer by PEFT's private flags; its public switch changes gradient flags too.
-
-    Raises:
-        RuntimeError: this version of PEFT has other flags.
-    """
+    """Activate an adapter of a layer by PEFT's private flags; its public switch changes gradient flags too."""
     disabled = name is None or name not in layer.lora_A
     layer._disable_adapters, layer._active_adapter = disabled, [] if disabled else [name]
     if layer.disable_adapters != disabled or layer.active_adapters != layer._active_adapter:

@@ -27,20 +27,12 @@ BACKENDS = {
 
 
 class JointAttention:
-    """What diffusers' ``JointAttnProcessor2_0`` computes, its softmax by the chosen backend.
+    """What diffusers' ``JointAttnProcessor2_0`` computes, its softmax by the chosen backend."""
 
-    The two attributes are those that ``set_attention_backend`` of a diffusers model reads and writes.
-    """
-
-    _attention_backend = None
-    _parallel_config = None
+    _attention_backend = _parallel_config = None  # for set_attention_backend of diffusers
 
     def __call__(
-        self,
-        attn: Any,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
+        self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Any = None, attention_mask: Any = None
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Picture tokens ``(b, n, d)`` and text tokens ``(b, l, d)``, each attending to both."""
         tokens = hidden_states.shape[1]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -16,41 +15,6 @@ if TYPE_CHECKING:
     from flowopd_cli.models.adapters import AdapterBank
 
 
-class Adapters(Protocol):
-    """Named adapters over one frozen base; ``mixes``: whether rows of several adapters may share a forward."""
-
-    mixes: bool
-
-    def use(self, name: str | None) -> AbstractContextManager[None]:
-        """Activate adapter ``name`` (``None``: the bare base) inside the block, then the previous one again."""
-        ...
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The adapters present."""
-        ...
-
-    def trainable(self) -> dict[str, torch.nn.Parameter]:
-        """The trainable parameters of ``policy``, by name."""
-        ...
-
-    def copy(self, source: str, target: str) -> None:
-        """Make ``target`` a frozen copy of ``source``."""
-        ...
-
-    def ema(self, source: str, target: str, decay: float) -> None:
-        """``target = decay * target + (1 - decay) * source``, in place."""
-        ...
-
-    def state(self, name: str) -> dict[str, Tensor]:
-        """The tensors of one adapter, by name."""
-        ...
-
-    def load_state(self, name: str, state: dict[str, Tensor]) -> None:
-        """Overwrite the tensors of one adapter."""
-        ...
-
-
 class FlowModel(Protocol):
     """A flow-matching text-to-image model: the base loaded once, its roles played by adapters.
 
@@ -61,22 +25,18 @@ class FlowModel(Protocol):
     classifier_free: bool
 
     @property
-    def adapters(self) -> Adapters:
-        """The adapter bank over this model's transformer."""
-        ...
+    def adapters(self) -> AdapterBank:
+        """The named adapters over this model's transformer."""
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """``(C, H, W)`` of one latent at the recipe's resolution."""
-        ...
 
     def sigmas(self, steps: int) -> Float[Tensor, " T1"]:
         """The family's shifted grid of ``steps + 1`` sigmas from 1 to 0, float64."""
-        ...
 
     def encode(self, texts: Sequence[str]) -> Conditioning:
         """Encode texts, one row each; a text seen before costs nothing."""
-        ...
 
     def velocity(
         self,
@@ -91,11 +51,9 @@ class FlowModel(Protocol):
 
         ``adapters`` names each row's adapter (``None``: the base) in place of the active one, without gradients.
         """
-        ...
 
     def decode(self, latents: Float[Tensor, "b C H W"]) -> Float[Tensor, "b 3 H W"]:
         """Pictures in [0, 1], float32."""
-        ...
 
 
 class LoadedModel(FlowModel, Protocol):
@@ -104,19 +62,11 @@ class LoadedModel(FlowModel, Protocol):
     device: torch.device
 
     @property
-    def adapters(self) -> AdapterBank:
-        """The adapter bank."""
-        ...
-
-    @property
     def fingerprint(self) -> str:
         """Digest that names the base."""
-        ...
 
     def sigmas(self, steps: int, shift: float | None = None) -> Float[Tensor, " T1"]:
         """The family's grid, with its own shift unless another is given."""
-        ...
 
     def encode_ahead(self, texts: Sequence[str]) -> None:
         """Encode all texts of a run and release the text encoders."""
-        ...

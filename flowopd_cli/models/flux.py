@@ -117,6 +117,4 @@ class FluxModel(PipelineModel):
 
 def _places(height: int, width: int, device: torch.device) -> Float[Tensor, "n 3"]:
     """Row and column of each token, behind a number that is 0 for one picture."""
-    sides = torch.arange(height, device=device), torch.arange(width, device=device)
-    rows, columns = torch.meshgrid(*sides, indexing="ij")
-    return torch.stack([torch.zeros_like(rows), rows, columns], dim=-1).flatten(0, 1).float()
+    return torch.cartesian_prod(*(torch.arange(size, device=device).float() for size in (1, height, width)))

@@ -21,10 +21,9 @@ def guided(
     guidance: float | Sequence[float],
     adapters: Sequence[str | None] | None,
 ) -> Float[Tensor, "b C H W"]:
-    """``v_neg + guidance (v_pos - v_neg)``; ``guidance`` is one number or one a row, and a row of 1 has no ``v_neg``.
+    """``v_neg + guidance (v_pos - v_neg)`` by one call of ``forward``, in which the negative rows come first.
 
-    ``forward(latents, sigma, embeds, pooled, adapters)`` is called once, for all rows: the negative ones come first.
-    ``adapters`` names each row's own, or is ``None`` for the one in use.
+    ``guidance`` is one number or one for each row; a row of 1 has no ``v_neg``. ``adapters`` names each row's own.
 
     Raises:
         ValueError: a row is guided, but the conditioning has no empty prompt.

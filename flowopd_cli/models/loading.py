@@ -22,10 +22,9 @@ BROKEN = (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeEr
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """How to load a base: the fields of a recipe's ``model`` section beside the base and its family.
+    """How to load a base: fields of a recipe's ``model`` section, and adapters' ``targets``.
 
-    ``targets`` are the modules that adapters sit on. ``prompt_cache`` is a folder in which embeddings outlive the run;
-    without one they stay in memory. For ``auto`` see :func:`pick_device` and :func:`pick_dtype`.
+    ``prompt_cache`` is a folder for embeddings of several runs; without one they stay in memory.
     """
 
     revision: str | None = None
@@ -42,11 +41,7 @@ class LoadOptions:
 
 
 def take_device(name: str) -> torch.device:
-    """The device behind ``model.device``; a CUDA device becomes the current one. Call it before loading anything.
-
-    Raises:
-        ArtifactError: see :func:`pick_device`.
-    """
+    """:func:`pick_device` on this machine; a CUDA device becomes the current one. Call it before loading anything."""
     device = pick_device(name, torch.cuda.device_count() if torch.cuda.is_available() else 0, os.environ)
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -54,9 +49,9 @@ def take_device(name: str) -> torch.device:
 
 
 def pick_device(name: str, cuda: int, environment: Mapping[str, str]) -> torch.device:
-    """``auto`` is CUDA if there is any; each process of a launcher takes the device of its local rank.
+    """The device of ``model.device``; ``auto`` is one of ``cuda`` CUDA devices, if there are any.
 
-    ``cuda`` is the number of CUDA devices; ``environment`` has the launcher's ``LOCAL_RANK`` and ``LOCAL_WORLD_SIZE``.
+    Each process of a launcher takes the device of its ``LOCAL_RANK``.
 
     Raises:
         ArtifactError: no such device, or one device for several processes.

@@ -130,6 +130,9 @@ def _measure(family: type[PipelineModel], folder: Path, options: LoadOptions, ra
     if rank:
         with META:
             model.adapters.add("policy", rank, rank, seed=0, trainable=True)
+    adapter = sum(parameter.numel() for parameter in model.adapters.trainable().values())
+    for block, number in repeats.items():
+        adapter += number * sum(parameter.numel() for parameter in block.parameters() if parameter.requires_grad)
     multiplier = _Multiplier(repeats)
     costs = _Costs(_weights(model), multiplier)
     with torch.no_grad(), costs:
@@ -139,7 +142,7 @@ def _measure(family: type[PipelineModel], folder: Path, options: LoadOptions, ra
     conditioning = model.text_tokens * config.joint_attention_dim + config.pooled_projection_dim
     return Footprint(
         parameters=parameters,
-        adapter=_trainable(transformer) + sum(n * _trainable(block) for block, n in repeats.items()),
+        adapter=adapter,
         encoders=encoders,
         activations=activations,
         activations_checkpointed=inputs + activations // blocks,
@@ -149,10 +152,6 @@ def _measure(family: type[PipelineModel], folder: Path, options: LoadOptions, ra
         conditioning=conditioning * model.dtype.itemsize,
         itemsize=model.dtype.itemsize,
     )
-
-
-def _trainable(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
 
 
 def _shorten(transformer: nn.Module, block_lists: Iterable[str]) -> dict[nn.Module, int]:

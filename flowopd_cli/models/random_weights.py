@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -20,7 +20,6 @@ from flowopd_cli.models.loading import LoadOptions, pick_dtype, quiet_libraries,
 from flowopd_cli.models.pipeline import Modules, PipelineModel
 
 LATENT_CHANNELS = 16
-Model = TypeVar("Model", bound=PipelineModel)
 
 
 @contextmanager
@@ -51,7 +50,7 @@ def skeleton(family: type[PipelineModel], shape: Shape) -> Iterator[Path]:
         yield folder
 
 
-def make_random(family: type[Model], shape: Shape, options: LoadOptions) -> Model:
+def make_random(family: type[PipelineModel], shape: Shape, options: LoadOptions) -> PipelineModel:
     """A model of a family in this shape; the embedding of a text is random and a function of the text."""
     device = take_device(options.device)
     with skeleton(family, shape) as folder:
@@ -79,10 +78,10 @@ def empty_transformer(family: type[PipelineModel], folder: Path, device: torch.d
 
 def _embed(model: PipelineModel, tokens: int, texts: list[str]) -> tuple[Tensor, Tensor]:
     config = model.transformer.config
-    rows = []
-    for text in texts:
+    embeds = torch.empty(len(texts), tokens, config.joint_attention_dim)
+    pooled = torch.empty(len(texts), config.pooled_projection_dim)
+    for row, text in enumerate(texts):
         generator = torch.Generator().manual_seed(int(hashlib.sha256(text.encode()).hexdigest()[:15], 16))
-        embeds = torch.randn(tokens, config.joint_attention_dim, generator=generator)
-        rows.append((embeds, torch.randn(config.pooled_projection_dim, generator=generator)))
-    embeds, pooled = zip(*rows, strict=True)
-    return torch.stack(embeds), torch.stack(pooled)
+        embeds[row].normal_(generator=generator)
+        pooled[row].normal_(generator=generator)
+    return embeds, pooled

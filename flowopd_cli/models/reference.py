@@ -35,11 +35,7 @@ def plain_pipeline(folder: Path, dtype: torch.dtype) -> Any:
 
 
 def plain_picture(pipeline: Any, adapter: Path | None, request: Request) -> Float[Tensor, "1 3 H W"]:
-    """The picture by plain diffusers, in [0, 1], with the adapter loaded by ``load_lora_weights`` and unloaded after.
-
-    Raises:
-        ArtifactError: diffusers loads nothing of the adapter.
-    """
+    """The picture by plain diffusers, in [0, 1], with the adapter loaded by ``load_lora_weights``, then unloaded."""
     if adapter is None:
         return _draw(pipeline, request)
     pipeline.load_lora_weights(str(adapter))
@@ -52,11 +48,7 @@ def plain_picture(pipeline: Any, adapter: Path | None, request: Request) -> Floa
 
 
 def peft_picture(pipeline: Any, adapter: Path, request: Request) -> Float[Tensor, "1 3 H W"]:
-    """The picture, in [0, 1], with the adapter loaded by PEFT's ``from_pretrained`` and unloaded after.
-
-    Raises:
-        ArtifactError: PEFT cannot load the adapter.
-    """
+    """The picture, in [0, 1], with the adapter loaded by PEFT's ``from_pretrained`` and unloaded after."""
     from peft import PeftModel
 
     bare = pipeline.transformer

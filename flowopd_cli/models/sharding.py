@@ -1,8 +1,7 @@
 """A base too large for one device, in shards: each process holds a part of every block's weights (FSDP).
 
-A block's weights are gathered while it works. So every forward, and its backward, is collective, although processes
-have different rows: :class:`Turns` agrees on the next one, and a process that has none of that kind makes an empty one.
-Adapters are small and stay whole on every process.
+Every forward and backward is collective, although processes have different rows: :class:`Turns` agrees on the next one,
+and a process without one of that kind makes an empty one. Adapters stay whole on every process.
 """
 
 from __future__ import annotations

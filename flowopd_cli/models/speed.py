@@ -29,10 +29,9 @@ def allow_tf32(device: torch.device, allowed: bool) -> None:
 
 
 def compile_blocks(blocks: Iterable[nn.Module], name: str) -> None:
-    """Compile each block in place, so that blocks of one shape share their code; it happens at their first forward.
+    """Compile each block in place at its first forward; blocks of one shape share their code.
 
-    Each adapter in use, with and without gradients, is a variant that is compiled once. CUDA graphs are left out: they
-    do not allow a switch.
+    Each adapter, with and without gradients, is compiled once. CUDA graphs do not allow a switch and are left out.
 
     Raises:
         ArtifactError: ``name`` is unknown.
@@ -50,18 +49,15 @@ def compile_blocks(blocks: Iterable[nn.Module], name: str) -> None:
 
 
 def checkpointed(bank: AdapterBank) -> Callable[..., Any]:
-    """A checkpointing function for diffusers, which computes a block again for its backward under the same adapter.
+    """A checkpointing function for diffusers that recomputes a block under the adapter of its forward.
 
-    Otherwise the second forward would use the adapter that is active during the backward, and the gradients would
-    silently be another adapter's, or none.
+    Under the adapter that is active during the backward, gradients would silently be another adapter's, or none.
     """
 
     def run(block: nn.Module, *arguments: Any) -> Any:
         name = bank.active
 
         def again(*values: Any) -> Any:
-            if bank.active == name:
-                return block(*values)
             with bank.use(name):
                 return block(*values)
 

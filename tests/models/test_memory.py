@@ -119,6 +119,8 @@ def test_the_memory_of_a_training_grows_with_its_counts():
         ("transformer/config.json", "{"),
         ("transformer/config.json", "[" * 100_000),
         ("transformer/config.json", '{"num_layers": "24"}'),
+        ("transformer/config.json", '{"num_layers": -1}'),
+        ("transformer/config.json", '{"num_layers": 1000000}'),
         ("vae/config.json", '{"block_out_channels": 3}'),
         ("vae/config.json", "[]"),
         ("tokenizer/tokenizer_config.json", '{"model_max_length": -1}'),

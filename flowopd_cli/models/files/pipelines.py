@@ -56,11 +56,7 @@ def _fetch(repo: str, revision: str | None, patterns: list[str]) -> Path:
 
 
 def pixels_per_latent(folder: Path) -> int:
-    """The side in pixels of one latent pixel, from the configuration of the autoencoder.
-
-    Raises:
-        ArtifactError: there is no such autoencoder.
-    """
+    """The side in pixels of one latent pixel, from the configuration of the autoencoder."""
     config = read_json(folder / "vae" / "config.json", "configuration of an autoencoder")
     if not isinstance(config.get("block_out_channels"), list):
         raise ArtifactError(f"{folder}: the configuration of its autoencoder has no block_out_channels")
@@ -68,10 +64,7 @@ def pixels_per_latent(folder: Path) -> int:
 
 
 def linear_shapes(folder: Path) -> dict[str, tuple[int, int]]:
-    """``(outputs, inputs)`` of the transformer's linear modules by name, from the headers of its weights.
-
-    Empty if there are no weights, or none that can be read.
-    """
+    """``(outputs, inputs)`` of the transformer's linear modules by name, if its weights can be read."""
     from safetensors import SafetensorError, safe_open
 
     shapes: dict[str, tuple[int, int]] = {}
@@ -88,11 +81,7 @@ def linear_shapes(folder: Path) -> dict[str, tuple[int, int]]:
 
 
 def absent_parts(folder: Path) -> dict[str, Any]:
-    """The arguments without which diffusers refuses a folder that lacks encoders, such as an SD3 without T5.
-
-    Raises:
-        ArtifactError: the folder has no sound ``model_index.json``.
-    """
+    """The arguments without which diffusers refuses a folder that lacks encoders, such as an SD3 without T5."""
     index = read_json(folder / "model_index.json", "pipeline index")
     texts = ("text_encoder", "tokenizer")
     return {name: None for name, kind in index.items() if name.startswith(texts) and kind == [None, None]}
@@ -109,11 +98,7 @@ def base_fingerprint(folder: str | Path) -> str:
 
 
 def encoder_identity(folder: Path) -> dict[str, object]:
-    """What a pipeline's text encoders and tokenizers are: their classes, and a digest of their files.
-
-    Raises:
-        ArtifactError: the folder has no sound ``model_index.json``.
-    """
+    """The classes of a pipeline's text encoders and tokenizers, and a digest of their files."""
     index = read_json(folder / "model_index.json", "pipeline index")
     parts = {name: kind for name, kind in index.items() if name.startswith(("text_encoder", "tokenizer"))}
     files = (path for name in sorted(parts) for path in sorted((folder / name).glob("*")) if path.is_file())

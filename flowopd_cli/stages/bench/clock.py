@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -39,11 +40,11 @@ def interleaved(
     other load on the machine affects all alike. Warm up first.
     """
     samples: dict[str, list[tuple[float, float]]] = {name: [] for name in actions}
-    names = list(actions)
-    for number in range(repeats):
-        start = number % len(names)
-        for name in names[start:] + names[:start]:
+    names = deque(actions)
+    for _ in range(repeats):
+        for name in names:
             samples[name].append(timed(actions[name], device))
+        names.rotate(-1)
         on_round()
     return samples
 
@@ -78,14 +79,12 @@ def _parts_once(world: World, action: Action) -> dict[str, float]:
         """The call, its seconds divided among ``roles`` of its options."""
 
         def run(*arguments: Any, **options: Any) -> Any:
-            _wait(device)
-            started = time.perf_counter()
-            result = call(*arguments, **options)
-            _wait(device)
-            elapsed, names = time.perf_counter() - started, roles(options)
+            results: list[Any] = []
+            elapsed = seconds(lambda: results.append(call(*arguments, **options)), device)
+            names = roles(options)
             for name in names:
                 spent[name] += elapsed / len(names)
-            return result
+            return results[0]
 
         return run
 

@@ -70,6 +70,6 @@ def _tried(world: World) -> dict[str, int | str]:
 def _student(world: World, rows: int) -> torch.Tensor:
     """One velocity of the policy with gradients, guidance included."""
     index = torch.arange(rows) % world.batch
-    latents, sigma, cond = (value[index] for value in world.noise())
+    latents, sigma, cond = world.noise()
     with world.model.adapters.use("policy"):
-        return forward(world.model, latents, sigma, cond, world.sampler.guidance)()
+        return forward(world.model, latents[index], sigma[index], cond[index], world.sampler.guidance)()

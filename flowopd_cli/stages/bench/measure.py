@@ -59,15 +59,15 @@ def run(request: Request, progress: Progress) -> dict[str, Any]:
     progress.done()
     wall, cpu = ({name: median(pair[i] for pair in pairs) for name, pairs in samples.items()} for i in (0, 1))
     split = {name: clock.parts(world, whole[name], min(3, request.repeats)) for name in ("fused", "replay")}
-    floor_seconds, extras = _floor_seconds(wall), _extras(world, request)
+    roles, extras = {role: wall[role] for role in FLOOR if role in wall}, _extras(world, request)
     return {
-        "floor_seconds": floor_seconds,
+        "floor_seconds": sum(roles.values()),
         **{f"{name}_seconds": wall[name] for name in whole},
         "peak_memory_bytes": peaks["fused"],
         "images_per_second": world.batch / wall["fused"],
-        "floor": {role: wall[role] for role in FLOOR if role in wall},
+        "floor": roles,
         "ratios": _ratios(world, wall),
-        "operations": _operations(world, floor_seconds),
+        "operations": _operations(world, sum(roles.values())),
         "split": split,
         "extras": extras,
         "hours": _hours(world, wall["fused"], extras),
@@ -97,16 +97,10 @@ def _where(device: torch.device) -> str:
     return f"CPU {platform.processor() or platform.machine()}"
 
 
-def _floor_seconds(seconds: Mapping[str, float]) -> float:
-    return sum(seconds[role] for role in FLOOR if role in seconds)
-
-
 def _ratios(world: World, medians: Mapping[str, float]) -> dict[str, float]:
-    """Times of the structures relative to each other. ``replay_to_its_floor`` allows
-    for the rollout's own forwards, one at each sampling step.
-    """
+    """Times of the structures relative to each other; the floor of ``replay_to_its_floor`` includes the rollout."""
     rollout = medians["forward"] * world.recipe.sampling.steps / world.steps
-    floor = _floor_seconds(medians)
+    floor = sum(medians[role] for role in FLOOR if role in medians)
     fused, replay, upstream = (medians[name] for name in ("fused", "replay", "upstream_structure"))
     return {
         "fused_to_floor": fused / floor,
@@ -142,14 +136,9 @@ def _extras(world: World, request: Request) -> dict[str, float]:
     model, device, prompts = world.model, world.model.device, world.draw.prompts
     seconds: dict[str, float] = {}
     if world.recipe.model.pretrained not in named_shapes():
-        numbers = count()  # texts not in the cache
-        model.encode([f"{prompt.text}, warm-up" for prompt in prompts])
-
-        def encode() -> None:
-            number = next(numbers)
-            model.encode([f"{prompt.text}, picture {number}" for prompt in prompts])
-
-        seconds["encode"] = clock.seconds(encode, device, request.repeats)
+        texts = ([f"{prompt.text}, picture {number}" for prompt in prompts] for number in count())  # not in the cache
+        model.encode(next(texts))
+        seconds["encode"] = clock.seconds(lambda: model.encode(next(texts)), device, request.repeats)
         model.release_encoders()
     latents = world.noise()[0]
     pictures = model.decode(latents)

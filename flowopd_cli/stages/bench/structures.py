@@ -34,11 +34,10 @@ def floor(world: World) -> dict[str, Action]:
     """The passes that every structure needs, each role's alone, as often as an iteration has trained steps; and
     ``forward``, the student's without gradients, of which a replay's rollout is made.
     """
-    policy = "policy", world.sampler.guidance
-    roles = {"student": policy, "forward": policy, "teacher": _guided_teacher(world)}
-    if world.anchor is not None:
-        roles["anchor"] = (str(world.anchor.adapter), world.anchor.guidance)
-    return {role: _passes(world, role, *rest) for role, rest in roles.items()}
+    policy = Teacher("policy", world.sampler.guidance)
+    guided = max(world.teachers.values(), key=lambda teacher: teacher.guidance != 1)
+    roles = {"student": policy, "forward": policy, "teacher": guided, "anchor": world.anchor}
+    return {name: _passes(world, name, role) for name, role in roles.items() if role}
 
 
 def fused(world: World) -> Action:
@@ -154,8 +153,7 @@ def forward(
 ) -> Callable[[], Tensor]:
     """The transformer over these rows, or over both halves of them with classifier-free guidance."""
     if model.classifier_free and guidance != 1:
-        latents, sigma, cond = two_halves(latents, sigma, cond)
-        guidance = 1.0
+        return partial(model.velocity, *two_halves(latents, sigma, cond), guidance=1.0)
     return partial(model.velocity, latents, sigma, cond, guidance=guidance)
 
 
@@ -167,21 +165,14 @@ def _update(world: World) -> None:
     world.optimizer.zero_grad(set_to_none=True)
 
 
-def _guided_teacher(world: World) -> tuple[str, float]:
-    """A teacher with guidance, if there is one."""
-    teacher = max(world.teachers.values(), key=lambda teacher: teacher.guidance != 1)
-    return str(teacher.adapter), teacher.guidance
-
-
-def _passes(world: World, role: str, adapter: str, guidance: float) -> Action:
-    latents, sigma, cond = world.noise()
-    once = forward(world.model, latents, sigma, cond, guidance)
+def _passes(world: World, name: str, role: Teacher) -> Action:
+    once = forward(world.model, *world.noise(), role.guidance)
 
     def run() -> None:
-        with world.model.adapters.use(adapter), torch.set_grad_enabled(role == "student"):
+        with world.model.adapters.use(role.adapter), torch.set_grad_enabled(name == "student"):
             for _ in range(world.steps):
                 velocity = once()
-                if role == "student":
+                if name == "student":
                     velocity.square().mean().backward()
         world.optimizer.zero_grad(set_to_none=True)
 

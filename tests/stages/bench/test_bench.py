@@ -134,7 +134,9 @@ def test_largest_micro_batch_is_estimated_from_saved_tensors():
     world = world_of("sampling.guidance=1")
     adapter = world.recipe.adapter
     options = LoadOptions(dtype="float32", max_sequence_length=16, targets=adapter.targets)
-    assert limits.saved_bytes(world) == pytest.approx(measure("sd3", "small", options, adapter.rank).activations, rel=0.15)
+    assert limits.saved_bytes(world) == pytest.approx(
+        measure("sd3", "small", options, adapter.rank).activations, rel=0.15
+    )
     largest = limits.largest_micro_batch(world)
     assert largest["rows"] > 1
     assert "estimated" in largest["how"]
