@@ -11,7 +11,7 @@ from diffusers.models.attention_dispatch import attention_backend, dispatch_atte
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
-from flowopd_cli.errors import ArtifactError
+from flowopd_cli.errors import ArtifactError, one_line
 
 BACKENDS = {
     "sdpa": "native",
@@ -78,15 +78,14 @@ def choose_attention(transformer: Any, name: str) -> None:
             transformer.set_attention_backend(BACKENDS[name])
         _try(layers[0], next(transformer.parameters()))
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ArtifactError(f"model.attention {name} cannot work here ({reason}): use auto") from error
+        raise ArtifactError(f"model.attention {name} cannot work here ({one_line(error)[:200]}): use auto") from error
 
 
 def _try(layer: Any, like: Tensor) -> None:
     """One small forward and backward in the shape and precision that training will use."""
     width = layer.to_q.weight.shape[0] // layer.heads
-    query, key, value = torch.randn(3, 1, 64, layer.heads, width, device=like.device, dtype=like.dtype).unbind()
-    mixed = dispatch_attention_fn(query.requires_grad_(), key, value, backend=layer.processor._attention_backend)
-    mixed.sum().backward()
-    if query.grad is None:
+    parts = torch.randn(3, 1, 64, layer.heads, width, device=like.device, dtype=like.dtype, requires_grad=True)
+    query, key, value = parts.unbind()
+    dispatch_attention_fn(query, key, value, backend=layer.processor._attention_backend).sum().backward()
+    if parts.grad is None:
         raise RuntimeError("it has no gradients")

@@ -155,12 +155,12 @@ def test_rows_of_several_adapters_share_a_forward(adapted):
 def test_adapters_speak_for_themselves_and_the_base_stays_what_it_was(model):
     base = velocity(model)
     adapted = add_adapters(model)
-    voices = [velocity(adapted, name) for name in (None, "policy", "other", "third")]
-    assert torch.equal(voices[0], base)
-    assert all(float((a - b).abs().max()) > 1e-3 for i, a in enumerate(voices) for b in voices[i + 1 :])
-    wanting = {name for name, parameter in adapted.transformer.named_parameters() if parameter.requires_grad}
-    assert wanting
-    assert all(".policy." in name for name in wanting)
+    velocities = [velocity(adapted, name) for name in (None, "policy", "other", "third")]
+    assert torch.equal(velocities[0], base)
+    assert all(float((a - b).abs().max()) > 1e-3 for i, a in enumerate(velocities) for b in velocities[i + 1 :])
+    trainable = {name for name, parameter in adapted.transformer.named_parameters() if parameter.requires_grad}
+    assert trainable
+    assert all(".policy." in name for name in trainable)
 
 
 def test_a_saved_adapter_says_the_same_again_here_and_in_plain_diffusers(tiny, adapted, folder, tmp_path):

@@ -136,22 +136,22 @@ def test_a_base_is_never_unpickled(copied, monkeypatch):
 
 
 def test_a_hub_id_is_fetched_without_its_pickles(pipeline_folder, monkeypatch):
-    asked = []
+    requests = []
     monkeypatch.setattr(
-        "huggingface_hub.snapshot_download", lambda repo, **kw: asked.append((repo, kw)) or str(pipeline_folder)
+        "huggingface_hub.snapshot_download", lambda repo, **kw: requests.append((repo, kw)) or str(pipeline_folder)
     )
     assert load("owner/name", revision="abc").folder == pipeline_folder
-    assert [(repo, kw["revision"]) for repo, kw in asked] == [("owner/name", "abc")] * 2
-    assert not any(pattern.endswith((".bin", ".pt", "*")) for _, kw in asked for pattern in kw["allow_patterns"])
+    assert [(repo, kw["revision"]) for repo, kw in requests] == [("owner/name", "abc")] * 2
+    assert not any(pattern.endswith((".bin", ".pt", "*")) for _, kw in requests for pattern in kw["allow_patterns"])
 
 
 def test_a_hub_id_of_another_family_is_refused_before_its_weights_are_fetched(copied, monkeypatch):
     edit(copied / "transformer" / "config.json", _class_name="FluxTransformer2DModel")
-    asked = []
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda repo, **kw: asked.append(kw) or str(copied))
+    requests = []
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda repo, **kw: requests.append(kw) or str(copied))
     with pytest.raises(ArtifactError, match=r"owner/name: its transformer is FluxTransformer2DModel"):
         load("owner/name")
-    assert [kw["allow_patterns"] for kw in asked] == [["transformer/config.json"]]
+    assert [kw["allow_patterns"] for kw in requests] == [["transformer/config.json"]]
 
 
 def test_a_failed_download_is_one_line_with_the_way_out(monkeypatch):

@@ -74,22 +74,6 @@ def test_a_forward_without_gradients_saves_no_checkpoint(make, monkeypatch):
     assert torch.equal(velocity(model, "other"), expected)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("checkpoints", [False, True])
-@pytest.mark.parametrize("way", ["eager", "aot_eager"])
-def test_compiled_blocks_follow_every_switch(make, way, checkpoints):
-    plain, model = make(), make(compile=way)
-    if checkpoints:
-        model.checkpoint_gradients()
-    assert_same(gradients(model), gradients(plain))
-    for name in ("other", None, "policy", "other"):
-        torch.testing.assert_close(velocity(model, name), velocity(plain, name), atol=1e-6, rtol=1e-6)
-    for each in (model, plain):
-        each.adapters.copy("other", "late")
-    torch.testing.assert_close(velocity(model, "late"), velocity(plain, "late"), atol=1e-6, rtol=1e-6)
-    assert_same(gradients(model), gradients(plain))
-
-
 def test_blocks_of_one_kind_are_compiled_once_for_each_adapter_and_follow_its_switch(make, monkeypatch):
     torch._dynamo.reset()
     compiled = torch._dynamo.testing.CompileCounter()
@@ -123,13 +107,13 @@ def test_the_recipe_knows_the_ways_that_the_model_does():
 
 @pytest.mark.parametrize(("allowed", "precision"), [(True, "high"), (False, "highest")])
 def test_tf32_is_a_matter_of_cuda_alone(monkeypatch, allowed, precision):
-    said = []
-    monkeypatch.setattr(torch, "set_float32_matmul_precision", said.append)
+    precisions = []
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", precisions.append)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", torch.backends.cudnn.allow_tf32)
     speed.allow_tf32(torch.device("cpu"), allowed)
-    assert said == []
+    assert precisions == []
     speed.allow_tf32(torch.device("cuda", 0), allowed)
-    assert said == [precision]
+    assert precisions == [precision]
     assert torch.backends.cudnn.allow_tf32 == allowed
 
 

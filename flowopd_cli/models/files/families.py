@@ -1,4 +1,4 @@
-"""What is known of a model family without loading a base: shapes, Hub ids, licenses. No torch here."""
+"""Facts of model families that need no base: shapes, Hub ids, licenses. No torch here."""
 
 from __future__ import annotations
 
