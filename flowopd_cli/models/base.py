@@ -27,16 +27,20 @@ class FlowModel(Protocol):
     @property
     def adapters(self) -> AdapterBank:
         """The named adapters over this model's transformer."""
+        ...
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """``(C, H, W)`` of one latent at the recipe's resolution."""
+        ...
 
     def sigmas(self, steps: int) -> Float[Tensor, " T1"]:
         """The family's shifted grid of ``steps + 1`` sigmas from 1 to 0, float64."""
+        ...
 
     def encode(self, texts: Sequence[str]) -> Conditioning:
         """Encode texts, one row each; a text seen before costs nothing."""
+        ...
 
     def velocity(
         self,
@@ -51,9 +55,11 @@ class FlowModel(Protocol):
 
         ``adapters`` names each row's adapter (``None``: the base) in place of the active one, without gradients.
         """
+        ...
 
     def decode(self, latents: Float[Tensor, "b C H W"]) -> Float[Tensor, "b 3 H W"]:
         """Pictures in [0, 1], float32."""
+        ...
 
 
 class LoadedModel(FlowModel, Protocol):
@@ -64,9 +70,12 @@ class LoadedModel(FlowModel, Protocol):
     @property
     def fingerprint(self) -> str:
         """Digest that names the base."""
+        ...
 
     def sigmas(self, steps: int, shift: float | None = None) -> Float[Tensor, " T1"]:
         """The family's grid, with its own shift unless another is given."""
+        ...
 
     def encode_ahead(self, texts: Sequence[str]) -> None:
         """Encode all texts of a run and release the text encoders."""
+        ...
