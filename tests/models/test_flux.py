@@ -21,8 +21,7 @@ from flowopd_cli.cli.plan.resolve import resolve
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.models.files.families import family_of
 from flowopd_cli.recipe.cost import arithmetic
-from flowopd_cli.runs.manifest import Manifest
-from flowopd_cli.stages.publishing.card import Card, metadata
+from flowopd_cli.stages.publishing.licenses import inherited_license
 
 GIB = 2**30
 FEED_FORWARD = ("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2", "proj_mlp")
@@ -182,6 +181,5 @@ def test_a_base_of_another_family_than_the_recipes_is_refused_before_anything_is
 
 @pytest.mark.parametrize(("name", "license"), [("dev", "flux-1-dev-non-commercial-license"), ("schnell", "apache-2.0")])
 def test_a_card_names_the_bases_license(name, license):
-    manifest = Manifest.model_construct(stage="teacher")
-    found = metadata(Card("t", manifest, [], "me/t"), f"black-forest-labs/FLUX.1-{name}").to_dict()
-    assert found.get("license_name", found["license"]) == license
+    terms = inherited_license(f"black-forest-labs/FLUX.1-{name}", None)
+    assert terms.get("license_name", terms["license"]) == license
