@@ -1,4 +1,4 @@
-"""Files that are cut off or have a bit turned over are seen wherever they are used."""
+"""Truncated files and flipped bits are detected wherever the files are used."""
 
 import random
 import shutil
@@ -50,7 +50,7 @@ def faults(run):
 
 @DAMAGES
 @pytest.mark.parametrize("name", CHECKPOINT)
-def test_every_damage_to_a_checkpoint_is_seen(copy, damage, name):
+def test_a_damaged_checkpoint_is_detected(copy, damage, name):
     steps, seen = copy.checkpoints.steps(), 0
     assert copy.checkpoints.newest()[0] == steps[-1]
     for _ in damages(copy.checkpoints.path(steps[-1]) / name, damage):
@@ -66,7 +66,7 @@ def test_every_damage_to_a_checkpoint_is_seen(copy, damage, name):
 @DAMAGES
 @pytest.mark.parametrize("name", ADAPTER)
 @pytest.mark.parametrize("folder", ["adapter", "best"])
-def test_every_damage_to_an_adapter_is_seen(copy, damage, name, folder):
+def test_a_damaged_adapter_is_detected(copy, damage, name, folder):
     home, seen = copy.path / folder, 0
     references = [str(home)] + ([str(copy.path)] if folder == "adapter" else [])
     for _ in damages(home / name, damage):
@@ -81,7 +81,7 @@ def test_every_damage_to_an_adapter_is_seen(copy, damage, name, folder):
 
 
 @pytest.mark.parametrize("name", ["adapter", "checkpoints/step-000005"])
-def test_a_missing_file_is_damage_too(copy, name, tmp_path):
+def test_a_missing_file_is_detected(copy, name, tmp_path):
     for file in sorted((copy.path / name).glob("*.safetensors")):
         file.rename(tmp_path / file.name)
         assert faults(copy)
@@ -89,7 +89,7 @@ def test_a_missing_file_is_damage_too(copy, name, tmp_path):
     assert faults(copy) == []
 
 
-def test_a_damaged_newest_checkpoint_is_told_and_the_one_before_it_taken(forks, whole, tmp_path):
+def test_a_damaged_newest_checkpoint_is_reported_and_the_previous_used(forks, whole, tmp_path):
     path = tmp_path / "r"
     end = next(i for i, (_, changed) in enumerate(whole.made["teacher"].changes) if ".staging-adapter" in changed)
     assert forks.run(*whole.commands["teacher"], "--out", path, kill=Kill(change=end + 1), below=path).killed

@@ -1,4 +1,4 @@
-"""A disk that is full at any kind of write: one line with path and space, exit code 4, and what was done is there."""
+"""A full disk at any kind of write: one line with path and space, exit code 4, and no lost work."""
 
 import pytest
 from support import toyruns
@@ -40,7 +40,7 @@ def check_refused(ended, path, reason="No space left on device"):
 
 
 @pytest.mark.parametrize(
-    ("pattern", "nth", "named", "kept"),
+    ("pattern", "nth", "name", "checkpoint"),
     [
         ("*/r/..lock.*", 1, ".lock", None),
         ("*/r/.manifest.json.*", 1, "manifest.json", None),
@@ -59,18 +59,18 @@ def check_refused(ended, path, reason="No space left on device"):
         pytest.param("*/.staging-adapter/.adapter_config.json.*", 1, "adapter", 5, marks=pytest.mark.slow),
     ],
 )
-def test_a_training_that_finds_the_disk_full_loses_nothing(forks, whole, tmp_path, pattern, nth, named, kept):
-    """``kept`` is the checkpoint that is there then; a run that goes on comes to the end of an undisturbed one."""
+def test_a_training_on_a_full_disk_loses_nothing(forks, whole, tmp_path, pattern, nth, name, checkpoint):
+    """``checkpoint`` is the newest one left; the resumed run ends like an undisturbed one."""
     path = tmp_path / "r"
     command = toyruns.teacher("quality", "train.keep_best.metric=step")  # each checkpoint is the best
     reference = whole.variant("teacher", "train.keep_best.metric=step")
     ended = forks.run(*command, "--out", path, before=FULL.format(pattern=pattern, nth=nth))
     assert ended.code == 4, ended.err
-    if "*" not in named:
-        line = check_refused(ended, path / named)
-        assert line.endswith(f"then go on with: flowopd teacher --resume {path}") == (kept is not None)
+    if "*" not in name:
+        line = check_refused(ended, path / name)
+        assert line.endswith(f"then go on with: flowopd teacher --resume {path}") == (checkpoint is not None)
     newest = RunDir(path).checkpoints.newest()
-    assert (newest and newest[0]) == kept
+    assert (newest and newest[0]) == checkpoint
     assert not [name for name in toyruns.listing(path) if ".staging-" in name or name.endswith(".part")]
     if (path / "manifest.json").exists():
         assert status_now(path) in {"failed", "interrupted"}
@@ -79,7 +79,7 @@ def test_a_training_that_finds_the_disk_full_loses_nothing(forks, whole, tmp_pat
     toyruns.check_same_end(path, reference)
 
 
-def test_a_limit_of_file_sizes_is_told_by_the_system_itself(forks, whole, tmp_path):
+def test_a_file_size_limit_of_the_system(forks, whole, tmp_path):
     path, reference = tmp_path / "r", whole.paths["teacher"]
     state = RunDir(reference).checkpoints.newest()[1] / "state.safetensors"
     ended = forks.run(*whole.commands["teacher"], "--out", path, before=LIMITED.format(size=state.stat().st_size - 1))
@@ -90,7 +90,7 @@ def test_a_limit_of_file_sizes_is_told_by_the_system_itself(forks, whole, tmp_pa
     toyruns.check_same_end(path, reference)
 
 
-def test_a_manifest_that_cannot_be_closed_leaves_a_run_that_is_interrupted(forks, whole, tmp_path):
+def test_a_failed_last_manifest_leaves_an_interrupted_run(forks, whole, tmp_path):
     """The one write that says that all is done; the adapter is there by then."""
     path = tmp_path / "r"
     last = sum("/.manifest.json." in change[1] and change[0] == "open" for change in whole.made["teacher"].changes)
@@ -124,7 +124,7 @@ def evaluated(forks, tmp_path_factory):
         ("*/r/samples/*", 1, "samples/eval.png"),
     ],
 )
-def test_an_evaluation_that_finds_the_disk_full_goes_on(forks, evaluated, tmp_path, pattern, nth, named):
+def test_an_evaluation_on_a_full_disk_is_resumed(forks, evaluated, tmp_path, pattern, nth, named):
     path = tmp_path / "r"
     ended = forks.run(*EVALUATION, "--out", path, before=FULL.format(pattern=pattern, nth=nth))
     assert ended.code == 4, ended.err
@@ -138,7 +138,7 @@ def test_an_evaluation_that_finds_the_disk_full_goes_on(forks, evaluated, tmp_pa
     assert toyruns.listing(path) == toyruns.listing(evaluated)
 
 
-def test_a_merge_that_finds_the_disk_full_can_be_repeated(forks, whole, tmp_path):
+def test_a_merge_on_a_full_disk_can_be_repeated(forks, whole, tmp_path):
     path = tmp_path / "r"
     command = ["merge", whole.paths["teacher"], whole.paths["other"], "--method", "exact"]
     full = FULL.format(pattern="*/.adapter_model.safetensors.*", nth=1)

@@ -1,4 +1,4 @@
-"""Trainings that are killed at any moment go on to the end of an undisturbed one, bit by bit."""
+"""A training killed at any moment is resumed to the end of an undisturbed one, bit for bit."""
 
 import json
 import os
@@ -52,8 +52,8 @@ def disturbed(forks, command, path, planned, ranks=1):
 
 @pytest.mark.parametrize("stage", ["teacher", "distill", "coldstart"])
 @pytest.mark.parametrize("count", [FEW, SLOW])
-def test_a_killed_training_comes_to_the_end_of_an_undisturbed_one(forks, whole, tmp_path, stage, count):
-    told, hit = Counter(), 0
+def test_a_killed_training_ends_like_an_undisturbed_one(forks, whole, tmp_path, stage, count):
+    places, hits = Counter(), 0
     for number, planned in enumerate(kills(whole, stage, count)):
         path = tmp_path / str(number)
         ended = disturbed(forks, whole.commands[stage], path, planned)
@@ -64,10 +64,10 @@ def test_a_killed_training_comes_to_the_end_of_an_undisturbed_one(forks, whole, 
         toyruns.check_same_end(path, whole.paths[stage])
         for kill, end in zip(planned, ended, strict=False):
             if kill is not None and end.killed:
-                hit += 1
+                hits += 1
                 last = f"at {end.changes[-1][0]}" if kill.seconds is None and not kill.half and end.changes else ""
-                told[last or (f"in the middle of {kill.half}" if kill.half else "at any time")] += 1
-    print(json.dumps({"stage": stage, "trials": count, "kills": hit, "where": told}))
+                places[last or (f"in the middle of {kill.half}" if kill.half else "at any time")] += 1
+    print(json.dumps({"stage": stage, "trials": count, "kills": hits, "where": places}))
     assert hit >= count
 
 
@@ -77,7 +77,7 @@ sys.modules["flowopd_cli.stages.teacher"] = types.SimpleNamespace(run=lambda *ar
 """
 
 
-def test_a_kill_at_each_write_of_a_run_that_does_nothing_leaves_a_directory_that_can_be_used(forks, tmp_path):
+def test_a_kill_at_any_write_leaves_a_usable_directory(forks, tmp_path):
     """The first writes and the last ones, one by one: lock, manifest, recipe."""
     command, whole = toyruns.teacher("quality"), tmp_path / "whole"
     changes = forks.run(*command, "--out", whole, below=whole, before=IDLE).changes
@@ -92,7 +92,7 @@ def test_a_kill_at_each_write_of_a_run_that_does_nothing_leaves_a_directory_that
 
 
 @pytest.mark.parametrize("rows", [1, 3])
-def test_a_reward_that_draws_from_global_generators_scores_the_same_after_a_resume(forks, whole, tmp_path, rows):
+def test_a_reward_with_global_random_state_is_resumed_exactly(forks, whole, tmp_path, rows):
     command, paths = toyruns.teacher("support.noisy:score"), [tmp_path / name for name in ("whole", "killed")]
     command += toyruns.changes("prompts=[{source: 'toy:all'}]")
     for path, planned in zip(paths, ([], [Kill(rows=rows)]), strict=True):
@@ -104,7 +104,7 @@ def test_a_reward_that_draws_from_global_generators_scores_the_same_after_a_resu
 
 @pytest.mark.parametrize("stage", ["teacher", "distill"])
 @pytest.mark.parametrize("count", [1, pytest.param(5, marks=pytest.mark.slow)])
-def test_two_processes_of_which_one_is_killed_come_to_the_same_end(forks, whole, tmp_path, stage, count):
+def test_two_processes_of_which_one_is_killed_end_alike(forks, whole, tmp_path, stage, count):
     draw, reference = random.Random(f"two/{stage}/{count}"), whole.in_two(stage)
     for number in range(count):
         first = Kill(change=draw.randint(20, len(whole.made[stage].changes)))
@@ -117,7 +117,7 @@ def test_two_processes_of_which_one_is_killed_come_to_the_same_end(forks, whole,
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_the_real_command_line_is_killed_with_all_that_it_started(whole, tmp_path, processes):
+def test_the_whole_process_tree_is_killed(whole, tmp_path, processes):
     path = tmp_path / "r"
     command = (
         [*whole.commands["distill"], "--processes", str(processes)] if processes > 1 else whole.commands["distill"]
@@ -145,7 +145,7 @@ REPORTS = "import os; os.environ['FLOWOPD_REPORT'] = '1'"
 @pytest.mark.parametrize(
     "after", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(-1, marks=pytest.mark.slow)]
 )
-def test_a_training_that_is_killed_over_its_report_has_one_in_the_end(forks, whole, tmp_path, after):
+def test_a_training_killed_while_it_writes_its_report(forks, whole, tmp_path, after):
     """It is written before the run says that it is done, so that a run that is done has one."""
     undisturbed = tmp_path / "undisturbed"
     ended = forks.run(*whole.commands["teacher"], "--out", undisturbed, below=undisturbed, before=REPORTS)

@@ -69,11 +69,11 @@ class Shell:
     """Runs the script; ``asked`` are the command lines of the last time."""
 
     def __init__(self, forks, folder):
-        self._forks, self._folder, self.asked = forks, folder, []
+        self._forks, self._folder, self.calls = forks, folder, []
         self.runs, self._kill_at = folder / "runs", None
 
     def __call__(self, kill_at=None, **settings):
-        self.asked, self._kill_at = [], kill_at
+        self.calls, self._kill_at = [], kill_at
         with command(self._folder, self._answer) as programs:
             given = {
                 **os.environ,
@@ -87,18 +87,18 @@ class Shell:
     def _answer(self, words):
         from support.forks import Kill
 
-        self.asked.append(words)
-        kill = Kill(change=40) if words[0] == self._kill_at and not looks(words) else None
+        self.calls.append(words)
+        kill = Kill(change=40) if words[0] == self._kill_at and not only_reads(words) else None
         ended = self._forks.run(*words, kill=kill, below=self.runs if kill else None)
         return ended.code % 256, ended.out, ended.err
 
     def stages(self):
         """The stages that were asked for, with how: made, gone on with."""
-        return [(words[0], "--resume" in words) for words in self.asked if not looks(words)]
+        return [(words[0], "--resume" in words) for words in self.calls if not only_reads(words)]
 
 
-def looks(words):
-    """Whether a command line makes nothing, and only checks."""
+def only_reads(words):
+    """Whether a command only reads or checks."""
     return words[0] in {"runs", "recipes"} or (words[0] == "distill" and "--dry-run" in words)
 
 
@@ -113,7 +113,7 @@ def made(shell):
     return shell(kill_at="distill")
 
 
-def test_a_stage_that_is_killed_ends_it_with_that_stage_s_code(made, shell):
+def test_the_exit_code_is_that_of_a_killed_stage(made, shell):
     assert made.returncode == 247, made.stderr  # 256 less SIGKILL, as the program here says it
     assert made.stdout == ""
     assert [name for name, _ in shell.stages()] == ["teacher"] * 3 + ["merge", "distill"]
@@ -121,11 +121,11 @@ def test_a_stage_that_is_killed_ends_it_with_that_stage_s_code(made, shell):
         assert status_now(shell.runs / name) == "done"
 
 
-def test_called_again_it_goes_on_and_comes_to_its_end(made, shell):
+def test_a_second_call_resumes_and_finishes(made, shell):
     done = shell(FAIL_UNDER="geneval=0.0")
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{shell.runs}/push-preview\n"
-    resumed = dict(zip([words[-1] for words in shell.asked if words[0] == "runs"], shell.stages(), strict=True))
+    resumed = dict(zip([words[-1] for words in shell.calls if words[0] == "runs"], shell.stages(), strict=True))
     assert [Path(name).name for name in resumed] == [*STAGES, "push-preview"]
     assert resumed[f"{shell.runs}/teacher-ocr"] == ("teacher", True)
     assert resumed[f"{shell.runs}/eval-student"] == ("eval", False)
@@ -135,20 +135,20 @@ def test_called_again_it_goes_on_and_comes_to_its_end(made, shell):
     assert roles["init"] == "merge"
     assert sorted(roles.values()) == ["merge", "teacher-geneval", "teacher-ocr", "teacher-quality"]
     assert (runs["push-preview"].hub_dir / "README.md").is_file()
-    told = runs["push-preview"].recipe().push
-    assert [Path(path).name for path in told.evaluations] == ["eval-base", "eval-student"]
-    assert told.dry_run
+    push = runs["push-preview"].recipe().push
+    assert [Path(path).name for path in push.evaluations] == ["eval-base", "eval-student"]
+    assert push.dry_run
     assert "| base |" in (runs["push-preview"].hub_dir / "README.md").read_text()
 
 
-def test_of_what_is_done_nothing_is_done_again_and_a_bar_given_later_counts(made, shell):
+def test_finished_stages_are_not_repeated_and_a_new_threshold_applies(made, shell):
     under = shell(FAIL_UNDER="geneval=1.1")
     assert (under.returncode, under.stdout) == (3, ""), under.stderr
     assert "is under 1.1" in under.stderr
     assert [resumed for _, resumed in shell.stages()] == [True] * 7
 
 
-def test_a_publication_that_was_killed_goes_on_as_what_it_was(made, shell):
+def test_a_killed_publication_is_resumed_with_its_settings(made, shell):
     shutil.rmtree(shell.runs / "push-preview")
     assert shell(kill_at="push").returncode == 247
     assert status_now(shell.runs / "push-preview") == "interrupted"
@@ -156,7 +156,7 @@ def test_a_publication_that_was_killed_goes_on_as_what_it_was(made, shell):
     done = shell()
     assert (done.returncode, done.stdout) == (0, f"{shell.runs}/push-preview\n"), done.stderr
     assert all(resumed for _, resumed in shell.stages())
-    assert "--dry-run" in shell.asked[-1]
+    assert "--dry-run" in shell.calls[-1]
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_a_publication_that_was_killed_goes_on_as_what_it_was(made, shell):
         ({"DISTILL_SET": "train.micro=*"}, "train.micro"),
     ],
 )
-def test_what_cannot_come_to_an_end_is_refused_before_any_stage(shell, tmp_path, settings, words):
+def test_invalid_settings_are_refused_before_any_stage(shell, tmp_path, settings, words):
     done = shell(RUNS=str(tmp_path), **settings)
     assert (done.returncode, done.stdout) == (2, "")
     assert words in done.stderr
@@ -177,21 +177,21 @@ def test_what_cannot_come_to_an_end_is_refused_before_any_stage(shell, tmp_path,
     assert list(tmp_path.iterdir()) == []
 
 
-def test_another_shelf_has_its_own_tasks_and_anchor(tmp_path):
-    asked = []
+def test_another_family_has_its_own_tasks_and_anchor(tmp_path):
+    calls = []
 
     def answer(words):
-        asked.append(words)
+        calls.append(words)
         return (9 if words[0] == "teacher" else 0), "absent\n" if words[0] == "runs" else "", ""
 
     with command(tmp_path, answer):
         given = {**os.environ, "SHELF": "sd35m", "VARIANT": "-1gpu", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
         done = subprocess.run(["bash", SCRIPT], env=given, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 9, done.stderr
-    shown = {words[-1] for words in asked if words[0] == "recipes"}
+    shown = {words[-1] for words in calls if words[0] == "recipes"}
     teachers = {f"sd35m/teacher-{name}-1gpu" for name in ("geneval", "ocr", "pickscore", "deqa")}
     assert shown == {*teachers, "sd35m/distill-1gpu", "sd35m/eval-all", "sd35m/merge"}
-    (checked,) = [words for words in asked if words[0] == "distill"]
+    (checked,) = [words for words in calls if words[0] == "distill"]
     assert [word for word in checked if "=" in word] == ["geneval=base", "ocr=base", "pickscore=base"]
 
 
@@ -203,7 +203,7 @@ def test_an_unknown_start_is_refused_before_any_stage(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_script_with_the_program_itself(tmp_path):
+def test_the_script_with_real_processes(tmp_path):
     """The whole, with a cold start by fine-tuning, by real processes: some two minutes."""
     program = tmp_path / "bin" / "flowopd"
     program.parent.mkdir()

@@ -1,4 +1,4 @@
-"""A training that is asked to stop ends its iteration, keeps it, and says how to go on."""
+"""SIGINT and SIGTERM: the iteration is finished and saved, and the resume command is printed."""
 
 import signal
 import time
@@ -25,7 +25,7 @@ RunDir.log = slowly
 
 @pytest.mark.parametrize(("number", "code"), CODES)
 @pytest.mark.parametrize("stage", ["teacher", "distill"])
-def test_a_request_to_stop_keeps_the_iteration_and_says_how_to_go_on(forks, whole, tmp_path, stage, number, code):
+def test_a_signal_finishes_the_iteration_and_prints_the_resume_command(forks, whole, tmp_path, stage, number, code):
     path = tmp_path / "a run"
     ended = forks.run(*whole.commands[stage], "--out", path, kill=Kill(rows=1, number=number), below=path)
     assert ended.code == code, ended.err
@@ -39,7 +39,7 @@ def test_a_request_to_stop_keeps_the_iteration_and_says_how_to_go_on(forks, whol
 
 
 @pytest.mark.parametrize(("number", "code"), CODES)
-def test_a_second_request_stops_at_once(forks, whole, tmp_path, number, code):
+def test_a_second_signal_stops_at_once(forks, whole, tmp_path, number, code):
     path = tmp_path / "r"
     kill = Kill(rows=3, number=number, times=2, gap=0.5)
     ended = forks.run(*whole.commands["teacher"], "--out", path, kill=kill, below=path, before=SLEEPS)
@@ -54,7 +54,7 @@ def test_a_second_request_stops_at_once(forks, whole, tmp_path, number, code):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_before_the_first_iteration_there_is_nothing_to_keep(forks, whole, tmp_path, number):
+def test_a_signal_before_the_first_iteration(forks, whole, tmp_path, number):
     path = tmp_path / "r"
     early = f"""
 import os
@@ -74,7 +74,7 @@ teacher.load_model = stopped
 
 
 @pytest.mark.parametrize(("number", "code"), [CODES[1], pytest.param(*CODES[0], marks=pytest.mark.slow)])
-def test_two_processes_are_told_by_the_one_that_launched_them(whole, tmp_path, number, code):
+def test_the_launcher_forwards_a_signal_to_two_processes(whole, tmp_path, number, code):
     path = tmp_path / "r"
     more = [*toyruns.changes("train.iterations=100000"), "--processes", 2, "--out", path]
     process = commands.started(*whole.commands["distill"], *more)
@@ -90,7 +90,7 @@ def test_two_processes_are_told_by_the_one_that_launched_them(whole, tmp_path, n
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), CODES)
-def test_two_processes_stop_at_once_at_the_second_request(whole, tmp_path, number, code):
+def test_two_processes_stop_at_once_at_the_second_signal(whole, tmp_path, number, code):
     """One iteration would take minutes."""
     path = tmp_path / "r"
     long = toyruns.changes("train.groups=64", "train.group_size=512", "train.rollout_batch=64", "train.iterations=9")

@@ -1,4 +1,4 @@
-"""Of commands that are started on one run directory exactly one proceeds."""
+"""Of several commands on one run directory exactly one proceeds."""
 
 import shutil
 
@@ -30,27 +30,17 @@ def one_proceeded(ended, path):
 
 
 @pytest.mark.parametrize("count", [2, 4])
-def test_of_two_fresh_runs_one_proceeds(forks, whole, tmp_path, count):
-    path = tmp_path / "r"
-    one_proceeded(forks.rivals(*whole.commands["teacher"], "--out", path, count=count), path)
-    toyruns.check_same_end(path, whole.paths["teacher"])
-
-
-@pytest.mark.parametrize("count", [2, 4])
-def test_of_two_that_resume_one_proceeds(forks, whole, half, tmp_path, count):
-    path = shutil.copytree(half, tmp_path / "r")
-    one_proceeded(forks.rivals("teacher", "--resume", path, count=count), path)
-    toyruns.check_same_end(path, whole.paths["teacher"])
-
-
-def test_of_two_that_replace_one_proceeds(forks, whole, half, tmp_path):
-    path = shutil.copytree(half, tmp_path / "r")
-    one_proceeded(forks.rivals(*whole.commands["teacher"], "--out", path, "--force"), path)
+@pytest.mark.parametrize("mode", ["fresh", "resume", "force"])
+def test_one_of_several_commands_proceeds(forks, whole, half, tmp_path, mode, count):
+    path = tmp_path / "r" if mode == "fresh" else shutil.copytree(half, tmp_path / "r")
+    fresh = [*whole.commands["teacher"], "--out", path]
+    argv = {"fresh": fresh, "resume": ["teacher", "--resume", path], "force": [*fresh, "--force"]}[mode]
+    one_proceeded(forks.rivals(*argv, count=count), path)
     toyruns.check_same_end(path, whole.paths["teacher"])
 
 
 @pytest.mark.parametrize("more", [["--force"], [], None])
-def test_a_run_that_is_being_written_is_left_alone(forks, whole, half, tmp_path, more):
+def test_a_running_run_is_left_alone(forks, whole, half, tmp_path, more):
     """A second command comes while the first has long begun."""
     path = shutil.copytree(half, tmp_path / "r")
     owner = RunDir.open(path)
@@ -66,7 +56,7 @@ def test_a_run_that_is_being_written_is_left_alone(forks, whole, half, tmp_path,
 
 
 @pytest.mark.parametrize("resume", [False, True])
-def test_two_processes_are_refused_as_one_is(forks, whole, half, tmp_path, resume):
+def test_two_processes_are_refused(forks, whole, half, tmp_path, resume):
     """The first one refuses, and the other does not wait for it."""
     path = shutil.copytree(half, tmp_path / "r")
     owner = RunDir.open(path)
@@ -83,7 +73,7 @@ def test_two_processes_are_refused_as_one_is(forks, whole, half, tmp_path, resum
 
 @pytest.mark.slow
 @pytest.mark.parametrize("resume", [False, True])
-def test_of_two_real_command_lines_one_proceeds(whole, half, tmp_path, resume):
+def test_one_of_two_real_processes_proceeds(whole, half, tmp_path, resume):
     path = shutil.copytree(half, tmp_path / "r") if resume else tmp_path / "r"
     argv = ["teacher", "--resume", path] if resume else [*whole.commands["teacher"], "--out", path]
     rivals = [commands.started(*argv), commands.started(*argv)]

@@ -1,4 +1,4 @@
-"""A training goes on with what it was made from, wherever that lies now, and with nothing else."""
+"""A training resumes with its own inputs, at whatever path they are now, and with no others."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ DECAY = ("weight_decay: 0.0001", "weight_decay: 0.0002")
 
 @pytest.fixture(scope="module")
 def made(forks, whole, tmp_path_factory):
-    """A base, a prompt file and two teachers of one's own, a student of theirs, and one that was killed on its way."""
+    """A base, a prompt file, two teachers, their student, and a killed student."""
     root = tmp_path_factory.mktemp("things") / "mine"
     base, prompts = shutil.copytree(BASE, root / "base"), root / "prompts.jsonl"
     rows = [{"prompt": text, "task": "geneval"} for text in ("a red circle", "a blue square", "a green star")]
@@ -40,7 +40,7 @@ def made(forks, whole, tmp_path_factory):
 
 @pytest.fixture
 def mine(made):
-    """The folder with all of these, as it was made."""
+    """A fresh copy of that folder."""
     root = made.with_name("mine")
     shutil.rmtree(root)
     return shutil.copytree(made, root)
@@ -81,15 +81,17 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("change", "told", "unloaded"), REFUSED, ids=["anchor", "teacher", "recipe", "two", "prompts"])
-def test_a_resume_with_other_things_is_refused_with_their_list(forks, mine, change, told, unloaded):
+@pytest.mark.parametrize(
+    ("change", "differences", "unloaded"), REFUSED, ids=["anchor", "teacher", "recipe", "two", "prompts"]
+)
+def test_a_resume_with_changed_inputs_is_refused_with_their_list(forks, mine, change, differences, unloaded):
     change(mine)
     manifest, rows = (mine / "r" / "manifest.json").read_bytes(), len(RunDir(mine / "r").rows())
     ended = forks.run("distill", "--resume", mine / "r", before=UNLOADABLE if unloaded else "")
     assert ended.code == 2, ended.err
     (line,) = [line for line in ended.err.splitlines() if "cannot resume, its checkpoints were made with other" in line]
-    assert all(text.format(root=mine) in line for text in told)
-    assert line.count(" was ") == len(told)
+    assert all(text.format(root=mine) in line for text in differences)
+    assert line.count(" was ") == len(differences)
     assert len(RunDir(mine / "r").rows()) == rows
     if unloaded:
         assert (mine / "r" / "manifest.json").read_bytes() == manifest
@@ -97,7 +99,7 @@ def test_a_resume_with_other_things_is_refused_with_their_list(forks, mine, chan
     assert parents == {parent.role: parent.sha256 for parent in RunDir(mine / "whole").manifest().parents}
 
 
-def test_another_base_under_the_same_name_is_refused_before_training(forks, tmp_path):
+def test_a_changed_base_is_refused_before_training(forks, tmp_path):
     base = shutil.copytree(BASE, tmp_path / "base")
     command = [*toyruns.teacher("toy-quality"), "--base", base, *toyruns.changes("model.resolution=null")]
     command += toyruns.changes("model.max_sequence_length=1", "prompts=[{source: 'toy:all'}]")
@@ -112,7 +114,7 @@ def test_another_base_under_the_same_name_is_refused_before_training(forks, tmp_
     assert RunDir(path).manifest().base == RunDir(path).checkpoints.provenance().base
 
 
-def test_what_has_only_moved_is_found_at_its_new_place(forks, mine):
+def test_moved_inputs_are_accepted(forks, mine):
     for name in ("base", "teacher", "other"):
         (mine / name).rename(mine / f"moved-{name}")
     ended = forks.run("distill", "--resume", mine / "r")
@@ -132,7 +134,7 @@ def test_what_has_only_moved_is_found_at_its_new_place(forks, mine):
     }
 
 
-def test_what_changes_no_result_may_change(forks, mine):
+def test_settings_without_effect_on_results_may_change(forks, mine):
     """Here the two best of three rows; micro-batches and pictures are as they were."""
     changed = toyruns.changes("train.keep_checkpoints=9", "train.checkpoint_every=1", "train.keep_best.metric=kl")
     ended = forks.run("distill", "--resume", mine / "r", *changed)
