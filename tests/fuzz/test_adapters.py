@@ -10,15 +10,11 @@ from hypothesis import strategies as st
 from support.fuzzing import TEXTS, as_json, edited, few, folder, guarded, many, mutated
 from support.tiny_adapters import MODULE, TOY_SHA, WIDTH, pair, safetensors
 
-from flowopd_cli.cli import execute
-from flowopd_cli.cli.options import Common
 from flowopd_cli.cli.plan.adapters import check_adapters
-from flowopd_cli.cli.plan.resolve import resolve
 from flowopd_cli.core.merging import LoraFactors, MergeOptions, merge
 from flowopd_cli.models.adapter_files import read_adapter, write_adapter, write_diffusers
-from flowopd_cli.recipe import ModelSpec, build
+from flowopd_cli.recipe import ModelSpec
 from flowopd_cli.runs.adapter_ref import AdapterRef, Adapters, recorded_base
-from flowopd_cli.stages import merge as stage
 
 CONFIG = {
     **{"peft_type": "LORA", "r": 4, "lora_alpha": 8, "bias": "none", "use_dora": False, "use_rslora": False},
@@ -151,31 +147,9 @@ test_merging = few(MERGES, merging)
 test_merging_at_length = many(MERGES, merging, 1200)
 
 
-def merging_folders(changes, weights):
-    """``flowopd merge`` of a sound adapter and another, as far as its run directory."""
-    with folder() as box:
-        for name, config, content in (("a", CONFIG, WEIGHTS), ("b", changes, weights)):
-            (box / name).mkdir()
-            (box / name / "adapter_config.json").write_bytes(as_json(config))
-            (box / name / "adapter_model.safetensors").write_bytes(content)
-        refs = [str(box / "a"), str(box / "b")]
-        common = Common(out=box / "out", quiet=True, base="toy")
-        with guarded(box):
-            plan = resolve("merge", common, {"adapters": refs}, refs=refs)
-            assert plan.recipe == build(plan.recipe.model_dump(mode="json"))
-            execute.execute(plan, common)
-            read_adapter(box / "out" / "adapter")
-
-
-FOLDERS = given(changes=mutated(CONFIG, most=1), weights=st.one_of(st.just(WEIGHTS), edited(WEIGHTS, most=1)))
-test_merging_folders = few(FOLDERS, merging_folders, 10)
-test_merging_folders_at_length = many(FOLDERS, merging_folders, 200)
-
-
 def test_the_adapter_that_is_damaged_here_is_sound(tmp_path):
     (tmp_path / "adapter_config.json").write_bytes(as_json(CONFIG))
     (tmp_path / "adapter_model.safetensors").write_bytes(WEIGHTS)
     config, found = read_adapter(tmp_path)
     assert (config.rank, found[MODULE].scale) == (4, 0.5)
     check_adapters(ModelSpec(pretrained="toy", resolution=None), {"adapter": str(tmp_path)}, Adapters())
-    assert stage.run.__module__ == "flowopd_cli.stages.merge", "what it imports is there before the guard looks"

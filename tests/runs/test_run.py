@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from PIL import Image
 
 from flowopd_cli import recipe as recipes
 from flowopd_cli.errors import ArtifactError
@@ -188,11 +187,6 @@ def test_rows_survive_a_torn_last_line_and_a_resume_logs_each_iteration_once(run
     run.go_back(3)
     assert len(run.rows()) == 3
     assert run.rows()[0] == {"iteration": 1, "loss": None, "kl": 0.5}
-
-
-def test_pictures_are_written_as_png(run):
-    run.write_image("000025", Image.new("RGB", (2, 3), "red"))
-    assert run.image_file("000025").read_bytes().startswith(b"\x89PNG")
 
 
 def test_checkpoints_are_pruned_and_damaged_ones_skipped(run):

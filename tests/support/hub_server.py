@@ -81,7 +81,6 @@ class Hub:
             f"GET {model}": self.info,
             "POST /{repo:path}.git/info/lfs/objects/batch": self.batch,
             "PUT /lfs/{name}": self.put,
-            "POST /lfs-verify": self.verify,
             "GET /objects/{name}": self.get_object,
             "GET /{repo:path}/resolve/{revision}/{path:path}": self.resolve,
         }
@@ -199,10 +198,9 @@ class Hub:
 
     async def batch(self, request):
         self.repo(request, write=True)
-        upload = {"verify": {"href": f"{self.url}/lfs-verify"}}
         entries = []
         for digest, size in ((entry["oid"], entry["size"]) for entry in (await request.json())["objects"]):
-            actions = {"actions": {**upload, "upload": {"href": f"{self.url}/lfs/{digest}"}}}
+            actions = {"actions": {"upload": {"href": f"{self.url}/lfs/{digest}"}}}
             entries.append({"oid": digest, "size": size, **({} if digest in self.objects else actions)})
         return JSONResponse({"transfer": "basic", "objects": entries})
 
@@ -211,11 +209,6 @@ class Hub:
         if hashlib.sha256(content).hexdigest() != name:
             raise refusal(400, "the content does not have this digest")
         self.objects[name] = content
-        return JSONResponse({})
-
-    async def verify(self, request):
-        if (await request.json())["oid"] not in self.objects:
-            raise refusal(404, "no such object")
         return JSONResponse({})
 
     async def get_object(self, request):

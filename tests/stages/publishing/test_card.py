@@ -97,15 +97,10 @@ def test_a_license_is_named_with_its_source(source):
     assert "`mit`, as its author chose. The license of `toy` holds beside it." in text
 
 
-def test_the_lineage_has_every_digest_whole(source):
+def test_a_card_has_every_digest_and_the_pictures_with_their_prompts(source):
     source.declare(Inputs(parents=(Parent(role="anchor", ref="t", sha256="a" * 64),)))
-    text = cards.build(card_of(source))
+    gallery = [("a sign: 'x'\u2028", "samples/eval-0.png")]
+    text = cards.build(card_of(source, gallery=gallery, picture="samples/eval.png"))
     assert f"| base | `toy` | `{BASE.sha256}` |" in text
     assert f"| anchor | `t` | `{'a' * 64}` |" in text
-
-
-def test_pictures_are_a_gallery_with_their_prompts(source):
-    gallery = [("a sign: 'x'\u2028", "samples/eval-0.png")]
-    card = card_of(source, gallery=gallery, picture="samples/eval.png")
-    assert ModelCard(cards.build(card)).data.widget == [{"text": gallery[0][0], "output": {"url": gallery[0][1]}}]
-    assert "widget" not in cards.metadata(card_of(source), "toy").to_dict()
+    assert ModelCard(text).data.widget == [{"text": gallery[0][0], "output": {"url": gallery[0][1]}}]
