@@ -36,22 +36,18 @@ def include(name, count=1, **more):
     return {"class": name, "count": count, **more}
 
 
+def interpolation(old, new):
+    """A matrix (new, old): each pixel's centre mapped back, its two neighbours weighted, edges repeated."""
+    position = np.maximum((np.arange(new) + 0.5) * old / new - 0.5, 0)
+    left = position.astype(int)
+    matrix = np.zeros((new, old))
+    np.add.at(matrix, (np.arange(new), left), 1 - (position - left))
+    np.add.at(matrix, (np.arange(new), np.minimum(left + 1, old - 1)), position - left)
+    return matrix
+
+
 def bilinear(plane, height, width):
-    """Each pixel's centre mapped back, its four neighbours weighed, edges repeated."""
-    old_height, old_width = plane.shape
-    out = np.zeros((height, width))
-    for i in range(height):
-        y = max((i + 0.5) * old_height / height - 0.5, 0)
-        top = int(y)
-        below = min(top + 1, old_height - 1)
-        for j in range(width):
-            x = max((j + 0.5) * old_width / width - 0.5, 0)
-            left = int(x)
-            right = min(left + 1, old_width - 1)
-            upper = plane[top, left] * (1 - (x - left)) + plane[top, right] * (x - left)
-            lower = plane[below, left] * (1 - (x - left)) + plane[below, right] * (x - left)
-            out[i, j] = upper * (1 - (y - top)) + lower * (y - top)
-    return out
+    return interpolation(plane.shape[0], height) @ plane @ interpolation(plane.shape[1], width).T
 
 
 @pytest.fixture(scope="module")

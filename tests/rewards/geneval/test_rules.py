@@ -194,15 +194,6 @@ def test_a_picture_that_cannot_be_processed_is_invalid_and_never_zero(score):
     assert all("not finite" in result.details[i]["error"] for i in (0, 2))
 
 
-def test_the_detector_may_refuse_prompts():
-    class Picky(Fixed):
-        def check(self, prompts):
-            raise PromptError("no unicorns")
-
-    with pytest.raises(PromptError, match="unicorns"):
-        GenEvalReward(Picky()).check([prompt(include=[include("unicorn")])])
-
-
 def test_a_prompt_that_only_excludes_is_judged():
     cats = prompt(exclude=[{"class": "cat", "count": 1}])
     for detections, official in (([detection("cat")], 0.0), ([], 1.0)):

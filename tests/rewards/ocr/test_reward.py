@@ -16,16 +16,13 @@ PROMPT = Prompt("p", 'a sign that says "Hello World" on a wall', "ocr")
 @pytest.mark.parametrize(
     ("lines", "score"),
     [
-        ([("Hello World", 0.99)], 1.0),
         ([("HELLO", 0.9), ("WORLD", 0.9)], 1.0),
         ([("Hello", 0.9)], 0.5),
-        ([], 0.0),
         ([("x" * 40, 0.9)], 0.0),
-        ([("say: hello world!", 0.9)], 1.0),
         ([("Hello World", 0.0)], 0.0),
     ],
 )
-def test_score(lines, score):
+def test_the_lines_with_confidence_are_joined(lines, score):
     assert score_text(target_of(PROMPT), [Line(*line) for line in lines]).score == score
 
 
@@ -46,11 +43,11 @@ def test_the_target_is_that_of_the_metadata_or_the_first_quotation(text, metadat
     assert target_of(Prompt("p", text, "ocr", metadata)) == target
 
 
-def test_a_mixture_refuses_such_prompts_before_any_picture_is_drawn():
+def test_a_mixture_checks_the_prompts_of_its_task():
     mix = RewardMix([Weighted(OCRReward(Fixed()), task="ocr")])
-    mix.check([PROMPT, Prompt("p8", "no text wanted", "geneval")])
+    mix.check([PROMPT, Prompt("p8", "nothing to write", "geneval")])
     with pytest.raises(PromptError, match="'p9': no text in double quotes"):
-        mix.check([PROMPT, Prompt("p9", "no text wanted", "ocr")])
+        mix.check([PROMPT, Prompt("p9", "nothing to write", "ocr")])
 
 
 @pytest.mark.parametrize(

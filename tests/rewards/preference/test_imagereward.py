@@ -185,15 +185,3 @@ def test_wrong_checkpoints_are_one_clear_line(folder, name, tensor, word):
     with pytest.raises(ArtifactError, match=word) as error:
         load(folder)
     assert "\n" not in str(error.value)
-
-
-def test_missing_files(folder, tmp_path):
-    (tmp_path / "empty").mkdir()
-    for source, tokenizer, word in (
-        (tmp_path / "nowhere", folder, "no such file or folder"),
-        (tmp_path / "empty", folder, f"no file {FILE}"),
-        (folder, tmp_path / "empty", "no tokenizer with words"),
-    ):
-        with pytest.raises(ArtifactError, match=word) as error:
-            ImageRewardReward(str(source), str(tokenizer), device="cpu")
-        assert "\n" not in str(error.value)
