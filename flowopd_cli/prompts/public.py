@@ -166,7 +166,7 @@ def _cached(source: PromptSource) -> list[Path]:
 
 
 def _download(source: PromptSource, file: PromptFile) -> bytes:
-    import httpx
+    import httpx2 as httpx
 
     url = f"{RAW}/{source.repo}/{source.revision}/{file.path}"
     try:

@@ -135,7 +135,7 @@ def download(url: str, *, sha256: str | None, name: str | None = None) -> Path:
     target = cache_dir() / "weights" / name
     if target.is_file() and (sha256 is None or sha256_file(target).startswith(sha256)):
         return target
-    import httpx
+    import httpx2 as httpx
 
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:

@@ -6,7 +6,7 @@ import io
 import json
 import socket
 
-import httpx
+import httpx2 as httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st

@@ -3,7 +3,7 @@
 import hashlib
 import os
 
-import httpx
+import httpx2 as httpx
 import pytest
 import torch
 from safetensors.torch import save_file

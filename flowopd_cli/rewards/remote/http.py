@@ -14,7 +14,7 @@ from functools import cache
 from typing import Any
 from urllib.parse import urlsplit
 
-import httpx
+import httpx2 as httpx
 
 from flowopd_cli.errors import RewardError
 from flowopd_cli.rewards.remote.protocol import one_line

@@ -2,7 +2,7 @@
 
 import math
 
-import httpx
+import httpx2 as httpx
 import numpy as np
 import pytest
 import torch

@@ -10,7 +10,7 @@ import threading
 import time
 from urllib.parse import urlsplit
 
-import httpx
+import httpx2 as httpx
 import pytest
 from PIL import Image
 from support.workers import ROOT, command_of, end, started
