@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from flowopd_cli.errors import RecipeError
 from flowopd_cli.recipe.recipes import STAGES, Recipe
 from flowopd_cli.system import yaml_files
-from flowopd_cli.system.paths import is_file
+from flowopd_cli.system.files import is_file
 from flowopd_cli.system.redact import secret_in_tree
 from flowopd_cli.system.text import suggest
 

@@ -19,7 +19,7 @@ from flowopd_cli.reports.pictures import Grid
 from flowopd_cli.reports.table import Table
 from flowopd_cli.runs.layout import RunPaths
 from flowopd_cli.runs.manifest import Manifest
-from flowopd_cli.system.paths import is_file
+from flowopd_cli.system.files import is_file
 from flowopd_cli.system.text import duration
 
 MARK = "flowopd report"

@@ -14,8 +14,7 @@ from flowopd_cli.reports.page import MARK, render
 from flowopd_cli.runs.layout import REPORT, RunPaths
 from flowopd_cli.runs.manifest import is_run
 from flowopd_cli.runs.run import RunDir, fresh_path
-from flowopd_cli.system.files import atomic_write
-from flowopd_cli.system.paths import is_dir, is_file
+from flowopd_cli.system.files import atomic_write, is_dir, is_file
 from flowopd_cli.system.progress import Progress
 
 SWITCH = "FLOWOPD_REPORT"

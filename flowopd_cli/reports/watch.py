@@ -17,8 +17,8 @@ from flowopd_cli.runs.evaluations import results
 from flowopd_cli.runs.lock import Lock
 from flowopd_cli.runs.manifest import LOCK, MANIFEST, Manifest, is_run, read_manifest, status_now
 from flowopd_cli.runs.run import RunDir
+from flowopd_cli.system.files import is_file
 from flowopd_cli.system.json_files import plain
-from flowopd_cli.system.paths import is_file
 
 FIGURES = ("reward", "loss", "kl", "kl_anchor", "reward_std", "grad_norm", "clip_fraction", "flat_groups", "invalid")
 NONZERO = {"flat_groups", "invalid"}  # shown where they are not always 0

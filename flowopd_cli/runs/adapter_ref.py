@@ -20,8 +20,16 @@ from flowopd_cli.models.files.adapter_header import (
 )
 from flowopd_cli.models.files.peft_config import read_config
 from flowopd_cli.runs.manifest import ADAPTER, MANIFEST, Base, Parent, is_run, read_manifest, status_now
-from flowopd_cli.system.files import CHECKSUMS, combined_sha256, is_sealed, sha256_file, verified_digests
-from flowopd_cli.system.paths import is_dir, is_file, is_hub_id, is_revision
+from flowopd_cli.system.files import (
+    CHECKSUMS,
+    combined_sha256,
+    is_dir,
+    is_file,
+    is_sealed,
+    sha256_file,
+    verified_digests,
+)
+from flowopd_cli.system.paths import is_hub_id, is_revision
 
 LONGEST = 4096
 FILES = (CONFIG, PEFT_WEIGHTS, DIFFUSERS_WEIGHTS, CHECKSUMS)  # the files of an adapter that are read

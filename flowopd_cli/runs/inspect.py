@@ -16,8 +16,8 @@ from flowopd_cli.runs.adapter_ref import AdapterRef
 from flowopd_cli.runs.layout import resume_command
 from flowopd_cli.runs.manifest import Artifact, Manifest, Parent, is_run, status_now
 from flowopd_cli.runs.run import RunDir
-from flowopd_cli.system.files import is_intact, is_sealed, sha256_file
-from flowopd_cli.system.paths import below, is_dir, is_file
+from flowopd_cli.system.files import is_dir, is_file, is_intact, is_sealed, sha256_file
+from flowopd_cli.system.paths import below
 
 
 @dataclass(frozen=True)

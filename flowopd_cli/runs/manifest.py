@@ -14,8 +14,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeIn
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.recipe import problems
 from flowopd_cli.runs.lock import Lock
+from flowopd_cli.system.files import is_file
 from flowopd_cli.system.json_files import read_json
-from flowopd_cli.system.paths import is_file
 
 MANIFEST, ADAPTER, LOCK = "manifest.json", "adapter", ".lock"
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "numpy")

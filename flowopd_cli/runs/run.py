@@ -28,9 +28,8 @@ from flowopd_cli.runs.manifest import (
 )
 from flowopd_cli.runs.provenance import Provenance, changed_inputs, refuse
 from flowopd_cli.system import files
-from flowopd_cli.system.files import atomic_write, sha256_file
+from flowopd_cli.system.files import atomic_write, is_dir, sha256_file
 from flowopd_cli.system.json_files import json_lines, plain, read_json_lines
-from flowopd_cli.system.paths import is_dir
 
 if TYPE_CHECKING:
     from PIL.Image import Image

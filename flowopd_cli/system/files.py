@@ -186,3 +186,22 @@ def _reason(path: Path, error: BaseException | None) -> str:
         if place is not None:
             reason += f"; {shutil.disk_usage(place).free:,} bytes are free there"
     return reason + (f"; {HELP[number]}" if number in HELP else "")
+
+
+def is_file(path: str | Path) -> bool:
+    """Whether there is a file; a name that no file can have is none. :class:`ArtifactError` if a folder is closed."""
+    return _test(Path.is_file, path)
+
+
+def is_dir(path: str | Path) -> bool:
+    """Whether there is a folder; otherwise as :func:`is_file`."""
+    return _test(Path.is_dir, path)
+
+
+def _test(test: Callable[[Path], bool], path: str | Path) -> bool:
+    try:
+        return test(Path(path))
+    except PermissionError as error:
+        raise ArtifactError(f"{path}: cannot be accessed (permission denied)") from error
+    except (OSError, ValueError):
+        return False

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from flowopd_cli.errors import ArtifactError
@@ -28,25 +27,6 @@ def is_revision(text: str) -> bool:
 def is_branch(text: str) -> bool:
     """Whether a text can be a branch: a revision that is neither a commit nor one of the Hub's references."""
     return is_revision(text) and not re.fullmatch(r"[0-9a-f]{40}|refs/.*|.*(/|\.lock)|.*//.*", text)
-
-
-def is_file(path: str | Path) -> bool:
-    """Whether there is a file; a name that no file can have is none. :class:`ArtifactError` if a folder is closed."""
-    return _test(Path.is_file, path)
-
-
-def is_dir(path: str | Path) -> bool:
-    """Whether there is a folder; otherwise as :func:`is_file`."""
-    return _test(Path.is_dir, path)
-
-
-def _test(test: Callable[[Path], bool], path: str | Path) -> bool:
-    try:
-        return test(Path(path))
-    except PermissionError as error:
-        raise ArtifactError(f"{path}: cannot be accessed (permission denied)") from error
-    except (OSError, ValueError):
-        return False
 
 
 def below(folder: Path, name: str) -> Path:

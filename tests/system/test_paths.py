@@ -5,7 +5,8 @@ import os
 import pytest
 
 from flowopd_cli.errors import ArtifactError
-from flowopd_cli.system.paths import below, is_dir, is_file
+from flowopd_cli.system.files import is_dir, is_file
+from flowopd_cli.system.paths import below
 
 
 @pytest.mark.parametrize(

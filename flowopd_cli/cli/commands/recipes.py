@@ -71,8 +71,7 @@ def copy(name: Name, dest: Dest = None, force: Force = False) -> None:
       flowopd recipes copy sd35m/teacher-ocr-1gpu mine.yaml
     """
     from flowopd_cli import recipe
-    from flowopd_cli.system.files import atomic_write
-    from flowopd_cli.system.paths import is_dir
+    from flowopd_cli.system.files import atomic_write, is_dir
 
     source = recipe.find(name)
     stage = recipe.read(source).get("stage")

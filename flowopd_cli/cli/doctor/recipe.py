@@ -18,7 +18,7 @@ from flowopd_cli.cli.plan.memory import footprint
 from flowopd_cli.cli.plan.resolve import Plan
 from flowopd_cli.errors import FlowOPDError
 from flowopd_cli.recipe.cost import arithmetic, workload
-from flowopd_cli.system.paths import is_dir
+from flowopd_cli.system.files import is_dir
 from flowopd_cli.system.text import GIB, gib
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from flowopd_cli.models.files.families import family_of
 from flowopd_cli.models.files.pipelines import base_fingerprint, linear_shapes
 from flowopd_cli.recipe import ModelSpec
 from flowopd_cli.runs.adapter_ref import Adapter, AdapterRef, Adapters
-from flowopd_cli.system.paths import is_dir, is_file, is_hub_id, is_revision
+from flowopd_cli.system.files import is_dir, is_file
+from flowopd_cli.system.paths import is_hub_id, is_revision
 
 
 def check_base(model: ModelSpec) -> None:

@@ -23,7 +23,7 @@ from flowopd_cli.models.files.peft_config import (
     read_config,
     shown,
 )
-from flowopd_cli.system.paths import is_file
+from flowopd_cli.system.files import is_file
 
 CONFIG, PEFT_WEIGHTS, DIFFUSERS_WEIGHTS = (
     "adapter_config.json",

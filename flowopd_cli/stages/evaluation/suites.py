@@ -14,7 +14,7 @@ from flowopd_cli.rewards.function import make_reward
 from flowopd_cli.stages.evaluation.folder import PictureFolder
 from flowopd_cli.stages.evaluation.requests import Requests, plan
 from flowopd_cli.suites.base import NamedReward, Suite, SuiteGroup
-from flowopd_cli.system.paths import is_dir
+from flowopd_cli.system.files import is_dir
 from flowopd_cli.system.text import suggest
 
 

@@ -12,7 +12,8 @@ from huggingface_hub import hf_hub_download, metadata_load
 
 from flowopd_cli.models.files.families import family, family_of
 from flowopd_cli.runs.layout import CARD
-from flowopd_cli.system.paths import is_file, is_hub_id
+from flowopd_cli.system.files import is_file
+from flowopd_cli.system.paths import is_hub_id
 
 KNOWN = {"toy": {"license": "apache-2.0"}}
 UNKNOWN = {"license": "unknown"}
