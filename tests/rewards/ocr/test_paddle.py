@@ -8,13 +8,12 @@ import torch
 import yaml
 from PIL import Image, ImageDraw, ImageFont
 
-from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.errors import ArtifactError, MissingDependency, RewardError
 from flowopd_cli.rewards.ocr import paddle
 from flowopd_cli.rewards.ocr.paddle import PaddleOptions, PaddleTextReader, choose_model, onnx_folder
 from flowopd_cli.rewards.ocr.rapidocr import bundled_model
 from flowopd_cli.rewards.ocr.reading import Line
-from flowopd_cli.rewards.ocr.reward import OCRReward, make_reader, normalize
+from flowopd_cli.rewards.ocr.reward import make_reader, normalize
 
 TEXT = """acorn Bridge CANDLE desert Engine FLOWER garden Harbor ISLAND jacket Kitchen LANTERN market Needle OCEAN
 planet Quarter RIVER silver Tunnel UMBRELLA valley Window YELLOW zebra Anchor BASKET copper Dolphin ECHO fabric Guitar
@@ -186,14 +185,6 @@ class TestEngine:
         paddles, rapids = ([_text(r) for r in one(pictures)] for one in (reader, make_reader("rapidocr")))
         assert sum(a == b for a, b in zip(paddles, rapids, strict=True)) >= 38
         assert sum(a == normalize(word) for a, word in zip(paddles, WORDS, strict=True)) >= 38
-
-    def test_the_reward_scores_its_readings(self, reader):
-        prompts = [Prompt(word, f'a card with "{word}"', "ocr") for word in ("acorn", "Bridge", "wrong")]
-        result = OCRReward(reader)(words()[:3], prompts)
-        assert result.total.tolist()[:2] == [1.0, 1.0]
-        assert result.total[2] < 0.5
-        assert result.details[0]["reader"].startswith("paddleocr-3")
-        assert "_det_" in result.details[0]["reader"]
 
     def test_the_published_models_run_through_the_same_loading_code(self, reader, cache):
         """rapidocr's own weights in place of the published ones, which would have to be downloaded."""

@@ -31,8 +31,8 @@ def cosines_by_hand(model, folder, texts, pixels):
     for text, pixel in zip(texts, pixels, strict=True):
         ids = tokenizer(text, truncation=True, max_length=TOKENS, return_tensors="pt").input_ids
         words = model.get_text_features(input_ids=ids, attention_mask=torch.ones_like(ids)).pooler_output[0]
-        seen = model.get_image_features(pixel_values=pixel[None]).pooler_output[0]
-        rows.append(torch.nn.functional.cosine_similarity(words, seen, dim=0))
+        picture = model.get_image_features(pixel_values=pixel[None]).pooler_output[0]
+        rows.append(torch.nn.functional.cosine_similarity(words, picture, dim=0))
     return torch.stack(rows)
 
 

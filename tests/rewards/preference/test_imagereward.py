@@ -88,7 +88,7 @@ class Blip:
             x = x + self.linear(f"{b}.mlp.fc2", F.gelu(self.linear(f"{b}.mlp.fc1", self.norm(f"{b}.norm2", x, 1e-6))))
         return self.norm(f"{v}.norm", x, 1e-6)
 
-    def read(self, ids, mask, seen):
+    def read(self, ids, mask, vision):
         t = "blip.text_encoder"
         x = self.w[f"{t}.embeddings.word_embeddings.weight"][ids]
         x = x + self.w[f"{t}.embeddings.position_embeddings.weight"][: ids.shape[1]]
@@ -96,7 +96,7 @@ class Blip:
         hidden = (1 - mask[:, None, None, :].float()) * -10000
         for n in range(2):
             b = f"{t}.encoder.layer.{n}"
-            for kind, source, cover in (("attention", None, hidden), ("crossattention", seen, None)):
+            for kind, source, cover in (("attention", None, hidden), ("crossattention", vision, None)):
                 other = x if source is None else source
                 a = f"{b}.{kind}.self"
                 heard = attend(
