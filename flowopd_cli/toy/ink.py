@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from flowopd_cli.toy.draw import INKS, PAPER
+from flowopd_cli.toy.draw import INKS
 
 COLORS = tuple(INKS)
 
@@ -21,18 +21,13 @@ class InkReading(NamedTuple):
     residual: Float[Tensor, "B H W"]
 
 
-def clean_paper(images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 1 1"]:
-    """The color of pristine paper."""
-    return images.new_tensor(PAPER).view(1, 3, 1, 1).expand(len(images), -1, -1, -1)
-
-
 def border_paper(images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 1 1"]:
     """The color of the paper in each picture: per channel, the upper quartile of its border pixels."""
     edge = torch.cat([images[:, :, 0], images[:, :, -1], images[:, :, :, 0], images[:, :, :, -1]], dim=-1)
     return edge.float().quantile(0.75, dim=-1)[..., None, None]
 
 
-def read_ink(images: Float[Tensor, "B 3 H W"], paper: Float[Tensor, "B 3 1 1"]) -> InkReading:
+def read_ink(images: Float[Tensor, "B 3 H W"], paper: Float[Tensor, "#B 3 1 1"]) -> InkReading:
     """Project each pixel on the seven segments from paper to ink and keep the nearest."""
     difference = (paper - images.float()).permute(0, 2, 3, 1).unsqueeze(-2)
     inks = paper.new_tensor(list(INKS.values())).view(1, 1, 1, -1, 3)

@@ -62,15 +62,11 @@ def tokenizer(texts: Iterable[str]) -> CLIPTokenizer:
 def autoencoder() -> AutoencoderKL:
     """32 x 32 pixels to 8 x 8 latents of eight channels."""
     options: dict[str, Any] = {
-        "in_channels": 3,
-        "out_channels": 3,
         "down_block_types": ("DownEncoderBlock2D",) * 3,
         "up_block_types": ("UpDecoderBlock2D",) * 3,
         "block_out_channels": (16, 32, 48),
-        "layers_per_block": 1,
         "latent_channels": 8,
         "norm_num_groups": 8,
-        "sample_size": 32,
         "mid_block_add_attention": False,
         "use_quant_conv": False,
         "use_post_quant_conv": False,

@@ -30,12 +30,8 @@ def _scenes(tag: str) -> list[tuple[str, list[dict], list[dict]]]:
         return [(_colored(color, kind), [_clause(kind, color=color)], []) for color, kind in product(INKS, SHAPES)]
     if tag == "counting":
         return [
-            (
-                f"{COUNTS[count]} {kind}{'es' if kind.endswith('s') else 's'}",
-                [_clause(kind, count)],
-                [_clause(kind, count + 1)],
-            )
-            for count, kind in product(COUNTS, SHAPES)
+            (f"{COUNTS[n]} {kind}{'es' if kind.endswith('s') else 's'}", [_clause(kind, n)], [_clause(kind, n + 1)])
+            for n, kind in product(COUNTS, SHAPES)
         ]
     if tag == "two_object":
         return [(f"a {first} and a {second}", [_clause(first), _clause(second)], []) for first, second in pairs]
@@ -45,12 +41,8 @@ def _scenes(tag: str) -> list[tuple[str, list[dict], list[dict]]]:
             for relation, (first, second) in product(RELATIONS, pairs)
         ]
     return [
-        (
-            f"{_colored(one, first)} and {_colored(two, second)}",
-            [_clause(first, color=one), _clause(second, color=two)],
-            [],
-        )
-        for (first, second), (one, two) in product(pairs, permutations(INKS, 2))
+        (f"{_colored(one, a)} and {_colored(two, b)}", [_clause(a, color=one), _clause(b, color=two)], [])
+        for (a, b), (one, two) in product(pairs, permutations(INKS, 2))
     ]
 
 

@@ -15,7 +15,8 @@ from flowopd_cli.rewards.base import Reward, RewardInfo
 from flowopd_cli.rewards.geneval.reward import GenEvalReward
 from flowopd_cli.rewards.ocr.reward import OCRReward
 from flowopd_cli.toy.detector import PixelDetector
-from flowopd_cli.toy.ink import clean_paper, read_ink
+from flowopd_cli.toy.draw import PAPER
+from flowopd_cli.toy.ink import read_ink
 
 # The pixel detector's confidence is template overlap: one threshold serves every tag, counting included.
 COUNTING_THRESHOLD = 0.3
@@ -39,7 +40,8 @@ def print_quality(images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, " B"]:
     The residual is each pixel's distance from any mixture of clean paper and one ink: stains, tint, noise and other
     colors raise it. Contrast is the coverage of the darkest twentieth of the pixels: fading and blur lower it.
     """
-    reading = read_ink(images.detach().float().cpu(), clean_paper(images).cpu())
+    images = images.detach().float().cpu()
+    reading = read_ink(images, images.new_tensor(PAPER).view(1, 3, 1, 1))
     dirt = reading.residual.flatten(1).mean(dim=1)
     coverage = reading.coverage.flatten(1)
     contrast = coverage.topk(max(1, int(INKED_SHARE * coverage.shape[1])), dim=1).values.mean(dim=1)

@@ -47,26 +47,15 @@ class BlipVQA:
     on the Hub, is interpolated to 480.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, *, batch: int = 8) -> None:
-        from transformers import BlipImageProcessorPil
-
-        vision = model.config.vision_config
-        self._model, self._tokenizer, self._batch = model.eval().requires_grad_(False), tokenizer, batch
-        self.grid = int(vision.image_size)
-        self._side = GRID if self.grid == HUB_GRID else self.grid
-        size = {"height": self._side, "width": self._side}
-        self._processor = BlipImageProcessorPil(size=size, resample=3, image_mean=CLIP_MEAN, image_std=CLIP_STD)
-
-    @classmethod
-    def load(
-        cls,
+    def __init__(
+        self,
         source: str = CHECKPOINT,
         *,
         tokenizer: str | None = None,
         dtype: str = "float32",
         device: str = "auto",
         batch: int = 8,
-    ) -> BlipVQA:
+    ) -> None:
         """Read the original checkpoint (a URL or a local file), or a converted folder or Hub id.
 
         A ``.pth`` needs its digest, ``model.pth#sha256=...``: its authors publish none. The tokenizer is that of the
@@ -75,11 +64,15 @@ class BlipVQA:
         Raises:
             ArtifactError: it is missing, or not a BLIP-VQA model with every weight.
         """
-        from transformers import BertTokenizer
+        from transformers import BertTokenizer, BlipImageProcessorPil
 
-        model = load_blip(source)
-        words = read(BertTokenizer, tokenizer or tokenizer_source(source))
-        return cls(model.to(pick_device(device), as_dtype(dtype)), words, batch=batch)
+        model = load_blip(source).to(pick_device(device), as_dtype(dtype))
+        self._model, self._batch = model.eval().requires_grad_(False), batch
+        self._tokenizer = read(BertTokenizer, tokenizer or tokenizer_source(source))
+        self.grid = int(model.config.vision_config.image_size)
+        self._side = GRID if self.grid == HUB_GRID else self.grid
+        size = {"height": self._side, "width": self._side}
+        self._processor = BlipImageProcessorPil(size=size, resample=3, image_mean=CLIP_MEAN, image_std=CLIP_STD)
 
     def approximations(self) -> list[str]:
         """Differences from the official model."""
@@ -152,7 +145,7 @@ class BlipVQAReward(Reward):
         """``model`` is the original checkpoint or a converted folder, ``parser`` one of auto, builtin and spacy."""
         options = {"tokenizer": tokenizer, "dtype": dtype, "device": device, "batch": batch}
         self.parser = load_parser(parser)
-        self.model = shared(BlipVQA.load, model, **options)
+        self.model = shared(BlipVQA, model, **options)
         self.engine = f"blip-vqa-{self.model.grid}/{self.parser.name}"
         self.weights = {"model": weights_id(model), "dtype": dtype}
         notes = [*approximations(self.parser), *self.model.approximations()]

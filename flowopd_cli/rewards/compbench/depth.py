@@ -6,7 +6,6 @@ Source: Ranftl et al. 2021, arXiv 2103.13413 (weights Apache-2.0); T2I-CompBench
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +15,6 @@ from torch import Tensor
 
 from flowopd_cli.rewards.compbench.detectors import load_complete
 from flowopd_cli.rewards.compbench.spatial import frame_size
-from flowopd_cli.rewards.preference.clip import as_dtype
 from flowopd_cli.rewards.weights import pick_device, weights_id
 
 DPT_HYBRID = "Intel/dpt-hybrid-midas"
@@ -30,9 +28,15 @@ class DepthEstimator:
 
     name = "dpt-hybrid"
 
-    def __init__(self, model: Any, *, batch: int = 8) -> None:
-        from transformers import DPTImageProcessorPil
+    def __init__(self, source: str = DPT_HYBRID, *, device: str = "auto", batch: int = 8) -> None:
+        """Read a ``DPTForDepthEstimation`` from a local folder or a Hub id.
 
+        Raises:
+            ArtifactError: it is missing, or incomplete.
+        """
+        from transformers import DPTForDepthEstimation, DPTImageProcessorPil
+
+        model = load_complete(DPTForDepthEstimation, source, unused=UNUSED).to(pick_device(device)).float()
         embeddings = model.dpt.embeddings
         holder = embeddings if hasattr(embeddings, "image_size") else embeddings.patch_embeddings
         holder.image_size = (SIDE, SIDE)  # passes the check of sizes; the table of positions is interpolated
@@ -40,23 +44,7 @@ class DepthEstimator:
         self._processor = DPTImageProcessorPil(
             size={"height": SIDE, "width": SIDE}, resample=2, image_mean=[0.5] * 3, image_std=[0.5] * 3
         )
-        self.engine = self.name
-
-    @classmethod
-    def load(
-        cls, source: str = DPT_HYBRID, *, dtype: str = "float32", device: str = "auto", batch: int = 8
-    ) -> DepthEstimator:
-        """Read a ``DPTForDepthEstimation`` from a local folder or a Hub id.
-
-        Raises:
-            ArtifactError: it is not there, or incomplete.
-        """
-        from transformers import DPTForDepthEstimation
-
-        model = load_complete(DPTForDepthEstimation, source, unused=UNUSED)
-        estimator = cls(model.to(pick_device(device), as_dtype(dtype)), batch=batch)
-        estimator.engine = f"{cls.name}/{weights_id(source)}"
-        return estimator
+        self.engine = f"{self.name}/{weights_id(source)}"
 
     @torch.no_grad()
     def __call__(self, pictures: Sequence[Image.Image]) -> list[Float[Tensor, "h w"]]:
@@ -65,8 +53,8 @@ class DepthEstimator:
         for start in range(0, len(pictures), self._batch):
             part = pictures[start : start + self._batch]
             pixels = self._processor(list(part), return_tensors="pt").pixel_values
-            output = self._model(pixel_values=pixels.to(self._model.device, self._model.dtype)).predicted_depth
-            maps += [to_frame(row, picture.size) for row, picture in zip(output.float().cpu(), part, strict=True)]
+            output = self._model(pixel_values=pixels.to(self._model.device)).predicted_depth
+            maps += [to_frame(row, picture.size) for row, picture in zip(output.cpu(), part, strict=True)]
         return maps
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -19,17 +19,16 @@ from torch.nn.utils.rnn import pad_sequence
 from flowopd_cli.errors import MissingDependency, RewardError
 from flowopd_cli.rewards.compbench.spatial import plain_iou
 from flowopd_cli.rewards.geneval.rules import Detection
-from flowopd_cli.rewards.preference.clip import as_dtype, read
+from flowopd_cli.rewards.preference.clip import read
 from flowopd_cli.rewards.weights import pick_device, refuse_mismatch, weights_id
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 OVERLAP = 0.5
 MOST = 300
 OWL_TEXT = "a photo of a {}"
 OWL_TOKENS = 16
 Detections = list[Detection] | None  #: ``None`` for an image on which the network's output is not finite
+#: For each image, the scores of its K names on Q boxes, and the boxes in pixels
+Scored = Iterator[tuple[Float[Tensor, "Q K"], Float[Tensor, "Q 4"]]]
 
 
 class Grounder:
@@ -42,22 +41,8 @@ class Grounder:
     requires: str | None = None  #: a package that the image processor needs
 
     def __init__(
-        self, model: Any, tokenizer: Any, processor: Any, *, threshold: float | None = None, batch: int = 8
+        self, source: str | None = None, *, threshold: float | None = None, device: str = "auto", batch: int = 8
     ) -> None:
-        self._model, self._tokenizer, self._processor = model.eval().requires_grad_(False), tokenizer, processor
-        self._threshold, self._batch = self.threshold if threshold is None else threshold, batch
-        self.engine = self.name
-
-    @classmethod
-    def load(
-        cls,
-        source: str | None = None,
-        *,
-        threshold: float | None = None,
-        dtype: str = "float32",
-        device: str = "auto",
-        batch: int = 8,
-    ) -> Self:
         """Read the network from a local folder or a Hub id, by default its published weights.
 
         Raises:
@@ -66,15 +51,14 @@ class Grounder:
         """
         import transformers
 
-        if cls.requires and find_spec(cls.requires) is None:
-            raise MissingDependency(cls.requires, extra="detect")
-        source = source or cls.source
-        network, *others = (getattr(transformers, name) for name in cls.classes)
-        model = load_complete(network, source).to(pick_device(device), as_dtype(dtype))
-        tokenizer, processor = (read(kind, source) for kind in others)
-        detector = cls(model, tokenizer, processor, threshold=threshold, batch=batch)
-        detector.engine = f"{cls.name}/{weights_id(source)}"
-        return detector
+        if self.requires and find_spec(self.requires) is None:
+            raise MissingDependency(self.requires, extra="detect")
+        source = source or self.source
+        network, *others = (getattr(transformers, name) for name in self.classes)
+        self._model = load_complete(network, source).to(pick_device(device)).float().eval().requires_grad_(False)
+        self._tokenizer, self._processor = (read(kind, source) for kind in others)
+        self._threshold, self._batch = self.threshold if threshold is None else threshold, batch
+        self.engine = f"{self.name}/{weights_id(source)}"
 
     @torch.no_grad()
     def __call__(self, pictures: Sequence[Image.Image], names: Sequence[Sequence[str]]) -> list[Detections]:
@@ -87,10 +71,7 @@ class Grounder:
                 detections.append(choose(scores, boxes, labels, self._threshold) if finite else None)
         return detections
 
-    def _forward(
-        self, pictures: Sequence[Image.Image], names: Sequence[Sequence[str]]
-    ) -> Iterator[tuple[Float[Tensor, "Q K"], Float[Tensor, "Q 4"]]]:
-        """For each image, the scores of its K names on Q boxes, and the boxes in pixels."""
+    def _forward(self, pictures: Sequence[Image.Image], names: Sequence[Sequence[str]]) -> Scored:
         raise NotImplementedError
 
 
@@ -101,21 +82,19 @@ class GroundingDino(Grounder):
     source = "IDEA-Research/grounding-dino-tiny@a2bb814dd30d776dcf7e30523b00659f4f141c71"
     classes = ("GroundingDinoForObjectDetection", "BertTokenizer", "GroundingDinoImageProcessorPil")
 
-    def _forward(
-        self, pictures: Sequence[Image.Image], names: Sequence[Sequence[str]]
-    ) -> Iterator[tuple[Float[Tensor, "Q K"], Float[Tensor, "Q 4"]]]:
+    def _forward(self, pictures: Sequence[Image.Image], names: Sequence[Sequence[str]]) -> Scored:
         texts = [self._tokens(labels) for labels in names]
         inputs = self._processor(list(pictures), return_tensors="pt")
-        device, dtype = self._model.device, self._model.dtype
+        device = self._model.device
         ids = pad_sequence([tokens for tokens, _ in texts], batch_first=True).to(device)
         output = self._model(
-            pixel_values=inputs.pixel_values.to(device, dtype),
+            pixel_values=inputs.pixel_values.to(device),
             pixel_mask=inputs.pixel_mask.to(device),
             input_ids=ids,
             attention_mask=pad_sequence([torch.ones_like(tokens) for tokens, _ in texts], batch_first=True).to(device),
             token_type_ids=torch.zeros_like(ids),
         )
-        likely, boxes = output.logits.float().sigmoid().cpu(), output.pred_boxes.float().cpu()
+        likely, boxes = output.logits.sigmoid().cpu(), output.pred_boxes.cpu()
         for row, picture in enumerate(pictures):
             columns = [likely[row, :, first:last].amax(dim=1) for first, last in texts[row][1]]
             scores = torch.stack(columns, dim=1) if columns else likely.new_zeros(len(boxes[row]), 0)
@@ -140,21 +119,15 @@ class Owlv2(Grounder):
     source = "google/owlv2-base-patch16-ensemble@cfd3195ba4ea9592eec887ded089f4c08eff231d"
     classes = ("Owlv2ForObjectDetection", "CLIPTokenizer", "Owlv2ImageProcessorPil")
 
-    def _forward(
-        self, pictures: Sequence[Image.Image], names: Sequence[Sequence[str]]
-    ) -> Iterator[tuple[Float[Tensor, "Q K"], Float[Tensor, "Q 4"]]]:
+    def _forward(self, pictures: Sequence[Image.Image], names: Sequence[Sequence[str]]) -> Scored:
         most = max(1, *map(len, names))
         texts = [OWL_TEXT.format(name) for labels in names for name in [*labels, *[" "] * (most - len(labels))]]
         words = self._tokenizer(
             texts, padding="max_length", truncation=True, max_length=OWL_TOKENS, return_tensors="pt"
         )
-        pixels = self._processor(list(pictures), return_tensors="pt").pixel_values
-        output = self._model(
-            pixel_values=pixels.to(self._model.device, self._model.dtype),
-            input_ids=words.input_ids.to(self._model.device),
-            attention_mask=words.attention_mask.to(self._model.device),
-        )
-        likely, boxes = output.logits.float().sigmoid().cpu(), output.pred_boxes.float().cpu()
+        words["pixel_values"] = self._processor(list(pictures), return_tensors="pt").pixel_values
+        output = self._model(**words.to(self._model.device))
+        likely, boxes = output.logits.sigmoid().cpu(), output.pred_boxes.cpu()
         for row, picture in enumerate(pictures):
             side = max(picture.size)  # the processor pads the image to a square, on the right or below
             limits = torch.tensor([picture.width, picture.height] * 2)
@@ -165,14 +138,14 @@ KINDS: Mapping[str, type[Grounder]] = {cls.name: cls for cls in (GroundingDino, 
 
 
 def load_grounder(kind: str = GroundingDino.name, source: str | None = None, **options: Any) -> Grounder:
-    """A detector by name; ``source`` and ``options`` are those of :meth:`Grounder.load`.
+    """A detector by name; ``source`` and ``options`` are those of :class:`Grounder`.
 
     Raises:
         RewardError: no such detector.
     """
     if kind not in KINDS:
         raise RewardError(f"detector {kind!r} is not one of {', '.join(KINDS)}")
-    return KINDS[kind].load(source, **options)
+    return KINDS[kind](source, **options)
 
 
 def load_complete(kind: Any, source: str, unused: str | None = None) -> Any:

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Protocol
 
 from flowopd_cli.errors import MissingDependency, RewardError
 
@@ -52,15 +51,7 @@ class Parse:
     chunks: tuple[str, ...]
 
 
-class Parser(Protocol):
-    """Parses one prompt; ``name`` goes into every report."""
-
-    name: str
-
-    def __call__(self, text: str) -> Parse: ...  # noqa: D102
-
-
-def load_parser(engine: str = "auto") -> Parser:
+def load_parser(engine: str = "auto") -> SpacyParser | BuiltinParser:
     """A parser by the name of its engine: ``builtin``, ``spacy``, or ``auto``, spaCy where it is installed.
 
     Raises:
@@ -73,7 +64,7 @@ def load_parser(engine: str = "auto") -> Parser:
     return SpacyParser() if engine == "spacy" or (engine == "auto" and installed) else BuiltinParser()
 
 
-def approximations(parser: Parser) -> list[str]:
+def approximations(parser: SpacyParser | BuiltinParser) -> list[str]:
     """Differences of a parser from the benchmark's; none for spaCy with the 3.5 model."""
     reference = f"{SPACY_MODEL}-3.5." in parser.name
     return [] if reference else [f"parsed by {parser.name}, not by spaCy's {SPACY_MODEL} 3.5.0"]

@@ -143,7 +143,7 @@ class Spatial3DReward(SpatialReward):
     ) -> None:
         """``depth`` is a DPT model's folder or Hub id; the rest as for ``compbench-spatial``."""
         super().__init__(detector, parser=parser, device=device, batch=batch)
-        self.depth = shared(DepthEstimator.load, depth, device=device, batch=batch)
+        self.depth = shared(DepthEstimator, depth, device=device, batch=batch)
         self.engine = f"{self.engine}/{self.depth.engine}"
         self.weights = {**self.weights, "depth": weights_id(depth)}
 
@@ -195,7 +195,7 @@ class ComplexReward(DetectorReward):
     ) -> None:
         """``blip`` and ``clip`` are those of the attribute and non-spatial categories."""
         super().__init__(detector, parser=parser, device=device, batch=batch)
-        self.blip = shared(BlipVQA.load, blip, device=device, batch=batch)
+        self.blip = shared(BlipVQA, blip, device=device, batch=batch)
         self.clip = shared(ClipEncoder.load, clip, device=device, batch=batch)
         self.engine = f"3-in-1/{self.engine}"
         self.weights = {"blip": weights_id(blip), "clip": weights_id(clip), **self.weights}

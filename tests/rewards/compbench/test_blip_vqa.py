@@ -65,7 +65,7 @@ def test_the_original_checkpoint_gives_the_model_back(model, checkpoint):
 def test_answers_are_those_of_the_exact_model(model, checkpoint, images, batch):
     """The questions have several lengths: no padding may be attended to, whatever the batch."""
     words = vocabulary(checkpoint)
-    answers = BlipVQA.load(str(checkpoint), batch=batch).p_yes(to_pil(images), QUESTIONS)
+    answers = BlipVQA(str(checkpoint), batch=batch).p_yes(to_pil(images), QUESTIONS)
     for picture, texts, row in zip(to_pil(images), QUESTIONS, answers, strict=True):
         assert row == pytest.approx([reference(model, picture, question, words) for question in texts], abs=1e-5)
     assert len({round(value, 4) for row in answers for value in row}) > 3
@@ -76,7 +76,7 @@ def test_a_converted_folder_is_run_with_the_official_settings(tmp_path, model, c
     model.save_pretrained(tmp_path)
     blip_config(heads=8, eps=1e-5).save_pretrained(tmp_path)
     bert_words(tmp_path)
-    answers = [BlipVQA.load(str(place)).p_yes(to_pil(images), QUESTIONS) for place in (tmp_path, checkpoint)]
+    answers = [BlipVQA(str(place)).p_yes(to_pil(images), QUESTIONS) for place in (tmp_path, checkpoint)]
     for row, expected in zip(*answers, strict=True):
         assert row == pytest.approx(expected, abs=1e-6)
 
@@ -84,7 +84,7 @@ def test_a_converted_folder_is_run_with_the_official_settings(tmp_path, model, c
 def test_a_grid_of_384_is_enlarged_and_noted(tmp_path, images):
     blip(side=384).save_pretrained(tmp_path)
     bert_words(tmp_path)
-    model = BlipVQA.load(str(tmp_path))
+    model = BlipVQA(str(tmp_path))
     assert model.approximations() == ["position grid of 384 pixels, not 480"]
     (answer,) = model.p_yes(to_pil(images[:1]), [["a cat?"]])
     assert 0 < answer[0] < 1
@@ -110,7 +110,7 @@ def broken(tmp_path, model, change):
 )
 def test_other_weights_are_refused(tmp_path, model, change, message):
     with pytest.raises(ArtifactError, match=message):
-        BlipVQA.load(broken(tmp_path, model, change))
+        BlipVQA(broken(tmp_path, model, change))
 
 
 def test_tied_tensors_may_be_left_out(tmp_path, model, checkpoint, images):
@@ -119,7 +119,7 @@ def test_tied_tensors_may_be_left_out(tmp_path, model, checkpoint, images):
         tensors.pop("text_decoder.cls.predictions.decoder.bias")
 
     answers = [
-        BlipVQA.load(str(path)).p_yes(to_pil(images[:1]), [["a cat?"]])[0]
+        BlipVQA(str(path)).p_yes(to_pil(images[:1]), [["a cat?"]])[0]
         for path in (checkpoint, broken(tmp_path, model, untie))
     ]
     assert answers[1] == pytest.approx(answers[0], abs=1e-6)
@@ -135,7 +135,7 @@ def test_the_default_checkpoint_is_downloaded_once(tmp_path, monkeypatch, checkp
     monkeypatch.setenv("FLOWOPD_CACHE", str(tmp_path))
     monkeypatch.setattr(httpx, "stream", httpx.Client(transport=httpx.MockTransport(answer)).stream)
     for _ in range(2):
-        BlipVQA.load(tokenizer=str(checkpoint.parent))
+        BlipVQA(tokenizer=str(checkpoint.parent))
     assert fetched == [CHECKPOINT]
 
 

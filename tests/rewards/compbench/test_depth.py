@@ -21,7 +21,7 @@ def test_depth_is_that_of_the_model_at_480_pixels(tmp_path):
     pixels = (torch.from_numpy(small).permute(2, 0, 1)[None] / 255 - 0.5) / 0.5
     with torch.no_grad():
         predicted = model(pixel_values=pixels).predicted_depth[0]
-    estimator = DepthEstimator.load(str(tmp_path), batch=2)
+    estimator = DepthEstimator(str(tmp_path), batch=2)
     maps = estimator(images)
     assert [tuple(depth.shape) for depth in maps] == [(343, 480)] * 3  # 56 x 40: long side 480
     assert torch.allclose(maps[1], to_frame(predicted, images[1].size), atol=2 / 255)
@@ -32,7 +32,7 @@ def test_missing_weights_are_refused(tmp_path):
     (tmp_path / "depth").mkdir()
     save_depth(tmp_path / "depth")
     with pytest.raises(ArtifactError, match=r"missing .first .*head\.head\.0"):
-        DepthEstimator.load(without(tmp_path / "depth", tmp_path, "head.head.0"))
+        DepthEstimator(without(tmp_path / "depth", tmp_path, "head.head.0"))
 
 
 def test_depth_is_stretched_stored_in_bytes_and_reduced():

@@ -78,7 +78,7 @@ def test_grounding_dino_scores_a_name_by_its_best_token(dino, images):
     likely = output.logits[0].sigmoid()
     scores = torch.stack([likely[:, 1], likely[:, 3:5].amax(dim=1)], dim=1)
     expected = choose(scores, corners(output.pred_boxes[0], images[0].size), NAMES[0], 0.2)
-    detector = GroundingDino.load(folder, threshold=0.2)
+    detector = GroundingDino(folder, threshold=0.2)
     detections = detector(images, NAMES)
     assert expected
     assert_same(detections[0], expected)
@@ -101,7 +101,7 @@ def test_owl_boxes_are_in_a_padded_square(owl, images):
     with torch.no_grad():
         output = model(pixel_values=pixels, input_ids=words.input_ids, attention_mask=words.attention_mask)
     (expected,) = processor.post_process_object_detection(output, threshold=0.0, target_sizes=[(40, 56)])
-    best, *_ = Owlv2.load(folder, threshold=0.0)(images, NAMES)[0]
+    best, *_ = Owlv2(folder, threshold=0.0)(images, NAMES)[0]
     row = int(expected["scores"].argmax())
     assert best.score == pytest.approx(float(expected["scores"][row]), abs=1e-5)
     x1, y1, x2, y2 = expected["boxes"][row].tolist()

@@ -140,7 +140,7 @@ def test_complex_prompts_take_the_parts_of_their_kind(folders, images):
     kinds, text = ("spatial", "action", "both"), "The red cat sat next to the green bench."
     rows = [Prompt(str(i), text, "t2i-compbench", {"relations": kind}) for i, kind in enumerate(kinds)]
     result = complex_reward(folders)(images, rows)
-    answers = BlipVQA.load(folders["blip/model_base_vqa.pth"]).p_yes(
+    answers = BlipVQA(folders["blip/model_base_vqa.pth"]).p_yes(
         to_pil(images), [["the red cat?", "the green bench?"]] * 3
     )
     attribute = [float(attribute_score(row)) for row in answers]
