@@ -33,61 +33,38 @@ def rows():
 @pytest.mark.parametrize(
     ("row", "official", "english"),
     [
-        (scene("two_object", thing("oven"), thing("cup")), "an oven and a cup", "an oven and a cup"),
+        (scene("two_object", thing("oven"), thing("cup")), "an oven and a cup", None),
         (scene("counting", thing("sandwich", count=3)), "three sandwichs", "three sandwiches"),
-        (scene("counting", thing("wine glass", count=2)), "two wine glasses", "two wine glasses"),
+        (scene("counting", thing("wine glass", count=2)), "two wine glasses", None),
         (scene("counting", thing("knife", count=4)), "four knifes", "four knives"),
         (scene("counting", thing("scissors", count=2)), "two scissorses", "two pairs of scissors"),
         (scene("counting", thing("person", count=2)), "two persons", "two people"),
-        (scene("colors", thing("apple", "orange")), "an orange apple", "an orange apple"),
         (scene("colors", thing("skis", "brown")), "a brown skis", "a pair of brown skis"),
-        (
-            scene("position", thing("bear"), thing("umbrella", position="left of")),
-            "an umbrella left of a bear",
-            "an umbrella left of a bear",
-        ),
-        (
-            scene("color_attr", thing("cup", "red"), thing("tie", "orange")),
-            "a red cup and an orange tie",
-            "a red cup and an orange tie",
-        ),
+        (scene("position", thing("bear"), thing("umbrella", position="left of")), "an umbrella left of a bear", None),
+        (scene("color_attr", thing("cup", "red"), thing("tie", "orange")), "a red cup and an orange tie", None),
     ],
 )
 def test_scenes_are_worded_as_in_the_evaluation_prompts(row, official, english):
     assert describe(row) == f"a photo of {official}"
-    assert describe(row, "english") == f"a photo of {english}"
+    assert describe(row, "english") == f"a photo of {english or official}"
 
 
 @pytest.mark.parametrize(
-    "row",
+    ("row", "expected"),
     [
-        scene("single_object", thing("giraffe")),
-        scene("two_object", thing("bench"), thing("sports ball")),
-        scene("two_object", thing("sports ball"), thing("bench")),
-        scene("counting", thing("clock", count=2)),
-        scene("colors", thing("fire hydrant", "blue")),
-        scene("position", thing("teddy bear"), thing("dog", position="right of")),
-        scene("position", thing("dog"), thing("teddy bear", position="right of")),
-        scene("position", thing("dog"), thing("teddy bear", position="left of")),
-        scene("color_attr", thing("wine glass", "purple"), thing("apple", "black")),
-        scene("color_attr", thing("apple", "black"), thing("wine glass", "purple")),
-        scene("color_attr", thing("apple", "purple"), thing("wine glass", "black")),
+        (scene("single_object", thing("giraffe")), True),
+        (scene("position", thing("teddy bear"), thing("dog", position="right of")), True),
+        (scene("position", thing("dog"), thing("teddy bear", position="right of")), True),
+        (scene("position", thing("dog"), thing("teddy bear", position="left of")), True),
+        (scene("position", thing("teddy bear"), thing("dog", position="above")), False),
+        (scene("color_attr", thing("wine glass", "purple"), thing("apple", "black")), True),
+        (scene("color_attr", thing("apple", "black"), thing("wine glass", "purple")), True),
+        (scene("color_attr", thing("apple", "purple"), thing("wine glass", "black")), True),
+        (scene("color_attr", thing("apple", "purple"), thing("wine glass", "red")), False),
     ],
 )
-def test_an_evaluation_prompt_and_its_swaps_are_held_out(row):
-    assert held_out(row)
-
-
-@pytest.mark.parametrize(
-    "row",
-    [
-        scene("position", thing("teddy bear"), thing("dog", position="above")),
-        scene("counting", thing("clock", count=3)),
-        scene("colors", thing("fire hydrant", "pink")),
-    ],
-)
-def test_their_neighbours_are_not(row):
-    assert not held_out(row)
+def test_an_evaluation_prompt_and_its_swaps_are_held_out(row, expected):
+    assert held_out(row) == expected
 
 
 def test_exactly_the_evaluation_prompts_are_held_out():

@@ -28,16 +28,18 @@ def test_defaults_are_written_out_and_survive_a_round_trip(tmp_path):
         recipe.seed = 3
 
 
-def test_overrides_reach_into_sections_and_lists():
-    recipe = recipes.build({**TEACHER, "train": {"lr": 0.25}}, overrides=["train.lr=0.5", "rewards.0.weight=0.5"])
+def test_overrides_reach_into_sections_and_lists_but_do_not_change_the_stage():
+    overrides = ["train.lr=0.5", "rewards.0.weight=0.5"]
+    recipe = recipes.build({**TEACHER, "train": {"lr": 0.25}}, overrides=overrides)
     assert (recipe.train.lr, recipe.rewards[0].weight) == (0.5, 0.5)
+    with pytest.raises(RecipeError, match="is a distill recipe, but the command is teacher"):
+        recipes.build(DISTILL, stage="teacher")
 
 
 @pytest.mark.parametrize(
     ("data", "overrides", "words"),
     [
         (TEACHER, "train.itertions=3", ["unknown key 'train.itertions'", "did you mean 'iterations'"]),
-        (TEACHER, "trian.iterations=3", ["unknown key 'trian'", "did you mean 'train'"]),
         (TEACHER, "rewards.0.wieght=1", ["unknown key", "did you mean 'weight'"]),
         (DISTILL, "routing.ocr.guidence=1", ["unknown key", "did you mean 'guidance'"]),
         (TEACHER, "train.lr=-1", ["train.lr", "greater than 0"]),
@@ -45,10 +47,8 @@ def test_overrides_reach_into_sections_and_lists():
         (TEACHER, "train.lr=[", ["not YAML"]),
         (TEACHER, "seed.deep=1", ["seed", "valid integer"]),
         (TEACHER, "rewards.4.weight=1", ["'4' is not an index of a list of 1"]),
-        (TEACHER, "rewards.\u00b2.weight=1", ["not an index"]),
         (TEACHER, "rewards.0.name.first=1", ["name is a value, not a section"]),
         (TEACHER, "a..b=1", ["write it as"]),
-        (TEACHER, "=1", ["write it as"]),
         (TEACHER, ".".join("a" * 99) + "=1", ["nested too deeply"]),
         (TEACHER, "sampling.kernel=ode", ["GRPO needs a stochastic kernel"]),
         (TEACHER, "sampling.steps=1", ["GRPO needs a step that draws noise", "set sampling.steps > 1"]),
@@ -64,10 +64,8 @@ def test_overrides_reach_into_sections_and_lists():
         (DISTILL, "sampling.steps=1 opd.estimator=score", ["score needs a step that draws noise"]),
         (DISTILL, "opd.schedule=fused", ["train.updates is 2: set it to 1, or opd.schedule to replay"]),
         (DISTILL, "opd.schedule=fused opd.estimator=score train.updates=1", ["needs opd.estimator pathwise"]),
-        (DISTILL, "opd.schedule=both", ["'fused' or 'replay'"]),
         (DISTILL, "opd.log_rewards_every=1", ["opd.log_rewards_every has no rewards to log"]),
         (DISTILL, "anchor.every=2 anchor.probability=0.5", ["leave one of them at 1"]),
-        (DISTILL, "anchor.probability=0", ["greater than 0"]),
     ],
 )
 def test_mistakes_are_one_line_that_names_cause_and_way_out(data, overrides, words):
@@ -78,11 +76,6 @@ def test_mistakes_are_one_line_that_names_cause_and_way_out(data, overrides, wor
     assert "\n" not in message
     for word in words:
         assert word in message
-
-
-def test_a_recipe_of_another_stage_is_refused():
-    with pytest.raises(RecipeError, match="is a distill recipe, but the command is teacher"):
-        recipes.build(DISTILL, stage="teacher")
 
 
 @pytest.mark.parametrize(
@@ -100,7 +93,6 @@ def test_a_recipe_of_another_stage_is_refused():
         ("true: 1", ["True is not the name of a field"]),
         ('a: "x\\0y"', ["has a NUL"]),
         ('a: "\\ud800"', ["half a surrogate pair"]),
-        ("a: 1\n---\nb: 2", [r"bad\.yaml:2: .*another document"]),
         ("#" * 300_000, ["more than 256 KiB"]),
         ("- a", ["a recipe is a mapping"]),
         ("seed: 1\nstage: caf\udce9", [r"bad\.yaml:2: not UTF-8 text"]),
@@ -122,16 +114,13 @@ def test_contents_that_are_no_recipe(tmp_path, text, words):
     assert len(str(caught.value)) < 1000
 
 
-@pytest.mark.parametrize(("name", "words"), [("", "Is a directory"), ("none.yaml", "No such file")])
-def test_files_that_cannot_be_read(tmp_path, name, words):
-    with pytest.raises(RecipeError, match=words):
-        recipes.load(tmp_path / name)
-
-
-@pytest.mark.parametrize("name", ["x" * 5000, "a/" * 3000, "nul\0byte"])
-def test_names_that_no_file_can_have_are_unknown_recipes(name):
-    with pytest.raises(RecipeError, match="no recipe"):
-        recipes.find(name)
+def test_files_that_cannot_be_read(tmp_path):
+    for path, words in ((tmp_path, "Is a directory"), (tmp_path / "none.yaml", "No such file")):
+        with pytest.raises(RecipeError, match=words):
+            recipes.load(path)
+    for name in ("x" * 5000, "nul\0byte"):
+        with pytest.raises(RecipeError, match="no recipe"):
+            recipes.find(name)
 
 
 def test_find_takes_files_and_shipped_names(monkeypatch, tmp_path):
