@@ -122,17 +122,6 @@ def test_concurrent_rewards_run_while_others_compute():
     assert list(result.scores) == ["one", "two", "three"]
 
 
-def test_an_error_of_a_concurrent_reward_is_raised():
-    class Failing(Constant):
-        concurrent = True
-
-        def __call__(self, images, prompts):
-            raise RewardError("gone")
-
-    with pytest.raises(RewardError, match="gone"):
-        RewardMix([Weighted(Failing("one", 1.0))])(torch.zeros(2, 3, 4, 4), [A, B])
-
-
 @pytest.mark.parametrize("shape", [(1,), (3,), (2, 1)])
 def test_scores_of_another_shape_are_refused(shape):
     class Wrong(Constant):

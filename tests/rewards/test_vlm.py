@@ -132,13 +132,6 @@ def test_with_skip_a_picture_without_an_answer_is_invalid(serve, fault):
         judge(serve((401, "no key")), on_error="skip")(IMAGES[:1], PROMPTS[:1])
 
 
-def test_endpoints_share_the_work_and_stand_in_for_each_other(serve):
-    one, two = serve(reply_with("Final Score: 1")), serve(reply_with("Final Score: 2"))
-    assert judge(one, two)(IMAGES, PROMPTS).scores["raw"].tolist() == [1.0, 2.0, 1.0]
-    bad, good = serve((500, "x")), serve(reply_with("Final Score: 4"))
-    assert judge(bad, good, retries=0)(IMAGES, PROMPTS).scores["raw"].tolist() == [4.0] * 3
-
-
 def test_a_picture_that_is_refused_is_invalid_but_a_refusal_of_all_stops(serve):
     server = serve((400, "content policy"), reply_with("Final Score: 3"))
     result = judge(server)(IMAGES[:2], PROMPTS[:2])

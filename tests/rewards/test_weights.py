@@ -6,7 +6,6 @@ import os
 import httpx2 as httpx
 import pytest
 import torch
-from safetensors.torch import save_file
 from support.scripted import cut_short
 from support.tiny_scorers import save_clip
 
@@ -61,11 +60,6 @@ def test_a_pickle_without_a_pinned_digest_is_not_opened(pickled, monkeypatch):
         load_tensors(*weights_file(f"{pickled}#sha256={'0' * 64}", "w.pt"))
     with pytest.raises(ArtifactError, match="a pickled checkpoint without a pinned sha256"):
         load_network(str(pickled))
-
-
-def test_safetensors_need_no_digest(tmp_path):
-    save_file({"a": torch.ones(2)}, tmp_path / "w.safetensors")
-    assert load_tensors(*weights_file(str(tmp_path / "w.safetensors"), "x")).keys() == {"a"}
 
 
 def test_code_in_a_pinned_pickle_does_not_run(tmp_path):

@@ -115,46 +115,11 @@ class Scorer:
             time.sleep(0.02)
         if self.mode == "error" or (self.mode == "error_first" and calls <= self.failures):
             raise RuntimeError("the detector\nbroke")
-        if any(prompt["text"] == "poison" for prompt in prompts):
-            raise ValueError("poison")
         red = [picture.resize((1, 1)).getpixel((0, 0))[0] / 255 for picture in pictures]
         if self.mode == "nan":
             red[::2] = [float("nan")] * len(red[::2])
-        if self.mode == "short":
-            red = red[1:]
         sizes = [float(picture.width) for picture in pictures]
         return Answer(red, {"width": sizes}, [True] * len(red), [{"text": p["text"]} for p in prompts])
-
-
-def break_protocol(mode):
-    """Make the server's answers wrong, as ``mode`` says."""
-    from starlette.responses import Response
-
-    from flowopd_cli.rewards.remote import server
-
-    changes = {
-        "wrong_length": lambda answer: {**answer, **{name: answer[name][1:] for name in ("total", "valid", "details")}},
-        "wrong_kind": lambda answer: {**answer, "total": ["good"] * len(answer["total"])},
-        "literal_nan": lambda answer: {**answer, "total": [float("nan"), *answer["total"][1:]]},
-        "no_list": lambda answer: {**answer, "valid": None},
-        "other_weights": lambda answer: {**answer, "fingerprint": "0" * 12},
-        "list": lambda answer: [1, 2],
-        "page": lambda answer: "<html>busy</html>",
-    }
-    correct, start = server.Worker._answer, server.Worker.start
-
-    def answer(worker, scores):
-        tree = changes[mode](json.loads(correct(worker, scores).body))
-        return Response(tree if isinstance(tree, str) else json.dumps(tree), media_type="application/json")
-
-    def start_another(worker, scorer):
-        start(worker, scorer)
-        worker.info["protocol"] = 2
-
-    if mode in changes:
-        server.Worker._answer = answer
-    if mode == "protocol":
-        server.Worker.start = start_another
 
 
 if __name__ == "__main__":
@@ -168,5 +133,4 @@ if __name__ == "__main__":
         return replace(settings, limits=replace(settings.limits, **flags["limits"]))
 
     server.from_flags = settings_of
-    break_protocol(flags["options"]["mode"])
     server.run(lambda options: Scorer(**options))

@@ -5,6 +5,7 @@ waiting time limited.
 from __future__ import annotations
 
 import asyncio
+import gc
 import hmac
 import json
 import os
@@ -205,6 +206,7 @@ def serve(load: Callable[[], Scorer], settings: Settings) -> None:
     with _listen(settings) as listener, redirect_stdout(sys.stderr):  # stdout gets the URL alone
         threading.Thread(target=start, daemon=True).start()
         server.run([listener])
+    gc.freeze()  # the last collection would walk through every object of torch, which takes seconds on a busy machine
     if failures:
         raise failures[0]
 

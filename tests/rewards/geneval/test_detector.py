@@ -9,7 +9,7 @@ from support.mmdet_reference import TINY, mmcv1, random_reference
 from support.tiny_scorers import SIDE, pictures, save_clip
 
 from flowopd_cli.core.prompt import Prompt
-from flowopd_cli.errors import ArtifactError, PromptError
+from flowopd_cli.errors import PromptError
 from flowopd_cli.prompts.clauses import COCO_CLASSES, GENEVAL_CLASSES
 from flowopd_cli.rewards.geneval import detector as mask2former
 from flowopd_cli.rewards.geneval.detector import (
@@ -272,10 +272,3 @@ def test_prompts_with_unknown_classes_or_colors_are_refused(options):
     for clauses, word in zip(unknown, ("tv remote", "cyan", "no class 'mice'"), strict=True):
         with pytest.raises(PromptError, match=word):
             reward.check([prompt("colors", *clauses[:1], exclude=clauses[1:])])
-
-
-@pytest.mark.parametrize(("option", "words"), [("weights", "no such file of weights"), ("clip", "no such folder")])
-def test_missing_weights_are_one_line(options, tmp_path, option, words):
-    missing = {"weights": str(tmp_path / "none.pth"), "clip": str(tmp_path / "none")}
-    with pytest.raises(ArtifactError, match=words):
-        GenEvalReward(**{**options, option: missing[option]})

@@ -215,8 +215,9 @@ def test_a_used_port_is_one_line(sound, tmp_path):
     assert len(process.stderr.strip().splitlines()) == 1
 
 
-def test_a_stop_finishes_what_was_begun(tmp_path):
-    with started("slow", folder=tmp_path, seconds=0.6) as worker:
+def test_a_stop_finishes_what_was_begun_and_closes_idle_connections(tmp_path):
+    with started("slow", folder=tmp_path, seconds=0.6) as worker, httpx.Client() as idle:
+        assert idle.get(f"{worker.url}/health").status_code == 200
         answers = []
         caller = threading.Thread(target=lambda: answers.append(post(worker, body(png()))))
         caller.start()
