@@ -68,7 +68,7 @@ def test_a_killed_training_ends_like_an_undisturbed_one(forks, whole, tmp_path, 
                 last = f"at {end.changes[-1][0]}" if kill.seconds is None and not kill.half and end.changes else ""
                 places[last or (f"in the middle of {kill.half}" if kill.half else "at any time")] += 1
     print(json.dumps({"stage": stage, "trials": count, "kills": hits, "where": places}))
-    assert hit >= count
+    assert hits >= count
 
 
 IDLE = """
