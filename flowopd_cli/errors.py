@@ -1,4 +1,4 @@
-"""The errors a user can cause. Each carries one line that names the cause and the way out."""
+"""The errors that a user can cause. Each has a one-line message with the cause and the remedy."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def holds_secret(text: str) -> bool:
 
 
 def one_line(error: object) -> str:
-    """An error or a text as one line for a terminal: redacted, printable, of at most 2000 characters."""
+    """An error or text as one line for a terminal: redacted, printable, at most 2000 characters."""
     line = redacted(" ".join(str(error).split()))
     return printable(line if len(line) <= LONGEST else f"{line[: LONGEST - 1]}…")
 
@@ -42,7 +42,7 @@ def printable(text: str) -> str:
 
 
 class FlowOPDError(Exception):
-    """Base of every error that is shown as one redacted line; ``shared`` ones end every process of a run."""
+    """Base of every error that is shown as one redacted line; a ``shared`` error ends every process of a run."""
 
     exit_code = 2
     shared = False
@@ -91,14 +91,14 @@ class MissingDependency(FlowOPDError):
 
 
 class DivergedError(FlowOPDError):
-    """A training had too many faulty steps in a row; every process counts them alike."""
+    """A training had too many faulty steps in a row; every process counts the same."""
 
     exit_code = 5
     shared = True
 
 
 class Interrupted(FlowOPDError):
-    """The user stopped a run by signal ``number``; every process gets the request, and the checkpoint is safe."""
+    """The user stopped a run by signal ``number``; every process stops, and the checkpoint is safe."""
 
     shared = True
 

@@ -28,7 +28,7 @@ _URLS = re.compile(r"https?://[^\s,/]+[^\s,]*(,https?://[^\s,/]+[^\s,]*)*")
 
 @dataclass(eq=False)
 class Registry:
-    """Names of one kind of thing, imported by ``load`` only; an ``open_ended`` one also takes ``module:attr``.
+    """Names of one kind, imported only by ``load``; an ``open_ended`` registry also takes ``module:attr``.
 
     ``remote`` is the target of ``remote:URL`` (or ``remote:URL,URL``), which gets the URLs as its first argument.
     """
@@ -44,7 +44,7 @@ class Registry:
         return sorted(self._table)
 
     def target(self, name: str) -> str:
-        """The ``module:attr`` behind a name; an unknown name is refused with near ones."""
+        """The ``module:attr`` of a name; an unknown name is an error that suggests similar ones."""
         if name in self._table:
             return self._table[name]
         if self._is_remote(name):
@@ -76,7 +76,7 @@ class Registry:
             raise self.error(f"{self.kind} {name!r}: there is no module {package!r} to import")
 
     def load(self, name: str) -> Any:
-        """The object behind a name, imported now; a missing module or attribute is refused."""
+        """Import and return the object of a name; raises if its module or attribute is missing."""
         module, _, attribute = self.target(name).partition(":")
         self._add_working_directory(name)
         try:
@@ -86,11 +86,11 @@ class Registry:
         return partial(value, name.removeprefix(REMOTE)) if self._is_remote(name) else value
 
     def _is_remote(self, name: str) -> bool:
-        """``remote:`` and an address; a module may be called remote too."""
+        """Whether a name is ``remote:`` and an address; a module may also be called remote."""
         return self.remote is not None and name.startswith(REMOTE) and not _TARGET.fullmatch(name)
 
     def _add_working_directory(self, name: str) -> None:
-        """Make modules of the working directory importable, after installed ones, for a name that is not registered."""
+        """Make modules in the working directory importable (after installed ones) for an unregistered name."""
         here = os.getcwd()
         if name not in self._table and here not in sys.path and "" not in sys.path:
             sys.path.append(here)

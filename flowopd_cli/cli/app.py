@@ -36,7 +36,7 @@ MATERIAL, MACHINE = "Recipes, rewards and prompts", "This machine"
 
 
 class _Panels(TyperGroup):
-    """Lists the commands of ``--help`` below the names of their panels, in plain text: rich takes 0.3 s to import."""
+    """Lists the commands of ``--help`` by panel, in plain text, because rich takes 0.3 s to import."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         """The commands in the order in which they were added."""
@@ -79,7 +79,7 @@ def _root(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Take the options before a command."""
+    """Handle the options that precede a command."""
 
 
 def _os_error(error: OSError) -> str:
@@ -88,7 +88,7 @@ def _os_error(error: OSError) -> str:
 
 
 def main() -> None:
-    """Run the command line: a user's mistake is one line on stderr; the exit code says what happened."""
+    """Run the command line. A user's mistake prints one line on stderr; the exit code tells the kind of failure."""
     from flowopd_cli.cli import launch
 
     code: Any = 0

@@ -22,7 +22,7 @@ def recipes(incomplete: str) -> list[str]:
 
 
 def rewards(incomplete: str) -> list[str]:
-    """Names of rewards; those of the toy base by their short names too."""
+    """Names of rewards; rewards of the toy base also by their short names."""
     from flowopd_cli.registry import REWARDS
 
     return _names(REWARDS.names(), incomplete)
@@ -37,7 +37,7 @@ def suites(incomplete: str) -> list[str]:
 
 
 def runs(incomplete: str) -> list[str]:
-    """Run directories and folders; for an empty word those in ``runs/`` too."""
+    """Run directories and folders; for an empty word also those in ``runs/``."""
     from flowopd_cli.runs.manifest import is_run
 
     return [*([] if incomplete else _paths("runs/", is_run)), *_paths(incomplete, is_run)]
@@ -55,6 +55,6 @@ def _names(names: list[str], incomplete: str) -> list[str]:
 
 
 def _paths(incomplete: str, accept: Callable[[Path], bool]) -> list[str]:
-    """Paths that ``accept`` takes, and other folders with a slash at the end."""
+    """Paths that ``accept`` returns true for, and other folders with a trailing slash."""
     paths = sorted(map(Path, glob.glob(f"{glob.escape(incomplete)}*")))
     return [str(path) if accept(path) else f"{path}/" for path in paths if accept(path) or path.is_dir()]

@@ -48,7 +48,7 @@ class Console:
         self._last_line = float("-inf")
 
     def start(self, total: int, description: str, done: int = 0) -> None:
-        """Begin ``total`` units, of which an earlier run has finished ``done``."""
+        """Begin ``total`` units of work; an earlier run finished ``done`` of them."""
         self.done()
         self._begin(total, description, done)
         if self._live:
@@ -98,7 +98,7 @@ class Console:
 
     @contextmanager
     def viewer(self, *, live: bool) -> Iterator[Callable[[View], None]]:
-        """A function that shows a run: each view replaces the one before, or follows it where not ``live``."""
+        """A function that shows a run. If ``live``, each view replaces the previous one, otherwise it follows it."""
         marks = BLOCKS if self._rich.encoding.lower().startswith("utf") else LETTERS
         if not live:
             yield lambda view: self._rich.print(_render(view, marks))

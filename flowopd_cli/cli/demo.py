@@ -53,7 +53,7 @@ class Demo:
         return f"flowopd demo --out {shlex.quote(str(self.out))}{seed}{''.join(flags)}"
 
     def run(self, execute: Execute, progress: Progress) -> dict[str, Any]:
-        """Three teachers, merge, distillation with the anchor, evaluation of each and of the base; the report's path.
+        """Train three teachers, merge, distill with the anchor, evaluate each and the base; return the report's path.
 
         Stages that an earlier call with the same settings finished are reused; an unfinished one is resumed.
 
@@ -107,13 +107,13 @@ class Demo:
         return recipes.build(tree, overrides=[*quick, f"seed={self.seed}", *overrides], where=name)
 
     def _check(self, stages: Mapping[str, recipes.Recipe]) -> None:
-        """Find early what would stop a stage later: runs of other settings, absent packages, unknown names."""
+        """Check early for causes of a later failure: runs with other settings, missing packages, unknown names."""
         rewards, suites = {}, set()
         for name, plan in ((name, Plan.of(recipe)) for name, recipe in stages.items()):
             path = self.out / name
             if is_run(path) and RunDir.open(path, writes=False).manifest().recipe_sha != recipes.digest(plan.recipe):
                 raise ArtifactError(
-                    f"{path}: was made with other settings (a seed, --quick, --out written otherwise, another "
+                    f"{path}: was made with other settings (--seed, --quick, the spelling of --out or the "
                     "version): repeat those, or give --out a fresh name"
                 )
             check_names(plan.recipe)
@@ -125,7 +125,7 @@ class Demo:
             registry.SUITES.load(name)().reward()
 
     def _check_folder(self) -> None:
-        """Refuse a directory that holds anything else than a demo."""
+        """Refuse a directory that contains anything but a demo."""
         if self.out.exists() and not self.out.is_dir():
             raise ArtifactError(f"{self.out}: is a file; --out names a directory")
         trained = replace(self, baseline=True, ablation=True).trained()
@@ -133,7 +133,7 @@ class Demo:
         for path in sorted(self.out.iterdir()) if self.out.is_dir() else ():
             if path.name not in names:
                 raise ArtifactError(
-                    f"{self.out}: is not empty, and {path.name} is no part of a demo; give --out a fresh name, or "
+                    f"{self.out}: is not empty, and {path.name} is not part of a demo; give --out a fresh name, or "
                     "leave it out"
                 )
 

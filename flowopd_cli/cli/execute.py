@@ -67,7 +67,7 @@ def run_demo(demo: Demo, console: Console) -> dict[str, Any]:
     Raises:
         ArtifactError: ``demo.out`` holds something else.
         MissingDependency: a stage needs a package that is not installed.
-        Interrupted: the user stopped it; the message says how to go on.
+        Interrupted: the user stopped it; the message has the resume command.
     """
     again = demo.command()
     with redirect_stdout(sys.stderr), signals.terminable() as first:
@@ -80,7 +80,7 @@ def run_demo(demo: Demo, console: Console) -> dict[str, Any]:
 
 
 def _print_dry_run(console: Console, recipe: Recipe, remarks: list[str], *, as_json: bool) -> None:
-    """The resolved recipe, its arithmetic and then its memory, as YAML that ends with a comment, or as JSON."""
+    """Print the resolved recipe, its cost and its memory, as YAML with a trailing comment or as JSON."""
     figures = arithmetic(recipe)
     if as_json:
         figures |= memory.figures(recipe)
@@ -105,7 +105,7 @@ def _open_run(recipe: Recipe, common: Common) -> RunDir:
 
 
 def _with_requests(plan: Plan) -> Plan:
-    """Plan the pictures of an evaluation, before a run directory is made: an error in suites or prompts ends here."""
+    """Plan the pictures of an evaluation before its run directory exists: wrong suites or prompts fail early."""
     if not isinstance(plan.recipe, EvalRecipe) or not launch.is_main():
         return plan
     with redirect_stdout(sys.stderr):
@@ -115,7 +115,7 @@ def _with_requests(plan: Plan) -> Plan:
 
 
 def _recorded_result(recipe: Recipe, path: Path) -> dict[str, Any]:
-    """The result of a finished run, as far as its files have it."""
+    """The result of a finished run, from its files."""
     if not isinstance(recipe, EvalRecipe):
         return {}
     return {"suites": evaluations.figures(evaluations.results(RunDir.open(path, writes=False)))}
@@ -142,7 +142,7 @@ def _print_result(console: Console, common: Common, recipe: Recipe, path: Path, 
 
 
 def _next_step(recipe: Recipe) -> str:
-    """How to go on from a finished run."""
+    """The suggested next command after a finished run."""
     if isinstance(recipe, TrainedRecipe):
         return "; --set train.iterations=N goes further"
     if is_dry_push(recipe):
@@ -158,11 +158,11 @@ def _processes(recipe: Recipe, common: Common) -> int:
 
 
 def _relaunch(recipe: Recipe, common: Common, processes: int) -> int:
-    """This command line again, in several processes, with one run directory for all."""
+    """Run this command line in several processes, with one run directory for all."""
     argv, path = sys.argv[1:], common.resume or common.out or fresh_path(recipe.stage)
     if common.out is None and common.resume is None:
         argv = [*argv, "--out", str(path)]
     try:
         return launch.relaunch(argv, processes, recipe.model.device)
     except Interrupted as error:
-        raise Interrupted(f"{error}; go on with: {continuation(recipe, path)}", error.exit_code - 128) from error
+        raise Interrupted(f"{error}; resume with: {continuation(recipe, path)}", error.exit_code - 128) from error

@@ -27,14 +27,14 @@ def is_main() -> bool:
 
 
 def should_launch(processes: int) -> bool:
-    """Whether the command must run in copies; one that a launcher started has ``LOCAL_RANK`` set."""
+    """Whether to start several processes; a process started by a launcher has ``LOCAL_RANK`` set."""
     return processes > 1 and "LOCAL_RANK" not in os.environ
 
 
 def exit_code(code: int, *, shared: bool) -> int:
-    """The code to exit with: an error that all copies share is reported by the first alone.
+    """The exit code; an error that all processes share is reported by the first one only.
 
-    The launcher stops every copy as soon as one fails, and the first may still be saving.
+    The launcher stops every process as soon as one fails, while the first may still be saving.
     """
     return 0 if shared and not is_main() and os.environ.get("TORCHELASTIC_RUN_ID") == RUN_ID else code
 
@@ -43,7 +43,7 @@ def relaunch(argv: Sequence[str], processes: int, device: str) -> int:
     """Run ``flowopd *argv`` in ``processes`` copies and return their exit code.
 
     Raises:
-        Interrupted: the user stopped the copies before they could end by themselves.
+        Interrupted: the user stopped the processes before they ended by themselves.
         RecipeError: there are fewer CUDA devices than processes.
     """
     import torch
@@ -78,7 +78,7 @@ def relaunch(argv: Sequence[str], processes: int, device: str) -> int:
 
 
 def _forward(requests: list[int], number: int, frame: FrameType | None) -> None:
-    """Pass a request on to the copies: the first ends their iteration in order, the second stops them at once."""
+    """Forward a signal to the processes: the first lets them finish their iteration, the second stops them at once."""
     requests.append(signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
     if len(requests) <= 2:
         _send(signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""The options that every stage takes, as one record, and the registration of a command with them."""
+"""The options that all stages share, as one record, and the registration of a command with them."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.", aut
 
 _RECIPE = "The recipe to start from: a name of 'recipes ls' or a YAML file."
 _BASE = "The base model: 'toy', a diffusers folder or a Hub repository."
-_DRY_RUN = "Check everything that needs no weights, print the resolved recipe and its arithmetic, and stop."
-_RESUME = "Go on with an interrupted run, by its own recipe."
+_DRY_RUN = "Check everything that needs no weights, print the resolved recipe and its cost, and stop."
+_RESUME = "Continue an interrupted run with its own recipe."
 _CODE = "Import and run code that the recipe file names as module:attr."
 _PROCESSES = "How many devices of this machine to use; for several machines see `accelerate launch`."
 
 
 @dataclass(frozen=True)
 class Common:
-    """The options that every stage takes besides its own."""
+    """The options that all stages share."""
 
     recipe: Annotated[
         str | None, typer.Option(metavar="NAME|FILE", help=_RECIPE, autocompletion=completion.recipes)
@@ -39,11 +39,11 @@ class Common:
     ] = field(default_factory=list)
     dry_run: Annotated[bool, typer.Option("--dry-run", help=_DRY_RUN)] = False
     resume: Annotated[Path | None, typer.Option(metavar="RUN", help=_RESUME, autocompletion=completion.runs)] = None
-    force: Annotated[bool, typer.Option("--force", help="Replace the run that exists at --out.")] = False
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing run at --out.")] = False
     allow_code: Annotated[bool, typer.Option("--allow-code", help=_CODE)] = False
-    seed: Annotated[int | None, typer.Option(metavar="N", help="The seed of everything random.")] = None
+    seed: Annotated[int | None, typer.Option(metavar="N", help="The seed of all random numbers.")] = None
     json: Json = False
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors to stderr.")] = False
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print only errors to stderr.")] = False
     processes: Annotated[int | None, typer.Option(metavar="N", min=1, help=_PROCESSES)] = None
 
 

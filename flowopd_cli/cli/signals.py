@@ -13,9 +13,9 @@ STOP = (signal.SIGINT, signal.SIGTERM)
 
 @contextmanager
 def terminable() -> Iterator[Callable[[], int | None]]:
-    """SIGTERM ends the block as Ctrl-C does, by :class:`KeyboardInterrupt`, unless something inside handles it.
+    """Inside the block SIGTERM raises :class:`KeyboardInterrupt` as Ctrl-C does, unless it is handled there.
 
-    Yields a function that returns the first of the two signals, whichever handler took it, or ``None``.
+    Yields a function that returns the first SIGTERM or SIGINT received, or ``None``.
     """
 
     def stop(number: int, frame: FrameType | None) -> None:

@@ -1,4 +1,4 @@
-"""One stage in its run directory: from the first write of the manifest to the status in which it ends."""
+"""One stage in its run directory, from the first write of the manifest to the final status."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def run_stage(
 ) -> dict[str, Any]:
     """Run one stage in its directory and record in the manifest how it ended.
 
-    ``again`` is the command that goes on after an interruption, where that is not the stage's own.
+    ``again`` is the resume command, if it is not the stage's own.
 
     Raises:
-        Interrupted: the user stopped it; the message has the command that goes on.
+        Interrupted: the user stopped it; the message has the resume command.
     """
     recipe = plan.recipe
     again = again or continuation(recipe, run.path)
@@ -48,7 +48,7 @@ def run_stage(
             progress.done()
             _close(run, "failed", progress if isinstance(error, DivergedError) else None)
             if isinstance(error, StorageError | RewardError) and run.checkpoints.steps():
-                error.args = (f"{error}; its checkpoints are safe, then go on with: {again}",)
+                error.args = (f"{error}; its checkpoints are safe; fix this, then resume with: {again}",)
             raise
         progress.done()
         _conclude(run, progress, result.get("metrics"))
@@ -56,19 +56,19 @@ def run_stage(
 
 
 def continuation(recipe: Recipe, path: Path) -> str:
-    """The command line that goes on with a run."""
+    """The command line that resumes a run."""
     consent = " --allow-code" if any(code_fields(recipe)) else ""
     return resume_command(recipe.stage, path) + consent + (" --dry-run" if is_dry_push(recipe) else "")
 
 
 def is_dry_push(recipe: Recipe) -> bool:
-    """Whether it is a push that uploads nothing; an interrupted one goes on as one."""
+    """Whether it is a push that uploads nothing; resuming it keeps it so."""
     return isinstance(recipe, PushRecipe) and recipe.push.dry_run
 
 
 def interruption(error: BaseException, number: int | None, again: str) -> Interrupted:
-    """The error of an interrupted command; ``number`` is the signal that this process received, if it did."""
-    interrupted = Interrupted(f"{str(error) or 'stopped'}; go on with: {again}")
+    """The error of an interrupted command; ``number`` is the signal that this process received, if any."""
+    interrupted = Interrupted(f"{str(error) or 'stopped'}; resume with: {again}")
     if number is not None:
         interrupted.exit_code = 128 + number
     elif isinstance(error, Interrupted):
@@ -77,7 +77,7 @@ def interruption(error: BaseException, number: int | None, again: str) -> Interr
 
 
 def _load(stage: str) -> Callable[..., dict[str, Any]]:
-    """Import a stage with the garbage collector off: it takes a fifth of the time and would find nothing."""
+    """Import a stage with the garbage collector off: collection takes a fifth of the time and frees nothing."""
     first = "torch" not in sys.modules
     gc.disable()
     try:

@@ -42,9 +42,9 @@ def sampled_log_ratio(
 ) -> Float[Tensor, " b"]:
     """``log pi_T(x'|x) - log pi(x'|x)`` in nats, over all D dimensions of the step, detached.
 
-    Its policy gradient is minus the gradient of the KL. With a ratio of densities that are means over the dimensions,
-    as :func:`clipped_surrogate` takes them, that is minus the gradient of ``kl(reduce="mean")``, whatever D is; a mean
-    here too would shrink it by D, and MAR would drown it.
+    Its policy gradient is minus the gradient of the KL. With densities that are means over the dimensions, as in
+    :func:`clipped_surrogate`, it is minus the gradient of ``kl(reduce="mean")`` for any D; a mean here would divide it
+    by D and let MAR dominate.
     """
     return (log_prob(teacher, next_latents, "sum") - log_prob(policy, next_latents, "sum")).detach()
 
@@ -54,8 +54,8 @@ def sampled_gain(
 ) -> Float[Tensor, " b"]:
     """:func:`sampled_log_ratio` less its expectation ``-KL``, clipped at ``clip`` standard deviations of the rest.
 
-    What depends on the state alone has no expected policy gradient, so taking it away only takes noise away: what is
-    left is normal with variance ``2 KL`` under the policy.
+    A term that depends on the state alone has no expected policy gradient, so removing it only removes noise. The rest
+    is normal with variance ``2 KL`` under the policy.
     """
     expected = kl(policy, teacher, "sum").detach()
     bound = clip * (2 * expected).sqrt()
@@ -63,7 +63,7 @@ def sampled_gain(
 
 
 def velocity_matching(velocity: Float[Tensor, "b C H W"], target: Float[Tensor, "b C H W"]) -> Float[Tensor, " b"]:
-    """``1/2 mean |v - v_T|^2``: what the KL becomes when the step has no noise."""
+    """``1/2 mean |v - v_T|^2``: the KL of a step without noise."""
     _same_shape(velocity, target)
     return 0.5 * (velocity - target.detach()).square().flatten(1).mean(dim=1)
 
@@ -74,7 +74,7 @@ def step_weights(
     sigma_next: Float[Tensor, " b"],
     kernel: Kernel,
 ) -> Float[Tensor, " b"]:
-    """The factor on the closed-form KL: 1; ``|dt|`` (upstream's scale); or what turns it into ``velocity_matching``."""
+    """The factor on the closed-form KL: 1; ``|dt|`` (upstream's scale); or the one that gives ``velocity_matching``."""
     if name == "kl":
         return torch.ones_like(sigma)
     if name == "kl_no_dt":

@@ -1,8 +1,8 @@
 """Merging adapters by their products ``scale B A``, not by their factors, except with ``factor_average``.
 
-The mean of products is not the product of means: for K independent adapters the mean of factors has only 1/K of the
-mean product in it (relative error 0.71, 0.82, 0.87 for 2, 3, 4 of them). Every merge reports the error of what it
-had to leave out: against the dense weighted sum, and for TIES and DARE against their own dense result.
+The mean of products is not the product of means: for K independent adapters the mean of factors contains only 1/K of
+the mean product (relative error 0.71, 0.82, 0.87 for K = 2, 3, 4). Every merge reports its truncation error: against
+the dense weighted sum, and for TIES and DARE against their own dense result.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class LoraFactors:
 
 @dataclass(frozen=True)
 class MergeReport:
-    """Squared Frobenius norms of a target and of the error against it."""
+    """Squared Frobenius norms of the target and of the merge's error."""
 
     target: float = 0.0
     error: float = 0.0
@@ -79,7 +79,7 @@ class MergeOptions:
 def merge(
     adapters: Sequence[Mapping[str, LoraFactors]], weights: Sequence[float], options: MergeOptions
 ) -> MergeResult:
-    """Merge adapters of any ranks; a module that one of them lacks counts as zero there.
+    """Merge adapters of any ranks; a module missing from an adapter counts as zero.
 
     Raises:
         MergeError: no adapters, weights that do not match, unequal ranks for ``factor_average``, shapes that differ, a
@@ -144,7 +144,7 @@ def truncate(wide: LoraFactors, rank: int) -> LoraFactors:
 
 
 def average_factors(name: str, parts: Parts) -> LoraFactors:
-    """Upstream's merge: weighted sums of the A and of the B factors apart."""
+    """Upstream's merge: separate weighted sums of the A and B factors."""
     ranks = {factors.a.shape[0] for _, factors in parts}
     scales = {factors.scale for _, factors in parts}
     if len(ranks) > 1 or len(scales) > 1:

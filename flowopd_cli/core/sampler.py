@@ -19,7 +19,7 @@ VelocityFn = Callable[..., Tensor]
 
 @dataclass(frozen=True)
 class SeededNoise:
-    """Noise of each row as a function of its seed and the step alone: batches and processes cannot change it."""
+    """Noise of each row, a function of its seed and the step only: batches and processes do not change it."""
 
     seeds: tuple[int, ...]
     shape: tuple[int, int, int]
@@ -43,7 +43,7 @@ def _generator(seed: int, purpose: str) -> torch.Generator:
 
 @dataclass(frozen=True)
 class TrainedSteps:
-    """The steps of an iteration that the policy learns, ascending, and the anchor's weight at each (0: no anchor)."""
+    """The trained steps of an iteration, ascending, and the anchor's weight at each (0: no anchor)."""
 
     steps: tuple[int, ...]
     anchor: tuple[float, ...]
@@ -65,7 +65,7 @@ class Sampler:
 
     @property
     def stochastic(self) -> Bool[Tensor, " T"]:
-        """Which steps draw noise."""
+        """Whether each step draws noise."""
         count = len(self.sigmas) - 1
         if isinstance(self.kernel, ODE):
             return torch.zeros(count, dtype=torch.bool)
@@ -79,7 +79,7 @@ class Sampler:
         sigma: Float[Tensor, " b"],
         sigma_next: Float[Tensor, " b"],
     ) -> GaussianStep:
-        """The kernel's step: the one way from a velocity to a distribution, for policy, teacher and anchor alike."""
+        """The kernel's step from a velocity to a distribution, shared by policy, teacher and anchor."""
         return self.kernel(velocity, latents, sigma, sigma_next)
 
     def levels(self, t: int, latents: Float[Tensor, "b C H W"]) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
@@ -90,7 +90,7 @@ class Sampler:
     def advance(
         self, velocity: Float[Tensor, "b C H W"], latents: Float[Tensor, "b C H W"], t: int, noise: SeededNoise
     ) -> tuple[Float[Tensor, "b C H W"], GaussianStep]:
-        """Where step ``t`` moves latents, with the rows' noise where it is stochastic; and the step itself."""
+        """The latents after step ``t``, with the rows' noise if it is stochastic; and the step itself."""
         noisy = bool(self.stochastic[t])
         step = (self.kernel if noisy else ODE())(velocity, latents, *self.levels(t, latents))
         return (draw(step, noise.at(t).to(latents.device)) if noisy else step.mean), step
@@ -126,9 +126,9 @@ class Sampler:
 
 
 def trained_steps(sampler: Sampler) -> TrainedSteps:
-    """The steps that the policy learns: the sampler's own choice, else every stochastic step with the whole anchor.
+    """The trained steps: the sampler's own choice, else every stochastic step with full anchor weight.
 
-    Of an ODE sampler these are all steps but the last, which hardly moves the latents.
+    For an ODE sampler, all steps but the last, which hardly moves the latents.
     """
     if sampler.trained is not None:
         return sampler.trained

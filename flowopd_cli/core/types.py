@@ -37,7 +37,7 @@ class Conditioning:
 
     @staticmethod
     def cat(parts: Sequence[Conditioning]) -> Conditioning:
-        """Rows of several conditionings, one after the other."""
+        """Concatenate the rows of several conditionings."""
         columns: dict[str, Any] = {f.name: [getattr(part, f.name) for part in parts] for f in fields(Conditioning)}
         return replace(parts[0], **{name: torch.cat(c) for name, c in columns.items() if c[0] is not None})
 
@@ -82,7 +82,7 @@ class Trajectory:
 
 @dataclass(frozen=True)
 class Rollout:
-    """A trajectory with its prompts, and the labels that collection added to it."""
+    """A trajectory with its prompts and the labels added by collection."""
 
     prompts: tuple[Prompt, ...]
     group: Int[Tensor, " B"]
@@ -103,7 +103,7 @@ class Rollout:
 class StepBatch:
     """Rows of one optimizer micro-step: any mixture of samples and time steps.
 
-    ``anchor_weight`` is what the anchor counts for in each row (1 without it); where all are 0 it needs no velocity.
+    ``anchor_weight`` is the anchor's weight in each row (1 if ``None``); if all are 0, its velocity is not needed.
     ``prompts`` are those of the rows.
     """
 
@@ -149,7 +149,7 @@ class RewardResult:
 
     @staticmethod
     def cat(parts: Sequence[RewardResult]) -> RewardResult:
-        """Scores of several batches of pictures, one after the other; one that a batch lacks is NaN in its rows."""
+        """Concatenate the scores of several batches; a score missing from a batch is NaN in its rows."""
         if not parts:
             return RewardResult(torch.zeros(0), {}, torch.zeros(0, dtype=torch.bool))
         names = dict.fromkeys(name for part in parts for name in part.scores)
@@ -163,7 +163,7 @@ class RewardResult:
 
 @dataclass(frozen=True)
 class PartialMeans:
-    """Figures of some of the rows only: of each of k names the sum over its rows, and how many those are."""
+    """Figures of some rows only: for each of k names, the sum over its rows and their count."""
 
     names: tuple[str, ...]
     table: Float[Tensor, "2 k"]
@@ -173,7 +173,7 @@ class PartialMeans:
 class Loss:
     """``total`` is a sum over ``count`` terms: the loop divides once, so micro-batching cannot change it.
 
-    ``velocity`` is the policy's, detached; ``parts`` are figures to log that are no mean over all ``count`` terms.
+    ``velocity`` is the policy's, detached; ``parts`` are logged figures that are not means over all ``count`` terms.
     """
 
     total: Float[Tensor, ""]

@@ -30,7 +30,7 @@ from flowopd_cli.system.files import atomic_write
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """What an adapter says about itself; ``base_sha256`` names the base it was trained on."""
+    """An adapter's own description; ``base_sha256`` identifies the base it was trained on."""
 
     rank: int
     alpha: float
@@ -61,8 +61,8 @@ def read_adapter(folder: Path) -> tuple[AdapterConfig, dict[str, LoraFactors]]:
 def write_adapter(folder: Path, factors: Mapping[str, LoraFactors], config: AdapterConfig) -> None:
     """Write the PEFT form, each file atomically, the configuration last.
 
-    There is no ``task_type``: the Hub warns about one that is not a string, and PEFT's strings name wrappers for
-    language models, which pass a transformer of pictures arguments that it does not take.
+    ``task_type`` is left out: the Hub warns if it is not a string, and PEFT's strings name wrappers for language
+    models, which pass arguments that a picture transformer does not take.
     """
     folder.mkdir(parents=True, exist_ok=True)
     ranks = {name: pair.a.shape[0] for name, pair in factors.items()}
@@ -105,7 +105,7 @@ def _named(prefix: str, factors: Mapping[str, LoraFactors]) -> dict[str, Tensor]
 
 
 def _serialized(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
-    """A safetensors file, the same for the same tensors: the library puts its metadata into any order."""
+    """A safetensors file, byte-identical for equal tensors; the library alone writes metadata in any order."""
     data = save(tensors, metadata)
     size = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + size])

@@ -92,7 +92,7 @@ class AdapterBank:
     def fold(self, name: str | None) -> None:
         """Add a frozen adapter to the base's weights, so that drawing with it is a third cheaper.
 
-        Not in half precision, where the sum would be rounded, nor for a base in shards.
+        Not in half precision, which would round the sum, nor for a sharded base.
         """
         layers = self._layers(name).values() if name is not None and name not in self._trainable else ()
         if all(type(layer.weight) is nn.Parameter and layer.weight.dtype == torch.float32 for layer in layers):
@@ -101,7 +101,7 @@ class AdapterBank:
 
     @contextmanager
     def use(self, name: str | None) -> Iterator[None]:
-        """Activate an adapter (``None``: the bare base) inside the block, then the previous one again."""
+        """Activate an adapter (``None``: the bare base) inside the block; restore the previous one after it."""
         before = self.active
         if name != before:
             self._activate(name)
@@ -113,10 +113,10 @@ class AdapterBank:
 
     @contextmanager
     def mix(self, rows: Sequence[str | None] | None) -> Iterator[None]:
-        """Inside the block row i of every batch goes through adapter ``rows[i]`` (``None``: the bare base).
+        """Inside the block, row i of every batch uses adapter ``rows[i]`` (``None``: the bare base).
 
-        Without ``rows`` all go through the one in use. For forwards of ``len(rows)`` rows without gradients. The result
-        is that of PEFT's ``adapter_names``, by slices of equal names in place of gathers and scatters of single rows.
+        Without ``rows`` all use the active adapter. For forwards of ``len(rows)`` rows without gradients. Equals PEFT's
+        ``adapter_names``, but with slices of equal names instead of gathers and scatters of single rows.
 
         Raises:
             ArtifactError: there is no such adapter, or the model is compiled, which ignores hooks.
@@ -228,7 +228,7 @@ class AdapterBank:
             module = modules.get(name)
             weight = getattr(getattr(module, "base_layer", module), "weight", None)
             if weight is None:
-                raise ArtifactError(f"{place}: is of another base: this one has no module {name}")
+                raise ArtifactError(f"{place}: was made for another base: this one has no module {name}")
             shape, expected = tuple(weight.shape), (pair.b.shape[0], pair.a.shape[1])
             if shape != expected:
                 text = f"{name} is {shape} here, the adapter expects {expected}"
@@ -236,7 +236,7 @@ class AdapterBank:
 
 
 def _switch(layer: Any, name: str | None) -> None:
-    """Activate an adapter of a layer by PEFT's private flags; its public switch changes gradient flags too."""
+    """Activate a layer's adapter by PEFT's private flags; PEFT's public switch also changes gradient flags."""
     disabled = name is None or name not in layer.lora_A
     layer._disable_adapters, layer._active_adapter = disabled, [] if disabled else [name]
     if layer.disable_adapters != disabled or layer.active_adapters != layer._active_adapter:
@@ -250,7 +250,7 @@ def _ends(module: str, target: str) -> bool:
 def _add_rows(
     spans: Sequence[tuple[str | None, slice]], layer: Any, inputs: tuple[Tensor, ...], output: Tensor
 ) -> Tensor:
-    """The base's output of one layer, with what each span's adapter adds to its rows; in PEFT's precision."""
+    """The base's output of one layer plus each span's adapter update, in PEFT's precision."""
     if len(output) != spans[-1][1].stop:
         raise RuntimeError(f"a mixed batch of {spans[-1][1].stop} rows came to an adapted module as {len(output)}")
     for name, rows in spans:

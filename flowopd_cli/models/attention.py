@@ -27,7 +27,7 @@ BACKENDS = {
 
 
 class JointAttention:
-    """What diffusers' ``JointAttnProcessor2_0`` computes, its softmax by the chosen backend."""
+    """Computes ``JointAttnProcessor2_0`` of diffusers, with the attention of the chosen backend."""
 
     _attention_backend = _parallel_config = None  # for set_attention_backend of diffusers
 

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 class FlowModel(Protocol):
-    """A flow-matching text-to-image model: the base loaded once, its roles played by adapters.
+    """A flow-matching text-to-image model: one loaded base, with an adapter for each role.
 
-    ``classifier_free``: guidance takes a second half of the batch, for the empty prompt; else it is an input of the
-    network, which costs nothing.
+    ``classifier_free``: guidance doubles the batch with the empty prompt; otherwise it is an input of the network at no
+    cost.
     """
 
     classifier_free: bool
@@ -39,7 +39,7 @@ class FlowModel(Protocol):
         ...
 
     def encode(self, texts: Sequence[str]) -> Conditioning:
-        """Encode texts, one row each; a text seen before costs nothing."""
+        """Encode texts, one row each; earlier texts are cached."""
         ...
 
     def velocity(
@@ -69,7 +69,7 @@ class LoadedModel(FlowModel, Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Digest that names the base."""
+        """Digest that identifies the base."""
         ...
 
     def sigmas(self, steps: int, shift: float | None = None) -> Float[Tensor, " T1"]:

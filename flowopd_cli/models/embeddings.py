@@ -36,7 +36,7 @@ class _Entry(NamedTuple):
 
 
 def store_folder(root: Path, identity: Mapping[str, object]) -> Path:
-    """The folder under ``root`` for embeddings of one ``identity``: all that they depend on beside their text."""
+    """The folder under ``root`` for embeddings of one ``identity``: everything they depend on except the text."""
     text = json.dumps({"format": FORMAT, **identity}, sort_keys=True)
     return root / hashlib.sha256(text.encode()).hexdigest()[:32]
 
@@ -57,7 +57,7 @@ class EmbeddingStore:
         self._unsaved: dict[str, Row] = {}
 
     def unknown(self, texts: Iterable[str]) -> list[str]:
-        """The distinct texts without a row, here or in the folder as it is now."""
+        """The distinct texts without a row in memory or in the folder."""
         self._refresh()
         return [text for text in dict.fromkeys(texts) if not self._has(text)]
 
@@ -75,13 +75,13 @@ class EmbeddingStore:
         return rows
 
     def add(self, rows: Mapping[str, Row]) -> None:
-        """Take rows; they are written by :meth:`flush`, or before that once they fill a shard."""
+        """Add rows; :meth:`flush` writes them, or earlier a full shard."""
         self._unsaved |= rows
         if sum(part.nbytes for row in self._unsaved.values() for part in row) >= self._shard_bytes:
             self.flush()
 
     def flush(self) -> None:
-        """Write what is not on disk yet; if that fails, warn once and go on in memory."""
+        """Write unsaved rows; if this fails, warn once and keep them in memory."""
         if self.folder is None or not self._writable or not self._unsaved:
             return
         rows, name = self._unsaved, f"{uuid.uuid4().hex}{SUFFIX}"
@@ -101,7 +101,7 @@ class EmbeddingStore:
         return text in self._unsaved or _key(text) in self._index
 
     def _refresh(self) -> None:
-        """Register shards written since the last look, by any process."""
+        """Register new shards, written by any process."""
         for path in sorted(self.folder.glob(f"[!.]*{SUFFIX}")) if self.folder is not None else ():
             if path.name not in self._shards:
                 with self._forgetting(path), safe_open(path, framework="pt") as file:
@@ -113,7 +113,7 @@ class EmbeddingStore:
             self._index.setdefault(key, _Entry(shard, row, checksum))
 
     def _read(self, shard: str, entries: Mapping[str, _Entry]) -> dict[str, Row]:
-        """Rows of one shard, up to where it is damaged."""
+        """Rows of one shard, up to the first damage."""
         path, rows = Path(str(self.folder)) / shard, dict[str, Row]()
         with self._forgetting(path), safe_open(path, framework="pt") as file:
             embeds, pooled = file.get_slice("embeds"), file.get_slice("pooled")
@@ -126,7 +126,7 @@ class EmbeddingStore:
 
     @contextmanager
     def _forgetting(self, path: Path) -> Iterator[None]:
-        """Drop a shard that turns out to be damaged; one that is gone, or cannot be read now, is only forgotten."""
+        """Delete a damaged shard; a missing or currently unreadable one is only forgotten."""
         try:
             yield
         except DAMAGE as error:

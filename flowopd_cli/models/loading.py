@@ -62,7 +62,7 @@ def pick_device(name: str, cuda: int, environment: Mapping[str, str]) -> torch.d
     except RuntimeError:
         device = torch.device("meta")
     if device.type not in {"cpu", "cuda", accelerator and accelerator.type}:
-        raise ArtifactError(f"model.device {name!r} is no device of PyTorch here: use auto, cpu, cuda or cuda:N")
+        raise ArtifactError(f"model.device {name!r} is not a PyTorch device here: use auto, cpu, cuda or cuda:N")
     if device.type != "cuda":
         return device
     if not cuda:
@@ -72,7 +72,7 @@ def pick_device(name: str, cuda: int, environment: Mapping[str, str]) -> torch.d
         raise ArtifactError(f"model.device {name} is one device for {processes} processes: use --set model.device=cuda")
     index = int(environment.get("LOCAL_RANK", "0")) if device.index is None else device.index
     if index >= cuda:
-        raise ArtifactError(f"model.device {name}: there is no CUDA device {index} here, their number is {cuda}")
+        raise ArtifactError(f"model.device {name}: no CUDA device {index} here; this machine has {cuda}")
     return torch.device("cuda", index)
 
 

@@ -47,7 +47,7 @@ class SD3Model(PipelineModel):
         config = read_json(self.folder / "tokenizer" / "tokenizer_config.json", "configuration of the tokenizer")
         tokens = config.get("model_max_length", CLIP_TOKENS)
         if not isinstance(tokens, int) or tokens < 1:
-            raise ArtifactError(f"{self.folder}: the tokenizer's model_max_length is no number of tokens")
+            raise ArtifactError(f"{self.folder}: the tokenizer's model_max_length is not a number of tokens")
         return tokens + self.max_sequence_length
 
     def sigmas(self, steps: int, shift: float | None = None) -> Float[Tensor, " T1"]:

@@ -167,7 +167,7 @@ def _from_json(place: str, line: str, task: str | None) -> Row:
 
 
 def _no_number(name: str) -> None:
-    raise ValueError(f"{name} is no number of JSON")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _refuse_repeated_ids(rows: Sequence[Row]) -> None:

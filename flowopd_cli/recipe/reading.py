@@ -32,7 +32,7 @@ def read(path: str | Path) -> dict[str, Any]:
         with path.open("rb") as handle:
             content = handle.read(yaml_files.LARGEST + 1)
         if len(content) > yaml_files.LARGEST:
-            raise RecipeError(f"{path}: has more than {yaml_files.LARGEST >> 10} KiB, which no recipe has")
+            raise RecipeError(f"{path}: larger than {yaml_files.LARGEST >> 10} KiB, the limit for a recipe")
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1

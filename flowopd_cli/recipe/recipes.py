@@ -89,7 +89,7 @@ class MergeRecipe(_Recipe):
     def _adapters_and_weights(self) -> MergeRecipe:
         weights = self.merge.weights
         if "base" in map(str.strip, self.adapters):
-            raise ValueError("base is no adapter: leave it out and lower the other weights instead")
+            raise ValueError("base is not an adapter: leave it out and lower the other weights instead")
         if weights is not None and len(weights) != len(self.adapters):
             raise ValueError(f"merge.weights has {len(weights)} values for {len(self.adapters)} adapters")
         return self

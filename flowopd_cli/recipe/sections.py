@@ -85,7 +85,7 @@ class ModelSpec(Spec):
     @model_validator(mode="after")
     def _compile_needs_whole_base(self) -> ModelSpec:
         if self.shard and self.compile != "none":
-            raise ValueError("a base in shards cannot be compiled: set model.compile to none, or model.shard to false")
+            raise ValueError("a sharded base cannot be compiled: set model.compile to none, or model.shard to false")
         return self
 
 
@@ -139,10 +139,10 @@ class SamplingSpec(Spec):
         if end > self.steps:
             raise ValueError(f"window reaches step {end} of {self.steps}: lower start_max or size")
         if window.start_max == self.steps - 1:
-            raise ValueError("window may hold the last step alone, which never draws noise: lower start_max")
+            raise ValueError("window may contain only the last step, which never draws noise: lower start_max")
         if window.start_min < window.start_max and end == self.steps:
             raise ValueError(
-                "window holds the last step, which never draws noise, at one of its starts only: lower start_max"
+                "some windows contain the last step, which never draws noise, and others do not: lower start_max"
             )
         return self
 

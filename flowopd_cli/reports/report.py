@@ -59,7 +59,7 @@ def of_runs(paths: Sequence[Path], out: Path | None) -> tuple[Path, list[entries
         content = path.read_bytes() if is_file(path) else text.encode()
         if content != text.encode() and b64encode(content) not in page:  # not a download of the earlier page
             raise ArtifactError(
-                f"{path}: is no file of an earlier report, or was changed; move it, or give --out a fresh name"
+                f"{path}: is not a file of an earlier report, or was changed; move it, or give --out a fresh name"
             )
     return target, models, write_comparison(models, target)
 
@@ -87,7 +87,7 @@ def _page_at(out: Path) -> Path:
     if is_file(out) and not is_page:
         raise ArtifactError(f"{out}: is a file; --out names a folder, or a file that ends in .html")
     if is_file(target) and MARK.encode() not in target.read_bytes()[:2000]:
-        raise ArtifactError(f"{target}: is no report of flowopd; give --out a fresh name")
+        raise ArtifactError(f"{target}: is not a flowopd report; give --out a fresh name")
     if not is_page and not is_file(target) and is_dir(out) and any(out.iterdir()):
         raise ArtifactError(f"{out}: is not empty and has no {REPORT} of ours in it; give --out a fresh name")
     return target

@@ -99,7 +99,7 @@ def _warnings(run: RunDir, manifest: Manifest) -> list[tuple[str, str]]:
     """The run's events, and how to go on with one that has not ended well."""
     warnings = []
     if manifest.status in {"interrupted", "failed"}:
-        warnings.append((manifest.status, f"go on with: {resume_command(manifest.stage, run.path)}"))
+        warnings.append((manifest.status, f"resume with: {resume_command(manifest.stage, run.path)}"))
     events = run.events()
     warnings += [(f"iteration {e.get('iteration', '?')}", str(e.get("text", ""))) for e in events[:MAX_EVENTS]]
     more = len(events) - MAX_EVENTS

@@ -23,7 +23,7 @@ def make_reward(target: Any, name: str, options: Mapping[str, Any]) -> Reward:
     further arguments.
 
     Raises:
-        RewardError: the options do not fit, or the target is no reward.
+        RewardError: the options do not fit, or the target is not a reward.
     """
     try:
         if inspect.isfunction(target) and list(inspect.signature(target).parameters)[:2] == ["images", "prompts"]:
@@ -34,7 +34,7 @@ def make_reward(target: Any, name: str, options: Mapping[str, Any]) -> Reward:
         raise RewardError(f"reward {name}: {error}") from error
     if not isinstance(reward, Reward) or not isinstance(getattr(reward, "info", None), RewardInfo):
         raise RewardError(
-            f"reward {name}: is no reward: expected a subclass of flowopd_cli.rewards.base.Reward with an info, a "
+            f"reward {name}: is not a reward: expected a subclass of flowopd_cli.rewards.base.Reward with an info, a "
             "factory that returns one, or a function f(images, prompts)"
         )
     return reward

@@ -82,7 +82,7 @@ class JudgeOptions:
         try:
             groups = re.compile(self.pattern).groups
         except re.error as error:
-            raise RewardError(f"vlm: pattern {self.pattern!r} is no regular expression ({error})") from error
+            raise RewardError(f"vlm: pattern {self.pattern!r} is not a regular expression ({error})") from error
         if groups != 1:
             raise RewardError(f"vlm: pattern {self.pattern!r} has {groups} groups; one, around the number, is needed")
         if not self.low < self.high or self.divisor <= 0:
@@ -185,7 +185,7 @@ class VLMReward(Reward):
             choice = reply["choices"][0]
             answer = choice["message"]["content"]
             if not isinstance(answer, str):
-                raise TypeError("the content is no text")
+                raise TypeError("the content is not text")
         except (KeyError, IndexError, TypeError):
             return Judgement(None, error=f"no message in the answer: {str(reply)[:200]}")
         if choice.get("finish_reason") == "length":

@@ -180,7 +180,7 @@ def load_tensors(path: str | Path, sha256: str | None = None, name: str | None =
 
     path = Path(path)
     if not path.is_file():
-        raise ArtifactError(f"{path}: no such file of weights")
+        raise ArtifactError(f"{path}: no such weights file")
     if path.suffix != ".safetensors":
         refuse_unpinned(path, sha256, name)
     try:

@@ -37,7 +37,7 @@ def run(
     best = [supervised.best_of_group(model, sampler, drawer(i), teachers, rewards, batch=batch) for i in draws]
     data = supervised.Pictures.of(best)
     if not data.prompts:
-        raise RewardError("none of the teachers' pictures could be scored, so there is nothing to learn from")
+        raise RewardError("no picture of the teachers could be scored: nothing to learn from")
 
     def experience(iteration: int):
         noise = {"seed": recipe.seed + iteration, "mean": sft.logit_mean, "std": sft.logit_std}

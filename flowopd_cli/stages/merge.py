@@ -27,7 +27,7 @@ def run(
     for ref in recipe.adapters:
         adapter = adapters[ref]
         if adapter.path is None:
-            raise MergeError("base is no adapter: leave it out and lower the other weights instead")
+            raise MergeError("base is not an adapter: leave it out and lower the other weights instead")
         config, factors = read_adapter(adapter.path)
         parents.append(adapter.parent("adapter"))
         bases[ref] = adapter.base

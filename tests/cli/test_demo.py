@@ -118,7 +118,7 @@ def test_a_demo_of_other_settings_is_not_mixed_in(tmp_path):
 
 def test_a_directory_of_something_else_stays_as_it_is(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work", encoding="utf-8")
-    with pytest.raises(ArtifactError, match=r"is not empty, and thesis\.tex is no part of a demo"):
+    with pytest.raises(ArtifactError, match=r"is not empty, and thesis\.tex is not part of a demo"):
         Demo(tmp_path).run(pretend([]), Silent())
     with pytest.raises(ArtifactError, match="is a file"):
         Demo(tmp_path / "thesis.tex").run(pretend([]), Silent())
@@ -138,13 +138,13 @@ def test_the_line_after_ctrl_c_is_the_demos_own_command(monkeypatch, tmp_path):
         raise KeyboardInterrupt
 
     chain = Demo(tmp_path / "my demo", seed=2, quick=True, ablation=True)
-    again = f"go on with: flowopd demo --out '{tmp_path}/my demo' --seed 2 --quick --ablation"
-    assert chain.command() == again.removeprefix("go on with: ")
+    again = f"resume with: flowopd demo --out '{tmp_path}/my demo' --seed 2 --quick --ablation"
+    assert chain.command() == again.removeprefix("resume with: ")
     monkeypatch.setitem(sys.modules, "flowopd_cli.stages.teacher", SimpleNamespace(run=stops))
     with pytest.raises(Interrupted) as stopped:
         run_demo(chain, Console(quiet=True))
     assert str(stopped.value) == f"stopped; {again}"
     assert RunDir.open(chain.out / "teacher-geneval").manifest().status == "interrupted"
     monkeypatch.setattr(Demo, "run", lambda *rest: stops(*rest))
-    with pytest.raises(Interrupted, match="go on with: flowopd demo"):
+    with pytest.raises(Interrupted, match="resume with: flowopd demo"):
         run_demo(chain, Console(quiet=True))

@@ -65,14 +65,14 @@ def test_an_interrupted_run_names_the_command_that_resumes_it(flowopd, stage, tm
     stage("teacher", Interrupted("stopped after iteration 1 of 3"))
     code, out, err = flowopd(*TEACHER, "--out", "r")
     assert (code, out) == (130, "")
-    assert "stopped after iteration 1 of 3; go on with: flowopd teacher --resume r" in err
+    assert "stopped after iteration 1 of 3; resume with: flowopd teacher --resume r" in err
     assert RunDir.open(tmp_path / "r").manifest().status == "interrupted"
 
     calls = stage("teacher")
     assert flowopd("distill", "--resume", "r")[0] == 2
     code, out, err = flowopd("teacher", "--resume", "r", "--set", "train.weight_decay=1", "--set", "train.micro=2")
     assert (code, out, calls) == (2, "", [])
-    assert "--set train.weight_decay: r goes on as it began; on --resume only model.cache_prompts, " in err
+    assert "--set train.weight_decay: r keeps its settings; on --resume only model.cache_prompts, " in err
     assert flowopd("teacher", "--resume", "r", "--set", "train.iterations=7", "--processes", "1")[:2] == (0, "r\n")
     assert (calls[0].options, calls[0].recipe.train.iterations) == ({"resume": True}, 7)
     assert RunDir.open(tmp_path / "r").recipe().train.iterations == 7
@@ -97,7 +97,7 @@ def test_sigterm_outside_the_loop_is_like_ctrl_c(flowopd, monkeypatch, tmp_path)
     monkeypatch.setitem(sys.modules, "flowopd_cli.stages.eval", SimpleNamespace(run=run))
     code, _, err = flowopd("eval", "--out", "r")
     assert code == 143
-    assert "stopped; go on with: flowopd eval --resume r" in err
+    assert "stopped; resume with: flowopd eval --resume r" in err
     assert RunDir.open(tmp_path / "r").manifest().status == "interrupted"
     assert signal.getsignal(signal.SIGTERM) is handler
 

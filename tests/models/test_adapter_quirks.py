@@ -144,14 +144,14 @@ def test_factors_of_other_precisions(tmp_path, dtype):
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"peft_type": "LOHA"}, r"of the kind LOHA \(peft_type\); only plain LoRA"),
+        ({"peft_type": "LOHA"}, r"the adapter type is LOHA \(peft_type\); only plain LoRA"),
         ({"use_dora": "true"}, "a DoRA adapter"),
         ({"modules_to_save": "norm_out"}, r"trains whole modules \(modules_to_save: norm_out\)"),
         ({"modules_to_save": "['norm_out']"}, "trains whole modules"),
         ({"bias": "lora_only"}, r"trains biases \(bias: lora_only\)"),
         ({"use_qalora": "True"}, "a QALoRA adapter"),
         ({"layer_replication": [[0, 4], [2, 5]]}, "repeats layers of its base"),
-        ({"target_parameters": ["a.weight"]}, "trains parameters that are no module's weight"),
+        ({"target_parameters": ["a.weight"]}, "trains parameters that are not a module's weight"),
         ({"init_lora_weights": "pissa_niter_16"}, "moving the base's own weights .*: convert it to plain LoRA"),
         ({"init_lora_weights": "olora"}, "moving the base's own weights"),
         ({"target_modules": "['to_q', '']"}, r"key target_modules: want names of modules, not \['to_q', ''\]"),
@@ -166,9 +166,9 @@ def test_what_is_more_than_plain_lora_is_one_line(tmp_path, changes, reason):
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("base_model.model.{module}.lora_{side}.bias", "is no LoRA factor"),
-        ("transformer.{module}.lora.{side}.weight", "is no LoRA factor"),
-        ("lora_transformer_{module}.lora_{side}.alpha.weight.x", "is no LoRA factor"),
+        ("base_model.model.{module}.lora_{side}.bias", "is not a LoRA factor"),
+        ("transformer.{module}.lora.{side}.weight", "is not a LoRA factor"),
+        ("lora_transformer_{module}.lora_{side}.alpha.weight.x", "is not a LoRA factor"),
         ("text_encoder.{module}.lora_{side}.weight", "trains text encoders too"),
     ],
 )
@@ -183,7 +183,7 @@ def test_tensors_of_other_programs_are_one_line(tmp_path, name, reason):
 def test_factors_called_down_and_up_are_one_line(tmp_path, name):
     tensors = {name.format(module=MODULES[0], way=way): t.clone() for way, t in (("down", A), ("up", B))}
     save_file(tensors, tmp_path / "pytorch_lora_weights.safetensors")
-    with pytest.raises(ArtifactError, match="is no LoRA factor"):
+    with pytest.raises(ArtifactError, match="is not a LoRA factor"):
         read_adapter(tmp_path)
 
 
@@ -218,7 +218,7 @@ def test_two_scales_and_other_ranks_are_refused(tmp_path):
     layers[f"transformer.{MODULES[0]}.alpha"] = torch.tensor(4.0)
     metadata = {"lora_adapter_metadata": json.dumps({"transformer.lora_alpha": 8})}
     save_file(layers, tmp_path / "pytorch_lora_weights.safetensors", metadata)
-    with pytest.raises(ArtifactError, match="has its scales twice"):
+    with pytest.raises(ArtifactError, match="gives its scales twice"):
         read_adapter(tmp_path)
     save_file(layers, tmp_path / "pytorch_lora_weights.safetensors", {"lora_adapter_metadata": "{"})
     with pytest.raises(ArtifactError, match="lora_adapter_metadata is not readable as JSON"):

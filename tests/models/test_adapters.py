@@ -188,7 +188,7 @@ def test_adapters_of_other_ranks_modules_and_scales_live_side_by_side(trainee):
 
 def test_an_adapter_of_another_base_is_refused(trainee):
     module = next(iter(trainee.adapters.factors("policy")))
-    with pytest.raises(ArtifactError, match=r"is of another base: this one has no module blocks\.7"):
+    with pytest.raises(ArtifactError, match=r"was made for another base: this one has no module blocks\.7"):
         trainee.adapters.load("new", {"blocks.7": LoraFactors(torch.zeros(2, 4), torch.zeros(4, 2))})
     with pytest.raises(ArtifactError, match=r"another base: .* is \(32, 32\) here, the adapter expects \(64, 64\)"):
         trainee.adapters.load("new", {module: LoraFactors(torch.zeros(2, 64), torch.zeros(64, 2))})

@@ -174,7 +174,7 @@ def test_a_base_on_the_command_line_brings_its_family(folder, tmp_path):
 
 def test_a_base_of_another_family_than_the_recipes_is_refused_before_anything_is_loaded(folder):
     recipe = recipes.build({"stage": "eval", "model": {"pretrained": str(folder), "family": "sd3"}})
-    with pytest.raises(ArtifactError, match=r"family sd3: .* is of the family flux: use --set model\.family=flux"):
+    with pytest.raises(ArtifactError, match=r"family sd3: .* belongs to the family flux: use --set model\.family=flux"):
         check_names(recipe)
     assert family_of(str(folder)) == "flux"
 

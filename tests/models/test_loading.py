@@ -29,12 +29,12 @@ def test_each_copy_takes_the_device_of_its_number(name, cuda, environment, expec
 @pytest.mark.parametrize(
     ("name", "cuda", "environment", "words"),
     [
-        ("gpu", 1, {}, "model.device 'gpu' is no device of PyTorch here: use auto, cpu, cuda or cuda:N"),
-        ("meta", 1, {}, "is no device of PyTorch here"),
-        ("", 1, {}, "is no device of PyTorch here"),
+        ("gpu", 1, {}, "model.device 'gpu' is not a PyTorch device here: use auto, cpu, cuda or cuda:N"),
+        ("meta", 1, {}, "is not a PyTorch device here"),
+        ("", 1, {}, "is not a PyTorch device here"),
         ("cuda", 0, {}, "PyTorch sees no CUDA device: use --set model.device=cpu"),
-        ("cuda:2", 2, {}, "there is no CUDA device 2 here, their number is 2"),
-        ("auto", 1, {"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}, "there is no CUDA device 1 here"),
+        ("cuda:2", 2, {}, "no CUDA device 2 here; this machine has 2"),
+        ("auto", 1, {"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}, "no CUDA device 1 here"),
         ("cuda:0", 2, {"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}, "is one device for 2 processes"),
     ],
 )

@@ -44,7 +44,7 @@ def test_ids_tasks_and_metadata(tmp_path):
         ("p.txt", b"one\n" + b"x" * (LONGEST_LINE + 9), r"p\.txt:2: is longer than 1 MiB"),
         ("p.jsonl", "[" * 100_000, r"p\.jsonl:1: not JSON \(nested too deeply\)"),
         ("p.jsonl", "9" * 5000, r"p\.jsonl:1: not JSON"),
-        ("p.jsonl", '{"prompt": "x", "n": NaN}', r"p\.jsonl:1: not JSON \(NaN is no number"),
+        ("p.jsonl", '{"prompt": "x", "n": NaN}', r"p\.jsonl:1: not JSON \(NaN is not a JSON number"),
         ("p.jsonl", '{"prompt": "x\\u0000"}', r"holds the control character \\x00"),
         ("p.jsonl", '{"prompt": "x\\ud800"}', r"holds the control character \\ud800"),
         ("p.jsonl", '{"prompt": ["x"]}', 'a text under "prompt"'),

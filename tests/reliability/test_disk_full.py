@@ -68,7 +68,7 @@ def test_a_training_on_a_full_disk_loses_nothing(forks, whole, tmp_path, pattern
     assert ended.code == 4, ended.err
     if "*" not in name:
         line = check_refused(ended, path / name)
-        assert line.endswith(f"then go on with: flowopd teacher --resume {path}") == (checkpoint is not None)
+        assert line.endswith(f"then resume with: flowopd teacher --resume {path}") == (checkpoint is not None)
     newest = RunDir(path).checkpoints.newest()
     assert (newest and newest[0]) == checkpoint
     assert not [name for name in toyruns.listing(path) if ".staging-" in name or name.endswith(".part")]

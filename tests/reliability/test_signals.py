@@ -31,7 +31,7 @@ def test_a_signal_finishes_the_iteration_and_prints_the_resume_command(forks, wh
     assert ended.code == code, ended.err
     run = RunDir.open(path)
     logged = len(run.rows())
-    assert f"stopped after iteration {logged} of 5; go on with: flowopd {stage} --resume '{path}'" in ended.err
+    assert f"stopped after iteration {logged} of 5; resume with: flowopd {stage} --resume '{path}'" in ended.err
     assert run.manifest().status == "interrupted"
     assert run.checkpoints.newest()[0] == logged
     assert forks.run(stage, "--resume", path).code == 0
@@ -46,7 +46,7 @@ def test_a_second_signal_stops_at_once(forks, whole, tmp_path, number, code):
     assert ended.code == code, ended.err
     assert ended.seconds < 30
     assert "Traceback" not in ended.err
-    assert f"stopped; go on with: flowopd teacher --resume {path}" in ended.err
+    assert f"stopped; resume with: flowopd teacher --resume {path}" in ended.err
     assert RunDir(path).manifest().status == "interrupted"
     assert RunDir(path).checkpoints.newest()[0] == 2
     assert forks.run("teacher", "--resume", path).code == 0
@@ -67,7 +67,7 @@ teacher.load_model = stopped
 """
     ended = forks.run(*whole.commands["teacher"], "--out", path, before=early)
     assert ended.code == 128 + number
-    assert f"stopped; go on with: flowopd teacher --resume {path}" in ended.err
+    assert f"stopped; resume with: flowopd teacher --resume {path}" in ended.err
     assert status_now(path) == "interrupted"
     assert forks.run("teacher", "--resume", path).code == 0
     toyruns.check_same_end(path, whole.paths["teacher"])
@@ -83,7 +83,7 @@ def test_the_launcher_forwards_a_signal_to_two_processes(whole, tmp_path, number
     said = process.communicate(timeout=120)[1]
     assert process.returncode == code, said
     run = RunDir.open(path)
-    assert f"stopped after iteration {len(run.rows())} of 100000; go on with: flowopd distill --resume {path}" in said
+    assert f"stopped after iteration {len(run.rows())} of 100000; resume with: flowopd distill --resume {path}" in said
     assert run.checkpoints.newest()[0] == len(run.rows())
     assert run.manifest().status == "interrupted"
 

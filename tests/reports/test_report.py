@@ -139,7 +139,7 @@ def test_the_command_prints_the_page(flowopd, world, tmp_path):
     [
         (["nowhere"], "nowhere: no such directory"),
         (["{w}/t-one", "--out", "{t}/notes.txt"], "is a file; --out names a folder, or a file that ends in .html"),
-        (["{w}/t-one", "--out", "{t}/mine.html"], "is no report of flowopd; give --out a fresh name"),
+        (["{w}/t-one", "--out", "{t}/mine.html"], "is not a flowopd report; give --out a fresh name"),
         (["{w}/t-one", "--out", "{t}"], "is not empty and has no report.html of ours in it"),
         (["{w}/t-one", "{w}/student", "--out", "{w}/student"], "give --out a"),
     ],
@@ -171,7 +171,7 @@ def test_the_files_of_a_comparison_replace_no_others(flowopd, world, tmp_path):
     for page in (folder / "second.html", folder / "report.html"):
         code, out, err = flowopd("report", *runs, "--out", page)
         assert (code, out, page.exists(), len(err.splitlines())) == (2, "", False, 1)
-        assert "table.tex: is no file of an earlier report, or was changed; move it" in err
+        assert "table.tex: is not a file of an earlier report, or was changed; move it" in err
     assert (folder / "table.tex").read_text() == (folder / "second.table.tex").read_text() == WORK
     assert flowopd("report", runs[0], world / "t-two", "--out", folder / "first.html")[0] == 0  # its own files
     assert "student" not in (folder / "first.table.md").read_text()

@@ -50,7 +50,7 @@ def test_warnings_and_the_command_to_resume_are_in_the_report(tmp_path):
     run.log_event(3, "warning", "kl is 12 times what it was")
     run.finish("interrupted")
     page = page_of(run.path, tmp_path)
-    assert f"go on with: flowopd distill --resume {run.path}" in " ".join(page.texts)
+    assert f"resume with: flowopd distill --resume {run.path}" in " ".join(page.texts)
     assert {"iteration 3:", "kl is 12 times what it was"} <= set(page.texts)
 
 

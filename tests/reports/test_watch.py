@@ -113,7 +113,7 @@ def test_ctrl_c_leaves_the_run_alone(run, flowopd, monkeypatch):
     before = (run.path / MANIFEST).read_bytes()
     code, out, err = flowopd("watch", run.path)
     assert (code, out) == (130, "")
-    assert f"stopped watching; the run goes on: {run.path}" in err
+    assert f"stopped watching; the run continues: {run.path}" in err
     assert (run.path / MANIFEST).read_bytes() == before
     assert look(run.path).status == "running"
 

@@ -73,7 +73,7 @@ def test_options_that_do_not_fit(target):
 
 @pytest.mark.parametrize("target", [dict, lambda: 3, lambda: reds])
 def test_a_target_that_is_not_a_reward(target):
-    with pytest.raises(RewardError, match="is no reward"):
+    with pytest.raises(RewardError, match="is not a reward"):
         make_reward(target, "mine:it", {})
 
 

@@ -200,7 +200,7 @@ def test_pictures_of_several_sizes_are_scored(done, tmp_path):
 
 
 def test_a_bar_for_a_suite_that_is_not_run_is_refused(tmp_path):
-    with pytest.raises(RecipeError, match="no such suite is run"):
+    with pytest.raises(RecipeError, match="that suite is not run"):
         perform(tmp_path / "g", "eval.suites=[quality]", "eval.fail_under={ocr: 0.5}")
 
 

@@ -1,1 +1,1 @@
-"""One module a group of commands: flags and help, nothing else."""
+"""One module per group of commands: flags and help only."""

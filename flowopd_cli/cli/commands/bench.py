@@ -35,12 +35,12 @@ Base = Annotated[str | None, _option("--base", "BASE", "'toy', a diffusers folde
 ShapeName = Annotated[
     str | None, _option("--shape", "NAME", "Random weights of a named shape, such as small or sd3.5-medium.")
 ]
-Resolution = Annotated[int | None, _option("--resolution", "N", "Pixels of a side.", min=1)]
+Resolution = Annotated[int | None, _option("--resolution", "N", "Side of a picture in pixels.", min=1)]
 Steps = Annotated[int | None, _option("--steps", "N", "Sampling steps.", min=2)]
 Rank = Annotated[int | None, _option("--rank", "R", "Rank of every adapter.", min=1)]
 Teachers = Annotated[int | None, _option("--teachers", "N", "Teachers, each an adapter; 2 without a recipe.", min=1)]
 Anchor = Annotated[bool | None, typer.Option("--anchor/--no-anchor", help="With or without the anchor.")]
-Batch = Annotated[int | None, _option("--batch", "N", "Pictures of the iteration; 4 without a recipe.", min=1)]
+Batch = Annotated[int | None, _option("--batch", "N", "Pictures per iteration; 4 without a recipe.", min=1)]
 Guidance = Annotated[
     float | None, _option("--guidance", "G", "Guidance of the student; at 1 the empty prompt is not computed.", min=0)
 ]
@@ -49,10 +49,10 @@ TeacherGuidance = Annotated[
 ]
 Dtype = Annotated[str | None, _option("--dtype", "NAME", "auto, float32, bfloat16 or float16.")]
 Device = Annotated[str | None, _option("--device", "NAME", "auto, cpu, cuda or cuda:N.")]
-Repeats = Annotated[int, _option("--repeats", "N", "Samples of each structure.", min=1)]
-Overrides = Annotated[list[str], _option("--set", "A.B=C", "Override one field of the recipe; repeatable.")]
-Out = Annotated[Path | None, _option("--out", "FILE", "Also write the figures to a JSON file.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Print only errors on stderr.")]
+Repeats = Annotated[int, _option("--repeats", "N", "Samples of each variant.", min=1)]
+Overrides = Annotated[list[str], _option("--set", "A.B=C", "Override one field of the recipe; may be repeated.")]
+Out = Annotated[Path | None, _option("--out", "FILE", "Also write the measurements to a JSON file.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print only errors to stderr.")]
 
 
 def bench(
@@ -75,10 +75,10 @@ def bench(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure a distillation step on this machine: its time, the time of the passes it needs, and its parts.
+    """Time a distillation step on this machine: in total, its required passes alone, and its parts.
 
-    The adapters are random ones of the recipe's rank, so the teachers need not be trained yet. With --shape the base is
-    random too and nothing is downloaded.
+    The adapters are random, with the recipe's rank, so no trained teacher is needed. With --shape the base is random
+    too and nothing is downloaded.
 
     \b
     Example:
@@ -117,7 +117,7 @@ def measure(recipe: recipes.DistillRecipe, batch: int | None, repeats: int, name
 
 
 def show(figures: dict[str, Any], out: Path | None, as_json: bool, quiet: bool) -> None:
-    """Tables on stderr, a line or the figures on stdout, and the figures in a file where one is named."""
+    """Print tables on stderr and a line or the figures on stdout; write the figures to a file if one is named."""
     from flowopd_cli.cli.console import Console
 
     console, text = Console(quiet=quiet), json.dumps(figures)
@@ -133,7 +133,7 @@ def starting_point(recipe: str | None, base: str | None, shape: str | None) -> t
     """A recipe's tree and its source: the named recipe, the toy's for the toy base, otherwise a default one.
 
     Raises:
-        RecipeError: more than one of the three is given, or none, or there is no such recipe or shape.
+        RecipeError: not exactly one of the three is given, or the recipe or shape does not exist.
     """
     from flowopd_cli import recipe as recipes
     from flowopd_cli.models.files.families import model_fields, named_shapes
@@ -163,7 +163,7 @@ def distillation(
     """The recipe to measure: ``values`` (dotted keys, ``None`` left out), roles and ``--set`` over the tree.
 
     Raises:
-        RecipeError: it is of another stage, or something in it is unknown or out of range.
+        RecipeError: the recipe is of another stage, or a field is unknown or out of range.
     """
     from flowopd_cli import recipe as recipes
 

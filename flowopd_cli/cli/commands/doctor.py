@@ -25,9 +25,9 @@ Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", h
 
 def doctor(recipe: Name = None, overrides: Overrides = None, json: Json = False) -> None:
     """Check this machine: Python, packages and their versions, devices, memory, extras, the Hub's token, folders. With
-    --recipe also whether it can run that recipe, with which train.micro, and what is missing. Nothing is fetched.
+    --recipe, also check whether it can run that recipe, with which train.micro, and what is missing. Downloads nothing.
 
-    Each line says ok, warn or fail, and the remedy. Exits with 3 if something that is needed fails.
+    Each line says ok, warn or fail, and the remedy. Exits with 3 if a required check fails.
 
     \b
     Example:
@@ -56,7 +56,7 @@ def doctor(recipe: Name = None, overrides: Overrides = None, json: Json = False)
 
 
 def _load(name: str, overrides: list[str]) -> Recipe | None:
-    """The recipe; ``None`` if a package that reading one needs is missing, which has a line of its own."""
+    """The recipe; ``None`` if a package needed to read it is missing, which another check reports."""
     try:
         from flowopd_cli import recipe as recipes
     except ImportError:

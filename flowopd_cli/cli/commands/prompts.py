@@ -71,7 +71,7 @@ def fetch(name: Name, out: Copy = None, local: Local = None, json: Json = False,
 
 @app.command("make")
 def make(name: Kind, count: Count = 50_000, seed: Seed = 0, out: Out = None, wording: Wording = None) -> None:
-    """Make training prompts as JSON lines, the evaluation prompts left out; the same for the same seed.
+    """Generate training prompts as JSON lines, without the evaluation prompts. The same seed gives the same prompts.
 
     \b
     Example:
@@ -83,7 +83,7 @@ def make(name: Kind, count: Count = 50_000, seed: Seed = 0, out: Out = None, wor
     from flowopd_cli.system.files import atomic_write
 
     if out is not None and out.suffix != ".jsonl":
-        raise PromptError(f"--out {out}: give it the suffix .jsonl, by which --prompts knows its format")
+        raise PromptError(f"--out {out}: give it the suffix .jsonl, which tells --prompts the format")
     if name not in {"geneval", "ocr"} or (name == "ocr" and wording is not None):
         raise PromptError(f"prompts make {name}: known are geneval, and ocr without --wording")
     if wording not in (None, *make_geneval.WORDINGS):

@@ -13,7 +13,7 @@ from flowopd_cli.cli import completion
 from flowopd_cli.cli.options import Json
 from flowopd_cli.errors import FAULTY, ArtifactError, printable
 
-HELP = """The recipes that came with the program, and checks of your own.
+HELP = """List, copy and check recipes, both shipped and your own.
 
 \b
 Example:
@@ -22,11 +22,11 @@ Example:
   flowopd recipes validate mine.yaml
 """
 app = typer.Typer(help=HELP, no_args_is_help=True)
-NAME, FILES = "As 'recipes ls' prints it, or a file.", "Files, or shipped names."
+NAME, FILES = "A name that 'recipes ls' prints, or a file.", "Files, or shipped names."
 Name = Annotated[str, typer.Argument(help=NAME, autocompletion=completion.shipped_recipes)]
 Files = Annotated[list[str], typer.Argument(metavar="FILE...", help=FILES, autocompletion=completion.recipes)]
-Dest = Annotated[Path | None, typer.Argument(metavar="[DEST]", help="A file or folder; its own name if omitted.")]
-Force = Annotated[bool, typer.Option("--force", help="Replace the file that is there.")]
+Dest = Annotated[Path | None, typer.Argument(metavar="[DEST]", help="A file or folder; default: the same name.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace an existing file.")]
 
 
 @app.command()
@@ -63,7 +63,7 @@ def show(name: Name) -> None:
 
 @app.command()
 def copy(name: Name, dest: Dest = None, force: Force = False) -> None:
-    """Write a recipe to a file of your own, comments included, to change it there. Prints the file's path.
+    """Copy a recipe, comments included, to a file that you can edit. Prints the file's path.
 
     \b
     Example:
@@ -85,8 +85,8 @@ def copy(name: Name, dest: Dest = None, force: Force = False) -> None:
 
 @app.command()
 def validate(files: Files, json: Json = False) -> None:
-    """Parse and check recipes, and print everything that is wrong with each: keys, values, names, prompts, adapters.
-    For a sound one it prints optimizer steps, pictures and memory. Exits with 3 if any is faulty.
+    """Check recipes, and print every error in each: keys, values, names, prompts, adapters. For a valid recipe, print
+    its optimizer steps, pictures and memory. Exits with 3 if any recipe is invalid.
 
     \b
     Example:

@@ -12,14 +12,14 @@ from flowopd_cli.cli.options import Json
 
 Runs = Annotated[list[Path], typer.Argument(metavar="RUN", help="Runs of any stage, evaluations included.")]
 Out = Annotated[
-    Path | None, typer.Option(metavar="FILE|DIR", help="Where to write, if not into the run or a new folder.")
+    Path | None, typer.Option(metavar="FILE|DIR", help="Where to write; the run or a new folder by default.")
 ]
 
 
 def report(runs: Runs, out: Out = None, json: Json = False) -> None:
-    """Write the report of a run again, or compare several: the table of their evaluations, its numbers as CSV, JSON,
-    Markdown and LaTeX, the change against the base, pictures at equal prompts and seeds, curves. Evaluations of these
-    runs are also found in the same folders.
+    """Rewrite the report of a run, or compare several: the table of their evaluations (also as CSV, JSON, Markdown and
+    LaTeX), the change from the base, pictures for the same prompts and seeds, and curves. Evaluations of these runs in
+    the same folders are found automatically.
 
     \b
     Example:

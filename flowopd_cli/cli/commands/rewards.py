@@ -32,7 +32,7 @@ _SERVED = "A reward, or a worker script (FILE.py), to serve."
 Pictures = Annotated[list[Path], typer.Argument(metavar="PICTURE...", help="The picture files to score.")]
 Name = Annotated[str, typer.Option("--reward", metavar="NAME", help=_NAME, autocompletion=completion.rewards)]
 Texts = Annotated[
-    list[str], typer.Option("--prompt", metavar="TEXT", help="The prompt of the pictures: one for all or for each.")
+    list[str], typer.Option("--prompt", metavar="TEXT", help="The prompt of the pictures: one for all, or one each.")
 ]
 File = Annotated[
     str | None, typer.Option(metavar="FILE", help="A file of prompts with metadata: one for each picture.")
@@ -42,21 +42,21 @@ Settings = Annotated[
     list[str], typer.Option("--set", metavar="OPTION=VALUE", help="Set an option of the reward; may be repeated.")
 ]
 Served = Annotated[str, typer.Argument(metavar="NAME", help=_SERVED, autocompletion=completion.rewards)]
-Host = Annotated[str, typer.Option(metavar="ADDRESS", help="The address to listen at.")]
-Port = Annotated[int | None, typer.Option(metavar="N", min=0, max=65535, help="18085; for deqa 18086; 0: any.")]
+Host = Annotated[str, typer.Option(metavar="ADDRESS", help="The address to listen on.")]
+Port = Annotated[int | None, typer.Option(metavar="N", min=0, max=65535, help="18085 (deqa: 18086); 0: any free.")]
 TokenEnv = Annotated[str, typer.Option(metavar="NAME", help="The environment variable that holds the bearer token.")]
 TokenFile = Annotated[Path | None, typer.Option(metavar="FILE", help="A file that holds the token instead.")]
-Batch = Annotated[int, typer.Option(metavar="N", min=1, help="The most pictures of a batch, from several requests.")]
+Batch = Annotated[int, typer.Option(metavar="N", min=1, help="Maximum pictures in a batch of joined requests.")]
 Linger = Annotated[float, typer.Option(metavar="SECONDS", min=0, help="How long a batch waits for more requests.")]
 Queue = Annotated[float, typer.Option(metavar="SECONDS", min=0, help="How long a request may wait in the queue.")]
-Pixels = Annotated[int, typer.Option(metavar="N", min=1, help="The most pixels of one picture.")]
-Bytes = Annotated[int, typer.Option(metavar="N", min=1, help="The most bytes of one request.")]
+Pixels = Annotated[int, typer.Option(metavar="N", min=1, help="Maximum pixels in one picture.")]
+Bytes = Annotated[int, typer.Option(metavar="N", min=1, help="Maximum bytes in one request.")]
 
 
 @app.command("ls")
 def ls(json: Json = False) -> None:
-    """List every reward: whether its packages are installed, whether its figures equal the reference's, its range,
-    the extra that installs it, the licence of its weights.
+    """List every reward: whether its packages are installed, whether its scores equal the reference implementation's,
+    its range, the extra that installs it, the license of its weights.
 
     \b
     Example:
@@ -117,10 +117,10 @@ def serve(
     max_pixels: Pixels = 2048 * 2048,
     max_bytes: Bytes = 64 << 20,
 ) -> None:
-    """Serve a reward to other processes and machines, until stopped. Prints its URL when it is ready.
+    """Serve a reward to other processes and machines until stopped. Prints the URL when ready.
 
-    A reward whose packages conflict with those of flowopd runs in its own environment, created on first use by uv, or
-    by venv and pip. It listens beyond this machine only with a token, which clients send from the same variable.
+    A reward whose packages conflict with flowopd's runs in its own environment, which uv (or venv and pip) creates on
+    first use. To listen beyond this machine, it needs a token, which clients read from the same variable.
 
     \b
     Example:

@@ -44,8 +44,8 @@ def ls(root: Root = Path("runs"), json: Json = False) -> None:
 
 @app.command("status")
 def status(runs: Runs) -> None:
-    """Print the status of each run, one word a line: done, running, interrupted, failed; absent where there is no run,
-    unbegun where it was killed before its recipe was written (start it again with --force).
+    """Print the status of each run, one word per line: done, running, interrupted, failed; absent if there is no run,
+    unbegun if it was killed before it wrote its recipe (start it again with --force).
 
     \b
     Example:
@@ -83,8 +83,8 @@ def verify(run: Run, json: Json = False) -> None:
 
 @app.command("replay")
 def replay(run: Run, device: Device = None, json: Json = False) -> None:
-    """Recompute the optimizer step that ended a training with numbers that are not finite, row by row. Exits with 3 if
-    a row is not finite again.
+    """Recompute, row by row, the optimizer step whose non-finite numbers ended a training. Exits with 3 if a row is
+    non-finite again.
 
     \b
     Example:

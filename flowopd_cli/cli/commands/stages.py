@@ -42,7 +42,7 @@ METHOD = "How updates are combined: linear, exact, ties, dare_linear, dare_ties 
 WEIGHTS = "One factor for each adapter, not normalized; 1/K each by default."
 RANK = "The rank of the result; by default the largest. exact and factor_average take none."
 INIT = "The adapter that the student starts from; the base by default."
-ANCHOR = "The adapter that keeps the student close to it on every prompt; 'base' for the bare base."
+ANCHOR = "The adapter that the student is kept close to on every prompt; 'base' for the bare base."
 BETA = "The weight of the KL divergence to the anchor in the loss; 0 turns the anchor off."
 ESTIMATOR = (
     "How the gradient of the KL to the teachers is estimated: pathwise (closed form) or score (policy gradient)."
@@ -98,8 +98,8 @@ def merge(
     weights: Annotated[Text, _option("W,W,...", WEIGHTS)] = None,
     rank: Annotated[Number, _option("R", RANK, min=1)] = None,
 ) -> None:
-    """Merge several adapters of one base into one: the weighted sum of their products, not of their factors. The
-    weights are not normalized: give them a sum of 1 for a mean.
+    """Merge several adapters of one base into one: the weighted sum of their LoRA updates (B A), not of their factors.
+    The weights are not normalized: for a mean, they must sum to 1.
 
     \b
     Example:
@@ -147,12 +147,12 @@ def eval_(
     ] = None,
     categories: Annotated[Text, _option("A,B", "The categories of t2i-compbench; all by default.")] = None,
     split: Annotated[Text, _option("NAME", "The prompts to use: test (the default) or validation.")] = None,
-    batch: Annotated[Number, _option("N", "Pictures drawn at once; it changes no result.", min=1)] = None,
+    batch: Annotated[Number, _option("N", "Pictures drawn at once; does not change results.", min=1)] = None,
     images: Annotated[Folder, _option("DIR", IMAGES)] = None,
     import_scores: Annotated[Folder, _option("DIR", SCORES)] = None,
     fail_under: Annotated[Texts, _option("SUITE=X", FAIL_UNDER)] = None,
 ) -> None:
-    """Score an adapter, the bare base, or pictures of another program on held-out prompts.
+    """Score an adapter, the bare base, or pictures drawn by another program on held-out prompts.
 
     \b
     Example:
@@ -189,8 +189,8 @@ def push(
     message: Annotated[Text, _option("TEXT", "The message of the commit.")] = None,
     eval: Annotated[Texts, _option("RUN", EVALUATIONS, completion.runs)] = None,
 ) -> None:
-    """Publish a run on the Hub with its card: checked by loading it into plain diffusers and PEFT before the upload
-    and, from the Hub, after it. With --dry-run it writes the folder and uploads nothing.
+    """Publish a run on the Hub with a model card. The adapter is loaded into plain diffusers and PEFT to check it,
+    before the upload and again from the Hub. With --dry-run, write the folder and upload nothing.
 
     \b
     Example:
@@ -208,12 +208,12 @@ def demo(
         bool, typer.Option("--baseline", help="Also train one adapter with GRPO on all rewards at once.")
     ] = False,
     ablation: Annotated[bool, typer.Option("--ablation", help="Also distill a student without the anchor.")] = False,
-    seed: Annotated[int, _option("N", "The seed of everything random.")] = 0,
+    seed: Annotated[int, _option("N", "The seed of all random numbers.")] = 0,
     json: Json = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors to stderr.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print only errors to stderr.")] = False,
 ) -> None:
-    """Run the whole pipeline on the toy base: three teachers, merge, distillation, a table and a report. The same
-    command with the --out of an interrupted demo goes on with it: finished stages are not repeated.
+    """Run the whole pipeline on the toy base: three teachers, merge, distillation, a table and a report. To resume an
+    interrupted demo, repeat the command with the same --out: finished stages are not repeated.
 
     \b
     Example:

@@ -13,15 +13,15 @@ from flowopd_cli.cli.options import Json, Run
 from flowopd_cli.errors import FAULTY, Interrupted, printable
 
 CODES = {"done": 0, "running": 0, "waiting": 2, "interrupted": FAULTY, "failed": FAULTY}
-Once = Annotated[bool, typer.Option("--once", help="Show one view and exit; the default where stderr is no terminal.")]
+Once = Annotated[bool, typer.Option("--once", help="Show one view and exit; default if stderr is not a terminal.")]
 Every = Annotated[float, typer.Option(metavar="SECONDS", min=0.1, help="Time between two views.")]
 
 
 def watch(run: Run, once: Once = False, every: Every = 1.0, json: Json = False) -> None:
-    """Follow a run of any process until it ends: curves, time to go, last sample pictures, warnings, on stderr. Ctrl-C
-    ends the view, not the run. The command waits for a run that does not exist yet.
+    """Follow a run of any process until it ends. Shows curves, remaining time, the latest sample pictures and warnings
+    on stderr. Ctrl-C ends the view, not the run. Waits for a run that does not exist yet.
 
-    Exits with 0 when the run is done (with --once also while it runs), with 3 when it failed or was interrupted.
+    Exits with 0 if the run is done (with --once also while it runs), with 3 if it failed or was interrupted.
 
     \b
     Example:
@@ -40,7 +40,7 @@ def watch(run: Run, once: Once = False, every: Every = 1.0, json: Json = False) 
                 time.sleep(every)
                 show(view := look(run))
     except KeyboardInterrupt:
-        console.note(f"stopped watching; the run goes on: {printable(str(run))}")
+        console.note(f"stopped watching; the run continues: {printable(str(run))}")
         raise typer.Exit(Interrupted("").exit_code) from None
     if once and view.status == WAITING:
         console.note(f"there is no run at {printable(str(run))} yet")

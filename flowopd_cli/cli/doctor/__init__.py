@@ -1,1 +1,1 @@
-"""What ``flowopd doctor`` looks at on this machine."""
+"""The checks of ``flowopd doctor``."""

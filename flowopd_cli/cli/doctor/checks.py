@@ -1,4 +1,4 @@
-"""``flowopd doctor``: whether this machine has what flowopd needs, line by line, with the remedy."""
+"""``flowopd doctor``: checks whether this machine has what flowopd needs; each line has the remedy."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def machine_findings() -> Iterator[Finding]:
 
 
 def guarded(name: str, check: Callable[[], Iterable[Finding]], way_out: str = "") -> Iterator[Finding]:
-    """The findings of a check; a check that breaks is one that fails, and does not stop the others."""
+    """The findings of a check. An exception in a check counts as a failure and does not stop the others."""
     try:
         yield from check()
     except Exception as error:
@@ -45,7 +45,7 @@ def guarded(name: str, check: Callable[[], Iterable[Finding]], way_out: str = ""
 
 
 def folder_finding(name: str, folder: Path) -> Finding:
-    """Whether a folder, which may not exist yet, can be written to and has space."""
+    """Whether a folder, which need not exist yet, is writable and has space."""
     free, writable = machine.disk_space(folder)
     text = f"{folder}, {gib(free)} free"
     if not writable:

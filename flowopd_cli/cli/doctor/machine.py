@@ -32,7 +32,7 @@ TESTED: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class Device:
-    """An accelerator: its name, its memory and what is free of it in bytes, whether it computes in bfloat16."""
+    """An accelerator: its name, its total and free memory in bytes, whether it supports bfloat16."""
 
     name: str
     memory: int
@@ -50,7 +50,7 @@ def version(package: str) -> str | None:
 
 @cache
 def requirements() -> Mapping[str, Mapping[str, str]]:
-    """The ranges of packages by extra, as flowopd declares them; its own dependencies below the empty name."""
+    """The version ranges of packages by extra, as flowopd declares them; its own dependencies under the empty name."""
     from packaging.requirements import Requirement
 
     ranges: dict[str, dict[str, str]] = {}
@@ -73,7 +73,7 @@ def in_range(text: str, specifier: str) -> bool:
 
 
 def absent(extra: str) -> list[str]:
-    """The packages of an extra that are not installed, or too old or too new."""
+    """The packages of an extra that are missing, too old or too new."""
     ranges = requirements().get(extra, {})
     return [name for name, specifier in ranges.items() if not in_range(version(name) or "", specifier)]
 
@@ -91,7 +91,7 @@ def devices() -> list[Device]:
 
 
 def unused_gpu() -> str | None:
-    """Why PyTorch does not use a GPU that this machine seems to have; ``None`` if there is no sign of one."""
+    """Why PyTorch cannot use a GPU that this machine seems to have; ``None`` if it seems to have none."""
     import torch
 
     if not any(Path("/dev").glob("nvidia[0-9]*")):
@@ -116,7 +116,7 @@ def cores() -> int:
 
 
 def memory() -> tuple[int, int]:
-    """Bytes of memory in all and available, within the limit of a container."""
+    """Total and available bytes of memory, within the limit of a container."""
     import psutil
 
     memory = psutil.virtual_memory()
@@ -128,7 +128,7 @@ def memory() -> tuple[int, int]:
 
 
 def _limits(root: Path = CGROUPS) -> list[tuple[int, int]]:
-    """The memory limits of control groups and the use of each, without file pages that may be dropped."""
+    """The memory limits of control groups and their use, without reclaimable file pages."""
     limits = []
     for folder, limit, used, inactive in (
         (root, "memory.max", "memory.current", "inactive_file "),
@@ -142,6 +142,6 @@ def _limits(root: Path = CGROUPS) -> list[tuple[int, int]]:
 
 
 def disk_space(folder: Path) -> tuple[int, bool]:
-    """The free bytes for a folder that may not exist yet, and whether it may be written to."""
+    """The free bytes for a folder that need not exist yet, and whether it is writable."""
     place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     return shutil.disk_usage(place).free, os.access(place, os.W_OK)

@@ -52,7 +52,7 @@ def _loads_base(recipe: recipes.Recipe) -> bool:
 
 
 def _memory(recipe: recipes.Recipe) -> Iterator[Finding]:
-    """The memory that is needed beside the memory that is free."""
+    """The needed memory and the free memory."""
     processes = recipe.train.processes if isinstance(recipe, recipes.TrainedRecipe) else 1
     rooms = [device.free for device in machine.devices()]
     if recipe.model.device == "cpu" or (recipe.model.device == "auto" and not rooms):
@@ -73,7 +73,7 @@ def _memory(recipe: recipes.Recipe) -> Iterator[Finding]:
 
 
 def _drawing(recipe: recipes.Recipe, base: Footprint, room: int) -> Finding:
-    """Whether the base fits beside its text encoders, which are there together while prompts are encoded."""
+    """Whether the base fits together with its text encoders, which are both loaded while prompts are encoded."""
     needed = (base.parameters + base.encoders) * base.itemsize
     text = f"{gib(needed)} for the base and its text encoders; {_free(room)}"
     if needed <= room:
@@ -83,7 +83,7 @@ def _drawing(recipe: recipes.Recipe, base: Footprint, room: int) -> Finding:
 
 
 def _training(recipe: recipes.TrainedRecipe, base: Footprint, room: int) -> Finding:
-    """Whether a training fits; else the settings with which it would."""
+    """Whether a training fits in memory; if not, settings that would fit."""
     saving, micro = recipe.train.gradient_checkpointing, recipe.train.micro
     needed = peak(recipe, base, micro, checkpointing=saving)
     text = f"{gib(needed, 2)} at train.micro {micro}; {_free(room)}"
@@ -105,7 +105,7 @@ def _free(room: int) -> str:
 
 
 def peak(recipe: recipes.TrainedRecipe, base: Footprint, micro: int, *, checkpointing: bool) -> int:
-    """The bytes that a training needs at most with this ``train.micro``."""
+    """The peak bytes of a training with this ``train.micro``."""
     from flowopd_cli.models.memory import needs
 
     train = recipe.train.model_copy(update={"micro": micro})
@@ -114,8 +114,8 @@ def peak(recipe: recipes.TrainedRecipe, base: Footprint, micro: int, *, checkpoi
 
 
 def largest_micro(recipe: recipes.TrainedRecipe, base: Footprint, room: int, *, checkpointing: bool) -> int:
-    """The largest ``train.micro`` that fits into ``room`` bytes, 0 where not even 1 does. Rows beyond those of one
-    optimizer step are of no use, and not counted.
+    """The largest ``train.micro`` that fits into ``room`` bytes, 0 if none fits. It is at most the number of rows of
+    one optimizer step.
     """
     most = -(-int(arithmetic(recipe)["rows per optimizer step"]) // recipe.train.processes)
     return bisect_right(

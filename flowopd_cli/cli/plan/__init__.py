@@ -1,4 +1,4 @@
-"""From flags and files to a plan that can run: names completed, adapters read, everything checked."""
+"""From flags and files to a checked plan: names completed, adapters read."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Finding:
-    """The result of one check. ``fail`` is something that is needed, ``warn`` something that may be."""
+    """The result of one check. ``fail`` is a required item that is missing, ``warn`` an optional one."""
 
     name: str
     state: Literal["ok", "warn", "fail"]

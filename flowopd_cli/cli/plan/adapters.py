@@ -16,18 +16,18 @@ from flowopd_cli.system.paths import is_hub_id, is_revision
 
 
 def check_base(model: ModelSpec) -> None:
-    """Refuse a base that is neither a known name, nor a pipeline's folder, nor the name of a repository.
+    """Refuse a base that is not a known name, a pipeline folder or a repository name.
 
     Raises:
-        ArtifactError: with the way out.
+        ArtifactError: says how to fix it.
     """
     name, family = model.pretrained, family_of(model.pretrained)
     if family not in (None, model.family) and model.family in registry.FAMILIES.names():
         raise ArtifactError(
-            f"model.family {model.family}: {name} is of the family {family}: use --set model.family={family}"
+            f"model.family {model.family}: {name} belongs to the family {family}: use --set model.family={family}"
         )
     if model.revision is not None and not is_revision(model.revision):
-        raise ArtifactError(f"model.revision {model.revision[:80]!r}: is no branch, tag or commit")
+        raise ArtifactError(f"model.revision {model.revision[:80]!r}: is not a branch, tag or commit")
     if name in registry.BASES.names():
         return
     if is_dir(name):
@@ -43,8 +43,8 @@ def check_base(model: ModelSpec) -> None:
 
 
 def check_adapters(model: ModelSpec, refs: Mapping[str, str], adapters: Adapters, *, fetch: bool = False) -> None:
-    """Refuse adapters, named by their field in the recipe, that are missing, damaged, or of another base than the
-    recipe's, as far as files say. Those on the Hub are skipped, or with ``fetch`` fetched first.
+    """Refuse adapters, keyed by their recipe field, that are missing, damaged, or (by their files) trained on another
+    base. Adapters on the Hub are skipped, or fetched first with ``fetch``.
 
     Raises:
         ArtifactError: names the field or the adapter.
@@ -94,7 +94,7 @@ def _check_modules(folder: Path, adapters: Mapping[str, Adapter]) -> None:
     for ref, name, pair in pairs if modules else ():
         shape = (pair.outputs, pair.inputs)
         if name not in modules:
-            raise ArtifactError(f"{ref}: is of another base: this one has no module {name}")
+            raise ArtifactError(f"{ref}: was made for another base: this one has no module {name}")
         if shape != modules[name]:
             raise ArtifactError(
                 f"{ref}: is of another base: {name} is {modules[name]} here, the adapter expects {shape}"

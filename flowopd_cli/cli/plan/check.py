@@ -46,14 +46,14 @@ CLAUSED = {"geneval", "geneval-hf", "toy-geneval"}
 def check(
     recipe: Recipe, *, adapters: Adapters | None = None, out: Path | None = None, dry_run: bool = False
 ) -> list[str]:
-    """Refuse what could not run; returns remarks on what could, but is probably a mistake.
+    """Refuse a recipe that cannot run; returns remarks on probable mistakes.
 
-    ``out`` is where the run will be written; with ``dry_run`` nothing is trained or uploaded, so an adapter may not
+    ``out`` is where the run will be written; with ``dry_run`` nothing is trained or uploaded, so adapters need not
     exist yet.
 
     Raises:
         FlowOPDError: a name is unknown, a file or adapter is missing, adapters have different bases, a task has no
-            teacher or no reward, or ``out`` holds what the recipe reads.
+        teacher or no reward, or ``out`` holds an input of the recipe.
     """
     return [remark for run in _checks(recipe, adapters or Adapters(), out, dry_run) for remark in run() or ()]
 
@@ -64,15 +64,15 @@ def check_names(recipe: Recipe) -> list[str]:
 
 
 def findings(recipe: Recipe) -> Iterator[Finding]:
-    """Everything that :func:`check` would refuse or remark on, and code that needs consent."""
+    """All findings of :func:`check`, and code that needs consent."""
     yield from collect(_checks(recipe, Adapters(), None, True))
     for field, name in code_fields(recipe):
         yield Finding(RECIPE, "warn", f"{field}: {name} is code", "it runs with --allow-code only")
 
 
 def collect(checks: Iterable[Check]) -> Iterator[Finding]:
-    """The error of every check that fails, and the remarks of the others; each once. A package that is not installed
-    is a finding about the machine, not about the recipe.
+    """The errors of failing checks and the remarks of the others, without duplicates. A missing package is a finding
+    about the machine, not the recipe.
     """
     unique: dict[Finding, None] = {}
     for run in checks:
@@ -138,10 +138,10 @@ def adapter_refs(recipe: Recipe) -> Iterator[tuple[str, str]]:
 
 
 def rows_of(spec: PromptSpec) -> list[Row]:
-    """The rows of a prompt file, every line of it checked; none for a registered source.
+    """The rows of a prompt file, with every line checked; empty for a registered source.
 
     Raises:
-        PromptError: there is no such source or file, it has no such task, or a line of it cannot be used.
+        PromptError: the source, file or task does not exist, or a line is invalid.
     """
     path = Path(spec.source)
     if spec.source in registry.PROMPTS.names():
@@ -162,19 +162,19 @@ def rows_of(spec: PromptSpec) -> list[Row]:
 
 
 def tasks_of(spec: PromptSpec, rows: Sequence[Row] = ()) -> set[str]:
-    """The tasks that a prompt source names in its ``rows`` or by its own name; empty if only its plugin knows."""
+    """The tasks of a prompt source, from its ``rows`` or its name; empty if only its plugin knows them."""
     if rows:
         return {str(row.task) for row in rows}
     return {spec.task} if spec.task else set(registry.PROMPT_TASKS.get(spec.source, ()))
 
 
 def repeated_prompts(spec: PromptSpec, read: Reader = rows_of) -> list[str]:
-    """Remark on the prompts of a source that are there more than once."""
+    """Remark on repeated prompts of a source."""
     return list(filter(None, [repeats(read(spec))]))
 
 
 def _check_prompts(recipe: TrainedRecipe, prompts: PromptSpec, read: Reader) -> list[str]:
-    """Refuse prompts from files that a reward of the recipe could not score, as far as their text says."""
+    """Refuse prompts from files whose text shows that a reward of the recipe cannot score them."""
     rows = read(prompts)
     scored = not isinstance(recipe, DistillRecipe) or recipe.opd.log_rewards_every > 0
     for spec in recipe.rewards if scored else ():
@@ -192,7 +192,7 @@ def _check_prompts(recipe: TrainedRecipe, prompts: PromptSpec, read: Reader) -> 
 
 
 def _check_tasks(recipe: TrainedRecipe, read: Reader) -> list[str]:
-    """Refuse tasks without a route or reward; remark on teachers of no task, if every source names its tasks."""
+    """Refuse tasks without a teacher or reward; remark on unused teachers if every source names its tasks."""
     tasks = [tasks_of(spec, read(spec)) for spec in recipe.prompts]
     check_tasks(recipe, set().union(*tasks))
     routes = getattr(recipe, "teachers", None) or getattr(recipe, "routing", {})
@@ -201,7 +201,7 @@ def _check_tasks(recipe: TrainedRecipe, read: Reader) -> list[str]:
 
 
 def _check_out(out: Path | None, recipe: Recipe, refs: dict[str, str]) -> None:
-    """Refuse to write, and with ``--force`` to empty, a directory that holds what the recipe reads."""
+    """Refuse to write (or empty, with ``--force``) a directory that holds an input of the recipe."""
     if out is None:
         return
     references = [AdapterRef.parse(ref) for ref in refs.values()]
@@ -211,7 +211,7 @@ def _check_out(out: Path | None, recipe: Recipe, refs: dict[str, str]) -> None:
     for text in inputs:
         source = Path(os.path.realpath(text))
         if target == source or target in source.parents:
-            raise ArtifactError(f"--out {out}: {text} is what this command reads; give --out another name")
+            raise ArtifactError(f"--out {out}: {text} is an input of this command; give --out another name")
 
 
 def _check_push(recipe: PushRecipe, dry_run: bool) -> None:
@@ -220,10 +220,10 @@ def _check_push(recipe: PushRecipe, dry_run: bool) -> None:
     if not dry_run and not repo:
         raise RecipeError("push needs a repository (--repo OWNER/NAME), or --dry-run to write the folder only")
     if repo and not is_hub_id(repo):
-        raise RecipeError(f"--repo {repo}: is no repository of the Hub: write it as OWNER/NAME")
+        raise RecipeError(f"--repo {repo}: is not a Hub repository: write it as OWNER/NAME")
     revision = recipe.push.revision
     if revision is not None and not is_branch(revision):
-        raise RecipeError(f"--revision {revision[:80]}: is no name of a branch, to which alone a push can go")
+        raise RecipeError(f"--revision {revision[:80]}: is not a branch name; a push can only go to a branch")
     for path in recipe.push.evaluations:
         RunDir.open(path, writes=False)
 
@@ -234,7 +234,7 @@ def _check_optimizer(name: str) -> None:
 
 
 def _idle_settings(recipe: TrainedRecipe) -> Iterator[str]:
-    """Remarks on settings without effect, and on processes that wait for others, since groups stay whole."""
+    """Remarks on settings without effect, and on processes that idle because groups are not split."""
     window, steps = recipe.sampling.window, recipe.sampling.steps
     if window is not None and not recipe.sampling.deterministic and window.start_max + window.size >= steps:
         yield "sampling.window holds the last step, which draws no noise and is not trained"

@@ -1,4 +1,4 @@
-"""Code named by a recipe file runs only with ``--allow-code``; named on the command line, it is consented to."""
+"""Code named by a recipe file runs only with ``--allow-code``; naming it on the command line is consent."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from flowopd_cli.system.redact import leaves
 
 
 def code_fields(recipe: Recipe) -> Iterator[tuple[str, str]]:
-    """The fields of a recipe that name code as ``module:attr``, with that name."""
+    """The fields of a recipe that name code as ``module:attr``, with the name."""
     for index, spec in enumerate(getattr(recipe, "rewards", ())):
         if REWARDS.is_code(spec.name):
             yield f"rewards.{index}.name", spec.name
@@ -30,4 +30,4 @@ def check_consent(recipe: Recipe, where: str, rewards: Sequence[str], overrides:
     typed = {*rewards, *(value for _, value in leaves(values) if isinstance(value, str))}
     for field, name in code_fields(recipe):
         if name not in typed:
-            raise RecipeError(f"{where}: {field}: {name} is code, which a recipe runs only with --allow-code")
+            raise RecipeError(f"{where}: {field}: {name} is code; a recipe may only run it with --allow-code")

@@ -89,7 +89,7 @@ def reward_options(texts: Sequence[str]) -> dict[str, Any]:
     """``OPTION=VALUE`` as the options of a reward; values as in YAML.
 
     Raises:
-        RecipeError: a text is not of that form, or holds a secret, which a worker would show to its clients.
+        RecipeError: the form is wrong, or a value is a secret, which a worker would show to its clients.
     """
     options: dict[str, Any] = {}
     for text in texts:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def footprint(recipe: Recipe, dtype: str | None = None) -> Footprint | None:
-    """The footprint of a recipe's base, with its adapter if it trains one; ``None`` if its shape is not known here.
+    """The footprint of a recipe's base, with its adapter if it trains one; ``None`` if the base's shape is unknown.
 
     Raises:
         ArtifactError: the configuration of the base is damaged.

@@ -1,4 +1,4 @@
-"""From a command line to a resolved recipe: which recipe to start from, and what the flags put into it. No torch."""
+"""From a command line to a resolved recipe: the recipe to start from, and the fields that flags set. No torch."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ NEEDED = {
 
 @dataclass(frozen=True)
 class Plan:
-    """What a command does: its recipe with every name complete, remarks on changed fields, the adapters resolved so
-    far, and the planned suites and pictures of an evaluation.
+    """The plan of a command: its recipe with complete names, remarks on changed fields, the adapters resolved so far,
+    and the suites and pictures of an evaluation.
     """
 
     recipe: recipes.Recipe
@@ -79,10 +79,11 @@ class Plan:
 
 
 def resolve(stage: str, common: Common, values: Mapping[str, Any], *, refs: Sequence[str] = ()) -> Plan:
-    """The plan of a command: a run's own recipe on ``--resume``, else a file below the flags below ``--set``.
+    """The plan of a command: the run's own recipe on ``--resume``, otherwise a file, overridden by flags, then by
+    ``--set``.
 
     ``values`` are dotted keys (``None`` is left out); ``refs`` are the adapters named on the command line, whose base
-    is taken when neither ``--base`` nor ``--recipe`` names one.
+    is used if neither ``--base`` nor ``--recipe`` names one.
 
     Raises:
         RecipeError, ArtifactError: a value is unknown, missing or out of range, or is code without consent.
@@ -102,7 +103,7 @@ def resolve(stage: str, common: Common, values: Mapping[str, Any], *, refs: Sequ
 
 
 def complete_names(recipe: recipes.Recipe) -> recipes.Recipe:
-    """The recipe with rewards and suites under the registry's own names, as the run will record it."""
+    """The recipe with rewards and suites under their registry names, as the run records it."""
     base = recipe.model.pretrained
     if isinstance(recipe, recipes.EvalRecipe):
         update = {
@@ -120,13 +121,13 @@ def _resumed(stage: str, common: Common, flags: Mapping[str, Any], adapters: Ada
     clashes = [f"--{name}" for name in names if getattr(common, name) is not None] + ["--force"] * common.force
     if clashes or flags.keys() - AGAIN:
         what = ", ".join(clashes) or "a flag of the recipe"
-        raise RecipeError(f"--resume goes on by the run's own recipe: leave out {what} (--set may change a field)")
+        raise RecipeError(f"--resume uses the run's own recipe: leave out {what} (--set may change a field)")
     run = RunDir.open(Path(str(common.resume)))
     actual = run.manifest().stage
     if actual != stage:
-        raise RecipeError(f"{run.path}: is a {actual} run; go on with: {resume_command(actual, run.path)}")
+        raise RecipeError(f"{run.path}: is a {actual} run; resume with: {resume_command(actual, run.path)}")
     if not run.recipe_file.is_file():
-        raise ArtifactError(f"{run.path}: ended before its first write was done; start again with --out and --force")
+        raise ArtifactError(f"{run.path}: stopped before its first write ended; start again with --out and --force")
     recipe = run.recipe([*(f"{key}={dumps(value)}" for key, value in flags.items()), *common.overrides])
     if not isinstance(recipe, recipes.TrainedRecipe):
         return recipe
@@ -138,12 +139,11 @@ def _resumed(stage: str, common: Common, flags: Mapping[str, Any], adapters: Ada
 
 
 def _refuse_other_course(run: RunDir, recipe: recipes.Recipe, overrides: Sequence[str], adapters: Adapters) -> None:
-    """A resumed training follows its own recipe, but for fields that change results by rounding at most, with its own
-    adapters.
+    """Refuse a resumed training that changes its adapters, or fields that affect results by more than rounding.
 
     Raises:
         RecipeError: another field was set.
-        ArtifactError: its checkpoints were made by another recipe than the run's now is, or with other adapters.
+        ArtifactError: its checkpoints were made with another recipe or other adapters.
     """
     recorded, now = run.checkpoints.provenance(), recipe.model_dump(mode="json")
     first = run.recipe() if recorded is None else recipes.build(recorded.recipe, where=f"{run.path}: its checkpoint")
@@ -152,7 +152,7 @@ def _refuse_other_course(run: RunDir, recipe: recipes.Recipe, overrides: Sequenc
     wrong = [name for name in fields if any(key == name or key.startswith(f"{name}.") for key in changed)]
     if wrong:
         raise RecipeError(
-            f"--set {wrong[0]}: {run.path} goes on as it began; on --resume only {', '.join(sorted(MAY_CHANGE))} may "
+            f"--set {wrong[0]}: {run.path} keeps its settings; on --resume only {', '.join(sorted(MAY_CHANGE))} may "
             "change; for anything else start a fresh run, from this one with adapter.init"
         )
     if recorded is not None:
@@ -163,7 +163,7 @@ def _refuse_other_course(run: RunDir, recipe: recipes.Recipe, overrides: Sequenc
 def _starting_point(
     stage: str, common: Common, flags: Mapping[str, Any], refs: Sequence[str], adapters: Adapters
 ) -> tuple[dict[str, Any], str]:
-    """The tree of fields that flags are laid over, and its name in an error."""
+    """The tree of fields that flags override, and its name for errors."""
     if common.recipe is not None:
         path = recipes.find(common.recipe)
         return recipes.read(path), str(path)
@@ -181,7 +181,7 @@ def _starting_point(
 
 
 def _toy_recipe(stage: str, flags: Mapping[str, Any]) -> str:
-    """The shipped toy recipe that fits the flags: each toy reward has its teacher's, any other shares the mixture's."""
+    """The shipped toy recipe for the flags: a toy reward has its own teacher recipe, any other uses the mixture's."""
     if stage != "teacher":
         return f"toy/{stage}"
     names = [spec["name"] for spec in flags.get("rewards", [])]
@@ -221,7 +221,7 @@ def _model_of(refs: Sequence[str], adapters: Adapters) -> dict[str, Any]:
 
 
 def _recorded_model(folder: Path) -> dict[str, Any]:
-    """The model of an adapter's run, else the base's name in its configuration; empty without either."""
+    """The model of an adapter's run, else the base's name in its configuration; empty if neither is recorded."""
     place = folder.resolve()
     run = place.parent if place.name == ADAPTER and is_run(place.parent) else place
     if is_run(run):
@@ -250,14 +250,14 @@ def _assign_flags(tree: dict[str, Any], stage: str, common: Common, flags: dict[
 
 
 def _merge_rewards(recorded: Any, specs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The rewards of the flags, each over what the starting recipe has for it."""
+    """The rewards of the flags, each merged over its entry in the starting recipe."""
     entries = recorded if isinstance(recorded, list) else []
     by_name = {_short(str(e["name"])): e for e in entries if isinstance(e, dict) and "name" in e}
     return [{**by_name.get(_short(spec["name"]), {}), **spec} for spec in specs]
 
 
 def _merge_teachers(recorded: Any, specs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The teachers of the flags and no others, each over what the starting recipe has for its task."""
+    """The teachers of the flags only, each merged over the starting recipe's entry for its task."""
     entries = recorded if isinstance(recorded, dict) else {}
     by_task = {task: spec for task, spec in entries.items() if isinstance(spec, dict)}
     return {task: {**by_task.get(task, {}), **spec} for task, spec in specs.items()}

@@ -1,4 +1,4 @@
-"""Everything that is wrong with a recipe file, and what the recipe would cost. No torch here."""
+"""All faults of a recipe file, and the cost of the recipe. No torch here."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ class Validation:
 
 
 def validate(name: str) -> Validation:
-    """Parse and check a shipped recipe or a file with the checks of ``--dry-run``; nothing is raised.
+    """Parse a shipped recipe or a file, and run the checks of ``--dry-run``; faults are returned, not raised.
 
-    An adapter that does not exist yet and a package that is not installed are notes.
+    Missing adapters and packages are notes.
     """
     try:
         path = recipes.find(name)
@@ -76,7 +76,7 @@ def _split(findings: Iterable[Finding]) -> tuple[tuple[str, ...], tuple[str, ...
 
 
 def _name_checks(tree: Mapping[str, Any]) -> Iterator[Check]:
-    """Checks of the names in a recipe whose form is wrong, as far as each is a text."""
+    """Check the names in a malformed recipe, where they are texts."""
     base = next(_texts(tree, "model", "pretrained"), recipes.ModelSpec().pretrained)
     for name in _texts(tree, "model", "family"):
         yield partial(registry.MODELS.check, name)
@@ -94,7 +94,7 @@ def _texts(tree: Any, *path: str) -> Iterator[str]:
 
 
 def _values(tree: Any, *path: str) -> Iterator[Any]:
-    """The values at a path of keys, of which ``*`` is every element of a list."""
+    """The values at a path of keys; ``*`` matches every element of a list."""
     if not path:
         yield tree
     elif path[0] == "*":

@@ -80,15 +80,15 @@ def read_adapter_header(folder: Path) -> AdapterHeader:
     if config is None:
         config = _config_in(file, metadata)
         if alphas and config.path:
-            raise ArtifactError(f"{file}: has its scales twice ({DIFFUSERS_CONFIG}, and tensors called alpha)")
+            raise ArtifactError(f"{file}: gives its scales twice ({DIFFUSERS_CONFIG}, and tensors called alpha)")
     elif alphas:
-        raise ArtifactError(f"{file}: {next(iter(alphas.values()))[:LONGEST_NAME]} is no LoRA factor")
+        raise ArtifactError(f"{file}: {next(iter(alphas.values()))[:LONGEST_NAME]} is not a LoRA factor")
     for module, pair in pairs.items():
         rank = config.rank_of(module)
         if rank not in (None, pair.rank):
             raise ArtifactError(
                 f"{config.path}: key r (or rank_pattern) says rank {rank} for {module}, but its factors in {file.name} "
-                f"have rank {pair.rank}: configuration and weights are of two adapters"
+                f"have rank {pair.rank}: configuration and weights belong to different adapters"
             )
     base = config.base_sha256 or _base_in(file, metadata)
     return AdapterHeader(file, config.model_copy(update={"base_sha256": base}), pairs, alphas)
@@ -155,7 +155,7 @@ def _pairs(file: Path, entries: Mapping[str, Entry]) -> tuple[dict[str, Pair], d
             continue
         match = _NAME.fullmatch(bare)
         if match is None or not PLAIN.fullmatch(match["module"]):
-            raise ArtifactError(f"{file}: {shown(name)} is no LoRA factor")
+            raise ArtifactError(f"{file}: {shown(name)} is not a LoRA factor")
         if match["side"] in sides.setdefault(match["module"], {}):
             raise ArtifactError(f"{file}: {shown(name)} is a second {match['side']} factor of {match['module']}")
         sides[match["module"]][match["side"]] = name
@@ -172,7 +172,7 @@ def _check_entry(file: Path, name: str, entry: Entry) -> None:
     if name.startswith("text_encoder"):
         raise ArtifactError(f"{file}: trains text encoders too ({shown(name)}); here they are never trained")
     if len(name) > LONGEST_NAME:
-        raise ArtifactError(f"{file}: {name[:40]}… is no LoRA factor")
+        raise ArtifactError(f"{file}: {name[:40]}… is not a LoRA factor")
     if entry.kind not in KINDS:
         raise ArtifactError(f"{file}: {shown(name)} holds {shown(entry.kind)}; factors are {', '.join(KINDS)}")
 

@@ -34,7 +34,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Family:
-    """A model family, a row of ``registry.FAMILIES``.
+    """A model family, an entry of ``registry.FAMILIES``.
 
     ``transformer`` is the name of diffusers' class, by which a folder's family is recognized. ``shapes`` are
     configurations by name, ``known`` the Hub ids that have one of them, ``licenses`` the Hub's license metadata by id.
@@ -52,7 +52,7 @@ class Family:
 
 
 def family(name: str) -> Family:
-    """The family of a recipe's ``model.family``; one that is not registered is taken to be classifier-free."""
+    """The family of a recipe's ``model.family``; an unregistered family is assumed to be classifier-free."""
     return FAMILIES.load(name) if name in FAMILIES.names() else Family()
 
 
@@ -87,7 +87,7 @@ def known_shape(pretrained: str) -> Shape | None:
 
 
 def base_folder(pretrained: str) -> Path:
-    """Where a base lies, if it is local: the folder behind a base alias such as ``toy``, or the path itself."""
+    """The folder of a local base: of an alias such as ``toy``, or the path itself."""
     return Path(base_source(pretrained))
 
 

@@ -33,7 +33,7 @@ BEYOND = {
     "alora_invocation_tokens": "an activated LoRA",
     "arrow_config": "a router of several adapters",
     "layer_replication": "repeats layers of its base",
-    "target_parameters": "trains parameters that are no module's weight",
+    "target_parameters": "trains parameters that are not a module's weight",
     "trainable_token_indices": "trains tokens",
 }
 # Initializations that move the base's own weights: the factors alone do not fit the base as it was.
@@ -82,7 +82,7 @@ Numbers = BeforeValidator(_names_and_numbers)
 
 
 class PeftConfig(BaseModel):
-    """``adapter_config.json`` as far as it is used; ``None`` or empty where a key is absent."""
+    """The used keys of ``adapter_config.json``; ``None`` or empty if a key is absent."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -102,7 +102,7 @@ class PeftConfig(BaseModel):
         return _match(self.rank_pattern, module, self.rank)
 
     def scale_of(self, module: str, rank: int) -> float:
-        """What the product of a module's factors is multiplied by."""
+        """The factor on the product of a module's factors."""
         alpha = _match(self.alpha_pattern, module, self.alpha if self.alpha is not None else float(rank))
         return alpha / (math.sqrt(rank) if self.rank_stabilized else rank)
 
@@ -115,7 +115,7 @@ def read_config(path: Path) -> PeftConfig:
 def parse_config(path: Path, data: Mapping[str, Any]) -> PeftConfig:
     """The PEFT configuration found in ``path``; keys that change nothing here are ignored.
 
-    As some programs write them, a number or a list of modules may be a text, and a text of :data:`ABSENT` is no value.
+    Some programs write a number or a list of modules as text; a text in :data:`ABSENT` counts as absent.
 
     Raises:
         ArtifactError: a value of another kind (its key is named), or more than plain LoRA.
@@ -124,7 +124,7 @@ def parse_config(path: Path, data: Mapping[str, Any]) -> PeftConfig:
     data = {key: value for key, value in data.items() if value is not None and texts.get(key) not in ABSENT}
     kind, initialization = data.get("peft_type", "LORA"), data.get("init_lora_weights")
     if kind != "LORA":
-        raise ArtifactError(f"{path}: an adapter of the kind {shown(kind)} (peft_type); only plain LoRA can be used")
+        raise ArtifactError(f"{path}: the adapter type is {shown(kind)} (peft_type); only plain LoRA can be used")
     for key, what in BEYOND.items():
         if data.get(key) and not (key == "bias" and data[key] == "none"):
             raise ArtifactError(f"{path}: {what} ({key}: {shown(data[key])}); only plain LoRA can be used")
@@ -171,14 +171,14 @@ def _match(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
 
 
 def _ends_with(module: str, key: str) -> bool:
-    """Whether a name ends with a plain key, in which the dot stands for any letter; no pattern has to be compiled."""
+    """Whether a name ends with a plain key, where a dot matches any character, without compiling a pattern."""
     start = len(module) - len(key)
     at_part = start == 0 or (start > 0 and module[start - 1] == ".")
     return at_part and all(k in (m, ".") for k, m in zip(key, module[start:], strict=True))
 
 
 def _check_patterns(path: Path, keys: Iterable[str]) -> None:
-    """Refuse patterns whose matching may not end: each is tried on every module."""
+    """Refuse patterns whose matching could take forever: each is tried on every module."""
     patterns = [key for key in keys if not PLAIN.fullmatch(key)]
     if len(patterns) > MOST_PATTERNS:
         raise ArtifactError(f"{path}: has {len(patterns)} patterns, at most {MOST_PATTERNS} are read: name the modules")
@@ -186,15 +186,15 @@ def _check_patterns(path: Path, keys: Iterable[str]) -> None:
         bare = re.sub(r"\\.|\[[^]]*\]", "x", key.replace("(?:", "("))
         repeats, groups = len(re.findall(r"[*+?{]", bare)), bare.count("(")
         if re.search(r"\)[*+?{]", bare) or len(key) > LONGEST_PATTERN or max(repeats, groups) > MOST_REPEATS:
-            raise ArtifactError(f"{path}: the pattern {shown(key)} is too complicated: name the modules")
+            raise ArtifactError(f"{path}: the pattern {shown(key)} is too complex: name the modules")
         try:
             re.compile(rf"(.*\.)?({key})")
         except (re.error, OverflowError, RecursionError) as error:
-            raise ArtifactError(f"{path}: the pattern {shown(key)} is no regular expression") from error
+            raise ArtifactError(f"{path}: the pattern {shown(key)} is not a regular expression") from error
 
 
 def shown(value: Any) -> str:
-    """A foreign value in an error, 80 characters at most."""
+    """An untrusted value for an error message, 80 characters at most."""
     try:
         return value[:80] if isinstance(value, str) and value.isprintable() else ascii(value)[:80]
     except RecursionError:

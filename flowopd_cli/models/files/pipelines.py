@@ -18,9 +18,9 @@ EDGE_BYTES = 1024**2
 
 
 def locate(pretrained: str | Path, revision: str | None = None, transformer: str | None = None) -> Path:
-    """The local folder of a pipeline, fetched from the Hub when it is not a folder.
+    """The local folder of a pipeline, fetched from the Hub if it is not a folder.
 
-    ``transformer`` is the class that its transformer has to be of, which is checked before weights are fetched.
+    ``transformer`` is the required class of its transformer, checked before weights are fetched.
 
     Raises:
         ArtifactError: it is not such a pipeline, or cannot be fetched.

@@ -1,4 +1,4 @@
-"""What a training does with a base, in numbers from which its memory follows. No torch here."""
+"""Counts of a training that determine its memory. No torch here."""
 
 from __future__ import annotations
 

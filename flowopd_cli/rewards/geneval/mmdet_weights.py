@@ -71,7 +71,7 @@ def load_network(weights: str | None, *, architecture: Architecture = Architectu
     if path.is_file():
         return _from_checkpoint(path, architecture, digest)
     if path.suffix in (".pth", ".pt", ".safetensors"):
-        raise ArtifactError(f"{path}: no such file of weights")
+        raise ArtifactError(f"{path}: no such weights file")
     return _from_pretrained(source)
 
 

@@ -147,7 +147,7 @@ def read(kind: Any, source: str, **options: Any) -> Any:
             return kind.from_pretrained(source, **attempt, **options)
         except (OSError, RuntimeError, ValueError, TypeError, KeyError, SafetensorError) as error:
             reason = one_line((str(error).strip() or type(error).__name__).splitlines()[0])
-    raise ArtifactError(f"{source}: no {kind.__name__} can be read there ({reason})")
+    raise ArtifactError(f"{source}: cannot read a {kind.__name__} there ({reason})")
 
 
 def read_tokenizer(kind: Any, source: str, vocabulary: int) -> Any:
@@ -159,7 +159,7 @@ def read_tokenizer(kind: Any, source: str, vocabulary: int) -> Any:
     """
     tokenizer = read(kind, source)
     if len(tokenizer) <= len(tokenizer.all_special_ids):
-        raise ArtifactError(f"{source}: no tokenizer with words is there")
+        raise ArtifactError(f"{source}: no tokenizer with a vocabulary there")
     if len(tokenizer) > vocabulary:
         raise ArtifactError(f"{source}: a tokenizer of {len(tokenizer)} words, more than the model's {vocabulary}")
     return tokenizer

@@ -70,7 +70,7 @@ def _load_suites(recipe: EvalRecipe) -> tuple[tuple[Suite, ...], tuple[SuiteGrou
     known = {*names, *(name.split("[")[0] for name in names)}
     for name in spec.fail_under:
         if name not in known:
-            raise RecipeError(f"--fail-under {name}: no such suite is run{suggest(name, sorted(known))}")
+            raise RecipeError(f"--fail-under {name}: that suite is not run{suggest(name, sorted(known))}")
     return tuple(suites.values()), tuple(groups)
 
 

@@ -33,9 +33,9 @@ def replay(path: Path, device: str | None = None) -> dict[str, Any]:
     recipe = run.recipe()
     folders = sorted(folder for folder in run.faults_dir.glob("iteration-*") if folder.is_dir())
     if not folders or not isinstance(recipe, TrainedRecipe):
-        raise ArtifactError(f"{path}: no training of it ended with numbers that are not finite: nothing to replay")
+        raise ArtifactError(f"{path}: this run did not end with non-finite numbers: nothing to replay")
     if not is_intact(folders[-1]):
-        raise ArtifactError(f"{folders[-1]}: is damaged; there is no other copy of it")
+        raise ArtifactError(f"{folders[-1]}: is damaged, and there is no other copy")
     dump = Dump.load(folders[-1])
     if dump.batch is None:
         raise ArtifactError(f"{folders[-1]}: no single micro-batch was at fault, only their sum: lower train.lr")

@@ -35,7 +35,7 @@ def resume_state(run: RunDir, resume: bool, progress: Progress) -> TrainState | 
     names = [run.checkpoints.path(step).name for step in steps]
     if newest is None and names:
         raise ArtifactError(
-            f"{run.path}: its checkpoints are damaged ({', '.join(names)}), so there is nothing to go on from; "
+            f"{run.path}: its checkpoints are damaged ({', '.join(names)}), so there is nothing to resume from; "
             f"start again with --out {run.path} --force"
         )
     digest = None if newest is None else (newest[0], *(sha256_file(newest[1] / n) for n in (COUNTERS, TENSORS)))

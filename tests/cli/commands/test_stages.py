@@ -97,12 +97,12 @@ def test_push_takes_branch_message_and_visibility(flowopd, stage, trained, flag,
     ("argv", "words"),
     [
         ("", "--repo OWNER/NAME"),
-        ("--repo m", "--repo m: is no repository of the Hub: write it as OWNER/NAME"),
+        ("--repo m", "--repo m: is not a Hub repository: write it as OWNER/NAME"),
         ("--repo me/m/n", "write it as OWNER/NAME"),
         ("--repo https://huggingface.co/me/m", "write it as OWNER/NAME"),
-        ("--repo me/m --revision a..b", "--revision a..b: is no name of a branch"),
-        (f"--repo me/m --revision {'a' * 40}", "is no name of a branch, to which alone a push can go"),
-        ("--repo me/m --revision refs/pr/1", "is no name of a branch"),
+        ("--repo me/m --revision a..b", "--revision a..b: is not a branch name"),
+        (f"--repo me/m --revision {'a' * 40}", "is not a branch name; a push can only go to a branch"),
+        ("--repo me/m --revision refs/pr/1", "is not a branch name"),
         ("--repo me/m --eval none", "none: no such directory"),
         ("--repo me/m --message=", "push.message"),
     ],
@@ -137,7 +137,7 @@ def test_a_push_without_a_valid_place_is_refused_before_there_is_a_run(flowopd, 
         ("merge", "merge needs the runs to merge"),
         ("merge a b --weights 1,x", "write numbers with commas"),
         ("merge none", "adapters.0: none: no such run directory"),
-        ("merge base base", "base is no adapter"),
+        ("merge base base", "base is not an adapter"),
         ("distill --teacher geneval=none --teacher ocr=base", "routing.geneval: none: no such run"),
         ("distill --teacher geneval=base", "prompts of task 'ocr' have no teacher: add --teacher ocr=REF"),
         ("distill --teacher geneval", "write it as TASK=REF"),
@@ -156,7 +156,7 @@ def test_a_push_without_a_valid_place_is_refused_before_there_is_a_run(flowopd, 
         ("teacher --resume none --seed 3", "leave out --seed"),
         ("teacher --resume none --reward geneval", "leave out a flag of the recipe"),
         ("recipes show nothing", "no recipe 'nothing'"),
-        ("demo --out recipes", "is not empty, and toy is no part of a demo"),
+        ("demo --out recipes", "is not empty, and toy is not part of a demo"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(flowopd, argv, words):
@@ -187,7 +187,7 @@ def test_force_never_deletes_what_the_command_reads(flowopd, trained, argv, read
     files = [trained(name) / "adapter/adapter_config.json" for name in "ab"]
     code, _, err = flowopd(*(part.replace("\u00a0", " ") for part in argv.split(" ")), "--force")
     assert code == 2
-    assert f"{read} is what this command reads; give --out another name" in err
+    assert f"{read} is an input of this command; give --out another name" in err
     assert all(path.is_file() for path in files)
 
 

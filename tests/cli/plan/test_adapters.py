@@ -47,7 +47,7 @@ def test_an_adapter_on_the_hub_is_checked_before_a_model_is_loaded(tmp_path, mon
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *args, **options: str(path))
     refs = {"adapter": "hub:me/it"}
     check_adapters(TOY, refs, Adapters())
-    assert "hub:me/it: is of another base: this one has no module no.such.module" in refuse(refs, fetch=True)
+    assert "hub:me/it: was made for another base: this one has no module no.such.module" in refuse(refs, fetch=True)
     (path / "adapter_model.safetensors").write_bytes(b"PK")
     message = refuse(refs, fetch=True)
     assert message.startswith("adapter: ")
@@ -91,8 +91,8 @@ def test_references_that_name_nothing(text):
         ({"pretrained": "owner/.."}, "no repository of the Hub"),
         ({"pretrained": "https://host/x"}, "no such folder"),
         ({"pretrained": "x" * 5000 + "/y"}, "no repository of the Hub"),
-        ({"pretrained": "owner/x", "revision": "a b"}, "no branch, tag or commit"),
-        ({"pretrained": "owner/x", "revision": "../main"}, "no branch, tag or commit"),
+        ({"pretrained": "owner/x", "revision": "a b"}, "not a branch, tag or commit"),
+        ({"pretrained": "owner/x", "revision": "../main"}, "not a branch, tag or commit"),
         ({"pretrained": "toy", "family": "flux"}, "use --set model.family=sd3"),
     ],
 )
@@ -118,5 +118,5 @@ def test_a_wrong_adapter_is_refused_by_the_command_before_torch_is_imported(tmp_
     done = subprocess.run([sys.executable, "-c", code, *map(str, argv)], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.strip()) == (2, "False")
     assert done.stderr.count("\n") == 1
-    assert "is of another base: this one has no module no.such.module" in done.stderr
+    assert "was made for another base: this one has no module no.such.module" in done.stderr
     assert not (tmp_path / "out").exists()

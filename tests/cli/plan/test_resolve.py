@@ -87,7 +87,7 @@ def test_code_that_a_recipe_file_names_needs_consent(tmp_path, name):
     file = code_recipe(tmp_path / "r.yaml", name)
     with pytest.raises(RecipeError) as refused:
         resolve("teacher", Common(recipe=file), {})
-    assert str(refused.value) == f"{file}: rewards.1.name: {name} is code, which a recipe runs only with --allow-code"
+    assert str(refused.value) == f"{file}: rewards.1.name: {name} is code; a recipe may only run it with --allow-code"
     assert resolve("teacher", Common(recipe=file, allow_code=True), {}).recipe.rewards[1].name == name
 
 

@@ -156,7 +156,7 @@ def test_missing_files(folders, tmp_path):
         ((tmp_path / "none", base), "no such file or folder"),
         ((base, base), f"no file {FILE}"),
         ((source, source), r"no file config\.json"),
-        ((source, tmp_path), "no tokenizer with words"),
+        ((source, tmp_path), "no tokenizer with a vocabulary"),
     ):
         with pytest.raises(ArtifactError, match=word) as error:
             HPSv2Reward(*map(str, arguments), device="cpu")
