@@ -88,8 +88,8 @@ def end(process):
 class Scorer:
     """Red pictures score high, in the manner of ``mode``."""
 
-    def __init__(self, mode, calls, name="red", seconds=30.0, failures=2, weights="one"):
-        self.mode, self.calls, self.seconds, self.failures = mode, Path(calls), seconds, failures
+    def __init__(self, mode, calls, name="red", seconds=30.0, weights="one"):
+        self.mode, self.calls, self.seconds = mode, Path(calls), seconds
         self.info = {"reward": name, "package": "test 1", "weights": {"model": weights}, "low": 0, "high": None}
         if mode == "loading":
             time.sleep(seconds)
@@ -106,14 +106,13 @@ class Scorer:
 
         with self.calls.open("a") as sink:
             sink.write(f"{len(pictures)}\n")
-        calls = len(self.calls.read_text().split())
         if self.mode == "kill":
             os._exit(9)
-        if self.mode == "slow" or (self.mode == "hang_first" and calls == 1):
+        if self.mode == "slow":
             time.sleep(self.seconds)
         while self.mode == "gate" and not self.calls.with_suffix(".open").exists():
             time.sleep(0.02)
-        if self.mode == "error" or (self.mode == "error_first" and calls <= self.failures):
+        if self.mode == "error":
             raise RuntimeError("the detector\nbroke")
         red = [picture.resize((1, 1)).getpixel((0, 0))[0] / 255 for picture in pictures]
         if self.mode == "nan":

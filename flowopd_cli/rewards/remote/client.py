@@ -244,4 +244,4 @@ def reward_result(answers: Sequence[Answer]) -> RewardResult:
 
 
 def _tensor(values: Sequence[float | None]) -> Float[Tensor, " B"]:
-    return torch.tensor([float("nan") if value is None else value for value in values], dtype=torch.float32)
+    return torch.tensor([math.nan if value is None else value for value in values], dtype=torch.float32)

@@ -1,8 +1,6 @@
 """Workers in an environment of their own: a script with inline metadata (PEP 723), run by uv, or else by venv and pip.
 
-The script imports the server under its usual name, ``flowopd_cli.rewards.remote``: the few files that it needs are
-copied to a folder that is the environment's only ``PYTHONPATH``. The rest of flowopd, its torch and its transformers
-cannot be imported there.
+The few files of flowopd that the server needs are copied to a folder that is the environment's only ``PYTHONPATH``.
 """
 
 from __future__ import annotations

@@ -1,6 +1,4 @@
-"""The HTTP server of a scoring worker: Starlette run by uvicorn, on loopback unless a token guards it, every size and
-waiting time limited.
-"""
+"""The HTTP server of a scoring worker: Starlette run by uvicorn, with limits on every size and waiting time."""
 
 from __future__ import annotations
 

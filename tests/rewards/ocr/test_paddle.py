@@ -60,17 +60,14 @@ def model_folder(path, name="PP-OCRv5_mobile_det"):
 
 
 class TestWiring:
-    def test_pictures_arrive_as_blue_green_red_and_lines_leave_in_order(self, fake):
-        reader = PaddleTextReader(device="cpu")
+    def test_pictures_arrive_as_blue_green_red_and_confident_lines_leave_in_order(self, fake):
         image = torch.zeros(1, 3, 6, 7)
         image[0, 0] = 1.0
-        (reading,) = reader(image)
+        (reading,) = PaddleTextReader(device="cpu")(image)
         assert FakeOCR.latest.arrays[0][0, 0].tolist() == [0, 0, 255]
         assert reading.lines == (Line("first", 0.9), Line("last", 0.6))
-
-    def test_the_required_confidence_is_an_option(self, fake):
         reader = PaddleTextReader(device="cpu", drop_score=0.3)
-        assert [line.text for line in reader(torch.zeros(1, 3, 6, 7))[0].lines] == ["first", "second", "last"]
+        assert [line.text for line in reader(image)[0].lines] == ["first", "second", "last"]
         assert reader.name.endswith("/drop=0.3")
 
     def test_by_default_paddleocr_chooses_its_models_and_they_are_recorded(self, fake):

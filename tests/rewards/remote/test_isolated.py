@@ -8,12 +8,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from support.workers import started
 
+from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.errors import RewardError
 from flowopd_cli.rewards.remote import isolated
 from flowopd_cli.rewards.remote.client import RemoteReward
 
+PROMPTS = [Prompt("1", "x", "t"), Prompt("2", "y", "t")]
 BLOCK = """#!/usr/bin/env python
 # /// script
 # requires-python = ">=3.9"
@@ -96,8 +99,8 @@ def test_which_names_have_a_worker(script, tmp_path):
     assert isolated.find_script("ocr") is None
     assert isolated.find_script("__init__") is None
     assert isolated.find_script("module:function") is None
-    own = script(BLOCK)
-    assert isolated.find_script(str(own)) == own
+    path = script(BLOCK)
+    assert isolated.find_script(str(path)) == path
     with pytest.raises(RewardError, match="no such file"):
         isolated.find_script(str(tmp_path / "none.py"))
 
@@ -118,9 +121,9 @@ def test_a_venv_is_made_once_for_each_block(script, monkeypatch, cache):
     monkeypatch.setenv("PATH", os.defpath)
     first = script(WORKER.format(dependencies=""))
     python = isolated.make_venv("x", isolated.read_script(first))
-    made = python.stat().st_ctime_ns
+    created = python.stat().st_ctime_ns
     assert isolated.make_venv("x", isolated.read_script(script(first.read_text() + "x = 1\n"))) == python
-    assert python.stat().st_ctime_ns == made
+    assert python.stat().st_ctime_ns == created
     other = script(first.read_text().replace(">=3.10", ">=3.9"))
     assert isolated.make_venv("x", isolated.read_script(other)) != python
     assert len(list((cache / "workers").iterdir())) == 2
@@ -188,7 +191,7 @@ def test_a_worker_in_a_venv_of_its_own(script, tmp_path, monkeypatch):
         reward = RemoteReward(worker.url)
         assert reward.info.name == "fake"
         assert reward.info.note == str(home)  # neither torch, transformers nor our command line can be imported
-        assert reward(pictures(), prompts()).total.tolist() == [0.25, 0.25]
+        assert reward(torch.rand(2, 3, 8, 8), PROMPTS).total.tolist() == [0.25, 0.25]
         assert f"{python}".encode() in Path(f"/proc/{worker.process.pid}/cmdline").read_bytes()
 
 
@@ -202,16 +205,4 @@ def test_a_worker_whose_packages_are_fetched(script, tmp_path, monkeypatch):
     except RewardError as error:
         pytest.skip(str(error))
     with serve(path, tmp_path) as worker:
-        assert RemoteReward(worker.url)(pictures(), prompts()).valid.all()
-
-
-def pictures():
-    import torch
-
-    return torch.rand(2, 3, 8, 8)
-
-
-def prompts():
-    from flowopd_cli.core.prompt import Prompt
-
-    return [Prompt("1", "x", "t"), Prompt("2", "y", "t")]
+        assert RemoteReward(worker.url)(torch.rand(2, 3, 8, 8), PROMPTS).valid.all()

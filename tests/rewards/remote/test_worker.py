@@ -98,18 +98,18 @@ def test_weights_by_digest_or_by_name(tmp_path):
     (folder / "config.json").write_text("{}")
     digest = hashlib.sha256(b"abc").hexdigest()
     options = effective_options(Area, {"head": str(single), "clip": folder, "clip_revision": "r", "device": "cpu"})
-    found = weights_of(Area(), options)
-    assert found["model"] == "owner/name@abc"
-    assert found["head"] == f"sha256:{digest}"
-    assert found["clip"] == f"sha256:{hashlib.sha256(digest.encode()).hexdigest()}"
-    assert found.keys() == {"model", "head", "clip"}
+    weights = weights_of(Area(), options)
+    assert weights["model"] == "owner/name@abc"
+    assert weights["head"] == f"sha256:{digest}"
+    assert weights["clip"] == f"sha256:{hashlib.sha256(digest.encode()).hexdigest()}"
+    assert weights.keys() == {"model", "head", "clip"}
     assert weights_of(Area(), {"source": "a/b@c1", "url": "https://h/w.pth", "score": "training", "dtype": "auto"}) == {
         **{"source": "a/b@c1", "url": "https://h/w.pth"}
     }
     (folder / "config.json").write_text("other")
-    assert weights_of(Area(), options) == found
+    assert weights_of(Area(), options) == weights
     (folder / "a.safetensors").write_bytes(b"abd")
-    assert weights_of(Area(), options)["clip"] != found["clip"]
+    assert weights_of(Area(), options)["clip"] != weights["clip"]
 
 
 def test_a_reward_may_declare_its_weights_or_have_an_engine():

@@ -110,8 +110,6 @@ class DeQA:
 def squared(picture: Image.Image, color: tuple[int, ...]) -> Image.Image:
     """The picture in the middle of a square of that color."""
     side = max(picture.size)
-    if picture.size == (side, side):
-        return picture
     square = Image.new("RGB", (side, side), color)
     square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
     return square

@@ -19,8 +19,8 @@ class Tokenizer:
     bos_token_id = 0
 
     def __call__(self, text):
-        found = WORDS.index(text) if text in WORDS else len(text)
-        return type("Encoded", (), {"input_ids": [self.bos_token_id, found]})
+        token = WORDS.index(text) if text in WORDS else len(text)
+        return type("Encoded", (), {"input_ids": [self.bos_token_id, token]})
 
 
 class Model(torch.nn.Module):
@@ -41,7 +41,7 @@ class Model(torch.nn.Module):
 
 
 @pytest.fixture
-def made(monkeypatch, tmp_path):
+def setup(monkeypatch, tmp_path):
     """A scorer over the stand-ins, and what its model was loaded with."""
     CLIPImageProcessorPil(size={"shortest_edge": 448}, crop_size={"height": 448, "width": 448}).save_pretrained(
         tmp_path
@@ -63,16 +63,16 @@ def gray(value, size=(8, 8)):
     return Image.new("RGB", size, (value,) * 3)
 
 
-def test_scores(made):
-    build, model, arguments = made
+def test_scores(setup):
+    build, model, arguments = setup
     scorer = build(batch=2)
     answer = scorer([gray(0), gray(200), gray(120)], [{}] * 3)
     assert [len(images) for images in model.batches] == [2, 1]
     assert model.batches[0].shape == (2, 3, 448, 448)
     for i, value in enumerate((0, 200, 120)):
         mean, std = (np.array(numbers) for numbers in (scorer.processor.image_mean, scorer.processor.image_std))
-        seen = ((value / 255 - mean) / std).mean()
-        odds = np.exp([seen, 0, 0, 0, 0])
+        level = ((value / 255 - mean) / std).mean()
+        odds = np.exp([level, 0, 0, 0, 0])
         expected = float(odds @ [5, 4, 3, 2, 1] / odds.sum())
         assert answer.scores["score"][i] == pytest.approx(expected, abs=1e-4)
         assert answer.total[i] == pytest.approx(expected / 5, abs=1e-4)
@@ -83,21 +83,21 @@ def test_scores(made):
 
 
 @pytest.mark.parametrize("options", [{"model": "somebody/else"}, {"revision": "main"}, {"revision": None}])
-def test_other_code_runs_only_with_consent(made, tmp_path, options):
-    _, _, arguments = made
+def test_other_code_runs_only_with_consent(setup, tmp_path, options):
+    _, _, arguments = setup
     with pytest.raises(RewardError, match="runs code of its own: if you trust it, say trust_remote_code=true"):
         deqa.DeQA(**{"model": str(tmp_path), "device": "cpu", **options})
     assert not arguments
 
 
-def test_consent_to_the_code_of_another_revision(made):
-    build, _, arguments = made
+def test_consent_to_the_code_of_another_revision(setup):
+    build, _, arguments = setup
     build(revision="main", trust_remote_code=True)
     assert (arguments["trust_remote_code"], arguments["revision"]) == (True, "main")
 
 
-def test_the_undivided_score(made):
-    build, _, _ = made
+def test_the_undivided_score(setup):
+    build, _, _ = setup
     scorer = build(divide=1)
     answer = scorer([gray(50)], [{}])
     assert answer.total == answer.scores["score"]
