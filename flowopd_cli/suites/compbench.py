@@ -160,11 +160,6 @@ def aggregate(results: Mapping[str, Result]) -> Result:
     }
 
 
-def compbench_picture(place: Place) -> str:
-    """``samples/<prompt>_<6 digits>.png``; picture j of prompt i has the index ``10 i + j``."""
-    return f"samples/{place.prompt.text}_{_index(place):06d}.png"
-
-
 def compbench_elsewhere(folder: Path, place: Place) -> Path | None:
     """The picture of that index, with any number of digits in its name."""
     for path in (folder / "samples").glob(f"{glob.escape(place.prompt.text)}_*.png"):
@@ -174,7 +169,8 @@ def compbench_elsewhere(folder: Path, place: Place) -> Path | None:
     return None
 
 
-LAYOUT = Layout(compbench_picture, elsewhere=compbench_elsewhere)
+#: ``samples/<prompt>_<6 digits>.png``; picture j of prompt i has the index ``10 i + j``
+LAYOUT = Layout(lambda place: f"samples/{place.prompt.text}_{_index(place):06d}.png", elsewhere=compbench_elsewhere)
 
 
 def _index(place: Place) -> int:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +18,6 @@ from flowopd_cli.toy import prompts as toy_prompts
 from flowopd_cli.toy import scenes
 from flowopd_cli.toy.scenes import Habits
 
-T = TypeVar("T")
 Log = Callable[[str, int, dict[str, float]], None]
 TAG_WEIGHTS = {
     "single_object": 0.05,
@@ -57,18 +56,17 @@ def draw_prompts(count: int, rng: np.random.Generator, codes: float) -> list[Pro
     weights = np.array([*TAG_WEIGHTS.values()])
     shares = [*(weights / weights.sum() * (1 - codes)), codes]
     tags = rng.choice([*TAG_WEIGHTS, "ocr"], size=count, p=shares)
-    return [_code_prompt(rng, held_out) if tag == "ocr" else _pick(by_tag[tag], rng) for tag in tags]
-
-
-def _pick(items: Sequence[T], rng: np.random.Generator) -> T:
-    return items[int(rng.integers(len(items)))]
+    return [
+        _code_prompt(rng, held_out) if tag == "ocr" else by_tag[tag][rng.integers(len(by_tag[tag]))] for tag in tags
+    ]
 
 
 def _code_prompt(rng: np.random.Generator, held_out: set[str]) -> Prompt:
     glyphs = list(toy_prompts.GLYPHS)
     while (code := "".join(rng.choice(glyphs, toy_prompts.CODE_LENGTH))) in held_out:
         continue
-    return Prompt("", f'{_pick(toy_prompts.SIGNS, rng)} "{code}"', "ocr", {"target": code})
+    sign = toy_prompts.SIGNS[rng.integers(len(toy_prompts.SIGNS))]
+    return Prompt("", f'{sign} "{code}"', "ocr", {"target": code})
 
 
 def pictures(prompts: list[Prompt], rng: np.random.Generator, habits: Habits) -> Tensor:
