@@ -17,12 +17,8 @@ def scene(tag, *clauses):
 
 
 def thing(name, color=None, position=None, count=1):
-    return {
-        "class": name,
-        "count": count,
-        **({"color": color} if color else {}),
-        **({"position": [position, 0]} if position else {}),
-    }
+    clause = {"class": name, "count": count, "color": color, "position": position and [position, 0]}
+    return {key: value for key, value in clause.items() if value}
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 import functools
 import hashlib
 import http.server
-import json
 import threading
 from dataclasses import replace
 
@@ -12,6 +11,7 @@ import pytest
 from flowopd_cli.errors import ArtifactError, PromptError
 from flowopd_cli.prompts import make_geneval, public
 from flowopd_cli.prompts.public import SOURCES, PromptFile, PromptSource, fetch
+from flowopd_cli.system.json_files import read_json_lines
 
 ONE = b'a sign that says "one"\n'
 TWO = b"first\nsecond\n"
@@ -39,18 +39,16 @@ def server(tmp_path, monkeypatch):
         def log_message(self, *args):
             requests.append(self.path)
 
-    httpd = http.server.ThreadingHTTPServer(
-        ("127.0.0.1", 0), functools.partial(Handler, directory=str(tmp_path / "served"))
-    )
+    handler = functools.partial(Handler, directory=str(tmp_path / "served"))
+    httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=httpd.serve_forever, args=(0.01,), daemon=True).start()
     monkeypatch.setattr(public, "RAW", f"http://127.0.0.1:{httpd.server_port}")
     monkeypatch.setenv("FLOWOPD_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     one, two = PromptFile("data/one.txt", "our_one.txt", sha(ONE)), PromptFile("data/two.txt", "two.txt", sha(TWO))
     loose = source("loose", replace(two, sha256=None, lines=3))
-    monkeypatch.setattr(
-        public, "SOURCES", {"one": source("one", one), "loose": loose, "both": source("both", one, two)}
-    )
+    sources = {"one": source("one", one), "loose": loose, "both": source("both", one, two)}
+    monkeypatch.setattr(public, "SOURCES", sources)
     yield root, requests
     httpd.shutdown()
     httpd.server_close()
@@ -182,7 +180,6 @@ def test_the_public_files_are_where_the_table_says(get, name):
 
 @pytest.mark.hub
 def test_geneval_s_evaluation_prompts_are_all_held_out(get):
-    lines = get("geneval", print).path.read_text(encoding="utf-8").splitlines()
-    rows = [json.loads(line) for line in lines]
+    rows = read_json_lines(get("geneval", print).path)
     assert len(rows) == 553
     assert all(make_geneval.held_out(row) and make_geneval.describe(row) == row["prompt"] for row in rows)

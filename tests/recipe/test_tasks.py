@@ -17,7 +17,6 @@ LOGGED = {"routing": TEACHERS, "rewards": OCR, "opd": {"log_rewards_every": 1}}
         ("teacher", {"rewards": OCR}, {"ocr"}, None),
         ("teacher", {"rewards": OCR}, {"ocr", "geneval"}, "task 'geneval' have no reward"),
         ("teacher", {"rewards": [{"name": "toy-quality"}]}, {"ocr", "geneval"}, None),
-        ("coldstart", {"teachers": TEACHERS}, {"ocr", "geneval"}, None),
         ("coldstart", {"teachers": TEACHERS, "rewards": OCR}, {"ocr", "geneval"}, "task 'geneval' have no reward"),
         ("coldstart", {"teachers": TEACHERS}, {"poetry"}, "task 'poetry' have no teacher"),
         ("distill", LOGGED, {"ocr", "geneval"}, None),

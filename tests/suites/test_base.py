@@ -19,29 +19,18 @@ def test_a_seed_depends_on_suite_seed_prompt_and_index():
     assert all(0 <= seed < 2**63 for seed in seeds)
 
 
-def test_the_headline_is_the_mean_of_the_tags():
-    means, mean, _ = aggregate([1, 1, 1, 0], ["p", "q", "r", "s"], ["x", "x", "x", "y"])
-    assert means == {"x": 1.0, "y": 0.0}
-    assert mean == 0.5
-
-
-def test_the_error_is_that_of_the_prompts_means():
-    values, clusters = [1.0, 1.0, 0.0, 0.0, 1.0, 0.0], ["p", "p", "q", "q", "r", "r"]
-    _, _, stderr = aggregate(values, clusters, [""] * 6)
-    assert stderr == pytest.approx(math.sqrt(0.25 / 3))
-
-
-def test_errors_of_tags_add_in_squares():
-    values, clusters = [1.0, 0.0, 1.0, 0.0], ["p", "q", "r", "s"]
-    _, _, one = aggregate(values[:2], clusters[:2], ["x", "x"])
-    _, _, both = aggregate(values, clusters, ["x", "x", "y", "y"])
-    assert both == pytest.approx(one * math.sqrt(2) / 2)
-
-
-def test_nan_is_left_out():
-    means, mean, _ = aggregate([1.0, math.nan, 0.0], ["p", "q", "r"], ["", "", ""])
-    assert (means, mean) == ({"": 0.5}, 0.5)
+def test_the_headline_is_the_mean_of_the_tags_without_nan():
+    means, mean, _ = aggregate([1, 1, 1, 0, math.nan], [*"pqrst"], [*"xxxyy"])
+    assert (means, mean) == ({"x": 1.0, "y": 0.0}, 0.5)
     assert aggregate([math.nan], ["p"], [""])[0] == {}
+
+
+def test_the_error_is_that_of_the_prompts_means_and_errors_of_tags_add_in_squares():
+    _, _, stderr = aggregate([1.0, 1.0, 0.0, 0.0, 1.0, 0.0], [*"ppqqrr"], [""] * 6)
+    assert stderr == pytest.approx(math.sqrt(0.25 / 3))
+    _, _, one = aggregate([1.0, 0.0], [*"pq"], [*"xx"])
+    _, _, both = aggregate([1.0, 0.0, 1.0, 0.0], [*"pqrs"], [*"xxyy"])
+    assert both == pytest.approx(one * math.sqrt(2) / 2)
 
 
 class Bright(Reward):
@@ -65,15 +54,12 @@ def scored(suite, texts, images=BLACK_AND_WHITE):
     return score(suite, Bright(), images, prompts, [0] * len(texts))
 
 
-def test_a_row_has_the_picture_its_scores_and_the_headline():
+def test_rows_have_the_scores_and_the_summary_their_figures_and_protocol():
     rows = scored(suite(), ("x", "y"))
     assert [row["value"] for row in rows] == [0.0, 1.0]
     assert (rows[1]["prompt"], rows[1]["task"], rows[1]["text"], rows[1]["scores"]) == ("p1", "a", "y", {"half": 0.5})
     assert [row["value"] for row in scored(suite("half"), ("x", "y"))] == [0.0, 0.5]
-
-
-def test_a_summary_has_the_figures_and_their_protocol():
-    result = summarize(suite(), scored(suite(), ("x", "y")), {"steps": 4}, Bright())
+    result = summarize(suite(), rows, {"steps": 4}, Bright())
     assert (result["mean"], result["n"], result["invalid"], result["version"]) == (0.5, 2, 0, "s-1")
     assert result["figures"] == {"half": 0.25}
     assert result["protocol"] == {"steps": 4}

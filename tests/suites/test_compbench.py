@@ -6,16 +6,12 @@ import math
 import pytest
 
 from flowopd_cli import registry
-from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.errors import PromptError, RecipeError
 from flowopd_cli.prompts.public import Fetched
 from flowopd_cli.suites import compbench
 from flowopd_cli.suites.compbench import (
     CATEGORIES,
-    COMPARABLE,
     aggregate,
-    compbench_picture,
-    experimental,
     figure_name,
     prompts,
     reward,
@@ -63,24 +59,17 @@ def test_prompts_that_cannot_be_used_are_one_line(folder):
         prompts("texture", folder)
 
 
-def test_files_are_numbered_over_the_whole_category(folder):
-    assert compbench_picture(Place(Prompt("0", "a red hen", "t"), 7, 3, 10)) == "samples/a red hen_000073.png"
+def test_files_are_numbered_over_the_whole_category(folder, tmp_path):
     (suite,) = t2i_compbench("color", str(folder)).suites
     second = suite.prompts("test")[1]
-    assert suite.layout.picture(Place(second, 1, 3, 10)) == "samples/a white fox and a grey owl_000013.png"
+    place = Place(second, 1, 3, 10)
+    assert suite.layout.picture(place) == "samples/a white fox and a grey owl_000013.png"
     assert suite.layout.picture(Place(second, 1, 1, 4)) == "samples/a white fox and a grey owl_000005.png"
-
-
-def test_pictures_of_another_program_are_found_by_their_number(folder, tmp_path):
-    (suite,) = t2i_compbench("color", str(folder)).suites
-    place = Place(suite.prompts("test")[1], 1, 3, 10)
     assert suite.layout.find(tmp_path, place) is None
     (tmp_path / "samples").mkdir()
-    for number in ("00013", "113"):
+    for number in ("00013", "113"):  # as another program may name them
         (tmp_path / "samples" / f"a white fox and a grey owl_{number}.png").touch()
-    path = suite.layout.find(tmp_path, place)
-    assert path is not None
-    assert path.name == "a white fox and a grey owl_00013.png"
+    assert suite.layout.find(tmp_path, place) == tmp_path / "samples/a white fox and a grey owl_00013.png"
 
 
 def test_the_whole_suite_has_eight_categories_of_its_own(folder):
@@ -97,7 +86,6 @@ def test_the_whole_suite_has_eight_categories_of_its_own(folder):
     ]
     assert {suite.images for suite in group.suites} == {10}
     assert group.suites[0].published == {"SD3.5-M": 0.7994, "Flow-GRPO": 0.8379, "Flow-OPD": 0.8298}
-    assert [name for name in CATEGORIES if not experimental(figure_name(name))] == list(COMPARABLE)
     assert t2i_compbench("spatial, numeracy").combine is None
     with pytest.raises(PromptError, match="no category 'colours'"):
         t2i_compbench("colours")

@@ -18,15 +18,12 @@ def test_names_stay_in_their_folder(tmp_path, name):
         below(tmp_path, name)
 
 
-@pytest.mark.parametrize("name", ["x", "a/b.png", "a red hen_000001.png", "..hidden", "a..b", "é"])
-def test_plain_names_pass(tmp_path, name):
-    assert below(tmp_path, name) == tmp_path / name
-
-
-@pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "a/" * 4000])
-def test_names_that_no_file_can_have_are_not_there(name):
-    assert not is_file(name)
-    assert not is_dir(name)
+def test_plain_names_pass_and_names_that_no_file_can_have_are_missing(tmp_path):
+    for name in ("x", "a/b.png", "a red hen_000001.png", "..hidden", "a..b", "é"):
+        assert below(tmp_path, name) == tmp_path / name
+    for name in ("x" * 5000, "a\0b", "a/" * 4000):
+        assert not is_file(name)
+        assert not is_dir(name)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may look anywhere")

@@ -15,10 +15,8 @@ COPY = "/home/me/.cache/huggingface/hub/models--owner--a-name/snapshots/0123abc"
     [
         ("toy", "toy"),
         ("owner/name", "owner/name"),
-        ("toy:geneval", "toy:geneval"),
         ("/home/me/bases/sd35", "sd35"),
         ("~/bases/sd35/", "sd35"),
-        ("../bases/sd35", "sd35"),
         ("there/is", "is"),
         (COPY, "owner/a-name"),
         ("/", "/"),
@@ -44,9 +42,7 @@ def test_public_reference_keeps_hub_references():
     [
         ("a photo of a red/blue circle, 3/4", "a photo of a red/blue circle, 3/4"),
         ("blip-vqa-480/builtin-1", "blip-vqa-480/builtin-1"),
-        ("rapidocr-3.10.0/PP-OCRv6_rec_small/band", "rapidocr-3.10.0/PP-OCRv6_rec_small/band"),
         ("openai/clip-vit-large-patch14@32bd64288", "openai/clip-vit-large-patch14@32bd64288"),
-        ("my_package.my_module:attr", "my_package.my_module:attr"),
         ("remote:attr", "remote:attr"),
         ("grounding-dino//home/me/gdino/builtin", "grounding-dino/builtin"),
         ("3-in-1/owlv2/../weights/ow", "3-in-1/owlv2/ow"),

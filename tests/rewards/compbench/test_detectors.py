@@ -85,7 +85,6 @@ def test_grounding_dino_scores_a_name_by_its_best_token(dino, images):
     assert {d.label for d in detections[1]} == {"person"}
     assert detections[2] == []
     assert detector.engine == f"grounding-dino/{weights_id(folder)}"
-    assert "sha256:" in detector.engine
 
 
 def test_owl_boxes_are_in_a_padded_square(owl, images):
@@ -93,9 +92,8 @@ def test_owl_boxes_are_in_a_padded_square(owl, images):
 
     folder, model = owl
     texts = ["a photo of a cat", "a photo of a red dog"]
-    words = CLIPTokenizer.from_pretrained(folder)(
-        texts, padding="max_length", truncation=True, max_length=16, return_tensors="pt"
-    )
+    tokenizer = CLIPTokenizer.from_pretrained(folder)
+    words = tokenizer(texts, padding="max_length", truncation=True, max_length=16, return_tensors="pt")
     processor = Owlv2ImageProcessorPil.from_pretrained(folder)
     pixels = processor([images[0]], return_tensors="pt").pixel_values
     with torch.no_grad():

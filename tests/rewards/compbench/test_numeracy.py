@@ -2,14 +2,8 @@
 
 import pytest
 
-from flowopd_cli.rewards.compbench.numeracy import (
-    SINGULAR_OF,
-    Quantity,
-    distinct,
-    duplicates,
-    quantities,
-    score_numeracy,
-)
+from flowopd_cli.rewards.compbench import numeracy
+from flowopd_cli.rewards.compbench.numeracy import Quantity, distinct, duplicates, quantities, score_numeracy
 from flowopd_cli.rewards.compbench.phrases import Token
 from flowopd_cli.rewards.geneval.rules import Detection
 
@@ -25,7 +19,6 @@ def detections(*rows):
     [
         ("two dogs and a cat", [("dog", 2), ("cat", 1)]),
         ("three women near one ship", [("person", 3), ("boat", 1)]),
-        ("five sheep", [("sheep", 5)]),
         ("a goldfish , six paintings", [("fish", 1), ("picture", 6)]),
         ("eight televisions", [("television", 8)]),
         ("Two dogs", []),  # capitals are not recognised
@@ -39,10 +32,10 @@ def test_quantities_of_a_prompt(prompt, expected):
 
 
 def test_the_objects_of_the_benchmark():
-    assert len(SINGULAR_OF) == 88
+    assert len(numeracy.SINGULAR_OF) == 88
     irregular = {"knives": "knife", "mice": "mouse", "deer": "deer", "people": "person", "butterflies": "butterfly"}
-    assert irregular.items() <= SINGULAR_OF.items()
-    assert (SINGULAR_OF["toys"], SINGULAR_OF["couches"]) == ("toy", "couch")
+    irregular |= {"toys": "toy", "couches": "couch"}
+    assert irregular.items() <= numeracy.SINGULAR_OF.items()
 
 
 def test_duplicates_count_once():

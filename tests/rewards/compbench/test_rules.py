@@ -2,21 +2,14 @@
 
 import pytest
 
+from flowopd_cli.rewards.compbench import rules
 from flowopd_cli.rewards.compbench.phrases import Token
-from flowopd_cli.rewards.compbench.rules import (
-    attribute_score,
-    clean_question,
-    kinds_of,
-    questions,
-    three_in_one,
-    without_adjectives,
-)
 
 
 def test_questions_of_a_prompt():
-    assert questions(["a red hat", "top", "the left", "The left"]) == ["a red hat?", "The left?"]
-    assert len(questions([f"thing {i}" for i in range(12)])) == 8
-    assert questions([]) == []
+    assert rules.questions(["a red hat", "top", "the left", "The left"]) == ["a red hat?", "The left?"]
+    assert len(rules.questions([f"thing {i}" for i in range(12)])) == 8
+    assert rules.questions([]) == []
 
 
 @pytest.mark.parametrize(
@@ -30,35 +23,29 @@ def test_questions_of_a_prompt():
     ],
 )
 def test_questions_are_cleaned(raw, clean):
-    assert clean_question(raw) == clean
+    assert rules.clean_question(raw) == clean
 
 
-@pytest.mark.parametrize(
-    ("answers", "score"),
-    [
-        ([], "1.0000"),
-        ([0.5, 0.5, 0.5], "0.1250"),
-        ([0.99995, 0.8], "0.8000"),  # rounded up to 1.0000
-        ([0.00004, 0.9], "0.0000"),
-        ([0.123449, 1.0], "0.1234"),
-    ],
-)
-def test_attribute_scores_are_products_of_rounded_answers(answers, score):
-    assert attribute_score(answers) == score
+def test_attribute_scores_are_products_of_rounded_answers():
+    assert rules.attribute_score([]) == "1.0000"
+    assert rules.attribute_score([0.5, 0.5, 0.5]) == "0.1250"
+    assert rules.attribute_score([0.99995, 0.8]) == "0.8000"  # rounded up to 1.0000
+    assert rules.attribute_score([0.00004, 0.9]) == "0.0000"
+    assert rules.attribute_score([0.123449, 1.0]) == "0.1234"
 
 
 def test_clip_reads_complex_prompts_without_adjectives():
     tokens = [Token(*pair.split("/")) for pair in ["The/DET", "red/ADJ", "hat/NOUN", "fell/VERB", "./PUNCT"]]
-    assert without_adjectives(tokens) == "The hat fell ."
+    assert rules.without_adjectives(tokens) == "The hat fell ."
 
 
 def test_three_in_one():
     scores = {"attribute": 0.6, "spatial": 0.3, "action": 0.9}
-    assert three_in_one("spatial", scores) == pytest.approx(0.45)
-    assert three_in_one("action", scores) == pytest.approx(0.75)
-    assert three_in_one("both", scores) == pytest.approx(0.6)
+    assert rules.three_in_one("spatial", scores) == pytest.approx(0.45)
+    assert rules.three_in_one("action", scores) == pytest.approx(0.75)
+    assert rules.three_in_one("both", scores) == pytest.approx(0.6)
 
 
 def test_kinds_of_complex_prompts():
     prompts = ["the cup is HERE. And more.", "The dog runs.", "The dog runs home."]
-    assert kinds_of(prompts, ["The Cup is here.\n"], ["the dog runs"]) == ["spatial", "action", "both"]
+    assert rules.kinds_of(prompts, ["The Cup is here.\n"], ["the dog runs"]) == ["spatial", "action", "both"]

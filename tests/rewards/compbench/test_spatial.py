@@ -3,20 +3,9 @@
 import pytest
 import torch
 
+from flowopd_cli.rewards.compbench import spatial
 from flowopd_cli.rewards.compbench.phrases import Token
-from flowopd_cli.rewards.compbench.spatial import (
-    Pair,
-    frame_size,
-    outer_nouns,
-    plain_iou,
-    position_2d,
-    position_3d,
-    related_nouns,
-    relation_2d,
-    relation_3d,
-    score_2d,
-    score_3d,
-)
+from flowopd_cli.rewards.compbench.spatial import Pair, position_2d, position_3d, score_2d, score_3d
 from flowopd_cli.rewards.geneval.rules import Detection
 
 HERE = (0.0, 0.0, 100.0, 100.0)
@@ -58,25 +47,28 @@ def test_positions_in_the_plane(relation, box, score):
 
 
 def test_an_iou_of_a_tenth_is_not_below_a_tenth():
-    assert plain_iou((0, 0, 100, 100), (50, 0, 70, 50)) == pytest.approx(0.1)
+    assert spatial.plain_iou((0, 0, 100, 100), (50, 0, 70, 50)) == pytest.approx(0.1)
     assert position_2d("on the left of", HERE, (60.0, 45.0, 110.0, 65.0)) == 1.0
-    assert plain_iou((0, 0, 0, 0), (0, 0, 0, 0)) == 0.0
+    assert spatial.plain_iou((0, 0, 0, 0), (0, 0, 0, 0)) == 0.0
 
 
 def test_relations_are_substrings_in_the_official_order():
-    assert relation_2d("a cat on the top of a box") == "on the top of"
-    assert relation_2d("a cat on top of a box next to a dog") == "next to"
-    assert relation_2d("two trees nearby") == "near"
-    assert relation_2d("a cat under a box") is None
-    assert relation_3d("a key hidden by a bag") == "hidden"
-    assert relation_3d("a man behind a car in front of a bus") == "in front of"
-    assert relation_3d("a man beside a car") is None
+    assert spatial.relation_2d("a cat on the top of a box") == "on the top of"
+    assert spatial.relation_2d("a cat on top of a box next to a dog") == "next to"
+    assert spatial.relation_2d("two trees nearby") == "near"
+    assert spatial.relation_2d("a cat under a box") is None
+    assert spatial.relation_3d("a key hidden by a bag") == "hidden"
+    assert spatial.relation_3d("a man behind a car in front of a bus") == "in front of"
+    assert spatial.relation_3d("a man beside a car") is None
 
 
 def test_objects_of_a_simple_prompt():
-    assert outer_nouns(tagged("a/DET man/NOUN next/ADJ to/ADP a/DET wine/NOUN glass/NOUN")) == ("person", "glass")
-    assert outer_nouns(tagged("run/VERB Rex/PROPN")) == (None, None)
-    assert outer_nouns(tagged("a/DET Man/NOUN")) == ("Man", "Man")
+    assert spatial.outer_nouns(tagged("a/DET man/NOUN next/ADJ to/ADP a/DET wine/NOUN glass/NOUN")) == (
+        "person",
+        "glass",
+    )
+    assert spatial.outer_nouns(tagged("run/VERB Rex/PROPN")) == (None, None)
+    assert spatial.outer_nouns(tagged("a/DET Man/NOUN")) == ("Man", "Man")
 
 
 @pytest.mark.parametrize(
@@ -95,7 +87,7 @@ def test_objects_of_a_simple_prompt():
     ],
 )
 def test_objects_of_a_complex_prompt(text, pair):
-    assert tuple(related_nouns(tagged(text))) == pair
+    assert tuple(spatial.related_nouns(tagged(text))) == pair
 
 
 def test_scores_of_two_objects_in_the_plane():
@@ -149,6 +141,6 @@ def test_scores_of_two_objects_in_depth():
 
 
 def test_the_detectors_frame():
-    assert frame_size(512, 512) == (479, 479)
-    assert frame_size(1024, 512) == (480, 240)
-    assert frame_size(480, 640) == (360, 480)
+    assert spatial.frame_size(512, 512) == (479, 479)
+    assert spatial.frame_size(1024, 512) == (480, 240)
+    assert spatial.frame_size(480, 640) == (360, 480)
