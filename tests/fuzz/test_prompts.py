@@ -10,7 +10,7 @@ from flowopd_cli.prompts.clauses import faulty
 from flowopd_cli.prompts.files import load_prompts, read_rows, repeats, target
 from flowopd_cli.prompts.sampler import GroupSampler
 from flowopd_cli.prompts.sources import read_public
-from flowopd_cli.suites.compbench import compbench_picture, prompts
+from flowopd_cli.suites.compbench import LAYOUT, prompts
 from flowopd_cli.suites.layouts import Place
 
 TEXT = 'a sign that says "OPEN"\n\na cat\r\n  a "café" \u2028 here\na cat\n'.encode()
@@ -38,7 +38,7 @@ def text_file(content):
             GroupSampler({"t": found}, {"t": 1.0}, 3, 2, 0).draw(0)
         with guarded(box):
             for place, prompt in enumerate(prompts("shape", box)):
-                inside = (box / compbench_picture(Place(prompt, place, 0, 10))).resolve()
+                inside = (box / LAYOUT.picture(Place(prompt, place, 0, 10))).resolve()
                 assert inside.parent == (box / "samples").resolve()
 
 

@@ -74,11 +74,16 @@ def tokenizer_source(source: str) -> str:
     return str(folder) if any((folder / name).is_file() for name in ("vocab.txt", "tokenizer.json")) else TOKENIZER
 
 
+def rename(name: str) -> str:
+    """A tensor's name in ``transformers`` from its name in the original checkpoint."""
+    for pattern, replacement in RENAMES:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
 def convert(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The original checkpoint under the names of ``BlipForQuestionAnswering``; index buffers are dropped."""
-    named = {name: value for name, value in tensors.items() if not name.endswith(".position_ids")}
-    for pattern, replacement in RENAMES:
-        named = {re.sub(pattern, replacement, name): value for name, value in named.items()}
+    named = {rename(name): value for name, value in tensors.items() if not name.endswith(".position_ids")}
     return {name: named[source] for name, source in TIED.items() if source in named} | named
 
 
