@@ -51,7 +51,7 @@ def take_device(name: str) -> torch.device:
 def pick_device(name: str, cuda: int, environment: Mapping[str, str]) -> torch.device:
     """The device of ``model.device``; ``auto`` is one of ``cuda`` CUDA devices, if there are any.
 
-    Each process of a launcher takes the device of its ``LOCAL_RANK``.
+    Each process of a launcher uses the device of its ``LOCAL_RANK``.
 
     Raises:
         ArtifactError: no such device, or one device for several processes.

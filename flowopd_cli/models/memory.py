@@ -58,7 +58,7 @@ class Footprint:
 
 @dataclass(frozen=True)
 class Needs:
-    """Bytes that a training needs on each device: what is held all the time, and what a pass adds."""
+    """Bytes that a training needs on each device: permanently, and additionally during a pass."""
 
     holding: Mapping[str, int]
     sampling: int
@@ -79,7 +79,7 @@ class Needs:
 
 
 def needs(footprint: Footprint, work: Workload) -> Needs:
-    """What a training needs, without autoencoder and rewards, CUDA's context (about 1 GiB) and fragmentation."""
+    """The memory of a training, excluding autoencoder, rewards, CUDA's context (about 1 GiB) and fragmentation."""
     one = footprint.adapter * FLOAT32
     holding = {
         "base": footprint.parameters * footprint.itemsize // work.shards,
@@ -155,7 +155,7 @@ def _measure(family: type[PipelineModel], folder: Path, options: LoadOptions, ra
 
 
 def _shorten(transformer: nn.Module, block_lists: Iterable[str]) -> dict[nn.Module, int]:
-    """Drop all but the first two of equal successive blocks; return how many dropped ones each second one stands for.
+    """Drop all but the first two of equal successive blocks; return how many blocks each second one represents.
 
     The first block of a kind may save what later ones share, so the second one is representative.
     """
@@ -168,7 +168,7 @@ def _shorten(transformer: nn.Module, block_lists: Iterable[str]) -> dict[nn.Modu
 
 
 def _structure(block: nn.Module) -> list[Any]:
-    """What two blocks have in common when they compute the same: classes, settings and shapes of parameters."""
+    """A key that equal blocks share: classes, settings and shapes of parameters."""
     settings = [
         (type(module), [item for item in vars(module).items() if isinstance(item[1], bool | int | float | str | tuple)])
         for module in block.modules()
@@ -177,7 +177,7 @@ def _structure(block: nn.Module) -> list[Any]:
 
 
 class _Multiplier:
-    """``value`` is the number of blocks that the block at work stands for, 1 outside of blocks."""
+    """``value`` is the number of blocks that the running block represents, 1 outside of blocks."""
 
     def __init__(self, repeats: Mapping[nn.Module, int]) -> None:
         self.value = 1
@@ -200,7 +200,7 @@ def _velocity(model: PipelineModel, adapter: str | None) -> Tensor:
 
 
 def _activations(model: PipelineModel, multiplier: _Multiplier) -> tuple[int, int]:
-    """Bytes that autograd saves of a forward with gradients, weights left out, and those of the blocks' inputs."""
+    """Bytes that autograd saves in a forward with gradients, excluding weights; and bytes of the blocks' inputs."""
     weights = _weights(model)
     saved, inputs = _Tensors(), _Tensors()  # they hold the tensors, so that no storage's number is used again
 

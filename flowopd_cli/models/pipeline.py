@@ -43,7 +43,7 @@ DEFAULTS = LoadOptions()
 
 @dataclass(frozen=True)
 class Modules:
-    """Modules to use in place of those that a folder holds; ``embed`` stands for the text encoders."""
+    """Modules that replace those of a folder; ``embed`` replaces the text encoders."""
 
     transformer: Any = None
     vae: Any = None
@@ -54,9 +54,9 @@ FROM_FOLDER = Modules()
 
 
 class PipelineModel(ABC):
-    """The part of a :class:`~flowopd_cli.models.base.LoadedModel` that does not depend on the family.
+    """The family-independent part of a :class:`~flowopd_cli.models.base.LoadedModel`.
 
-    A family names its transformer's class, its pipeline's and the lists of blocks, which are compiled one by one.
+    A family sets its transformer class, its pipeline class and its lists of blocks, which are compiled one by one.
     """
 
     transformer_class: ClassVar[Any]
@@ -161,7 +161,7 @@ class PipelineModel(ABC):
     def encode_ahead(self, texts: Iterable[str]) -> None:
         """Encode texts that are not in the cache, then release the encoders; without new texts they are not loaded.
 
-        Texts that another process has written meanwhile are skipped.
+        Texts that another process has encoded meanwhile are skipped.
         """
         new = self.prompts.unknown(self._distinct(texts))
         for start in range(0, len(new), ENCODE_BATCH):
@@ -171,7 +171,7 @@ class PipelineModel(ABC):
         self.release_encoders()
 
     def _distinct(self, texts: Iterable[str]) -> list[str]:
-        """The texts without repetition, and the empty one where guidance needs it."""
+        """The distinct texts, and the empty one if guidance needs it."""
         return list(dict.fromkeys([*([""] if self.classifier_free else []), *texts]))
 
     @torch.no_grad()

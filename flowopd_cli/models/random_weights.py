@@ -1,4 +1,4 @@
-"""A model of any shape with random weights, of the same classes: for measurements, with nothing to fetch."""
+"""A model of any shape with random weights and the real classes, for measurements without downloads."""
 
 from __future__ import annotations
 

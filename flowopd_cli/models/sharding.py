@@ -19,7 +19,7 @@ from flowopd_cli.system.distributed import GROUP, Group
 
 
 class Turn(IntEnum):
-    """What a process is about to do with the base; of different ones the greatest comes first."""
+    """The next pass of a process through the base; if processes differ, the greatest goes first."""
 
     NOTHING = 0
     FORWARD = 1
@@ -50,7 +50,7 @@ class Turns:
         group.finish = self.finish
 
     def take(self) -> None:
-        """Wait until all processes make a forward of this kind; call it before one.
+        """Wait until all processes are ready for a forward of this kind; call it before each forward.
 
         Raises:
             FlowOPDError: another process met an error, see :meth:`~flowopd_cli.system.distributed.Group.together`.
@@ -62,7 +62,7 @@ class Turns:
             self._join(turn)
 
     def finish(self) -> None:
-        """Take part in the others' forwards until none of them has any left."""
+        """Join the other processes' forwards until none is left."""
         while turn := max(self._group.exchange(Turn.NOTHING)):
             self._join(turn)
 

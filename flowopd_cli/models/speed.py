@@ -49,9 +49,9 @@ def compile_blocks(blocks: Iterable[nn.Module], name: str) -> None:
 
 
 def checkpointed(bank: AdapterBank) -> Callable[..., Any]:
-    """A checkpointing function for diffusers that recomputes a block under the adapter of its forward.
+    """A checkpointing function for diffusers that recomputes a block with the adapter of its original forward.
 
-    Under the adapter that is active during the backward, gradients would silently be another adapter's, or none.
+    With the adapter that is active in the backward, gradients would silently be lost or belong to that adapter.
     """
 
     def run(block: nn.Module, *arguments: Any) -> Any:

@@ -36,7 +36,7 @@ class Row:
 def read_rows(path: Path, task: str | None = None) -> list[Row]:
     """The prompts of a ``.txt`` file (one a line) or a ``.jsonl`` file without its empty lines.
 
-    ``task`` is that of rows which name none.
+    ``task`` is the default for rows without one.
 
     Raises:
         PromptError: no such file, another kind of file, or an invalid line, named by its number: not UTF-8, too long,
@@ -97,7 +97,7 @@ def _numbered_lines(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def repeats(rows: Sequence[Row]) -> str | None:
-    """A remark about prompts that a file has more than once, ``None`` if there is none."""
+    """A remark about repeated prompts of a file, ``None`` if there are none."""
     counts = Counter((row.task, row.text) for row in rows)
     repeated = [row for row in rows if counts[row.task, row.text] > 1]
     if not repeated:
@@ -113,7 +113,7 @@ def repeats(rows: Sequence[Row]) -> str | None:
 def target(text: str, metadata: Mapping[str, Any]) -> str | None:
     """The text to render: ``metadata["target"]``, else the text between its first two double quotes.
 
-    ``None`` without either, and for a target that is not a text, only spaces, or too long.
+    ``None`` if there is neither, or if the target is not a text, blank, or too long.
     """
     value = metadata.get("target")
     if value is None:

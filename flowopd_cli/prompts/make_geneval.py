@@ -85,7 +85,7 @@ def _scene(tag: str, rng: random.Random) -> Row:
 
 
 def pick(rng: random.Random, items: Sequence[T]) -> T:
-    """One of the items, by ``random()``, the only draw that is the same in every version of Python."""
+    """A random item, drawn by ``random()``, the only method with the same result in every Python version."""
     return items[int(rng.random() * len(items))]
 
 
@@ -110,7 +110,7 @@ def _plural(name: str, english: bool) -> str:
 
 
 def _equivalence_key(row: Mapping[str, Any]) -> str:
-    """A text that scenes share whose objects, colors or sides are exchanged."""
+    """A text that is equal for scenes that differ only by exchanged objects, colors or sides."""
     include = row["include"]
     parts = [row["tag"], *sorted(clause["class"] for clause in include)]
     if row["tag"] == "counting":

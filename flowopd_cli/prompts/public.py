@@ -51,7 +51,7 @@ class PromptSource:
 
 @dataclass(frozen=True)
 class Fetched:
-    """A set on this machine: its file or folder, the sha256 of each file, and whether all are the pinned ones."""
+    """A local copy of a set: its file or folder, the sha256 of each file, and whether all match the pins."""
 
     path: Path
     digests: Mapping[str, str]
@@ -128,8 +128,8 @@ def fetch(
 ) -> Fetched:
     """A set from the cache, the network or, with ``local``, a file or folder; ``out`` is a folder that gets a copy.
 
-    A download with another digest than the pinned one is refused; a local file with one is used where it is, with a
-    warning. Verified local files are copied to the cache, and with ``adopt`` also those whose digest is not known.
+    A download whose digest differs from the pinned one is refused; such a local file is used in place, with a warning.
+    Verified local files are copied to the cache, and with ``adopt`` also those whose digest is not known.
 
     Raises:
         PromptError: there is no such set; near names are suggested.
@@ -191,7 +191,7 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def _local(source: PromptSource, place: Path) -> list[Path]:
-    """The files of a set: the file itself, or those of a folder by our name, the repository's path or its last part."""
+    """The files of a set: the given file, or files of a folder under our name, the repository path or its last part."""
     if place.is_file() and len(source.files) == 1:
         return [place]
     if not place.is_dir():

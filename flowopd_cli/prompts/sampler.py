@@ -41,8 +41,8 @@ class GroupSampler:
     def spares(self, iteration: int, tried: Sequence[int]) -> list[tuple[Prompt, list[int]]]:
         """A replacement for each of the groups ``tried``, in this order, and its pictures' noise seeds.
 
-        It has the group's task and is not in the iteration's draw; none repeats while there are enough. Each is a
-        function of ``seed``, the iteration and the groups before it in ``tried``.
+        A replacement has the group's task and is not in the iteration's draw; none repeats while there are enough. Each
+        is a function of ``seed``, the iteration and the groups before it in ``tried``.
         """
         prompts, group, _ = self.draw(iteration)
         task_of = {g: prompt.task for prompt, g in zip(prompts, group, strict=True)}

@@ -1,4 +1,4 @@
-"""Recipes: what a command does, complete and typed. The package's face; everything else imports from here."""
+"""Recipes: the complete, typed settings of a command. Other packages import from here only."""
 
 from flowopd_cli.recipe.reading import (
     assign,

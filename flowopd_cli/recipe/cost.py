@@ -1,4 +1,4 @@
-"""What a recipe costs, counted exactly from the recipe alone: pictures, batches, steps, forwards. No torch here."""
+"""The cost of a recipe, counted from the recipe alone: pictures, batches, steps, forwards. No torch here."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def arithmetic(recipe: Recipe) -> Figures:
 
 
 def trained_steps(sampling: SamplingSpec) -> int:
-    """Steps of a trajectory that are trained: those of the window or all, but never the last, which draws no noise. A
-    deterministic sampler trains every step but that one.
+    """Trained steps of a trajectory: those of the window or all, but never the last, which draws no noise. A
+    deterministic sampler trains all steps but the last.
     """
     noisy = sampling.steps - 1
     if sampling.window is None or sampling.deterministic:
@@ -54,7 +54,7 @@ def optimizer_steps(pictures: int, updates: int) -> tuple[int, int]:
 
 
 def workload(recipe: TrainedRecipe) -> Workload:
-    """What the memory of a training depends on, counted for one process."""
+    """The counts that determine the memory of a training, for one process."""
     train, teachers, anchors = recipe.train, _teachers(recipe), _anchors(recipe)
     policy = 1 if isinstance(recipe, ColdstartRecipe) else _forwards(recipe)
     most = max(_forwards(recipe, guidance) for guidance in (None, *(spec.guidance for spec in (*teachers, *anchors))))
@@ -70,7 +70,7 @@ def workload(recipe: TrainedRecipe) -> Workload:
 
 
 def learning_rows(recipe: TrainedRecipe) -> int:
-    """Rows that learn at once: a micro-batch; in the fused schedule at most the pictures of one step."""
+    """Rows of one micro-batch; in the fused schedule at most the pictures of one step."""
     if isinstance(recipe, DistillRecipe) and recipe.fused:
         return min(recipe.train.micro, _local_pictures(recipe.train))
     return recipe.train.micro
@@ -142,8 +142,8 @@ def _learned_steps(recipe: TrainedRecipe) -> int:
 
 
 def _micro_batches(pictures: int, learned: int, fused: bool, train: TrainSpec) -> int | str:
-    """Of one process; of several each has the rows of its own pictures, whose number is random. One of replay mixes
-    pictures and steps, one of the fused schedule has its pictures at one step.
+    """Micro-batches of one process; with several, each has its own pictures, whose number is random. In the replay
+    schedule one mixes pictures and steps; in the fused schedule all its rows are at one step.
     """
     own = pictures / train.processes
     count = learned * ceil(own / train.micro) if fused else ceil(own * learned / train.micro)
@@ -151,9 +151,8 @@ def _micro_batches(pictures: int, learned: int, fused: bool, train: TrainSpec) -
 
 
 def _steps_between(recipe: DistillRecipe) -> float:
-    """Steps of a fused rollout that are not learned, on average over iterations: those before the last learned one, and
-    the rest where rewards are logged. The last of k among n equally likely ones is the k (n + 1) / (k + 1)-th on
-    average.
+    """Untrained steps of a fused rollout, averaged over iterations: those before the last trained one, and the rest if
+    rewards are logged. The last of k among n equally likely ones is the k (n + 1) / (k + 1)-th on average.
     """
     sampling, every = recipe.sampling, recipe.opd.log_rewards_every
     trained, learned = trained_steps(sampling), _learned_steps(recipe)
@@ -184,13 +183,13 @@ def _teachers(recipe: TrainedRecipe) -> list[TeacherSpec]:
 
 
 def _anchors(recipe: TrainedRecipe) -> list[AnchorSpec]:
-    """The anchor if it has a weight."""
+    """The anchor if its weight is not 0."""
     return [recipe.anchor] if isinstance(recipe, DistillRecipe) and recipe.anchor.beta > 0 else []
 
 
 def _held(recipe: TrainedRecipe) -> tuple[int, int]:
-    """Latents and prompts that collection leaves for learning: every step with its labels, or in the fused schedule
-    the state, both labels and the velocity of the rows that learn.
+    """Latents and prompts that collection keeps for learning: every step with its labels, or in the fused schedule the
+    state, both labels and the velocity of the micro-batch.
     """
     if isinstance(recipe, ColdstartRecipe):
         return recipe.sft.samples, recipe.sft.samples

@@ -110,7 +110,7 @@ def _key(node: dict[str, Any] | list[Any], part: str, dotted: str) -> Any:
 
 
 def problems(error: ValidationError, model: type[BaseModel]) -> list[str]:
-    """Every problem of a validation in words: where, what, and for a misspelt key the nearest real one."""
+    """Every validation problem in words: the place, the problem, and for an unknown key the nearest known one."""
     return [_in_words(problem, model) for problem in error.errors()]
 
 
@@ -123,7 +123,7 @@ def _in_words(problem: Mapping[str, Any], model: type[BaseModel]) -> str:
 
 
 def _fields(model: Any, path: Sequence[str]) -> list[str]:
-    """The fields of the section at ``path``, in which indices and tasks are no fields."""
+    """The fields of the section at ``path``, ignoring indices and tasks."""
     for part in path:
         field = model.model_fields.get(part)
         model = _section(field.annotation) if field else model
@@ -137,7 +137,7 @@ def _section(annotation: Any) -> type[BaseModel] | None:
 
 
 def load(path: str | Path, *, overrides: Sequence[str] = (), stage: str | None = None) -> Recipe:
-    """Read a YAML recipe, lay ``--set`` overrides over it, and validate it.
+    """Read a YAML recipe, apply ``--set`` overrides, and validate it.
 
     Raises:
         RecipeError: the file is missing or not YAML, a key is unknown, a value is out of range.

@@ -30,13 +30,13 @@ from flowopd_cli.recipe.sections import (
 
 class _Recipe(Spec):
     model: ModelSpec = ModelSpec()  #: the base
-    seed: int = 0  #: of everything random but an evaluation's pictures
+    seed: int = 0  #: seed of all random numbers but an evaluation's pictures
 
 
 class _Trained(_Recipe):
     adapter: AdapterSpec = AdapterSpec()  #: the LoRA that is trained
     sampling: SamplingSpec = SamplingSpec()  #: how trajectories are drawn
-    prompts: tuple[PromptSpec, ...] = Field(min_length=1)  #: what is drawn
+    prompts: tuple[PromptSpec, ...] = Field(min_length=1)  #: prompts to draw
     train: TrainSpec = TrainSpec()  #: the loop
 
     def _require_noise(self, objective: str) -> None:
@@ -54,7 +54,7 @@ class TeacherRecipe(_Trained):
     """``flowopd teacher``."""
 
     stage: Literal["teacher"] = "teacher"  #: the command that the recipe is for
-    rewards: tuple[RewardSpec, ...] = Field(min_length=1)  #: what is learned: their weighted sum
+    rewards: tuple[RewardSpec, ...] = Field(min_length=1)  #: the objective is their weighted sum
     grpo: GRPOSpec = GRPOSpec()  #: the objective
 
     @model_validator(mode="after")
@@ -68,7 +68,7 @@ class ColdstartRecipe(_Trained):
 
     stage: Literal["coldstart"] = "coldstart"  #: the command that the recipe is for
     teachers: dict[str, TeacherSpec] = Field(min_length=1)  #: by task
-    rewards: tuple[RewardSpec, ...] = ()  #: by which the best picture of a group is chosen
+    rewards: tuple[RewardSpec, ...] = ()  #: choose the best picture of a group
     sft: SFTSpec = SFTSpec()  #: the objective
 
     @model_validator(mode="after")
@@ -99,14 +99,14 @@ class DistillRecipe(_Trained):
     """``flowopd distill``."""
 
     stage: Literal["distill"] = "distill"  #: the command that the recipe is for
-    routing: dict[str, TeacherSpec] = Field(min_length=1)  #: teachers by task: a prompt is taught by its task's
-    anchor: AnchorSpec = AnchorSpec()  #: what every prompt is pulled towards
+    routing: dict[str, TeacherSpec] = Field(min_length=1)  #: the teacher of each task
+    anchor: AnchorSpec = AnchorSpec()  #: the adapter that regularizes every prompt
     rewards: tuple[RewardSpec, ...] = ()  #: scored for the log, with `opd.log_rewards_every`
     opd: OPDSpec = OPDSpec()  #: the objective
 
     @property
     def fused(self) -> bool:
-        """Whether each step is learned while the rollout passes it: ``opd.schedule``, or where that is possible."""
+        """Whether each step is trained during the rollout: by ``opd.schedule``, or by default if possible."""
         if self.opd.schedule is not None:
             return self.opd.schedule == "fused"
         return self.opd.estimator == "pathwise" and self.train.updates == 1 and self.sampling.window is None
@@ -134,7 +134,7 @@ class EvalRecipe(_Recipe):
     """``flowopd eval``."""
 
     stage: Literal["eval"] = "eval"  #: the command that the recipe is for
-    adapter: str | None = None  #: what is scored; null is the base
+    adapter: str | None = None  #: the adapter to score; null is the base
     eval: EvalSpec = EvalSpec()  #: the protocol
 
 

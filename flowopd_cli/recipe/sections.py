@@ -45,7 +45,7 @@ def _parse_trackers(value: Any) -> Any:
 
 
 def _refuse_secrets(value: Any) -> Any:
-    """A reward's name or options: a recipe is stored with its run and published with it."""
+    """Refuse secrets in a reward's name or options, because a recipe is stored and published with its run."""
     secret = secret_in_options(value) if isinstance(value, dict) else secret_in_name(value)
     if secret:
         raise ValueError(secret)
@@ -75,12 +75,12 @@ class ModelSpec(Spec):
     resolution: PositiveInt | None = 512  #: side of a picture in pixels; null takes the base's own
     max_sequence_length: Annotated[int, Field(ge=1, le=512)] = 128  #: tokens of a prompt that T5 reads
     device: str = "auto"  #: `auto`, `cpu`, `cuda` or `cuda:N`
-    cache_prompts: bool = True  #: store the prompts' embeddings on disk, so that later runs load no encoder
+    cache_prompts: bool = True  #: cache prompt embeddings on disk, so that later runs load no text encoder
     tf32: bool = True  #: let a GPU round the factors of float32 products
     #: the mode of `torch.compile` for the transformer's blocks
     compile: Literal["none", "default", "max-autotune", "aot_eager", "eager"] = "none"
     attention: Attention = "auto"  #: a backend of diffusers; `auto` leaves the choice to PyTorch
-    shard: bool = False  #: cut the base into a piece for each process (FSDP), where a device cannot hold it
+    shard: bool = False  #: shard the base over the processes (FSDP), if one device cannot hold it
 
     @model_validator(mode="after")
     def _compile_needs_whole_base(self) -> ModelSpec:
@@ -92,7 +92,7 @@ class ModelSpec(Spec):
 class AdapterSpec(Spec):
     """The LoRA that is trained."""
 
-    rank: PositiveInt = 32  #: of the LoRA's factors
+    rank: PositiveInt = 32  #: rank of the LoRA
     alpha: PositiveInt = 64  #: the update is scaled by alpha / rank
     #: modules that get a LoRA, by the end of their names; all attention projections by default
     targets: tuple[str, ...] = ATTENTION_TARGETS
@@ -118,9 +118,9 @@ class SamplingSpec(Spec):
 
     steps: PositiveInt = 10  #: sampling steps of a trajectory
     shift: PositiveFloat | None = None  #: time shift of the grid; null takes the scheduler's own
-    kernel: Literal["flow_sde", "cps", "ode"] = "flow_sde"  #: a sampling step: the flow SDE, CPS, or Euler's ODE
+    kernel: Literal["flow_sde", "cps", "ode"] = "flow_sde"  #: sampling step: the flow SDE, CPS, or Euler's ODE
     eta: NonNegativeFloat = 0.7  #: noise of a step in the kernel's own scale; 0 is the ODE
-    guidance: NonNegativeFloat = 4.5  #: classifier-free scale of the policy; 1 is without, at half the cost
+    guidance: NonNegativeFloat = 4.5  #: classifier-free scale of the policy; 1 is no guidance, at half the cost
     window: WindowSpec | None = None  #: stochastic steps in a window only; null is all but the last
 
     @property
@@ -151,10 +151,10 @@ class PromptSpec(Spec):
     """A prompt source."""
 
     source: str  #: a name of `PROMPTS`, or a `.txt` or `.jsonl` file
-    task: str | None = None  #: the task of prompts whose rows name none; of a named source, only prompts of this task
-    split: Literal["train", "validation", "test"] = "train"  #: of a named source
+    task: str | None = None  #: task of prompts without one; for a named source, use only prompts of this task
+    split: Literal["train", "validation", "test"] = "train"  #: split of a named source
     weight: PositiveFloat = 1.0  #: share of the iteration's groups, relative to the other sources
-    limit: PositiveInt | None = None  #: use only the first so many prompts; null is all
+    limit: PositiveInt | None = None  #: use only the first N prompts; null is all
 
 
 class RewardSpec(Spec):
@@ -174,17 +174,17 @@ class TeacherSpec(Spec):
 
 
 class AnchorSpec(Spec):
-    """Manifold Anchor Regularization: the aesthetic teacher that every prompt is pulled towards.
+    """Manifold Anchor Regularization: an aesthetic teacher that the student is pulled towards on every prompt.
 
-    A thinned-out anchor (``every``, ``probability``) counts for the inverse where it is asked, so that the gradient is
-    the same on average. The offset of ``every`` is drawn for each iteration.
+    With ``every`` or ``probability`` the anchor runs at fewer steps and is weighted by the inverse, so that the
+    gradient is the same on average. The offset of ``every`` is drawn for each iteration.
     """
 
-    ref: str = "base"  #: as of a teacher
+    ref: str = "base"  #: as for a teacher
     beta: NonNegativeFloat = 0.02  #: weight of the KL to the anchor; 0 turns it off
     guidance: NonNegativeFloat | None = None  #: the anchor's classifier-free scale; null is `sampling.guidance`
-    every: PositiveInt = 1  #: ask the anchor at every so many trained steps, and count it as often
-    probability: Fraction = 1.0  #: ask it at each trained step with this chance, and count it for the inverse
+    every: PositiveInt = 1  #: run the anchor at every N-th trained step, weighted by N
+    probability: Fraction = 1.0  #: run it at each trained step with this probability, weighted by the inverse
 
 
 class BestSpec(Spec):
@@ -202,23 +202,23 @@ class TrainSpec(Spec):
     group_size: PositiveInt = 24  #: pictures of each prompt
     updates: PositiveInt = 2  #: optimizer steps of an iteration
     steps_per_rollout: PositiveInt | None = None  #: trained sampling steps of an iteration, drawn anew; null is all
-    micro: PositiveInt = 8  #: rows of a micro-batch, a picture at a step being one; changes no result
-    rollout_batch: PositiveInt = 32  #: pictures drawn at once; changes no result
-    #: fresh groups at most of an iteration, in place of groups whose rewards are all equal and teach nothing
+    micro: PositiveInt = 8  #: rows of a micro-batch (a row is a picture at a step); does not change results
+    rollout_batch: PositiveInt = 32  #: pictures drawn at once; does not change results
+    #: draw at most this many fresh groups an iteration, to replace groups whose rewards are all equal
     resample_flat: NonNegativeInt = 0
-    gradient_checkpointing: bool = False  #: compute each block again in its backward: less memory, more time
+    gradient_checkpointing: bool = False  #: recompute each block in the backward: less memory, more time
     optimizer: Literal["adamw", "adamw8bit"] = "adamw"  #: `adamw8bit` holds the moments of large parameters in 8 bits
     lr: PositiveFloat = 3e-4  #: learning rate
     warmup: NonNegativeInt = 0  #: optimizer steps until the full learning rate
-    weight_decay: NonNegativeFloat = 1e-4  #: of AdamW
+    weight_decay: NonNegativeFloat = 1e-4  #: weight decay of AdamW
     max_grad_norm: PositiveFloat = 1.0  #: gradients are clipped to this norm
-    skip_limit: PositiveInt = 5  #: so many optimizer steps in a row that are not finite, and skipped, end the run
-    #: of the adapter's moving average, which is what is saved; 0 is none
+    skip_limit: PositiveInt = 5  #: this many skipped (non-finite) optimizer steps in a row end the run
+    #: decay of the adapter's moving average, which is the saved adapter; 0 is none
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.9
     ema_every: PositiveInt = 8  #: optimizer steps between its updates
     checkpoint_every: PositiveInt = 50  #: iterations between checkpoints
-    keep_checkpoints: PositiveInt = 2  #: how many of the newest checkpoints are kept
-    keep_best: BestSpec | None = None  #: keep the checkpoint with the best mean of a metric beside them; null is none
+    keep_checkpoints: PositiveInt = 2  #: number of newest checkpoints to keep
+    keep_best: BestSpec | None = None  #: also keep the checkpoint with the best mean of a metric; null is none
     sample_every: NonNegativeInt = 50  #: iterations between sheets of samples; 0 is none
     processes: PositiveInt = 1  #: devices of this machine that share an iteration's groups
     track: Trackers = "none"  #: trackers besides `metrics.jsonl`: tensorboard, wandb, mlflow, trackio, with commas
@@ -245,10 +245,10 @@ class OPDSpec(Spec):
     estimator: Literal["pathwise", "score"] = "pathwise"
     #: the KL unchanged, without dt, or the squared velocity error at every step alike
     step_weight: Literal["kl", "kl_no_dt", "velocity"] = "kl"
-    clip: PositiveFloat = 1e-4  #: clip range of the ratio, of `score`
-    adv_clip: PositiveFloat = 5.0  #: clip of the advantages, of `score`
+    clip: PositiveFloat = 1e-4  #: clip range of the ratio, for `score`
+    adv_clip: PositiveFloat = 5.0  #: clip of the advantages, for `score`
     log_rewards_every: NonNegativeInt = 0  #: iterations between scorings for the log; 0 is never
-    #: learn each step as the rollout passes it, or after the whole rollout, with the same gradients; null is `fused`
+    #: train each step during the rollout or after it, with the same gradients; null is `fused`
     #: for `pathwise` with one optimizer step a rollout and no window
     schedule: Literal["fused", "replay"] | None = None
 
@@ -258,17 +258,17 @@ class SFTSpec(Spec):
 
     samples: PositiveInt = 512  #: pictures kept in all, the best of each group
     batch: PositiveInt = 64  #: rows of an optimizer step
-    logit_mean: float = 0.0  #: of the logit-normal law of sigma
-    logit_std: PositiveFloat = 1.0  #: of the same law
+    logit_mean: float = 0.0  #: mean of sigma's logit-normal distribution
+    logit_std: PositiveFloat = 1.0  #: standard deviation of the same
 
 
 class MergeSpec(Spec):
     """How adapters are merged."""
 
-    #: how updates become one; see `flowopd merge --help`
+    #: merge method; see `flowopd merge --help`
     method: Literal["linear", "exact", "ties", "dare_linear", "dare_ties", "factor_average"] = "linear"
     weights: tuple[float, ...] | None = None  #: one for each adapter, used as given; null is 1 / K each
-    rank: PositiveInt | None = None  #: of the result; null is the largest of the parts
+    rank: PositiveInt | None = None  #: rank of the result; null is the largest input rank
     density: Fraction = 0.5  #: share of entries that TIES and DARE keep
 
     @model_validator(mode="after")
@@ -288,15 +288,15 @@ class EvalSpec(Spec):
     images: PositiveInt | None = None  #: pictures of each prompt; null is the suite's own number
     limit: PositiveInt | None = None  #: prompts of each suite, evenly spread; null is all
     split: Literal["validation", "test"] = "test"  #: tune on validation, report test
-    batch: PositiveInt = 16  #: pictures drawn at once; changes no result
-    steps: PositiveInt = 40  #: of the deterministic sampler
+    batch: PositiveInt = 16  #: pictures drawn at once; does not change results
+    steps: PositiveInt = 40  #: steps of the deterministic sampler
     guidance: NonNegativeFloat = 4.5  #: classifier-free scale
-    seed: int = 42  #: with prompt and picture number, the seed of a picture
+    seed: int = 42  #: combined with prompt and picture number, seeds each picture
     keep_images: NonNegativeInt = 8  #: pictures in the sheet under `samples/`
     #: arguments of suites and of their rewards, by suite
     options: Annotated[dict[str, dict[str, Any]], AfterValidator(_refuse_secrets)] = Field(default_factory=dict)
-    pictures: str | None = None  #: a folder that another program drew, to score instead of drawing
-    import_scores: str | None = None  #: a folder that official scorers wrote, to read instead of scoring
+    pictures: str | None = None  #: a folder with another program's pictures, to score instead of drawing
+    import_scores: str | None = None  #: a folder written by official scorers, to read instead of scoring
     fail_under: dict[str, float] = Field(default_factory=dict)  #: exit code 3 below this mean, by suite
 
 
@@ -304,13 +304,13 @@ class PushSpec(Spec):
     """Publication on the Hub."""
 
     repo: str | None = None  #: `OWNER/NAME` on the Hub; null writes the folder alone
-    dry_run: bool = False  #: nothing is uploaded, on `--resume` neither; `--dry-run` sets it
-    revision: str | None = None  #: the branch, made if it is missing; null is the main one
-    private: bool | None = None  #: null leaves a repository unchanged, and makes a new one by the account's default
-    message: Annotated[str, Field(min_length=1, max_length=200)] = "Upload by flowopd push"  #: of the commit
-    license: str | None = None  #: of the card; null is the base's
+    dry_run: bool = False  #: upload nothing, also on `--resume`; `--dry-run` sets it
+    revision: str | None = None  #: the branch, created if missing; null is the main one
+    private: bool | None = None  #: null leaves a repository unchanged; a new one gets the account's default
+    message: Annotated[str, Field(min_length=1, max_length=200)] = "Upload by flowopd push"  #: commit message
+    license: str | None = None  #: license on the card; null is the base's
     evaluations: tuple[str, ...] = ()  #: eval runs for the card; if empty, those beside the run of its adapter or base
-    verify_prompt: str = "a photo of a red circle"  #: what the check draws
+    verify_prompt: str = "a photo of a red circle"  #: the prompt of the check
     verify_steps: PositiveInt = 4  #: sampling steps of the check
     verify_guidance: NonNegativeFloat = 4.5  #: classifier-free scale of the check
     tolerance: PositiveFloat = 2 / 255  #: largest difference of a pixel, of 1, between ours and plain diffusers

@@ -9,11 +9,11 @@ from flowopd_cli.recipe import DistillRecipe, TeacherRecipe, TrainedRecipe
 
 
 def check_tasks(recipe: TrainedRecipe, tasks: Iterable[str]) -> None:
-    """Refuse tasks that the recipe could not learn.
+    """Refuse tasks that lack a teacher or a reward.
 
     Raises:
         RoutingError: a task has no teacher.
-        RewardError: a task has no reward (in ``distill``, where rewards are only logged: none of them has one).
+        RewardError: a task has no reward (in ``distill``, where rewards are only logged: no task has one).
     """
     tasks = set(tasks)
     if not isinstance(recipe, TeacherRecipe):

@@ -1,4 +1,4 @@
-"""Charts as matplotlib's SVG, with variables of the page's style sheet in place of colors."""
+"""Charts as SVG by matplotlib, with colors from CSS variables of the page."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Key:
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart of the page; ``alt`` describes it for those who cannot see it."""
+    """A chart of the page; ``alt`` is its text alternative."""
 
     title: str
     alt: str

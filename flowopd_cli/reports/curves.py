@@ -32,7 +32,7 @@ class Series:
 class Spec:
     """Title, label of the y-axis and caption of a chart.
 
-    ``zero`` starts the y-axis at 0, ``log`` makes it logarithmic for a wide range, ``legend`` names even a single line.
+    ``zero`` starts the y-axis at 0, ``log`` makes it logarithmic for a wide range, ``legend`` labels single lines too.
     """
 
     title: str
@@ -44,7 +44,7 @@ class Spec:
 
 
 def line_chart(name: str, spec: Spec, series: Sequence[Series]) -> Iterable[Chart]:
-    """A chart of at most seven lines over iterations; nothing where no line has two points."""
+    """A chart of at most seven lines over iterations; nothing if no line has two points."""
     shown = [line for line in series if len(finite(line.y)) > 1][:MAX_LINES]
     if not shown:
         return
@@ -91,7 +91,7 @@ def _scale(ax: Any, spec: Spec, lines: Iterable[Sequence[float]]) -> None:
 
 
 def of_run(recipe: Recipe, rows: Rows) -> list[Chart]:
-    """The curves of a training, as far as its metrics have them."""
+    """The curves of a training for which it has metrics."""
     x = column(rows, "iteration")
 
     def series(labels: Mapping[str, str]) -> list[Series]:

@@ -19,7 +19,7 @@ from flowopd_cli.runs.run import RunDir
 
 @dataclass(frozen=True)
 class Entry:
-    """A model's name, the run that made it, its evaluation, and whether that compares with the others'."""
+    """A model's name, its run, its evaluation, and whether the evaluation is comparable with the others."""
 
     name: str
     run: RunDir | None = None
@@ -56,7 +56,7 @@ def collect(paths: Sequence[Path]) -> list[Entry]:
 
 
 def locate(run: RunDir, parent: Parent) -> Path | None:
-    """The run of a parent at its recorded place, or in the folder of ``run`` where both were moved."""
+    """A parent's run at its recorded path, or in the folder of ``run`` if both were moved."""
     with suppress(FlowOPDError, OSError):
         reference = AdapterRef.parse(parent.ref)
         for path in (Path(reference.location), run.path.resolve().parent / Path(reference.location).name):
@@ -89,7 +89,7 @@ def _digest(path: Path) -> str | None:
 
 
 def _scored_model(run: RunDir, scores: Evaluation) -> Entry:
-    """The model that ``run`` evaluated, with its run where that is found and still has the same weights."""
+    """The model that ``run`` evaluated, with its run if that is found with the same weights."""
     parents = run.manifest().parents
     if not parents:
         return Entry(run.path.name, None, scores)
@@ -102,7 +102,7 @@ def _scored_model(run: RunDir, scores: Evaluation) -> Entry:
 
 
 def _with_base(entries: Sequence[Entry], bases: Sequence[Evaluation]) -> list[Entry]:
-    """The base first: a named one, else the evaluation in ``bases`` that shares most suites with the others."""
+    """Put the base first: a named one, else the evaluation in ``bases`` that shares most suites with the others."""
     first = [entry for entry in entries if entry.name == BASE and entry.evaluation]
     rest = [entry for entry in entries if entry not in first]
     if not first and bases:
@@ -124,9 +124,9 @@ def _unique(entries: Sequence[Entry]) -> list[Entry]:
 
 
 def _mark_comparable(entries: Sequence[Entry]) -> list[Entry]:
-    """Mark a group of evaluations in which all compare with each other, starting with those that compare with most.
+    """Mark a group of mutually comparable evaluations, starting with those comparable with most others.
 
-    Comparing is not transitive: an evaluation without a judge's name compares with two of different judges.
+    Comparability is not transitive: an evaluation without a judge's name is comparable with two of different judges.
     """
     evaluations = [entry.evaluation for entry in entries if entry.evaluation]
     group: list[Evaluation] = []

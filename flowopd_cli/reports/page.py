@@ -92,7 +92,7 @@ def link(text: str, run: Path, page: Path) -> Link:
 
 
 def elapsed(manifest: Manifest) -> str | None:
-    """The time from a run's start to its end, pauses of a resumed run included; ``None`` where it has not ended."""
+    """The time from a run's start to its end, including pauses before a resume; ``None`` if it has not ended."""
     if not manifest.finished:
         return None
     start, end = map(datetime.fromisoformat, (manifest.created, manifest.finished))

@@ -51,8 +51,8 @@ def grid(
 ) -> Grid | None:
     """The pictures of labeled files, one for each prompt; ``None`` where no file can be read.
 
-    Pictures get narrower until they fit into ``budget`` characters, then rows are dropped. Prompts are left out where
-    there are not as many as pictures.
+    Pictures shrink until they fit into ``budget`` characters, then rows are dropped. Prompts are left out if their
+    number differs from that of the pictures.
     """
     strips: list[Strip] = []
     for width in WIDTHS:
@@ -100,7 +100,7 @@ def _uri(picture: Any, max_width: int) -> str:
 
 
 def over_time(run: RunDir) -> Grid | None:
-    """A run's samples of the same prompts and seeds during its training, the first and the last among them."""
+    """A run's samples of the same prompts and seeds during training, including the first and the last."""
     samples = run.samples()
     if len(samples) > MAX_ROWS:
         samples = [samples[round(i * (len(samples) - 1) / (MAX_ROWS - 1))] for i in range(MAX_ROWS)]

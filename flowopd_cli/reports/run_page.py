@@ -96,7 +96,7 @@ def _facts(manifest: Manifest, recipe: recipes.Recipe, rows: Rows) -> list[tuple
 
 
 def _warnings(run: RunDir, manifest: Manifest) -> list[tuple[str, str]]:
-    """The run's events, and how to go on with one that has not ended well."""
+    """The run's events, and the resume command of an unfinished run."""
     warnings = []
     if manifest.status in {"interrupted", "failed"}:
         warnings.append((manifest.status, f"resume with: {resume_command(manifest.stage, run.path)}"))

@@ -1,4 +1,4 @@
-"""Metrics of a run as lists of numbers, with NaN for every other value."""
+"""Metrics of a run as lists of numbers, with NaN for values that are not numbers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def finite(values: Iterable[float]) -> list[float]:
 
 
 def mean(values: Iterable[float]) -> float:
-    """Mean of the finite values, NaN without any."""
+    """Mean of the finite values, NaN if there are none."""
     numbers = finite(values)
     return math.fsum(numbers) / len(numbers) if numbers else math.nan
 

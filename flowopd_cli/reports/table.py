@@ -47,7 +47,7 @@ class Cell:
 class Table:
     """Models as rows, suites as columns.
 
-    ``approximate`` are suites whose scorer is not that of papers; ``note`` explains the average or its absence.
+    ``approximate`` are suites whose scorer differs from the papers'; ``note`` explains the average or its absence.
     """
 
     columns: tuple[str, ...]

@@ -90,7 +90,7 @@ class Tracked:
             thread.calls.put(call)
 
     def _show_notes(self) -> None:
-        """Show them from this thread: progress is not thread-safe."""
+        """Show the queued notes from this thread, because progress is not thread-safe."""
         for thread in self._threads:
             while not thread.notes.empty():
                 self.note(thread.notes.get())

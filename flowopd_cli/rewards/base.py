@@ -21,7 +21,7 @@ from flowopd_cli.system.threads import Background
 
 @dataclass(frozen=True)
 class RewardInfo:
-    """The declaration of a reward, printed by ``flowopd rewards ls``.
+    """A reward's description, printed by ``flowopd rewards ls``.
 
     ``exact`` says whether its scores equal those of the reference implementation; ``note`` explains a deviation or a
     condition. ``license`` is that of its weights, ``extra`` the optional dependencies it needs.
@@ -74,7 +74,7 @@ class Weighted:
 class RewardMix:
     """Weighted sum of rewards, each applied to the prompts of its task; where lower is better, its negative.
 
-    An image is invalid when any reward that applies to it says so, or when none applies; its total is then NaN. Scores
+    An image is invalid if an applicable reward says so, or if none applies; its total is then NaN. Scores
     and details are stored under the rewards' names; further rewards of the same name get the suffix ``-2``, ``-3``.
     """
 
@@ -83,7 +83,7 @@ class RewardMix:
         self.names = unique_names([part.reward.info.name for part in parts])
 
     def check(self, prompts: Sequence[Prompt]) -> None:
-        """Let every reward check the prompts of its task."""
+        """Check the prompts of each task by its rewards."""
         for part in self.parts:
             part.reward.check([prompts[i] for i in part.rows(prompts)])
 
@@ -120,7 +120,7 @@ class RewardMix:
     def _results(
         self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]
     ) -> Iterator[tuple[Weighted, str, list[int], RewardResult]]:
-        """Part, name, rows and result of each part that applies; concurrent rewards run while the others compute."""
+        """Part, name, rows and result of each applicable reward; concurrent rewards run while the others compute."""
         calls = [
             (part, name, rows, partial(part.reward, images[rows], [prompts[i] for i in rows]))
             for part, name in zip(self.parts, self.names, strict=True)
@@ -143,7 +143,7 @@ def unique_names(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def blank_nonfinite(images: Float[Tensor, "B 3 H W"]) -> tuple[Float[Tensor, "B 3 H W"], Bool[Tensor, " B"]]:
-    """The images, those with non-finite pixels made black, and a mask on the CPU of the finite ones."""
+    """The images, with non-finite ones made black, and a CPU mask of the finite ones."""
     finite = images.isfinite().flatten(1).all(dim=1)
     return torch.where(finite[:, None, None, None], images, 0.0), finite.cpu()
 

@@ -28,7 +28,7 @@ def listing() -> list[dict[str, Any]]:
 
 
 def row(name: str) -> dict[str, Any]:
-    """The row of one reward: whether it is installed, and what it declares about itself."""
+    """The row of one reward: whether it is installed, and its description."""
     entry: dict[str, Any] = {"name": name, "target": registry.REWARDS.target(name)}
     try:
         target = registry.REWARDS.load(name)
@@ -85,7 +85,7 @@ def score(
 
 
 def paired(texts: Sequence[str], file: str | None, task: str | None, count: int) -> list[Prompt]:
-    """A prompt for each of ``count`` pictures, from one for all or one each; ``PromptError`` for another number."""
+    """A prompt per picture, from one for all ``count`` or one each; ``PromptError`` for any other number."""
     if bool(texts) == (file is not None):
         raise PromptError("say what the pictures should show: --prompt TEXT, or --prompts FILE with a line for each")
     prompts = load_prompts(file, task=task or "") if file else [Prompt(t, t, task or "") for t in texts]

@@ -54,7 +54,7 @@ overall score from 1 (very bad) to 5 (very good), decimals allowed, between tags
 
 @dataclass(frozen=True)
 class JudgeOptions:
-    """The question to a judge and the parsing of its answer; a preset sets all fields, options override single ones.
+    """The question to a judge and the parsing of its answer; a preset sets all fields, options override them.
 
     ``template`` is the question, with ``{prompt}`` in place of the prompt. ``pattern``, a regular expression with one
     group, finds the number, which must lie in ``low`` to ``high``; divided by ``divisor`` it is the total. Pictures
@@ -100,7 +100,7 @@ PRESETS = {
 
 
 class Judgement(NamedTuple):
-    """The number that a judge gave, or why there is none; ``refused`` when the endpoint refused the picture."""
+    """A judge's number, or the reason why it is missing; ``refused`` if the endpoint refused the picture."""
 
     score: float | None
     answer: str = ""

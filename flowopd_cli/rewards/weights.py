@@ -58,7 +58,7 @@ def weights_id(source: str | Path) -> str:
 
 
 def shared(load: Callable[..., Model], *names: str | None, **options: Any) -> Model:
-    """``load(*names, **options)``, or the model still in use that an earlier call with equal arguments loaded."""
+    """``load(*names, **options)``, or the still-used model of an earlier call with equal arguments."""
     bound = inspect.signature(load).bind(*names, **options)
     bound.apply_defaults()
     key = (load.__module__, load.__qualname__, repr(bound.arguments))

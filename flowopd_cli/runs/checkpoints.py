@@ -71,9 +71,8 @@ class Checkpoints:
 
 
 def best_step(rows: Sequence[Mapping[str, Any]], steps: Iterable[int], best: BestSpec, every: int) -> int | None:
-    """The checkpoint with the best mean of a metric over the ``every`` iterations up to it, of equals the first.
-
-    ``None`` where no row that counts has the metric.
+    """The checkpoint with the best mean of a metric over the ``every`` iterations up to it; the first of equal ones.
+    ``None`` if none of these rows has the metric.
     """
     sign = 1 if best.direction == "max" else -1
     means = {step: _mean(rows, best.metric, step - every, step) for step in sorted(steps)}

@@ -55,7 +55,7 @@ class Evaluation:
         ]
 
     def judged_otherwise(self, other: Evaluation) -> list[str]:
-        """The suites of both that different judges scored."""
+        """The common suites that different judges scored."""
         pairs = {name: (one["judge"], other.results.get(name, {}).get("judge")) for name, one in self.results.items()}
         return [name for name, (one, two) in pairs.items() if None not in (one, two) and one != two]
 
@@ -123,7 +123,7 @@ def _of_model(run: RunDir, sha256: str | None, base: Base | None) -> Evaluation 
 
 
 def evaluation(run: RunDir) -> Evaluation | None:
-    """The evaluation of the adapter or base that a run scored; ``None`` if it is no evaluation run."""
+    """The evaluation of the adapter or base that a run scored; ``None`` if the run is not an evaluation."""
     recipe, manifest = run.recipe(), run.manifest()
     if not isinstance(recipe, EvalRecipe):
         return None
@@ -136,7 +136,7 @@ def evaluation(run: RunDir) -> Evaluation | None:
 def results(run: RunDir) -> dict[str, dict[str, Any]]:
     """``{suite: {mean, stderr, n, exact, version, judge}}`` of an evaluation run; :class:`ArtifactError` if damaged.
 
-    ``judge`` is a digest of what scored, ``None`` where a result does not name it; an average has those of its parts.
+    ``judge`` is a digest of the scorer, ``None`` if a result does not name it; an average has the digests of its parts.
     """
     read, parts = {}, {}
     for path in sorted(run.eval_dir.glob("*.json")):

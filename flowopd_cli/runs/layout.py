@@ -33,7 +33,7 @@ class _Member:
 
 
 class RunPaths:
-    """The paths of one run, whether or not there is anything at them."""
+    """The paths of one run, which need not exist."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)

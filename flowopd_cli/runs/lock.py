@@ -22,7 +22,7 @@ PATIENCE = 1.0  # seconds to wait for a process that only looks whether the lock
 
 
 class Lock:
-    """One owner at a time; a dead owner's lock is taken over. See docs/reliability.md.
+    """A lock with one owner at a time; a dead owner's lock is taken over. See docs/reliability.md.
 
     ``path`` is a note that names the owner. On one machine the system's lock on the file beside it ends with the owner.
     Other machines may not see that lock, so an owner touches its note every ``BEAT`` seconds.

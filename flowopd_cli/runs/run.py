@@ -189,10 +189,10 @@ class RunDir(RunPaths):
     def save_checkpoint(
         self, at: int, fill: Fill, keep: int, best: int | None = None, regular: Regular = lambda step: True
     ) -> None:
-        """Force the logged rows to disk, let ``fill`` write the checkpoint of step ``at``, and prune older ones.
+        """Sync the logged rows to disk, call ``fill`` to write the checkpoint of step ``at``, and prune older ones.
 
-        The newest ``keep`` and the one of step ``best`` stay. One that is not ``regular``, such as a stopped run's,
-        stays only while it is the newest.
+        The newest ``keep`` and that of step ``best`` stay. A checkpoint that is not ``regular``, such as that of a
+        stopped run, stays only while it is the newest.
         """
         if not self.writes:
             return
@@ -212,7 +212,7 @@ class RunDir(RunPaths):
             files.commit_folder(self.best_dir if best else self.adapter_dir, writer)
 
     def used(self) -> bool:
-        """Whether the directory holds more than a lock and leftovers of killed writers."""
+        """Whether the directory contains more than a lock and leftovers of killed writers."""
         paths = self.path.iterdir() if is_dir(self.path) else ()
         return any(not path.name.startswith(LOCK) and not files.is_leftover(path) for path in paths)
 

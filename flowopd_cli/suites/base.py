@@ -1,4 +1,4 @@
-"""Suites, and the figures that they make of scored pictures."""
+"""Suites, and their figures from scored pictures."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ COMPARABLE = ("color", "shape", "texture", "non_spatial")
 
 
 def experimental(name: str) -> bool:
-    """Whether a figure's name has a detector in it (``spatial[owlv2]``): it does not compare with papers."""
+    """Whether a figure's name includes a detector (``spatial[owlv2]``), so that it is not comparable with papers."""
     return "[" in name
 
 
@@ -96,7 +96,7 @@ def prompts(category: str, folder: Path) -> list[Prompt]:
 
 
 def reward(category: str, **options: Any) -> NamedReward:
-    """The reward of a category, with those of the suite's options that it takes.
+    """The reward of a category, with the suite's options that apply to it.
 
     Raises:
         RecipeError: an option that no category takes.
@@ -161,7 +161,7 @@ def aggregate(results: Mapping[str, Result]) -> Result:
 
 
 def compbench_elsewhere(folder: Path, place: Place) -> Path | None:
-    """The picture of that index, with any number of digits in its name."""
+    """The picture with that index, whose name may have any number of digits."""
     for path in (folder / "samples").glob(f"{glob.escape(place.prompt.text)}_*.png"):
         digits = path.stem.rpartition("_")[2]
         if digits.isdigit() and int(digits) == _index(place):

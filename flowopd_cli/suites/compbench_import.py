@@ -110,7 +110,7 @@ def _read_answers(path: Path) -> list[tuple[int, float]]:
 
 
 def _check_average(path: Path, mean: float) -> None:
-    """Compare the average that a script wrote, if it did, with that of its answers."""
+    """Check the average that a script wrote, if any, against the average of its answers."""
     if not path.is_file():
         return
     with path.open("rb") as handle:

@@ -1,1 +1,1 @@
-"""What the machine provides: files, paths, processes, threads. Nothing of the method."""
+"""Services of the machine: files, paths, processes, threads; independent of the method."""

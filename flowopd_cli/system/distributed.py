@@ -1,4 +1,4 @@
-"""The processes of one run: all that they exchange goes through :data:`GROUP`."""
+"""The processes of one run; they communicate only through :data:`GROUP`."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ TIMEOUT = timedelta(days=7)  # scoring may take one process far longer than anot
 
 @dataclass(frozen=True)
 class _Fault:
-    """What a process sends in place of a value when it cannot continue."""
+    """Sent by a process instead of a value if it cannot continue."""
 
     text: str
     exit_code: int
 
 
 class Group:
-    """The processes of one run, numbered by their launcher; one alone without a launcher.
+    """The processes of one run, numbered by their launcher; a single process without one.
 
     ``finish`` is called before this process waits for the others.
     """

@@ -189,12 +189,12 @@ def _reason(path: Path, error: BaseException | None) -> str:
 
 
 def is_file(path: str | Path) -> bool:
-    """Whether there is a file; a name that no file can have is none. :class:`ArtifactError` if a folder is closed."""
+    """Whether ``path`` is a file; false for an impossible name. :class:`ArtifactError` without access to its folder."""
     return _test(Path.is_file, path)
 
 
 def is_dir(path: str | Path) -> bool:
-    """Whether there is a folder; otherwise as :func:`is_file`."""
+    """Whether ``path`` is a folder; errors as for :func:`is_file`."""
     return _test(Path.is_dir, path)
 
 

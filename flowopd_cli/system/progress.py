@@ -1,4 +1,4 @@
-"""What a stage reports while it works. The console implements it; tests and libraries use :class:`Silent`."""
+"""A stage's progress reports. The console implements them; tests and libraries use :class:`Silent`."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ def suggest(word: str, known: Sequence[str]) -> str:
 
 
 def columns(rows: Sequence[Sequence[str]]) -> str:
-    """Rows as text, aligned; what no terminal should obey is written out."""
+    """Rows as aligned text, with control characters escaped."""
     rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join(

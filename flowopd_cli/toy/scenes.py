@@ -17,7 +17,7 @@ Scene = list[Shape | Code]
 
 @dataclass(frozen=True)
 class Habits:
-    """The errors of a training set."""
+    """The rates of errors in a training set."""
 
     careless: float = 0.28  #: probability of one mistake in a composition
     misspelt: float = 0.18  #: probability that a letter is a random one

@@ -1,4 +1,4 @@
-"""The state that makes a resumed run go on exactly: policy, EMA, optimizer, counters; safetensors, never pickle.
+"""The state from which a run resumes exactly: policy, EMA, optimizer, counters; safetensors, never pickle.
 
 Every random draw is a function of the recipe's seed and the iteration, so no generator state is saved.
 """
@@ -74,11 +74,11 @@ class TrainState:
 
 
 def _flat(moments: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The entries of an optimizer's state, those of a mapping in it among them: bitsandbytes wraps its own so."""
+    """The entries of an optimizer's state, including those of a nested mapping, which bitsandbytes uses."""
     for name, value in moments.items():
         yield from _flat(value) if isinstance(value, Mapping) else ((name, value),)
 
 
 def _number(value: Tensor) -> Tensor | int:
-    """A whole number, such as the count of steps of bitsandbytes, as itself; PyTorch's is a float32 tensor."""
+    """A number as stored: bitsandbytes counts steps with an integer, PyTorch with a float32 tensor."""
     return int(value) if value.ndim == 0 and value.dtype == torch.int64 else value

@@ -23,7 +23,7 @@ Scorer = Callable[[Float[Tensor, "B 3 H W"], Sequence[Prompt]], RewardResult]
 
 @dataclass(frozen=True)
 class Draw:
-    """What one iteration draws: B prompts with the group and the noise seed of each.
+    """The draw of one iteration: B prompts with the group and the noise seed of each.
 
     With a ``partition`` these are the rows of one of several processes.
     """
@@ -52,7 +52,7 @@ def rollout(
 
 
 def encoded(model: FlowModel, prompts: Sequence[Prompt]) -> Conditioning:
-    """One row for each prompt; also for none."""
+    """One row per prompt; works without prompts."""
     return model.encode([prompt.text for prompt in prompts] or [""])[: len(prompts)]
 
 
@@ -168,7 +168,7 @@ def with_advantages(
 ) -> Rollout:
     """Group-relative advantages ``(B,)`` of the total reward; invalid scores get 0 and enter no statistic.
 
-    The statistics are those of the whole draw; ``scores`` passes them in where they have been gathered already.
+    The statistics are those of the whole draw; ``scores`` are its scores, if already gathered.
     """
     scores = scores or scores_of_all(rolled, partition)
     result = scores.result

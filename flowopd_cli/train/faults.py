@@ -1,4 +1,4 @@
-"""The micro-batch that a stopped training could not learn from, saved so that it can be computed again."""
+"""The non-finite micro-batch of a stopped training, saved so that it can be recomputed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ COND = "cond/"
 
 @dataclass(frozen=True)
 class Fault:
-    """Why an optimizer step was not taken: ``loss`` or ``gradient`` was not finite, and the prompts concerned."""
+    """Why an optimizer step was skipped: a non-finite ``loss`` or ``gradient``, and its prompts."""
 
     what: str
     prompts: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""Fresh groups in place of those whose equal rewards teach nothing."""
+"""Fresh groups to replace those with equal rewards, which give no gradient."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def with_fresh_groups(
     most: int,
     partition: Partition | None = None,
 ) -> tuple[Rollout, int]:
-    """Replace groups without spread by fresh ones that have some; ``most`` are drawn. Returns how many were replaced.
+    """Replace groups of equal rewards by fresh ones with unequal rewards; draws at most ``most``. Returns how many.
 
     ``fresh(tried, chosen)`` draws groups in place of ``chosen``, which keep their numbers, after others were drawn in
     place of ``tried``: of several processes each draws for its own. All of them agree on what is drawn, for they see

@@ -1,4 +1,4 @@
-"""Signs in the logged metrics that a training goes wrong: flat groups, collapse, clipping, exploding divergences."""
+"""Signs in the logged metrics of a failing training: flat groups, collapse, clipping, exploding divergences."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ EXPLOSION = 10.0
 
 @dataclass
 class HealthMonitor:
-    """Warnings about a training that goes wrong, and what to try; each appears once, until its cause has gone away."""
+    """Warnings about a failing training, with a remedy; each appears once until its cause disappears."""
 
     _rewards: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
     _spreads: list[float] = field(default_factory=list)
@@ -53,7 +53,7 @@ class HealthMonitor:
         return "no picture of this iteration could be scored, so nothing was learned from it: look at the reward"
 
     def _collapse(self, row: Mapping[str, float]) -> str | None:
-        """The mean reward of the last rows is one spread of single pictures under the best it has been."""
+        """A warning if the mean reward fell below its best by one standard deviation of single pictures."""
         if "reward" not in row:
             return None
         self._rewards.append(row["reward"])
@@ -90,7 +90,7 @@ class HealthMonitor:
         )
 
     def _least(self, name: str, row: Mapping[str, float], rows: int) -> float:
-        """The least of the last ``rows`` values; 0 as long as there are fewer."""
+        """The minimum of the last ``rows`` values; 0 while there are fewer."""
         if name not in row:
             return 0.0
         recent = self._recent.setdefault(name, deque(maxlen=rows))

@@ -51,7 +51,7 @@ def parcels(
 
 
 def row_cost(model: FlowModel, latents: Float[Tensor, "*n C H W"], cond: Conditioning) -> int:
-    """Tokens of a row's picture, in 2 x 2 patches, and text; beyond the limit where the model cannot mix adapters."""
+    """Tokens of a row's picture, in 2 x 2 patches, and text; above the limit if the model cannot mix adapters."""
     tokens = latents.shape[-2] * latents.shape[-1] // 4 + cond.embeds.shape[1]
     return tokens if model.adapters.mixes else MIXED_TOKENS + 1
 

@@ -205,7 +205,7 @@ class _Learner:
         return row | {"seconds_collect": collected - started, "seconds_learn": time.perf_counter() - collected}
 
     def _counted(self, updates: Iterable[MicroBatches], state: TrainState) -> Iterator[MicroBatches]:
-        """The same optimizer steps; an iteration without any counts as a skipped one."""
+        """The same optimizer steps; an iteration without steps counts as a skipped step."""
         count = 0
         for count, micro_batches in enumerate(updates, start=1):  # noqa: B007
             yield micro_batches
@@ -243,7 +243,7 @@ class _Learner:
         return total > 0
 
     def _skip(self, fault: Fault, guard: Guard, state: TrainState) -> None:
-        """Report an optimizer step that is not taken; too many in a row end the training."""
+        """Report a skipped optimizer step; too many in a row end the training."""
         iteration = state.iteration + 1
         if state.skipped < self.settings.skip_limit:
             self.recorder.fault(iteration, fault, None)

@@ -27,7 +27,7 @@ class Partition:
     gather: Gather
 
     def local_rows(self, samples: Int[Tensor, " n"]) -> Int[Tensor, " m"]:
-        """Local indices of those ``samples`` (positions in the draw) that this process has, in their order."""
+        """Local indices of this process's ``samples`` (positions in the draw), in order."""
         index = torch.full((self.total,), -1)
         index[self.rows] = torch.arange(len(self.rows))
         local = index[samples]

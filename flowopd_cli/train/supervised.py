@@ -37,9 +37,9 @@ def best_of_group(
     *,
     batch: int = 32,
 ) -> Rollout:
-    """Each task's teacher draws its prompts; the best picture of every group stays, or the first without a ``score``.
+    """Draw each task's prompts with its teacher; keep the best picture of every group (the first without ``score``).
 
-    Groups without a valid score are left out. Of a shared draw every process gets the whole result.
+    Groups without a valid score are left out. If processes share the draw, each gets the whole result.
     """
     parts: list[Rollout] = []
     for task, rows in route(draw.prompts, tuple(teachers)).items():
@@ -92,7 +92,7 @@ def _best_rows(rolled: Rollout) -> Rollout:
 
 @dataclass(frozen=True)
 class Pictures:
-    """What a cold start learns: ``N`` latents, and the prompt of each."""
+    """The training set of a cold start: ``N`` latents, and the prompt of each."""
 
     latents: Float[Tensor, "N C H W"]
     cond: Conditioning

@@ -49,7 +49,7 @@ STAND_INS_MAX = 32
 
 
 class Network(NamedTuple):
-    """The module, a name that identifies its weights, and whether they are the ones that GenEval is defined by."""
+    """The module, a name that identifies its weights, and whether these are GenEval's own."""
 
     module: Any
     name: str

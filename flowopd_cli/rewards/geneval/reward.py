@@ -63,7 +63,7 @@ class GenEvalReward(Reward):
         )
 
     def check(self, prompts: Sequence[Prompt]) -> None:
-        """Refuse prompts without valid clauses, or that the detector can never satisfy."""
+        """Refuse prompts without valid clauses, or with clauses that the detector can never satisfy."""
         for prompt in prompts:
             fault = faulty(prompt.metadata)
             if fault:

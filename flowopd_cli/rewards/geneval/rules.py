@@ -36,7 +36,7 @@ class Detection:
 class Detector(ABC):
     """Finds objects. ``name`` is part of every report, because scores of two detectors are not comparable.
 
-    ``weights`` identifies its weights; ``official`` says that it is the detector by which GenEval is defined.
+    ``weights`` identifies its weights; ``official`` says whether it is GenEval's own detector.
     """
 
     name: str

@@ -113,7 +113,7 @@ def paired_cosine(a: Float[Tensor, "B D"], b: Float[Tensor, "B D"]) -> Float[Ten
 
 
 def as_dtype(name: str) -> torch.dtype:
-    """A dtype by its name; ``ArtifactError`` for one that weights cannot have."""
+    """A dtype by its name; ``ArtifactError`` for one that is not a weight dtype."""
     if name not in DTYPES:
         raise ArtifactError(f"dtype {name!r} is not one of {', '.join(DTYPES)}")
     return DTYPES[name]
@@ -126,7 +126,7 @@ def read(kind: Any, source: str, **options: Any) -> Any:
     ``weights_only=True`` when its digest is the one that the Hub has for that commit.
 
     Raises:
-        ArtifactError: nothing of that kind can be read there.
+        ArtifactError: no model of that kind can be read there.
     """
     from safetensors import SafetensorError
 
@@ -151,7 +151,7 @@ def read(kind: Any, source: str, **options: Any) -> Any:
 
 
 def read_tokenizer(kind: Any, source: str, vocabulary: int) -> Any:
-    """A tokenizer that fits a model with a vocabulary of this size.
+    """The tokenizer for a model with a vocabulary of this size.
 
     Raises:
         ArtifactError: it cannot be read, has more words than the model, or only special tokens (as ``transformers``

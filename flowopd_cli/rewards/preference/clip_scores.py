@@ -57,7 +57,7 @@ VARIANTS = {
 class ClipScoreReward(Reward):
     """The cosine ``c`` of picture and prompt: ``c``, ``100 c / 30`` or ``2.5 max(c, 0)``, after ``variant``.
 
-    ``scores`` has ``cosine``, which variants of one model and prefix share.
+    ``scores`` has ``cosine``, which is equal for variants with the same model and prefix.
     """
 
     info = RewardInfo(
@@ -94,7 +94,7 @@ class ClipScoreReward(Reward):
 
 
 class BilinearClip(ClipEncoder):
-    """A CLIP whose pictures are resized as tensors, bilinearly with antialiasing, as in Flow-GRPO's scorer."""
+    """A CLIP that resizes pictures as tensors, bilinearly with antialiasing, as in Flow-GRPO's scorer."""
 
     def pixels(self, images: list[Image.Image]) -> Float[Tensor, "B 3 S S"]:
         """Shortest side to S, then the centre square."""
@@ -134,8 +134,8 @@ class PickScoreReward(Reward):
     ) -> None:
         """``source`` and ``processor`` are a local folder or ``repository@revision``.
 
-        ``processor`` has the tokenizer and the picture processor: by default those of the original model, or, for
-        another ``source``, its own.
+        ``processor`` holds the tokenizer and picture processor, by default the original model's or, for another
+        ``source``, its own.
 
         Raises:
             RewardError: an unknown scale.

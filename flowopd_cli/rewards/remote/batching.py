@@ -29,8 +29,8 @@ class Job:
 class Batcher:
     """Joins waiting requests up to ``max_batch`` pictures, and waits at most ``linger`` seconds for more.
 
-    A request is never split. When a joined batch fails, its requests are scored one by one, so that a mistake of one
-    caller does not affect the others.
+    A request is never split. If a joined batch fails, its requests are scored one by one, so that one caller's error
+    does not affect the others.
     """
 
     def __init__(self, score: Score, *, max_batch: int, linger: float, limits: Limits) -> None:

@@ -1,6 +1,6 @@
 """``remote:URL``: a reward scored by workers at one or several addresses, which share the work and replace one another.
 
-A picture without a valid score is never given zero: it is invalid, or the run stops with one line.
+A picture without a valid score never scores zero: it is invalid, or the run stops with a one-line error.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ log = logging.getLogger("flowopd.rewards")
 
 
 class WorkerMismatch(RewardError):
-    """A worker of another protocol, reward or weights: no attempt cures it, so ``skip`` does not skip it."""
+    """A worker has another protocol, reward or weights: retrying cannot help, so ``skip`` does not skip it."""
 
 
 class RemoteReward(Reward):
     """Scores by workers at ``url`` (one, or several with commas between them that share the work).
 
-    ``on_error`` says what happens when a worker fails: ``retry`` tries again ``retries`` times with growing pauses and
-    then stops the run, ``skip`` does the same and then leaves the pictures out as invalid, ``fail`` tries no worker
-    twice. ``timeout`` bounds one request in seconds, ``batch`` its pictures. A token comes from the environment
-    variable ``token_env``. ``reward`` is the name that the worker must serve, ``start`` the command that starts one.
+    ``on_error`` is the reaction to a failing worker: ``retry`` tries ``retries`` more times with growing pauses, then
+    stops the run; ``skip`` retries likewise, then marks the pictures invalid; ``fail`` tries no worker twice.
+    ``timeout`` is the limit of one request in seconds, ``batch`` its maximum of pictures. The token comes from the
+    variable ``token_env``. ``reward`` is the reward that the worker must serve, ``start`` the command to start one.
     """
 
     concurrent = True
@@ -89,7 +89,7 @@ class RemoteReward(Reward):
         self.weights = {**self.worker.weights, "worker": self.worker.package}
 
     def check(self, prompts: Sequence[Prompt]) -> None:
-        """Let the worker refuse prompts that it could not score, by ``PromptError``."""
+        """Ask the worker to check the prompts; ``PromptError`` if it cannot score one."""
         for start in range(0, len(prompts), CHECKED_AT_ONCE):
             records = [protocol.prompt_record(prompt) for prompt in prompts[start : start + CHECKED_AT_ONCE]]
             try:
@@ -115,7 +115,7 @@ class RemoteReward(Reward):
         return reward_result(in_parallel(tasks, workers=len(self._endpoints.urls)))
 
     def _score(self, items: list[dict[str, Any]], unreachable: threading.Event) -> Answer:
-        """The scores of one request, which is not sent when no worker answered an earlier one of this call."""
+        """The scores of one request; it is not sent if no worker answered an earlier request of this call."""
 
         def parse(tree: Any) -> Answer:
             return TypeAdapter(Answer).validate_python(self._verify(tree)).require(len(items))
@@ -181,7 +181,7 @@ class RemoteReward(Reward):
             return error
 
     def _stop(self, error: EndpointError) -> NoReturn:
-        """Raise one line that names the failure and the way out."""
+        """Raise a one-line error with the failure and the remedy."""
         if error.status == MISMATCH:
             raise WorkerMismatch(f"reward {self._name}: {error}") from error
         advice = f"; set {self._token_env} to the worker's token" if error.status in TOKEN_NEEDED else ""
@@ -225,14 +225,14 @@ def worker_info(url: str, tree: Any, reward: str | None = None) -> WorkerInfo:
 
 
 def reward_info(worker: WorkerInfo) -> RewardInfo:
-    """What a worker declares, as a reward of this process would."""
+    """A worker's description as a ``RewardInfo``."""
     low, high = -math.inf if worker.low is None else worker.low, math.inf if worker.high is None else worker.high
     same = worker.model_dump(include={"paper", "higher_is_better", "license", "exact", "note"})
     return RewardInfo(name=worker.reward, low=low, high=high, **same)
 
 
 def reward_result(answers: Sequence[Answer]) -> RewardResult:
-    """Answers one after the other; NaN where there is no number, and every total that is not valid is NaN."""
+    """Concatenate answers; missing numbers and invalid totals become NaN."""
     names = list(dict.fromkeys(name for answer in answers for name in answer.scores))
     columns = {name: [v for a in answers for v in a.scores.get(name, [None] * len(a.total))] for name in names}
     return RewardResult(

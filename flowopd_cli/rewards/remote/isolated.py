@@ -58,7 +58,7 @@ def find_script(name: str) -> Path | None:
 
 
 def read_script(path: Path) -> Script:
-    """The script's inline metadata, which may be absent. Its two entries are written alike in TOML and in Python."""
+    """The script's inline metadata, if any. Its two entries have the same syntax in TOML and in Python."""
     block = "".join(match["content"] for match in BLOCK.finditer(path.read_text(encoding="utf-8")))
     try:
         entries = {key: ast.literal_eval(value) for key, value in ENTRY.findall(re.sub(r"(?m)^# ?", "", block))}
@@ -68,7 +68,7 @@ def read_script(path: Path) -> Script:
 
 
 def run(name: str, path: Path, flags: Mapping[str, Any]) -> NoReturn:
-    """Replace this process by a worker script, whose argument is ``flags`` as JSON."""
+    """Replace this process with a worker script; its argument is ``flags`` as JSON."""
     uv = shutil.which("uv")  # the script is then its child, which must not outlive it
     python = [uv, "run", "--no-project", "--script"] if uv else [str(make_venv(name, read_script(path)))]
     command = [*python, str(path), json.dumps({**flags, "watch_parent": uv is not None}, default=str)]
@@ -127,7 +127,7 @@ def _make_folder(home: Path, fill: Callable[[Path], None]) -> Path:
 
 
 def _find_python(name: str, script: Script) -> tuple[str, str]:
-    """A Python that the script accepts, our own first, and its version."""
+    """A Python that satisfies the script's requirement, preferably the running one, and its version."""
     accepted, own = SpecifierSet(script.requires_python), (sys.executable, platform.python_version())
     for path, version in (own, *((shutil.which(f"python{version}"), version) for version in PYTHONS)):
         if path and accepted.contains(version, prereleases=True):

@@ -31,7 +31,7 @@ NEUTRAL_OPTIONS = ("device", "batch", "threads")  # they change no score
 
 
 class Refusal(Exception):
-    """Why a request is not answered, in one line, with its HTTP status."""
+    """The one-line reason why a request is refused, with its HTTP status."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(" ".join(message.split()))
@@ -40,7 +40,7 @@ class Refusal(Exception):
 
 @dataclass(frozen=True)
 class Limits:
-    """What a worker accepts. A single picture is not subject to ``request_pixels``."""
+    """The limits of a worker. A single picture is not subject to ``request_pixels``."""
 
     body_bytes: int = 64 << 20
     pixels: int = 2048 * 2048
@@ -52,7 +52,7 @@ class Limits:
 
 
 def to_json(value: Any) -> Any:
-    """The value as JSON can hold it: NaN and infinities become ``None``, unknown objects their text."""
+    """The value as JSON: NaN and infinities become ``None``, unknown objects their text."""
 
     def replace(unknown: Any) -> Any:
         return dict(unknown) if isinstance(unknown, Mapping) else str(unknown)
@@ -94,7 +94,7 @@ class Answer:
             self.valid[i] = self.total[i] is not None
 
     def require(self, count: int) -> Answer:
-        """The answer itself; ``ValueError`` when it is not of ``count`` pictures."""
+        """The answer itself; ``ValueError`` if it is not for ``count`` pictures."""
         if len(self.total) != count:
             raise ValueError(f"{len(self.total)} totals for {count} pictures")
         return self
@@ -129,14 +129,14 @@ class WorkerInfo(BaseModel):
 
 
 def fingerprint(reward: str, weights: Mapping[str, Any], options: Mapping[str, Any]) -> str:
-    """Twelve hex digits that are equal where scores are comparable: same reward, weights and options."""
+    """Twelve hex digits, equal for comparable scores: same reward, weights and options."""
     relevant = {name: value for name, value in options.items() if name not in NEUTRAL_OPTIONS}
     text = json.dumps([reward, dict(weights), relevant], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _read_png(text: Any, info: ValidationInfo) -> Image.Image:
-    """An RGB picture. Its size is checked before a pixel is unpacked: few bytes of PNG can stand for millions."""
+    """An RGB picture, its size checked before decoding: a few bytes of PNG can expand to millions of pixels."""
     context: dict[str, Any] = info.context or {}
     limits: Limits = context["limits"]
     try:
@@ -157,7 +157,7 @@ def _read_png(text: Any, info: ValidationInfo) -> Image.Image:
 
 
 class PromptRecord(BaseModel):
-    """A prompt as it travels; only the text is required."""
+    """A prompt as transmitted; only the text is required."""
 
     id: str = ""
     text: str
@@ -173,7 +173,7 @@ class ScoreItem(BaseModel):
 
 
 class Request(BaseModel):
-    """What every request holds."""
+    """The fields of every request."""
 
     protocol: int
     reward: str | None = None
@@ -233,12 +233,12 @@ def one_line(error: BaseException) -> str:
 
 
 def prompt_record(prompt: Any) -> dict[str, Any]:
-    """A prompt as it travels."""
+    """A prompt as transmitted."""
     return {"id": prompt.id, "text": prompt.text, "task": prompt.task, "metadata": to_json(prompt.metadata)}
 
 
 def score_item(picture: Image.Image, prompt: Any) -> dict[str, Any]:
-    """A picture and its prompt as they travel: as base64 PNG, uncompressed, which is the fastest."""
+    """A picture and its prompt as transmitted: base64 PNG, uncompressed because that is fastest."""
     sink = BytesIO()
     picture.save(sink, "PNG", compress_level=0)
     return {"png": base64.b64encode(sink.getvalue()).decode(), "prompt": prompt_record(prompt)}

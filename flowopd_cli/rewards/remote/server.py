@@ -171,9 +171,9 @@ async def _disconnected(request: Request) -> None:
 
 
 def serve(load: Callable[[], Scorer], settings: Settings) -> None:
-    """Listen at once, load, print the URL on stdout, score until SIGTERM or SIGINT, finish what was begun.
+    """Listen at once, load, print the URL on stdout, score until SIGTERM or SIGINT, then finish pending requests.
 
-    While ``load`` works, ``/health`` answers ``ready: false`` and everything else is refused with 503.
+    During ``load``, ``/health`` answers ``ready: false`` and all other requests get 503.
     """
     worker, failures, out, parent = Worker(settings), [], sys.stdout, os.getppid()
     config = uvicorn.Config(

@@ -1,1 +1,1 @@
-"""``flowopd bench``: what a distillation step costs here, beside the passes that it cannot do without."""
+"""``flowopd bench``: the cost of a distillation step on this machine, compared with its required passes alone."""

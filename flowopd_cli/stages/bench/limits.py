@@ -1,4 +1,4 @@
-"""What the machine can do: the largest micro-batch that fits, and the rate of a plain matrix product."""
+"""The machine's limits: the largest micro-batch that fits, and the rate of a plain matrix product."""
 
 from __future__ import annotations
 

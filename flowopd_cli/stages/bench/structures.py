@@ -1,4 +1,4 @@
-"""One distilled iteration in each of the compared structures, and the passes that make up the floor.
+"""One distillation iteration in each compared structure, and the passes that form the floor.
 
 Each is a call without arguments that computes the gradients of one optimizer step over the same rows, and the step.
 """
@@ -31,8 +31,8 @@ Action = Callable[[], object]
 
 
 def floor(world: World) -> dict[str, Action]:
-    """The passes that every structure needs, each role's alone, as often as an iteration has trained steps; and
-    ``forward``, the student's without gradients, of which a replay's rollout is made.
+    """The passes that every structure needs, separately for each role, once per trained step of an iteration; and
+    ``forward``, the student's pass without gradients, of which a replay's rollout consists.
     """
     policy = Teacher("policy", world.sampler.guidance)
     guided = max(world.teachers.values(), key=lambda teacher: teacher.guidance != 1)

@@ -92,7 +92,7 @@ def build(recipe: DistillRecipe, batch: int | None, *, real_prompts: bool) -> Wo
 
 
 def _load(recipe: DistillRecipe) -> PipelineModel:
-    """The base: random weights where ``pretrained`` is the name of a shape, else what the recipe names."""
+    """The base: random weights if ``pretrained`` is a shape's name, else the recipe's base."""
     spec = recipe.model.model_copy(update={"cache_prompts": False})
     shape = named_shapes().get(spec.pretrained)
     if shape is not None:

@@ -1,4 +1,4 @@
-"""The picture folder of an evaluation: which pictures it may hold, reading and writing them."""
+"""The picture folder of an evaluation: checks, reads and writes its pictures."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ Picture = UInt8[Tensor, "3 H W"]
 
 @dataclass(frozen=True)
 class PictureFolder:
-    """PNG files under ``root`` in the layout of each suite; a ``foreign`` folder of another program is only read."""
+    """PNG files under ``root`` in each suite's layout; a ``foreign`` folder, from another program, is only read."""
 
     root: Path
     foreign: bool = False
 
     def claim(self, settings: Mapping[str, Any], digests: Mapping[str, str]) -> None:
-        """Record settings and prompts of the pictures; :class:`ArtifactError` if the folder has pictures of others."""
+        """Record the pictures' settings and prompts; :class:`ArtifactError` if those in the folder differ."""
         path = self.root / DRAWN
         record = read_json(path, "record of pictures") if path.is_file() else {"settings": settings, "prompts": {}}
         if not isinstance(record.get("prompts"), dict):
@@ -95,7 +95,7 @@ class PictureFolder:
             raise ArtifactError(f"{error}{'' if self.foreign else '; delete it and resume'}") from error
 
     def prepare(self, requests: Sequence[PictureRequest]) -> None:
-        """Write what each layout notes for a prompt; :class:`ArtifactError` if a path leads out of the folder."""
+        """Write each layout's notes for a prompt; :class:`ArtifactError` if a path leads out of the folder."""
         for request in requests:
             below(self.root, request.path)
             for name, text in request.layout.notes(request.prompt, request.place.position).items():
@@ -123,7 +123,7 @@ class PictureFolder:
 
 
 def picture_settings(recipe: EvalRecipe, parents: Sequence[Parent]) -> dict[str, Any]:
-    """All that a picture depends on besides its prompt and number."""
+    """The settings that a picture depends on, besides its prompt and number."""
     model = recipe.model.model_dump(mode="json", exclude={"device", "cache_prompts"})
     sampling = recipe.eval.model_dump(mode="json", include={"steps", "guidance", "seed"})
     return {"model": model, "adapters": [parent.sha256 for parent in parents], **sampling}

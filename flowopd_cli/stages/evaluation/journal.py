@@ -23,7 +23,7 @@ Scored = tuple[str, Row]  # suite and row
 
 
 class Journal:
-    """One file a process, one line a row. A row counts as long as its picture's file and its reward are unchanged."""
+    """One file per process, one line per row. A row is valid while its picture file and its reward are unchanged."""
 
     def __init__(
         self, run: RunDir, rank: int, folder: PictureFolder, suites: Sequence[Suite], rewards: Mapping[str, Reward]
@@ -39,7 +39,7 @@ class Journal:
             self._lines |= {(line["suite"], key_of(line["row"])): line for line in lines if _is_intact(line)}
 
     def rows(self, request: PictureRequest) -> list[Scored] | None:
-        """The rows of a picture, one a suite; ``None`` unless all are there and valid."""
+        """The rows of a picture, one per suite; ``None`` unless all exist and are valid."""
         path = self._folder.find(request)
         lines = [self._lines.get((name, request.key)) for name in request.suites]
         file = None if path is None else signature(path)
@@ -73,7 +73,7 @@ def _is_intact(line: Mapping[str, Any]) -> bool:
 
 
 def judge(suite: Suite, reward: Reward) -> str:
-    """A digest of everything that a score depends on besides its picture: engine, weights, options, suite version."""
+    """A digest of everything but the picture that a score depends on: engine, weights, options, suite version."""
     options = dict(suite.reward.options) if isinstance(suite.reward, NamedReward) else {}
     parts = [reward.engine, dict(reward.weights), options, suite.version, suite.score]
     return hashlib.sha256(json.dumps(parts, default=str, sort_keys=True).encode()).hexdigest()[:16]
@@ -114,7 +114,7 @@ class Scorer:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Drop the batches that still wait."""
+        """Drop the batches that are still queued."""
         self._worker.cancel()
 
     @torch.no_grad()

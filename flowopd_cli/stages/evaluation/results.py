@@ -66,7 +66,7 @@ def protocol(recipe: EvalRecipe, suite: Suite) -> dict[str, Any]:
 
 
 def show_table(progress: Progress, results: Mapping[str, Result], title: str) -> None:
-    """Show the headlines, one row a suite; ``~`` marks a figure that the reference scorer would not give."""
+    """Show the headline figures, one row per suite; ``~`` marks a figure that differs from the reference scorer's."""
     rows = []
     for name, r in results.items():
         mean = ("" if r.get("exact", True) else "~") + f"{r['mean']:.4f}"

@@ -123,7 +123,7 @@ def _texts(value: Any) -> list[str]:
 
 
 def pictures(scored: RunDir, folder: Path) -> tuple[str | None, list[tuple[str, str]]]:
-    """Copy the sheet of an evaluation into ``folder``, and cut it: its name, and each prompt with its picture's name.
+    """Copy an evaluation's sheet into ``folder`` and cut it up; returns its name, and each prompt with its picture.
 
     Only pixels are published, without other data of the file. A sheet without one picture a prompt is not cut.
     """

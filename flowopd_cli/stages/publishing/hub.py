@@ -111,7 +111,7 @@ class Hub:
         return into
 
     def publish(self) -> None:
-        """Make a repository public, after all checks, if the recipe says so."""
+        """Make a repository public after all checks, if the recipe says so."""
         if self.spec.private is False:
             with one_line_errors(self.repo, "uploaded, but not made public"):
                 self._set_private(False)

@@ -1,1 +1,1 @@
-"""What the three training stages share."""
+"""Shared parts of the three training stages."""

@@ -1,4 +1,4 @@
-"""Prompts, rewards and samplers of a recipe, and what an iteration draws."""
+"""Prompts, rewards and samplers of a recipe, and the draw of an iteration."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def read_prompts(specs: Sequence[PromptSpec]) -> tuple[dict[str, list[Prompt]], 
 class Drawer:
     """Draws the prompts of an iteration: a function of the recipe's seed and the iteration alone.
 
-    Of several processes each takes whole groups of the same draw, as many as the others or one more or less; where
-    there are fewer groups than processes, some have none.
+    Each process takes whole groups of the same draw, in numbers that differ by one at most; with fewer groups than
+    processes, some have none.
     """
 
     sampler: GroupSampler
@@ -75,7 +75,7 @@ class Drawer:
         return Draw(local_prompts, torch.tensor(group)[rows], local_seeds, partition)
 
     def fresh(self, iteration: int, tried: Sequence[int], chosen: Sequence[int]) -> Draw:
-        """Other prompts in place of this process's groups of ``chosen``, after those that took the place of ``tried``.
+        """New prompts to replace this process's groups among ``chosen``, following the replacements of ``tried``.
 
         They keep the groups' numbers. A function of the seed, the iteration and these groups alone.
         """
@@ -134,7 +134,7 @@ def in_background(score: Scorer) -> Worker[tuple[Tensor, Sequence[Prompt]], Rewa
 def seed_generators(seed: int, iteration: int) -> None:
     """Give the generators of all libraries a state that depends on seed, iteration and process alone.
 
-    Nothing here draws from them; a reward of the user's own may, and then scores the same after a resume.
+    flowopd itself does not draw from them; a custom reward may, and then scores the same after a resume.
     """
     key = f"{seed}/{iteration}/{GROUP.rank}".encode()
     number = int.from_bytes(hashlib.sha256(key).digest()[:4], "big")

@@ -34,7 +34,7 @@ def load_options(spec: ModelSpec, targets: Sequence[str]) -> LoadOptions:
 
 
 def encode_ahead(model: LoadedModel, prompts: Mapping[str, Sequence[Prompt]]) -> None:
-    """Encode every distinct prompt that no run has yet, each process beginning elsewhere; release the encoders."""
+    """Encode every distinct prompt that is not cached, each process starting at another one; release the encoders."""
     texts = list(dict.fromkeys(p.text for group in prompts.values() for p in group))
     first = len(texts) * GROUP.rank // GROUP.size
     model.encode_ahead(texts[first:] + texts[:first])
@@ -49,7 +49,7 @@ class Roles:
     parents: list[Parent] = field(default_factory=list)
 
     def inputs(self, spec: ModelSpec, prompts: str | None = None) -> Inputs:
-        """What the run declares; ``prompts`` is the digest of the prompts that it trains on."""
+        """The inputs that the run declares; ``prompts`` is the digest of its training prompts."""
         base = Base(ref=spec.pretrained, sha256=self.model.fingerprint)
         return Inputs(base=base, parents=tuple(self.parents), prompts=prompts)
 

@@ -1,4 +1,4 @@
-"""``flowopd runs replay``: the objective on the micro-batch that a training could not learn from."""
+"""``flowopd runs replay``: the objective on the micro-batch whose numbers were not finite."""
 
 from __future__ import annotations
 

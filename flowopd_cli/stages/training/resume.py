@@ -18,13 +18,13 @@ from flowopd_cli.train.checkpoint import COUNTERS, TENSORS, TrainState
 
 
 def prompts_digest(prompts: Mapping[str, Sequence[Prompt]]) -> str:
-    """SHA-256 of all that a stage trains on, in its order."""
+    """SHA-256 of a stage's training prompts, in order."""
     entries = [[task, [asdict(prompt) for prompt in group]] for task, group in prompts.items()]
     return hashlib.sha256(json.dumps(entries, default=str, sort_keys=True).encode()).hexdigest()
 
 
 def resume_state(run: RunDir, resume: bool, progress: Progress) -> TrainState | None:
-    """The state of the newest intact checkpoint, the same on all processes; what was logged after it is dropped.
+    """The state of the newest intact checkpoint, the same on all processes; rows logged after it are dropped.
 
     Raises:
         ArtifactError: there are checkpoints, but none is intact; or processes have different ones.

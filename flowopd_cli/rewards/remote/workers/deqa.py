@@ -63,7 +63,7 @@ class DeQA:
         divide: float = 5.0,
         trust_remote_code: bool = False,
     ) -> None:
-        """Load the model; ``RewardError`` when other code than the pinned one would run without consent."""
+        """Load the model; ``RewardError`` if code other than the pinned commit's would run without consent."""
         from transformers import AutoModelForCausalLM, AutoTokenizer, CLIPImageProcessor
 
         if (model, revision) != (MODEL, REVISION) and trust_remote_code is not True:
@@ -116,7 +116,7 @@ def squared(picture: Image.Image, color: tuple[int, ...]) -> Image.Image:
 
 
 def prompt_tokens(tokenizer: Any) -> list[int]:
-    """The prompt's tokens with the picture's placeholder between them and one token that begins the text."""
+    """The prompt's tokens: the texts before and after the picture, joined by its placeholder; one start token only."""
     before, after = (list(tokenizer(text).input_ids) for text in PROMPT.split(PLACE))
     if after[0] == tokenizer.bos_token_id:
         after = after[1:]
