@@ -53,9 +53,8 @@ class Console:
         self._begin(total, description, done)
         if self._live:
             texts = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
-            self._bar = Progress(
-                *texts, TextColumn("{task.fields[figures]}"), TimeRemainingColumn(), console=self._rich
-            )
+            figures = TextColumn("{task.fields[figures]}"), TimeRemainingColumn()
+            self._bar = Progress(*texts, *figures, console=self._rich)
             self._bar.start()
             self._bar.add_task(description, total=total, completed=done, figures="")
 
@@ -113,7 +112,6 @@ class Console:
 
 
 def _render(view: View, marks: str) -> Group:
-    """A run's view: its status, its progress, a line for each curve, then results, pictures and events."""
     lines: list[Any] = [
         Text.assemble((printable(view.run), "bold"), f"  {view.stage}  ", (view.status, COLORS.get(view.status, "")))
     ]

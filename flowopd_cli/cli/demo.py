@@ -125,7 +125,6 @@ class Demo:
             registry.SUITES.load(name)().reward()
 
     def _check_folder(self) -> None:
-        """Refuse a directory that contains anything but a demo."""
         if self.out.exists() and not self.out.is_dir():
             raise ArtifactError(f"{self.out}: is a file; --out names a directory")
         trained = replace(self, baseline=True, ablation=True).trained()
@@ -149,7 +148,6 @@ class Demo:
 
 
 def _row(entry: Entry) -> tuple[str, ...]:
-    """A model's name, its means with their standard errors, and the mean of these means."""
     cells = [Cell(entry.results[suite]["mean"], entry.results[suite]["stderr"]) for suite in OBJECTIVES]
     average = Cell(sum(cell.mean for cell in cells) / len(cells))
     return entry.name, *(f"{cell.text} {cell.error}".strip() for cell in (*cells, average))

@@ -47,7 +47,10 @@ def execute(plan: Plan, common: Common) -> None:
         return
     if common.resume is not None and not common.overrides and RunDir.open(common.resume).manifest().status == "done":
         console.note(f"{common.resume} is already done{_next_step(recipe)}")
-        _print_result(console, common, recipe, common.resume, _recorded_result(recipe, common.resume))
+        recorded: dict[str, Any] = {}
+        if isinstance(recipe, EvalRecipe):
+            recorded["suites"] = evaluations.figures(evaluations.results(RunDir.open(common.resume, writes=False)))
+        _print_result(console, common, recipe, common.resume, recorded)
         return
     processes = _processes(recipe, common)
     if launch.should_launch(processes):
@@ -114,13 +117,6 @@ def _with_requests(plan: Plan) -> Plan:
         return replace(plan, requests=plan_requests(plan.recipe))
 
 
-def _recorded_result(recipe: Recipe, path: Path) -> dict[str, Any]:
-    """The result of a finished run, from its files."""
-    if not isinstance(recipe, EvalRecipe):
-        return {}
-    return {"suites": evaluations.figures(evaluations.results(RunDir.open(path, writes=False)))}
-
-
 def _print_result(console: Console, common: Common, recipe: Recipe, path: Path, result: dict[str, Any]) -> None:
     """The run's path or JSON; an evaluation with a suite below its threshold exits with 3."""
     thresholds = recipe.eval.fail_under if isinstance(recipe, EvalRecipe) and launch.is_main() else {}
@@ -128,11 +124,8 @@ def _print_result(console: Console, common: Common, recipe: Recipe, path: Path, 
         if name not in result["suites"]:
             raise RecipeError(f"--fail-under {name}: no such result{suggest(name, list(result['suites']))}")
     means = {name: result["suites"][name]["mean"] for name in thresholds}
-    below = [
-        f"{name}: {means[name]:.4f} is under {threshold}"
-        for name, threshold in thresholds.items()
-        if not means[name] >= threshold
-    ]
+    failing = {name: threshold for name, threshold in thresholds.items() if not means[name] >= threshold}
+    below = [f"{name}: {means[name]:.4f} is under {threshold}" for name, threshold in failing.items()]
     tree = {"run": str(path), **result} | ({"below": below} if thresholds else {})
     console.result(json.dumps(tree) if common.json else str(path))
     for line in below:
@@ -142,7 +135,6 @@ def _print_result(console: Console, common: Common, recipe: Recipe, path: Path, 
 
 
 def _next_step(recipe: Recipe) -> str:
-    """The suggested next command after a finished run."""
     if isinstance(recipe, TrainedRecipe):
         return "; --set train.iterations=N goes further"
     if is_dry_push(recipe):

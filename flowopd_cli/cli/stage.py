@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,7 +53,11 @@ def run_stage(
                 error.args = (f"{error}; its checkpoints are safe; fix this, then resume with: {again}",)
             raise
         progress.done()
-        _conclude(run, progress, result.get("metrics"))
+        metrics = result.get("metrics")
+        try:
+            report.at_end(run, progress, "done", metrics)
+        finally:  # even if the report is interrupted
+            run.finish("done", metrics)
     return result
 
 
@@ -68,12 +74,9 @@ def is_dry_push(recipe: Recipe) -> bool:
 
 def interruption(error: BaseException, number: int | None, again: str) -> Interrupted:
     """The error of an interrupted command; ``number`` is the signal that this process received, if any."""
-    interrupted = Interrupted(f"{str(error) or 'stopped'}; resume with: {again}")
-    if number is not None:
-        interrupted.exit_code = 128 + number
-    elif isinstance(error, Interrupted):
-        interrupted.exit_code = error.exit_code
-    return interrupted
+    if number is None:
+        number = error.exit_code - 128 if isinstance(error, Interrupted) else signal.SIGINT
+    return Interrupted(f"{str(error) or 'stopped'}; resume with: {again}", number)
 
 
 def _load(stage: str) -> Callable[..., dict[str, Any]]:
@@ -81,31 +84,11 @@ def _load(stage: str) -> Callable[..., dict[str, Any]]:
     first = "torch" not in sys.modules
     gc.disable()
     try:
-        if stage == "teacher":
-            from flowopd_cli.stages.teacher import run
-        elif stage == "coldstart":
-            from flowopd_cli.stages.coldstart import run
-        elif stage == "merge":
-            from flowopd_cli.stages.merge import run
-        elif stage == "distill":
-            from flowopd_cli.stages.distill import run
-        elif stage == "eval":
-            from flowopd_cli.stages.eval import run
-        else:
-            from flowopd_cli.stages.push import run
-        return run
+        return import_module(f"flowopd_cli.stages.{stage}").run
     finally:
         if first:
             gc.freeze()
         gc.enable()
-
-
-def _conclude(run: RunDir, progress: Progress, metrics: Mapping[str, Any] | None) -> None:
-    """Write the report of a finished run and close the run, even if the report is interrupted."""
-    try:
-        report.at_end(run, progress, "done", metrics)
-    finally:
-        run.finish("done", metrics)
 
 
 def _close(run: RunDir, status: Literal["interrupted", "failed"], progress: Progress | None) -> None:

@@ -4,40 +4,28 @@ from __future__ import annotations
 
 from math import ceil
 
+from flowopd_cli import recipe as recipes
 from flowopd_cli.models.files.families import family
 from flowopd_cli.models.files.workload import Workload
-from flowopd_cli.recipe import (
-    AnchorSpec,
-    ColdstartRecipe,
-    DistillRecipe,
-    EvalRecipe,
-    MergeRecipe,
-    Recipe,
-    SamplingSpec,
-    TeacherRecipe,
-    TeacherSpec,
-    TrainedRecipe,
-    TrainSpec,
-)
 
 Figures = dict[str, int | float | str]
 
 
-def arithmetic(recipe: Recipe) -> Figures:
+def arithmetic(recipe: recipes.Recipe) -> Figures:
     """The figures of a recipe in reading order. A forward is one picture through the transformer once; classifier-free
     guidance takes two.
     """
-    if isinstance(recipe, TeacherRecipe | DistillRecipe):
+    if isinstance(recipe, recipes.TeacherRecipe | recipes.DistillRecipe):
         return _on_policy(recipe)
-    if isinstance(recipe, ColdstartRecipe):
+    if isinstance(recipe, recipes.ColdstartRecipe):
         return _supervised(recipe)
-    if isinstance(recipe, EvalRecipe):
+    if isinstance(recipe, recipes.EvalRecipe):
         return _evaluation(recipe)
-    adapters: Figures = {"adapters": len(recipe.adapters)} if isinstance(recipe, MergeRecipe) else {}
+    adapters: Figures = {"adapters": len(recipe.adapters)} if isinstance(recipe, recipes.MergeRecipe) else {}
     return adapters | {"optimizer steps": 0}
 
 
-def trained_steps(sampling: SamplingSpec) -> int:
+def trained_steps(sampling: recipes.SamplingSpec) -> int:
     """Trained steps of a trajectory: those of the window or all, but never the last, which draws no noise. A
     deterministic sampler trains all steps but the last.
     """
@@ -53,10 +41,10 @@ def optimizer_steps(pictures: int, updates: int) -> tuple[int, int]:
     return ceil(pictures / share), share
 
 
-def workload(recipe: TrainedRecipe) -> Workload:
+def workload(recipe: recipes.TrainedRecipe) -> Workload:
     """The counts that determine the memory of a training, for one process."""
     train, teachers, anchors = recipe.train, _teachers(recipe), _anchors(recipe)
-    policy = 1 if isinstance(recipe, ColdstartRecipe) else _forwards(recipe)
+    policy = 1 if isinstance(recipe, recipes.ColdstartRecipe) else _forwards(recipe)
     most = max(_forwards(recipe, guidance) for guidance in (None, *(spec.guidance for spec in (*teachers, *anchors))))
     latents, prompts = _held(recipe)
     return Workload(
@@ -69,25 +57,25 @@ def workload(recipe: TrainedRecipe) -> Workload:
     )
 
 
-def learning_rows(recipe: TrainedRecipe) -> int:
+def learning_rows(recipe: recipes.TrainedRecipe) -> int:
     """Rows of one micro-batch; in the fused schedule at most the pictures of one step."""
-    if isinstance(recipe, DistillRecipe) and recipe.fused:
+    if isinstance(recipe, recipes.DistillRecipe) and recipe.fused:
         return min(recipe.train.micro, _local_pictures(recipe.train))
     return recipe.train.micro
 
 
-def _on_policy(recipe: TeacherRecipe | DistillRecipe) -> Figures:
+def _on_policy(recipe: recipes.TeacherRecipe | recipes.DistillRecipe) -> Figures:
     train, sampling, policy = recipe.train, recipe.sampling, _forwards(recipe)
-    fused = isinstance(recipe, DistillRecipe) and recipe.fused
+    fused = isinstance(recipe, recipes.DistillRecipe) and recipe.fused
     pictures = train.groups * train.group_size
     learned = _learned_steps(recipe)
     updates, share = optimizer_steps(pictures, train.updates)
-    rollout = policy * (_steps_between(recipe) if isinstance(recipe, DistillRecipe) and fused else sampling.steps)
-    learning, labels = learned * policy, learned * _label_cost(recipe)
+    steps = _steps_between(recipe) if isinstance(recipe, recipes.DistillRecipe) and fused else sampling.steps
+    rollout, learning, labels = steps * policy, learned * policy, learned * _label_cost(recipe)
     forwards = rollout + labels + learning
     return {
         "iterations": train.iterations,
-        **({"schedule": "fused" if fused else "replay"} if isinstance(recipe, DistillRecipe) else {}),
+        **({"schedule": "fused" if fused else "replay"} if isinstance(recipe, recipes.DistillRecipe) else {}),
         "pictures per iteration": pictures,
         "groups x group size": f"{train.groups} x {train.group_size}",
         "processes": train.processes,
@@ -105,7 +93,7 @@ def _on_policy(recipe: TeacherRecipe | DistillRecipe) -> Figures:
     }
 
 
-def _supervised(recipe: ColdstartRecipe) -> Figures:
+def _supervised(recipe: recipes.ColdstartRecipe) -> Figures:
     train, sft, steps = recipe.train, recipe.sft, recipe.sampling.steps
     rounds = ceil(sft.samples / train.groups)
     drawn = rounds * train.groups * train.group_size
@@ -124,7 +112,7 @@ def _supervised(recipe: ColdstartRecipe) -> Figures:
     }
 
 
-def _evaluation(recipe: EvalRecipe) -> Figures:
+def _evaluation(recipe: recipes.EvalRecipe) -> Figures:
     spec = recipe.eval
     return {
         "suites": len(spec.suites),
@@ -137,11 +125,11 @@ def _evaluation(recipe: EvalRecipe) -> Figures:
     }
 
 
-def _learned_steps(recipe: TrainedRecipe) -> int:
+def _learned_steps(recipe: recipes.TrainedRecipe) -> int:
     return min(trained_steps(recipe.sampling), recipe.train.steps_per_rollout or recipe.sampling.steps)
 
 
-def _micro_batches(pictures: int, learned: int, fused: bool, train: TrainSpec) -> int | str:
+def _micro_batches(pictures: int, learned: int, fused: bool, train: recipes.TrainSpec) -> int | str:
     """Micro-batches of one process; with several, each has its own pictures, whose number is random. In the replay
     schedule one mixes pictures and steps; in the fused schedule all its rows are at one step.
     """
@@ -150,7 +138,7 @@ def _micro_batches(pictures: int, learned: int, fused: bool, train: TrainSpec) -
     return count if train.processes == 1 else f"about {count} per process"
 
 
-def _steps_between(recipe: DistillRecipe) -> float:
+def _steps_between(recipe: recipes.DistillRecipe) -> float:
     """Untrained steps of a fused rollout, averaged over iterations: those before the last trained one, and the rest if
     rewards are logged. The last of k among n equally likely ones is the k (n + 1) / (k + 1)-th on average.
     """
@@ -163,38 +151,38 @@ def _steps_between(recipe: DistillRecipe) -> float:
     return (1 - logged) * before + logged * (sampling.steps - learned)
 
 
-def _label_cost(recipe: TeacherRecipe | DistillRecipe) -> float:
+def _label_cost(recipe: recipes.TeacherRecipe | recipes.DistillRecipe) -> float:
     """Forwards that label one trained step: the base's for the KL, or a teacher's and, on average, the anchor's."""
-    if isinstance(recipe, TeacherRecipe):
+    if isinstance(recipe, recipes.TeacherRecipe):
         return _forwards(recipe) if recipe.grpo.beta > 0 else 0
     anchor = sum(spec.probability / spec.every * _forwards(recipe, spec.guidance) for spec in _anchors(recipe))
     return max(_forwards(recipe, spec.guidance) for spec in _teachers(recipe)) + anchor
 
 
-def _forwards(recipe: TrainedRecipe, guidance: float | None = None) -> int:
+def _forwards(recipe: recipes.TrainedRecipe, guidance: float | None = None) -> int:
     """Forwards of one velocity; ``None`` is the recipe's own guidance."""
     return family(recipe.model.family).halves(recipe.sampling.guidance if guidance is None else guidance)
 
 
-def _teachers(recipe: TrainedRecipe) -> list[TeacherSpec]:
-    if isinstance(recipe, TeacherRecipe):
+def _teachers(recipe: recipes.TrainedRecipe) -> list[recipes.TeacherSpec]:
+    if isinstance(recipe, recipes.TeacherRecipe):
         return []
-    return list((recipe.routing if isinstance(recipe, DistillRecipe) else recipe.teachers).values())
+    return list((recipe.routing if isinstance(recipe, recipes.DistillRecipe) else recipe.teachers).values())
 
 
-def _anchors(recipe: TrainedRecipe) -> list[AnchorSpec]:
+def _anchors(recipe: recipes.TrainedRecipe) -> list[recipes.AnchorSpec]:
     """The anchor if its weight is not 0."""
-    return [recipe.anchor] if isinstance(recipe, DistillRecipe) and recipe.anchor.beta > 0 else []
+    return [recipe.anchor] if isinstance(recipe, recipes.DistillRecipe) and recipe.anchor.beta > 0 else []
 
 
-def _held(recipe: TrainedRecipe) -> tuple[int, int]:
+def _held(recipe: recipes.TrainedRecipe) -> tuple[int, int]:
     """Latents and prompts that collection keeps for learning: every step with its labels, or in the fused schedule the
     state, both labels and the velocity of the micro-batch.
     """
-    if isinstance(recipe, ColdstartRecipe):
+    if isinstance(recipe, recipes.ColdstartRecipe):
         return recipe.sft.samples, recipe.sft.samples
     pictures = _local_pictures(recipe.train)
-    if isinstance(recipe, TeacherRecipe):
+    if isinstance(recipe, recipes.TeacherRecipe):
         labels = 1 if recipe.grpo.beta else 0
     elif recipe.fused:
         return 4 * learning_rows(recipe), pictures
@@ -203,7 +191,7 @@ def _held(recipe: TrainedRecipe) -> tuple[int, int]:
     return pictures * (1 + recipe.sampling.steps * (1 + labels)), pictures
 
 
-def _local_pictures(train: TrainSpec) -> int:
+def _local_pictures(train: recipes.TrainSpec) -> int:
     return ceil(train.groups / train.processes) * train.group_size
 
 

@@ -51,7 +51,6 @@ def _note(entries: Sequence[Entry]) -> str:
 
 
 def _grids(entries: Sequence[Entry]) -> list[pictures.Grid]:
-    """A grid for each set of prompts and seeds."""
     groups: dict[tuple[Any, tuple[str, ...]], list[tuple[str, Path]]] = {}
     for entry in entries:
         if entry.evaluation is not None and (file := entry.evaluation.run.image_file("eval")).is_file():
@@ -66,7 +65,6 @@ def _grids(entries: Sequence[Entry]) -> list[pictures.Grid]:
 
 
 def _runs(entries: Sequence[Entry], target: Path) -> Listing:
-    """Each model's run: its report, stage, status, duration, parents and evaluation."""
     rows = []
     for entry in entries:
         name = link(entry.name, entry.run.path, target) if entry.run else Link(entry.name)

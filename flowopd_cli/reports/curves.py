@@ -109,6 +109,7 @@ def of_run(recipe: Recipe, rows: Rows) -> list[Chart]:
     rate = [count / value if count and value > 0 else math.nan for value in seconds(rows)]
     throughput = Spec("Throughput", "pictures per second", f"{count} pictures an iteration.", zero=True)
     phases = "Collect: rollouts, rewards, labels. Learn: forward, backward, optimizer."
+    time = Spec("Time", "seconds per iteration", phases, zero=True)
     return [
         *line_chart("reward", Spec("Reward", "reward", band), [reward, *series(parts if len(parts) > 1 else {})]),
         *line_chart("kl", kl, series({**teachers, "kl_anchor": "anchor", "kl_base": "base"})),
@@ -117,11 +118,7 @@ def of_run(recipe: Recipe, rows: Rows) -> list[Chart]:
         *line_chart("clip", Spec("Clip fraction", "share of rows", zero=True), series({"clip_fraction": "clipped"})),
         *line_chart("norm", Spec("Gradient norm", NORM, clipping, zero=True), series({"grad_norm": "norm"})),
         *line_chart("rate", throughput, [Series("rate", x, rate)]),
-        *line_chart(
-            "seconds",
-            Spec("Time", "seconds per iteration", phases, zero=True),
-            series({"seconds_collect": "collect", "seconds_learn": "learn"}),
-        ),
+        *line_chart("seconds", time, series({"seconds_collect": "collect", "seconds_learn": "learn"})),
     ]
 
 
@@ -168,12 +165,8 @@ def of_runs(runs: Mapping[str, Rows]) -> list[Chart]:
         "kl_anchor": Spec("KL to the anchor", KL, log=True, legend=True),
         "grad_norm": Spec("Gradient norm", NORM, zero=True, legend=True),
     }
-    return [
-        chart
-        for name, spec in specs.items()
-        for chart in line_chart(
-            f"all{name}",
-            spec,
-            [Series(run, column(rows, "iteration"), column(rows, name)) for run, rows in runs.items()],
-        )
-    ]
+    charts = []
+    for name, spec in specs.items():
+        series = [Series(run, column(rows, "iteration"), column(rows, name)) for run, rows in runs.items()]
+        charts += line_chart(f"all{name}", spec, series)
+    return charts

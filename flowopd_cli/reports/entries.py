@@ -113,7 +113,6 @@ def _with_base(entries: Sequence[Entry], bases: Sequence[Evaluation]) -> list[En
 
 
 def _unique(entries: Sequence[Entry]) -> list[Entry]:
-    """One entry for each pair of model and evaluation, each with a different name."""
     unique: dict[tuple[Path | None, Path | None], Entry] = {}
     for entry in entries:
         key = (entry.run.path.resolve() if entry.run else None, entry.evaluation.run.path if entry.evaluation else None)
@@ -136,5 +135,4 @@ def _mark_comparable(entries: Sequence[Entry]) -> list[Entry]:
 
 
 def _compare(one: Evaluation, two: Evaluation) -> bool:
-    """Whether protocol, versions and judges are the same."""
     return one.protocol == two.protocol and set(one.shared(two)) == one.results.keys() & two.results.keys()

@@ -25,7 +25,7 @@ def at_end(run: RunDir, progress: Progress, status: str, metrics: Mapping[str, A
     if not run.writes or os.environ.get(SWITCH, "1").lower() in {"0", "no", "off", "false"}:
         return
     try:
-        page = run_page.page(run, run.report_file, run_page.Ending(status, metrics or {}))
+        page = run_page.page(run, run.report_file, status, metrics)
         atomic_write(run.report_file, render(page))
     except Exception as error:
         reason = one_line(error)[:300]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -23,6 +22,7 @@ from flowopd_cli.system.redact import public_reference
 from flowopd_cli.system.text import duration
 
 MAX_EVENTS = 40
+LABELS = {"retained_energy": "energy retained"}
 STAGES = {
     "teacher": "A teacher trained with GRPO",
     "coldstart": "A cold start: fine-tuning on the teachers' best pictures",
@@ -33,23 +33,14 @@ STAGES = {
 }
 
 
-@dataclass(frozen=True)
-class Ending:
-    """The end of a run whose manifest is still open: its status and last metrics."""
-
-    status: str
-    metrics: Mapping[str, Any]
-
-
-def page(run: RunDir, target: Path, ending: Ending | None = None) -> Page:
-    """The report of a run as a page at ``target``; ``ending`` is that of a run whose manifest is still open."""
+def page(run: RunDir, target: Path, status: str | None = None, metrics: Mapping[str, Any] | None = None) -> Page:
+    """The report of a run as a page at ``target``; ``status`` and ``metrics`` are those of a run that ends now."""
     recipe, rows, manifest = run.recipe(), run.rows(), run.manifest()
-    state: dict[str, Any] = {"status": status_now(run.path)}
-    if ending is not None:
-        metrics = {**manifest.metrics, **plain(ending.metrics)}
-        state = {"status": ending.status, "finished": now(), "metrics": metrics}
+    state: dict[str, Any] = {"status": status or status_now(run.path)}
+    if status is not None:
+        state |= {"finished": now(), "metrics": {**manifest.metrics, **plain(metrics or {})}}
     manifest = manifest.model_copy(update=state)
-    scores = evaluation(run) if manifest.status == "done" or ending is None else None
+    scores = evaluation(run) if status in (None, "done") else None
     model = manifest.parents[0].ref if manifest.parents else "external pictures"
     entries = [Entry(Path(model).name or model, None, scores)] if scores is not None and scores.suites else []
     grid = pictures.over_time(run) or pictures.evaluated(run)
@@ -69,7 +60,6 @@ def page(run: RunDir, target: Path, ending: Ending | None = None) -> Page:
 
 
 def _subject(recipe: recipes.Recipe) -> str:
-    """The rewards of a teacher, the tasks of a distillation, the suites of an evaluation."""
     if isinstance(recipe, recipes.TeacherRecipe):
         return " on " + " + ".join(spec.name for spec in recipe.rewards)
     if isinstance(recipe, recipes.DistillRecipe):
@@ -79,12 +69,11 @@ def _subject(recipe: recipes.Recipe) -> str:
 
 def _facts(manifest: Manifest, recipe: recipes.Recipe, rows: Rows) -> list[tuple[str, str]]:
     utc = " UTC" if manifest.created.endswith("+00:00") else ""
+    trained = isinstance(recipe, recipes.TrainedRecipe)
     facts = {
         "status": manifest.status,
         "base": manifest.base.ref if manifest.base else recipe.model.pretrained,
-        "iterations": f"{len(rows)} of {recipe.train.iterations}"
-        if isinstance(recipe, recipes.TrainedRecipe)
-        else None,
+        "iterations": f"{len(rows)} of {recipe.train.iterations}" if trained else None,
         "started": manifest.created[:16].replace("T", " ") + utc,
         "took": elapsed(manifest),
         "seed": str(recipe.seed),
@@ -96,7 +85,6 @@ def _facts(manifest: Manifest, recipe: recipes.Recipe, rows: Rows) -> list[tuple
 
 
 def _warnings(run: RunDir, manifest: Manifest) -> list[tuple[str, str]]:
-    """The run's events, and the resume command of an unfinished run."""
     warnings = []
     if manifest.status in {"interrupted", "failed"}:
         warnings.append((manifest.status, f"resume with: {resume_command(manifest.stage, run.path)}"))
@@ -121,8 +109,8 @@ def _parents(run: RunDir, manifest: Manifest, target: Path) -> Iterator[Listing]
 
 def _metrics(manifest: Manifest) -> Iterator[Listing]:
     """The metrics of a run without curves, such as a merge's error and a push's check."""
-    metrics = {name.replace("_", " "): finite([number(value)]) for name, value in manifest.metrics.items()}
-    rows = tuple((name, f"{value[0]:.5g}") for name, value in metrics.items() if value)
+    metrics = {LABELS.get(name, name.replace("_", " ")): number(value) for name, value in manifest.metrics.items()}
+    rows = tuple((name, f"{value:.5g}") for name, value in metrics.items() if value == value)
     if rows and manifest.stage in {"merge", "push", "coldstart"}:
         yield Listing("Figures", ("figure", "value"), rows, frozenset({1}))
 

@@ -101,7 +101,6 @@ def table(entries: Sequence[Entry]) -> Table | None:
 
 
 def _average(entries: Sequence[Entry], suites: Sequence[str]) -> tuple[bool, str]:
-    """Whether to average the suites, and the note about it."""
     if len(suites) < 2:
         return False, ""
     if AVERAGE in suites:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from flowopd_cli.core.merging import MergeOptions, merge
-from flowopd_cli.errors import ArtifactError, MergeError
+from flowopd_cli.errors import ArtifactError
 from flowopd_cli.models.adapter_files import AdapterConfig, read_adapter, write_adapter
 from flowopd_cli.models.files.pipelines import base_fingerprint
 from flowopd_cli.recipe import MergeRecipe, ModelSpec
@@ -26,8 +26,7 @@ def run(
     parents, inputs, targets, bases = [], [], [], {}
     for ref in recipe.adapters:
         adapter = adapters[ref]
-        if adapter.path is None:
-            raise MergeError("base is not an adapter: leave it out and lower the other weights instead")
+        assert adapter.path is not None, "a recipe has no base among its adapters"
         config, factors = read_adapter(adapter.path)
         parents.append(adapter.parent("adapter"))
         bases[ref] = adapter.base
@@ -43,7 +42,7 @@ def run(
     config = AdapterConfig(rank, float(rank), tuple(targets), recipe.model.pretrained, base_sha)
     run.save_adapter(lambda folder: write_adapter(folder, merged.factors, config))
     energy, error = merged.report.retained_energy, merged.report.relative_error
-    progress.note(f"{spec.method}: rank {rank}, energy kept {energy:.4f}, error {error:.4f}")
+    progress.note(f"{spec.method}: rank {rank}, energy retained {energy:.4f}, error {error:.4f}")
     return {"metrics": {"rank": rank, "retained_energy": energy, "relative_error": error}}
 
 

@@ -3,7 +3,6 @@
 import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -15,17 +14,12 @@ from flowopd_cli.runs.run import RunDir
 ROOT = Path(cli.__file__).resolve().parents[2]
 
 
-@pytest.fixture
-def package_on_path(monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-
-
-@pytest.mark.usefixtures("package_on_path")
 @pytest.mark.parametrize(
     ("argv", "limit"),
     [(("--help",), 0.4), pytest.param(("runs", "ls", "."), 0.5, marks=pytest.mark.slow)],  # 0.4 on an idle machine
 )
-def test_light_commands_start_fast(tmp_path, argv, limit):
+def test_light_commands_start_fast(monkeypatch, tmp_path, argv, limit):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     seconds = []
     for _ in range(3):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -36,64 +30,22 @@ def test_light_commands_start_fast(tmp_path, argv, limit):
     assert min(seconds) < limit
 
 
-def seconds_until(text, *argv):
-    """Until a fresh interpreter has printed a text, and until it has ended."""
-    started = time.perf_counter()
-    command = [sys.executable, "-m", "flowopd_cli", *map(str, argv)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        lines = iter(process.stdout)
-        assert any(text in line for line in lines)
-        first = time.perf_counter() - started
-        assert "memory" in "".join(lines)
-    assert process.returncode == 0
-    return first, time.perf_counter() - started
-
-
-@pytest.mark.slow  # a time that only an idle machine keeps
-@pytest.mark.usefixtures("package_on_path")
-def test_dry_run_prints_its_arithmetic_at_once_and_its_memory_soon(workplace):
-    recipe = workplace / "recipes/toy/teacher-geneval.yaml"
-    first, whole = min(seconds_until("optimizer steps", "teacher", "--recipe", recipe, "--dry-run") for _ in range(3))
-    assert first < 1.5
-    assert whole < 8
-
-
-@pytest.mark.usefixtures("package_on_path")
-def test_help_imports_nothing_heavy():
-    code = (
-        "import sys; sys.argv = ['flowopd', '--help']\nfrom flowopd_cli.cli.app import main\n"
-        "try: main()\nexcept SystemExit as stop: code = stop.code or 0\n"
-        "heavy = {'torch', 'diffusers', 'transformers', 'numpy'} & set(sys.modules)\n"
-        "assert not heavy, heavy\nsys.exit(code)"
-    )
-    ended = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
-    assert ended.returncode == 0, ended.stderr
-
-
 def test_version(flowopd):
     assert flowopd("--version")[1].startswith("flowopd 0.")
 
 
-def test_an_unknown_flag_is_exit_code_2(flowopd):
-    assert flowopd("teacher", "--rewrad", "geneval")[0] == 2
-
-
 @pytest.mark.parametrize(
-    ("error", "code", "message"),
+    ("error", "message"),
     [
-        (ArtifactError("a: was trained\non another base"), 2, "a: was trained on another base"),
-        (
-            OSError(28, "No space left on device", "/full/x?token=S3CRET"),
-            2,
-            "/full/x?token=***: No space left on device",
-        ),
+        (ArtifactError("a: was trained\non another base"), "a: was trained on another base"),
+        (OSError(28, "No space left", "/full/x?token=S3CRET"), "/full/x?token=***: No space left"),
     ],
 )
 @pytest.mark.usefixtures("workplace")
-def test_an_error_of_a_stage_is_one_line_and_fails_the_run(flowopd, stage, error, code, message):
+def test_an_error_of_a_stage_is_one_line_and_fails_the_run(flowopd, stage, error, message):
     stage("teacher", error)
-    found, out, err = flowopd("teacher", "--reward", "geneval", "--out", "r")
-    assert (found, out, err.splitlines()[-1]) == (code, "", f"flowopd: error: {message}")
+    code, out, err = flowopd("teacher", "--reward", "geneval", "--out", "r")
+    assert (code, out, err.splitlines()[-1]) == (2, "", f"flowopd: error: {message}")
     assert RunDir.open("r").manifest().status == "failed"
 
 

@@ -18,31 +18,19 @@ from flowopd_cli.errors import ArtifactError, Interrupted, MissingDependency
 from flowopd_cli.runs.run import RunDir
 from flowopd_cli.system.progress import Silent
 
-TINY = {
-    "teacher": (
-        *("train.iterations=2", "train.groups=2", "train.group_size=2", "sampling.steps=3", "adapter.rank=4"),
-        *("train.sample_every=0", "train.checkpoint_every=9"),
-    ),
-    "merge": ("merge.rank=4",),
-    "eval": ("eval.images=1", "eval.limit=3", "eval.steps=2"),
-}
-TINY["distill"] = TINY["teacher"]
+TRAINING = ("train.iterations=2", "train.groups=2", "train.group_size=2", "sampling.steps=3", "adapter.rank=4")
+EVALUATION = ("eval.images=1", "eval.limit=3", "eval.steps=2")
+TINY = {"teacher": TRAINING, "distill": TRAINING, "merge": ("merge.rank=4",), "eval": EVALUATION}
+MODELS = ["base", "teacher-geneval", "teacher-ocr", "teacher-quality", "grpo-mix", "merge", "student"]
+MODELS += ["student-no-anchor"]
 
 
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory):
     out = tmp_path_factory.mktemp("demo") / "out"
-    before = demo.QUICK
-    demo.QUICK = TINY
-    try:
-        result = Demo(out, seed=3, quick=True, baseline=True, ablation=True).run(run_stage, Silent())
-    finally:
-        demo.QUICK = before
-    return out, result
-
-
-MODELS = ["base", "teacher-geneval", "teacher-ocr", "teacher-quality", "grpo-mix", "merge", "student"]
-MODELS += ["student-no-anchor"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo, "QUICK", TINY)
+        return out, Demo(out, seed=3, quick=True, baseline=True, ablation=True).run(run_stage, Silent())
 
 
 def test_every_model_has_every_suite(shown):

@@ -1,15 +1,8 @@
-"""Curves: means over stretches and windows, the KL by step, ticks."""
+"""Curves: means over stretches and windows, the KL by step."""
 
 import math
 
-from support.reported import Tags
-
 from flowopd_cli.reports import curves, series
-
-
-def test_only_finite_numbers_are_numbers():
-    assert [series.number(v) for v in (1, 2.5)] == [1.0, 2.5]
-    assert all(math.isnan(series.number(v)) for v in (None, "1", True, 1e301, math.inf))
 
 
 def test_a_moving_mean_keeps_a_straight_line_and_a_gap():
@@ -26,10 +19,3 @@ def test_the_kl_by_step_is_that_of_the_first_and_the_last_iterations():
     (chart,) = curves.kl_by_step(rows)
     assert chart.alt == "KL by sampling step: step 0 from 4 to 1; step 1 from 2 to 2"
     assert list(curves.kl_by_step([{"kl_step/0": 1.0}])) == []
-
-
-def test_there_are_no_ticks_between_iterations():
-    (chart,) = curves.line_chart("t", curves.Spec("t", "y"), [curves.Series("a", [1.0, 2.0], [5.0, 7.0])])
-    texts = set(Tags(chart.drawing).texts)
-    assert {"1", "2"} <= texts
-    assert not {"1.25", "1.5", "1.50"} & texts

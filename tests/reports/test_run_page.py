@@ -41,7 +41,7 @@ def test_the_report_of_a_merge_has_its_figures_and_no_curves(tmp_path):
     run = reported.begun(tmp_path / "m", {"stage": "merge", "model": {"pretrained": "toy"}, "adapters": ["a", "b"]})
     run.finish("done", {"rank": 32, "retained_energy": 0.99991})
     page = page_of(run.path, tmp_path)
-    assert {"retained energy", "0.99991", "Adapters merged into one."} <= set(page.texts)
+    assert {"energy retained", "0.99991", "Adapters merged into one."} <= set(page.texts)
     assert "Curves" not in page.texts
 
 

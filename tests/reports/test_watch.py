@@ -4,12 +4,12 @@ import json
 import math
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
 from flowopd_cli import recipe as recipes
 from flowopd_cli.cli.commands import watch as cli_watch
-from flowopd_cli.reports import watch as watching
 from flowopd_cli.reports.watch import look, sparkline
 from flowopd_cli.runs.lock import Lock
 from flowopd_cli.runs.manifest import LOCK, MANIFEST
@@ -31,11 +31,9 @@ def row(iteration, **more):
 
 
 def test_sparkline():
-    assert sparkline([0, 7], 10) == "▁█"
     assert sparkline(range(8), 8) == "▁▂▃▄▅▆▇█"
     assert sparkline([0, 0, 7, 7], 2) == "▁█"
     assert sparkline([0, math.nan, 7], 3) == "▁ █"
-    assert sparkline([0, math.nan, 1, 1], 2) == "▁█"
     assert sparkline([3, 3], 2) == "▄▄"
     assert sparkline([math.nan], 5) == " "
     assert sparkline([], 5) == ""
@@ -58,10 +56,8 @@ def test_views_from_before_a_run_to_its_end(run):
     run.log_event(4, "warning", "the reward\nstands still")
     view = look(run.path)
     assert (view.done, view.seconds, view.eta) == (4, 2.0, 12.0)
-    assert {name: plain(values) for name, values in view.curves.items()} == {
-        "reward": [0.1, 0.2, 0.3, 0.4],
-        "loss": [None] * 4,
-    }
+    curves = {name: plain(values) for name, values in view.curves.items()}
+    assert curves == {"reward": [0.1, 0.2, 0.3, 0.4], "loss": [None] * 4}
     assert view.events == ["iteration 4: warning: the reward\nstands still"]
     run.go_back(2)
     run.log(row(3, loss=1.0))
@@ -105,11 +101,8 @@ def test_watch_follows_a_run_to_its_end(run, flowopd, monkeypatch, end, code, st
 
 
 def test_ctrl_c_leaves_the_run_alone(run, flowopd, monkeypatch):
-    def stop(seconds):
-        raise KeyboardInterrupt
-
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    monkeypatch.setattr(cli_watch.time, "sleep", stop)
+    monkeypatch.setattr(cli_watch.time, "sleep", Mock(side_effect=KeyboardInterrupt))
     before = (run.path / MANIFEST).read_bytes()
     code, out, err = flowopd("watch", run.path)
     assert (code, out) == (130, "")
@@ -135,11 +128,8 @@ def test_once_shows_one_view(run, flowopd, tmp_path):
 
 
 def test_another_folder_is_refused(flowopd, monkeypatch, tmp_path):
-    def never(seconds):
-        raise AssertionError("it waits")
-
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    monkeypatch.setattr(cli_watch.time, "sleep", never)
+    monkeypatch.setattr(cli_watch.time, "sleep", Mock(side_effect=AssertionError("it waits")))
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / LOCK).write_text("left by a process that is gone")
@@ -158,10 +148,8 @@ def test_another_folder_is_refused(flowopd, monkeypatch, tmp_path):
 def test_all_events_of_an_iteration_are_shown(run):
     run.log_event(1, "warning", "early")
     run.log_event(3, "skipped", "one")
-    assert len(look(run.path).events) == 2
     run.log_event(3, "warning", "two")
     assert [text.rpartition(" ")[2] for text in look(run.path).events] == ["early", "one", "two"]
-    assert len(look(run.path).events) == 3
     run.go_back(2)
     assert [text.rpartition(" ")[2] for text in look(run.path).events] == ["early"]
 
@@ -181,9 +169,3 @@ def test_an_evaluation_shows_scored_pictures(tmp_path):
     (run.scored_dir / "0.jsonl").write_text("{}\n{}\n{}")
     assert look(run.path).results == {"scored (0)": "2 pictures"}
     run._lock.release()
-
-
-def test_a_sparkline_in_ascii():
-    assert set(sparkline(range(50), 50, watching.LETTERS)) == set(watching.LETTERS)
-    assert watching.LETTERS.isascii()
-    assert len(watching.LETTERS) == len(watching.BLOCKS)

@@ -105,7 +105,6 @@ def validate(files: Files, json: Json = False) -> None:
 
 
 def _summary(name: str, path: Path) -> dict[str, str]:
-    """A shipped recipe's name, stage, base and the first sentence of its head comment."""
     from flowopd_cli import recipe
 
     tree = recipe.read(path)

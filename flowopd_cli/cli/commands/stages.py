@@ -44,9 +44,7 @@ RANK = "The rank of the result; by default the largest. exact and factor_average
 INIT = "The adapter that the student starts from; the base by default."
 ANCHOR = "The adapter that the student is kept close to on every prompt; 'base' for the bare base."
 BETA = "The weight of the KL divergence to the anchor in the loss; 0 turns the anchor off."
-ESTIMATOR = (
-    "How the gradient of the KL to the teachers is estimated: pathwise (closed form) or score (policy gradient)."
-)
+ESTIMATOR = "How the gradient of the KL to the teachers is taken: pathwise (closed form) or score (policy gradient)."
 IMAGES = "Score the pictures in this folder instead of drawing any."
 SCORES = "Read the scores that official scorers wrote into this folder."
 FAIL_UNDER = "Exit with code 3 if the suite's mean is below X; may be repeated, and given with --resume."
@@ -76,8 +74,7 @@ def teacher(
 
 
 def coldstart(
-    common: Common,
-    teacher: Annotated[Texts, _option("TASK=REF", f"{TEACHER}.", completion.teachers)] = None,
+    common: Common, teacher: Annotated[Texts, _option("TASK=REF", f"{TEACHER}.", completion.teachers)] = None
 ) -> None:
     """Start a student by fine-tuning it on the teachers' best pictures.
 

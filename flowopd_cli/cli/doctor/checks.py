@@ -69,7 +69,10 @@ def _version(name: str, text: str | None, specifier: str, way_out: str) -> Findi
     if text is None:
         return Finding(name, "fail", "not installed", way_out)
     tested = machine.TESTED.get(name, text)
-    if not machine.in_range(text, specifier):
+    inside = machine.in_range(text, specifier)
+    if inside is None:
+        return Finding(name, "warn", f"{text} cannot be compared with {specifier} (tested with {tested})", way_out)
+    if not inside:
         return Finding(name, "fail", f"{text} is outside {specifier} (tested with {tested})", way_out)
     return Finding(name, "ok", text if text == tested else f"{text} (tested with {tested})")
 

@@ -61,21 +61,21 @@ def requirements() -> Mapping[str, Mapping[str, str]]:
     return ranges
 
 
-def in_range(text: str, specifier: str) -> bool:
-    """Whether a version lies in a range; a local build counts as its release."""
+def in_range(text: str, specifier: str) -> bool | None:
+    """Whether a version is in a range; a local build counts as its release. ``None`` if it cannot be parsed."""
     from packaging.specifiers import SpecifierSet
     from packaging.version import InvalidVersion, Version
 
     try:
         return SpecifierSet(specifier).contains(Version(text).public, prereleases=True)
     except InvalidVersion:
-        return False
+        return None
 
 
 def absent(extra: str) -> list[str]:
     """The packages of an extra that are missing, too old or too new."""
-    ranges = requirements().get(extra, {})
-    return [name for name, specifier in ranges.items() if not in_range(version(name) or "", specifier)]
+    packages = [(name, version(name), specifier) for name, specifier in requirements().get(extra, {}).items()]
+    return [name for name, text, specifier in packages if text is None or in_range(text, specifier) is False]
 
 
 def devices() -> list[Device]:

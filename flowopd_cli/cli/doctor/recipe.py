@@ -52,7 +52,6 @@ def _loads_base(recipe: recipes.Recipe) -> bool:
 
 
 def _memory(recipe: recipes.Recipe) -> Iterator[Finding]:
-    """The needed memory and the free memory."""
     processes = recipe.train.processes if isinstance(recipe, recipes.TrainedRecipe) else 1
     rooms = [device.free for device in machine.devices()]
     if recipe.model.device == "cpu" or (recipe.model.device == "auto" and not rooms):
@@ -118,9 +117,7 @@ def largest_micro(recipe: recipes.TrainedRecipe, base: Footprint, room: int, *, 
     one optimizer step.
     """
     most = -(-int(arithmetic(recipe)["rows per optimizer step"]) // recipe.train.processes)
-    return bisect_right(
-        range(1, most + 1), room, key=lambda micro: peak(recipe, base, micro, checkpointing=checkpointing)
-    )
+    return bisect_right(range(1, most + 1), room, key=partial(peak, recipe, base, checkpointing=checkpointing))
 
 
 def _base(model: recipes.ModelSpec) -> Iterator[Finding]:

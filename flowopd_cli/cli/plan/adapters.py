@@ -65,15 +65,10 @@ def check_adapters(model: ModelSpec, refs: Mapping[str, str], adapters: Adapters
                 f"{first} and {ref} were trained on different bases ({expected[:12]}, {sha256[:12]}): "
                 "use adapters of one base"
             )
-    folder = _local_folder(model.pretrained)
-    if folder is not None and model.family in registry.FAMILIES.names():
+    folder = Path(registry.base_source(model.pretrained))
+    if is_dir(folder) and model.family in registry.FAMILIES.names():
         _check_fingerprint(model.pretrained, folder, recorded)
         _check_modules(folder, resolved)
-
-
-def _local_folder(pretrained: str) -> Path | None:
-    path = registry.base_source(pretrained)
-    return Path(path) if is_dir(path) else None
 
 
 def _check_fingerprint(pretrained: str, folder: Path, recorded: Mapping[str, str]) -> None:
@@ -88,14 +83,10 @@ def _check_fingerprint(pretrained: str, folder: Path, recorded: Mapping[str, str
 
 def _check_modules(folder: Path, adapters: Mapping[str, Adapter]) -> None:
     modules = linear_shapes(folder)
-    pairs = [
-        (ref, *item) for ref, adapter in adapters.items() if adapter.header for item in adapter.header.pairs.items()
-    ]
-    for ref, name, pair in pairs if modules else ():
-        shape = (pair.outputs, pair.inputs)
-        if name not in modules:
-            raise ArtifactError(f"{ref}: was made for another base: this one has no module {name}")
-        if shape != modules[name]:
-            raise ArtifactError(
-                f"{ref}: is of another base: {name} is {modules[name]} here, the adapter expects {shape}"
-            )
+    for ref, adapter in adapters.items() if modules else ():
+        for name, pair in adapter.header.pairs.items() if adapter.header else ():
+            shape, prefix = (pair.outputs, pair.inputs), f"{ref}: was made for another base"
+            if name not in modules:
+                raise ArtifactError(f"{prefix}: this one has no module {name}")
+            if shape != modules[name]:
+                raise ArtifactError(f"{prefix}: {name} is {modules[name]} here, the adapter expects {shape}")

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache, partial
 from pathlib import Path
 
+from flowopd_cli import recipe as recipes
 from flowopd_cli import registry
 from flowopd_cli.cli.plan import Finding
 from flowopd_cli.cli.plan.adapters import check_adapters, check_base
@@ -18,17 +19,6 @@ from flowopd_cli.cli.plan.consent import code_fields
 from flowopd_cli.errors import ArtifactError, FlowOPDError, MissingDependency, PromptError, RecipeError
 from flowopd_cli.prompts.clauses import faulty
 from flowopd_cli.prompts.files import SUFFIXES, Row, read_rows, repeats, target
-from flowopd_cli.recipe import (
-    ColdstartRecipe,
-    DistillRecipe,
-    EvalRecipe,
-    MergeRecipe,
-    PromptSpec,
-    PushRecipe,
-    Recipe,
-    TeacherRecipe,
-    TrainedRecipe,
-)
 from flowopd_cli.recipe.tasks import check_tasks
 from flowopd_cli.reports.track import check_installed
 from flowopd_cli.runs.adapter_ref import AdapterRef, Adapters
@@ -36,7 +26,7 @@ from flowopd_cli.runs.run import RunDir
 from flowopd_cli.system.paths import is_branch, is_hub_id
 
 Check = Callable[[], Iterable[str] | None]  # returns remarks, raises FlowOPDError
-Reader = Callable[[PromptSpec], list[Row]]
+Reader = Callable[[recipes.PromptSpec], list[Row]]
 RECIPE = "recipe"
 # Rewards that need something of a prompt's own text or metadata.
 QUOTED = {"ocr", "toy-ocr"}
@@ -44,7 +34,7 @@ CLAUSED = {"geneval", "geneval-hf", "toy-geneval"}
 
 
 def check(
-    recipe: Recipe, *, adapters: Adapters | None = None, out: Path | None = None, dry_run: bool = False
+    recipe: recipes.Recipe, *, adapters: Adapters | None = None, out: Path | None = None, dry_run: bool = False
 ) -> list[str]:
     """Refuse a recipe that cannot run; returns remarks on probable mistakes.
 
@@ -58,12 +48,12 @@ def check(
     return [remark for run in _checks(recipe, adapters or Adapters(), out, dry_run) for remark in run() or ()]
 
 
-def check_names(recipe: Recipe) -> list[str]:
+def check_names(recipe: recipes.Recipe) -> list[str]:
     """The part of :func:`check` that reads no adapter: names, prompt files, tasks, settings without effect."""
     return [remark for run in _name_checks(recipe) for remark in run() or ()]
 
 
-def findings(recipe: Recipe) -> Iterator[Finding]:
+def findings(recipe: recipes.Recipe) -> Iterator[Finding]:
     """All findings of :func:`check`, and code that needs consent."""
     yield from collect(_checks(recipe, Adapters(), None, True))
     for field, name in code_fields(recipe):
@@ -86,23 +76,23 @@ def collect(checks: Iterable[Check]) -> Iterator[Finding]:
     yield from unique
 
 
-def _checks(recipe: Recipe, adapters: Adapters, out: Path | None, dry_run: bool) -> Iterator[Check]:
+def _checks(recipe: recipes.Recipe, adapters: Adapters, out: Path | None, dry_run: bool) -> Iterator[Check]:
     refs = dict(adapter_refs(recipe))
-    if isinstance(recipe, PushRecipe):
+    if isinstance(recipe, recipes.PushRecipe):
         yield partial(_check_push, recipe, dry_run)
     yield partial(_check_adapters, recipe, refs, adapters, dry_run)
     yield partial(_check_out, out, recipe, refs)
     yield from _name_checks(recipe)
 
 
-def _name_checks(recipe: Recipe) -> Iterator[Check]:
+def _name_checks(recipe: recipes.Recipe) -> Iterator[Check]:
     yield partial(registry.MODELS.check, recipe.model.family)
     yield partial(check_base, recipe.model)
     for spec in getattr(recipe, "rewards", ()):
         yield partial(registry.REWARDS.check, spec.name)
-    for suite in recipe.eval.suites if isinstance(recipe, EvalRecipe) else ():
+    for suite in recipe.eval.suites if isinstance(recipe, recipes.EvalRecipe) else ():
         yield partial(registry.SUITES.check, suite)
-    if isinstance(recipe, TrainedRecipe):
+    if isinstance(recipe, recipes.TrainedRecipe):
         yield partial(check_installed, recipe.train.trackers)
         yield partial(_check_optimizer, recipe.train.optimizer)
         read: Reader = cache(rows_of)  # pyright: ignore[reportAssignmentType] -- frozen models have a hash
@@ -112,32 +102,32 @@ def _name_checks(recipe: Recipe) -> Iterator[Check]:
         yield partial(_idle_settings, recipe)
 
 
-def _check_adapters(recipe: Recipe, refs: dict[str, str], adapters: Adapters, dry_run: bool) -> list[str]:
+def _check_adapters(recipe: recipes.Recipe, refs: dict[str, str], adapters: Adapters, dry_run: bool) -> list[str]:
     absent = [role for role, ref in refs.items() if dry_run and AdapterRef.parse(ref).absent]
     there = {role: ref for role, ref in refs.items() if role not in absent}
     check_adapters(recipe.model, there, adapters, fetch=not dry_run)
     return [f"{role}: {refs[role]}: is not there yet" for role in absent]
 
 
-def adapter_refs(recipe: Recipe) -> Iterator[tuple[str, str]]:
+def adapter_refs(recipe: recipes.Recipe) -> Iterator[tuple[str, str]]:
     """The fields of a recipe that name an adapter, and the references."""
-    if isinstance(recipe, TrainedRecipe) and recipe.adapter.init is not None:
+    if isinstance(recipe, recipes.TrainedRecipe) and recipe.adapter.init is not None:
         yield "adapter.init", recipe.adapter.init
-    if isinstance(recipe, ColdstartRecipe):
+    if isinstance(recipe, recipes.ColdstartRecipe):
         yield from ((f"teachers.{task}", spec.ref) for task, spec in recipe.teachers.items())
-    if isinstance(recipe, DistillRecipe):
+    if isinstance(recipe, recipes.DistillRecipe):
         yield from ((f"routing.{task}", spec.ref) for task, spec in recipe.routing.items())
         if recipe.anchor.beta > 0:
             yield "anchor", recipe.anchor.ref
-    if isinstance(recipe, MergeRecipe):
+    if isinstance(recipe, recipes.MergeRecipe):
         yield from ((f"adapters.{index}", ref) for index, ref in enumerate(recipe.adapters))
-    if isinstance(recipe, EvalRecipe) and recipe.adapter is not None:
+    if isinstance(recipe, recipes.EvalRecipe) and recipe.adapter is not None:
         yield "adapter", recipe.adapter
-    if isinstance(recipe, PushRecipe):
+    if isinstance(recipe, recipes.PushRecipe):
         yield "run", recipe.run
 
 
-def rows_of(spec: PromptSpec) -> list[Row]:
+def rows_of(spec: recipes.PromptSpec) -> list[Row]:
     """The rows of a prompt file, with every line checked; empty for a registered source.
 
     Raises:
@@ -161,22 +151,22 @@ def rows_of(spec: PromptSpec) -> list[Row]:
     return rows[: spec.limit]
 
 
-def tasks_of(spec: PromptSpec, rows: Sequence[Row] = ()) -> set[str]:
+def tasks_of(spec: recipes.PromptSpec, rows: Sequence[Row] = ()) -> set[str]:
     """The tasks of a prompt source, from its ``rows`` or its name; empty if only its plugin knows them."""
     if rows:
         return {str(row.task) for row in rows}
     return {spec.task} if spec.task else set(registry.PROMPT_TASKS.get(spec.source, ()))
 
 
-def repeated_prompts(spec: PromptSpec, read: Reader = rows_of) -> list[str]:
+def repeated_prompts(spec: recipes.PromptSpec, read: Reader = rows_of) -> list[str]:
     """Remark on repeated prompts of a source."""
     return list(filter(None, [repeats(read(spec))]))
 
 
-def _check_prompts(recipe: TrainedRecipe, prompts: PromptSpec, read: Reader) -> list[str]:
+def _check_prompts(recipe: recipes.TrainedRecipe, prompts: recipes.PromptSpec, read: Reader) -> list[str]:
     """Refuse prompts from files whose text shows that a reward of the recipe cannot score them."""
     rows = read(prompts)
-    scored = not isinstance(recipe, DistillRecipe) or recipe.opd.log_rewards_every > 0
+    scored = not isinstance(recipe, recipes.DistillRecipe) or recipe.opd.log_rewards_every > 0
     for spec in recipe.rewards if scored else ():
         for row in rows if spec.name in QUOTED | CLAUSED else ():
             if spec.task is not None and row.task != spec.task:
@@ -191,7 +181,7 @@ def _check_prompts(recipe: TrainedRecipe, prompts: PromptSpec, read: Reader) -> 
     return repeated_prompts(prompts, read)
 
 
-def _check_tasks(recipe: TrainedRecipe, read: Reader) -> list[str]:
+def _check_tasks(recipe: recipes.TrainedRecipe, read: Reader) -> list[str]:
     """Refuse tasks without a teacher or reward; remark on unused teachers if every source names its tasks."""
     tasks = [tasks_of(spec, read(spec)) for spec in recipe.prompts]
     check_tasks(recipe, set().union(*tasks))
@@ -200,13 +190,13 @@ def _check_tasks(recipe: TrainedRecipe, read: Reader) -> list[str]:
     return [f"teacher {task!r} is loaded, but no prompt has its task" for task in idle]
 
 
-def _check_out(out: Path | None, recipe: Recipe, refs: dict[str, str]) -> None:
+def _check_out(out: Path | None, recipe: recipes.Recipe, refs: dict[str, str]) -> None:
     """Refuse to write (or empty, with ``--force``) a directory that holds an input of the recipe."""
     if out is None:
         return
     references = [AdapterRef.parse(ref) for ref in refs.values()]
     inputs = [ref.location for ref in references if ref.kind in {"run", "folder"}]
-    inputs += recipe.push.evaluations if isinstance(recipe, PushRecipe) else ()
+    inputs += recipe.push.evaluations if isinstance(recipe, recipes.PushRecipe) else ()
     target = Path(os.path.realpath(out))
     for text in inputs:
         source = Path(os.path.realpath(text))
@@ -214,7 +204,7 @@ def _check_out(out: Path | None, recipe: Recipe, refs: dict[str, str]) -> None:
             raise ArtifactError(f"--out {out}: {text} is an input of this command; give --out another name")
 
 
-def _check_push(recipe: PushRecipe, dry_run: bool) -> None:
+def _check_push(recipe: recipes.PushRecipe, dry_run: bool) -> None:
     RunDir.open(recipe.run, writes=False)
     repo = recipe.push.repo
     if not dry_run and not repo:
@@ -233,7 +223,7 @@ def _check_optimizer(name: str) -> None:
         raise MissingDependency("bitsandbytes", extra="int8")
 
 
-def _idle_settings(recipe: TrainedRecipe) -> Iterator[str]:
+def _idle_settings(recipe: recipes.TrainedRecipe) -> Iterator[str]:
     """Remarks on settings without effect, and on processes that idle because groups are not split."""
     window, steps = recipe.sampling.window, recipe.sampling.steps
     if window is not None and not recipe.sampling.deterministic and window.start_max + window.size >= steps:
@@ -247,5 +237,5 @@ def _idle_settings(recipe: TrainedRecipe) -> Iterator[str]:
             f"train.groups {groups} over {processes} processes: groups stay whole, so one draws {most} while another "
             f"draws {most - 1} and waits; a multiple of {processes} keeps all busy"
         )
-    if recipe.train.resample_flat and not isinstance(recipe, TeacherRecipe):
+    if recipe.train.resample_flat and not isinstance(recipe, recipes.TeacherRecipe):
         yield f"train.resample_flat has no effect here: {recipe.stage} has no use for a group's spread"

@@ -250,7 +250,6 @@ def _assign_flags(tree: dict[str, Any], stage: str, common: Common, flags: dict[
 
 
 def _merge_rewards(recorded: Any, specs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The rewards of the flags, each merged over its entry in the starting recipe."""
     entries = recorded if isinstance(recorded, list) else []
     by_name = {_short(str(e["name"])): e for e in entries if isinstance(e, dict) and "name" in e}
     return [{**by_name.get(_short(spec["name"]), {}), **spec} for spec in specs]

@@ -68,7 +68,6 @@ def validate(name: str) -> Validation:
 
 
 def _split(findings: Iterable[Finding]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Faults of the recipe, and notes."""
     texts: dict[bool, list[str]] = {True: [], False: []}
     for finding in findings:
         texts[finding.state == "fail" and finding.name == RECIPE].append(str(finding))

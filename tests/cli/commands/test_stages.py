@@ -73,16 +73,6 @@ def test_eval_flags_reach_the_recipe(flowopd, stage, trained):
     assert (spec.seed, spec.batch, spec.limit) == (5, 3, 4)
 
 
-def test_push_dry_run_is_the_stage_itself(flowopd, stage, trained):
-    trained("a")
-    calls = stage("push")
-    assert flowopd("push", "a", "--repo", "me/m", "--private", "--dry-run", "--out", "p")[:2] == (0, "p\n")
-    recipe = calls[0].recipe
-    assert recipe.push.dry_run
-    assert (recipe.run, recipe.push.repo, recipe.push.private) == ("a", "me/m", True)
-    assert (recipe.push.revision, recipe.push.message) == (None, "Upload by flowopd push")
-
-
 @pytest.mark.parametrize(("flag", "private"), [("--private", True), ("--public", False), ("--quiet", None)])
 def test_push_takes_branch_message_and_visibility(flowopd, stage, trained, flag, private):
     trained("a")
@@ -98,11 +88,9 @@ def test_push_takes_branch_message_and_visibility(flowopd, stage, trained, flag,
     [
         ("", "--repo OWNER/NAME"),
         ("--repo m", "--repo m: is not a Hub repository: write it as OWNER/NAME"),
-        ("--repo me/m/n", "write it as OWNER/NAME"),
         ("--repo https://huggingface.co/me/m", "write it as OWNER/NAME"),
         ("--repo me/m --revision a..b", "--revision a..b: is not a branch name"),
         (f"--repo me/m --revision {'a' * 40}", "is not a branch name; a push can only go to a branch"),
-        ("--repo me/m --revision refs/pr/1", "is not a branch name"),
         ("--repo me/m --eval none", "none: no such directory"),
         ("--repo me/m --message=", "push.message"),
     ],
@@ -123,40 +111,27 @@ def test_a_push_without_a_valid_place_is_refused_before_there_is_a_run(flowopd, 
         ("teacher --reward genevl", "did you mean 'geneval'"),
         ("teacher --reward geneval=much", "'much' is not a number"),
         ("teacher --reward geneval,tsak=ocr", "did you mean 'task'"),
-        ("teacher --reward geneval --set train.itertions=3", "did you mean 'iterations'"),
         ("teacher --reward geneval --prompts toy:genevl", "did you mean 'toy:geneval'"),
         ("teacher --reward geneval --prompts none.jsonl", "none.jsonl: no such file"),
         ("teacher --reward geneval,task=geneval --prompts toy:all", "prompts of task 'ocr' have no reward"),
         ("teacher --reward geneval --base tyo --recipe toy/grpo-mix", "did you mean 'toy'"),
-        ("teacher --reward geneval --base ./none --recipe toy/grpo-mix", "no such folder"),
         ("teacher --reward geneval --base recipes --recipe toy/grpo-mix", "no model_index.json"),
         ("teacher --reward geneval --base me/model", "teacher needs prompts"),
         ("teacher --recipe toy/destill", "did you mean 'toy/distill'"),
         ("teacher --recipe toy/distill", "is a distill recipe, but the command is teacher"),
-        ("coldstart", "coldstart needs a teacher"),
         ("merge", "merge needs the runs to merge"),
         ("merge a b --weights 1,x", "write numbers with commas"),
         ("merge none", "adapters.0: none: no such run directory"),
         ("merge base base", "base is not an adapter"),
-        ("distill --teacher geneval=none --teacher ocr=base", "routing.geneval: none: no such run"),
         ("distill --teacher geneval=base", "prompts of task 'ocr' have no teacher: add --teacher ocr=REF"),
         ("distill --teacher geneval", "write it as TASK=REF"),
         ("distill --teacher ocr=base --teacher ocr=base", "named twice"),
-        ("distill --init none", "adapter.init: none: no such run"),
-        ("distill --anchor none", "anchor: none: no such run"),
-        ("eval --suite genevl", "did you mean 'geneval'"),
         ("teacher --reward geneval --prompts toy:all,task=foo", "no prompt in it of task 'foo'; it has geneval, ocr"),
         ("teacher --reward geneval --out /dev/null/x", "/dev/null/x: cannot be written (Not a directory)"),
-        ("distill --set opd.log_rewards_every=1", "opd.log_rewards_every has no rewards to log"),
-        ("eval --adapter none", "adapter: none"),
         ("push none", "none: no such directory"),
         ("push recipes", "recipes: not a run directory"),
-        ("push", "push needs the run to publish"),
         ("teacher --resume none", "none: no such directory"),
         ("teacher --resume none --seed 3", "leave out --seed"),
-        ("teacher --resume none --reward geneval", "leave out a flag of the recipe"),
-        ("recipes show nothing", "no recipe 'nothing'"),
-        ("demo --out recipes", "is not empty, and toy is not part of a demo"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(flowopd, argv, words):
@@ -191,13 +166,6 @@ def test_force_never_deletes_what_the_command_reads(flowopd, trained, argv, read
     assert all(path.is_file() for path in files)
 
 
-def test_adapters_of_two_bases_are_refused_before_anything_is_loaded(flowopd, trained):
-    trained("a"), trained("b", base="c" * 64)
-    code, _, err = flowopd("distill", "--teacher", "geneval=a", "--teacher", "ocr=b", "--dry-run")
-    assert code == 2
-    assert "different bases" in err
-
-
 def test_a_start_from_an_adapter_records_the_shape_of_that_adapter(flowopd, stage, trained):
     config = {"r": 16, "lora_alpha": 16.0, "target_modules": ["attn.to_q"]}
     write_adapter(trained("a") / "adapter", pair(rank=16), **config)
@@ -225,20 +193,6 @@ def test_a_rank_is_refused_or_dropped_where_the_method_has_none(flowopd, resolve
     Path("m.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
     merge = resolved("merge", "a", "b", "--recipe", "m.yaml", "--method", "exact")["merge"]
     assert (merge["method"], merge["rank"]) == ("exact", None)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ('{"prompt": "x", "task": "poetry"}\n\n', "task 'poetry' have no teacher"),
-        ("oops\n", "p.jsonl:1: not JSON"),
-    ],
-)
-def test_prompt_files_name_their_tasks(flowopd, text, message):
-    Path("p.jsonl").write_text(text, encoding="utf-8")
-    code, _, err = flowopd("distill", "--set", "prompts=[{source: p.jsonl}]", "--dry-run")
-    assert code == 2
-    assert message in err
 
 
 def test_a_teacher_without_prompts_is_noted(flowopd):

@@ -67,7 +67,6 @@ def test_a_threshold_given_on_resume_is_recorded_only_by_a_run_that_goes_on(root
     ("flags", "words"),
     [
         (["--fail-under", "geneval=nan"], "SUITE=NUMBER"),
-        (["--fail-under", "geneval"], "SUITE=NUMBER"),
         (["--fail-under", "qualty=0.5"], "did you mean 'quality'"),
         (["--images", "nowhere"], "--images nowhere: no such folder"),
         (["--import-scores", "nowhere"], "--import-scores nowhere: no such folder"),
