@@ -9,9 +9,8 @@ import pytest
 import torch
 from diffusers import FluxPipeline, FluxTransformer2DModel
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
-from support import tiny_flux
 from support.families import FLUX
-from support.tiny import TEXTS
+from support.tiny import FLUX_SEQUENCE, TEXTS, assemble_flux
 
 from flowopd_cli import recipe as recipes
 from flowopd_cli.cli.options import Common
@@ -30,7 +29,7 @@ FEED_FORWARD = ("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_contex
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     place = tmp_path_factory.mktemp("flux") / "dev"
-    tiny_flux.assemble(0).save_pretrained(place)
+    assemble_flux(0).save_pretrained(place)
     return place
 
 
@@ -38,7 +37,7 @@ def folder(tmp_path_factory):
 def schnell(tmp_path_factory):
     """A base whose network takes no guidance, and whose scheduler has one shift for all pictures."""
     place = tmp_path_factory.mktemp("flux") / "schnell"
-    tiny_flux.assemble(0, guidance=False).save_pretrained(place)
+    assemble_flux(0, guidance=False).save_pretrained(place)
     edit(place / "scheduler" / "scheduler_config.json", use_dynamic_shifting=False, shift=1.0)
     return place
 
@@ -82,7 +81,7 @@ def test_the_transformer_sees_its_tokens_where_they_are(folder):
             guidance=torch.full((2,), 2.5),
             pooled_projections=cond.pooled,
             encoder_hidden_states=cond.embeds,
-            txt_ids=torch.zeros(tiny_flux.SEQUENCE, 3),
+            txt_ids=torch.zeros(FLUX_SEQUENCE, 3),
             img_ids=ids,
         ).sample
     pixels = 4  # a latent pixel's side in the picture
@@ -131,7 +130,7 @@ def test_a_base_without_guidance_draws_the_pipelines_picture_and_refuses_any_but
     bare = FLUX.plain(schnell).transformer
     x, sigma = point(model)
     cond = model.encode(TEXTS[:2])
-    ids = torch.zeros(tiny_flux.SEQUENCE, 3), FluxPipeline._prepare_latent_image_ids(2, 2, 2, "cpu", torch.float32)
+    ids = torch.zeros(FLUX_SEQUENCE, 3), FluxPipeline._prepare_latent_image_ids(2, 2, 2, "cpu", torch.float32)
     with torch.no_grad():
         tokens = bare(model.packed(x), cond.embeds, cond.pooled, sigma, ids[1], ids[0]).sample
     expected = FluxPipeline._unpack_latents(tokens, 16, 16, 4)

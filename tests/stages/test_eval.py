@@ -1,4 +1,4 @@
-"""Evaluation on the toy base: pictures on disk, drawn once, in official layouts, whoever draws them."""
+"""Evaluation on the toy base: pictures in official layouts, drawn once; resume, batches and processes."""
 
 import json
 import os
@@ -7,17 +7,14 @@ import subprocess
 import sys
 import types
 from contextlib import contextmanager
-from functools import cache
 from unittest.mock import patch
 
 import pytest
-from PIL import Image
 
 from flowopd_cli import recipe as recipes
 from flowopd_cli import registry
 from flowopd_cli.cli.plan.resolve import Plan
 from flowopd_cli.cli.stage import run_stage
-from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.errors import ArtifactError, Interrupted, RecipeError
 from flowopd_cli.prompts.files import load_prompts
 from flowopd_cli.rewards.jpeg import JpegReward
@@ -26,15 +23,15 @@ from flowopd_cli.stages import eval as stage
 from flowopd_cli.stages.evaluation import journal as journals
 from flowopd_cli.stages.evaluation.journal import judge, key_of
 from flowopd_cli.stages.evaluation.suites import plan_requests
-from flowopd_cli.suites import flow_grpo
 from flowopd_cli.suites.base import NamedReward, Suite
 from flowopd_cli.system.progress import Silent
 
 SMALL = ("eval.limit=4", "eval.images=2", "eval.steps=2", "eval.split=validation", "eval.batch=4")
+SUITES = ("geneval", "ocr", "quality")
 
 
 class StopAt(Silent):
-    """Ctrl-C after so many batches."""
+    """Interrupts after a number of batches."""
 
     def __init__(self, last):
         self.left = last
@@ -68,7 +65,7 @@ def done(tmp_path_factory):
     return perform(tmp_path_factory.mktemp("eval") / "e")[0]
 
 
-def test_pictures_of_geneval_lie_where_the_official_scorer_looks(done):
+def test_geneval_pictures_have_the_official_layout(done):
     folder = done.images_dir / "geneval"
     prompts = sorted(path.name for path in folder.iterdir())
     assert len(prompts) == 4
@@ -80,14 +77,12 @@ def test_pictures_of_geneval_lie_where_the_official_scorer_looks(done):
 
 def test_suites_share_the_pictures_of_a_prompt(done):
     drawn = pngs(done.images_dir)
-    shared = {
-        (row["task"], row["prompt"], row["index"]) for name in ("geneval", "ocr", "quality") for row in rows(done, name)
-    }
-    assert len(drawn) == len(shared) < sum(len(rows(done, name)) for name in ("geneval", "ocr", "quality"))
+    shared = {(row["task"], row["prompt"], row["index"]) for name in SUITES for row in rows(done, name)}
+    assert len(drawn) == len(shared) < sum(len(rows(done, name)) for name in SUITES)
 
 
-def test_every_picture_has_a_row_and_the_summary_is_theirs(done):
-    for name in ("geneval", "ocr", "quality"):
+def test_every_picture_has_a_row_and_the_summary_is_their_mean(done):
+    for name in SUITES:
         summary, own = result(done, name), rows(done, name)
         assert summary["n"] == len(own) == 8
         tags = {row["tag"] for row in own}
@@ -95,7 +90,7 @@ def test_every_picture_has_a_row_and_the_summary_is_theirs(done):
         assert summary["mean"] == pytest.approx(sum(sum(v) / len(v) for v in means) / len(means))
 
 
-def test_an_evaluation_that_stopped_draws_no_picture_twice(done, tmp_path, monkeypatch):
+def test_a_resumed_evaluation_draws_no_picture_twice(done, tmp_path, monkeypatch):
     with pytest.raises(Interrupted):
         perform(tmp_path / "e", progress=StopAt(2))
     run = RunDir.open(tmp_path / "e")
@@ -104,13 +99,13 @@ def test_an_evaluation_that_stopped_draws_no_picture_twice(done, tmp_path, monke
     perform(run.path, resume=True)
     assert all(path.stat().st_mtime_ns == when for path, when in before.items())
     assert pngs(run.images_dir) == pngs(done.images_dir)
-    for name in ("geneval", "ocr", "quality"):
+    for name in SUITES:
         assert rows(run, name) == rows(done, name)
     monkeypatch.setattr(stage, "load_model", lambda *args: pytest.fail("a model was loaded for nothing"))
     perform(run.path, resume=True)
 
 
-def test_a_picture_that_a_power_cut_took_is_drawn_again(done, tmp_path):
+def test_damaged_pictures_are_drawn_again(done, tmp_path):
     shutil.copytree(done.path, tmp_path / "e")
     run = RunDir.open(tmp_path / "e")
     lost = sorted(run.images_dir.rglob("*.png"))[:3]
@@ -128,7 +123,7 @@ def test_pictures_of_other_settings_are_not_mixed_in(done, tmp_path):
             perform(tmp_path / "e", override, resume=True)
 
 
-def test_pictures_of_other_prompts_are_not_taken_for_them(tmp_path):
+def test_pictures_of_other_prompts_are_refused(tmp_path):
     for name, text in (("a", "first"), ("b", "second")):
         (tmp_path / f"{name}.txt").write_text(f'a sign that says "{text}"\n')
 
@@ -144,7 +139,7 @@ def test_pictures_of_other_prompts_are_not_taken_for_them(tmp_path):
 
 @contextmanager
 def patched_suite():
-    """A suite of a user's own, whose prompts are an option."""
+    """A user's suite whose prompts are an option."""
     sys.modules["test_eval_suite"] = types.SimpleNamespace(suite=own_suite)
     with patch.dict(registry.SUITES._table, {"toy-prompts": "test_eval_suite:suite"}):
         yield
@@ -155,12 +150,16 @@ def own_suite(prompts):
     return Suite("own", "1", lambda split: load_prompts(prompts, task="ocr"), JpegReward, images=1)
 
 
-def test_batch_size_changes_no_verdict(done, tmp_path):
-    run, _ = perform(tmp_path / "e", "eval.batch=1")
-    for name in ("geneval", "ocr", "quality"):
-        for one, two in zip(rows(run, name), rows(done, name), strict=True):
+def assert_equal_values(run, other):
+    for name in SUITES:
+        for one, two in zip(rows(run, name), rows(other, name), strict=True):
             assert (one["prompt"], one["index"]) == (two["prompt"], two["index"])
             assert one["value"] == pytest.approx(two["value"], abs=1e-4)
+
+
+def test_batch_size_changes_no_value(done, tmp_path):
+    run, _ = perform(tmp_path / "e", "eval.batch=1")
+    assert_equal_values(run, done)
 
 
 def test_two_processes_give_the_rows_of_one(done, tmp_path):
@@ -170,10 +169,7 @@ def test_two_processes_give_the_rows_of_one(done, tmp_path):
     subprocess.run([sys.executable, "-m", "flowopd_cli", *argv], check=True, env=env, capture_output=True, timeout=240)
     run = RunDir.open(tmp_path / "e")
     assert len(pngs(run.images_dir)) == len(pngs(done.images_dir))
-    for name in ("geneval", "ocr", "quality"):
-        for one, two in zip(rows(run, name), rows(done, name), strict=True):
-            assert (one["prompt"], one["index"]) == (two["prompt"], two["index"])
-            assert one["value"] == pytest.approx(two["value"], abs=1e-4)
+    assert_equal_values(run, done)
 
 
 def test_pictures_of_another_program_are_scored_without_a_model(done, tmp_path, monkeypatch):
@@ -185,33 +181,28 @@ def test_pictures_of_another_program_are_scored_without_a_model(done, tmp_path, 
     run, _ = perform(tmp_path / "e", "eval.suites=[geneval]", f"eval.pictures={folder}")
     assert result(run, "geneval")["mean"] == result(done, "geneval")["mean"]
     assert not run.images_dir.exists()
-    next(folder.rglob("*.png")).unlink()
+    picture = next(folder.rglob("*.png"))
+    Image.open(picture).resize((48, 40)).save(picture)
+    assert result(perform(tmp_path / "g", "eval.suites=[geneval]", f"eval.pictures={folder}")[0], "geneval")["n"] == 8
+    picture.unlink()
     with pytest.raises(RecipeError, match="1 of 8 pictures are missing"):
         perform(tmp_path / "f", "eval.suites=[geneval]", f"eval.pictures={folder}")
 
 
-def test_pictures_of_several_sizes_are_scored(done, tmp_path):
-    folder = tmp_path / "theirs"
-    shutil.copytree(done.images_dir / "geneval", folder)
-    path = next(folder.rglob("*.png"))
-    Image.open(path).resize((48, 40)).save(path)
-    run, _ = perform(tmp_path / "e", "eval.suites=[geneval]", f"eval.pictures={folder}")
-    assert result(run, "geneval")["n"] == 8
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("eval.fail_under={ocr: 0.5}", "that suite is not run"),
+        ("eval.options={ocr: {reader: x}}", r"not among eval\.suites"),
+        ("eval.options={quality: {nonsense: 1}}", r"eval\.options\.toy-quality"),
+    ],
+)
+def test_unused_bars_and_options_are_refused(tmp_path, override, message):
+    with pytest.raises(RecipeError, match=message):
+        perform(tmp_path / "e", "eval.suites=[quality]", override)
 
 
-def test_a_bar_for_a_suite_that_is_not_run_is_refused(tmp_path):
-    with pytest.raises(RecipeError, match="that suite is not run"):
-        perform(tmp_path / "g", "eval.suites=[quality]", "eval.fail_under={ocr: 0.5}")
-
-
-def test_options_of_a_suite_that_is_not_run_are_refused(tmp_path):
-    with pytest.raises(RecipeError, match=r"not among eval\.suites"):
-        perform(tmp_path / "e", "eval.suites=[quality]", "eval.options={ocr: {reader: x}}")
-    with pytest.raises(RecipeError, match=r"eval\.options\.toy-quality"):
-        perform(tmp_path / "f", "eval.suites=[quality]", "eval.options={quality: {nonsense: 1}}")
-
-
-def test_an_evaluation_that_stopped_scores_no_picture_twice(done, tmp_path, monkeypatch):
+def test_a_resumed_evaluation_scores_no_picture_twice(done, tmp_path, monkeypatch):
     with pytest.raises(Interrupted):
         perform(tmp_path / "e", progress=StopAt(3))
     run = RunDir.open(tmp_path / "e")
@@ -232,7 +223,7 @@ def test_an_evaluation_that_stopped_scores_no_picture_twice(done, tmp_path, monk
     perform(run.path, resume=True)
     assert {key[1:] for key in before & scored} == {touched}
     assert not run.scored_dir.exists()
-    for name in ("geneval", "ocr", "quality"):
+    for name in SUITES:
         assert rows(run, name) == rows(done, name)
 
 
@@ -241,22 +232,7 @@ def requests(name):
     return plan_requests(built).pictures
 
 
-def test_rows_of_another_judge_do_not_count():
+def test_judges_with_other_options_differ():
     named = (NamedReward("jpeg_compressibility", {"quality": quality}) for quality in (90, 90, 95))
     judges = [judge(Suite("s", "1", lambda split: [], reward), JpegReward()) for reward in named]
     assert judges[0] == judges[1] != judges[2]
-
-
-def test_suites_of_one_prompt_set_read_their_prompts_once(monkeypatch):
-    reads = []
-
-    def read(name, split, source):
-        reads.append(name)
-        return [Prompt("0", "a horse", name)]
-
-    monkeypatch.setattr(flow_grpo, "evaluation_prompts", read)
-    monkeypatch.setattr(flow_grpo, "_prompts", cache(flow_grpo._prompts.__wrapped__))
-    built = recipes.build({"stage": "eval", "model": {"pretrained": "x"}, "eval": {"suites": ["drawbench", "deqa"]}})
-    planned = plan_requests(built)
-    assert reads == ["drawbench"]
-    assert [len(request.suites) for request in planned.pictures] == [6]

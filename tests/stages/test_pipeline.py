@@ -13,12 +13,7 @@ from flowopd_cli import recipe as recipes
 from flowopd_cli.cli.options import Common
 from flowopd_cli.cli.plan.resolve import Plan, resolve
 from flowopd_cli.cli.stage import run_stage
-from flowopd_cli.errors import (
-    ArtifactError,
-    PromptError,
-    RewardError,
-    RoutingError,
-)
+from flowopd_cli.errors import ArtifactError, PromptError, RewardError, RoutingError
 from flowopd_cli.runs.adapter_ref import AdapterRef
 from flowopd_cli.runs.manifest import Base
 from flowopd_cli.runs.run import RunDir
@@ -59,7 +54,6 @@ def world(tmp_path_factory):
     runs["merge"], _ = perform(root / "m", "toy/merge", "merge.rank=4", adapters=refs)
     runs["student"], _ = perform(root / "s", "toy/distill", *SMALL, *LORA, *LOGGED, **lineage(runs))
     runs["eval"], _ = perform(root / "e", "toy/eval", *EVAL, adapter=str(runs["student"].path))
-    runs["eval-base"], _ = perform(root / "e-base", "toy/eval", *EVAL)
     return runs
 
 
@@ -116,33 +110,14 @@ def test_a_student_without_anchor_and_by_score(world, tmp_path):
 
 
 @pytest.mark.parametrize("kernel", ["ode", "cps"])
-def test_a_student_of_other_kernels(world, tmp_path, kernel):
+def test_a_student_with_other_kernels(world, tmp_path, kernel):
     changes = (f"sampling.kernel={kernel}", "train.iterations=1", "train.sample_every=0")
     run, _ = perform(tmp_path / "s", "toy/distill", *SMALL, *LORA, *changes, **lineage(world))
     assert run.rows()[0]["kl"] >= 0
 
 
-def test_push_writes_both_forms_and_a_card(world, tmp_path):
-    scored = [str(world[name].path) for name in ("eval", "eval-base")]
-    push = {"dry_run": True, "evaluations": scored}
-    built = recipes.build({"stage": "push", "run": str(world["student"].path), "push": push})
-    run = RunDir.create(tmp_path / "p", "push")
-    result = run_stage(Plan.of(built), run, Silent())
-    assert result["uploaded"] is False
-    assert result["metrics"]["difference"] <= 2 / 255
-    names = {path.name for path in run.hub_dir.iterdir()}
-    assert {"adapter_model.safetensors", "adapter_config.json", "pytorch_lora_weights.safetensors"} <= names
-    card = (run.hub_dir / "README.md").read_text()
-    assert "| base |" in card
-    assert "| this model |" in card
-    assert "Protocol: validation prompts, at most 4 a suite, 2 pictures each, 2 steps" in card
-    assert "teacher_ocr" in card
-
-
-@pytest.fixture(scope="module")
-def abroad(tmp_path_factory):
-    """A teacher on a base in a local folder, in half precision, from one of the world's; its evaluation; its push."""
-    root = tmp_path_factory.mktemp("home-of-somebody")
+def test_a_half_precision_run_on_a_local_base_is_pushed_without_local_paths(tmp_path_factory):
+    root = tmp_path_factory.mktemp("local-folder")
     base = str(shutil.copytree(TOY, root / "my-base"))
     trained, _ = perform(
         root / "t", "toy/teacher-quality", *SMALL, *LORA, "model.dtype=bfloat16", model__pretrained=base
@@ -153,16 +128,8 @@ def abroad(tmp_path_factory):
     push = {"stage": "push", "run": str(trained.path), "push": {"dry_run": True, "evaluations": [str(scored.path)]}}
     run = RunDir.create(root / "p", "push")
     result = run_stage(Plan.of(recipes.build(push)), run, Silent())
-    return root, run, result
-
-
-def test_a_run_in_half_precision_can_be_pushed(abroad):
-    _, _, result = abroad
+    assert result["uploaded"] is False
     assert result["metrics"]["difference"] <= 2 / 255
-
-
-def test_what_is_published_says_nothing_of_the_machine(abroad):
-    root, run, _ = abroad
     texts = {
         path.name: path.read_bytes().decode("utf-8", "replace") for path in run.hub_dir.rglob("*") if path.is_file()
     }
@@ -174,7 +141,7 @@ def test_what_is_published_says_nothing_of_the_machine(abroad):
     assert "A LoRA for `my-base`" in texts["README.md"]
 
 
-def test_a_push_that_does_not_fit_in_memory_names_the_way_out(world, tmp_path, monkeypatch):
+def test_a_push_without_enough_memory_suggests_the_cpu(world, tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
@@ -184,35 +151,25 @@ def test_a_push_that_does_not_fit_in_memory_names_the_way_out(world, tmp_path, m
         run_stage(Plan.of(built), RunDir.create(tmp_path / "p", "push"), Silent())
 
 
-def test_push_refuses_what_diffusers_draws_otherwise(world, tmp_path):
+def test_push_refuses_a_difference_above_the_tolerance(world, tmp_path):
     push = {"dry_run": True, "tolerance": 1e-12}
     built = recipes.build({"stage": "push", "run": str(world["student"].path), "push": push})
     with pytest.raises(ArtifactError, match="another picture"):
         run_stage(Plan.of(built), RunDir.create(tmp_path / "p", "push"), Silent())
 
 
-def test_prompts_without_a_target_are_refused_before_anything_is_drawn(tmp_path):
-    path = tmp_path / "p.txt"
-    path.write_text("no quotes here\n")
-    prompts = [{"source": str(path), "task": "ocr"}]
+def test_prompts_and_rewards_are_validated_before_sampling(tmp_path):
+    (tmp_path / "p.txt").write_text("no quotes here\n")
     with pytest.raises(PromptError, match="double quotes"):
-        perform(tmp_path / "t", "toy/teacher-ocr", *SMALL, prompts=prompts)
-
-
-def test_a_reward_that_does_not_take_its_options_is_refused(tmp_path):
+        perform(tmp_path / "t", "toy/teacher-ocr", *SMALL, prompts=[{"source": str(tmp_path / "p.txt"), "task": "ocr"}])
     rewards = [{"name": "toy-quality", "options": {"wrong": 1}}]
-    with pytest.raises(RewardError, match="wrong"):
-        perform(tmp_path / "t", "toy/teacher-quality", *SMALL, rewards=rewards)
+    with pytest.raises(RewardError, match="reward toy-quality: "):
+        perform(tmp_path / "u", "toy/teacher-quality", *SMALL, rewards=rewards)
 
 
-def rows(path, *tasks):
-    """A prompt file whose rows name their own tasks."""
-    path.write_text("".join(json.dumps({"prompt": 'a sign that says "BC"', "task": task}) + "\n" for task in tasks))
-    return [{"source": str(path), "task": "ocr"}]
-
-
-def test_prompts_that_no_reward_is_for_are_refused_before_the_base_is_loaded(tmp_path):
-    rewards, others = [{"name": "toy-ocr", "task": "ocr"}], rows(tmp_path / "o.jsonl", "other")
+def test_prompts_without_reward_or_teacher_are_refused_before_the_base_is_loaded(tmp_path):
+    (tmp_path / "o.jsonl").write_text(json.dumps({"prompt": 'a sign that says "BC"', "task": "other"}))
+    rewards, others = [{"name": "toy-ocr", "task": "ocr"}], [{"source": str(tmp_path / "o.jsonl"), "task": "ocr"}]
     with pytest.raises(RewardError, match="task 'other' have no reward"):
         perform(tmp_path / "t", "toy/teacher-ocr", *SMALL, prompts=others, rewards=rewards)
     assert RunDir.open(tmp_path / "t").manifest().base is None
@@ -223,7 +180,7 @@ def test_prompts_that_no_reward_is_for_are_refused_before_the_base_is_loaded(tmp
 
 
 def on_the_hub(monkeypatch, folder, world, **changes):
-    """An adapter that is fetched as ``hub:me/other``, with other words in its record."""
+    """A copy of an adapter that ``hub:me/other`` resolves to, with a changed configuration."""
     shutil.copytree(world["ocr"].adapter_dir, folder, ignore=shutil.ignore_patterns("checksums.json"))
     weights, config = folder / "adapter_model.safetensors", folder / "adapter_config.json"
     save_file(load_file(weights), weights, metadata={"format": "pt"})

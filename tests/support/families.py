@@ -1,4 +1,4 @@
-"""Every family's tiny random pipeline: what the contract that all of them keep is tested with."""
+"""A tiny random pipeline of every family, for the tests of their common contract."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusers import DiffusionPipeline
-from support import tiny, tiny_flux
+from support import tiny
 
 from flowopd_cli.models.files.pipelines import absent_parts
 from flowopd_cli.models.loading import LoadOptions
@@ -27,16 +27,12 @@ class Tiny:
         return MODELS.load(self.family).load(folder, LoadOptions(**{"device": "cpu", **self.options, **more}))
 
     def plain(self, folder: Path) -> DiffusionPipeline:
-        """The folder as diffusers has it."""
+        """The folder as a diffusers pipeline."""
         pipeline = DiffusionPipeline.from_pretrained(folder, **absent_parts(folder))
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
 
 SD3 = Tiny("sd3", tiny.assemble, {"resolution": 8, "max_sequence_length": tiny.SEQUENCE, "targets": tiny.TARGETS})
-FLUX = Tiny(
-    "flux",
-    tiny_flux.assemble,
-    {"resolution": tiny_flux.RESOLUTION, "max_sequence_length": tiny_flux.SEQUENCE, "targets": tiny.TARGETS},
-)
+FLUX = Tiny("flux", tiny.assemble_flux, {**SD3.options, "resolution": 16, "max_sequence_length": tiny.FLUX_SEQUENCE})
 FAMILIES = {one.family: one for one in (SD3, FLUX)}

@@ -1,5 +1,6 @@
-"""A recorder of which a test replaces some methods."""
+"""Recorders and progress reporters for tests."""
 
+from flowopd_cli.system.progress import Silent
 from flowopd_cli.train.recorder import NullRecorder
 
 
@@ -8,3 +9,13 @@ class Recorder(NullRecorder):
 
     def __init__(self, **methods):
         vars(self).update(methods)
+
+
+class Notes(Silent):
+    """Collects the notes."""
+
+    def __init__(self):
+        self.notes = []
+
+    def note(self, text):
+        self.notes.append(text)

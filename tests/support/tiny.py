@@ -1,10 +1,24 @@
-"""A random Stable Diffusion 3 pipeline of a few thousand weights, and the records that tests make of it."""
+"""Random Stable Diffusion 3 and FLUX pipelines of a few thousand weights, and rollouts of the former."""
 
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+from diffusers import (
+    AutoencoderKL,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+)
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+)
 
 from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.core.sampler import Sampler
@@ -17,8 +31,10 @@ from flowopd_cli.train.collect import Draw
 
 TARGETS = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0")
 TEXTS = ("a red circle", "a blue square", "two green stars", "the word now")
-SEQUENCE = 4
+SEQUENCE, FLUX_SEQUENCE = 4, 6
 TEXT_WIDTH = 16
+BLOCKS = {"num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 16}
+T5 = {"d_model": 24, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 3, "is_encoder_decoder": False}
 
 
 def clip_config(words: int) -> CLIPTextConfig:
@@ -34,24 +50,6 @@ def clip_config(words: int) -> CLIPTextConfig:
         bos_token_id=words - 2,
         eos_token_id=words - 1,
         pad_token_id=words - 1,
-    )
-
-
-def transformer() -> SD3Transformer2DModel:
-    """Two joint blocks of width 32."""
-    return SD3Transformer2DModel(
-        sample_size=4,
-        patch_size=2,
-        in_channels=4,
-        out_channels=4,
-        num_layers=2,
-        num_attention_heads=2,
-        attention_head_dim=16,
-        caption_projection_dim=32,
-        joint_attention_dim=2 * TEXT_WIDTH,
-        pooled_projection_dim=2 * TEXT_WIDTH,
-        pos_embed_max_size=4,
-        qk_norm="rms_norm",
     )
 
 
@@ -72,12 +70,22 @@ def autoencoder(levels: int, scale: float, shift: float) -> AutoencoderKL:
 
 
 def assemble(seed: int) -> StableDiffusion3Pipeline:
-    """A whole pipeline without T5; the weights are a function of ``seed``."""
+    """A Stable Diffusion 3 pipeline without T5; the weights are a function of ``seed``."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         words = tokenizer(TEXTS)
         return StableDiffusion3Pipeline(
-            transformer=transformer(),
+            transformer=SD3Transformer2DModel(
+                **BLOCKS,
+                sample_size=4,
+                in_channels=4,
+                out_channels=4,
+                caption_projection_dim=32,
+                joint_attention_dim=2 * TEXT_WIDTH,
+                pooled_projection_dim=2 * TEXT_WIDTH,
+                pos_embed_max_size=4,
+                qk_norm="rms_norm",
+            ),
             scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
             vae=autoencoder(2, 1.5305, 0.0609),
             text_encoder=CLIPTextModelWithProjection(clip_config(len(words))),
@@ -86,6 +94,32 @@ def assemble(seed: int) -> StableDiffusion3Pipeline:
             tokenizer_2=words,
             text_encoder_3=None,
             tokenizer_3=None,
+        )
+
+
+def assemble_flux(seed: int, *, guidance: bool = True) -> FluxPipeline:
+    """A FLUX pipeline, with guidance as an input of its network or without; its T5 has a token for every letter."""
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -9.0), ("▁", -1.0)]
+    letters = T5Tokenizer(vocab=pieces + [(c, -2.0) for c in "abcdefghijklmnopqrstuvwxyz0123456789\"',."], extra_ids=0)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        words = tokenizer(TEXTS)
+        return FluxPipeline(
+            transformer=FluxTransformer2DModel(
+                **BLOCKS,
+                in_channels=16,
+                num_single_layers=2,
+                joint_attention_dim=T5["d_model"],
+                pooled_projection_dim=TEXT_WIDTH,
+                guidance_embeds=guidance,
+                axes_dims_rope=(4, 6, 6),
+            ),
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+            vae=autoencoder(3, 0.3611, 0.1159),
+            text_encoder=CLIPTextModel(clip_config(len(words))),
+            tokenizer=words,
+            text_encoder_2=T5EncoderModel(T5Config(vocab_size=len(letters), **T5)),
+            tokenizer_2=letters,
         )
 
 
@@ -134,10 +168,10 @@ def gradients(model: SD3Model, objective, micro_batches) -> dict[str, torch.Tens
             loss = objective(batch)
             loss.total.backward()
             count += loss.count
-    found = {name: parameter.grad / count for name, parameter in parameters.items()}
+    gradients = {name: parameter.grad / count for name, parameter in parameters.items()}
     for parameter in parameters.values():
         parameter.grad = None
-    return found
+    return gradients
 
 
 def labelled(model: SD3Model, sampler: Sampler, draw: Draw, teachers=None, *, batch: int = 64):

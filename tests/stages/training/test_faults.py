@@ -1,4 +1,4 @@
-"""A training whose numbers are no longer finite: what it says, what it leaves, what replays it."""
+"""Training with non-finite numbers: its error, the saved batch, and its replay."""
 
 import json
 
@@ -6,23 +6,15 @@ import pytest
 import torch
 from click.testing import Result
 from support import copies
+from support.recorders import Notes
 from typer.testing import CliRunner
 
 from flowopd_cli.cli.app import app
 from flowopd_cli.errors import ArtifactError, DivergedError
 from flowopd_cli.runs.run import RunDir
 from flowopd_cli.stages.training import replay as _replay
-from flowopd_cli.system.progress import Silent
-
-
-class Heard(Silent):
-    """Keeps the remarks."""
-
-    def __init__(self):
-        self.notes = []
-
-    def note(self, text):
-        self.notes.append(text)
+from flowopd_cli.train import loop
+from flowopd_cli.train.faults import Dump, Fault
 
 
 def recipe(folder, pipeline, stage="distill", **train):
@@ -41,9 +33,9 @@ def runs(*argv) -> Result:
 
 @pytest.mark.parametrize("stage", ["distill", "coldstart"])
 def test_a_training_that_explodes_stops_by_itself_and_can_be_replayed(tmp_path, pipeline_folder, stage):
-    heard = Heard()
+    progress = Notes()
     with pytest.raises(DivergedError, match="flowopd runs replay") as caught:
-        copies.train(tmp_path / "run", exploded(recipe(tmp_path, pipeline_folder, stage)), heard)
+        copies.train(tmp_path / "run", exploded(recipe(tmp_path, pipeline_folder, stage)), progress)
     assert "5. optimizer step in a row" in str(caught.value)
     run = RunDir(tmp_path / "run")
     assert run.manifest().status == "failed"
@@ -53,16 +45,16 @@ def test_a_training_that_explodes_stops_by_itself_and_can_be_replayed(tmp_path, 
     assert len(events) == 5
     texts = set((tmp_path / "a.txt").read_text().splitlines() + (tmp_path / "b.txt").read_text().splitlines())
     assert all(event["prompts"] and set(event["prompts"]) <= texts for event in events)
-    assert sum("optimizer step skipped" in note for note in heard.notes) == 5
+    assert sum("optimizer step skipped" in note for note in progress.notes) == 5
     done = runs("replay", run.path, "--device", "cpu", "--json")
     assert done.exit_code == 3, done.output
-    told = json.loads(done.stdout)
-    assert told["iteration"] == events[-1]["iteration"]
-    assert 0 < told["bad"] <= len(told["rows"]) <= 5
-    assert {row["prompt"] for row in told["rows"]} <= texts
+    result = json.loads(done.stdout)
+    assert result["iteration"] == events[-1]["iteration"]
+    assert 0 < result["bad"] <= len(result["rows"]) <= 5
+    assert {row["prompt"] for row in result["rows"]} <= texts
     table = runs("replay", run.path, "--device", "cpu")
     assert "nan" in table.stdout or "inf" in table.stdout
-    assert f"{told['bad']} of {len(told['rows'])} rows are not finite" in table.stderr
+    assert f"{result['bad']} of {len(result['rows'])} rows are not finite" in table.stderr
 
 
 def test_a_teacher_whose_pictures_are_no_numbers_stops_by_itself(tmp_path, pipeline_folder):
@@ -76,37 +68,28 @@ def test_a_teacher_whose_pictures_are_no_numbers_stops_by_itself(tmp_path, pipel
 
 def test_a_replay_computes_what_the_training_did(tmp_path, pipeline_folder, monkeypatch):
     """A batch of a training in which all is well is finite again, row by row, with the loss that it had."""
-    from flowopd_cli.train import loop
-    from flowopd_cli.train.faults import Dump, Fault
+    first = {}
+    passes, trainable = loop.Guard.passes, copies.AdapterBank.trainable
 
-    kept = {}
-    inner = loop.Guard.passes
+    def capture_names(self):
+        first.setdefault("names", list(trainable(self)))
+        return trainable(self)
 
-    def first(self, loss, batch):
-        if not kept:
-            policy = {n: p.detach().clone() for n, p in zip(kept_names, self.parameters, strict=True)}
-            kept.update(batch=batch, policy=policy, loss=float(loss.total.detach()))
-        return inner(self, loss, batch)
+    def capture_batch(self, loss, batch):
+        if "batch" not in first:
+            policy = {n: p.detach().clone() for n, p in zip(first["names"], self.parameters, strict=True)}
+            first.update(batch=batch, policy=policy, loss=float(loss.total.detach()))
+        return passes(self, loss, batch)
 
-    built = recipe(tmp_path, pipeline_folder, iterations=1, micro=4)
-    kept_names = None
-    trainable = copies.AdapterBank.trainable
-
-    def named(self):
-        nonlocal kept_names
-        found = trainable(self)
-        kept_names = list(found)
-        return found
-
-    monkeypatch.setattr(copies.AdapterBank, "trainable", named)
-    monkeypatch.setattr(loop.Guard, "passes", first)
-    run = copies.train(tmp_path / "run", built)
-    dump = Dump(1, 0, Fault("loss", ("made up",)), kept["policy"], kept["batch"])
+    monkeypatch.setattr(copies.AdapterBank, "trainable", capture_names)
+    monkeypatch.setattr(loop.Guard, "passes", capture_batch)
+    run = copies.train(tmp_path / "run", recipe(tmp_path, pipeline_folder, iterations=1, micro=4))
+    dump = Dump(1, 0, Fault("loss", ("made up",)), first["policy"], first["batch"])
     run.save_fault(1, dump.save)
-    told = _replay.replay(run.path)
-    assert told["bad"] == 0
-    assert sum(row["loss"] for row in told["rows"]) == pytest.approx(kept["loss"], rel=1e-4)
-    assert [row["prompt"] for row in told["rows"]] == [prompt.text for prompt in kept["batch"].prompts]
+    result = _replay.replay(run.path)
+    assert result["bad"] == 0
+    assert sum(row["loss"] for row in result["rows"]) == pytest.approx(first["loss"], rel=1e-4)
+    assert [row["prompt"] for row in result["rows"]] == [prompt.text for prompt in first["batch"].prompts]
 
 
 def test_a_run_without_faults_has_nothing_to_replay(tmp_path, pipeline_folder):
@@ -129,16 +112,16 @@ def test_a_damaged_dump_is_refused(tmp_path, pipeline_folder):
         _replay.replay(run.path)
 
 
-def test_warnings_are_said_and_kept(tmp_path, pipeline_folder, monkeypatch):
-    """Rewards that nothing can score: every iteration is one without learning, which is said once."""
-    heard = Heard()
+def test_warnings_are_shown_once_and_logged(tmp_path, pipeline_folder, monkeypatch):
+    """No picture can be scored, so no iteration takes a step; the warning appears once."""
+    progress = Notes()
     built = recipe(tmp_path, pipeline_folder, "teacher", iterations=3, sample_every=0)
     monkeypatch.setattr(copies.Light, "__call__", nothing)
-    run = copies.train(tmp_path / "run", built, heard)
+    run = copies.train(tmp_path / "run", built, progress)
     (event,) = run.events()
     assert event["kind"] == "warning"
     assert "no picture of this iteration could be scored" in event["text"]
-    assert sum("no picture of this iteration" in note for note in heard.notes) == 1
+    assert sum("no picture of this iteration" in note for note in progress.notes) == 1
     assert [row["step"] for row in run.rows()] == [0, 0, 0]
     assert all(row["reward"] is None for row in run.rows())
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from support.recorders import Notes
 
 from flowopd_cli import recipe as recipes
 from flowopd_cli.core.prompt import Prompt
@@ -10,21 +11,10 @@ from flowopd_cli.runs.manifest import Base, Inputs, Parent
 from flowopd_cli.runs.run import RunDir
 from flowopd_cli.stages.training import resume as _resume
 from flowopd_cli.stages.training.resume import prompts_digest
-from flowopd_cli.system.progress import Silent
 from flowopd_cli.train.checkpoint import TrainState
 
 RECIPE = recipes.build({"stage": "teacher", "prompts": [{"source": "toy:ocr"}], "rewards": [{"name": "toy-ocr"}]})
 PROMPT = Prompt("1", "a red circle", "a", {"tag": "color"})
-
-
-class Notes(Silent):
-    """Keeps what is said."""
-
-    def __init__(self):
-        self.said = []
-
-    def note(self, text):
-        self.said.append(text)
 
 
 def inputs(run, base="b", teacher="t", prompts="p"):
@@ -53,15 +43,15 @@ def damage(run, *steps):
 
 
 @pytest.mark.parametrize(
-    ("broken", "left", "said"), [((), 2, []), ((2,), 1, ["step-000002 is damaged: going on from step-000001"])]
+    ("broken", "left", "notes"), [((), 2, []), ((2,), 1, ["step-000002 is damaged: going on from step-000001"])]
 )
-def test_a_resumed_run_goes_on_from_its_newest_sound_checkpoint(stopped, broken, left, said):
+def test_a_resumed_run_goes_on_from_its_newest_sound_checkpoint(stopped, broken, left, notes):
     damage(stopped, *broken)
     progress = Notes()
     assert _resume.resume_state(stopped, True, progress).iteration == left
     assert len(stopped.rows()) == left
     assert stopped.checkpoints.steps() == list(range(1, left + 1))
-    assert [text in line for text, line in zip(said, progress.said, strict=True)] == [True] * len(said)
+    assert [text in line for text, line in zip(notes, progress.notes, strict=True)] == [True] * len(notes)
 
 
 def test_a_run_whose_every_checkpoint_is_damaged_does_not_start_again_by_itself(stopped):
@@ -89,7 +79,7 @@ def test_other_packages_are_remarked_on(stopped, monkeypatch):
     manifest = stopped.checkpoints.provenance()
     progress = Notes()
     _resume.resume_state(again, True, progress)
-    assert progress.said == [
+    assert progress.notes == [
         f"since the checkpoint torch was {made.packages['torch']}, is 0.1: figures may differ in their last digits"
     ]
 
