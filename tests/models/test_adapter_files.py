@@ -62,7 +62,7 @@ def test_the_configuration_is_one_that_peft_reads(written):
     assert "task_type" not in json.loads((written / "adapter_config.json").read_text())  # the Hub takes no null
 
 
-def test_writing_again_replaces_and_leaves_no_scraps(written):
+def test_writing_again_replaces_every_file(written):
     write_adapter(written, {"block.0.to_q": lora(4, seed=9)}, CONFIG)
     assert list(read_adapter(written)[1]) == ["block.0.to_q"]
     assert {path.name for path in written.iterdir()} == {WEIGHTS, "adapter_config.json"}
@@ -126,7 +126,7 @@ def test_peft_draws_the_same_picture_and_leaves_the_pipeline_as_it_was(drawn, pi
         peft_picture(pipeline, tmp_path, request)
 
 
-def test_a_form_that_plain_diffusers_does_not_read_is_noticed(drawn, pipeline_folder, tmp_path):
+def test_a_form_that_diffusers_does_not_read_is_refused(drawn, pipeline_folder, tmp_path):
     _, request, factors = drawn
     write_adapter(tmp_path, factors, AdapterConfig(4, 8.0, TARGETS))
     with pytest.raises(ArtifactError, match="diffusers loads nothing of this adapter"):
@@ -154,13 +154,10 @@ A, B = "m.lora_A.weight", "m.lora_B.weight"
         ({A: torch.zeros(2, 3), B: torch.zeros(3, 2)}, "key r .* says rank 4 for m, but its factors .* have rank 2"),
         ({A: torch.zeros(4, 3).int(), B: torch.zeros(3, 4)}, r"m\.lora_A\.weight holds I32; factors are F64, F32"),
         ({A: torch.zeros(4, 3).to(torch.float8_e4m3fn), B: torch.zeros(3, 4)}, "holds F8_E4M3"),
-        ({A: torch.zeros(()), B: torch.zeros(3, 4)}, "do not pair up"),
         ({A: torch.zeros(4, 0), B: torch.zeros(3, 4)}, "do not pair up"),
         ({A: torch.zeros(4, 3), f"transformer.{A}": torch.zeros(4, 3)}, "is a second A factor of m"),
         ({A: torch.zeros(4, 3), B: torch.zeros(3, 4), "m.alpha": torch.ones(())}, r"m\.alpha is not a LoRA factor"),
-        ({"x" * 300: torch.zeros(1)}, "is not a LoRA factor"),
         ({"m.lora_magnitude_vector.weight": torch.zeros(3)}, "a DoRA adapter"),
-        ({"m.weight": torch.zeros(3)}, r"m\.weight is not a LoRA factor"),
     ],
 )
 def test_tensors_that_are_no_adapter_are_refused(written, tensors, reason):
@@ -179,11 +176,9 @@ def header(tree, data=b""):
     "content",
     [
         b"",
-        b"not safetensors at all",
         header(b"[]"),
         header(b"{"),
         header(b"[" * 100_000),
-        header({"a": 3}),
         header({"a": {"dtype": "F32", "shape": [1]}}),
         header({"a": {"dtype": ["F32"], "shape": [1], "data_offsets": [0, 4]}}, b"1234"),
         header({"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}, b"1234"),
@@ -200,10 +195,9 @@ def test_damaged_weights_are_refused(written, content):
     assert len(str(caught.value)) < 600
 
 
-@pytest.mark.parametrize("fraction", [0.01, 0.5, 0.999])
-def test_weights_cut_short_are_refused(written, fraction):
+def test_truncated_weights_are_refused(written):
     content = (written / WEIGHTS).read_bytes()
-    (written / WEIGHTS).write_bytes(content[: int(len(content) * fraction)])
+    (written / WEIGHTS).write_bytes(content[: len(content) // 2])
     with pytest.raises(ArtifactError, match="damaged or not safetensors"):
         read_adapter(written)
 
@@ -212,19 +206,15 @@ def test_weights_cut_short_are_refused(written, fraction):
     ("changes", "reason"),
     [
         ({"r": "eight"}, "key r: want a whole number from 1 to 65536, not eight"),
-        ({"r": 4.5}, "key r: want a whole number from 1 to 65536, not 4.5"),
         ({"r": True}, "key r: want a whole number"),
         ({"r": 8}, "key r .* says rank 8 for block.0.to_q, but its factors .* have rank 4"),
         ({"lora_alpha": "8 or so"}, "key lora_alpha: want a finite number"),
         ({"lora_alpha": "1e400"}, "key lora_alpha: want a finite number"),
         ({"use_rslora": "perhaps"}, "key use_rslora: want true or false, not perhaps"),
-        ({"lora_alpha": float("inf")}, "key lora_alpha: want a finite number"),
         ({"lora_alpha": 10**400}, "key lora_alpha: want a finite number"),
         ({"target_modules": 3}, "key target_modules: want names of modules, not 3"),
-        ({"target_modules": [3]}, "key target_modules"),
         ({"rank_pattern": [1]}, "key rank_pattern: want numbers by names"),
         ({"rank_pattern": {"to_k": None, "x": "y"}}, r"key rank_pattern\.x: want a whole number"),
-        ({"alpha_pattern": "to_k"}, "key alpha_pattern: want numbers by names"),
         ({"alpha_pattern": {"to_k": []}}, r"key alpha_pattern\.to_k: want a finite number"),
         ({"alpha_pattern": {"(": 1}}, "is not a regular expression"),
         ({"alpha_pattern": {"(a+)+": 1}}, "too complex"),
@@ -232,7 +222,6 @@ def test_weights_cut_short_are_refused(written, fraction):
         ({"alpha_pattern": {".*" * 9: 1}}, "too complex"),
         ({"alpha_pattern": {f"x{i}$": 1 for i in range(99)}}, "has 99 patterns, at most 64"),
         ({"base_model_name_or_path": "a\nb"}, "key base_model_name_or_path: want a text"),
-        ({"base_sha256": 3}, "key base_sha256: want a text"),
     ],
 )
 def test_a_configuration_of_another_kind_is_refused_with_its_key(written, changes, reason):
@@ -249,7 +238,7 @@ def test_patterns_are_regular_expressions(written, key):
     assert (factors["block.0.to_q"].scale, factors["block.0.to_k"].scale) == (2.0, 3.0)
 
 
-def test_alphas_of_nobody_are_refused(tmp_path):
+def test_alphas_without_factors_are_refused(tmp_path):
     weights = {f"transformer.{A}": torch.zeros(2, 3), f"transformer.{B}": torch.zeros(3, 2)}
     for name, value in (("transformer.n.alpha", 1.0), ("transformer.m.alpha", 0.0)):
         save_file({**weights, name: torch.tensor(value)}, tmp_path / "pytorch_lora_weights.safetensors")

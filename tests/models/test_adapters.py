@@ -1,4 +1,4 @@
-"""The adapter bank: who is active, who is trainable, and what survives a copy, an average and a file."""
+"""The adapter bank: the active and the trainable adapter, copies, averages and files."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from flowopd_cli.models.adapters import AdapterBank
 
 
 def velocity(model, name):
-    """What the model says under an adapter, at one fixed point."""
+    """The velocity under an adapter at one fixed point."""
     x = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(0))
     with model.adapters.use(name), torch.no_grad():
         return model.velocity(x, torch.tensor([0.9, 0.3]), model.encode(TEXTS[:2]), guidance=1.0)
@@ -43,7 +43,7 @@ def test_a_fresh_adapter_is_a_function_of_its_seed(model):
     assert float(spread) == pytest.approx(1 / 4, rel=0.1)  # about a thousand draws
 
 
-def test_adapters_sit_on_the_targets_alone(trainee):
+def test_only_targets_have_adapters(trainee):
     modules = trainee.adapters.factors("policy")
     assert len(modules) == 2 * len(TARGETS)
     assert all(module.endswith(TARGETS) for module in modules)
@@ -59,7 +59,7 @@ def test_an_adapter_adds_its_scaled_product_to_the_weights(trainee):
     torch.testing.assert_close(velocity(trainee, None), expected, atol=1e-5, rtol=1e-4)
 
 
-def test_a_folded_adapter_draws_the_same_without_its_own_products(trainee, monkeypatch):
+def test_a_folded_adapter_computes_the_same_without_its_products(trainee, monkeypatch):
     others = {name: velocity(trainee, name) for name in (None, "other", "third")}
     trainee.adapters.fold("other")
     (layer, *_) = trainee.adapters._layers("other").values()
@@ -71,7 +71,7 @@ def test_a_folded_adapter_draws_the_same_without_its_own_products(trainee, monke
 
 
 @pytest.mark.parametrize("name", [None, "policy", "other"])
-def test_what_would_round_or_train_is_not_folded(trainee, name):
+def test_trainable_adapters_and_low_precision_are_not_folded(trainee, name):
     if name == "other":
         trainee.adapters.transformer.to(torch.bfloat16)
     before = trainee.adapters.digest(None)
@@ -79,7 +79,7 @@ def test_what_would_round_or_train_is_not_folded(trainee, name):
     assert trainee.adapters.digest(None) == before
 
 
-def test_use_gives_the_previous_adapter_back(trainee):
+def test_use_restores_the_previous_adapter(trainee):
     bank, expected = trainee.adapters, velocity(trainee, "policy")
     with bank.use("policy"):
         with pytest.raises(KeyError), bank.use("other"), bank.use(None):
@@ -110,7 +110,7 @@ def test_only_the_policy_is_trainable_whoever_is_active(trainee):
     }
 
 
-def test_gradients_reach_the_policy_and_nobody_else(trainee):
+def test_gradients_reach_the_policy_only(trainee):
     backward(trainee, "policy")
     with_gradient = {n for n, p in trainee.transformer.named_parameters() if p.grad is not None}
     assert len(with_gradient) == len(trainee.adapters.trainable())
@@ -167,20 +167,16 @@ def test_a_round_trip_through_a_folder_is_bitwise(trainee, pipeline_folder, tmp_
     assert torch.equal(velocity(trainee, "policy"), velocity(fresh, "loaded"))
 
 
-def test_adapters_of_other_ranks_modules_and_scales_live_side_by_side(trainee):
+def test_adapters_may_differ_in_ranks_modules_and_scales(trainee):
     generator = torch.Generator().manual_seed(0)
     first, second = list(trainee.adapters.factors("policy"))[:2]
-    factors = {
-        module: LoraFactors(
-            torch.randn(rank, 32, generator=generator), torch.randn(32, rank, generator=generator), scale
-        )
-        for module, rank, scale in ((first, 2, 0.3), (second, 7, 1.5))
-    }
+    factors = {}
+    for module, rank, scale in ((first, 2, 0.3), (second, 7, 1.5)):
+        a, b = torch.randn(rank, 32, generator=generator), torch.randn(32, rank, generator=generator)
+        factors[module] = LoraFactors(a, b, scale)
     trainee.adapters.load("mixed", factors)
-    got = trainee.adapters.factors("mixed")
-    assert {module: (pair.a.shape[0], pair.scale) for module, pair in got.items()} == {
-        module: (pair.a.shape[0], pytest.approx(pair.scale)) for module, pair in factors.items()
-    }
+    sizes = {module: (pair.a.shape[0], pair.scale) for module, pair in trainee.adapters.factors("mixed").items()}
+    assert sizes == {first: (2, pytest.approx(0.3)), second: (7, pytest.approx(1.5))}
     before = velocity(trainee, None)
     assert not torch.allclose(velocity(trainee, "mixed"), before, atol=1e-3)
     assert torch.equal(velocity(trainee, None), before)

@@ -1,4 +1,4 @@
-"""What every family promises, against diffusers' own pipeline, on a tiny random one of each."""
+"""The contract of every family, against diffusers' pipeline, on a tiny random one of each."""
 
 import copy
 import json
@@ -80,10 +80,10 @@ def gradients(model):
     with model.adapters.use("policy"):
         out = model.velocity(latents(model), SIGMA, model.encode(TEXTS[:3]), guidance=2.0)
         out.square().sum().backward()
-    found = {name: parameter.grad for name, parameter in model.adapters.trainable().items()}
+    gradients = {name: parameter.grad for name, parameter in model.adapters.trainable().items()}
     for parameter in model.adapters.trainable().values():
         parameter.grad = None
-    return found
+    return gradients
 
 
 def assert_same(found, expected):
@@ -94,7 +94,7 @@ def assert_same(found, expected):
 
 @pytest.mark.parametrize("guidance", [1.0, 3.5])
 @pytest.mark.parametrize("steps", [1, 2, 10])
-def test_ode_pictures_are_those_of_diffusers(tiny, model, folder, guidance, steps):
+def test_ode_pictures_match_diffusers(tiny, model, folder, guidance, steps):
     draw = make_draw("ab", "01")
     sampler = make_sampler(model, steps=steps, kernel="ode", guidance=guidance)
     rolled = with_images(model, rollout(model, sampler, draw, adapter=None))
@@ -152,7 +152,7 @@ def test_rows_of_several_adapters_share_a_forward(adapted):
         torch.testing.assert_close(mixed[row], velocity(adapted, name, guidance)[row], atol=1e-5, rtol=1e-5)
 
 
-def test_adapters_speak_for_themselves_and_the_base_stays_what_it_was(model):
+def test_adapters_differ_and_leave_the_base_unchanged(model):
     base = velocity(model)
     adapted = add_adapters(model)
     velocities = [velocity(adapted, name) for name in (None, "policy", "other", "third")]
@@ -163,7 +163,7 @@ def test_adapters_speak_for_themselves_and_the_base_stays_what_it_was(model):
     assert all(".policy." in name for name in trainable)
 
 
-def test_a_saved_adapter_says_the_same_again_here_and_in_plain_diffusers(tiny, adapted, folder, tmp_path):
+def test_a_saved_adapter_computes_the_same_here_and_in_diffusers(tiny, adapted, folder, tmp_path):
     adapted.adapters.save("other", tmp_path / "peft", "owner/base", adapted.fingerprint)
     fresh = tiny.load(folder)
     fresh.adapters.load("again", tmp_path / "peft")
@@ -179,7 +179,7 @@ def test_a_saved_adapter_says_the_same_again_here_and_in_plain_diffusers(tiny, a
     assert float((bare - rolled.images).abs().max()) > 1e-3
 
 
-def test_checkpointed_gradients_are_those_without(adapted):
+def test_checkpointed_gradients_are_equal(adapted):
     expected, blocks = gradients(adapted), []
     adapted.checkpoint_gradients()
     for block in adapted.blocks:
@@ -189,7 +189,7 @@ def test_checkpointed_gradients_are_those_without(adapted):
 
 
 @pytest.mark.parametrize("name", ["sdpa", "sdpa-math"])
-def test_attention_by_a_backend_is_that_of_diffusers(tiny, adapted, folder, name):
+def test_attention_backends_match_diffusers(tiny, adapted, folder, name):
     other = add_adapters(tiny.load(folder, attention=name))
     torch.testing.assert_close(velocity(other, "other"), velocity(adapted, "other"), atol=1e-5, rtol=1e-5)
     assert_same(gradients(other), gradients(adapted))
@@ -197,16 +197,15 @@ def test_attention_by_a_backend_is_that_of_diffusers(tiny, adapted, folder, name
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["aot_eager", "default"])
-def test_compiled_and_checkpointed_gradients_are_those_without(tiny, adapted, folder, way):
+def test_compiled_and_checkpointed_gradients_are_equal(tiny, adapted, folder, way):
     other = add_adapters(tiny.load(folder, compile=way))
     other.checkpoint_gradients()
     for (name, found), expected in zip(gradients(other).items(), gradients(adapted).values(), strict=True):
-        torch.testing.assert_close(
-            found, expected, atol=1e-4, rtol=1e-4, msg=name
-        )  # fused kernels sum in another order
+        # fused kernels sum in another order
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4, msg=name)
 
 
-def test_encoding_is_that_of_the_pipeline(tiny, model, folder):
+def test_encoding_matches_the_pipeline(tiny, model, folder):
     length = tiny.options["max_sequence_length"]
     theirs = tiny.plain(folder).encode_prompt(list(TEXTS), None, None, max_sequence_length=length)
     cond = model.encode(TEXTS)
@@ -235,13 +234,13 @@ def test_a_text_is_encoded_once_in_batches_of_one_size(encoded):
     assert torch.equal(first.embeds[0], first.embeds[2])
 
 
-def test_a_text_has_one_embedding_whatever_its_company(tiny, model, folder):
+def test_an_embedding_is_independent_of_its_batch(tiny, model, folder):
     together, alone = model.encode(TEXTS), tiny.load(folder).encode(TEXTS[2:3])
     assert torch.equal(together.embeds[2], alone.embeds[0])
     assert torch.equal(together.pooled[2], alone.pooled[0])
 
 
-def test_texts_are_encoded_ahead_and_the_encoders_go(encoded):
+def test_encoding_ahead_releases_the_encoders(encoded):
     fresh, batches = encoded
     texts = [f"{text} {i}" for i in range(9) for text in TEXTS]
     fresh.encode_ahead([*texts, *texts])
@@ -316,7 +315,7 @@ def test_the_memory_is_measured_without_the_weights(tiny, model, folder):
     assert measured.adapter == sum(weight.numel() for weight in model.adapters.trainable().values())
 
 
-def test_a_random_model_of_a_shape_is_one_of_the_family(tiny):
+def test_a_random_model_of_a_shape_runs(tiny):
     shape = next(named_shapes()[name] for name in ("small", "flux-small") if name in family(tiny.family).shapes)
     options = LoadOptions(**{**tiny.options, "resolution": 64}, device="cpu")
     one = make_random(MODELS.load(tiny.family), shape, options)

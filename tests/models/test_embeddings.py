@@ -1,10 +1,12 @@
-"""Embeddings on disk: found again, shared between processes, and never the reason why a run stops."""
+"""Embeddings on disk: read again, shared between processes, and encoded again after damage."""
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from flowopd_cli.models import embeddings
 from flowopd_cli.models.embeddings import EmbeddingStore
@@ -13,7 +15,7 @@ ROW_BYTES = 4 * (3 * 8 + 5)
 
 
 def row(number):
-    """A row of its own for every number."""
+    """A different row for every number."""
     generator = torch.Generator().manual_seed(number)
     return torch.randn(3, 8, generator=generator), torch.randn(5, generator=generator)
 
@@ -86,18 +88,12 @@ def flip(path):
     path.write_bytes(bytes(content))
 
 
-def empty(path):
-    path.write_bytes(b"")
-
-
 def foreign(path):
-    from safetensors.torch import save_file
-
     save_file({"x": torch.zeros(1)}, path)
 
 
-@pytest.mark.parametrize("damage", [cut, flip, empty, foreign])
-def test_a_damaged_shard_goes_with_a_remark_and_its_texts_are_encoded_again(tmp_path, caplog, damage):
+@pytest.mark.parametrize("damage", [cut, flip, foreign])
+def test_a_damaged_shard_is_removed_with_a_warning(tmp_path, caplog, damage):
     filled(tmp_path, 1, 2)
     damage(shards(tmp_path)[0])
     filled(tmp_path, 3)
@@ -112,7 +108,7 @@ def test_a_damaged_shard_goes_with_a_remark_and_its_texts_are_encoded_again(tmp_
     assert same(EmbeddingStore(tmp_path).find(texts), expected)
 
 
-def test_a_shard_that_somebody_removed_is_encoded_again_without_a_word(tmp_path, caplog):
+def test_the_texts_of_a_removed_shard_are_unknown(tmp_path, caplog):
     filled(tmp_path, 1)
     store = EmbeddingStore(tmp_path)
     assert store.unknown(["text 1"]) == []
@@ -122,7 +118,7 @@ def test_a_shard_that_somebody_removed_is_encoded_again_without_a_word(tmp_path,
     assert not caplog.records
 
 
-def test_a_folder_that_cannot_be_written_is_a_remark_and_rows_stay(tmp_path, caplog):
+def test_a_read_only_folder_is_a_warning_and_rows_stay_in_memory(tmp_path, caplog):
     (tmp_path / "file").touch()
     store = filled(tmp_path / "file" / "below", 1)
     store.add(rows(2))
@@ -131,7 +127,7 @@ def test_a_folder_that_cannot_be_written_is_a_remark_and_rows_stay(tmp_path, cap
     assert caplog.text.count("cannot be written") == 1
 
 
-def test_a_disk_that_fills_up_leaves_what_is_on_it_readable(tmp_path, monkeypatch, caplog):
+def test_a_full_disk_leaves_stored_rows_readable(tmp_path, monkeypatch, caplog):
     store = filled(tmp_path, 1)
 
     def full(path, content):
@@ -160,8 +156,6 @@ assert same(store.find([f"text {n}" for n in range(first, first + 40)]), rows(*r
 
 
 def test_processes_that_write_at_the_same_time_leave_every_row_sound(tmp_path):
-    from pathlib import Path
-
     here = str(Path(__file__).parent)
     command = [sys.executable, "-c", WRITER, here, str(tmp_path)]
     copies = [subprocess.Popen([*command, str(first)], stderr=subprocess.PIPE, text=True) for first in (0, 20)]

@@ -1,4 +1,4 @@
-"""What is FLUX's own beside the contract: packed tokens, a grid by resolution, guidance as an input, its shape."""
+"""FLUX beyond the common contract: packed tokens, a grid by resolution, guidance as an input, its shape."""
 
 import json
 import math
@@ -20,10 +20,8 @@ from flowopd_cli.cli.plan.resolve import resolve
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.models.files.families import family_of
 from flowopd_cli.recipe.cost import arithmetic
-from flowopd_cli.stages.publishing.licenses import inherited_license
 
 GIB = 2**30
-FEED_FORWARD = ("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2", "proj_mlp")
 
 
 @pytest.fixture(scope="module")
@@ -69,8 +67,8 @@ def test_tokens_are_packed_as_the_pipeline_packs_them(folder):
     assert torch.equal(model.packed(x), FluxPipeline._pack_latents(x, 2, 4, 6, 4))
 
 
-def test_the_transformer_sees_its_tokens_where_they_are(folder):
-    """On latents that are not square, so that rows and columns cannot be taken for each other."""
+def test_tokens_have_the_positions_of_their_rows_and_columns(folder):
+    """The latents are not square, so exchanged rows and columns would differ."""
     model = FLUX.load(folder)
     x, sigma = point(model, side=6)
     cond, ids = model.encode(TEXTS[:2]), FluxPipeline._prepare_latent_image_ids(2, 3, 2, "cpu", torch.float32)
@@ -101,7 +99,7 @@ def test_the_grid_is_the_pipelines_at_every_resolution(copied, resolution, kind)
         torch.testing.assert_close(model.sigmas(steps), scheduler.sigmas.double(), atol=1e-6, rtol=0)
 
 
-def test_a_shift_of_its_own_stands_for_the_schedulers(folder):
+def test_a_given_shift_replaces_the_schedulers(folder):
     # 2 sigma / (1 + sigma) at 3/4, 1/2, 1/4
     assert FLUX.load(folder).sigmas(4, 2.0).tolist() == pytest.approx([1, 6 / 7, 2 / 3, 2 / 5, 0])
 
@@ -115,16 +113,16 @@ def test_a_grid_of_another_kind_is_refused_unless_a_shift_is_given(copied, optio
     assert len(model.sigmas(4, 3.0)) == 5
 
 
-def test_guidance_is_what_the_network_is_given(folder, monkeypatch):
-    model, given = FLUX.load(folder), []
+def test_guidance_is_an_input_of_the_network(folder, monkeypatch):
+    model, inputs = FLUX.load(folder), []
     forward = model.transformer.forward
-    monkeypatch.setattr(model.transformer, "forward", lambda **kw: given.append(kw["guidance"]) or forward(**kw))
+    monkeypatch.setattr(model.transformer, "forward", lambda **kw: inputs.append(kw["guidance"]) or forward(**kw))
     for guidance in (1.0, 3.5, [2.0, 1.0]):
         velocity(model, guidance)
-    assert [row.tolist() for row in given] == [[1.0, 1.0], [3.5, 3.5], [2.0, 1.0]]
+    assert [row.tolist() for row in inputs] == [[1.0, 1.0], [3.5, 3.5], [2.0, 1.0]]
 
 
-def test_a_base_without_guidance_draws_the_pipelines_picture_and_refuses_any_but_one(schnell):
+def test_a_base_without_guidance_matches_the_pipeline_and_requires_guidance_one(schnell):
     model = FLUX.load(schnell)
     assert model.sigmas(4).tolist() == [1.0, 0.75, 0.5, 0.25, 0.0]
     bare = FLUX.plain(schnell).transformer
@@ -139,20 +137,20 @@ def test_a_base_without_guidance_draws_the_pipelines_picture_and_refuses_any_but
         velocity(model, 3.5)
 
 
-def test_a_resolution_is_the_pipelines_own_unless_one_is_chosen(folder):
+def test_the_default_resolution_is_the_pipelines(folder):
     assert FLUX.load(folder, resolution=None).latent_shape == (4, 128, 128)
     assert FLUX.load(folder, resolution=24).latent_shape == (4, 6, 6)
 
 
-def test_a_transformer_that_wants_a_picture_to_edit_is_refused(copied):
+def test_a_transformer_for_editing_pictures_is_refused(copied):
     edit(copied / "transformer" / "config.json", in_channels=16, out_channels=8)
-    made = FluxTransformer2DModel.from_config(FluxTransformer2DModel.load_config(copied / "transformer"))
-    made.save_pretrained(copied / "transformer")
+    config = FluxTransformer2DModel.load_config(copied / "transformer")
+    FluxTransformer2DModel.from_config(config).save_pretrained(copied / "transformer")
     with pytest.raises(ArtifactError, match="takes a picture beside the noise"):
         _ = FLUX.load(copied).latent_shape
 
 
-def test_the_figures_of_a_dry_run_of_the_true_model():
+def test_figures_of_a_dry_run_of_flux_dev():
     recipe = recipes.load(recipes.find("flux-dev/teacher-pickscore"))
     figures = memory.figures(recipe)
     assert figures["memory: base"] == f"{2 * 11_901_408_320 / GIB:.2f} GiB"
@@ -162,7 +160,7 @@ def test_the_figures_of_a_dry_run_of_the_true_model():
     assert counted["of these rollout / labels / learning"] == "6 / 0 / 5"
 
 
-def test_a_base_on_the_command_line_brings_its_family(folder, tmp_path):
+def test_a_base_on_the_command_line_sets_the_family(folder, tmp_path):
     values = {"rewards": [{"name": "jpeg_compressibility"}], "prompts": [{"source": "toy:ocr"}]}
     for base in (str(folder), "black-forest-labs/FLUX.1-schnell"):
         recipe = resolve("teacher", Common(base=base, out=tmp_path / "t"), values).recipe
@@ -171,14 +169,8 @@ def test_a_base_on_the_command_line_brings_its_family(folder, tmp_path):
     assert resolve("teacher", over, {}).recipe.model.family == "sd3"
 
 
-def test_a_base_of_another_family_than_the_recipes_is_refused_before_anything_is_loaded(folder):
+def test_a_base_of_another_family_than_the_recipes_is_refused(folder):
     recipe = recipes.build({"stage": "eval", "model": {"pretrained": str(folder), "family": "sd3"}})
     with pytest.raises(ArtifactError, match=r"family sd3: .* belongs to the family flux: use --set model\.family=flux"):
         check_names(recipe)
     assert family_of(str(folder)) == "flux"
-
-
-@pytest.mark.parametrize(("name", "license"), [("dev", "flux-1-dev-non-commercial-license"), ("schnell", "apache-2.0")])
-def test_a_card_names_the_bases_license(name, license):
-    terms = inherited_license(f"black-forest-labs/FLUX.1-{name}", None)
-    assert terms.get("license_name", terms["license"]) == license

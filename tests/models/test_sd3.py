@@ -26,7 +26,7 @@ def latents(rows, seed=0):
     return torch.randn(rows, 4, 4, 4, generator=torch.Generator().manual_seed(seed))
 
 
-def test_guidance_is_a_line_through_the_negative_and_the_positive_velocity(model):
+def test_guidance_extrapolates_from_the_negative_to_the_positive_velocity(model):
     x, sigma, cond = latents(2), torch.tensor([0.9, 0.4]), model.encode(TEXTS[:2])
     empty = model.encode(["", ""])
     with torch.no_grad():
@@ -43,7 +43,7 @@ def test_guidance_without_the_empty_prompt_is_refused(model):
         model.velocity(latents(1), torch.ones(1), bare, guidance=2.0)
 
 
-def test_rows_are_kept_in_the_hosts_memory_and_come_on_the_models_device(model):
+def test_embeddings_stay_on_the_cpu_and_are_returned_on_the_models_device(model):
     model.encode_ahead(TEXTS)
     model.device = torch.device("meta")
     cond = model.encode(TEXTS)
@@ -51,7 +51,7 @@ def test_rows_are_kept_in_the_hosts_memory_and_come_on_the_models_device(model):
     assert {getattr(cond, name).device.type for name in ("embeds", "pooled", "neg_embeds", "neg_pooled")} == {"meta"}
 
 
-def test_a_transformer_of_its_own_shares_its_encoders_embeddings(pipeline_folder, copied, tmp_path):
+def test_another_transformer_with_the_same_encoders_shares_their_embeddings(pipeline_folder, copied, tmp_path):
     assemble(seed=1).transformer.save_pretrained(copied / "transformer")
     folders = {load(place, prompt_cache=tmp_path).prompts.folder for place in (pipeline_folder, copied)}
     assert len(folders) == 1
@@ -62,20 +62,13 @@ def test_latents_follow_the_resolution(pipeline_folder, resolution, shape):
     assert load(pipeline_folder, resolution=resolution).latent_shape == shape
 
 
-def test_a_resolution_beyond_the_positions_of_the_base_is_refused(pipeline_folder):
-    with pytest.raises(
-        ArtifactError, match=r"model\.resolution 20: this base has positions for at most 16 pixels, so lower it"
-    ):
-        _ = load(pipeline_folder, resolution=20).latent_shape
-
-
-def test_sigmas_take_the_schedulers_shift_unless_another_is_given(model):
+def test_sigmas_use_the_schedulers_shift_by_default(model):
     assert model.sigmas(10)[1].item() == pytest.approx(0.9601, abs=1e-4)
     assert torch.equal(model.sigmas(10), model.sigmas(10, 3.0))
     assert model.sigmas(10, 1.0)[5].item() == pytest.approx(0.445, abs=1e-3)
 
 
-def test_a_shift_by_resolution_wants_a_number_and_takes_it(copied):
+def test_dynamic_shifting_requires_a_shift(copied):
     edit(copied / "scheduler" / "scheduler_config.json", use_dynamic_shifting=True)
     model = load(copied)
     with pytest.raises(ArtifactError, match=r"set sampling\.shift to a number"):
@@ -94,14 +87,9 @@ def test_fingerprint_of_large_files_reads_both_ends(pipeline_folder, copied, mon
     assert base_fingerprint(copied) != known
 
 
-def test_what_is_no_pipeline_is_refused(copied, tmp_path):
+def test_a_folder_without_a_pipeline_is_refused(tmp_path):
     with pytest.raises(ArtifactError, match="not a diffusers pipeline"):
         load(tmp_path)
-    edit(copied / "transformer" / "config.json", _class_name="FluxTransformer2DModel")
-    with pytest.raises(
-        ArtifactError, match=r"is FluxTransformer2DModel, this family's is SD3Trans.*: .* model\.family"
-    ):
-        load(copied)
     with pytest.raises(ArtifactError, match=r"no such folder, and not a Hub id .* check --base"):
         load("nowhere")
 
@@ -119,7 +107,7 @@ def cut(path):
         ("scheduler", lambda folder: (folder / "scheduler_config.json").write_text("{")),
     ],
 )
-def test_a_damaged_part_of_a_base_is_one_line(copied, part, spoil):
+def test_a_damaged_part_of_a_base_is_a_one_line_error(copied, part, spoil):
     spoil(copied / part)
     with pytest.raises(ArtifactError, match=rf"{part}: cannot be loaded as ") as caught:
         load(copied)
@@ -154,7 +142,7 @@ def test_a_hub_id_of_another_family_is_refused_before_its_weights_are_fetched(co
     assert [kw["allow_patterns"] for kw in requests] == [["transformer/config.json"]]
 
 
-def test_a_failed_download_is_one_line_with_the_way_out(monkeypatch):
+def test_a_failed_download_is_a_one_line_error(monkeypatch):
     def fail(repo, **kwargs):
         raise OSError("no\nnetwork")
 

@@ -1,4 +1,4 @@
-"""Compilation, attention and activation checkpoints change how a transformer runs, and nothing of what it computes."""
+"""Compilation, attention backends and activation checkpoints compute the same as a plain transformer."""
 
 import logging
 
@@ -44,10 +44,10 @@ def gradients(model, *, backward_under="policy"):
     with model.adapters.use(backward_under):
         total.backward()
     parameters = model.adapters.trainable()
-    found = {name: parameter.grad for name, parameter in parameters.items()}
+    gradients = {name: parameter.grad for name, parameter in parameters.items()}
     for parameter in parameters.values():
         parameter.grad = None
-    return found
+    return gradients
 
 
 def assert_same(found, expected):
@@ -58,7 +58,7 @@ def assert_same(found, expected):
 
 
 @pytest.mark.parametrize("name", ["other", None])
-def test_a_switch_between_forward_and_backward_cannot_harm_checkpointed_gradients(make, name):
+def test_checkpointed_gradients_survive_a_switch_before_backward(make, name):
     model = make()
     expected = gradients(model)
     model.checkpoint_gradients()
@@ -85,7 +85,7 @@ def test_blocks_of_one_kind_are_compiled_once_for_each_adapter_and_follow_its_sw
 
 
 @pytest.mark.parametrize(("name", "reason"), [("flash", "flash-attn"), ("flex", "CPU"), ("sdpa-cudnn", "backend")])
-def test_attention_that_cannot_work_here_is_one_clear_line(pipeline_folder, name, reason):
+def test_unavailable_attention_is_a_one_line_error(pipeline_folder, name, reason):
     with pytest.raises(
         ArtifactError, match=rf"model\.attention {name} cannot work here .*{reason}.*: use auto"
     ) as found:
@@ -93,20 +93,20 @@ def test_attention_that_cannot_work_here_is_one_clear_line(pipeline_folder, name
     assert "\n" not in str(found.value)
 
 
-def test_unknown_ways_are_refused(pipeline_folder):
+def test_unknown_options_are_refused(pipeline_folder):
     with pytest.raises(ArtifactError, match=r"model\.attention 'quick' is none of auto, sdpa"):
         load(pipeline_folder, attention="quick")
     with pytest.raises(ArtifactError, match=r"model\.compile 'fast' is none of none, default"):
         load(pipeline_folder, compile="fast")
 
 
-def test_the_recipe_knows_the_ways_that_the_model_does():
+def test_the_recipe_has_the_options_of_the_model():
     assert set(Attention.__args__) == {"auto", *BACKENDS}
     assert set(ModelSpec.model_fields["compile"].annotation.__args__) == {"none", *speed.COMPILE}
 
 
 @pytest.mark.parametrize(("allowed", "precision"), [(True, "high"), (False, "highest")])
-def test_tf32_is_a_matter_of_cuda_alone(monkeypatch, allowed, precision):
+def test_tf32_is_set_on_cuda_only(monkeypatch, allowed, precision):
     precisions = []
     monkeypatch.setattr(torch, "set_float32_matmul_precision", precisions.append)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", torch.backends.cudnn.allow_tf32)

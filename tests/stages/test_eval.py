@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from unittest.mock import patch
 
 import pytest
+from PIL import Image
 
 from flowopd_cli import recipe as recipes
 from flowopd_cli import registry

@@ -30,6 +30,7 @@ def card_of(source, reported=(), **fields):
     [
         ("toy", "apache-2.0", None),
         ("stabilityai/stable-diffusion-3.5-large", "other", "stabilityai/stable-diffusion-3.5-large/blob"),
+        ("black-forest-labs/FLUX.1-schnell", "apache-2.0", None),
         ("stabilityai/sdxl-turbo", "unknown", None),
         ("toyota/model", "unknown", None),
         ("toy-of-mine", "unknown", None),
