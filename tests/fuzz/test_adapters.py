@@ -7,7 +7,7 @@ import struct
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support.fuzzing import TEXTS, as_json, edited, few, folder, guarded, many, mutated
+from support.fuzzing import TEXTS, as_json, both, edited, folder, guarded, mutated
 from support.tiny_adapters import MODULE, TOY_SHA, WIDTH, pair, safetensors
 
 from flowopd_cli.cli.plan.adapters import check_adapters
@@ -90,12 +90,9 @@ def weights_in_plain_form(weights):
 
 
 WEIGHT_FILES = st.one_of(BYTES, HEADERS)
-test_weights = few(given(weights=WEIGHT_FILES), weights_of_an_adapter, 15)
-test_weights_at_length = many(given(weights=WEIGHT_FILES), weights_of_an_adapter, 1800)
-test_config = few(given(config=CONFIGS), config_of_an_adapter, 15)
-test_config_at_length = many(given(config=CONFIGS), config_of_an_adapter, 1200)
-test_plain_form = few(given(weights=HEADERS), weights_in_plain_form)
-test_plain_form_at_length = many(given(weights=HEADERS), weights_in_plain_form, 400)
+test_weights, test_weights_at_length = both(given(weights=WEIGHT_FILES), weights_of_an_adapter, 15, 1800)
+test_config, test_config_at_length = both(given(config=CONFIGS), config_of_an_adapter, 15, 1200)
+test_plain_form, test_plain_form_at_length = both(given(weights=HEADERS), weights_in_plain_form, 10, 400)
 
 
 def reference(text):
@@ -107,8 +104,7 @@ def reference(text):
 
 
 REFERENCES = st.one_of(TEXTS, st.text(max_size=30), st.text(max_size=30).map("hub:{}".format))
-test_reference = few(given(text=REFERENCES), reference)
-test_reference_at_length = many(given(text=REFERENCES), reference, 400)
+test_reference, test_reference_at_length = both(given(text=REFERENCES), reference, 10, 400)
 
 
 SCALES = st.sampled_from([1.0, -2.0, 0.0, 1e-30, 1e30, 3e38])
@@ -143,8 +139,7 @@ def merging(adapters, weights, options):
 
 
 MERGES = given(adapters=INPUTS, weights=st.lists(WEIGHT, min_size=1, max_size=3), options=OPTIONS)
-test_merging = few(MERGES, merging)
-test_merging_at_length = many(MERGES, merging, 1200)
+test_merging, test_merging_at_length = both(MERGES, merging, 10, 1200)
 
 
 def test_the_adapter_that_is_damaged_here_is_sound(tmp_path):

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from pydantic import TypeAdapter
-from support.fuzzing import ODD, as_json, edited, few, folder, guarded, many, mutated
+from support.fuzzing import ODD, as_json, both, edited, folder, guarded, mutated
 
 from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.rewards.pictures import read_picture
@@ -39,8 +39,7 @@ def picture(content):
 
 
 SEEN = st.sampled_from(PICTURES).flatmap(edited)
-test_picture = few(given(content=SEEN), picture)
-test_picture_at_length = many(given(content=SEEN), picture, 800)
+test_picture, test_picture_at_length = both(given(content=SEEN), picture, 10, 800)
 
 ANSWERS = [{"question_id": i, "answer": "0.5"} for i in range(4)]
 VERDICT = {"tag": "colors", "metadata": "{}", "correct": True, "filename": "x", "reason": ""}
@@ -68,8 +67,7 @@ SCORES = given(
     average=AVERAGES,
     verdicts=VERDICTS,
 )
-test_scores = few(SCORES, scores)
-test_scores_at_length = many(SCORES, scores, 600)
+test_scores, test_scores_at_length = both(SCORES, scores, 10, 600)
 
 
 def notes(claimed, metadata):
@@ -90,8 +88,7 @@ NOTES = given(
     claimed=st.one_of(mutated(DRAWN).map(as_json), edited(json.dumps(DRAWN).encode())),
     metadata=st.one_of(mutated({"prompt": "a cat"}).map(as_json), edited(b'{"prompt": "a cat"}')),
 )
-test_notes = few(NOTES, notes)
-test_notes_at_length = many(NOTES, notes, 400)
+test_notes, test_notes_at_length = both(NOTES, notes, 10, 400)
 
 ANSWER = {"total": [0.5, None], "scores": {"x": [1.0, 2]}, "valid": [True, False], "details": [{}, {"error": "x"}]}
 INFO = {
@@ -123,5 +120,4 @@ def answer_of_a_worker(tree, info):
 
 
 RESPONSES = given(tree=st.one_of(mutated(ANSWER), ODD), info=st.one_of(mutated(INFO), ODD))
-test_answer_of_a_worker = few(RESPONSES, answer_of_a_worker)
-test_answer_of_a_worker_at_length = many(RESPONSES, answer_of_a_worker, 600)
+test_answer_of_a_worker, test_answer_of_a_worker_at_length = both(RESPONSES, answer_of_a_worker, 10, 600)

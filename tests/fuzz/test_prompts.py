@@ -4,7 +4,7 @@ import json
 
 from hypothesis import given
 from hypothesis import strategies as st
-from support.fuzzing import TEXTS, edited, few, folder, guarded, many, mutated
+from support.fuzzing import TEXTS, both, edited, folder, guarded, mutated
 
 from flowopd_cli.prompts.clauses import faulty
 from flowopd_cli.prompts.files import load_prompts, read_rows, repeats, target
@@ -45,8 +45,7 @@ def text_file(content):
 TEXTUAL = st.one_of(
     edited(TEXT), st.lists(TEXTS, max_size=5).map(lambda lines: "\n".join(lines).encode("utf-8", "replace"))
 )
-test_text_file = few(given(content=TEXTUAL), text_file)
-test_text_file_at_length = many(given(content=TEXTUAL), text_file, 1000)
+test_text_file, test_text_file_at_length = both(given(content=TEXTUAL), text_file, 10, 1000)
 
 
 def json_file(content):
@@ -71,5 +70,4 @@ WRITTEN = st.one_of(
     .map(lambda rows: rows if isinstance(rows, list) else [rows])
     .map(lambda rows: "\n".join(map(json.dumps, rows)).encode()),
 )
-test_json_file = few(given(content=WRITTEN), json_file, 15)
-test_json_file_at_length = many(given(content=WRITTEN), json_file, 1500)
+test_json_file, test_json_file_at_length = both(given(content=WRITTEN), json_file, 15, 1500)

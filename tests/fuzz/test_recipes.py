@@ -2,7 +2,7 @@
 
 from hypothesis import given
 from hypothesis import strategies as st
-from support.fuzzing import ODD, TEXTS, as_json, edited, few, folder, guarded, many, mutated
+from support.fuzzing import ODD, TEXTS, as_json, both, edited, folder, guarded, mutated
 
 from flowopd_cli import recipe as recipes
 from flowopd_cli.cli.plan.check import check
@@ -30,8 +30,7 @@ def text_of_a_recipe(content):
 
 
 SHIPPED = st.sampled_from(sorted(CONTENTS)).flatmap(lambda name: edited(CONTENTS[name]))
-test_text_of_a_recipe = few(given(content=SHIPPED), text_of_a_recipe)
-test_text_of_a_recipe_at_length = many(given(content=SHIPPED), text_of_a_recipe, 1500)
+test_text_of_a_recipe, test_text_of_a_recipe_at_length = both(given(content=SHIPPED), text_of_a_recipe, 10, 1500)
 
 
 def any_yaml(text):
@@ -43,8 +42,7 @@ def any_yaml(text):
 YAML = st.one_of(
     st.text(max_size=60), st.lists(TEXTS, max_size=6).map(" ".join), st.lists(TEXTS, max_size=6).map("\n".join)
 )
-test_any_yaml = few(given(text=YAML), any_yaml)
-test_any_yaml_at_length = many(given(text=YAML), any_yaml, 1000)
+test_any_yaml, test_any_yaml_at_length = both(given(text=YAML), any_yaml, 10, 1000)
 
 
 def checks_of_a_recipe(tree):
@@ -57,8 +55,7 @@ def checks_of_a_recipe(tree):
 
 
 SECTIONS = st.sampled_from(TREES).flatmap(lambda tree: mutated(tree, most=2))
-test_checks_of_a_recipe = few(given(tree=SECTIONS), checks_of_a_recipe)
-test_checks_of_a_recipe_at_length = many(given(tree=SECTIONS), checks_of_a_recipe, 700)
+test_checks_of_a_recipe, test_checks_of_a_recipe_at_length = both(given(tree=SECTIONS), checks_of_a_recipe, 10, 700)
 
 
 def overrides(expressions):
@@ -72,8 +69,7 @@ KEYS = st.one_of(
 )
 VALUES = st.one_of(TEXTS, st.text(max_size=30), ODD.map(repr))
 EXPRESSIONS = st.lists(st.one_of(st.builds(lambda k, v: f"{k}={v}", KEYS, VALUES), st.text(max_size=20)), max_size=3)
-test_overrides = few(given(expressions=EXPRESSIONS), overrides)
-test_overrides_at_length = many(given(expressions=EXPRESSIONS), overrides, 1200)
+test_overrides, test_overrides_at_length = both(given(expressions=EXPRESSIONS), overrides, 10, 1200)
 
 
 def flags(text):
@@ -94,8 +90,7 @@ def flags(text):
 FLAGS = st.one_of(
     st.text(max_size=30), st.lists(TEXTS, max_size=4).map("=".join), st.lists(TEXTS, max_size=4).map(",a=".join)
 )
-test_flags = few(given(text=FLAGS), flags)
-test_flags_at_length = many(given(text=FLAGS), flags, 500)
+test_flags, test_flags_at_length = both(given(text=FLAGS), flags, 10, 500)
 
 
 def lines(text):
@@ -108,5 +103,4 @@ def lines(text):
     assert "S3CRET" not in one_line(f"{text} https://me:S3CRET@host/x {text}"[-1500:])
 
 
-test_lines = few(given(text=st.text()), lines)
-test_lines_at_length = many(given(text=st.text()), lines, 300)
+test_lines, test_lines_at_length = both(given(text=st.text()), lines, 10, 300)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
-from support.fuzzing import TEXTS, as_json, edited, few, folder, guarded, many, mutated
+from support.fuzzing import TEXTS, as_json, both, edited, folder, guarded, mutated
 from support.tiny_adapters import TOY_SHA, pair, write_adapter
 
 from flowopd_cli import recipe as recipes
@@ -96,8 +96,7 @@ SOUND = json.loads(BYTES)
 METRICS, RECIPE = TEMPLATE[Path("student/metrics.jsonl")], TEMPLATE[Path("student/recipe.yaml")]
 SUMS = TEMPLATE[Path("student/checkpoints/step-000002/checksums.json")]
 TREES = st.one_of(mutated(SOUND), edited(BYTES))
-test_manifest_of_a_run = few(given(tree=TREES), manifest_of_a_run, 10)
-test_manifest_of_a_run_at_length = many(given(tree=TREES), manifest_of_a_run, 700)
+test_manifest_of_a_run, test_manifest_of_a_run_at_length = both(given(tree=TREES), manifest_of_a_run, 10, 700)
 
 
 def files_of_a_run(files):
@@ -131,8 +130,7 @@ FILES = st.fixed_dictionaries(
         ".lock": st.one_of(mutated(OWNER).map(as_json), edited(json.dumps(OWNER).encode())),
     },
 )
-test_files_of_a_run = few(given(files=FILES), files_of_a_run, 10)
-test_files_of_a_run_at_length = many(given(files=FILES), files_of_a_run, 700)
+test_files_of_a_run, test_files_of_a_run_at_length = both(given(files=FILES), files_of_a_run, 10, 700)
 
 
 def test_the_run_that_is_damaged_here_is_sound(tmp_path):

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from support.fuzzing import ODD, as_json, edited, few, folder, guarded, many, mutated
+from support.fuzzing import ODD, as_json, both, edited, folder, guarded, mutated
 from support.workers import started
 
 from flowopd_cli.core.prompt import Prompt
@@ -93,8 +93,7 @@ SENT = st.one_of(
     edited(as_json(CHECK)).map(lambda body: (protocol.CHECK, body)),
 )
 BODIES = given(sent=SENT)
-test_body_of_a_request = few(BODIES, body_of_a_request, 20)
-test_body_of_a_request_at_length = many(BODIES, body_of_a_request, 1500)
+test_body_of_a_request, test_body_of_a_request_at_length = both(BODIES, body_of_a_request, 20, 1500)
 
 
 def pictures_of_a_request(application, content):
@@ -109,8 +108,9 @@ def palette_png(width, height):
 
 
 PNGS = st.sampled_from([palette_png(4, 4), palette_png(30, 30), palette_png(200, 1)]).flatmap(edited)
-test_pictures_of_a_request = few(given(content=PNGS), pictures_of_a_request)
-test_pictures_of_a_request_at_length = many(given(content=PNGS), pictures_of_a_request, 500)
+test_pictures_of_a_request, test_pictures_of_a_request_at_length = both(
+    given(content=PNGS), pictures_of_a_request, 10, 500
+)
 
 
 HEADERS = b"Host: localhost\r\nAuthorization: Bearer open\r\nContent-Type: application/json\r\n"
@@ -155,5 +155,4 @@ def received(connection):
     return b"".join(blocks)
 
 
-test_any_request = few(REQUESTS, any_request, 20)
-test_any_request_at_length = many(REQUESTS, any_request, 1400)
+test_any_request, test_any_request_at_length = both(REQUESTS, any_request, 20, 1400)

@@ -1,8 +1,8 @@
 """Support of the fuzz tests: odd values, mutations of valid files, and a guard around each example.
 
-A property is written once and tested twice: a few fixed examples in the ordinary suite (``few``), thousands under
-``-m slow`` (``many``). Inside ``guarded`` code may not write outside the example's folder, start a program, open a
-connection, raise any error but ``FlowOPDError``, or exceed the time limit.
+``both`` makes two tests of a property: a few fixed examples, and thousands under ``-m slow``. Inside ``guarded`` code
+may not write outside the example's folder, start a program, open a connection, raise any error but ``FlowOPDError``,
+or exceed the time limit.
 """
 
 import json
@@ -103,14 +103,12 @@ def _settings(examples, **more):
     )
 
 
-def few(strategies, function, examples=10):
-    """The property as an ordinary test: the same few examples every time."""
-    return _settings(examples, derandomize=True)(strategies(function))
-
-
-def many(strategies, function, examples):
-    """The property as a slow test, whose name ends in ``_at_length``."""
-    return pytest.mark.slow(_settings(examples)(strategies(function)))
+def both(strategies, function, quick, thorough):
+    """Two tests of a property: the same ``quick`` examples every time, and a slow one of many random examples."""
+    return (
+        _settings(quick, derandomize=True)(strategies(function)),
+        pytest.mark.slow(_settings(thorough)(strategies(function))),
+    )
 
 
 # -- odd values -------------------------------------------------------------------------------------------------------
