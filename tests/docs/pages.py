@@ -1,4 +1,4 @@
-"""The documentation's blocks: which are run, what they need, and the ``flowopd`` command lines in them."""
+"""The code blocks of the documentation, their needs, and the ``flowopd`` commands in them."""
 
 import re
 import shlex
@@ -51,8 +51,8 @@ def blocks(page):
     remarks, found = {}, []
     for token in MarkdownIt("commonmark").parse(page.read_text(encoding="utf-8")):
         if token.type == "html_block":
-            said = _REMARK.match(token.content.strip())
-            remarks |= {said[1]: said[2]} if said else {}
+            remark = _REMARK.match(token.content.strip())
+            remarks |= {remark[1]: remark[2]} if remark else {}
         elif token.type == "fence":
             needs = frozenset(part.strip() for part in remarks.get("needs", "").split(",") if part)
             name = page.relative_to(ROOT).as_posix()

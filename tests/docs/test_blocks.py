@@ -64,8 +64,8 @@ def test_every_stage_resolves_to_a_recipe_of_names_that_exist(command, flowopd, 
     monkeypatch.setattr(execute, "execute", lambda plan, common: resolved.append(plan.recipe))
     monkeypatch.setattr(resolve, "_resumed", lambda *rest: resumed)
     monkeypatch.chdir(tmp_path)
-    code, _, said = flowopd(*command.words)
-    assert code == 0, said
+    code, _, err = flowopd(*command.words)
+    assert code == 0, err
     for spec in getattr(resolved[0], "rewards", ()):
         registry.REWARDS.target(spec.name)
     for name in getattr(getattr(resolved[0], "eval", None), "suites", ()):
@@ -85,7 +85,7 @@ def small(words):
 
 @pytest.fixture(scope="module")
 def done(forks, folder):
-    """What all commands that need nothing special said and how they ended; those of two pages run once."""
+    """The results of all commands without special needs; a command of two pages runs once."""
     give(folder, pages.BLOCKS)
     found = {}
     for command in (command for block in FREE for command in pages.commands(block.text, block)):

@@ -121,4 +121,3 @@ def test_adapters_of_a_bfloat16_base_are_float32(make):
     model = make(dtype="bfloat16")
     model.checkpoint_gradients()
     assert {value.dtype for value in gradients(model).values()} == {torch.float32}
-    assert velocity(model, "policy").dtype == torch.float32

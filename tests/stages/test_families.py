@@ -1,4 +1,4 @@
-"""The six commands on a tiny base that is not of the default family, from its recipes, as a user would type them."""
+"""The six commands on a tiny FLUX base, from its recipes."""
 
 import json
 import os
@@ -102,37 +102,34 @@ def test_the_six_commands(call, base, tmp_path, monkeypatch):
     counted = ("--set", "eval.limit=2", "--set", "eval.images=1", "--set", "eval.steps=2", "--set", "eval.guidance=3.5")
     scored = call("eval", "--suite", "toy-quality", "--adapter", "s", *counted, "--out", "e")
     assert scored["suites"]["quality"]["n"] == 2
-    assert call("eval", "--suite", "toy-quality", "--base", base, *counted, *resolution(), "--out", "eb")["suites"]
+    sizes = ("--set", "model.resolution=32", "--set", "model.max_sequence_length=6")
+    assert call("eval", "--suite", "toy-quality", "--base", base, *counted, *sizes, "--out", "eb")["suites"]
 
     pushed = call("push", "s", "--dry-run", "--out", "p", "--set", "push.verify_guidance=3.5")
     assert pushed["metrics"]["difference"] <= 2 / 255
     folder = RunDir.open("p").hub_dir
     assert "DiffusionPipeline.from_pretrained" in (folder / "README.md").read_text()
     pipeline = FLUX.plain(base)
-    asked = {"height": 32, "width": 32, "max_sequence_length": 6, "num_inference_steps": 2, "output_type": "pt"}
-    before = pipeline(TEXTS[0], generator=torch.manual_seed(0), **asked).images
+    options = {"height": 32, "width": 32, "max_sequence_length": 6, "num_inference_steps": 2, "output_type": "pt"}
+    before = pipeline(TEXTS[0], generator=torch.manual_seed(0), **options).images
     pipeline.load_lora_weights(folder)
-    after = pipeline(TEXTS[0], generator=torch.manual_seed(0), **asked).images
+    after = pipeline(TEXTS[0], generator=torch.manual_seed(0), **options).images
     assert float((before - after).abs().max()) > 0
 
 
-def resolution():
-    return ("--set", "model.resolution=32", "--set", "model.max_sequence_length=6")
-
-
 @pytest.mark.slow
-def test_two_processes_with_half_of_the_base_each_train_what_one_does(base, tmp_path):
-    """Three groups: one process has more forwards to make than the other, which makes up for them."""
+def test_two_processes_and_shards_train_what_one_process_trains(base, tmp_path):
+    """Three groups, so that one process has fewer forwards and fills them up."""
     recipe = ["teacher", "--recipe", "flux-dev/teacher-pickscore", "--base", str(base)]
     data = ["--set", "rewards=[{name: jpeg_compressibility}]", "--set", "prompts=[{source: toy:geneval, limit: 4}]"]
     common = [*recipe, *data, *flags(train__groups=3, train__sample_every=0, grpo__beta=0.1)]
     ways = {"one": [], "two": ["--processes", "2"], "pieces": ["--processes", "2", "--set", "model.shard=true"]}
-    found = {}
+    weights = {}
     for name, more in ways.items():
         argv = [sys.executable, "-m", "flowopd_cli", *common, "--out", str(tmp_path / name), *more]
         done = subprocess.run(argv, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
-        found[name] = load_file(trained(tmp_path / name).adapter_dir / "adapter_model.safetensors")
+        weights[name] = load_file(trained(tmp_path / name).adapter_dir / "adapter_model.safetensors")
     for name in ("two", "pieces"):
-        for key, value in found["one"].items():
-            torch.testing.assert_close(found[name][key], value, atol=1e-6, rtol=1e-3)  # float32 sums in another order
+        for key, value in weights["one"].items():
+            torch.testing.assert_close(weights[name][key], value, atol=1e-6, rtol=1e-3)  # float32 sums in another order

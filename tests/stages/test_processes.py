@@ -1,4 +1,4 @@
-"""Several processes train what one trains: the same weights, the same figures, the same moment to stop."""
+"""Several processes train what one trains: the same weights and metrics, and they stop together."""
 
 import json
 import os
@@ -56,7 +56,7 @@ def several(count, trained, request):
 
 
 def environment():
-    """That of a copy on the CPU."""
+    """The environment of a process on the CPU."""
     path = os.pathsep.join(map(str, (PACKAGE, TESTS)))
     return {**os.environ, "PYTHONPATH": path, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
 
@@ -72,13 +72,13 @@ def start(launcher, *argv):
 
 
 def finish(launcher):
-    """What its copies printed."""
+    """The output of its processes."""
     try:
-        printed, said = launcher.communicate(timeout=240)
+        output, errors = launcher.communicate(timeout=240)
     finally:
         launcher.terminate()  # which ends its copies, should they wait for each other
-    assert launcher.returncode == 0, said[-3000:]
-    return printed
+    assert launcher.returncode == 0, errors[-3000:]
+    return output
 
 
 def tensors(adapter):
@@ -112,7 +112,7 @@ def test_several_processes_log_the_figures_of_one(trained, several, name):
         assert sum(row["flat_groups"] for row in one) > 0
 
 
-def test_of_a_base_in_shards_each_process_holds_its_own(by_shards):
+def test_each_process_holds_its_shard_of_the_base(by_shards):
     held = [json.loads((by_shards / "shards" / f"held-{rank}").read_text()) for rank in (0, 1)]
     (whole,) = {of for _, of in held}
     assert sum(own for own, _ in held) == whole
@@ -132,7 +132,7 @@ def test_several_processes_draw_the_sample_pictures_of_one(trained, several):
         assert np.abs(pictures[0] - pictures[1]).max() <= 1  # a rounding to bytes may tip over
 
 
-def test_a_stop_that_one_process_was_asked_for_stops_both_after_the_same_iteration(trained):
+def test_a_signal_to_one_process_stops_both_after_the_same_iteration(trained):
     assert {path.name for path in (trained / "two").glob("stopped-*")} == {"stopped-0", "stopped-1"}
     run = RunDir(trained / "two" / "stopped")
     assert run.manifest().status == "interrupted"
@@ -141,9 +141,8 @@ def test_a_stop_that_one_process_was_asked_for_stops_both_after_the_same_iterati
 
 
 def free_port():
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
 
 
 def test_accelerate_starts_the_same_command_on_two_machines(trained, pipeline_folder, tmp_path):
@@ -167,7 +166,7 @@ def test_accelerate_starts_the_same_command_on_two_machines(trained, pipeline_fo
 
 
 @pytest.mark.parametrize("shard", [False, True])
-def test_what_one_process_cannot_do_is_one_line_and_no_work_is_lost(trained, pipeline_folder, tmp_path, shard):
+def test_an_error_in_one_process_is_one_line_and_keeps_a_checkpoint(trained, pipeline_folder, tmp_path, shard):
     built = copies.recipe("teacher", trained.parent, pipeline_folder, rollout_batch=64, checkpoint_every=50)
     failing = tuple(spec.model_copy(update={"name": "support.copies:Fails"}) for spec in built.rewards)
     model = built.model_copy(update={"rewards": failing, "model": built.model.model_copy(update={"shard": shard})})

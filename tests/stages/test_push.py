@@ -1,4 +1,4 @@
-"""``flowopd push`` against a stand-in for the Hub that huggingface_hub itself talks to, as processes of their own."""
+"""``flowopd push`` in processes against a local server in place of the Hub."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from flowopd_cli.system.files import files_below
 EVAL = changes("eval.limit=2", "eval.images=1", "eval.steps=2", "eval.split=validation")
 FAST = changes("push.verify_steps=2")
 CONFIG = "adapter_config.json"
-# The lines of a card, run as they stand; then our own sampler from the same noise.
+# Runs the code of a card, then our sampler from the same noise.
 CARD_LINES = """
 import numpy, torch
 from pathlib import Path
@@ -81,14 +81,14 @@ def trained(forks, home):
 
 @pytest.fixture(scope="module")
 def pushed(forks, home, hub, trained):
-    """The first push, private: what the command said, its commit, and its run."""
+    """The first push, private: its output, its result and its run."""
     argv = ("--repo", "me/it", "--private", "--eval", home / "e", "--out", home / "p", "--json")
     ended = forks.run("push", trained, *argv, *FAST)
     assert ended.code == 0, ended.err
     return ended, json.loads(ended.out), RunDir.open(home / "p", writes=False)
 
 
-def test_what_is_uploaded_is_the_folder_that_was_checked(pushed, hub):
+def test_the_checked_folder_is_uploaded(pushed, hub):
     ended, result, run = pushed
     own = {name: path.read_bytes() for name, path in files_below(run.hub_dir).items()}
     assert own.items() <= hub.files("me/it", result["commit"]).items()
@@ -111,7 +111,7 @@ def test_the_card_has_the_figures_and_pictures_of_the_evaluation(pushed, hub):
     assert all(entry["output"]["url"] in files for entry in data.widget)
 
 
-def test_the_lines_of_the_card_draw_our_own_picture(pushed, forks):
+def test_the_code_of_the_card_draws_our_picture(pushed, forks):
     """Loaded from the Hub by name: by diffusers, by PEFT and by ourselves, from one noise. Without it, another one."""
     _, result, run = pushed
     script = CARD_LINES.format(card=str(run.hub_dir / "README.md"), ref=f"hub:me/it@{result['commit']}")
@@ -132,7 +132,7 @@ def test_the_same_push_again_uploads_nothing(pushed, forks, home, hub, trained):
     assert not hub.repos["me/it"].private
 
 
-def test_a_push_to_a_branch_leaves_the_others_and_what_is_not_its_own(pushed, forks, home, hub, trained):
+def test_a_push_to_a_branch_keeps_other_branches_and_files(pushed, forks, home, hub, trained):
     there = hub.repos["me/it"]
     mine = {"NOTES.md": b"mine", "evaluation.md": b"mine", "eval/old.json": b"{}"}
     there.commit("main", hub.files("me/it") | mine, "by hand")
@@ -153,7 +153,7 @@ def test_a_push_to_a_branch_leaves_the_others_and_what_is_not_its_own(pushed, fo
     assert made_private < max(i for i, (_, path) in enumerate(hub.requests) if "/commit/" in path)
 
 
-def test_a_hub_that_gives_back_another_file_is_noticed(pushed, forks, home, hub, trained):
+def test_a_changed_file_on_the_hub_is_an_error(pushed, forks, home, hub, trained):
     hub.spoil = lambda path, content: content + b" " if path == CONFIG else content
     try:
         ended = forks.run("push", trained, "--repo", "team/spoilt", "--out", home / "p4", *FAST)

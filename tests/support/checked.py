@@ -1,4 +1,4 @@
-"""The type checker of the import hook: beartype, with ints where floats are asked for, and with plain protocols."""
+"""The type checker of the import hook: beartype, which accepts ints as floats, and plain protocols."""
 
 from typing import TypeVar, runtime_checkable
 

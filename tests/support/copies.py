@@ -1,7 +1,6 @@
-"""What ``stages/test_processes.py`` runs in one process and in several: the training stages on a tiny float64 model.
+"""The training stages on a tiny float64 model, run by ``stages/test_processes.py`` in one process and in several.
 
-In float64 what is left of the split between processes is far below what the test allows; in float32 the sizes of
-batches alone would show.
+In float32 different batch sizes alone would exceed the tolerance of the tests.
 """
 
 import json
@@ -37,7 +36,7 @@ REWARD = {"name": "support.copies:Light", "task": "a", "options": {"upper": True
 
 
 class Light(Reward):
-    """The mean of a half of the picture, in ``levels`` if told so; now and then there is none."""
+    """The mean of a half of the picture, in ``levels`` if not 0; some pictures have no score."""
 
     def __init__(self, upper, levels=0):
         self.upper, self.levels = upper, levels
@@ -172,10 +171,8 @@ def main():
     runs(folder, out, pipeline, shard=shard)
     if shard:
         base = DoubleModel.load(pipeline, LoadOptions(device="cpu", max_sequence_length=4, shard=True)).transformer
-        held = [
-            sum(weight.to_local().numel() for weight in base.parameters()),
-            sum(w.numel() for w in base.parameters()),
-        ]
+        weights = list(base.parameters())
+        held = [sum(weight.to_local().numel() for weight in weights), sum(weight.numel() for weight in weights)]
         (out / f"held-{os.environ['RANK']}").write_text(json.dumps(held))
     try:
         train(out / "stopped", recipe("distill", folder, pipeline), StopsRankOne())

@@ -41,7 +41,7 @@ class Kill:
 
 @dataclass(frozen=True)
 class Ended:
-    """How a child ended: its exit code (negative: the signal), what it said, what it changed, how long it took."""
+    """The exit code of a child (negative: the signal), its output, its changes of files, and its seconds."""
 
     code: int
     out: str
@@ -98,12 +98,9 @@ def _stem(stem, index):
 
 @contextmanager
 def server(folder):
-    """A server whose children write what they say into ``folder``."""
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests"))),
-        "OMP_NUM_THREADS": "1",
-    }
+    """A server whose children write their output into ``folder``."""
+    path = os.pathsep.join(map(str, (ROOT, ROOT / "tests")))
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     process = subprocess.Popen([sys.executable, __file__], env=environment, **pipes)
     try:
@@ -141,13 +138,12 @@ def serve():
 
 
 def _free_port():
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
 
 
 def _due(kill, below, started):
-    """A function that says whether the next signal is to be sent."""
+    """A function whose result is true when the next signal is due."""
     times = [i * kill["gap"] for i in range(kill["times"])] if kill.get("seconds") or kill.get("rows") else []
     first = started + kill["seconds"] if kill.get("seconds") else None
 
@@ -178,17 +174,17 @@ def _wait(children, due, kill, *, rivals):
                 codes[child] = os.waitstatus_to_exitcode(status)
         living = [child for child in children if child not in codes]
         if due():
-            _tell([child for child in living if child == children[kill["rank"]]], kill["number"])
+            _signal([child for child in living if child == children[kill["rank"]]], kill["number"])
         if any(codes.values()) and not stopping and not rivals:
             stopping = True
-            _tell(living, signal.SIGTERM)
+            _signal(living, signal.SIGTERM)
         if now > started + PATIENCE:
-            _tell(living, signal.SIGKILL)
+            _signal(living, signal.SIGKILL)
         time.sleep(0.002)
     return [codes[child] for child in children]
 
 
-def _tell(children, number):
+def _signal(children, number):
     for child in children:
         os.kill(child, number)
 

@@ -14,8 +14,8 @@ WIDTH = linear_shapes(folder())[MODULE][1]
 def safetensors(tensors, metadata=None, data=None):
     """The bytes of a safetensors file: shapes of float32 zeros by name, or ``(kind, shape, bytes)``."""
     header, blocks, end = {"__metadata__": metadata} if metadata else {}, [], 0
-    for name, told in tensors.items():
-        kind, shape, content = told if told and isinstance(told[0], str) else ("F32", told, bytes(4 * math.prod(told)))
+    for name, spec in tensors.items():
+        kind, shape, content = spec if spec and isinstance(spec[0], str) else ("F32", spec, bytes(4 * math.prod(spec)))
         header[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [end, end + len(content)]}
         end += len(content)
         blocks.append(content)

@@ -1,4 +1,4 @@
-"""What the stages share, each piece by itself."""
+"""Encoding ahead, loading a base, and scoring in the background."""
 
 import threading
 
@@ -19,26 +19,26 @@ def prompts(count):
 
 
 @pytest.mark.parametrize(("rank", "world", "first"), [("0", "1", 0), ("0", "2", 0), ("1", "2", 5), ("2", "3", 6)])
-def test_every_process_encodes_ahead_from_a_place_of_its_own(monkeypatch, rank, world, first):
+def test_every_process_encodes_a_different_part_first(monkeypatch, rank, world, first):
     class Model:
         def encode_ahead(self, texts):
-            self.asked = texts
+            self.texts = texts
 
     monkeypatch.setenv("RANK", rank)
     monkeypatch.setenv("WORLD_SIZE", world)
     _model.encode_ahead(model := Model(), {**prompts(10), "again": prompts(3)["a"]})
     texts = [prompt.text for prompt in prompts(10)["a"]]
-    assert model.asked == texts[first:] + texts[:first]
+    assert model.texts == texts[first:] + texts[:first]
 
 
-@pytest.mark.parametrize("kept", [True, False])
-def test_the_recipe_says_whether_embeddings_outlive_the_run(pipeline_folder, tmp_path, monkeypatch, kept):
+@pytest.mark.parametrize("cached", [True, False])
+def test_embeddings_are_cached_if_the_recipe_says_so(pipeline_folder, tmp_path, monkeypatch, cached):
     monkeypatch.setenv("FLOWOPD_CACHE", str(tmp_path))
     spec = ModelSpec(
-        pretrained=str(pipeline_folder), device="cpu", max_sequence_length=4, resolution=None, cache_prompts=kept
+        pretrained=str(pipeline_folder), device="cpu", max_sequence_length=4, resolution=None, cache_prompts=cached
     )
     _model.encode_ahead(_model.load_model(spec, ()), prompts(3))
-    assert len(list((tmp_path / "embeddings").glob("*/*.safetensors"))) == kept
+    assert len(list((tmp_path / "embeddings").glob("*/*.safetensors"))) == cached
 
 
 def test_a_base_is_refused_at_a_resolution_that_it_has_no_latents_for(pipeline_folder):

@@ -1,4 +1,4 @@
-"""Which checkpoints a training keeps, and what it says of itself at the end."""
+"""The checkpoints, the best metric and the samples that a recorder writes."""
 
 import pytest
 import torch

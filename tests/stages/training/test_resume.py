@@ -1,4 +1,4 @@
-"""Where a training goes on, and with what it refuses to."""
+"""The checkpoint that a training resumes from, and the changes that it refuses."""
 
 import pytest
 import torch
@@ -17,18 +17,13 @@ RECIPE = recipes.build({"stage": "teacher", "prompts": [{"source": "toy:ocr"}], 
 PROMPT = Prompt("1", "a red circle", "a", {"tag": "color"})
 
 
-def inputs(run, base="b", teacher="t", prompts="p"):
-    """What a stage tells its run before it trains."""
-    parent = Parent(role="teacher_a", ref="runs/a", sha256=teacher)
-    run.declare(Inputs(base=Base(ref="toy", sha256=base), parents=(parent,), prompts=prompts))
-
-
 @pytest.fixture
 def stopped(tmp_path):
     """A run with checkpoints after iterations 1 and 2, and three rows of metrics."""
     run = RunDir.create(tmp_path / "r", "teacher")
     run.start(RECIPE)
-    inputs(run)
+    teacher = Parent(role="teacher_a", ref="runs/a", sha256="t")
+    run.declare(Inputs(base=Base(ref="toy", sha256="b"), parents=(teacher,), prompts="p"))
     for iteration in (1, 2):
         run.save_checkpoint(iteration, TrainState(iteration, iteration, {"policy/x": torch.zeros(1)}).save, keep=2)
     for iteration in (1, 2, 3):
@@ -54,7 +49,7 @@ def test_a_resumed_run_goes_on_from_its_newest_sound_checkpoint(stopped, broken,
     assert [text in line for text, line in zip(notes, progress.notes, strict=True)] == [True] * len(notes)
 
 
-def test_a_run_whose_every_checkpoint_is_damaged_does_not_start_again_by_itself(stopped):
+def test_a_run_with_only_damaged_checkpoints_does_not_restart(stopped):
     damage(stopped, 1, 2)
     with pytest.raises(ArtifactError, match=r"step-000001, step-000002.* --force") as refused:
         _resume.resume_state(stopped, True, Notes())
@@ -62,7 +57,7 @@ def test_a_run_whose_every_checkpoint_is_damaged_does_not_start_again_by_itself(
     assert len(stopped.rows()) == 3
 
 
-def test_a_teacher_more_or_less_is_refused(stopped):
+def test_changed_parents_are_refused(stopped):
     again = RunDir.open(stopped.path)
     again.start(RECIPE)
     anchor = Inputs(base=Base(ref="toy", sha256="b"), parents=(Parent(role="anchor", ref="base"),), prompts="p")
@@ -70,7 +65,7 @@ def test_a_teacher_more_or_less_is_refused(stopped):
         again.declare(anchor)
 
 
-def test_other_packages_are_remarked_on(stopped, monkeypatch):
+def test_changed_packages_are_noted(stopped, monkeypatch):
     again = RunDir.open(stopped.path)
     again.start(RECIPE)
     made = again.manifest().environment
