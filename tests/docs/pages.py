@@ -8,7 +8,6 @@ from pathlib import Path
 from markdown_it import MarkdownIt
 
 ROOT = Path(__file__).resolve().parents[2]
-NEEDS = {"gpu", "hub", "files", "slow", "install"}
 PAGES = [ROOT / name for name in ("README.md", "docs/tutorial.md", "docs/index.md")]
 PAGES += sorted({*ROOT.glob("docs/**/*.md"), *ROOT.glob("recipes/*.md"), *ROOT.glob("*.md")} - {*PAGES})
 PAGES = [page for page in PAGES if "_build" not in page.parts]

@@ -3,10 +3,8 @@
 import inspect
 import pkgutil
 import re
-import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import pages
 import pytest
@@ -102,21 +100,7 @@ def test_functions_and_tests_that_a_page_names_exist(page):
 
 @pytest.mark.slow
 def test_the_site_is_built_without_a_warning(tmp_path):
-    build("html", tmp_path)
-    assert "train.keep_best.metric" in (tmp_path / "reference/recipes.html").read_text(encoding="utf-8")
-
-
-@pytest.mark.hub
-@pytest.mark.slow
-def test_links_to_other_sites_lead_somewhere(tmp_path):
-    try:
-        socket.create_connection(("arxiv.org", 443), timeout=10).close()
-    except OSError as error:
-        pytest.skip(str(error))
-    build("linkcheck", tmp_path)
-
-
-def build(kind, out: Path):
-    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", kind, DOCS, out]
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html", DOCS, tmp_path]
     ended = subprocess.run(command, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "train.keep_best.metric" in (tmp_path / "reference/recipes.html").read_text(encoding="utf-8")

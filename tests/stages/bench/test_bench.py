@@ -1,4 +1,4 @@
-"""The benchmark: equal gradients of all structures, counted passes, and its clock and limits."""
+"""The benchmark: equal gradients of all structures, counted passes, its clock and its limits."""
 
 import json
 import sys
@@ -190,6 +190,7 @@ def test_the_command_line(monkeypatch, capsys, tmp_path):
 @pytest.mark.parametrize(
     ("source", "message"),
     [
+        (("toy/teacher-ocr", None, None), "teacher recipe"),
         ((None, None, None), "something to measure"),
         ((None, "toy", "small"), "leave out"),
         ((None, None, "smal"), "did you mean 'small'"),
@@ -198,13 +199,7 @@ def test_the_command_line(monkeypatch, capsys, tmp_path):
 )
 def test_invalid_sources(source, message):
     with pytest.raises(RecipeError, match=message):
-        cli_bench.starting_point(*source)
-
-
-def test_only_distillation_is_measured():
-    tree, where = cli_bench.starting_point("toy/teacher-ocr", None, None)
-    with pytest.raises(RecipeError, match="teacher recipe"):
-        cli_bench.distillation(tree, where, {}, cli_bench.Roles(None, None, None), ())
+        cli_bench.distillation(*cli_bench.starting_point(*source), {}, cli_bench.Roles(None, None, None), ())
 
 
 def test_a_recipe_is_measured_without_its_adapters():
