@@ -127,7 +127,7 @@ def log_prob(step: GaussianStep, x: Float[Tensor, "b C H W"], reduce: Reduce = "
 
 
 def kl(p: GaussianStep, q: GaussianStep, reduce: Reduce = "mean") -> Float[Tensor, " b"]:
-    """``KL(p || q) = (mean_p - mean_q)^2 / (2 std^2)`` of steps with the variance of ``p``; 1 stands for an ODE's 0."""
+    """``KL(p || q) = (mean_p - mean_q)^2 / (2 std^2)`` of steps with the variance of ``p``; 1 replaces an ODE's 0."""
     variance = torch.where(p.std > 0, p.std.square(), torch.ones_like(p.std))
     return _reduce((p.mean - q.mean).square() / (2 * variance), reduce)
 

@@ -63,7 +63,7 @@ class FlowModel(Protocol):
 
 
 class LoadedModel(FlowModel, Protocol):
-    """What the stages need beyond :class:`FlowModel`; a family's ``load`` returns one (docs/add_a_model.md)."""
+    """The interface for stages beyond :class:`FlowModel`; a family's ``load`` returns one (docs/add_a_model.md)."""
 
     device: torch.device
 

@@ -115,4 +115,4 @@ class _TrackerThread(threading.Thread):
                 getattr(tracker, method)(*arguments)
         except BaseException as error:  # a library may end its thread in any way
             reason = one_line(error) or type(error).__name__
-            self.notes.put(f"warning: {self.tracker} is left out from here on: {reason[:300]}; the run goes on")
+            self.notes.put(f"warning: {self.tracker} is disabled for this run: {reason[:300]}; the run continues")

@@ -48,7 +48,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--pool", type=int, default=120_000)
     parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="stop the flow training by then")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="time limit of the flow training")
     parser.add_argument("--misspelt", type=float, default=HABITS.misspelt, help="probability of a wrong letter")
     parser.add_argument("--drift", type=int, default=HABITS.drift, help="largest vertical offset of a code in pixels")
     parser.add_argument("--codes", type=float, default=HABITS.codes, help="share of codes in the training set")

@@ -127,7 +127,7 @@ def test_a_tracker_that_fails_is_one_warning_and_never_stops_the_run(monkeypatch
     monkeypatch.setattr(track, "open_tracker", lambda name, info: broken)
     assert train(run, "wandb", (1, 2, 3)) == [
         "wandb: nowhere",
-        "warning: wandb is left out from here on: no network at all; the run goes on",
+        "warning: wandb is disabled for this run: no network at all; the run continues",
     ]
 
 
@@ -162,7 +162,7 @@ def test_wandb_continues_its_run_and_sends_nothing_of_the_machine(run, install):
 def test_wandb_without_a_login_does_not_ask_for_one(run, install):
     install("wandb").login.return_value = False
     [note] = train(run, "wandb", (1,))
-    assert note.startswith("warning: wandb is left out from here on: no login: run `wandb login`, set WANDB_API_KEY")
+    assert note.startswith("warning: wandb is disabled for this run: no login: run `wandb login`, set WANDB_API_KEY")
 
 
 def test_mlflow_continues_the_run_that_it_recorded(run, install):

@@ -31,7 +31,7 @@ Force = Annotated[bool, typer.Option("--force", help="Replace an existing file."
 
 @app.command()
 def ls(json: Json = False) -> None:
-    """List every shipped recipe: its stage, its base, and what it does.
+    """List every shipped recipe: its stage, its base and its purpose.
 
     \b
     Example:

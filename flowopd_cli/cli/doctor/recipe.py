@@ -28,7 +28,7 @@ FRAMEWORK = GIB  # memory of libraries and a CUDA context, besides what is count
 
 
 def recipe_findings(recipe: recipes.Recipe) -> Iterator[Finding]:
-    """What the recipe needs of this machine; nothing is loaded or fetched."""
+    """Check the machine against the recipe's requirements; nothing is loaded or fetched."""
     yield from guarded(RECIPE, partial(_recipe, recipe))
     recipe = Plan.of(recipe).recipe
     if _loads_base(recipe):

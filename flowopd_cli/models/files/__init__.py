@@ -1,1 +1,1 @@
-"""What the files of bases and adapters say, read without torch."""
+"""The configurations and headers of bases and adapters, read without torch."""

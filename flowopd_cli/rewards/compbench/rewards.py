@@ -48,7 +48,7 @@ Report = dict[str, Any]
 
 
 class Scene(NamedTuple):
-    """What a prompt asks for, and what the detector found in its picture."""
+    """The contents that a prompt asks for, and those that the detector found in its picture."""
 
     relation: str | None
     pair: Pair

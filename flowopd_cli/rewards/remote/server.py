@@ -42,7 +42,7 @@ HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "1"}}
 
 
 class Scorer(Protocol):
-    """What a worker serves. ``info`` has ``reward`` and may have other fields of :class:`WorkerInfo`."""
+    """The scoring part of a worker. ``info`` has ``reward`` and may have other fields of :class:`WorkerInfo`."""
 
     info: Mapping[str, Any]
 
