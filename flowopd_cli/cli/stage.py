@@ -7,7 +7,6 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -84,7 +83,20 @@ def _load(stage: str) -> Callable[..., dict[str, Any]]:
     first = "torch" not in sys.modules
     gc.disable()
     try:
-        return import_module(f"flowopd_cli.stages.{stage}").run
+        match stage:  # import the stage alone: a merge needs neither diffusers nor transformers
+            case "teacher":
+                from flowopd_cli.stages.teacher import run
+            case "coldstart":
+                from flowopd_cli.stages.coldstart import run
+            case "merge":
+                from flowopd_cli.stages.merge import run
+            case "distill":
+                from flowopd_cli.stages.distill import run
+            case "eval":
+                from flowopd_cli.stages.eval import run
+            case _:
+                from flowopd_cli.stages.push import run
+        return run
     finally:
         if first:
             gc.freeze()
