@@ -57,9 +57,8 @@ class Demo:
 
         Stages that an earlier call with the same settings finished are reused; an unfinished one is resumed.
 
-        Raises:
-            ArtifactError: ``out`` holds something else, or stages of other settings.
-            MissingDependency: a stage needs a package that is not installed.
+        Raises :class:`ArtifactError`: ``out`` holds something else, or stages of other settings.
+        Raises :class:`MissingDependency`: a stage needs a package that is not installed.
         """
         self._check_folder()
         stages = self.stages()

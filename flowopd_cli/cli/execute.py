@@ -67,10 +67,9 @@ def execute(plan: Plan, common: Common) -> None:
 def run_demo(demo: Demo, console: Console) -> dict[str, Any]:
     """Run the demo: a chain of shipped recipes, each in a run of its own under ``demo.out``, and one report.
 
-    Raises:
-        ArtifactError: ``demo.out`` holds something else.
-        MissingDependency: a stage needs a package that is not installed.
-        Interrupted: the user stopped it; the message has the resume command.
+    Raises :class:`ArtifactError`: ``demo.out`` holds something else.
+    Raises :class:`MissingDependency`: a stage needs a package that is not installed.
+    Raises :class:`Interrupted`: the user stopped it; the message has the resume command.
     """
     again = demo.command()
     with redirect_stdout(sys.stderr), signals.terminable() as first:

@@ -42,9 +42,8 @@ def exit_code(code: int, *, shared: bool) -> int:
 def relaunch(argv: Sequence[str], processes: int, device: str) -> int:
     """Run ``flowopd *argv`` in ``processes`` copies and return their exit code.
 
-    Raises:
-        Interrupted: the user stopped the processes before they ended by themselves.
-        RecipeError: there are fewer CUDA devices than processes.
+    Raises :class:`Interrupted`: the user stopped the processes before they ended by themselves.
+    Raises :class:`RecipeError`: there are fewer CUDA devices than processes.
     """
     import torch
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs

@@ -30,8 +30,7 @@ def run_stage(
 
     ``again`` is the resume command, if it is not the stage's own.
 
-    Raises:
-        Interrupted: the user stopped it; the message has the resume command.
+    Raises :class:`Interrupted`: the user stopped it; the message has the resume command.
     """
     recipe = plan.recipe
     again = again or continuation(recipe, run.path)

@@ -17,8 +17,7 @@ def clipped_surrogate(
 ) -> Float[Tensor, " b"]:
     """``max(-A r, -A clamp(r, 1 - c, 1 + c))`` with ``r = exp(log_prob - old_log_prob)`` (Flow-GRPO, eq. 5).
 
-    Raises:
-        ValueError: shapes differ; a ``(b, 1)`` meeting a ``(b,)`` would silently become ``(b, b)``.
+    Raises :class:`ValueError`: shapes differ; a ``(b, 1)`` meeting a ``(b,)`` would silently become ``(b, b)``.
     """
     _same_shape(log_prob, old_log_prob, advantage)
     ratio = torch.exp(log_prob - old_log_prob)

@@ -81,9 +81,8 @@ def merge(
 ) -> MergeResult:
     """Merge adapters of any ranks; a module missing from an adapter counts as zero.
 
-    Raises:
-        MergeError: no adapters, weights that do not match, unequal ranks for ``factor_average``, shapes that differ, a
-            result that float32 cannot hold.
+    Raises :class:`MergeError`: no adapters, weights that do not match, unequal ranks for ``factor_average``, shapes
+    that differ, a result that float32 cannot hold.
     """
     if not adapters or len(weights) != len(adapters):
         raise MergeError(f"{len(adapters)} adapters and {len(weights)} weights: give one weight for each adapter")

@@ -42,8 +42,7 @@ class AdapterConfig:
 def read_adapter(folder: Path) -> tuple[AdapterConfig, dict[str, LoraFactors]]:
     """An adapter's configuration and its factors, float32, by module name of the transformer.
 
-    Raises:
-        ArtifactError: as :func:`read_adapter_header`, or factors hold non-finite values.
+    Raises :class:`ArtifactError`: as :func:`read_adapter_header`, or factors hold non-finite values.
     """
     header = read_adapter_header(folder)
     tensors = _read_tensors(header.file)

@@ -56,8 +56,7 @@ class AdapterBank:
     def load(self, name: str, source: Path | Mapping[str, LoraFactors], *, trainable: bool = False) -> None:
         """An adapter from a folder or from factors, whose ranks may differ.
 
-        Raises:
-            ArtifactError: a module is not in the base, or has another shape there.
+        Raises :class:`ArtifactError`: a module is not in the base, or has another shape there.
         """
         factors = read_adapter(Path(source))[1] if isinstance(source, str | Path) else source
         self._check(source, factors)
@@ -118,8 +117,7 @@ class AdapterBank:
         Without ``rows`` all use the active adapter. For forwards of ``len(rows)`` rows without gradients. Equals PEFT's
         ``adapter_names``, but with slices of equal names instead of gathers and scatters of single rows.
 
-        Raises:
-            ArtifactError: there is no such adapter, or the model is compiled, which ignores hooks.
+        Raises :class:`ArtifactError`: there is no such adapter, or the model is compiled, which ignores hooks.
         """
         if rows is None:
             yield

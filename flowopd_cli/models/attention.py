@@ -62,8 +62,8 @@ def _project(states: Tensor, maps: Iterable[nn.Module], norms: Iterable[nn.Modul
 def choose_attention(transformer: Any, name: str) -> None:
     """Choose the transformer's attention backend from ``BACKENDS``; ``auto`` leaves diffusers' default.
 
-    Raises:
-        ArtifactError: no such backend, its package is missing, or it does not work with this device and precision.
+    Raises :class:`ArtifactError`: no such backend, its package is missing, or it does not work with this device and
+    precision.
     """
     if name == "auto":
         return

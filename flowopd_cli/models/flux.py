@@ -33,8 +33,8 @@ class FluxModel(PipelineModel):
     def latent_shape(self) -> tuple[int, int, int]:
         """``(C, H, W)`` at the chosen resolution, or at the pipeline's own.
 
-        Raises:
-            ArtifactError: the resolution is between two patches, or the transformer takes a picture to edit.
+        Raises :class:`ArtifactError`: the resolution is between two patches, or the transformer takes a picture to
+        edit.
         """
         config = self.transformer.config
         if config.out_channels not in (None, config.in_channels):
@@ -46,8 +46,7 @@ class FluxModel(PipelineModel):
     def sigmas(self, steps: int, shift: float | None = None) -> Float[Tensor, " T1"]:
         """The pipeline's grid: even steps, shifted by ``shift`` or the scheduler's rule for this resolution.
 
-        Raises:
-            ArtifactError: the scheduler makes another grid.
+        Raises :class:`ArtifactError`: the scheduler makes another grid.
         """
         even = torch.linspace(1, 1 / steps, steps, dtype=torch.float64)
         shifted = shift_sigmas(even, self._shift() if shift is None else shift)
@@ -83,8 +82,7 @@ class FluxModel(PipelineModel):
     ) -> Float[Tensor, "b C H W"]:
         """One forward, whatever the guidance.
 
-        Raises:
-            ArtifactError: the base takes no guidance, and a row has another than 1.
+        Raises :class:`ArtifactError`: the base takes no guidance, and a row has another than 1.
         """
         height, width = (side // PACKED for side in latents.shape[2:])
         tokens = self._transform(

@@ -25,8 +25,7 @@ def guided(
 
     ``guidance`` is one number or one for each row; a row of 1 has no ``v_neg``. ``adapters`` names each row's own.
 
-    Raises:
-        ValueError: a row is guided, but the conditioning has no empty prompt.
+    Raises :class:`ValueError`: a row is guided, but the conditioning has no empty prompt.
     """
     scales = list(guidance) if isinstance(guidance, Sequence) else [guidance] * len(latents)
     some = [row for row, scale in enumerate(scales) if scale != 1]

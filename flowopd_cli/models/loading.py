@@ -53,8 +53,7 @@ def pick_device(name: str, cuda: int, environment: Mapping[str, str]) -> torch.d
 
     Each process of a launcher uses the device of its ``LOCAL_RANK``.
 
-    Raises:
-        ArtifactError: no such device, or one device for several processes.
+    Raises :class:`ArtifactError`: no such device, or one device for several processes.
     """
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     try:
@@ -87,9 +86,8 @@ def load_part(kind: Any, folder: Path, subfolder: str = "", dtype: torch.dtype |
 
     A part with weights is given ``dtype``; pickled weights are not read.
 
-    Raises:
-        ArtifactError: it is missing, damaged or of another kind.
-        torch.OutOfMemoryError: it does not fit.
+    Raises :class:`ArtifactError`: it is missing, damaged or of another kind.
+    Raises :class:`torch.OutOfMemoryError`: it does not fit.
     """
     options |= {"subfolder": subfolder} if subfolder else {}
     options |= {"torch_dtype": dtype, "use_safetensors": True} if dtype else {}

@@ -104,8 +104,7 @@ def measure(family: str, pretrained: str, options: LoadOptions, rank: int) -> Fo
     With ``rank`` 0 there is no adapter; ``options.dtype`` is not ``auto``. ``None`` if the configuration of the base is
     not on this machine, or the family is not made of a diffusers pipeline.
 
-    Raises:
-        ArtifactError: the configuration is damaged.
+    Raises :class:`ArtifactError`: the configuration is damaged.
     """
     model_class, shape, folder = MODELS.load(family), known_shape(pretrained), base_folder(pretrained)
     if not issubclass(model_class, PipelineModel) or (shape is None and not folder.is_dir()):

@@ -93,8 +93,7 @@ class PipelineModel(ABC):
     def load(cls, pretrained: str | Path, options: LoadOptions = DEFAULTS) -> Self:
         """Load a folder or Hub id.
 
-        Raises:
-            ArtifactError: it cannot be fetched or is of another family; or an option does not work here.
+        Raises :class:`ArtifactError`: it cannot be fetched or is of another family; or an option does not work here.
         """
         device = take_device(options.device)
         allow_tf32(device, options.tf32)

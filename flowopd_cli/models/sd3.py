@@ -29,8 +29,8 @@ class SD3Model(PipelineModel):
     def latent_shape(self) -> tuple[int, int, int]:
         """``(C, H, W)`` at the chosen resolution, or at the transformer's own sample size.
 
-        Raises:
-            ArtifactError: the resolution is no multiple of a patch, or larger than the base has positions for.
+        Raises :class:`ArtifactError`: the resolution is no multiple of a patch, or larger than the base has positions
+        for.
         """
         config = self.transformer.config
         side, largest = self._side(config.sample_size, config.patch_size), config.patch_size * config.pos_embed_max_size
@@ -53,8 +53,7 @@ class SD3Model(PipelineModel):
     def sigmas(self, steps: int, shift: float | None = None) -> Float[Tensor, " T1"]:
         """The scheduler's grid, with its own shift unless another is given.
 
-        Raises:
-            ArtifactError: the scheduler shifts by resolution, which SD3's does not.
+        Raises :class:`ArtifactError`: the scheduler shifts by resolution, which SD3's does not.
         """
         config = self._scheduler.config
         if config.use_dynamic_shifting and shift is None:

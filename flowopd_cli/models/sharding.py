@@ -52,8 +52,8 @@ class Turns:
     def take(self) -> None:
         """Wait until all processes are ready for a forward of this kind; call it before each forward.
 
-        Raises:
-            FlowOPDError: another process met an error, see :meth:`~flowopd_cli.system.distributed.Group.together`.
+        Raises :class:`FlowOPDError`: another process met an error, see
+        :meth:`~flowopd_cli.system.distributed.Group.together`.
         """
         if self._busy:  # the empty forward itself
             return

@@ -33,8 +33,7 @@ def compile_blocks(blocks: Iterable[nn.Module], name: str) -> None:
 
     Each adapter, with and without gradients, is compiled once. CUDA graphs do not allow a switch and are left out.
 
-    Raises:
-        ArtifactError: ``name`` is unknown.
+    Raises :class:`ArtifactError`: ``name`` is unknown.
     """
     if name == "none":
         return

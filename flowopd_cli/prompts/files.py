@@ -38,9 +38,8 @@ def read_rows(path: Path, task: str | None = None) -> list[Row]:
 
     ``task`` is the default for rows without one.
 
-    Raises:
-        PromptError: no such file, another kind of file, or an invalid line, named by its number: not UTF-8, too long,
-            with control characters, not a JSON object with a text under ``prompt``, an ``id`` that another line has.
+    Raises :class:`PromptError`: no such file, another kind of file, or an invalid line, named by its number: not UTF-8,
+    too long, with control characters, not a JSON object with a text under ``prompt``, an ``id`` that another line has.
     """
     if path.suffix not in SUFFIXES:
         raise PromptError(f"prompts: {path}: neither a registered source nor a .txt or .jsonl file")
@@ -59,8 +58,7 @@ def load_prompts(
     A JSONL row, ``{"prompt": …, "task"?: …, …}``, is the prompt's metadata. ``task`` is that of rows which name none;
     ``split`` applies to registered sources.
 
-    Raises:
-        PromptError: no such file, an invalid line, or a prompt without a task.
+    Raises :class:`PromptError`: no such file, an invalid line, or a prompt without a task.
     """
     if source in registry.PROMPTS.names():
         prompts: list[Prompt] = list(registry.PROMPTS.load(source)(split))

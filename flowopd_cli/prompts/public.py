@@ -131,9 +131,8 @@ def fetch(
     A download whose digest differs from the pinned one is refused; such a local file is used in place, with a warning.
     Verified local files are copied to the cache, and with ``adopt`` also those whose digest is not known.
 
-    Raises:
-        PromptError: there is no such set; near names are suggested.
-        ArtifactError: a file is missing, cannot be fetched, or has another digest than the pinned one.
+    Raises :class:`PromptError`: there is no such set; near names are suggested.
+    Raises :class:`ArtifactError`: a file is missing, cannot be fetched, or has another digest than the pinned one.
     """
     if name not in SOURCES:
         raise PromptError(f"no prompt set {name!r}{suggest(name, list(SOURCES))}; known: {', '.join(SOURCES)}")

@@ -25,8 +25,7 @@ def read_public(task: str, path: str | Path) -> list[Prompt]:
     GenEval's prompts have its metadata; those of ``ocr`` have the text in their first double quotes as ``target``;
     DrawBench's file repeats its 200 prompts, and each is returned once.
 
-    Raises:
-        PromptError: a line is not GenEval's metadata or, for ``ocr``, quotes nothing.
+    Raises :class:`PromptError`: a line is not GenEval's metadata or, for ``ocr``, quotes nothing.
     """
     rows = read_rows(Path(path), task)
     if not rows:
@@ -52,8 +51,7 @@ def _metadata(task: str, row: Row) -> Mapping[str, Any]:
 def check_split(name: str, split: str, *known: str) -> None:
     """Refuse a split that a set of prompts does not have.
 
-    Raises:
-        PromptError: ``split`` is not in ``known``.
+    Raises :class:`PromptError`: ``split`` is not in ``known``.
     """
     if split not in known:
         raise PromptError(f"prompts: {name}: no split {split!r}; known: {', '.join(known)}")
@@ -64,9 +62,8 @@ def evaluation_prompts(name: str, split: str = "test", source: str | Path | None
 
     ``source`` is a file to read in its place, or a folder that holds it; a warning says if it is another file.
 
-    Raises:
-        PromptError: it is another split, or a line of the file cannot be used.
-        ArtifactError: the file is missing, cannot be fetched, or has another digest than the pinned one.
+    Raises :class:`PromptError`: it is another split, or a line of the file cannot be used.
+    Raises :class:`ArtifactError`: the file is missing, cannot be fetched, or has another digest than the pinned one.
     """
     check_split(name, split, "test")
     return read_public(name, fetch(name, local=None if source is None else Path(source)).path)

@@ -24,8 +24,7 @@ SHOWN, DEEPEST = 80, 16
 def read(path: str | Path) -> dict[str, Any]:
     """The mapping in a YAML file, not yet validated.
 
-    Raises:
-        RecipeError: the file is missing, not UTF-8, not YAML, or not a mapping.
+    Raises :class:`RecipeError`: the file is missing, not UTF-8, not YAML, or not a mapping.
     """
     path = Path(path)
     try:
@@ -46,11 +45,7 @@ def read(path: str | Path) -> dict[str, Any]:
 
 
 def parse_override(expression: str) -> tuple[str, Any]:
-    """``a.b=c`` as a dotted key and a YAML value.
-
-    Raises:
-        RecipeError: it is not of that form.
-    """
+    """``a.b=c`` as a dotted key and a YAML value. Raises :class:`RecipeError`: it is not of that form."""
     key, equals, raw = expression.partition("=")
     if not equals or not all(part.strip() for part in key.split(".")):
         raise RecipeError(f"--set {expression[:SHOWN]}: write it as section.field=value")
@@ -60,8 +55,7 @@ def parse_override(expression: str) -> tuple[str, Any]:
 def find(name: str) -> Path:
     """The path of a shipped recipe such as ``toy/distill``, or of the file ``name`` itself.
 
-    Raises:
-        RecipeError: there is no such recipe; near names are suggested.
+    Raises :class:`RecipeError`: there is no such recipe; near names are suggested.
     """
     direct = Path(name)
     if direct.suffix in {".yaml", ".yml"} or is_file(direct):
@@ -85,8 +79,7 @@ def shipped() -> dict[str, Path]:
 def assign(tree: dict[str, Any], dotted: str, value: Any) -> None:
     """Put ``value`` at ``a.b.c`` of a tree of mappings and lists, making missing mappings on the way.
 
-    Raises:
-        RecipeError: the key leads through a value, to no element of a list, or deeper than any recipe goes.
+    Raises :class:`RecipeError`: the key leads through a value, to no element of a list, or deeper than any recipe goes.
     """
     *parents, leaf = dotted.split(".")
     if len(parents) >= DEEPEST:
@@ -139,8 +132,7 @@ def _section(annotation: Any) -> type[BaseModel] | None:
 def load(path: str | Path, *, overrides: Sequence[str] = (), stage: str | None = None) -> Recipe:
     """Read a YAML recipe, apply ``--set`` overrides, and validate it.
 
-    Raises:
-        RecipeError: the file is missing or not YAML, a key is unknown, a value is out of range.
+    Raises :class:`RecipeError`: the file is missing or not YAML, a key is unknown, a value is out of range.
     """
     return build(read(path), overrides=overrides, stage=stage, where=str(path))
 

@@ -11,9 +11,8 @@ from flowopd_cli.recipe import DistillRecipe, TeacherRecipe, TrainedRecipe
 def check_tasks(recipe: TrainedRecipe, tasks: Iterable[str]) -> None:
     """Refuse tasks that lack a teacher or a reward.
 
-    Raises:
-        RoutingError: a task has no teacher.
-        RewardError: a task has no reward (in ``distill``, where rewards are only logged: no task has one).
+    Raises :class:`RoutingError`: a task has no teacher.
+    Raises :class:`RewardError`: a task has no reward (in ``distill``, where rewards are only logged: no task has one).
     """
     tasks = set(tasks)
     if not isinstance(recipe, TeacherRecipe):

@@ -37,8 +37,7 @@ def collect(paths: Sequence[Path]) -> list[Entry]:
 
     An evaluation stands for its model; evaluations of other runs are among ``paths`` or in the same folders.
 
-    Raises:
-        ArtifactError: a path is no run, or an evaluation is unfinished or damaged.
+    Raises :class:`ArtifactError`: a path is no run, or an evaluation is unfinished or damaged.
     """
     runs = [RunDir.open(path, writes=False) for path in dict.fromkeys(path.resolve() for path in paths)]
     named = {run.path: _evaluation(run) for run in runs if isinstance(run.recipe(), EvalRecipe)}

@@ -35,8 +35,7 @@ def at_end(run: RunDir, progress: Progress, status: str, metrics: Mapping[str, A
 def of_run(path: Path, out: Path | None) -> Path:
     """Write the report of one run, into it or to ``out``, a page or a folder; returns its path.
 
-    Raises:
-        ArtifactError: there is no run at ``path``, it is damaged, or ``out`` holds something else.
+    Raises :class:`ArtifactError`: there is no run at ``path``, it is damaged, or ``out`` holds something else.
     """
     run = RunDir.open(path, writes=False)
     target = run.report_file if out is None else _page_at(out)
@@ -47,8 +46,7 @@ def of_run(path: Path, out: Path | None) -> Path:
 def of_runs(paths: Sequence[Path], out: Path | None) -> tuple[Path, list[entries.Entry], list[Path]]:
     """Write the comparison of several runs; returns the path of its page, the models in it, and the files of numbers.
 
-    Raises:
-        ArtifactError: a path is no run, an evaluation is damaged, or ``out`` holds something else.
+    Raises :class:`ArtifactError`: a path is no run, an evaluation is damaged, or ``out`` holds something else.
     """
     models = entries.collect(paths)
     target = _page_at(fresh_path("report") if out is None else out)

@@ -68,8 +68,7 @@ class View:
 def look(path: Path) -> View:
     """The run at ``path`` now; it need not exist yet.
 
-    Raises:
-        ArtifactError: something else is at ``path``, or its manifest is damaged.
+    Raises :class:`ArtifactError`: something else is at ``path``, or its manifest is damaged.
     """
     run = RunDir(path, writes=False)
     if not is_run(path):

@@ -90,8 +90,7 @@ class RewardMix:
     def __call__(self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]) -> RewardResult:
         """Score B images; in ``scores``, a reward that does not apply to an image is NaN.
 
-        Raises:
-            RewardError: a reward failed, or returned a wrong number of scores.
+        Raises :class:`RewardError`: a reward failed, or returned a wrong number of scores.
         """
         images, finite = blank_nonfinite(images)
         size = len(prompts)

@@ -22,8 +22,7 @@ def make_reward(target: Any, name: str, options: Mapping[str, Any]) -> Reward:
     A function whose first two parameters are ``images`` and ``prompts`` is a scoring function; the options are its
     further arguments.
 
-    Raises:
-        RewardError: the options do not fit, or the target is not a reward.
+    Raises :class:`RewardError`: the options do not fit, or the target is not a reward.
     """
     try:
         if inspect.isfunction(target) and list(inspect.signature(target).parameters)[:2] == ["images", "prompts"]:
@@ -53,11 +52,7 @@ class FunctionReward(Reward):
         self.info = info if isinstance(info, RewardInfo) else default
 
     def __call__(self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]) -> RewardResult:
-        """Score B images in [0, 1].
-
-        Raises:
-            RewardError: the function did not return one number per image.
-        """
+        """Score B images in [0, 1]. Raises :class:`RewardError`: the function did not return one number per image."""
         result = self.function(images, prompts, **self.options)
         if isinstance(result, RewardResult):
             return result

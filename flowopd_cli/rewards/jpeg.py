@@ -37,8 +37,7 @@ class JpegReward(Reward):
     def __init__(self, quality: int = 95, variant: str = "ddpo") -> None:
         """``quality`` is Pillow's, 95 in DDPO and Flow-GRPO.
 
-        Raises:
-            RewardError: a quality outside 1 to 95, or an unknown variant.
+        Raises :class:`RewardError`: a quality outside 1 to 95, or an unknown variant.
         """
         if not 1 <= quality <= 95:
             raise RewardError(f"jpeg_compressibility: quality {quality} is not in 1 to 95")

@@ -25,8 +25,7 @@ def read_picture(path: Path) -> Image.Image:
     """The RGB pixels of a PNG, JPEG or WebP file. Its size is checked before decoding, because a few kilobytes can
     unpack to gigabytes.
 
-    Raises:
-        ArtifactError: the file is missing, of another format, damaged, or has more than 64 million pixels.
+    Raises :class:`ArtifactError`: the file is missing, of another format, damaged, or has more than 64 million pixels.
     """
     try:
         with warnings.catch_warnings():

@@ -129,8 +129,7 @@ class VLMReward(Reward):
         ``options`` are the fields of ``JudgeOptions``. Pictures are spread over the endpoints; when one fails, the
         next is tried.
 
-        Raises:
-            RewardError: an endpoint, the model, the preset, an option or the key is missing or wrong.
+        Raises :class:`RewardError`: an endpoint, the model, the preset, an option or the key is missing or wrong.
         """
         if preset not in PRESETS:
             raise RewardError(f"vlm: preset {preset!r} is not one of {', '.join(PRESETS)}")
@@ -155,8 +154,7 @@ class VLMReward(Reward):
     def __call__(self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]) -> RewardResult:
         """Ask about B pictures, several at a time.
 
-        Raises:
-            RewardError: no endpoint answers, or each of several pictures was refused.
+        Raises :class:`RewardError`: no endpoint answers, or each of several pictures was refused.
         """
         questions = zip(to_pil(images), prompts, strict=True)
         tasks = [partial(self.judge, image, prompt.text) for image, prompt in questions]

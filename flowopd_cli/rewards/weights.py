@@ -89,8 +89,7 @@ def weights_file(source: str, filename: str) -> Weights:
 
     A suffix ``#sha256=digest`` pins its digest. The digest of a large file at a pinned commit is the Hub's.
 
-    Raises:
-        ArtifactError: it is missing or cannot be fetched.
+    Raises :class:`ArtifactError`: it is missing or cannot be fetched.
     """
     source, digest = split_digest(source)
     repo, revision = split_revision(source)
@@ -124,8 +123,7 @@ def read_checkpoint(source: str, filename: str) -> tuple[dict[str, Tensor], str]
 def download(url: str, *, sha256: str | None, name: str | None = None) -> Path:
     """A file from a URL, cached. ``sha256`` may be a prefix of the digest; without one only https is accepted.
 
-    Raises:
-        ArtifactError: the file cannot be fetched, or its digest is another one.
+    Raises :class:`ArtifactError`: the file cannot be fetched, or its digest is another one.
     """
     if not url.startswith("https://") and sha256 is None:
         raise ArtifactError(f"{url}: is not fetched without https:// unless its digest is pinned (URL#sha256=...)")
@@ -172,8 +170,7 @@ def load_tensors(path: str | Path, sha256: str | None = None, name: str | None =
 
     ``{"state_dict": ...}`` and ``{"model": ...}`` wrappers are opened. ``name`` is the user's name for the file.
 
-    Raises:
-        ArtifactError: the file is missing, unreadable, holds no tensors, or is a pickle that is not pinned.
+    Raises :class:`ArtifactError`: the file is missing, unreadable, holds no tensors, or is a pickle that is not pinned.
     """
     import torch
     from safetensors.torch import load_file

@@ -78,8 +78,7 @@ def score(
 ) -> list[Row]:
     """One row a picture with all its scores; ``value`` is the headline, ``None`` where the picture is invalid.
 
-    Raises:
-        RewardError: the reward does not return the suite's figure.
+    Raises :class:`RewardError`: the reward does not return the suite's figure.
     """
     result = reward(images.float() / 255, prompts)
     if suite.score is not None and suite.score not in result.scores:
@@ -110,8 +109,7 @@ def score(
 def summarize(suite: Suite, rows: Sequence[Row], protocol: Mapping[str, Any], reward: Reward) -> Result:
     """Mean and standard error over the valid rows, by tag where the suite has tags, with the protocol.
 
-    Raises:
-        RewardError: no picture could be scored.
+    Raises :class:`RewardError`: no picture could be scored.
     """
     headline = [math.nan if row["value"] is None else float(row["value"]) for row in rows]
     clusters = [f"{row['task']}/{row['prompt']}" for row in rows]

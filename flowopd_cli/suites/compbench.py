@@ -78,8 +78,7 @@ def prompts(category: str, folder: Path) -> list[Prompt]:
     ``metadata`` holds category and position; of a complex prompt also its ``relations``, which the files
     ``complex_val_spatial.txt`` and ``complex_val_action.txt`` give.
 
-    Raises:
-        PromptError: unknown category, unreadable file, or a prompt that cannot be part of a file name.
+    Raises :class:`PromptError`: unknown category, unreadable file, or a prompt that cannot be part of a file name.
     """
     _check_category(category)
     rows = read_rows(folder / f"{category}_val.txt")
@@ -98,8 +97,7 @@ def prompts(category: str, folder: Path) -> list[Prompt]:
 def reward(category: str, **options: Any) -> NamedReward:
     """The reward of a category, with the suite's options that apply to it.
 
-    Raises:
-        RecipeError: an option that no category takes.
+    Raises :class:`RecipeError`: an option that no category takes.
     """
     known = {name for each in CATEGORIES.values() for name in each.options}
     unknown = sorted(set(options) - known)
@@ -115,8 +113,7 @@ def t2i_compbench(categories: Sequence[str] | str = (), folder: str | None = Non
 
     ``folder`` holds local prompt files in place of the fetched ones; ``options`` are those of :func:`reward`.
 
-    Raises:
-        PromptError: unknown category.
+    Raises :class:`PromptError`: unknown category.
     """
     names = [name.strip() for name in categories.split(",")] if isinstance(categories, str) else categories
     for name in names:

@@ -63,9 +63,8 @@ PUBLISHED: Mapping[str, Mapping[str, float]] = {
 def import_category(folder: Path, category: str, images: int = IMAGES) -> Result:
     """The figures of one category, from its folder below ``folder`` or from ``folder`` itself.
 
-    Raises:
-        MissingScores: there is no list of answers.
-        ArtifactError: it is damaged, or differs from the average beside it.
+    Raises :class:`MissingScores`: there is no list of answers.
+    Raises :class:`ArtifactError`: it is damaged, or differs from the average beside it.
     """
     output, name = OUTPUTS[category], f"{NAME}-{category}"
     folders = (folder / category, folder / name, *sorted(folder.glob(f"{name}[[]*")), folder)

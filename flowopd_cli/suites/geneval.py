@@ -39,9 +39,8 @@ def geneval(prompts: str | None = None, reward: str = "geneval", **options: Any)
 def read_official(folder: Path) -> Result:
     """The suite's figures from the result file of ``evaluate_images.py``: ``results.jsonl`` in ``folder``.
 
-    Raises:
-        MissingScores: there is no such file.
-        ArtifactError: a row lacks a field that the script writes.
+    Raises :class:`MissingScores`: there is no such file.
+    Raises :class:`ArtifactError`: a row lacks a field that the script writes.
     """
     path = folder / "results.jsonl" if folder.is_dir() else folder
     if not path.is_file():

@@ -46,8 +46,7 @@ class Group:
     def gather(self, value: T) -> list[T]:
         """The values of all processes by rank; a collective call.
 
-        Raises:
-            FlowOPDError: another process met an error inside :meth:`together` instead.
+        Raises :class:`FlowOPDError`: another process met an error inside :meth:`together` instead.
         """
         if self.size == 1:
             return [value]

@@ -117,9 +117,8 @@ def fit(
     (sum of totals) / (sum of counts) over micro-batches and processes, so neither split can change it; one that is not
     finite is skipped. If the training ends early, a checkpoint has the last finished iteration.
 
-    Raises:
-        Interrupted: the user stopped the run.
-        DivergedError: ``settings.skip_limit`` optimizer steps in a row were skipped.
+    Raises :class:`Interrupted`: the user stopped the run.
+    Raises :class:`DivergedError`: ``settings.skip_limit`` optimizer steps in a row were skipped.
     """
     parameters = model.adapters.trainable()
     optimizer = make_optimizer(settings.optimizer, parameters.values(), settings.lr, settings.weight_decay)

@@ -132,8 +132,7 @@ def show(figures: dict[str, Any], out: Path | None, as_json: bool, quiet: bool) 
 def starting_point(recipe: str | None, base: str | None, shape: str | None) -> tuple[dict[str, Any], str]:
     """A recipe's tree and its source: the named recipe, the toy's for the toy base, otherwise a default one.
 
-    Raises:
-        RecipeError: not exactly one of the three is given, or the recipe or shape does not exist.
+    Raises :class:`RecipeError`: not exactly one of the three is given, or the recipe or shape does not exist.
     """
     from flowopd_cli import recipe as recipes
     from flowopd_cli.models.files.families import model_fields, named_shapes
@@ -162,8 +161,7 @@ def distillation(
 ) -> recipes.DistillRecipe:
     """The recipe to measure: ``values`` (dotted keys, ``None`` left out), roles and ``--set`` over the tree.
 
-    Raises:
-        RecipeError: the recipe is of another stage, or a field is unknown or out of range.
+    Raises :class:`RecipeError`: the recipe is of another stage, or a field is unknown or out of range.
     """
     from flowopd_cli import recipe as recipes
 

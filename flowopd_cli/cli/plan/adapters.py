@@ -18,8 +18,7 @@ from flowopd_cli.system.paths import is_hub_id, is_revision
 def check_base(model: ModelSpec) -> None:
     """Refuse a base that is not a known name, a pipeline folder or a repository name.
 
-    Raises:
-        ArtifactError: says how to fix it.
+    Raises :class:`ArtifactError`: says how to fix it.
     """
     name, family = model.pretrained, family_of(model.pretrained)
     if family not in (None, model.family) and model.family in registry.FAMILIES.names():
@@ -46,8 +45,7 @@ def check_adapters(model: ModelSpec, refs: Mapping[str, str], adapters: Adapters
     """Refuse adapters, keyed by their recipe field, that are missing, damaged, or (by their files) trained on another
     base. Adapters on the Hub are skipped, or fetched first with ``fetch``.
 
-    Raises:
-        ArtifactError: names the field or the adapter.
+    Raises :class:`ArtifactError`, which names the field or the adapter.
     """
     resolved: dict[str, Adapter] = {}
     for field, ref in refs.items():

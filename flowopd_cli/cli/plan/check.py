@@ -41,9 +41,9 @@ def check(
     ``out`` is where the run will be written; with ``dry_run`` nothing is trained or uploaded, so adapters need not
     exist yet.
 
-    Raises:
-        FlowOPDError: a name is unknown, a file or adapter is missing, adapters have different bases, a task has no
-        teacher or no reward, or ``out`` holds an input of the recipe.
+    Raises :class:`FlowOPDError`: a name is unknown, a file or adapter is missing, adapters have different bases, a task
+    has no
+    Raises :class:`teacher or no reward` or :class:`or ``out`` holds an input of the recipe.`:
     """
     return [remark for run in _checks(recipe, adapters or Adapters(), out, dry_run) for remark in run() or ()]
 
@@ -130,8 +130,7 @@ def adapter_refs(recipe: recipes.Recipe) -> Iterator[tuple[str, str]]:
 def rows_of(spec: recipes.PromptSpec) -> list[Row]:
     """The rows of a prompt file, with every line checked; empty for a registered source.
 
-    Raises:
-        PromptError: the source, file or task does not exist, or a line is invalid.
+    Raises :class:`PromptError`: the source, file or task does not exist, or a line is invalid.
     """
     path = Path(spec.source)
     if spec.source in registry.PROMPTS.names():

@@ -23,8 +23,7 @@ def code_fields(recipe: Recipe) -> Iterator[tuple[str, str]]:
 def check_consent(recipe: Recipe, where: str, rewards: Sequence[str], overrides: Sequence[str]) -> None:
     """Refuse code that the recipe file ``where`` names, unless ``--reward`` or ``--set`` names it too.
 
-    Raises:
-        RecipeError: names the field and ``--allow-code``.
+    Raises :class:`RecipeError`, which names the field and ``--allow-code``.
     """
     values = [parse_override(text)[1] for text in overrides]
     typed = {*rewards, *(value for _, value in leaves(values) if isinstance(value, str))}

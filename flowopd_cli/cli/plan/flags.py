@@ -88,8 +88,7 @@ def thresholds(texts: Sequence[str]) -> dict[str, float]:
 def reward_options(texts: Sequence[str]) -> dict[str, Any]:
     """``OPTION=VALUE`` as the options of a reward; values as in YAML.
 
-    Raises:
-        RecipeError: the form is wrong, or a value is a secret, which a worker would show to its clients.
+    Raises :class:`RecipeError`: the form is wrong, or a value is a secret, which a worker would show to its clients.
     """
     options: dict[str, Any] = {}
     for text in texts:

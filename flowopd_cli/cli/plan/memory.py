@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 def footprint(recipe: Recipe, dtype: str | None = None) -> Footprint | None:
     """The footprint of a recipe's base, with its adapter if it trains one; ``None`` if the base's shape is unknown.
 
-    Raises:
-        ArtifactError: the configuration of the base is damaged.
+    Raises :class:`ArtifactError`: the configuration of the base is damaged.
     """
     model = recipe.model
     adapter = recipe.adapter if isinstance(recipe, TrainedRecipe) else None

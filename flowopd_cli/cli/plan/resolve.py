@@ -55,8 +55,7 @@ class Plan:
     def of(cls, recipe: recipes.Recipe, overrides: Sequence[str] = (), adapters: Adapters | None = None) -> Plan:
         """Complete the names of a recipe; a policy that starts from a local adapter takes that adapter's shape.
 
-        Raises:
-            RecipeError: an override of the adapter's shape contradicts the adapter.
+        Raises :class:`RecipeError`: an override of the adapter's shape contradicts the adapter.
         """
         recipe, adapters = complete_names(recipe), adapters or Adapters()
         if not isinstance(recipe, recipes.TrainedRecipe) or recipe.adapter.init is None:
@@ -85,8 +84,8 @@ def resolve(stage: str, common: Common, values: Mapping[str, Any], *, refs: Sequ
     ``values`` are dotted keys (``None`` is left out); ``refs`` are the adapters named on the command line, whose base
     is used if neither ``--base`` nor ``--recipe`` names one.
 
-    Raises:
-        RecipeError, ArtifactError: a value is unknown, missing or out of range, or is code without consent.
+    Raises :class:`RecipeError` or :class:`ArtifactError`: a value is unknown, missing or out of range, or is code
+    without consent.
     """
     adapters = Adapters()
     flags = {key: value for key, value in values.items() if value not in (None, [], {}, ())}
@@ -141,9 +140,8 @@ def _resumed(stage: str, common: Common, flags: Mapping[str, Any], adapters: Ada
 def _refuse_other_course(run: RunDir, recipe: recipes.Recipe, overrides: Sequence[str], adapters: Adapters) -> None:
     """Refuse a resumed training that changes its adapters, or fields that affect results by more than rounding.
 
-    Raises:
-        RecipeError: another field was set.
-        ArtifactError: its checkpoints were made with another recipe or other adapters.
+    Raises :class:`RecipeError`: another field was set.
+    Raises :class:`ArtifactError`: its checkpoints were made with another recipe or other adapters.
     """
     recorded, now = run.checkpoints.provenance(), recipe.model_dump(mode="json")
     first = run.recipe() if recorded is None else recipes.build(recorded.recipe, where=f"{run.path}: its checkpoint")
@@ -197,8 +195,7 @@ def _model_of(refs: Sequence[str], adapters: Adapters) -> dict[str, Any]:
     """The ``model`` section of the adapters named on the command line, as their runs or configurations record it;
     empty if there are none. Those that are on the Hub, or do not exist, are left to later checks.
 
-    Raises:
-        ArtifactError: they record different bases, or none.
+    Raises :class:`ArtifactError`: they record different bases, or none.
     """
     references = [reference for reference in map(AdapterRef.parse, refs) if reference.kind != "base"]
     models: dict[str, dict[str, Any]] = {}

@@ -68,9 +68,8 @@ class AdapterHeader:
 def read_adapter_header(folder: Path) -> AdapterHeader:
     """The header of an adapter folder in PEFT's or diffusers' form.
 
-    Raises:
-        ArtifactError: a file is missing, damaged or not safetensors; it is not plain LoRA; factors do not pair up, are
-            of no floating kind, or of another rank than the configuration says.
+    Raises :class:`ArtifactError`: a file is missing, damaged or not safetensors; it is not plain LoRA; factors do not
+    pair up, are of no floating kind, or of another rank than the configuration says.
     """
     peft = is_file(folder / CONFIG)
     file = folder / (PEFT_WEIGHTS if peft else DIFFUSERS_WEIGHTS)
@@ -111,8 +110,7 @@ def _config_in(file: Path, metadata: Mapping[str, str]) -> PeftConfig:
 def read_header(path: Path, folder: Path) -> tuple[dict[str, Entry], dict[str, str]]:
     """Names, kinds and shapes of a safetensors file, and its metadata; no tensor is read.
 
-    Raises:
-        ArtifactError: there is none in ``folder``, or it is not a whole safetensors file.
+    Raises :class:`ArtifactError`: there is none in ``folder``, or it is not a whole safetensors file.
     """
     if not is_file(path):
         raise ArtifactError(

@@ -117,8 +117,7 @@ def parse_config(path: Path, data: Mapping[str, Any]) -> PeftConfig:
 
     Some programs write a number or a list of modules as text; a text in :data:`ABSENT` counts as absent.
 
-    Raises:
-        ArtifactError: a value of another kind (its key is named), or more than plain LoRA.
+    Raises :class:`ArtifactError`: a value of another kind (its key is named), or more than plain LoRA.
     """
     texts = {key: "".join(value.split()).lower() for key, value in data.items() if isinstance(value, str)}
     data = {key: value for key, value in data.items() if value is not None and texts.get(key) not in ABSENT}

@@ -22,8 +22,7 @@ def locate(pretrained: str | Path, revision: str | None = None, transformer: str
 
     ``transformer`` is the required class of its transformer, checked before weights are fetched.
 
-    Raises:
-        ArtifactError: it is not such a pipeline, or cannot be fetched.
+    Raises :class:`ArtifactError`: it is not such a pipeline, or cannot be fetched.
     """
     folder, repo = Path(pretrained), str(pretrained)
     local = folder.is_dir()

@@ -61,8 +61,7 @@ class BlipVQA:
         A ``.pth`` needs its digest, ``model.pth#sha256=...``: its authors publish none. The tokenizer is that of the
         folder; beside an original file, or else BERT's on the Hub.
 
-        Raises:
-            ArtifactError: it is missing, or not a BLIP-VQA model with every weight.
+        Raises :class:`ArtifactError`: it is missing, or not a BLIP-VQA model with every weight.
         """
         from transformers import BertTokenizer, BlipImageProcessorPil
 

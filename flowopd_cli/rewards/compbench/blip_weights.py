@@ -45,8 +45,7 @@ TIED = {
 def load_blip(source: str) -> Any:
     """A ``BlipForQuestionAnswering`` with the official settings: the authors' file or URL, or a folder or Hub id.
 
-    Raises:
-        ArtifactError: it is missing, or not a BLIP-VQA model with every weight.
+    Raises :class:`ArtifactError`: it is missing, or not a BLIP-VQA model with every weight.
     """
     from transformers import BlipConfig, BlipForQuestionAnswering
 
@@ -90,8 +89,7 @@ def convert(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def original_config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """The sizes of an original checkpoint, read off its tensors, with the official settings.
 
-    Raises:
-        ArtifactError: tensors that every BLIP-VQA checkpoint has are missing.
+    Raises :class:`ArtifactError`: tensors that every BLIP-VQA checkpoint has are missing.
     """
     try:
         table, patch = tensors["visual_encoder.pos_embed"], tensors["visual_encoder.patch_embed.proj.weight"]

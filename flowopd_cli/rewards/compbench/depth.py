@@ -31,8 +31,7 @@ class DepthEstimator:
     def __init__(self, source: str = DPT_HYBRID, *, device: str = "auto", batch: int = 8) -> None:
         """Read a ``DPTForDepthEstimation`` from a local folder or a Hub id.
 
-        Raises:
-            ArtifactError: it is missing, or incomplete.
+        Raises :class:`ArtifactError`: it is missing, or incomplete.
         """
         from transformers import DPTForDepthEstimation, DPTImageProcessorPil
 

@@ -45,9 +45,8 @@ class Grounder:
     ) -> None:
         """Read the network from a local folder or a Hub id, by default its published weights.
 
-        Raises:
-            ArtifactError: it is missing or incomplete.
-            MissingDependency: a package that its image processor needs is not installed.
+        Raises :class:`ArtifactError`: it is missing or incomplete.
+        Raises :class:`MissingDependency`: a package that its image processor needs is not installed.
         """
         import transformers
 
@@ -140,8 +139,7 @@ KINDS: Mapping[str, type[Grounder]] = {cls.name: cls for cls in (GroundingDino, 
 def load_grounder(kind: str = GroundingDino.name, source: str | None = None, **options: Any) -> Grounder:
     """A detector by name; ``source`` and ``options`` are those of :class:`Grounder`.
 
-    Raises:
-        RewardError: no such detector.
+    Raises :class:`RewardError`: no such detector.
     """
     if kind not in KINDS:
         raise RewardError(f"detector {kind!r} is not one of {', '.join(KINDS)}")
@@ -153,8 +151,7 @@ def load_complete(kind: Any, source: str, unused: str | None = None) -> Any:
 
     ``unused`` is a part of the names of weights that the forward pass does not read.
 
-    Raises:
-        ArtifactError: weights are missing or of another shape.
+    Raises :class:`ArtifactError`: weights are missing or of another shape.
     """
     from transformers.utils import logging
 

@@ -54,9 +54,8 @@ class Parse:
 def load_parser(engine: str = "auto") -> SpacyParser | BuiltinParser:
     """A parser by the name of its engine: ``builtin``, ``spacy``, or ``auto``, spaCy where it is installed.
 
-    Raises:
-        RewardError: no such engine.
-        MissingDependency: ``spacy`` without spaCy or its English model.
+    Raises :class:`RewardError`: no such engine.
+    Raises :class:`MissingDependency`: ``spacy`` without spaCy or its English model.
     """
     if engine not in ENGINES:
         raise RewardError(f"phrases: engine {engine!r} is not one of {', '.join(ENGINES)}")

@@ -76,9 +76,8 @@ class DetectorReward(Reward):
     def __init__(self, detector: str = DETECTOR, *, parser: str = "auto", device: str = "auto", batch: int = 8) -> None:
         """``detector`` is ``grounding-dino`` or ``owlv2``, or ``NAME=FOLDER`` for other weights.
 
-        Raises:
-            RewardError: no such detector.
-            ArtifactError: its weights cannot be read.
+        Raises :class:`RewardError`: no such detector.
+        Raises :class:`ArtifactError`: its weights cannot be read.
         """
         kind, _, source = detector.partition("=")
         self.parser = load_parser(parser)

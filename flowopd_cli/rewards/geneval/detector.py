@@ -87,8 +87,7 @@ class Mask2FormerDetector(Detector):
     ) -> None:
         """Load both models. ``options`` are the thresholds that decide which objects need a color.
 
-        Raises:
-            ArtifactError: weights are missing or are not those of the models.
+        Raises :class:`ArtifactError`: weights are missing or are not those of the models.
         """
         s = self._settings = settings
         self._options = options

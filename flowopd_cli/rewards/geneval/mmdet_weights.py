@@ -63,8 +63,7 @@ def load_network(weights: str | None, *, architecture: Architecture = Architectu
     tensors as ``.safetensors``) of the given ``architecture``, or a folder or Hub id (``repository@revision``) of
     ``transformers``.
 
-    Raises:
-        ArtifactError: it is missing, or its tensors are not exactly those of the network.
+    Raises :class:`ArtifactError`: it is missing, or its tensors are not exactly those of the network.
     """
     source, digest = (str(fetch()), None) if weights is None else split_digest(weights)
     path = Path(source)
@@ -183,8 +182,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     Its training log (``meta``, ``message_hub``) may hold objects of numpy, mmcv and mmengine. None of them is created:
     an empty stand-in replaces each.
 
-    Raises:
-        ArtifactError: the file is not a checkpoint, or refers to any other code.
+    Raises :class:`ArtifactError`: the file is not a checkpoint, or refers to any other code.
     """
     stand_ins: list[str] = []
     while True:

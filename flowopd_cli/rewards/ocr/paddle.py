@@ -77,10 +77,9 @@ class PaddleTextReader(PageReader):
     def __init__(self, **options: Any) -> None:
         """The options are the fields of :class:`PaddleOptions`.
 
-        Raises:
-            MissingDependency: ``paddleocr``, or ``onnxruntime`` for that engine, is not installed.
-            RewardError: an option is unknown, or paddleocr does not start with them.
-            ArtifactError: a model's file is missing or is not the expected one.
+        Raises :class:`MissingDependency`: ``paddleocr``, or ``onnxruntime`` for that engine, is not installed.
+        Raises :class:`RewardError`: an option is unknown, or paddleocr does not start with them.
+        Raises :class:`ArtifactError`: a model's file is missing or is not the expected one.
         """
         self.options = PaddleOptions(**options)
         super().__init__(self.options.drop_score)
@@ -111,9 +110,8 @@ def _import(engine: str) -> Any:
 def choose_model(kind: str, options: PaddleOptions) -> OCRModel:
     """The model of a ``kind``, ``det`` or ``rec``, that the options select, downloaded if necessary.
 
-    Raises:
-        RewardError: ``models`` names none.
-        ArtifactError: its file is missing or is not the expected one.
+    Raises :class:`RewardError`: ``models`` names none.
+    Raises :class:`ArtifactError`: its file is missing or is not the expected one.
     """
     folder = options.text_detection_model_dir if kind == "det" else options.text_recognition_model_dir
     if folder is not None:
@@ -152,8 +150,8 @@ def onnx_folder(onnx: Path, kind: str, *, name: str | None = None) -> OCRModel:
 
     ``name`` is paddleocr's name of the model, by default derived from rapidocr's file name.
 
-    Raises:
-        ArtifactError: the file is missing, its name is not that of a PP-OCR model, or a recognizer has no characters.
+    Raises :class:`ArtifactError`: the file is missing, its name is not that of a PP-OCR model, or a recognizer has no
+    characters.
     """
     if not onnx.is_file():
         raise ArtifactError(f"{onnx}: no such file")

@@ -28,8 +28,7 @@ BATCH = 32
 def bundled_model(kind: str) -> Path:
     """The ONNX file of a ``kind``, ``det`` or ``rec``, in the installed ``rapidocr``.
 
-    Raises:
-        MissingDependency: ``rapidocr`` or ``onnxruntime`` is not installed, or has no such file.
+    Raises :class:`MissingDependency`: ``rapidocr`` or ``onnxruntime`` is not installed, or has no such file.
     """
     try:
         import onnxruntime  # noqa: F401

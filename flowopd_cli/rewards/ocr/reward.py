@@ -107,9 +107,8 @@ class OCRReward(Reward):
 
         ``options`` are those of the named reader's constructor.
 
-        Raises:
-            RewardError: there is no such reader, or it cannot start.
-            MissingDependency: its package is not installed.
+        Raises :class:`RewardError`: there is no such reader, or it cannot start.
+        Raises :class:`MissingDependency`: its package is not installed.
         """
         if options and not isinstance(reader, str):
             raise RewardError(f"ocr: {', '.join(options)}: options need the name of a reader")

@@ -50,8 +50,7 @@ class ClipEncoder:
         """Read a ``CLIPModel`` from a local folder or a Hub id; ``processor`` is the source of tokenizer and picture
         processor when ``source`` has none. Either may be ``repository@revision``.
 
-        Raises:
-            ArtifactError: it is missing, not a CLIP model, or incomplete.
+        Raises :class:`ArtifactError`: it is missing, not a CLIP model, or incomplete.
         """
         from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
@@ -125,8 +124,7 @@ def read(kind: Any, source: str, **options: Any) -> Any:
     Weights are safetensors. Only a repository at a pinned commit may have a pickle in their place, which is read with
     ``weights_only=True`` when its digest is the one that the Hub has for that commit.
 
-    Raises:
-        ArtifactError: no model of that kind can be read there.
+    Raises :class:`ArtifactError`: no model of that kind can be read there.
     """
     from safetensors import SafetensorError
 
@@ -153,9 +151,8 @@ def read(kind: Any, source: str, **options: Any) -> Any:
 def read_tokenizer(kind: Any, source: str, vocabulary: int) -> Any:
     """The tokenizer for a model with a vocabulary of this size.
 
-    Raises:
-        ArtifactError: it cannot be read, has more words than the model, or only special tokens (as ``transformers``
-            makes it of an empty folder).
+    Raises :class:`ArtifactError`: it cannot be read, has more words than the model, or only special tokens (as
+    ``transformers`` makes it of an empty folder).
     """
     tokenizer = read(kind, source)
     if len(tokenizer) <= len(tokenizer.all_special_ids):

@@ -137,9 +137,8 @@ class PickScoreReward(Reward):
         ``processor`` holds the tokenizer and picture processor, by default the original model's or, for another
         ``source``, its own.
 
-        Raises:
-            RewardError: an unknown scale.
-            ArtifactError: the model cannot be read.
+        Raises :class:`RewardError`: an unknown scale.
+        Raises :class:`ArtifactError`: the model cannot be read.
         """
         if scale not in DIVISORS:
             raise RewardError(f"pickscore: scale {scale!r} is not one of {', '.join(DIVISORS)}")
@@ -183,8 +182,7 @@ class AestheticReward(Reward):
     ) -> None:
         """``source`` is CLIP's local folder or ``repository@revision``; ``head`` the head's file, or a folder with it.
 
-        Raises:
-            ArtifactError: one of them cannot be read, or they do not fit together.
+        Raises :class:`ArtifactError`: one of them cannot be read, or they do not fit together.
         """
         file = head or f"{download(HEAD_URL, sha256=HEAD_SHA256, name=HEAD_FILE)}#sha256={HEAD_SHA256}"
         tensors, path = read_checkpoint(file, HEAD_FILE)

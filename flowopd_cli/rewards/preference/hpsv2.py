@@ -73,8 +73,8 @@ class HPSv2Reward(Reward):
 
         Either is a local folder or ``repository@revision``; ``source`` may be the file itself.
 
-        Raises:
-            ArtifactError: one of them cannot be read, or names or shapes of the checkpoint are not those of ``base``.
+        Raises :class:`ArtifactError`: one of them cannot be read, or names or shapes of the checkpoint are not those of
+        ``base``.
         """
         from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 

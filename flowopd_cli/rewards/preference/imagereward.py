@@ -61,8 +61,7 @@ class ImageRewardReward(Reward):
 
         Either is a local folder or ``repository@revision``. Sizes are those of the checkpoint's tensors.
 
-        Raises:
-            ArtifactError: one of them cannot be read, or its names or shapes are not those of ImageReward.
+        Raises :class:`ArtifactError`: one of them cannot be read, or its names or shapes are not those of ImageReward.
         """
         from transformers import BertTokenizer, BlipTextModel, BlipVisionModel
 

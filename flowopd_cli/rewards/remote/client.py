@@ -102,9 +102,8 @@ class RemoteReward(Reward):
     def __call__(self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]) -> RewardResult:
         """Score B pictures, which travel as 8-bit PNG; several workers score at the same time.
 
-        Raises:
-            RewardError: a worker did not answer, or not by the protocol, and ``on_error`` is not ``skip``.
-            WorkerMismatch: another reward now answers at a worker's address.
+        Raises :class:`RewardError`: a worker did not answer, or not by the protocol, and ``on_error`` is not ``skip``.
+        Raises :class:`WorkerMismatch`: another reward now answers at a worker's address.
         """
         items = [protocol.score_item(*pair) for pair in zip(to_pil(images), prompts, strict=True)]
         limits, pixels = self.worker.limits, max(1, images.shape[-1] * images.shape[-2])

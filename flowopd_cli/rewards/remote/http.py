@@ -75,9 +75,8 @@ class Endpoints:
         ``parse`` raises ``ValueError`` for an answer that it cannot use. Endpoints that failed within the last minute
         are tried last.
 
-        Raises:
-            EndpointError: attempts are exhausted, or a status shows that more of them would not help.
-            RewardError: a header cannot be sent.
+        Raises :class:`EndpointError`: attempts are exhausted, or a status shows that more of them would not help.
+        Raises :class:`RewardError`: a header cannot be sent.
         """
         first, now = next(self._turns) % len(self.urls), time.monotonic()
         urls = sorted([*self.urls[first:], *self.urls[:first]], key=lambda url: self._resting[url] > now)
@@ -151,8 +150,7 @@ class Endpoints:
 def join_url(url: str, path: str) -> str:
     """``path`` below ``url``.
 
-    Raises:
-        RewardError: not ``http(s)://host[:port][/prefix]``, or one that carries a password or a query.
+    Raises :class:`RewardError`: not ``http(s)://host[:port][/prefix]``, or one that carries a password or a query.
     """
     try:
         parts = urlsplit(url)

@@ -80,8 +80,7 @@ def run(name: str, path: Path, flags: Mapping[str, Any]) -> NoReturn:
 def make_venv(name: str, script: Script) -> Path:
     """The Python of a venv with the script's dependencies, made once for each block, Python and machine.
 
-    Raises:
-        RewardError: no installed Python fits, or a step failed.
+    Raises :class:`RewardError`: no installed Python fits, or a step failed.
     """
     python, version = _find_python(name, script)
     key = "\n".join([script.block, version, platform.system(), platform.machine()])

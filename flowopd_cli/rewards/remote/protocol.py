@@ -73,8 +73,7 @@ Number = Annotated[float | None, BeforeValidator(_number)]  # None for NaN and i
 class Answer:
     """Scores of n pictures, all lists of length n. ``None`` replaces NaN and infinities; as a total it is invalid.
 
-    Raises:
-        ValidationError: lengths differ, or a value has the wrong type.
+    Raises :class:`ValidationError`: lengths differ, or a value has the wrong type.
     """
 
     total: list[Number]
@@ -202,8 +201,8 @@ class ScoreRequest(Request):
 def read_request(model: type[R], body: bytes, reward: str, limits: Limits) -> R:
     """The request in a body.
 
-    Raises:
-        Refusal: it is malformed (400), of another protocol or for another reward (409), or beyond a limit (413).
+    Raises :class:`Refusal`: it is malformed (400), of another protocol or for another reward (409), or beyond a limit
+    (413).
     """
     context = {"protocol": PROTOCOL, "reward": reward, "limits": limits, "pixels": 0}
     try:

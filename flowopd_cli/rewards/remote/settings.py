@@ -22,8 +22,8 @@ DEQA_PORT = 18086
 class Settings:
     """Where a worker listens and how it works. ``watch_parent`` ends it with the process that started it.
 
-    Raises:
-        RewardError: an address beyond this machine without a token, or a queue too short for a batch to form.
+    Raises :class:`RewardError`: an address beyond this machine without a token, or a queue too short for a batch to
+    form.
     """
 
     host: str = "127.0.0.1"

@@ -79,9 +79,9 @@ def load_scorer(name: str, options: Mapping[str, Any]) -> RewardScorer:
 def serve(name: str, options: Mapping[str, Any], flags: Mapping[str, Any]) -> None:
     """Serve a reward until stopped: here, or in an environment of its own when it has a worker script.
 
-    Raises:
-        RewardError: a flag is wrong, the reward is unknown, its environment cannot be made, or the address is taken.
-        MissingDependency: the extra ``worker`` is not installed.
+    Raises :class:`RewardError`: a flag is wrong, the reward is unknown, its environment cannot be made, or the address
+    is taken.
+    Raises :class:`MissingDependency`: the extra ``worker`` is not installed.
     """
     settings = from_flags(flags)
     script = isolated.find_script(name)

@@ -42,8 +42,7 @@ def run(request: Request, progress: Progress) -> dict[str, Any]:
 
     ``cpu`` has the same in CPU seconds of this process, which other programs hardly change; ``samples`` has both, raw.
 
-    Raises:
-        FlowOPDError: the base, its prompts or its rewards cannot be loaded.
+    Raises :class:`FlowOPDError`: the base, its prompts or its rewards cannot be loaded.
     """
     world = build(request.recipe, request.batch, real_prompts=request.real)
     device = world.model.device

@@ -139,8 +139,7 @@ def _with_both_halves(model: PipelineModel) -> PipelineModel:
 def two_halves(latents: Tensor, sigma: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor, Conditioning]:
     """Rows of the empty prompt, then those of the prompts.
 
-    Raises:
-        ValueError: the conditioning has no rows of the empty prompt.
+    Raises :class:`ValueError`: the conditioning has no rows of the empty prompt.
     """
     if cond.neg_embeds is None or cond.neg_pooled is None or cond.pooled is None:
         raise ValueError("guidance needs the empty prompt's rows in the conditioning")

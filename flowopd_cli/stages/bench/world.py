@@ -63,9 +63,8 @@ def build(recipe: DistillRecipe, batch: int | None, *, real_prompts: bool) -> Wo
     ``batch`` is the number of pictures, ``None`` that of the recipe's micro-batch. ``real_prompts`` draws prompts from
     the recipe's sources, which its rewards may need.
 
-    Raises:
-        RecipeError: the batch has more pictures than the recipe's iteration.
-        FlowOPDError: the base cannot be loaded, a prompt source cannot be read.
+    Raises :class:`RecipeError`: the batch has more pictures than the recipe's iteration.
+    Raises :class:`FlowOPDError`: the base cannot be loaded, a prompt source cannot be read.
     """
     count = batch or min(recipe.train.groups * recipe.train.group_size, recipe.train.micro)
     sources, draw = _prompts(recipe, count, real_prompts)

@@ -26,8 +26,7 @@ from flowopd_cli.train.objectives import Objective
 def replay(path: Path, device: str | None = None) -> dict[str, Any]:
     """Loss and gradient norm of each row of the newest fault's batch, and how many are not finite.
 
-    Raises:
-        ArtifactError: the run has nothing to replay, or it is damaged.
+    Raises :class:`ArtifactError`: the run has nothing to replay, or it is damaged.
     """
     run = RunDir.open(path, writes=False)
     recipe = run.recipe()

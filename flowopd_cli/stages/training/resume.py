@@ -26,8 +26,7 @@ def prompts_digest(prompts: Mapping[str, Sequence[Prompt]]) -> str:
 def resume_state(run: RunDir, resume: bool, progress: Progress) -> TrainState | None:
     """The state of the newest intact checkpoint, the same on all processes; rows logged after it are dropped.
 
-    Raises:
-        ArtifactError: there are checkpoints, but none is intact; or processes have different ones.
+    Raises :class:`ArtifactError`: there are checkpoints, but none is intact; or processes have different ones.
     """
     if not resume:
         return None
