@@ -56,5 +56,5 @@ def _names(names: list[str], incomplete: str) -> list[str]:
 
 def _paths(incomplete: str, accept: Callable[[Path], bool]) -> list[str]:
     """Paths that ``accept`` returns true for, and other folders with a trailing slash."""
-    paths = sorted(map(Path, glob.glob(f"{glob.escape(incomplete)}*")))
-    return [str(path) if accept(path) else f"{path}/" for path in paths if accept(path) or path.is_dir()]
+    paths = sorted(glob.glob(f"{glob.escape(incomplete)}*"))
+    return [p if accept(Path(p)) else f"{p}/" for p in paths if accept(Path(p)) or Path(p).is_dir()]

@@ -46,6 +46,7 @@ def relaunch(argv: Sequence[str], processes: int, device: str) -> int:
     Raises :class:`RecipeError`: there are fewer CUDA devices than processes.
     """
     import torch
+    from accelerate.utils import check_cuda_p2p_ib_support
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -55,7 +56,9 @@ def relaunch(argv: Sequence[str], processes: int, device: str) -> int:
         raise RecipeError(f"--processes {processes}: this machine has {devices} CUDA devices")
     if not devices:
         os.environ["ACCELERATE_USE_CPU"] = "true"
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    elif not check_cuda_p2p_ib_support():  # accelerate refuses such devices without these
+        os.environ.update(NCCL_P2P_DISABLE="1", NCCL_IB_DISABLE="1")
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     logging.disable()  # each copy reports its own errors
     requests: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

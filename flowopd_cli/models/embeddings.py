@@ -102,7 +102,10 @@ class EmbeddingStore:
 
     def _refresh(self) -> None:
         """Register new shards, written by any process."""
-        for path in sorted(self.folder.glob(f"[!.]*{SUFFIX}")) if self.folder is not None else ():
+        paths: list[Path] = []
+        with suppress(OSError):  # a folder that may not be searched
+            paths = sorted(self.folder.glob(f"[!.]*{SUFFIX}")) if self.folder is not None else []
+        for path in paths:
             if path.name not in self._shards:
                 with self._forgetting(path), safe_open(path, framework="pt") as file:
                     self._register(path.name, json.loads(file.metadata()["rows"]))

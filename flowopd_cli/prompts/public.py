@@ -15,6 +15,7 @@ from flowopd_cli.system.text import suggest
 
 RAW = "https://raw.githubusercontent.com"
 TIMEOUT = 60.0
+LARGEST = 64 << 20  # bytes of a file of prompts
 _log = logging.getLogger("flowopd")
 
 
@@ -169,7 +170,12 @@ def _download(source: PromptSource, file: PromptFile) -> bytes:
 
     url = f"{RAW}/{source.repo}/{source.revision}/{file.path}"
     try:
-        data = httpx.get(url, timeout=TIMEOUT, follow_redirects=True).raise_for_status().content
+        data = b""
+        with httpx.stream("GET", url, timeout=TIMEOUT, follow_redirects=True) as answer:
+            for chunk in answer.raise_for_status().iter_bytes():
+                data += chunk
+                if len(data) > LARGEST:
+                    raise ArtifactError(f"{url}: is larger than {LARGEST} bytes; nothing was stored")
     except httpx.HTTPError as error:
         reason = str(error).partition("\n")[0]
         raise ArtifactError(

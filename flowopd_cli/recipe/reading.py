@@ -118,9 +118,9 @@ def _in_words(problem: Mapping[str, Any], model: type[BaseModel]) -> str:
 def _fields(model: Any, path: Sequence[str]) -> list[str]:
     """The fields of the section at ``path``, ignoring indices and tasks."""
     for part in path:
-        field = model.model_fields.get(part)
+        field = getattr(model, "model_fields", {}).get(part)
         model = _section(field.annotation) if field else model
-    return list(model.model_fields)
+    return list(getattr(model, "model_fields", {}))
 
 
 def _section(annotation: Any) -> type[BaseModel] | None:

@@ -69,7 +69,7 @@ def evaluations(source: RunDir, named: Sequence[str], adapter: Adapter | None = 
     """
     sha256, base = (adapter or AdapterRef.parse(str(source.path)).resolve()).sha256, source.manifest().base
     if named:
-        return _named(source, {path: _of_model(RunDir.open(path, writes=False), sha256, base) for path in named})
+        return _named(source, [(path, _of_model(RunDir.open(path, writes=False), sha256, base)) for path in named])
     candidates = []
     for path in sorted(source.path.resolve().parent.iterdir()):
         with suppress(FlowOPDError):
@@ -91,9 +91,9 @@ def _only(evaluation: Evaluation, suites: Iterable[str]) -> Evaluation:
     return replace(evaluation, results={name: evaluation.results[name] for name in suites})
 
 
-def _named(source: RunDir, candidates: Mapping[str, Evaluation | None]) -> list[Evaluation]:
+def _named(source: RunDir, candidates: Iterable[tuple[str, Evaluation | None]]) -> list[Evaluation]:
     chosen: dict[str, Evaluation] = {}
-    for path, evaluation in candidates.items():
+    for path, evaluation in candidates:
         if evaluation is None:
             raise ArtifactError(f"{path}: not a finished evaluation of {source.path} or of its base")
         if evaluation.of in chosen:

@@ -67,6 +67,7 @@ def test_the_shell_completes_recipes_rewards_suites_and_runs(monkeypatch, tmp_pa
     assert completion.suites("geneval,oc") == ["geneval,ocr"]
     assert completion.runs("") == ["runs/t-ocr", "runs/"]
     assert completion.runs("runs/t") == ["runs/t-ocr"]
+    assert completion.runs("./ru") == ["./runs/"]
     assert completion.teachers("ocr=runs/") == ["ocr=runs/t-ocr"]
     assert completion.teachers("oc") == []
     assert completion.runs("no/such/place") == []

@@ -23,7 +23,7 @@ except Interrupted as error:
 STOPS_POLITELY = """
 import signal, sys, time
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(143 if {rank} == 0 else 0))
-print("ready", flush=True)
+print("ready\\n", end="", flush=True)  # one write, also without a buffer
 time.sleep(60)
 """.format(rank="int(__import__('os').environ['RANK'])")
 
@@ -46,7 +46,7 @@ def test_the_exit_code_is_that_of_the_copy_that_failed_and_the_other_ends(rank, 
 
 
 def test_copies_that_succeed_print_through_the_launcher():
-    process = relaunched("import os, sys; print(sys.argv[1:], os.environ['WORLD_SIZE'])")
+    process = relaunched("import os, sys; print(f'{sys.argv[1:]} {os.environ[\"WORLD_SIZE\"]}\\n', end='')")
     assert process.communicate(timeout=50) == ("['teacher'] 2\n" * 2, "")
     assert process.returncode == 0
 
@@ -61,8 +61,8 @@ def test_a_request_to_stop_reaches_the_copies_and_sets_the_exit_code(number, cod
 
 
 def test_copies_that_do_not_stop_after_a_second_request_are_killed():
-    deaf = "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint(1, flush=True)\ntime.sleep(60)"
-    process = relaunched(deaf)
+    ignore = "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+    process = relaunched(f"{ignore}print('1\\n', end='', flush=True)\ntime.sleep(60)")
     for _ in range(2):
         process.stdout.readline()
     process.send_signal(signal.SIGTERM)

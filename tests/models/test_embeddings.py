@@ -127,6 +127,16 @@ def test_a_read_only_folder_is_a_warning_and_rows_stay_in_memory(tmp_path, caplo
     assert caplog.text.count("cannot be written") == 1
 
 
+def test_a_folder_that_cannot_be_searched_leaves_rows_in_memory(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError
+
+    monkeypatch.setattr(Path, "glob", refuse)
+    store = EmbeddingStore(tmp_path)
+    store.add(rows(1))
+    assert same(store.find(["text 1"]), rows(1))
+
+
 def test_a_full_disk_leaves_stored_rows_readable(tmp_path, monkeypatch, caplog):
     store = filled(tmp_path, 1)
 

@@ -88,6 +88,11 @@ class TestFetch:
         assert fetch("both", out=tmp_path / "out").path == tmp_path / "out"
         assert (tmp_path / "out" / "two.txt").read_bytes() == TWO
 
+    def test_a_file_that_is_too_large_is_refused(self, server, monkeypatch):
+        monkeypatch.setattr(public, "LARGEST", len(ONE) - 1)
+        with pytest.raises(ArtifactError, match="is larger than"):
+            fetch("one")
+
     def test_a_failed_download_is_one_line_with_a_way_out(self, server, monkeypatch):
         (server[0] / "data" / "one.txt").unlink()
         with pytest.raises(ArtifactError, match=r"cannot be fetched \(.*404.*flowopd prompts fetch one --from PATH"):

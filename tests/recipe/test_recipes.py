@@ -42,6 +42,7 @@ def test_overrides_reach_into_sections_and_lists_but_do_not_change_the_stage():
         (TEACHER, "train.itertions=3", ["unknown key 'train.itertions'", "did you mean 'iterations'"]),
         (TEACHER, "rewards.0.wieght=1", ["unknown key", "did you mean 'weight'"]),
         (DISTILL, "routing.ocr.guidence=1", ["unknown key", "did you mean 'guidance'"]),
+        (DISTILL, "routing.ref={ref: base, guidence: 1}", ["unknown key 'routing.ref.guidence'"]),
         (TEACHER, "train.lr=-1", ["train.lr", "greater than 0"]),
         (TEACHER, "train.lr", ["section.field=value"]),
         (TEACHER, "train.lr=[", ["not YAML"]),

@@ -107,6 +107,7 @@ def test_named_evaluations_must_compare(source, evaluate):
     for named, message in (
         ([ours, base], r"not evaluated alike \(test prompts, .* / validation prompts, "),
         ([ours, evaluate("e3", source, 0.8)], r"e1 is of this model too; name one"),
+        ([ours, ours], r"e1 is of this model too; name one"),
         ([str(source.path)], "not a finished evaluation of"),
     ):
         with pytest.raises(ArtifactError, match=message):
