@@ -109,25 +109,25 @@ class RemoteReward(Reward):
         limits, pixels = self.worker.limits, max(1, images.shape[-1] * images.shape[-2])
         room = (limits.body_bytes - ENVELOPE_BYTES) // max((len(json.dumps(item)) + 2 for item in items), default=1)
         count = max(1, min(self.batch, protocol.MAX_PICTURES, limits.request_pixels // pixels, room))
-        unreachable = threading.Event()
-        tasks = [partial(self._score, items[i : i + count], unreachable) for i in range(0, len(items), count)]
+        timed_out = threading.Event()
+        tasks = [partial(self._score, items[i : i + count], timed_out) for i in range(0, len(items), count)]
         return reward_result(in_parallel(tasks, workers=len(self._endpoints.urls)))
 
-    def _score(self, items: list[dict[str, Any]], unreachable: threading.Event) -> Answer:
-        """The scores of one request; it is not sent if no worker answered an earlier request of this call."""
+    def _score(self, items: list[dict[str, Any]], timed_out: threading.Event) -> Answer:
+        """The scores of one request; it is not sent after an earlier one of this call has ``timed_out``."""
 
         def parse(tree: Any) -> Answer:
             return TypeAdapter(Answer).validate_python(self._verify(tree)).require(len(items))
 
-        reason, failing = "not sent, because no worker answered an earlier request", self._endpoints.failing
-        if not unreachable.is_set():
+        reason, failing = "not sent, because an earlier request of this call timed out", self._endpoints.failing
+        if not timed_out.is_set():
             try:
                 answer = self._post(protocol.SCORE, {"items": items}, parse)
             except EndpointError as error:
                 if self.on_error != "skip" or error.status in (*TOKEN_NEEDED, MISMATCH):
                     self._stop(error)
-                if error.status is None:
-                    unreachable.set()
+                if error.slow:
+                    timed_out.set()
                 reason = str(error)
                 if not failing:
                     log.warning("reward %s: pictures are left out of their groups: %s", self._name, reason)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
 from functools import cache
 from typing import Any
 from urllib.parse import urlsplit
@@ -29,17 +30,29 @@ _JITTER = random.Random()  # separate, so that the seeded generators of a run st
 
 
 class EndpointError(RewardError):
-    """No endpoint gave a usable answer. ``status`` is the last HTTP status, ``None`` where an endpoint sent none."""
+    """No endpoint gave a usable answer. ``status`` is the last HTTP status, ``None`` where an endpoint sent none.
 
-    def __init__(self, message: str, status: int | None = None) -> None:
+    ``slow`` says that an endpoint was given up at its timeout.
+    """
+
+    def __init__(self, message: str, status: int | None = None, slow: bool = False) -> None:
         super().__init__(message)
-        self.status = status
+        self.status, self.slow = status, slow
 
 
 class _Retryable(ValueError):
-    def __init__(self, reason: str, status: int | None = None, retry_after: str = "") -> None:
+    def __init__(self, reason: str, status: int | None = None, retry_after: str = "", slow: bool = False) -> None:
         super().__init__(" ".join(reason.split())[:EXCERPT])
-        self.status, self.pause = status, float(retry_after) if retry_after.isdecimal() else 0.0
+        self.status, self.pause, self.slow = status, _seconds(retry_after), slow
+
+
+def _seconds(retry_after: str) -> float:
+    if retry_after.isdecimal():
+        return float(retry_after)
+    try:
+        return parsedate_to_datetime(retry_after).timestamp() - time.time()
+    except (TypeError, ValueError):
+        return 0.0
 
 
 @dataclass
@@ -101,7 +114,8 @@ class Endpoints:
         reasons = "; ".join(f"{join_url(url, path)}: {failure}" for url, failure in failures.items())
         statuses = [failure.status for failure in failures.values()]
         message = f"no answer after {attempts} attempt{'s' * (attempts > 1)}: {reasons}"
-        raise EndpointError(message, None if None in statuses else statuses[-1])
+        slow = any(failure.slow for failure in failures.values())
+        raise EndpointError(message, None if None in statuses else statuses[-1], slow)
 
     def _attempt(self, url: str, payload: Any) -> Any:
         response, body = self._exchange(url, payload)
@@ -140,7 +154,7 @@ class Endpoints:
             try:
                 return Background(fetch).result(self.timeout), body  # httpx bounds the wait for each block alone
             except (FutureTimeout, httpx.TimeoutException) as error:
-                raise _Retryable(f"no answer within {self.timeout:g} s") from error
+                raise _Retryable(f"no answer within {self.timeout:g} s", slow=True) from error
             except (httpx.LocalProtocolError, httpx.InvalidURL, ValueError):
                 raise RewardError(f"{url}: a header or the address holds characters that cannot be sent") from None
             except httpx.HTTPError as error:

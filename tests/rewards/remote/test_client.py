@@ -6,7 +6,7 @@ from contextlib import ExitStack
 
 import pytest
 import torch
-from support.scripted import Scripted, hang
+from support.scripted import Scripted, drop, hang
 from support.workers import started
 
 from flowopd_cli.core.prompt import Prompt
@@ -202,6 +202,11 @@ def test_with_skip_a_hanging_worker_is_tried_once_a_call(scripted):
     assert posts(server) == 3
 
 
+def test_with_skip_a_broken_connection_costs_its_own_pictures_alone(scripted):
+    reward = RemoteReward(scripted(drop, good(0.5)).url, on_error="skip", retries=0, batch=1)
+    assert score(reward).valid.tolist() == [False, True, True, True]
+
+
 def test_an_absent_worker_is_tried_once_where_another_answers(serve, scripted, caplog):
     bad = serve((503, "loading"))
     reward = RemoteReward(f"{bad.url},{scripted(good(0.25)).url}", retries=4, backoff=0.01)
@@ -253,7 +258,9 @@ def test_answers_that_cannot_be_used(scripted, content, words):
 
 
 def test_another_protocol(serve):
-    with pytest.raises(WorkerMismatch, match=r"of protocol 1 .*Input should be 1.*install the same flowopd"):
+    with pytest.raises(
+        WorkerMismatch, match=r"of protocol 1 .*should be less than or equal to 1.*install the same flowopd"
+    ):
         RemoteReward(serve((200, {**INFO, "protocol": 2})).url, on_error="skip")
 
 
@@ -323,7 +330,14 @@ def test_a_valid_description():
 @pytest.mark.parametrize(
     "description",
     [
-        *(None, [], {}, {"protocol": 1}, {**INFO, "reward": ["red"]}, {**INFO, "limits": {"pixels": "many"}}),
+        *(
+            None,
+            [],
+            {},
+            {**INFO, "protocol": True},
+            {**INFO, "reward": ["red"]},
+            {**INFO, "limits": {"pixels": "many"}},
+        ),
         *({**INFO, "limits": []}, {**INFO, "weights": "x"}, {**INFO, "low": "zero"}, {**INFO, "high": []}),
     ],
 )

@@ -125,8 +125,9 @@ def test_the_next_endpoint_answers_for_a_broken_one_which_then_rests(serve):
     assert good.url in str(error.value)
 
 
-def test_retry_after_is_kept_within_bounds(serve):
-    bounded = serve((429, "x", {"Retry-After": "1"}), (200, 1))
+@pytest.mark.parametrize("pause", ["1", "Fri, 01 Jan 2100 00:00:00 GMT"])
+def test_retry_after_is_kept_within_bounds(serve, pause):
+    bounded = serve((429, "x", {"Retry-After": pause}), (200, 1))
     endpoints(bounded, max_pause=0.4).request("x", {})
     assert 0.35 < bounded.times[1] - bounded.times[0] < 0.9
     unreadable = serve((429, "x", {"Retry-After": "soon"}), (200, 1))
