@@ -14,7 +14,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import field
 from io import BytesIO
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import pydantic_core
 from PIL import Image
@@ -47,6 +47,7 @@ class Limits:
     request_pixels: int = 32 << 20
     waiting_pixels: int = 256 << 20
     queue_seconds: float = 60.0
+    header_seconds: int = 10
     body_seconds: float = 60.0
     connections: int = 64
 
@@ -107,7 +108,7 @@ class Answer:
 class WorkerInfo(BaseModel):
     """The answer to ``/info``."""
 
-    protocol: Literal[1]
+    protocol: int = Field(strict=True, ge=PROTOCOL, le=PROTOCOL)
     reward: str
     fingerprint: str
     package: str = "?"
@@ -155,13 +156,13 @@ def _read_png(text: Any, info: ValidationInfo) -> Image.Image:
     return rgb
 
 
-class PromptRecord(BaseModel):
+class PromptRecord(BaseModel, coerce_numbers_to_str=True):
     """A prompt as transmitted; only the text is required."""
 
     id: str = ""
-    text: str
+    text: str = Field(strict=True)
     task: str = ""
-    metadata: dict[str, Any] = {}
+    metadata: Annotated[dict[str, Any], BeforeValidator(lambda value: value or {})] = {}
 
 
 class ScoreItem(BaseModel):
@@ -174,7 +175,7 @@ class ScoreItem(BaseModel):
 class Request(BaseModel):
     """The fields of every request."""
 
-    protocol: int
+    protocol: int = Field(strict=True)
     reward: str | None = None
 
     @field_validator("protocol", "reward")

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.rewards.remote import protocol
-from flowopd_cli.rewards.remote.protocol import Answer, Limits, Refusal, ScoreRequest
+from flowopd_cli.rewards.remote.protocol import Answer, CheckRequest, Limits, Refusal, ScoreRequest
 
 
 def encoded(image, kind="PNG", **options):
@@ -75,6 +75,12 @@ def test_other_kinds_of_png_become_rgb(mode):
 def test_other_formats_are_refused():
     with pytest.raises(Refusal, match="not a PNG"):
         decoded(encoded(Image.new("RGB", (3, 2)), "JPEG"))
+
+
+def test_prompts_are_read_leniently():
+    body = {"protocol": 1, "prompts": [{"id": 7, "text": "x", "task": 1.5, "metadata": None}]}
+    (prompt,) = protocol.read_request(CheckRequest, json.dumps(body).encode(), "red", Limits()).prompts
+    assert prompt.model_dump() == {"id": "7", "text": "x", "task": "1.5", "metadata": {}}
 
 
 def test_only_finite_numbers_are_valid():
