@@ -5,7 +5,6 @@ The few files of flowopd that the server needs are copied to a folder that is th
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import json
 import os
@@ -16,13 +15,15 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
 from packaging.specifiers import SpecifierSet
+from pydantic import BaseModel, Field
 
 from flowopd_cli.errors import RewardError
+from flowopd_cli.rewards.remote.protocol import one_line
 from flowopd_cli.system.paths import cache_dir
 
 PACKAGE = Path(__file__).resolve().parents[2]
@@ -32,17 +33,15 @@ SHARED = (
     *("system/__init__.py", "system/files.py", "system/json_files.py", "system/paths.py"),
 )
 BLOCK = re.compile(r"(?m)^# /// script$\s(?P<content>(^#(| .*)$\s)+)^# ///$")
-ENTRY = re.compile(r"(?ms)^(dependencies|requires-python)\s*=\s*(\[.*?^\]|\[[^\n]*\]|\"[^\"\n]*\")")
 PYTHONS = ("3.12", "3.11", "3.10", "3.13", "3.14")
 REMOVED = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__")
 
 
-@dataclass(frozen=True)
-class Script:
+class Script(BaseModel):
     """The inline metadata of a worker script; ``block`` is its text."""
 
-    requires_python: str
-    dependencies: tuple[str, ...]
+    requires_python: str = Field("", alias="requires-python")
+    dependencies: tuple[str, ...] = ()
     block: str
 
 
@@ -58,13 +57,19 @@ def find_script(name: str) -> Path | None:
 
 
 def read_script(path: Path) -> Script:
-    """The script's inline metadata, if any. Its two entries have the same syntax in TOML and in Python."""
-    block = "".join(match["content"] for match in BLOCK.finditer(path.read_text(encoding="utf-8")))
+    """The script's inline metadata, if any; ``RewardError`` when it cannot be read."""
+    block, *others = [match["content"] for match in BLOCK.finditer(path.read_text(encoding="utf-8"))] or [""]
     try:
-        entries = {key: ast.literal_eval(value) for key, value in ENTRY.findall(re.sub(r"(?m)^# ?", "", block))}
-    except (ValueError, SyntaxError) as error:
-        raise RewardError(f"{path}: its script block cannot be read ({error})") from error
-    return Script(entries.get("requires-python", ""), tuple(entries.get("dependencies", ())), block)
+        toml: Any = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
+        script = Script.model_validate({**toml.loads(re.sub(r"(?m)^# ?", "", block)), "block": block})
+        SpecifierSet(script.requires_python)
+    except ImportError as error:
+        raise RewardError(f"{path}: reading its script block needs Python 3.11, or uv (pip install uv)") from error
+    except ValueError as error:
+        raise RewardError(f"{path}: its script block cannot be read ({one_line(error)})") from error
+    if others:
+        raise RewardError(f"{path}: has {1 + len(others)} script blocks, want one")
+    return script
 
 
 def run(name: str, path: Path, flags: Mapping[str, Any]) -> NoReturn:

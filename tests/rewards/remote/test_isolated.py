@@ -89,9 +89,43 @@ def test_no_block_needs_nothing(script):
     assert (metadata.requires_python, metadata.dependencies, metadata.block) == ("", (), "")
 
 
-def test_a_block_that_cannot_be_read(script):
-    with pytest.raises(RewardError, match="cannot be read"):
-        isolated.read_script(script("# /// script\n# dependencies = [\n#   left\n# ]\n# ///\n"))
+def test_a_block_is_toml(script):
+    lines = (
+        "/// script",
+        "requires-python = '>=3.12'",
+        "dependencies = ['left']",
+        "[tool.x]",
+        "y = [",
+        " 1,",
+        "]",
+        "///",
+    )
+    metadata = isolated.read_script(script("".join(f"# {line}\n" for line in lines)))
+    assert (metadata.requires_python, metadata.dependencies) == (">=3.12", ("left",))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("# dependencies = [\n#   left\n# ]\n", "cannot be read"),
+        ("# dependencies = [1]\n", r"dependencies\.0: Input should be a valid string"),
+        ("# dependencies = 'left'\n", "dependencies: Input should be a valid tuple"),
+        ("# requires-python = 3.12\n", "requires-python: Input should be a valid string"),
+        ("# requires-python = 'new'\n", "Invalid specifier: 'new'"),
+        ("# dependencies = []\n# ///\n\n# /// script\n# dependencies = []\n", "has 2 script blocks, want one"),
+    ],
+)
+def test_a_block_that_cannot_be_read(script, text, words):
+    with pytest.raises(RewardError, match=words) as error:
+        isolated.read_script(script(f"# /// script\n{text}# ///\n"))
+    assert "\n" not in str(error.value)
+
+
+def test_a_python_without_a_reader_of_toml(script, monkeypatch):
+    for name in ("tomllib", "tomli"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(RewardError, match=r"needs Python 3\.11, or uv"):
+        isolated.read_script(script(BLOCK))
 
 
 def test_which_names_have_a_worker(script, tmp_path):
