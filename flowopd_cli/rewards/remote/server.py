@@ -27,6 +27,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from flowopd_cli.errors import FlowOPDError, RewardError
 from flowopd_cli.errors import one_line as printable
@@ -137,12 +138,15 @@ class Worker:
         limits, body = self.settings.limits, bytearray()
         if request.headers.get("Content-Type", "").split(";")[0].strip().lower() != "application/json":
             raise Refusal(415, "the body must be application/json")
+        too_large = Refusal(413, f"a body of more than {limits.body_bytes} bytes")
+        if int(request.headers.get("Content-Length", 0)) > limits.body_bytes:
+            raise too_large
 
         async def receive() -> None:
             async for chunk in request.stream():
                 body.extend(chunk)
                 if len(body) > limits.body_bytes:
-                    raise Refusal(413, f"a body of more than {limits.body_bytes} bytes")
+                    raise too_large
 
         try:
             await asyncio.wait_for(receive(), limits.body_seconds)
@@ -178,11 +182,12 @@ def serve(load: Callable[[], Scorer], settings: Settings) -> None:
     worker, failures, out, parent = Worker(settings), [], sys.stdout, os.getppid()
     config = uvicorn.Config(
         worker.application,
-        http="h11",
+        http=_TimedProtocol,
         ws="none",
         log_config=None,
         access_log=False,
         limit_concurrency=settings.limits.connections,
+        timeout_keep_alive=settings.limits.header_seconds,
         timeout_graceful_shutdown=GRACE_SECONDS,
     )
     server = _Server(config)
@@ -207,6 +212,23 @@ def serve(load: Callable[[], Scorer], settings: Settings) -> None:
     gc.freeze()  # the last collection would walk through every object of torch, which takes seconds on a busy machine
     if failures:
         raise failures[0]
+
+
+class _TimedProtocol(H11Protocol):
+    """Closes a connection whose next request header does not arrive in time; uvicorn alone waits forever."""
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self.loop.call_later(self.timeout_keep_alive, self._close_after, None)
+
+    def on_response_complete(self) -> None:
+        cycle = self.cycle
+        super().on_response_complete()  # which may begin the next request
+        self.loop.call_later(self.timeout_keep_alive, self._close_after, cycle)
+
+    def _close_after(self, cycle: Any) -> None:
+        if self.cycle is cycle:
+            self.transport.close()
 
 
 class _Server(uvicorn.Server):

@@ -70,6 +70,12 @@ def test_a_score(sound):
         (400, r"items\.0\.png: not a PNG", {"json": body("no base64!")}),
         (400, r"items\.1\.png: not a PNG", {"json": body(png(), png()[:60])}),
         (400, r"items\.0\.prompt: Input should be", {"json": body(items=[{"png": png(), "prompt": "x"}])}),
+        (400, "protocol: Input should be a valid integer", {"json": body(protocol=True)}),
+        (
+            400,
+            r"items\.0\.prompt\.text: Input should be",
+            {"json": body(items=[{"png": png(), "prompt": {"text": 5}}])},
+        ),
         (409, "protocol is 1, that of the request 7", {"json": body("AAAA", protocol=7)}),
         (409, "reward is 'red', that of the request 'x{99}$", {"json": body(png(), reward="x" * 5000)}),
         (413, "20 x 20 pixels, at most 100", {"json": body(png((20, 20)))}),
@@ -124,6 +130,23 @@ def test_connections_are_bounded(tmp_path):
         for connection in idle:
             connection.close()
         wait_for(lambda: get(worker, "/health").status_code == 200)
+
+
+@pytest.mark.parametrize("answered_before", [False, True])
+def test_a_header_that_never_ends(tmp_path, answered_before):
+    with started(folder=tmp_path, limits={"header_seconds": 1}) as worker, connected(worker) as connection:
+        if answered_before:
+            connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            wait_for(lambda: b'"waiting":0}' in connection.recv(1000))
+        connection.sendall(b"GET /health HTTP/1.1\r\nX-Slow: ")
+        assert connection.recv(1000) == b""  # closed; the socket's own timeout is 10 s
+
+
+def test_a_body_is_refused_by_its_length_before_it_arrives(sound):
+    with connected(sound) as connection:
+        header = b"Host: localhost\r\nContent-Type: application/json\r\nContent-Length: 20001\r\n\r\n"
+        connection.sendall(b"POST /score HTTP/1.1\r\n" + header)
+        assert b" 413 " in connection.recv(200)
 
 
 def test_a_body_that_never_comes(tmp_path):
