@@ -73,7 +73,7 @@ def test_a_failing_worker_stops_the_training(train, tmp_path, mode, on_error):
 
 
 def test_unscored_pictures_are_skipped(train, tmp_path):
-    with started("error_first", folder=tmp_path, failures=2) as worker:
+    with started("error_first", folder=tmp_path) as worker:
         code, _, rows = train(remote(worker, on_error="skip", retries=0, batch=4))
     assert code == 0
     assert [row["invalid"] for row in rows] == [1, 1, 0]
