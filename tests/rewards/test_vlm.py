@@ -157,7 +157,7 @@ def test_a_custom_template(serve):
         ({"url": "http://h/v1", "model": "m", "preset": "x"}, "unifiedreward, qwenvl"),
         ({"url": "http://h/v1", "model": "m", "api_key": "k"}, "read from the environment"),
         ({"url": "http://h/v1", "model": "m", "key_env": "NO_SUCH_VARIABLE"}, "NO_SUCH_VARIABLE holds no"),
-        ({"url": "http://h/v1", "model": "m", "pattern": "("}, "no regular expression"),
+        ({"url": "http://h/v1", "model": "m", "pattern": "("}, "not a regular expression"),
         ({"url": "http://h/v1", "model": "m", "pattern": "x"}, "0 groups"),
         ({"url": "http://h/v1", "model": "m", "low": 5}, "must be below"),
         ({"url": "http://h/v1", "model": "m", "concurrency": 0}, "1 or more"),
