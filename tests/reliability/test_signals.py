@@ -100,7 +100,7 @@ def test_two_processes_stop_at_once_at_the_second_signal(whole, tmp_path, number
         time.sleep(0.1)
     time.sleep(15)  # imports, the base, and then the first rollout
     copies = commands.descendants(process.pid)
-    assert len(copies) >= 4
+    assert len(copies) >= 3  # the launcher and two copies
     process.send_signal(number)
     time.sleep(2)
     assert process.poll() is None
