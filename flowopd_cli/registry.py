@@ -54,10 +54,10 @@ class Registry:
             return str(self.remote)
         if self.is_code(name):
             return name
-        known = ", ".join(self.names()) or "none"
+        names = ", ".join(self.names()) or "none"
         direct = "; or name your own as package.module:attr" if self.open_ended else ""
         direct += f", a worker as {REMOTE}URL" if self.remote else ""
-        raise self.error(f"no {self.kind} {name!r}{suggest(name, self.names())}; known: {known}{direct}")
+        raise self.error(f"no {self.kind} {name!r}{suggest(name, self.names())}; known: {names}{direct}")
 
     def on_base(self, name: str, base: str) -> str:
         """The registered name on a base: on ``toy``, ``geneval`` is ``toy-geneval``."""

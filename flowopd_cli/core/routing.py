@@ -25,5 +25,5 @@ def check_routes(tasks: Iterable[str], routing: Collection[str]) -> None:
     """Raise :class:`RoutingError` for the first task without a route."""
     for task in tasks:
         if task not in routing:
-            known = ", ".join(sorted(routing)) or "none"
-            raise RoutingError(f"no teacher for task {task!r} (routes: {known}): add --teacher {task}=REF")
+            routes = ", ".join(sorted(routing)) or "none"
+            raise RoutingError(f"no teacher for task {task!r} (routes: {routes}): add --teacher {task}=REF")

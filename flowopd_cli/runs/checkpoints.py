@@ -76,8 +76,8 @@ def best_step(rows: Sequence[Mapping[str, Any]], steps: Iterable[int], best: Bes
     """
     sign = 1 if best.direction == "max" else -1
     means = {step: _mean(rows, best.metric, step - every, step) for step in sorted(steps)}
-    known = {step: sign * mean for step, mean in means.items() if mean is not None}
-    return max(known, key=lambda step: (known[step], -step)) if known else None
+    scores = {step: sign * mean for step, mean in means.items() if mean is not None}
+    return max(scores, key=lambda step: (scores[step], -step)) if scores else None
 
 
 def _mean(rows: Sequence[Mapping[str, Any]], metric: str, after: int, until: int) -> float | None:

@@ -99,10 +99,10 @@ def reward(category: str, **options: Any) -> NamedReward:
 
     Raises :class:`RecipeError`: an option that no category takes.
     """
-    known = {name for each in CATEGORIES.values() for name in each.options}
-    unknown = sorted(set(options) - known)
+    names = {name for each in CATEGORIES.values() for name in each.options}
+    unknown = sorted(set(options) - names)
     if unknown:
-        raise RecipeError(f"{NAME}: no option {unknown[0]!r}; known: {', '.join(sorted(known))}")
+        raise RecipeError(f"{NAME}: no option {unknown[0]!r}; known: {', '.join(sorted(names))}")
     spec = CATEGORIES[category]
     renamed = {spec.options[name]: value for name, value in options.items() if name in spec.options}
     return NamedReward(spec.reward, {**spec.fixed, **renamed})

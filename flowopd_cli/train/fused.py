@@ -17,7 +17,7 @@ from flowopd_cli.core.routing import route
 from flowopd_cli.core.sampler import Sampler, SeededNoise, trained_steps
 from flowopd_cli.core.types import Conditioning, Loss, Rollout, StepBatch, Trajectory
 from flowopd_cli.models.base import FlowModel
-from flowopd_cli.train.collect import Draw
+from flowopd_cli.train.collect import Draw, encoded
 from flowopd_cli.train.labels import Rows, Teacher, label
 
 
@@ -41,7 +41,7 @@ def micro_batches(
     ``finish`` receives the finished rollout, with its last latents alone; without it the rollout stops after the last
     trained step. A task without a teacher is a :class:`RoutingError`.
     """
-    cond = setup.model.encode([prompt.text for prompt in draw.prompts] or [""])[: len(draw.prompts)]
+    cond = encoded(setup.model, draw.prompts)
     order = torch.cat([torch.arange(0), *route(draw.prompts, tuple(setup.teachers)).values()])
     final: list[Tensor] = [cond.embeds.new_zeros(0, *setup.model.latent_shape)]  # a process may have no group
     for rows in order.split(setup.micro) if len(order) else ():

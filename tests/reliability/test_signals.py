@@ -105,7 +105,7 @@ def test_two_processes_stop_at_once_at_the_second_signal(whole, tmp_path, number
     time.sleep(2)
     assert process.poll() is None
     process.send_signal(number)
-    said = process.communicate(timeout=40)[1]
-    assert process.returncode == code, said
+    output = process.communicate(timeout=40)[1]
+    assert process.returncode == code, output
     assert status_now(path) == "interrupted"
     assert not [pid for pid in copies if commands.alive(pid)]

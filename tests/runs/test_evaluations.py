@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from support.reported import TEACHER, begun, evaluation, with_adapter
+from support.reported import evaluation, policy_run
 
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.runs.evaluations import evaluations, protocol
@@ -14,10 +14,7 @@ JUDGE = {"reward": "ocr", "engine": "reader-1", "weights": {"model": "sha256:1",
 
 @pytest.fixture
 def source(tmp_path):
-    run = begun(tmp_path / "student", TEACHER)
-    with_adapter(run)
-    run.finish("done")
-    return run
+    return policy_run(tmp_path / "student")
 
 
 @pytest.fixture

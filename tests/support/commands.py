@@ -1,6 +1,8 @@
 """The real command line as processes: started, watched, and all that they start found."""
 
+import atexit
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -10,12 +12,25 @@ from support.forks import ROOT
 
 from flowopd_cli.runs.run import RunDir
 
+PROCESSES = []
+
+
+@atexit.register
+def _end_processes():
+    """A failed test must not leave a training running."""
+    for process in PROCESSES:
+        for pid in descendants(process.pid) if process.poll() is None else ():
+            os.kill(pid, signal.SIGKILL)
+
 
 def started(*argv):
     """``flowopd *argv``, with pipes."""
     command = [sys.executable, "-m", "flowopd_cli", *map(str, argv)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    PROCESSES.append(
+        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    )
+    return PROCESSES[-1]
 
 
 def wait_for_rows(path, process, rows, patience=240):

@@ -132,3 +132,11 @@ def noise(count, size, seed):
     """A row of pictures that nothing compresses."""
     pixels = np.random.default_rng(seed).integers(0, 256, (size, count * size, 3), dtype=np.uint8)
     return Image.fromarray(pixels)
+
+
+def policy_run(path):
+    """A finished run of a policy on the base ``toy``."""
+    run = begun(path, TEACHER)
+    with_adapter(run)
+    run.finish("done")
+    return run

@@ -179,7 +179,7 @@ def test_the_last_rollout_is_whole_whatever_teaches(trainee):
         assert len(seen) == 2 * len(trained_steps(sampler).steps)
 
 
-def test_a_window_and_chosen_lessons_give_the_gradients_of_replay(exact):
+def test_a_window_and_chosen_steps_give_the_gradients_of_replay(exact):
     for sampler in (
         make_sampler(exact, steps=6, window=(1, 3)),
         dataclasses.replace(make_sampler(exact, steps=6), trained=TrainedSteps((1, 3, 4), (2.0, 0.0, 2.0))),

@@ -93,8 +93,8 @@ def bench(
 
         values |= {f"model.{key}": value for key, value in model_fields(base).items()}
     tree, where = starting_point(recipe, base, shape)
-    measured = distillation(tree, where, values, Roles(teachers, anchor, teacher_guidance), overrides)
-    show(measure(measured, batch, repeats, recipe is not None and teachers is None, quiet), out, as_json, quiet)
+    distill = distillation(tree, where, values, Roles(teachers, anchor, teacher_guidance), overrides)
+    show(measure(distill, batch, repeats, recipe is not None and teachers is None, quiet), out, as_json, quiet)
 
 
 @dataclass(frozen=True)

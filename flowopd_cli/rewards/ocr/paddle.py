@@ -128,8 +128,8 @@ def choose_model(kind: str, options: PaddleOptions) -> OCRModel:
         return onnx_folder(download(_CONVERTED + file, sha256=digest), kind, name=PUBLISHED_NAMES[kind])
     names = options.models.split("+")
     if len(names) != 2 or not all(names):
-        known = f"default, {PUBLISHED}, rapidocr, or DETECTOR+RECOGNIZER in paddleocr's names"
-        raise RewardError(f"ocr: models={options.models!r}: known are {known}")
+        choices = f"default, {PUBLISHED}, rapidocr, or DETECTOR+RECOGNIZER in paddleocr's names"
+        raise RewardError(f"ocr: models={options.models!r}: known are {choices}")
     return OCRModel(names[0 if kind == "det" else 1])
 
 

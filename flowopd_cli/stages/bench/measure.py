@@ -58,7 +58,7 @@ def run(request: Request, progress: Progress) -> dict[str, Any]:
     progress.done()
     wall, cpu = ({name: median(pair[i] for pair in pairs) for name, pairs in samples.items()} for i in (0, 1))
     split = {name: clock.parts(world, whole[name], min(3, request.repeats)) for name in ("fused", "replay")}
-    roles, extras = {role: wall[role] for role in FLOOR if role in wall}, _extras(world, request)
+    roles, extras = _floor(wall), _extras(world, request)
     return {
         "floor_seconds": sum(roles.values()),
         **{f"{name}_seconds": wall[name] for name in whole},
@@ -96,10 +96,14 @@ def _where(device: torch.device) -> str:
     return f"CPU {platform.processor() or platform.machine()}"
 
 
+def _floor(medians: Mapping[str, float]) -> dict[str, float]:
+    return {role: medians[role] for role in FLOOR if role in medians}
+
+
 def _ratios(world: World, medians: Mapping[str, float]) -> dict[str, float]:
     """Times of the structures relative to each other; the floor of ``replay_to_its_floor`` includes the rollout."""
     rollout = medians["forward"] * world.recipe.sampling.steps / world.steps
-    floor = sum(medians[role] for role in FLOOR if role in medians)
+    floor = sum(_floor(medians).values())
     fused, replay, upstream = (medians[name] for name in ("fused", "replay", "upstream_structure"))
     return {
         "fused_to_floor": fused / floor,

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 from huggingface_hub import ModelCard
-from support.reported import BASE, TEACHER, begun, evaluation, with_adapter
+from support.reported import BASE, evaluation, policy_run
 
 from flowopd_cli.runs.evaluations import evaluations
 from flowopd_cli.runs.manifest import Base, Inputs, Parent
@@ -15,10 +15,7 @@ from flowopd_cli.stages.publishing.licenses import known_license
 @pytest.fixture
 def source(tmp_path):
     """A trained run of the base ``toy``."""
-    run = begun(tmp_path / "student", TEACHER)
-    with_adapter(run)
-    run.finish("done")
-    return run
+    return policy_run(tmp_path / "student")
 
 
 def card_of(source, reported=(), **fields):
