@@ -14,7 +14,7 @@ from support.forks import Kill
 from flowopd_cli.runs.manifest import is_run, status_now
 from flowopd_cli.runs.run import RunDir
 
-FEW, MANY = 3, 25
+FEW, MANY = 2, 25
 SLOW = pytest.param(MANY, marks=pytest.mark.slow)
 
 
@@ -91,7 +91,7 @@ def test_a_kill_at_any_write_leaves_a_usable_directory(forks, tmp_path):
         assert toyruns.listing(path) == toyruns.listing(whole), changes[number - 1]
 
 
-@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("rows", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_reward_with_global_random_state_is_resumed_exactly(forks, whole, tmp_path, rows):
     command, paths = toyruns.teacher("support.noisy:score"), [tmp_path / name for name in ("whole", "killed")]
     command += toyruns.changes("prompts=[{source: 'toy:all'}]")
@@ -102,8 +102,10 @@ def test_a_reward_with_global_random_state_is_resumed_exactly(forks, whole, tmp_
     assert len({row["reward"] for row in RunDir(paths[0]).rows()}) == 5
 
 
-@pytest.mark.parametrize("stage", ["teacher", "distill"])
-@pytest.mark.parametrize("count", [1, pytest.param(5, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("stage", "count"),
+    [("distill", 1), *(pytest.param(stage, 5, marks=pytest.mark.slow) for stage in ("teacher", "distill"))],
+)
 def test_two_processes_of_which_one_is_killed_end_alike(forks, whole, tmp_path, stage, count):
     draw, reference = random.Random(f"two/{stage}/{count}"), whole.in_two(stage)
     for number in range(count):

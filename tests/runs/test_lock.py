@@ -81,7 +81,8 @@ def rivals(path, count=8):
 
 
 @pytest.mark.parametrize("stale", [False, True])
-def test_of_rivals_one_takes_the_lock(tmp_path, stale):
+def test_of_rivals_one_takes_the_lock(tmp_path, monkeypatch, stale):
+    monkeypatch.setattr(locks, "PATIENCE", 0.1)
     for attempt in range(10):
         path = tmp_path / str(attempt) / ".lock"
         path.parent.mkdir()

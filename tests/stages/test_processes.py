@@ -20,11 +20,10 @@ from flowopd_cli.runs.run import RunDir
 from flowopd_cli.stages import coldstart, distill, teacher
 
 TESTS, PACKAGE = Path(__file__).resolve().parent.parent, Path(flowopd_cli.__file__).parent.parent
-NAMES = (
-    *("teacher", "coldstart", "distill", "sparse", "fused", "thinned", "fresh"),
-    *("few", "few-fused", "one-group", "saving"),
-)
+SHARDED = ("teacher", "coldstart", "distill", "fused", "saving", "few")
+NAMES = (*SHARDED, "sparse", "thinned", "fresh", "few-fused", "one-group")
 COUNTS = ("two", "shards")
+CASES = [(count, name) for count, names in (("two", NAMES), ("shards", SHARDED)) for name in names]
 
 
 @pytest.fixture(scope="module")
@@ -85,8 +84,7 @@ def tensors(adapter):
     return load_file(adapter / "adapter_model.safetensors")
 
 
-@pytest.mark.parametrize("count", COUNTS)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("count", "name"), CASES)
 def test_several_processes_train_the_weights_of_one(trained, several, name):
     one, two = (tensors(folder / name / "adapter") for folder in (trained / "one", several))
     start = tensors(trained.parent / "start")
@@ -96,8 +94,7 @@ def test_several_processes_train_the_weights_of_one(trained, several, name):
     assert max(float((value - start[key]).abs().max()) for key, value in one.items()) > 1e-3
 
 
-@pytest.mark.parametrize("count", COUNTS)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("count", "name"), CASES)
 def test_several_processes_log_the_figures_of_one(trained, several, name):
     one, two = (RunDir(folder / name).rows() for folder in (trained / "one", several))
     assert [row["step"] for row in two] == [row["step"] for row in one]
@@ -165,7 +162,7 @@ def test_accelerate_starts_the_same_command_on_two_machines(trained, pipeline_fo
     assert {key: row[key] for key in figures} == pytest.approx(figures, rel=1e-3, abs=1e-5)  # float32
 
 
-@pytest.mark.parametrize("shard", [False, True])
+@pytest.mark.parametrize("shard", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_an_error_in_one_process_is_one_line_and_keeps_a_checkpoint(trained, pipeline_folder, tmp_path, shard):
     built = copies.recipe("teacher", trained.parent, pipeline_folder, rollout_batch=64, checkpoint_every=50)
     failing = tuple(spec.model_copy(update={"name": "support.copies:Fails"}) for spec in built.rewards)

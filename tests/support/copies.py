@@ -136,10 +136,10 @@ def train(name, built, progress=None):
 
 
 def runs(folder, out, pipeline, *, shard=False):
-    """Every stage, and distillations: with optimizer steps of one row each, in one pass, of some of the steps.
+    """Every stage, and distillations: in one pass, with checkpointing, of one group with sample pictures.
 
-    Then stages of fewer groups than processes: a teacher that replaces groups of equal rewards, a cold start, and a
-    distillation that draws sample pictures.
+    With the whole base in each process also those that differ in their rows and groups only: optimizer steps of one
+    row each, some of the steps, groups of equal rewards that are replaced, and fewer groups than processes.
     """
 
     def load_double(spec, targets):
@@ -150,16 +150,18 @@ def runs(folder, out, pipeline, *, shard=False):
         module.load_model = load_double
     for stage in ("teacher", "coldstart", "distill"):
         train(out / stage, recipe(stage, folder, pipeline))
-    train(out / "sparse", recipe("distill", folder, pipeline, group_size=1))
     train(out / "fused", recipe("distill", folder, pipeline, updates=1, iterations=10))
+    train(out / "saving", recipe("distill", folder, pipeline, updates=1, iterations=2, gradient_checkpointing=True))
+    train(out / "few", recipe("distill", folder, pipeline, groups=1, updates=2, sample_every=2))
+    if shard:
+        return
+    train(out / "sparse", recipe("distill", folder, pipeline, group_size=1))
     thinned = recipe("distill", folder, pipeline, updates=1, micro=2, steps_per_rollout=2)
     train(out / "thinned", thinned.model_copy(update={"anchor": thinned.anchor.model_copy(update={"every": 2})}))
     teacher = recipe("teacher", folder, pipeline, groups=2, group_size=2, resample_flat=3, updates=2)
     coarse = tuple(spec.model_copy(update={"options": {**spec.options, "levels": 5}}) for spec in teacher.rewards)
     train(out / "fresh", teacher.model_copy(update={"rewards": coarse}))
     train(out / "few-fused", recipe("distill", folder, pipeline, groups=1, updates=1))
-    train(out / "saving", recipe("distill", folder, pipeline, updates=1, iterations=2, gradient_checkpointing=True))
-    train(out / "few", recipe("distill", folder, pipeline, groups=1, updates=2, sample_every=2))
     train(out / "one-group", recipe("coldstart", folder, pipeline, groups=1, iterations=2))
 
 
@@ -174,6 +176,7 @@ def main():
         weights = list(base.parameters())
         held = [sum(weight.to_local().numel() for weight in weights), sum(weight.numel() for weight in weights)]
         (out / f"held-{os.environ['RANK']}").write_text(json.dumps(held))
+        return
     try:
         train(out / "stopped", recipe("distill", folder, pipeline), StopsRankOne())
     except Interrupted:
