@@ -20,17 +20,15 @@ def group_advantages(
 ) -> Float[Tensor, " B"]:
     """``A = (r - mean_group) / (std + eps)`` with the population std of the group, or of all (Flow-GRPO, eq. 4).
 
-    Invalid rows are left out of every statistic and get 0.
+    Invalid rows are left out of every statistic and get 0, as do flat groups. Computed in float64.
     """
     keep = torch.ones_like(rewards, dtype=torch.bool) if valid is None else valid
-    reward = torch.where(keep, rewards, 0.0)
+    reward = torch.where(keep, rewards, 0.0).double()
     groups, index = torch.unique(group, return_inverse=True)
     mean, deviation = _statistics(reward, keep, index, len(groups))
-    if std == "global":
-        spread = reward[keep].std(correction=0) if keep.any() else reward.new_tensor(1.0)
-    else:
-        spread = deviation[index].masked_fill(_flat(reward, keep, index, len(groups))[index], float("inf"))
-    advantages = torch.where(keep, (reward - mean[index]) / (spread + eps), 0.0)
+    spread = deviation[index] if std == "group" else _statistics(reward, keep, torch.zeros_like(index), 1)[1]
+    unequal = keep & ~_flat(reward, keep, index, len(groups))[index]
+    advantages = torch.where(unequal, (reward - mean[index]) / (spread + eps), 0.0).to(rewards.dtype)
     return advantages if clip is None else advantages.clamp(-clip, clip)
 
 

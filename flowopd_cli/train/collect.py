@@ -225,9 +225,9 @@ def rows_of(rolled: Rollout, b: Int[Tensor, " b"], t: Int[Tensor, " b"]) -> Step
 def reward_figures(scores: Scores) -> dict[str, float]:
     """Means of the valid scores, the fractions of invalid scores and of flat groups, for the metrics file."""
     result, groups = scores.result, len(scores.group.unique())
-    valid = result.total[result.valid]
+    valid = result.total[result.valid].double()  # so that equal rewards have no deviation
     row = {"reward": float(valid.mean()), "reward_std": float((valid - valid.mean()).square().mean().sqrt())}
-    row |= {f"reward/{name}": float(column.nanmean()) for name, column in result.scores.items()}
+    row |= {f"reward/{name}": float(column.double().nanmean()) for name, column in result.scores.items()}
     row["invalid"] = float((~result.valid).float().mean())
     row["flat_groups"] = len(scores.flat) / groups if groups else float("nan")
     return row

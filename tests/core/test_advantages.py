@@ -1,5 +1,7 @@
 """Group-relative credit by hand, and what invalid scores may not do."""
 
+from statistics import fmean, pstdev
+
 import pytest
 import torch
 from hypothesis import given
@@ -66,7 +68,22 @@ def test_flat_groups_are_named():
 
 @pytest.mark.parametrize("value", [0.7, 0.9, 1 / 3, 21.3])
 @pytest.mark.parametrize("size", [8, 24])
-def test_equal_rewards_are_flat_and_teach_nothing_however_their_sum_is_rounded(value, size):
+@pytest.mark.parametrize("std", ["group", "global"])
+def test_equal_rewards_are_flat_and_teach_nothing_however_their_sum_is_rounded(value, size, std):
     rewards, group = torch.full((size,), value), torch.zeros(size, dtype=torch.long)
     assert flat_groups(rewards, group) == [0]
-    assert group_advantages(rewards, group, std="group").tolist() == [0.0] * size
+    assert group_advantages(rewards, group, std=std).tolist() == [0.0] * size
+    beside = torch.cat([rewards, rewards + torch.arange(size)])
+    advantages = group_advantages(beside, torch.arange(2).repeat_interleave(size), std=std)
+    assert advantages[:size].tolist() == [0.0] * size
+    assert advantages[size:].abs().min() > 0
+
+
+@pytest.mark.parametrize("std", ["group", "global"])
+def test_close_rewards_far_from_zero_are_not_rounded(std):
+    values = [[21.25 + 2**-18 * k for k in (0, 1, 1, 3, 4, 7)], [20.5 - 2**-18 * k for k in (5, 0, 2, 2, 9, 1)]]
+    rewards, group = torch.tensor(values).flatten(), torch.arange(2).repeat_interleave(6)
+    assert rewards.double().tolist() == [value for row in values for value in row]  # float32 holds them exactly
+    spreads = [pstdev(row if std == "group" else values[0] + values[1]) for row in values]
+    expected = [(v - fmean(row)) / (s + 1e-4) for row, s in zip(values, spreads, strict=True) for v in row]
+    assert group_advantages(rewards, group, std=std).tolist() == pytest.approx(expected, rel=1e-6, abs=1e-12)

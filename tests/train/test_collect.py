@@ -86,6 +86,15 @@ def test_reward_figures_are_means_over_valid_scores(trainee, rolled):
     assert (figures["invalid"], figures["flat_groups"]) == (0.25, 0.5)
 
 
+def test_equal_rewards_have_no_deviation(trainee):
+    rolled = collect.rollout(trainee, make_sampler(trainee), make_draw("a" * 8, "0" * 8))
+    figures = collect.reward_figures(
+        collect.scores_of_all(collect.with_rewards(collect.with_images(trainee, rolled), scored([0.7] * 8, [True] * 8)))
+    )
+    assert figures["reward_std"] == 0
+    assert figures["reward"] == figures["reward/given"] == float(torch.tensor(0.7))
+
+
 def test_without_a_valid_score_there_is_no_mean(trainee, rolled):
     score = scored([1.0, 3.0, 2.0, 8.0], [False] * 4)
     figures = collect.reward_figures(

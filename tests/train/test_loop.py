@@ -8,12 +8,12 @@ import torch
 from support.recorders import Recorder
 from support.tiny import experience_of, gradients, labelled, make_draw, make_sampler, randomize
 
-from flowopd_cli.core.types import Loss
+from flowopd_cli.core.types import Loss, RewardResult
 from flowopd_cli.errors import Interrupted
 from flowopd_cli.train import collect
 from flowopd_cli.train.checkpoint import TrainState
 from flowopd_cli.train.loop import FitSettings, fit
-from flowopd_cli.train.objectives import OPDSettings, opd
+from flowopd_cli.train.objectives import OPDSettings, grpo, opd
 
 
 def run(model, *, settings=None, estimator="pathwise", state=None, recorder=None, beta=0.02, **options):
@@ -65,6 +65,24 @@ def test_teachers_anchor_and_base_stay_bitwise_the_same(trainee, estimator):
     assert [trainee.adapters.digest(name) for name in frozen] == before
     assert trainee.adapters.digest("policy") != policy
     assert trainee.adapters.active is None
+
+
+@pytest.mark.parametrize("std", ["group", "global"])
+def test_a_constant_reward_teaches_nothing(trainee, std):
+    sampler, before = make_sampler(trainee), trainee.adapters.digest("policy")
+
+    def constant(images, prompts):
+        total = torch.full((len(prompts),), 0.7)  # whose float32 sum over eight pictures is rounded
+        return RewardResult(total, {}, torch.ones(len(prompts), dtype=torch.bool))
+
+    def experience(iteration):
+        rolled = collect.rollout(trainee, sampler, make_draw("a" * 16, "01" * 8, first_seed=1000 * iteration))
+        scored = collect.with_rewards(collect.with_images(trainee, rolled), constant)
+        advantages = collect.with_advantages(scored, std=std, clip=5.0)
+        return collect.step_batches(advantages, sampler, updates=1, micro=100, seed=iteration), {}
+
+    fit(trainee, experience, grpo(trainee, sampler, clip=1e-4, beta=0.0), FitSettings(3, 0.01, weight_decay=0.0))
+    assert trainee.adapters.digest("policy") == before
 
 
 def first_moments(model, micro):
