@@ -212,7 +212,7 @@ class TrainSpec(Spec):
     skip_limit: PositiveInt = 5  #: this many skipped (non-finite) optimizer steps in a row end the run
     #: decay of the adapter's moving average, which is the saved adapter; 0 is none
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    ema_every: PositiveInt = 8  #: optimizer steps between its updates
+    ema_every: PositiveInt = 8  #: optimizer steps between its updates; saving takes in the remaining ones
     checkpoint_every: PositiveInt = 50  #: iterations between checkpoints
     keep_checkpoints: PositiveInt = 2  #: number of newest checkpoints to keep
     keep_best: BestSpec | None = None  #: also keep the checkpoint with the best mean of a metric; null is none

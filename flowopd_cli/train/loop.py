@@ -16,6 +16,7 @@ from flowopd_cli.core.types import Loss, StepBatch
 from flowopd_cli.errors import DivergedError, Interrupted, MissingDependency
 from flowopd_cli.models.base import FlowModel
 from flowopd_cli.system.distributed import GROUP
+from flowopd_cli.train import average
 from flowopd_cli.train.checkpoint import TrainState
 from flowopd_cli.train.faults import Dump, Fault
 from flowopd_cli.train.objectives import Objective
@@ -276,8 +277,7 @@ class _Learner:
         self.optimizer.zero_grad(set_to_none=True)
         state.step += 1
         if settings.ema_decay and state.step % settings.ema_every == 0:
-            decay = min((1 + state.step) / (10 + state.step), settings.ema_decay)  # Flow-GRPO's warm-up of the average
-            self.model.adapters.ema("policy", "policy_ema", decay)
+            average.update(self.model, settings.ema_decay, state.step)
         return float(norm)
 
 

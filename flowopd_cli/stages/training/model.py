@@ -10,12 +10,13 @@ from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.models.base import LoadedModel
 from flowopd_cli.models.loading import LoadOptions
-from flowopd_cli.recipe import AdapterSpec, AnchorSpec, ModelSpec, TeacherSpec
+from flowopd_cli.recipe import AdapterSpec, AnchorSpec, ModelSpec, TeacherSpec, TrainedRecipe
 from flowopd_cli.runs.adapter_ref import Adapter, Adapters
 from flowopd_cli.runs.manifest import Base, Inputs, Parent
 from flowopd_cli.runs.run import RunDir
 from flowopd_cli.system.distributed import GROUP
 from flowopd_cli.system.paths import cache_dir
+from flowopd_cli.train import average
 from flowopd_cli.train.collect import Teacher
 
 
@@ -98,7 +99,9 @@ class Roles:
         return adapter
 
 
-def save_adapter(model: LoadedModel, run: RunDir, spec: ModelSpec, *, ema: bool, best: bool = False) -> None:
-    """Write the policy, or its EMA if there is one, in PEFT form; only the first process writes."""
-    name = "policy_ema" if ema else "policy"
-    run.save_adapter(lambda folder: model.adapters.save(name, folder, spec.pretrained, model.fingerprint), best=best)
+def save_adapter(model: LoadedModel, run: RunDir, recipe: TrainedRecipe, step: int, *, best: bool = False) -> None:
+    """Write the policy, or its average, after an optimizer step, in PEFT form; only the first process writes."""
+    train, ref = recipe.train, recipe.model.pretrained
+    name = "policy_ema" if train.ema_decay else "policy"
+    with average.completed(model, train.ema_decay, train.ema_every, step):
+        run.save_adapter(lambda folder: model.adapters.save(name, folder, ref, model.fingerprint), best=best)

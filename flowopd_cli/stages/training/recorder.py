@@ -24,14 +24,15 @@ from flowopd_cli.train.health import HealthMonitor
 class RunRecorder:
     """The :class:`~flowopd_cli.train.recorder.Recorder` that writes to a run directory.
 
-    ``export`` writes the policy into ``best/``, before the checkpoint is saved: a run that is killed between the two
-    repeats the step. ``draw_samples`` draws the sample pictures of an iteration; all processes take part.
+    ``export`` writes the policy of an optimizer step into ``best/``, before the checkpoint is saved: a run that is
+    killed between the two repeats the step. ``draw_samples`` draws the sample pictures of an iteration; all processes
+    take part.
     """
 
     run: RunDir
     progress: Progress
     train: TrainSpec
-    export: Callable[[], None]
+    export: Callable[[int], None]
     draw_samples: Callable[[int], None]
     _health: HealthMonitor = field(default_factory=HealthMonitor)
     _metric_checked: bool = False
@@ -76,7 +77,7 @@ class RunRecorder:
         """Save a checkpoint, and export the policy where it is the best so far."""
         best = self._best([*self.run.checkpoints.steps(), iteration]) if self.run.writes else None
         if best == iteration:
-            self.export()
+            self.export(state.step)
         self.run.save_checkpoint(iteration, state.save, self.train.keep_checkpoints, best, self._regular)
 
     def sample(self, iteration: int, *, last: bool, resumed: bool = False) -> None:

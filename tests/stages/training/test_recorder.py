@@ -25,10 +25,7 @@ class World:
         self.recorder = self.make_recorder()
 
     def make_recorder(self):
-        def export():
-            self.exported.append(self.step)
-
-        return RunRecorder(self.run, Silent(), self.recipe.train, export, self.samples.append)
+        return RunRecorder(self.run, Silent(), self.recipe.train, self.exported.append, self.samples.append)
 
     def train(self, *rewards):
         """One iteration for each reward, and a checkpoint when it is due."""
