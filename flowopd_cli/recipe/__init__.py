@@ -1,6 +1,6 @@
 """Recipes: the complete, typed settings of a command. Other packages import from here only."""
 
-from flowopd_cli.recipe.reading import assign, build, digest, dump, find, load, parse_override, problems, read, shipped
+from flowopd_cli.recipe.reading import assign, build, digest, dump, faults, find, load, parse_override, read, shipped
 from flowopd_cli.recipe.recipes import (
     STAGES,
     ColdstartRecipe,

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from flowopd_cli.errors import RecipeError
@@ -17,6 +16,7 @@ from flowopd_cli.system import yaml_files
 from flowopd_cli.system.files import is_file
 from flowopd_cli.system.redact import secret_in_tree
 from flowopd_cli.system.text import suggest
+from flowopd_cli.system.validation import describe
 
 SHOWN, DEEPEST = 80, 16
 
@@ -26,22 +26,24 @@ def read(path: str | Path) -> dict[str, Any]:
 
     Raises :class:`RecipeError`: the file is missing, not UTF-8, not YAML, or not a mapping.
     """
-    path = Path(path)
+    data = yaml_files.parse(_text(Path(path)), str(path))
+    if not isinstance(data, dict):
+        raise RecipeError(f"{path}: a recipe is a mapping of fields, this is {type(data).__name__}")
+    return data
+
+
+def _text(path: Path) -> str:
     try:
         with path.open("rb") as handle:
             content = handle.read(yaml_files.LARGEST + 1)
         if len(content) > yaml_files.LARGEST:
             raise RecipeError(f"{path}: larger than {yaml_files.LARGEST >> 10} KiB, the limit for a recipe")
-        text = content.decode("utf-8")
+        return content.decode("utf-8")
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise RecipeError(f"{path}:{line}: not UTF-8 text (byte {error.start}): save it as UTF-8") from error
     except (OSError, ValueError) as error:
         raise RecipeError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
-    data = yaml_files.parse(text, str(path))
-    if not isinstance(data, dict):
-        raise RecipeError(f"{path}: a recipe is a mapping of fields, this is {type(data).__name__}")
-    return data
 
 
 def parse_override(expression: str) -> tuple[str, Any]:
@@ -102,17 +104,37 @@ def _key(node: dict[str, Any] | list[Any], part: str, dotted: str) -> Any:
     return int(part)
 
 
-def problems(error: ValidationError, model: type[BaseModel]) -> list[str]:
-    """Every validation problem in words: the place, the problem, and for an unknown key the nearest known one."""
-    return [_in_words(problem, model) for problem in error.errors()]
+def faults(error: ValidationError, model: type[BaseModel], where: str = "", overrides: Sequence[str] = ()) -> list[str]:
+    """Every validation error in words: its place (the ``--set``, or the line of the file ``where``), the field, the
+    problem with the value as written, and for an unknown key the nearest known one.
+    """
+    return [_in_words(problem, model, where, overrides) for problem in error.errors()]
 
 
-def _in_words(problem: Mapping[str, Any], model: type[BaseModel]) -> str:
+def _in_words(problem: Mapping[str, Any], model: type[BaseModel], where: str, overrides: Sequence[str]) -> str:
     path = [str(part)[:SHOWN] for part in problem["loc"]]
+    place, written = _place(problem, where, overrides)
     if problem["type"] == "extra_forbidden":
-        return f"unknown key {'.'.join(path)!r}{suggest(path[-1], _fields(model, path[:-1]))}"
-    message = problem["msg"].removeprefix("Value error, ")
-    return f"{'.'.join(path)}: {message}" if path else message
+        text = f"unknown key {'.'.join(path)!r}{suggest(path[-1], _fields(model, path[:-1]))}"
+    else:
+        field = "" if place == f"--set {'.'.join(path)}" else ".".join(path)
+        text = ": ".join(filter(None, (field, describe(problem, written))))
+    return f"{place}: {text}" if place else text
+
+
+def _place(problem: Mapping[str, Any], where: str, overrides: Sequence[str]) -> tuple[str, str | None]:
+    """Where the value of a problem was given, and its text as written there, if known."""
+    path = problem["loc"][:-1] if problem["type"] == "missing" else problem["loc"]
+    dotted = ".".join(map(str, path))
+    for key, _, value in (expression.partition("=") for expression in reversed(overrides)):
+        if dotted == key.strip():
+            return f"--set {dotted[:SHOWN]}", value
+        if dotted.startswith(f"{key.strip()}."):
+            return f"--set {key.strip()[:SHOWN]}", None
+    place = yaml_files.locate(_text(Path(where)), path) if path and is_file(where) else None
+    if place is None or place.value != problem["input"]:  # a flag's value, or a default
+        return where, None
+    return f"{where}:{place.line}", place.text or None
 
 
 def _fields(model: Any, path: Sequence[str]) -> list[str]:
@@ -152,7 +174,7 @@ def build(
     try:
         recipe = STAGES[named].model_validate(tree)
     except ValidationError as error:
-        raise RecipeError(f"{where}: {problems(error, STAGES[named])[0]}") from error
+        raise RecipeError(faults(error, STAGES[named], where, overrides)[0]) from error
     secret = secret_in_tree(tree)
     if secret:
         raise RecipeError(f"{where}: {secret}")
@@ -161,7 +183,7 @@ def build(
 
 def dump(recipe: Recipe) -> str:
     """The resolved recipe as YAML, every field written out."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return yaml_files.dump(recipe.model_dump(mode="json"))
 
 
 def digest(recipe: Recipe) -> str:

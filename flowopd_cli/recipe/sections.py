@@ -6,7 +6,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
@@ -19,6 +18,7 @@ from pydantic import (
 
 from flowopd_cli.system.redact import secret_in_name, secret_in_options
 from flowopd_cli.system.text import suggest
+from flowopd_cli.system.validation import Checked
 
 ATTENTION_TARGETS = tuple(
     f"attn.{name}"
@@ -55,7 +55,7 @@ Options = Annotated[dict[str, Any], AfterValidator(_refuse_secrets)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 
 
-class Spec(BaseModel):
+class Spec(Checked):
     """Frozen; unknown keys and numbers that are not finite are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 
 from flowopd_cli.errors import ArtifactError
-from flowopd_cli.recipe import problems
+from flowopd_cli.recipe import faults
 from flowopd_cli.runs.lock import Lock
 from flowopd_cli.system.files import is_file
 from flowopd_cli.system.json_files import read_json
@@ -107,7 +107,7 @@ def read_record(file: Path, kind: type[Record], what: str) -> Record:
     try:
         return kind.model_validate(read_json(file, what))
     except ValidationError as error:
-        raise ArtifactError(f"{file}: damaged {what} ({problems(error, kind)[0]})") from error
+        raise ArtifactError(f"{file}: damaged {what} ({faults(error, kind)[0]})") from error
 
 
 def status_now(path: Path) -> Status:

@@ -91,7 +91,7 @@ def test_mistakes_are_one_line_that_names_cause_and_way_out(data, overrides, wor
         ("seed: " + "9" * 400, ["has more than 300 digits"]),
         ("a: .nan", [r"\.nan is not a value"]),
         ("a: !!binary aGk=", ["tag:yaml.org,2002:binary"]),
-        ("true: 1", ["True is not the name of a field"]),
+        ("? [a]\n: 1", [r"bad\.yaml:1: not YAML"]),
         ('a: "x\\0y"', ["has a NUL"]),
         ('a: "\\ud800"', ["half a surrogate pair"]),
         ("#" * 300_000, ["larger than 256 KiB"]),
@@ -191,3 +191,64 @@ def test_options_that_resemble_secrets_are_accepted():
 )
 def test_the_fused_schedule_is_the_default_where_it_is_possible(overrides, fused):
     assert recipes.build(DISTILL, overrides=overrides).fused is fused
+
+
+FILE = """stage: teacher
+prompts: [{{source: "toy:geneval"}}]
+rewards: [{{name: geneval}}]
+model:
+  tf32: no
+  cache_prompts: off
+train:
+  lr: 1e-4
+  groups: 010
+  {line}
+"""
+
+
+def test_the_traps_of_yaml_1_1_are_read_as_meant(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(FILE.format(line="gradient_checkpointing: yes"), encoding="utf-8")
+    recipe = recipes.load(path, overrides=["train.weight_decay=1e-2", "train.updates=003", "model.shard=on"])
+    assert (recipe.model.tf32, recipe.model.cache_prompts, recipe.model.shard) == (False, False, True)
+    assert recipe.train.gradient_checkpointing is True
+    assert (recipe.train.lr, recipe.train.groups) == (0.0001, 10)
+    assert (recipe.train.weight_decay, recipe.train.updates) == (0.01, 3)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("iterations: yes", "mine.yaml:10: train.iterations: Input should be a valid integer, not yes"),
+        ("iterations: 1:30", "mine.yaml:10: train.iterations: Input should be a valid integer, not 1:30"),
+        ("iterations: true", "mine.yaml:10: train.iterations: Input should be a number, not true"),
+        ("max_grad_norm: on", "mine.yaml:10: train.max_grad_norm: Input should be a valid number, not on"),
+        ("micro: -1e0", "mine.yaml:10: train.micro: Input should be greater than 0, not -1e0"),
+        ("itertions: 3", "mine.yaml:10: unknown key 'train.itertions', did you mean 'iterations'?"),
+        ("track: 010", "mine.yaml:10: train.track: no tracker '10'; known: none, tensorboard, wandb, mlflow, trackio"),
+        ("keep_best: {}", "mine.yaml:10: train.keep_best.metric: Field required"),
+        ("keep_best: {metric: 12e4}", "mine.yaml:10: train.keep_best.metric: Input should be a valid string, not 12e4"),
+    ],
+)
+def test_an_error_names_file_line_and_value(tmp_path, line, message):
+    path = tmp_path / "mine.yaml"
+    path.write_text(FILE.format(line=line), encoding="utf-8")
+    with pytest.raises(RecipeError) as caught:
+        recipes.load(path)
+    assert str(caught.value) == f"{tmp_path}/{message}"
+
+
+def test_an_error_of_an_override_names_the_override(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(FILE.format(line="iterations: 3"), encoding="utf-8")
+    with pytest.raises(RecipeError, match=r"^--set train\.iterations: Input .* integer, not yes$"):
+        recipes.load(path, overrides=["train.iterations=yes"])
+    with pytest.raises(RecipeError, match=r"^--set train: unknown key 'train\.itertions', did you mean 'iterations'"):
+        recipes.load(path, overrides=["train={itertions: 3}"])
+
+
+def test_numbers_in_lists_and_mappings_are_no_booleans():
+    with pytest.raises(RecipeError, match=r"merge\.weights: Input should be a number"):
+        recipes.build(MERGE, overrides=["merge.weights=[1, true, 0]"])
+    with pytest.raises(RecipeError, match=r"eval\.fail_under"):
+        recipes.build({"stage": "eval"}, overrides=["eval.fail_under={ocr: true}"])

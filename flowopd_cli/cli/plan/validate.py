@@ -60,7 +60,7 @@ def validate(name: str) -> Validation:
         recipe = Plan.of(recipes.build(tree, where=str(path))).recipe
     except FlowOPDError as error:
         cause, model = error.__cause__, recipes.STAGES.get(str(tree.get("stage")))
-        form = recipes.problems(cause, model) if model and isinstance(cause, ValidationError) else [str(error)]
+        form = recipes.faults(cause, model, str(path)) if model and isinstance(cause, ValidationError) else [str(error)]
         faults, notes = _split(collect(_name_checks(tree)))
         return Validation(name, tuple(dict.fromkeys([*form, *faults])), notes, tree["stage"] if model else None)
     faults, notes = _split(findings(recipe))
