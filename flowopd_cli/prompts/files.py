@@ -17,7 +17,7 @@ from flowopd_cli.errors import PromptError
 SUFFIXES = (".txt", ".jsonl")
 LONGEST_LINE = 1 << 20  # bytes
 LONGEST_PROMPT = 10_000  # characters
-LONGEST_ID, LONGEST_TARGET = 200, 1000
+LONGEST_ID = 200
 BOM = b"\xef\xbb\xbf"
 UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
@@ -106,20 +106,6 @@ def repeats(rows: Sequence[Row]) -> str | None:
         f"prompts: {file}: {number} of {len(counts)} prompts are there more than once, the first in line {line}: "
         "each is drawn as often as it is there"
     )
-
-
-def target(text: str, metadata: Mapping[str, Any]) -> str | None:
-    """The text to render: ``metadata["target"]``, else the text between its first two double quotes.
-
-    ``None`` if there is neither, or if the target is not a text, blank, or too long.
-    """
-    value = metadata.get("target")
-    if value is None:
-        parts = text.split('"', 2)
-        value = parts[1] if len(parts) == 3 else ""
-    if not isinstance(value, str | int | float) or not str(value).strip() or len(str(value)) > LONGEST_TARGET:
-        return None
-    return str(value)
 
 
 def _decode(place: str, line: bytes, *, first: bool) -> str:

@@ -13,8 +13,9 @@ from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.errors import PromptError
 from flowopd_cli.prompts import make_geneval
 from flowopd_cli.prompts.clauses import TAGS, faulty
-from flowopd_cli.prompts.files import Row, read_rows, target
+from flowopd_cli.prompts.files import Row, read_rows
 from flowopd_cli.prompts.public import fetch
+from flowopd_cli.prompts.targets import parse_target
 
 TRAIN_PROMPTS, TRAIN_SEED = 50_000, 0
 
@@ -22,7 +23,7 @@ TRAIN_PROMPTS, TRAIN_SEED = 50_000, 0
 def read_public(task: str, path: str | Path) -> list[Prompt]:
     """The prompts of a public file; their ``id`` is their index in five digits, the name of GenEval's folders.
 
-    GenEval's prompts have its metadata; those of ``ocr`` have the text in their first double quotes as ``target``;
+    GenEval's prompts have its metadata; those of ``ocr`` have their first quotation as ``target``;
     DrawBench's file repeats its 200 prompts, and each is returned once.
 
     Raises :class:`PromptError`: a line is not GenEval's metadata or, for ``ocr``, quotes nothing.
@@ -37,10 +38,7 @@ def read_public(task: str, path: str | Path) -> list[Prompt]:
 
 def _metadata(task: str, row: Row) -> Mapping[str, Any]:
     if task == "ocr":
-        text = target(row.text, {})
-        if text is None:
-            raise PromptError(f"{row.place}: no text in double quotes to write: {row.text[:80]!r}")
-        return {"target": text}
+        return {"target": parse_target(row.place, row.text, {})}
     if task == "geneval":
         fault = faulty(row.metadata) if row.metadata.get("tag") in TAGS else "its tag is none of GenEval's"
         if fault:

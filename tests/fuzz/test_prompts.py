@@ -1,15 +1,18 @@
 """Prompt files of hostile bytes and hostile rows."""
 
 import json
+from contextlib import suppress
 
 from hypothesis import given
 from hypothesis import strategies as st
 from support.fuzzing import TEXTS, both, edited, folder, guarded, mutated
 
+from flowopd_cli.errors import PromptError
 from flowopd_cli.prompts.clauses import faulty
-from flowopd_cli.prompts.files import load_prompts, read_rows, repeats, target
+from flowopd_cli.prompts.files import load_prompts, read_rows, repeats
 from flowopd_cli.prompts.sampler import GroupSampler
 from flowopd_cli.prompts.sources import read_public
+from flowopd_cli.prompts.targets import LONGEST_TARGET, parse_target
 from flowopd_cli.suites.compbench import LAYOUT, prompts
 from flowopd_cli.suites.layouts import Place
 
@@ -59,7 +62,10 @@ def json_file(content):
             assert repeats(rows) is None or len(rows) > 1
             assert len({row.id for row in rows if row.id}) == sum(row.id is not None for row in rows)
             for row in rows:
-                assert (target(row.text, row.metadata) or "x").strip()
+                with suppress(PromptError):
+                    target = parse_target(row.place, row.text, row.metadata)
+                    assert target.strip()
+                    assert len(target) <= LONGEST_TARGET
                 assert faulty(row.metadata) is None or isinstance(faulty(row.metadata), str)
             load_prompts(str(path), task="t", limit=2)
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from flowopd_cli.errors import PromptError
-from flowopd_cli.prompts.files import LONGEST_LINE, Row, load_prompts, read_rows, repeats, target
+from flowopd_cli.prompts.files import LONGEST_LINE, Row, load_prompts, read_rows, repeats
 
 
 def write(path, content):
@@ -78,23 +78,6 @@ def test_repeats_are_counted_by_task_and_text():
     rows = [Row("f:1", "a", "t"), Row("f:2", "b", "t"), Row("f:5", "b", "t"), Row("f:6", "a", "u")]
     assert "f: 1 of 3 prompts are there more than once, the first in line 2" in str(repeats(rows))
     assert repeats(rows[:2]) is None
-
-
-@pytest.mark.parametrize(
-    ("text", "metadata", "expected"),
-    [
-        ('a "b" c', {}, "b"),
-        ('a "b" c', {"target": "d"}, "d"),
-        ("a", {"target": 24}, "24"),
-        ('a "b c', {}, None),
-        ('a " " c', {}, None),
-        ("a", {"target": ["d"]}, None),
-        ('a "b"', {"target": ""}, None),
-        ("a", {"target": "x" * 1001}, None),
-    ],
-)
-def test_the_text_that_a_prompt_asks_for(text, metadata, expected):
-    assert target(text, metadata) == expected
 
 
 @pytest.mark.parametrize(("text", "message"), [("x", "no task"), ("", "no prompt")])

@@ -1,13 +1,13 @@
 """Generated training prompts with a text to write."""
 
-from flowopd_cli.prompts.files import target
 from flowopd_cli.prompts.make_ocr import make
+from flowopd_cli.prompts.targets import parse_target
 
 
 def test_every_prompt_quotes_its_target():
     rows = list(make(500, 3))
     for row in rows:
-        assert target(row["prompt"], {}) == row["target"]
+        assert parse_target("row", row["prompt"], {}) == row["target"]
         assert row["prompt"].count('"') == 2
         assert 2 <= len(row["target"]) <= 29
     assert len({row["prompt"] for row in rows}) > 490

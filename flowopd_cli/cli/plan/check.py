@@ -18,7 +18,8 @@ from flowopd_cli.cli.plan.adapters import check_adapters, check_base
 from flowopd_cli.cli.plan.consent import code_fields
 from flowopd_cli.errors import ArtifactError, FlowOPDError, MissingDependency, PromptError, RecipeError
 from flowopd_cli.prompts.clauses import faulty
-from flowopd_cli.prompts.files import SUFFIXES, Row, read_rows, repeats, target
+from flowopd_cli.prompts.files import SUFFIXES, Row, read_rows, repeats
+from flowopd_cli.prompts.targets import parse_target
 from flowopd_cli.recipe.tasks import check_tasks
 from flowopd_cli.reports.track import check_installed
 from flowopd_cli.runs.adapter_ref import AdapterRef, Adapters
@@ -170,10 +171,8 @@ def _check_prompts(recipe: recipes.TrainedRecipe, prompts: recipes.PromptSpec, r
         for row in rows if spec.name in QUOTED | CLAUSED else ():
             if spec.task is not None and row.task != spec.task:
                 continue
-            if spec.name in QUOTED and target(row.text, row.metadata) is None:
-                raise PromptError(
-                    f"{row.place}: no text in double quotes for the reward {spec.name} to look for: {row.text[:80]!r}"
-                )
+            if spec.name in QUOTED:
+                parse_target(row.place, row.text, row.metadata)
             fault = faulty(row.metadata) if spec.name in CLAUSED else None
             if fault:
                 raise PromptError(f"{row.place}: the reward {spec.name} needs metadata with clauses to judge: {fault}")

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.core.types import RewardResult
-from flowopd_cli.errors import PromptError, RewardError
-from flowopd_cli.prompts.files import target
+from flowopd_cli.errors import RewardError
+from flowopd_cli.prompts.targets import parse_target
 from flowopd_cli.rewards.base import Reward, RewardInfo
 from flowopd_cli.rewards.ocr.rapidocr import RapidPageReader, RapidTextReader
 from flowopd_cli.rewards.ocr.reading import Line, TextReader
@@ -36,14 +36,8 @@ class OCRScore(NamedTuple):
 
 
 def target_of(prompt: Prompt) -> str:
-    """The text to render: ``metadata["target"]``, else the text between the prompt's first two double quotes.
-
-    Raises ``PromptError`` without such a text.
-    """
-    text = target(prompt.text, prompt.metadata)
-    if text is None:
-        raise PromptError(f"prompt {prompt.id!r}: no text in double quotes to write: {prompt.text[:80]!r}")
-    return text
+    """The text to render: ``metadata["target"]``, else the prompt's first quotation; ``PromptError`` without one."""
+    return parse_target(f"prompt {prompt.id!r}", prompt.text, prompt.metadata)
 
 
 def normalize(text: str) -> str:

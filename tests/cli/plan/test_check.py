@@ -58,7 +58,7 @@ def test_files_without_usable_prompts(tmp_path, name, content, task, words):
 def test_prompts_that_a_reward_could_not_score_are_named_before_anything_is_loaded(tmp_path):
     source = jsonl(tmp_path / "o.jsonl", {"prompt": 'a "word"'}, {"prompt": "x", "target": "y"}, {"prompt": "nothing"})
     prompts = [{"source": source, "task": "ocr"}]
-    with pytest.raises(PromptError, match=r"o\.jsonl:3: no text in double quotes for the reward toy-ocr"):
+    with pytest.raises(PromptError, match=r"o\.jsonl:3: no text in double quotes"):
         check(teacher(prompts=prompts))
     assert check(teacher(prompts=[{**prompts[0], "limit": 2}])) == []
     judged = {"rewards": [{"name": "toy-geneval", "task": "a"}, {"name": "toy-ocr", "task": "b"}]}
