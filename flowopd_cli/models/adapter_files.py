@@ -17,6 +17,7 @@ from flowopd_cli.core.merging import LoraFactors
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.models.files.adapter_header import (
     CONFIG,
+    DIFFUSERS_CONFIG,
     DIFFUSERS_PREFIX,
     DIFFUSERS_WEIGHTS,
     PEFT_PREFIX,
@@ -89,13 +90,26 @@ def write_adapter(folder: Path, factors: Mapping[str, LoraFactors], config: Adap
 
 
 def write_diffusers(folder: Path, factors: Mapping[str, LoraFactors]) -> None:
-    """Write ``pytorch_lora_weights.safetensors``, which ``load_lora_weights`` reads without any configuration.
+    """Write ``pytorch_lora_weights.safetensors``, which ``load_lora_weights`` of diffusers reads.
 
-    Scales are folded into B, so that the loader's default of alpha = rank is right.
+    Scales are folded into B, so that alpha is the rank. The header holds every rank and alpha: without them, diffusers
+    before 0.40 takes the alpha of the first module for all.
     """
     folder.mkdir(parents=True, exist_ok=True)
     folded = {name: LoraFactors(pair.a, pair.b * pair.scale, 1.0) for name, pair in factors.items()}
-    atomic_write(folder / DIFFUSERS_WEIGHTS, save(_named(DIFFUSERS_PREFIX, folded), {"format": "pt"}))
+    ranks = {name: pair.a.shape[0] for name, pair in factors.items()}
+    rank = max(ranks.values())
+    # ^: PEFT compares the ends of names, so that proj_out would be single_transformer_blocks.0.proj_out too.
+    pattern = {f"^{name}": other for name, other in ranks.items() if other != rank}
+    config = {
+        "r": rank,
+        "lora_alpha": rank,
+        "rank_pattern": pattern,
+        "alpha_pattern": pattern,
+        "target_modules": list(ranks),
+    }
+    metadata = {"format": "pt", DIFFUSERS_CONFIG: json.dumps({DIFFUSERS_PREFIX + k: v for k, v in config.items()})}
+    atomic_write(folder / DIFFUSERS_WEIGHTS, _serialized(_named(DIFFUSERS_PREFIX, folded), metadata))
 
 
 def _named(prefix: str, factors: Mapping[str, LoraFactors]) -> dict[str, Tensor]:

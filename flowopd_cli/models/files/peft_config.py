@@ -17,6 +17,7 @@ BASE_KEY = "base_sha256"
 LONGEST_NAME, LARGEST_RANK = 256, 1 << 16
 MOST_KEYS, MOST_PATTERNS, LONGEST_PATTERN, MOST_REPEATS = 10_000, 64, 200, 2
 PLAIN = re.compile(r"[\w.-]+")
+WHOLE = re.compile(r"\^[\w.-]+\$?")  # a plain key anchored at its start: a module's whole name
 ALL = "all-linear"
 NUMERAL = re.compile(r"-?\d{1,9}(\.\d{1,17})?", re.ASCII)
 # How some programs write that there is no value.
@@ -164,9 +165,17 @@ def _split(text: str) -> list[str]:
 def _match(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
     """PEFT's rule: the first key that matches the end of the module's name, as a regular expression."""
     for key, value in patterns.items():
-        if _ends_with(module, key) if PLAIN.fullmatch(key) else re.fullmatch(rf"(.*\.)?({key})", module):
+        if _matches(module, key):
             return 1 if value is None else value
     return default
+
+
+def _matches(module: str, key: str) -> bool:
+    """Whether a key matches, without compiling a pattern where it is plain."""
+    if WHOLE.fullmatch(key):
+        bare = key[1:].removesuffix("$")
+        return len(bare) == len(module) and _ends_with(module, bare)
+    return _ends_with(module, key) if PLAIN.fullmatch(key) else bool(re.fullmatch(rf"(.*\.)?({key})", module))
 
 
 def _ends_with(module: str, key: str) -> bool:
@@ -178,7 +187,7 @@ def _ends_with(module: str, key: str) -> bool:
 
 def _check_patterns(path: Path, keys: Iterable[str]) -> None:
     """Refuse patterns whose matching could take forever: each is tried on every module."""
-    patterns = [key for key in keys if not PLAIN.fullmatch(key)]
+    patterns = [key for key in keys if not PLAIN.fullmatch(key) and not WHOLE.fullmatch(key)]
     if len(patterns) > MOST_PATTERNS:
         raise ArtifactError(f"{path}: has {len(patterns)} patterns, at most {MOST_PATTERNS} are read: name the modules")
     for key in patterns:
