@@ -17,7 +17,6 @@ BUDGET = 3_000_000  # characters of all pictures of a page
 MAX_ROWS, MAX_COLUMNS, MAX_PROMPT = 8, 12, 160
 MAX_WIDTH = 240  # pixels of one picture
 WIDTHS = (MAX_WIDTH, MAX_WIDTH // 2, MAX_WIDTH // 4)
-MAX_PIXELS = 1 << 26  # of a file
 PIXELATED = 96  # pixels: up to this size single pixels are shown, larger pictures are compressed
 
 
@@ -75,18 +74,15 @@ def _characters(strips: Sequence[Strip]) -> int:
 
 def _read(label: str, file: Path, count: int, max_width: int) -> Strip | None:
     """The ``count`` pictures side by side in a file (0: squares); ``None`` for a file that cannot be read."""
-    from PIL import Image
+    from flowopd_cli.system.pictures import read_picture
 
     try:
-        with Image.open(file, formats=("PNG",)) as opened:
-            if opened.width * opened.height > MAX_PIXELS:
-                return None
-            row = opened.convert("RGB")
+        row = read_picture(file)
         count = count or max(1, round(row.width / row.height))
         width = row.width // count if row.width % count == 0 else row.width
         lefts = range(0, row.width, width)[:MAX_COLUMNS]
         uris = tuple(_uri(row.crop((left, 0, left + width, row.height)), max_width) for left in lefts)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    except (ArtifactError, OSError, ValueError):
         return None
     return Strip(label, uris, width, row.height)
 

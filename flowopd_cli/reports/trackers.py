@@ -56,10 +56,10 @@ class Tracker:
     def picture(self, file: Path, iteration: int) -> None:
         """Log a PNG of sample pictures."""
         import numpy as np
-        from PIL import Image
 
-        with Image.open(file, formats=["PNG"]) as opened:
-            self._log(np.asarray(opened.convert("RGB")), iteration)
+        from flowopd_cli.system.pictures import read_picture
+
+        self._log(np.asarray(read_picture(file)), iteration)
 
     def _log(self, pixels: Any, iteration: int) -> None:
         """Log a picture, bytes (height, width, 3)."""

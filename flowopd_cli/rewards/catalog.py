@@ -16,10 +16,10 @@ from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.errors import FlowOPDError, PromptError, RewardError
 from flowopd_cli.prompts.files import load_prompts
 from flowopd_cli.rewards.base import RewardInfo
-from flowopd_cli.rewards.pictures import read_picture
 from flowopd_cli.rewards.remote import isolated
 from flowopd_cli.rewards.remote.protocol import Refusal, prompt_record
 from flowopd_cli.rewards.remote.worker import load_scorer
+from flowopd_cli.system.pictures import read_picture
 
 
 def listing() -> list[dict[str, Any]]:

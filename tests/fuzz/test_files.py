@@ -11,13 +11,13 @@ from pydantic import TypeAdapter
 from support.fuzzing import ODD, as_json, both, edited, folder, guarded, mutated
 
 from flowopd_cli.core.prompt import Prompt
-from flowopd_cli.rewards.pictures import read_picture
 from flowopd_cli.rewards.remote import protocol
 from flowopd_cli.rewards.remote.client import reward_info, worker_info
 from flowopd_cli.stages.evaluation.folder import PictureFolder
 from flowopd_cli.suites import geneval
 from flowopd_cli.suites.compbench_import import import_category
 from flowopd_cli.suites.layouts import GENEVAL, Place
+from flowopd_cli.system.pictures import read_picture
 
 
 def encoded(kind, **options):

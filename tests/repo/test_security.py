@@ -14,7 +14,6 @@ from flowopd_cli import recipe as recipes
 from flowopd_cli.core.merging import LoraFactors, MergeOptions, merge
 from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.errors import ArtifactError, MergeError, RecipeError
-from flowopd_cli.rewards.pictures import read_picture
 from flowopd_cli.runs.manifest import Base, Environment, Manifest, Parent
 from flowopd_cli.runs.run import RunDir
 from flowopd_cli.stages.evaluation import suites as _suites
@@ -23,6 +22,7 @@ from flowopd_cli.stages.evaluation.requests import PictureRequest
 from flowopd_cli.stages.publishing import card
 from flowopd_cli.stages.publishing.folder import copy_evaluation
 from flowopd_cli.suites.layouts import FLAT, Layout, Place
+from flowopd_cli.system.pictures import read_picture
 from flowopd_cli.system.text import columns
 
 HOSTILE = '"><img src=x onerror=alert(1)><script>alert(2)</script>'

@@ -21,6 +21,8 @@ from PIL import Image
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, ValidationInfo, field_validator
 from pydantic.dataclasses import dataclass
 
+from flowopd_cli.system.pictures import decode_picture
+
 R = TypeVar("R", bound="Request")
 PROTOCOL = 1
 HEALTH, INFO, CHECK, SCORE = "/health", "/info", "/check", "/score"
@@ -136,24 +138,21 @@ def fingerprint(reward: str, weights: Mapping[str, Any], options: Mapping[str, A
 
 
 def _read_png(text: Any, info: ValidationInfo) -> Image.Image:
-    """An RGB picture, its size checked before decoding: a few bytes of PNG can expand to millions of pixels."""
     context: dict[str, Any] = info.context or {}
     limits: Limits = context["limits"]
-    try:
-        image = Image.open(BytesIO(base64.b64decode(text, validate=True)), formats=["PNG"])
-        before, pixels = context["pixels"], image.width * image.height
+
+    def check_size(width: int, height: int) -> None:
+        before, pixels = context["pixels"], width * height
         if pixels > limits.pixels:
-            raise Refusal(413, f"{image.width} x {image.height} pixels, at most {limits.pixels} are accepted")
+            raise Refusal(413, f"{width} x {height} pixels, at most {limits.pixels} are accepted")
         if before and before + pixels > limits.request_pixels:
             raise Refusal(413, f"more than {limits.request_pixels} pixels in a request")
         context["pixels"] += pixels
-        rgb = image.convert("RGB")
-    except Image.DecompressionBombError as error:
-        raise Refusal(413, str(error)) from error
+
+    try:
+        return decode_picture(BytesIO(base64.b64decode(text, validate=True)), check_size, formats=("PNG",))
     except (TypeError, ValueError, OSError, SyntaxError) as error:
         raise ValueError("not a PNG picture in base64") from error
-    rgb.info = {}  # the texts of a PNG would stay in memory
-    return rgb
 
 
 class PromptRecord(BaseModel, coerce_numbers_to_str=True):

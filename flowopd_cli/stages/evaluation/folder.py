@@ -17,7 +17,6 @@ from torch import Tensor
 
 from flowopd_cli.errors import ArtifactError, RecipeError
 from flowopd_cli.recipe import EvalRecipe
-from flowopd_cli.rewards.pictures import is_whole_png, read_picture
 from flowopd_cli.runs.layout import DRAWN
 from flowopd_cli.runs.manifest import Parent
 from flowopd_cli.runs.run import RunDir
@@ -26,6 +25,7 @@ from flowopd_cli.stages.evaluation.requests import PictureRequest
 from flowopd_cli.system.files import atomic_write
 from flowopd_cli.system.json_files import read_json
 from flowopd_cli.system.paths import below
+from flowopd_cli.system.pictures import is_whole_png, read_picture
 
 Picture = UInt8[Tensor, "3 H W"]
 

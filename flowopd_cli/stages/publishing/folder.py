@@ -16,7 +16,6 @@ from flowopd_cli.errors import ArtifactError, printable
 from flowopd_cli.models.files.pipelines import absent_parts, locate
 from flowopd_cli.recipe import PushRecipe
 from flowopd_cli.registry import base_source
-from flowopd_cli.rewards.pictures import read_picture
 from flowopd_cli.runs.adapter_ref import Adapter
 from flowopd_cli.runs.evaluations import MODEL, Evaluation, evaluations
 from flowopd_cli.runs.manifest import Manifest
@@ -24,6 +23,7 @@ from flowopd_cli.runs.run import RunDir
 from flowopd_cli.stages.publishing import card as cards
 from flowopd_cli.stages.publishing.licenses import inherited_license
 from flowopd_cli.system.json_files import json_lines, read_json_lines, read_json_value
+from flowopd_cli.system.pictures import read_picture
 from flowopd_cli.system.redact import public_name, public_reference, public_text
 
 PICTURES = "eval"  # the sheet of pictures of an evaluation

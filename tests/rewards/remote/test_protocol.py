@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
+from PIL.PngImagePlugin import PngImageFile, PngInfo
 from pydantic import TypeAdapter, ValidationError
 
 from flowopd_cli.core.prompt import Prompt
@@ -35,14 +35,16 @@ def decoded(*pngs, limits=Limits()):
         ([encoded(Image.new("1", (2048, 2048)))] * 256, "more than 33554432 pixels in a request", 8),
     ],
 )
-def test_pixels_beyond_the_limits_are_never_unpacked(monkeypatch, pictures, message, most):
+def test_pixels_beyond_the_limits_are_never_unpacked(monkeypatch, recwarn, pictures, message, most):
     """256 black pictures of 4.2 million pixels are few bytes of PNG and 3 GB of memory."""
     unpacked = []
-    monkeypatch.setattr(Image.Image, "convert", lambda image, mode: unpacked.append(image) or image)
+    monkeypatch.setattr(PngImageFile, "load", unpacked.append)
+    monkeypatch.setattr("flowopd_cli.system.pictures.to_rgb", lambda image: image)
     with pytest.raises(Refusal, match=message) as refusal:
         decoded(*pictures)
     assert refusal.value.status == 413
     assert len(unpacked) <= most
+    assert not recwarn.list
 
 
 def test_one_picture_of_the_largest_size_always_fits():

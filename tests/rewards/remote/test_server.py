@@ -163,8 +163,10 @@ def test_the_worker_needs_neither_torch_nor_the_rest_of_flowopd():
         "print(*(m for m in sys.modules if m.startswith('flowopd_cli.')))"
     )
     modules = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT).stdout
-    shared = ("flowopd_cli.errors", "flowopd_cli.rewards.remote")
-    assert all(name == "flowopd_cli.rewards" or name.startswith(shared) for name in modules.split())
+    shared = ("flowopd_cli.errors", "flowopd_cli.rewards.remote", "flowopd_cli.system.pictures")
+    assert all(
+        name in ("flowopd_cli.rewards", "flowopd_cli.system") or name.startswith(shared) for name in modules.split()
+    )
 
 
 def test_a_token_guards_everything_but_health(tmp_path):
