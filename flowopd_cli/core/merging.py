@@ -1,13 +1,14 @@
 """Merging adapters by their products ``scale B A``, not by their factors, except with ``factor_average``.
 
 The mean of products is not the product of means: for K independent adapters the mean of factors contains only 1/K of
-the mean product (relative error 0.71, 0.82, 0.87 for K = 2, 3, 4). Every merge reports its truncation error: against
-the dense weighted sum, and for TIES and DARE against their own dense result.
+the mean product (relative error 0.71, 0.82, 0.87 for K = 2, 3, 4). Every merge reports its error: that of the cut to
+its rank, and for ``factor_average`` the distance to the weighted sum of products. TIES and DARE follow mergekit.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -19,6 +20,7 @@ from torch import Tensor
 from flowopd_cli.errors import MergeError
 
 Method = Literal["linear", "exact", "ties", "dare_linear", "dare_ties", "factor_average"]
+ROUNDING = 1e-14  # of |A| |B|: products below are rounding errors of float64
 
 
 @dataclass(frozen=True)
@@ -36,20 +38,27 @@ class LoraFactors:
 
 @dataclass(frozen=True)
 class MergeReport:
-    """Squared Frobenius norms of the target and of the merge's error."""
+    """Squared Frobenius norms of the target and of the merge's error; 0 where they are rounding errors."""
 
     target: float = 0.0
     error: float = 0.0
 
     @property
+    def norm(self) -> float:
+        """Frobenius norm of the target."""
+        return self.target**0.5
+
+    @property
     def relative_error(self) -> float:
-        """``|merged - target| / |target|``."""
-        return (self.error / self.target) ** 0.5 if self.target else 0.0
+        """``|merged - target| / |target|``; infinite for a target of 0, NaN if the error is 0 as well."""
+        if self.target:
+            return (self.error / self.target) ** 0.5
+        return math.inf if self.error else math.nan
 
     @property
     def retained_energy(self) -> float:
-        """``1 - relative_error^2``: the fraction of the target that the merge reproduces."""
-        return 1 - self.relative_error**2
+        """``1 - relative_error^2``, the fraction of the target that the merge reproduces; 0 if the error is larger."""
+        return max(1 - self.relative_error**2, 0.0)  # in this order NaN stays NaN
 
 
 @dataclass(frozen=True)
@@ -68,12 +77,17 @@ class MergeResult:
 
 @dataclass(frozen=True)
 class MergeOptions:
-    """``rank``: of the result (the largest input's if None); ``density``: share of entries TIES and DARE keep."""
+    """``rank``: of the result (the largest input's if None); ``density``: share of entries TIES and DARE keep.
+
+    ``normalize``: divide by the sum of the weights, for TIES and ``dare_ties`` entry by entry by the sum of those that
+    agree; None is mergekit's default, true for TIES only.
+    """
 
     method: Method = "linear"
     rank: int | None = None
     density: float = 0.5
     seed: int = 0
+    normalize: bool | None = None
 
 
 def merge(
@@ -81,13 +95,15 @@ def merge(
 ) -> MergeResult:
     """Merge adapters of any ranks; a module missing from an adapter counts as zero.
 
-    Raises :class:`MergeError`: no adapters, weights that do not match, unequal ranks for ``factor_average``, shapes
-    that differ, a result that float32 cannot hold.
+    Raises :class:`MergeError`: no adapters, weights that do not match or cannot be normalized, unequal ranks for
+    ``factor_average``, shapes that differ, a result that float32 cannot hold.
     """
     if not adapters or len(weights) != len(adapters):
         raise MergeError(f"{len(adapters)} adapters and {len(weights)} weights: give one weight for each adapter")
     if not any(adapters):
         raise MergeError("the adapters are empty: there is nothing to merge")
+    if options.normalize and options.method not in ELECTING:
+        weights = _normalized(weights)
     rank = options.rank or max(factors.a.shape[0] for adapter in adapters for factors in adapter.values())
     merged: dict[str, LoraFactors] = {}
     reports: dict[str, MergeReport] = {}
@@ -111,18 +127,25 @@ Parts = Sequence[tuple[float, LoraFactors]]
 
 
 def _merge_module(name: str, parts: Parts, rank: int, options: MergeOptions) -> tuple[LoraFactors, MergeReport]:
+    floor = sum(ROUNDING * abs(w * f.scale) * float(f.a.double().norm() * f.b.double().norm()) for w, f in parts)
     if options.method in DENSE:
-        target = DENSE[options.method](name, parts, options)
-        u, s, v = torch.linalg.svd(target, full_matrices=False)
-        merged = _from_svd(u, s, v, rank)
-        energy, error = float(target.square().sum()), float((merged.delta() - target).square().sum())
-        return merged, MergeReport(energy, error)
+        u, s, v = torch.linalg.svd(DENSE[options.method](name, parts, options), full_matrices=False)
+        return _from_svd(u, s, v, rank, floor)
     wide = concatenate(parts)
+    if options.method == "linear":
+        return truncate(wide, rank, floor)
     if options.method == "exact":
-        return wide, MergeReport(_energy(wide), 0.0)
-    merged = truncate(wide, rank) if options.method == "linear" else average_factors(name, parts)
+        return wide, MergeReport(_energy(wide, floor), 0.0)
+    merged = average_factors(name, parts)
     difference = concatenate([(1.0, merged), (-1.0, wide)])  # whose energy is |merged - wide|^2
-    return merged, MergeReport(_energy(wide), _energy(difference))
+    return merged, MergeReport(_energy(wide, floor), _energy(difference, floor))
+
+
+def _normalized(weights: Sequence[float]) -> list[float]:
+    total = sum(weights)
+    if not abs(total) > ROUNDING * sum(map(abs, weights)):  # also where the sum overflows
+        raise MergeError(f"the weights sum to {total:g} and cannot be normalized: set normalize to false")
+    return [weight / total for weight in weights]
 
 
 def concatenate(parts: Parts) -> LoraFactors:
@@ -134,12 +157,15 @@ def concatenate(parts: Parts) -> LoraFactors:
     return LoraFactors(torch.cat(a), torch.cat(b, dim=1))
 
 
-def truncate(wide: LoraFactors, rank: int) -> LoraFactors:
-    """The best approximation of rank ``rank`` (Eckart-Young), by QR of both sides: ``out x in`` is never formed."""
+def truncate(wide: LoraFactors, rank: int, floor: float = 0.0) -> tuple[LoraFactors, MergeReport]:
+    """The best approximation of rank ``rank`` (Eckart-Young), by QR of both sides: ``out x in`` is never formed.
+
+    Singular values up to ``floor`` count as 0.
+    """
     q_b, r_b = torch.linalg.qr(wide.b.double() * wide.scale)
     q_a, r_a = torch.linalg.qr(wide.a.double().T)
     u, s, v = torch.linalg.svd(r_b @ r_a.T, full_matrices=False)
-    return _from_svd(q_b @ u, s, v @ q_a.T, rank)
+    return _from_svd(q_b @ u, s, v @ q_a.T, rank, floor)
 
 
 def average_factors(name: str, parts: Parts) -> LoraFactors:
@@ -154,8 +180,9 @@ def average_factors(name: str, parts: Parts) -> LoraFactors:
 
 
 def ties(name: str, parts: Parts, options: MergeOptions) -> Float[Tensor, "out in"]:
-    """TIES (arXiv 2306.01708): trim to the largest entries, elect a sign, average the entries that agree with it."""
-    return _elect([(weight, _trim(factors.delta(), options.density)) for weight, factors in parts])
+    """TIES (arXiv 2306.01708): trim to the largest entries, elect a sign, add or average the entries that agree."""
+    trimmed = [(weight, _trim(factors.delta(), options.density)) for weight, factors in parts]
+    return _elect(trimmed, normalize=options.normalize is not False)
 
 
 def dare_linear(name: str, parts: Parts, options: MergeOptions) -> Float[Tensor, "out in"]:
@@ -165,8 +192,12 @@ def dare_linear(name: str, parts: Parts, options: MergeOptions) -> Float[Tensor,
 
 
 def dare_ties(name: str, parts: Parts, options: MergeOptions) -> Float[Tensor, "out in"]:
-    """DARE's dropping, TIES' election."""
-    return _elect(_dropped(name, parts, options))
+    """DARE's dropping, TIES' election.
+
+    Unbiased for updates of equal signs if not normalized: the mean of the entries that were not dropped has a factor
+    of ``(1 - (1 - density)^K) / density`` for K equal updates.
+    """
+    return _elect(_dropped(name, parts, options), normalize=bool(options.normalize))
 
 
 DENSE: Mapping[str, Callable[[str, Parts, MergeOptions], Tensor]] = {
@@ -174,20 +205,28 @@ DENSE: Mapping[str, Callable[[str, Parts, MergeOptions], Tensor]] = {
     "dare_linear": dare_linear,
     "dare_ties": dare_ties,
 }
+ELECTING = ("ties", "dare_ties")
 
 
 def _trim(delta: Float[Tensor, "out in"], density: float) -> Float[Tensor, "out in"]:
-    keep = max(1, round(density * delta.numel()))
-    floor = delta.abs().flatten().kthvalue(delta.numel() - keep + 1).values
-    return torch.where(delta.abs() >= floor, delta, 0.0)
+    """Keep the ``int(density * size)`` largest entries, at least one."""
+    values = delta.flatten()
+    largest = values.abs().topk(max(1, int(density * len(values))), sorted=False).indices
+    return torch.zeros_like(values).index_copy(0, largest, values[largest]).view_as(delta)
 
 
-def _elect(parts: Sequence[tuple[float, Tensor]]) -> Float[Tensor, "out in"]:
+def _elect(parts: Sequence[tuple[float, Tensor]], *, normalize: bool) -> Float[Tensor, "out in"]:
+    """The sum of the weighted entries with the sign of their sum; ``normalize`` divides by the sum of their |weights|.
+
+    An entry whose sum is exactly 0 has no sign and stays 0.
+    """
     weighted = torch.stack([weight * delta for weight, delta in parts])
     agree = weighted.sign() == weighted.sum(dim=0).sign()
+    merged = (weighted * agree).sum(dim=0)
+    if not normalize:
+        return merged
     share = torch.stack([agree[i].double() * abs(weight) for i, (weight, _) in enumerate(parts)]).sum(dim=0)
-    whole = sum(abs(weight) for weight, _ in parts)
-    return torch.where(share > 0, (weighted * agree).sum(dim=0) * whole / share.clamp(min=1e-12), 0.0)
+    return merged / torch.where(share > 0, share, 1.0)
 
 
 def _dropped(name: str, parts: Parts, options: MergeOptions) -> list[tuple[float, Tensor]]:
@@ -201,12 +240,16 @@ def _dropped(name: str, parts: Parts, options: MergeOptions) -> list[tuple[float
     return [(weight, drop(factors.delta())) for weight, factors in parts]
 
 
-def _from_svd(u: Tensor, s: Tensor, v: Tensor, rank: int) -> LoraFactors:
+def _from_svd(u: Tensor, s: Tensor, v: Tensor, rank: int, floor: float) -> tuple[LoraFactors, MergeReport]:
+    """The first ``rank`` directions; those of value 0 keep a row of A, so that a training can use them."""
+    s = torch.where(s > floor, s, 0.0)
     root = s[:rank].sqrt()
-    return LoraFactors(root[:, None] * v[:rank], u[:, :rank] * root)
+    factors = LoraFactors(torch.where(root > 0, root, 1.0)[:, None] * v[:rank], u[:, :rank] * root)
+    return factors, MergeReport(float(s.square().sum()), float(s[rank:].square().sum()))
 
 
-def _energy(factors: LoraFactors) -> float:
-    """``|B A|^2`` through the small core."""
+def _energy(factors: LoraFactors, floor: float) -> float:
+    """``|B A|^2`` through the small core; 0 if ``|B A|`` is at most ``floor``."""
     core = torch.linalg.qr(factors.b.double() * factors.scale).R @ torch.linalg.qr(factors.a.double().T).R.T
-    return float(core.square().sum())
+    norm = float(core.square().sum()) ** 0.5
+    return norm**2 if norm > floor else 0.0

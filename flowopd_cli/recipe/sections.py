@@ -264,7 +264,10 @@ class MergeSpec(Spec):
 
     #: merge method; see `flowopd merge --help`
     method: Literal["linear", "exact", "ties", "dare_linear", "dare_ties", "factor_average"] = "linear"
-    weights: tuple[float, ...] | None = None  #: one for each adapter, used as given; null is 1 / K each
+    weights: tuple[float, ...] | None = None  #: one for each adapter; null is 1 / K each
+    #: divide by the sum of the weights, for `ties` and `dare_ties` by that of the adapters that agree on an entry's
+    #: sign; null is true for `ties`, false for the others
+    normalize: bool | None = None
     rank: PositiveInt | None = None  #: rank of the result; null is the largest input rank
     density: Fraction = 0.5  #: share of entries that TIES and DARE keep
 
@@ -275,6 +278,14 @@ class MergeSpec(Spec):
                 f"rank {self.rank} has no meaning for method {self.method}, whose rank follows from its adapters: "
                 "leave it out, or choose linear"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _weights_can_be_normalized(self) -> MergeSpec:
+        electing = self.method in {"ties", "dare_ties"}  # these divide by the sum of |weights|
+        weights = self.weights if self.normalize and not electing else None
+        if weights and abs(sum(weights)) <= 1e-14 * sum(map(abs, weights)):
+            raise ValueError(f"weights {list(weights)} sum to 0 and cannot be normalized: set merge.normalize to false")
         return self
 
 

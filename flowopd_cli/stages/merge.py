@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from flowopd_cli.system.progress import Progress
 def run(
     recipe: MergeRecipe, run: RunDir, progress: Progress, *, adapters: Adapters | None = None, resume: bool = False
 ) -> dict[str, Any]:
-    """Read the factors, merge the products, write the adapter and the error of any re-compression."""
+    """Read the factors, merge the products, write the adapter and the error of the merge; null where there is none."""
     adapters = adapters or Adapters()
     parents, inputs, targets, bases = [], [], [], {}
     for ref in recipe.adapters:
@@ -36,14 +37,17 @@ def run(
     run.declare(Inputs(base=Base(ref=recipe.model.pretrained, sha256=base_sha), parents=tuple(parents)))
     spec = recipe.merge
     weights = spec.weights or [1 / len(inputs)] * len(inputs)
-    options = MergeOptions(spec.method, spec.rank, spec.density, recipe.seed)
+    options = MergeOptions(spec.method, spec.rank, spec.density, recipe.seed, spec.normalize)
     merged = merge(inputs, weights, options)
     rank = max(f.a.shape[0] for f in merged.factors.values())
     config = AdapterConfig(rank, float(rank), tuple(targets), recipe.model.pretrained, base_sha)
     run.save_adapter(lambda folder: write_adapter(folder, merged.factors, config))
-    energy, error = merged.report.retained_energy, merged.report.relative_error
-    progress.note(f"{spec.method}: rank {rank}, energy retained {energy:.4f}, error {error:.4f}")
-    return {"metrics": {"rank": rank, "retained_energy": energy, "relative_error": error}}
+    norm, energy, error = merged.report.norm, merged.report.retained_energy, merged.report.relative_error
+    figures = f"energy retained {energy:.4f}, error {error:.4f}"
+    if math.isnan(error):
+        figures = "the merged update is zero: the weighted updates cancel, or each of them is 0"
+    progress.note(f"{spec.method}: rank {rank}, {figures}")
+    return {"metrics": {"rank": rank, "update_norm": norm, "retained_energy": energy, "relative_error": error}}
 
 
 def base_digest(model: ModelSpec, bases: Mapping[str, Base | None]) -> str | None:

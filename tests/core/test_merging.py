@@ -1,5 +1,7 @@
 """Merges against dense matrices that are added up here."""
 
+import math
+
 import pytest
 import torch
 
@@ -118,8 +120,8 @@ def test_ties_by_hand():
 
 def test_ties_weighs_the_entries_that_agree():
     parts = [matrix([[4.0, 1.0], [1.0, 1.0]]), matrix([[1.0, -2.0], [1.0, 1.0]])]
-    # weights 2 and 1: top left (2 4 + 1 1) / 3 x 3; top right sums to 0, so no sign is elected
-    expected = torch.tensor([[9.0, 0.0], [3.0, 3.0]]).double()
+    # weights 2 and 1: top left (2 4 + 1 1) / 3; top right sums to 0, so no sign is elected
+    expected = torch.tensor([[3.0, 0.0], [1.0, 1.0]]).double()
     torch.testing.assert_close(
         merged_matrix(parts, [2.0, 1.0], method="ties", density=1.0), expected, atol=1e-5, rtol=0
     )
@@ -144,8 +146,28 @@ def test_dare_is_a_function_of_its_seed(method):
 
 def test_dare_ties_elects_signs():
     parts = [matrix([[4.0, 1.0], [1.0, 1.0]]), matrix([[2.0, -3.0], [1.0, 1.0]])]
-    got = merged_matrix(parts, [0.5, 0.5], method="dare_ties", density=1.0)
-    torch.testing.assert_close(got, torch.tensor([[3.0, -3.0], [1.0, 1.0]]).double(), atol=1e-5, rtol=0)
+    for normalize, sole in ((None, -1.5), (True, -3.0)):  # the one entry that has the sign of its sum
+        got = merged_matrix(parts, [0.5, 0.5], method="dare_ties", density=1.0, normalize=normalize)
+        torch.testing.assert_close(got, torch.tensor([[3.0, sole], [1.0, 1.0]]).double(), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("weights", [(1.0, -1.0), (-2.0, -0.5), (1.0, -0.999)])
+def test_ties_stays_within_its_updates_for_any_weights(weights):
+    parts = adapters((8, 8), ("m",))
+    merged = merge(parts, weights, MergeOptions("ties", rank=20)).factors["m"].delta()
+    largest = torch.stack([dense(part["m"]) for part in parts]).abs().max(dim=0).values
+    assert (merged.abs() <= largest + 1e-5).all()
+    assert (merged.abs() > 0.1).any()
+
+
+@pytest.mark.parametrize("method", ["linear", "exact", "dare_linear", "factor_average"])
+def test_normalized_weights_sum_to_one(method):
+    parts = adapters((8, 8), ("m",))
+    parts = [{"m": LoraFactors(part["m"].a, part["m"].b, 2.0)} for part in parts]
+    one, three = (merge(parts, w, MergeOptions(method, normalize=True)) for w in ((0.75, 0.25), (3.0, 1.0)))
+    torch.testing.assert_close(one.factors["m"].delta(), three.factors["m"].delta(), atol=1e-5, rtol=1e-5)
+    with pytest.raises(MergeError, match=r"the weights sum to .* and cannot be normalized"):
+        merge(parts, [0.1, -0.1], MergeOptions(method, normalize=True))
 
 
 @pytest.mark.parametrize("method", ["ties", "dare_linear", "dare_ties"])
@@ -159,11 +181,63 @@ def test_error_of_sparse_merges_is_that_of_their_truncation(method):
     assert small.modules["q"].relative_error == pytest.approx(error, rel=1e-4)
 
 
-def test_an_empty_update_has_no_error():
-    nothing = {"m": LoraFactors(torch.zeros(2, IN), torch.zeros(OUT, 2))}
-    report = merge([nothing], [1.0], MergeOptions()).report
-    assert (report.relative_error, report.retained_energy) == (0.0, 1.0)
-    assert MergeReport().relative_error == 0.0
+def rescaled(part):
+    """The same update of other factors, equal up to rounding."""
+    return {name: LoraFactors(3 * f.a, f.b / 3, f.scale) for name, f in part.items()}
+
+
+DOUBLE = [{name: LoraFactors(f.a.double(), f.b.double(), f.scale) for name, f in adapters((8,))[0].items()}]
+
+
+@pytest.mark.parametrize("method", ["linear", "exact", "ties", "dare_linear", "dare_ties", "factor_average"])
+@pytest.mark.parametrize(
+    ("parts", "weights"),
+    [
+        (adapters((8, 8)), (0.0, 0.0)),
+        ([{"m": LoraFactors(torch.zeros(2, IN), torch.zeros(OUT, 2))}], (1.0,)),
+        ([*DOUBLE, *DOUBLE], (1.0, -1.0)),
+        ([*DOUBLE, rescaled(DOUBLE[0])], (1.0, -1.0)),
+    ],
+)
+def test_the_figures_of_a_merge_of_zero_are_undefined(method, parts, weights):
+    if method == "factor_average":  # neither equal scales in the first case, nor a merge of 0 in the last
+        parts = [{name: LoraFactors(f.a, f.b) for name, f in parts[0].items()}] * len(parts)
+    if method in {"ties", "dare_ties"}:  # where updates are equal up to rounding, they elect the sign of the rounding
+        parts = [parts[0]] * len(parts)
+    result = merge(parts, weights, MergeOptions(method, density=1.0))
+    report = result.report
+    assert report.norm == 0
+    assert math.isnan(report.relative_error)
+    assert math.isnan(report.retained_energy)
+    assert all(factors.delta().norm() < 1e-5 for factors in result.factors.values())
+
+
+@pytest.mark.parametrize("method", ["linear", "ties"])
+def test_unused_directions_of_a_merge_can_be_trained(method):
+    part = {"m": lora(2, 0)}
+    factors = merge([part, part], [0.5, 0.5], MergeOptions(method, rank=12, density=1.0)).factors["m"]
+    torch.testing.assert_close(factors.delta(), dense(part["m"]), atol=1e-5, rtol=1e-5)
+    norms = factors.a[2:].norm(dim=1)
+    torch.testing.assert_close(norms, torch.ones_like(norms))  # with B = 0, the gradient of B is not 0
+    assert (factors.b[:, 2:] == 0).all()
+
+
+@pytest.mark.parametrize("weights", [(1.0, -1.0), (-1.0, -1.0), (1.0, 1e-9), (0.5, 0.5), (5.0, -4.0)])
+@pytest.mark.parametrize("method", ["linear", "exact", "ties", "dare_linear", "dare_ties", "factor_average"])
+def test_the_energy_retained_is_a_fraction(method, weights):
+    parts = [{"m": lora(6, seed)} for seed in (0, 1)]
+    for pair in (parts, [parts[0], parts[0]]):
+        report = merge(pair, weights, MergeOptions(method)).report
+        assert math.isnan(report.retained_energy) or 0 <= report.retained_energy <= 1
+        assert math.isnan(report.retained_energy) == (report.norm == 0)
+
+
+def test_averaged_factors_of_products_that_cancel_have_an_infinite_error():
+    part = {"m": lora(4, 0)}
+    other = {"m": LoraFactors(2 * part["m"].a, part["m"].b / 2)}
+    report = merge([part, other], [1.0, -1.0], MergeOptions("factor_average")).report
+    assert (report.norm, report.relative_error, report.retained_energy) == (0, math.inf, 0)
+    assert MergeReport(1.0, 4.0).retained_energy == 0
 
 
 @pytest.mark.parametrize(

@@ -126,6 +126,7 @@ OPTIONS = st.builds(
     method=st.sampled_from(["linear", "exact", "ties", "dare_linear", "dare_ties", "factor_average"]),
     rank=st.one_of(st.none(), st.integers(1, 9)),
     density=st.sampled_from([1e-9, 0.3, 0.5, 1.0]),
+    normalize=st.sampled_from([None, True, False]),
 )
 
 

@@ -61,6 +61,11 @@ def test_overrides_reach_into_sections_and_lists_but_do_not_change_the_stage():
         (TEACHER, "stage=pretrain", ["'pretrain' is not one of teacher, coldstart"]),
         (COLDSTART, "train.steps_per_rollout=2", ["a cold start learns pictures"]),
         (MERGE, "merge.weights=[1,2]", ["2 values for 3 adapters"]),
+        (
+            MERGE,
+            "merge.weights=[1,-2,1] merge.normalize=true",
+            ["sum to 0 and cannot be normalized", "merge.normalize"],
+        ),
         (DISTILL, "sampling.eta=0 opd.estimator=score", ["score needs a stochastic kernel"]),
         (DISTILL, "sampling.steps=1 opd.estimator=score", ["score needs a step that draws noise"]),
         (DISTILL, "opd.schedule=fused", ["train.updates is 2: set it to 1, or opd.schedule to replay"]),

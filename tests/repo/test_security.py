@@ -143,7 +143,7 @@ def test_pictures_of_three_kinds_are_read_whatever_their_names(tmp_path, kind):
     assert read_picture(tmp_path / "a.png").mode == "RGB"
 
 
-@pytest.mark.parametrize("method", ["linear", "exact", "factor_average", "ties", "dare_linear"])
+@pytest.mark.parametrize("method", ["linear", "exact", "factor_average", "dare_ties", "dare_linear"])
 @pytest.mark.parametrize("weight", [1e100, 1e300])
 def test_a_merge_beyond_float32_is_refused(method, weight):
     factors = {"m": LoraFactors(torch.full((2, 3), 1e3), torch.full((3, 2), 1e3))}

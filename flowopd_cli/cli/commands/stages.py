@@ -39,7 +39,8 @@ PROMPTS = "Where the training prompts come from: a named source or a file; may b
 TEACHER = "The teacher of a task, once for each task of the prompts"
 PARTS = "The adapters to merge: runs, adapter folders or hub:REPO@REVISION."
 METHOD = "How updates are combined: linear, exact, ties, dare_linear, dare_ties or factor_average."
-WEIGHTS = "One factor for each adapter, not normalized; 1/K each by default."
+WEIGHTS = "One factor for each adapter; 1/K each by default."
+NORMALIZE = "Divide by the sum of the weights; by default only ties does, by the sum of those that agree on a sign."
 RANK = "The rank of the result; by default the largest. exact and factor_average take none."
 INIT = "The adapter that the student starts from; the base by default."
 ANCHOR = "The adapter that the student is kept close to on every prompt; 'base' for the bare base."
@@ -94,9 +95,10 @@ def merge(
     method: Annotated[Text, _option("NAME", METHOD)] = None,
     weights: Annotated[Text, _option("W,W,...", WEIGHTS)] = None,
     rank: Annotated[Number, _option("R", RANK, min=1)] = None,
+    normalize: Annotated[bool | None, typer.Option("--normalize/--no-normalize", help=NORMALIZE)] = None,
 ) -> None:
     """Merge several adapters of one base into one: the weighted sum of their LoRA updates (B A), not of their factors.
-    The weights are not normalized: for a mean, they must sum to 1.
+    For a mean, the weights must sum to 1, or be normalized.
 
     \b
     Example:
@@ -104,7 +106,7 @@ def merge(
     """
     from flowopd_cli.cli.plan.flags import numbers
 
-    values = {"adapters": runs, "merge.method": method, "merge.rank": rank}
+    values = {"adapters": runs, "merge.method": method, "merge.rank": rank, "merge.normalize": normalize}
     values["merge.weights"] = numbers(weights, "--weights")
     _execute("merge", common, values, [*(runs or ())])
 
