@@ -28,6 +28,7 @@ from flowopd_cli.runs import evaluations
 from flowopd_cli.runs.layout import fresh_path
 from flowopd_cli.runs.run import RunDir
 from flowopd_cli.system.distributed import GROUP
+from flowopd_cli.system.json_files import plain
 from flowopd_cli.system.text import suggest
 
 FIGURE_WIDTH = 45
@@ -126,7 +127,7 @@ def _print_result(console: Console, common: Common, recipe: Recipe, path: Path, 
     failing = {name: threshold for name, threshold in thresholds.items() if not means[name] >= threshold}
     below = [f"{name}: {means[name]:.4f} is under {threshold}" for name, threshold in failing.items()]
     tree = {"run": str(path), **result} | ({"below": below} if thresholds else {})
-    console.result(json.dumps(tree) if common.json else str(path))
+    console.result(json.dumps(plain(tree)) if common.json else str(path))
     for line in below:
         typer.echo(line, err=True)
     if below:

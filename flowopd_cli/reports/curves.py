@@ -131,6 +131,8 @@ def kl_by_step(rows: Rows) -> Iterable[Chart]:
     middle = (len(rows) - size) // 2
     parts = {"first fifth": rows[:size], "middle fifth": rows[middle : middle + size], "last fifth": rows[-size:]}
     values = {name: [mean(column(part, f"kl_step/{i}")) for i in steps] for name, part in parts.items()}
+    if not any(map(finite, values.values())):
+        return
     figure, ax = axes()
     for color, line in zip(SERIES, values.values(), strict=False):
         ax.plot(steps, line, color=color, marker="o", markersize=3)
@@ -139,7 +141,8 @@ def kl_by_step(rows: Rows) -> Iterable[Chart]:
     ax.set_xlabel("sampling step (0: pure noise)")
     ax.set_ylabel(KL)
     ends = zip(steps, values["first fifth"], values["last fifth"], strict=True)
-    alt = "KL by sampling step: " + "; ".join(f"step {i} from {a:.3g} to {b:.3g}" for i, a, b in ends)
+    texts = (f"step {i} from {a:.3g} to {b:.3g}" for i, a, b in ends if a == a and b == b)
+    alt = "KL by sampling step: " + "; ".join(texts)
     caption = "KL to the teacher, mean over the iterations of each fifth."
     legend = tuple(Key(name, i) for i, name in enumerate(values))
     yield Chart("KL by sampling step", alt, svg(figure, "steps"), caption, legend)

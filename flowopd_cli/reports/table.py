@@ -84,12 +84,12 @@ def table(entries: Sequence[Entry]) -> Table | None:
     for row in means if has_average else ():
         row |= {AVERAGE: math.fsum(row.values()) / len(row)} if len(row) == len(suites) else {}
     comparable = [row for entry, row in zip(entries, means, strict=True) if entry.comparable]
-    best = {name: max((row[name] for row in comparable if name in row), default=math.inf) for name in columns}
+    rivals = {name: [row[name] for row in comparable if name in row] for name in columns}
 
     def cell(entry: Entry, row: Mapping[str, float], name: str) -> Cell | None:
         if name not in row:
             return None
-        is_best = entry.comparable and row[name] == best[name] and len(comparable) > 1
+        is_best = entry.comparable and len(rivals[name]) > 1 and row[name] == max(rivals[name])
         return Cell(row[name], entry.results.get(name, {}).get("stderr"), is_best)
 
     rows = tuple(

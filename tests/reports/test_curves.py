@@ -19,3 +19,13 @@ def test_the_kl_by_step_is_that_of_the_first_and_the_last_iterations():
     (chart,) = curves.kl_by_step(rows)
     assert chart.alt == "KL by sampling step: step 0 from 4 to 1; step 1 from 2 to 2"
     assert list(curves.kl_by_step([{"kl_step/0": 1.0}])) == []
+
+
+def test_steps_without_a_kl_in_the_first_or_last_iterations_leave_a_gap():
+    rows = [{"iteration": i} for i in range(10)]
+    rows[2] = {"kl_step/0": 4.0, "kl_step/1": 2.0}  # in none of the three fifths
+    assert list(curves.kl_by_step(rows)) == []
+    rows[0] = {"kl_step/0": 3.0}
+    rows[9] = {"kl_step/0": 1.0, "kl_step/1": 5.0}
+    (chart,) = curves.kl_by_step(rows)
+    assert chart.alt == "KL by sampling step: step 0 from 3 to 1"

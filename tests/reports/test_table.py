@@ -45,6 +45,15 @@ def test_there_is_no_average_without_a_meaning(tmp_path, means, note):
     assert note in " ".join(page_of(run.path, tmp_path).texts)
 
 
+def test_the_only_figure_of_a_column_is_not_the_best(tmp_path):
+    alone = reported.evaluation(tmp_path / "e", reported.teacher(tmp_path / "t"), {"geneval": 0.7})
+    other = reported.evaluation(tmp_path / "f", reported.teacher(tmp_path / "u"), {"ocr": 0.5})
+    reported.teacher(tmp_path / "v")  # without an evaluation
+    for paths in ([alone.path, tmp_path / "v"], [alone.path, other.path]):
+        shown = table.table(collect(paths))
+        assert not any(cell.best for _, cells in shown.rows for cell in cells if cell)
+
+
 def test_the_change_against_the_base_has_a_sign_and_an_error(world):
     found = table.changes_against_base(collect([world / "t-one", world / "student"]))
     assert list(found) == ["t-one", "student"]

@@ -1,13 +1,16 @@
 """Which evaluations of a run and of its base a card reports together."""
 
 import json
+import math
+from pathlib import Path
 
 import pytest
 from support.reported import evaluation, policy_run
 
 from flowopd_cli.errors import ArtifactError
-from flowopd_cli.runs.evaluations import evaluations, protocol
+from flowopd_cli.runs.evaluations import evaluations, protocol, results
 from flowopd_cli.runs.manifest import Base
+from flowopd_cli.runs.run import RunDir
 
 JUDGE = {"reward": "ocr", "engine": "reader-1", "weights": {"model": "sha256:1", "dtype": "float32"}}
 
@@ -97,6 +100,15 @@ def test_a_damaged_neighbour_is_skipped_unless_it_is_named(source, evaluate):
     for path, message in ((str(manifest.parent), "damaged manifest"), (torn, "damaged result")):
         with pytest.raises(ArtifactError, match=message):
             evaluations(source, [path])
+
+
+@pytest.mark.parametrize("figure", ["mean", "stderr"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e301])
+def test_a_result_that_is_no_finite_number_is_damaged(source, evaluate, figure, value):
+    path = Path(evaluate("e", source, 0.9)) / "eval" / "ocr.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), figure: value}))
+    with pytest.raises(ArtifactError, match=f"{path}: damaged result"):
+        results(RunDir.open(path.parents[1]))
 
 
 def test_named_evaluations_must_compare(source, evaluate):
