@@ -75,9 +75,8 @@ def flowopd(monkeypatch, capsys):
 
     def call(*argv):
         monkeypatch.setattr(sys, "argv", ["flowopd", *map(str, argv)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
+        code = cli.run()
         captured = capsys.readouterr()
-        return stop.value.code or 0, captured.out, captured.err
+        return code, captured.out, captured.err
 
     return call

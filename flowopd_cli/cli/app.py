@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
@@ -11,6 +13,7 @@ from typer.core import TyperGroup
 from flowopd_cli import __version__
 from flowopd_cli.cli.commands import bench, doctor, prompts, recipes, report, rewards, runs, stages, watch
 from flowopd_cli.errors import FlowOPDError, one_line
+from flowopd_cli.system import streams, threads
 
 HELP = """Post-train flow-matching text-to-image models: teachers, merging, multi-teacher on-policy distillation.
 
@@ -29,7 +32,7 @@ stdout carries only the result. Exit codes:
   0 done; 1 unexpected error; 2 invalid command line, recipe or input;
   3 an evaluation below its threshold (--fail-under), or a check that found a fault;
   4 no space or no permission to write; 5 a training that diverged;
-  130 stopped by Ctrl-C; 143 stopped by SIGTERM.
+  130 stopped by Ctrl-C; 143 stopped by SIGTERM; 141 the reader of stdout has gone.
 """
 STAGES, RUNS = "Stages, in the order of the pipeline", "Runs and results"
 MATERIAL, MACHINE = "Recipes, rewards and prompts", "This machine"
@@ -48,6 +51,13 @@ class _Panels(TyperGroup):
             panel = {n: c for n, c in self.commands.items() if getattr(c, "rich_help_panel", None) == title}
             with formatter.section(title):
                 formatter.write_dl([(name, _first_sentence(command.help or "")) for name, command in panel.items()])
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command. A broken pipe or connection is an error, which typer would hide."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            raise FlowOPDError(_os_error(error)) from error
 
 
 app = typer.Typer(cls=_Panels, help=HELP, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -87,21 +97,42 @@ def _os_error(error: OSError) -> str:
     return f"{error.filename}: {reason}" if error.filename is not None else reason
 
 
-def main() -> None:
-    """Run the command line. A user's mistake prints one line on stderr; the exit code tells the kind of failure."""
+def main() -> NoReturn:
+    """Run the command line and end the process with its exit code."""
+    streams.secure()
+    try:
+        code = run()
+    except KeyboardInterrupt:
+        code = 128 + signal.SIGINT
+    except BaseException as error:
+        sys.excepthook(type(error), error, error.__traceback__)
+        code = 1
+    threads.end_process(code)
+
+
+def run() -> int:
+    """Run the command line; returns its exit code. A user's mistake prints one line on stderr."""
     from flowopd_cli.cli import launch
 
     code: Any = 0
     shared = True  # whether every process of the run ends with the error
     try:
+        launch.REMARKS[:] = launch.adopt(os.environ)
         app(prog_name="flowopd")
     except SystemExit as stop:
         code = stop.code
     except FlowOPDError as error:
         code, shared = error.exit_code, error.shared
-        if launch.is_main():
-            print(f"flowopd: error: {one_line(error)}", file=sys.stderr)
+        if launch.is_main() or not shared:
+            _print_error(error)
     except OSError as error:
         code, shared = FlowOPDError.exit_code, False
-        print(f"flowopd: error: {one_line(_os_error(error))}", file=sys.stderr)
-    sys.exit(launch.exit_code(code if isinstance(code, int) else int(bool(code)), shared=shared))
+        _print_error(_os_error(error))
+    return launch.exit_code(code if isinstance(code, int) else int(bool(code)), shared=shared)
+
+
+def _print_error(error: object) -> None:
+    from flowopd_cli.system.distributed import GROUP
+
+    place = f"process {GROUP.rank} of {GROUP.size}: " if GROUP.rank else ""
+    print(f"flowopd: error: {place}{one_line(error)}", file=sys.stderr)

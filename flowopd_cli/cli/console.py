@@ -88,11 +88,11 @@ class Console:
         """Print a table; every column but the first is aligned to the right."""
         if self.quiet:
             return
-        table = Table(title=title, title_justify="left")
+        table = Table(title=Text(title), title_justify="left")
         for number, name in enumerate(columns):
-            table.add_column(name, justify="right" if number else "left")
+            table.add_column(Text(name), justify="right" if number else "left")
         for row in rows:
-            table.add_row(*map(str, row))
+            table.add_row(*(Text(str(value)) for value in row))
         self._rich.print(table)
 
     @contextmanager

@@ -39,7 +39,7 @@ def execute(plan: Plan, common: Common) -> None:
     """Run a stage, or with ``--dry-run`` describe it; stdout gets the run's path or JSON and nothing else."""
     recipe = plan.recipe
     dry_run = common.dry_run or is_dry_push(recipe)
-    remarks = [*plan.remarks, *check(recipe, adapters=plan.adapters, out=common.out, dry_run=dry_run)]
+    remarks = [*launch.REMARKS, *plan.remarks, *check(recipe, adapters=plan.adapters, out=common.out, dry_run=dry_run)]
     console = Console(quiet=common.quiet, main=launch.is_main())
     for remark in remarks:
         console.note(f"note: {remark}")
@@ -54,9 +54,11 @@ def execute(plan: Plan, common: Common) -> None:
         _print_result(console, common, recipe, common.resume, recorded)
         return
     processes = _processes(recipe, common)
-    if launch.should_launch(processes):
+    if processes > 1 and launch.may_launch():
         _with_requests(plan)
         raise typer.Exit(_relaunch(recipe, common, processes))
+    if GROUP.size > 1:
+        GROUP.start()
     with GROUP.together():  # an error of the first process ends the others, which would wait for it
         plan = _with_requests(plan)
         run = _open_run(recipe, common)
@@ -143,6 +145,8 @@ def _next_step(recipe: Recipe) -> str:
 
 
 def _processes(recipe: Recipe, common: Common) -> int:
+    if common.processes not in {None, GROUP.size} and not launch.may_launch():
+        raise RecipeError(f"--processes {common.processes}: a launcher started {GROUP.size}; leave out --processes")
     processes = common.processes or (recipe.train.processes if isinstance(recipe, TrainedRecipe) else 1)
     if processes > 1 and recipe.stage in ONE_PROCESS:
         raise RecipeError(f"{recipe.stage} works in one process: leave out --processes")

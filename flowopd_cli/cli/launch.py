@@ -8,27 +8,59 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from types import FrameType
 
 from flowopd_cli.errors import Interrupted, RecipeError
+from flowopd_cli.system.distributed import GROUP
 
 RUN_ID = "flowopd"
+NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+ADDRESS = ("MASTER_ADDR", "MASTER_PORT")
 PROGRAM = ("-m", "flowopd_cli")
 KILL_SECONDS = 10.0  # after the second request to stop
+REMARKS: list[str] = []  # on this process's environment
+
+
+def adopt(environment: MutableMapping[str, str]) -> list[str]:
+    """Accept the numbers that a launcher gave this process; remove any others and return a remark that names them.
+
+    A launcher sets all of :data:`NUMBERS` and :data:`ADDRESS`; in a step of Slurm ``SLURM_LOCALID`` is the local rank.
+
+    Raises :class:`RecipeError`: the numbers are none of a process.
+    """
+    step = [environment.get(name) for name in ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")]
+    if None not in step and step == [environment.get(name) for name in ("RANK", "WORLD_SIZE")]:
+        environment.setdefault("LOCAL_RANK", environment.get("SLURM_LOCALID", "0"))
+    present = {name: environment[name] for name in NUMBERS if name in environment}
+    text = ", ".join(f"{name}={value}" for name, value in present.items())
+    missing = [name for name in (*NUMBERS, *ADDRESS) if not environment.get(name)]
+    valid = not missing and _valid(*present.values())
+    if not valid:
+        for name in (*NUMBERS, "LOCAL_WORLD_SIZE"):
+            environment.pop(name, None)
+    if not missing and not valid:
+        raise RecipeError(f"{text} in the environment: not the numbers of a process; unset them, or use a launcher")
+    if missing and present:
+        return [f"{text} in the environment ignored: a launcher would set {', '.join(missing)} too"]
+    return []
+
+
+def _valid(rank: str, size: str, local: str) -> bool:
+    return rank.isdecimal() and size.isdecimal() and local.isdecimal() and max(int(rank), int(local)) < int(size)
 
 
 def is_main() -> bool:
     """Whether this process is the one that writes and prints."""
-    return os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0"
+    return GROUP.rank == 0
 
 
-def should_launch(processes: int) -> bool:
-    """Whether to start several processes; a process started by a launcher has ``LOCAL_RANK`` set."""
-    return processes > 1 and "LOCAL_RANK" not in os.environ
+def may_launch() -> bool:
+    """Whether this process was not started by a launcher and may start others."""
+    return NUMBERS[-1] not in os.environ
 
 
 def exit_code(code: int, *, shared: bool) -> int:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import atexit
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from flowopd_cli.errors import FlowOPDError
+from flowopd_cli.errors import FlowOPDError, one_line
 
 T = TypeVar("T")
 TIMEOUT = timedelta(days=7)  # scoring may take one process far longer than another
+ARRIVAL = timedelta(minutes=10)  # for all processes to start
 
 
 @dataclass(frozen=True)
@@ -87,16 +89,44 @@ class Group:
         self.gather(None)
 
     def start(self) -> Any:
-        """Join the other processes on the first call, after a GPU has been chosen; returns ``torch.distributed``."""
+        """Join the other processes on the first call; returns ``torch.distributed``.
+
+        Raises :class:`FlowOPDError`: not all of them arrived within :data:`ARRIVAL`.
+        """
         import torch
         import torch.distributed as dist
 
         if not dist.is_initialized():
             backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-            dist.init_process_group(backend, timeout=TIMEOUT)
+            store = self._meet(dist)
+            dist.init_process_group(backend, store=store, rank=self.rank, world_size=self.size, timeout=TIMEOUT)
             # A gloo thread that drops a tensor while the interpreter finalizes aborts the process.
             atexit.register(lambda: dist.destroy_process_group() if dist.is_initialized() else None)
         return dist
+
+    def _meet(self, dist: Any) -> Any:
+        """The store of the processes, after all have arrived."""
+        host, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+        serves = self.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+        names, deadline = [f"arrived/{rank}" for rank in range(self.size)], time.monotonic() + ARRIVAL.total_seconds()
+        missing = [0]
+        try:
+            options = {"timeout": ARRIVAL, "wait_for_workers": False, "multi_tenant": serves}
+            server = dist.TCPStore(host, int(port), is_master=serves, **options)
+            store = dist.PrefixStore(f"flowopd/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", server)
+            store.set(names[self.rank], "")
+            while missing := [rank for rank, name in enumerate(names) if not store.check([name])]:
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"waited {ARRIVAL.total_seconds():.0f} s")
+                time.sleep(0.05)
+        except (RuntimeError, ValueError, OSError) as error:
+            absent = ", ".join(map(str, missing))
+            raise FlowOPDError(
+                f"process {self.rank} of {self.size} cannot meet the others at {host}:{port}: missing {absent} "
+                f"({one_line(error)[:300]}); start all {self.size} with one launcher, or check its address and port"
+            ) from error
+        store.set_timeout(TIMEOUT)
+        return store
 
 
 GROUP = Group()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
+import os
+import signal
 import sys
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -9,7 +12,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from queue import Full, Queue
 from threading import Event, Thread
-from typing import Generic, TypeVar
+from typing import Generic, NoReturn, TypeVar
 
 T = TypeVar("T")
 Item = TypeVar("Item")
@@ -97,3 +100,16 @@ def in_parallel(tasks: Sequence[Callable[[], T]], workers: int) -> list[T]:
     for thread in [Background(work) for _ in range(min(workers, len(tasks)))]:
         thread.result()
     return [results[number] for number in range(len(tasks))]
+
+
+def end_process(code: int) -> NoReturn:
+    """End the program, with the functions of :mod:`atexit` but without the interpreter's own end.
+
+    A thread that returns from C++ during that end would abort the process.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)

@@ -8,6 +8,7 @@ import yaml
 from support.tiny_adapters import TOY_SHA, write_adapter
 
 from flowopd_cli import recipe as recipes
+from flowopd_cli.cli import launch
 from flowopd_cli.runs.manifest import Base, Inputs
 from flowopd_cli.runs.run import RunDir
 
@@ -35,7 +36,7 @@ DISTILL = {
 def workplace(monkeypatch, tmp_path):
     """A working directory that has only ``recipes/``, the shipped recipes of these tests."""
     monkeypatch.chdir(tmp_path)
-    for name in ("LOCAL_RANK", "RANK"):
+    for name in launch.NUMBERS:
         monkeypatch.delenv(name, raising=False)
     files = {}
     for name, data in {"teacher-geneval": TEACHER, "grpo-mix": MIXTURE, "distill": DISTILL}.items():

@@ -54,7 +54,7 @@ def test_an_error_of_the_program_keeps_its_traceback(stage, monkeypatch):
     stage("teacher", ZeroDivisionError())
     monkeypatch.setattr(sys, "argv", ["flowopd", "teacher", "--reward", "geneval", "--out", "r"])
     with pytest.raises(ZeroDivisionError):
-        cli.main()
+        cli.run()
     assert RunDir.open("r").manifest().status == "failed"
 
 

@@ -14,9 +14,11 @@ from flowopd_cli.cli import launch
 from flowopd_cli.cli.demo import Demo
 from flowopd_cli.errors import Interrupted
 from flowopd_cli.runs.run import RunDir
+from flowopd_cli.system.distributed import Group
 
 pytestmark = pytest.mark.usefixtures("workplace")
 TEACHER = ("teacher", "--reward", "geneval")
+LAUNCHED = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 
 
 def test_dry_run_prints_recipe_and_arithmetic_and_writes_nothing(flowopd, tmp_path):
@@ -135,8 +137,51 @@ def test_several_processes_run_the_same_command_again(flowopd, monkeypatch):
 
 def test_a_launched_copy_above_rank_0_writes_and_prints_nothing(flowopd, stage, monkeypatch, tmp_path):
     calls = stage("teacher")
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    monkeypatch.setenv("RANK", "1")
+    for name, value in {**LAUNCHED, "RANK": "1", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(Group, "start", lambda group: None)
+    monkeypatch.setattr(Group, "exchange", lambda group, value: [value] * group.size)
     assert flowopd(*TEACHER, "--processes", "2", "--out", "r")[:2] == (0, "")
     assert calls[0].run.writes is False
     assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [{"RANK": "3"}, {"WORLD_SIZE": "2", "RANK": "0"}, {"LOCAL_RANK": "1"}, {"RANK": "1", "WORLD_SIZE": "2"}],
+)
+def test_numbers_without_a_launcher_are_ignored_with_a_note(flowopd, stage, monkeypatch, numbers):
+    calls = stage("teacher")
+    for name, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500", **numbers}.items():
+        monkeypatch.setenv(name, value)
+    code, out, err = flowopd(*TEACHER, "--out", "r")
+    assert (code, out) == (0, "r\n")
+    assert calls[0].run.writes
+    (note,) = [line for line in err.splitlines() if line.startswith("note: ")]
+    assert all(f"{name}={value}" in note for name, value in numbers.items())
+    assert "WORLD_SIZE" not in os.environ
+
+
+def test_a_local_rank_without_a_launcher_does_not_stop_processes_from_starting(flowopd, monkeypatch):
+    calls = []
+    monkeypatch.setattr(launch, "relaunch", lambda argv, processes, device: calls.append(processes) or 0)
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert flowopd(*TEACHER, "--processes", "2")[0] == 0
+    assert calls == [2]
+
+
+def test_another_number_of_processes_than_the_launcher_started_is_refused(flowopd, stage, monkeypatch):
+    stage("teacher")
+    for name, value in {**LAUNCHED, "WORLD_SIZE": "1"}.items():
+        monkeypatch.setenv(name, value)
+    code, _, err = flowopd(*TEACHER, "--processes", "2")
+    assert (code, err) == (2, "flowopd: error: --processes 2: a launcher started 1; leave out --processes\n")
+
+
+def test_an_error_of_one_process_alone_is_printed_by_it(flowopd, stage, monkeypatch):
+    stage("teacher")
+    for name, value in {**LAUNCHED, "RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    code, _, err = flowopd(*TEACHER, "--set", "train.iterations=0")
+    assert code == 2
+    assert err.startswith("flowopd: error: process 1 of 2: ")

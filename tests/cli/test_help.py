@@ -75,8 +75,7 @@ def test_the_shell_completes_recipes_rewards_suites_and_runs(monkeypatch, tmp_pa
 
 def test_completion_imports_nothing_heavy():
     code = (
-        "import sys\nfrom flowopd_cli.cli.app import main\n"
-        "try: main()\nexcept SystemExit: pass\n"
+        "import sys\nfrom flowopd_cli.cli.app import run\nrun()\n"
         "print(sorted({'torch', 'numpy', 'diffusers', 'transformers'} & set(sys.modules)), file=sys.stderr)"
     )
     words = {"_FLOWOPD_COMPLETE": "complete_bash", "COMP_WORDS": "flowopd eval --suite toy-q", "COMP_CWORD": "3"}

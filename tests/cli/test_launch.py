@@ -9,6 +9,7 @@ import time
 import pytest
 
 from flowopd_cli.cli import launch
+from flowopd_cli.errors import RecipeError
 
 RELAUNCH = """
 import sys
@@ -70,6 +71,36 @@ def test_copies_that_do_not_stop_after_a_second_request_are_killed():
     assert process.poll() is None
     process.send_signal(signal.SIGTERM)
     assert process.communicate(timeout=50)[1] == "stopped 143\n"
+
+
+LAUNCHED = {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "a", "MASTER_PORT": "1"}
+STEP = {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "0"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "local", "remarks"),
+    [
+        (LAUNCHED, "1", 0),
+        (STEP | {name: value for name, value in LAUNCHED.items() if name != "LOCAL_RANK"}, "0", 0),
+        ({**STEP, "RANK": "2", "WORLD_SIZE": "4", "MASTER_ADDR": "a", "MASTER_PORT": "1"}, None, 1),
+        ({**LAUNCHED, "MASTER_PORT": ""}, None, 1),
+        ({"MASTER_ADDR": "a", "MASTER_PORT": "1", "LOCAL_WORLD_SIZE": "2"}, None, 0),
+        (STEP, None, 0),
+    ],
+)
+def test_numbers_count_when_a_launcher_gave_them_all(environment, local, remarks):
+    adopted = dict(environment)
+    assert len(launch.adopt(adopted)) == remarks
+    assert adopted.get("LOCAL_RANK") == local
+    assert ("RANK" in adopted) == (local is not None)
+
+
+@pytest.mark.parametrize("wrong", [{"RANK": "4"}, {"WORLD_SIZE": "-1"}, {"LOCAL_RANK": "x"}, {"RANK": "1.0"}])
+def test_numbers_of_no_process_are_refused(wrong):
+    adopted = {**LAUNCHED, **wrong}
+    with pytest.raises(RecipeError, match=f"{next(iter(wrong))}={next(iter(wrong.values()))}"):
+        launch.adopt(adopted)
+    assert not {*launch.NUMBERS} & {*adopted}
 
 
 @pytest.mark.parametrize(("rank", "shared", "code"), [(0, True, 2), (1, True, 0), (1, False, 2)])

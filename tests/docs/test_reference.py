@@ -83,7 +83,7 @@ def test_exit_codes_are_those_of_the_code():
         for _, thing in inspect.getmembers(errors, inspect.isclass)
         if issubclass(thing, errors.FlowOPDError)
     }
-    signals = {128 + number for number in (1, 2, 15)}
+    signals = {128 + number for number in (1, 2, 13, 15)}
     assert listed == raised | signals | {0, 1, errors.FAULTY}
 
 

@@ -109,3 +109,24 @@ def test_two_processes_stop_at_once_at_the_second_signal(whole, tmp_path, number
     assert process.returncode == code, output
     assert status_now(path) == "interrupted"
     assert not [pid for pid in copies if commands.alive(pid)]
+
+
+@pytest.mark.parametrize("count", [2, pytest.param(25, marks=pytest.mark.slow)])
+def test_a_second_ctrl_c_aborts_no_process(tmp_path, count):
+    """The interpreter's end, at which threads of rewards could abort the process, is a matter of chance."""
+    large = toyruns.changes("train.iterations=100", "train.groups=8", "train.group_size=12", "train.rollout_batch=8")
+    gaps = [0.1 + 0.8 * number / count for number in range(count)]
+    codes = [_stopped_twice(tmp_path / str(number), large, gap) for number, gap in enumerate(gaps)]
+    assert codes == [130] * count
+
+
+def _stopped_twice(path, settings, gap):
+    """The exit code of a training that is stopped by Ctrl-C twice, ``gap`` seconds apart."""
+    process = commands.started("teacher", "--reward", "ocr", *settings, "--out", path)
+    commands.wait_for_rows(path, process, 1)
+    process.send_signal(signal.SIGINT)
+    time.sleep(gap)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=120)
+    assert status_now(path) == "interrupted"
+    return process.returncode

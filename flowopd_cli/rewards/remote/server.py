@@ -35,6 +35,7 @@ from flowopd_cli.rewards.remote import protocol
 from flowopd_cli.rewards.remote.batching import Batcher
 from flowopd_cli.rewards.remote.protocol import Answer, CheckRequest, Refusal, ScoreRequest, WorkerInfo, one_line
 from flowopd_cli.rewards.remote.settings import Settings, from_flags
+from flowopd_cli.system import streams
 
 R = TypeVar("R", bound=protocol.Request)
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]", "::1")
@@ -261,6 +262,7 @@ def _listen(settings: Settings) -> socket.socket:
 
 def run(load: Callable[[Mapping[str, Any]], Scorer]) -> None:
     """The main function of a worker script: serve ``load(options)`` with the flags of ``flowopd rewards serve``."""
+    streams.secure()
     try:
         flags = json.loads(sys.argv[1]) if sys.argv[1:] else {}
         serve(lambda: load(flags.get("options", {})), from_flags(flags))

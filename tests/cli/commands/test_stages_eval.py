@@ -25,9 +25,7 @@ def root(tmp_path_factory):
 def call(*argv):
     before, sys.argv = sys.argv, ["flowopd", *map(str, argv)]
     try:
-        return cli.main()
-    except SystemExit as left:
-        return left.code
+        return cli.run()
     finally:
         sys.argv = before
 

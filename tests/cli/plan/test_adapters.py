@@ -107,8 +107,8 @@ def test_a_wrong_adapter_is_refused_by_the_command_before_torch_is_imported(tmp_
     recipe = recipes.dump(recipes.build({"stage": "eval", "model": {"pretrained": "toy", "resolution": None}}))
     (tmp_path / "r.yaml").write_text(recipe, encoding="utf-8")
     code = (
-        "import sys\nfrom flowopd_cli.cli import app\nsys.argv = ['flowopd', *sys.argv[1:]]\ntry:\n    app.main()\n"
-        "finally:\n    print('torch' in sys.modules)"
+        "import sys\nfrom flowopd_cli.cli import app\nsys.argv = ['flowopd', *sys.argv[1:]]\ncode = app.run()\n"
+        "print('torch' in sys.modules)\nsys.exit(code)"
     )
     argv = ["eval", "--recipe", tmp_path / "r.yaml", "--adapter", ref, "--out", tmp_path / "out"]
     done = subprocess.run([sys.executable, "-c", code, *map(str, argv)], capture_output=True, text=True, check=False)

@@ -32,9 +32,7 @@ def train(monkeypatch, capsys, tmp_path):
         (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
         argv = ["flowopd", "teacher", "--recipe", "r.yaml", "--out", "run", "--force", "--quiet"]
         monkeypatch.setattr(sys, "argv", argv)
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        return stop.value.code or 0, capsys.readouterr().err, RunDir.open(tmp_path / "run").rows()
+        return cli.run(), capsys.readouterr().err, RunDir.open(tmp_path / "run").rows()
 
     return run
 
@@ -51,9 +49,7 @@ def test_a_sound_worker_on_the_command_line(monkeypatch, capsys, tmp_path):
     argv += ["--set", "sampling.steps=2", "--set", "adapter.rank=2", "--set", "adapter.targets=[attn.to_q]"]
     with started(folder=tmp_path) as worker:
         monkeypatch.setattr(sys, "argv", [*argv, "--reward", f"remote:{worker.url}"])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        assert not stop.value.code, capsys.readouterr().err
+        assert cli.run() == 0, capsys.readouterr().err
         assert sum(worker.batches) == 3 * 4
     rows = RunDir.open(tmp_path / "run").rows()
     assert all(0 < row["reward/red"] < 1 and row["invalid"] == 0 for row in rows)
