@@ -158,7 +158,7 @@ class RewardSpec(Spec):
     """A reward with its weight."""
 
     name: RewardName  #: a name of `REWARDS`, `module:attr`, or `remote:URL`
-    weight: float = 1.0  #: factor in the sum of rewards
+    weight: float = 1.0  #: factor in the sum of rewards; with 0 it is scored and logged only
     task: str | None = None  #: only for prompts of this task; null is all
     options: Options = Field(default_factory=dict)  #: arguments of the reward
 
@@ -196,7 +196,7 @@ class TrainSpec(Spec):
 
     iterations: PositiveInt = 500  #: rollouts, each with its optimizer steps
     groups: PositiveInt = 48  #: prompts of an iteration, over all processes
-    group_size: PositiveInt = 24  #: pictures of each prompt
+    group_size: PositiveInt = 24  #: pictures of each prompt; `teacher` compares them, so at least 2
     updates: PositiveInt = 2  #: optimizer steps of an iteration
     steps_per_rollout: PositiveInt | None = None  #: trained sampling steps of an iteration, drawn anew; null is all
     micro: PositiveInt = 8  #: rows of a micro-batch (a row is a picture at a step); does not change results

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from flowopd_cli.errors import RewardError, RoutingError
+from flowopd_cli.errors import RecipeError, RewardError, RoutingError
 from flowopd_cli.recipe import DistillRecipe, TeacherRecipe, TrainedRecipe
 
 
 def check_tasks(recipe: TrainedRecipe, tasks: Iterable[str]) -> None:
     """Refuse tasks that lack a teacher or a reward.
 
+    Raises :class:`RecipeError`: in a stage that learns from rewards, all rewards of a task have weight 0.
     Raises :class:`RoutingError`: a task has no teacher.
     Raises :class:`RewardError`: a task has no reward (in ``distill``, where rewards are only logged: no task has one).
     """
@@ -22,6 +23,12 @@ def check_tasks(recipe: TrainedRecipe, tasks: Iterable[str]) -> None:
             raise RoutingError(
                 f"prompts of task {task!r} have no teacher: add --teacher {task}=REF, or drop those prompts "
                 f"({section} has {', '.join(sorted(teachers))})"
+            )
+    for task in () if isinstance(recipe, DistillRecipe) else sorted(tasks):
+        weights = [spec.weight for spec in recipe.rewards if spec.task in (None, task)]
+        if weights and not any(weights):
+            raise RecipeError(
+                f"rewards: all of task {task!r} have weight 0, so nothing is learned from it: give one a weight"
             )
     scored = {spec.task for spec in recipe.rewards}
     unrewarded = set() if None in scored or not scored else tasks - scored

@@ -3,7 +3,7 @@
 import pytest
 
 from flowopd_cli import recipe as recipes
-from flowopd_cli.errors import RewardError, RoutingError
+from flowopd_cli.errors import RecipeError, RewardError, RoutingError
 from flowopd_cli.recipe.tasks import check_tasks
 
 OCR = [{"name": "toy-ocr", "task": "ocr"}]
@@ -31,3 +31,24 @@ def test_tasks_without_a_teacher_or_a_reward_are_refused(stage, sections, tasks,
     else:
         with pytest.raises((RewardError, RoutingError), match=words):
             check_tasks(recipe, tasks)
+
+
+@pytest.mark.parametrize(
+    ("stage", "weights", "refused"),
+    [
+        ("teacher", (0.0, 1.0), False),
+        ("teacher", (1.0, -0.0), False),
+        ("teacher", (0.0, 0.0), True),
+        ("coldstart", (0.0, 0.0), True),
+        ("distill", (0.0, 0.0), False),
+    ],
+)
+def test_a_task_whose_rewards_all_have_weight_0_is_refused(stage, weights, refused):
+    rewards = [{"name": "toy-ocr", "weight": weights[0], "task": "ocr"}, {"name": "toy-quality", "weight": weights[1]}]
+    teachers = {"teacher": {}, "coldstart": {"teachers": TEACHERS}, "distill": {"routing": TEACHERS}}[stage]
+    recipe = recipes.build({"stage": stage, "prompts": [{"source": "toy:ocr"}], "rewards": rewards, **teachers})
+    if refused:
+        with pytest.raises(RecipeError, match="all of task 'ocr' have weight 0"):
+            check_tasks(recipe, {"ocr"})
+    else:
+        check_tasks(recipe, {"ocr"})

@@ -1,4 +1,4 @@
-"""The checks of a recipe that need no weights: names, files, adapters, tasks, settings without effect. No torch.
+"""The checks of a recipe that need no weights: names, files, adapters, tasks, settings. No torch.
 
 Every command and ``--dry-run`` stop at the first fault; ``recipes validate`` and ``doctor --recipe`` collect them all.
 """
@@ -16,6 +16,7 @@ from flowopd_cli import registry
 from flowopd_cli.cli.plan import Finding
 from flowopd_cli.cli.plan.adapters import check_adapters, check_base
 from flowopd_cli.cli.plan.consent import code_fields
+from flowopd_cli.cli.plan.settings import setting_checks
 from flowopd_cli.errors import ArtifactError, FlowOPDError, MissingDependency, PromptError, RecipeError
 from flowopd_cli.prompts.clauses import faulty
 from flowopd_cli.prompts.files import SUFFIXES, Row, read_rows, repeats
@@ -43,14 +44,13 @@ def check(
     exist yet.
 
     Raises :class:`FlowOPDError`: a name is unknown, a file or adapter is missing, adapters have different bases, a task
-    has no
-    Raises :class:`teacher or no reward` or :class:`or ``out`` holds an input of the recipe.`:
+    has no teacher or reward, nothing could be learned, or ``out`` holds an input of the recipe.
     """
     return [remark for run in _checks(recipe, adapters or Adapters(), out, dry_run) for remark in run() or ()]
 
 
 def check_names(recipe: recipes.Recipe) -> list[str]:
-    """The part of :func:`check` that reads no adapter: names, prompt files, tasks, settings without effect."""
+    """The part of :func:`check` that reads no adapter: names, prompt files, tasks, settings."""
     return [remark for run in _name_checks(recipe) for remark in run() or ()]
 
 
@@ -100,7 +100,7 @@ def _name_checks(recipe: recipes.Recipe) -> Iterator[Check]:
         yield partial(_check_tasks, recipe, read)
         for prompts in recipe.prompts:
             yield partial(_check_prompts, recipe, prompts, read)
-        yield partial(_idle_settings, recipe)
+    yield from setting_checks(recipe)
 
 
 def _check_adapters(recipe: recipes.Recipe, refs: dict[str, str], adapters: Adapters, dry_run: bool) -> list[str]:
@@ -180,12 +180,16 @@ def _check_prompts(recipe: recipes.TrainedRecipe, prompts: recipes.PromptSpec, r
 
 
 def _check_tasks(recipe: recipes.TrainedRecipe, read: Reader) -> list[str]:
-    """Refuse tasks without a teacher or reward; remark on unused teachers if every source names its tasks."""
+    """Refuse tasks without a teacher or reward; remark on unused ones if every source names its tasks."""
     tasks = [tasks_of(spec, read(spec)) for spec in recipe.prompts]
     check_tasks(recipe, set().union(*tasks))
     routes = getattr(recipe, "teachers", None) or getattr(recipe, "routing", {})
-    idle = sorted(set(routes).difference(*tasks)) if all(tasks) else []
-    return [f"teacher {task!r} is loaded, but no prompt has its task" for task in idle]
+    if not all(tasks):
+        return []
+    present = {None, *set().union(*tasks)}
+    idle = [f"teacher {task!r} is loaded, but no prompt has its task" for task in sorted(set(routes) - present)]
+    others = [spec for spec in recipe.rewards if spec.task not in present]
+    return idle + [f"reward {spec.name} scores nothing: no prompt has its task {spec.task!r}" for spec in others]
 
 
 def _check_out(out: Path | None, recipe: recipes.Recipe, refs: dict[str, str]) -> None:
@@ -219,21 +223,3 @@ def _check_push(recipe: recipes.PushRecipe, dry_run: bool) -> None:
 def _check_optimizer(name: str) -> None:
     if name == "adamw8bit" and importlib.util.find_spec("bitsandbytes") is None:
         raise MissingDependency("bitsandbytes", extra="int8")
-
-
-def _idle_settings(recipe: recipes.TrainedRecipe) -> Iterator[str]:
-    """Remarks on settings without effect, and on processes that idle because groups are not split."""
-    window, steps = recipe.sampling.window, recipe.sampling.steps
-    if window is not None and not recipe.sampling.deterministic and window.start_max + window.size >= steps:
-        yield "sampling.window holds the last step, which draws no noise and is not trained"
-    groups, processes = recipe.train.groups, max(recipe.train.processes, int(os.environ.get("WORLD_SIZE", "1")))
-    if processes == 1 and recipe.model.shard:
-        yield "model.shard has no effect with one process: each of train.processes holds a piece of the base"
-    elif groups % processes:
-        most = -(-groups // processes)
-        yield (
-            f"train.groups {groups} over {processes} processes: groups stay whole, so one draws {most} while another "
-            f"draws {most - 1} and waits; a multiple of {processes} keeps all busy"
-        )
-    if recipe.train.resample_flat and not isinstance(recipe, recipes.TeacherRecipe):
-        yield f"train.resample_flat has no effect here: {recipe.stage} has no use for a group's spread"

@@ -14,8 +14,12 @@ from flowopd_cli.errors import MissingDependency, PromptError, RecipeError, Rewa
 
 TOY = {"pretrained": "toy", "resolution": None}
 TEACHER = {"stage": "teacher", "model": TOY, "prompts": [{"source": "toy:ocr"}], "rewards": [{"name": "toy-ocr"}]}
-DISTILL = {"stage": "distill", "model": TOY, "prompts": TEACHER["prompts"], "routing": {"ocr": {"ref": "base"}}}
-LAST = {"size": 2, "start_min": 6, "start_max": 6}
+DISTILL = {
+    "stage": "distill",
+    "model": TOY,
+    "prompts": TEACHER["prompts"],
+    "routing": {"ocr": {"ref": "base", "guidance": 2.0}},
+}
 
 
 def teacher(**sections):
@@ -66,7 +70,7 @@ def test_prompts_that_a_reward_could_not_score_are_named_before_anything_is_load
     with pytest.raises(PromptError, match=r"m\.jsonl:2: the reward toy-geneval needs metadata with clauses"):
         check(teacher(prompts=[{"source": mixed}], **judged))
     unlogged = {**DISTILL, "prompts": prompts, "rewards": [{"name": "toy-ocr"}]}
-    assert check(recipes.build(unlogged)) == []
+    assert check(recipes.build(unlogged)) == ["rewards: has no effect, because opd.log_rewards_every is 0"]
     with pytest.raises(PromptError, match="no text in double quotes"):
         check(recipes.build(unlogged, overrides=["opd.log_rewards_every=1"]))
 
@@ -100,22 +104,9 @@ def test_missing_packages_are_refused(monkeypatch):
         check(teacher(train={"optimizer": "adamw8bit"}))
 
 
-@pytest.mark.parametrize(
-    ("data", "sections", "remarks"),
-    [
-        (TEACHER, {"sampling": {"steps": 8, "window": LAST}}, ["sampling.window holds the last step, which draws no"]),
-        (TEACHER, {"sampling": {"steps": 8, "window": {"size": 2, "start_max": 5}}}, []),
-        (TEACHER, {"train": {"groups": 8, "processes": 4}}, []),
-        (TEACHER, {"train": {"groups": 3, "processes": 2}}, ["train.groups 3 over 2 processes: groups stay whole"]),
-        (TEACHER, {"model": {**TOY, "shard": True}}, ["model.shard has no effect with one process"]),
-        (TEACHER, {"train": {"resample_flat": 4}}, []),
-        (DISTILL, {"train": {"resample_flat": 4}}, ["train.resample_flat has no effect here: distill"]),
-    ],
-)
-def test_settings_without_effect_are_remarked_on(data, sections, remarks):
-    results = check(recipes.build({**data, **sections}))
-    assert len(results) == len(remarks)
-    assert all(result.startswith(remark) for result, remark in zip(results, remarks, strict=True))
+def test_rewards_of_a_task_without_prompts_are_remarked_on():
+    rewards = [*TEACHER["rewards"], {"name": "toy-quality", "task": "quality"}]
+    assert check(teacher(rewards=rewards)) == ["reward toy-quality scores nothing: no prompt has its task 'quality'"]
 
 
 def test_prompts_that_are_there_twice_and_processes_of_a_launcher_are_remarked_on(tmp_path, monkeypatch):

@@ -1,0 +1,167 @@
+"""Settings that ruin a run, or have no effect, by the numbers of a recipe alone. No torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+from flowopd_cli import recipe as recipes
+from flowopd_cli.errors import RecipeError
+from flowopd_cli.models.files.families import family
+from flowopd_cli.recipe.cost import optimizer_steps, trained_steps
+
+
+def setting_checks(recipe: recipes.Recipe) -> Iterator[Callable[[], Iterator[str] | None]]:
+    """Checks that return remarks, or raise :class:`RecipeError` if nothing could be learned."""
+    yield partial(_weak_guidance, recipe)
+    if isinstance(recipe, recipes.TrainedRecipe):
+        yield partial(_check_groups, recipe)
+        for remarks in (_single_step, _nothing_new, _step_counts, _processes, _no_effect):
+            yield partial(remarks, recipe)
+
+
+def _check_groups(recipe: recipes.TrainedRecipe) -> Iterator[str]:
+    """Refuse groups of one in GRPO, remark on groups of one or many that change nothing in a cold start."""
+    size = recipe.train.group_size
+    if isinstance(recipe, recipes.TeacherRecipe) and size == 1:
+        raise RecipeError(
+            "train.group_size 1: GRPO compares the pictures of a prompt, so one alone teaches nothing; set it to 2 or "
+            "more (24 is published)"
+        )
+    if isinstance(recipe, recipes.ColdstartRecipe):
+        if recipe.rewards and size == 1:
+            yield "rewards choose nothing with train.group_size 1: every picture is the best of its group"
+        if not recipe.rewards and size > 1:
+            yield (
+                f"train.group_size {size} without rewards: the first picture of each group is kept, the others are "
+                "drawn in vain; set it to 1, or add rewards"
+            )
+
+
+def _weak_guidance(recipe: recipes.Recipe) -> Iterator[str]:
+    """Remark on scales under 1 where guidance is classifier-free."""
+    for field, scale in _guidances(recipe) if family(recipe.model.family).classifier_free else ():
+        if scale < 1:
+            yield (
+                f"{field} {scale:g}: 1 is no guidance; below it pictures follow the prompt less, at 0 not at all, and "
+                "diffusers draws them as at 1"
+            )
+
+
+def _guidances(recipe: recipes.Recipe) -> Iterator[tuple[str, float]]:
+    if isinstance(recipe, recipes.EvalRecipe):
+        yield "eval.guidance", recipe.eval.guidance
+    if isinstance(recipe, recipes.PushRecipe):
+        yield "push.verify_guidance", recipe.push.verify_guidance
+    if isinstance(recipe, recipes.TrainedRecipe):
+        yield "sampling.guidance", recipe.sampling.guidance
+        for section in ("teachers", "routing"):
+            for task, spec in getattr(recipe, section, {}).items():
+                yield f"{section}.{task}.guidance", 1.0 if spec.guidance is None else spec.guidance
+    if isinstance(recipe, recipes.DistillRecipe) and recipe.anchor.beta and recipe.anchor.guidance is not None:
+        yield "anchor.guidance", recipe.anchor.guidance
+
+
+def _single_step(recipe: recipes.TrainedRecipe) -> Iterator[str]:
+    """Remark on CPS where its last noisy step is trained: the noise shrinks with the next sigma, the KL grows."""
+    sampling, weight = recipe.sampling, recipe.opd.step_weight if isinstance(recipe, recipes.DistillRecipe) else None
+    window, last = sampling.window, sampling.steps - 1
+    reached = window is None or window.start_max + window.size >= last
+    if sampling.kernel != "cps" or sampling.deterministic or not reached or trained_steps(sampling) == 1:
+        return
+    if isinstance(recipe, recipes.ColdstartRecipe) or weight == "velocity":
+        return
+    yield (
+        f"sampling.kernel cps{f' with opd.step_weight {weight}' if weight else ''}: step {last} of {sampling.steps} "
+        "draws hardly any noise, so it gets nearly all the weight (99.8 % of the KL on SD3.5's grid of 10 steps): "
+        f"{'set opd.step_weight to velocity, ' if weight else ''}end sampling.window before it, or choose flow_sde"
+    )
+
+
+def _nothing_new(recipe: recipes.TrainedRecipe) -> Iterator[str]:
+    """Remark on weights of 0, and on teachers that are what the policy starts from."""
+    for index, spec in enumerate(recipe.rewards):
+        if spec.weight == 0:
+            yield f"rewards.{index}.weight is 0: {spec.name} is scored, but changes nothing"
+    specs = getattr(recipe, "teachers", None) or getattr(recipe, "routing", {})
+    start, guidance = recipe.adapter.init or "base", (None, recipe.sampling.guidance)
+    selects = isinstance(recipe, recipes.ColdstartRecipe) and recipe.rewards
+    if specs and not selects and all(spec.ref == start and spec.guidance in guidance for spec in specs.values()):
+        yield f"every teacher is {start}, which the policy starts from, at the same guidance: there is nothing to learn"
+
+
+def _step_counts(recipe: recipes.TrainedRecipe) -> Iterator[str]:
+    train, count, updates = recipe.train, trained_steps(recipe.sampling), 1
+    if not isinstance(recipe, recipes.ColdstartRecipe):
+        updates, _ = optimizer_steps(train.groups * train.group_size, train.updates)
+        if updates < train.updates:
+            yield (
+                f"train.updates {train.updates}: the {train.groups * train.group_size} pictures of an iteration make "
+                f"{updates} optimizer steps of equal size"
+            )
+    if train.steps_per_rollout is not None and train.steps_per_rollout > count:
+        yield f"train.steps_per_rollout {train.steps_per_rollout}: only {count} steps of a trajectory can be trained"
+    if train.warmup >= train.iterations * updates:
+        yield (
+            f"train.warmup {train.warmup}: the run makes {train.iterations * updates} optimizer steps, so it never "
+            "reaches train.lr"
+        )
+
+
+def _processes(recipe: recipes.TrainedRecipe) -> Iterator[str]:
+    """Remark on processes that idle because groups are not split."""
+    groups, processes = recipe.train.groups, max(recipe.train.processes, int(os.environ.get("WORLD_SIZE", "1")))
+    if processes == 1 and recipe.model.shard:
+        yield "model.shard has no effect with one process: each of train.processes holds a piece of the base"
+    elif groups % processes:
+        most = -(-groups // processes)
+        yield (
+            f"train.groups {groups} over {processes} processes: groups stay whole, so one draws {most} while another "
+            f"draws {most - 1} and waits; a multiple of {processes} keeps all busy"
+        )
+
+
+def _no_effect(recipe: recipes.TrainedRecipe) -> Iterator[str]:
+    window, steps = recipe.sampling.window, recipe.sampling.steps
+    if window is not None and not recipe.sampling.deterministic and window.start_max + window.size >= steps:
+        yield "sampling.window holds the last step, which draws no noise and is not trained"
+    for field, reason in _unused(recipe):
+        if _is_changed(recipe, field):
+            yield f"{field}: has no effect, because {reason}"
+
+
+def _unused(recipe: recipes.TrainedRecipe) -> Iterator[tuple[str, str]]:
+    """The fields that other settings leave without effect, and why."""
+    sampling, train = recipe.sampling, recipe.train
+    if sampling.deterministic:
+        yield "sampling.window", "the sampler draws no noise"
+    if sampling.kernel == "ode" and sampling.eta:
+        yield "sampling.eta", "sampling.kernel is ode"
+    if not isinstance(recipe, recipes.TeacherRecipe):
+        yield "train.resample_flat", f"{recipe.stage} has no use for a group's spread"
+    if isinstance(recipe, recipes.ColdstartRecipe) and train.updates > 1:
+        yield "train.updates", "a cold start makes one optimizer step an iteration"
+    if not train.ema_decay:
+        yield "train.ema_every", "train.ema_decay is 0"
+    if isinstance(recipe, recipes.DistillRecipe):
+        yield from _unused_in_distill(recipe)
+
+
+def _unused_in_distill(recipe: recipes.DistillRecipe) -> Iterator[tuple[str, str]]:
+    if recipe.opd.estimator == "pathwise":
+        yield from ((f"opd.{name}", "opd.estimator is pathwise") for name in ("clip", "adv_clip"))
+    if recipe.sampling.deterministic and recipe.opd.step_weight != "velocity":
+        yield "opd.step_weight", "the sampler draws no noise, so velocities are matched"
+    if not recipe.anchor.beta:
+        yield from ((f"anchor.{name}", "anchor.beta is 0") for name in ("every", "probability"))
+    if not recipe.opd.log_rewards_every:
+        yield "rewards", "opd.log_rewards_every is 0"
+
+
+def _is_changed(recipe: recipes.TrainedRecipe, field: str) -> bool:
+    """Whether a field differs from its default."""
+    section, _, name = field.rpartition(".")
+    spec: Any = getattr(recipe, section) if section else recipe
+    return getattr(spec, name) != type(spec).model_fields[name].default

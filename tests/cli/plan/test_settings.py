@@ -1,0 +1,154 @@
+"""Settings that ruin a run are refused or remarked on, before the start; settings without effect are remarked on."""
+
+import json
+
+import pytest
+import torch
+
+from flowopd_cli import recipe as recipes
+from flowopd_cli.cli.plan.settings import setting_checks
+from flowopd_cli.core.losses import step_weights
+from flowopd_cli.core.schedule import flow_sigmas
+from flowopd_cli.core.steps import CPS, FlowSDE, kl
+from flowopd_cli.errors import RecipeError
+
+TOY = {"pretrained": "toy", "resolution": None}
+COMMON = {"model": TOY, "prompts": [{"source": "toy:ocr"}]}
+REWARD = {"rewards": [{"name": "toy-ocr"}]}
+GUIDED = {"ocr": {"ref": "base", "guidance": 2.0}}
+TEACHER = {"stage": "teacher", **COMMON, **REWARD}
+COLDSTART = {"stage": "coldstart", **COMMON, **REWARD, "teachers": GUIDED}
+DISTILL = {"stage": "distill", **COMMON, "routing": GUIDED}
+EVAL = {"stage": "eval", "model": TOY}
+LAST = {"size": 2, "start_min": 6, "start_max": 6}
+EIGHT = {"steps": 8, "kernel": "cps"}
+LOGGED = {"opd": {"log_rewards_every": 1}}
+FLUX = {"pretrained": "black-forest-labs/FLUX.1-dev", "family": "flux"}
+
+
+def remarks(recipe):
+    return [remark for run in setting_checks(recipe) for remark in run() or ()]
+
+
+@pytest.mark.parametrize(
+    ("data", "sections", "expected"),
+    [
+        (TEACHER, {}, []),
+        (COLDSTART, {}, []),
+        (DISTILL, {}, []),
+        (TEACHER, {"sampling": {"steps": 8, "window": LAST}}, ["sampling.window holds the last step, which draws no"]),
+        (TEACHER, {"sampling": {"steps": 8, "window": {"size": 2, "start_max": 5}}}, []),
+        (TEACHER, {"train": {"groups": 8, "processes": 4}}, []),
+        (TEACHER, {"train": {"groups": 3, "processes": 2}}, ["train.groups 3 over 2 processes: groups stay whole"]),
+        (TEACHER, {"model": {**TOY, "shard": True}}, ["model.shard has no effect with one process"]),
+        (TEACHER, {"train": {"resample_flat": 4}}, []),
+        (DISTILL, {"train": {"resample_flat": 4}}, ["train.resample_flat: has no effect, because distill"]),
+        (COLDSTART, {"train": {"updates": 1}}, []),
+        (COLDSTART, {"train": {"updates": 4}}, ["train.updates: has no effect, because a cold start makes one"]),
+        (COLDSTART, {"train": {"group_size": 1}}, ["rewards choose nothing with train.group_size 1"]),
+        (COLDSTART, {"rewards": []}, ["train.group_size 24 without rewards: the first picture of each group is kept"]),
+        (TEACHER, {"train": {"ema_decay": 0, "ema_every": 2}}, ["train.ema_every: has no effect"]),
+        (TEACHER, {"train": {"groups": 5, "group_size": 2, "updates": 6}}, ["train.updates 6: the 10 pictures of an"]),
+        (TEACHER, {"train": {"steps_per_rollout": 9}}, []),
+        (TEACHER, {"train": {"steps_per_rollout": 10}}, ["train.steps_per_rollout 10: only 9 steps"]),
+        (TEACHER, {"train": {"iterations": 5, "warmup": 9}}, []),
+        (TEACHER, {"train": {"iterations": 5, "warmup": 10}}, ["train.warmup 10: the run makes 10 optimizer steps"]),
+        (TEACHER, {"rewards": [*REWARD["rewards"], {"name": "toy-quality", "weight": 0}]}, ["rewards.1.weight is 0"]),
+        (DISTILL, REWARD, ["rewards: has no effect, because opd.log_rewards_every is 0"]),
+        (DISTILL, {**REWARD, **LOGGED}, []),
+        (DISTILL, {"opd": {"clip": 0.1}}, ["opd.clip: has no effect, because opd.estimator is pathwise"]),
+        (DISTILL, {"opd": {"adv_clip": 2}}, ["opd.adv_clip: has no effect, because opd.estimator is pathwise"]),
+        (DISTILL, {"opd": {"adv_clip": 2, "estimator": "score"}}, []),
+        (DISTILL, {"anchor": {"beta": 0, "every": 3}}, ["anchor.every: has no effect, because anchor.beta is 0"]),
+        (DISTILL, {"sampling": {"kernel": "ode"}}, []),
+        (DISTILL, {"sampling": {"kernel": "ode", "eta": 0.3}}, ["sampling.eta: has no effect"]),
+        (DISTILL, {"sampling": {"eta": 0, "window": {"size": 2}}}, ["sampling.window: has no effect"]),
+        (DISTILL, {"sampling": {"eta": 0}, "opd": {"step_weight": "kl_no_dt"}}, ["opd.step_weight: has no effect"]),
+        (DISTILL, {"routing": {"ocr": {"ref": "base"}}}, ["every teacher is base, which the policy starts from"]),
+        (DISTILL, {"routing": {"ocr": {"ref": "a"}}, "adapter": {"init": "a"}}, ["every teacher is a, which"]),
+        (DISTILL, {"routing": {"ocr": {"ref": "a"}}, "adapter": {"init": "b"}}, []),
+        (COLDSTART, {"teachers": {"ocr": {"ref": "base"}}}, []),
+    ],
+)
+def test_settings_without_effect_are_remarked_on(data, sections, expected):
+    results = remarks(recipes.build({**data, **sections}))
+    assert len(results) == len(expected), results
+    assert all(result.startswith(remark) for result, remark in zip(results, expected, strict=True)), results
+
+
+@pytest.mark.parametrize(
+    ("data", "sampling", "opd", "warned"),
+    [
+        (DISTILL, {"kernel": "cps"}, "kl", True),
+        (DISTILL, {"kernel": "cps"}, "kl_no_dt", True),
+        (DISTILL, {"kernel": "cps"}, "velocity", False),
+        (DISTILL, {"kernel": "cps", "steps": 2}, "kl", False),
+        (DISTILL, {"kernel": "cps", "eta": 0}, "kl", False),
+        (DISTILL, {**EIGHT, "window": {"size": 3, "start_max": 3}}, "kl", False),
+        (DISTILL, {**EIGHT, "window": {"size": 3, "start_max": 4}}, "kl", True),
+        (DISTILL, {**EIGHT, "window": LAST}, "kl", False),
+        (TEACHER, {"kernel": "cps"}, None, True),
+        (TEACHER, {"kernel": "flow_sde"}, None, False),
+        (COLDSTART, {"kernel": "cps"}, None, False),
+    ],
+)
+def test_nearly_all_the_weight_on_one_step_is_remarked_on(data, sampling, opd, warned):
+    recipe = recipes.build({**data, "sampling": sampling, **({"opd": {"step_weight": opd}} if opd else {})})
+    assert any("nearly all the weight" in remark for remark in remarks(recipe)) == warned
+
+
+@pytest.mark.parametrize(
+    ("kernel", "weight", "share"),
+    [
+        (lambda sigmas: CPS(0.8), "kl", 0.998),
+        (lambda sigmas: CPS(0.8), "kl_no_dt", 0.999),
+        (lambda sigmas: CPS(0.8), "velocity", 1 / 9),
+        (lambda sigmas: FlowSDE(0.7, float(sigmas[1])), "kl", 0.64),
+    ],
+)
+def test_the_ninth_steps_share_of_the_weight_is_what_messages_and_pages_say(kernel, weight, share):
+    grid = flow_sigmas(10, 3.0).double()
+    sigma, sigma_next, kernel = grid[:9], grid[1:10], kernel(grid)
+    zero = torch.zeros(9, 1, 1, 1, dtype=torch.float64)
+    policy, teacher = (kernel(velocity, zero, sigma, sigma_next) for velocity in (zero, zero + 1))
+    weights = step_weights(weight, sigma, sigma_next, kernel) * kl(policy, teacher)
+    assert float(weights[8] / weights.sum()) == pytest.approx(share, abs=0.005 if share < 0.9 else 0.0006)
+
+
+@pytest.mark.parametrize(
+    ("data", "sections", "fields"),
+    [
+        (TEACHER, {"sampling": {"guidance": 0.0}}, ["sampling.guidance 0:"]),
+        (TEACHER, {"sampling": {"guidance": 0.5}}, ["sampling.guidance 0.5:"]),
+        (TEACHER, {"sampling": {"guidance": 1.0}}, []),
+        (TEACHER, {"sampling": {"guidance": 0.5}, "model": FLUX}, []),
+        (COLDSTART, {"teachers": {"ocr": {"ref": "base", "guidance": 0.2}}}, ["teachers.ocr.guidance 0.2:"]),
+        (DISTILL, {"routing": {"ocr": {"ref": "base", "guidance": 0}}}, ["routing.ocr.guidance 0:"]),
+        (DISTILL, {"anchor": {"guidance": 0.9}}, ["anchor.guidance 0.9:"]),
+        (EVAL, {"eval": {"guidance": 0}}, ["eval.guidance 0:"]),
+        ({"stage": "push", "run": "r"}, {"push": {"verify_guidance": 0}}, ["push.verify_guidance 0:"]),
+    ],
+)
+def test_guidance_under_1_is_remarked_on_where_it_is_classifier_free(data, sections, fields):
+    results = remarks(recipes.build({**data, **sections}))
+    assert [result.split(" ")[0] + " " + result.split(" ")[1] for result in results] == fields
+
+
+def test_groups_of_one_are_refused_in_grpo():
+    with pytest.raises(RecipeError, match=r"train\.group_size 1: GRPO compares the pictures"):
+        remarks(recipes.build({**TEACHER, "train": {"group_size": 1}}))
+    assert remarks(recipes.build({**DISTILL, "train": {"group_size": 1}})) == []
+
+
+def test_a_dry_run_and_the_validation_of_a_recipe_have_the_same_checks(flowopd, tmp_path):
+    train = ("--set", "train.group_size=1", "--set", "sampling.guidance=0.5")
+    code, _, err = flowopd("teacher", "--reward", "ocr", "--dry-run", *train)
+    assert (code, "GRPO compares the pictures" in err) == (2, True)
+    _, _, err = flowopd("teacher", "--reward", "ocr", "--dry-run", *train[2:])
+    assert "note: sampling.guidance 0.5: 1 is no guidance" in err
+    path = tmp_path / "r.yaml"
+    path.write_text(json.dumps({**TEACHER, "train": {"group_size": 1}, "sampling": {"guidance": 0.5}}))
+    code, out, _ = flowopd("recipes", "validate", path)
+    assert code == 3
+    assert "GRPO compares the pictures" in out
+    assert "note: sampling.guidance 0.5" in out
