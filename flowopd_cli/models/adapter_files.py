@@ -23,6 +23,7 @@ from flowopd_cli.models.files.adapter_header import (
     PEFT_PREFIX,
     PEFT_WEIGHTS,
     AdapterHeader,
+    Pair,
     read_adapter_header,
 )
 from flowopd_cli.models.files.peft_config import BASE_KEY
@@ -40,18 +41,18 @@ class AdapterConfig:
     base_sha256: str | None = None
 
 
-def read_adapter(folder: Path) -> tuple[AdapterConfig, dict[str, LoraFactors]]:
-    """An adapter's configuration and its factors, float32, by module name of the transformer.
+def read_adapter(place: Path) -> tuple[AdapterConfig, dict[str, LoraFactors]]:
+    """The configuration and the factors, float32, of a folder or file, by module name of the transformer.
 
     Raises :class:`ArtifactError`: as :func:`read_adapter_header`, or factors hold non-finite values.
     """
-    header = read_adapter_header(folder)
+    header = read_adapter_header(place)
     tensors = _read_tensors(header.file)
     alphas = {module: _alpha(header, module, tensors[name]) for module, name in header.alphas.items()}
     factors = {}
     for module, pair in header.pairs.items():
         scale = alphas[module] / pair.rank if module in alphas else header.config.scale_of(module, pair.rank)
-        factors[module] = LoraFactors(tensors[pair.a], tensors[pair.b], scale)
+        factors[module] = LoraFactors(tensors[pair.a], _rows(tensors[pair.b], pair), scale)
     config = header.config
     rank = config.rank or max(pair.rank for pair in header.pairs.values())
     targets = config.targets if config.targets and not config.target_pattern else tuple(sorted(header.pairs))
@@ -114,7 +115,7 @@ def write_diffusers(folder: Path, factors: Mapping[str, LoraFactors]) -> None:
 
 def _named(prefix: str, factors: Mapping[str, LoraFactors]) -> dict[str, Tensor]:
     sides = {f"{prefix}{name}.lora_{side}.weight": (pair, side) for name, pair in factors.items() for side in "AB"}
-    return {name: (pair.a if side == "A" else pair.b).contiguous() for name, (pair, side) in sides.items()}
+    return {name: (pair.a if side == "A" else pair.b).contiguous().clone() for name, (pair, side) in sides.items()}
 
 
 def _serialized(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
@@ -138,6 +139,10 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         if not torch.isfinite(tensor).all():
             raise ArtifactError(f"{path}: {key} holds values that are not finite")
     return tensors
+
+
+def _rows(tensor: Tensor, pair: Pair) -> Tensor:
+    return torch.cat([tensor[start:end] for start, end in pair.rows]) if pair.rows else tensor
 
 
 def _alpha(header: AdapterHeader, module: str, tensor: Tensor) -> float:

@@ -93,7 +93,7 @@ class AdapterSpec(Spec):
     alpha: PositiveInt = 64  #: the update is scaled by alpha / rank
     #: modules that get a LoRA, by the end of their names; all attention projections by default
     targets: tuple[str, ...] = ATTENTION_TARGETS
-    init: str | None = None  #: a run, an adapter folder or `hub:REPO@REVISION` to start from; null starts from the base
+    init: str | None = None  #: a run, an adapter folder or file, or `hub:REPO@REVISION` to start from; null is the base
 
 
 class WindowSpec(Spec):
@@ -166,7 +166,7 @@ class RewardSpec(Spec):
 class TeacherSpec(Spec):
     """The teacher of a task."""
 
-    ref: str  #: a run, an adapter folder, `hub:REPO@REVISION` or `base`
+    ref: str  #: a run, an adapter folder or file, `hub:REPO@REVISION` or `base`
     guidance: NonNegativeFloat | None = None  #: the teacher's classifier-free scale; null is `sampling.guidance`
 
 

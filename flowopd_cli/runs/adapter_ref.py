@@ -1,4 +1,4 @@
-"""Adapter references: a run directory, an adapter folder, ``hub:<repo>@<revision>``, or ``base``. No torch here."""
+"""Adapter references: a run, an adapter folder or file, ``hub:<repo>@<revision>``, or ``base``. No torch here."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from flowopd_cli.models.files.adapter_header import (
     AdapterHeader,
     read_adapter_header,
     recorded_in_weights,
+    weights_file,
 )
 from flowopd_cli.models.files.peft_config import read_config
 from flowopd_cli.runs.manifest import ADAPTER, MANIFEST, Base, Parent, is_run, read_manifest, status_now
@@ -32,6 +33,7 @@ from flowopd_cli.system.files import (
 from flowopd_cli.system.paths import is_hub_id, is_revision
 
 LONGEST = 4096
+SAFETENSORS, HUB = ".safetensors", "https://huggingface.co/"
 FILES = (CONFIG, PEFT_WEIGHTS, DIFFUSERS_WEIGHTS, CHECKSUMS)  # the files of an adapter that are read
 
 
@@ -49,7 +51,9 @@ class AdapterRef:
         """Parse a reference; :class:`ArtifactError` if malformed. Only :meth:`resolve` requires that it exists."""
         text = text.strip()
         if not text:
-            raise ArtifactError("an adapter reference is empty: name a run, an adapter folder, hub:<repo>, or base")
+            raise ArtifactError(
+                "an adapter reference is empty: name a run, an adapter's folder or file, hub:<repo>, or base"
+            )
         if len(text) > LONGEST or not text.isprintable():
             raise ArtifactError(f"{text[:80]!r} is not an adapter reference: too long, or unprintable characters")
         if text == "base":
@@ -82,7 +86,7 @@ class AdapterRef:
         if self.kind == "base":
             return Adapter(self, None)
         folder = self._fetch() if self.kind == "hub" else self._local()
-        digests = verified_digests(folder) if is_sealed(folder) else {}
+        digests = verified_digests(folder) if is_dir(folder) and is_sealed(folder) else {}
         if digests is None:
             raise ArtifactError(
                 f"{self.text}: the adapter is damaged (a file in {folder} has changed); use another copy"
@@ -91,14 +95,24 @@ class AdapterRef:
 
     def _local(self) -> Path:
         path, is_run_dir = Path(self.location), self.kind == "run"
+        if is_file(path):
+            if path.suffix != SAFETENSORS:
+                raise ArtifactError(
+                    f"{self.text}: is not a safetensors file, nor a folder; pickled weights are not read"
+                )
+            return path
         if not is_dir(path):
-            raise ArtifactError(f"{self.text}: no such run directory or adapter folder")
+            raise ArtifactError(f"{self.text}: no such run directory, adapter folder or file{self._hub_hint()}")
         folder = path / ADAPTER if is_run_dir else path
         if _has_adapter(folder):
             return folder
         if is_run_dir:
             raise ArtifactError(f"{self.text}: this run has no adapter (status {status_now(path)}); finish it first")
         raise ArtifactError(f"{self.text}: neither a run nor an adapter folder (no {CONFIG} in it)")
+
+    def _hub_hint(self) -> str:
+        repo, at, revision = self.location.removeprefix(HUB).partition("@")
+        return f"; an adapter on the Hub is written hub:{repo}{at}{revision}" if is_hub_id(repo) else ""
 
     def _fetch(self) -> Path:
         from huggingface_hub import snapshot_download
@@ -110,13 +124,16 @@ class AdapterRef:
             raise ArtifactError(f"{self.text}: cannot be fetched ({one_line(error)})") from error
         folder = next(filter(_has_adapter, (root, root / ADAPTER)), None)
         if folder is None:
-            raise ArtifactError(f"{self.text}: no adapter in this repository (no {CONFIG})")
+            raise ArtifactError(
+                f"{self.text}: no adapter in this repository (no {CONFIG}, no {DIFFUSERS_WEIGHTS}): a file of another "
+                "program is read if you download it and name it"
+            )
         return folder
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """A resolved reference: the folder of the adapter's files, ``None`` for the bare base.
+    """A resolved reference: the folder of the adapter's files, or its one file; ``None`` for the bare base.
 
     ``digests`` has the SHA-256 of verified files. Header and digest are read once.
     """
@@ -135,7 +152,7 @@ class Adapter:
         """Digest of the adapter's weights; ``None`` for the base."""
         if self.path is None:
             return None
-        files = self.path.glob("*.safetensors")
+        files = [self.path] if is_file(self.path) else self.path.glob(f"*{SAFETENSORS}")
         return combined_sha256({file.name: self.digests.get(file.name) or sha256_file(file) for file in files})
 
     @cached_property
@@ -165,11 +182,13 @@ class Adapters:
 def recorded_base(folder: Path | None) -> Base | None:
     """The base that an adapter was trained on, by its run's manifest, else by its configuration and weights.
 
-    ``folder`` is a run or an adapter folder, ``None`` the bare base. ``None`` where nothing is recorded.
+    ``folder`` is a run, an adapter folder or a file of one, ``None`` the bare base. ``None`` where nothing is recorded.
     """
     if folder is None:
         return None
     folder = folder.resolve()
+    if folder.name in {PEFT_WEIGHTS, DIFFUSERS_WEIGHTS}:
+        folder = folder.parent
     places = (folder.parent, folder) if folder.name == ADAPTER else (folder, folder / ADAPTER)
     bases = (read_manifest(place).base if is_run(place) else _base_in_files(place) for place in places)
     return next(filter(None, bases), None)
@@ -184,4 +203,4 @@ def _base_in_files(folder: Path) -> Base | None:
 
 
 def _has_adapter(folder: Path) -> bool:
-    return any(is_file(folder / name) for name in (CONFIG, DIFFUSERS_WEIGHTS))
+    return weights_file(folder) is not None

@@ -59,7 +59,7 @@ def changed_parents(recorded: Inputs, adapters: Adapters) -> list[str]:
     differences = []
     for parent in recorded.parents:
         reference = AdapterRef.parse(parent.ref)
-        if reference.kind in {"run", "folder"} and Path(reference.location).is_dir():
+        if reference.kind in {"run", "folder"} and Path(reference.location).exists():
             differences += _changed(f"{parent.role} {parent.ref}", parent.sha256, adapters[parent.ref].sha256)
     return differences
 

@@ -99,6 +99,28 @@ def test_a_folder_in_the_form_of_diffusers_is_an_adapter(tmp_path):
     assert (resolve(tmp_path).path, resolve(tmp_path).base) == (tmp_path, None)
 
 
+def test_a_safetensors_file_is_an_adapter(run, tmp_path):
+    file = tmp_path / "kohya.safetensors"
+    file.write_bytes(b"w")
+    adapter = resolve(file)
+    assert (adapter.ref.kind, adapter.path, adapter.base) == ("folder", file, None)
+    alone = adapter.sha256
+    (tmp_path / "other.safetensors").write_bytes(b"v")
+    assert resolve(file).sha256 == alone
+    weights = run.adapter_dir / "adapter_model.safetensors"
+    assert (resolve(weights).base, resolve(weights).sha256) == (run.manifest().base, resolve(run.path).sha256)
+    file.rename(tmp_path / "kohya.pt")
+    with pytest.raises(ArtifactError, match="is not a safetensors file, nor a folder; pickled weights are not read"):
+        resolve(tmp_path / "kohya.pt")
+
+
+@pytest.mark.parametrize("text", ["owner/name", "owner/name@v1", "https://huggingface.co/owner/name"])
+def test_a_hub_id_without_its_prefix_is_refused_with_it(text):
+    expected = f"hub:{text.removeprefix('https://huggingface.co/')}"
+    with pytest.raises(ArtifactError, match=f"an adapter on the Hub is written {expected}$"):
+        resolve(text)
+
+
 def test_references_without_an_adapter_are_refused(run, tmp_path):
     files.remove(run.adapter_dir)
     for ref, message in (

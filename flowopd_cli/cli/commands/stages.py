@@ -37,7 +37,7 @@ def _execute(stage: str, common: Common, values: dict[str, Any], refs: list[str 
 REWARD = "The reward to learn; repeat it for a weighted mixture. A name of 'rewards ls', remote:URL, or module:attr."
 PROMPTS = "Where the training prompts come from: a named source or a file; may be repeated."
 TEACHER = "The teacher of a task, once for each task of the prompts"
-PARTS = "The adapters to merge: runs, adapter folders or hub:REPO@REVISION."
+PARTS = "The adapters to merge: runs, adapter folders or files, or hub:REPO@REVISION."
 METHOD = "How updates are combined: linear, exact, ties, dare_linear, dare_ties or factor_average."
 WEIGHTS = "One factor for each adapter; 1/K each by default."
 NORMALIZE = "Divide by the sum of the weights; by default only ties does, by the sum of those that agree on a sign."

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from safetensors import SafetensorError, safe_open
 
 from flowopd_cli.errors import ArtifactError, one_line
+from flowopd_cli.models.files.foreign_names import as_peft, other_kind, parts
 from flowopd_cli.models.files.peft_config import (
     BASE_KEY,
     LARGEST_RANK,
@@ -46,13 +47,17 @@ class Entry(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """A module's factors: the names in their file of A ``(rank, inputs)`` and B ``(outputs, rank)``; their sizes."""
+    """A module's factors: the names in their file of A ``(rank, inputs)`` and B ``(outputs, rank)``; their sizes.
+
+    B is these spans of rows of its tensor, one after the other; all rows if there are none.
+    """
 
     a: str
     b: str
     rank: int
     inputs: int
     outputs: int
+    rows: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -65,18 +70,37 @@ class AdapterHeader:
     alphas: Mapping[str, str]
 
 
-def read_adapter_header(folder: Path) -> AdapterHeader:
-    """The header of an adapter folder in PEFT's or diffusers' form.
+def weights_file(place: Path) -> Path | None:
+    """The weights of an adapter: the file itself, or those of a folder; ``None`` if it has none.
+
+    Raises :class:`ArtifactError`: none of several files has the name that PEFT or diffusers gives.
+    """
+    if is_file(place):
+        return place
+    if is_file(place / CONFIG):
+        return place / PEFT_WEIGHTS
+    files = sorted(place.glob("*.safetensors"))
+    named = [file for file in files if file.name == DIFFUSERS_WEIGHTS]
+    if len(files) > 1 and not named:
+        listed = ", ".join(shown(file.name) for file in files[:3])
+        raise ArtifactError(f"{place}: has {len(files)} safetensors files ({listed}): name the file of the adapter")
+    return next(iter([*named, *files]), None)
+
+
+def read_adapter_header(place: Path) -> AdapterHeader:
+    """The header of an adapter: a folder in PEFT's or diffusers' form, or a safetensors file, also of other programs.
 
     Raises :class:`ArtifactError`: a file is missing, damaged or not safetensors; it is not plain LoRA; factors do not
     pair up, are of no floating kind, or of another rank than the configuration says.
     """
-    peft = is_file(folder / CONFIG)
-    file = folder / (PEFT_WEIGHTS if peft else DIFFUSERS_WEIGHTS)
-    config = read_config(folder / CONFIG) if peft else None
-    entries, metadata = read_header(file, folder)
+    file = weights_file(place) or place / DIFFUSERS_WEIGHTS
+    beside = file.with_name(CONFIG)
+    config = read_config(beside) if file.name == PEFT_WEIGHTS and is_file(beside) else None
+    entries, metadata = read_header(file, place)
     pairs, alphas = _pairs(file, entries)
     if config is None:
+        if any(name.startswith(PEFT_PREFIX) for name in entries):
+            raise ArtifactError(f"{file}: has PEFT's names, but no {CONFIG} beside it, which holds the scale")
         config = _config_in(file, metadata)
         if alphas and config.path:
             raise ArtifactError(f"{file}: gives its scales twice ({DIFFUSERS_CONFIG}, and tensors called alpha)")
@@ -144,7 +168,7 @@ def _pairs(file: Path, entries: Mapping[str, Entry]) -> tuple[dict[str, Pair], d
     sides: dict[str, dict[str, str]] = {}
     alphas: dict[str, str] = {}
     for name, entry in entries.items():
-        bare = name
+        bare = as_peft(name)
         for prefix in PREFIXES:
             bare = bare.removeprefix(prefix)
         _check_entry(file, name, entry)
@@ -161,14 +185,31 @@ def _pairs(file: Path, entries: Mapping[str, Entry]) -> tuple[dict[str, Pair], d
         raise ArtifactError(f"{file}: names {len(sides)} modules, at most {MOST_MODULES} are taken")
     if not sides:
         raise ArtifactError(f"{file.parent}: the adapter is empty")
-    return {module: _pair(file, module, names, entries) for module, names in sides.items()}, alphas
+    return _split(file, {module: _pair(file, module, names, entries) for module, names in sides.items()}, alphas)
+
+
+def _split(file: Path, pairs: Mapping[str, Pair], alphas: Mapping[str, str]) -> tuple[dict[str, Pair], dict[str, str]]:
+    """Factors and ``alpha`` scalars by diffusers' modules, where another program has one module for several."""
+    split: dict[str, Pair] = {}
+    scalars = {module: name for module, name in alphas.items() if module not in pairs}
+    for module, pair in pairs.items():
+        try:
+            modules = parts(module, pair.inputs, pair.outputs)
+        except ValueError as error:
+            raise ArtifactError(f"{file}: {module} is no linear module of FLUX or SD3 of this shape") from error
+        for part in modules:
+            if part.module in split:
+                raise ArtifactError(f"{file}: {shown(pair.a)} is a second A factor of {part.module}")
+            rows = sum(end - start for start, end in part.rows) or pair.outputs
+            split[part.module] = pair._replace(outputs=rows, rows=part.rows)
+            if module in alphas:
+                scalars[part.module] = alphas[module]
+    return split, scalars
 
 
 def _check_entry(file: Path, name: str, entry: Entry) -> None:
-    if "lora_magnitude_vector" in name:
-        raise ArtifactError(f"{file}: a DoRA adapter ({shown(name)}); use plain LoRA")
-    if name.startswith("text_encoder"):
-        raise ArtifactError(f"{file}: trains text encoders too ({shown(name)}); here they are never trained")
+    if kind := other_kind(name):
+        raise ArtifactError(f"{file}: {kind} ({shown(name)}); only plain LoRA of the transformer is read")
     if len(name) > LONGEST_NAME:
         raise ArtifactError(f"{file}: {name[:40]}… is not a LoRA factor")
     if entry.kind not in KINDS:

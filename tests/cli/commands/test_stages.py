@@ -122,6 +122,11 @@ def test_a_push_without_a_valid_place_is_refused_before_there_is_a_run(flowopd, 
         ("merge", "merge needs the runs to merge"),
         ("merge a b --weights 1,x", "write numbers with commas"),
         ("merge none", "adapters.0: none: no such run directory"),
+        (
+            "merge me/a me/b",
+            "adapters.0: me/a: no such run directory, adapter folder or file; an adapter on the Hub is "
+            "written hub:me/a",
+        ),
         ("merge base base", "base is not an adapter"),
         ("distill --teacher geneval=base", "prompts of task 'ocr' have no teacher: add --teacher ocr=REF"),
         ("distill --teacher geneval", "write it as TASK=REF"),
