@@ -16,6 +16,7 @@ from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.errors import FlowOPDError, PromptError, RewardError
 from flowopd_cli.prompts.files import load_prompts
 from flowopd_cli.rewards.base import RewardInfo
+from flowopd_cli.rewards.function import convert_options, options_of
 from flowopd_cli.rewards.remote import isolated
 from flowopd_cli.rewards.remote.protocol import Refusal, prompt_record
 from flowopd_cli.rewards.remote.worker import load_scorer
@@ -44,6 +45,19 @@ def row(name: str) -> dict[str, Any]:
     if own is None:
         declared |= {"exact": None, "license": "", "note": ""}
     return {**entry, "installed": "worker" if isolated.find_script(name) else installed(info.extra), **declared}
+
+
+def options(name: str) -> list[dict[str, Any]]:
+    """A row for each option that a reward declares; :class:`RewardError` if the reward cannot be imported."""
+    return [
+        {"option": o.name, "type": o.type_name, "required": o.required, "default": o.shown_default}
+        for o in options_of(registry.REWARDS.load(name)).named.values()
+    ]
+
+
+def check_options(name: str, values: Mapping[str, Any]) -> None:
+    """Refuse options that a reward does not take; it is imported, but not made. Raises :class:`RewardError`."""
+    convert_options(registry.REWARDS.load(name), name, values)
 
 
 def installed(extra: str | None) -> str:

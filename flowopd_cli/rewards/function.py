@@ -14,20 +14,22 @@ from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.core.types import RewardResult
 from flowopd_cli.errors import RewardError
 from flowopd_cli.rewards.base import Reward, RewardInfo
+from flowopd_cli.system.arguments import Options
+from flowopd_cli.system.redact import REMOTE
 
 
 def make_reward(target: Any, name: str, options: Mapping[str, Any]) -> Reward:
     """Make the reward of a registry name: a scoring function is wrapped, a class or factory is called.
 
     A function whose first two parameters are ``images`` and ``prompts`` is a scoring function; the options are its
-    further arguments.
+    further arguments. Options are converted to the types that the target declares.
 
     Raises :class:`RewardError`: the options do not fit, or the target is not a reward.
     """
+    options = convert_options(target, name, options)
+    if _is_scoring_function(target):
+        return FunctionReward(target, name, options)
     try:
-        if inspect.isfunction(target) and list(inspect.signature(target).parameters)[:2] == ["images", "prompts"]:
-            inspect.signature(target).bind(None, None, **options)
-            return FunctionReward(target, name, options)
         reward = target(**options)
     except TypeError as error:
         raise RewardError(f"reward {name}: {error}") from error
@@ -37,6 +39,27 @@ def make_reward(target: Any, name: str, options: Mapping[str, Any]) -> Reward:
             "factory that returns one, or a function f(images, prompts)"
         )
     return reward
+
+
+def options_of(target: Any) -> Options:
+    """The options of the target of a registry name: its parameters, of a scoring function those after the first two."""
+    return Options.of(target, skip=2 if _is_scoring_function(target) else 0)
+
+
+def convert_options(target: Any, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a recipe in the types that the reward declares; those without a type are passed as read.
+
+    Raises :class:`RewardError`: an option is unknown, missing or of another type.
+    """
+    try:
+        return options_of(target).convert(options)
+    except ValueError as error:
+        served = "; the reward's own are set where it is served" if name.startswith(REMOTE) else ""
+        raise RewardError(f"reward {name}: {error}{served}") from error
+
+
+def _is_scoring_function(target: Any) -> bool:
+    return inspect.isfunction(target) and list(inspect.signature(target).parameters)[:2] == ["images", "prompts"]
 
 
 class FunctionReward(Reward):

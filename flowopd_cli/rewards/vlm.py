@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -26,6 +26,7 @@ from flowopd_cli.errors import RewardError
 from flowopd_cli.rewards.base import Reward, RewardInfo
 from flowopd_cli.rewards.pictures import to_pil
 from flowopd_cli.rewards.remote.http import RETRYABLE, EndpointError, Endpoints
+from flowopd_cli.system.arguments import OptionsOf
 from flowopd_cli.system.threads import in_parallel
 
 KEY_ENV = "FLOWOPD_VLM_API_KEY"
@@ -73,7 +74,7 @@ class JudgeOptions:
     timeout: float = 120.0
     retries: int = 5
     backoff: float = 0.5
-    on_error: str = "retry"
+    on_error: Literal["retry", "skip", "fail"] = "retry"
     max_tokens: int = 1024
     key_env: str = KEY_ENV
     extra: Mapping[str, Any] = field(default_factory=dict)
@@ -123,7 +124,13 @@ class VLMReward(Reward):
         note="questions in our own words; name the original question as template to compare with papers (1 to 5)",
     )
 
-    def __init__(self, url: str | Sequence[str] = (), model: str = "", preset: str = "unifiedreward", **options: Any):
+    def __init__(
+        self,
+        url: str | Sequence[str] = (),
+        model: str = "",
+        preset: Literal["unifiedreward", "qwenvl"] = "unifiedreward",
+        **options: Annotated[Any, OptionsOf(JudgeOptions)],
+    ) -> None:
         """``url`` is one endpoint or several, up to and with ``/v1``; ``model`` the name they serve.
 
         ``options`` are the fields of ``JudgeOptions``. Pictures are spread over the endpoints; when one fails, the

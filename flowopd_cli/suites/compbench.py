@@ -24,6 +24,7 @@ from flowopd_cli.rewards.compbench.rules import kinds_of
 from flowopd_cli.suites.base import NamedReward, Result, Suite, SuiteGroup, combined_error
 from flowopd_cli.suites.compbench_import import IMAGES, NAME, PUBLISHED, VERSION, import_category
 from flowopd_cli.suites.layouts import Layout, Place
+from flowopd_cli.system.text import suggest
 
 MOST_BYTES = 240  # of a prompt, which is part of its pictures' names
 DETECTOR, DEPTH = "grounding-dino", "dpt-hybrid"
@@ -99,10 +100,10 @@ def reward(category: str, **options: Any) -> NamedReward:
 
     Raises :class:`RecipeError`: an option that no category takes.
     """
-    names = {name for each in CATEGORIES.values() for name in each.options}
-    unknown = sorted(set(options) - names)
-    if unknown:
-        raise RecipeError(f"{NAME}: no option {unknown[0]!r}; known: {', '.join(sorted(names))}")
+    names = sorted({name for each in CATEGORIES.values() for name in each.options})
+    unknown = next((name for name in options if name not in names), None)
+    if unknown is not None:
+        raise RecipeError(f"{NAME}: no option {unknown!r}{suggest(unknown, names)}; known: {', '.join(names)}")
     spec = CATEGORIES[category]
     renamed = {spec.options[name]: value for name, value in options.items() if name in spec.options}
     return NamedReward(spec.reward, {**spec.fixed, **renamed})

@@ -10,9 +10,12 @@ from functools import cache, partial
 from typing import Any
 
 from flowopd_cli.core.prompt import Prompt
+from flowopd_cli.errors import RecipeError
 from flowopd_cli.prompts.sources import evaluation_prompts
 from flowopd_cli.suites.base import NamedReward, Result, Suite, SuiteGroup, combined_error
 from flowopd_cli.suites.geneval import geneval
+from flowopd_cli.system.arguments import Options
+from flowopd_cli.system.text import suggest
 
 DRAWBENCH_SCORERS = ("aesthetic", "imagereward", "hpsv2", "deqa", "pickscore")
 HEADLINES = {"deqa": "score", "pickscore": "raw"}  # the reward's figure that papers print, where it is not its total
@@ -57,6 +60,7 @@ def drawbench(
 
     ``options`` are those of each scorer by its name; ``reward`` among them is another name for it.
     """
+    _check_names("drawbench", options or {}, scorers)
     suites = []
     for scorer in scorers:
         rest = dict((options or {}).get(scorer, {}))
@@ -66,10 +70,17 @@ def drawbench(
     return SuiteGroup("drawbench", tuple(suites))
 
 
+def _check_names(suite: str, options: Mapping[str, Any], known: Sequence[str]) -> None:
+    for name in options:
+        if name not in known:
+            raise RecipeError(f"{suite}: no options of {name!r}{suggest(name, known)}; known: {', '.join(known)}")
+
+
 def average(**options: Mapping[str, Any]) -> SuiteGroup:
     """GenEval, OCR, DeQA and PickScore with their average; ``options`` are those of each suite by its name."""
     members = {"geneval": geneval, "ocr": ocr, "deqa": deqa, "pickscore": pickscore}
-    suites = tuple(make(**options.get(name, {})) for name, make in members.items())
+    _check_names("average", options, list(members))
+    suites = tuple(make(**Options.of(make).convert(options.get(name, {}))) for name, make in members.items())
     return SuiteGroup("average", suites, combine)
 
 

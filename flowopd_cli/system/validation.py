@@ -17,10 +17,15 @@ class Checked(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _boolean_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
-        types = set(_types(cls.model_fields[str(info.field_name)].annotation))
-        if types & {int, float} and not types & {bool, Any} and True in map(_is_boolean, _elements(value)):
-            raise ValueError(f"Input should be a number, not {str(value).lower()}")
+        refuse_booleans(cls.model_fields[str(info.field_name)].annotation, value)
         return value
+
+
+def refuse_booleans(annotation: Any, value: Any) -> None:
+    """Raise ``ValueError`` if a type has numbers but no booleans, and the value is a boolean or contains one."""
+    types = set(_types(annotation))
+    if types & {int, float} and not types & {bool, Any} and any(isinstance(part, bool) for part in _elements(value)):
+        raise ValueError(f"Input should be a number, not {str(value).lower()}")
 
 
 def describe(problem: Mapping[str, Any], written: str | None = None) -> str:
@@ -41,7 +46,3 @@ def _types(annotation: Any) -> Iterator[Any]:
 def _elements(value: Any) -> Iterator[Any]:
     parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else (value,)
     yield from parts
-
-
-def _is_boolean(value: Any) -> bool:
-    return isinstance(value, bool)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -13,7 +13,9 @@ from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.core.types import RewardResult
 from flowopd_cli.rewards.base import Reward, RewardInfo
 from flowopd_cli.rewards.geneval.reward import GenEvalReward
+from flowopd_cli.rewards.geneval.rules import GenEvalOptions
 from flowopd_cli.rewards.ocr.reward import OCRReward
+from flowopd_cli.system.arguments import OptionsOf
 from flowopd_cli.toy.detector import PixelDetector
 from flowopd_cli.toy.draw import PAPER
 from flowopd_cli.toy.ink import read_ink
@@ -24,7 +26,10 @@ RESIDUAL_SCALE = 0.2
 INKED_SHARE = 0.05
 
 
-def geneval(score: str = "training", **options: Any) -> GenEvalReward:
+def geneval(
+    score: Literal["training", "official", "strict"] = "training",
+    **options: Annotated[Any, OptionsOf(GenEvalOptions)],
+) -> GenEvalReward:
     """GenEval's rules over the pixel detector."""
     return GenEvalReward(PixelDetector(), score, **{"counting_threshold": COUNTING_THRESHOLD, **options})
 

@@ -71,6 +71,18 @@ def test_options_that_do_not_fit(target):
         make_reward(target, "mine:it", {"grain": 1})
 
 
+def test_options_get_their_types_and_untyped_ones_are_passed_as_read():
+    def score(images, prompts, gain: float, exact: bool = False, free=1):
+        return [gain + 10 * exact + (100 if free == "yes" else 0)] * len(prompts)
+
+    reward = make_reward(score, "mine:it", {"gain": "1e-1", "exact": "yes", "free": "yes"})
+    assert reward(IMAGES, PROMPTS).total.tolist() == pytest.approx([110.1] * 3)
+    with pytest.raises(RewardError, match="reward mine:it: option gain: Input should be a valid number, not 'much'"):
+        make_reward(score, "mine:it", {"gain": "much"})
+    with pytest.raises(RewardError, match="reward mine:it: option 'gain' is missing; options: gain, exact, free"):
+        make_reward(score, "mine:it", {})
+
+
 @pytest.mark.parametrize("target", [dict, lambda: 3, lambda: reds])
 def test_a_target_that_is_not_a_reward(target):
     with pytest.raises(RewardError, match="is not a reward"):

@@ -100,7 +100,7 @@ def test_options_reach_the_rewards_that_take_them():
     assert reward("3d_spatial", **options).options == spatial
     assert reward("complex", **options).options == options
     assert figure_name("spatial", options["detector"]) == "spatial[owlv2]"
-    with pytest.raises(RecipeError, match="no option 'detecter'; known: batch, blip"):
+    with pytest.raises(RecipeError, match=r"no option 'detecter', did you mean 'detector'\?; known: batch, blip"):
         reward("color", detecter="owlv2")
 
 

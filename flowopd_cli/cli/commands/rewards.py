@@ -26,6 +26,7 @@ Example:
 """
 app = typer.Typer(help=HELP, no_args_is_help=True)
 
+WIDEST = 60  # characters of a default
 _NAME = "A name that 'rewards ls' prints, your own code as module:attr, or remote:URL."
 _SERVED = "A reward, or a worker script (FILE.py), to serve."
 
@@ -41,6 +42,7 @@ Task = Annotated[str | None, typer.Option(metavar="NAME", help="The task of the 
 Settings = Annotated[
     list[str], typer.Option("--set", metavar="OPTION=VALUE", help="Set an option of the reward; may be repeated.")
 ]
+Listed = Annotated[str | None, typer.Argument(metavar="[NAME]", help=_NAME, autocompletion=completion.rewards)]
 Served = Annotated[str, typer.Argument(metavar="NAME", help=_SERVED, autocompletion=completion.rewards)]
 Host = Annotated[str, typer.Option(metavar="ADDRESS", help="The address to listen on.")]
 Port = Annotated[int | None, typer.Option(metavar="N", min=0, max=65535, help="18085 (deqa: 18086); 0: any free.")]
@@ -54,19 +56,24 @@ Bytes = Annotated[int, typer.Option(metavar="N", min=1, help="Maximum bytes in o
 
 
 @app.command("ls")
-def ls(json: Json = False) -> None:
+def ls(name: Listed = None, json: Json = False) -> None:
     """List every reward: whether its packages are installed, whether its scores equal the reference implementation's,
-    its range, the extra that installs it, the license of its weights.
+    its range, the extra that installs it, the license of its weights. With NAME, list the options of that reward.
 
     \b
     Example:
       flowopd rewards ls
+      flowopd rewards ls ocr
       flowopd rewards ls --json
     """
     with redirect_stdout(sys.stderr):
         from flowopd_cli.rewards import catalog
 
-        rows = catalog.listing()
+        rows = catalog.listing() if name is None else catalog.options(name)
+    if name is not None:
+        table = [("OPTION", "TYPE", "DEFAULT"), *((row["option"], row["type"], _default(row)) for row in rows)]
+        print(dumps(rows) if json else columns(table))
+        return
     for row in rows:
         row |= {end: row[end] if isfinite(row[end]) else None for end in ("low", "high") if end in row}
     head = ("NAME", "INSTALLED", "EXACT", "RANGE", "EXTRA", "LICENCE")
@@ -146,6 +153,11 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     low, high = ("" if row[end] is None else f"{row[end]:g}" for end in ("low", "high"))
     exact = {True: "exact", False: "approximate"}.get(row["exact"], "?")
     return (row["name"], row["installed"], exact, f"{low}..{high}", row["extra"] or "", row["license"])
+
+
+def _default(row: Mapping[str, Any]) -> str:
+    text = dumps(row["default"], ensure_ascii=False)
+    return "required" if row["required"] else text if len(text) <= WIDEST else f"{text[:WIDEST]}..."
 
 
 def _score_table(rows: list[dict[str, Any]]) -> list[list[str]]:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import redirect_stdout
 from functools import cache, partial
 from pathlib import Path
 
@@ -55,8 +57,8 @@ def check_names(recipe: recipes.Recipe) -> list[str]:
 
 
 def findings(recipe: recipes.Recipe) -> Iterator[Finding]:
-    """All findings of :func:`check`, and code that needs consent."""
-    yield from collect(_checks(recipe, Adapters(), None, True))
+    """All findings of :func:`check`, and code that needs consent; that code is not imported."""
+    yield from collect(_checks(recipe, Adapters(), None, True, consent=False))
     for field, name in code_fields(recipe):
         yield Finding(RECIPE, "warn", f"{field}: {name} is code", "it runs with --allow-code only")
 
@@ -77,13 +79,16 @@ def collect(checks: Iterable[Check]) -> Iterator[Finding]:
     yield from unique
 
 
-def _checks(recipe: recipes.Recipe, adapters: Adapters, out: Path | None, dry_run: bool) -> Iterator[Check]:
+def _checks(
+    recipe: recipes.Recipe, adapters: Adapters, out: Path | None, dry_run: bool, *, consent: bool = True
+) -> Iterator[Check]:
     refs = dict(adapter_refs(recipe))
     if isinstance(recipe, recipes.PushRecipe):
         yield partial(_check_push, recipe, dry_run)
     yield partial(_check_adapters, recipe, refs, adapters, dry_run)
     yield partial(_check_out, out, recipe, refs)
     yield from _name_checks(recipe)
+    yield from _option_checks(recipe, consent)
 
 
 def _name_checks(recipe: recipes.Recipe) -> Iterator[Check]:
@@ -101,6 +106,29 @@ def _name_checks(recipe: recipes.Recipe) -> Iterator[Check]:
         for prompts in recipe.prompts:
             yield partial(_check_prompts, recipe, prompts, read)
     yield from setting_checks(recipe)
+
+
+def _option_checks(recipe: recipes.Recipe, consent: bool) -> Iterator[Check]:
+    """Check the options of rewards and suites by their signatures, of code only with consent to import it."""
+    for spec in getattr(recipe, "rewards", ()):
+        if consent or not registry.REWARDS.is_code(spec.name):
+            yield partial(_check_reward_options, spec)
+    if isinstance(recipe, recipes.EvalRecipe) and recipe.eval.options:
+        yield partial(_check_suite_options, recipe)
+
+
+def _check_reward_options(spec: recipes.RewardSpec) -> None:
+    with redirect_stdout(sys.stderr):
+        from flowopd_cli.rewards.catalog import check_options
+
+        check_options(spec.name, spec.options)
+
+
+def _check_suite_options(recipe: recipes.EvalRecipe) -> None:
+    with redirect_stdout(sys.stderr):
+        from flowopd_cli.stages.evaluation.suites import check_options
+
+        check_options(recipe)
 
 
 def _check_adapters(recipe: recipes.Recipe, refs: dict[str, str], adapters: Adapters, dry_run: bool) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -17,6 +17,7 @@ from flowopd_cli.prompts.clauses import faulty
 from flowopd_cli.rewards.base import Reward, RewardInfo, blank_nonfinite
 from flowopd_cli.rewards.geneval.detector import DetectorSettings, Mask2FormerDetector
 from flowopd_cli.rewards.geneval.rules import SCORES, Detection, Detector, GenEvalOptions, keep, training_score, verdict
+from flowopd_cli.system.arguments import OptionsOf
 
 FACEBOOK = "facebook/mask2former-swin-small-coco-instance"
 RULES, ENGINE = ({field.name for field in fields(record)} for record in (GenEvalOptions, DetectorSettings))
@@ -40,7 +41,12 @@ class GenEvalReward(Reward):
     )
     source: ClassVar[str | None] = None
 
-    def __init__(self, detector: Detector | None = None, score: str = "training", **options: Any) -> None:
+    def __init__(
+        self,
+        detector: Detector | None = None,
+        score: Literal["training", "official", "strict"] = "training",
+        **options: Annotated[Any, OptionsOf(GenEvalOptions, DetectorSettings)],
+    ) -> None:
         if score not in SCORES:
             raise RewardError(f"{self.info.name}: score {score!r} is not one of {', '.join(SCORES)}")
         unknown = set(options) - RULES - (ENGINE if detector is None else set())

@@ -8,8 +8,9 @@ scores depend on the reader, which reports therefore name.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -17,13 +18,21 @@ from torch import Tensor
 
 from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.core.types import RewardResult
-from flowopd_cli.errors import RewardError
+from flowopd_cli.errors import ArtifactError, MissingDependency, RewardError
 from flowopd_cli.prompts.targets import parse_target
 from flowopd_cli.rewards.base import Reward, RewardInfo
+from flowopd_cli.rewards.ocr.paddle import PaddleOptions, PaddleTextReader
 from flowopd_cli.rewards.ocr.rapidocr import RapidPageReader, RapidTextReader
 from flowopd_cli.rewards.ocr.reading import Line, TextReader
+from flowopd_cli.system.arguments import Options, OptionsOf
 
-READERS = ("auto", "paddleocr", "rapidocr", "rapidocr-band")
+READERS: Mapping[str, Callable[..., TextReader]] = {
+    "paddleocr": PaddleTextReader,
+    "rapidocr": RapidPageReader,
+    "rapidocr-band": RapidTextReader,
+}
+OPTIONS = {**READERS, "paddleocr": PaddleOptions}
+log = logging.getLogger("flowopd.rewards")
 
 
 class OCRScore(NamedTuple):
@@ -70,16 +79,32 @@ def score_text(target: str, lines: Sequence[Line]) -> OCRScore:
 
 
 def make_reader(name: str = "auto", **options: Any) -> TextReader:
-    """The reader of a name; ``auto`` is ``paddleocr`` where that is installed, else ``rapidocr``."""
-    if name not in READERS:
-        raise RewardError(f"ocr: there is no reader {name!r}; known: {', '.join(READERS)}")
-    if name == "auto":
-        name = "paddleocr" if importlib.util.find_spec("paddleocr") else "rapidocr"
-    if name == "paddleocr":
-        from flowopd_cli.rewards.ocr.paddle import PaddleTextReader
+    """The reader of a name; ``auto`` is ``paddleocr`` where that is installed and starts, else ``rapidocr``.
 
-        return PaddleTextReader(**options)
-    return RapidPageReader(**options) if name == "rapidocr" else RapidTextReader(**options)
+    Raises :class:`RewardError`: there is no such reader, it does not take an option, or it does not start.
+    Raises :class:`MissingDependency`: its package is not installed.
+    """
+    if name == "auto":
+        return _first_reader(options)
+    if name not in READERS:
+        raise RewardError(f"ocr: there is no reader {name!r}; known: auto, {', '.join(READERS)}")
+    try:
+        options = Options.of(OPTIONS[name]).convert(options)
+    except ValueError as error:
+        raise RewardError(f"ocr: the reader {name}: {error}") from error
+    return READERS[name](**options)
+
+
+def _first_reader(options: Mapping[str, Any]) -> TextReader:
+    """``paddleocr``, whose models may be missing where there is no network, else ``rapidocr``, which has its own."""
+    has_paddle, has_rapid = (importlib.util.find_spec(name) is not None for name in ("paddleocr", "rapidocr"))
+    try:
+        return make_reader("paddleocr" if has_paddle else "rapidocr", **options)
+    except (RewardError, ArtifactError, MissingDependency) as error:
+        if not has_paddle or not has_rapid or options.keys() - Options.of(RapidPageReader).named.keys():
+            raise
+        log.warning("reward ocr: rapidocr reads, because paddleocr does not: %s", error)
+    return make_reader("rapidocr", **options)
 
 
 class OCRReward(Reward):
@@ -96,7 +121,7 @@ class OCRReward(Reward):
         note="exact formula; published scores were read by PaddleOCR 2.9.1: closest with models=PP-OCRv4",
     )
 
-    def __init__(self, reader: str | TextReader = "auto", **options: Any) -> None:
+    def __init__(self, reader: str | TextReader = "auto", **options: Annotated[Any, OptionsOf(PaddleOptions)]) -> None:
         """``reader`` is a name (``auto``, ``paddleocr``, ``rapidocr``, ``rapidocr-band``) or a :class:`TextReader`.
 
         ``options`` are those of the named reader's constructor.

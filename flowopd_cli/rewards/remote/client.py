@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, NoReturn, TypeVar
+from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -29,6 +29,7 @@ from flowopd_cli.rewards.remote import protocol
 from flowopd_cli.rewards.remote.http import EndpointError, Endpoints
 from flowopd_cli.rewards.remote.protocol import Answer, WorkerInfo
 from flowopd_cli.rewards.remote.settings import DEQA_PORT, TOKEN_ENV
+from flowopd_cli.system.arguments import OptionsOf
 from flowopd_cli.system.threads import in_parallel
 
 T = TypeVar("T")
@@ -62,7 +63,7 @@ class RemoteReward(Reward):
         token_env: str = TOKEN_ENV,
         timeout: float = 120.0,
         retries: int = 4,
-        on_error: str = "retry",
+        on_error: Literal["retry", "skip", "fail"] = "retry",
         batch: int = 32,
         backoff: float = 0.5,
         reward: str | None = None,
@@ -205,7 +206,9 @@ class DeQAReward(RemoteReward):
         note="in a worker: flowopd rewards serve deqa",
     )
 
-    def __init__(self, url: str = f"http://127.0.0.1:{DEQA_PORT}", **options: Any) -> None:
+    def __init__(
+        self, url: str = f"http://127.0.0.1:{DEQA_PORT}", **options: Annotated[Any, OptionsOf(RemoteReward)]
+    ) -> None:
         super().__init__(url, reward="deqa", start="flowopd rewards serve deqa", **options)
 
 

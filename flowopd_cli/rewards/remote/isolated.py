@@ -30,8 +30,8 @@ PACKAGE = Path(__file__).resolve().parents[2]
 WORKERS = PACKAGE / "rewards" / "remote" / "workers"
 SHARED = (
     *("__init__.py", "errors.py", "rewards/__init__.py", "rewards/weights.py", "rewards/remote/*.py"),
-    *("system/__init__.py", "system/files.py", "system/json_files.py", "system/paths.py", "system/pictures.py"),
-    "system/streams.py",
+    *(f"system/{name}.py" for name in ("__init__", "arguments", "files", "json_files", "paths", "pictures")),
+    *(f"system/{name}.py" for name in ("streams", "text", "validation")),
 )
 BLOCK = re.compile(r"(?m)^# /// script$\s(?P<content>(^#(| .*)$\s)+)^# ///$")
 PYTHONS = ("3.12", "3.11", "3.10", "3.13", "3.14")

@@ -14,7 +14,7 @@ from flowopd_cli import __version__, registry
 from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.errors import MissingDependency, PromptError
 from flowopd_cli.rewards.base import Reward
-from flowopd_cli.rewards.function import make_reward
+from flowopd_cli.rewards.function import convert_options, make_reward
 from flowopd_cli.rewards.pictures import to_tensor
 from flowopd_cli.rewards.remote import isolated
 from flowopd_cli.rewards.remote.protocol import NEUTRAL_OPTIONS, Answer, Refusal
@@ -88,6 +88,7 @@ def serve(name: str, options: Mapping[str, Any], flags: Mapping[str, Any]) -> No
     if script is not None:
         isolated.run(name, script, {**flags, "options": dict(options)})
     registry.REWARDS.check(name)
+    convert_options(registry.REWARDS.load(name), name, options)
     try:
         from flowopd_cli.rewards.remote import server
     except ImportError as error:

@@ -10,10 +10,11 @@ from flowopd_cli import registry
 from flowopd_cli.errors import RecipeError
 from flowopd_cli.recipe import EvalRecipe
 from flowopd_cli.rewards.base import Reward
-from flowopd_cli.rewards.function import make_reward
+from flowopd_cli.rewards.function import convert_options, make_reward
 from flowopd_cli.stages.evaluation.folder import PictureFolder
 from flowopd_cli.stages.evaluation.requests import Requests, plan
 from flowopd_cli.suites.base import NamedReward, Suite, SuiteGroup
+from flowopd_cli.system.arguments import Options
 from flowopd_cli.system.files import is_dir
 from flowopd_cli.system.text import suggest
 
@@ -50,6 +51,16 @@ def reward_names(recipe: EvalRecipe) -> list[str]:
     return [suite.reward.name for suite in _load_suites(recipe)[0] if isinstance(suite.reward, NamedReward)]
 
 
+def check_options(recipe: EvalRecipe) -> None:
+    """Refuse options that a suite or its reward does not take; rewards are imported, but not made.
+
+    Raises :class:`RecipeError` or :class:`RewardError`: an option is unknown, missing or of another type.
+    """
+    for reward in (suite.reward for suite in _load_suites(recipe)[0]):
+        if isinstance(reward, NamedReward) and not registry.REWARDS.is_code(reward.name):
+            convert_options(registry.REWARDS.load(reward.name), reward.name, reward.options)
+
+
 def _load_suites(recipe: EvalRecipe) -> tuple[tuple[Suite, ...], tuple[SuiteGroup, ...]]:
     spec = recipe.eval
     unknown = sorted(set(spec.options) - set(spec.suites))
@@ -77,8 +88,8 @@ def _load_suites(recipe: EvalRecipe) -> tuple[tuple[Suite, ...], tuple[SuiteGrou
 def _load_suite(name: str, base: str, options: Mapping[str, Any]) -> Suite | SuiteGroup:
     factory = registry.SUITES.load(registry.SUITES.on_base(name, base))
     try:
-        return factory(**options)
-    except TypeError as error:
+        return factory(**Options.of(factory).convert(options))
+    except (TypeError, ValueError) as error:
         raise RecipeError(f"eval.options.{name}: {error}") from error
 
 

@@ -184,3 +184,24 @@ def test_a_reward_served_scores_as_at_home(flowopd, tmp_path):
         assert worker.process.wait(40) == 0  # longer than the grace of open connections
     home = ["--reward", "my_scores:red", "--set", "gain=2", "--prompt", "x", "--json"]
     assert rows == json.loads(flowopd("rewards", "score", *home, "a.png", "b.png", "small.png")[1])
+
+
+def test_the_options_of_a_reward_are_listed(flowopd):
+    code, out, _ = flowopd("rewards", "ls", "jpeg_compressibility")
+    assert code == 0
+    lines = [line.split() for line in out.splitlines()]
+    assert lines == [["OPTION", "TYPE", "DEFAULT"], ["quality", "int", "95"], ["variant", "str", '"ddpo"']]
+    rows = json.loads(flowopd("rewards", "ls", "geneval", "--json")[1])
+    assert {"option": "threshold", "type": "float", "required": False, "default": 0.3} in rows
+    assert "detector" not in {row["option"] for row in rows}
+    rows = json.loads(flowopd("rewards", "ls", "my_scores:red", "--json")[1])
+    assert rows == [{"option": "gain", "type": "Any", "required": False, "default": 1.0}]
+    code, out, err = flowopd("rewards", "ls", "genevl")
+    assert (code, out) == (2, "")
+    assert "did you mean 'geneval'" in err
+
+
+def test_wrong_options_are_refused_before_a_reward_is_served(flowopd):
+    code, out, err = flowopd("rewards", "serve", "jpeg_compressibility", "--set", "quality=high")
+    assert (code, out) == (2, "")
+    assert "reward jpeg_compressibility: option quality: Input should be a valid integer, not 'high'" in err

@@ -116,3 +116,71 @@ def test_prompts_that_are_there_twice_and_processes_of_a_launcher_are_remarked_o
     assert "o.txt: 1 of 2 prompts are there more than once, the first in line 1" in remark
     monkeypatch.setenv("WORLD_SIZE", "3")
     assert "over 3 processes" in check(teacher(train={"groups": 4}))[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        (
+            "ocr",
+            {"drop_scor": 0.1},
+            r"reward ocr: no option 'drop_scor', did you mean 'drop_score'\?; options: reader, ",
+        ),
+        ("ocr", {"drop_score": "yes"}, "reward ocr: option drop_score: Input should be a valid number, not 'yes'"),
+        ("ocr", {"drop_score": True}, "reward ocr: option drop_score: Input should be a number, not true"),
+        (
+            "toy-geneval",
+            {"score": "oficial"},
+            "reward toy-geneval: option score: Input should be 'training', 'official'",
+        ),
+        ("deqa", {"timeout": "soon"}, "reward deqa: option timeout: Input should be a valid number, not 'soon'"),
+        ("remote:http://127.0.0.1:9", {"gain": 2}, "no option 'gain'; .*; the reward's own are set where it is served"),
+        ("geneval", {"detector": "x"}, "reward geneval: no option 'detector'"),
+        ("toy-quality", {"x": 1}, "reward toy-quality: no option 'x'; options: none"),
+        (
+            "my_gain:score",
+            {"gain": "low"},
+            "reward my_gain:score: option gain: Input should be a valid number, not 'low'",
+        ),
+    ],
+)
+def test_options_of_rewards_are_refused_before_anything_is_loaded(monkeypatch, tmp_path, name, options, words):
+    (tmp_path / "my_gain.py").write_text("def score(images, prompts, gain: float = 1.0, free=None): ...\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    recipe = teacher(rewards=[{"name": name, "options": options}])
+    with pytest.raises(RewardError, match=words):
+        check(recipe, dry_run=True)
+    texts = [str(finding) for finding in checks.findings(recipe) if finding.state == "fail"]
+    assert texts == [] if name == "my_gain:score" else len(texts) == 1  # code is not imported without consent
+
+
+def test_options_in_their_types_are_accepted(monkeypatch, tmp_path):
+    (tmp_path / "my_gain.py").write_text("def score(images, prompts, gain: float = 1.0, free=None): ...\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name, options in (
+        ("ocr", {"drop_score": 1e-1, "threads": 2.0}),
+        ("deqa", {"timeout": 1, "on_error": "skip"}),
+        ("my_gain:score", {"gain": 2, "free": "anything"}),
+    ):
+        check(teacher(rewards=[{"name": name, "options": options}]), dry_run=True)
+
+
+@pytest.mark.parametrize(
+    ("suite", "options", "words"),
+    [
+        ("ocr", {"drop_scor": 0.1}, "reward ocr: no option 'drop_scor', did you mean 'drop_score'"),
+        ("ocr", {"drop_score": "yes"}, "reward ocr: option drop_score: .* not 'yes'"),
+        ("geneval", {"prompts": 3}, r"eval\.options\.geneval: option prompts: Input should be a valid string, not 3"),
+        ("drawbench", {"scorer": ["deqa"]}, r"eval\.options\.drawbench: no option 'scorer', did you mean 'scorers'"),
+        ("drawbench", {"options": {"dqa": {}}}, "drawbench: no options of 'dqa', did you mean 'deqa'"),
+        ("average", {"genevl": {}}, "average: no options of 'genevl', did you mean 'geneval'"),
+        ("average", {"ocr": 3}, r"eval\.options\.average: option ocr: Input should be a valid dictionary, not 3"),
+        ("t2i-compbench", {"detecter": "owlv2"}, "t2i-compbench: no option 'detecter', did you mean 'detector'"),
+        ("t2i-compbench", {"batch": "many"}, "option batch: Input should be a valid integer, not 'many'"),
+    ],
+)
+def test_options_of_suites_are_refused_before_anything_is_loaded(suite, options, words):
+    recipe = recipes.build({"stage": "eval", "eval": {"suites": [suite], "options": {suite: options}}})
+    with pytest.raises((RecipeError, RewardError), match=words):
+        check(recipe, dry_run=True)
+    assert [finding.state for finding in checks.findings(recipe)] == ["fail"]

@@ -92,12 +92,34 @@ def test_an_unknown_reader_and_options_for_a_made_one_are_refused():
 
 @pytest.mark.parametrize(("installed", "chosen"), [(True, "paddle"), (False, "rapid")])
 def test_auto_is_paddleocr_where_that_is_installed(monkeypatch, installed, chosen):
-    from flowopd_cli.rewards.ocr import paddle
-
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if installed else None)
-    monkeypatch.setattr(paddle, "PaddleTextReader", lambda: "paddle")
-    monkeypatch.setattr(readers, "RapidPageReader", lambda: "rapid")
+    monkeypatch.setitem(readers.READERS, "paddleocr", lambda: "paddle")
+    monkeypatch.setitem(readers.READERS, "rapidocr", lambda: "rapid")
     assert make_reader() == chosen
+
+
+def no_models(**options):
+    raise RewardError("paddleocr does not start (no network)")
+
+
+def test_auto_is_rapidocr_where_paddleocr_is_installed_without_models(monkeypatch, caplog):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setitem(readers.READERS, "paddleocr", no_models)
+    monkeypatch.setitem(readers.READERS, "rapidocr", lambda **options: ("rapid", options))
+    assert make_reader("auto", drop_score="0.25") == ("rapid", {"drop_score": 0.25})
+    assert "rapidocr reads, because paddleocr does not" in caplog.text
+    with pytest.raises(RewardError, match="no network"):  # an option that only paddleocr has
+        make_reader("auto", models="PP-OCRv4")
+    with pytest.raises(RewardError, match="no network"):
+        make_reader("paddleocr")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if name == "paddleocr" else None)
+    with pytest.raises(RewardError, match="no network"):
+        make_reader("auto")
+
+
+def test_an_option_of_another_reader_is_refused_by_name():
+    with pytest.raises(RewardError, match="the reader rapidocr: no option 'models'; options: drop_score, threads"):
+        make_reader("rapidocr", models="PP-OCRv4")
 
 
 @pytest.mark.parametrize("name", ["rapidocr", "rapidocr-band"])

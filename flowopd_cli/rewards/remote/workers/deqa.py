@@ -37,6 +37,7 @@ from flowopd_cli.errors import RewardError
 from flowopd_cli.rewards.remote.protocol import Answer
 from flowopd_cli.rewards.remote.server import run
 from flowopd_cli.rewards.weights import path_digest, pick_device
+from flowopd_cli.system.arguments import Options
 
 MODEL = "zhiyuanyou/DeQA-Score-Mix3"
 REVISION = "246e219b7e3bc9b5dff5269c1a8564087aefca3f"
@@ -143,4 +144,4 @@ def describe(model: str, revision: str | None, dtype: str, divide: float) -> dic
 
 
 if __name__ == "__main__":
-    run(lambda options: DeQA(**options))
+    run(lambda options: DeQA(**Options.of(DeQA).convert(options)))
