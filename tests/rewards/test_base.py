@@ -2,7 +2,6 @@
 
 import math
 import threading
-import time
 from types import SimpleNamespace
 
 import pytest
@@ -15,7 +14,6 @@ from flowopd_cli.core.types import RewardResult
 from flowopd_cli.errors import PromptError, RewardError
 from flowopd_cli.rewards.base import Reward, RewardInfo, RewardMix, Weighted, unique_names
 from flowopd_cli.rewards.jpeg import JpegReward
-from flowopd_cli.system.threads import in_parallel
 from flowopd_cli.train import collect
 
 A, B = Prompt("1", "x", "a"), Prompt("2", "y", "b")
@@ -131,21 +129,6 @@ def test_scores_of_another_shape_are_refused(shape):
 
     with pytest.raises(RewardError, match=r"reward one: gave scores of shape .* for 2 pictures"):
         RewardMix([Weighted(Wrong("one", 1.0))])(torch.zeros(2, 3, 4, 4), [A, B])
-
-
-def test_tasks_in_parallel_keep_their_order_and_stop_at_an_error():
-    assert in_parallel([lambda i=i: i for i in range(7)], workers=3) == list(range(7))
-    started = []
-
-    def task(i):
-        started.append(i)
-        if i == 1:
-            raise ValueError(i)
-        time.sleep(0.05)
-
-    with pytest.raises(ValueError, match="1"):
-        in_parallel([lambda i=i: task(i) for i in range(50)], workers=2)
-    assert len(started) < 10
 
 
 def test_an_invalid_picture_leaves_its_group_and_is_never_zero(model):
