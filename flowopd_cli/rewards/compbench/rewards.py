@@ -38,7 +38,7 @@ from flowopd_cli.rewards.compbench.spatial import (
     score_3d,
 )
 from flowopd_cli.rewards.pictures import to_pil
-from flowopd_cli.rewards.preference.clip import ClipEncoder, paired_cosine
+from flowopd_cli.rewards.preference.clip import OpenAIClip, paired_cosine
 from flowopd_cli.rewards.weights import shared, weights_id
 
 CLIP_BASE = "openai/clip-vit-base-patch32@3d74acf9a28c67741b2f4f2ea7635f0aaf6f0268"
@@ -195,7 +195,7 @@ class ComplexReward(DetectorReward):
         """``blip`` and ``clip`` are those of the attribute and non-spatial categories."""
         super().__init__(detector, parser=parser, device=device, batch=batch)
         self.blip = shared(BlipVQA, blip, device=device, batch=batch)
-        self.clip = shared(ClipEncoder.load, clip, device=device, batch=batch)
+        self.clip = shared(OpenAIClip.load, clip, device=device, batch=batch)
         self.engine = f"3-in-1/{self.engine}"
         self.weights = {"blip": weights_id(blip), "clip": weights_id(clip), **self.weights}
 

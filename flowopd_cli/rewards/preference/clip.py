@@ -17,7 +17,8 @@ from PIL import Image
 from torch import Tensor
 
 from flowopd_cli.errors import ArtifactError, one_line
-from flowopd_cli.rewards.pictures import to_pil
+from flowopd_cli.rewards.pictures import to_pil, to_tensor
+from flowopd_cli.rewards.preference.scoring import centre_square, clip_normalized
 from flowopd_cli.rewards.weights import (
     COMMIT,
     pick_device,
@@ -102,6 +103,14 @@ class ClipEncoder:
         """Cosine of each picture with its text. Equal texts, such as those of a group, are encoded once."""
         rows = {text: i for i, text in enumerate(dict.fromkeys(texts))}
         return paired_cosine(self.images(images), self.texts(list(rows))[[rows[text] for text in texts]])
+
+
+class OpenAIClip(ClipEncoder):
+    """A CLIP with the preprocessing of OpenAI's ``clip``; its crop can be a pixel from that of ``transformers``."""
+
+    def pixels(self, images: list[Image.Image]) -> Float[Tensor, "B 3 S S"]:
+        """The centre squares, side S."""
+        return clip_normalized(to_tensor([centre_square(image, self.image_size) for image in images]))
 
 
 def paired_cosine(a: Float[Tensor, "B D"], b: Float[Tensor, "B D"]) -> Float[Tensor, " B"]:

@@ -19,8 +19,9 @@ from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.core.types import RewardResult
 from flowopd_cli.errors import RewardError
 from flowopd_cli.rewards.base import Reward, RewardInfo
-from flowopd_cli.rewards.preference.clip import ClipEncoder
-from flowopd_cli.rewards.preference.scoring import clip_pixels, declared, linear_head, scalar_result
+from flowopd_cli.rewards.pictures import to_tensor
+from flowopd_cli.rewards.preference.clip import ClipEncoder, OpenAIClip
+from flowopd_cli.rewards.preference.scoring import clip_normalized, declared, linear_head, scalar_result
 from flowopd_cli.rewards.weights import download, read_checkpoint, weights_id
 
 BASE = "openai/clip-vit-base-patch32@3d74acf9a28c67741b2f4f2ea7635f0aaf6f0268"
@@ -36,21 +37,40 @@ DIVISORS = {"raw": 1.0, "train": 26.0}
 
 @dataclass(frozen=True)
 class Variant:
-    """A model, a prefix of the prompt, the score as a function of the cosine, and how pictures are resized."""
+    """A model, its preparation of pictures, a prefix of the prompt, and the score as a function of the cosine."""
 
     source: str
+    encoder: type[ClipEncoder]
     prefix: str
     score: Callable[[Tensor], Tensor]
     paper: str
     low: float
     high: float
-    bilinear: bool = False
+
+
+class BilinearClip(ClipEncoder):
+    """A CLIP that resizes pictures as tensors, bilinearly with antialiasing, as in Flow-GRPO's scorer."""
+
+    def pixels(self, images: list[Image.Image]) -> Float[Tensor, "B 3 S S"]:
+        """Shortest side to S, then the centre square."""
+        return clip_normalized(torch.cat([self._square(to_tensor([image])) for image in images]))
+
+    def _square(self, pixels: Float[Tensor, "1 3 H W"]) -> Float[Tensor, "1 3 S S"]:
+        side, short = self.image_size, min(pixels.shape[2:])
+        height, width = (side if edge == short else side * edge // short for edge in pixels.shape[2:])
+        resized = F.interpolate(pixels, (height, width), mode="bilinear", antialias=True, align_corners=False)
+        top, left = round((height - side) / 2), round((width - side) / 2)
+        return resized[:, :, top : top + side, left : left + side]
 
 
 VARIANTS = {
-    "t2i-compbench": Variant(BASE, "", lambda cosine: cosine, "arXiv 2307.06350", -1.0, 1.0),
-    "flow_grpo": Variant(LARGE, "", lambda cosine: 100 * cosine / 30, "arXiv 2505.05470", -10 / 3, 10 / 3, True),
-    "original": Variant(BASE, "A photo depicts ", lambda cosine: 2.5 * cosine.clamp(min=0), "arXiv 2104.08718", 0, 2.5),
+    "t2i-compbench": Variant(BASE, OpenAIClip, "", lambda cosine: cosine, "arXiv 2307.06350", -1.0, 1.0),
+    "flow_grpo": Variant(
+        LARGE, BilinearClip, "", lambda cosine: 100 * cosine / 30, "arXiv 2505.05470", -10 / 3, 10 / 3
+    ),
+    "original": Variant(
+        BASE, OpenAIClip, "A photo depicts ", lambda cosine: 2.5 * cosine.clamp(min=0), "arXiv 2104.08718", 0.0, 2.5
+    ),
 }
 
 
@@ -81,8 +101,7 @@ class ClipScoreReward(Reward):
         if variant not in VARIANTS:
             raise RewardError(f"clipscore: variant {variant!r} is not one of {', '.join(VARIANTS)}")
         self.variant, self.source = VARIANTS[variant], source or VARIANTS[variant].source
-        kind = BilinearClip if self.variant.bilinear else ClipEncoder
-        self.encoder = kind.load(self.source, dtype=dtype, device=device, batch=batch)
+        self.encoder = self.variant.encoder.load(self.source, dtype=dtype, device=device, batch=batch)
         self.weights = {"model": weights_id(self.source), "variant": variant, "dtype": dtype}
         info = replace(self.info, paper=self.variant.paper, low=self.variant.low, high=self.variant.high)
         self.info = declared(info, self.source == self.variant.source, dtype)
@@ -91,21 +110,6 @@ class ClipScoreReward(Reward):
         """Score B pictures against their prompts."""
         cosine = self.encoder.cosines(images, [self.variant.prefix + prompt.text for prompt in prompts])
         return scalar_result(self.variant.score(cosine), {"cosine": cosine}, self.source)
-
-
-class BilinearClip(ClipEncoder):
-    """A CLIP that resizes pictures as tensors, bilinearly with antialiasing, as in Flow-GRPO's scorer."""
-
-    def pixels(self, images: list[Image.Image]) -> Float[Tensor, "B 3 S S"]:
-        """Shortest side to S, then the centre square."""
-        return torch.cat([self._square(clip_pixels([image])) for image in images])
-
-    def _square(self, pixels: Float[Tensor, "1 3 H W"]) -> Float[Tensor, "1 3 S S"]:
-        side, short = self.image_size, min(pixels.shape[2:])
-        height, width = (side if edge == short else side * edge // short for edge in pixels.shape[2:])
-        resized = F.interpolate(pixels, (height, width), mode="bilinear", antialias=True, align_corners=False)
-        top, left = round((height - side) / 2), round((width - side) / 2)
-        return resized[:, :, top : top + side, left : left + side]
 
 
 class PickScoreReward(Reward):

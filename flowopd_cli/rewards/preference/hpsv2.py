@@ -1,6 +1,7 @@
 """HPSv2.1: the human preference score, a CLIP ViT-H/14 tuned on human choices (Wu et al. 2023, arXiv 2306.09341).
 
-Its checkpoint is one of ``open_clip``; here its tensors are renamed into ``transformers``' CLIP.
+Its checkpoint is one of ``open_clip``; here its tensors are renamed into ``transformers``' CLIP. Pictures are prepared
+as in the package ``hpsv2`` 1.2.0 with torchvision 0.17 or newer (older ones do not antialias tensors).
 """
 
 from __future__ import annotations
@@ -8,18 +9,21 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
+import torch
+import torch.nn.functional as F
 from jaxtyping import Float
+from PIL import Image
 from torch import Tensor
 
 from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.core.types import RewardResult
 from flowopd_cli.rewards.base import Reward, RewardInfo
-from flowopd_cli.rewards.pictures import to_pil
+from flowopd_cli.rewards.pictures import to_tensor
 from flowopd_cli.rewards.preference.clip import ClipEncoder, as_dtype, read, read_tokenizer
 from flowopd_cli.rewards.preference.scoring import (
     assemble,
+    clip_normalized,
     declared,
-    letterbox,
     scalar_result,
 )
 from flowopd_cli.rewards.weights import pick_device, read_checkpoint, weights_file, weights_id
@@ -51,6 +55,22 @@ TENSORS = {
 TRANSPOSED = {"text_projection": "text_projection.weight", "visual.proj": "visual_projection.weight"}
 
 
+class LetterboxClip(ClipEncoder):
+    """A CLIP that sees whole pictures, each resized as a tensor in the middle of a black square."""
+
+    def pixels(self, images: list[Image.Image]) -> Float[Tensor, "B 3 S S"]:
+        """The longest side becomes S; values that the bicubic filter takes outside [0, 1] stay."""
+        return clip_normalized(torch.cat([self._square(to_tensor([image])) for image in images]))
+
+    def _square(self, pixels: Float[Tensor, "1 3 H W"]) -> Float[Tensor, "1 3 S S"]:
+        side, longest = self.image_size, max(pixels.shape[2:])
+        if longest != side:
+            size = [max(1, round(edge * (side / longest))) for edge in pixels.shape[2:]]
+            pixels = F.interpolate(pixels, size, mode="bicubic", antialias=True, align_corners=False)
+        down, across = (side - edge for edge in pixels.shape[2:])
+        return F.pad(pixels, (across // 2, across - across // 2, down // 2, down - down // 2))
+
+
 class HPSv2Reward(Reward):
     """The cosine of picture and prompt, about 0.2 to 0.35; tables of the HPS benchmark show a hundred times it.
 
@@ -69,29 +89,28 @@ class HPSv2Reward(Reward):
     def __init__(
         self, source: str = MODEL, base: str = BASE, dtype: str = "float32", device: str = "auto", batch: int = 32
     ) -> None:
-        """``source`` has the checkpoint, ``base`` the configuration, tokenizer and picture processor of its CLIP.
+        """``source`` has the checkpoint, ``base`` the configuration and the tokenizer of its CLIP.
 
         Either is a local folder or ``repository@revision``; ``source`` may be the file itself.
 
         Raises :class:`ArtifactError`: one of them cannot be read, or names or shapes of the checkpoint are not those of
         ``base``.
         """
-        from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
+        from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
         tensors, path = read_checkpoint(source, FILE)
         weights_file(base, "config.json")
         config = read(CLIPConfig, base)
         model = assemble(CLIPModel, config, from_open_clip(tensors), path, as_dtype(dtype)).to(pick_device(device))
         tokenizer = read_tokenizer(CLIPTokenizer, base, config.text_config.vocab_size)
-        self.encoder = ClipEncoder(model, tokenizer, read(CLIPImageProcessorPil, base), batch=batch)
+        self.encoder = LetterboxClip(model, tokenizer, None, batch=batch)
         self.source = source
         self.weights = {"checkpoint": weights_id(source), "base": weights_id(base), "dtype": dtype}
         self.info = declared(self.info, source == MODEL and base == BASE, dtype)
 
     def __call__(self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]) -> RewardResult:
         """Score B pictures against their prompts."""
-        squares = [letterbox(image, self.encoder.image_size) for image in to_pil(images)]
-        return scalar_result(self.encoder.cosines(squares, [prompt.text for prompt in prompts]), {}, self.source)
+        return scalar_result(self.encoder.cosines(images, [prompt.text for prompt in prompts]), {}, self.source)
 
 
 def from_open_clip(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -19,12 +19,12 @@ from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.core.types import RewardResult
 from flowopd_cli.rewards.base import Reward, RewardInfo
 from flowopd_cli.rewards.compbench.blip_weights import rename
-from flowopd_cli.rewards.pictures import to_pil
+from flowopd_cli.rewards.pictures import to_pil, to_tensor
 from flowopd_cli.rewards.preference.clip import as_dtype, read_tokenizer
 from flowopd_cli.rewards.preference.scoring import (
     assemble,
     centre_square,
-    clip_pixels,
+    clip_normalized,
     declared,
     linear_head,
     scalar_result,
@@ -88,7 +88,7 @@ class ImageRewardReward(Reward):
         return scalar_result((torch.cat(parts) - MEAN) / DEVIATION, {}, self.source)
 
     def _picture_states(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b N W"]:
-        pixels = clip_pixels([centre_square(image, self.side) for image in to_pil(images)])
+        pixels = clip_normalized(to_tensor([centre_square(image, self.side) for image in to_pil(images)]))
         return self.vision(pixel_values=pixels.to(self._device, self.vision.dtype)).last_hidden_state
 
     def _text_states(self, texts: list[str], pictures: Float[Tensor, "b N W"]) -> Float[Tensor, "b D"]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from PIL import Image
@@ -56,15 +55,6 @@ def declared(info: RewardInfo, default: bool, dtype: str) -> RewardInfo:
     return replace(info, exact=False, note="; ".join(notes + other)) if other else info
 
 
-def letterbox(image: Image.Image, side: int) -> Image.Image:
-    """The whole picture in a black square: longest side ``side`` (bicubic), centred."""
-    scale = side / max(image.size)
-    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    square = Image.new("RGB", (side, side))
-    square.paste(image.resize(size, Image.Resampling.BICUBIC), ((side - size[0]) // 2, (side - size[1]) // 2))
-    return square
-
-
 def centre_square(image: Image.Image, side: int) -> Image.Image:
     """Shorter side to ``side`` (bicubic), then the centre square, its corner rounded half to even as in CLIP.
 
@@ -77,11 +67,10 @@ def centre_square(image: Image.Image, side: int) -> Image.Image:
     return resized.crop((left, top, left + side, top + side))
 
 
-def clip_pixels(images: Sequence[Image.Image]) -> Float[Tensor, "B 3 S S"]:
-    """Squares of one size, scaled to [0, 1] and normalized by CLIP's mean and deviation, for CLIP and BLIP."""
-    stacked = torch.from_numpy(np.stack([np.asarray(image.convert("RGB")) for image in images]))
+def clip_normalized(images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
+    """Images in [0, 1], normalized by CLIP's mean and deviation, for CLIP and BLIP."""
     mean, std = (torch.tensor(values)[:, None, None] for values in (CLIP_MEAN, CLIP_STD))
-    return (stacked.permute(0, 3, 1, 2).float() / 255 - mean) / std
+    return (images - mean) / std
 
 
 def scalar_result(total: Float[Tensor, " B"], scores: Mapping[str, Float[Tensor, " B"]], model: str) -> RewardResult:

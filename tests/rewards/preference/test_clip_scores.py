@@ -36,13 +36,13 @@ def cosines_by_hand(model, folder, texts, pixels):
     return torch.stack(rows)
 
 
-def pil_pixels(images, side=32):
+def pil_pixels(images, side=32, corner=lambda excess: excess // 2):
     """Shortest side by PIL's bicubic, the middle cut out, CLIP's mean and deviation."""
     rows = []
     for picture in map(pil, images):
         scale = side / min(picture.size)
         picture = picture.resize((int(picture.width * scale), int(picture.height * scale)), Image.Resampling.BICUBIC)
-        left = (picture.width - side) // 2
+        left = corner(picture.width - side)
         rows.append(clip_normalized(np.asarray(picture)[:, left : left + side]))
     return torch.stack(rows)
 
@@ -67,10 +67,12 @@ def test_pickscore_is_the_scaled_cosine_and_a_26th_of_it_to_train_on(clip):
     [("t2i-compbench", "", lambda c: c), ("original", "A photo depicts ", lambda c: 2.5 * c.clamp(min=0))],
 )
 def test_clipscore_variants(clip, variant, prefix, formula):
+    """OpenAI's clip crops as torchvision: the corner is int(round(excess / 2)), here 2 of 3 and not 1."""
     folder, model = clip
-    result = ClipScoreReward(variant, folder, device="cpu")(IMAGES, PROMPTS)
+    images = pictures(len(TEXTS), 32, 35)
+    result = ClipScoreReward(variant, folder, device="cpu")(images, PROMPTS)
     texts = [(prefix + text).lower() for text in TEXTS]
-    cosine = cosines_by_hand(model, folder, texts, pil_pixels(IMAGES))
+    cosine = cosines_by_hand(model, folder, texts, pil_pixels(images, corner=lambda excess: round(excess / 2)))
     torch.testing.assert_close(result.scores["cosine"], cosine, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(result.total, formula(cosine), atol=1e-5, rtol=1e-4)
 

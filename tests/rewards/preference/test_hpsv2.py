@@ -12,7 +12,6 @@ from support.tiny_scorers import SIDE, clip_config, clip_normalized, clip_words,
 from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.rewards.preference.hpsv2 import FILE, HPSv2Reward
-from flowopd_cli.rewards.preference.scoring import letterbox
 
 TEXTS = ["a cat", "a red dog, with far too many letters", "", "blue", "a cat"]
 PROMPTS = [Prompt(str(i), text, "t") for i, text in enumerate(TEXTS)]
@@ -82,15 +81,31 @@ def read(w, ids):
 
 
 def padded(images):
-    """HPSv2's transform of pictures wider than high: the longest side made 32, black around."""
+    """hpsv2 1.2.0's transform of pictures wider than high: the longest side becomes 32, black around."""
     rows = []
     for picture in map(pil, images):
         height = round(picture.height * SIDE / picture.width)
         canvas = np.zeros((SIDE, SIDE, 3))
         top = (SIDE - height) // 2
-        canvas[top : top + height] = np.asarray(picture.resize((SIDE, height), Image.Resampling.BICUBIC))
+        canvas[top : top + height] = bicubic(np.asarray(picture, float), height, SIDE)
         rows.append(clip_normalized(canvas))
     return torch.stack(rows)
+
+
+def bicubic(pixels, height, width):
+    """Keys' cubic filter (a = -1/2), widened by the scale when reducing, its weights summing to 1; nothing rounded."""
+    for axis, size in ((0, height), (1, width)):
+        old = pixels.shape[axis]
+        widening = max(old / size, 1)
+        matrix = np.zeros((size, old))
+        for i in range(size):
+            for j in range(old):
+                x = abs(j + 0.5 - (i + 0.5) * old / size) / widening
+                inner, outer = 1.5 * x**3 - 2.5 * x**2 + 1, -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
+                matrix[i, j] = inner if x < 1 else outer if x < 2 else 0
+            matrix[i] /= matrix[i].sum()
+        pixels = np.moveaxis(np.tensordot(matrix, pixels, (1, axis)), 0, axis)
+    return pixels
 
 
 @pytest.fixture
@@ -119,12 +134,24 @@ def test_scores_are_those_of_open_clip(folders):
 
 
 @pytest.mark.parametrize(
-    ("size", "box"), [((64, 64), (0, 0, 32, 32)), ((64, 32), (0, 8, 32, 24)), ((10, 40), (12, 0, 20, 32))]
+    ("size", "box"),
+    [
+        ((64, 64), (0, 0, 32, 32)),
+        ((64, 32), (0, 8, 32, 24)),
+        ((10, 40), (12, 0, 20, 32)),
+        ((32, 15), (0, 8, 32, 23)),  # not resized
+        ((8, 7), (0, 2, 32, 30)),
+        ((700, 1), (0, 15, 32, 16)),
+    ],
 )
-def test_letterbox(size, box):
-    square = letterbox(Image.new("RGB", size, "white"), SIDE)
-    assert square.size == (SIDE, SIDE)
-    assert square.getbbox() == box
+def test_pictures_are_resized_without_rounding_in_a_black_square(folders, size, box):
+    base, source, _ = folders
+    noise = np.random.default_rng(0).integers(0, 2, (size[1], size[0], 3)).astype(np.uint8) * 255
+    (pixels,) = HPSv2Reward(str(source), str(base), device="cpu").encoder.pixels([Image.fromarray(noise)])
+    left, top, right, bottom = box
+    expected = np.zeros((SIDE, SIDE, 3))
+    expected[top:bottom, left:right] = bicubic(noise.astype(float), bottom - top, right - left)
+    torch.testing.assert_close(pixels, clip_normalized(expected), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -150,8 +177,7 @@ def test_wrong_checkpoints_are_one_clear_line(folders, name, tensor, word):
 
 def test_missing_files(folders, tmp_path):
     base, source, _ = folders
-    for name in ("config.json", "preprocessor_config.json"):
-        shutil.copy(base / name, tmp_path)
+    shutil.copy(base / "config.json", tmp_path)
     for arguments, word in (
         ((tmp_path / "none", base), "no such file or folder"),
         ((base, base), f"no file {FILE}"),
