@@ -196,7 +196,7 @@ class TrainSpec(Spec):
 
     iterations: PositiveInt = 500  #: rollouts, each with its optimizer steps
     groups: PositiveInt = 48  #: prompts of an iteration, over all processes
-    group_size: PositiveInt = 24  #: pictures of each prompt; `teacher` compares them, so at least 2
+    group_size: PositiveInt = 24  #: pictures of each prompt; at least 2 in `teacher`, which compares them
     updates: PositiveInt = 2  #: optimizer steps of an iteration
     steps_per_rollout: PositiveInt | None = None  #: trained sampling steps of an iteration, drawn anew; null is all
     micro: PositiveInt = 8  #: rows of a micro-batch (a row is a picture at a step); does not change results
@@ -232,7 +232,7 @@ class GRPOSpec(Spec):
     clip: PositiveFloat = 1e-4  #: clip range of the ratio of probabilities
     adv_clip: PositiveFloat = 5.0  #: advantages are clipped to plus and minus this
     std: Literal["group", "global"] = "global"  #: advantages are divided by the deviation of a group or the iteration
-    beta: NonNegativeFloat = 0.04  #: weight of the KL to the base
+    beta: NonNegativeFloat = 0.04  #: weight of the KL to the base; flat groups are held by it too
 
 
 class OPDSpec(Spec):

@@ -56,7 +56,7 @@ def opd(model: FlowModel, sampler: Sampler, settings: OPDSettings) -> Objective:
 
     ``pathwise`` differentiates the closed form through the policy's mean. ``score`` is the policy gradient of the
     sampled, detached log-ratio ``log pi_T(x'|x) - log pi(x'|x)``, with MAR still in closed form; both have the same
-    expected gradient.
+    expected gradient, that of the step's own KL.
     """
 
     def objective(batch: StepBatch) -> Loss:

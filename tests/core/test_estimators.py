@@ -60,6 +60,21 @@ def test_the_sampled_log_ratio_has_the_true_gradient_in_expectation():
     assert expected_gradient(score) == pytest.approx(TRUE, rel=1e-9)
 
 
+def test_a_trajectorys_kl_has_a_further_term_for_later_steps():
+    """A second step starts from the first one's draw x': its KL is (slope x' - goal)^2 / 2, whatever this step does."""
+    slope, goal = 0.6, -0.2
+    later = (slope * (MEAN + STD * NODES) - goal) ** 2 / 2
+    expected = slope * (slope * MEAN - goal)  # d E[later] / d mean
+
+    def score(policy, drawn, rest):
+        return surrogate(policy, drawn, sampled_log_ratio(step(column(TEACHER)), policy, drawn) - rest)
+
+    own = expected_gradient(lambda policy, drawn: score(policy, drawn, 0.0))
+    to_go = expected_gradient(lambda policy, drawn: score(policy, drawn, later))
+    assert own == pytest.approx(TRUE, rel=1e-9)
+    assert to_go == pytest.approx(TRUE + expected, rel=1e-9)
+
+
 def cubature(mean, std):
     """Draws whose first three moments are the Gaussian's: ``mean ± std sqrt(D)`` along each of the D axes."""
     dims = mean.numel()

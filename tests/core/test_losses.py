@@ -173,6 +173,20 @@ def test_without_dt_three_quarters_sit_there():
     assert sum(late[:6]) == pytest.approx(0.030, abs=0.001)
 
 
+def test_the_kl_to_the_base_weighs_four_times_as_much_as_without_dt():
+    kernel, sigma, sigma_next = sd35()
+    true = kl_per_squared_velocity(kernel, sigma, sigma_next)
+    without = true * step_weights("kl_no_dt", sigma, sigma_next, kernel)
+    assert float(true.sum() / without.sum()) == pytest.approx(4.4, abs=0.05)
+
+
+@pytest.mark.parametrize("weight", ["kl", "kl_no_dt"])
+def test_nearly_all_of_the_kl_of_cps_sits_on_its_last_noisy_step(weight):
+    _, sigma, sigma_next = sd35()
+    true = kl_per_squared_velocity(CPS(0.8), sigma, sigma_next)
+    assert shares(true * step_weights(weight, sigma, sigma_next, CPS(0.8)))[8] == pytest.approx(0.998, abs=0.001)
+
+
 @pytest.mark.parametrize("kernel", [FlowSDE(0.7, 0.96), CPS(0.8), ODE()])
 def test_velocity_weights_turn_the_kl_into_velocity_matching(kernel):
     sigma, sigma_next = vector(0.9, 0.6, 0.3), vector(0.8, 0.4, 0.1)

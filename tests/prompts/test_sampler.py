@@ -33,6 +33,13 @@ def test_tasks_mix_by_their_weights():
     assert all(prompts[i].id == prompts[j].id for i in range(24) for j in range(24) if group[i] == group[j])
 
 
+def test_a_prompt_that_is_drawn_twice_makes_two_groups():
+    prompts, group, seeds = sampler(prompts={"a": pool("a", 1)}, weights={"a": 1.0}, groups=2, group_size=2).draw(0)
+    assert len({prompt.id for prompt in prompts}) == 1
+    assert group == [0, 0, 1, 1]
+    assert len(set(seeds)) == 4
+
+
 def test_tags_are_drawn_evenly():
     tagged = sampler(prompts={"a": pool("a", 30, tags=("x", "x", "y"))}, weights={"a": 1.0}, group_size=1)
     assert Counter(p.metadata["tag"] for p in tagged.draw(0)[0]) == {"x": 4, "y": 4}

@@ -33,6 +33,12 @@ def test_the_error_is_that_of_the_prompts_means_and_errors_of_tags_add_in_square
     assert both == pytest.approx(one * math.sqrt(2) / 2)
 
 
+def test_the_mean_is_over_pictures_and_the_error_over_prompts():
+    _, mean, stderr = aggregate([1.0, 1.0, 1.0, 0.0], [*"pppq"], [""] * 4)
+    assert mean == 0.75
+    assert stderr == pytest.approx(math.sqrt(0.5 / 2))  # of the prompts' means, 1 and 0
+
+
 class Bright(Reward):
     info = RewardInfo("bright", "none", 0, 1)
 

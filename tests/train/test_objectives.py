@@ -184,6 +184,17 @@ def test_grpo_charges_for_the_distance_to_the_base(trainee, sampler, rolled):
     assert float(charged.metrics["policy_loss"]) == float(free.total)
 
 
+def test_flat_groups_stay_in_the_kl_to_the_base(trainee, sampler, rolled):
+    batch = dataclasses.replace(one_batch(rolled, sampler), advantage=torch.zeros(12))
+    loss = loss_of(trainee, grpo(trainee, sampler, clip=0.2, beta=0.5), batch)
+    assert loss.count == 12
+    assert float(loss.metrics["policy_loss"]) == 0
+    kl = sum(
+        closed_form(trainee, dataclasses.replace(batch, target_velocity=batch.anchor_velocity), 0.0, lambda dt: 1.0)
+    )
+    assert float(loss.total) == pytest.approx(0.5 * kl, rel=1e-4)
+
+
 def test_flow_matching_by_hand(trainee, rolled, sampler):
     batch = one_batch(rolled, sampler)
     with trainee.adapters.use("policy"), torch.no_grad():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -11,6 +10,7 @@ from flowopd_cli import recipe as recipes
 from flowopd_cli.errors import RecipeError
 from flowopd_cli.models.files.families import family
 from flowopd_cli.recipe.cost import optimizer_steps, trained_steps
+from flowopd_cli.system.distributed import GROUP
 
 
 def setting_checks(recipe: recipes.Recipe) -> Iterator[Callable[[], Iterator[str] | None]]:
@@ -112,7 +112,7 @@ def _step_counts(recipe: recipes.TrainedRecipe) -> Iterator[str]:
 
 def _processes(recipe: recipes.TrainedRecipe) -> Iterator[str]:
     """Remark on processes that idle because groups are not split."""
-    groups, processes = recipe.train.groups, max(recipe.train.processes, int(os.environ.get("WORLD_SIZE", "1")))
+    groups, processes = recipe.train.groups, max(recipe.train.processes, GROUP.size)
     if processes == 1 and recipe.model.shard:
         yield "model.shard has no effect with one process: each of train.processes holds a piece of the base"
     elif groups % processes:

@@ -3,13 +3,9 @@
 import json
 
 import pytest
-import torch
 
 from flowopd_cli import recipe as recipes
 from flowopd_cli.cli.plan.settings import setting_checks
-from flowopd_cli.core.losses import step_weights
-from flowopd_cli.core.schedule import flow_sigmas
-from flowopd_cli.core.steps import CPS, FlowSDE, kl
 from flowopd_cli.errors import RecipeError
 
 TOY = {"pretrained": "toy", "resolution": None}
@@ -95,24 +91,6 @@ def test_settings_without_effect_are_remarked_on(data, sections, expected):
 def test_nearly_all_the_weight_on_one_step_is_remarked_on(data, sampling, opd, warned):
     recipe = recipes.build({**data, "sampling": sampling, **({"opd": {"step_weight": opd}} if opd else {})})
     assert any("nearly all the weight" in remark for remark in remarks(recipe)) == warned
-
-
-@pytest.mark.parametrize(
-    ("kernel", "weight", "share"),
-    [
-        (lambda sigmas: CPS(0.8), "kl", 0.998),
-        (lambda sigmas: CPS(0.8), "kl_no_dt", 0.999),
-        (lambda sigmas: CPS(0.8), "velocity", 1 / 9),
-        (lambda sigmas: FlowSDE(0.7, float(sigmas[1])), "kl", 0.64),
-    ],
-)
-def test_the_ninth_steps_share_of_the_weight_is_what_messages_and_pages_say(kernel, weight, share):
-    grid = flow_sigmas(10, 3.0).double()
-    sigma, sigma_next, kernel = grid[:9], grid[1:10], kernel(grid)
-    zero = torch.zeros(9, 1, 1, 1, dtype=torch.float64)
-    policy, teacher = (kernel(velocity, zero, sigma, sigma_next) for velocity in (zero, zero + 1))
-    weights = step_weights(weight, sigma, sigma_next, kernel) * kl(policy, teacher)
-    assert float(weights[8] / weights.sum()) == pytest.approx(share, abs=0.005 if share < 0.9 else 0.0006)
 
 
 @pytest.mark.parametrize(
