@@ -63,6 +63,10 @@ class ArtifactError(FlowOPDError):
     """A run directory, checkpoint, adapter or picture is missing, damaged or of another base."""
 
 
+class UnreadableError(ArtifactError):
+    """A file may be sound, but the system does not let it be read."""
+
+
 class StorageError(FlowOPDError, OSError):
     """A file could not be written: no space, a quota, a limit, no permission."""
 

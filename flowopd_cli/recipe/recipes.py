@@ -21,6 +21,7 @@ from flowopd_cli.recipe.sections import (
     PushSpec,
     RewardSpec,
     SamplingSpec,
+    Seed,
     SFTSpec,
     Spec,
     TeacherSpec,
@@ -30,7 +31,7 @@ from flowopd_cli.recipe.sections import (
 
 class _Recipe(Spec):
     model: ModelSpec = ModelSpec()  #: the base
-    seed: int = 0  #: seed of all random numbers but an evaluation's pictures
+    seed: Seed = 0  #: seed of all random numbers but an evaluation's pictures, below 2^63
 
 
 class _Trained(_Recipe):

@@ -27,6 +27,7 @@ ATTENTION_TARGETS = tuple(
 Attention = Literal[
     "auto", "sdpa", "sdpa-flash", "sdpa-efficient", "sdpa-cudnn", "sdpa-math", "flash", "flash3", "flex", "xformers"
 ]
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]  # what PyTorch's generators take
 RANKLESS = ("exact", "factor_average")  # methods of a merge whose rank follows from its adapters
 TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
 
@@ -299,7 +300,7 @@ class EvalSpec(Spec):
     batch: PositiveInt = 16  #: pictures drawn at once; does not change results
     steps: PositiveInt = 40  #: steps of the deterministic sampler
     guidance: NonNegativeFloat = 4.5  #: classifier-free scale
-    seed: int = 42  #: combined with prompt and picture number, seeds each picture
+    seed: Seed = 42  #: combined with prompt and picture number, seeds each picture
     keep_images: NonNegativeInt = 8  #: pictures in the sheet under `samples/`
     #: arguments of suites and of their rewards, by suite
     options: Annotated[dict[str, dict[str, Any]], AfterValidator(_refuse_secrets)] = Field(default_factory=dict)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from flowopd_cli.errors import ArtifactError
+from flowopd_cli.errors import ArtifactError, UnreadableError
 from flowopd_cli.recipe import BestSpec
 from flowopd_cli.runs.manifest import read_record
 from flowopd_cli.runs.provenance import Provenance
 from flowopd_cli.system import files
+from flowopd_cli.system.paths import reading
 
 PROVENANCE = "origin.json"
 
@@ -31,9 +32,13 @@ class Checkpoints:
         return self.folder / f"step-{step:06d}"
 
     def steps(self) -> list[int]:
-        """The steps with a checkpoint, intact or not, in order."""
-        folders = [path for path in self.folder.glob("step-*") if path.is_dir()]
-        return sorted(int(match[1]) for path in folders if (match := re.fullmatch(r"step-(\d+)", path.name)))
+        """The steps with a checkpoint, intact or not, in order; raises :class:`UnreadableError`."""
+        try:
+            with reading(self.folder):
+                names = [entry.name for entry in os.scandir(self.folder) if entry.is_dir()]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return sorted(int(match[1]) for name in names if (match := re.fullmatch(r"step-(\d+)", name)))
 
     def save(self, step: int, writer: Fill, provenance: Provenance) -> None:
         """Let ``writer`` fill the checkpoint of ``step`` atomically, and add its ``provenance``."""
@@ -58,15 +63,22 @@ class Checkpoints:
             files.drop_folder(self.path(step))
 
     def newest(self) -> tuple[int, Path] | None:
-        """The step and path of the newest intact one, if any."""
+        """The step and path of the newest intact one, if any.
+
+        Raises :class:`UnreadableError`: a newer one may not be read.
+        """
         intact = ((step, self.path(step)) for step in reversed(self.steps()) if files.is_intact(self.path(step)))
         return next(intact, None)
 
     def provenance(self) -> Provenance | None:
         """The provenance of the newest one with a readable record."""
         for step in reversed(self.steps()):
-            with suppress(ArtifactError):
+            try:
                 return read_record(self.path(step) / PROVENANCE, Provenance, "provenance of a checkpoint")
+            except UnreadableError:
+                raise
+            except ArtifactError:
+                continue
         return None
 
 

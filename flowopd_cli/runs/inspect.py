@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from flowopd_cli import __version__
-from flowopd_cli.errors import ArtifactError, FlowOPDError
+from flowopd_cli.errors import ArtifactError, FlowOPDError, UnreadableError
 from flowopd_cli.recipe import TrainedRecipe, digest
 from flowopd_cli.runs.adapter_ref import AdapterRef
 from flowopd_cli.runs.layout import resume_command
@@ -35,7 +35,10 @@ class Finding:
 
 
 def listing(root: Path) -> list[dict[str, Any]]:
-    """A row for each run in ``root`` and its sub-folders, oldest first; a damaged one has the status ``damaged``."""
+    """A row for each run in ``root`` and its sub-folders, oldest first.
+
+    The status of one without a sound manifest is ``damaged`` or ``unreadable``.
+    """
     if not is_dir(root):
         raise ArtifactError(f"{root}: no such folder")
     rows: list[dict[str, Any]] = []
@@ -67,10 +70,10 @@ def verify(path: Path) -> Iterator[Finding]:
     yield from _check_recipe(run, manifest)
     yield from (Finding("file", artifact.path, _fault_of_file(run, artifact)) for artifact in manifest.artifacts)
     for folder in map(run.checkpoints.path, run.checkpoints.steps()):
-        fault = "" if is_intact(folder) else "damaged or incomplete; --resume takes the one before it"
+        fault = _fault_of_folder(folder, "; --resume takes the one before it")
         yield Finding("checkpoint", folder.relative_to(path).as_posix(), fault)
     for folder in filter(is_sealed, (run.adapter_dir, run.best_dir)):
-        yield Finding("adapter", folder.name, "" if is_intact(folder) else "damaged or incomplete")
+        yield Finding("adapter", folder.name, _fault_of_folder(folder))
     yield from (
         Finding("parent", f"{parent.role} {parent.ref}", _fault_of_parent(parent)) for parent in manifest.parents
     )
@@ -79,8 +82,9 @@ def verify(path: Path) -> Iterator[Finding]:
 def _row(path: Path) -> dict[str, Any]:
     try:
         manifest = RunDir.open(path, writes=False).manifest()
-    except FlowOPDError:
-        return {"run": str(path), "stage": "?", "status": "damaged", "created": "", "finished": None, "figures": {}}
+    except FlowOPDError as error:
+        status = "unreadable" if isinstance(error, UnreadableError) else "damaged"
+        return {"run": str(path), "stage": "?", "status": status, "created": "", "finished": None, "figures": {}}
     figures = {name: v for name, v in manifest.metrics.items() if isinstance(v, int | float) and abs(v) < 1e300}
     fields = manifest.model_dump(include={"stage", "created", "finished"})
     return {"run": str(path), **fields, "status": status_now(path), "figures": figures}
@@ -97,6 +101,13 @@ def _check_recipe(run: RunDir, manifest: Manifest) -> Iterator[Finding]:
     if isinstance(recipe, TrainedRecipe) and rows:
         complete = [row.get("iteration") for row in rows] == list(range(1, len(rows) + 1))
         yield Finding("metrics", run.metrics_file.name, "" if complete else "does not have each iteration once")
+
+
+def _fault_of_folder(folder: Path, consequence: str = "") -> str:
+    try:
+        return "" if is_intact(folder) else f"damaged or incomplete{consequence}"
+    except UnreadableError as error:
+        return str(error)
 
 
 def _fault_of_file(run: RunDir, artifact: Artifact) -> str:

@@ -50,7 +50,8 @@ class RunDir(RunPaths):
     def create(cls, out: Path | None, stage: str, *, force: bool = False) -> RunDir:
         """A new directory, locked for this process: ``out``, or a fresh ``runs/<stage>-<time>-<hex>``.
 
-        A directory that is not empty is an :class:`ArtifactError`, unless it is a run and ``force`` is set.
+        A directory that is not empty is an :class:`ArtifactError`, unless it is a run and ``force`` is set; one that
+        may not be written is a :class:`StorageError`.
         """
         run = cls(fresh_path(stage) if out is None else out)
         try:
@@ -58,7 +59,8 @@ class RunDir(RunPaths):
         except StorageError:
             raise
         except OSError as error:
-            raise ArtifactError(f"{run.path}: cannot be written ({error.strerror}); choose another --out") from error
+            kind = StorageError if error.errno in files.HELP else ArtifactError
+            raise kind(f"{run.path}: cannot be written ({error.strerror}); choose another --out") from error
         return run
 
     @classmethod

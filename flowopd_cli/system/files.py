@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from flowopd_cli.errors import ArtifactError, StorageError
+from flowopd_cli.errors import ArtifactError, StorageError, UnreadableError
 from flowopd_cli.system.json_files import read_json
-from flowopd_cli.system.paths import below
+from flowopd_cli.system.paths import below, reading
 
 CHECKSUMS = "checksums.json"
 _STAGING, _PART = ".staging-", ".part"
@@ -24,6 +24,7 @@ HELP = {
     errno.EFBIG: "raise the limit of file sizes (ulimit -f)",
     errno.EROFS: "choose a place that may be written to",
     errno.EACCES: "choose a place that may be written to",
+    errno.EPERM: "choose a place that may be written to",
 }
 
 
@@ -131,16 +132,26 @@ def drop_folder(path: Path) -> None:
 
 
 def verified_digests(folder: Path) -> dict[str, str] | None:
-    """SHA-256 of each file that the checksums of a committed folder name; ``None`` if one is missing or changed."""
-    with suppress(ArtifactError, OSError, ValueError):
+    """SHA-256 of each file that the checksums of a committed folder name; ``None`` if one is missing or changed.
+
+    Raises :class:`UnreadableError`: one may not be read.
+    """
+    try:
         sums = read_json(folder / CHECKSUMS, "checksum list")
-        if sums and all(sha256_file(below(folder, name)) == value for name, value in sums.items()):
-            return sums
-    return None
+        with reading(folder):
+            intact = all(sha256_file(below(folder, name)) == value for name, value in sums.items())
+        return sums if sums and intact else None
+    except UnreadableError:
+        raise
+    except (ArtifactError, OSError, ValueError):
+        return None
 
 
 def is_intact(folder: Path) -> bool:
-    """Whether every file that the checksums of a committed folder name is there and unchanged."""
+    """Whether every file that the checksums of a committed folder name is there and unchanged.
+
+    Raises as :func:`verified_digests`.
+    """
     return verified_digests(folder) is not None
 
 

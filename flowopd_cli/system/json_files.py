@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from flowopd_cli.errors import ArtifactError, one_line
+from flowopd_cli.system.paths import reading
 
 LARGEST = 64 << 20  # bytes
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:
-    """The JSON object in a file; :class:`ArtifactError` if it is missing or damaged. ``what`` names it."""
+    """The JSON object in a file; :class:`ArtifactError` if it is missing or damaged, :class:`UnreadableError` if it may
+    not be read. ``what`` names it.
+    """
     data = read_json_value(path, what)
     if not isinstance(data, dict):
         raise ArtifactError(f"{path}: damaged {what} (not a JSON object)")
@@ -25,7 +28,7 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
 def read_json_value(path: Path, what: str) -> Any:
     """The JSON value in a file of at most :data:`LARGEST` bytes; raises as :func:`read_json`."""
     try:
-        with path.open("rb") as handle:
+        with reading(path), path.open("rb") as handle:
             content = handle.read(LARGEST + 1)
         if len(content) > LARGEST:
             raise ValueError(f"more than {LARGEST >> 20} MiB")
@@ -42,9 +45,10 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     Any other damaged line is an :class:`ArtifactError`.
     """
     try:
-        lines = path.read_bytes().split(b"\n") if path.is_file() else []
-    except OSError as error:
-        raise ArtifactError(f"{path}: cannot be read ({error.strerror})") from error
+        with reading(path):
+            lines = path.read_bytes().split(b"\n")
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        lines = []
     numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
     rows: list[dict[str, Any]] = []
     for number, line in numbered:

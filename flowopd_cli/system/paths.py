@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from flowopd_cli.errors import ArtifactError
+from flowopd_cli.errors import ArtifactError, UnreadableError
 
 SHOWN = 120
 _PART = re.compile(r"[A-Za-z0-9_](?:[\w.-]{0,94}[A-Za-z0-9_])?", re.ASCII)
@@ -36,6 +38,20 @@ def below(folder: Path, name: str) -> Path:
     if not parts or absolute or ".." in parts or re.search("[\0-\x1f\ud800-\udfff]", name):
         raise ArtifactError(f"{folder}: {name[:SHOWN]!r} is not the name of a file in it")
     return folder / name
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn the system's refusal to read ``path`` into an :class:`UnreadableError`; a missing file is none."""
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        raise
+    except OSError as error:
+        place = error.filename or path
+        raise UnreadableError(
+            f"{place}: cannot be read ({error.strerror}); make it readable, or move it away"
+        ) from error
 
 
 def cache_dir() -> Path:

@@ -47,6 +47,8 @@ def test_overrides_reach_into_sections_and_lists_but_do_not_change_the_stage():
         (TEACHER, "train.lr", ["section.field=value"]),
         (TEACHER, "train.lr=[", ["not YAML"]),
         (TEACHER, "seed.deep=1", ["seed", "valid integer"]),
+        (TEACHER, f"seed={2**63}", ["seed", "less than 9223372036854775808"]),
+        (TEACHER, f"seed={-(2**63) - 1}", ["seed", "greater than or equal to -9223372036854775808"]),
         (TEACHER, "rewards.4.weight=1", ["'4' is not an index of a list of 1"]),
         (TEACHER, "rewards.0.name.first=1", ["name is a value, not a section"]),
         (TEACHER, "a..b=1", ["write it as"]),

@@ -1,12 +1,15 @@
 """Run directories: creation, manifest, metrics, checkpoints that survive damage."""
 
+import errno
 import json
+import os
+from pathlib import Path
 
 import pytest
 import torch
 
 from flowopd_cli import recipe as recipes
-from flowopd_cli.errors import ArtifactError
+from flowopd_cli.errors import ArtifactError, StorageError
 from flowopd_cli.runs.lock import Lock
 from flowopd_cli.runs.manifest import Base, Inputs, Parent
 from flowopd_cli.runs.run import RunDir
@@ -31,6 +34,25 @@ def run(tmp_path):
 
 def save(run, step, text="state", keep=2):
     run.save_checkpoint(step, lambda folder: (folder / "state").write_text(text), keep)
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [
+        (errno.EACCES, StorageError),
+        (errno.EPERM, StorageError),
+        (errno.EROFS, StorageError),
+        (errno.ENOTDIR, ArtifactError),
+    ],
+)
+def test_a_place_without_leave_to_write_is_an_error_of_storage(monkeypatch, tmp_path, number, kind):
+    def refuse(path, *rest, **options):
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(kind, match=rf"r: cannot be written \({os.strerror(number)}\); choose another --out") as error:
+        RunDir.create(tmp_path / "r", "teacher")
+    assert error.value.exit_code == (4 if kind is StorageError else 2)
 
 
 def test_new_names_are_below_runs(monkeypatch, tmp_path):

@@ -14,6 +14,7 @@ import typer
 
 from flowopd_cli.cli.options import Json
 from flowopd_cli.errors import RecipeError
+from flowopd_cli.system.files import atomic_write
 
 if TYPE_CHECKING:  # half of the time that --help takes
     from flowopd_cli import recipe as recipes
@@ -122,7 +123,7 @@ def show(figures: dict[str, Any], out: Path | None, as_json: bool, quiet: bool) 
 
     console, text = Console(quiet=quiet), json.dumps(figures)
     if out is not None:
-        out.write_text(text + "\n", encoding="utf-8")
+        atomic_write(out, text + "\n")
     for title, columns, rows in tables(figures):
         console.table(title, columns, rows)
     ratio = figures["ratios"]["fused_to_floor"]

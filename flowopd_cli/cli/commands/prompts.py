@@ -94,8 +94,5 @@ def make(name: Kind, count: Count = 50_000, seed: Seed = 0, out: Out = None, wor
     if out is None:
         print(text, end="")
         return
-    try:
-        atomic_write(out, text)
-    except OSError as error:
-        raise PromptError(f"--out {out}: cannot be written ({error.strerror or error})") from error
+    atomic_write(out, text)
     print(out)

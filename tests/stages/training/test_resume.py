@@ -1,12 +1,18 @@
 """The checkpoint that a training resumes from, and the changes that it refuses."""
 
+import errno
+import os
+from pathlib import Path
+
 import pytest
 import torch
 from support.recorders import Notes
 
 from flowopd_cli import recipe as recipes
 from flowopd_cli.core.prompt import Prompt
-from flowopd_cli.errors import ArtifactError
+from flowopd_cli.errors import ArtifactError, UnreadableError
+from flowopd_cli.runs.checkpoints import PROVENANCE
+from flowopd_cli.runs.inspect import verify
 from flowopd_cli.runs.manifest import Base, Inputs, Parent
 from flowopd_cli.runs.run import RunDir
 from flowopd_cli.stages.training import resume as _resume
@@ -55,6 +61,42 @@ def test_a_run_with_only_damaged_checkpoints_does_not_restart(stopped):
         _resume.resume_state(stopped, True, Notes())
     assert "\n" not in str(refused.value)
     assert len(stopped.rows()) == 3
+
+
+@pytest.fixture
+def forbid(monkeypatch):
+    """Forbids reading files and folders of this name."""
+
+    def install(name):
+        for owner, function in ((Path, "open"), (os, "scandir")):
+            monkeypatch.setattr(owner, function, refusing(getattr(owner, function), name))
+
+    def refusing(function, name):
+        def call(path, *rest, **options):
+            if Path(path).name == name:
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            return function(path, *rest, **options)
+
+        return call
+
+    return install
+
+
+@pytest.mark.parametrize("name", ["checksums.json", "state.safetensors", PROVENANCE, "checkpoints", "metrics.jsonl"])
+def test_what_may_not_be_read_is_not_taken_for_damaged_or_absent(stopped, forbid, monkeypatch, name):
+    forbid(name)
+    with pytest.raises(UnreadableError, match=r"cannot be read \(Permission denied\); make it readable") as refused:
+        _resume.resume_state(stopped, True, Notes())
+    assert "\n" not in str(refused.value)
+    monkeypatch.undo()
+    assert len(stopped.rows()) == 3
+    assert stopped.checkpoints.steps() == [1, 2]
+
+
+def test_verify_names_a_checkpoint_that_may_not_be_read(stopped, forbid):
+    forbid("state.safetensors")
+    faults = [finding.fault for finding in verify(stopped.path) if finding.kind == "checkpoint"]
+    assert ["cannot be read (Permission denied)" in fault for fault in faults] == [True, True]
 
 
 def test_changed_parents_are_refused(stopped):
