@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 from typing import Annotated, Any, NoReturn
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from flowopd_cli import __version__
 from flowopd_cli.cli.commands import bench, doctor, prompts, recipes, report, rewards, runs, stages, watch
-from flowopd_cli.errors import FlowOPDError, one_line
+from flowopd_cli.errors import FlowOPDError, RecipeError, one_line
 from flowopd_cli.system import streams, threads
 
 HELP = """Post-train flow-matching text-to-image models: teachers, merging, multi-teacher on-policy distillation.
@@ -73,6 +74,31 @@ app.command("doctor", rich_help_panel=MACHINE)(doctor.doctor)
 app.command("bench", rich_help_panel=MACHINE)(bench.bench)
 
 
+class _Command(TyperCommand):
+    """Refuses an option that is given again, of which click would silently take the last."""
+
+    def make_parser(self, ctx: Any) -> Any:
+        """The parser of the command's options."""
+        parser = super().make_parser(ctx)
+        parse = parser.parse_args
+
+        def parse_once(args: list[str]) -> Any:
+            values, rest, order = parse(args)
+            for option in order if not ctx.resilient_parsing else ():
+                is_switch = getattr(option, "is_flag", False) and not option.secondary_opts
+                if order.count(option) > 1 and not getattr(option, "multiple", False) and not is_switch:
+                    raise RecipeError(f"{option.opts[0]}: is given {order.count(option)} times and takes one value")
+            return values, rest, order
+
+        parser.parse_args = parse_once
+        return parser
+
+
+for _app in (app, runs.app, recipes.app, rewards.app, prompts.app):
+    for _registered in _app.registered_commands:
+        _registered.cls = _Command
+
+
 def _first_sentence(text: str) -> str:
     return " ".join(text.partition("\n\n")[0].split()).partition(". ")[0].rstrip(".") + "."
 
@@ -97,6 +123,13 @@ def _os_error(error: OSError) -> str:
     return f"{error.filename}: {reason}" if error.filename is not None else reason
 
 
+def _expand_home(argument: str) -> str:
+    """A shell expands ``~/`` only at the start of a word, not in ``--out=~/run`` or ``TASK=~/run,guidance=4``."""
+    from flowopd_cli.system.paths import expand_home
+
+    return "".join(map(expand_home, re.split("([=,])", argument)))
+
+
 def main() -> NoReturn:
     """Run the command line and end the process with its exit code."""
     streams.secure()
@@ -118,7 +151,7 @@ def run() -> int:
     shared = True  # whether every process of the run ends with the error
     try:
         launch.REMARKS[:] = launch.adopt(os.environ)
-        app(prog_name="flowopd")
+        app(list(map(_expand_home, sys.argv[1:])), prog_name="flowopd")
     except SystemExit as stop:
         code = stop.code
     except FlowOPDError as error:

@@ -14,6 +14,7 @@ from flowopd_cli.errors import RecipeError
 from flowopd_cli.recipe.recipes import STAGES, Recipe
 from flowopd_cli.system import yaml_files
 from flowopd_cli.system.files import is_file
+from flowopd_cli.system.paths import expand_home
 from flowopd_cli.system.redact import secret_in_tree
 from flowopd_cli.system.text import suggest
 from flowopd_cli.system.validation import describe
@@ -164,8 +165,12 @@ def build(
 ) -> Recipe:
     """Validate a mapping as the recipe of its ``stage``; see :func:`load`."""
     tree = json.loads(json.dumps(data, default=str))
-    for expression in overrides:
-        assign(tree, *parse_override(expression))
+    fields = [parse_override(expression) for expression in overrides]
+    for index, (key, value) in enumerate(fields):
+        if key in dict(fields[:index]):
+            raise RecipeError(f"--set {key}: is given twice")
+        assign(tree, key, value)
+    tree = _expand_home(tree)
     named = str(tree.get("stage", stage))[:40]
     if stage is not None and named != stage:
         raise RecipeError(f"{where}: is a {named} recipe, but the command is {stage}")
@@ -179,6 +184,15 @@ def build(
     if secret:
         raise RecipeError(f"{where}: {secret}")
     return recipe
+
+
+def _expand_home(value: Any) -> Any:
+    """The tree with ``~/`` at the start of a text replaced: no text but a path begins so."""
+    if isinstance(value, dict):
+        return {key: _expand_home(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_expand_home(part) for part in value]
+    return expand_home(value) if isinstance(value, str) else value
 
 
 def dump(recipe: Recipe) -> str:

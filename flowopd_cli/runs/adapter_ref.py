@@ -33,6 +33,7 @@ from flowopd_cli.system.files import (
 from flowopd_cli.system.paths import is_hub_id, is_revision
 
 LONGEST = 4096
+WITHOUT_ADAPTER = ("eval", "push")  # stages that make none
 SAFETENSORS, HUB = ".safetensors", "https://huggingface.co/"
 FILES = (CONFIG, PEFT_WEIGHTS, DIFFUSERS_WEIGHTS, CHECKSUMS)  # the files of an adapter that are read
 
@@ -107,6 +108,11 @@ class AdapterRef:
         if _has_adapter(folder):
             return folder
         if is_run_dir:
+            manifest = read_manifest(path)
+            if manifest.stage in WITHOUT_ADAPTER:
+                used = [parent.ref for parent in manifest.parents if parent.ref != "base"]
+                way_out = f"; name the adapter that it used: {used[0]}" if used else ""
+                raise ArtifactError(f"{self.text}: is a run of {manifest.stage}, which makes no adapter{way_out}")
             raise ArtifactError(f"{self.text}: this run has no adapter (status {status_now(path)}); finish it first")
         raise ArtifactError(f"{self.text}: neither a run nor an adapter folder (no {CONFIG} in it)")
 

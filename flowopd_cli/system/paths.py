@@ -31,6 +31,12 @@ def is_branch(text: str) -> bool:
     return is_revision(text) and not re.fullmatch(r"[0-9a-f]{40}|refs/.*|.*(/|\.lock)|.*//.*", text)
 
 
+def expand_home(text: str) -> str:
+    """The text with a leading ``~/`` or ``~user/`` replaced by that home folder."""
+    match = re.match(r"~[\w.-]*(?=/)", text)
+    return os.path.expanduser(match[0]) + text[match.end() :] if match else text
+
+
 def below(folder: Path, name: str) -> Path:
     """The path ``name`` inside ``folder``; :class:`ArtifactError` if it leads elsewhere or is not a file name."""
     parts = {*PurePosixPath(name).parts, *PureWindowsPath(name).parts}

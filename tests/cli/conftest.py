@@ -16,7 +16,7 @@ TEACHER = {
     "stage": "teacher",
     "model": {"pretrained": "toy", "resolution": 32},
     "prompts": [{"source": "toy:geneval"}],
-    "rewards": [{"name": "geneval", "options": {"soft": True}}],
+    "rewards": [{"name": "geneval", "options": {"threshold": 0.25}}],
     "train": {"iterations": 3, "groups": 8, "group_size": 12, "updates": 2},
 }
 MIXTURE = {

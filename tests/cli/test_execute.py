@@ -24,7 +24,7 @@ LAUNCHED = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "1
 def test_dry_run_prints_recipe_and_arithmetic_and_writes_nothing(flowopd, tmp_path):
     code, out, err = flowopd(*TEACHER, "--dry-run", "--out", "r")
     assert (code, err) == (0, "")
-    reward = {"name": "toy-geneval", "weight": 1.0, "task": None, "options": {"soft": True}}
+    reward = {"name": "toy-geneval", "weight": 1.0, "task": None, "options": {"threshold": 0.25}}
     assert yaml.safe_load(out)["rewards"] == [reward]
     assert "#   optimizer steps" in out
     assert not (tmp_path / "r").exists()

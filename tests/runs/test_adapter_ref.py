@@ -135,6 +135,19 @@ def test_references_without_an_adapter_are_refused(run, tmp_path):
             AdapterRef.parse(text)
 
 
+def test_a_run_of_eval_is_no_adapter_but_names_the_one_that_it_used(run):
+    files.remove(run.adapter_dir)
+    manifest = json.loads((run.path / "manifest.json").read_text())
+    for stage, parents, way_out in (
+        ("eval", [{"role": "policy", "ref": "runs/s"}], "; name the adapter that it used: runs/s"),
+        ("eval", [{"role": "policy", "ref": "base"}], ""),
+        ("push", [{"role": "pushed", "ref": "runs/t"}], "; name the adapter that it used: runs/t"),
+    ):
+        (run.path / "manifest.json").write_text(json.dumps({**manifest, "stage": stage, "parents": parents}))
+        with pytest.raises(ArtifactError, match=f"is a run of {stage}, which makes no adapter{way_out}$"):
+            resolve(run.path)
+
+
 def test_hub_references_are_downloaded_when_they_are_resolved(monkeypatch, tmp_path):
     requests = []
 

@@ -138,13 +138,15 @@ def distill(
 
 def eval_(
     common: Common,
-    suite: Annotated[Text, _option("A,B", "The suites to run.", completion.suites)] = None,
+    suite: Annotated[Texts, _option("A,B", "The suites to run; may be repeated.", completion.suites)] = None,
     adapter: Annotated[Text, _option("REF", "The adapter to score; the bare base by default.", completion.runs)] = None,
     limit: Annotated[Number, _option("N", "Use only N prompts of each suite, evenly spread over it.", min=1)] = None,
     images_per_prompt: Annotated[
         Number, _option("N", "Pictures to draw for each prompt; the suite's own number by default.", min=1)
     ] = None,
-    categories: Annotated[Text, _option("A,B", "The categories of t2i-compbench; all by default.")] = None,
+    categories: Annotated[
+        Texts, _option("A,B", "The categories of t2i-compbench; all by default; may be repeated.")
+    ] = None,
     split: Annotated[Text, _option("NAME", "The prompts to use: test (the default) or validation.")] = None,
     batch: Annotated[Number, _option("N", "Pictures drawn at once; does not change results.", min=1)] = None,
     images: Annotated[Folder, _option("DIR", IMAGES)] = None,
@@ -164,12 +166,12 @@ def eval_(
         raise RecipeError("--images scores pictures, --import-scores reads existing scores: name one of them")
     values = {
         "adapter": adapter,
-        "eval.suites": names(suite),
+        "eval.suites": names(suite or ()),
         "eval.limit": limit,
         "eval.images": images_per_prompt,
         "eval.split": split,
         "eval.batch": batch,
-        "eval.options.t2i-compbench.categories": names(categories),
+        "eval.options.t2i-compbench.categories": names(categories or ()),
         "eval.pictures": images and str(images),
         "eval.import_scores": import_scores and str(import_scores),
         "eval.fail_under": thresholds(fail_under or ()),

@@ -67,9 +67,9 @@ def numbers(text: str | None, flag: str) -> list[float] | None:
         raise RecipeError(f"{flag} {text}: write numbers with commas between them") from error
 
 
-def names(text: str | None) -> list[str] | None:
-    """``A, B`` as names."""
-    return None if text is None else [name.strip() for name in text.split(",")]
+def names(texts: Sequence[str]) -> list[str]:
+    """Several ``A, B`` as names, each once."""
+    return list(dict.fromkeys(name.strip() for text in texts for name in text.split(",")))
 
 
 def thresholds(texts: Sequence[str]) -> dict[str, float]:
@@ -77,6 +77,8 @@ def thresholds(texts: Sequence[str]) -> dict[str, float]:
     values: dict[str, float] = {}
     for text in texts:
         name, _, number = text.rpartition("=")
+        if name in values:
+            raise RecipeError(f"--fail-under {name}: is given twice")
         values[name] = nan
         with suppress(ValueError):
             values[name] = float(number)
@@ -95,6 +97,8 @@ def reward_options(texts: Sequence[str]) -> dict[str, Any]:
         name, equals, raw = text.partition("=")
         if not equals or not name.isidentifier():
             raise RecipeError(f"--set {text[:80]}: write it as OPTION=VALUE")
+        if name in options:
+            raise RecipeError(f"--set {name}: is given twice")
         options[name] = yaml_files.parse(raw, f"--set {name}")
     secret = secret_in_options(options)
     if secret:
@@ -110,5 +114,7 @@ def _split_options(text: str, flag: str, known: Sequence[str]) -> tuple[str, dic
         key, _, raw = part.partition("=")
         if key not in known:
             raise RecipeError(f"{flag} {text}: no option {key!r}{suggest(key, known)}; known: {', '.join(known)}")
+        if key in options:
+            raise RecipeError(f"{flag} {text}: {key} is given twice")
         options[key] = yaml_files.parse(raw, f"{flag} {head}: {key}")
     return head, options

@@ -26,7 +26,7 @@ def resolved(flowopd):
 
 def test_rewards_on_the_command_line(resolved):
     [reward] = resolved("teacher", "--reward", "geneval=0.25")["rewards"]
-    assert (reward["weight"], reward["options"]) == (0.25, {"soft": True})
+    assert (reward["weight"], reward["options"]) == (0.25, {"threshold": 0.25})
     mixed = resolved("teacher", "--reward", "geneval", "--reward", "ocr=2")["rewards"]
     weights = [(reward["name"], reward["weight"], reward["task"]) for reward in mixed]
     assert weights == [("toy-geneval", 0.5, "geneval"), ("toy-ocr", 2.0, "ocr")]
