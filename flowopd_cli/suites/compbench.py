@@ -23,7 +23,7 @@ from flowopd_cli.prompts.sources import check_split
 from flowopd_cli.rewards.compbench.rules import kinds_of
 from flowopd_cli.suites.base import NamedReward, Result, Suite, SuiteGroup, combined_error
 from flowopd_cli.suites.compbench_import import IMAGES, NAME, PUBLISHED, VERSION, import_category
-from flowopd_cli.suites.layouts import Layout, Place
+from flowopd_cli.suites.layouts import Layout, Place, has_picture_suffix, only_file
 from flowopd_cli.system.text import suggest
 
 MOST_BYTES = 240  # of a prompt, which is part of its pictures' names
@@ -160,11 +160,14 @@ def aggregate(results: Mapping[str, Result]) -> Result:
 
 def compbench_elsewhere(folder: Path, place: Place) -> Path | None:
     """The picture with that index, whose name may have any number of digits."""
-    for path in (folder / "samples").glob(f"{glob.escape(place.prompt.text)}_*.png"):
-        digits = path.stem.rpartition("_")[2]
-        if digits.isdigit() and int(digits) == _index(place):
-            return path
-    return None
+    files = [
+        file
+        for file in sorted((folder / "samples").glob(f"{glob.escape(place.prompt.text)}_*"))
+        if has_picture_suffix(file)
+        and (digits := file.stem.rpartition("_")[2]).isdecimal()
+        and int(digits) == _index(place)
+    ]
+    return only_file(files)
 
 
 #: ``samples/<prompt>_<6 digits>.png``; picture j of prompt i has the index ``10 i + j``

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from flowopd_cli.core.prompt import Prompt
-from flowopd_cli.errors import ArtifactError
+from flowopd_cli.errors import ArtifactError, RecipeError
 from flowopd_cli.system.json_files import read_json
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")  # of pictures by other programs; ours are PNG
 
 
 @dataclass(frozen=True)
@@ -32,18 +34,36 @@ class Layout:
     noted_prompt: Callable[[Path, Place], str | None] = lambda folder, place: None  #: the prompt that a note gives
 
     def find(self, folder: Path, place: Place) -> Path | None:
-        """The file of a picture in a suite's folder, ``None`` if it is missing."""
+        """The file of a picture in a suite's folder, with any suffix of a picture, ``None`` if it is missing.
+
+        Raises :class:`RecipeError`: several files are that picture.
+        """
         path = folder / self.picture(place)
-        if path.is_file():
-            return path
-        return self.elsewhere(folder, place) if self.elsewhere else None
+        names = [path.with_suffix(suffix) for lower in SUFFIXES for suffix in (lower, lower.upper())]
+        file = only_file([name for name in names if name.is_file()])
+        return file or (self.elsewhere(folder, place) if self.elsewhere else None)
+
+
+def only_file(files: Sequence[Path]) -> Path | None:
+    """The file of a picture, ``None`` without one; :class:`RecipeError` if these are different files."""
+    for other in files[1:]:
+        if not other.samefile(files[0]):
+            raise RecipeError(f"{files[0]} and {other.name} are the same picture of the suite: remove one of them")
+    return files[0] if files else None
+
+
+def has_picture_suffix(file: Path) -> bool:
+    """Whether a file is named as a picture."""
+    return file.suffix.lower() in SUFFIXES
 
 
 def _geneval_elsewhere(folder: Path, place: Place) -> Path | None:
     """The picture of that number among those with an all-digit name, as the official scorer counts them."""
-    paths = [path for path in (folder / f"{place.position:05d}" / "samples").glob("*.png") if path.stem.isdigit()]
-    paths.sort(key=lambda path: (int(path.stem), path.stem))
-    return paths[place.index] if place.index < len(paths) else None
+    files = [
+        file for file in sorted((folder / f"{place.position:05d}" / "samples").glob("*")) if has_picture_suffix(file)
+    ]
+    stems = sorted({file.stem for file in files if file.stem.isdecimal()}, key=lambda stem: (int(stem), stem))
+    return only_file([file for file in files if file.stem in stems[place.index : place.index + 1]])
 
 
 def _geneval_noted_prompt(folder: Path, place: Place) -> str | None:

@@ -70,6 +70,11 @@ def test_files_are_numbered_over_the_whole_category(folder, tmp_path):
     for number in ("00013", "113"):  # as another program may name them
         (tmp_path / "samples" / f"a white fox and a grey owl_{number}.png").touch()
     assert suite.layout.find(tmp_path, place) == tmp_path / "samples/a white fox and a grey owl_00013.png"
+    (tmp_path / "samples/a white fox and a grey owl_13.jpg").touch()
+    with pytest.raises(RecipeError, match=r"_00013\.png and a white fox and a grey owl_13\.jpg are the same picture"):
+        suite.layout.find(tmp_path, place)
+    (tmp_path / "samples/a white fox and a grey owl_00013.png").unlink()
+    assert suite.layout.find(tmp_path, place) == tmp_path / "samples/a white fox and a grey owl_13.jpg"
 
 
 def test_the_whole_suite_has_eight_categories_of_its_own(folder):

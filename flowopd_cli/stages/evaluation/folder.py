@@ -32,7 +32,7 @@ Picture = UInt8[Tensor, "3 H W"]
 
 @dataclass(frozen=True)
 class PictureFolder:
-    """PNG files under ``root`` in each suite's layout; a ``foreign`` folder, from another program, is only read."""
+    """Pictures under ``root`` in each suite's layout; a ``foreign`` folder, from another program, is only read."""
 
     root: Path
     foreign: bool = False
@@ -53,12 +53,12 @@ class PictureFolder:
             atomic_write(path, json.dumps(claimed, indent=1, sort_keys=True))
 
     def file(self, request: PictureRequest) -> Path | None:
-        """The file of a picture, ``None`` if it is missing."""
-        own = self.root / request.path
-        if own.is_file():
-            return own
-        folders = self._suite_folders(request) if self.foreign else ()
-        return next(filter(None, (request.layout.find(folder, request.place) for folder in folders)), None)
+        """The file of a picture, ``None`` if it is missing; :class:`RecipeError` if several files are that picture."""
+        if not self.foreign:
+            own = self.root / request.path
+            return own if own.is_file() else None
+        files = (request.layout.find(folder, request.place) for folder in self._suite_folders(request))
+        return next(filter(None, files), None)
 
     def find(self, request: PictureRequest) -> Path | None:
         """The file of a picture; one of ours that a crash left incomplete counts as missing."""
@@ -71,7 +71,8 @@ class PictureFolder:
         source = f"--images {self.root}"
         if missing:
             raise RecipeError(
-                f"{source}: {len(missing)} of {len(requests)} pictures are missing, the first is {missing[0]}"
+                f"{source}: {len(missing)} of {len(requests)} pictures are missing, the first is {missing[0]} "
+                "(or .jpg, .jpeg, .webp)"
             )
         for request in requests:
             text = request.prompt.text
