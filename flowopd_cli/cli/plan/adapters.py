@@ -36,7 +36,9 @@ def check_base(model: ModelSpec) -> None:
     if "/" not in name and not name.startswith("."):
         registry.BASES.target(name)
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
-        raise ArtifactError(f"--base {name}: no such folder")
+        raise ArtifactError(
+            f"base {name}: no such folder; name the right one by --base, on --resume by --set model.pretrained=DIR"
+        )
     if not is_hub_id(name):
         raise ArtifactError(f"--base {name}: no such folder, and no repository of the Hub (owner/name)")
 

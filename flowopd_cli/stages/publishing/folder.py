@@ -22,6 +22,7 @@ from flowopd_cli.runs.manifest import Manifest
 from flowopd_cli.runs.run import RunDir
 from flowopd_cli.stages.publishing import card as cards
 from flowopd_cli.stages.publishing.licenses import inherited_license
+from flowopd_cli.system.files import is_dir
 from flowopd_cli.system.json_files import json_lines, read_json_lines, read_json_value
 from flowopd_cli.system.pictures import read_picture
 from flowopd_cli.system.redact import public_name, public_reference, public_text
@@ -45,7 +46,7 @@ def fill(recipe: PushRecipe, source: RunDir, run: RunDir, adapter: Adapter) -> N
         copy_evaluation(scored.run.eval_dir, run.hub_dir / scored.run.eval_dir.name)
         picture, gallery = pictures(scored.run, run.hub_dir)
     (run.hub_dir / source.recipe_file.name).write_text(public_recipe(trained), encoding="utf-8")
-    spec = trained.model
+    spec = model_of(recipe, source)
     base = locate(base_source(spec.pretrained), spec.revision)
     card = cards.Card(
         title=(push.repo or run.hub_dir.name).rsplit("/")[-1],
@@ -55,7 +56,7 @@ def fill(recipe: PushRecipe, source: RunDir, run: RunDir, adapter: Adapter) -> N
         revision=push.revision if push.repo else None,
         published=push.repo is not None,
         license=push.license,
-        inherited=inherited_license(public_name(spec.pretrained), base, spec.revision),
+        inherited=inherited_license(public_name(trained.model.pretrained), base, spec.revision),
         picture=picture,
         gallery=gallery,
         max_sequence_length=spec.max_sequence_length,
@@ -66,6 +67,13 @@ def fill(recipe: PushRecipe, source: RunDir, run: RunDir, adapter: Adapter) -> N
     )
     for folder in (run.hub_dir, run.path):
         (folder / run.card_file.name).write_text(cards.build(card), encoding="utf-8")
+
+
+def model_of(recipe: PushRecipe, source: RunDir) -> recipes.ModelSpec:
+    """The model of a pushed run; its base is the push's (``--base``) where the recorded folder is gone."""
+    model, moved = source.recipe().model, recipe.model.pretrained
+    gone = not is_dir(base_source(model.pretrained)) and is_dir(base_source(moved))
+    return model.model_copy(update={"pretrained": moved}) if gone else model
 
 
 def public_manifest(manifest: Manifest) -> Manifest:

@@ -17,6 +17,7 @@ from flowopd_cli.models.reference import Request, peft_picture, plain_picture, p
 from flowopd_cli.recipe import ModelSpec, PushRecipe
 from flowopd_cli.runs.run import RunDir
 from flowopd_cli.stages.drawing import ode_sampler
+from flowopd_cli.stages.publishing.folder import model_of
 from flowopd_cli.stages.training.model import load_model
 
 SPEED = {"attention": "auto", "compile": "none", "shard": False}
@@ -31,7 +32,7 @@ class Check:
 
     def __init__(self, source: RunDir, folder: Path, recipe: PushRecipe) -> None:
         self._recipe = recipe
-        spec, device = source.recipe().model, recipe.model.device
+        spec, device = model_of(recipe, source), recipe.model.device
         update = {"dtype": "float32", "device": spec.device if device == "auto" else device, **SPEED}
         with _out_of_memory_as_error():
             self._draw(folder, spec.model_copy(update=update))

@@ -61,7 +61,7 @@ def test_an_adapter_on_the_hub_is_checked_before_a_model_is_loaded(tmp_path, mon
         (lambda path: (path / "adapter_model.safetensors").write_bytes(b"PK\x03\x04"), "damaged or not safetensors"),
         (lambda path: (path / "adapter_config.json").write_text('{"r": "x"}'), "key r: want a whole number"),
         (lambda path: (path / "adapter_config.json").write_text('{"r": 8}'), "says rank 8"),
-        (lambda path: (path / "adapter_config.json").unlink(), "neither a run nor an adapter folder"),
+        (lambda path: (path / "adapter_config.json").unlink(), "but no adapter_config.json beside it"),
     ],
 )
 def test_a_damaged_adapter_is_named_with_its_field(tmp_path, damage, words):
@@ -87,6 +87,10 @@ def test_references_that_name_nothing(text):
         ({"pretrained": "no/such/folder"}, "no such folder"),
         ({"pretrained": "owner/na me"}, "no repository of the Hub"),
         ({"pretrained": "https://host/x"}, "no such folder"),
+        (
+            {"pretrained": "/moved/base"},
+            "base /moved/base: no such folder; .* by --base, on --resume by --set model.pretr",
+        ),
         ({"pretrained": "x" * 5000 + "/y"}, "no repository of the Hub"),
         ({"pretrained": "owner/x", "revision": "a b"}, "not a branch, tag or commit"),
         ({"pretrained": "toy", "family": "flux"}, "use --set model.family=sd3"),

@@ -12,6 +12,7 @@ from flowopd_cli.runs.manifest import Base, Inputs, Parent
 from flowopd_cli.runs.run import RunDir
 from flowopd_cli.stages.publishing.folder import (
     copy_evaluation,
+    model_of,
     pictures,
     public_manifest,
     public_recipe,
@@ -110,6 +111,20 @@ def test_a_published_manifest_keeps_digests_and_loses_paths(tmp_path):
     assert shown.base == Base(ref="sd35", sha256="b" * 64)
     assert shown.parents == (Parent(role="anchor", ref="t", sha256="a" * 64),)
     assert str(tmp_path) not in shown.model_dump_json()
+
+
+def test_a_push_reads_its_own_base_where_the_recorded_folder_is_gone(tmp_path):
+    run, base = RunDir.create(tmp_path / "r", "teacher"), tmp_path / "base"
+    model = {"pretrained": str(base), "resolution": 64}
+    run.start(recipes.build({"stage": "merge", "adapters": ["a", "b"], "model": model}))
+    push = recipes.build({"stage": "push", "run": str(run.path), "model": {"pretrained": str(tmp_path / "moved")}})
+    base.mkdir()
+    (tmp_path / "moved").mkdir()
+    assert model_of(push, run).pretrained == str(base)
+    base.rmdir()
+    assert model_of(push, run) == run.recipe().model.model_copy(update={"pretrained": str(tmp_path / "moved")})
+    (tmp_path / "moved").rmdir()
+    assert model_of(push, run).pretrained == str(base)
 
 
 @pytest.fixture
