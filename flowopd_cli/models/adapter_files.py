@@ -22,17 +22,20 @@ from flowopd_cli.models.files.adapter_header import (
     DIFFUSERS_WEIGHTS,
     PEFT_PREFIX,
     PEFT_WEIGHTS,
-    AdapterHeader,
     Pair,
     read_adapter_header,
 )
 from flowopd_cli.models.files.peft_config import BASE_KEY
+from flowopd_cli.models.files.targets import anchored, pattern_keys
 from flowopd_cli.system.files import atomic_write
 
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """An adapter's own description; ``base_sha256`` identifies the base it was trained on."""
+    """An adapter's own description; ``base_sha256`` identifies the base it was trained on.
+
+    ``targets`` match the adapter's modules and no others of its base; empty where that is not known.
+    """
 
     rank: int
     alpha: float
@@ -48,15 +51,12 @@ def read_adapter(place: Path) -> tuple[AdapterConfig, dict[str, LoraFactors]]:
     """
     header = read_adapter_header(place)
     tensors = _read_tensors(header.file)
-    alphas = {module: _alpha(header, module, tensors[name]) for module, name in header.alphas.items()}
-    factors = {}
-    for module, pair in header.pairs.items():
-        scale = alphas[module] / pair.rank if module in alphas else header.config.scale_of(module, pair.rank)
-        factors[module] = LoraFactors(tensors[pair.a], _rows(tensors[pair.b], pair), scale)
-    config = header.config
-    rank = config.rank or max(pair.rank for pair in header.pairs.values())
-    targets = config.targets if config.targets and not config.target_pattern else tuple(sorted(header.pairs))
-    return AdapterConfig(rank, config.alpha or float(rank), targets, config.base, config.base_sha256), factors
+    factors = {
+        module: LoraFactors(tensors[pair.a], _rows(tensors[pair.b], pair), header.scale(module))
+        for module, pair in header.pairs.items()
+    }
+    base, base_sha256 = header.config.base, header.config.base_sha256
+    return AdapterConfig(header.rank, header.alpha, header.targets, base, base_sha256), factors
 
 
 def write_adapter(folder: Path, factors: Mapping[str, LoraFactors], config: AdapterConfig) -> None:
@@ -68,6 +68,7 @@ def write_adapter(folder: Path, factors: Mapping[str, LoraFactors], config: Adap
     folder.mkdir(parents=True, exist_ok=True)
     ranks = {name: pair.a.shape[0] for name, pair in factors.items()}
     alphas = {name: pair.scale * ranks[name] for name, pair in factors.items()}
+    keys = pattern_keys(factors)
     body = {
         "peft_type": "LORA",
         "base_model_name_or_path": config.base or "",
@@ -75,9 +76,9 @@ def write_adapter(folder: Path, factors: Mapping[str, LoraFactors], config: Adap
         "lora_alpha": config.alpha,
         "lora_dropout": 0.0,
         "bias": "none",
-        "target_modules": list(config.targets),
-        "rank_pattern": {name: rank for name, rank in ranks.items() if rank != config.rank},
-        "alpha_pattern": {name: alpha for name, alpha in alphas.items() if not math.isclose(alpha, config.alpha)},
+        "target_modules": list(config.targets) or anchored(sorted(factors)),
+        "rank_pattern": {keys[name]: rank for name, rank in ranks.items() if rank != config.rank},
+        "alpha_pattern": {keys[name]: alpha for name, alpha in alphas.items() if not math.isclose(alpha, config.alpha)},
         "inference_mode": True,
         "init_lora_weights": True,
         "use_dora": False,
@@ -143,9 +144,3 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
 
 def _rows(tensor: Tensor, pair: Pair) -> Tensor:
     return torch.cat([tensor[start:end] for start, end in pair.rows]) if pair.rows else tensor
-
-
-def _alpha(header: AdapterHeader, module: str, tensor: Tensor) -> float:
-    if module not in header.pairs or not float(tensor):
-        raise ArtifactError(f"{header.file}: {header.alphas[module]} belongs to no factors, or is 0")
-    return float(tensor)

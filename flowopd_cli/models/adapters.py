@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -18,6 +19,14 @@ from torch import Tensor, nn
 from flowopd_cli.core.merging import LoraFactors
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.models.adapter_files import AdapterConfig, read_adapter, write_adapter
+from flowopd_cli.models.files.targets import anchored, match_exactly, short_names, target_layers
+
+
+class Shape(NamedTuple):
+    """An adapter's rank and alpha on one layer; its product is scaled by alpha / rank."""
+
+    rank: int
+    alpha: float
 
 
 class AdapterBank:
@@ -26,6 +35,7 @@ class AdapterBank:
     def __init__(self, transformer: nn.Module, targets: Sequence[str]) -> None:
         self.transformer = transformer.requires_grad_(False)
         self.targets = tuple(targets)
+        self._modules = dict(transformer.named_modules())
         self._names: list[str] = []
         self._trainable: set[str] = set()
         self.active: str | None = None  # the adapter in use, or the bare base
@@ -38,12 +48,12 @@ class AdapterBank:
         return tuple(self._names)
 
     def add(self, name: str, rank: int, alpha: float, *, seed: int, trainable: bool) -> None:
-        """A fresh adapter on the targets: Gaussian A of standard deviation 1 / rank, B zero; a function of ``seed``."""
-        if not any(_ends(module, target) for module, _ in self.transformer.named_modules() for target in self.targets):
-            raise ArtifactError(f"adapter.targets {', '.join(self.targets) or '(none)'}: no such module in this base")
-        scale: Any = alpha  # PEFT takes any number
-        config = LoraConfig(r=rank, lora_alpha=scale, target_modules=list(self.targets), init_lora_weights=False)
-        self._inject(name, config, trainable)
+        """A fresh adapter on the targets: Gaussian A of standard deviation 1 / rank, B zero; a function of ``seed``.
+
+        Raises :class:`RecipeError`: a target matches no linear layer.
+        """
+        linear = [module for module, layer in self._modules.items() if isinstance(layer, nn.Linear)]
+        self._inject(name, dict.fromkeys(target_layers(self.targets, linear), Shape(rank, alpha)), trainable)
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for layer in self._layers(name).values():
@@ -61,15 +71,7 @@ class AdapterBank:
         factors = read_adapter(Path(source))[1] if isinstance(source, str | Path) else source
         self._check(source, factors)
         ranks = {module: pair.a.shape[0] for module, pair in factors.items()}
-        config = LoraConfig(
-            r=max(ranks.values()),
-            lora_alpha=max(ranks.values()),
-            target_modules=list(factors),
-            rank_pattern=ranks,
-            alpha_pattern={module: pair.scale * pair.a.shape[0] for module, pair in factors.items()},
-            init_lora_weights=False,
-        )
-        self._inject(name, config, trainable)
+        self._inject(name, {m: Shape(ranks[m], pair.scale * ranks[m]) for m, pair in factors.items()}, trainable)
         self.load_state(
             name, {f"{m}.{s}": t for m, p in factors.items() for s, t in (("lora_A", p.a), ("lora_B", p.b))}
         )
@@ -166,14 +168,13 @@ class AdapterBank:
         }
 
     def save(self, name: str, folder: Path, base: str, base_sha256: str) -> None:
-        """Write one adapter in PEFT form."""
+        """Write one adapter in PEFT form; short targets stand in its configuration if they match it exactly."""
         factors = self.factors(name)
         rank = max(pair.a.shape[0] for pair in factors.values())
         alpha = max(pair.scale * pair.a.shape[0] for pair in factors.values())
-        targets = [target for target in self.targets if any(_ends(module, target) for module in factors)]
-        if not all(any(_ends(module, target) for target in targets) for module in factors):
-            targets = list(factors)
-        write_adapter(folder, factors, AdapterConfig(rank, alpha, tuple(targets), base, base_sha256))
+        choices = (self.targets, short_names(factors))
+        targets = next((t for t in choices if match_exactly(t, factors, self._modules)), ())
+        write_adapter(folder, factors, AdapterConfig(rank, alpha, targets, base, base_sha256))
 
     def digest(self, name: str | None) -> str:
         """SHA-256 of an adapter's tensors, or with ``None`` of the base's."""
@@ -185,9 +186,22 @@ class AdapterBank:
             digest.update(tensors[key].detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
-    def _inject(self, name: str, config: LoraConfig, trainable: bool) -> None:
+    def _inject(self, name: str, shapes: Mapping[str, Shape], trainable: bool) -> None:
+        """Adapt these layers and no others, each with its own rank and scale, whatever their names end with."""
         if name in self._names or "." in name:
             raise ArtifactError(f"adapter name {name!r} is taken or has a dot in it")
+        (common, _), *_ = Counter(shapes.values()).most_common()
+        alpha: Any = common.alpha  # PEFT takes any number
+        others = {value: anchored(m for m, shape in shapes.items() if shape == value) for value in {*shapes.values()}}
+        del others[common]
+        config = LoraConfig(
+            r=common.rank,
+            lora_alpha=alpha,
+            target_modules=anchored(shapes),
+            rank_pattern={pattern: shape.rank for shape, pattern in others.items()},
+            alpha_pattern={pattern: shape.alpha for shape, pattern in others.items()},
+            init_lora_weights=False,
+        )
         inject_adapter_in_model(config, self.transformer, adapter_name=name)
         self._names.append(name)
         self._adapted = {key: layer for key, layer in self.transformer.named_modules() if isinstance(layer, LoraLayer)}
@@ -197,6 +211,15 @@ class AdapterBank:
             for side in (layer.lora_A, layer.lora_B):
                 for adapter, factor in side.items():
                     factor.float().requires_grad_(adapter in self._trainable)
+        layers = self._layers(name)
+        for module in sorted({*layers, *shapes}):
+            actual = (layers[module].r[name], layers[module].scaling[name]) if module in layers else None
+            shape = shapes.get(module)
+            if shape is None or actual != (shape.rank, shape.alpha / shape.rank):
+                raise ArtifactError(
+                    f"adapter {name}: PEFT gave {module} rank and scale {actual}, not those of {shape}: install "
+                    "another version of PEFT"
+                )
         self._activate(self.active)
 
     def _activate(self, name: str | None) -> None:
@@ -221,13 +244,12 @@ class AdapterBank:
 
     def _check(self, source: object, factors: Mapping[str, LoraFactors]) -> None:
         place = source if isinstance(source, str | Path) else "adapter"
-        modules = dict(self.transformer.named_modules())
         for name, pair in factors.items():
-            module = modules.get(name)
-            weight = getattr(getattr(module, "base_layer", module), "weight", None)
-            if weight is None:
-                raise ArtifactError(f"{place}: was made for another base: this one has no module {name}")
-            shape, expected = tuple(weight.shape), (pair.b.shape[0], pair.a.shape[1])
+            module = self._modules.get(name)
+            if not isinstance(module, nn.Linear):
+                kind = "no module" if module is None else f"no linear layer, but a {type(module).__name__},"
+                raise ArtifactError(f"{place}: was made for another base: this one has {kind} {name}")
+            shape, expected = tuple(module.weight.shape), (pair.b.shape[0], pair.a.shape[1])
             if shape != expected:
                 text = f"{name} is {shape} here, the adapter expects {expected}"
                 raise ArtifactError(f"{place}: is of another base: {text}")
@@ -239,10 +261,6 @@ def _switch(layer: Any, name: str | None) -> None:
     layer._disable_adapters, layer._active_adapter = disabled, [] if disabled else [name]
     if layer.disable_adapters != disabled or layer.active_adapters != layer._active_adapter:
         raise RuntimeError("this version of PEFT switches adapters in another way: install an older one")
-
-
-def _ends(module: str, target: str) -> bool:
-    return module == target or module.endswith(f".{target}")
 
 
 def _add_rows(

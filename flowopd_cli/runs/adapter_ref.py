@@ -20,6 +20,7 @@ from flowopd_cli.models.files.adapter_header import (
     weights_file,
 )
 from flowopd_cli.models.files.peft_config import read_config
+from flowopd_cli.models.files.targets import short_names
 from flowopd_cli.runs.manifest import ADAPTER, MANIFEST, Base, Parent, is_run, read_manifest, status_now
 from flowopd_cli.system.files import (
     CHECKSUMS,
@@ -72,15 +73,16 @@ class AdapterRef:
         return self.kind == "folder" and not os.path.lexists(self.location)
 
     def shape(self) -> dict[str, Any]:
-        """``rank``, ``alpha`` and ``targets`` of a local adapter, as far as its PEFT configuration has them."""
+        """``rank``, ``alpha`` and ``targets`` of a local adapter in either form; empty if none can be read."""
         folder = Path(self.location, *([ADAPTER] if self.kind == "run" else []))
-        if self.kind in {"base", "hub"} or not is_file(folder / CONFIG):
+        if self.kind in {"base", "hub"}:
             return {}
-        config = read_config(folder / CONFIG)
-        fields: dict[str, Any] = {} if config.rank is None else {"rank": config.rank}
-        if config.alpha is not None and config.alpha.is_integer() and config.alpha > 0:
-            fields["alpha"] = int(config.alpha)
-        return fields | ({"targets": config.targets} if config.targets and not config.target_pattern else {})
+        try:
+            header = read_adapter_header(folder)
+        except ArtifactError:
+            return {}
+        fields: dict[str, Any] = {"rank": header.rank, "targets": header.targets or short_names(header.pairs)}
+        return fields | ({"alpha": int(header.alpha)} if header.alpha.is_integer() and header.alpha > 0 else {})
 
     def resolve(self) -> Adapter:
         """The adapter, downloaded if it is on the Hub; :class:`ArtifactError` if it is missing or has changed."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def run(
         parents.append(adapter.parent("adapter"))
         bases[ref] = adapter.base
         inputs.append(factors)
-        targets += [t for t in config.targets if t not in targets]
+        targets.append(config.targets)
     base_sha = base_digest(recipe.model, bases)
     run.declare(Inputs(base=Base(ref=recipe.model.pretrained, sha256=base_sha), parents=tuple(parents)))
     spec = recipe.merge
@@ -40,7 +41,8 @@ def run(
     options = MergeOptions(spec.method, spec.rank, spec.density, recipe.seed, spec.normalize)
     merged = merge(inputs, weights, options)
     rank = max(f.a.shape[0] for f in merged.factors.values())
-    config = AdapterConfig(rank, float(rank), tuple(targets), recipe.model.pretrained, base_sha)
+    union = tuple(dict.fromkeys(chain(*targets))) if all(targets) else ()  # exact only if all of them are
+    config = AdapterConfig(rank, float(rank), union, recipe.model.pretrained, base_sha)
     run.save_adapter(lambda folder: write_adapter(folder, merged.factors, config))
     norm, energy, error = merged.report.norm, merged.report.retained_energy, merged.report.relative_error
     figures = f"energy retained {energy:.4f}, error {error:.4f}"

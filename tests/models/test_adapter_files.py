@@ -1,6 +1,7 @@
 """Adapter folders: PEFT's form, diffusers' form, and what is refused with a reason."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -75,12 +76,32 @@ def test_rank_stabilized_scales_divide_by_the_root_of_the_rank(written):
     assert factors["block.0.to_k"].scale == pytest.approx(8 / 2**0.5)
 
 
-def test_targets_may_be_one_name_or_none(written):
-    edit(written, target_modules="to_q")
-    assert read_adapter(written)[0].targets == ("to_q",)
-    edit(written, target_modules=None, r=None, lora_alpha=None, base_model_name_or_path=None, base_sha256=None)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"target_modules": "to_q"},
+        {"target_modules": ".*"},
+        {"target_modules": None},
+        {"target_modules": ["to_q", "to_k", "to_v"], "layers_to_transform": [0]},
+        {"exclude_modules": ["block.1.to_q"]},
+        {"target_modules": ["block.0.to_q", "to_k"]},
+    ],
+    ids=str,
+)
+def test_targets_that_may_match_further_modules_are_written_as_the_modules_alone(written, changes):
+    edit(written, **changes)
+    config, factors = read_adapter(written)
+    assert config.targets == ()
+    write_adapter(written, factors, config)
+    pattern = json.loads((written / "adapter_config.json").read_text())["target_modules"]
+    names = ("block.0.to_q", "block.0.to_k", "block.1.to_q", "a.block.0.to_q", "to_q", "block_0.to_q")
+    assert [name for name in names if re.fullmatch(pattern, name)] == ["block.0.to_q", "block.0.to_k"]
+
+
+def test_a_configuration_may_lack_rank_alpha_and_base(written):
+    edit(written, r=None, lora_alpha=None, base_model_name_or_path=None, base_sha256=None)
     config, _ = read_adapter(written)
-    assert (config.targets, config.rank) == (("block.0.to_k", "block.0.to_q"), 4)
+    assert (config.rank, config.alpha) == (4, 4.0)
     assert (config.base, config.base_sha256) == (None, "abc"), "the weights name the base too"
 
 
@@ -161,6 +182,7 @@ A, B = "m.lora_A.weight", "m.lora_B.weight"
     ],
 )
 def test_tensors_that_are_no_adapter_are_refused(written, tensors, reason):
+    edit(written, target_modules=["m"])
     save_file(tensors, written / WEIGHTS)
     with pytest.raises(ArtifactError, match=reason):
         read_adapter(written)
@@ -212,7 +234,8 @@ def test_truncated_weights_are_refused(written):
         ({"lora_alpha": "1e400"}, "key lora_alpha: want a finite number"),
         ({"use_rslora": "perhaps"}, "key use_rslora: want true or false, not perhaps"),
         ({"lora_alpha": 10**400}, "key lora_alpha: want a finite number"),
-        ({"target_modules": 3}, "key target_modules: want names of modules, not 3"),
+        ({"target_modules": 3}, "key target_modules: want a pattern, or a list of names, not 3"),
+        ({"target_modules": ["to_q"]}, "key target_modules does not match block.0.to_k, which has factors"),
         ({"rank_pattern": [1]}, "key rank_pattern: want numbers by names"),
         ({"rank_pattern": {"to_k": None, "x": "y"}}, r"key rank_pattern\.x: want a whole number"),
         ({"alpha_pattern": {"to_k": []}}, r"key alpha_pattern\.to_k: want a finite number"),
@@ -220,7 +243,7 @@ def test_truncated_weights_are_refused(written):
         ({"alpha_pattern": {"(a+)+": 1}}, "too complex"),
         ({"alpha_pattern": {"(a|a)" * 30: 1}}, "too complex"),
         ({"alpha_pattern": {".*" * 9: 1}}, "too complex"),
-        ({"alpha_pattern": {f"x{i}$": 1 for i in range(99)}}, "has 99 patterns, at most 64"),
+        ({"alpha_pattern": {f"x{i}+": 1 for i in range(99)}}, "has 99 patterns, at most 64"),
         ({"base_model_name_or_path": "a\nb"}, "key base_model_name_or_path: want a text"),
     ],
 )
@@ -229,6 +252,20 @@ def test_a_configuration_of_another_kind_is_refused_with_its_key(written, change
     with pytest.raises(ArtifactError, match=reason) as caught:
         read_adapter(written)
     assert "adapter_config.json" in str(caught.value)
+
+
+def test_patterns_of_one_module_are_anchored_where_another_ends_like_it(tmp_path):
+    factors = {"to_q": lora(2, 0.5), "block.0.to_q": lora(4), "block.0.to_k": lora(1, 3.0)}
+    write_adapter(tmp_path, factors, CONFIG)
+    written = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert written["rank_pattern"] == {"^to_q": 2, "block.0.to_k": 1}
+    assert same(read_adapter(tmp_path)[1], factors)
+
+
+def test_many_anchored_patterns_are_read(written):
+    edit(written, alpha_pattern={**{f"^block.{i}.to_v": 1 for i in range(99)}, "^to_k": 6, "^block.0.to_q": 4})
+    scales = {name: pair.scale for name, pair in read_adapter(written)[1].items()}
+    assert scales == {"block.0.to_q": 1.0, "block.0.to_k": 4.0}
 
 
 @pytest.mark.parametrize("key", ["to_k", r"block\.\d+\.to_k", "^block.0.to_k", r".*\.(to_k|to_v)", "to_[kv]"])
@@ -240,7 +277,26 @@ def test_patterns_are_regular_expressions(written, key):
 
 def test_alphas_without_factors_are_refused(tmp_path):
     weights = {f"transformer.{A}": torch.zeros(2, 3), f"transformer.{B}": torch.zeros(3, 2)}
-    for name, value in (("transformer.n.alpha", 1.0), ("transformer.m.alpha", 0.0)):
-        save_file({**weights, name: torch.tensor(value)}, tmp_path / "pytorch_lora_weights.safetensors")
-        with pytest.raises(ArtifactError, match="belongs to no factors, or is 0"):
+    cases = [("n", 1.0, "n.alpha belongs to no factors"), ("m", 0.0, "is 0; an alpha is"), ("m", 1e999, "is inf; an")]
+    for module, value, reason in cases:
+        alpha = {f"transformer.{module}.alpha": torch.tensor(value)}
+        save_file(weights | alpha, tmp_path / "pytorch_lora_weights.safetensors")
+        with pytest.raises(ArtifactError, match=reason):
             read_adapter(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_alphas_of_any_precision_are_read(tmp_path, dtype):
+    weights = {f"transformer.{A}": torch.zeros(2, 3), f"transformer.{B}": torch.zeros(3, 2)}
+    weights["transformer.m.alpha"] = torch.tensor([0.375], dtype=dtype)
+    save_file(weights, tmp_path / "pytorch_lora_weights.safetensors")
+    config, factors = read_adapter(tmp_path)
+    assert (factors["m"].scale, config.rank, config.alpha) == (0.375 / 2, 2, 0.375)
+
+
+def test_alphas_of_some_modules_only_are_refused(tmp_path):
+    write_diffusers(tmp_path, FACTORS)
+    path = tmp_path / "pytorch_lora_weights.safetensors"
+    save_file({**load_file(path), "transformer.block.0.to_q.alpha": torch.tensor(2.0)}, path)
+    with pytest.raises(ArtifactError, match=r"block.0.to_k has no alpha, other modules have: scale unknown"):
+        read_adapter(tmp_path)

@@ -106,6 +106,7 @@ def test_a_configuration_written_in_another_way_gives_the_same_update(tmp_path, 
     ("changes", "scales"),
     [
         ({"lora_alpha": None}, (1.0, 1.0)),
+        ({"lora_alpha": ...}, (4.0, 4.0)),  # PEFT's default is 8
         ({"lora_alpha": "16"}, (8.0, 8.0)),
         ({"use_rslora": "true"}, (8 / 2**0.5, 8 / 2**0.5)),
         ({"alpha_pattern": {"attn.to_q": "2"}}, (1.0, 4.0)),
@@ -152,7 +153,11 @@ def test_factors_of_other_precisions(tmp_path, dtype):
         ({"layer_replication": [[0, 4], [2, 5]]}, "repeats layers of its base"),
         ({"target_parameters": ["a.weight"]}, "trains parameters that are not a module's weight"),
         ({"init_lora_weights": "pissa_niter_16"}, "moving the base's own weights .*: convert it to plain LoRA"),
-        ({"target_modules": "['to_q', '']"}, r"key target_modules: want names of modules, not \['to_q', ''\]"),
+        (
+            {"target_modules": ["to_q", ""]},
+            r"key target_modules: want a pattern, or a list of names, not \['to_q', ''\]",
+        ),
+        ({"lora_bias": True}, "trains biases of its factors"),
     ],
 )
 def test_other_kinds_of_adapters_are_refused(tmp_path, changes, reason):

@@ -1,12 +1,16 @@
 """The adapter bank: the active and the trainable adapter, copies, averages and files."""
 
+import json
+
 import pytest
 import torch
-from support.tiny import TARGETS, TEXTS, load, randomize
+from peft import PeftModel, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from support.tiny import TARGETS, TEXTS, assemble_flux, load, randomize
 from torch import nn
 
 from flowopd_cli.core.merging import LoraFactors
-from flowopd_cli.errors import ArtifactError
+from flowopd_cli.errors import ArtifactError, RecipeError
 from flowopd_cli.models.adapters import AdapterBank
 
 
@@ -182,6 +186,61 @@ def test_adapters_may_differ_in_ranks_modules_and_scales(trainee):
     assert torch.equal(velocity(trainee, None), before)
 
 
+@pytest.mark.parametrize("targets", [("proj_out",), ("attn.to_q",), ("attention",), ("all-linear",)])
+def test_words_and_targets_of_flux_are_saved_as_targets_that_match_them_alone(targets, tmp_path):
+    linear = [name for name, m in assemble_flux(0).transformer.named_modules() if isinstance(m, nn.Linear)]
+    endings = {"attention": ".attn.", "all-linear": ""}
+    layers = {name for name in linear if endings.get(targets[0], targets[0]) in name}
+    bank = AdapterBank(assemble_flux(0).transformer, targets)
+    bank.add("policy", 2, 2.0, seed=0, trainable=True)
+    bank.save("policy", tmp_path, "owner/base", "sha")
+    assert set(bank.factors("policy")) == layers
+    wrapped = PeftModel.from_pretrained(assemble_flux(0).transformer, tmp_path)
+    assert {
+        name.removeprefix("base_model.model.") for name, m in wrapped.named_modules() if isinstance(m, LoraLayer)
+    } == layers
+    assert isinstance(json.loads((tmp_path / "adapter_config.json").read_text())["target_modules"], list)
+
+
+def test_the_outermost_layer_is_adapted_alone_with_its_own_rank_and_scale(tmp_path):
+    a, b = torch.randn(2, 32), torch.randn(16, 2)
+    factors = {
+        "proj_out": LoraFactors(a, b, 0.25),
+        "single_transformer_blocks.1.proj_out": LoraFactors(torch.randn(3, 160), torch.randn(32, 3), 2.0),
+    }
+    bank = AdapterBank(assemble_flux(0).transformer, ("attn.to_q",))
+    bank.load("first", factors)
+    bank.load("second", {"proj_out": factors["proj_out"]})
+    shapes = {module: (len(pair.a), pair.scale) for module, pair in bank.factors("first").items()}
+    assert shapes == {"single_transformer_blocks.1.proj_out": (3, 2.0), "proj_out": (2, 0.25)}
+    assert set(bank.factors("second")) == {"proj_out"}
+    bank.save("second", tmp_path, "owner/base", "sha")
+    wrapped = PeftModel.from_pretrained(assemble_flux(0).transformer, tmp_path)
+    assert [name for name, m in wrapped.named_modules() if isinstance(m, LoraLayer)] == ["base_model.model.proj_out"]
+
+
+def test_layers_that_peft_adapts_otherwise_are_refused(monkeypatch):
+    def inject(config, *arguments, **options):
+        config.rank_pattern = {}
+        return inject_adapter_in_model(config, *arguments, **options)
+
+    monkeypatch.setattr("flowopd_cli.models.adapters.inject_adapter_in_model", inject)
+    factors = {
+        "0": LoraFactors(torch.ones(2, 3), torch.ones(3, 2)),
+        "1": LoraFactors(torch.ones(1, 3), torch.ones(3, 1)),
+    }
+    with pytest.raises(
+        ArtifactError, match=r"adapter new: PEFT gave . rank and scale .*: install another version of PEFT"
+    ):
+        AdapterBank(nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)), ()).load("new", factors)
+
+
+def test_a_layer_that_is_not_linear_has_no_adapter(trainee):
+    factors = {"pos_embed.proj": LoraFactors(torch.zeros(2, 4), torch.zeros(4, 2))}
+    with pytest.raises(ArtifactError, match=r"this one has no linear layer, but a Conv2d, pos_embed\.proj"):
+        trainee.adapters.load("new", factors)
+
+
 def test_an_adapter_of_another_base_is_refused(trainee):
     module = next(iter(trainee.adapters.factors("policy")))
     with pytest.raises(ArtifactError, match=r"was made for another base: this one has no module blocks\.7"):
@@ -193,6 +252,6 @@ def test_an_adapter_of_another_base_is_refused(trainee):
 
 def test_targets_that_match_no_module_are_refused():
     bank = AdapterBank(nn.Sequential(nn.Linear(3, 4)), ["attn.to_q"])
-    with pytest.raises(ArtifactError, match=r"attn\.to_q"):
+    with pytest.raises(RecipeError, match=r"adapter.targets: 'attn\.to_q' matches no linear layer"):
         bank.add("policy", 2, 2.0, seed=0, trainable=True)
     assert bank.names == ()

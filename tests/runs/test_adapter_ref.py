@@ -6,6 +6,7 @@ from collections import Counter
 
 import pytest
 from support.old_run import copy_old_run
+from support.tiny_adapters import MODULE, pair, safetensors, write_adapter
 
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.runs.adapter_ref import AdapterRef, recorded_base
@@ -87,11 +88,29 @@ def test_the_base_is_that_of_the_run_else_of_the_configuration(run, tmp_path):
 
 
 def test_the_shape_of_an_adapter_is_that_of_its_configuration(tmp_path):
-    write_config(tmp_path, r=8, lora_alpha=4.0, target_modules=["a", "b"], base_sha256=None)
-    assert AdapterRef.parse(str(tmp_path)).shape() == {"rank": 8, "alpha": 4, "targets": ("a", "b")}
-    write_config(tmp_path, lora_alpha=0.5, target_modules="all-linear")
-    assert AdapterRef.parse(str(tmp_path)).shape() == {}
-    assert AdapterRef.parse("base").shape() == AdapterRef.parse("hub:me/m").shape() == {}
+    shape = AdapterRef.parse(str(tmp_path)).shape
+    write_adapter(tmp_path, pair(rank=8), r=8, lora_alpha=4.0, target_modules=["to_q"])
+    assert shape() == {"rank": 8, "alpha": 4, "targets": ("to_q",)}
+    write_adapter(tmp_path, pair(rank=8), lora_alpha=0.5, target_modules=".*")
+    assert shape() == {"rank": 8, "targets": ("attn.to_q",)}
+    (tmp_path / "adapter_model.safetensors").unlink()
+    assert shape() == AdapterRef.parse("base").shape() == AdapterRef.parse("hub:me/m").shape() == {}
+
+
+@pytest.mark.parametrize(
+    ("tensors", "metadata", "alpha"),
+    [
+        ({}, None, 8),
+        ({}, {"transformer.r": 8, "transformer.lora_alpha": 24, "transformer.target_modules": ".*"}, 24),
+        ({f"transformer.{MODULE}.alpha": ("F16", [], b"\0\x40")}, None, 2),
+        ({f"transformer.{MODULE}.alpha": ("BF16", [1], b"\x80\x40")}, None, 4),
+    ],
+)
+def test_the_shape_of_an_adapter_in_the_form_of_diffusers_is_that_of_its_tensors(tmp_path, tensors, metadata, alpha):
+    header = metadata and {"lora_adapter_metadata": json.dumps(metadata)}
+    weights = safetensors({**pair(rank=8, prefix="transformer."), **tensors}, header)
+    (tmp_path / "pytorch_lora_weights.safetensors").write_bytes(weights)
+    assert AdapterRef.parse(str(tmp_path)).shape() == {"rank": 8, "alpha": alpha, "targets": ("attn.to_q",)}
 
 
 def test_a_folder_in_the_form_of_diffusers_is_an_adapter(tmp_path):

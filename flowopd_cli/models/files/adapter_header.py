@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+import struct
+from collections.abc import Collection, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +25,7 @@ from flowopd_cli.models.files.peft_config import (
     read_config,
     shown,
 )
+from flowopd_cli.models.files.targets import uncovered
 from flowopd_cli.system.files import is_file
 
 CONFIG, PEFT_WEIGHTS, DIFFUSERS_WEIGHTS = (
@@ -35,7 +37,12 @@ PEFT_PREFIX, DIFFUSERS_PREFIX = "base_model.model.", "transformer."
 PREFIXES = (PEFT_PREFIX, "module.", "_orig_mod.", DIFFUSERS_PREFIX)  # as wrapped, parallel, compiled, in a pipeline
 DIFFUSERS_CONFIG = "lora_adapter_metadata"  # where diffusers keeps PEFT's configuration, in the header of its weights
 MOST_MODULES = 20_000
-KINDS = ("F64", "F32", "F16", "BF16")
+KINDS = {
+    "F64": "<d",
+    "F32": "<f",
+    "F16": "<e",
+    "BF16": "<f",
+}  # as the struct module reads one; BF16 with two more bytes
 _NAME = re.compile(r"(?P<module>.+)\.lora_(?P<side>A|B)(?:\.[^.]+)?\.weight")
 
 
@@ -62,12 +69,36 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True)
 class AdapterHeader:
-    """An adapter before its tensors are read: pairs, and names of diffusers' ``alpha`` scalars, by module."""
+    """An adapter before its factors are read: their names and shapes, and diffusers' ``alpha`` scalars, by module."""
 
     file: Path
     config: PeftConfig
     pairs: Mapping[str, Pair]
-    alphas: Mapping[str, str]
+    alphas: Mapping[str, float]
+
+    @property
+    def rank(self) -> int:
+        """The rank of the configuration, the largest if no module has it."""
+        ranks = {pair.rank for pair in self.pairs.values()}
+        return self.config.rank if self.config.rank in ranks else max(ranks)
+
+    @property
+    def alpha(self) -> float:
+        """The alpha of a module of this rank, where the scale is alpha / rank."""
+        if self.config.alpha is not None and not self.config.rank_stabilized:
+            return self.config.alpha
+        return self.rank * self.scale(next(name for name, pair in self.pairs.items() if pair.rank == self.rank))
+
+    def scale(self, module: str) -> float:
+        """The factor on the product of a module's factors."""
+        rank = self.pairs[module].rank
+        return self.alphas[module] / rank if self.alphas else self.config.scale_of(module, rank)
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The targets of the configuration; none if PEFT could adapt further modules by them, or not all of these."""
+        targets = self.config.targets
+        return () if uncovered(targets, self.pairs) or not self.pairs.keys().isdisjoint(targets) else targets
 
 
 def weights_file(place: Path) -> Path | None:
@@ -91,7 +122,7 @@ def read_adapter_header(place: Path) -> AdapterHeader:
     """The header of an adapter: a folder in PEFT's or diffusers' form, or a safetensors file, also of other programs.
 
     Raises :class:`ArtifactError`: a file is missing, damaged or not safetensors; it is not plain LoRA; factors do not
-    pair up, are of no floating kind, or of another rank than the configuration says.
+    pair up, are of no floating kind, of another rank than the configuration says, or of no certain scale.
     """
     file = weights_file(place) or place / DIFFUSERS_WEIGHTS
     beside = file.with_name(CONFIG)
@@ -101,11 +132,16 @@ def read_adapter_header(place: Path) -> AdapterHeader:
     if config is None:
         if any(name.startswith(PEFT_PREFIX) for name in entries):
             raise ArtifactError(f"{file}: has PEFT's names, but no {CONFIG} beside it, which holds the scale")
-        config = _config_in(file, metadata)
+        config = _config_in(file, metadata, entries)
         if alphas and config.path:
             raise ArtifactError(f"{file}: gives its scales twice ({DIFFUSERS_CONFIG}, and tensors called alpha)")
     elif alphas:
         raise ArtifactError(f"{file}: {next(iter(alphas.values()))[:LONGEST_NAME]} is not a LoRA factor")
+    elif config.targets and (module := uncovered(config.targets, pairs)):
+        raise ArtifactError(
+            f"{config.path}: key target_modules does not match {module}, which has factors in {file.name}; PEFT would "
+            "leave them out: add the module, or remove its factors"
+        )
     for module, pair in pairs.items():
         rank = config.rank_of(module)
         if rank not in (None, pair.rank):
@@ -114,11 +150,18 @@ def read_adapter_header(place: Path) -> AdapterHeader:
                 f"have rank {pair.rank}: configuration and weights belong to different adapters"
             )
     base = config.base_sha256 or _base_in(file, metadata)
-    return AdapterHeader(file, config.model_copy(update={"base_sha256": base}), pairs, alphas)
+    config = config.model_copy(update={"base_sha256": base})
+    return AdapterHeader(file, config, pairs, _scalars(file, pairs.keys(), alphas, entries))
 
 
-def _config_in(file: Path, metadata: Mapping[str, str]) -> PeftConfig:
-    """The configuration of the transformer's adapter in the metadata of diffusers' weights; empty without one."""
+def _config_in(file: Path, metadata: Mapping[str, str], names: Collection[str]) -> PeftConfig:
+    """The configuration of the transformer's adapter in the metadata of diffusers' weights; empty without one.
+
+    Its keys have the prefix of the tensors' names: a pipeline writes ``transformer.``, a transformer none.
+    """
+    prefixed = sum(name.startswith(DIFFUSERS_PREFIX) for name in names)
+    if 0 < prefixed < len(names):
+        raise ArtifactError(f"{file}: has names with and without {DIFFUSERS_PREFIX}; diffusers reads only one kind")
     text = metadata.get(DIFFUSERS_CONFIG)
     if not text:
         return PeftConfig()
@@ -126,9 +169,12 @@ def _config_in(file: Path, metadata: Mapping[str, str]) -> PeftConfig:
         config = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{file}: {DIFFUSERS_CONFIG} is not readable as JSON ({one_line(error)[:200]})") from error
-    items = config.items() if isinstance(config, dict) else ()
-    own = {k.removeprefix(DIFFUSERS_PREFIX): value for k, value in items if k.startswith(DIFFUSERS_PREFIX)}
-    return parse_config(file, own) if own else PeftConfig()
+    if not isinstance(config, dict) or any(key.startswith(DIFFUSERS_PREFIX) != bool(prefixed) for key in config):
+        raise ArtifactError(
+            f"{file}: {DIFFUSERS_CONFIG} does not describe its tensors: both must begin with {DIFFUSERS_PREFIX}, or "
+            "neither"
+        )
+    return parse_config(file, {key.removeprefix(DIFFUSERS_PREFIX): value for key, value in config.items()})
 
 
 def read_header(path: Path, folder: Path) -> tuple[dict[str, Entry], dict[str, str]]:
@@ -207,6 +253,26 @@ def _split(file: Path, pairs: Mapping[str, Pair], alphas: Mapping[str, str]) -> 
     return split, scalars
 
 
+def _scalars(file: Path, modules: Set[str], names: Mapping[str, str], entries: Mapping[str, Entry]) -> dict[str, float]:
+    """The values of the ``alpha`` scalars by module: for every module, or none."""
+    if names.keys() - modules:
+        raise ArtifactError(f"{file}: {names[min(names.keys() - modules)]} belongs to no factors")
+    if names and modules - names.keys():
+        raise ArtifactError(f"{file}: {min(modules - names.keys())} has no alpha, other modules have: scale unknown")
+    values: dict[str, float] = {}
+    with file.open("rb") as stream:
+        size = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(size)) if names else {}
+        for module, name in names.items():
+            begin, end = header[name]["data_offsets"]
+            stream.seek(8 + size + begin)
+            kind = entries[name].kind
+            (values[module],) = struct.unpack(KINDS[kind], b"\0\0" * (kind == "BF16") + stream.read(end - begin))
+            if not values[module] or not math.isfinite(values[module]):
+                raise ArtifactError(f"{file}: {name} is {values[module]:g}; an alpha is a finite number that is not 0")
+    return values
+
+
 def _check_entry(file: Path, name: str, entry: Entry) -> None:
     if kind := other_kind(name):
         raise ArtifactError(f"{file}: {kind} ({shown(name)}); only plain LoRA of the transformer is read")
@@ -219,6 +285,8 @@ def _check_entry(file: Path, name: str, entry: Entry) -> None:
 def _pair(file: Path, module: str, names: Mapping[str, str], entries: Mapping[str, Entry]) -> Pair:
     a, b = names.get("A", ""), names.get("B", "")
     left, right = (entries[name].shape if name else () for name in (b, a))
+    if len(left) > 2 and len(right) > 2:
+        raise ArtifactError(f"{file}: {module} is a convolution ({shown(a)}); only linear layers can be adapted")
     if len(left) != 2 or len(right) != 2 or left[1] != right[0] or not all((*left, *right)):
         shapes = f"A {list(right) if a else 'missing'}, B {list(left) if b else 'missing'}"
         raise ArtifactError(f"{file.parent}: the A and B factors of {module} do not pair up ({shapes})")

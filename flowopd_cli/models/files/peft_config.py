@@ -17,8 +17,7 @@ BASE_KEY = "base_sha256"
 LONGEST_NAME, LARGEST_RANK = 256, 1 << 16
 MOST_KEYS, MOST_PATTERNS, LONGEST_PATTERN, MOST_REPEATS = 10_000, 64, 200, 2
 PLAIN = re.compile(r"[\w.-]+")
-WHOLE = re.compile(r"\^[\w.-]+\$?")  # a plain key anchored at its start: a module's whole name
-ALL = "all-linear"
+DEFAULT_ALPHA = 8  # PEFT's own, if there is no lora_alpha
 NUMERAL = re.compile(r"-?\d{1,9}(\.\d{1,17})?", re.ASCII)
 # How some programs write that there is no value.
 ABSENT = {"", "none", "null", "false", "[]", "{}", "()"}
@@ -27,6 +26,7 @@ BEYOND = {
     "use_dora": "a DoRA adapter, whose magnitudes have no low-rank form",
     "modules_to_save": "trains whole modules",
     "bias": "trains biases",
+    "lora_bias": "trains biases of its factors",
     "use_qalora": "a QALoRA adapter",
     "use_bdlora": "a BD-LoRA adapter",
     "kasa_config": "a KaSA adapter",
@@ -39,11 +39,13 @@ BEYOND = {
 }
 # Initializations that move the base's own weights: the factors alone do not fit the base as it was.
 MOVING = ("pissa", "olora", "corda", "loftq", "lora_ga")
+# What leaves out some of the layers that target_modules matches.
+NARROWING = {"layers_to_transform", "exclude_modules"}
 EXPECTED = {
     "r": f"a whole number from 1 to {LARGEST_RANK}",
     "lora_alpha": "a finite number that is not 0",
     "use_rslora": "true or false",
-    "target_modules": "names of modules",
+    "target_modules": "a pattern, or a list of names",
     "rank_pattern": "numbers by names of modules",
     "alpha_pattern": "numbers by names of modules",
 }
@@ -66,8 +68,7 @@ def _printable(value: Any) -> str | None:
 
 
 def _module_names(value: Any) -> tuple[str, ...]:
-    names = _split(value) if isinstance(value, str) else value
-    return tuple(_valid(names, isinstance(names, list) and all(map(_is_name, names))))
+    return tuple(_valid(value, isinstance(value, list) and all(map(_is_name, value))))
 
 
 def _valid(value: Any, condition: bool) -> Any:
@@ -83,7 +84,10 @@ Numbers = BeforeValidator(_names_and_numbers)
 
 
 class PeftConfig(BaseModel):
-    """The used keys of ``adapter_config.json``; ``None`` or empty if a key is absent."""
+    """The used keys of ``adapter_config.json``; ``None`` or empty if a key is absent.
+
+    ``targets`` is empty too if ``target_modules`` is a pattern, or not all layers that it matches are adapted.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -91,7 +95,6 @@ class PeftConfig(BaseModel):
     rank: Rank = Field(default=None, alias="r")
     alpha: Alpha = Field(default=None, alias="lora_alpha")
     targets: Annotated[tuple[str, ...], BeforeValidator(_module_names)] = Field(default=(), alias="target_modules")
-    target_pattern: bool = False
     base: Text = Field(default=None, alias="base_model_name_or_path")
     base_sha256: Text = None
     rank_pattern: Annotated[dict[str, Rank], Numbers] = {}
@@ -121,6 +124,7 @@ def parse_config(path: Path, data: Mapping[str, Any]) -> PeftConfig:
     Raises :class:`ArtifactError`: a value of another kind (its key is named), or more than plain LoRA.
     """
     texts = {key: "".join(value.split()).lower() for key, value in data.items() if isinstance(value, str)}
+    data = {"lora_alpha": DEFAULT_ALPHA, **data}
     data = {key: value for key, value in data.items() if value is not None and texts.get(key) not in ABSENT}
     kind, initialization = data.get("peft_type", "LORA"), data.get("init_lora_weights")
     if kind != "LORA":
@@ -133,11 +137,10 @@ def parse_config(path: Path, data: Mapping[str, Any]) -> PeftConfig:
             f"{path}: began by moving the base's own weights (init_lora_weights: {shown(initialization)}): convert it "
             "to plain LoRA with PEFT (save_pretrained with path_initial_model_for_weight_conversion)"
         )
-    modules = data.get("target_modules")
-    pattern = isinstance(modules, str) and _split(modules) == [modules]
-    pattern = pattern and (modules == ALL or not PLAIN.fullmatch(str(modules)))
+    if "target_modules" in texts or data.keys() & NARROWING:
+        data.pop("target_modules", None)
     try:
-        config = PeftConfig.model_validate({**data, "path": path, "target_pattern": pattern})
+        config = PeftConfig.model_validate({**data, "path": path})
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         key, inner = str(first["loc"][0]), first["loc"][1:2]
@@ -152,42 +155,35 @@ def _is_name(name: Any) -> bool:
     return isinstance(name, str) and name.isprintable() and 0 < len(name) <= LONGEST_NAME
 
 
-def _split(text: str) -> list[str]:
-    """The names in a list that is written as text, by Python or as JSON; any other text is one name."""
-    bare = text.strip()
-    if not bare.startswith(("[", "(", "{")) or not bare.endswith(("]", ")", "}")):
-        return [text] if text else []
-    parts = [part.strip() for part in bare[1:-1].strip().rstrip(",").split(",")]
-    names = [part[1:-1] for part in parts if part[:1] in ("'", '"') and part[:1] == part[-1:]]
-    return [] if parts == [""] else names if len(names) == len(parts) else [text]
-
-
 def _match(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
     """PEFT's rule: the first key that matches the end of the module's name, as a regular expression."""
     for key, value in patterns.items():
-        if _matches(module, key):
+        if _ends_with(module, key) if _is_plain(key) else re.fullmatch(rf"(.*\.)?({key})", module):
             return 1 if value is None else value
     return default
 
 
-def _matches(module: str, key: str) -> bool:
-    """Whether a key matches, without compiling a pattern where it is plain."""
-    if WHOLE.fullmatch(key):
-        bare = key[1:].removesuffix("$")
-        return len(bare) == len(module) and _ends_with(module, bare)
-    return _ends_with(module, key) if PLAIN.fullmatch(key) else bool(re.fullmatch(rf"(.*\.)?({key})", module))
+def _bare(key: str) -> str:
+    return key.removeprefix("^").removesuffix("$")
+
+
+def _is_plain(key: str) -> bool:
+    return PLAIN.fullmatch(_bare(key)) is not None
 
 
 def _ends_with(module: str, key: str) -> bool:
-    """Whether a name ends with a plain key, where a dot matches any character, without compiling a pattern."""
-    start = len(module) - len(key)
-    at_part = start == 0 or (start > 0 and module[start - 1] == ".")
-    return at_part and all(k in (m, ".") for k, m in zip(key, module[start:], strict=True))
+    """Whether a name ends with a plain key, or after ``^`` equals it, without compiling a pattern; as in a pattern, a
+    dot of the key matches any character.
+    """
+    name = _bare(key)
+    start = len(module) - len(name)
+    at_part = start == 0 or (start > 0 and key[0] != "^" and module[start - 1] == ".")
+    return at_part and all(k in (m, ".") for k, m in zip(name, module[start:], strict=True))
 
 
 def _check_patterns(path: Path, keys: Iterable[str]) -> None:
     """Refuse patterns whose matching could take forever: each is tried on every module."""
-    patterns = [key for key in keys if not PLAIN.fullmatch(key) and not WHOLE.fullmatch(key)]
+    patterns = [key for key in keys if not _is_plain(key)]
     if len(patterns) > MOST_PATTERNS:
         raise ArtifactError(f"{path}: has {len(patterns)} patterns, at most {MOST_PATTERNS} are read: name the modules")
     for key in patterns:
