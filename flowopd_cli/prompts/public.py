@@ -134,6 +134,7 @@ def fetch(
 
     Raises :class:`PromptError`: there is no such set; near names are suggested.
     Raises :class:`ArtifactError`: a file is missing, cannot be fetched, or has another digest than the pinned one.
+    Raises :class:`StorageError`: the cache or ``out`` cannot be written.
     """
     if name not in SOURCES:
         raise PromptError(f"no prompt set {name!r}{suggest(name, list(SOURCES))}; known: {', '.join(SOURCES)}")
@@ -152,7 +153,7 @@ def fetch(
     adopted = local is not None and not modified and (source.verified or adopt)
     for target in [source.folder] * adopted + ([out] if out else []):
         for file, path in zip(source.files, paths, strict=True):
-            _write(target / file.name, path.read_bytes())
+            atomic_write(target / file.name, path.read_bytes())
         folder, paths = target, [target / file.name for file in source.files]
     return Fetched(paths[0] if len(paths) == 1 else folder, digests, source.verified and not modified)
 
@@ -161,7 +162,7 @@ def _cached(source: PromptSource) -> list[Path]:
     paths = [source.folder / file.name for file in source.files]
     for file, path in zip(source.files, paths, strict=True):
         if not path.is_file() or (file.sha256 is not None and sha256_file(path) != file.sha256):
-            _write(path, _download(source, file))
+            atomic_write(path, _download(source, file))
     return paths
 
 
@@ -186,13 +187,6 @@ def _download(source: PromptSource, file: PromptFile) -> bytes:
     if file.sha256 not in (None, digest):
         raise ArtifactError(f"{url}: sha256 is {digest}, expected {file.sha256}; the file was discarded")
     return data
-
-
-def _write(path: Path, data: bytes) -> None:
-    try:
-        atomic_write(path, data)
-    except OSError as error:
-        raise ArtifactError(f"{path}: cannot be written ({error}); FLOWOPD_CACHE names another cache") from error
 
 
 def _local(source: PromptSource, place: Path) -> list[Path]:

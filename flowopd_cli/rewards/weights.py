@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from weakref import WeakValueDictionary
 
 from flowopd_cli.errors import ArtifactError, one_line
-from flowopd_cli.system.files import sha256_file
+from flowopd_cli.system.files import sha256_file, storing
 from flowopd_cli.system.paths import cache_dir
 
 if TYPE_CHECKING:
@@ -124,6 +124,7 @@ def download(url: str, *, sha256: str | None, name: str | None = None) -> Path:
     """A file from a URL, cached. ``sha256`` may be a prefix of the digest; without one only https is accepted.
 
     Raises :class:`ArtifactError`: the file cannot be fetched, or its digest is another one.
+    Raises :class:`StorageError`: the cache cannot be written.
     """
     if not url.startswith("https://") and sha256 is None:
         raise ArtifactError(f"{url}: is not fetched without https:// unless its digest is pinned (URL#sha256=...)")
@@ -135,14 +136,15 @@ def download(url: str, *, sha256: str | None, name: str | None = None) -> Path:
         return target
     import httpx2 as httpx
 
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+    with storing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+    with storing(target), tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         partial = Path(scratch) / name
         try:
             with httpx.stream("GET", url, follow_redirects=True, timeout=60) as answer, partial.open("wb") as sink:
                 for chunk in answer.raise_for_status().iter_bytes():
                     sink.write(chunk)
-        except (httpx.HTTPError, OSError) as error:
+        except httpx.HTTPError as error:
             reason = f"{url}: cannot be fetched ({one_line(error)[:300]})"
             raise ArtifactError(f"{reason}; download it yourself and name its path") from error
         digest = sha256_file(partial)

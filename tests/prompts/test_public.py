@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from flowopd_cli.errors import ArtifactError, PromptError
+from flowopd_cli.errors import ArtifactError, PromptError, StorageError
 from flowopd_cli.prompts import make_geneval, public
 from flowopd_cli.prompts.public import SOURCES, PromptFile, PromptSource, fetch
 from flowopd_cli.system.json_files import read_json_lines
@@ -106,7 +106,7 @@ class TestFetch:
             fetch("onne")
         (tmp_path / "file").write_text("x")
         monkeypatch.setenv("FLOWOPD_CACHE", str(tmp_path / "file"))
-        with pytest.raises(ArtifactError, match=r"cannot be written.*FLOWOPD_CACHE"):
+        with pytest.raises(StorageError, match=r"^[^(]*/our_one.txt: cannot be written \(Not a directory; "):
             fetch("one")
 
 

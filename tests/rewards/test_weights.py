@@ -9,7 +9,7 @@ import torch
 from support.scripted import cut_short
 from support.tiny_scorers import save_clip
 
-from flowopd_cli.errors import ArtifactError
+from flowopd_cli.errors import ArtifactError, StorageError
 from flowopd_cli.rewards.geneval.mmdet_weights import load_network
 from flowopd_cli.rewards.preference import clip
 from flowopd_cli.rewards.weights import (
@@ -167,6 +167,13 @@ def test_an_incomplete_or_different_download_is_discarded(serve, cache, reply, d
     with pytest.raises(ArtifactError, match=r"cannot be fetched|expected 0000"):
         download(f"{serve(reply).url}/file.bin", sha256=digest)
     assert list(cache.iterdir()) == []
+
+
+def test_a_cache_that_cannot_be_written_is_not_a_failed_download(serve, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("x")
+    monkeypatch.setenv("FLOWOPD_CACHE", str(tmp_path / "file"))
+    with pytest.raises(StorageError, match=r"/w.bin: cannot be written \(Not a directory; "):
+        download(f"{serve((200, CONTENT)).url}/w.bin", sha256=DIGEST)
 
 
 def test_a_file_is_fetched_again_only_when_it_is_damaged(serve, cache):
