@@ -175,6 +175,7 @@ PROMPT_TASKS: Mapping[str, tuple[str, ...]] = {
     **{name: (name.removeprefix("toy:"),) for name in _SHIPPED_PROMPTS},
     "toy:all": ("geneval", "ocr"),
 }
+QUOTED = frozenset({"ocr", "toy-ocr"})  # rewards that look for the text to render
 
 
 def base_source(name: str) -> str:

@@ -13,6 +13,7 @@ from flowopd_cli.core.types import Conditioning
 
 if TYPE_CHECKING:
     from flowopd_cli.models.adapters import AdapterBank
+    from flowopd_cli.models.tokens import Excess
 
 
 class FlowModel(Protocol):
@@ -78,4 +79,8 @@ class LoadedModel(FlowModel, Protocol):
 
     def encode_ahead(self, texts: Sequence[str]) -> None:
         """Encode all texts of a run and release the text encoders."""
+        ...
+
+    def truncated(self, texts: Sequence[str]) -> dict[str, Excess]:
+        """The texts that are longer than every text encoder reads, with the tokens of each and those that are read."""
         ...

@@ -32,6 +32,7 @@ from flowopd_cli.models.files.pipelines import (
 from flowopd_cli.models.loading import LoadOptions, load_part, pick_dtype, quiet_libraries, take_device
 from flowopd_cli.models.sharding import Turns, shard
 from flowopd_cli.models.speed import allow_tf32, checkpointed, compile_blocks
+from flowopd_cli.models.tokens import Excess, truncated
 from flowopd_cli.system.distributed import GROUP
 
 if TYPE_CHECKING:
@@ -168,6 +169,10 @@ class PipelineModel(ABC):
                 self._encoded(part)
         self.prompts.flush()
         self.release_encoders()
+
+    def truncated(self, texts: Sequence[str]) -> dict[str, Excess]:
+        """The texts that are longer than every text encoder reads."""
+        return {} if self._embed_instead else truncated(self.folder, self.max_sequence_length, texts)
 
     def _distinct(self, texts: Iterable[str]) -> list[str]:
         """The distinct texts, and the empty one if guidance needs it."""

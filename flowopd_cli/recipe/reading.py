@@ -200,7 +200,8 @@ def dump(recipe: Recipe) -> str:
     return yaml_files.dump(recipe.model_dump(mode="json"))
 
 
-def digest(recipe: Recipe) -> str:
-    """SHA-256 of the resolved recipe, 16 hex digits: equal recipes have equal digests."""
-    canonical = json.dumps(recipe.model_dump(mode="json"), sort_keys=True)
+def digest(recipe: Recipe | Mapping[str, Any]) -> str:
+    """SHA-256 of a resolved recipe or its file's mapping, 16 hex digits: equal recipes have equal digests."""
+    tree = recipe if isinstance(recipe, Mapping) else recipe.model_dump(mode="json")
+    canonical = json.dumps(tree, sort_keys=True)
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]

@@ -72,6 +72,8 @@ class ModelSpec(Spec):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     resolution: PositiveInt | None = 512  #: side of a picture in pixels; null takes the base's own
     max_sequence_length: Annotated[int, Field(ge=1, le=512)] = 128  #: tokens of a prompt that T5 reads
+    #: what to do if no text encoder reads the whole of a prompt; a text to render that is cut off is always refused
+    too_long: Literal["warn", "refuse"] = "warn"
     device: str = "auto"  #: `auto`, `cpu`, `cuda` or `cuda:N`
     cache_prompts: bool = True  #: cache prompt embeddings on disk, so that later runs load no text encoder
     tf32: bool = True  #: let a GPU round the factors of float32 products

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flowopd_cli import __version__
 from flowopd_cli.errors import ArtifactError, FlowOPDError, UnreadableError
-from flowopd_cli.recipe import TrainedRecipe, digest
+from flowopd_cli.recipe import TrainedRecipe, digest, read
 from flowopd_cli.runs.adapter_ref import AdapterRef
 from flowopd_cli.runs.layout import resume_command
 from flowopd_cli.runs.manifest import Artifact, Manifest, Parent, is_run, status_now
@@ -96,7 +95,7 @@ def _check_recipe(run: RunDir, manifest: Manifest) -> Iterator[Finding]:
     except FlowOPDError as error:
         yield Finding("recipe", run.recipe_file.name, str(error))
         return
-    changed = manifest.code_version == __version__ and digest(recipe) != manifest.recipe_sha  # versions add fields
+    changed = digest(read(run.recipe_file)) != manifest.recipe_sha  # the file itself: versions add fields
     yield Finding("recipe", run.recipe_file.name, "is not the recipe that this run began with" if changed else "")
     if isinstance(recipe, TrainedRecipe) and rows:
         complete = [row.get("iteration") for row in rows] == list(range(1, len(rows) + 1))

@@ -18,7 +18,7 @@ MAY_CHANGE = frozenset(
         *("train.iterations", "train.checkpoint_every", "train.keep_checkpoints", "train.keep_best"),
         *("train.sample_every", "train.track", "train.processes", "train.micro", "train.rollout_batch"),
         *("train.skip_limit", "train.lr", "train.warmup", "train.max_grad_norm", "model.cache_prompts"),
-        *("model.device", "model.shard", "opd.log_rewards_every"),
+        *("model.too_long", "model.device", "model.shard", "opd.log_rewards_every"),
     }
 )
 # References that are compared by the content of their folders, which may move.

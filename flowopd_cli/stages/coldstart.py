@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
 
 from flowopd_cli.errors import RewardError
@@ -11,6 +12,7 @@ from flowopd_cli.runs.adapter_ref import Adapters
 from flowopd_cli.runs.run import RunDir
 from flowopd_cli.stages.training.data import make_drawer, make_rewards, make_sampler
 from flowopd_cli.stages.training.fit import Course, train_policy
+from flowopd_cli.stages.training.lengths import check_lengths
 from flowopd_cli.stages.training.model import Roles, encode_ahead, load_model
 from flowopd_cli.stages.training.resume import prompts_digest
 from flowopd_cli.system.progress import Progress
@@ -29,6 +31,7 @@ def run(
     roles = Roles(model, adapters or Adapters())
     roles.add_policy(recipe.adapter, recipe.seed)
     teachers = roles.add_teachers(recipe.teachers, recipe.sampling.guidance)
+    check_lengths(recipe, model, chain.from_iterable(prompts.values()), progress)
     run.declare(roles.inputs(recipe.model, prompts_digest(prompts)))
     encode_ahead(model, prompts)
     sampler = make_sampler(model, recipe.sampling)

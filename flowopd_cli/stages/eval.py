@@ -16,6 +16,7 @@ from flowopd_cli.stages.evaluation.journal import Batch, Journal, Scored, Scorer
 from flowopd_cli.stages.evaluation.requests import PictureRequest, Requests
 from flowopd_cli.stages.evaluation.results import imported, rows_by_suite, show_table, summarize_all
 from flowopd_cli.stages.evaluation.suites import make_rewards, plan_requests
+from flowopd_cli.stages.training.lengths import check_lengths
 from flowopd_cli.stages.training.model import Roles, encode_ahead, load_model
 from flowopd_cli.suites.base import Result, image_seed
 from flowopd_cli.system.distributed import GROUP
@@ -97,18 +98,24 @@ def pictures(
         yield batch, [folder.read(request) for request in batch]
         progress.step({})
     if missing or recipe.model.shard:  # a sharded model is loaded by all processes together
-        for batch in draw(recipe, missing, folder, run, adapters):
+        for batch in draw(recipe, missing, folder, run, progress, adapters):
             yield batch
             progress.step({})
 
 
 def draw(
-    recipe: EvalRecipe, requests: Sequence[PictureRequest], folder: PictureFolder, run: RunDir, adapters: Adapters
+    recipe: EvalRecipe,
+    requests: Sequence[PictureRequest],
+    folder: PictureFolder,
+    run: RunDir,
+    progress: Progress,
+    adapters: Adapters,
 ) -> Iterator[Batch]:
     """Draw pictures under the recipe's adapter and write them to the folder, a batch at a time."""
     spec = recipe.eval
     folder.prepare(requests)
     model = load_model(recipe.model, ())
+    check_lengths(recipe, model, [request.prompt for request in requests], progress)
     roles = Roles(model, adapters)
     adapter = roles.add_frozen("policy", recipe.adapter or "base")
     run.declare(roles.inputs(recipe.model))

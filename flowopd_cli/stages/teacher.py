@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import chain
 from typing import Any
 
 from flowopd_cli.recipe import TeacherRecipe
@@ -11,6 +12,7 @@ from flowopd_cli.runs.adapter_ref import Adapters
 from flowopd_cli.runs.run import RunDir
 from flowopd_cli.stages.training.data import in_background, iteration_sampler, make_drawer, make_rewards, make_sampler
 from flowopd_cli.stages.training.fit import Course, train_policy
+from flowopd_cli.stages.training.lengths import check_lengths
 from flowopd_cli.stages.training.model import Roles, encode_ahead, load_model
 from flowopd_cli.stages.training.resume import prompts_digest
 from flowopd_cli.system.progress import Progress
@@ -29,6 +31,7 @@ def run(
     model = load_model(recipe.model, recipe.adapter.targets)
     roles = Roles(model, adapters or Adapters())
     roles.add_policy(recipe.adapter, recipe.seed)
+    check_lengths(recipe, model, chain.from_iterable(prompts.values()), progress)
     run.declare(roles.inputs(recipe.model, prompts_digest(prompts)))
     encode_ahead(model, prompts)
     base = collect.Teacher(None, recipe.sampling.guidance) if grpo.beta else None

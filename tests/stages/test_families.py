@@ -19,7 +19,7 @@ PACKAGE = Path(flowopd_cli.__file__).parent.parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(PACKAGE), "OMP_NUM_THREADS": "1"}
 SMALL = {
     "model.resolution": 32,
-    "model.max_sequence_length": 6,
+    "model.max_sequence_length": 32,
     "model.dtype": "float32",
     "model.device": "cpu",
     "adapter.rank": 4,
@@ -102,7 +102,7 @@ def test_the_six_commands(call, base, tmp_path, monkeypatch):
     counted = ("--set", "eval.limit=2", "--set", "eval.images=1", "--set", "eval.steps=2", "--set", "eval.guidance=3.5")
     scored = call("eval", "--suite", "toy-quality", "--adapter", "s", *counted, "--out", "e")
     assert scored["suites"]["quality"]["n"] == 2
-    sizes = ("--set", "model.resolution=32", "--set", "model.max_sequence_length=6")
+    sizes = ("--set", "model.resolution=32", "--set", "model.max_sequence_length=32")
     assert call("eval", "--suite", "toy-quality", "--base", base, *counted, *sizes, "--out", "eb")["suites"]
 
     pushed = call("push", "s", "--dry-run", "--out", "p", "--set", "push.verify_guidance=3.5")
@@ -110,7 +110,7 @@ def test_the_six_commands(call, base, tmp_path, monkeypatch):
     folder = RunDir.open("p").hub_dir
     assert "DiffusionPipeline.from_pretrained" in (folder / "README.md").read_text()
     pipeline = FLUX.plain(base)
-    options = {"height": 32, "width": 32, "max_sequence_length": 6, "num_inference_steps": 2, "output_type": "pt"}
+    options = {"height": 32, "width": 32, "max_sequence_length": 32, "num_inference_steps": 2, "output_type": "pt"}
     before = pipeline(TEXTS[0], generator=torch.manual_seed(0), **options).images
     pipeline.load_lora_weights(folder)
     after = pipeline(TEXTS[0], generator=torch.manual_seed(0), **options).images

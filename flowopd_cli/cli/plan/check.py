@@ -32,8 +32,7 @@ from flowopd_cli.system.paths import is_branch, is_hub_id
 Check = Callable[[], Iterable[str] | None]  # returns remarks, raises FlowOPDError
 Reader = Callable[[recipes.PromptSpec], list[Row]]
 RECIPE = "recipe"
-# Rewards that need something of a prompt's own text or metadata.
-QUOTED = {"ocr", "toy-ocr"}
+# Rewards that need clauses in a prompt's metadata.
 CLAUSED = {"geneval", "geneval-hf", "toy-geneval"}
 
 
@@ -196,10 +195,10 @@ def _check_prompts(recipe: recipes.TrainedRecipe, prompts: recipes.PromptSpec, r
     rows = read(prompts)
     scored = not isinstance(recipe, recipes.DistillRecipe) or recipe.opd.log_rewards_every > 0
     for spec in recipe.rewards if scored else ():
-        for row in rows if spec.name in QUOTED | CLAUSED else ():
+        for row in rows if spec.name in registry.QUOTED | CLAUSED else ():
             if spec.task is not None and row.task != spec.task:
                 continue
-            if spec.name in QUOTED:
+            if spec.name in registry.QUOTED:
                 parse_target(row.place, row.text, row.metadata)
             fault = faulty(row.metadata) if spec.name in CLAUSED else None
             if fault:

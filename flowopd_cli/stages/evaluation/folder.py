@@ -125,7 +125,7 @@ class PictureFolder:
 
 def picture_settings(recipe: EvalRecipe, parents: Sequence[Parent]) -> dict[str, Any]:
     """The settings that a picture depends on, besides its prompt and number."""
-    model = recipe.model.model_dump(mode="json", exclude={"device", "cache_prompts"})
+    model = recipe.model.model_dump(mode="json", exclude={"device", "cache_prompts", "too_long"})
     sampling = recipe.eval.model_dump(mode="json", include={"steps", "guidance", "seed"})
     return {"model": model, "adapters": [parent.sha256 for parent in parents], **sampling}
 
