@@ -51,12 +51,17 @@ def read_rows(path: Path, task: str | None = None) -> list[Row]:
 
 
 def load_prompts(
-    source: str, *, task: str | None = None, split: str = "train", limit: int | None = None
+    source: str,
+    *,
+    task: str | None = None,
+    split: str = "train",
+    limit: int | None = None,
+    id_prefix: str | None = None,
 ) -> list[Prompt]:
     """The prompts of a registered source, or of a ``.txt`` (one a line) or ``.jsonl`` file.
 
     A JSONL row, ``{"prompt": …, "task"?: …, …}``, is the prompt's metadata. ``task`` is that of rows which name none;
-    ``split`` applies to registered sources.
+    ``split`` applies to registered sources. Rows without an id get ``id_prefix:line``, by default ``source:line``.
 
     Raises :class:`PromptError`: no such file, an invalid line, or a prompt without a task.
     """
@@ -64,16 +69,17 @@ def load_prompts(
         prompts: list[Prompt] = list(registry.PROMPTS.load(source)(split))
         prompts = [prompt for prompt in prompts if task is None or prompt.task == task]
     else:
-        prompts = [_prompt(row) for row in read_rows(Path(source), task)]
+        prompts = [_prompt(row, id_prefix or str(Path(source))) for row in read_rows(Path(source), task)]
     if not prompts:
         raise PromptError(f"prompts: {source}: no prompt in it" + (f" of task {task!r}" if task else ""))
     return prompts[:limit]
 
 
-def _prompt(row: Row) -> Prompt:
+def _prompt(row: Row, id_prefix: str) -> Prompt:
     if row.task is None:
         raise PromptError(f'{row.place}: no task: write "task" in a .jsonl row or give --prompts FILE,task=NAME')
-    return Prompt(row.place if row.id is None else row.id, row.text, row.task, row.metadata)
+    row_id = f"{id_prefix}:{row.place.rpartition(':')[2]}" if row.id is None else row.id
+    return Prompt(row_id, row.text, row.task, row.metadata)
 
 
 def _numbered_lines(path: Path) -> Iterator[tuple[str, str]]:

@@ -155,6 +155,8 @@ class PromptSpec(Spec):
     split: Literal["train", "validation", "test"] = "train"  #: split of a named source
     weight: PositiveFloat = 1.0  #: share of the iteration's groups, relative to the other sources
     limit: PositiveInt | None = None  #: use only the first N prompts; null is all
+    #: rows of a file without an id are `PREFIX:LINE`; null is `source`; `--resume` sets it for a file that has moved
+    id_prefix: str | None = None
 
 
 class RewardSpec(Spec):

@@ -21,8 +21,11 @@ MAY_CHANGE = frozenset(
         *("model.too_long", "model.device", "model.shard", "opd.log_rewards_every"),
     }
 )
-# References that are compared by the content of their folders, which may move.
-MAY_MOVE = ("model.pretrained", "adapter.init", "anchor.ref", "routing.*.ref", "teachers.*.ref")
+# References that are compared by the content of their files, which may move; moved prompts keep their ids.
+MAY_MOVE = (
+    *("model.pretrained", "adapter.init", "anchor.ref", "routing.*.ref", "teachers.*.ref"),
+    *("prompts.*.source", "prompts.*.id_prefix"),
+)
 
 
 class Provenance(Inputs):

@@ -115,13 +115,13 @@ def test_a_changed_base_is_refused_before_training(forks, tmp_path):
 
 
 def test_moved_inputs_are_accepted(forks, mine):
-    for name in ("base", "teacher", "other"):
+    for name in ("base", "teacher", "other", "prompts.jsonl"):
         (mine / name).rename(mine / f"moved-{name}")
     ended = forks.run("distill", "--resume", mine / "r")
     assert ended.code == 2
     assert "no such" in ended.err
     places = {"model.pretrained": "base", "adapter.init": "teacher", "routing.geneval.ref": "teacher"}
-    places |= {"routing.ocr.ref": "other", "anchor.ref": "other"}
+    places |= {"routing.ocr.ref": "other", "anchor.ref": "other", "prompts.0.source": "prompts.jsonl"}
     moved = toyruns.changes(*(f"{key}={mine / f'moved-{name}'}" for key, name in places.items()))
     ended = forks.run("distill", "--resume", mine / "r", *moved)
     assert ended.code == 0, ended.err
@@ -132,6 +132,37 @@ def test_moved_inputs_are_accepted(forks, mine):
     assert {parent.ref for parent in RunDir(mine / "r").manifest().parents} == {
         str(mine / f"moved-{n}") for n in ("teacher", "other")
     }
+
+
+def test_a_moved_prompt_file_is_named_by_prompts(flowopd, tmp_path):
+    file, moved = tmp_path / "p.txt", tmp_path / "q.txt"
+    file.write_text("a red circle\na blue square\na green star\n", encoding="utf-8")
+    command = [*toyruns.teacher("toy-quality"), "--prompts", f"{file},task=a"]
+    longer = toyruns.changes("train.iterations=3")
+    for name, more in {"whole": longer, "r": toyruns.changes("train.iterations=1")}.items():
+        assert flowopd(*command, *more, "--out", tmp_path / name)[0] == 0
+    file.rename(moved)
+    resume = ("teacher", "--resume", tmp_path / "r", *longer)
+    code, _, err = flowopd(*resume)
+    assert (code, "p.txt: no such file; if it has moved, name its new place" in " ".join(err.split())) == (2, True)
+    code, _, err = flowopd(*resume, "--prompts", f"{moved},task=b")
+    assert (code, f"give the new place of {file} alone" in " ".join(err.split())) == (2, True)
+    original = moved.read_text(encoding="utf-8")
+    moved.write_text(original.replace("red", "grey"), encoding="utf-8")
+    code, _, err = flowopd(*resume, "--prompts", moved)
+    assert (code, "made with other inputs: the set of prompts was" in " ".join(err.split())) == (2, True)
+    moved.write_text(original, encoding="utf-8")
+    code, _, err = flowopd(*resume, "--prompts", moved)
+    assert code == 0, err
+    assert flowopd(*resume[:3], "--prompts", moved)[0] == 0
+    run, whole = RunDir(tmp_path / "r"), RunDir(tmp_path / "whole")
+    assert toyruns.figures(run.path) == toyruns.figures(whole.path)
+    assert run.manifest().prompts == whole.manifest().prompts
+    pictures = [file.relative_to(whole.path) for file in whole.path.glob("samples/*.png")]
+    assert pictures
+    assert all((run.path / name).read_bytes() == (whole.path / name).read_bytes() for name in pictures)
+    code, _, err = flowopd(*resume, "--prompts", file)
+    assert (code, "leave it out, its prompts are where they were" in " ".join(err.split())) == (2, True)
 
 
 def test_settings_without_effect_on_results_may_change(forks, mine):

@@ -12,16 +12,17 @@ from typing import TYPE_CHECKING, Any
 from flowopd_cli import recipe as recipes
 from flowopd_cli.cli.options import Common
 from flowopd_cli.cli.plan.consent import check_consent
-from flowopd_cli.errors import ArtifactError, RecipeError
+from flowopd_cli.errors import ArtifactError, PromptError, RecipeError
 from flowopd_cli.models.files.families import model_fields
 from flowopd_cli.recipe.sections import RANKLESS
-from flowopd_cli.registry import REWARDS, SUITES
+from flowopd_cli.registry import PROMPTS, REWARDS, SUITES
 from flowopd_cli.runs import provenance
 from flowopd_cli.runs.adapter_ref import AdapterRef, Adapters, recorded_base
 from flowopd_cli.runs.layout import resume_command
 from flowopd_cli.runs.manifest import ADAPTER, is_run
 from flowopd_cli.runs.provenance import MAY_CHANGE
 from flowopd_cli.runs.run import RunDir
+from flowopd_cli.system.files import is_file
 
 if TYPE_CHECKING:  # it needs torch
     from flowopd_cli.stages.evaluation.requests import Requests
@@ -118,7 +119,7 @@ def complete_names(recipe: recipes.Recipe) -> recipes.Recipe:
 def _resumed(stage: str, common: Common, flags: Mapping[str, Any], adapters: Adapters) -> recipes.Recipe:
     names = ("recipe", "base", "out", "seed")
     clashes = [f"--{name}" for name in names if getattr(common, name) is not None] + ["--force"] * common.force
-    if clashes or flags.keys() - AGAIN:
+    if clashes or flags.keys() - AGAIN - {"prompts"}:
         what = ", ".join(clashes) or "a flag of the recipe"
         raise RecipeError(f"--resume uses the run's own recipe: leave out {what} (--set may change a field)")
     run = RunDir.open(Path(str(common.resume)))
@@ -127,14 +128,50 @@ def _resumed(stage: str, common: Common, flags: Mapping[str, Any], adapters: Ada
         raise RecipeError(f"{run.path}: is a {actual} run; resume with: {resume_command(actual, run.path)}")
     if not run.recipe_file.is_file():
         raise ArtifactError(f"{run.path}: stopped before its first write ended; start again with --out and --force")
-    recipe = run.recipe([*(f"{key}={dumps(value)}" for key, value in flags.items()), *common.overrides])
+    fields = {key: value for key, value in flags.items() if key != "prompts"} | _moved_prompts(run, flags)
+    recipe = run.recipe([*(f"{key}={dumps(value)}" for key, value in fields.items()), *common.overrides])
     if not isinstance(recipe, recipes.TrainedRecipe):
         return recipe
+    recipe = _with_recorded_ids(recipe, run.recipe())
     if common.overrides or run.manifest().status != "done":
         _refuse_other_course(run, complete_names(recipe), common.overrides, adapters)
     if common.processes:
         return recipe.model_copy(update={"train": recipe.train.model_copy(update={"processes": common.processes})})
     return recipe
+
+
+def _moved_prompts(run: RunDir, flags: Mapping[str, Any]) -> dict[str, str]:
+    """The fields that ``--prompts`` sets on ``--resume``: each names the new place of a prompt file that is gone.
+
+    Raises :class:`RecipeError`: it names more, or not as many, or other settings of the prompts.
+    """
+    recorded = [spec.source for spec in getattr(run.recipe(), "prompts", ())]
+    gone = [index for index, source in enumerate(recorded) if _is_gone(source)]
+    moved = [spec for spec in flags.get("prompts", ()) if spec["source"] not in recorded]
+    if moved and (len(moved) != len(gone) or any(len(spec) > 1 for spec in moved)):
+        listed = ", ".join(recorded[index] for index in gone)
+        way_out = f"give the new place of {listed} alone" if gone else "leave it out, its prompts are where they were"
+        raise RecipeError(f"--prompts {moved[0]['source']}: {run.path} keeps its prompts: {way_out}")
+    return {f"prompts.{index}.source": spec["source"] for index, spec in zip(gone, moved, strict=False)}
+
+
+def _with_recorded_ids(recipe: recipes.TrainedRecipe, recorded: recipes.Recipe) -> recipes.TrainedRecipe:
+    """The recipe with the recorded ids for prompts whose file has moved: they seed the sample pictures.
+
+    Raises :class:`PromptError`: a prompt file of the run is gone.
+    """
+    prompts = list(recipe.prompts)
+    for index, (new, old) in enumerate(zip(recipe.prompts, getattr(recorded, "prompts", ()), strict=False)):
+        if new.source != old.source:
+            prompts[index] = new.model_copy(update={"id_prefix": old.id_prefix or str(Path(old.source))})
+        elif _is_gone(new.source):
+            way_out = f"if it has moved, name its new place with --set prompts.{index}.source=PATH"
+            raise PromptError(f"prompts: {new.source}: no such file; {way_out}")
+    return recipe.model_copy(update={"prompts": tuple(prompts)})
+
+
+def _is_gone(source: str) -> bool:
+    return source not in PROMPTS.names() and not is_file(source)
 
 
 def _refuse_other_course(run: RunDir, recipe: recipes.Recipe, overrides: Sequence[str], adapters: Adapters) -> None:

@@ -41,7 +41,8 @@ def read_prompts(specs: Sequence[PromptSpec]) -> tuple[dict[str, list[Prompt]], 
     prompts: dict[str, list[Prompt]] = {}
     weights: dict[str, float] = {}
     for spec in specs:
-        loaded = load_prompts(spec.source, task=spec.task, split=spec.split, limit=spec.limit)
+        options = spec.model_dump(include={"task", "split", "limit", "id_prefix"})
+        loaded = load_prompts(spec.source, **options)
         for prompt in loaded:
             prompts.setdefault(prompt.task, []).append(prompt)
         for task in sorted({prompt.task for prompt in loaded}):
