@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,10 +18,10 @@ from PIL.WebPImagePlugin import WebPImageFile
 from flowopd_cli.errors import ArtifactError, one_line
 
 # Decoders that Pillow has within itself; some of its others start programs.
-READERS: dict[str, Callable[[BinaryIO], ImageFile]] = {
-    "PNG": PngImageFile,
-    "JPEG": JpegImageFile,
-    "WebP": WebPImageFile,
+READERS: dict[str, tuple[bytes, Callable[[BinaryIO], ImageFile]]] = {  # with the first bytes of their files
+    "PNG": (b"\x89PNG", PngImageFile),
+    "JPEG": (b"\xff\xd8\xff", JpegImageFile),
+    "WebP": (b"RIFF", WebPImageFile),
 }
 MOST_PIXELS = 64 << 20
 _PNG_END = b"\0\0\0\0IEND\xaeB`\x82"  # a PNG's last chunk (W3C PNG specification, 11.2.5)
@@ -109,12 +110,12 @@ def _check_size(width: int, height: int) -> None:
 
 def _open(stream: BinaryIO, formats: Sequence[str]) -> ImageFile:
     """The header of a picture. ``Image.open`` would warn of, or refuse, sizes before ``check_size`` sees them."""
-    for name in formats:
-        stream.seek(0)
-        try:
-            return READERS[name](stream)
-        except SyntaxError:
-            continue
+    start = stream.read(4)
+    stream.seek(0)
+    with suppress(SyntaxError):
+        for magic, reader in (READERS[name] for name in formats):
+            if start.startswith(magic):
+                return reader(stream)
     raise ValueError(f"no {' or '.join(', '.join(formats).rsplit(', ', 1))}")
 
 

@@ -69,7 +69,7 @@ def block_pixels(kind, mode, orientation, size, seed, animated):
         options |= {"save_all": True, "append_images": [Image.new(mode, image.size)]}
     sink = io.BytesIO()
     image.save(sink, kind, **options)
-    pixels = np.asarray(decode_picture(sink, lambda width, height: None)).astype(float)
+    pixels = np.asarray(decode_picture(io.BytesIO(sink.getvalue()), lambda width, height: None)).astype(float)
     if kind == "JPEG":
         pixels = pixels[8::16, 8::16]
     difference = np.abs(pixels - 255 * turned(expected, orientation or 1)).max()
