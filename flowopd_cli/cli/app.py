@@ -6,6 +6,8 @@ import os
 import re
 import signal
 import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -75,7 +77,7 @@ app.command("bench", rich_help_panel=MACHINE)(bench.bench)
 
 
 class _Command(TyperCommand):
-    """Refuses an option that is given again, of which click would silently take the last."""
+    """Refuses a repeated option of one value, of which click takes the last, and two ``--set`` of one field."""
 
     def make_parser(self, ctx: Any) -> Any:
         """The parser of the command's options."""
@@ -84,14 +86,24 @@ class _Command(TyperCommand):
 
         def parse_once(args: list[str]) -> Any:
             values, rest, order = parse(args)
-            for option in order if not ctx.resilient_parsing else ():
-                is_switch = getattr(option, "is_flag", False) and not option.secondary_opts
-                if order.count(option) > 1 and not getattr(option, "multiple", False) and not is_switch:
-                    raise RecipeError(f"{option.opts[0]}: is given {order.count(option)} times and takes one value")
+            if not ctx.resilient_parsing:  # as completion does
+                _refuse_repeats(values, order)
             return values, rest, order
 
         parser.parse_args = parse_once
         return parser
+
+
+def _refuse_repeats(values: Mapping[str, Any], order: Sequence[Any]) -> None:
+    """Refuse repeats, from the values by parameter and the parameters in the order of the command line."""
+    for option, count in Counter(order).items():
+        is_switch = getattr(option, "is_flag", False) and not option.secondary_opts
+        if count > 1 and not getattr(option, "multiple", False) and not is_switch:
+            raise RecipeError(f"{option.opts[0]}: is given {count} times and takes one value")
+        if "--set" in option.opts:
+            field, most = Counter(text.partition("=")[0] for text in values[option.name]).most_common(1)[0]
+            if most > 1:
+                raise RecipeError(f"--set {field}: is given {most} times")
 
 
 for _app in (app, runs.app, recipes.app, rewards.app, prompts.app):

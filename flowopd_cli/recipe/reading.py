@@ -165,11 +165,8 @@ def build(
 ) -> Recipe:
     """Validate a mapping as the recipe of its ``stage``; see :func:`load`."""
     tree = json.loads(json.dumps(data, default=str))
-    fields = [parse_override(expression) for expression in overrides]
-    for index, (key, value) in enumerate(fields):
-        if key in dict(fields[:index]):
-            raise RecipeError(f"--set {key}: is given twice")
-        assign(tree, key, value)
+    for expression in overrides:
+        assign(tree, *parse_override(expression))
     tree = _expand_home(tree)
     named = str(tree.get("stage", stage))[:40]
     if stage is not None and named != stage:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -34,7 +35,7 @@ class JpegReward(Reward):
         note="sizes depend a little on the JPEG library that Pillow carries",
     )
 
-    def __init__(self, quality: int = 95, variant: str = "ddpo") -> None:
+    def __init__(self, quality: int = 95, variant: Literal["ddpo", "flow_grpo"] = "ddpo") -> None:
         """``quality`` is Pillow's, 95 in DDPO and Flow-GRPO.
 
         Raises :class:`RewardError`: a quality outside 1 to 95, or an unknown variant.

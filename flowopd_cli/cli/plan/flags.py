@@ -97,8 +97,6 @@ def reward_options(texts: Sequence[str]) -> dict[str, Any]:
         name, equals, raw = text.partition("=")
         if not equals or not name.isidentifier():
             raise RecipeError(f"--set {text[:80]}: write it as OPTION=VALUE")
-        if name in options:
-            raise RecipeError(f"--set {name}: is given twice")
         options[name] = yaml_files.parse(raw, f"--set {name}")
     secret = secret_in_options(options)
     if secret:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -121,7 +121,11 @@ class OCRReward(Reward):
         note="exact formula; published scores were read by PaddleOCR 2.9.1: closest with models=PP-OCRv4",
     )
 
-    def __init__(self, reader: str | TextReader = "auto", **options: Annotated[Any, OptionsOf(PaddleOptions)]) -> None:
+    def __init__(
+        self,
+        reader: Literal["auto", "paddleocr", "rapidocr", "rapidocr-band"] | TextReader = "auto",
+        **options: Annotated[Any, OptionsOf(PaddleOptions)],
+    ) -> None:
         """``reader`` is a name (``auto``, ``paddleocr``, ``rapidocr``, ``rapidocr-band``) or a :class:`TextReader`.
 
         ``options`` are those of the named reader's constructor.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -91,7 +92,7 @@ class ClipScoreReward(Reward):
 
     def __init__(
         self,
-        variant: str = "t2i-compbench",
+        variant: Literal["t2i-compbench", "flow_grpo", "original"] = "t2i-compbench",
         source: str | None = None,
         dtype: str = "float32",
         device: str = "auto",
@@ -131,7 +132,7 @@ class PickScoreReward(Reward):
         self,
         source: str = PICKSCORE,
         processor: str | None = None,
-        scale: str = "train",
+        scale: Literal["raw", "train"] = "train",
         dtype: str = "float32",
         device: str = "auto",
         batch: int = 32,

@@ -136,6 +136,12 @@ def test_prompts_that_are_there_twice_and_processes_of_a_launcher_are_remarked_o
         ("deqa", {"timeout": "soon"}, "reward deqa: option timeout: Input should be a valid number, not 'soon'"),
         ("remote:http://127.0.0.1:9", {"gain": 2}, "no option 'gain'; .*; the reward's own are set where it is served"),
         ("geneval", {"detector": "x"}, "reward geneval: no option 'detector'"),
+        (
+            "ocr",
+            {"reader": "tesseract"},
+            "reward ocr: option reader: Input should be 'auto', 'paddleocr', 'rapidocr' or",
+        ),
+        ("clipscore", {"variant": "ddpo"}, "reward clipscore: option variant: Input should be 't2i-compbench', "),
         ("toy-quality", {"x": 1}, "reward toy-quality: no option 'x'; options: none"),
         (
             "my_gain:score",
