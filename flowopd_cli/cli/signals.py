@@ -1,4 +1,4 @@
-"""Signals that stop a command: SIGTERM ends it as Ctrl-C does, and the first signal is recorded."""
+"""Signals that stop a command: SIGTERM and SIGHUP end it as Ctrl-C does, and the first signal is recorded."""
 
 from __future__ import annotations
 
@@ -8,21 +8,23 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-STOP = (signal.SIGINT, signal.SIGTERM)
+STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @contextmanager
 def terminable() -> Iterator[Callable[[], int | None]]:
-    """Inside the block SIGTERM raises :class:`KeyboardInterrupt` as Ctrl-C does, unless it is handled there.
+    """Inside the block SIGTERM and SIGHUP raise :class:`KeyboardInterrupt` as Ctrl-C does, unless they are handled
+    there. An ignored SIGHUP, as under nohup, stays ignored.
 
-    Yields a function that returns the first SIGTERM or SIGINT received, or ``None``.
+    Yields a function that returns the first of :data:`STOP` received, or ``None``.
     """
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
     try:
-        handler = signal.signal(signal.SIGTERM, stop)
+        ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        handlers = {number: signal.signal(number, stop) for number in (STOP[1:2] if ignored else STOP[1:])}
     except ValueError:  # not the main thread, which alone handles signals
         yield lambda: None
         return
@@ -41,6 +43,7 @@ def terminable() -> Iterator[Callable[[], int | None]]:
         yield first
     finally:
         signal.set_wakeup_fd(wakeup)
-        signal.signal(signal.SIGTERM, handler)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
         os.close(source)
         os.close(sink)

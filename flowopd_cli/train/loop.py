@@ -291,7 +291,10 @@ def _after(batches: Iterator[StepBatch], loss: Loss | None) -> StepBatch | None:
 
 @contextmanager
 def _stop_requests() -> Iterator[Callable[[], bool]]:
-    """The first SIGINT or SIGTERM asks the loop to stop after this iteration, the second one stops at once."""
+    """The first SIGINT, SIGTERM or SIGHUP asks the loop to stop after this iteration, the second one stops at once.
+
+    An ignored SIGHUP, as under nohup, stays ignored.
+    """
     requests: list[int] = []
 
     def request_stop(number: int, frame: FrameType | None) -> None:
@@ -300,7 +303,9 @@ def _stop_requests() -> Iterator[Callable[[], bool]]:
         requests.append(number)
 
     try:
-        before = {number: signal.signal(number, request_stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        hangup = () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)
+        numbers = (signal.SIGINT, signal.SIGTERM, *hangup)
+        before = {number: signal.signal(number, request_stop) for number in numbers}
     except ValueError:  # not the main thread: signals stay with whoever owns them
         before = {}
     try:

@@ -38,6 +38,16 @@ def test_a_signal_finishes_the_iteration_and_prints_the_resume_command(forks, wh
     toyruns.check_same_end(path, whole.paths[stage])
 
 
+def test_the_end_of_the_terminal_finishes_the_iteration(forks, whole, tmp_path):
+    path, default = tmp_path / "r", "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL)"
+    kill = Kill(rows=1, number=signal.SIGHUP)
+    ended = forks.run(*whole.commands["teacher"], "--out", path, kill=kill, below=path, before=default)
+    assert ended.code == 129, ended.err
+    run = RunDir.open(path)
+    assert run.manifest().status == "interrupted"
+    assert run.checkpoints.newest()[0] == len(run.rows())
+
+
 @pytest.mark.parametrize(("number", "code"), CODES)
 def test_a_second_signal_stops_at_once(forks, whole, tmp_path, number, code):
     path = tmp_path / "r"

@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,18 @@ def finish(launcher):
         launcher.terminate()  # which ends its copies, should they wait for each other
     assert launcher.returncode == 0, errors[-3000:]
     return output
+
+
+def finish_all(launchers):
+    """The output of each; all are ended as soon as one fails, which the others would wait for."""
+    with ThreadPoolExecutor(len(launchers)) as pool:
+        ends = [pool.submit(finish, launcher) for launcher in launchers]
+        first = wait(ends, return_when=FIRST_EXCEPTION).done
+        for launcher in launchers:
+            launcher.terminate()
+        for end in first:
+            end.result()
+        return [end.result() for end in ends]
 
 
 def tensors(adapter):
@@ -154,7 +167,7 @@ def test_accelerate_starts_the_same_command_on_two_machines(trained, pipeline_fo
         start("accelerate.commands.launch", *shared, "--machine_rank", str(rank), *command, "--out", str(out))
         for rank, out in enumerate(outs)
     ]
-    assert [finish(machine) for machine in machines] == [f"{outs[0]}\n", ""]
+    assert finish_all(machines) == [f"{outs[0]}\n", ""]
     assert not outs[1].exists()
     alone = copies.train(tmp_path / "alone", built)
     (row,), (expected,) = RunDir(outs[0]).rows(), alone.rows()
