@@ -18,7 +18,7 @@ from torch import Tensor
 
 from flowopd_cli.errors import ArtifactError, one_line
 from flowopd_cli.rewards.pictures import to_pil, to_tensor
-from flowopd_cli.rewards.preference.scoring import centre_square, clip_normalized
+from flowopd_cli.rewards.preference.scoring import centre_square, clip_normalized, warn_of_truncation
 from flowopd_cli.rewards.weights import (
     COMMIT,
     pick_device,
@@ -86,6 +86,10 @@ class ClipEncoder:
             output = self._model.get_image_features(pixel_values=pixels.to(self._model.device, self._model.dtype))
             vectors.append(F.normalize(output.pooler_output.float(), dim=-1).cpu())
         return torch.cat(vectors)
+
+    def check(self, name: str, texts: Sequence[str]) -> None:
+        """Warn of texts that are too long for the scorer ``name``."""
+        warn_of_truncation(name, self._tokenizer, self.max_tokens, texts)
 
     @torch.no_grad()
     def texts(self, texts: Sequence[str]) -> Float[Tensor, "B D"]:

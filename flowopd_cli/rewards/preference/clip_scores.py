@@ -107,6 +107,10 @@ class ClipScoreReward(Reward):
         info = replace(self.info, paper=self.variant.paper, low=self.variant.low, high=self.variant.high)
         self.info = declared(info, self.source == self.variant.source, dtype)
 
+    def check(self, prompts: Sequence[Prompt]) -> None:
+        """Warn of prompts that are too long."""
+        self.encoder.check(self.info.name, [self.variant.prefix + prompt.text for prompt in prompts])
+
     def __call__(self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]) -> RewardResult:
         """Score B pictures against their prompts."""
         cosine = self.encoder.cosines(images, [self.variant.prefix + prompt.text for prompt in prompts])
@@ -154,6 +158,10 @@ class PickScoreReward(Reward):
         low, high = (edge * 26 / DIVISORS[scale] for edge in (self.info.low, self.info.high))
         info = replace(self.info, low=low, high=high)
         self.info = declared(info, source == PICKSCORE and processor == PROCESSOR, dtype)
+
+    def check(self, prompts: Sequence[Prompt]) -> None:
+        """Warn of prompts that are too long."""
+        self.encoder.check(self.info.name, [prompt.text for prompt in prompts])
 
     def __call__(self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]) -> RewardResult:
         """Score B pictures against their prompts."""

@@ -108,6 +108,10 @@ class HPSv2Reward(Reward):
         self.weights = {"checkpoint": weights_id(source), "base": weights_id(base), "dtype": dtype}
         self.info = declared(self.info, source == MODEL and base == BASE, dtype)
 
+    def check(self, prompts: Sequence[Prompt]) -> None:
+        """Warn of prompts that are too long."""
+        self.encoder.check(self.info.name, [prompt.text for prompt in prompts])
+
     def __call__(self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]) -> RewardResult:
         """Score B pictures against their prompts."""
         return scalar_result(self.encoder.cosines(images, [prompt.text for prompt in prompts]), {}, self.source)

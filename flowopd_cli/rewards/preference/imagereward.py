@@ -28,6 +28,7 @@ from flowopd_cli.rewards.preference.scoring import (
     declared,
     linear_head,
     scalar_result,
+    warn_of_truncation,
 )
 from flowopd_cli.rewards.weights import pick_device, read_checkpoint, refuse_mismatch, weights_id
 
@@ -76,6 +77,10 @@ class ImageRewardReward(Reward):
         self.side, self.source, self._batch = vision_config.image_size, source, batch
         self.weights = {"checkpoint": weights_id(source), "tokenizer": weights_id(tokenizer), "dtype": dtype}
         self.info = declared(self.info, source == MODEL and tokenizer == TOKENIZER, dtype)
+
+    def check(self, prompts: Sequence[Prompt]) -> None:
+        """Warn of prompts that are too long."""
+        warn_of_truncation(self.info.name, self.tokenizer, TOKENS, [prompt.text for prompt in prompts])
 
     @torch.no_grad()
     def __call__(self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]) -> RewardResult:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -16,8 +17,20 @@ from flowopd_cli.core.types import RewardResult
 from flowopd_cli.rewards.base import RewardInfo
 from flowopd_cli.rewards.weights import check_tensors
 
+_log = logging.getLogger("flowopd")
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def warn_of_truncation(name: str, tokenizer: Any, limit: int, texts: Sequence[str]) -> None:
+    """Warn of texts with more than ``limit`` tokens, whose end the scorer ``name`` does not read, as its reference."""
+    distinct = list(dict.fromkeys(texts))
+    counts = [len(ids) for ids in tokenizer(distinct, verbose=False).input_ids] if distinct else []
+    if longer := sum(count > limit for count in counts):
+        _log.warning(
+            "reward %s reads %d tokens of a prompt: the end of %d of %d prompts does not count, the longest has %d",
+            *(name, limit, longer, len(distinct), max(counts)),
+        )
 
 
 def assemble(

@@ -159,3 +159,17 @@ def test_unknown_options_are_named():
         PickScoreReward(scale="percent")
     with pytest.raises(RewardError, match="t2i-compbench, flow_grpo, original"):
         ClipScoreReward("b32")
+
+
+def test_prompts_that_are_longer_than_a_scorer_reads_are_counted(clip, caplog):
+    """Each letter is a token, and two marks are around them."""
+    folder, _ = clip
+    texts = ["a" * (TOKENS - 2), "b" * (TOKENS - 1), "b" * (TOKENS - 1), "c" * TOKENS]
+    PickScoreReward(folder, processor=folder).check([Prompt("p", text, "t") for text in texts])
+    assert f"reads {TOKENS} tokens of a prompt: the end of 2 of 3 prompts does not count" in caplog.text
+    assert f"the longest has {TOKENS + 2}" in caplog.text
+    caplog.clear()
+    PickScoreReward(folder, processor=folder).check([Prompt("p", texts[0], "t")])
+    assert caplog.text == ""
+    ClipScoreReward("original", folder).check([Prompt("p", texts[0], "t")])
+    assert "reward clipscore reads" in caplog.text

@@ -121,6 +121,12 @@ def folders(tmp_path):
     return base, source, tensors
 
 
+def test_longer_prompts_are_counted(folders, caplog):
+    base, source, _ = folders
+    HPSv2Reward(str(source), str(base), device="cpu").check([Prompt("p", "a " * 200, "t")])
+    assert "reward hpsv2 reads" in caplog.text
+
+
 def test_scores_are_those_of_open_clip(folders):
     base, source, tensors = folders
     reward = HPSv2Reward(str(source), str(base), device="cpu", batch=2)

@@ -146,6 +146,11 @@ def load(folder, **options):
     return ImageRewardReward(str(folder), str(folder), device="cpu", **options)
 
 
+def test_longer_prompts_are_counted(folder, caplog):
+    load(folder).check([Prompt("p", " ".join("a" * count), "t") for count in (33, 34)])
+    assert "reward imagereward reads 35 tokens of a prompt: the end of 1 of 2 prompts does not count" in caplog.text
+
+
 def test_scores_are_those_of_blip(folder):
     result = load(folder, batch=2)(IMAGES, PROMPTS)
     ids, mask = zip(*map(tokens, TEXTS), strict=True)
