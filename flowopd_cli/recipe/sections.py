@@ -50,6 +50,11 @@ def _refuse_secrets(value: Any) -> Any:
     return value
 
 
+def _parse_targets(value: Any) -> Any:
+    return [name.strip() for name in value.split(",")] if isinstance(value, str) else value
+
+
+Targets = Annotated[tuple[str, ...], BeforeValidator(_parse_targets)]
 Trackers = Annotated[str, BeforeValidator(_parse_trackers)]
 RewardName = Annotated[str, AfterValidator(_refuse_secrets)]
 Options = Annotated[dict[str, Any], AfterValidator(_refuse_secrets)]
@@ -94,8 +99,9 @@ class AdapterSpec(Spec):
 
     rank: PositiveInt = 32  #: rank of the LoRA
     alpha: PositiveInt = 64  #: the update is scaled by alpha / rank
-    #: modules that get a LoRA, by the end of their names; all attention projections by default
-    targets: tuple[str, ...] = ATTENTION_TARGETS
+    #: linear layers that get a LoRA, by the end of their names; `attention` is all inside attention, `all-linear` all;
+    #: the projections of joint attention by default
+    targets: Targets = ATTENTION_TARGETS
     init: str | None = None  #: a run, an adapter folder or file, or `hub:REPO@REVISION` to start from; null is the base
 
 

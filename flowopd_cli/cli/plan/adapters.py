@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from flowopd_cli import registry
+from flowopd_cli.cli.plan.memory import footprint
 from flowopd_cli.errors import ArtifactError
-from flowopd_cli.models.files.families import family_of
+from flowopd_cli.models.files.families import family_of, known_shape
 from flowopd_cli.models.files.pipelines import base_fingerprint, linear_shapes
-from flowopd_cli.recipe import ModelSpec
+from flowopd_cli.models.files.targets import target_layers
+from flowopd_cli.recipe import ATTENTION_TARGETS, ModelSpec, TrainedRecipe
 from flowopd_cli.runs.adapter_ref import Adapter, AdapterRef, Adapters
 from flowopd_cli.system.files import is_dir, is_file
 from flowopd_cli.system.paths import is_hub_id, is_revision
@@ -69,6 +71,20 @@ def check_adapters(model: ModelSpec, refs: Mapping[str, str], adapters: Adapters
     if is_dir(folder) and model.family in registry.FAMILIES.names():
         _check_fingerprint(model.pretrained, folder, recorded)
         _check_modules(folder, resolved)
+
+
+def check_targets(recipe: TrainedRecipe) -> None:
+    """Refuse targets of a new adapter that match no linear layer, if the base's layers are known without its weights.
+
+    Raises :class:`RecipeError`, which names the target.
+    """
+    model, adapter = recipe.model, recipe.adapter
+    if adapter.init not in (None, "base") or model.family not in registry.FAMILIES.names():
+        return
+    if layers := linear_shapes(Path(registry.base_source(model.pretrained))):
+        target_layers(adapter.targets, list(layers))
+    elif known_shape(model.pretrained) and adapter.targets != ATTENTION_TARGETS:
+        footprint(recipe)  # it builds the base without weights, and the adapter on it
 
 
 def _check_fingerprint(pretrained: str, folder: Path, recorded: Mapping[str, str]) -> None:

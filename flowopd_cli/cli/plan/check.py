@@ -16,7 +16,7 @@ from pathlib import Path
 from flowopd_cli import recipe as recipes
 from flowopd_cli import registry
 from flowopd_cli.cli.plan import Finding
-from flowopd_cli.cli.plan.adapters import check_adapters, check_base
+from flowopd_cli.cli.plan.adapters import check_adapters, check_base, check_targets
 from flowopd_cli.cli.plan.consent import code_fields
 from flowopd_cli.cli.plan.settings import setting_checks
 from flowopd_cli.errors import ArtifactError, FlowOPDError, MissingDependency, PromptError, RecipeError
@@ -100,6 +100,7 @@ def _name_checks(recipe: recipes.Recipe) -> Iterator[Check]:
     if isinstance(recipe, recipes.TrainedRecipe):
         yield partial(check_installed, recipe.train.trackers)
         yield partial(_check_optimizer, recipe.train.optimizer)
+        yield partial(check_targets, recipe)
         read: Reader = cache(rows_of)  # pyright: ignore[reportAssignmentType] -- frozen models have a hash
         yield partial(_check_tasks, recipe, read)
         for prompts in recipe.prompts:

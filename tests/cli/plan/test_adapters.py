@@ -1,16 +1,23 @@
 """Adapters checked against a base by their files alone."""
 
+import re
 import subprocess
 import sys
 
 import pytest
+import torch
 from support.tiny_adapters import MODULE, TOY_SHA, WIDTH, pair, write_adapter
 
 from flowopd_cli import recipe as recipes
-from flowopd_cli.cli.plan.adapters import check_adapters, check_base
-from flowopd_cli.errors import ArtifactError
+from flowopd_cli.cli.plan.adapters import check_adapters, check_base, check_targets
+from flowopd_cli.errors import ArtifactError, RecipeError
+from flowopd_cli.models.files.families import known_shape
+from flowopd_cli.models.files.pipelines import linear_shapes
+from flowopd_cli.models.files.targets import target_layers
 from flowopd_cli.recipe import ModelSpec
+from flowopd_cli.registry import MODELS
 from flowopd_cli.runs.adapter_ref import Adapters
+from flowopd_cli.toy import folder
 
 TOY = ModelSpec(pretrained="toy", resolution=None)
 
@@ -19,6 +26,58 @@ def refuse(refs, model=TOY, **options):
     with pytest.raises(ArtifactError) as caught:
         check_adapters(model, refs, Adapters(), **options)
     return str(caught.value)
+
+
+def teacher(targets, pretrained="toy", **adapter):
+    tree = {"stage": "teacher", "prompts": [{"source": "toy:ocr"}], "rewards": [{"name": "toy-ocr"}]}
+    model = {"pretrained": pretrained, "family": "flux" if "FLUX" in pretrained else "sd3", "resolution": 512}
+    return recipes.build({**tree, "model": model, "adapter": {"targets": targets, **adapter}})
+
+
+DEV = "black-forest-labs/FLUX.1-dev"
+
+
+@pytest.mark.parametrize(
+    ("targets", "base", "words"),
+    [
+        (["attn.to_q", "norm_q"], "toy", "adapter.targets: 'norm_q' matches no linear layer of this base"),
+        (["attn.to_q", "proj_mlp"], "toy", "'proj_mlp' matches no linear layer of this base, did you mean"),
+        (
+            "attn.to_k, attn.to_qq",
+            "toy",
+            "'attn.to_qq' matches no linear layer of this base, did you mean 'attn.to_q'?",
+        ),
+        ("all_linear", "toy", "did you mean 'all-linear'?"),
+        (["norm_q"], DEV, "adapter.targets: 'norm_q' matches no linear layer of this base"),
+    ],
+)
+def test_targets_without_a_linear_layer_are_refused_before_a_base_is_loaded(targets, base, words):
+    with pytest.raises(RecipeError, match=re.escape(words)):
+        check_targets(teacher(targets, base))
+
+
+@pytest.mark.parametrize("base", ["toy", "stabilityai/stable-diffusion-3.5-medium", DEV])
+def test_words_and_default_targets_match_layers_of_every_base(base):
+    for targets in ("attention", "all-linear", recipes.ATTENTION_TARGETS):
+        check_targets(teacher(targets, base))
+    linear = measured_layers(base)
+    assert set(target_layers(recipes.ATTENTION_TARGETS, linear)) <= set(target_layers(["attention"], linear))
+
+
+def measured_layers(base):
+    """The linear layers of a base, built without weights."""
+    from flowopd_cli.models.random_weights import empty_transformer, skeleton
+
+    if base == "toy":
+        return list(linear_shapes(folder()))
+    family = MODELS.load("flux" if base == DEV else "sd3")
+    with skeleton(family, known_shape(base)) as path:
+        transformer = empty_transformer(family, path, torch.device("meta"), torch.bfloat16)
+    return [name for name, module in transformer.named_modules() if isinstance(module, torch.nn.Linear)]
+
+
+def test_targets_of_a_policy_that_starts_from_an_adapter_are_those_of_the_adapter():
+    check_targets(teacher(["attn.none"], init="hub:owner/name"))
 
 
 def test_an_intact_adapter_of_the_base_passes(tmp_path):
