@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx2 as httpx
@@ -17,6 +18,7 @@ from support.workers import ROOT, command_of, end, started
 
 from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.rewards.remote import protocol
+from flowopd_cli.rewards.remote.isolated import PACKAGE, SHARED
 
 JSON = {"Content-Type": "application/json"}
 SMALL = {"max_pixels": 100, "max_bytes": 20000}
@@ -160,13 +162,10 @@ def test_the_worker_needs_neither_torch_nor_the_rest_of_flowopd():
     code = (
         "import sys, flowopd_cli.rewards.remote.server\n"
         "assert not {'torch', 'numpy', 'yaml', 'httpx', 'jaxtyping'} & set(sys.modules)\n"
-        "print(*(m for m in sys.modules if m.startswith('flowopd_cli.')))"
+        "print(*(m.__file__ for name, m in sys.modules.items() if name.startswith('flowopd_cli')))"
     )
-    modules = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT).stdout
-    shared = ("flowopd_cli.errors", "flowopd_cli.rewards.remote", "flowopd_cli.system.pictures")
-    assert all(
-        name in ("flowopd_cli.rewards", "flowopd_cli.system") or name.startswith(shared) for name in modules.split()
-    )
+    files = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT).stdout
+    assert {Path(file) for file in files.split()} <= {file for pattern in SHARED for file in PACKAGE.glob(pattern)}
 
 
 def test_a_token_guards_everything_but_health(tmp_path):
