@@ -77,7 +77,7 @@ app.command("bench", rich_help_panel=MACHINE)(bench.bench)
 
 
 class _Command(TyperCommand):
-    """Refuses a repeated option of one value, of which click takes the last, and two ``--set`` of one field."""
+    """Refuses a repeated option of one value, of which click takes the last, and notes two ``--set`` of one field."""
 
     def make_parser(self, ctx: Any) -> Any:
         """The parser of the command's options."""
@@ -87,23 +87,29 @@ class _Command(TyperCommand):
         def parse_once(args: list[str]) -> Any:
             values, rest, order = parse(args)
             if not ctx.resilient_parsing:  # as completion does
-                _refuse_repeats(values, order)
+                _check_repeats(values, order)
             return values, rest, order
 
         parser.parse_args = parse_once
         return parser
 
 
-def _refuse_repeats(values: Mapping[str, Any], order: Sequence[Any]) -> None:
-    """Refuse repeats, from the values by parameter and the parameters in the order of the command line."""
+def _check_repeats(values: Mapping[str, Any], order: Sequence[Any]) -> None:
+    """Refuse repeated options, from the values by parameter and the parameters in the order of the command line.
+
+    A later ``--set`` overrides an earlier one, so that a script can append to a command; that is a note.
+    """
+    from flowopd_cli.cli import launch
+
     for option, count in Counter(order).items():
         is_switch = getattr(option, "is_flag", False) and not option.secondary_opts
         if count > 1 and not getattr(option, "multiple", False) and not is_switch:
             raise RecipeError(f"{option.opts[0]}: is given {count} times and takes one value")
         if "--set" in option.opts:
-            field, most = Counter(text.partition("=")[0] for text in values[option.name]).most_common(1)[0]
-            if most > 1:
-                raise RecipeError(f"--set {field}: is given {most} times")
+            fields = Counter(text.partition("=")[0] for text in values[option.name])
+            for field in (field for field, number in fields.items() if number > 1):
+                if launch.is_main() and not values.get("quiet"):
+                    print(f"note: --set {field}: is given {fields[field]} times, the last counts", file=sys.stderr)
 
 
 for _app in (app, runs.app, recipes.app, rewards.app, prompts.app):

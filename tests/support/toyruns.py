@@ -14,9 +14,8 @@ SMALL = (
 
 
 def changes(*overrides):
-    """``--set`` for each field, with its last value."""
-    fields = {text.partition("=")[0]: text for text in overrides}
-    return [word for text in fields.values() for word in ("--set", text)]
+    """``--set`` for each."""
+    return [word for text in overrides for word in ("--set", text)]
 
 
 def teacher(reward, *overrides):
