@@ -105,7 +105,7 @@ class AdapterRef:
                 )
             return path
         if not is_dir(path):
-            raise ArtifactError(f"{self.text}: no such run directory, adapter folder or file{self._hub_hint()}")
+            raise ArtifactError(f"{self.text}: no such run directory, adapter folder or file{self.hub_hint}")
         folder = path / ADAPTER if is_run_dir else path
         if _has_adapter(folder):
             return folder
@@ -118,9 +118,12 @@ class AdapterRef:
             raise ArtifactError(f"{self.text}: this run has no adapter (status {status_now(path)}); finish it first")
         raise ArtifactError(f"{self.text}: neither a run nor an adapter folder (no {CONFIG} in it)")
 
-    def _hub_hint(self) -> str:
+    @property
+    def hub_hint(self) -> str:
+        """The end of a message on a missing path: the reference to a repository, if it may be meant; else empty."""
         repo, at, revision = self.location.removeprefix(HUB).partition("@")
-        return f"; an adapter on the Hub is written hub:{repo}{at}{revision}" if is_hub_id(repo) else ""
+        is_repo = is_hub_id(repo) and not repo.startswith("runs/")  # where runs are by default
+        return f"; an adapter on the Hub is written hub:{repo}{at}{revision}" if is_repo else ""
 
     def _fetch(self) -> Path:
         from huggingface_hub import snapshot_download

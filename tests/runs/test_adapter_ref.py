@@ -138,6 +138,9 @@ def test_a_hub_id_without_its_prefix_is_refused_with_it(text):
     expected = f"hub:{text.removeprefix('https://huggingface.co/')}"
     with pytest.raises(ArtifactError, match=f"an adapter on the Hub is written {expected}$"):
         resolve(text)
+    for path in ("runs/t", "./owner/name", "name"):
+        with pytest.raises(ArtifactError, match=r"no such run directory, adapter folder or file$"):
+            resolve(path)
 
 
 def test_references_without_an_adapter_are_refused(run, tmp_path):

@@ -135,7 +135,7 @@ def _check_adapters(recipe: recipes.Recipe, refs: dict[str, str], adapters: Adap
     absent = [role for role, ref in refs.items() if dry_run and AdapterRef.parse(ref).absent]
     there = {role: ref for role, ref in refs.items() if role not in absent}
     check_adapters(recipe.model, there, adapters, fetch=not dry_run)
-    return [f"{role}: {refs[role]}: is not there yet" for role in absent]
+    return [f"{role}: {refs[role]}: is not there yet{AdapterRef.parse(refs[role]).hub_hint}" for role in absent]
 
 
 def adapter_refs(recipe: recipes.Recipe) -> Iterator[tuple[str, str]]:

@@ -200,6 +200,13 @@ def test_a_rank_is_refused_or_dropped_where_the_method_has_none(flowopd, resolve
     assert (merge["method"], merge["rank"]) == ("exact", None)
 
 
+def test_an_absent_adapter_is_noted_with_the_reference_to_the_hub(flowopd):
+    for ref, hint in (("me/a", "; an adapter on the Hub is written hub:me/a"), ("runs/a", "")):
+        code, _, err = flowopd("distill", "--init", ref, "--dry-run")
+        assert code == 0
+        assert f"note: adapter.init: {ref}: is not there yet{hint}\n" in err
+
+
 def test_a_teacher_without_prompts_is_noted(flowopd):
     argv = ["distill", "--set", "prompts=[{source: 'toy:ocr'}]", "--dry-run"]
     code, out, err = flowopd(*argv)
