@@ -2,13 +2,15 @@
 
 import json
 import math
+import re
+from dataclasses import replace
 
 import pytest
 import torch
 from support.old_run import copy_old_run
 from support.reported import page_of
 
-from flowopd_cli.models.adapter_files import read_adapter
+from flowopd_cli.models.adapter_files import read_adapter, write_adapter
 
 ZERO = "the merged update is zero: the weighted updates cancel, or each of them is 0"
 
@@ -61,3 +63,14 @@ def test_normalize_divides_by_the_sum_of_the_weights(merge, tmp_path, flag, fact
     one, merged = (read_adapter(tmp_path / name / "adapter")[1] for name in ("a", "out"))
     for name, factors in merged.items():
         torch.testing.assert_close(factors.delta(), factor * one[name].delta(), atol=1e-6, rtol=1e-4)
+
+
+def test_a_merge_names_short_targets_only_if_those_of_all_its_adapters_are_exact(merge, flowopd, tmp_path):
+    merge("--method", "exact")
+    config, factors = read_adapter(tmp_path / "a" / "adapter")
+    assert read_adapter(tmp_path / "out" / "adapter")[0].targets == config.targets != ()
+    write_adapter(tmp_path / "c", factors, replace(config, targets=()))
+    assert flowopd("merge", "a", "c", "--method", "exact", "--out", "mixed")[0] == 0
+    pattern = json.loads((tmp_path / "mixed/adapter/adapter_config.json").read_text())["target_modules"]
+    assert all(re.fullmatch(pattern, name) for name in factors)
+    assert not re.fullmatch(pattern, f"x.{next(iter(factors))}")
