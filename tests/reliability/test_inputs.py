@@ -137,7 +137,8 @@ def test_moved_inputs_are_accepted(forks, mine):
 def test_a_moved_prompt_file_is_named_by_prompts(flowopd, tmp_path):
     file, moved = tmp_path / "p.txt", tmp_path / "q.txt"
     file.write_text("a red circle\na blue square\na green star\n", encoding="utf-8")
-    command = [*toyruns.teacher("toy-quality"), "--prompts", f"{file},task=a"]
+    settings = (text for text in toyruns.SMALL if not text.startswith("train.iterations"))
+    command = ["teacher", "--reward", "toy-quality", "--prompts", f"{file},task=a", *toyruns.changes(*settings)]
     longer = toyruns.changes("train.iterations=3")
     for name, more in {"whole": longer, "r": toyruns.changes("train.iterations=1")}.items():
         assert flowopd(*command, *more, "--out", tmp_path / name)[0] == 0
