@@ -25,6 +25,7 @@ _QUOTATION = re.compile(
     r"|[“„”]([^“„”]*)[“”]|[«»]([^«»]*)[«»]|「([^「」]*)」|『([^『』]*)』|＂([^＂]*)＂",
     re.DOTALL,
 )
+_PAIR = re.compile(r'(?<![\w\\"])"[^"]*"')
 _FIELD = re.compile(r'"((?:[^"]|"")*)"')
 
 
@@ -56,6 +57,7 @@ def _quotation(place: str, text: str) -> str:
         raise PromptError(f"{place}: no text in double quotes to render: {text[:80]!r}; {WAY_OUT}")
     if match[3] is None:
         return quotation.strip()  # French marks have spaces inside
-    if quotation[-1].isdigit() and len(re.findall(_MARK, text[match.end() :])) % 2:
+    rest = _PAIR.sub(" ", text[match.end() :])
+    if quotation[-1].isdigit() and len(re.findall(_MARK, rest)) % 2:
         raise PromptError(f"{place}: the quotation may end at an inch mark: {text[:80]!r}; {WAY_OUT}")
     return quotation.replace('\\"', '"').replace('""', '"')

@@ -20,6 +20,8 @@ from flowopd_cli.prompts.targets import parse_target
         ('a 5"x7" card with "HI"', "HI"),
         ('a 6\'2" man with "HI" and a 5" pipe', "HI"),
         ('the number "42" on a 5" pipe', "42"),
+        ('a poster with "Top 10" and "Top 5"', "Top 10"),
+        ('"7" and "8" on a 9" pipe', "7"),
         # escaped and doubled marks
         (r"a sign \"OPEN\" here", "OPEN"),
         (r'a 5\" sign "OPEN"', "OPEN"),
@@ -53,7 +55,7 @@ def test_a_prompt_that_quotes_nothing_is_refused(text):
         parse_target("f:1", text, {})
 
 
-@pytest.mark.parametrize("text", ['a sign "12" SUB"', 'a label "a 5" pipe"'])
+@pytest.mark.parametrize("text", ['a sign "12" SUB"', 'a label "a 5" pipe"', '"5" pipe" and "No 8"'])
 def test_a_quotation_that_may_end_at_an_inch_mark_is_refused(text):
     with pytest.raises(PromptError, match="f:1: the quotation may end at an inch mark"):
         parse_target("f:1", text, {})
