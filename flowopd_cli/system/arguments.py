@@ -152,9 +152,15 @@ def _settable(hint: Any) -> Any:
 
 
 def _type_name(kind: Any) -> str:
+    if kind is _SWITCH:
+        return "bool"
+    if get_origin(kind) is Annotated:
+        return _type_name(get_args(kind)[0])
+    if get_origin(kind) is Callable:
+        return "Callable"
     if get_origin(kind) is Literal:
         return " | ".join(map(str, get_args(kind)))
     if get_origin(kind) in (Union, UnionType):
         return " | ".join(map(_type_name, get_args(kind)))
-    name = "None" if kind is NoneType else getattr(kind, "__name__", str(kind))
+    name = {NoneType: "None", ...: "..."}.get(kind) or getattr(kind, "__name__", str(kind))
     return f"{name}[{', '.join(map(_type_name, get_args(kind)))}]" if get_args(kind) else name

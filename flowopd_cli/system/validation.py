@@ -23,8 +23,9 @@ class Checked(BaseModel):
 
 def refuse_booleans(annotation: Any, value: Any) -> None:
     """Raise ``ValueError`` if a type has numbers but no booleans, and the value is a boolean or contains one."""
-    types = set(_types(annotation))
-    if types & {int, float} and not types & {bool, Any} and any(isinstance(part, bool) for part in _elements(value)):
+    types = list(_types(annotation))  # a signature of Callable has no hash
+    takes_numbers = (int in types or float in types) and bool not in types and Any not in types
+    if takes_numbers and any(isinstance(part, bool) for part in _elements(value)):
         raise ValueError(f"Input should be a number, not {str(value).lower()}")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 import pytest
 import torch
+from pydantic import PositiveInt
 
 from flowopd_cli.system.arguments import Options, OptionsOf
 
@@ -121,3 +122,15 @@ def test_types_and_defaults_are_listed():
         ("folder", "Path | None", False, None),
     ]
     assert ("words", "list[str]", False, None) in rows
+
+
+def sized(key: Callable[[float], float] | None = None, counts: tuple[PositiveInt, ...] = (), verbose=False): ...
+
+
+def test_types_of_callables_annotated_types_and_switches_are_short():
+    assert [o.type_name for o in Options.of(sized).named.values()] == ["Callable | None", "tuple[int, ...]", "bool"]
+
+
+def test_an_option_that_is_a_function_is_refused_from_a_recipe():
+    with pytest.raises(ValueError, match="option key: Input should be callable, not 3"):
+        Options.of(sized).convert({"key": 3})
