@@ -41,11 +41,15 @@ def storing(path: Path) -> Iterator[None]:
 def atomic_write(path: Path, content: bytes | str, *, lasting: bool = True) -> None:
     """Replace ``path`` by ``content``: a reader sees the old file or the new one, never a part.
 
+    A pipe or a device, such as ``/dev/stdout``, is written to and stays.
     Without ``lasting`` there is no wait for the disk: the file survives a crash of the process, not of the machine.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}{_PART}")
     data = content.encode("utf-8") if isinstance(content, str) else content
     with storing(path):
+        if path.exists() and not path.is_file() and not path.is_dir():
+            path.write_bytes(data)
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with temporary.open("wb") as handle:
