@@ -12,13 +12,14 @@ from flowopd_cli.runs.adapter_ref import AdapterRef, Adapters
 from flowopd_cli.runs.manifest import Environment, Inputs
 
 # Fields of the recipe, or whole sections, that a resumed run may change. All but the optimizer's steps, which a
-# training that no longer learns may need smaller, change no result beyond rounding.
+# training that no longer learns may need smaller, change no result beyond rounding. Targets must still match the layers
+# of the checkpoint: those that match none, which earlier versions ignored, can be left out.
 MAY_CHANGE = frozenset(
     {
         *("train.iterations", "train.checkpoint_every", "train.keep_checkpoints", "train.keep_best"),
         *("train.sample_every", "train.track", "train.processes", "train.micro", "train.rollout_batch"),
         *("train.skip_limit", "train.lr", "train.warmup", "train.max_grad_norm", "model.cache_prompts"),
-        *("model.too_long", "model.device", "model.shard", "opd.log_rewards_every"),
+        *("model.too_long", "model.device", "model.shard", "opd.log_rewards_every", "adapter.targets"),
     }
 )
 # References that are compared by the content of their files, which may move; moved prompts keep their ids.

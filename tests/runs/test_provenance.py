@@ -29,6 +29,7 @@ def changed(override):
         *("train.processes=2", "train.micro=1", "train.rollout_batch=2", "model.device=cpu"),
         *("opd.log_rewards_every=3", "routing.ocr.ref=elsewhere", "anchor.ref=elsewhere", "adapter.init=elsewhere"),
         *("model.pretrained=elsewhere", "prompts.0.source=elsewhere", "model.too_long=refuse"),
+        "adapter.targets=attn.to_q",
     ],
 )
 def test_what_changes_no_result_or_has_only_moved_may_change(override):
