@@ -44,6 +44,7 @@ def _readers(folder: Path, max_sequence_length: int) -> Iterable[tuple[Any, int]
     index = read_json(folder / "model_index.json", "pipeline index")
     for name in filter(index.get, (f"text_encoder{suffix}" for suffix in ("", "_2", "_3"))):
         part = name.replace("text_encoder", "tokenizer")
-        if index[name] != [None, None] and (kind := index[part][1]):
-            tokenizer = load_part(getattr(transformers, kind), folder, part)
+        _, kind = index.get(part, (None, None))
+        if index[name] != [None, None] and kind:
+            tokenizer = load_part(getattr(transformers, kind, transformers.AutoTokenizer), folder, part)
             yield tokenizer, tokenizer.model_max_length if "CLIP" in kind else max_sequence_length

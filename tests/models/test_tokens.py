@@ -58,11 +58,25 @@ def test_a_text_that_one_encoder_reads_whole_is_not_truncated(folder):
     assert truncated(folder, 20, texts.values()) == {texts[n]: Excess(n + 2, 77) for n in (76, 126, 127)}
 
 
+def rewrite_index(folder, change):
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    (folder / "model_index.json").write_text(json.dumps(change(index)), encoding="utf-8")
+
+
 @pytest.mark.parametrize("missing", ["tokenizer_3", "text_encoder_3"])
 def test_only_encoders_that_the_base_has_are_counted(folder, missing):
-    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    (folder / "model_index.json").write_text(json.dumps(index | {missing: [None, None]}), encoding="utf-8")
+    rewrite_index(folder, lambda index: index | {missing: [None, None]})
     assert truncated(folder, 512, ["a" * 100]) == {"a" * 100: Excess(102, 77)}
+
+
+def test_a_tokenizer_that_the_index_leaves_out_is_not_asked(folder):
+    rewrite_index(folder, lambda index: {name: kind for name, kind in index.items() if name != "tokenizer_3"})
+    assert truncated(folder, 512, ["a" * 100]) == {"a" * 100: Excess(102, 77)}
+
+
+def test_a_tokenizer_of_an_unknown_class_is_read_by_its_files(folder):
+    rewrite_index(folder, lambda index: index | {"tokenizer_3": ["transformers", "T5TokenizerOfTheFuture"]})
+    assert truncated(folder, 128, ["a" * 127]) == {"a" * 127: Excess(129, 128)}
 
 
 def test_a_missing_tokenizer_is_named(folder):
