@@ -11,7 +11,7 @@ from flowopd_cli.recipe import DistillRecipe, TeacherRecipe, TrainedRecipe
 def check_tasks(recipe: TrainedRecipe, tasks: Iterable[str]) -> None:
     """Refuse tasks that lack a teacher or a reward.
 
-    Raises :class:`RecipeError`: in a stage that learns from rewards, all rewards of a task have weight 0.
+    Raises :class:`RecipeError`: in ``teacher``, all rewards of a task have weight 0.
     Raises :class:`RoutingError`: a task has no teacher.
     Raises :class:`RewardError`: a task has no reward (in ``distill``, where rewards are only logged: no task has one).
     """
@@ -24,7 +24,7 @@ def check_tasks(recipe: TrainedRecipe, tasks: Iterable[str]) -> None:
                 f"prompts of task {task!r} have no teacher: add --teacher {task}=REF, or drop those prompts "
                 f"({section} has {', '.join(sorted(teachers))})"
             )
-    for task in () if isinstance(recipe, DistillRecipe) else sorted(tasks):
+    for task in sorted(tasks) if isinstance(recipe, TeacherRecipe) else ():
         weights = [spec.weight for spec in recipe.rewards if spec.task in (None, task)]
         if weights and not any(weights):
             raise RecipeError(

@@ -39,11 +39,11 @@ def test_tasks_without_a_teacher_or_a_reward_are_refused(stage, sections, tasks,
         ("teacher", (0.0, 1.0), False),
         ("teacher", (1.0, -0.0), False),
         ("teacher", (0.0, 0.0), True),
-        ("coldstart", (0.0, 0.0), True),
+        ("coldstart", (0.0, 0.0), False),
         ("distill", (0.0, 0.0), False),
     ],
 )
-def test_a_task_whose_rewards_all_have_weight_0_is_refused(stage, weights, refused):
+def test_a_task_whose_rewards_all_have_weight_0_is_refused_where_rewards_teach(stage, weights, refused):
     rewards = [{"name": "toy-ocr", "weight": weights[0], "task": "ocr"}, {"name": "toy-quality", "weight": weights[1]}]
     teachers = {"teacher": {}, "coldstart": {"teachers": TEACHERS}, "distill": {"routing": TEACHERS}}[stage]
     recipe = recipes.build({"stage": stage, "prompts": [{"source": "toy:ocr"}], "rewards": rewards, **teachers})
