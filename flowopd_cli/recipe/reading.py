@@ -106,8 +106,8 @@ def _key(node: dict[str, Any] | list[Any], part: str, dotted: str) -> Any:
 
 
 def faults(error: ValidationError, model: type[BaseModel], where: str = "", overrides: Sequence[str] = ()) -> list[str]:
-    """Every validation error in words: its place (the ``--set``, or the line of the file ``where``), the field, the
-    problem with the value as written, and for an unknown key the nearest known one.
+    """Every validation error in words: its place (the ``--set``, or the line of the file ``where``, if it is in one of
+    them), the field, the problem with the value as written, and for an unknown key the nearest known one.
     """
     return [_in_words(problem, model, where, overrides) for problem in error.errors()]
 
@@ -132,9 +132,11 @@ def _place(problem: Mapping[str, Any], where: str, overrides: Sequence[str]) -> 
             return f"--set {dotted[:SHOWN]}", value
         if dotted.startswith(f"{key.strip()}."):
             return f"--set {key.strip()[:SHOWN]}", None
-    place = yaml_files.locate(_text(Path(where)), path) if path and is_file(where) else None
-    if place is None or place.value != problem["input"]:  # a flag's value, or a default
+    if not path or not is_file(where):
         return where, None
+    place = yaml_files.locate(_text(Path(where)), path)
+    if place is None or place.value != problem["input"]:  # the value of a flag
+        return "", None
     return f"{where}:{place.line}", place.text or None
 
 

@@ -254,6 +254,13 @@ def test_an_error_of_an_override_names_the_override(tmp_path):
         recipes.load(path, overrides=["train={itertions: 3}"])
 
 
+def test_an_error_of_a_flag_names_no_file(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(FILE.format(line="iterations: 3"), encoding="utf-8")
+    with pytest.raises(RecipeError, match=r"^seed: Input should be less than 9223372036854775808, not 9+$"):
+        recipes.build({**recipes.read(path), "seed": 10**19 - 1}, where=str(path))
+
+
 def test_numbers_in_lists_and_mappings_are_no_booleans():
     with pytest.raises(RecipeError, match=r"merge\.weights: Input should be a number"):
         recipes.build(MERGE, overrides=["merge.weights=[1, true, 0]"])
