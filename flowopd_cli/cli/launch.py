@@ -113,7 +113,7 @@ def relaunch(argv: Sequence[str], processes: int, device: str) -> int:
 
 def _forward(requests: list[int], number: int, frame: FrameType | None) -> None:
     """Forward a signal to the processes: the first lets them finish their iteration, the second stops them at once."""
-    requests.append(signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
+    requests.append(number)
     if len(requests) <= 2:
         _send(signal.SIGTERM)
     if len(requests) == 2:

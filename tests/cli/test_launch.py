@@ -12,7 +12,8 @@ from flowopd_cli.cli import launch
 from flowopd_cli.errors import RecipeError
 
 RELAUNCH = """
-import sys
+import signal, sys
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 from flowopd_cli.cli import launch
 from flowopd_cli.errors import Interrupted
 launch.PROGRAM, launch.KILL_SECONDS = ("-c", {program!r}), 1.0
@@ -52,7 +53,7 @@ def test_copies_that_succeed_print_through_the_launcher():
     assert process.returncode == 0
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_request_to_stop_reaches_the_copies_and_sets_the_exit_code(number, code):
     process = relaunched(STOPS_POLITELY)
     assert [process.stdout.readline() for _ in range(2)] == ["ready\n"] * 2
