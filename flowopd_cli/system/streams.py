@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -21,6 +22,8 @@ def secure() -> None:
             descriptor = os.open(os.devnull, os.O_RDWR)
             os.set_inheritable(descriptor, True)
             setattr(sys, name, os.fdopen(descriptor, mode, encoding="utf-8"))
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a path may have characters that the terminal's encoding lacks
+        sys.stdout.reconfigure(errors="backslashreplace")
     for name, kind in (("stdout", Output), ("stderr", Messages)):
         if not isinstance(getattr(sys, name), kind):
             setattr(sys, name, kind(getattr(sys, name)))

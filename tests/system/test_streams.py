@@ -63,3 +63,10 @@ def test_a_descriptor_that_was_closed_is_not_given_to_a_file(tmp_path):
         [sys.executable, "-c", program], preexec_fn=closed(0, 2), stdout=subprocess.PIPE, text=True, check=True
     )
     assert int(ended.stdout) > 2
+
+
+def test_a_path_that_the_encoding_lacks_is_printed_with_escapes(tmp_path):
+    command = [*COMMAND[:-2], "prompts", "make", "ocr", "--n", "1", "--out", "\u00e9\udcff.jsonl"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "1"}
+    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == (0, "\\xe9\\udcff.jsonl\n"), ended.stderr
