@@ -160,10 +160,13 @@ class Adapter:
 
     @cached_property
     def sha256(self) -> str | None:
-        """Digest of the adapter's weights; ``None`` for the base."""
+        """Digest of the adapter's weights; ``None`` for the base. A file that is named has the same under any name."""
         if self.path is None:
             return None
-        files = [self.path] if is_file(self.path) else self.path.glob(f"*{SAFETENSORS}")
+        if is_file(self.path):
+            name = PEFT_WEIGHTS if self.path.name == PEFT_WEIGHTS else DIFFUSERS_WEIGHTS
+            return combined_sha256({name: sha256_file(self.path)})
+        files = self.path.glob(f"*{SAFETENSORS}")
         return combined_sha256({file.name: self.digests.get(file.name) or sha256_file(file) for file in files})
 
     @cached_property

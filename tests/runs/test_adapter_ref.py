@@ -126,6 +126,9 @@ def test_a_safetensors_file_is_an_adapter(run, tmp_path):
     alone = adapter.sha256
     (tmp_path / "other.safetensors").write_bytes(b"v")
     assert resolve(file).sha256 == alone
+    moved = file.rename(tmp_path / "pytorch_lora_weights.safetensors")
+    assert resolve(moved).sha256 == alone
+    file = moved.rename(file)
     weights = run.adapter_dir / "adapter_model.safetensors"
     assert (resolve(weights).base, resolve(weights).sha256) == (run.manifest().base, resolve(run.path).sha256)
     file.rename(tmp_path / "kohya.pt")
