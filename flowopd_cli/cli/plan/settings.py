@@ -89,7 +89,7 @@ def _nothing_new(recipe: recipes.TrainedRecipe) -> Iterator[str]:
     start, guidance = recipe.adapter.init or "base", (None, recipe.sampling.guidance)
     selects = isinstance(recipe, recipes.ColdstartRecipe) and recipe.rewards
     if specs and not selects and all(spec.ref == start and spec.guidance in guidance for spec in specs.values()):
-        yield f"every teacher is {start}, which the policy starts from, at the same guidance: there is nothing to learn"
+        yield f"every teacher is {start}, which the policy starts from, at the same guidance: they teach nothing"
 
 
 def _step_counts(recipe: recipes.TrainedRecipe) -> Iterator[str]:

@@ -62,6 +62,11 @@ def remarks(recipe):
         (DISTILL, {"sampling": {"eta": 0}, "opd": {"step_weight": "kl_no_dt"}}, ["opd.step_weight: has no effect"]),
         (DISTILL, {"routing": {"ocr": {"ref": "base"}}}, ["every teacher is base, which the policy starts from"]),
         (DISTILL, {"routing": {"ocr": {"ref": "a"}}, "adapter": {"init": "a"}}, ["every teacher is a, which"]),
+        (
+            DISTILL,
+            {"routing": {"ocr": {"ref": "base"}}, "anchor": {"ref": "a"}},
+            ["every teacher is base, which the policy starts from, at the same guidance: they teach nothing"],
+        ),
         (DISTILL, {"routing": {"ocr": {"ref": "a"}}, "adapter": {"init": "b"}}, []),
         (COLDSTART, {"teachers": {"ocr": {"ref": "base"}}}, []),
     ],
