@@ -70,8 +70,8 @@ def test_merges_follow_mergekit(method, normalize, weights):
     if method == "ties":
         sparse = [trimmed(values, density) for values in sparse]
     if method.startswith("dare"):
-        kept = masks(parts, density)
-        sparse = [(delta * mask / density).flatten().tolist() for delta, mask in zip(dense(parts), kept, strict=True)]
+        pairs = zip(dense(parts), masks(parts, density), strict=True)
+        sparse = [(delta * mask / density).flatten().tolist() for delta, mask in pairs]
     divide = NORMALIZED[method] if normalize is None else normalize
     expected = mergekit(sparse, weights, elect=method.endswith("ties"), normalize=divide)
     result = merged(parts, weights, method, density=density, normalize=normalize)

@@ -28,12 +28,12 @@ def pipeline(request):
 @pytest.fixture(scope="module")
 def factors(pipeline):
     """Factors of four ranks and two scales on every linear module; the outermost projection has its own rank."""
-    generator, made = torch.Generator().manual_seed(1), {}
+    generator, factors = torch.Generator().manual_seed(1), {}
     for index, (name, module) in enumerate(dense.linear_modules(pipeline.transformer).items()):
         rank, (outputs, inputs) = 2 if name == "proj_out" else (4, 8, 4, 3)[index % 4], module.weight.shape
         a, b = (0.2 * torch.randn(s, generator=generator) for s in ((rank, inputs), (outputs, rank)))
-        made[name] = LoraFactors(a, b, 2.0 if index % 3 else 0.5)
-    return made
+        factors[name] = LoraFactors(a, b, 2.0 if index % 3 else 0.5)
+    return factors
 
 
 @pytest.fixture(scope="module")

@@ -55,8 +55,8 @@ class PictureFolder:
     def file(self, request: PictureRequest) -> Path | None:
         """The file of a picture, ``None`` if it is missing; :class:`RecipeError` if several files are that picture."""
         if not self.foreign:
-            own = self.root / request.path
-            return own if own.is_file() else None
+            path = self.root / request.path
+            return path if path.is_file() else None
         files = (request.layout.find(folder, request.place) for folder in self._suite_folders(request))
         return next(filter(None, files), None)
 

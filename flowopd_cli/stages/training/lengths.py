@@ -46,8 +46,8 @@ def _refuse_lost_targets(
         if prompt.metadata.get("target") is not None or {None, prompt.task} & tasks:
             with suppress(PromptError):
                 target = parse_target(prompt.id, prompt.text, prompt.metadata)
-                before, found, _ = prompt.text.partition(target)
-                heads |= {before + target: (prompt, target)} if found else {}
+                before, match, _ = prompt.text.partition(target)
+                heads |= {before + target: (prompt, target)} if match else {}
     lost = [heads[head] for head in model.truncated(list(heads))]
     if lost:
         prompt, target = lost[0]

@@ -55,8 +55,8 @@ def averaged(run, *updates):
     """The average after ``updates`` at these steps, by its formula."""
     average = {key: value if key.endswith("A") else torch.zeros_like(value) for key, value in start_of(run).items()}
     for step in updates:
-        kept, policy = min((1 + step) / (10 + step), 0.9), checkpoint(run, step, "policy")
-        average = {key: kept * value + (1 - kept) * policy[key] for key, value in average.items()}
+        decay, policy = min((1 + step) / (10 + step), 0.9), checkpoint(run, step, "policy")
+        average = {key: decay * value + (1 - decay) * policy[key] for key, value in average.items()}
     return average
 
 
