@@ -103,7 +103,7 @@ def _first_reader(options: Mapping[str, Any]) -> TextReader:
     except (RewardError, ArtifactError, MissingDependency) as error:
         if not has_paddle or not has_rapid or options.keys() - Options.of(RapidPageReader).named.keys():
             raise
-        log.warning("reward ocr: rapidocr reads, because paddleocr does not: %s", error)
+        log.warning("reward ocr: uses rapidocr instead of paddleocr: %s", error)
     return make_reader("rapidocr", **options)
 
 

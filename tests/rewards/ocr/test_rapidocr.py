@@ -107,7 +107,7 @@ def test_auto_is_rapidocr_where_paddleocr_is_installed_without_models(monkeypatc
     monkeypatch.setitem(readers.READERS, "paddleocr", no_models)
     monkeypatch.setitem(readers.READERS, "rapidocr", lambda **options: ("rapid", options))
     assert make_reader("auto", drop_score="0.25") == ("rapid", {"drop_score": 0.25})
-    assert "rapidocr reads, because paddleocr does not" in caplog.text
+    assert "uses rapidocr instead of paddleocr" in caplog.text
     with pytest.raises(RewardError, match="no network"):  # an option that only paddleocr has
         make_reader("auto", models="PP-OCRv4")
     with pytest.raises(RewardError, match="no network"):
