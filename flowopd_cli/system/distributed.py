@@ -109,7 +109,7 @@ class Group:
         host, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
         serves = self.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
         names, deadline = [f"arrived/{rank}" for rank in range(self.size)], time.monotonic() + ARRIVAL.total_seconds()
-        missing = [0]
+        missing = [] if serves else [0]
         try:
             options = {"timeout": ARRIVAL, "wait_for_workers": False, "multi_tenant": serves}
             server = dist.TCPStore(host, int(port), is_master=serves, **options)
@@ -120,9 +120,9 @@ class Group:
                     raise TimeoutError(f"waited {ARRIVAL.total_seconds():.0f} s")
                 time.sleep(0.05)
         except (RuntimeError, ValueError, OSError) as error:
-            absent = ", ".join(map(str, missing))
+            absent = f": missing {', '.join(map(str, missing))}" if missing else ""
             raise FlowOPDError(
-                f"process {self.rank} of {self.size} cannot meet the others at {host}:{port}: missing {absent} "
+                f"process {self.rank} of {self.size} cannot meet the others at {host}:{port}{absent} "
                 f"({one_line(error)[:300]}); start all {self.size} with one launcher, or check its address and port"
             ) from error
         store.set_timeout(TIMEOUT)

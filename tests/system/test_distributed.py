@@ -51,3 +51,11 @@ def test_a_first_process_that_does_not_arrive_is_named(meet):
     assert text.startswith("process 1 of 3 cannot meet the others at 127.0.0.1:")
     assert ": missing 0 (" in text
     assert "\n" not in text
+
+
+def test_a_port_that_cannot_be_served_names_no_process_as_missing(monkeypatch):
+    numbers = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "x"}
+    for name, value in numbers.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(FlowOPDError, match=r"cannot meet the others at 127\.0\.0\.1:x \(invalid literal"):
+        distributed.Group().start()
