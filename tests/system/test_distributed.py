@@ -7,6 +7,9 @@ import sys
 
 import pytest
 
+from flowopd_cli.errors import FlowOPDError
+from flowopd_cli.system import distributed
+
 MEET = """
 from datetime import timedelta
 from flowopd_cli.errors import FlowOPDError
