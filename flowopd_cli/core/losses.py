@@ -67,6 +67,40 @@ def velocity_matching(velocity: Float[Tensor, "b C H W"], target: Float[Tensor, 
     return 0.5 * (velocity - target.detach()).square().flatten(1).mean(dim=1)
 
 
+def negative_aware(
+    velocity: Float[Tensor, "b C H W"],
+    old: Float[Tensor, "b C H W"],
+    target: Float[Tensor, "b C H W"],
+    sigma: Float[Tensor, " b"],
+    preference: Float[Tensor, " b"],
+    beta: float,
+) -> Float[Tensor, " b"]:
+    """``(rho l(v+) + (1 - rho) l(v-)) / beta``, ``v+- = v_old +- beta (v - v_old)`` (DiffusionNFT, arXiv 2509.16117).
+
+    ``l(v) = mean |x^ - x_0|^2 / w`` is the error of the clean latents ``x^ = x_sigma - sigma v``, and ``w`` the mean
+    absolute error, detached and at least 1e-5. ``target`` is ``eps - x_0``; ``preference`` is rho, in [0, 1].
+    """
+    _same_shape(velocity, old, target)
+    change, old = beta * (velocity - old.detach()), old.detach()
+
+    def error(guess: Tensor) -> Tensor:
+        miss = (sigma.view(-1, 1, 1, 1) * (guess - target)).double().flatten(1)
+        return miss.square().mean(dim=1) / miss.detach().abs().mean(dim=1).clamp(min=1e-5)
+
+    return ((preference * error(old + change) + (1 - preference) * error(old - change)) / beta).to(velocity.dtype)
+
+
+def matching_likelihood(
+    velocity: Float[Tensor, "b C H W"], target: Float[Tensor, "b C H W"], sigma: Float[Tensor, " b"], power: float
+) -> Float[Tensor, " b"]:
+    """``-(sigma / p) ((e + d)^p - d^p)``, ``e = mean |v - (eps - x_0)|^2``, ``d = 1e-10`` (AWM, arXiv 2509.25050).
+
+    A surrogate of the log-likelihood of ``x_0`` at one noise level, for :func:`clipped_surrogate`.
+    """
+    error = 2 * velocity_matching(velocity, target)
+    return -sigma / power * ((error + 1e-10) ** power - 1e-10**power)
+
+
 def step_weights(
     name: Literal["kl", "kl_no_dt", "velocity"],
     sigma: Float[Tensor, " b"],

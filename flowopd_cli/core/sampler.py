@@ -26,17 +26,19 @@ class SeededNoise:
 
     def initial(self) -> Float[Tensor, "B C H W"]:
         """The noise at sigma 1."""
-        return self._draw("initial")
+        return self.named("initial")
 
     def at(self, step: int) -> Float[Tensor, "B C H W"]:
         """The noise that step ``step`` adds."""
-        return self._draw(str(step))
+        return self.named(str(step))
 
-    def _draw(self, purpose: str) -> Float[Tensor, "B C H W"]:
-        return torch.stack([torch.randn(self.shape, generator=_generator(seed, purpose)) for seed in self.seeds])
+    def named(self, purpose: str) -> Float[Tensor, "B C H W"]:
+        """The noise of another purpose."""
+        return torch.stack([torch.randn(self.shape, generator=seeded_generator(seed, purpose)) for seed in self.seeds])
 
 
-def _generator(seed: int, purpose: str) -> torch.Generator:
+def seeded_generator(seed: int, purpose: str) -> torch.Generator:
+    """A generator whose state is a function of a seed and a purpose."""
     digest = hashlib.sha256(f"{seed}/{purpose}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
@@ -152,7 +154,7 @@ def choose_trained_steps(
     mean over all. The anchor is on every ``every``-th of these from a uniform offset, or on each with ``probability``;
     its weight there is one over its chance of being used.
     """
-    generator = _generator(seed, "lessons")
+    generator = seeded_generator(seed, "lessons")
     order = torch.randperm(len(candidates), generator=generator)
     chosen = sorted(candidates[i] for i in order[:steps].tolist())
     offset = int(torch.randint(every, (1,), generator=generator))

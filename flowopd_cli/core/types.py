@@ -104,7 +104,7 @@ class StepBatch:
     """Rows of one optimizer micro-step: any mixture of samples and time steps.
 
     ``anchor_weight`` is the anchor's weight in each row (1 if ``None``); if all are 0, its velocity is not needed.
-    ``prompts`` are those of the rows.
+    ``slow_velocity`` is that of the policy's slow copy. ``prompts`` are those of the rows.
     """
 
     latents: Float[Tensor, "b C H W"]
@@ -114,6 +114,7 @@ class StepBatch:
     cond: Conditioning
     target_velocity: Float[Tensor, "b C H W"] | None = None
     anchor_velocity: Float[Tensor, "b C H W"] | None = None
+    slow_velocity: Float[Tensor, "b C H W"] | None = None
     old_log_prob: Float[Tensor, " b"] | None = None
     advantage: Float[Tensor, " b"] | None = None
     anchor_weight: Float[Tensor, " b"] | None = None

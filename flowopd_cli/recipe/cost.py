@@ -44,11 +44,13 @@ def optimizer_steps(pictures: int, updates: int) -> tuple[int, int]:
 def workload(recipe: recipes.TrainedRecipe) -> Workload:
     """The counts that determine the memory of a training, for one process."""
     train, teachers, anchors = recipe.train, _teachers(recipe), _anchors(recipe)
-    policy = 1 if isinstance(recipe, recipes.ColdstartRecipe) else _forwards(recipe)
+    policy = _learning_forwards(recipe)
     most = max(_forwards(recipe, guidance) for guidance in (None, *(spec.guidance for spec in (*teachers, *anchors))))
     latents, prompts = _held(recipe)
     return Workload(
-        adapters=2 + len({spec.ref for spec in teachers} - {"base"}) + sum(spec.ref != "base" for spec in anchors),
+        adapters=(3 if isinstance(recipe, recipes.TeacherRecipe) and recipe.forward else 2)
+        + len({spec.ref for spec in teachers} - {"base"})
+        + sum(spec.ref != "base" for spec in anchors),
         learning_rows=learning_rows(recipe) * policy,
         sampling_rows=min(train.rollout_batch, _local_pictures(train)) * most,
         latents=latents,
@@ -71,7 +73,8 @@ def _on_policy(recipe: recipes.TeacherRecipe | recipes.DistillRecipe) -> Figures
     learned = _learned_steps(recipe)
     updates, share = optimizer_steps(pictures, train.updates)
     steps = _steps_between(recipe) if isinstance(recipe, recipes.DistillRecipe) and fused else sampling.steps
-    rollout, learning, labels = steps * policy, learned * policy, learned * _label_cost(recipe)
+    rollout, labels = steps * policy, learned * _label_cost(recipe)
+    learning = learned * _learning_forwards(recipe)
     forwards = rollout + labels + learning
     return {
         "iterations": train.iterations,
@@ -126,6 +129,8 @@ def _evaluation(recipe: recipes.EvalRecipe) -> Figures:
 
 
 def _learned_steps(recipe: recipes.TrainedRecipe) -> int:
+    if isinstance(recipe, recipes.TeacherRecipe) and recipe.forward:
+        return recipe.levels
     return min(trained_steps(recipe.sampling), recipe.train.steps_per_rollout or recipe.sampling.steps)
 
 
@@ -154,6 +159,8 @@ def _steps_between(recipe: recipes.DistillRecipe) -> float:
 def _label_cost(recipe: recipes.TeacherRecipe | recipes.DistillRecipe) -> float:
     """Forwards that label one trained step: the base's for the KL, or a teacher's and, on average, the anchor's."""
     if isinstance(recipe, recipes.TeacherRecipe):
+        if recipe.forward is not None:
+            return 2 if recipe.forward.base_weight else 1
         return _forwards(recipe) if recipe.grpo.beta > 0 else 0
     anchor = sum(spec.probability / spec.every * _forwards(recipe, spec.guidance) for spec in _anchors(recipe))
     return max(_forwards(recipe, spec.guidance) for spec in _teachers(recipe)) + anchor
@@ -162,6 +169,12 @@ def _label_cost(recipe: recipes.TeacherRecipe | recipes.DistillRecipe) -> float:
 def _forwards(recipe: recipes.TrainedRecipe, guidance: float | None = None) -> int:
     """Forwards of one velocity; ``None`` is the recipe's own guidance."""
     return family(recipe.model.family).halves(recipe.sampling.guidance if guidance is None else guidance)
+
+
+def _learning_forwards(recipe: recipes.TrainedRecipe) -> int:
+    """Forwards of a row that learns: without classifier-free guidance for flow matching and the forward process."""
+    forward = isinstance(recipe, recipes.TeacherRecipe) and recipe.forward is not None
+    return 1 if forward or isinstance(recipe, recipes.ColdstartRecipe) else _forwards(recipe)
 
 
 def _teachers(recipe: recipes.TrainedRecipe) -> list[recipes.TeacherSpec]:
@@ -182,6 +195,8 @@ def _held(recipe: recipes.TrainedRecipe) -> tuple[int, int]:
     if isinstance(recipe, recipes.ColdstartRecipe):
         return recipe.sft.samples, recipe.sft.samples
     pictures = _local_pictures(recipe.train)
+    if isinstance(recipe, recipes.TeacherRecipe) and recipe.forward:
+        return pictures + 4 * learning_rows(recipe), pictures
     if isinstance(recipe, recipes.TeacherRecipe):
         labels = 1 if recipe.grpo.beta else 0
     elif recipe.fused:

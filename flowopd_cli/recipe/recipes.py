@@ -12,10 +12,12 @@ from pydantic import Field, model_validator
 from flowopd_cli.recipe.sections import (
     AdapterSpec,
     AnchorSpec,
+    AWMSpec,
     EvalSpec,
     GRPOSpec,
     MergeSpec,
     ModelSpec,
+    NFTSpec,
     OPDSpec,
     PromptSpec,
     PushSpec,
@@ -56,11 +58,33 @@ class TeacherRecipe(_Trained):
 
     stage: Literal["teacher"] = "teacher"  #: the command that the recipe is for
     rewards: tuple[RewardSpec, ...] = Field(min_length=1)  #: the objective is their weighted sum
-    grpo: GRPOSpec = GRPOSpec()  #: the objective
+    #: GRPO on the steps of stochastic trajectories, or DiffusionNFT or AWM on final latents that are noised again
+    algorithm: Literal["grpo", "nft", "awm"] = "grpo"
+    grpo: GRPOSpec = GRPOSpec()  #: the objective of `grpo`
+    nft: NFTSpec = NFTSpec()  #: that of `nft`
+    awm: AWMSpec = AWMSpec()  #: that of `awm`
+
+    @property
+    def forward(self) -> NFTSpec | AWMSpec | None:
+        """The objective if it is one of the forward process."""
+        return {"nft": self.nft, "awm": self.awm}.get(self.algorithm)
+
+    @property
+    def levels(self) -> int:
+        """Noise levels of a picture for the forward process."""
+        most = max(1, self.sampling.steps - 1)
+        return most if self.forward is None else self.forward.levels or most
 
     @model_validator(mode="after")
-    def _policy_is_stochastic(self) -> TeacherRecipe:
-        self._require_noise("GRPO")
+    def _sampler_fits_algorithm(self) -> TeacherRecipe:
+        if self.forward is None:
+            self._require_noise("GRPO")
+        elif not self.sampling.deterministic:
+            raise ValueError(f"algorithm {self.algorithm} draws without noise: set sampling.kernel to ode")
+        elif self.train.steps_per_rollout is not None:
+            raise ValueError(f"train.steps_per_rollout has no use with algorithm {self.algorithm}: set its levels")
+        elif self.algorithm == "nft" and self.levels > self.sampling.steps:
+            raise ValueError(f"nft.levels is {self.levels}, but there are {self.sampling.steps} sampling steps")
         return self
 
 

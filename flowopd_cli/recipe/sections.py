@@ -218,6 +218,7 @@ class TrainSpec(Spec):
     optimizer: Literal["adamw", "adamw8bit"] = "adamw"  #: `adamw8bit` holds the moments of large parameters in 8 bits
     lr: PositiveFloat = 3e-4  #: learning rate
     warmup: NonNegativeInt = 0  #: optimizer steps until the full learning rate
+    schedule: Literal["constant", "linear", "cosine"] = "constant"  #: the learning rate after that; two fall to 0
     weight_decay: NonNegativeFloat = 1e-4  #: weight decay of AdamW
     max_grad_norm: PositiveFloat = 1.0  #: gradients are clipped to this norm
     skip_limit: PositiveInt = 5  #: this many skipped (non-finite) optimizer steps in a row end the run
@@ -244,6 +245,39 @@ class GRPOSpec(Spec):
     adv_clip: PositiveFloat = 5.0  #: advantages are clipped to plus and minus this
     std: Literal["group", "global"] = "global"  #: advantages are divided by the deviation of a group or the iteration
     beta: NonNegativeFloat = 0.04  #: weight of the KL to the base; flat groups are held by it too
+
+
+class ForwardSpec(Spec):
+    """What DiffusionNFT and AWM share: final latents are noised again, and velocities learn from their advantages.
+
+    After n optimizer steps the policy's slow copy keeps ``min(slow_rate * (n - slow_start), slow_most)`` of itself and
+    takes the rest from the policy.
+    """
+
+    levels: PositiveInt | None = None  #: noise levels of each picture; null is all sampling steps but one
+    adv_clip: PositiveFloat = 5.0  #: advantages are clipped to plus and minus this
+    std: Literal["group", "global"] = "global"  #: as `grpo.std`
+    base_weight: NonNegativeFloat = 1e-4  #: weight of the squared distance to the base's velocity; 0 turns it off
+    slow_start: NonNegativeInt = 0  #: optimizer steps in which the slow copy equals the policy
+    slow_rate: NonNegativeFloat = 0.001  #: growth of the share that it keeps, by optimizer step
+    slow_most: Annotated[float, Field(ge=0, lt=1)] = 0.5  #: the largest share that it keeps
+
+
+class NFTSpec(ForwardSpec):
+    """DiffusionNFT: the slow copy draws; the policy moves towards good pictures and away from bad ones."""
+
+    beta: PositiveFloat = 1.0  #: how far the two velocities of the loss are from the slow copy's
+
+
+class AWMSpec(ForwardSpec):
+    """Advantage-weighted matching: the policy draws, and is held to its slow copy."""
+
+    levels: PositiveInt | None = 6  #: noise levels of each picture, one in each of as many parts of the grid
+    base_weight: NonNegativeFloat = 1e-3  #: weight of the squared distance to the base's velocity; 0 turns it off
+    slow_weight: NonNegativeFloat = 1.0  #: weight of the squared distance to the slow copy's velocity
+    slow_most: Annotated[float, Field(ge=0, lt=1)] = 0.3  #: the largest share that the slow copy keeps
+    power: Fraction = 0.25  #: exponent of the squared error in the likelihood
+    clip: PositiveFloat = 1.0  #: clip range of the ratio of likelihoods
 
 
 class OPDSpec(Spec):

@@ -1,12 +1,17 @@
-"""``flowopd teacher``: single-reward (or weighted) GRPO of one adapter."""
+"""``flowopd teacher``: one adapter learns one reward, or a weighted sum, by GRPO, DiffusionNFT or AWM."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from typing import Any
+from typing import Any, Literal
 
-from flowopd_cli.recipe import TeacherRecipe
+from flowopd_cli.core.sampler import Sampler
+from flowopd_cli.core.types import Rollout
+from flowopd_cli.models.base import LoadedModel
+from flowopd_cli.recipe import AWMSpec, NFTSpec, TeacherRecipe
 from flowopd_cli.recipe.tasks import check_tasks
 from flowopd_cli.runs.adapter_ref import Adapters
 from flowopd_cli.runs.run import RunDir
@@ -16,15 +21,16 @@ from flowopd_cli.stages.training.lengths import check_lengths
 from flowopd_cli.stages.training.model import Roles, encode_ahead, load_model
 from flowopd_cli.stages.training.resume import prompts_digest
 from flowopd_cli.system.progress import Progress
-from flowopd_cli.train import collect, objectives
+from flowopd_cli.train import collect, forward, objectives
 from flowopd_cli.train.fresh_groups import with_fresh_groups
+from flowopd_cli.train.loop import MicroBatches
 
 
 def run(
     recipe: TeacherRecipe, run: RunDir, progress: Progress, *, adapters: Adapters | None = None, resume: bool = False
 ) -> dict[str, Any]:
-    """Rollout, rewards, advantages, clipped surrogate; the adapter ends in ``adapter/``."""
-    train, grpo = recipe.train, recipe.grpo
+    """Rollout, rewards, advantages, objective; the adapter ends in ``adapter/``."""
+    train = recipe.train
     drawer, prompts = make_drawer(recipe.prompts, train, recipe.seed)
     check_tasks(recipe, prompts)
     rewards = make_rewards(recipe.rewards, prompts)
@@ -34,19 +40,21 @@ def run(
     check_lengths(recipe, model, chain.from_iterable(prompts.values()), progress)
     run.declare(roles.inputs(recipe.model, prompts_digest(prompts)))
     encode_ahead(model, prompts)
-    base = collect.Teacher(None, recipe.sampling.guidance) if grpo.beta else None
-    grader = collect.Grader(model, partial(in_background, rewards), train.rollout_batch, base)
+    scoring = partial(in_background, rewards)
+    method = (
+        _grpo(recipe, model, scoring) if recipe.forward is None else _forward(recipe, recipe.forward, model, scoring)
+    )
 
     def experience(iteration: int):
         sampler, draw = iteration_sampler(model, recipe, iteration), drawer(iteration)
-        rolled = grader(sampler, draw)
+        rolled = method.grader(sampler, draw)
         scores = collect.scores_of_all(rolled, draw.partition)
         figures = collect.reward_figures(scores)
         if train.resample_flat:
             rolled, replaced = with_fresh_groups(
                 rolled,
                 scores,
-                partial(grader, sampler),
+                partial(method.grader, sampler),
                 partial(drawer.fresh, iteration),
                 most=train.resample_flat,
                 partition=draw.partition,
@@ -54,13 +62,78 @@ def run(
             scores = collect.scores_of_all(rolled, draw.partition) if replaced else scores
             figures["resampled_groups"] = float(replaced)
         rolled = collect.with_advantages(
-            rolled, std=grpo.std, clip=grpo.adv_clip, partition=draw.partition, scores=scores
+            rolled, std=method.std, clip=method.adv_clip, partition=draw.partition, scores=scores
         )
         if not scores.result.valid.any():
             return [], figures
+        return method.optimizer_steps(rolled, sampler, draw, iteration), figures
+
+    course = Course(f"teacher {'+'.join(r.name for r in recipe.rewards)}", experience, method.objective, prompts)
+    return {"metrics": train_policy(recipe, model, run, progress, course, resume=resume)}
+
+
+@dataclass(frozen=True)
+class _Method:
+    """What differs between the algorithms: who draws, the advantages, the rows of a rollout, the objective."""
+
+    grader: collect.Grader
+    std: Literal["group", "global"]
+    adv_clip: float
+    optimizer_steps: Callable[[Rollout, Sampler, collect.Draw, int], Iterable[MicroBatches]]
+    objective: objectives.Objective
+
+
+def _grpo(recipe: TeacherRecipe, model: LoadedModel, scoring: Callable[[], collect.Scoring]) -> _Method:
+    train, grpo = recipe.train, recipe.grpo
+    base = collect.Teacher(None, recipe.sampling.guidance) if grpo.beta else None
+
+    def optimizer_steps(rolled: Rollout, sampler: Sampler, draw: collect.Draw, iteration: int):
         seed = recipe.seed + iteration
-        return collect.step_batches(rolled, sampler, train.updates, train.micro, seed, draw.partition), figures
+        return collect.step_batches(rolled, sampler, train.updates, train.micro, seed, draw.partition)
 
     objective = objectives.grpo(model, make_sampler(model, recipe.sampling), clip=grpo.clip, beta=grpo.beta)
-    course = Course(f"teacher {'+'.join(r.name for r in recipe.rewards)}", experience, objective, prompts)
-    return {"metrics": train_policy(recipe, model, run, progress, course, resume=resume)}
+    grader = collect.Grader(model, scoring, train.rollout_batch, base)
+    return _Method(grader, grpo.std, grpo.adv_clip, optimizer_steps, objective)
+
+
+def _forward(
+    recipe: TeacherRecipe, spec: NFTSpec | AWMSpec, model: LoadedModel, scoring: Callable[[], collect.Scoring]
+) -> _Method:
+    """DiffusionNFT or AWM; guidance that doubles the batch is for drawing only."""
+    train, guidance = recipe.train, 1.0 if model.classifier_free else recipe.sampling.guidance
+    model.adapters.copy("policy", forward.SLOW)
+
+    def decay(iterations: int) -> float:
+        steps = iterations * train.updates
+        return forward.slow_decay(steps, start=spec.slow_start, rate=spec.slow_rate, most=spec.slow_most)
+
+    def optimizer_steps(rolled: Rollout, sampler: Sampler, draw: collect.Draw, iteration: int):
+        sigmas = sampler.sigmas[:-1]
+        kind = "stratified" if isinstance(spec, AWMSpec) else "permuted"
+        levels = forward.choose_levels(draw.seeds, len(sigmas), recipe.levels, kind)
+        rows = forward.ForwardRows(
+            model,
+            rolled,
+            draw.seeds,
+            sigmas,
+            levels,
+            guidance=guidance,
+            slow=train.updates > 1 or decay(iteration) > 0,
+            base=spec.base_weight > 0,
+            batch=train.rollout_batch,
+        )
+        if isinstance(spec, AWMSpec) and train.updates > 1:
+            rows = rows.with_likelihoods(spec.power)
+        yield from rows.optimizer_steps(train.updates, train.micro, recipe.seed + iteration, draw.partition)
+        model.adapters.ema("policy", forward.SLOW, decay(iteration + 1))
+
+    if isinstance(spec, NFTSpec):
+        objective = objectives.nft(
+            model, guidance=guidance, beta=spec.beta, base_weight=spec.base_weight, adv_clip=spec.adv_clip
+        )
+    else:
+        settings = objectives.AWMSettings(spec.power, spec.clip, spec.adv_clip, spec.base_weight, spec.slow_weight)
+        objective = objectives.awm(model, settings, guidance=guidance)
+    adapter = forward.SLOW if isinstance(spec, NFTSpec) else "policy"
+    grader = collect.Grader(model, scoring, train.rollout_batch, adapter=adapter, last=True)
+    return _Method(grader, spec.std, spec.adv_clip, optimizer_steps, objective)

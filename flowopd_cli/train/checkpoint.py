@@ -17,7 +17,7 @@ from torch import Tensor
 
 from flowopd_cli.models.base import FlowModel
 
-ROLES = ("policy", "policy_ema")
+ROLES = ("policy", "policy_ema", "policy_slow")  # the last one for some objectives only
 TENSORS, COUNTERS = "state.safetensors", "state.json"
 
 
@@ -38,7 +38,8 @@ class TrainState:
 
     def capture(self, model: FlowModel, optimizer: torch.optim.Optimizer) -> None:
         """Copy adapters and optimizer moments into ``tensors``."""
-        tensors = {f"{role}/{name}": value for role in ROLES for name, value in model.adapters.state(role).items()}
+        roles = [role for role in ROLES if role in model.adapters.names]
+        tensors = {f"{role}/{name}": value for role in roles for name, value in model.adapters.state(role).items()}
         for index, moments in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{index}/{name}": torch.as_tensor(value) for name, value in _flat(moments)}
         self.tensors = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
@@ -50,7 +51,8 @@ class TrainState:
         if "policy_ema" not in model.adapters.names:
             model.adapters.copy("policy", "policy_ema")
         for role in ROLES:
-            model.adapters.load_state(role, self._under(f"{role}/"))
+            if role in model.adapters.names:
+                model.adapters.load_state(role, self._under(f"{role}/"))
         moments: dict[int, dict[str, Tensor | int]] = {}
         for name, value in self._under("optimizer/").items():
             index, _, key = name.partition("/")

@@ -109,24 +109,27 @@ class Scoring(Protocol):
 
 @dataclass(frozen=True)
 class Grader:
-    """Draws rollouts of ``policy`` with their rewards, and with the velocities of a ``reference`` if there is one.
+    """Draws rollouts of an adapter with their rewards, and with the velocities of a ``reference`` if there is one.
 
     A batch is scored while the next one is drawn and while the reference answers; ``scoring`` begins the scores of one
-    rollout. Rewards score each picture by itself, so batches change nothing. Pictures are not stored.
+    rollout. Rewards score each picture by itself, so batches change nothing. Pictures are not stored, nor with ``last``
+    the latents of other steps than the last.
     """
 
     model: FlowModel
     scoring: Callable[[], Scoring]
     batch: int = 32
     reference: Teacher | None = None
+    adapter: str = "policy"
+    last: bool = False
 
     @torch.no_grad()
     def __call__(self, sampler: Sampler, draw: Draw) -> Rollout:
         """The rollout of a draw with rewards ``(B,)``, and ``anchor_velocity`` if there is a reference."""
         scoring, parts = self.scoring(), []
         cond = encoded(self.model, draw.prompts)
-        with self.model.adapters.use("policy"):
-            for rows, part in trajectories(self.model, sampler, draw, cond, batch=self.batch):
+        with self.model.adapters.use(self.adapter):
+            for rows, part in trajectories(self.model, sampler, draw, cond, batch=self.batch, last=self.last):
                 parts.append(part)
                 if len(part.latents):
                     scoring.submit((self.model.decode(part.final), draw.prompts[rows]))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from types import FrameType
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +36,8 @@ class FitSettings:
     lr: float
     optimizer: str = "adamw"
     warmup: int = 0
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    updates: int = 1
     weight_decay: float = 1e-4
     max_grad_norm: float = 1.0
     ema_decay: float = 0.9
@@ -272,13 +276,25 @@ class _Learner:
         """One clipped AdamW step and its EMA; returns the gradient's norm before clipping."""
         settings, norm = self.settings, nn.utils.clip_grad_norm_(self.parameters, self.settings.max_grad_norm)
         for group in self.optimizer.param_groups:
-            group["lr"] = settings.lr * min(1.0, (state.step + 1) / (settings.warmup + 1))
+            group["lr"] = settings.lr * lr_factor(state.step, settings)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         state.step += 1
         if settings.ema_decay and state.step % settings.ema_every == 0:
             average.update(self.model, settings.ema_decay, state.step)
         return float(norm)
+
+
+def lr_factor(step: int, settings: FitSettings) -> float:
+    """The share of the learning rate at optimizer step ``step``, counted from 0.
+
+    A linear warm-up, then constant, or down to 0 at the planned end linearly or by half a cosine.
+    """
+    if step < settings.warmup:
+        return (step + 1) / (settings.warmup + 1)
+    planned = settings.iterations * settings.updates - settings.warmup
+    done = min((step - settings.warmup) / max(1, planned), 1.0)
+    return {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[settings.schedule]
 
 
 def _after(batches: Iterator[StepBatch], loss: Loss | None) -> StepBatch | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -83,6 +83,65 @@ def opd(model: FlowModel, sampler: Sampler, settings: OPDSettings) -> Objective:
         return replace(_loss(loss, metrics), velocity=velocity.detach(), parts=_kl_parts(sampler, batch, kl))
 
     return objective
+
+
+def nft(model: FlowModel, *, guidance: float, beta: float, base_weight: float, adv_clip: float) -> Objective:
+    """DiffusionNFT: pictures of high advantage attract the velocity, those of low advantage repel it.
+
+    The preference of a row is ``A / (2 adv_clip) + 1/2``; to its loss, times ``adv_clip``, comes ``base_weight`` times
+    the squared distance to the base's velocity.
+    """
+
+    def objective(batch: StepBatch) -> Loss:
+        velocity = model.velocity(batch.latents, batch.sigma, batch.cond, guidance=guidance)
+        slow, target = batch.slow_velocity, _need(batch.target_velocity, "target_velocity")
+        slow = velocity.detach() if slow is None else slow
+        preference = (_need(batch.advantage, "advantage") / (2 * adv_clip) + 0.5).clamp(0, 1)
+        loss = adv_clip * losses.negative_aware(velocity, slow, target, batch.sigma, preference, beta)
+        return _forward_loss(velocity, batch, loss, {"base": base_weight})
+
+    return objective
+
+
+@dataclass(frozen=True)
+class AWMSettings:
+    """Numbers of AWM's objective; the two weights are those of the distances to the base and to the slow copy."""
+
+    power: float = 0.25
+    clip: float = 1.0
+    adv_clip: float = 5.0
+    base_weight: float = 1e-3
+    slow_weight: float = 1.0
+
+
+def awm(model: FlowModel, settings: AWMSettings, *, guidance: float) -> Objective:
+    """Advantage-weighted matching: the clipped surrogate over :func:`losses.matching_likelihood`.
+
+    Without ``old_log_prob`` the ratio is 1 and has the gradient of the likelihood.
+    """
+
+    def objective(batch: StepBatch) -> Loss:
+        velocity = model.velocity(batch.latents, batch.sigma, batch.cond, guidance=guidance)
+        target = _need(batch.target_velocity, "target_velocity")
+        new = losses.matching_likelihood(velocity, target, batch.sigma, settings.power)
+        old = new.detach() if batch.old_log_prob is None else batch.old_log_prob
+        advantage = _need(batch.advantage, "advantage") / settings.adv_clip
+        loss = losses.clipped_surrogate(new, old, advantage, settings.clip)
+        weights = {"base": settings.base_weight, "slow": settings.slow_weight}
+        return _forward_loss(velocity, batch, loss, weights)
+
+    return objective
+
+
+def _forward_loss(velocity: Tensor, batch: StepBatch, loss: Tensor, weights: Mapping[str, float]) -> Loss:
+    """A policy loss plus weighted squared distances to the velocities of the base and of the slow copy."""
+    metrics = {"policy_loss": loss.sum()}
+    for name, other in (("base", batch.anchor_velocity), ("slow", batch.slow_velocity)):
+        if other is not None:
+            distance = 2 * losses.velocity_matching(velocity, other)
+            metrics[f"distance_{name}"] = distance.sum()
+            loss = loss + weights.get(name, 0.0) * distance
+    return _loss(loss, metrics)
 
 
 def sft(model: FlowModel, guidance: float = 1.0) -> Objective:

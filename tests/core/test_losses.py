@@ -11,6 +11,8 @@ from jaxtyping import TypeCheckError
 from flowopd_cli.core.losses import (
     clip_fraction,
     clipped_surrogate,
+    matching_likelihood,
+    negative_aware,
     pathwise_kl,
     sampled_log_ratio,
     step_weights,
@@ -194,3 +196,64 @@ def test_velocity_weights_turn_the_kl_into_velocity_matching(kernel):
     divergence = kl(kernel(ours, latents, sigma, sigma_next), kernel(theirs, latents, sigma, sigma_next))
     weighted = divergence * step_weights("velocity", sigma, sigma_next, kernel)
     torch.testing.assert_close(weighted, velocity_matching(ours, theirs))
+
+
+def gradient(loss, velocity):
+    leaf = velocity.clone().requires_grad_()
+    loss(leaf).sum().backward()
+    return leaf.grad
+
+
+@pytest.mark.parametrize("beta", [0.1, 0.5, 1.0])
+def test_the_gradient_of_nft_is_its_closed_form(beta):
+    """``2 sigma (rho m+ / w+ - (1 - rho) m- / w-) / D`` with the misses ``m`` of the clean latents."""
+    v, old, target = (randn(seed) for seed in range(3))
+    sigma, rho = vector(0.2, 0.6, 1.0), vector(0.0, 0.3, 1.0)
+    wide = sigma.view(-1, 1, 1, 1)
+    good, bad = wide * (old + beta * (v - old) - target), wide * (old - beta * (v - old) - target)
+
+    def unit(miss):
+        return miss / miss.abs().mean(dim=(1, 2, 3), keepdim=True)
+
+    share = rho.view(-1, 1, 1, 1)
+    expected = 2 * wide * (share * unit(good) - (1 - share) * unit(bad)) / v[0].numel()
+    found = gradient(lambda x: negative_aware(x, old, target, sigma, rho, beta), v)
+    torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-12)
+
+
+def test_nft_of_a_policy_equal_to_its_copy_is_weighted_flow_matching():
+    """There the gradient is ``(2 rho - 1)`` times that of the normalized error, for any beta; none at rho = 1/2."""
+    v, target, sigma = randn(0), randn(2), vector(0.3, 0.3, 0.3)
+    ones = torch.ones_like(sigma)
+    matching = gradient(lambda x: negative_aware(x, v, target, sigma, ones, 1.0), v)
+    for rho in (0.0, 0.5, 0.8):
+        for beta in (0.1, 1.0):
+            found = gradient(lambda x, r=rho, b=beta: negative_aware(x, v, target, sigma, r * ones, b), v)
+            torch.testing.assert_close(found, (2 * rho - 1) * matching, atol=1e-15, rtol=1e-12)
+
+
+@pytest.mark.parametrize(("rho", "nearer"), [(1.0, True), (0.0, False)])
+def test_nft_attracts_good_pictures_and_repels_bad_ones(rho, nearer):
+    v, target, sigma = randn(0), randn(2), vector(0.5, 0.5, 0.5)
+    moved = descended(lambda x: negative_aware(x, v, target, sigma, torch.full_like(sigma, rho), 1.0), v)
+    before, after = ((guess - target).square().flatten(1).sum(1) for guess in (v, moved))
+    assert ((after < before) == nearer).all()
+
+
+def test_nft_does_not_divide_by_an_error_of_zero():
+    v, sigma = randn(0), vector(0.5, 0.5, 0.5)
+    assert negative_aware(v, v, v, sigma, vector(1, 0.5, 0), 1.0).tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("power", [0.25, 1.0])
+def test_the_gradient_of_the_matching_likelihood_is_its_closed_form(power):
+    """``-sigma (e + d)^(p - 1) 2 (v - u) / D``; it rises towards the target."""
+    v, target, sigma = randn(0), randn(2), vector(0.2, 0.6, 1.0)
+    error = (v - target).square().mean(dim=(1, 2, 3), keepdim=True)
+    expected = -sigma.view(-1, 1, 1, 1) * (error + 1e-10) ** (power - 1) * 2 * (v - target) / v[0].numel()
+    found = gradient(lambda x: matching_likelihood(x, target, sigma, power), v)
+    torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-12)
+    assert matching_likelihood(target, target, sigma, power).tolist() == [0, 0, 0]
+    if power == 1:
+        plain = -sigma * error.flatten()
+        torch.testing.assert_close(matching_likelihood(v, target, sigma, power), plain, atol=1e-12, rtol=1e-12)
