@@ -16,7 +16,7 @@ from flowopd_cli.stages.training.lengths import check_lengths
 from flowopd_cli.stages.training.model import Roles, encode_ahead, load_model
 from flowopd_cli.stages.training.resume import prompts_digest
 from flowopd_cli.system.progress import Progress
-from flowopd_cli.train import objectives, supervised
+from flowopd_cli.train import supervised
 
 
 def run(
@@ -48,6 +48,6 @@ def run(
         own = rows[drawer.rank :: drawer.processes]
         return [[own[i : i + train.micro] for i in range(0, len(own), train.micro)]], {}
 
-    course = Course("coldstart", experience, objectives.sft(model, recipe.sampling.guidance), prompts)
+    course = Course("coldstart", experience, prompts)
     figures = train_policy(recipe, model, run, progress, course, resume=resume)
     return {"metrics": {"pictures": len(data.prompts), **figures}}

@@ -12,13 +12,13 @@ from flowopd_cli.recipe import DistillRecipe
 from flowopd_cli.recipe.tasks import check_tasks
 from flowopd_cli.runs.adapter_ref import Adapters
 from flowopd_cli.runs.run import RunDir
-from flowopd_cli.stages.training.data import iteration_sampler, make_drawer, make_rewards, make_sampler
-from flowopd_cli.stages.training.fit import Course, opd_settings, train_policy
+from flowopd_cli.stages.training.data import iteration_sampler, make_drawer, make_rewards
+from flowopd_cli.stages.training.fit import Course, train_policy
 from flowopd_cli.stages.training.lengths import check_lengths
 from flowopd_cli.stages.training.model import Roles, encode_ahead, load_model
 from flowopd_cli.stages.training.resume import prompts_digest
 from flowopd_cli.system.progress import Progress
-from flowopd_cli.train import collect, labels, objectives
+from flowopd_cli.train import collect, labels
 from flowopd_cli.train.fused import FusedStep, micro_batches
 
 
@@ -63,6 +63,5 @@ def run(
         seed = recipe.seed + iteration
         return collect.step_batches(rolled, sampler, train.updates, train.micro, seed, draw.partition), figures
 
-    objective = objectives.opd(model, make_sampler(model, recipe.sampling), opd_settings(recipe))
-    course = Course(f"distill {len(teachers)} teachers", experience, objective, prompts)
+    course = Course(f"distill {len(teachers)} teachers", experience, prompts)
     return {"metrics": train_policy(recipe, model, run, progress, course, resume=resume)}

@@ -15,13 +15,14 @@ from flowopd_cli.recipe import AWMSpec, NFTSpec, TeacherRecipe
 from flowopd_cli.recipe.tasks import check_tasks
 from flowopd_cli.runs.adapter_ref import Adapters
 from flowopd_cli.runs.run import RunDir
-from flowopd_cli.stages.training.data import in_background, iteration_sampler, make_drawer, make_rewards, make_sampler
+from flowopd_cli.stages.training.data import in_background, iteration_sampler, make_drawer, make_rewards
 from flowopd_cli.stages.training.fit import Course, train_policy
 from flowopd_cli.stages.training.lengths import check_lengths
 from flowopd_cli.stages.training.model import Roles, encode_ahead, load_model
+from flowopd_cli.stages.training.objective import forward_guidance
 from flowopd_cli.stages.training.resume import prompts_digest
 from flowopd_cli.system.progress import Progress
-from flowopd_cli.train import collect, forward, objectives
+from flowopd_cli.train import collect, forward
 from flowopd_cli.train.fresh_groups import with_fresh_groups
 from flowopd_cli.train.loop import MicroBatches
 
@@ -41,9 +42,8 @@ def run(
     run.declare(roles.inputs(recipe.model, prompts_digest(prompts)))
     encode_ahead(model, prompts)
     scoring = partial(in_background, rewards)
-    method = (
-        _grpo(recipe, model, scoring) if recipe.forward is None else _forward(recipe, recipe.forward, model, scoring)
-    )
+    spec = recipe.forward
+    method = _grpo(recipe, model, scoring) if spec is None else _forward(recipe, spec, model, scoring)
 
     def experience(iteration: int):
         sampler, draw = iteration_sampler(model, recipe, iteration), drawer(iteration)
@@ -68,19 +68,18 @@ def run(
             return [], figures
         return method.optimizer_steps(rolled, sampler, draw, iteration), figures
 
-    course = Course(f"teacher {'+'.join(r.name for r in recipe.rewards)}", experience, method.objective, prompts)
+    course = Course(f"teacher {'+'.join(r.name for r in recipe.rewards)}", experience, prompts)
     return {"metrics": train_policy(recipe, model, run, progress, course, resume=resume)}
 
 
 @dataclass(frozen=True)
 class _Method:
-    """What differs between the algorithms: who draws, the advantages, the rows of a rollout, the objective."""
+    """What differs between the algorithms: who draws, the advantages, the rows of a rollout."""
 
     grader: collect.Grader
     std: Literal["group", "global"]
     adv_clip: float
     optimizer_steps: Callable[[Rollout, Sampler, collect.Draw, int], Iterable[MicroBatches]]
-    objective: objectives.Objective
 
 
 def _grpo(recipe: TeacherRecipe, model: LoadedModel, scoring: Callable[[], collect.Scoring]) -> _Method:
@@ -91,16 +90,15 @@ def _grpo(recipe: TeacherRecipe, model: LoadedModel, scoring: Callable[[], colle
         seed = recipe.seed + iteration
         return collect.step_batches(rolled, sampler, train.updates, train.micro, seed, draw.partition)
 
-    objective = objectives.grpo(model, make_sampler(model, recipe.sampling), clip=grpo.clip, beta=grpo.beta)
     grader = collect.Grader(model, scoring, train.rollout_batch, base)
-    return _Method(grader, grpo.std, grpo.adv_clip, optimizer_steps, objective)
+    return _Method(grader, grpo.std, grpo.adv_clip, optimizer_steps)
 
 
 def _forward(
     recipe: TeacherRecipe, spec: NFTSpec | AWMSpec, model: LoadedModel, scoring: Callable[[], collect.Scoring]
 ) -> _Method:
     """DiffusionNFT or AWM; guidance that doubles the batch is for drawing only."""
-    train, guidance = recipe.train, 1.0 if model.classifier_free else recipe.sampling.guidance
+    train = recipe.train
     model.adapters.copy("policy", forward.SLOW)
 
     def decay(iterations: int) -> float:
@@ -117,7 +115,7 @@ def _forward(
             draw.seeds,
             sigmas,
             levels,
-            guidance=guidance,
+            guidance=forward_guidance(recipe, model),
             slow=train.updates > 1 or decay(iteration) > 0,
             base=spec.base_weight > 0,
             batch=train.rollout_batch,
@@ -127,13 +125,6 @@ def _forward(
         yield from rows.optimizer_steps(train.updates, train.micro, recipe.seed + iteration, draw.partition)
         model.adapters.ema("policy", forward.SLOW, decay(iteration + 1))
 
-    if isinstance(spec, NFTSpec):
-        objective = objectives.nft(
-            model, guidance=guidance, beta=spec.beta, base_weight=spec.base_weight, adv_clip=spec.adv_clip
-        )
-    else:
-        settings = objectives.AWMSettings(spec.power, spec.clip, spec.adv_clip, spec.base_weight, spec.slow_weight)
-        objective = objectives.awm(model, settings, guidance=guidance)
     adapter = forward.SLOW if isinstance(spec, NFTSpec) else "policy"
     grader = collect.Grader(model, scoring, train.rollout_batch, adapter=adapter, last=True)
-    return _Method(grader, spec.std, spec.adv_clip, optimizer_steps, objective)
+    return _Method(grader, spec.std, spec.adv_clip, optimizer_steps)

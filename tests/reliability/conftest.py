@@ -22,10 +22,11 @@ class Whole:
 
     def __init__(self, root, forks):
         self.root, self._forks = root, forks
-        self.paths = {name: root / name for name in ("teacher", "other", "distill", "coldstart")}
+        self.paths = {name: root / name for name in ("teacher", "other", "nft", "distill", "coldstart")}
         self.commands = {
             "teacher": toyruns.teacher("quality", "train.keep_best.metric=reward"),
             "other": toyruns.teacher("geneval", "train.iterations=2", "train.keep_best=null"),
+            "nft": toyruns.teacher("quality", "algorithm=nft", "sampling.kernel=ode", "nft.slow_rate=0.05"),
             "distill": toyruns.distill(self.paths["teacher"], self.paths["other"]),
             "coldstart": toyruns.coldstart(self.paths["teacher"], self.paths["other"]),
         }

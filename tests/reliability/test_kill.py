@@ -50,7 +50,7 @@ def disturbed(forks, command, path, planned, ranks=1):
     return ended
 
 
-@pytest.mark.parametrize("stage", ["teacher", "distill", "coldstart"])
+@pytest.mark.parametrize("stage", ["teacher", "nft", "distill", "coldstart"])
 @pytest.mark.parametrize("count", [FEW, SLOW])
 def test_a_killed_training_ends_like_an_undisturbed_one(forks, whole, tmp_path, stage, count):
     places, hits = Counter(), 0

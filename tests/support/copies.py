@@ -104,7 +104,7 @@ def prepare(folder, pipeline):
         model.adapters.save(name, folder / name, str(pipeline), model.fingerprint)
 
 
-def recipe(stage, folder, pipeline, **train):
+def recipe(stage, folder, pipeline, method=None, **train):
     """A few iterations of a stage over an uneven number of groups: twelve optimizer steps, four of a cold start."""
     model = {"pretrained": str(pipeline), "device": "cpu", "resolution": None, "max_sequence_length": 4}
     prompts = [{"source": str(folder / f"{task}.txt"), "task": task} for task in "ab"]
@@ -122,9 +122,10 @@ def recipe(stage, folder, pipeline, **train):
     }
     spread = {"train": {**TRAIN, "groups": 5 if stage == "coldstart" else 3, "sample_every": 0, **train}}
     start = {"adapter": {**COMMON["adapter"], "init": str(folder / "start")}}
-    return recipes.build(
-        {"stage": stage, **COMMON, **start, "model": model, "prompts": prompts, **sections[stage], **spread}
-    )
+    tree = {"stage": stage, **COMMON, **start, "model": model, "prompts": prompts, **sections[stage], **spread}
+    if method is not None:
+        tree |= {**method, "sampling": {**COMMON["sampling"], "kernel": "ode"}}
+    return recipes.build(tree)
 
 
 def train(name, built, progress=None):
@@ -150,11 +151,15 @@ def runs(folder, out, pipeline, *, shard=False):
         module.load_model = load_double
     for stage in ("teacher", "coldstart", "distill"):
         train(out / stage, recipe(stage, folder, pipeline))
+    nft = {"algorithm": "nft", "nft": {"beta": 0.5, "levels": 3, "slow_rate": 0.1}}
+    train(out / "nft", recipe("teacher", folder, pipeline, method=nft, iterations=3))
     train(out / "fused", recipe("distill", folder, pipeline, updates=1, iterations=10))
     train(out / "saving", recipe("distill", folder, pipeline, updates=1, iterations=2, gradient_checkpointing=True))
     train(out / "few", recipe("distill", folder, pipeline, groups=1, updates=2, sample_every=2))
     if shard:
         return
+    awm = {"algorithm": "awm", "awm": {"levels": 3, "slow_rate": 0.1}}
+    train(out / "awm", recipe("teacher", folder, pipeline, method=awm, iterations=3))
     train(out / "sparse", recipe("distill", folder, pipeline, group_size=1))
     thinned = recipe("distill", folder, pipeline, updates=1, micro=2, steps_per_rollout=2)
     train(out / "thinned", thinned.model_copy(update={"anchor": thinned.anchor.model_copy(update={"every": 2})}))

@@ -35,6 +35,7 @@ def _execute(stage: str, common: Common, values: dict[str, Any], refs: list[str 
 
 
 REWARD = "The reward to learn; repeat it for a weighted mixture. A name of 'rewards ls', remote:URL, or module:attr."
+ALGORITHM = "How the adapter learns: grpo, nft (DiffusionNFT) or awm; nft and awm draw without noise (kernel ode)."
 PROMPTS = "Where the training prompts come from: a named source or a file; may be repeated."
 TEACHER = "The teacher of a task, once for each task of the prompts"
 PARTS = "The adapters to merge: runs, adapter folders or files, or hub:REPO@REVISION."
@@ -60,18 +61,22 @@ def teacher(
     common: Common,
     reward: Annotated[Texts, _option("NAME[=WEIGHT]", REWARD, completion.rewards)] = None,
     prompts: Annotated[Texts, _option("SOURCE", PROMPTS)] = None,
+    algorithm: Annotated[Text, _option("NAME", ALGORITHM)] = None,
 ) -> None:
-    """Train one adapter on one reward, or on a weighted mixture, with GRPO.
+    """Train one adapter on one reward, or on a weighted mixture, by GRPO, DiffusionNFT or AWM.
 
     \b
     Example:
       flowopd teacher --reward geneval --out runs/t-geneval
+      flowopd teacher --reward ocr --algorithm nft --set sampling.guidance=1
       flowopd teacher --reward ocr=0.7 --reward quality=0.3 --prompts toy:all --set train.iterations=200
     """
     from flowopd_cli.cli.plan.flags import prompt_spec, reward_spec
 
     rewards, sources = list(map(reward_spec, reward or ())), list(map(prompt_spec, prompts or ()))
-    _execute("teacher", common, {"rewards": rewards, "prompts": sources})
+    kernel = "ode" if algorithm in {"nft", "awm"} else None
+    values = {"rewards": rewards, "prompts": sources, "algorithm": algorithm, "sampling.kernel": kernel}
+    _execute("teacher", common, values)
 
 
 def coldstart(

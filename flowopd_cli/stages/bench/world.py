@@ -18,8 +18,9 @@ from flowopd_cli.models.pipeline import PipelineModel
 from flowopd_cli.models.random_weights import make_random
 from flowopd_cli.recipe import AnchorSpec, DistillRecipe, TeacherSpec
 from flowopd_cli.stages.training.data import make_drawer, make_sampler
-from flowopd_cli.stages.training.fit import opd_settings, save_memory
+from flowopd_cli.stages.training.fit import save_memory
 from flowopd_cli.stages.training.model import load_model, load_options
+from flowopd_cli.stages.training.objective import opd_settings
 from flowopd_cli.train.collect import Draw, Teacher
 from flowopd_cli.train.objectives import OPDSettings
 

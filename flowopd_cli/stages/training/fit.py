@@ -10,22 +10,15 @@ from typing import Any
 from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.errors import RecipeError
 from flowopd_cli.models.base import FlowModel, LoadedModel
-from flowopd_cli.recipe import DistillRecipe, TrainedRecipe, TrainSpec
+from flowopd_cli.recipe import TrainedRecipe, TrainSpec
 from flowopd_cli.runs.run import RunDir
 from flowopd_cli.stages.training.model import save_adapter
+from flowopd_cli.stages.training.objective import make_objective
 from flowopd_cli.stages.training.recorder import RunRecorder
 from flowopd_cli.stages.training.resume import resume_state
 from flowopd_cli.stages.training.samples import make_sample_writer
 from flowopd_cli.system.progress import Progress
 from flowopd_cli.train.loop import Experience, FitSettings, fit
-from flowopd_cli.train.objectives import Objective, OPDSettings
-
-
-def opd_settings(recipe: DistillRecipe) -> OPDSettings:
-    """The settings of the distillation objective; ODE steps have no variance, so they match velocities."""
-    opd = recipe.opd
-    weight = "velocity" if recipe.sampling.deterministic else opd.step_weight
-    return OPDSettings(opd.estimator, weight, recipe.anchor.beta, opd.clip, opd.adv_clip)
 
 
 def save_memory(model: FlowModel, train: TrainSpec) -> None:
@@ -38,11 +31,10 @@ def save_memory(model: FlowModel, train: TrainSpec) -> None:
 
 @dataclass(frozen=True)
 class Course:
-    """What differs between training stages: title, experience, objective, and the prompts of sample pictures."""
+    """What differs between training stages: title, experience, and the prompts of sample pictures."""
 
     title: str
     experience: Experience
-    objective: Objective
     prompts: Mapping[str, Sequence[Prompt]]
 
 
@@ -60,6 +52,7 @@ def train_policy(
     if state is not None:
         recorder.resume()
     settings = FitSettings(**{f.name: getattr(spec, f.name) for f in fields(FitSettings)})
-    state = fit(model, course.experience, course.objective, settings, state=state, recorder=recorder)
+    objective = make_objective(recipe, model)
+    state = fit(model, course.experience, objective, settings, state=state, recorder=recorder)
     export(state.step)
     return recorder.figures()

@@ -11,14 +11,13 @@ import torch
 from flowopd_cli.core.types import StepBatch
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.models.base import LoadedModel
-from flowopd_cli.recipe import DistillRecipe, TeacherRecipe, TrainedRecipe
+from flowopd_cli.recipe import TrainedRecipe
 from flowopd_cli.runs.adapter_ref import Adapters
 from flowopd_cli.runs.run import RunDir
-from flowopd_cli.stages.training.data import make_sampler
-from flowopd_cli.stages.training.fit import opd_settings, save_memory
+from flowopd_cli.stages.training.fit import save_memory
 from flowopd_cli.stages.training.model import Roles, load_model
+from flowopd_cli.stages.training.objective import make_objective
 from flowopd_cli.system.files import is_intact
-from flowopd_cli.train import objectives
 from flowopd_cli.train.faults import Dump
 from flowopd_cli.train.objectives import Objective
 
@@ -43,7 +42,7 @@ def replay(path: Path, device: str | None = None) -> dict[str, Any]:
     Roles(model, Adapters()).add_policy(recipe.adapter, recipe.seed)
     model.adapters.load_state("policy", dict(dump.policy))
     save_memory(model, recipe.train)
-    rows = _rows(model, _objective(recipe, model), dump.batch)
+    rows = _rows(model, make_objective(recipe, model), dump.batch)
     bad = sum(not (isfinite(row["loss"]) and isfinite(row["gradient"])) for row in rows)
     summary = {"run": str(path), "iteration": dump.iteration, "step": dump.step, "fault": str(dump.fault), "bad": bad}
     for row in rows:  # JSON has no other numbers
@@ -66,12 +65,3 @@ def _rows(model: LoadedModel, objective: Objective, batch: StepBatch) -> list[di
         figures = {"sigma": round(float(row.sigma), 6), "loss": float(loss.detach()), "gradient": float(norm)}
         rows.append({"prompt": prompt, **figures})
     return rows
-
-
-def _objective(recipe: TrainedRecipe, model: LoadedModel) -> Objective:
-    sampler = make_sampler(model, recipe.sampling)
-    if isinstance(recipe, TeacherRecipe):
-        return objectives.grpo(model, sampler, clip=recipe.grpo.clip, beta=recipe.grpo.beta)
-    if isinstance(recipe, DistillRecipe):
-        return objectives.opd(model, sampler, opd_settings(recipe))
-    return objectives.sft(model)
