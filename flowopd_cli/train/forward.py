@@ -5,7 +5,7 @@ Shared by DiffusionNFT and AWM. It needs no log-probabilities, so any family and
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from flowopd_cli.core.losses import matching_likelihood
 from flowopd_cli.core.sampler import SeededNoise, seeded_generator
-from flowopd_cli.core.types import Rollout, StepBatch
+from flowopd_cli.core.types import Loss, Rollout, StepBatch
 from flowopd_cli.models.base import FlowModel
 from flowopd_cli.train.collect import deal_samples
 from flowopd_cli.train.labels import Teacher, parcels, row_cost, velocity_of
@@ -94,13 +94,17 @@ class ForwardRows:
 
     def optimizer_steps(
         self, updates: int, micro: int, seed: int, partition: Partition | None = None
-    ) -> Iterator[Iterator[StepBatch]]:
+    ) -> Iterator[Generator[StepBatch, Loss, None]]:
         """At most ``updates`` optimizer steps of micro-batches, dealt as by :func:`collect.step_batches`."""
         total = len(self.levels) if partition is None else partition.total
         for samples in deal_samples(total, updates, seed):
             local = samples if partition is None else partition.local_rows(samples)
             pairs = torch.cartesian_prod(torch.arange(self.levels.shape[1]), local)
-            yield (self(chunk[:, 1], chunk[:, 0]) for chunk in pairs.split(micro) if len(chunk))
+            yield self._micro_batches(pairs, micro)
+
+    def _micro_batches(self, pairs: Int[Tensor, "n 2"], micro: int) -> Generator[StepBatch, Loss, None]:
+        for chunk in pairs.split(micro) if len(pairs) else ():
+            yield self(chunk[:, 1], chunk[:, 0])
 
     def _noised(self, b: Int[Tensor, " n"], level: Int[Tensor, " n"]) -> StepBatch:
         final, advantages = self.rolled.trajectory.final, self.rolled.advantages
