@@ -8,6 +8,13 @@ from support.forks import Kill
 
 from flowopd_cli.runs.run import RunDir
 
+SLOW = """
+import time
+from flowopd_cli.runs.run import RunDir
+log = RunDir.log
+RunDir.log = lambda run, row: (time.sleep(0.5), log(run, row))
+"""  # a training that lasts until every rival has begun
+
 
 @pytest.fixture(scope="module")
 def half(forks, whole, tmp_path_factory):
@@ -36,7 +43,7 @@ def test_one_of_several_commands_proceeds(forks, whole, half, tmp_path, mode, co
     path = tmp_path / "r" if mode == "fresh" else shutil.copytree(half, tmp_path / "r")
     fresh = [*whole.commands["teacher"], "--out", path]
     argv = {"fresh": fresh, "resume": ["teacher", "--resume", path], "force": [*fresh, "--force"]}[mode]
-    one_proceeded(forks.rivals(*argv, count=count), path)
+    one_proceeded(forks.rivals(*argv, count=count, before=SLOW), path)
     toyruns.check_same_end(path, whole.paths["teacher"])
 
 

@@ -60,9 +60,9 @@ class Forks:
     def __init__(self, process, folder):
         self._process, self._folder, self._count = process, folder, 0
 
-    def rivals(self, *argv, count=2):
+    def rivals(self, *argv, count=2, before=""):
         """The same command line in processes that start together: how each of them ended."""
-        return self._ask(argv, rivals=count)
+        return self._ask(argv, rivals=count, before=before)
 
     def run(self, *argv, kill=None, below=None, before="", ranks=1):
         """Run a command line to its end, in ``ranks`` processes; the first one's changes below a folder are noted.
