@@ -5,6 +5,7 @@ import signal
 
 import pytest
 import torch
+from diffusers.optimization import get_scheduler
 from support.recorders import Recorder
 from support.tiny import experience_of, gradients, labelled, make_draw, make_sampler, randomize
 
@@ -12,7 +13,7 @@ from flowopd_cli.core.types import Loss, RewardResult
 from flowopd_cli.errors import Interrupted
 from flowopd_cli.train import collect
 from flowopd_cli.train.checkpoint import TrainState
-from flowopd_cli.train.loop import FitSettings, fit
+from flowopd_cli.train.loop import FitSettings, fit, lr_factor
 from flowopd_cli.train.objectives import OPDSettings, grpo, opd
 
 
@@ -163,6 +164,23 @@ def movement(model, **settings):
 def test_the_learning_rate_is_warmed_up(trainee, make_trainee):
     assert movement(trainee) == pytest.approx(0.01, rel=1e-3)  # Adam's first step has the length of the rate
     assert movement(make_trainee(), warmup=9) == pytest.approx(0.001, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["constant", "linear", "cosine"])
+def test_the_learning_rate_follows_the_schedule_of_diffusers(name):
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    (factor,) = get_scheduler(name, optimizer, num_warmup_steps=0, num_training_steps=12).lr_lambdas
+    settings = FitSettings(4, 0.01, schedule=name, updates=3)
+    assert [lr_factor(step, settings) for step in range(12)] == pytest.approx([factor(step) for step in range(12)])
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine"])
+def test_the_schedule_falls_from_the_end_of_the_warm_up_to_the_planned_end(name):
+    settings = FitSettings(5, 0.01, schedule=name, updates=2, warmup=4)
+    factors = [lr_factor(step, settings) for step in range(12)]
+    assert factors[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert factors[7] == pytest.approx(0.5)
+    assert factors[10:] == pytest.approx([0.0, 0.0])
 
 
 def test_gradients_are_clipped_to_their_norm(trainee):
