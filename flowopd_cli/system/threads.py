@@ -107,7 +107,8 @@ def end_process(code: int) -> NoReturn:
 
     A thread that returns from C++ during that end would abort the process.
     """
-    signal.signal(signal.SIGINT, lambda *_: os._exit(code))  # a second Ctrl-C that comes this late changes no code
+    for number in (signal.SIGINT, signal.SIGTERM):  # one that comes this late changes no code
+        signal.signal(number, lambda *_: os._exit(code))
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):

@@ -165,7 +165,7 @@ def _rows(below):
 
 def _wait(children, due, kill, *, rivals):
     """The exit codes of all children."""
-    codes, stopping, started = {}, False, time.monotonic()
+    codes, failed, stopping, started = {}, None, False, time.monotonic()
     while len(codes) < len(children):
         now = time.monotonic()
         for child in children:
@@ -175,7 +175,9 @@ def _wait(children, due, kill, *, rivals):
         living = [child for child in children if child not in codes]
         if due():
             _signal([child for child in living if child == children[kill["rank"]]], kill["number"])
-        if any(codes.values()) and not stopping and not rivals:
+        if any(codes.values()) and not rivals:
+            failed = failed or now
+        if failed and not stopping and now > failed + 0.1:  # as seldom as torch's launcher looks
             stopping = True
             _signal(living, signal.SIGTERM)
         if now > started + PATIENCE:
