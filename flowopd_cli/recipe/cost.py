@@ -48,7 +48,7 @@ def workload(recipe: recipes.TrainedRecipe) -> Workload:
     most = max(_forwards(recipe, guidance) for guidance in (None, *(spec.guidance for spec in (*teachers, *anchors))))
     latents, prompts = _held(recipe)
     return Workload(
-        adapters=(3 if isinstance(recipe, recipes.TeacherRecipe) and recipe.forward else 2)
+        adapters=(3 if _forward(recipe) else 2)
         + len({spec.ref for spec in teachers} - {"base"})
         + sum(spec.ref != "base" for spec in anchors),
         learning_rows=learning_rows(recipe) * policy,
@@ -158,9 +158,9 @@ def _steps_between(recipe: recipes.DistillRecipe) -> float:
 
 def _label_cost(recipe: recipes.TeacherRecipe | recipes.DistillRecipe) -> float:
     """Forwards that label one trained step: the base's for the KL, or a teacher's and, on average, the anchor's."""
+    if forward := _forward(recipe):
+        return 2 if forward.base_weight else 1
     if isinstance(recipe, recipes.TeacherRecipe):
-        if recipe.forward is not None:
-            return 2 if recipe.forward.base_weight else 1
         return _forwards(recipe) if recipe.grpo.beta > 0 else 0
     anchor = sum(spec.probability / spec.every * _forwards(recipe, spec.guidance) for spec in _anchors(recipe))
     return max(_forwards(recipe, spec.guidance) for spec in _teachers(recipe)) + anchor
@@ -173,8 +173,12 @@ def _forwards(recipe: recipes.TrainedRecipe, guidance: float | None = None) -> i
 
 def _learning_forwards(recipe: recipes.TrainedRecipe) -> int:
     """Forwards of a row that learns: without classifier-free guidance for flow matching and the forward process."""
-    forward = isinstance(recipe, recipes.TeacherRecipe) and recipe.forward is not None
-    return 1 if forward or isinstance(recipe, recipes.ColdstartRecipe) else _forwards(recipe)
+    return 1 if _forward(recipe) or isinstance(recipe, recipes.ColdstartRecipe) else _forwards(recipe)
+
+
+def _forward(recipe: recipes.TrainedRecipe) -> recipes.NFTSpec | recipes.AWMSpec | None:
+    """The objective of the forward process, if it is that of the recipe."""
+    return recipe.forward if isinstance(recipe, recipes.TeacherRecipe) else None
 
 
 def _teachers(recipe: recipes.TrainedRecipe) -> list[recipes.TeacherSpec]:
@@ -195,7 +199,7 @@ def _held(recipe: recipes.TrainedRecipe) -> tuple[int, int]:
     if isinstance(recipe, recipes.ColdstartRecipe):
         return recipe.sft.samples, recipe.sft.samples
     pictures = _local_pictures(recipe.train)
-    if isinstance(recipe, recipes.TeacherRecipe) and recipe.forward:
+    if _forward(recipe):
         return pictures + 4 * learning_rows(recipe), pictures
     if isinstance(recipe, recipes.TeacherRecipe):
         labels = 1 if recipe.grpo.beta else 0

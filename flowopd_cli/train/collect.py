@@ -190,10 +190,17 @@ def step_batches(
     """
     total = len(rolled.prompts) if partition is None else partition.total
     steps = torch.tensor(trained_steps(sampler).steps)
+    for pairs in deal_pairs(total, steps, updates, seed, partition):
+        yield [rows_of(rolled, chunk[:, 0], chunk[:, 1]) for chunk in pairs.split(micro) if len(chunk)]
+
+
+def deal_pairs(
+    total: int, steps: Int[Tensor, " t"], updates: int, seed: int, partition: Partition | None = None
+) -> Iterator[Int[Tensor, "n 2"]]:
+    """The (sample, step) pairs of each optimizer step that this process learns: a sample brings all its ``steps``."""
     for samples in deal_samples(total, updates, seed):
         local = samples if partition is None else partition.local_rows(samples)
-        pairs = torch.cartesian_prod(steps, local).flip(1)
-        yield [rows_of(rolled, chunk[:, 0], chunk[:, 1]) for chunk in pairs.split(micro) if len(chunk)]
+        yield torch.cartesian_prod(steps, local).flip(1)
 
 
 def deal_samples(total: int, updates: int, seed: int) -> tuple[Int[Tensor, " n"], ...]:

@@ -17,8 +17,8 @@ from flowopd_cli.core.losses import matching_likelihood
 from flowopd_cli.core.sampler import SeededNoise, seeded_generator
 from flowopd_cli.core.types import Loss, Rollout, StepBatch
 from flowopd_cli.models.base import FlowModel
-from flowopd_cli.train.collect import deal_samples
-from flowopd_cli.train.labels import Teacher, parcels, row_cost, velocity_of
+from flowopd_cli.train.collect import deal_pairs
+from flowopd_cli.train.labels import Rows, Teacher, label
 from flowopd_cli.train.partition import Partition
 from flowopd_cli.train.supervised import noised
 
@@ -71,40 +71,38 @@ class ForwardRows:
     def __call__(self, b: Int[Tensor, " n"], level: Int[Tensor, " n"]) -> StepBatch:
         """The rows ``(b, level)`` with their labels."""
         rows = self._noised(b, level)
-        chosen = {"slow_velocity": SLOW} if self.slow else {}
-        chosen |= {"anchor_velocity": None} if self.base else {}
-        labels = velocities(
-            self.model, rows, [Teacher(name, self.guidance) for name in chosen.values()], batch=self.batch
+        states = Rows.of_states(rows.latents, rows.sigma, rows.cond)
+        slow = [Teacher(SLOW, self.guidance)] * len(rows) if self.slow else []
+        target, base = label(
+            self.model, states, slow, Teacher(None, self.guidance) if self.base else None, batch=self.batch
         )
         old = None if self.likelihoods is None else self.likelihoods[b, level].to(rows.sigma.device)
-        return replace(rows, **dict(zip(chosen, labels, strict=True)), old_log_prob=old)
+        return replace(rows, slow_velocity=target if slow else None, anchor_velocity=base, old_log_prob=old)
 
     @torch.no_grad()
     def with_likelihoods(self, power: float) -> ForwardRows:
         """The same rows with their likelihoods under the policy of now, for ratios after several optimizer steps."""
         pairs = torch.cartesian_prod(*(torch.arange(size) for size in self.levels.shape))
-        found = torch.zeros(len(pairs))
+        likelihoods = torch.zeros(len(pairs))
         with self.model.adapters.use("policy"):
             for index in torch.arange(len(pairs)).split(self.batch):
                 rows = self._noised(*pairs[index].unbind(1))
                 velocity = self.model.velocity(rows.latents, rows.sigma, rows.cond, guidance=self.guidance)
                 assert rows.target_velocity is not None
-                found[index] = matching_likelihood(velocity, rows.target_velocity, rows.sigma, power).cpu()
-        return replace(self, likelihoods=found.view(self.levels.shape))
+                likelihoods[index] = matching_likelihood(velocity, rows.target_velocity, rows.sigma, power).cpu()
+        return replace(self, likelihoods=likelihoods.view(self.levels.shape))
 
     def optimizer_steps(
         self, updates: int, micro: int, seed: int, partition: Partition | None = None
     ) -> Iterator[Generator[StepBatch, Loss, None]]:
         """At most ``updates`` optimizer steps of micro-batches, dealt as by :func:`collect.step_batches`."""
         total = len(self.levels) if partition is None else partition.total
-        for samples in deal_samples(total, updates, seed):
-            local = samples if partition is None else partition.local_rows(samples)
-            pairs = torch.cartesian_prod(torch.arange(self.levels.shape[1]), local)
+        for pairs in deal_pairs(total, torch.arange(self.levels.shape[1]), updates, seed, partition):
             yield self._micro_batches(pairs, micro)
 
     def _micro_batches(self, pairs: Int[Tensor, "n 2"], micro: int) -> Generator[StepBatch, Loss, None]:
         for chunk in pairs.split(micro) if len(pairs) else ():
-            yield self(chunk[:, 1], chunk[:, 0])
+            yield self(chunk[:, 0], chunk[:, 1])
 
     def _noised(self, b: Int[Tensor, " n"], level: Int[Tensor, " n"]) -> StepBatch:
         final, advantages = self.rolled.trajectory.final, self.rolled.advantages
@@ -116,18 +114,3 @@ class ForwardRows:
             advantage=None if advantages is None else advantages[b],
             prompts=tuple(self.rolled.prompts[row] for row in b.tolist()),
         )
-
-
-@torch.no_grad()
-def velocities(
-    model: FlowModel, rows: StepBatch, teachers: Sequence[Teacher], *, batch: int
-) -> tuple[Float[Tensor, "b C H W"], ...]:
-    """The velocity of every row by each of the ``teachers``, at most ``batch`` rows in a forward."""
-    requests = [teacher for teacher in teachers for _ in range(len(rows))]
-    labels = rows.latents.new_empty(len(requests), *rows.latents.shape[1:])
-    tokens = row_cost(model, rows.latents, rows.cond)
-    for part in parcels(requests, tokens, batch, classifier_free=model.classifier_free):
-        index = part % len(rows)
-        labelers = [requests[i] for i in part.tolist()]
-        labels[part] = velocity_of(model, labelers, rows.latents[index], rows.sigma[index], rows.cond[index])
-    return labels.split(len(rows)) if teachers else ()

@@ -84,7 +84,7 @@ def _labelled_batch(
     cond: Conditioning,
 ) -> StepBatch:
     sigma, sigma_next = setup.sampler.levels(t, x)
-    rows = Rows(x[:, None], setup.sampler.sigmas[t : t + 1], cond, torch.arange(len(x)), torch.zeros(len(x)).long())
+    rows = Rows.of_states(x, sigma, cond)
     target, anchor = label(setup.model, rows, teachers, setup.anchor if weight else None, batch=setup.batch)
     return StepBatch(
         latents=x,

@@ -66,6 +66,12 @@ class Rows:
     sample: Int[Tensor, " n"]
     step: Int[Tensor, " n"]
 
+    @staticmethod
+    def of_states(latents: Float[Tensor, "n C H W"], sigma: Float[Tensor, " n"], cond: Conditioning) -> Rows:
+        """One state a row, each with its own noise level."""
+        index = torch.arange(len(latents))
+        return Rows(latents[:, None].expand(-1, len(latents), -1, -1, -1), sigma, cond, index, index)
+
 
 @torch.no_grad()
 def label(

@@ -8,7 +8,7 @@ from support.tiny import gradients, make_draw, make_sampler, randomize
 
 from flowopd_cli.core import losses
 from flowopd_cli.train import collect, forward, objectives
-from flowopd_cli.train.labels import Teacher
+from flowopd_cli.train.labels import Rows, Teacher, label
 
 ADVANTAGES = torch.tensor([2.0, -1.0, 0.5, -5.0])
 SETTINGS = objectives.AWMSettings()
@@ -152,11 +152,15 @@ def test_the_ratio_of_awm_is_one_at_the_rollout_and_leaves_it_afterwards(trainee
         )
 
 
-def test_velocities_of_several_adapters_are_those_of_each(trainee, rows):
+def test_states_of_their_own_levels_are_labelled_by_several_adapters(trainee, rows):
     ((batch,),) = batches(rows)
     labelers = [Teacher("other", 1.0), Teacher(None, 1.0), Teacher("third", 2.0)]
-    for teacher, found in zip(labelers, forward.velocities(trainee, batch, labelers, batch=5), strict=True):
+    states = Rows.of_states(batch.latents, batch.sigma, batch.cond)
+    for teacher in labelers:
         with torch.no_grad(), trainee.adapters.use(teacher.adapter):
             expected = trainee.velocity(batch.latents, batch.sigma, batch.cond, guidance=teacher.guidance)
-        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
-    assert forward.velocities(trainee, batch, [], batch=5) == ()
+        velocity, anchored = label(trainee, states, [teacher] * len(batch), labelers[0], batch=5)
+        torch.testing.assert_close(velocity, expected, atol=1e-5, rtol=1e-4)
+        first = expected if teacher is labelers[0] else first
+        torch.testing.assert_close(anchored, first, atol=1e-5, rtol=1e-4)
+    assert label(trainee, states, [], None, batch=5)[1] is None
