@@ -14,22 +14,25 @@ def group_advantages(
     group: Int[Tensor, " B"],
     valid: Bool[Tensor, " B"] | None = None,
     *,
+    task: Int[Tensor, " B"] | None = None,
     std: Literal["group", "global"] = "global",
     eps: float = 1e-4,
-    clip: float | None = None,
 ) -> Float[Tensor, " B"]:
-    """``A = (r - mean_group) / (std + eps)`` with the population std of the group, or of all (Flow-GRPO, eq. 4).
+    """``A = (r - mean_group) / (std + eps)``, the population std of the group or of all (Flow-GRPO, eq. 4).
 
-    Invalid rows are left out of every statistic and get 0, as do flat groups. Computed in float64.
+    With ``task``, "all" are the rows of the same task, whose rewards have a scale of their own. Invalid rows are left
+    out of every statistic and get 0, as do flat groups. Computed in float64.
     """
     keep = torch.ones_like(rewards, dtype=torch.bool) if valid is None else valid
     reward = torch.where(keep, rewards, 0.0).double()
     groups, index = torch.unique(group, return_inverse=True)
     mean, deviation = _statistics(reward, keep, index, len(groups))
-    spread = deviation[index] if std == "group" else _statistics(reward, keep, torch.zeros_like(index), 1)[1]
+    spread = deviation[index]
+    if std == "global":
+        tasks, index_of_task = torch.unique(torch.zeros_like(index) if task is None else task, return_inverse=True)
+        spread = _statistics(reward, keep, index_of_task, len(tasks))[1][index_of_task]
     unequal = keep & ~_flat(reward, keep, index, len(groups))[index]
-    advantages = torch.where(unequal, (reward - mean[index]) / (spread + eps), 0.0).to(rewards.dtype)
-    return advantages if clip is None else advantages.clamp(-clip, clip)
+    return torch.where(unequal, (reward - mean[index]) / (spread + eps), 0.0).to(rewards.dtype)
 
 
 def flat_groups(

@@ -243,7 +243,8 @@ class GRPOSpec(Spec):
 
     clip: PositiveFloat = 1e-4  #: clip range of the ratio of probabilities
     adv_clip: PositiveFloat = 5.0  #: advantages are clipped to plus and minus this
-    std: Literal["group", "global"] = "global"  #: advantages are divided by the deviation of a group or the iteration
+    #: advantages are divided by the deviation of their group, or of all pictures of the same task in the iteration
+    std: Literal["group", "global"] = "global"
     beta: NonNegativeFloat = 0.04  #: weight of the KL to the base; flat groups are held by it too
 
 

@@ -141,10 +141,11 @@ class Grader:
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores and groups of all A pictures of a draw, those of other processes included."""
+    """Scores, groups and tasks of all A pictures of a draw, those of other processes included."""
 
     result: RewardResult
     group: Int[Tensor, " A"]
+    tasks: tuple[str, ...]
 
     @property
     def flat(self) -> list[int]:
@@ -156,9 +157,10 @@ def scores_of_all(rolled: Rollout, partition: Partition | None = None) -> Scores
     """The scores of the whole draw; with a ``partition`` a collective call of all processes."""
     if rolled.rewards is None:
         raise ValueError("advantages need rewards")
+    tasks = tuple(prompt.task for prompt in rolled.prompts)
     if partition is None:
-        return Scores(rolled.rewards, rolled.group)
-    return Scores(*partition.gather_scores(rolled.rewards, rolled.group))
+        return Scores(rolled.rewards, rolled.group, tasks)
+    return Scores(*partition.gather_scores(rolled.rewards, rolled.group, tasks))
 
 
 def with_advantages(
@@ -171,11 +173,13 @@ def with_advantages(
 ) -> Rollout:
     """Group-relative advantages ``(B,)`` of the total reward; invalid scores get 0 and enter no statistic.
 
-    The statistics are those of the whole draw; ``scores`` are its scores, if already gathered.
+    The statistics are those of the whole draw, a global deviation those of a task; ``scores`` are the draw's scores, if
+    already gathered.
     """
     scores = scores or scores_of_all(rolled, partition)
-    result = scores.result
-    advantages = group_advantages(result.total, scores.group, result.valid, std=std, clip=clip)
+    result, names = scores.result, list(dict.fromkeys(scores.tasks))
+    task = torch.tensor([names.index(name) for name in scores.tasks], dtype=torch.long)
+    advantages = group_advantages(result.total, scores.group, result.valid, task=task, std=std).clamp(-clip, clip)
     local = advantages if partition is None else advantages[partition.rows]
     return replace(rolled, advantages=local.to(rolled.trajectory.latents.device))
 

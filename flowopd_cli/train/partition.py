@@ -33,16 +33,19 @@ class Partition:
         local = index[samples]
         return local[local >= 0]
 
-    def gather_scores(self, result: RewardResult, group: Int[Tensor, " B"]) -> tuple[RewardResult, Int[Tensor, " A"]]:
-        """Scores and groups of all A rows of the draw, in its order, without details.
+    def gather_scores(
+        self, result: RewardResult, group: Int[Tensor, " B"], tasks: Sequence[str]
+    ) -> tuple[RewardResult, Int[Tensor, " A"], tuple[str, ...]]:
+        """Scores, groups and tasks of all A rows of the draw, in its order, without details.
 
         A score that a process did not compute is NaN in its rows.
         """
         scores = {name: column.cpu() for name, column in result.scores.items()}
-        parts = self.gather((self.rows, group, result.total.cpu(), result.valid.cpu(), scores))
+        parts = self.gather((self.rows, group, tasks, result.total.cpu(), result.valid.cpu(), scores))
         order = torch.cat([part[0] for part in parts]).argsort()
-        results = RewardResult.cat([RewardResult(total, columns, valid) for _, _, total, valid, columns in parts])
-        return results[order], torch.cat([part[1] for part in parts])[order]
+        results = RewardResult.cat([RewardResult(total, columns, valid) for *_, total, valid, columns in parts])
+        labels = [task for part in parts for task in part[2]]
+        return results[order], torch.cat([part[1] for part in parts])[order], tuple(labels[i] for i in order.tolist())
 
 
 def assign_groups(group: Int[Tensor, " A"], deal: Sequence[Int[Tensor, " _"]], processes: int) -> list[int]:

@@ -25,15 +25,55 @@ def test_deviation_of_all_samples():
     assert got.tolist() == pytest.approx([value / deviation for value in (-1, 1, -5, 5)])
 
 
+def mixed_draw():
+    """Eight groups of 24: four of scores in [0, 1], four of a score that hardly varies, as PickScore's over 26."""
+    random = torch.Generator().manual_seed(0)
+    wide = torch.randint(0, 2, (4, 24), generator=random).double()
+    narrow = 0.83 + 0.02 * torch.randn(4, 1, generator=random) + 0.01 * torch.randn(4, 24, generator=random)
+    group = torch.arange(8).repeat_interleave(24)
+    return torch.cat([wide.flatten(), narrow.double().flatten()]), group, (group > 3).long()
+
+
+def rms(values):
+    return float(values.square().mean().sqrt())
+
+
+def test_the_global_deviation_is_that_of_the_same_task():
+    rewards, group, task = mixed_draw()
+    got = group_advantages(rewards, group, task=task, eps=0.0)
+    for rows in (task == 0, task == 1):
+        assert torch.equal(got[rows], group_advantages(rewards[rows], group[rows], eps=0.0))
+        values = rewards[rows].view(4, 24).tolist()
+        spread = pstdev(value for row in values for value in row)
+        expected = [(value - fmean(row)) / spread for row in values for value in row]
+        assert got[rows].tolist() == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+def test_a_narrow_reward_does_not_vanish_beside_a_wide_one():
+    rewards, group, task = mixed_draw()
+    together, apart = (group_advantages(rewards, group, task=t)[task == 1] for t in (None, task))
+    assert rms(together) < 0.05
+    assert rms(apart) > 0.4
+
+
+def test_one_task_is_as_no_task_to_the_bit_and_invalid_rows_stay_out_of_its_deviation():
+    rewards, group, task = mixed_draw()
+    one = torch.full_like(group, 5)
+    for std in ("group", "global"):
+        assert torch.equal(
+            group_advantages(rewards, group, task=one, std=std), group_advantages(rewards, group, std=std)
+        )
+    valid = torch.arange(len(rewards)) % 5 > 0
+    broken = torch.where(valid, rewards, 1e9)
+    got = group_advantages(broken, group, valid, task=task)
+    expected = group_advantages(rewards[valid], group[valid], task=task[valid])
+    torch.testing.assert_close(got[valid], expected, atol=1e-12, rtol=0)
+    assert (got[~valid] == 0).all()
+
+
 def test_epsilon_is_added_to_the_deviation():
     got = group_advantages(REWARDS, GROUP, std="group", eps=1.0)
     assert got.tolist() == pytest.approx([-0.5, 0.5, -5 / 6, 5 / 6])
-
-
-def test_advantages_are_clipped_on_both_sides():
-    got = group_advantages(REWARDS, GROUP, std="group", eps=0.0, clip=0.3)
-    assert got.tolist() == pytest.approx([-0.3, 0.3, -0.3, 0.3])
-    assert torch.equal(group_advantages(REWARDS, GROUP, clip=9.0), group_advantages(REWARDS, GROUP))
 
 
 @pytest.mark.parametrize("std", ["group", "global"])

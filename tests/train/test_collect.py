@@ -74,6 +74,8 @@ def test_invalid_rewards_get_no_advantage(trainee, rolled):
     labelled = collect.with_rewards(collect.with_images(trainee, rolled), score)
     advantages = collect.with_advantages(labelled, std="group", clip=5.0).advantages
     assert advantages.tolist() == pytest.approx([-1.0, 1.0, 0.0, 0.0], abs=1e-3)
+    clipped = collect.with_advantages(labelled, std="group", clip=0.3).advantages
+    assert clipped.tolist() == pytest.approx([-0.3, 0.3, 0, 0])
 
 
 def test_reward_figures_are_means_over_valid_scores(trainee, rolled):
@@ -208,3 +210,23 @@ def test_scores_are_gathered_once_for_figures_and_advantages(trainee, rolled):
     assert len(asked) == 1
     assert torch.equal(got.advantages, collect.with_advantages(marked, std="group", clip=5.0).advantages)
     assert figures == collect.reward_figures(collect.scores_of_all(marked))
+
+
+def test_a_processs_advantages_are_those_of_the_whole_draw_with_a_deviation_for_each_task(trainee):
+    draw = make_draw(tasks="aabbaabb", groups="00112233")
+    rolled = collect.rollout(trainee, make_sampler(trainee), draw)
+    total = torch.tensor([0.0, 1, 0.80, 0.82, 1, 0, 0.81, 0.85])
+    marked = dataclasses.replace(rolled, rewards=RewardResult(total, {}, torch.ones(8, dtype=torch.bool)))
+    whole = collect.with_advantages(marked, std="global", clip=5.0).advantages
+    assert whole[[0, 1, 4, 5]].tolist() == pytest.approx([-1, 1, 1, -1], rel=1e-3)  # 0.5 over a deviation of 0.5
+    deviation = float(total[[2, 3, 6, 7]].std(correction=0)) + 1e-4
+    assert whole[[2, 3, 6, 7]].tolist() == pytest.approx([s / deviation for s in (-0.01, 0.01, -0.02, 0.02)], rel=1e-4)
+    shares = (torch.tensor([0, 1, 6, 7]), torch.tensor([2, 3, 4, 5]))
+    sent = [(rows, draw.group[rows], marked[rows]) for rows in shares]
+    messages = [
+        (rows, group, tuple(p.task for p in part.prompts), part.rewards.total, part.rewards.valid, {})
+        for rows, group, part in sent
+    ]
+    for rows, _, part in sent:
+        local = collect.with_advantages(part, std="global", clip=5.0, partition=Partition(rows, 8, lambda _: messages))
+        assert torch.equal(local.advantages, whole[rows])

@@ -37,9 +37,14 @@ def test_every_sample_of_a_step_is_exactly_one_processs(seed):
 def test_the_whole_is_in_the_order_of_the_draw_with_nan_for_what_was_not_asked():
     ocr = torch.arange(6.0)
     results = [result(ROWS[0], ocr=ocr), result(ROWS[1])]
-    passed = [(rows, GROUP[rows], r.total, r.valid, dict(r.scores)) for rows, r in zip(ROWS, results, strict=True)]
-    for partition, own in zip(shares(*passed), results, strict=True):
-        found, group = partition.gather_scores(own, GROUP[partition.rows])
+    tasks = [["a", "a", "c", "c"], ["b", "b"]]
+    passed = [
+        (rows, GROUP[rows], labels, r.total, r.valid, dict(r.scores))
+        for rows, labels, r in zip(ROWS, tasks, results, strict=True)
+    ]
+    for partition, own, labels in zip(shares(*passed), results, tasks, strict=True):
+        found, group, names = partition.gather_scores(own, GROUP[partition.rows], labels)
+        assert names == ("a", "a", "b", "b", "c", "c")
         assert torch.equal(found.total, TOTAL)
         assert torch.equal(found.valid, VALID)
         assert torch.equal(group, GROUP)
