@@ -39,7 +39,9 @@ def execute(plan: Plan, common: Common) -> None:
     """Run a stage, or with ``--dry-run`` describe it; stdout gets the run's path or JSON and nothing else."""
     recipe = plan.recipe
     dry_run = common.dry_run or is_dry_push(recipe)
-    remarks = [*launch.REMARKS, *plan.remarks, *check(recipe, adapters=plan.adapters, out=common.out, dry_run=dry_run)]
+    recorded = None if common.resume is None else RunDir.open(common.resume, writes=False).recipe()
+    remarks = check(recipe, adapters=plan.adapters, out=common.out, dry_run=dry_run, recorded=recorded)
+    remarks = [*launch.REMARKS, *plan.remarks, *remarks]
     console = Console(quiet=common.quiet, main=launch.is_main())
     for remark in remarks:
         console.note(f"note: {remark}")

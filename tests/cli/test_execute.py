@@ -63,6 +63,16 @@ def test_a_used_directory_needs_resume_or_force(flowopd, stage):
     assert flowopd(*TEACHER, "--out", "r", "--force")[0] == 0
 
 
+def test_an_earlier_run_with_guidance_under_1_resumes(flowopd, stage, tmp_path):
+    stage("teacher", Interrupted("stopped after iteration 1 of 3"))
+    flowopd(*TEACHER, "--out", "r")
+    recipe = tmp_path / "r/recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("guidance: 4.5", "guidance: 0.5"))
+    calls = stage("teacher")
+    assert flowopd("teacher", "--resume", "r")[:2] == (0, "r\n")
+    assert calls[0].recipe.sampling.guidance == 0.5
+
+
 def test_an_interrupted_run_names_the_command_that_resumes_it(flowopd, stage, tmp_path):
     stage("teacher", Interrupted("stopped after iteration 1 of 3"))
     code, out, err = flowopd(*TEACHER, "--out", "r")

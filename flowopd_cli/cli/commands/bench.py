@@ -87,6 +87,8 @@ def bench(
       flowopd bench --shape sd3.5-medium --resolution 512 --batch 8 --json
       flowopd bench --recipe toy/distill
     """
+    from flowopd_cli.cli.plan.settings import check_guidance
+
     values: dict[str, Any] = {"model.resolution": resolution, "sampling.steps": steps, "sampling.guidance": guidance}
     values |= {"adapter.rank": rank, "adapter.alpha": rank, "model.dtype": dtype, "model.device": device}
     if recipe and base:
@@ -95,6 +97,7 @@ def bench(
         values |= {f"model.{key}": value for key, value in model_fields(base).items()}
     tree, where = starting_point(recipe, base, shape)
     distill = distillation(tree, where, values, Roles(teachers, anchor, teacher_guidance), overrides)
+    check_guidance(distill)
     show(measure(distill, batch, repeats, recipe is not None and teachers is None, quiet), out, as_json, quiet)
 
 

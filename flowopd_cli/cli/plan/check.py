@@ -18,7 +18,7 @@ from flowopd_cli import registry
 from flowopd_cli.cli.plan import Finding
 from flowopd_cli.cli.plan.adapters import check_adapters, check_base, check_targets
 from flowopd_cli.cli.plan.consent import code_fields
-from flowopd_cli.cli.plan.settings import setting_checks
+from flowopd_cli.cli.plan.settings import check_guidance, setting_checks
 from flowopd_cli.errors import ArtifactError, FlowOPDError, MissingDependency, PromptError, RecipeError
 from flowopd_cli.prompts.clauses import faulty
 from flowopd_cli.prompts.files import SUFFIXES, Row, read_rows, repeats
@@ -37,17 +37,24 @@ CLAUSED = {"geneval", "geneval-hf", "toy-geneval"}
 
 
 def check(
-    recipe: recipes.Recipe, *, adapters: Adapters | None = None, out: Path | None = None, dry_run: bool = False
+    recipe: recipes.Recipe,
+    *,
+    adapters: Adapters | None = None,
+    out: Path | None = None,
+    dry_run: bool = False,
+    recorded: recipes.Recipe | None = None,
 ) -> list[str]:
     """Refuse a recipe that cannot run; returns remarks on probable mistakes.
 
     ``out`` is where the run will be written; with ``dry_run`` nothing is trained or uploaded, so adapters need not
-    exist yet.
+    exist yet. ``recorded`` is the recipe of a resumed run, which may have a guidance that is refused by now.
 
     Raises :class:`FlowOPDError`: a name is unknown, a file or adapter is missing, adapters have different bases, a task
     has no teacher or reward, nothing could be learned, or ``out`` holds an input of the recipe.
     """
-    return [remark for run in _checks(recipe, adapters or Adapters(), out, dry_run) for remark in run() or ()]
+    remarks = [remark for run in _checks(recipe, adapters or Adapters(), out, dry_run) for remark in run() or ()]
+    check_guidance(recipe, recorded)
+    return remarks
 
 
 def check_names(recipe: recipes.Recipe) -> list[str]:
@@ -57,7 +64,8 @@ def check_names(recipe: recipes.Recipe) -> list[str]:
 
 def findings(recipe: recipes.Recipe) -> Iterator[Finding]:
     """All findings of :func:`check`, and code that needs consent; that code is not imported."""
-    yield from collect(_checks(recipe, Adapters(), None, True, consent=False))
+    checks = _checks(recipe, Adapters(), None, True, consent=False)
+    yield from collect([*checks, partial(check_guidance, recipe)])
     for field, name in code_fields(recipe):
         yield Finding(RECIPE, "warn", f"{field}: {name} is code", "it runs with --allow-code only")
 

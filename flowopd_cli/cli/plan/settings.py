@@ -15,7 +15,6 @@ from flowopd_cli.system.distributed import GROUP
 
 def setting_checks(recipe: recipes.Recipe) -> Iterator[Callable[[], Iterator[str] | None]]:
     """Checks that return remarks, or raise :class:`RecipeError` if nothing could be learned."""
-    yield partial(_weak_guidance, recipe)
     if isinstance(recipe, recipes.TrainedRecipe):
         yield partial(_check_groups, recipe)
         for remarks in (_single_step, _nothing_new, _step_counts, _processes, _no_effect):
@@ -40,13 +39,17 @@ def _check_groups(recipe: recipes.TrainedRecipe) -> Iterator[str]:
             )
 
 
-def _weak_guidance(recipe: recipes.Recipe) -> Iterator[str]:
-    """Remark on scales under 1 where guidance is classifier-free."""
+def check_guidance(recipe: recipes.Recipe, recorded: recipes.Recipe | None = None) -> None:
+    """Refuse scales under 1 where guidance is classifier-free, except those of a resumed run's ``recorded`` recipe.
+
+    Raises :class:`RecipeError`: a scale is under 1.
+    """
+    before = dict(_guidances(recorded)) if recorded is not None else {}
     for field, scale in _guidances(recipe) if family(recipe.model.family).classifier_free else ():
-        if scale < 1:
-            yield (
-                f"{field} {scale:g}: 1 is no guidance; below it pictures follow the prompt less, at 0 not at all, and "
-                "diffusers draws them as at 1"
+        if scale < 1 and before.get(field) != scale:
+            raise RecipeError(
+                f"{field} {scale:g}: classifier-free guidance under 1 weakens the prompt, and 0 draws the empty "
+                "prompt's picture, where diffusers draws the conditional one: set it to 1, which is no guidance"
             )
 
 
@@ -60,7 +63,7 @@ def _guidances(recipe: recipes.Recipe) -> Iterator[tuple[str, float]]:
         for section in ("teachers", "routing"):
             for task, spec in getattr(recipe, section, {}).items():
                 yield f"{section}.{task}.guidance", 1.0 if spec.guidance is None else spec.guidance
-    if isinstance(recipe, recipes.DistillRecipe) and recipe.anchor.beta and recipe.anchor.guidance is not None:
+    if isinstance(recipe, recipes.DistillRecipe) and recipe.anchor.guidance is not None:
         yield "anchor.guidance", recipe.anchor.guidance
 
 

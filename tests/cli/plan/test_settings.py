@@ -1,11 +1,12 @@
 """Settings that ruin a run are refused or remarked on, before the start; settings without effect are remarked on."""
 
 import json
+import re
 
 import pytest
 
 from flowopd_cli import recipe as recipes
-from flowopd_cli.cli.plan.settings import setting_checks
+from flowopd_cli.cli.plan.settings import check_guidance, setting_checks
 from flowopd_cli.errors import RecipeError
 
 TOY = {"pretrained": "toy", "resolution": None}
@@ -99,22 +100,26 @@ def test_nearly_all_the_weight_on_one_step_is_remarked_on(data, sampling, opd, w
 
 
 @pytest.mark.parametrize(
-    ("data", "sections", "fields"),
+    ("data", "sections", "field"),
     [
-        (TEACHER, {"sampling": {"guidance": 0.0}}, ["sampling.guidance 0:"]),
-        (TEACHER, {"sampling": {"guidance": 0.5}}, ["sampling.guidance 0.5:"]),
-        (TEACHER, {"sampling": {"guidance": 1.0}}, []),
-        (TEACHER, {"sampling": {"guidance": 0.5}, "model": FLUX}, []),
-        (COLDSTART, {"teachers": {"ocr": {"ref": "base", "guidance": 0.2}}}, ["teachers.ocr.guidance 0.2:"]),
-        (DISTILL, {"routing": {"ocr": {"ref": "base", "guidance": 0}}}, ["routing.ocr.guidance 0:"]),
-        (DISTILL, {"anchor": {"guidance": 0.9}}, ["anchor.guidance 0.9:"]),
-        (EVAL, {"eval": {"guidance": 0}}, ["eval.guidance 0:"]),
-        ({"stage": "push", "run": "r"}, {"push": {"verify_guidance": 0}}, ["push.verify_guidance 0:"]),
+        (TEACHER, {"sampling": {"guidance": 0.0}}, "sampling.guidance 0"),
+        (TEACHER, {"sampling": {"guidance": 0.5}}, "sampling.guidance 0.5"),
+        (COLDSTART, {"teachers": {"ocr": {"ref": "base", "guidance": 0.2}}}, "teachers.ocr.guidance 0.2"),
+        (DISTILL, {"routing": {"ocr": {"ref": "base", "guidance": 0}}}, "routing.ocr.guidance 0"),
+        (DISTILL, {"anchor": {"guidance": 0.9}}, "anchor.guidance 0.9"),
+        (EVAL, {"eval": {"guidance": 0}}, "eval.guidance 0"),
+        ({"stage": "push", "run": "r"}, {"push": {"verify_guidance": 0}}, "push.verify_guidance 0"),
     ],
 )
-def test_guidance_under_1_is_remarked_on_where_it_is_classifier_free(data, sections, fields):
-    results = remarks(recipes.build({**data, **sections}))
-    assert [result.split(" ")[0] + " " + result.split(" ")[1] for result in results] == fields
+def test_guidance_under_1_is_refused_where_it_is_classifier_free(data, sections, field):
+    recipe = recipes.build({**data, **sections})
+    with pytest.raises(RecipeError, match=rf"^{re.escape(field)}: .* set it to 1, which is no guidance$"):
+        check_guidance(recipe)
+    check_guidance(recipe, recorded=recipe)
+    embedded = recipes.build({**data, **sections, "model": FLUX})
+    check_guidance(embedded)
+    with pytest.raises(RecipeError):
+        check_guidance(recipe, recorded=recipes.build(data))
 
 
 def test_groups_of_one_are_refused_in_grpo():
@@ -127,11 +132,12 @@ def test_a_dry_run_and_the_validation_of_a_recipe_have_the_same_checks(flowopd, 
     train = ("--set", "train.group_size=1", "--set", "sampling.guidance=0.5")
     code, _, err = flowopd("teacher", "--reward", "ocr", "--dry-run", *train)
     assert (code, "GRPO compares the pictures" in err) == (2, True)
-    _, _, err = flowopd("teacher", "--reward", "ocr", "--dry-run", *train[2:])
-    assert "note: sampling.guidance 0.5: 1 is no guidance" in err
+    code, _, err = flowopd("teacher", "--reward", "ocr", "--dry-run", *train[2:])
+    assert code == 2
+    assert "sampling.guidance 0.5: classifier-free guidance under 1" in err
     path = tmp_path / "r.yaml"
     path.write_text(json.dumps({**TEACHER, "train": {"group_size": 1}, "sampling": {"guidance": 0.5}}))
     code, out, _ = flowopd("recipes", "validate", path)
     assert code == 3
     assert "GRPO compares the pictures" in out
-    assert "note: sampling.guidance 0.5" in out
+    assert "sampling.guidance 0.5" in out

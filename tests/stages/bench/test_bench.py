@@ -183,6 +183,9 @@ def test_the_command_line(monkeypatch, capsys, tmp_path):
     assert (built.adapter.rank, built.adapter.alpha, built.anchor.beta) == (16, 16, 0)
     assert [spec.guidance for spec in built.routing.values()] == [4.5] * 3
     assert built.sampling.guidance == 1
+    monkeypatch.setattr(sys, "argv", ["flowopd", *argv, "--set", "sampling.guidance=0.5"])
+    assert cli.run() == 2
+    assert "sampling.guidance 0.5: classifier-free" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
