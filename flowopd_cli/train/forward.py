@@ -18,7 +18,7 @@ from flowopd_cli.core.sampler import SeededNoise, seeded_generator
 from flowopd_cli.core.types import Loss, Rollout, StepBatch
 from flowopd_cli.models.base import FlowModel
 from flowopd_cli.train.collect import deal_pairs
-from flowopd_cli.train.labels import Rows, Teacher, label
+from flowopd_cli.train.labels import Rows, Teacher, label, sole
 from flowopd_cli.train.partition import Partition
 from flowopd_cli.train.supervised import noised
 
@@ -72,7 +72,7 @@ class ForwardRows:
         """The rows ``(b, level)`` with their labels."""
         rows = self._noised(b, level)
         states = Rows.of_states(rows.latents, rows.sigma, rows.cond)
-        slow = [Teacher(SLOW, self.guidance)] * len(rows) if self.slow else []
+        slow = [sole(Teacher(SLOW, self.guidance))] * len(rows) if self.slow else []
         target, base = label(
             self.model, states, slow, Teacher(None, self.guidance) if self.base else None, batch=self.batch
         )

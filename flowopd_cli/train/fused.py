@@ -6,19 +6,20 @@ noise and gradients are those of a stored, labelled and replayed rollout (:mod:`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.core.routing import route
 from flowopd_cli.core.sampler import Sampler, SeededNoise, trained_steps
 from flowopd_cli.core.types import Conditioning, Loss, Rollout, StepBatch, Trajectory
 from flowopd_cli.models.base import FlowModel
 from flowopd_cli.train.collect import Draw, encoded
-from flowopd_cli.train.labels import Rows, Teacher, label
+from flowopd_cli.train.labels import Rows, Teacher, label, sole
 
 
 @dataclass(frozen=True)
@@ -58,13 +59,12 @@ def _walk(
     """Advance some rows of a draw and yield a micro-batch at each trained step; returns the last latents."""
     model, sampler, trained = setup.model, setup.sampler, trained_steps(setup.sampler)
     prompts = tuple(draw.prompts[row] for row in rows.tolist())
-    teachers = [setup.teachers[prompt.task] for prompt in prompts]
     weights = dict(zip(trained.steps, trained.anchor, strict=True))
     noise = SeededNoise(tuple(draw.seeds[row] for row in rows.tolist()), model.latent_shape)
     x = noise.initial().to(cond.embeds.device)
     for t in range(len(sampler.sigmas) - 1 if whole else max(weights) + 1):
         if t in weights:
-            loss = yield replace(_labelled_batch(setup, teachers, weights[t], x, t, cond), prompts=prompts)
+            loss = yield _labelled_batch(setup, prompts, weights[t], x, t, cond)
             if loss.velocity is None:
                 raise ValueError("the loss carries no policy velocity, so the latents cannot advance")
             velocity = loss.velocity
@@ -77,15 +77,16 @@ def _walk(
 
 def _labelled_batch(
     setup: FusedStep,
-    teachers: Sequence[Teacher],
+    prompts: tuple[Prompt, ...],
     weight: float,
     x: Float[Tensor, "b C H W"],
     t: int,
     cond: Conditioning,
 ) -> StepBatch:
     sigma, sigma_next = setup.sampler.levels(t, x)
-    rows = Rows.of_states(x, sigma, cond)
-    target, anchor = label(setup.model, rows, teachers, setup.anchor if weight else None, batch=setup.batch)
+    rows = Rows.of_states(x, sigma, cond, tuple(prompt.text for prompt in prompts))
+    targets = [sole(setup.teachers[prompt.task]) for prompt in prompts]
+    target, anchor = label(setup.model, rows, targets, setup.anchor if weight else None, batch=setup.batch)
     return StepBatch(
         latents=x,
         next_latents=x,
@@ -95,4 +96,5 @@ def _labelled_batch(
         target_velocity=target,
         anchor_velocity=anchor,
         anchor_weight=None if weight == 1 or setup.anchor is None else x.new_full((len(x),), weight),
+        prompts=prompts,
     )

@@ -20,10 +20,23 @@ MIXED_TOKENS = 2048
 
 @dataclass(frozen=True)
 class Teacher:
-    """An adapter that labels trajectories, with the guidance it was trained for."""
+    """An adapter that labels trajectories, with the guidance it was trained for.
+
+    ``model`` is a base of its own, ``None`` the student's; its latents, grid and path are the student's, and it encodes
+    the prompts itself.
+    """
 
     adapter: str | None
     guidance: float
+    model: FlowModel | None = None
+
+
+Target = tuple[tuple[Teacher, float], ...]  # teachers with weights: the target velocity is the weighted sum of theirs
+
+
+def sole(teacher: Teacher) -> Target:
+    """The target that is one teacher's velocity."""
+    return ((teacher, 1.0),)
 
 
 def parcels(
@@ -58,44 +71,81 @@ def row_cost(model: FlowModel, latents: Float[Tensor, "*n C H W"], cond: Conditi
 
 @dataclass(frozen=True)
 class Rows:
-    """n (sample, step) pairs of B trajectories: the latents of row i are ``latents[sample[i], step[i]]``."""
+    """n (sample, step) pairs of B trajectories: the latents of row i are ``latents[sample[i], step[i]]``.
+
+    ``texts`` are the B prompts, for teachers with a base of their own.
+    """
 
     latents: Float[Tensor, "B T C H W"]
     sigmas: Float[Tensor, " T"]
     cond: Conditioning
     sample: Int[Tensor, " n"]
     step: Int[Tensor, " n"]
+    texts: tuple[str, ...] = ()
 
     @staticmethod
-    def of_states(latents: Float[Tensor, "n C H W"], sigma: Float[Tensor, " n"], cond: Conditioning) -> Rows:
+    def of_states(
+        latents: Float[Tensor, "n C H W"], sigma: Float[Tensor, " n"], cond: Conditioning, texts: tuple[str, ...] = ()
+    ) -> Rows:
         """One state a row, each with its own noise level."""
         index = torch.arange(len(latents))
-        return Rows(latents[:, None].expand(-1, len(latents), -1, -1, -1), sigma, cond, index, index)
+        return Rows(latents[:, None].expand(-1, len(latents), -1, -1, -1), sigma, cond, index, index, texts)
 
 
 @torch.no_grad()
 def label(
-    model: FlowModel, rows: Rows, teachers: Sequence[Teacher], anchor: Teacher | None = None, *, batch: int = 32
+    model: FlowModel, rows: Rows, targets: Sequence[Target], anchor: Teacher | None = None, *, batch: int = 32
 ) -> tuple[Float[Tensor, "m C H W"], Float[Tensor, "n C H W"] | None]:
-    """Target velocities by each row's own teacher, and the anchor's; a teacher that is the anchor too runs once.
+    """Target velocities, each row's own weighted sum, and the anchor's; equal teachers of a row run once.
 
-    ``teachers`` has one entry a row (m = n), or none (m = 0) if only the anchor is needed. At most ``batch`` rows are
-    in a forward.
+    ``targets`` has one entry a row (m = n), or none (m = 0) if only the anchor is needed. A forward has at most
+    ``batch`` rows, all of one model. A teacher's own ``model`` encodes the rows' texts itself, and caches them.
     """
     requests: dict[tuple[int, Teacher], int] = {}
-    targets = [requests.setdefault(request, len(requests)) for request in enumerate(teachers)]
+    parts = [[requests.setdefault((row, teacher), len(requests)) for teacher, _ in t] for row, t in enumerate(targets)]
     indices = range(0 if anchor is None else len(rows.sample))
     anchors = [requests.setdefault((row, anchor), len(requests)) for row in indices if anchor is not None]
-    index, labelers = torch.tensor([row for row, _ in requests], dtype=torch.long), [teacher for _, teacher in requests]
+    velocity = rows.latents.new_empty(len(requests), *rows.latents.shape[2:])
+    for base in dict.fromkeys(teacher.model for _, teacher in requests):
+        own = [(row, teacher) for row, teacher in requests if teacher.model is base]
+        velocity[[requests[request] for request in own]] = _velocities(base or model, rows, own, base is None, batch)
+    weights = [[weight for _, weight in target] for target in targets]
+    return _weighted_sums(velocity, parts, weights), None if anchor is None else velocity[anchors]
+
+
+def _velocities(
+    model: FlowModel, rows: Rows, requests: Sequence[tuple[int, Teacher]], student: bool, batch: int
+) -> Float[Tensor, "r C H W"]:
+    """The velocities of one model's requests; rows carry the conditioning of the ``student``'s model only."""
+    index, teachers = torch.tensor([row for row, _ in requests]), [teacher for _, teacher in requests]
+    samples, steps = rows.sample[index], rows.step[index]
+    cond, places = rows.cond, samples
+    if not student:
+        distinct, places = samples.unique(return_inverse=True)
+        cond = model.encode([rows.texts[sample] for sample in distinct.tolist()])
     velocity = rows.latents.new_empty(len(requests), *rows.latents.shape[2:])
     sigmas = rows.sigmas.to(rows.latents.device, torch.float32)
-    tokens = row_cost(model, rows.latents, rows.cond)
-    for part in parcels(labelers, tokens, batch, classifier_free=model.classifier_free):
-        b, t = rows.sample[index[part]], rows.step[index[part]]
-        adapters = [labelers[i] for i in part.tolist()]
-        labels = velocity_of(model, adapters, rows.latents[b, t].float(), sigmas[t], rows.cond[b])
-        velocity[part] = labels.to(velocity.dtype)
-    return velocity[targets], None if anchor is None else velocity[anchors]
+    tokens = row_cost(model, rows.latents, cond)
+    for part in parcels(teachers, tokens, batch, classifier_free=model.classifier_free):
+        b, t = samples[part], steps[part]
+        owners = [teachers[i] for i in part.tolist()]
+        velocity[part] = velocity_of(model, owners, rows.latents[b, t].float(), sigmas[t], cond[places[part]]).to(
+            velocity.dtype
+        )
+    return velocity
+
+
+def _weighted_sums(
+    velocity: Float[Tensor, "r C H W"], parts: Sequence[Sequence[int]], weights: Sequence[Sequence[float]]
+) -> Float[Tensor, "m C H W"]:
+    """The weighted sum of each row's ``parts`` among the velocities."""
+    if all(row == [1.0] for row in weights):
+        return velocity[[row[0] for row in parts]]
+    width = max(map(len, parts))
+    index = torch.tensor([[*row, *[row[0]] * (width - len(row))] for row in parts])
+    factors = torch.tensor([[*row, *[0.0] * (width - len(row))] for row in weights]).to(velocity)
+    columns = [factors[:, i, None, None, None] * velocity[index[:, i]] for i in range(width)]
+    return sum(columns[1:], columns[0])
 
 
 @torch.no_grad()
@@ -120,7 +170,7 @@ def with_targets(
     """Velocities ``(B, T, C, H, W)`` of each prompt's teacher at the policy's own latents, ``batch`` rows a forward."""
     check_routes([prompt.task for prompt in rolled.prompts], tuple(teachers))
     rows = _rows_at(rolled, trained_steps(sampler).steps)
-    owners = [teachers[rolled.prompts[row].task] for row in rows.sample.tolist()]
+    owners = [sole(teachers[rolled.prompts[row].task]) for row in rows.sample.tolist()]
     target, _ = label(model, rows, owners, batch=batch)
     return replace(rolled, target_velocity=_scattered(rows, target))
 
@@ -147,7 +197,8 @@ def with_anchor(model: FlowModel, sampler: Sampler, rolled: Rollout, anchor: Tea
 def _rows_at(rolled: Rollout, steps: Sequence[int]) -> Rows:
     pairs = torch.cartesian_prod(torch.arange(len(rolled.prompts)), torch.tensor(list(steps)))
     latents, sigmas = rolled.trajectory.latents[:, :-1], rolled.trajectory.sigmas[:-1]
-    return Rows(latents, sigmas, rolled.cond, pairs[:, 0], pairs[:, 1])
+    texts = tuple(prompt.text for prompt in rolled.prompts)
+    return Rows(latents, sigmas, rolled.cond, pairs[:, 0], pairs[:, 1], texts)
 
 
 def _scattered(rows: Rows, velocity: Float[Tensor, "n C H W"]) -> Float[Tensor, "B T C H W"]:

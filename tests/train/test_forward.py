@@ -8,7 +8,7 @@ from support.tiny import gradients, make_draw, make_sampler, randomize
 
 from flowopd_cli.core import losses
 from flowopd_cli.train import collect, forward, objectives
-from flowopd_cli.train.labels import Rows, Teacher, label
+from flowopd_cli.train.labels import Rows, Teacher, label, sole
 
 ADVANTAGES = torch.tensor([2.0, -1.0, 0.5, -5.0])
 SETTINGS = objectives.AWMSettings()
@@ -159,7 +159,7 @@ def test_states_of_their_own_levels_are_labelled_by_several_adapters(trainee, ro
     for teacher in labelers:
         with torch.no_grad(), trainee.adapters.use(teacher.adapter):
             expected = trainee.velocity(batch.latents, batch.sigma, batch.cond, guidance=teacher.guidance)
-        velocity, anchored = label(trainee, states, [teacher] * len(batch), labelers[0], batch=5)
+        velocity, anchored = label(trainee, states, [sole(teacher)] * len(batch), labelers[0], batch=5)
         torch.testing.assert_close(velocity, expected, atol=1e-5, rtol=1e-4)
         first = expected if teacher is labelers[0] else first
         torch.testing.assert_close(anchored, first, atol=1e-5, rtol=1e-4)

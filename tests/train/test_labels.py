@@ -4,9 +4,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support.tiny import TEXTS
+from support.tiny import TEXTS, assemble, load
 
-from flowopd_cli.train.labels import MIXED_TOKENS, Teacher, parcels, row_cost, velocity_of
+from flowopd_cli.train.labels import MIXED_TOKENS, Rows, Teacher, label, parcels, row_cost, sole, velocity_of
 
 NAMES = ["other", None, "third", "other", "policy", None]
 
@@ -101,3 +101,51 @@ def test_a_model_that_cannot_mix_gets_one_forward_an_adapter(trainee):
     assert len(parcels(who, row_cost(trainee, x, cond), 32)) == 1
     trainee.adapters.mixes = False
     assert [part.tolist() for part in parcels(who, row_cost(trainee, x, cond), 32)] == [[0, 2], [1, 3]]
+
+
+def rows_of(model, texts=TEXTS):
+    x, sigma, _ = point(model, len(texts))
+    return Rows.of_states(x, sigma, model.encode(texts), tuple(texts))
+
+
+def alone(model, rows, teacher):
+    """Every row's velocity by one teacher, in a plain forward of its own model."""
+    with model.adapters.use(teacher.adapter), torch.no_grad():
+        cond = model.encode(list(rows.texts))
+        return model.velocity(rows.latents[:, 0], rows.sigmas, cond, guidance=teacher.guidance)
+
+
+def test_a_target_is_the_weighted_sum_of_its_teachers(trainee):
+    rows, teachers = rows_of(trainee), [Teacher("other", 1.0), Teacher("third", 2.0), Teacher(None, 1.0)]
+    a, b, base = (alone(trainee, rows, teacher) for teacher in teachers)
+    targets = [sole(teachers[0])] * 2 + [
+        ((teachers[0], 1.5), (teachers[2], -0.5)),
+        tuple(zip(teachers, (0.2, 0.3, 0.5), strict=True)),
+    ]
+    velocity, anchor = label(trainee, rows, targets, teachers[2])
+    expected = torch.stack([a[0], a[1], 1.5 * a[2] - 0.5 * base[2], 0.2 * a[3] + 0.3 * b[3] + 0.5 * base[3]])
+    torch.testing.assert_close(velocity, expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(anchor, base, atol=1e-5, rtol=1e-4)
+
+
+def test_a_teacher_of_another_base_answers_by_its_own_weights_and_encoders(trainee, tmp_path):
+    assemble(seed=1).save_pretrained(tmp_path)
+    larger = load(tmp_path)
+    own, student = Teacher(None, 2.0, larger), Teacher("other", 1.0)
+    rows = rows_of(trainee)
+    targets = [sole(own), sole(student), ((own, 0.25), (student, 0.75)), sole(own)]
+    velocity, _ = label(trainee, rows, targets, batch=2)
+    a, b = alone(larger, rows, own), alone(trainee, rows, student)
+    expected = torch.stack([a[0], b[1], 0.25 * a[2] + 0.75 * b[2], a[3]])
+    torch.testing.assert_close(velocity, expected, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(larger.encode(TEXTS).embeds, trainee.encode(TEXTS).embeds)
+
+
+def test_equal_requests_of_a_row_run_once(trainee, monkeypatch):
+    counts, velocity = [], trainee.velocity
+    monkeypatch.setattr(
+        trainee, "velocity", lambda x, *args, **options: counts.append(len(x)) or velocity(x, *args, **options)
+    )
+    base = Teacher(None, 1.0)
+    label(trainee, rows_of(trainee), [((Teacher("other", 1.0), 1.5), (base, -0.5))] * 4, base)
+    assert counts == [8]
