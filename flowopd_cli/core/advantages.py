@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -33,6 +34,26 @@ def group_advantages(
         spread = _statistics(reward, keep, index_of_task, len(tasks))[1][index_of_task]
     unequal = keep & ~_flat(reward, keep, index, len(groups))[index]
     return torch.where(unequal, (reward - mean[index]) / (spread + eps), 0.0).to(rewards.dtype)
+
+
+def summed_advantages(
+    scores: Sequence[Float[Tensor, " B"]],
+    weights: Sequence[float],
+    group: Int[Tensor, " B"],
+    *,
+    task: Int[Tensor, " B"] | None = None,
+    std: Literal["group", "global"] = "global",
+    eps: float = 1e-4,
+) -> Float[Tensor, " B"]:
+    """``A = sum_k w_k (r_k - mean_k) / (std_k + eps)``: each of K rewards normalized alone (GDPO, arXiv 2601.05242).
+
+    A score that is not finite is left out of its reward's statistics and of its row's sum.
+    """
+    parts = [
+        weight * group_advantages(column, group, column.isfinite(), task=task, std=std, eps=eps)
+        for weight, column in zip(weights, scores, strict=True)
+    ]
+    return torch.stack(parts).sum(dim=0)
 
 
 def flat_groups(

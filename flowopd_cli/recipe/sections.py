@@ -238,17 +238,24 @@ class TrainSpec(Spec):
         return () if self.track == "none" else tuple(self.track.split(","))
 
 
-class GRPOSpec(Spec):
-    """Group-relative policy optimization."""
+class CreditSpec(Spec):
+    """How rewards become advantages."""
 
-    clip: PositiveFloat = 1e-4  #: clip range of the ratio of probabilities
     adv_clip: PositiveFloat = 5.0  #: advantages are clipped to plus and minus this
     #: advantages are divided by the deviation of their group, or of all pictures of the same task in the iteration
     std: Literal["group", "global"] = "global"
+    #: normalize the weighted sum of the rewards, or each reward alone and sum their advantages by weight
+    normalize: Literal["total", "each"] = "total"
+
+
+class GRPOSpec(CreditSpec):
+    """Group-relative policy optimization."""
+
+    clip: PositiveFloat = 1e-4  #: clip range of the ratio of probabilities
     beta: NonNegativeFloat = 0.04  #: weight of the KL to the base; flat groups are held by it too
 
 
-class ForwardSpec(Spec):
+class ForwardSpec(CreditSpec):
     """What DiffusionNFT and AWM share: final latents are noised again, and velocities learn from their advantages.
 
     After n optimizer steps the policy's slow copy keeps ``min(slow_rate * (n - slow_start), slow_most)`` of itself and
@@ -256,8 +263,6 @@ class ForwardSpec(Spec):
     """
 
     levels: PositiveInt | None = None  #: noise levels of each picture; null is all sampling steps but one
-    adv_clip: PositiveFloat = 5.0  #: advantages are clipped to plus and minus this
-    std: Literal["group", "global"] = "global"  #: as `grpo.std`
     base_weight: NonNegativeFloat = 1e-4  #: weight of the squared distance to the base's velocity; 0 turns it off
     slow_start: NonNegativeInt = 0  #: optimizer steps in which the slow copy equals the policy
     slow_rate: NonNegativeFloat = 0.001  #: growth of the share that it keeps, by optimizer step

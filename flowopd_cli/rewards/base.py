@@ -82,6 +82,12 @@ class RewardMix:
         self.parts = tuple(parts)
         self.names = unique_names([part.reward.info.name for part in parts])
 
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weight of each trained reward's scores in the total, negative where lower is better."""
+        pairs = zip(self.parts, self.names, strict=True)
+        return {name: p.weight if p.reward.info.higher_is_better else -p.weight for p, name in pairs if p.weight}
+
     def check(self, prompts: Sequence[Prompt]) -> None:
         """Check the prompts of each task by its rewards."""
         for part in self.parts:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from typing import Any, Literal
+from typing import Any
 
 from flowopd_cli.core.sampler import Sampler
 from flowopd_cli.core.types import Rollout
@@ -44,11 +44,13 @@ def run(
     scoring = partial(in_background, rewards)
     spec = recipe.forward
     method = _grpo(recipe, model, scoring) if spec is None else _forward(recipe, spec, model, scoring)
+    credit = spec or recipe.grpo
+    weights = rewards.weights if credit.normalize == "each" else None
 
     def experience(iteration: int):
         sampler, draw = iteration_sampler(model, recipe, iteration), drawer(iteration)
         rolled = method.grader(sampler, draw)
-        scores = collect.scores_of_all(rolled, draw.partition)
+        scores = collect.scores_of_all(rolled, draw.partition, weights)
         figures = collect.reward_figures(scores)
         if train.resample_flat:
             rolled, replaced = with_fresh_groups(
@@ -59,10 +61,10 @@ def run(
                 most=train.resample_flat,
                 partition=draw.partition,
             )
-            scores = collect.scores_of_all(rolled, draw.partition) if replaced else scores
+            scores = collect.scores_of_all(rolled, draw.partition, weights) if replaced else scores
             figures["resampled_groups"] = float(replaced)
         rolled = collect.with_advantages(
-            rolled, std=method.std, clip=method.adv_clip, partition=draw.partition, scores=scores
+            rolled, std=credit.std, clip=credit.adv_clip, partition=draw.partition, scores=scores
         )
         if not scores.result.valid.any():
             return [], figures
@@ -74,24 +76,22 @@ def run(
 
 @dataclass(frozen=True)
 class _Method:
-    """What differs between the algorithms: who draws, the advantages, the rows of a rollout."""
+    """What differs between the algorithms: who draws, and the rows of a rollout."""
 
     grader: collect.Grader
-    std: Literal["group", "global"]
-    adv_clip: float
     optimizer_steps: Callable[[Rollout, Sampler, collect.Draw, int], Iterable[MicroBatches]]
 
 
 def _grpo(recipe: TeacherRecipe, model: LoadedModel, scoring: Callable[[], collect.Scoring]) -> _Method:
-    train, grpo = recipe.train, recipe.grpo
-    base = collect.Teacher(None, recipe.sampling.guidance) if grpo.beta else None
+    train = recipe.train
+    base = collect.Teacher(None, recipe.sampling.guidance) if recipe.grpo.beta else None
 
     def optimizer_steps(rolled: Rollout, sampler: Sampler, draw: collect.Draw, iteration: int):
         seed = recipe.seed + iteration
         return collect.step_batches(rolled, sampler, train.updates, train.micro, seed, draw.partition)
 
     grader = collect.Grader(model, scoring, train.rollout_batch, base)
-    return _Method(grader, grpo.std, grpo.adv_clip, optimizer_steps)
+    return _Method(grader, optimizer_steps)
 
 
 def _forward(
@@ -127,4 +127,4 @@ def _forward(
 
     adapter = forward.SLOW if isinstance(spec, NFTSpec) else "policy"
     grader = collect.Grader(model, scoring, train.rollout_batch, adapter=adapter, last=True)
-    return _Method(grader, spec.std, spec.adv_clip, optimizer_steps)
+    return _Method(grader, optimizer_steps)

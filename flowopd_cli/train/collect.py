@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from flowopd_cli.core.advantages import flat_groups, group_advantages
+from flowopd_cli.core.advantages import flat_groups, group_advantages, summed_advantages
 from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.core.sampler import Sampler, SeededNoise, trained_steps
 from flowopd_cli.core.types import Conditioning, RewardResult, Rollout, StepBatch, Trajectory
@@ -141,26 +141,47 @@ class Grader:
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores, groups and tasks of all A pictures of a draw, those of other processes included."""
+    """Scores, groups and tasks of all A pictures of a draw, those of other processes included.
+
+    With ``weights``, by name, each of these rewards is normalized alone, otherwise the total.
+    """
 
     result: RewardResult
     group: Int[Tensor, " A"]
     tasks: tuple[str, ...]
+    weights: Mapping[str, float] | None = None
 
     @property
     def flat(self) -> list[int]:
         """The groups without spread, whose advantages are all 0."""
-        return flat_groups(self.result.total, self.group, self.result.valid)
+        if self.weights is None:
+            return flat_groups(self.result.total, self.group, self.result.valid)
+        flat = [set(flat_groups(column, self.group, column.isfinite())) for column in self._columns()]
+        return sorted(set.intersection(*flat))
+
+    def advantages(self, std: Literal["group", "global"]) -> Float[Tensor, " A"]:
+        """Group-relative advantages; a global deviation is that of the pictures of the same task."""
+        names = list(dict.fromkeys(self.tasks))
+        task = torch.tensor([names.index(name) for name in self.tasks], dtype=torch.long)
+        if self.weights is None:
+            return group_advantages(self.result.total, self.group, self.result.valid, task=task, std=std)
+        return summed_advantages(self._columns(), list(self.weights.values()), self.group, task=task, std=std)
+
+    def _columns(self) -> list[Float[Tensor, " A"]]:
+        unknown = torch.full_like(self.result.total, torch.nan)
+        return [self.result.scores.get(name, unknown) for name in self.weights or ()]
 
 
-def scores_of_all(rolled: Rollout, partition: Partition | None = None) -> Scores:
+def scores_of_all(
+    rolled: Rollout, partition: Partition | None = None, weights: Mapping[str, float] | None = None
+) -> Scores:
     """The scores of the whole draw; with a ``partition`` a collective call of all processes."""
     if rolled.rewards is None:
         raise ValueError("advantages need rewards")
     tasks = tuple(prompt.task for prompt in rolled.prompts)
     if partition is None:
-        return Scores(rolled.rewards, rolled.group, tasks)
-    return Scores(*partition.gather_scores(rolled.rewards, rolled.group, tasks))
+        return Scores(rolled.rewards, rolled.group, tasks, weights)
+    return Scores(*partition.gather_scores(rolled.rewards, rolled.group, tasks), weights)
 
 
 def with_advantages(
@@ -171,15 +192,11 @@ def with_advantages(
     partition: Partition | None = None,
     scores: Scores | None = None,
 ) -> Rollout:
-    """Group-relative advantages ``(B,)`` of the total reward; invalid scores get 0 and enter no statistic.
+    """:meth:`Scores.advantages` ``(B,)`` of the rollout, clipped; invalid scores get 0 and enter no statistic.
 
-    The statistics are those of the whole draw, a global deviation those of a task; ``scores`` are the draw's scores, if
-    already gathered.
+    The statistics are those of the whole draw; ``scores`` are its scores, if already gathered.
     """
-    scores = scores or scores_of_all(rolled, partition)
-    result, names = scores.result, list(dict.fromkeys(scores.tasks))
-    task = torch.tensor([names.index(name) for name in scores.tasks], dtype=torch.long)
-    advantages = group_advantages(result.total, scores.group, result.valid, task=task, std=std).clamp(-clip, clip)
+    advantages = (scores or scores_of_all(rolled, partition)).advantages(std).clamp(-clip, clip)
     local = advantages if partition is None else advantages[partition.rows]
     return replace(rolled, advantages=local.to(rolled.trajectory.latents.device))
 

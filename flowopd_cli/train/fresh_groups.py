@@ -31,7 +31,7 @@ def with_fresh_groups(
     while flat and len(tried) < most:
         chosen = flat[: most - len(tried)]
         graded = grade(fresh(tried, chosen))
-        flat_again = set(scores_of_all(graded).flat)
+        flat_again = set(scores_of_all(graded, weights=scores.weights).flat)
         local = [group for group in graded.group.unique().tolist() if group not in flat_again]
         lively = {group for part in ([local] if partition is None else partition.gather(local)) for group in part}
         rolled = _exchanged(rolled, graded, local)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flowopd_cli.core.advantages import flat_groups, group_advantages
+from flowopd_cli.core.advantages import flat_groups, group_advantages, summed_advantages
 
 REWARDS = torch.tensor([1.0, 3.0, 10.0, 20.0], dtype=torch.float64)
 GROUP = torch.tensor([7, 7, 2, 2])
@@ -69,6 +69,37 @@ def test_one_task_is_as_no_task_to_the_bit_and_invalid_rows_stay_out_of_its_devi
     expected = group_advantages(rewards[valid], group[valid], task=task[valid])
     torch.testing.assert_close(got[valid], expected, atol=1e-12, rtol=0)
     assert (got[~valid] == 0).all()
+
+
+def test_each_reward_is_normalized_alone_by_hand():
+    """Two binary rewards, the second of which varies less: four sums of two values become four advantages."""
+    first, second = [1.0, 1.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0]
+    group = torch.zeros(4, dtype=torch.long)
+    got = summed_advantages([torch.tensor(r).double() for r in (first, second)], [0.5, -2.0], group, eps=0.0)
+    small = 0.1875**0.5  # of one success in four
+    expected = [0.5 * (a - 0.5) / 0.5 - 2 * (b - 0.25) / small for a, b in zip(first, second, strict=True)]
+    assert got.tolist() == pytest.approx(expected, rel=1e-12)
+
+
+def test_rewards_that_cancel_in_their_sum_still_teach():
+    scores, group = [torch.tensor([1.0, 0.0, 0.0]), torch.tensor([0.0, 1.0, 0.0])], torch.tensor([3, 3, 5])
+    assert group_advantages(scores[0] + scores[1], group).tolist() == [0, 0, 0]
+    got = summed_advantages(scores, [1.0, 3.0], group, std="group", eps=0.0)
+    assert got.tolist() == pytest.approx([-2.0, 2.0, 0.0])
+
+
+@pytest.mark.parametrize("std", ["group", "global"])
+def test_absent_scores_of_a_reward_are_left_out_of_it_alone(std):
+    """A reward of one task, and one of all that failed once: each as if drawn without the pictures it lacks."""
+    nan, group, task = torch.nan, torch.tensor([0, 0, 0, 1, 1, 1]), torch.tensor([0, 0, 0, 1, 1, 1])
+    own = torch.tensor([1.0, 2.0, 4.0, nan, nan, nan]).double()
+    common = torch.tensor([0.1, nan, 0.5, 0.2, 0.4, 0.9]).double()
+    got = summed_advantages([own, common], [1.0, 0.5], group, task=task, std=std)
+    scored = torch.tensor([0, 2, 3, 4, 5])
+    expected = torch.zeros(6).double()
+    expected[:3] += group_advantages(own[:3], group[:3], std=std)
+    expected[scored] += 0.5 * group_advantages(common[scored], group[scored], task=task[scored], std=std)
+    torch.testing.assert_close(got, expected, atol=1e-12, rtol=1e-12)
 
 
 def test_epsilon_is_added_to_the_deviation():

@@ -51,7 +51,9 @@ def test_weights_add_up_and_each_reward_scores_its_task():
 def test_a_reward_whose_lower_is_better_counts_against():
     worse = Constant("error", 0.25)
     worse.info = RewardInfo("error", "none", 0, 1, higher_is_better=False)
-    result = RewardMix([Weighted(Constant("one", 1.0)), Weighted(worse, 2.0)])(torch.zeros(2, 3, 4, 4), [A, B])
+    mix = RewardMix([Weighted(Constant("one", 1.0)), Weighted(worse, 2.0), Weighted(Constant("logged", 1.0), 0.0)])
+    result = mix(torch.zeros(2, 3, 4, 4), [A, B])
+    assert mix.weights == {"one": 1.0, "error": -2.0}
     assert result.total.tolist() == [0.5, 0.5]
     assert result.scores["error"].tolist() == [0.25, 0.25]
 

@@ -158,7 +158,7 @@ def runs(folder, out, pipeline, *, shard=False):
     train(out / "few", recipe("distill", folder, pipeline, groups=1, updates=2, sample_every=2))
     if shard:
         return
-    awm = {"algorithm": "awm", "awm": {"levels": 3, "slow_rate": 0.1}}
+    awm = {"algorithm": "awm", "awm": {"levels": 3, "slow_rate": 0.1, "normalize": "each"}}
     train(out / "awm", recipe("teacher", folder, pipeline, method=awm, iterations=3))
     train(out / "sparse", recipe("distill", folder, pipeline, group_size=1))
     thinned = recipe("distill", folder, pipeline, updates=1, micro=2, steps_per_rollout=2)

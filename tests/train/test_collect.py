@@ -230,3 +230,15 @@ def test_a_processs_advantages_are_those_of_the_whole_draw_with_a_deviation_for_
     for rows, _, part in sent:
         local = collect.with_advantages(part, std="global", clip=5.0, partition=Partition(rows, 8, lambda _: messages))
         assert torch.equal(local.advantages, whole[rows])
+
+
+def test_each_reward_alone_has_advantages_and_flat_groups_of_its_own(trainee, rolled):
+    """The totals of the first group are equal, its two rewards are not; the second group is flat in both."""
+    scores = {"one": torch.tensor([1.0, 0, 1, 1]), "two": torch.tensor([0.0, 1, 3, 3]), "logged": torch.arange(4.0)}
+    total = scores["one"] + scores["two"]
+    marked = dataclasses.replace(rolled, rewards=RewardResult(total, scores, torch.ones(4, dtype=torch.bool)))
+    assert collect.scores_of_all(marked).flat == [0, 1]
+    each = collect.scores_of_all(marked, weights={"one": 1.0, "two": -0.5, "absent": 1.0})
+    assert each.flat == [1]
+    advantages = collect.with_advantages(marked, std="group", clip=5.0, scores=each).advantages
+    assert advantages.tolist() == pytest.approx([1.5, -1.5, 0, 0], rel=1e-3)
