@@ -36,7 +36,7 @@ class GroupSampler:
         rng.shuffle(chosen)
         prompts = tuple(prompt for prompt in chosen for _ in range(self.group_size))
         group = [i for i in range(len(chosen)) for _ in range(self.group_size)]
-        return prompts, group, [self._noise(iteration, row) for row in range(len(prompts))]
+        return prompts, group, [self.noise_seed(iteration, row) for row in range(len(prompts))]
 
     def spares(self, iteration: int, tried: Sequence[int]) -> list[tuple[Prompt, list[int]]]:
         """A replacement for each of the groups ``tried``, in this order, and its pictures' noise seeds.
@@ -54,7 +54,7 @@ class GroupSampler:
                 pool = [p for p in self.prompts[task] if id(p) not in drawn] or list(self.prompts[task])
                 random.Random(f"{self.seed}/{iteration}/spare/{task}").shuffle(pool)
                 left[task] = cycle(pool)
-            seeds = [self._noise(iteration, f"spare/{attempt}/{row}") for row in range(self.group_size)]
+            seeds = [self.noise_seed(iteration, f"spare/{attempt}/{row}") for row in range(self.group_size)]
             replacements.append((next(left[task]), seeds))
         return replacements
 
@@ -73,7 +73,8 @@ class GroupSampler:
             chosen += rng.sample(pool, share) if share <= len(pool) else rng.choices(pool, k=share)
         return chosen
 
-    def _noise(self, iteration: int, row: int | str) -> int:
+    def noise_seed(self, iteration: int, row: int | str) -> int:
+        """The noise seed of a picture: a row of the iteration's draw, or the name of another picture."""
         digest = hashlib.sha256(f"{self.seed}/{iteration}/{row}".encode()).digest()
         return int.from_bytes(digest[:8], "big") >> 1
 

@@ -214,6 +214,8 @@ class TrainSpec(Spec):
     rollout_batch: PositiveInt = 32  #: pictures drawn at once; does not change results
     #: draw at most this many fresh groups an iteration, to replace groups whose rewards are all equal
     resample_flat: NonNegativeInt = 0
+    #: draw at most this many pictures an iteration again, with other noise, to replace those that could not be scored
+    refill: NonNegativeInt = 0
     gradient_checkpointing: bool = False  #: recompute each block in the backward: less memory, more time
     optimizer: Literal["adamw", "adamw8bit"] = "adamw"  #: `adamw8bit` holds the moments of large parameters in 8 bits
     lr: PositiveFloat = 3e-4  #: learning rate

@@ -23,8 +23,8 @@ from flowopd_cli.stages.training.objective import forward_guidance
 from flowopd_cli.stages.training.resume import prompts_digest
 from flowopd_cli.system.progress import Progress
 from flowopd_cli.train import collect, forward
-from flowopd_cli.train.fresh_groups import with_fresh_groups
 from flowopd_cli.train.loop import MicroBatches
+from flowopd_cli.train.redraw import Redraw
 
 
 def run(
@@ -50,19 +50,18 @@ def run(
     def experience(iteration: int):
         sampler, draw = iteration_sampler(model, recipe, iteration), drawer(iteration)
         rolled = method.grader(sampler, draw)
-        scores = collect.scores_of_all(rolled, draw.partition, weights)
+        redraw = Redraw(partial(method.grader, sampler), draw.partition)
+        refilled = partial(redraw.refilled, seeds=partial(drawer.refill_seeds, iteration), most=train.refill)
+        rolled, scores = refilled(rolled, collect.scores_of_all(rolled, draw.partition, weights))
         figures = collect.reward_figures(scores)
         if train.resample_flat:
-            rolled, replaced = with_fresh_groups(
-                rolled,
-                scores,
-                partial(method.grader, sampler),
-                partial(drawer.fresh, iteration),
-                most=train.resample_flat,
-                partition=draw.partition,
-            )
-            scores = collect.scores_of_all(rolled, draw.partition, weights) if replaced else scores
+            fresh = partial(drawer.fresh, iteration)
+            rolled, replaced = redraw.with_fresh_groups(rolled, scores, fresh, most=train.resample_flat)
+            if replaced:
+                rolled, scores = refilled(rolled, collect.scores_of_all(rolled, draw.partition, weights))
             figures["resampled_groups"] = float(replaced)
+        if train.refill:
+            figures["refilled"] = float(redraw.pictures)
         rolled = collect.with_advantages(
             rolled, std=credit.std, clip=credit.adv_clip, partition=draw.partition, scores=scores
         )

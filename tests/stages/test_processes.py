@@ -117,7 +117,9 @@ def test_several_processes_log_the_figures_of_one(trained, several, name):
         assert {key: ours[key] for key in figures} == pytest.approx(figures, rel=1e-4, abs=1e-7)
     if name in {"teacher", "distill", "fused", "thinned"}:
         assert 0 < one[0]["invalid"] < 1
-    if name == "fresh":
+    if name in {"nft", "awm"}:
+        assert sum(row["refilled"] for row in one) > 0
+    if name in {"awm", "fresh"}:
         assert sum(row["resampled_groups"] for row in one) > 0
         assert sum(row["flat_groups"] for row in one) > 0
 

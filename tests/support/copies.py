@@ -136,11 +136,17 @@ def train(name, built, progress=None):
     return run
 
 
+def coarse(built):
+    """The recipe with rewards in five steps."""
+    rewards = (spec.model_copy(update={"options": {**spec.options, "levels": 5}}) for spec in built.rewards)
+    return built.model_copy(update={"rewards": tuple(rewards)})
+
+
 def runs(folder, out, pipeline, *, shard=False):
     """Every stage, and distillations: in one pass, with checkpointing, of one group with sample pictures.
 
     With the whole base in each process also those that differ in their rows and groups only: optimizer steps of one
-    row each, some of the steps, groups of equal rewards that are replaced, and fewer groups than processes.
+    row each, some of the steps, groups and pictures that are replaced, and fewer groups than processes.
     """
 
     def load_double(spec, targets):
@@ -152,20 +158,20 @@ def runs(folder, out, pipeline, *, shard=False):
     for stage in ("teacher", "coldstart", "distill"):
         train(out / stage, recipe(stage, folder, pipeline))
     nft = {"algorithm": "nft", "nft": {"beta": 0.5, "levels": 3, "slow_rate": 0.1}}
-    train(out / "nft", recipe("teacher", folder, pipeline, method=nft, iterations=3))
+    train(out / "nft", recipe("teacher", folder, pipeline, method=nft, iterations=3, refill=9))
     train(out / "fused", recipe("distill", folder, pipeline, updates=1, iterations=10))
     train(out / "saving", recipe("distill", folder, pipeline, updates=1, iterations=2, gradient_checkpointing=True))
     train(out / "few", recipe("distill", folder, pipeline, groups=1, updates=2, sample_every=2))
     if shard:
         return
     awm = {"algorithm": "awm", "awm": {"levels": 3, "slow_rate": 0.1, "normalize": "each"}}
-    train(out / "awm", recipe("teacher", folder, pipeline, method=awm, iterations=3))
+    redrawn = recipe("teacher", folder, pipeline, method=awm, iterations=3, refill=9, resample_flat=3)
+    train(out / "awm", coarse(redrawn))
     train(out / "sparse", recipe("distill", folder, pipeline, group_size=1))
     thinned = recipe("distill", folder, pipeline, updates=1, micro=2, steps_per_rollout=2)
     train(out / "thinned", thinned.model_copy(update={"anchor": thinned.anchor.model_copy(update={"every": 2})}))
     teacher = recipe("teacher", folder, pipeline, groups=2, group_size=2, resample_flat=3, updates=2)
-    coarse = tuple(spec.model_copy(update={"options": {**spec.options, "levels": 5}}) for spec in teacher.rewards)
-    train(out / "fresh", teacher.model_copy(update={"rewards": coarse}))
+    train(out / "fresh", coarse(teacher))
     train(out / "few-fused", recipe("distill", folder, pipeline, groups=1, updates=1))
     train(out / "one-group", recipe("coldstart", folder, pipeline, groups=1, iterations=2))
 

@@ -22,12 +22,12 @@ def setting_checks(recipe: recipes.Recipe) -> Iterator[Callable[[], Iterator[str
 
 
 def _check_groups(recipe: recipes.TrainedRecipe) -> Iterator[str]:
-    """Refuse groups of one in GRPO, remark on groups of one or many that change nothing in a cold start."""
+    """Refuse groups of one in a teacher, remark on groups of one or many that change nothing in a cold start."""
     size = recipe.train.group_size
     if isinstance(recipe, recipes.TeacherRecipe) and size == 1:
         raise RecipeError(
-            "train.group_size 1: GRPO compares the pictures of a prompt, so one alone teaches nothing; set it to 2 or "
-            "more (24 is published)"
+            "train.group_size 1: a teacher compares the pictures of a prompt, so one alone teaches nothing; set it to "
+            "2 or more (24 is published)"
         )
     if isinstance(recipe, recipes.ColdstartRecipe):
         if recipe.rewards and size == 1:
@@ -144,6 +144,7 @@ def _unused(recipe: recipes.TrainedRecipe) -> Iterator[tuple[str, str]]:
         yield "sampling.eta", "sampling.kernel is ode"
     if not isinstance(recipe, recipes.TeacherRecipe):
         yield "train.resample_flat", f"{recipe.stage} has no use for a group's spread"
+        yield "train.refill", f"{recipe.stage} learns no scores"
     if isinstance(recipe, recipes.ColdstartRecipe) and train.updates > 1:
         yield "train.updates", "a cold start makes one optimizer step an iteration"
     if not train.ema_decay:

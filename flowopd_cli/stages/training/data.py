@@ -86,6 +86,10 @@ class Drawer:
         group = torch.tensor([g for g, _, _ in rows], dtype=torch.long)
         return Draw(tuple(prompt for _, prompt, _ in rows), group, tuple(seed for _, _, seed in rows))
 
+    def refill_seeds(self, iteration: int, numbers: Sequence[int]) -> list[int]:
+        """The noise seeds of an iteration's pictures that replace invalid ones: a function of their numbers alone."""
+        return [self.sampler.noise_seed(iteration, f"refill/{number}") for number in numbers]
+
     def _local_groups(self, iteration: int, group: Sequence[int]) -> set[int]:
         """This process's groups, balanced over the optimizer steps that ``step_batches`` makes of the same seed."""
         deal = deal_samples(len(group), self.updates, self.sampler.seed + iteration)

@@ -40,6 +40,8 @@ def remarks(recipe):
         (TEACHER, {"model": {**TOY, "shard": True}}, ["model.shard has no effect with one process"]),
         (TEACHER, {"train": {"resample_flat": 4}}, []),
         (DISTILL, {"train": {"resample_flat": 4}}, ["train.resample_flat: has no effect, because distill"]),
+        (TEACHER, {"train": {"refill": 4}}, []),
+        (COLDSTART, {"train": {"refill": 4}}, ["train.refill: has no effect, because coldstart"]),
         (COLDSTART, {"train": {"updates": 1}}, []),
         (COLDSTART, {"train": {"updates": 4}}, ["train.updates: has no effect, because a cold start makes one"]),
         (COLDSTART, {"train": {"group_size": 1}}, ["rewards choose nothing with train.group_size 1"]),
@@ -123,7 +125,7 @@ def test_guidance_under_1_is_refused_where_it_is_classifier_free(data, sections,
 
 
 def test_groups_of_one_are_refused_in_grpo():
-    with pytest.raises(RecipeError, match=r"train\.group_size 1: GRPO compares the pictures"):
+    with pytest.raises(RecipeError, match=r"train\.group_size 1: a teacher compares the pictures"):
         remarks(recipes.build({**TEACHER, "train": {"group_size": 1}}))
     assert remarks(recipes.build({**DISTILL, "train": {"group_size": 1}})) == []
 
@@ -131,7 +133,7 @@ def test_groups_of_one_are_refused_in_grpo():
 def test_a_dry_run_and_the_validation_of_a_recipe_have_the_same_checks(flowopd, tmp_path):
     train = ("--set", "train.group_size=1", "--set", "sampling.guidance=0.5")
     code, _, err = flowopd("teacher", "--reward", "ocr", "--dry-run", *train)
-    assert (code, "GRPO compares the pictures" in err) == (2, True)
+    assert (code, "a teacher compares the pictures" in err) == (2, True)
     code, _, err = flowopd("teacher", "--reward", "ocr", "--dry-run", *train[2:])
     assert code == 2
     assert "sampling.guidance 0.5: classifier-free guidance under 1" in err
@@ -139,5 +141,5 @@ def test_a_dry_run_and_the_validation_of_a_recipe_have_the_same_checks(flowopd, 
     path.write_text(json.dumps({**TEACHER, "train": {"group_size": 1}, "sampling": {"guidance": 0.5}}))
     code, out, _ = flowopd("recipes", "validate", path)
     assert code == 3
-    assert "GRPO compares the pictures" in out
+    assert "a teacher compares the pictures" in out
     assert "sampling.guidance 0.5" in out

@@ -1,4 +1,4 @@
-"""Rollouts with rewards: handed over batch by batch, and fresh groups in place of flat ones."""
+"""Rollouts with rewards: handed over batch by batch; fresh groups for flat ones, pictures for those without a score."""
 
 import dataclasses
 
@@ -9,8 +9,10 @@ from support.tiny import TEXTS, make_draw, make_sampler
 from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.core.steps import log_prob
 from flowopd_cli.core.types import RewardResult
-from flowopd_cli.train import collect, fresh_groups
+from flowopd_cli.train import collect
 from flowopd_cli.train.collect import Draw, Teacher
+from flowopd_cli.train.partition import Partition
+from flowopd_cli.train.redraw import Redraw
 
 
 def brightness(images, prompts):
@@ -116,7 +118,7 @@ class World:
     def run(self, most):
         rolled = self.first()
         scores = collect.scores_of_all(rolled)
-        return rolled, *fresh_groups.with_fresh_groups(rolled, scores, self.grade, self.fresh, most=most)
+        return rolled, *Redraw(self.grade).with_fresh_groups(rolled, scores, self.fresh, most=most)
 
 
 FLAT, NONE, SOME = (0.5, 0.5), (torch.nan, torch.nan), (0.25, 0.75)
@@ -154,3 +156,70 @@ def test_groups_with_spread_are_left_alone(trainee):
     before, rolled, replaced = world.run(9)
     assert (world.asked, replaced) == ([], 0)
     assert rolled is before
+
+
+class Refilling(World):
+    """The same with redrawn pictures: ``later`` has the scores of each attempt."""
+
+    def grade(self, draw):
+        self.asked.append(([p.id for p in draw.prompts], draw.group.tolist(), list(draw.seeds)))
+        return self.rolled(draw.prompts, draw.group.tolist(), self.later.pop(0)[: len(draw.prompts)], draw.seeds[0])
+
+    def refilled(self, most):
+        rolled, redraw = self.first(), Redraw(self.grade)
+        seeds = lambda numbers: [2000 + n for n in numbers]  # noqa: E731
+        after, scores = redraw.refilled(rolled, collect.scores_of_all(rolled), seeds, most=most)
+        return rolled, after, scores, redraw.pictures
+
+
+HALF = (0.5, torch.nan)
+
+
+def test_a_picture_without_a_score_gives_its_place_to_another_of_its_prompt(trainee):
+    world = Refilling(trainee, [SOME, HALF, NONE], [(0.1, torch.nan, 0.3), (0.7,)])
+    before, after, scores, count = world.refilled(9)
+    first = (["old1", "old2", "old2"], [1, 2, 2], [2000, 2001, 2002])
+    assert world.asked == [first, (["old2"], [2], [2003])]
+    assert (count, bool(scores.result.valid.all())) == (4, True)
+    assert after.rewards.total.tolist() == pytest.approx([0.25, 0.75, 0.5, 0.1, 0.7, 0.3])
+    assert (after.prompts, after.group.tolist()) == (before.prompts, before.group.tolist())
+    expected = [
+        world.rolled(before.prompts[3:], [1, 2, 2], (0, 0, 0), 2000),
+        world.rolled(before.prompts[4:5], [2], (0,), 2003),
+    ]
+    latents = torch.cat([r.trajectory.latents for r in expected])[[0, 3, 2]]
+    torch.testing.assert_close(after.trajectory.latents[3:], latents, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(after.anchor_velocity[3:], latents[:, 1:], atol=1e-6, rtol=1e-5)
+    assert torch.equal(after.trajectory.latents[:3], before.trajectory.latents[:3])
+
+
+@pytest.mark.parametrize(("most", "sizes"), [(0, []), (2, [2]), (5, [3, 2]), (7, [3, 3, 1])])
+def test_pictures_that_never_get_a_score_cost_no_more_than_allowed(trainee, most, sizes):
+    world = Refilling(trainee, [HALF, NONE], [(torch.nan,) * 3] * 3)
+    before, after, scores, count = world.refilled(most)
+    assert [len(asked[0]) for asked in world.asked] == sizes
+    assert count == most
+    assert scores.result.valid.tolist() == [True, False, False, False]
+    assert torch.equal(after.trajectory.latents, before.trajectory.latents)
+
+
+def test_each_of_two_processes_draws_its_own_pictures_with_the_numbers_of_one(trainee):
+    """The first process has groups 0 and 2; the second is simulated by what it would gather."""
+    world = Refilling(trainee, [HALF, HALF, HALF], [(0.1, 0.2, 0.3)])
+    whole = world.first()
+    valid, numbers = iter([[False], [True]]), []
+
+    def gather(part):
+        """The rows of the second process beside those of the first."""
+        good = next(valid)[0]
+        rewards = RewardResult(torch.tensor([0.5, 0.2]), {}, torch.tensor([True, good]))
+        return [part, (torch.tensor([2, 3]), torch.tensor([1, 1]), ("a", "a"), rewards.total, rewards.valid, {})]
+
+    rows = torch.tensor([0, 1, 4, 5])
+    redraw = Redraw(world.grade, Partition(rows, 6, gather))
+    own = whole[rows]
+    scores = collect.scores_of_all(own, redraw.partition)
+    after, scores = redraw.refilled(own, scores, lambda n: numbers.extend(n) or n, most=4)
+    assert (numbers, redraw.pictures) == ([0, 2], 3)
+    assert after.rewards.valid.all()
+    assert scores.result.valid.all()
