@@ -59,7 +59,9 @@ class Console:
             self._bar.add_task(description, total=total, completed=done, figures="")
 
     def step(self, row: Mapping[str, float]) -> None:
-        """Count one finished unit and show its rate, reward and loss."""
+        """Count one finished unit and show its rate, reward and loss; the row of iteration 0 counts none."""
+        if row.get("iteration") == 0:
+            return
         self._done += 1
         now = time.monotonic()
         seconds = (now - self._started) / (self._done - self._first)

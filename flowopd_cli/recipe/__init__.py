@@ -11,6 +11,7 @@ from flowopd_cli.recipe.recipes import (
     Recipe,
     TeacherRecipe,
     TrainedRecipe,
+    reward_fields,
 )
 from flowopd_cli.recipe.sections import (
     ATTENTION_TARGETS,
@@ -29,4 +30,5 @@ from flowopd_cli.recipe.sections import (
     Spec,
     TeacherSpec,
     TrainSpec,
+    WatchSpec,
 )

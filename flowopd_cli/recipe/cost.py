@@ -93,6 +93,7 @@ def _on_policy(recipe: recipes.TeacherRecipe | recipes.DistillRecipe) -> Figures
         "of these rollout / labels / learning": f"{_short(rollout)} / {_short(labels)} / {learning}",
         "transformer forwards in all": _short(forwards * pictures * train.iterations),
         "pictures in all": pictures * train.iterations,
+        **_watched(recipe),
     }
 
 
@@ -112,7 +113,14 @@ def _supervised(recipe: recipes.ColdstartRecipe) -> Figures:
         "rows per optimizer step": sft.batch,
         "micro-batches per optimizer step": ceil(ceil(sft.batch / train.processes) / train.micro),
         "optimizer steps": train.iterations,
+        **_watched(recipe),
     }
+
+
+def _watched(recipe: recipes.TrainedRecipe) -> Figures:
+    """Pictures drawn for the log alone: at the start, every ``train.watch_every`` iterations, and after the last."""
+    every, pictures = recipe.train.watch_every, recipe.watch.groups * recipe.watch.group_size
+    return {"pictures watched": pictures * (1 + ceil(recipe.train.iterations / every))} if every else {}
 
 
 def _evaluation(recipe: recipes.EvalRecipe) -> Figures:

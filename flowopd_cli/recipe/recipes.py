@@ -4,7 +4,7 @@ SD3.5-Medium (docs/paper_map.md).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Literal, get_args
 
 from pydantic import Field, model_validator
@@ -28,6 +28,7 @@ from flowopd_cli.recipe.sections import (
     Spec,
     TeacherSpec,
     TrainSpec,
+    WatchSpec,
 )
 
 
@@ -41,6 +42,7 @@ class _Trained(_Recipe):
     sampling: SamplingSpec = SamplingSpec()  #: how trajectories are drawn
     prompts: tuple[PromptSpec, ...] = Field(min_length=1)  #: prompts to draw
     train: TrainSpec = TrainSpec()  #: the loop
+    watch: WatchSpec = WatchSpec()  #: what is measured beside the training
 
     def _require_noise(self, objective: str) -> None:
         if self.sampling.deterministic:
@@ -126,8 +128,13 @@ class DistillRecipe(_Trained):
     stage: Literal["distill"] = "distill"  #: the command that the recipe is for
     routing: dict[str, TeacherSpec] = Field(min_length=1)  #: the teacher of each task
     anchor: AnchorSpec = AnchorSpec()  #: the adapter that regularizes every prompt
-    rewards: tuple[RewardSpec, ...] = ()  #: scored for the log, with `opd.log_rewards_every`
+    rewards: tuple[RewardSpec, ...] = ()  #: scored for the log, with `opd.log_rewards_every` or `train.watch_every`
     opd: OPDSpec = OPDSpec()  #: the objective
+
+    @property
+    def scores(self) -> bool:
+        """Whether the recipe's own rewards score anything: rollouts, or a watch without rewards of its own."""
+        return bool(self.opd.log_rewards_every or (self.train.watch_every and not self.watch.rewards))
 
     @property
     def fused(self) -> bool:
@@ -173,4 +180,13 @@ class PushRecipe(_Recipe):
 
 TrainedRecipe = TeacherRecipe | ColdstartRecipe | DistillRecipe
 Recipe = TeacherRecipe | ColdstartRecipe | MergeRecipe | DistillRecipe | EvalRecipe | PushRecipe
+
+
+def reward_fields(recipe: Recipe) -> Iterator[tuple[str, RewardSpec]]:
+    """The fields of a recipe that hold a reward, trained or watched, with the reward."""
+    watched = recipe.watch.rewards if isinstance(recipe, TrainedRecipe) else ()
+    for field, specs in (("rewards", getattr(recipe, "rewards", ())), ("watch.rewards", watched)):
+        yield from ((f"{field}.{index}", spec) for index, spec in enumerate(specs))
+
+
 STAGES: Mapping[str, type[Recipe]] = {kind.model_fields["stage"].default: kind for kind in get_args(Recipe)}

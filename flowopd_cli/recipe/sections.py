@@ -231,6 +231,7 @@ class TrainSpec(Spec):
     keep_checkpoints: PositiveInt = 2  #: number of newest checkpoints to keep
     keep_best: BestSpec | None = None  #: also keep the checkpoint with the best mean of a metric; null is none
     sample_every: NonNegativeInt = 50  #: iterations between sheets of samples; 0 is none
+    watch_every: NonNegativeInt = 0  #: iterations between watches (section `watch`), from the start on; 0 is none
     processes: PositiveInt = 1  #: devices of this machine that share an iteration's groups
     track: Trackers = "none"  #: trackers besides `metrics.jsonl`: tensorboard, wandb, mlflow, trackio, with commas
 
@@ -238,6 +239,19 @@ class TrainSpec(Spec):
     def trackers(self) -> tuple[str, ...]:
         """The names in ``track``."""
         return () if self.track == "none" else tuple(self.track.split(","))
+
+
+class WatchSpec(Spec):
+    """Fixed prompts and seeds, drawn every ``train.watch_every`` iterations by the adapter that would be saved.
+
+    The figures show what a policy loses while its reward rises; nothing is learned from them.
+    """
+
+    rewards: tuple[RewardSpec, ...] = ()  #: rewards to score for the log; if empty, the recipe's own
+    #: prompt sources; null is the recipe's, in the split `validation` where a source has one
+    prompts: Annotated[tuple[PromptSpec, ...], Field(min_length=1)] | None = None
+    groups: PositiveInt = 8  #: prompts of a watch, over all processes
+    group_size: PositiveInt = 4  #: pictures of each prompt; at least 2 to measure the diversity
 
 
 class CreditSpec(Spec):

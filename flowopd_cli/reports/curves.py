@@ -15,6 +15,9 @@ from flowopd_cli.reports.series import Rows, column, finite, mean, names, smooth
 MAX_LINES, MAX_POINTS = 7, 400
 KL = "KL (nats per dimension)"
 NORM = "L2 norm before clipping"
+VELOCITY = "mean squared difference"
+DIVERSITY = "distance of latents"
+FIXED = "Fixed prompts and seeds."
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,12 @@ def of_run(recipe: Recipe, rows: Rows) -> list[Chart]:
     """The curves of a training for which it has metrics."""
     x = column(rows, "iteration")
 
+    def watched(labels: Mapping[str, str]) -> list[Series]:
+        """Lines from watch to watch."""
+        columns = {name: column(rows, f"watch/{name}") for name in labels}
+        points = {name: [(a, b) for a, b in zip(x, y, strict=True) if b == b] for name, y in columns.items()}
+        return [Series(labels[name], *zip(*pairs, strict=True)) for name, pairs in points.items() if pairs]
+
     def series(labels: Mapping[str, str]) -> list[Series]:
         dashes = {"kl_anchor": "dashed", "kl_base": "dotted"}
         return [Series(label, x, column(rows, n), line=dashes.get(n, "solid")) for n, label in labels.items()]
@@ -108,12 +117,30 @@ def of_run(recipe: Recipe, rows: Rows) -> list[Chart]:
     count = pictures_per_iteration(recipe)
     rate = [count / value if count and value > 0 else math.nan for value in seconds(rows)]
     throughput = Spec("Throughput", "pictures per second", f"{count} pictures an iteration.", zero=True)
+    held_out = {n: n.removeprefix("reward/") for n in (w.removeprefix("watch/") for w in names(rows, "watch/reward/"))}
+    tones = {"brightness": "brightness", "saturation": "saturation"}
+    distances = {"distance_base": "to the base", "distance_slow": "to the slow copy"}
+    latents = [*series({"latent_norm": "rollout"}), *watched({"latent_norm": "fixed prompts and seeds"})]
     phases = "Collect: rollouts, rewards, labels. Learn: forward, backward, optimizer."
     time = Spec("Time", "seconds per iteration", phases, zero=True)
     return [
         *line_chart("reward", Spec("Reward", "reward", band), [reward, *series(parts if len(parts) > 1 else {})]),
         *line_chart("kl", kl, series({**teachers, "kl_anchor": "anchor", "kl_base": "base"})),
         *kl_by_step(rows),
+        *line_chart("held_out", Spec("Held-out rewards", "reward", FIXED, legend=True), watched(held_out)),
+        *line_chart("drift", Spec("Distance to the base", KL, FIXED, log=True), watched({"kl_base": "KL"})),
+        *line_chart(
+            "drifted", Spec("Distance to the base", VELOCITY, FIXED, log=True), watched({"distance_base": "v"})
+        ),
+        *line_chart("tones", Spec("Brightness and saturation", "mean of pixels", FIXED), watched(tones)),
+        *line_chart(
+            "detail", Spec("High frequencies", "RMS of luminance", FIXED), watched({"high_frequency": "detail"})
+        ),
+        *line_chart(
+            "diversity", Spec("Diversity", DIVERSITY, FIXED, zero=True), watched({"diversity": "within a group"})
+        ),
+        *line_chart("latents", Spec("Latent norm", "RMS of final latents"), latents),
+        *line_chart("distance", Spec("Velocity distance", VELOCITY, log=True, legend=True), series(distances)),
         *line_chart("loss", Spec("Loss", "loss"), series({"loss": "loss"})),
         *line_chart("clip", Spec("Clip fraction", "share of rows", zero=True), series({"clip_fraction": "clipped"})),
         *line_chart("norm", Spec("Gradient norm", NORM, clipping, zero=True), series({"grad_norm": "norm"})),

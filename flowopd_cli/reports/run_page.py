@@ -73,7 +73,9 @@ def _facts(manifest: Manifest, recipe: recipes.Recipe, rows: Rows) -> list[tuple
     facts = {
         "status": manifest.status,
         "base": manifest.base.ref if manifest.base else recipe.model.pretrained,
-        "iterations": f"{len(rows)} of {recipe.train.iterations}" if trained else None,
+        "iterations": f"{sum(row.get('iteration') != 0 for row in rows)} of {recipe.train.iterations}"
+        if trained
+        else None,
         "started": manifest.created[:16].replace("T", " ") + utc,
         "took": elapsed(manifest),
         "seed": str(recipe.seed),
@@ -118,6 +120,7 @@ def _metrics(manifest: Manifest) -> Iterator[Listing]:
 def _timings(rows: Rows, recipe: recipes.Recipe) -> Iterator[Listing]:
     parts = {part: finite(column(rows, f"seconds_{part}")) for part in ("collect", "learn")}
     both = parts["both"] = finite(curves.seconds(rows))
+    parts["watch"] = finite(column(rows, "seconds_watch"))
     if not both:
         return
     cells = [(name, duration(sum(v)), f"{median(v):.3g} s", f"{max(v):.3g} s") for name, v in parts.items() if v]

@@ -13,6 +13,7 @@ from typing import Any
 from flowopd_cli.errors import ArtifactError, FlowOPDError
 from flowopd_cli.recipe import TrainedRecipe
 from flowopd_cli.reports.series import Rows, column, finite, number, thinned
+from flowopd_cli.reports.series import names as names_of
 from flowopd_cli.runs.evaluations import results
 from flowopd_cli.runs.lock import Lock
 from flowopd_cli.runs.manifest import LOCK, MANIFEST, Manifest, is_run, read_manifest, status_now
@@ -32,7 +33,7 @@ class View:
     """A run now: ``done`` of ``total`` iterations, ``seconds`` an iteration, curves, results, last samples and events.
 
     ``status`` is the manifest's, ``interrupted`` for a killed run, ``waiting`` for one that has not begun. A curve has
-    a value for each iteration, NaN where it was not finite.
+    a value for each iteration, NaN where it was not finite; of a watched figure, one for each watch.
     """
 
     run: str
@@ -135,7 +136,9 @@ def _curves(rows: Rows) -> dict[str, list[float]]:
     names = list(dict.fromkeys(name for row in rows[-RECENT:] for name in row))
     shown = [name for name in FIGURES if name in names and (name not in NONZERO or any(row.get(name) for row in rows))]
     shown += [name for name in names if name.startswith(("reward/", "kl/")) and name.count("/") == 1]
-    return {name: column(rows, name) for name in shown[:MAX_CURVES]}
+    trained = [row for row in rows if row.get("iteration") != 0]
+    watched = {name: finite(column(rows, name)) for name in names_of(rows, "watch/")}
+    return {**{name: column(trained, name) for name in shown[:MAX_CURVES]}, **watched}
 
 
 def _results(run: RunDir, manifest: Manifest, rows: Rows) -> Iterator[tuple[str, str]]:

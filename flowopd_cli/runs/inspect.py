@@ -98,7 +98,8 @@ def _check_recipe(run: RunDir, manifest: Manifest) -> Iterator[Finding]:
     changed = digest(read(run.recipe_file)) != manifest.recipe_sha  # the file itself: versions add fields
     yield Finding("recipe", run.recipe_file.name, "is not the recipe that this run began with" if changed else "")
     if isinstance(recipe, TrainedRecipe) and rows:
-        complete = [row.get("iteration") for row in rows] == list(range(1, len(rows) + 1))
+        first = 0 if rows[0].get("iteration") == 0 else 1  # a watch at the start has a row
+        complete = [row.get("iteration") for row in rows] == list(range(first, first + len(rows)))
         yield Finding("metrics", run.metrics_file.name, "" if complete else "does not have each iteration once")
 
 

@@ -17,7 +17,9 @@ from flowopd_cli.runs.manifest import Environment, Inputs
 MAY_CHANGE = frozenset(
     {
         *("train.iterations", "train.checkpoint_every", "train.keep_checkpoints", "train.keep_best"),
-        *("train.sample_every", "train.track", "train.processes", "train.micro", "train.rollout_batch"),
+        *("train.sample_every", "train.track", "train.processes"),
+        *("train.watch_every", "watch.rewards", "watch.prompts", "watch.groups", "watch.group_size"),
+        *("train.micro", "train.rollout_batch"),
         *("train.skip_limit", "train.lr", "train.warmup", "train.max_grad_norm", "model.cache_prompts"),
         *("model.too_long", "model.device", "model.shard", "opd.log_rewards_every", "adapter.targets"),
     }

@@ -15,6 +15,7 @@ from flowopd_cli.stages.training.fit import Course, train_policy
 from flowopd_cli.stages.training.lengths import check_lengths
 from flowopd_cli.stages.training.model import Roles, encode_ahead, load_model
 from flowopd_cli.stages.training.resume import prompts_digest
+from flowopd_cli.stages.training.watch import make_watch
 from flowopd_cli.system.progress import Progress
 from flowopd_cli.train import supervised
 
@@ -27,13 +28,15 @@ def run(
     drawer, prompts = make_drawer(recipe.prompts, train, recipe.seed)
     check_tasks(recipe, prompts)
     rewards = make_rewards(recipe.rewards, prompts) if recipe.rewards else None
+    watch = make_watch(recipe, rewards)
     model = load_model(recipe.model, recipe.adapter.targets)
     roles = Roles(model, adapters or Adapters())
     roles.add_policy(recipe.adapter, recipe.seed)
     teachers = roles.add_teachers(recipe.teachers, recipe.sampling.guidance)
-    check_lengths(recipe, model, chain.from_iterable(prompts.values()), progress)
+    texts = [*chain.from_iterable(prompts.values()), *(watch.draw.prompts if watch else ())]
+    check_lengths(recipe, model, texts, progress)
     run.declare(roles.inputs(recipe.model, prompts_digest(prompts)))
-    encode_ahead(model, prompts)
+    encode_ahead(model, texts)
     sampler = make_sampler(model, recipe.sampling)
     progress.note(f"drawing {sft.samples} pictures from {len(teachers)} teachers")
     draws, batch = range(-(-sft.samples // train.groups)), train.rollout_batch
@@ -48,6 +51,6 @@ def run(
         own = rows[drawer.rank :: drawer.processes]
         return [[own[i : i + train.micro] for i in range(0, len(own), train.micro)]], {}
 
-    course = Course("coldstart", experience, prompts)
+    course = Course("coldstart", experience, prompts, watch)
     figures = train_policy(recipe, model, run, progress, course, resume=resume)
     return {"metrics": {"pictures": len(data.prompts), **figures}}

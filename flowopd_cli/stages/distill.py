@@ -17,6 +17,7 @@ from flowopd_cli.stages.training.fit import Course, train_policy
 from flowopd_cli.stages.training.lengths import check_lengths
 from flowopd_cli.stages.training.model import Roles, encode_ahead, load_model
 from flowopd_cli.stages.training.resume import prompts_digest
+from flowopd_cli.stages.training.watch import make_watch
 from flowopd_cli.system.progress import Progress
 from flowopd_cli.train import collect, labels
 from flowopd_cli.train.fused import FusedStep, micro_batches
@@ -30,14 +31,16 @@ def run(
     drawer, prompts = make_drawer(recipe.prompts, train, recipe.seed)
     check_tasks(recipe, prompts)
     rewards = make_rewards(recipe.rewards, prompts) if recipe.opd.log_rewards_every else None
+    watch = make_watch(recipe, rewards)
     model = load_model(recipe.model, recipe.adapter.targets)
     roles = Roles(model, adapters or Adapters())
     roles.add_policy(recipe.adapter, recipe.seed)
     teachers = roles.add_teachers(recipe.routing, guidance)
     anchor = roles.add_anchor(recipe.anchor, guidance)
-    check_lengths(recipe, model, chain.from_iterable(prompts.values()), progress)
+    texts = [*chain.from_iterable(prompts.values()), *(watch.draw.prompts if watch else ())]
+    check_lengths(recipe, model, texts, progress)
     run.declare(roles.inputs(recipe.model, prompts_digest(prompts)))
-    encode_ahead(model, prompts)
+    encode_ahead(model, texts)
     batch, every, fuse = train.rollout_batch, recipe.opd.log_rewards_every, recipe.fused
 
     def experience(iteration: int):
@@ -63,5 +66,5 @@ def run(
         seed = recipe.seed + iteration
         return collect.step_batches(rolled, sampler, train.updates, train.micro, seed, draw.partition), figures
 
-    course = Course(f"distill {len(teachers)} teachers", experience, prompts)
+    course = Course(f"distill {len(teachers)} teachers", experience, prompts, watch)
     return {"metrics": train_policy(recipe, model, run, progress, course, resume=resume)}

@@ -120,7 +120,7 @@ def draw(
     adapter = roles.add_frozen("policy", recipe.adapter or "base")
     run.declare(roles.inputs(recipe.model))
     model.adapters.fold(adapter)
-    encode_ahead(model, {"all": list({r.prompt.text: r.prompt for r in requests}.values())})
+    encode_ahead(model, (request.prompt for request in requests))
     sampler = ode_sampler(model, spec.steps, spec.guidance)
     for start in range(0, len(requests), spec.batch):
         batch = requests[start : start + spec.batch]

@@ -9,6 +9,7 @@ from itertools import chain
 from typing import Any
 
 from flowopd_cli.core.sampler import Sampler
+from flowopd_cli.core.statistics import latent_norm
 from flowopd_cli.core.types import Rollout
 from flowopd_cli.models.base import LoadedModel
 from flowopd_cli.recipe import AWMSpec, NFTSpec, TeacherRecipe
@@ -21,6 +22,7 @@ from flowopd_cli.stages.training.lengths import check_lengths
 from flowopd_cli.stages.training.model import Roles, encode_ahead, load_model
 from flowopd_cli.stages.training.objective import forward_guidance
 from flowopd_cli.stages.training.resume import prompts_digest
+from flowopd_cli.stages.training.watch import make_watch
 from flowopd_cli.system.progress import Progress
 from flowopd_cli.train import collect, forward
 from flowopd_cli.train.loop import MicroBatches
@@ -35,12 +37,14 @@ def run(
     drawer, prompts = make_drawer(recipe.prompts, train, recipe.seed)
     check_tasks(recipe, prompts)
     rewards = make_rewards(recipe.rewards, prompts)
+    watch = make_watch(recipe, rewards)
     model = load_model(recipe.model, recipe.adapter.targets)
     roles = Roles(model, adapters or Adapters())
     roles.add_policy(recipe.adapter, recipe.seed)
-    check_lengths(recipe, model, chain.from_iterable(prompts.values()), progress)
+    texts = [*chain.from_iterable(prompts.values()), *(watch.draw.prompts if watch else ())]
+    check_lengths(recipe, model, texts, progress)
     run.declare(roles.inputs(recipe.model, prompts_digest(prompts)))
-    encode_ahead(model, prompts)
+    encode_ahead(model, texts)
     scoring = partial(in_background, rewards)
     spec = recipe.forward
     method = _grpo(recipe, model, scoring) if spec is None else _forward(recipe, spec, model, scoring)
@@ -65,11 +69,13 @@ def run(
         rolled = collect.with_advantages(
             rolled, std=credit.std, clip=credit.adv_clip, partition=draw.partition, scores=scores
         )
+        latents = {"latent_norm": latent_norm(rolled.trajectory.final)}
+        figures |= collect.means_of_all(latents, draw.partition)
         if not scores.result.valid.any():
             return [], figures
         return method.optimizer_steps(rolled, sampler, draw, iteration), figures
 
-    course = Course(f"teacher {'+'.join(r.name for r in recipe.rewards)}", experience, prompts)
+    course = Course(f"teacher {'+'.join(r.name for r in recipe.rewards)}", experience, prompts, watch)
     return {"metrics": train_policy(recipe, model, run, progress, course, resume=resume)}
 
 

@@ -262,3 +262,15 @@ def reward_figures(scores: Scores) -> dict[str, float]:
     row["invalid"] = float((~result.valid).float().mean())
     row["flat_groups"] = len(scores.flat) / groups if groups else float("nan")
     return row
+
+
+def means_of_all(columns: Mapping[str, Float[Tensor, " B"]], partition: Partition | None = None) -> dict[str, float]:
+    """The mean of each column over the whole draw without its NaNs; with a ``partition`` a collective call."""
+    values = {name: column.double() for name, column in columns.items()}
+    local = {name: (float(value.nansum()), int((~value.isnan()).sum())) for name, value in values.items()}
+    parts = [local] if partition is None else partition.gather(local)
+    sums: dict[str, tuple[float, int]] = {}
+    for name, (total, count) in (item for part in parts for item in part.items()):
+        before = sums.get(name, (0.0, 0))
+        sums[name] = (before[0] + total, before[1] + count)
+    return {name: total / count if count else float("nan") for name, (total, count) in sums.items()}

@@ -134,11 +134,13 @@ def fit(
         state.restore(model, optimizer)
         if state.iteration:  # the sample pictures that were due there may be missing
             learner.recorder.sample(state.iteration, last=state.iteration == settings.iterations, resumed=True)
+        elif figures := learner.recorder.watch(0, 0, last=False):
+            learner.recorder.row({"iteration": 0, "step": 0, **figures})
         while state.iteration < settings.iterations:
             with learner.rescuing(state):
                 row = learner.iteration(experience, state)
-            learner.recorder.row(row)
             last = state.iteration == settings.iterations
+            learner.recorder.row(learner.watched(row, state, last=last))
             with learner.rescuing(state):
                 learner.recorder.sample(state.iteration, last=last)
                 stopping = any(GROUP.gather(stop())) and not last
@@ -192,6 +194,15 @@ class _Learner:
                 with suppress(Exception):
                     self.save(state)
             raise
+
+    def watched(self, row: dict[str, float], state: TrainState, *, last: bool) -> dict[str, float]:
+        """The row with the figures of a watch, if one is due; if that fails, the row is logged and the state saved."""
+        try:
+            return {**row, **self.recorder.watch(state.iteration, state.step, last=last)}
+        except Exception:
+            with self.rescuing(state):
+                self.recorder.row(row)
+                raise
 
     def iteration(self, experience: Experience, state: TrainState) -> dict[str, float]:
         """One rollout and its optimizer steps; advances the counters of ``state`` and returns the row to log."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol, runtime_checkable
 
 from flowopd_cli.train.checkpoint import TrainState
@@ -14,6 +15,10 @@ class Recorder(Protocol):
 
     def row(self, row: dict[str, float]) -> None:
         """Take the metrics of a finished iteration."""
+
+    def watch(self, iteration: int, step: int, *, last: bool) -> Mapping[str, float]:
+        """Figures to log of the policy after ``step`` optimizer steps, if a watch is due; 0 is the start."""
+        return {}
 
     def checkpoint(self, iteration: int, state: TrainState) -> None:
         """Save the state."""

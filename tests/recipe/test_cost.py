@@ -31,6 +31,12 @@ def test_teacher():
     assert figures["transformer forwards in all"] == 56 * 96 * 5
 
 
+def test_watched_pictures_are_counted_apart():
+    watch = {"groups": 3, "group_size": 2}
+    assert arithmetic(teacher(watch=watch, train={**TRAIN, "watch_every": 2}))["pictures watched"] == 24  # 0, 2, 4, 5
+    assert "pictures watched" not in arithmetic(teacher(watch=watch))
+
+
 ONE = {**TRAIN, "updates": 1}
 
 

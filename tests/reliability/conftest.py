@@ -9,6 +9,8 @@ from support import toyruns
 
 from flowopd_cli.runs.run import RunDir
 
+WATCHED = ("train.watch_every=2", "watch.groups=2", "watch.group_size=2")
+
 
 @pytest.fixture(scope="session")
 def forks(tmp_path_factory):
@@ -26,7 +28,7 @@ class Whole:
         self.commands = {
             "teacher": toyruns.teacher("quality", "train.keep_best.metric=reward"),
             "other": toyruns.teacher("geneval", "train.iterations=2", "train.keep_best=null"),
-            "nft": toyruns.teacher("quality", "algorithm=nft", "sampling.kernel=ode", "nft.slow_rate=0.05"),
+            "nft": toyruns.teacher("quality", "algorithm=nft", "sampling.kernel=ode", "nft.slow_rate=0.05", *WATCHED),
             "distill": toyruns.distill(self.paths["teacher"], self.paths["other"]),
             "coldstart": toyruns.coldstart(self.paths["teacher"], self.paths["other"]),
         }

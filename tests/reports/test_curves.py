@@ -2,6 +2,9 @@
 
 import math
 
+from support.reported import TEACHER
+
+from flowopd_cli import recipe as recipes
 from flowopd_cli.reports import curves, series
 
 
@@ -19,6 +22,20 @@ def test_the_kl_by_step_is_that_of_the_first_and_the_last_iterations():
     (chart,) = curves.kl_by_step(rows)
     assert chart.alt == "KL by sampling step: step 0 from 4 to 1; step 1 from 2 to 2"
     assert list(curves.kl_by_step([{"kl_step/0": 1.0}])) == []
+
+
+def test_watched_figures_are_lines_from_watch_to_watch():
+    rows = [{"iteration": i, "reward": 0.1 * i, "latent_norm": 1.0, "distance_slow": 0.1 * i} for i in range(1, 9)]
+    rows.insert(0, {"iteration": 0})
+    for i in (0, 4, 8):
+        figures = {"reward/ocr": 0.5, "reward/quality": 0.9 - 0.1 * i, "latent_norm": 1 + i, "diversity": 1 / (1 + i)}
+        rows[i] |= {f"watch/{name}": value for name, value in figures.items()}
+    charts = {chart.title: chart.alt for chart in curves.of_run(recipes.build(TEACHER), rows)}
+    assert charts["Held-out rewards"] == "Held-out rewards: ocr from 0.5 to 0.5; quality from 0.9 to 0.1"
+    assert charts["Latent norm"].endswith("rollout from 1 to 1; fixed prompts and seeds from 1 to 9")
+    assert charts["Diversity"] == "Diversity: within a group from 1 to 0.111"
+    assert charts["Velocity distance"] == "Velocity distance: to the slow copy from 0.1 to 0.8"
+    assert "Distance to the base" not in charts
 
 
 def test_steps_without_a_kl_in_the_first_or_last_iterations_leave_a_gap():

@@ -73,6 +73,17 @@ def test_views_from_before_a_run_to_its_end(run):
     assert [Path(sample).name for sample in view.samples] == ["000002.png", "000003.png", "000004.png"]
 
 
+def test_watched_figures_have_a_value_for_each_watch(run):
+    run.log({"iteration": 0, "step": 0, "watch/brightness": 0.5, "seconds_watch": 9.0})
+    for iteration in range(1, 41):
+        watched = {"watch/brightness": 0.5 + iteration / 100} if iteration == 10 else {}
+        run.log(row(iteration, **watched))
+    view = look(run.path)
+    assert view.curves["watch/brightness"] == [0.5, 0.6]
+    assert len(view.curves["reward"]) == view.done == 40
+    assert view.as_json()["figures"]["watch/brightness"] == 0.6
+
+
 @pytest.mark.parametrize(
     ("end", "code", "status"),
     [

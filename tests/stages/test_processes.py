@@ -117,8 +117,13 @@ def test_several_processes_log_the_figures_of_one(trained, several, name):
         assert {key: ours[key] for key in figures} == pytest.approx(figures, rel=1e-4, abs=1e-7)
     if name in {"teacher", "distill", "fused", "thinned"}:
         assert 0 < one[0]["invalid"] < 1
+    if name in {"nft", "few"}:
+        distance = "watch/kl_base" if name == "few" else "watch/distance_base"
+        watched = [row[distance] for row in one if distance in row]
+        assert one[0]["iteration"] == 0
+        assert 0 < watched[0] < watched[-1]  # it starts from an adapter
     if name in {"nft", "awm"}:
-        assert sum(row["refilled"] for row in one) > 0
+        assert sum(row.get("refilled", 0) for row in one) > 0
     if name in {"awm", "fresh"}:
         assert sum(row["resampled_groups"] for row in one) > 0
         assert sum(row["flat_groups"] for row in one) > 0

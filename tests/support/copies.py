@@ -30,6 +30,7 @@ COMMON = {
     "seed": 3,
     "adapter": {"rank": 4, "alpha": 8, "targets": list(TARGETS)},
     "sampling": {"steps": 4, "guidance": 1.0},
+    "watch": {"groups": 3, "group_size": 2},
 }
 TRAIN = {"iterations": 4, "group_size": 4, "updates": 3, "micro": 5, "rollout_batch": 3, "lr": 0.01, "ema_every": 1}
 REWARD = {"name": "support.copies:Light", "task": "a", "options": {"upper": True}}
@@ -158,10 +159,12 @@ def runs(folder, out, pipeline, *, shard=False):
     for stage in ("teacher", "coldstart", "distill"):
         train(out / stage, recipe(stage, folder, pipeline))
     nft = {"algorithm": "nft", "nft": {"beta": 0.5, "levels": 3, "slow_rate": 0.1}}
-    train(out / "nft", recipe("teacher", folder, pipeline, method=nft, iterations=3, refill=9))
+    extra = {"refill": 9, "watch_every": 2}
+    train(out / "nft", recipe("teacher", folder, pipeline, method=nft, iterations=3, **extra))
     train(out / "fused", recipe("distill", folder, pipeline, updates=1, iterations=10))
     train(out / "saving", recipe("distill", folder, pipeline, updates=1, iterations=2, gradient_checkpointing=True))
-    train(out / "few", recipe("distill", folder, pipeline, groups=1, updates=2, sample_every=2))
+    few = recipe("distill", folder, pipeline, groups=1, updates=2, sample_every=2, watch_every=3)
+    train(out / "few", few.model_copy(update={"watch": few.watch.model_copy(update={"groups": 1})}))
     if shard:
         return
     awm = {"algorithm": "awm", "awm": {"levels": 3, "slow_rate": 0.1, "normalize": "each"}}

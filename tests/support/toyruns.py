@@ -59,7 +59,8 @@ def check_same_end(path, whole):
     """Nothing tells a disturbed run from the whole one: adapters, states, rows, pictures and manifest are the same."""
     run, other = RunDir.open(path, writes=False), RunDir.open(whole, writes=False)
     assert status_now(path) == "done"
-    assert [row["iteration"] for row in run.rows()] == list(range(1, run.recipe().train.iterations + 1))
+    train = run.recipe().train
+    assert [row["iteration"] for row in run.rows()] == list(range(0 if train.watch_every else 1, train.iterations + 1))
     assert figures(path) == figures(whole)
     assert listing(path) == listing(whole)
     for name in listing(path):

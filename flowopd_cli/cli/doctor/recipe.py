@@ -137,9 +137,8 @@ def _base(model: recipes.ModelSpec) -> Iterator[Finding]:
 
 
 def _rewards(recipe: recipes.Recipe) -> Iterator[Finding]:
-    if isinstance(recipe, recipes.DistillRecipe) and not recipe.opd.log_rewards_every:
-        return
-    names = [spec.name for spec in getattr(recipe, "rewards", ())]
+    own = not isinstance(recipe, recipes.DistillRecipe) or recipe.scores
+    names = [spec.name for field, spec in recipes.reward_fields(recipe) if own or field.startswith("watch.")]
     if isinstance(recipe, recipes.EvalRecipe):
         from flowopd_cli.stages.evaluation.suites import reward_names
 

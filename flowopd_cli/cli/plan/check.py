@@ -101,7 +101,7 @@ def _checks(
 def _name_checks(recipe: recipes.Recipe) -> Iterator[Check]:
     yield partial(registry.MODELS.check, recipe.model.family)
     yield partial(check_base, recipe.model)
-    for spec in getattr(recipe, "rewards", ()):
+    for _, spec in recipes.reward_fields(recipe):
         yield partial(registry.REWARDS.check, spec.name)
     for suite in recipe.eval.suites if isinstance(recipe, recipes.EvalRecipe) else ():
         yield partial(registry.SUITES.check, suite)
@@ -111,14 +111,14 @@ def _name_checks(recipe: recipes.Recipe) -> Iterator[Check]:
         yield partial(check_targets, recipe)
         read: Reader = cache(rows_of)  # pyright: ignore[reportAssignmentType] -- frozen models have a hash
         yield partial(_check_tasks, recipe, read)
-        for prompts in recipe.prompts:
+        for prompts in (*recipe.prompts, *(recipe.watch.prompts or ())):
             yield partial(_check_prompts, recipe, prompts, read)
     yield from setting_checks(recipe)
 
 
 def _option_checks(recipe: recipes.Recipe, consent: bool) -> Iterator[Check]:
     """Check the options of rewards and suites by their signatures, of code only with consent to import it."""
-    for spec in getattr(recipe, "rewards", ()):
+    for _, spec in recipes.reward_fields(recipe):
         if consent or not registry.REWARDS.is_code(spec.name):
             yield partial(_check_reward_options, spec)
     if isinstance(recipe, recipes.EvalRecipe) and recipe.eval.options:
@@ -202,7 +202,7 @@ def repeated_prompts(spec: recipes.PromptSpec, read: Reader = rows_of) -> list[s
 def _check_prompts(recipe: recipes.TrainedRecipe, prompts: recipes.PromptSpec, read: Reader) -> list[str]:
     """Refuse prompts from files whose text shows that a reward of the recipe cannot score them."""
     rows = read(prompts)
-    scored = not isinstance(recipe, recipes.DistillRecipe) or recipe.opd.log_rewards_every > 0
+    scored = not isinstance(recipe, recipes.DistillRecipe) or recipe.scores
     for spec in recipe.rewards if scored else ():
         for row in rows if spec.name in registry.QUOTED | CLAUSED else ():
             if spec.task is not None and row.task != spec.task:

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from flowopd_cli.errors import RecipeError
-from flowopd_cli.recipe import EvalRecipe, Recipe, parse_override
+from flowopd_cli.recipe import EvalRecipe, Recipe, parse_override, reward_fields
 from flowopd_cli.registry import REWARDS
 from flowopd_cli.system.redact import leaves
 
 
 def code_fields(recipe: Recipe) -> Iterator[tuple[str, str]]:
     """The fields of a recipe that name code as ``module:attr``, with the name."""
-    for index, spec in enumerate(getattr(recipe, "rewards", ())):
+    for field, spec in reward_fields(recipe):
         if REWARDS.is_code(spec.name):
-            yield f"rewards.{index}.name", spec.name
+            yield f"{field}.name", spec.name
     for field, value in leaves(recipe.eval.options) if isinstance(recipe, EvalRecipe) else ():
         if isinstance(value, str) and REWARDS.is_code(value):
             yield f"eval.options, {field}", value

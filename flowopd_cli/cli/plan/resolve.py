@@ -111,9 +111,14 @@ def complete_names(recipe: recipes.Recipe) -> recipes.Recipe:
             "options": {SUITES.on_base(name, base): value for name, value in recipe.eval.options.items()},
         }
         return recipe.model_copy(update={"eval": recipe.eval.model_copy(update=update)})
-    rewards = getattr(recipe, "rewards", ())
-    named = tuple(spec.model_copy(update={"name": REWARDS.on_base(spec.name, base)}) for spec in rewards)
-    return recipe.model_copy(update={"rewards": named}) if rewards else recipe
+
+    def named(specs: Sequence[recipes.RewardSpec]) -> tuple[recipes.RewardSpec, ...]:
+        return tuple(spec.model_copy(update={"name": REWARDS.on_base(spec.name, base)}) for spec in specs)
+
+    if not isinstance(recipe, recipes.TrainedRecipe):
+        return recipe
+    watch = recipe.watch.model_copy(update={"rewards": named(recipe.watch.rewards)})
+    return recipe.model_copy(update={"rewards": named(recipe.rewards), "watch": watch})
 
 
 def _resumed(stage: str, common: Common, flags: Mapping[str, Any], adapters: Adapters) -> recipes.Recipe:

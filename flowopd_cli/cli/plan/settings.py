@@ -147,6 +147,8 @@ def _unused(recipe: recipes.TrainedRecipe) -> Iterator[tuple[str, str]]:
         yield "train.refill", f"{recipe.stage} learns no scores"
     if isinstance(recipe, recipes.ColdstartRecipe) and train.updates > 1:
         yield "train.updates", "a cold start makes one optimizer step an iteration"
+    if not train.watch_every:
+        yield from ((f"watch.{name}", "train.watch_every is 0") for name in recipes.WatchSpec.model_fields)
     if not train.ema_decay:
         yield "train.ema_every", "train.ema_decay is 0"
     if isinstance(recipe, recipes.DistillRecipe):
@@ -160,7 +162,7 @@ def _unused_in_distill(recipe: recipes.DistillRecipe) -> Iterator[tuple[str, str
         yield "opd.step_weight", "the sampler draws no noise, so velocities are matched"
     if not recipe.anchor.beta:
         yield from ((f"anchor.{name}", "anchor.beta is 0") for name in ("every", "probability"))
-    if not recipe.opd.log_rewards_every:
+    if not recipe.scores:
         yield "rewards", "opd.log_rewards_every is 0"
 
 

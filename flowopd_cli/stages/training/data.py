@@ -28,7 +28,7 @@ from flowopd_cli.recipe import (
     TeacherRecipe,
     TrainSpec,
 )
-from flowopd_cli.rewards.base import RewardMix, Weighted
+from flowopd_cli.rewards.base import Reward, RewardMix, Weighted
 from flowopd_cli.rewards.function import make_reward
 from flowopd_cli.system.distributed import GROUP
 from flowopd_cli.system.threads import Worker
@@ -104,9 +104,23 @@ def make_drawer(specs: Sequence[PromptSpec], train: TrainSpec, seed: int) -> tup
     return Drawer(sampler, train.updates, GROUP.rank, GROUP.size), prompts
 
 
-def make_rewards(specs: Sequence[RewardSpec], prompts: Mapping[str, Sequence[Prompt]]) -> RewardMix:
-    """The rewards of a recipe; :class:`PromptError` if a prompt lacks what its reward needs."""
-    built = [make_reward(registry.REWARDS.load(spec.name), spec.name, spec.options) for spec in specs]
+def make_rewards(
+    specs: Sequence[RewardSpec],
+    prompts: Mapping[str, Sequence[Prompt]],
+    loaded: Sequence[tuple[RewardSpec, Reward]] = (),
+) -> RewardMix:
+    """The rewards of a recipe, those of equal name and options among ``loaded`` again.
+
+    Raises :class:`PromptError`: a prompt lacks what its reward needs.
+    """
+
+    def build(spec: RewardSpec) -> Reward:
+        for other, reward in loaded:
+            if (other.name, other.options) == (spec.name, spec.options):
+                return reward
+        return make_reward(registry.REWARDS.load(spec.name), spec.name, spec.options)
+
+    built = [build(spec) for spec in specs]
     mix = RewardMix([Weighted(reward, spec.weight, spec.task) for reward, spec in zip(built, specs, strict=True)])
     mix.check([prompt for group in prompts.values() for prompt in group])
     return mix

@@ -17,6 +17,7 @@ from flowopd_cli.stages.training.objective import make_objective
 from flowopd_cli.stages.training.recorder import RunRecorder
 from flowopd_cli.stages.training.resume import resume_state
 from flowopd_cli.stages.training.samples import make_sample_writer
+from flowopd_cli.stages.training.watch import Watch
 from flowopd_cli.system.progress import Progress
 from flowopd_cli.train.loop import Experience, FitSettings, fit
 
@@ -31,11 +32,12 @@ def save_memory(model: FlowModel, train: TrainSpec) -> None:
 
 @dataclass(frozen=True)
 class Course:
-    """What differs between training stages: title, experience, and the prompts of sample pictures."""
+    """What differs between training stages: title, experience, the prompts of sample pictures, the watch if any."""
 
     title: str
     experience: Experience
     prompts: Mapping[str, Sequence[Prompt]]
+    watch: Watch | None = None
 
 
 def train_policy(
@@ -48,7 +50,8 @@ def train_policy(
     progress.start(spec.iterations, course.title, done=state.iteration if state else 0)
     export = partial(save_adapter, model, run, recipe)
     draw_samples = make_sample_writer(model, recipe, course.prompts, run)
-    recorder = RunRecorder(run, progress, spec, partial(export, best=True), draw_samples)
+    observe = None if course.watch is None else partial(course.watch, model)
+    recorder = RunRecorder(run, progress, spec, partial(export, best=True), draw_samples, observe)
     if state is not None:
         recorder.resume()
     settings = FitSettings(**{f.name: getattr(spec, f.name) for f in fields(FitSettings)})

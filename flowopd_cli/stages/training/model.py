@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 
 from flowopd_cli import registry
@@ -10,7 +11,7 @@ from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.models.base import LoadedModel
 from flowopd_cli.models.loading import LoadOptions
-from flowopd_cli.recipe import AdapterSpec, AnchorSpec, ModelSpec, TeacherSpec, TrainedRecipe
+from flowopd_cli.recipe import AdapterSpec, AnchorSpec, ModelSpec, TeacherSpec, TrainedRecipe, TrainSpec
 from flowopd_cli.runs.adapter_ref import Adapter, Adapters
 from flowopd_cli.runs.manifest import Base, Inputs, Parent
 from flowopd_cli.runs.run import RunDir
@@ -34,9 +35,9 @@ def load_options(spec: ModelSpec, targets: Sequence[str]) -> LoadOptions:
     return LoadOptions(**{name: getattr(spec, name) for name in names}, targets=tuple(targets), prompt_cache=cache)
 
 
-def encode_ahead(model: LoadedModel, prompts: Mapping[str, Sequence[Prompt]]) -> None:
+def encode_ahead(model: LoadedModel, prompts: Iterable[Prompt]) -> None:
     """Encode every distinct prompt that is not cached, each process starting at another one; release the encoders."""
-    texts = list(dict.fromkeys(p.text for group in prompts.values() for p in group))
+    texts = list(dict.fromkeys(prompt.text for prompt in prompts))
     first = len(texts) * GROUP.rank // GROUP.size
     model.encode_ahead(texts[first:] + texts[:first])
 
@@ -99,9 +100,15 @@ class Roles:
         return adapter
 
 
+@contextmanager
+def saved_policy(model: LoadedModel, train: TrainSpec, step: int) -> Iterator[str]:
+    """The adapter that a run saves after an optimizer step, complete inside the block: the policy or its average."""
+    with average.completed(model, train.ema_decay, train.ema_every, step):
+        yield "policy_ema" if train.ema_decay else "policy"
+
+
 def save_adapter(model: LoadedModel, run: RunDir, recipe: TrainedRecipe, step: int, *, best: bool = False) -> None:
     """Write the policy, or its average, after an optimizer step, in PEFT form; only the first process writes."""
-    train, ref = recipe.train, recipe.model.pretrained
-    name = "policy_ema" if train.ema_decay else "policy"
-    with average.completed(model, train.ema_decay, train.ema_every, step):
+    ref = recipe.model.pretrained
+    with saved_policy(model, recipe.train, step) as name:
         run.save_adapter(lambda folder: model.adapters.save(name, folder, ref, model.fingerprint), best=best)

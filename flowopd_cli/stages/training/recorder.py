@@ -25,8 +25,8 @@ class RunRecorder:
     """The :class:`~flowopd_cli.train.recorder.Recorder` that writes to a run directory.
 
     ``export`` writes the policy of an optimizer step into ``best/``, before the checkpoint is saved: a run that is
-    killed between the two repeats the step. ``draw_samples`` draws the sample pictures of an iteration; all processes
-    take part.
+    killed between the two repeats the step. ``draw_samples`` draws the sample pictures of an iteration, ``observe``
+    returns the figures of a watch after an optimizer step; all processes take part.
     """
 
     run: RunDir
@@ -34,6 +34,7 @@ class RunRecorder:
     train: TrainSpec
     export: Callable[[int], None]
     draw_samples: Callable[[int], None]
+    observe: Callable[[int], Mapping[str, float]] | None = None
     _health: HealthMonitor = field(default_factory=HealthMonitor)
     _metric_checked: bool = False
 
@@ -64,6 +65,12 @@ class RunRecorder:
         for text in self._health.observe(row):
             self.run.log_event(int(row["iteration"]), "warning", text)
             self.progress.note(f"iteration {row['iteration']}: warning: {text}")
+
+    def watch(self, iteration: int, step: int, *, last: bool) -> Mapping[str, float]:
+        """Watch every ``train.watch_every`` iterations, before the first and after the last one."""
+        if self.observe is None or not (last or iteration % self.train.watch_every == 0):
+            return {}
+        return self.observe(step)
 
     def fault(self, iteration: int, fault: Fault, dump: Dump | None) -> str:
         """Log the skipped step, and save the dump under ``faults/``."""

@@ -46,7 +46,7 @@ def resume_state(run: RunDir, resume: bool, progress: Progress) -> TrainState | 
         )
     if newest is None:
         progress.note("no checkpoint yet: starting with the first iteration")
-        run.go_back(0)
+        run.go_back(-1)  # the row of a watch at the start goes too
         return None
     for name in names[steps.index(newest[0]) + 1 :]:
         progress.note(f"checkpoint {name} is damaged: going on from {newest[1].name}")
