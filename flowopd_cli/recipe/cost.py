@@ -165,9 +165,12 @@ def _steps_between(recipe: recipes.DistillRecipe) -> float:
 
 
 def _label_cost(recipe: recipes.TeacherRecipe | recipes.DistillRecipe) -> float:
-    """Forwards that label one trained step: the base's for the KL, or a teacher's and, on average, the anchor's."""
+    """Forwards that label one trained step: the base's for the KL, or a teacher's and, on average, the anchor's; of a
+    noise level, those of the slow copy and the base, and the policy's where AWM's likelihoods are kept for updates.
+    """
     if forward := _forward(recipe):
-        return 2 if forward.base_weight else 1
+        likelihoods = isinstance(forward, recipes.AWMSpec) and recipe.train.updates > 1
+        return 1 + (forward.base_weight > 0) + likelihoods
     if isinstance(recipe, recipes.TeacherRecipe):
         return _forwards(recipe) if recipe.grpo.beta > 0 else 0
     anchor = sum(spec.probability / spec.every * _forwards(recipe, spec.guidance) for spec in _anchors(recipe))

@@ -22,9 +22,10 @@ from flowopd_cli.system.redact import public_reference
 from flowopd_cli.system.text import duration
 
 MAX_EVENTS = 40
+ALGORITHMS = {"grpo": "GRPO", "nft": "DiffusionNFT", "awm": "AWM"}
 LABELS = {"retained_energy": "energy retained"}
 STAGES = {
-    "teacher": "A teacher trained with GRPO",
+    "teacher": "A teacher trained with",
     "coldstart": "A cold start: fine-tuning on the teachers' best pictures",
     "merge": "Adapters merged into one",
     "distill": "Multi-teacher on-policy distillation",
@@ -61,7 +62,7 @@ def page(run: RunDir, target: Path, status: str | None = None, metrics: Mapping[
 
 def _subject(recipe: recipes.Recipe) -> str:
     if isinstance(recipe, recipes.TeacherRecipe):
-        return " on " + " + ".join(spec.name for spec in recipe.rewards)
+        return f" {ALGORITHMS[recipe.algorithm]} on " + " + ".join(spec.name for spec in recipe.rewards)
     if isinstance(recipe, recipes.DistillRecipe):
         return " of " + ", ".join(recipe.routing)
     return f" ({', '.join(recipe.eval.suites)})" if isinstance(recipe, recipes.EvalRecipe) else ""

@@ -67,7 +67,8 @@ class HealthMonitor:
             return None
         return (
             f"the reward has fallen to {mean:.3g}, from {self._best:.3g}: the policy is collapsing; try a lower "
-            "train.lr, or a fresh run with more grpo.beta or anchor.beta to hold it"
+            "train.lr, or a fresh run with a larger weight to hold it: grpo.beta, nft.base_weight, awm.base_weight or "
+            "anchor.beta"
         )
 
     def _clipped(self, row: Mapping[str, float]) -> str | None:
@@ -86,7 +87,7 @@ class HealthMonitor:
             return None
         return (
             f"{name} is {row[name]:.3g}, {row[name] / usual:.0f} times what it was: try a lower train.lr, "
-            "a lower train.max_grad_norm, or more grpo.beta or anchor.beta"
+            "a lower train.max_grad_norm, or a larger grpo.beta, nft.base_weight, awm.base_weight or anchor.beta"
         )
 
     def _least(self, name: str, row: Mapping[str, float], rows: int) -> float:

@@ -52,6 +52,20 @@ def test_labels_are_those_of_reference_teacher_and_anchor():
     assert parts(anchor={"beta": 0}) == "10 / 9 / 9"
 
 
+@pytest.mark.parametrize(
+    ("algorithm", "train", "expected"),
+    [
+        ({"algorithm": "nft"}, TRAIN, "10 / 18 / 9"),  # slow copy and base at 9 levels
+        ({"algorithm": "nft", "nft": {"base_weight": 0}}, TRAIN, "10 / 9 / 9"),
+        ({"algorithm": "awm"}, ONE, "10 / 12 / 6"),  # 6 levels
+        ({"algorithm": "awm"}, TRAIN, "10 / 18 / 6"),  # and the likelihoods before the first of two updates
+    ],
+)
+def test_the_forward_process_labels_and_learns_noise_levels(algorithm, train, expected):
+    sampling = {"steps": 10, "guidance": 1.0, "kernel": "ode"}
+    assert parts(teacher, **algorithm, train=train, sampling=sampling) == expected
+
+
 def test_one_pass_makes_no_forward_for_the_rollout_alone():
     figures = arithmetic(distill(train=ONE))
     assert (figures["schedule"], arithmetic(distill())["schedule"]) == ("fused", "replay")

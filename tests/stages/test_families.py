@@ -117,6 +117,19 @@ def test_the_six_commands(call, base, tmp_path, monkeypatch):
     assert float((before - after).abs().max()) > 0
 
 
+@pytest.mark.parametrize("algorithm", ["nft", "awm"])
+def test_teachers_by_the_forward_process(call, base, tmp_path, algorithm):
+    """Two optimizer steps, with guidance as an input of the network."""
+    data = ("--set", "rewards=[{name: jpeg_compressibility}]", "--set", "prompts=[{source: toy:geneval, limit: 4}]")
+    small = flags(algorithm=algorithm, nft__levels=2, awm__levels=2)
+    call(
+        "teacher", "--recipe", "flux-dev/teacher-pickscore-nft", "--base", base, *data, *small, "--out", tmp_path / "t"
+    )
+    row = trained(tmp_path / "t").rows()[1]
+    assert (row["step"], row["skipped"]) == (2, 0)
+    assert row["distance_slow"] > 0
+
+
 @pytest.mark.slow
 def test_two_processes_and_shards_train_what_one_process_trains(base, tmp_path):
     """Three groups, so that one process has fewer forwards and fills them up."""

@@ -1,5 +1,7 @@
 """Teachers of every algorithm: pictures without a score, iterations without any, a resume."""
 
+import math
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -9,6 +11,8 @@ from support.recorders import Notes
 from flowopd_cli.cli.plan.resolve import Plan
 from flowopd_cli.cli.stage import run_stage
 from flowopd_cli.core.types import RewardResult
+from flowopd_cli.errors import DivergedError
+from flowopd_cli.reports import run_page
 from flowopd_cli.runs.run import RunDir
 
 FORWARD = {"levels": 2, "slow_rate": 0.1}
@@ -90,3 +94,27 @@ def test_a_reward_that_never_scores_costs_the_limit_and_warns(recipe, monkeypatc
     for name, value in states(run, 1).items():
         if name.startswith("policy"):
             assert torch.equal(states(run, 2)[name], value), name
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_counted(recipe, tmp_path):
+    """One step at this learning rate is enough to spoil all that follow."""
+    with pytest.raises(DivergedError):
+        copies.train(tmp_path / "r", recipe(iterations=9, lr=1e30, skip_limit=2))
+    row = RunDir(tmp_path / "r").rows()[0]
+    assert (row["step"], row["skipped"]) == (1, 1)
+    assert any(event["kind"] == "skipped" and event["prompts"] for event in RunDir(tmp_path / "r").events())
+
+
+def test_a_run_has_its_average_its_samples_and_a_report_with_its_algorithm(recipe, tmp_path):
+    built = recipe(iterations=1, sample_every=1)
+    run = copies.train(tmp_path / "r", built)
+    policy, average = (
+        [v for k, v in states(run, 1).items() if k.startswith(f"{n}/")] for n in ("policy", "policy_ema")
+    )
+    saved = load_file(run.adapter_dir / "adapter_model.safetensors").values()
+    total = sum(float(value.abs().sum()) for value in saved)
+    assert total == pytest.approx(sum(float(value.abs().sum()) for value in average), rel=1e-5)
+    assert not math.isclose(total, sum(float(value.abs().sum()) for value in policy), rel_tol=1e-5)
+    assert run.sample_file(1).is_file()
+    name = {"grpo": "GRPO", "nft": "DiffusionNFT", "awm": "AWM"}[built.algorithm]
+    assert run_page.page(run, tmp_path / "report.html").lead.startswith(f"A teacher trained with {name} on ")

@@ -152,6 +152,68 @@ def test_the_ratio_of_awm_is_one_at_the_rollout_and_leaves_it_afterwards(trainee
         )
 
 
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_two_updates_split_the_rows_of_one(trainee, rows, name):
+    """Without a step between them the mean of their gradients is that of one update."""
+    objective, kept = OBJECTIVES[name](trainee), rows.with_likelihoods(SETTINGS.power)
+    (whole,), halves = batches(kept), batches(kept, updates=2)
+    expected, *parts = (gradients(trainee, objective, step) for step in (whole, *halves))
+    for key, value in expected.items():
+        torch.testing.assert_close((parts[0][key] + parts[1][key]) / 2, value, atol=1e-6, rtol=1e-3)
+
+
+def test_the_second_update_compares_the_policy_with_the_copy_and_the_likelihoods_of_the_start(trainee, rows):
+    steps = rows.with_likelihoods(SETTINGS.power).optimizer_steps(2, 100, 0)
+
+    def ratios_and_distance():
+        (batch,) = next(steps)
+        with torch.no_grad(), trainee.adapters.use(forward.SLOW):
+            slow = trainee.velocity(batch.latents, batch.sigma, batch.cond, guidance=1.0)
+        with torch.no_grad(), trainee.adapters.use("policy"):
+            velocity = trainee.velocity(batch.latents, batch.sigma, batch.cond, guidance=1.0)
+        new = losses.matching_likelihood(velocity, batch.target_velocity, batch.sigma, SETTINGS.power)
+        return (new - batch.old_log_prob).exp(), float((batch.slow_velocity - slow).abs().max())
+
+    first = ratios_and_distance()
+    randomize(trainee, "policy", seed=11)  # as the optimizer would
+    second = ratios_and_distance()
+    torch.testing.assert_close(first[0], torch.ones(4), atol=1e-5, rtol=0)
+    assert float((second[0] - 1).abs().mean()) > 1e-2
+    assert max(first[1], second[1]) < 1e-5
+
+
+def test_a_picture_without_a_score_holds_nft_to_the_copy(trainee, rows):
+    """Its advantage of 0 is a preference of 1/2: no gradient at the copy, towards it elsewhere."""
+    ((batch,),) = batches(rows)
+    velocity = torch.randn(batch.latents.shape, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    slow, half = batch.slow_velocity, torch.full((len(batch),), 0.5)
+    losses.negative_aware(velocity, slow, batch.target_velocity, batch.sigma, half, 0.5).sum().backward()
+    assert bool(((velocity.grad * (slow - velocity)).flatten(1).sum(1) < 0).all())
+    trainee.adapters.copy("policy", forward.SLOW)
+    ((batch,),) = batches(make_rows(trainee, base=False))
+    objective = objectives.nft(trainee, guidance=1.0, beta=0.5, base_weight=0.0, adv_clip=5.0)
+    scored, unscored = (
+        gradients(trainee, objective, [dataclasses.replace(batch, advantage=torch.full((8,), value))])
+        for value in (1.0, 0.0)
+    )
+    for key, value in unscored.items():
+        assert float(value.abs().max()) <= 1e-4 * float(scored[key].abs().max()) + 1e-9
+
+
+def test_a_picture_without_a_score_holds_awm_to_copy_and_base_alone(trainee, rows):
+    ((batch,),) = batches(rows)
+    batch = dataclasses.replace(batch, advantage=torch.zeros(8))
+
+    def distances(batch):
+        velocity = trainee.velocity(batch.latents, batch.sigma, batch.cond, guidance=1.0)
+        slow, base = (2 * losses.velocity_matching(velocity, v) for v in (batch.slow_velocity, batch.anchor_velocity))
+        return dataclasses.replace(OBJECTIVES["awm"](trainee)(batch), total=(slow + 1e-3 * base).sum())
+
+    found, expected = (gradients(trainee, each, [batch]) for each in (OBJECTIVES["awm"](trainee), distances))
+    for key, value in expected.items():
+        torch.testing.assert_close(found[key], value, atol=1e-6, rtol=1e-3)
+
+
 def test_states_of_their_own_levels_are_labelled_by_several_adapters(trainee, rows):
     ((batch,),) = batches(rows)
     labelers = [Teacher("other", 1.0), Teacher(None, 1.0), Teacher("third", 2.0)]

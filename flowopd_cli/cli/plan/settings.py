@@ -142,7 +142,11 @@ def _unused(recipe: recipes.TrainedRecipe) -> Iterator[tuple[str, str]]:
         yield "sampling.window", "the sampler draws no noise"
     if sampling.kernel == "ode" and sampling.eta:
         yield "sampling.eta", "sampling.kernel is ode"
-    if not isinstance(recipe, recipes.TeacherRecipe):
+    if isinstance(recipe, recipes.TeacherRecipe):
+        for section in ("grpo", "nft", "awm"):
+            names = type(getattr(recipe, section)).model_fields if section != recipe.algorithm else ()
+            yield from ((f"{section}.{name}", f"algorithm is {recipe.algorithm}") for name in names)
+    else:
         yield "train.resample_flat", f"{recipe.stage} has no use for a group's spread"
         yield "train.refill", f"{recipe.stage} learns no scores"
     if isinstance(recipe, recipes.ColdstartRecipe) and train.updates > 1:

@@ -20,6 +20,7 @@ EVAL = {"stage": "eval", "model": TOY}
 LAST = {"size": 2, "start_min": 6, "start_max": 6}
 EIGHT = {"steps": 8, "kernel": "cps"}
 LOGGED = {"opd": {"log_rewards_every": 1}}
+AWM = {"algorithm": "awm", "sampling": {"kernel": "ode"}}
 FLUX = {"pretrained": "black-forest-labs/FLUX.1-dev", "family": "flux"}
 
 
@@ -41,6 +42,9 @@ def remarks(recipe):
         (TEACHER, {"train": {"resample_flat": 4}}, []),
         (DISTILL, {"train": {"resample_flat": 4}}, ["train.resample_flat: has no effect, because distill"]),
         (TEACHER, {"train": {"refill": 4}}, []),
+        (TEACHER, {"nft": {"beta": 0.1}}, ["nft.beta: has no effect, because algorithm is grpo"]),
+        (TEACHER, {**AWM, "grpo": {"clip": 0.1}}, ["grpo.clip: has no effect, because algorithm is awm"]),
+        (TEACHER, {**AWM, "awm": {"clip": 0.1}}, []),
         (COLDSTART, {"train": {"refill": 4}}, ["train.refill: has no effect, because coldstart"]),
         (COLDSTART, {"train": {"updates": 1}}, []),
         (COLDSTART, {"train": {"updates": 4}}, ["train.updates: has no effect, because a cold start makes one"]),
