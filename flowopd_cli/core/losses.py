@@ -11,6 +11,8 @@ from torch import Tensor
 from flowopd_cli.core.steps import Kernel, kl, log_prob
 from flowopd_cli.core.types import GaussianStep
 
+Ratio = Literal["plain", "guarded", "unscaled"]
+
 
 def clipped_surrogate(
     log_prob: Float[Tensor, " b"], old_log_prob: Float[Tensor, " b"], advantage: Float[Tensor, " b"], clip: float
@@ -29,6 +31,54 @@ def clip_fraction(log_prob: Float[Tensor, " b"], old_log_prob: Float[Tensor, " b
     _same_shape(log_prob, old_log_prob)
     ratio = torch.exp((log_prob - old_log_prob).detach())
     return ((ratio - 1).abs() > clip).to(log_prob.dtype)
+
+
+def rescaled_log_ratio(
+    kind: Ratio, log_ratio: Float[Tensor, " b"], std: Float[Tensor, " b"], divergence: Float[Tensor, " b"]
+) -> Float[Tensor, " b"]:
+    """The log-ratio ``log r`` of a step's densities on another scale; ``divergence`` is ``D = KL(pi_old || pi)``.
+
+    ``guarded`` is ``(log r + D) std``, linear in the mean and 0 on average (GRPO-Guard, arXiv 2510.22319); ``unscaled``
+    is ``2 std^2 log r``, the difference of the two ``-(x' - mean)^2`` (released code of CPS).
+    """
+    _same_shape(log_ratio, std, divergence)
+    if kind == "guarded":
+        return (log_ratio + divergence) * std
+    return 2 * std.square() * log_ratio if kind == "unscaled" else log_ratio
+
+
+def drifting(
+    log_ratio: Float[Tensor, " b"], advantage: Float[Tensor, " b"], divergence: Float[Tensor, " b"], limit: float
+) -> Float[Tensor, " b"]:
+    """1 where ``D >= limit`` and the loss would still raise it: ``r > 1`` and ``A > 0``, or ``r < 1`` and ``A < 0``."""
+    _same_shape(log_ratio, advantage, divergence)
+    return ((divergence >= limit) & (log_ratio * advantage > 0)).to(log_ratio.dtype)
+
+
+def masked_surrogate(
+    log_ratio: Float[Tensor, " b"], advantage: Float[Tensor, " b"], divergence: Float[Tensor, " b"], limit: float
+) -> Float[Tensor, " b"]:
+    """``-A r``, and 0 for :func:`drifting` rows (Flow-DPPO, arXiv 2606.11025)."""
+    keep = drifting(log_ratio.detach(), advantage, divergence.detach(), limit) == 0
+    return torch.where(keep, -advantage * torch.exp(log_ratio), 0.0)
+
+
+def level_weights(
+    kind: Literal["none", "equal"],
+    ratio: Ratio,
+    sigma: Float[Tensor, " b"],
+    sigma_next: Float[Tensor, " b"],
+    kernel: Kernel,
+) -> Float[Tensor, " b"]:
+    """The factor on a row's surrogate: 1; or the one with which its gradient is ``A noise / D`` at every level.
+
+    For D dimensions, and for the velocity of the sampling policy. It is one over ``|d log-ratio / d v|`` of unit noise.
+    """
+    if kind == "none":
+        return torch.ones_like(sigma)
+    std = _std(kernel, sigma, sigma_next)
+    scale = {"plain": 1 / std, "guarded": torch.ones_like(std), "unscaled": 2 * std}[ratio]
+    return 1 / (scale * kernel.velocity_coefficient(sigma, sigma_next).abs())
 
 
 def pathwise_kl(policy: GaussianStep, teacher: GaussianStep) -> Float[Tensor, " b"]:
@@ -112,10 +162,14 @@ def step_weights(
         return torch.ones_like(sigma)
     if name == "kl_no_dt":
         return sigma - sigma_next
-    probe = sigma.new_zeros(len(sigma), 1, 1, 1)
-    std = kernel(probe, probe, sigma, sigma_next).std.flatten()
+    std = _std(kernel, sigma, sigma_next)
     variance = torch.where(std > 0, std.square(), torch.ones_like(std))
     return variance / kernel.velocity_coefficient(sigma, sigma_next).square()
+
+
+def _std(kernel: Kernel, sigma: Float[Tensor, " b"], sigma_next: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+    probe = sigma.new_zeros(len(sigma), 1, 1, 1)
+    return kernel(probe, probe, sigma, sigma_next).std.flatten()
 
 
 def _same_shape(*tensors: Tensor) -> None:

@@ -15,6 +15,7 @@ from flowopd_cli.core.steps import ODE, Kernel, draw, log_prob
 from flowopd_cli.core.types import Conditioning, GaussianStep, Trajectory
 
 VelocityFn = Callable[..., Tensor]
+Keep = Literal["all", "last", "velocities"]  # all states, the last, or all with the velocities there
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ class Sampler:
         noise: SeededNoise,
         *,
         storage_dtype: torch.dtype = torch.float32,
-        keep: Literal["all", "last"] = "all",
+        keep: Keep = "all",
     ) -> Trajectory:
         """Follow ``velocity(latents, sigma, cond, guidance=...)`` from noise to data.
 
@@ -114,17 +115,20 @@ class Sampler:
         states gives exactly the probabilities of the rollout.
         """
         stochastic = self.stochastic
-        states, log_probs = [latents.to(storage_dtype)], []
+        states, log_probs, velocities = [latents.to(storage_dtype)], [], []
         for t, noisy in enumerate(stochastic.tolist()):
             x = states[-1].float()
-            drawn, step = self.advance(velocity(x, self.levels(t, x)[0], cond, guidance=self.guidance), x, t, noise)
+            v = velocity(x, self.levels(t, x)[0], cond, guidance=self.guidance)
+            velocities += [v] if keep == "velocities" else []
+            drawn, step = self.advance(v, x, t, noise)
             state = drawn.to(storage_dtype)
             log_probs.append(log_prob(step, state.float()) if noisy else torch.zeros(len(x), device=x.device))
-            states = [*states, state] if keep == "all" else [state]
+            states = [state] if keep == "last" else [*states, state]
         if keep == "last":
             return Trajectory(states[-1][:, None], self.sigmas[-1:], None, stochastic[:0])
         probabilities = torch.stack(log_probs, dim=1) if bool(stochastic.any()) else None
-        return Trajectory(torch.stack(states, dim=1), self.sigmas, probabilities, stochastic)
+        policy = torch.stack(velocities, dim=1) if velocities else None
+        return Trajectory(torch.stack(states, dim=1), self.sigmas, probabilities, stochastic, policy)
 
 
 def trained_steps(sampler: Sampler) -> TrainedSteps:

@@ -56,12 +56,13 @@ class GaussianStep:
 
 @dataclass(frozen=True)
 class Trajectory:
-    """The states one rollout visited. ``stochastic[t]`` says whether step t drew noise."""
+    """The states one rollout visited. ``stochastic[t]`` says whether step t drew noise; ``velocities`` are optional."""
 
     latents: Float[Tensor, "B T1 C H W"]
     sigmas: Float[Tensor, " T1"]
     log_probs: Float[Tensor, "B T"] | None
     stochastic: Bool[Tensor, " T"]
+    velocities: Float[Tensor, "B T C H W"] | None = None
 
     @property
     def final(self) -> Float[Tensor, "B C H W"]:
@@ -69,15 +70,15 @@ class Trajectory:
         return self.latents[:, -1]
 
     def __getitem__(self, rows: Int[Tensor, " b"]) -> Trajectory:
-        log_probs = None if self.log_probs is None else self.log_probs[rows]
-        return replace(self, latents=self.latents[rows], log_probs=log_probs)
+        columns = {"log_probs": self.log_probs, "velocities": self.velocities}
+        known = {name: column[rows] for name, column in columns.items() if column is not None}
+        return replace(self, latents=self.latents[rows], **known)
 
     @staticmethod
     def cat(parts: Sequence[Trajectory]) -> Trajectory:
         """Trajectories of the same grid, stacked along the batch."""
-        log_probs = [part.log_probs for part in parts if part.log_probs is not None]
-        latents = torch.cat([part.latents for part in parts])
-        return replace(parts[0], latents=latents, log_probs=torch.cat(log_probs) if log_probs else None)
+        columns = {name: [getattr(part, name) for part in parts] for name in ("latents", "log_probs", "velocities")}
+        return replace(parts[0], **{name: torch.cat(c) for name, c in columns.items() if c[0] is not None})
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,8 @@ class StepBatch:
     """Rows of one optimizer micro-step: any mixture of samples and time steps.
 
     ``anchor_weight`` is the anchor's weight in each row (1 if ``None``); if all are 0, its velocity is not needed.
-    ``slow_velocity`` is that of the policy's slow copy. ``prompts`` are those of the rows.
+    ``old_velocity`` is that of the policy that drew, ``slow_velocity`` that of the policy's slow copy. ``prompts`` are
+    those of the rows.
     """
 
     latents: Float[Tensor, "b C H W"]
@@ -114,6 +116,7 @@ class StepBatch:
     cond: Conditioning
     target_velocity: Float[Tensor, "b C H W"] | None = None
     anchor_velocity: Float[Tensor, "b C H W"] | None = None
+    old_velocity: Float[Tensor, "b C H W"] | None = None
     slow_velocity: Float[Tensor, "b C H W"] | None = None
     old_log_prob: Float[Tensor, " b"] | None = None
     advantage: Float[Tensor, " b"] | None = None

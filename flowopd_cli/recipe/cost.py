@@ -213,7 +213,7 @@ def _held(recipe: recipes.TrainedRecipe) -> tuple[int, int]:
     if _forward(recipe):
         return pictures + 4 * learning_rows(recipe), pictures
     if isinstance(recipe, recipes.TeacherRecipe):
-        labels = 1 if recipe.grpo.beta else 0
+        labels = (recipe.grpo.beta > 0) + recipe.grpo.compares_velocities
     elif recipe.fused:
         return 4 * learning_rows(recipe), pictures
     else:

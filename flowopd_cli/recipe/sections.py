@@ -268,7 +268,20 @@ class GRPOSpec(CreditSpec):
     """Group-relative policy optimization."""
 
     clip: PositiveFloat = 1e-4  #: clip range of the ratio of probabilities
+    #: bound each ratio by `clip`, or drop rows whose KL to the sampling policy reached `tau` and would grow (Flow-DPPO)
+    trust: Literal["clip", "mask"] = "clip"
+    tau: PositiveFloat = 1e-5  #: for `mask`
+    #: the ratio of probabilities; GRPO-Guard's, whose clip range is about 2e-6; or that of the released code of CPS,
+    #: without the variance: `docs/method.md` has the formulas
+    ratio: Literal["plain", "guarded", "unscaled"] = "plain"
+    #: the loss unchanged, or divided by its factor at each noise level, so that all levels learn alike
+    level_weight: Literal["none", "equal"] = "none"
     beta: NonNegativeFloat = 0.04  #: weight of the KL to the base; flat groups are held by it too
+
+    @property
+    def compares_velocities(self) -> bool:
+        """Whether the loss needs the velocities of the rollout."""
+        return self.trust == "mask" or self.ratio == "guarded"
 
 
 class ForwardSpec(CreditSpec):

@@ -95,7 +95,8 @@ def _grpo(recipe: TeacherRecipe, model: LoadedModel, scoring: Callable[[], colle
         seed = recipe.seed + iteration
         return collect.step_batches(rolled, sampler, train.updates, train.micro, seed, draw.partition)
 
-    grader = collect.Grader(model, scoring, train.rollout_batch, base)
+    keep = "velocities" if recipe.grpo.compares_velocities else "all"
+    grader = collect.Grader(model, scoring, train.rollout_batch, base, keep=keep)
     return _Method(grader, optimizer_steps)
 
 
@@ -131,5 +132,5 @@ def _forward(
         model.adapters.ema("policy", forward.SLOW, decay(iteration + 1))
 
     adapter = forward.SLOW if isinstance(spec, NFTSpec) else "policy"
-    grader = collect.Grader(model, scoring, train.rollout_batch, adapter=adapter, last=True)
+    grader = collect.Grader(model, scoring, train.rollout_batch, adapter=adapter, keep="last")
     return _Method(grader, optimizer_steps)

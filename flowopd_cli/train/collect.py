@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flowopd_cli.core.advantages import flat_groups, group_advantages, summed_advantages
 from flowopd_cli.core.prompt import Prompt
-from flowopd_cli.core.sampler import Sampler, SeededNoise, trained_steps
+from flowopd_cli.core.sampler import Keep, Sampler, SeededNoise, trained_steps
 from flowopd_cli.core.types import Conditioning, RewardResult, Rollout, StepBatch, Trajectory
 from flowopd_cli.models.base import FlowModel
 from flowopd_cli.train.labels import Teacher, with_anchor
@@ -42,12 +42,12 @@ def rollout(
     *,
     adapter: str | None = "policy",
     batch: int = 32,
-    last: bool = False,
+    keep: Keep = "all",
 ) -> Rollout:
-    """Sample one trajectory a prompt under ``adapter``, ``batch`` rows at a time; ``last`` keeps only final latents."""
+    """Sample one trajectory a prompt under ``adapter``, ``batch`` rows at a time."""
     cond = encoded(model, draw.prompts)
     with model.adapters.use(adapter):
-        parts = [part for _, part in trajectories(model, sampler, draw, cond, batch=batch, last=last)]
+        parts = [part for _, part in trajectories(model, sampler, draw, cond, batch=batch, keep=keep)]
     return Rollout(draw.prompts, draw.group, cond, Trajectory.cat(parts))
 
 
@@ -57,27 +57,28 @@ def encoded(model: FlowModel, prompts: Sequence[Prompt]) -> Conditioning:
 
 
 def trajectories(
-    model: FlowModel, sampler: Sampler, draw: Draw, cond: Conditioning, *, batch: int = 32, last: bool = False
+    model: FlowModel, sampler: Sampler, draw: Draw, cond: Conditioning, *, batch: int = 32, keep: Keep = "all"
 ) -> Iterator[tuple[slice, Trajectory]]:
     """Trajectories of ``batch`` rows at a time, with the slice of their rows, under the adapter in use.
 
     A process without prompts (fewer groups than processes) gets one trajectory without rows.
     """
     if not draw.prompts:
-        yield slice(0), _empty_trajectory(model, sampler, cond, last)
+        yield slice(0), _empty_trajectory(model, sampler, cond, keep)
     for start in range(0, len(draw.prompts), batch):
         rows = slice(start, start + batch)
         noise = SeededNoise(draw.seeds[rows], model.latent_shape)
         initial = noise.initial().to(cond.embeds.device)
-        keep = "last" if last else "all"
         yield rows, sampler.rollout(model.velocity, initial, cond[rows], noise, keep=keep)
 
 
-def _empty_trajectory(model: FlowModel, sampler: Sampler, cond: Conditioning, last: bool) -> Trajectory:
-    sigmas, stochastic = (sampler.sigmas[-1:], sampler.stochastic[:0]) if last else (sampler.sigmas, sampler.stochastic)
-    device = cond.embeds.device
-    log_probs = torch.zeros(0, len(stochastic), device=device) if bool(stochastic.any()) else None
-    return Trajectory(torch.zeros(0, len(sigmas), *model.latent_shape, device=device), sigmas, log_probs, stochastic)
+def _empty_trajectory(model: FlowModel, sampler: Sampler, cond: Conditioning, keep: Keep) -> Trajectory:
+    sigmas, stochastic = sampler.sigmas, sampler.stochastic
+    if keep == "last":
+        sigmas, stochastic = sigmas[-1:], stochastic[:0]
+    latents = torch.zeros(0, len(sigmas), *model.latent_shape, device=cond.embeds.device)
+    log_probs = latents.new_zeros(0, len(stochastic)) if bool(stochastic.any()) else None
+    return Trajectory(latents, sigmas, log_probs, stochastic, latents[:, 1:] if keep == "velocities" else None)
 
 
 @torch.no_grad()
@@ -112,8 +113,8 @@ class Grader:
     """Draws rollouts of an adapter with their rewards, and with the velocities of a ``reference`` if there is one.
 
     A batch is scored while the next one is drawn and while the reference answers; ``scoring`` begins the scores of one
-    rollout. Rewards score each picture by itself, so batches change nothing. Pictures are not stored, nor with ``last``
-    the latents of other steps than the last.
+    rollout. Rewards score each picture by itself, so batches change nothing. Pictures are not stored; latents and the
+    policy's velocities are as ``keep`` says.
     """
 
     model: FlowModel
@@ -121,7 +122,7 @@ class Grader:
     batch: int = 32
     reference: Teacher | None = None
     adapter: str = "policy"
-    last: bool = False
+    keep: Keep = "all"
 
     @torch.no_grad()
     def __call__(self, sampler: Sampler, draw: Draw) -> Rollout:
@@ -129,7 +130,7 @@ class Grader:
         scoring, parts = self.scoring(), []
         cond = encoded(self.model, draw.prompts)
         with self.model.adapters.use(self.adapter):
-            for rows, part in trajectories(self.model, sampler, draw, cond, batch=self.batch, last=self.last):
+            for rows, part in trajectories(self.model, sampler, draw, cond, batch=self.batch, keep=self.keep):
                 parts.append(part)
                 if len(part.latents):
                     scoring.submit((self.model.decode(part.final), draw.prompts[rows]))
@@ -246,6 +247,7 @@ def rows_of(rolled: Rollout, b: Int[Tensor, " b"], t: Int[Tensor, " b"]) -> Step
         cond=rolled.cond[b],
         target_velocity=at(rolled.target_velocity),
         anchor_velocity=at(rolled.anchor_velocity),
+        old_velocity=at(trajectory.velocities),
         old_log_prob=at(trajectory.log_probs),
         advantage=None if rolled.advantages is None else rolled.advantages[b],
         anchor_weight=None if rolled.anchor_weight is None else rolled.anchor_weight[t],

@@ -30,21 +30,45 @@ class OPDSettings:
     adv_clip: float = 5.0
 
 
-def grpo(model: FlowModel, sampler: Sampler, *, clip: float, beta: float) -> Objective:
-    """Clipped surrogate on group-relative advantages, plus ``beta`` times the KL to the base (Flow-GRPO, eq. 5).
+@dataclass(frozen=True)
+class GRPOSettings:
+    """Numbers of GRPO's objective; ``tau`` is the KL to the sampling policy at which the mask drops a row."""
 
-    ``anchor_velocity`` holds the base's velocity when ``beta > 0``.
+    clip: float = 1e-4
+    beta: float = 0.0
+    trust: Literal["clip", "mask"] = "clip"
+    tau: float = 1e-5
+    ratio: losses.Ratio = "plain"
+    level_weight: Literal["none", "equal"] = "none"
+
+
+def grpo(model: FlowModel, sampler: Sampler, settings: GRPOSettings) -> Objective:
+    """Surrogate on group-relative advantages, plus ``beta`` times the KL to the base (Flow-GRPO, eq. 5).
+
+    ``anchor_velocity`` holds the base's velocity when ``beta > 0``, ``old_velocity`` that of the rollout for the mask
+    and the guarded ratio.
     """
 
     def objective(batch: StepBatch) -> Loss:
         velocity = model.velocity(batch.latents, batch.sigma, batch.cond, guidance=sampler.guidance)
         step = sampler.step(velocity, batch.latents, batch.sigma, batch.sigma_next)
-        new, old = log_prob(step, batch.next_latents), _need(batch.old_log_prob, "old_log_prob")
-        loss = losses.clipped_surrogate(new, old, _need(batch.advantage, "advantage"), clip)
-        metrics = {"clip_fraction": losses.clip_fraction(new, old, clip).sum(), "policy_loss": loss.sum()}
-        if beta:
+        change = log_prob(step, batch.next_latents) - _need(batch.old_log_prob, "old_log_prob")
+        advantage, divergence = _need(batch.advantage, "advantage"), torch.zeros_like(change)
+        if settings.trust == "mask" or settings.ratio == "guarded":
+            divergence = losses.pathwise_kl(step, _step(sampler, batch, batch.old_velocity, "old_velocity"))
+        ratio = losses.rescaled_log_ratio(settings.ratio, change, step.std.flatten(), divergence)
+        if settings.trust == "mask":
+            loss = losses.masked_surrogate(ratio, advantage, divergence, settings.tau)
+            outside = losses.drifting(ratio.detach(), advantage, divergence.detach(), settings.tau)
+        else:
+            loss = losses.clipped_surrogate(ratio, torch.zeros_like(ratio), advantage, settings.clip)
+            outside = losses.clip_fraction(ratio, torch.zeros_like(ratio), settings.clip)
+        levels = (batch.sigma, batch.sigma_next, sampler.kernel)
+        loss = loss * losses.level_weights(settings.level_weight, settings.ratio, *levels)
+        metrics = {"clip_fraction": outside.sum(), "policy_loss": loss.sum()}
+        if settings.beta:
             kl = losses.pathwise_kl(step, _step(sampler, batch, batch.anchor_velocity, "anchor_velocity"))
-            loss = loss + beta * kl
+            loss = loss + settings.beta * kl
             metrics["kl_base"] = kl.sum()
         return _loss(loss, metrics)
 

@@ -46,12 +46,12 @@ def best_of_group(
         teacher, indices = teachers[task], rows.tolist()
         part = Draw(tuple(draw.prompts[i] for i in indices), draw.group[rows], tuple(draw.seeds[i] for i in indices))
         guided = replace(sampler, guidance=teacher.guidance)
-        rolled = rollout(model, guided, part, adapter=teacher.adapter, batch=batch, last=True)
+        rolled = rollout(model, guided, part, adapter=teacher.adapter, batch=batch, keep="last")
         if score is not None:
             rolled = with_rewards(with_images(model, rolled, batch=batch), score)
         parts.append(_best_rows(rolled))
     if not parts:
-        parts = [rollout(model, sampler, draw, batch=batch, last=True)]
+        parts = [rollout(model, sampler, draw, batch=batch, keep="last")]
     local = Rollout(
         tuple(prompt for part in parts for prompt in part.prompts),
         torch.cat([part.group for part in parts]),

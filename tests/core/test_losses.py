@@ -11,9 +11,13 @@ from jaxtyping import TypeCheckError
 from flowopd_cli.core.losses import (
     clip_fraction,
     clipped_surrogate,
+    drifting,
+    level_weights,
+    masked_surrogate,
     matching_likelihood,
     negative_aware,
     pathwise_kl,
+    rescaled_log_ratio,
     sampled_log_ratio,
     step_weights,
     velocity_matching,
@@ -42,6 +46,91 @@ def descended(loss, mean, rate=0.1):
     leaf = mean.clone().requires_grad_()
     loss(leaf).sum().backward()
     return mean - rate * leaf.grad
+
+
+def moved_step(seed=0):
+    """Noise, the mean it was added to, another mean, and the state drawn with a deviation of 0.3."""
+    noise, old, new = randn(seed), randn(seed + 1), randn(seed + 1) + 0.1 * randn(seed + 2)
+    return noise, old, new, old + 0.3 * noise
+
+
+def rescaled(kind, old, new, drawn):
+    ours, theirs = step(new, 0.3), step(old, 0.3)
+    change = log_prob(ours, drawn) - log_prob(theirs, drawn)
+    return rescaled_log_ratio(kind, change, ours.std.flatten(), kl(ours, theirs))
+
+
+def test_the_guarded_log_ratio_is_linear_in_the_mean_and_has_no_bias():
+    """``mean(noise (mean - mean_old))``: opposite noise cancels, which in the plain log-ratio leaves ``-2 D``."""
+    noise, old, new, drawn = moved_step()
+    guarded = rescaled("guarded", old, new, drawn)
+    torch.testing.assert_close(guarded, (noise * (new - old)).mean(dim=(1, 2, 3)), atol=1e-15, rtol=1e-11)
+    mirrored = old - 0.3 * noise
+    torch.testing.assert_close(guarded, -rescaled("guarded", old, new, mirrored), atol=1e-15, rtol=1e-11)
+    both = rescaled("plain", old, new, drawn) + rescaled("plain", old, new, mirrored)
+    torch.testing.assert_close(both, -2 * kl(step(new, 0.3), step(old, 0.3)), atol=1e-15, rtol=1e-11)
+
+
+def test_the_unscaled_log_ratio_is_that_of_the_squared_distances():
+    _, old, new, drawn = moved_step()
+    expected = ((drawn - old).square() - (drawn - new).square()).mean(dim=(1, 2, 3))
+    torch.testing.assert_close(rescaled("unscaled", old, new, drawn), expected, atol=1e-15, rtol=1e-11)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "divergence", "expected"),
+    [
+        (1.2, 2.0, 0.9e-3, -2.4),  # near enough
+        (1.2, 2.0, 1e-3, 0.0),  # too far, and on its way away
+        (0.8, -2.0, 1e-3, 0.0),
+        (0.8, 2.0, 1e-3, -1.6),  # too far, but on its way back
+        (1.2, -2.0, 1e-3, 2.4),
+        (1.2, 0.0, 1e-3, 0.0),
+    ],
+)
+def test_masked_surrogate_by_hand(ratio, advantage, divergence, expected):
+    new = vector(math.log(ratio)).requires_grad_()
+    loss = masked_surrogate(new, vector(advantage), vector(divergence), 1e-3)
+    loss.sum().backward()
+    assert loss.tolist() == pytest.approx([expected])
+    assert new.grad.tolist() == pytest.approx([expected])  # -A r is its own derivative by log r
+    dropped = drifting(new.detach(), vector(advantage), vector(divergence), 1e-3)
+    assert dropped.tolist() == [float(expected == 0 and advantage != 0)]
+
+
+@pytest.mark.parametrize("ratio", ["plain", "guarded", "unscaled"])
+@pytest.mark.parametrize("name", ["flow_sde", "cps"])
+def test_equal_level_weights_leave_the_noise_times_the_advantage_as_the_gradient(name, ratio):
+    sigmas = flow_sigmas(10, 3.0)
+    kernel, sigma, sigma_next = make_kernel(name, 0.7, sigmas), sigmas[:9], sigmas[1:10]
+    shape = (9, 1, 2, 2)
+    noise, old, latents = (torch.randn(shape, generator=torch.Generator().manual_seed(i)).double() for i in range(3))
+    advantage = torch.linspace(-2, 2, 9).double()
+    theirs = kernel(old, latents, sigma, sigma_next)
+    drawn = theirs.mean + theirs.std * noise
+
+    def loss(velocity):
+        ours = kernel(velocity, latents, sigma, sigma_next)
+        change = log_prob(ours, drawn) - log_prob(theirs, drawn)
+        scaled = rescaled_log_ratio(ratio, change, ours.std.flatten(), kl(ours, theirs))
+        surrogate = clipped_surrogate(scaled, torch.zeros_like(scaled), advantage, 0.2)
+        return level_weights("equal", ratio, sigma, sigma_next, kernel) * surrogate
+
+    expected = advantage.view(-1, 1, 1, 1) * noise / 4
+    torch.testing.assert_close(gradient(loss, old), expected, atol=1e-12, rtol=1e-9)
+    assert level_weights("none", ratio, sigma, sigma_next, kernel).tolist() == [1.0] * 9
+
+
+def test_the_last_trained_step_of_sd35_has_a_gradient_26_times_that_of_the_first():
+    kernel, sigma, sigma_next = sd35()
+    factor = 1 / level_weights("equal", "plain", sigma, sigma_next, kernel)
+    moments = [(0.040, 0.700), (0.058, 0.743), (0.069, 0.536), (0.084, 0.446), (0.103, 0.392)]
+    moments += [(0.131, 0.353), (0.171, 0.319), (0.233, 0.282), (0.335, 0.225)]  # |d mean / d v| and deviation
+    assert factor.tolist() == pytest.approx([slope / std for slope, std in moments], rel=0.01)
+    assert float(factor[8] / factor[0]) == pytest.approx(26.1, abs=0.05)
+    guarded = 1 / level_weights("equal", "guarded", sigma, sigma_next, kernel)
+    steps = (sigma - sigma_next) * (1 + 0.7**2 / 2)  # the factor that GRPO-Guard divides by, up to a constant
+    torch.testing.assert_close(guarded[1:], steps[1:])
 
 
 @pytest.mark.parametrize(

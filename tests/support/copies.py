@@ -174,6 +174,8 @@ def runs(folder, out, pipeline, *, shard=False):
     thinned = recipe("distill", folder, pipeline, updates=1, micro=2, steps_per_rollout=2)
     train(out / "thinned", thinned.model_copy(update={"anchor": thinned.anchor.model_copy(update={"every": 2})}))
     teacher = recipe("teacher", folder, pipeline, groups=2, group_size=2, resample_flat=3, updates=2)
+    guarded = {"trust": "mask", "tau": 1e-6, "ratio": "guarded", "level_weight": "equal"}
+    teacher = teacher.model_copy(update={"grpo": teacher.grpo.model_copy(update=guarded)})
     train(out / "fresh", coarse(teacher))
     train(out / "few-fused", recipe("distill", folder, pipeline, groups=1, updates=1))
     train(out / "one-group", recipe("coldstart", folder, pipeline, groups=1, iterations=2))

@@ -175,9 +175,10 @@ def gradients(model: SD3Model, objective, micro_batches) -> dict[str, torch.Tens
 
 
 def labelled(model: SD3Model, sampler: Sampler, draw: Draw, teachers=None, *, batch: int = 64):
-    """A rollout of the policy with velocities of its teachers (``other`` for all) and of its anchor (``third``)."""
+    """A rollout with velocities of the policy, of its teachers (``other`` for all) and of its anchor (``third``)."""
     teachers = teachers or {task: collect.Teacher("other", 1.0) for task in "ab"}
-    rolled = labels.with_targets(model, sampler, collect.rollout(model, sampler, draw), teachers, batch=batch)
+    rolled = collect.rollout(model, sampler, draw, keep="velocities")
+    rolled = labels.with_targets(model, sampler, rolled, teachers, batch=batch)
     return labels.with_anchor(model, sampler, rolled, collect.Teacher("third", 1.0), batch=batch)
 
 

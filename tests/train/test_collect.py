@@ -181,16 +181,18 @@ def test_rows_carry_the_labels_of_their_sample_and_step(trainee, rolled):
 
 
 @pytest.mark.parametrize("kernel", ["flow_sde", "ode"])
-@pytest.mark.parametrize("last", [False, True])
-def test_a_process_without_a_group_takes_part_with_no_row(trainee, kernel, last):
+@pytest.mark.parametrize("keep", ["all", "last", "velocities"])
+def test_a_process_without_a_group_takes_part_with_no_row(trainee, kernel, keep):
     sampler, nothing = make_sampler(trainee, kernel=kernel), collect.Draw((), torch.zeros(0, dtype=torch.long), ())
-    one, none = (collect.rollout(trainee, sampler, draw, last=last) for draw in (make_draw(), nothing))
+    one, none = (collect.rollout(trainee, sampler, draw, keep=keep) for draw in (make_draw(), nothing))
     assert len(none.cond) == 0
     assert none.trajectory.latents.shape == (0, *one.trajectory.latents.shape[1:])
     assert (none.trajectory.log_probs is None) == (one.trajectory.log_probs is None)
     assert torch.equal(none.trajectory.sigmas, one.trajectory.sigmas)
     assert torch.equal(Trajectory.cat([one.trajectory, none.trajectory]).latents, one.trajectory.latents)
-    if last:
+    if keep == "velocities":
+        assert torch.equal(Trajectory.cat([none.trajectory, one.trajectory]).velocities, one.trajectory.velocities)
+    if keep == "last":
         return
     labelled = labels.with_anchor(trainee, sampler, none, Teacher("third", 1.0))
     labelled = labels.with_targets(trainee, sampler, labelled, TEACHERS)

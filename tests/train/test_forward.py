@@ -34,7 +34,7 @@ def rows(trainee):
 
 def make_rows(trainee, draw=None, **changes):
     draw, sampler = draw or make_draw(), make_sampler(trainee)
-    rolled = collect.rollout(trainee, sampler, draw, adapter=forward.SLOW, last=True)
+    rolled = collect.rollout(trainee, sampler, draw, adapter=forward.SLOW, keep="last")
     rolled = dataclasses.replace(rolled, advantages=ADVANTAGES[: len(rolled.prompts)])
     sigmas = sampler.sigmas[:-1]
     levels = forward.choose_levels(draw.seeds, len(sigmas), 2, "permuted")

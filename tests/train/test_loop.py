@@ -14,7 +14,7 @@ from flowopd_cli.errors import Interrupted
 from flowopd_cli.train import collect
 from flowopd_cli.train.checkpoint import TrainState
 from flowopd_cli.train.loop import FitSettings, fit, lr_factor
-from flowopd_cli.train.objectives import OPDSettings, grpo, opd
+from flowopd_cli.train.objectives import GRPOSettings, OPDSettings, grpo, opd
 
 
 def run(model, *, settings=None, estimator="pathwise", state=None, recorder=None, beta=0.02, **options):
@@ -82,7 +82,7 @@ def test_a_constant_reward_teaches_nothing(trainee, std):
         advantages = collect.with_advantages(scored, std=std, clip=5.0)
         return collect.step_batches(advantages, sampler, updates=1, micro=100, seed=iteration), {}
 
-    fit(trainee, experience, grpo(trainee, sampler, clip=1e-4, beta=0.0), FitSettings(3, 0.01, weight_decay=0.0))
+    fit(trainee, experience, grpo(trainee, sampler, GRPOSettings(clip=1e-4)), FitSettings(3, 0.01, weight_decay=0.0))
     assert trainee.adapters.digest("policy") == before
 
 

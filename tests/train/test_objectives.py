@@ -11,10 +11,16 @@ from flowopd_cli.core.losses import sampled_gain
 from flowopd_cli.core.steps import log_prob
 from flowopd_cli.train import collect
 from flowopd_cli.train.collect import Teacher
-from flowopd_cli.train.objectives import OPDSettings, grpo, opd, sft
+from flowopd_cli.train.objectives import GRPOSettings, OPDSettings, grpo, opd, sft
 
 PATHWISE = OPDSettings(beta=0.0)
 SCORE = OPDSettings(estimator="score", beta=0.0, clip=0.2)
+VARIANTS = {
+    "plain": GRPOSettings(clip=0.2),
+    "masked": GRPOSettings(trust="mask", tau=1e-3),
+    "guarded": GRPOSettings(clip=0.2, ratio="guarded", level_weight="equal"),
+    "unscaled": GRPOSettings(trust="mask", tau=1e-3, ratio="unscaled", level_weight="equal"),
+}
 
 
 @pytest.fixture
@@ -60,7 +66,9 @@ def moved(model, objective, batch, rate):
 
 
 OBJECTIVES = {
-    "grpo": lambda model, sampler: grpo(model, sampler, clip=0.2, beta=0.04),
+    "grpo": lambda model, sampler: grpo(model, sampler, GRPOSettings(clip=0.2, beta=0.04)),
+    "grpo-masked": lambda model, sampler: grpo(model, sampler, VARIANTS["masked"]),
+    "grpo-guarded": lambda model, sampler: grpo(model, sampler, VARIANTS["guarded"]),
     "pathwise": lambda model, sampler: opd(model, sampler, OPDSettings()),
     "score": lambda model, sampler: opd(model, sampler, OPDSettings(estimator="score")),
     "sft": lambda model, sampler: sft(model),
@@ -89,7 +97,7 @@ def test_two_teachers_of_one_adapter_are_exactly_one_teacher(trainee, sampler, s
 
 
 def test_the_on_policy_ratio_is_exactly_one(trainee, sampler, rolled):
-    clip_nothing = grpo(trainee, sampler, clip=0.0, beta=0.0)
+    clip_nothing = grpo(trainee, sampler, GRPOSettings(clip=0.0, beta=0.0))
     for t in range(3):
         batch = collect.rows_of(rolled, torch.arange(4), torch.full((4,), t))  # the rows of the rollout's own forward
         loss = loss_of(trainee, clip_nothing, batch)
@@ -99,8 +107,34 @@ def test_the_on_policy_ratio_is_exactly_one(trainee, sampler, rolled):
 
 def test_away_from_the_rollout_everything_is_clipped(trainee, sampler, rolled):
     randomize(trainee, "policy", seed=77)
-    loss = loss_of(trainee, grpo(trainee, sampler, clip=1e-6, beta=0.0), one_batch(rolled, sampler))
+    loss = loss_of(trainee, grpo(trainee, sampler, GRPOSettings(clip=1e-6, beta=0.0)), one_batch(rolled, sampler))
     assert loss.metrics["clip_fraction"] == loss.count == 12
+
+
+@pytest.mark.parametrize("ratio", ["plain", "guarded", "unscaled"])
+@pytest.mark.parametrize("trust", ["clip", "mask"])
+def test_every_variant_of_grpo_is_minus_the_advantage_on_policy(trainee, sampler, rolled, trust, ratio):
+    batch = one_batch(rolled, sampler)
+    loss = loss_of(trainee, grpo(trainee, sampler, GRPOSettings(clip=1e-3, trust=trust, ratio=ratio)), batch)
+    assert loss.metrics["clip_fraction"] == 0
+    assert float(loss.total) == pytest.approx(-float(batch.advantage.sum()), abs=1e-5)
+
+
+def test_the_mask_drops_what_moved_away_and_no_other_row(trainee, sampler, rolled):
+    batch = one_batch(rolled, sampler)
+    randomize(trainee, "policy", seed=77)
+    settings = GRPOSettings(trust="mask", tau=1e-6)
+    loss = loss_of(trainee, grpo(trainee, sampler, settings), batch)
+    with trainee.adapters.use("policy"), torch.no_grad():
+        velocity = trainee.velocity(batch.latents, batch.sigma, batch.cond, guidance=1.0)
+    step = sampler.step(velocity, batch.latents, batch.sigma, batch.sigma_next)
+    change = log_prob(step, batch.next_latents) - batch.old_log_prob
+    away = change.sign() == batch.advantage.sign()
+    assert 0 < int(away.sum()) < 12
+    assert loss.metrics["clip_fraction"] == away.sum()
+    expected = -(batch.advantage * torch.exp(change))[~away].sum()
+    assert float(loss.total) == pytest.approx(float(expected), rel=1e-5)
+    assert loss.count == 12
 
 
 def closed_form(trainee, batch, beta, weight):
@@ -160,8 +194,9 @@ def test_a_step_down_the_score_loss_makes_likelier_what_the_teacher_finds_likeli
     assert float((gain * (log_prob(policy(), batch.next_latents) - before)).sum()) > 0
 
 
-def test_a_step_down_the_grpo_loss_makes_good_samples_likelier(trainee, sampler, rolled):
-    batch, objective = one_batch(rolled, sampler), grpo(trainee, sampler, clip=0.2, beta=0.0)
+@pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS)
+def test_a_step_down_the_grpo_loss_makes_good_samples_likelier(trainee, sampler, rolled, settings):
+    batch, objective = one_batch(rolled, sampler), grpo(trainee, sampler, settings)
 
     def gained():
         with trainee.adapters.use("policy"), torch.no_grad():
@@ -177,7 +212,9 @@ def test_a_step_down_the_grpo_loss_makes_good_samples_likelier(trainee, sampler,
 
 def test_grpo_charges_for_the_distance_to_the_base(trainee, sampler, rolled):
     batch = one_batch(rolled, sampler)
-    free, charged = (loss_of(trainee, grpo(trainee, sampler, clip=0.2, beta=b), batch) for b in (0.0, 0.5))
+    free, charged = (
+        loss_of(trainee, grpo(trainee, sampler, GRPOSettings(clip=0.2, beta=b)), batch) for b in (0.0, 0.5)
+    )
     assert "kl_base" not in free.metrics
     assert float(charged.metrics["kl_base"]) > 0
     assert float(charged.total - free.total) == pytest.approx(0.5 * float(charged.metrics["kl_base"]), rel=1e-3)
@@ -186,7 +223,7 @@ def test_grpo_charges_for_the_distance_to_the_base(trainee, sampler, rolled):
 
 def test_flat_groups_stay_in_the_kl_to_the_base(trainee, sampler, rolled):
     batch = dataclasses.replace(one_batch(rolled, sampler), advantage=torch.zeros(12))
-    loss = loss_of(trainee, grpo(trainee, sampler, clip=0.2, beta=0.5), batch)
+    loss = loss_of(trainee, grpo(trainee, sampler, GRPOSettings(clip=0.2, beta=0.5)), batch)
     assert loss.count == 12
     assert float(loss.metrics["policy_loss"]) == 0
     kl = sum(

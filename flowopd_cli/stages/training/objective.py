@@ -6,7 +6,7 @@ from flowopd_cli.models.base import LoadedModel
 from flowopd_cli.recipe import AWMSpec, DistillRecipe, NFTSpec, TeacherRecipe, TrainedRecipe
 from flowopd_cli.stages.training.data import make_sampler
 from flowopd_cli.train import objectives
-from flowopd_cli.train.objectives import AWMSettings, Objective, OPDSettings
+from flowopd_cli.train.objectives import AWMSettings, GRPOSettings, Objective, OPDSettings
 
 
 def make_objective(recipe: TrainedRecipe, model: LoadedModel) -> Objective:
@@ -17,8 +17,9 @@ def make_objective(recipe: TrainedRecipe, model: LoadedModel) -> Objective:
         return objectives.sft(model, recipe.sampling.guidance)
     spec = recipe.forward
     if spec is None:
-        sampler = make_sampler(model, recipe.sampling)
-        return objectives.grpo(model, sampler, clip=recipe.grpo.clip, beta=recipe.grpo.beta)
+        grpo = recipe.grpo
+        settings = GRPOSettings(grpo.clip, grpo.beta, grpo.trust, grpo.tau, grpo.ratio, grpo.level_weight)
+        return objectives.grpo(model, make_sampler(model, recipe.sampling), settings)
     guidance = forward_guidance(recipe, model)
     if isinstance(spec, NFTSpec):
         weights = {"beta": spec.beta, "base_weight": spec.base_weight, "adv_clip": spec.adv_clip}

@@ -79,7 +79,7 @@ class Watch:
         """Scores and statistics of pictures and latents ``(B,)``."""
         scoring = partial(in_background, self._measure)
         batch = self.recipe.train.rollout_batch
-        grader = collect.Grader(model, scoring, batch, adapter=adapter, last=True)
+        grader = collect.Grader(model, scoring, batch, adapter=adapter, keep="last")
         rolled = grader(make_sampler(model, _deterministic(self.recipe)), self.draw)
         final, scores = rolled.trajectory.final, {} if rolled.rewards is None else rolled.rewards.scores
         columns = {**scores, "latent_norm": statistics.latent_norm(final)}
