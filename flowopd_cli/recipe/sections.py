@@ -276,7 +276,8 @@ class GRPOSpec(CreditSpec):
     ratio: Literal["plain", "guarded", "unscaled"] = "plain"
     #: the loss unchanged, or divided by its factor at each noise level, so that all levels learn alike
     level_weight: Literal["none", "equal"] = "none"
-    beta: NonNegativeFloat = 0.04  #: weight of the KL to the base; flat groups are held by it too
+    #: weight of the KL to the base, flat groups included; on ten steps 0.0091 is 0.04 of Flow-GRPO, whose KL lacks dt
+    beta: NonNegativeFloat = 0.0091
 
     @property
     def compares_velocities(self) -> bool:

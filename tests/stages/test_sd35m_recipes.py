@@ -11,6 +11,8 @@ from typer.testing import CliRunner
 
 from flowopd_cli import recipe as recipes
 from flowopd_cli.cli.app import app
+from flowopd_cli.core.schedule import flow_sigmas
+from flowopd_cli.core.steps import kl, make_kernel
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 NAMES = sorted(str(path.relative_to(RECIPES).with_suffix("")) for path in RECIPES.glob("sd35m/*.yaml"))
@@ -35,6 +37,31 @@ def test_a_dry_run_states_steps_images_and_memory(name, tmp_path, monkeypatch):
         assert "pictures in all" in done.stdout or recipe.stage == "coldstart"
         assert "memory in all" in done.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if tree_of(name).get("grpo", {}).get("beta")])
+def test_the_kl_to_the_base_weighs_as_published_in_sum_over_the_trained_steps(name):
+    """The released code leaves dt out of the KL; shares of steps differ, the sums at equal velocity errors agree."""
+    recipe = recipes.load(recipes.find(name))
+    sigmas, last = flow_sigmas(recipe.sampling.steps, 3.0), recipe.sampling.steps - 1
+    kernel, sigma, sigma_next = make_kernel("flow_sde", recipe.sampling.eta, sigmas), sigmas[:last], sigmas[1:-1]
+    rest = sigma.new_zeros(last, 1, 1, 1)
+    here = kl(kernel(rest, rest, sigma, sigma_next), kernel(rest + 1, rest, sigma, sigma_next))
+    there = here * (sigma - sigma_next)
+    assert recipe.sampling.window is None
+    published = 0.01 if "teacher-pickscore" in name else 0.04
+    assert recipe.grpo.beta * float(here.sum()) == pytest.approx(published * float(there.sum()), rel=0.01)
+    assert float(here.sum() / there.sum()) == pytest.approx(4.39, abs=0.005)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if "teacher-fast" in name])
+def test_the_fast_teachers_learn_three_of_the_first_five_steps(name):
+    recipe = recipes.load(recipes.find(name))
+    window = recipe.sampling.window
+    assert {start + i for start in range(window.start_min, window.start_max + 1) for i in range(window.size)} == {
+        *range(5)
+    }
+    assert (window.size, recipe.grpo.ratio, recipe.grpo.clip) == (3, "unscaled", 1e-5)
 
 
 @pytest.mark.parametrize("name", TRAINED)
