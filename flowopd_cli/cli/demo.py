@@ -16,7 +16,7 @@ from flowopd_cli.errors import ArtifactError
 from flowopd_cli.reports import report
 from flowopd_cli.reports.entries import Entry
 from flowopd_cli.reports.table import NUMBERS, Cell
-from flowopd_cli.runs.evaluations import evaluation
+from flowopd_cli.runs.evaluations import by_guidance
 from flowopd_cli.runs.layout import REPORT
 from flowopd_cli.runs.manifest import is_run
 from flowopd_cli.runs.run import RunDir
@@ -65,7 +65,7 @@ class Demo:
         self._check(stages)
         runs = {name: self._stage(name, recipe, execute, progress) for name, recipe in stages.items()}
         models = {"base": None, **{name: runs[name] for name in self.trained()}}
-        entries = [Entry(name, run, evaluation(runs[f"eval-{name}"])) for name, run in models.items()]
+        entries = [Entry(name, run, by_guidance(runs[f"eval-{name}"])[0]) for name, run in models.items()]
         lead = f"flowopd demo on the embedded toy world, seed {self.seed}{', quick' if self.quick else ''}."
         report.write_comparison(entries, self.out / REPORT, TITLE, lead)
         progress.table("Held-out results", ("model", *OBJECTIVES, "average"), list(map(_row, entries)))

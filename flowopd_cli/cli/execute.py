@@ -50,10 +50,11 @@ def execute(plan: Plan, common: Common) -> None:
         return
     if common.resume is not None and not common.overrides and RunDir.open(common.resume).manifest().status == "done":
         console.note(f"{common.resume} is already done{_next_step(recipe)}")
-        recorded: dict[str, Any] = {}
+        result: dict[str, Any] = {}
         if isinstance(recipe, EvalRecipe):
-            recorded["suites"] = evaluations.figures(evaluations.results(RunDir.open(common.resume, writes=False)))
-        _print_result(console, common, recipe, common.resume, recorded)
+            scores = evaluations.by_guidance(RunDir.open(common.resume, writes=False))
+            result = evaluations.outcome(recipe.eval, {one.part: one.results for one in scores})
+        _print_result(console, common, recipe, common.resume, result)
         return
     processes = _processes(recipe, common)
     if processes > 1 and launch.may_launch():

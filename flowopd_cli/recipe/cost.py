@@ -124,14 +124,15 @@ def _watched(recipe: recipes.TrainedRecipe) -> Figures:
 
 
 def _evaluation(recipe: recipes.EvalRecipe) -> Figures:
-    spec = recipe.eval
+    spec, halves = recipe.eval, family(recipe.model.family).halves
+    forwards = [spec.steps * halves(guidance) for guidance, _ in spec.by_guidance.values()]
     return {
         "suites": len(spec.suites),
         "prompts per suite": "all" if spec.limit is None else f"at most {spec.limit}",
         "images per prompt": spec.images or "the suite's own",
         "batch": spec.batch,
         "sampling steps": spec.steps,
-        "transformer forwards per picture": spec.steps * family(recipe.model.family).halves(spec.guidance),
+        "transformer forwards per picture": forwards[0] if len(forwards) == 1 else " + ".join(map(str, forwards)),
         "optimizer steps": 0,
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -54,11 +55,21 @@ def _parse_targets(value: Any) -> Any:
     return [name.strip() for name in value.split(",")] if isinstance(value, str) else value
 
 
+def _one_or_several(value: Any) -> Any:
+    """Several different numbers of at least 0, or the only one."""
+    numbers = value if isinstance(value, list | tuple) else (value,)
+    if not numbers or not all(isinstance(number, int | float) and 0 <= number < math.inf for number in numbers):
+        raise ValueError(f"{value!r} should be a number of at least 0, or a list of several to compare")
+    first, *others = dict.fromkeys(map(float, numbers))
+    return (first, *others) if others else first
+
+
 Targets = Annotated[tuple[str, ...], BeforeValidator(_parse_targets)]
 Trackers = Annotated[str, BeforeValidator(_parse_trackers)]
 RewardName = Annotated[str, AfterValidator(_refuse_secrets)]
 Options = Annotated[dict[str, Any], AfterValidator(_refuse_secrets)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
+Guidances = Annotated[float | tuple[float, ...], BeforeValidator(_one_or_several)]
 
 
 class Spec(Checked):
@@ -379,7 +390,7 @@ class EvalSpec(Spec):
     split: Literal["validation", "test"] = "test"  #: tune on validation, report test
     batch: PositiveInt = 16  #: pictures drawn at once; does not change results
     steps: PositiveInt = 40  #: steps of the deterministic sampler
-    guidance: NonNegativeFloat = 4.5  #: classifier-free scale
+    guidance: Guidances = 4.5  #: classifier-free scale, or a list of them to compare
     seed: Seed = 42  #: combined with prompt and picture number, seeds each picture
     keep_images: NonNegativeInt = 8  #: pictures in the sheet under `samples/`
     #: arguments of suites and of their rewards, by suite
@@ -387,6 +398,25 @@ class EvalSpec(Spec):
     pictures: str | None = None  #: a folder with another program's pictures, to score instead of drawing
     import_scores: str | None = None  #: a folder written by official scorers, to read instead of scoring
     fail_under: dict[str, float] = Field(default_factory=dict)  #: exit code 3 below this mean, by suite
+
+    @property
+    def by_guidance(self) -> dict[str, tuple[float, EvalSpec]]:
+        """Each guidance, and the protocol with it alone, by a name for its files; a single guidance has no name."""
+        if not isinstance(self.guidance, tuple):
+            return {"": (self.guidance, self)}
+        names = {f"guidance-{str(value).removesuffix('.0')}": value for value in self.guidance}
+        return {name: (value, self.model_copy(update={"guidance": value})) for name, value in names.items()}
+
+    @model_validator(mode="after")
+    def _several_guidances_are_drawn(self) -> EvalSpec:
+        fields = ("pictures", "import_scores", "fail_under")
+        one = next((name for name in fields if getattr(self, name)), None)
+        if isinstance(self.guidance, tuple) and one is not None:
+            listed = ", ".join(f"{value:g}" for value in self.guidance)
+            raise ValueError(
+                f"guidance is {listed}, but {one} is about one set of pictures: set guidance to one number"
+            )
+        return self
 
 
 class PushSpec(Spec):

@@ -9,7 +9,7 @@ from typing import Any
 from flowopd_cli.reports import changes, curves, pictures
 from flowopd_cli.reports.entries import Entry
 from flowopd_cli.reports.page import Link, Listing, Page, elapsed, link
-from flowopd_cli.reports.table import changes_against_base, files, scales, table
+from flowopd_cli.reports.table import best_note, changes_against_base, files, scales, table
 from flowopd_cli.runs.evaluations import protocol
 from flowopd_cli.runs.manifest import status_now
 from flowopd_cli.runs.run import RunDir
@@ -39,13 +39,14 @@ def _note(entries: Sequence[Entry]) -> str:
     comparable = [entry.evaluation for entry in entries if entry.evaluation and entry.comparable]
     if not comparable:
         return ""
-    note = f"Mean ± standard error over prompts; best in bold. Protocol: {protocol(comparable[0])}."
+    note = f"Mean ± standard error over prompts; best in bold. Protocol: {protocol(*comparable)}."
+    note += best_note(entries)
     missing = [entry.name for entry in entries if not entry.evaluation]
     note += f" Not evaluated: {', '.join(missing)}." if missing else ""
     for entry in entries:
         if entry.evaluation and not entry.comparable:
             suites = dict.fromkeys(s for other in comparable for s in entry.evaluation.judged_otherwise(other))
-            note += f" † {entry.name} was evaluated otherwise and does not compare: {protocol(entry.evaluation)}"
+            note += f" † {entry.label} was evaluated otherwise and does not compare: {protocol(entry.evaluation)}"
             note += f"; another judge of {', '.join(suites)}." if suites else "."
     return note
 
@@ -53,10 +54,10 @@ def _note(entries: Sequence[Entry]) -> str:
 def _grids(entries: Sequence[Entry]) -> list[pictures.Grid]:
     groups: dict[tuple[Any, tuple[str, ...]], list[tuple[str, Path]]] = {}
     for entry in entries:
-        if entry.evaluation is not None and (file := entry.evaluation.run.image_file("eval")).is_file():
+        if entry.evaluation is not None and (file := entry.evaluation.sheet).is_file():
             seeds = tuple(entry.evaluation.protocol[name] for name in ("seed", "steps", "guidance", "resolution"))
             prompts = tuple(pictures.evaluated_prompts(entry.evaluation.run))
-            groups.setdefault((seeds, prompts), []).append((entry.name, file))
+            groups.setdefault((seeds, prompts), []).append((entry.label, file))
     title = "Pictures at equal prompts and seeds"
     caption = "A column has the same prompt and the same starting noise in every row."
     budget = pictures.BUDGET // max(1, len(groups))
@@ -67,7 +68,7 @@ def _grids(entries: Sequence[Entry]) -> list[pictures.Grid]:
 def _runs(entries: Sequence[Entry], target: Path) -> Listing:
     rows = []
     for entry in entries:
-        name = link(entry.name, entry.run.path, target) if entry.run else Link(entry.name)
+        name = link(entry.label, entry.run.path, target) if entry.run else Link(entry.label)
         facts = _facts(entry.run) if entry.run else ("—",) * 4
         evaluation = entry.evaluation and entry.evaluation.run.path
         rows.append((name, *facts, link(evaluation.name, evaluation, target) if evaluation else "—"))

@@ -12,19 +12,33 @@ from typing import Any
 from flowopd_cli.errors import ArtifactError, FlowOPDError
 from flowopd_cli.recipe import EvalRecipe
 from flowopd_cli.runs.adapter_ref import AdapterRef
-from flowopd_cli.runs.evaluations import BASE, Evaluation, evaluation, fullest
+from flowopd_cli.runs.evaluations import BASE, Evaluation, best_part, by_guidance, fullest
 from flowopd_cli.runs.manifest import Parent, is_run
 from flowopd_cli.runs.run import RunDir
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A model's name, its run, its evaluation, and whether the evaluation is comparable with the others."""
+    """A model's name, its run, its evaluation, and whether the evaluation is comparable with the others.
+
+    With ``by_guidance`` the models are evaluated at several guidances: each is an entry, and compares with all others.
+    """
 
     name: str
     run: RunDir | None = None
     evaluation: Evaluation | None = None
     comparable: bool = True
+    by_guidance: bool = False
+
+    @property
+    def label(self) -> str:
+        """The name, and the guidance where it tells the entries of a model apart."""
+        return self.name if self.guidance is None else f"{self.name}, guidance {self.guidance:g}"
+
+    @property
+    def guidance(self) -> float | None:
+        """The guidance in the label."""
+        return self.evaluation.guidance if self.by_guidance and self.evaluation else None
 
     @property
     def results(self) -> dict[str, dict[str, Any]]:
@@ -40,18 +54,38 @@ def collect(paths: Sequence[Path]) -> list[Entry]:
     Raises :class:`ArtifactError`: a path is no run, or an evaluation is unfinished or damaged.
     """
     runs = [RunDir.open(path, writes=False) for path in dict.fromkeys(path.resolve() for path in paths)]
-    named = {run.path: _evaluation(run) for run in runs if isinstance(run.recipe(), EvalRecipe)}
+    named = {run.path: _evaluations(run) for run in runs if isinstance(run.recipe(), EvalRecipe)}
     others = [one for one in _neighbours(runs) if one.run.path not in named]
+    all_scores = [*(one for group in named.values() for one in group), *others]
     entries: list[Entry] = []
     for run in runs:
         if run.path in named:
-            entries.append(_scored_model(run, named[run.path]))
+            entries += [_scored_model(run, one) for one in named[run.path]]
         else:
             digest = _digest(run.path)
-            scores = [one for one in (*named.values(), *others) if digest and one.scored == digest]
-            entries.append(Entry(run.path.name, run, fullest(scores)))
+            scores = [one for one in all_scores if digest and one.scored == digest]
+            best = fullest(scores)
+            of_run = [one for one in scores if best is not None and one.run.path == best.run.path]
+            entries += [Entry(run.path.name, run, one) for one in of_run or [None]]
     bases = [one for one in others if one.scored is None]
-    return _mark_comparable(_unique(_with_base(entries, bases)))
+    entries = _unique(_with_base(entries, bases))
+    return _mark_comparable(compared_by_guidance(entries))
+
+
+def compared_by_guidance(entries: Sequence[Entry]) -> list[Entry]:
+    """The entries, each with its guidance if a model has several."""
+    several = any(entry.evaluation and entry.evaluation.part for entry in entries)
+    return [replace(entry, by_guidance=several) for entry in entries]
+
+
+def best_of_guidances(entries: Sequence[Entry]) -> list[Entry]:
+    """The entry with the best average of each model that has several guidances."""
+    models: dict[str, dict[int, Entry]] = {}
+    for index, entry in enumerate(entries):
+        if entry.guidance is not None:
+            models.setdefault(entry.name, {})[index] = entry
+    best = {name: best_part({i: entry.results for i, entry in group.items()}) for name, group in models.items()}
+    return [models[name][index] for name, index in best.items() if index is not None]
 
 
 def locate(run: RunDir, parent: Parent) -> Path | None:
@@ -64,9 +98,9 @@ def locate(run: RunDir, parent: Parent) -> Path | None:
     return None
 
 
-def _evaluation(run: RunDir) -> Evaluation:
-    scores = evaluation(run)
-    if scores is None or not scores.suites:
+def _evaluations(run: RunDir) -> list[Evaluation]:
+    scores = [one for one in by_guidance(run) if one.results]
+    if not scores:
         raise ArtifactError(f"{run.path}: an evaluation without results; finish it first")
     return scores
 
@@ -78,7 +112,7 @@ def _neighbours(runs: Sequence[RunDir]) -> Iterator[Evaluation]:
             with suppress(FlowOPDError, OSError):
                 run = RunDir(path, writes=False)
                 if is_run(path) and run.manifest().status == "done" and run.manifest().parents:
-                    yield _evaluation(run)
+                    yield from _evaluations(run)
 
 
 def _digest(path: Path) -> str | None:
@@ -107,17 +141,19 @@ def _with_base(entries: Sequence[Entry], bases: Sequence[Evaluation]) -> list[En
     if not first and bases:
         others = [entry.evaluation for entry in rest if entry.evaluation]
         shared = [sum(len(base.shared(other)) for other in others) for base in bases]
-        first = [Entry(BASE, None, bases[shared.index(max(shared))])] if any(shared) else []
+        path = bases[shared.index(max(shared))].run.path
+        first = [Entry(BASE, None, one) for one, n in zip(bases, shared, strict=True) if n and one.run.path == path]
     return [*first, *rest]
 
 
 def _unique(entries: Sequence[Entry]) -> list[Entry]:
-    unique: dict[tuple[Path | None, Path | None], Entry] = {}
+    unique: dict[tuple[tuple[Path | None, Path | None], str], Entry] = {}
+    names: dict[tuple[Path | None, Path | None], str] = {}
     for entry in entries:
         key = (entry.run.path.resolve() if entry.run else None, entry.evaluation.run.path if entry.evaluation else None)
-        used = {other.name for other in unique.values()}
-        names = (entry.name if n == 1 else f"{entry.name} ({n})" for n in count(1))
-        unique.setdefault(key, replace(entry, name=next(name for name in names if name not in used)))
+        numbered = (entry.name if n == 1 else f"{entry.name} ({n})" for n in count(1))
+        name = names.setdefault(key, next(name for name in numbered if name not in names.values()))
+        unique.setdefault((key, entry.evaluation.part if entry.evaluation else ""), replace(entry, name=name))
     return list(unique.values())
 
 
@@ -126,12 +162,22 @@ def _mark_comparable(entries: Sequence[Entry]) -> list[Entry]:
 
     Comparability is not transitive: an evaluation without a judge's name is comparable with two of different judges.
     """
-    evaluations = [entry.evaluation for entry in entries if entry.evaluation]
+    evaluations = [_in_comparison(entry) for entry in entries]
     group: list[Evaluation] = []
-    for one in sorted(evaluations, key=lambda one: -sum(_compare(one, other) for other in evaluations)):
+    for one in sorted(filter(None, evaluations), key=lambda one: -sum(_compare(one, other) for other in evaluations)):
         group += [one] if all(_compare(one, other) for other in group) else []
-    return [replace(entry, comparable=entry.evaluation is None or entry.evaluation in group) for entry in entries]
+    return [
+        replace(entry, comparable=one is None or one in group) for entry, one in zip(entries, evaluations, strict=True)
+    ]
 
 
-def _compare(one: Evaluation, two: Evaluation) -> bool:
+def _in_comparison(entry: Entry) -> Evaluation | None:
+    """The evaluation of an entry, without its guidance if the entries are compared by that."""
+    one = entry.evaluation
+    return replace(one, protocol={**one.protocol, "guidance": None}) if one and entry.by_guidance else one
+
+
+def _compare(one: Evaluation, two: Evaluation | None) -> bool:
+    if two is None:
+        return False
     return one.protocol == two.protocol and set(one.shared(two)) == one.results.keys() & two.results.keys()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from flowopd_cli.errors import ArtifactError
+from flowopd_cli.runs.evaluations import SHEET, Evaluation
 from flowopd_cli.runs.run import RunDir
 from flowopd_cli.system.json_files import read_json_value
 
@@ -106,10 +107,11 @@ def over_time(run: RunDir) -> Grid | None:
     return grid("Pictures over training time", caption, prompts, files)
 
 
-def evaluated(run: RunDir) -> Grid | None:
-    """The row of pictures of an evaluation or a push."""
+def evaluated(run: RunDir, scores: Sequence[Evaluation] = ()) -> Grid | None:
+    """The row of pictures of a push, or of an evaluation at each guidance."""
     caption = "The first picture of prompts spread over the suites."
-    return grid("Pictures", caption, evaluated_prompts(run), [("", run.image_file("eval"))])
+    rows = [(f"guidance {one.guidance:g}" if one.part else "", one.sheet) for one in scores]
+    return grid("Pictures", caption, evaluated_prompts(run), rows or [("", run.image_file(SHEET))])
 
 
 def evaluated_prompts(run: RunDir) -> list[str]:

@@ -9,11 +9,11 @@ from typing import Any
 
 from flowopd_cli import recipe as recipes
 from flowopd_cli.reports import curves, pictures
-from flowopd_cli.reports.entries import Entry, locate
+from flowopd_cli.reports.entries import Entry, compared_by_guidance, locate
 from flowopd_cli.reports.page import Link, Listing, Page, elapsed, link
 from flowopd_cli.reports.series import Rows, column, finite, number
-from flowopd_cli.reports.table import files, table
-from flowopd_cli.runs.evaluations import evaluation, protocol
+from flowopd_cli.reports.table import best_note, files, table
+from flowopd_cli.runs.evaluations import by_guidance, protocol
 from flowopd_cli.runs.layout import resume_command
 from flowopd_cli.runs.manifest import Manifest, now, status_now
 from flowopd_cli.runs.run import RunDir
@@ -41,17 +41,20 @@ def page(run: RunDir, target: Path, status: str | None = None, metrics: Mapping[
     if status is not None:
         state |= {"finished": now(), "metrics": {**manifest.metrics, **plain(metrics or {})}}
     manifest = manifest.model_copy(update=state)
-    scores = evaluation(run) if status in (None, "done") else None
+    scores = by_guidance(run) if status in (None, "done") else []
     model = manifest.parents[0].ref if manifest.parents else "external pictures"
-    entries = [Entry(Path(model).name or model, None, scores)] if scores is not None and scores.suites else []
-    grid = pictures.over_time(run) or pictures.evaluated(run)
+    name = Path(model).name or model
+    entries = compared_by_guidance([Entry(name, None, one) for one in scores if one.results])
+    grid = pictures.over_time(run) or pictures.evaluated(run, scores)
     return Page(
         title=run.path.resolve().name,
         lead=f"{STAGES.get(manifest.stage, manifest.stage)}{_subject(recipe)}.",
         facts=_facts(manifest, recipe, rows),
         warnings=_warnings(run, manifest),
         table=table(entries),
-        table_note=f"Mean ± standard error over prompts. Protocol: {protocol(scores)}." if scores is not None else "",
+        table_note=(
+            f"Mean ± standard error over prompts. Protocol: {protocol(*scores)}.{best_note(entries)}" if scores else ""
+        ),
         downloads=files(entries),
         charts=curves.of_run(recipe, rows) if rows else (),
         grids=[grid] if grid else (),

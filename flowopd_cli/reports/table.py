@@ -12,12 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from flowopd_cli.errors import printable
-from flowopd_cli.reports.entries import BASE, Entry
-from flowopd_cli.runs.evaluations import PROTOCOL
+from flowopd_cli.reports.entries import BASE, Entry, best_of_guidances
+from flowopd_cli.runs.evaluations import AVERAGE, PROTOCOL, on_unit_scale
 from flowopd_cli.system.json_files import plain
 
-AVERAGE = "average"
-UNBOUNDED = ("imagereward",)  # suffixes of suites whose means may be outside [0, 1]
 NUMBERS = ("numbers.csv", "numbers.json", "table.md", "table.tex")
 _FORMULA = ("=", "+", "-", "@")
 _TEX = {c: f"\\{c}" for c in "&%$#_{}"} | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "†": r"$\dagger$"}
@@ -70,7 +68,7 @@ def scales(entries: Sequence[Entry]) -> list[list[str]]:
 
 def _on_unit_scale(entries: Sequence[Entry], suite: str) -> bool:
     means = [entry.results[suite]["mean"] for entry in entries if suite in entry.results]
-    return not suite.endswith(UNBOUNDED) and all(0 <= mean <= 1 for mean in means)
+    return all(on_unit_scale(suite, mean) for mean in means)
 
 
 def table(entries: Sequence[Entry]) -> Table | None:
@@ -92,8 +90,12 @@ def table(entries: Sequence[Entry]) -> Table | None:
         is_best = entry.comparable and len(rivals[name]) > 1 and row[name] == max(rivals[name])
         return Cell(row[name], entry.results.get(name, {}).get("stderr"), is_best)
 
+    best = best_of_guidances(entries)
     rows = tuple(
-        (entry.name + ("" if entry.comparable else " †"), tuple(cell(entry, row, name) for name in columns))
+        (
+            entry.label + (" (best)" if entry in best else "") + ("" if entry.comparable else " †"),
+            tuple(cell(entry, row, name) for name in columns),
+        )
         for entry, row in zip(entries, means, strict=True)
     )
     approximate = {s for entry in entries for s, figures in entry.results.items() if not figures["exact"]}
@@ -113,20 +115,29 @@ def _average(entries: Sequence[Entry], suites: Sequence[str]) -> tuple[bool, str
     return True, f"{AVERAGE}: the plain mean of the suites, of models that have all of them."
 
 
+def best_note(entries: Sequence[Entry]) -> str:
+    """Which guidance is the best of each model that has several."""
+    best = best_of_guidances(entries)
+    texts = [f"{entry.name} {entry.guidance:g}" for entry in best]
+    if not texts:
+        return ""
+    split = best[0].evaluation.protocol["split"] if best[0].evaluation else ""
+    caution = " Choose a guidance on validation prompts." if split == "test" else ""
+    return f" Best guidance by the average on {split} prompts: {', '.join(texts)}.{caution}"
+
+
 def changes_against_base(entries: Sequence[Entry]) -> dict[str, dict[str, tuple[float, float | None]]]:
     """``{model: {suite: (change, standard error)}}`` of the models that compare with the base."""
-    base = next((entry for entry in entries if entry.name == BASE and entry.comparable), None)
-    if base is None:
-        return {}
+    bases = {entry.guidance: entry for entry in entries if entry.name == BASE and entry.comparable}
 
     def change(figures: Mapping[str, Any], reference: Mapping[str, Any]) -> tuple[float, float | None]:
         errors = figures["stderr"], reference["stderr"]
         return figures["mean"] - reference["mean"], None if None in errors else math.hypot(*errors)
 
     return {
-        entry.name: {s: change(figures, base.results[s]) for s, figures in entry.results.items() if s in base.results}
+        entry.label: {s: change(figures, base.results[s]) for s, figures in entry.results.items() if s in base.results}
         for entry in entries
-        if entry is not base and entry.comparable and entry.results
+        if (base := bases.get(entry.guidance)) and entry is not base and entry.comparable and entry.results
     }
 
 

@@ -14,7 +14,8 @@ from flowopd_cli.errors import ArtifactError, FlowOPDError
 from flowopd_cli.recipe import TrainedRecipe
 from flowopd_cli.reports.series import Rows, column, finite, number, thinned
 from flowopd_cli.reports.series import names as names_of
-from flowopd_cli.runs.evaluations import results
+from flowopd_cli.runs.evaluations import by_guidance
+from flowopd_cli.runs.layout import part_name
 from flowopd_cli.runs.lock import Lock
 from flowopd_cli.runs.manifest import LOCK, MANIFEST, Manifest, is_run, read_manifest, status_now
 from flowopd_cli.runs.run import RunDir
@@ -147,10 +148,14 @@ def _results(run: RunDir, manifest: Manifest, rows: Rows) -> Iterator[tuple[str,
         metrics = {name: number(value) for name, value in manifest.metrics.items()} if not rows else {}
         yield from ((name, f"{value:.4g}") for name, value in metrics.items() if value == value)
         return
-    for file in sorted(run.scored_dir.glob("*")):
+    for file in sorted(run.scored_dir.rglob("[0-9]*")):
         with suppress(OSError):
-            yield f"scored ({file.stem})", f"{file.read_bytes().count(bytes([10])):,} pictures"
+            yield (
+                f"scored ({file.relative_to(run.scored_dir).with_suffix('').as_posix()})",
+                f"{file.read_bytes().count(bytes([10])):,} pictures",
+            )
     with suppress(FlowOPDError, KeyError, TypeError):
-        for name, figures in results(run).items():
-            error = "" if figures.get("stderr") is None else f" ± {figures['stderr']:.4f}"
-            yield name, f"{figures['mean']:.4f}{error}"
+        for one in by_guidance(run):
+            for name, figures in one.results.items():
+                error = "" if figures.get("stderr") is None else f" ± {figures['stderr']:.4f}"
+                yield part_name(name, one.part), f"{figures['mean']:.4f}{error}"

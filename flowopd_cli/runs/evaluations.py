@@ -1,24 +1,30 @@
-"""Evaluation runs: their figures, and which of them a model card reports. No torch here."""
+"""Evaluation runs and their figures, by suite and guidance. No torch here."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
-from typing import Any
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
 
-from flowopd_cli.errors import ArtifactError, FlowOPDError
-from flowopd_cli.recipe import EvalRecipe
-from flowopd_cli.runs.adapter_ref import Adapter, AdapterRef
-from flowopd_cli.runs.manifest import Base, is_run
+from flowopd_cli.errors import ArtifactError
+from flowopd_cli.recipe import EvalRecipe, EvalSpec
+from flowopd_cli.runs.layout import part_name
 from flowopd_cli.runs.run import RunDir
 from flowopd_cli.system.json_files import read_json_value
 
+SHEET = "eval"
+AVERAGE = "average"
+UNBOUNDED = ("imagereward",)  # suffixes of suites whose means may be outside [0, 1]
 FIGURES = ("mean", "stderr", "n", "exact")
 PROTOCOL = ("split", "limit", "images", "steps", "guidance", "seed")
 BASE, MODEL = "base", "this model"
+_PART = re.compile(r"\.guidance-\d[\d.e+-]*$")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -26,6 +32,7 @@ class Evaluation:
     """An evaluation run: the results of its suites (see :func:`results`), and how pictures were made.
 
     ``scored`` is the digest of the adapter, ``None`` for the base; ``finished`` when it ended, empty if it has not.
+    ``part`` names one of several guidances of the run, each of which is an evaluation; it is empty for a single one.
     """
 
     run: RunDir
@@ -33,11 +40,22 @@ class Evaluation:
     finished: str
     results: dict[str, dict[str, Any]]
     protocol: dict[str, Any]
+    part: str = ""
 
     @property
     def of(self) -> str:
         """The row of a card with these figures."""
         return BASE if self.scored is None else MODEL
+
+    @property
+    def guidance(self) -> float:
+        """The guidance of its pictures."""
+        return self.protocol["guidance"]
+
+    @property
+    def sheet(self) -> Path:
+        """The row of its pictures."""
+        return self.run.image_file(part_name(SHEET, self.part))
 
     @property
     def suites(self) -> dict[str, dict[str, Any]]:
@@ -60,86 +78,79 @@ class Evaluation:
         return [name for name, (one, two) in pairs.items() if None not in (one, two) and one != two]
 
 
-def evaluations(source: RunDir, named: Sequence[str], adapter: Adapter | None = None) -> list[Evaluation]:
-    """The evaluations of the base and of this model for a card: the ``named`` runs, else the best beside the run.
-
-    The best are complete evaluations on test prompts: of this model the one with the most suites (the latest of
-    several), of the base the one that shares its protocol and most of its suites. Unreadable runs are skipped. A named
-    run of another model, or two that do not compare, are an :class:`ArtifactError`.
-    """
-    sha256, base = (adapter or AdapterRef.parse(str(source.path)).resolve()).sha256, source.manifest().base
-    if named:
-        return _named(source, [(path, _of_model(RunDir.open(path, writes=False), sha256, base)) for path in named])
-    candidates = []
-    for path in sorted(source.path.resolve().parent.iterdir()):
-        with suppress(FlowOPDError):
-            candidates += [_of_model(RunDir(path, writes=False), sha256, base)] if is_run(path) else []
-    whole = [e for e in candidates if e and e.protocol["split"] == "test" and e.protocol["limit"] is None]
-    ours = fullest(e for e in whole if e.of == MODEL)
-    if ours is None:
-        return []
-    best = fullest(_only(e, e.shared(ours)) for e in whole if e.of == BASE and e.shared(ours))
-    return [ours] if best is None else [best, ours]
-
-
 def fullest(evaluations: Iterable[Evaluation]) -> Evaluation | None:
     """The evaluation with the most suites, the latest of several; ``None`` where there is none."""
     return max(evaluations, key=lambda one: (len(one.results), one.finished), default=None)
 
 
-def _only(evaluation: Evaluation, suites: Iterable[str]) -> Evaluation:
-    return replace(evaluation, results={name: evaluation.results[name] for name in suites})
-
-
-def _named(source: RunDir, candidates: Iterable[tuple[str, Evaluation | None]]) -> list[Evaluation]:
-    chosen: dict[str, Evaluation] = {}
-    for path, evaluation in candidates:
-        if evaluation is None:
-            raise ArtifactError(f"{path}: not a finished evaluation of {source.path} or of its base")
-        if evaluation.of in chosen:
-            raise ArtifactError(f"--eval {path}: {chosen[evaluation.of].run.path} is of {evaluation.of} too; name one")
-        chosen[evaluation.of] = evaluation
-    if len(chosen) < 2:
-        return list(chosen.values())
-    base, ours = chosen[BASE], chosen[MODEL]
-    shared = base.shared(ours)
-    if not shared:
-        judged = ", ".join(base.judged_otherwise(ours))
-        how = f"{protocol(base)} / {protocol(ours)}" + (f"; another judge of {judged}" if judged else "")
-        raise ArtifactError(f"--eval: base and model were not evaluated alike ({how}); repeat one, or name one")
-    return [_only(base, shared), ours]
-
-
-def _of_model(run: RunDir, sha256: str | None, base: Base | None) -> Evaluation | None:
-    """A finished evaluation of the adapter with digest ``sha256`` or of its base, ``None`` for any other run."""
-    manifest = run.manifest()
-    if manifest.status != "done" or manifest.base is None or not manifest.parents:
-        return None
-    if manifest.parents[0].sha256 not in (sha256, None):
-        return None
-    if base is not None and base.sha256 is not None and manifest.base.sha256 != base.sha256:
-        return None
-    return evaluation(run)
-
-
-def evaluation(run: RunDir) -> Evaluation | None:
-    """The evaluation of the adapter or base that a run scored; ``None`` if the run is not an evaluation."""
+def by_guidance(run: RunDir) -> list[Evaluation]:
+    """The evaluations of the model that a run scored, one for each guidance; none if its stage is another."""
     recipe, manifest = run.recipe(), run.manifest()
     if not isinstance(recipe, EvalRecipe):
-        return None
+        return []
     scored = manifest.parents[0].sha256 if manifest.parents else None
-    settings = recipe.eval.model_dump(include=set(PROTOCOL))
-    settings |= recipe.model.model_dump(include={"resolution", "max_sequence_length"})
-    return Evaluation(run, scored, manifest.finished or "", results(run), settings)
+    model = recipe.model.model_dump(include={"resolution", "max_sequence_length"})
+    return [
+        Evaluation(
+            run,
+            scored,
+            manifest.finished or "",
+            results(run, part),
+            spec.model_dump(include=set(PROTOCOL)) | model,
+            part,
+        )
+        for part, (_, spec) in recipe.eval.by_guidance.items()
+    ]
 
 
-def results(run: RunDir) -> dict[str, dict[str, Any]]:
-    """``{suite: {mean, stderr, n, exact, version, judge}}`` of an evaluation run; :class:`ArtifactError` if damaged.
+def outcome(spec: EvalSpec, by_part: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, Any]:
+    """The figures of an evaluation for JSON: ``suites``; of several guidances ``by_guidance`` and ``best_guidance``."""
+    if list(by_part) == [""]:
+        return {"suites": figures(by_part[""])}
+    scales, best = spec.by_guidance, best_part(by_part)
+    rows = [{"guidance": scales[part][0], "suites": figures(suites)} for part, suites in by_part.items()]
+    return {"by_guidance": rows, "best_guidance": None if best is None else scales[best][0]}
+
+
+def best_part(by_part: Mapping[T, Mapping[str, Mapping[str, Any]]]) -> T | None:
+    """The key of the results with the highest average, the first of equals.
+
+    ``None`` for a single one, or where the averages do not compare: other suites, or suites on different scales.
+    """
+    averages = {part: average_of(suites) for part, suites in by_part.items()}
+    if len(by_part) < 2 or None in averages.values() or len({frozenset(suites) for suites in by_part.values()}) > 1:
+        return None
+    return max(averages, key=lambda part: averages[part] or 0.0)
+
+
+def average_of(suites: Mapping[str, Mapping[str, Any]]) -> float | None:
+    """The figure that sums up results: the only suite, the suite ``average``, or the plain mean of all suites.
+
+    A group and its parts, as of ``t2i-compbench``, count as the group. ``None`` for suites on different scales.
+    """
+    names = [name for name in suites if not any(name.startswith(f"{group}-") for group in suites)]
+    means = {name: float(suites[name]["mean"]) for name in ([AVERAGE] if AVERAGE in suites else names)}
+    if len(means) > 1 and not all(on_unit_scale(name, mean) for name, mean in means.items()):
+        return None
+    return math.fsum(means.values()) / len(means) if means else None
+
+
+def on_unit_scale(suite: str, mean: float) -> bool:
+    """Whether the mean of a suite is between 0 and 1."""
+    return not suite.endswith(UNBOUNDED) and 0 <= mean <= 1
+
+
+def results(run: RunDir, part: str = "") -> dict[str, dict[str, Any]]:
+    """``{suite: {mean, stderr, n, exact, version, judge}}`` of an evaluation run, or of one of its guidances.
+
+    Raises :class:`ArtifactError`: a result is damaged.
 
     ``judge`` is a digest of the scorer, ``None`` if a result does not name it; an average has the digests of its parts.
     """
     read, parts = {}, {}
-    for path in sorted(run.eval_dir.glob("*.json")):
+    for path in sorted(run.eval_dir.glob(f"{part_name('*', part)}.json")):
+        if not part and _PART.search(path.stem):
+            continue  # of several guidances that the run had earlier
         result = read_json_value(path, "result of an evaluation")
         if isinstance(result, dict):  # the list of prompts is no result
             if not _is_result(result):
@@ -156,7 +167,7 @@ def results(run: RunDir) -> dict[str, dict[str, Any]]:
 
 def figures(results: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """``{suite: {mean, stderr, n, exact}}`` of results."""
-    return {name: {key: result[key] for key in FIGURES} for name, result in results.items()}
+    return {name: {key: result.get(key) for key in FIGURES} for name, result in results.items()}
 
 
 def _judge(result: Mapping[str, Any]) -> str | None:
@@ -180,14 +191,15 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 
-def protocol(evaluation: Evaluation) -> str:
-    """How the pictures of an evaluation were made, in words."""
+def protocol(evaluation: Evaluation, *others: Evaluation) -> str:
+    """How the pictures of an evaluation were made, in words; ``others`` may differ from it in guidance."""
     settings = evaluation.protocol
+    guidances = ", ".join(f"{value:g}" for value in sorted({one.guidance for one in (evaluation, *others)}))
     limit = "" if settings["limit"] is None else f", at most {settings['limit']} a suite"
     images = settings["images"]
     pictures = "as many pictures each as the suite says" if images is None else f"{images} pictures each"
     suites = ", ".join(f"{name} {result['version']}" for name, result in evaluation.results.items())
     return (
         f"{settings['split']} prompts{limit}, {pictures}, {settings['steps']} steps, "
-        f"guidance {settings['guidance']:g}, seed {settings['seed']}; suites {suites}"
+        f"guidance {guidances}, seed {settings['seed']}; suites {suites}"
     )

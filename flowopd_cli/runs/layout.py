@@ -55,9 +55,9 @@ class RunPaths:
     report_file = _Member(REPORT)  # the self-contained report
     card_file = _Member(CARD)  # the model card
 
-    def eval_file(self, suite: str) -> Path:
-        """The results of one suite."""
-        return self.eval_dir / f"{suite}.json"
+    def eval_file(self, suite: str, part: str = "") -> Path:
+        """The results of one suite; ``part`` names one of several guidances."""
+        return self.eval_dir / f"{part_name(suite, part)}.json"
 
     def samples(self) -> list[tuple[int, Path]]:
         """The sample pictures by iteration, in order."""
@@ -70,6 +70,11 @@ class RunPaths:
     def image_file(self, name: str) -> Path:
         """The sample picture called ``name``."""
         return self.samples_dir / f"{name.removesuffix('.png')}.png"
+
+
+def part_name(name: str, part: str) -> str:
+    """A name with that of a part of the evaluation, as in ``ocr.guidance-1.5``; with an empty one it is unchanged."""
+    return f"{name}.{part}" if part else name
 
 
 def resume_command(stage: str, path: Path) -> str:

@@ -157,15 +157,15 @@ class RunDir(RunPaths):
             files.commit_folder(folder, writer)
         return folder
 
-    def write_eval(self, suite: str, text: str) -> None:
+    def write_eval(self, suite: str, text: str, part: str = "") -> None:
         """Write the results of one suite, JSON text."""
         if self.writes:
-            atomic_write(self.eval_file(suite), text)
+            atomic_write(self.eval_file(suite, part), text)
 
-    def write_rows(self, suite: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    def write_rows(self, suite: str, rows: Sequence[Mapping[str, Any]], part: str = "") -> None:
         """Write a line of JSON for each picture that a suite scored."""
         if self.writes:
-            atomic_write(self.eval_dir / f"{suite}.jsonl", json_lines(rows))
+            atomic_write(self.eval_file(suite, part).with_suffix(".jsonl"), json_lines(rows))
 
     def write_image(self, name: str, image: Image) -> None:
         """Write a picture to ``samples/``, as PNG."""

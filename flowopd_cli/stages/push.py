@@ -33,7 +33,9 @@ def run(
     if hub is not None:
         hub.check()
     source = RunDir.open(recipe.run, writes=False)
-    write(recipe, source, run, (adapters or Adapters())[recipe.run])
+    guidance_note = write(recipe, source, run, (adapters or Adapters())[recipe.run])
+    if guidance_note:
+        progress.note(guidance_note)
     check = Check(source, run.hub_dir, recipe)
     figures = check.compare(run.hub_dir, "nothing was uploaded")
     progress.note(f"plain diffusers and PEFT draw the same picture: {_differences(figures)}")
@@ -47,8 +49,11 @@ def run(
     }
 
 
-def write(recipe: PushRecipe, source: RunDir, run: RunDir, adapter: Adapter) -> None:
-    """Write the folder that is pushed anew: the adapter in both forms, card, recipe, evaluation and pictures."""
+def write(recipe: PushRecipe, source: RunDir, run: RunDir, adapter: Adapter) -> str:
+    """Write the folder that is pushed anew: the adapter in both forms, card, recipe, evaluation and pictures.
+
+    Returns how the card's guidance was chosen, if it was.
+    """
     assert adapter.path is not None, "a run is never the base"
     config, factors = read_adapter(adapter.path)
     with storing(run.hub_dir):
@@ -57,7 +62,7 @@ def write(recipe: PushRecipe, source: RunDir, run: RunDir, adapter: Adapter) -> 
     write_diffusers(run.hub_dir, factors)
     run.declare(Inputs(parents=(adapter.parent("pushed"),)))
     with storing(run.hub_dir):
-        fill(recipe, source, run, adapter)
+        return fill(recipe, source, run, adapter)
 
 
 def publish(hub: Hub, run: RunDir, check: Check, progress: Progress) -> dict[str, Any]:

@@ -12,10 +12,10 @@ from flowopd_cli import recipe as recipes
 from flowopd_cli.cli.plan.check import check
 from flowopd_cli.cli.plan.resolve import Plan
 from flowopd_cli.runs.adapter_ref import AdapterRef, recorded_base
-from flowopd_cli.runs.evaluations import evaluations
 from flowopd_cli.runs.inspect import listing, verify
 from flowopd_cli.runs.lock import Lock
 from flowopd_cli.runs.manifest import LOCK, MANIFEST, Base, Inputs, Parent, read_manifest
+from flowopd_cli.runs.reported import reported
 from flowopd_cli.runs.run import RunDir
 from flowopd_cli.stages.publishing import card
 from flowopd_cli.system.files import is_intact
@@ -61,8 +61,8 @@ def look(box, run):
         lambda: recorded_base(run.path),
         lambda: check(recipes.build({**EVAL, "adapter": reference})),
         Lock(run.path / LOCK).taken,
-        lambda: card.build(card.Card("t", run.manifest(), evaluations(run, []), "me/t")),
-        lambda: evaluations(run, [str(box / "eval")]),
+        lambda: card.build(card.Card("t", run.manifest(), reported(run, []).rows, "me/t")),
+        lambda: reported(run, [str(box / "eval")]),
     ):
         with guarded(box / "nowhere"):
             read()
@@ -138,4 +138,4 @@ def test_the_run_that_is_damaged_here_is_sound(tmp_path):
     assert run.manifest().status == judged.manifest().status == "done"
     assert run.checkpoints.newest()[0] == 2
     assert {finding.fault for finding in verify(run.path)} == {""}
-    assert [found.of for found in evaluations(run, [])] == ["this model"]
+    assert [found.of for found in reported(run, []).rows] == ["this model"]

@@ -165,6 +165,8 @@ def test_stages_without_a_loop():
     evaluation = recipes.build({"stage": "eval", "eval": {"steps": 40, "guidance": 4.5, "limit": 9}})
     assert arithmetic(evaluation)["transformer forwards per picture"] == 80
     assert arithmetic(evaluation)["prompts per suite"] == "at most 9"
+    several = recipes.build({"stage": "eval", "eval": {"steps": 40, "guidance": [1, 1.5, 1]}})
+    assert arithmetic(several)["transformer forwards per picture"] == "40 + 80"
     merge = recipes.build({"stage": "merge", "adapters": ["a", "b"]})
     assert arithmetic(merge) == {"adapters": 2, "optimizer steps": 0}
     assert arithmetic(recipes.build({"stage": "push", "run": "r"})) == {"optimizer steps": 0}

@@ -10,7 +10,7 @@ from support.reported import HOSTILE, PAPER, page_of
 
 from flowopd_cli.reports import changes, report, table
 from flowopd_cli.reports.entries import Entry, collect
-from flowopd_cli.runs.evaluations import evaluation
+from flowopd_cli.runs.evaluations import by_guidance
 
 
 def test_the_average_of_a_suite_called_average_is_its_own(tmp_path):
@@ -40,7 +40,7 @@ def test_the_average_of_a_suite_called_average_is_its_own(tmp_path):
 )
 def test_there_is_no_average_without_a_meaning(tmp_path, means, note):
     run = reported.evaluation(tmp_path / "e", None, means)
-    shown = table.table([Entry("base", None, evaluation(run))])
+    shown = table.table([Entry("base", None, by_guidance(run)[0])])
     assert (set(shown.columns), shown.note) == (set(means), note)
     assert note in " ".join(page_of(run.path, tmp_path).texts)
 

@@ -106,6 +106,55 @@ def test_a_resumed_evaluation_draws_no_picture_twice(done, tmp_path, monkeypatch
     perform(run.path, resume=True)
 
 
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    return perform(tmp_path_factory.mktemp("eval") / "e", "eval.guidance=[1, 2.5]")
+
+
+def test_several_guidances_are_drawn_and_scored_apart(done, compared, tmp_path):
+    run, found = compared
+    alone = {1: done, 2.5: perform(tmp_path / "e", "eval.guidance=2.5")[0]}
+    for guidance, one in alone.items():
+        part = f"guidance-{guidance}"
+        assert pngs(run.images_dir / part) == pngs(one.images_dir)
+        for name in SUITES:
+            assert run.eval_file(name, part).read_text() == one.eval_file(name).read_text()
+            lines = run.eval_file(name, part).with_suffix(".jsonl").read_text()
+            assert lines == (one.eval_dir / f"{name}.jsonl").read_text()
+    means = {row["guidance"]: [suite["mean"] for suite in row["suites"].values()] for row in found["by_guidance"]}
+    assert list(means) == [1, 2.5]
+    assert found["best_guidance"] == run.manifest().metrics["best_guidance"] == max(means, key=lambda g: sum(means[g]))
+
+
+def test_a_resumed_comparison_of_guidances_draws_and_scores_nothing_twice(compared, tmp_path, monkeypatch):
+    run, models = compared[0], []
+    load = stage.load_model
+    monkeypatch.setattr(stage, "load_model", lambda *args: models.append(args) or load(*args))
+    batches = sum(-(-len(pngs(folder)) // 4) for folder in run.images_dir.iterdir() if folder.is_dir())
+    with pytest.raises(Interrupted):
+        perform(tmp_path / "e", "eval.guidance=[1, 2.5]", progress=StopAt(batches // 2 + 2))
+    half = RunDir.open(tmp_path / "e")
+    before = {path: path.stat().st_mtime_ns for path in half.images_dir.rglob("*.png")}
+    assert {path.relative_to(half.images_dir).parts[0] for path in before} == {"guidance-1", "guidance-2.5"}
+    assert sorted(path.name for path in half.scored_dir.iterdir()) == ["guidance-1", "guidance-2.5"]
+    assert len(models) == 1
+    perform(half.path, "eval.guidance=[1, 2.5]", resume=True)
+    assert all(path.stat().st_mtime_ns == when for path, when in before.items())
+    assert pngs(half.images_dir) == pngs(run.images_dir)
+    assert not half.scored_dir.exists()
+    texts = [{file.name: file.read_text() for file in one.eval_dir.iterdir()} for one in (half, run)]
+    assert texts[0] == texts[1]
+    assert len(models) == 2
+    perform(half.path, "eval.guidance=[1, 2.5]", resume=True)
+    assert len(models) == 2, "a model was loaded for nothing"
+
+
+@pytest.mark.parametrize("field", ["pictures=p", "import_scores=p", "fail_under={ocr: 0.5}"])
+def test_several_guidances_are_refused_where_there_is_one_set_of_pictures(field):
+    with pytest.raises(RecipeError, match=rf"guidance is 1, 2, but {field.split('=')[0]} is about one set of pictures"):
+        recipes.load(recipes.find("toy/eval"), overrides=["eval.guidance=[1, 2]", f"eval.{field}"])
+
+
 def test_damaged_pictures_are_drawn_again(done, tmp_path):
     shutil.copytree(done.path, tmp_path / "e")
     run = RunDir.open(tmp_path / "e")

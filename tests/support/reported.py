@@ -10,6 +10,7 @@ from PIL import Image
 from flowopd_cli import recipe as recipes
 from flowopd_cli.reports import report
 from flowopd_cli.runs.adapter_ref import AdapterRef
+from flowopd_cli.runs.layout import part_name
 from flowopd_cli.runs.manifest import Base, Inputs, Parent
 from flowopd_cli.runs.run import RunDir
 
@@ -93,15 +94,20 @@ def student(path, *teachers, finish=True):
 
 
 def evaluation(path, made=None, means=None, fields=None, base=BASE, **protocol):
-    """The evaluation of a run's adapter, or of the base; ``fields`` are further fields of each result."""
+    """The evaluation of a run's adapter, or of the base; ``fields`` are further fields of each result.
+
+    With several guidances a suite has a mean for each.
+    """
     run = begun(path, EVAL | {"eval": {"suites": ["toy-ocr"], **protocol}})
     policy = parent(made, "policy") if made else Parent(role="policy", ref="base")
     run.declare(Inputs(base=base, parents=(policy,)))
-    for suite, mean in (means or SUITES).items():
-        result = {"suite": suite, "version": f"{suite}-1", "mean": mean, "stderr": 0.01, "n": 8}
-        run.write_eval(suite, json.dumps({**result, "exact": suite != "ocr", **(fields or {})}))
+    for index, part in enumerate(run.recipe().eval.by_guidance):
+        for suite, mean in (means or SUITES).items():
+            result = {"suite": suite, "version": f"{suite}-1", "mean": mean[index] if part else mean}
+            result |= {"stderr": 0.01, "n": 8, "exact": suite != "ocr", **(fields or {})}
+            run.write_eval(suite, json.dumps(result), part)
+        run.write_image(part_name("eval", part), noise(3, 16, len(str(path))))
     run.write_eval("prompts", json.dumps(["a red circle", "a blue square", "two stars"]))
-    run.write_image("eval", noise(3, 16, len(str(path))))
     run.finish("done")
     return run
 

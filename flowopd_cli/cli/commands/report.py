@@ -34,6 +34,6 @@ def report(runs: Runs, out: Out = None, json: Json = False) -> None:
         page = of_run(runs[0], out)
     else:
         page, entries, files = of_runs(runs, out)
-        models = {entry.name: entry.results for entry in entries}
+        models = {entry.label: entry.results for entry in entries}
         result = {"files": [str(file) for file in files], "models": models}
     print(jsonlib.dumps({"report": str(page), **result}) if json else printable(str(page)))

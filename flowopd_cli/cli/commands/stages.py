@@ -153,6 +153,7 @@ def eval_(
         Texts, _option("A,B", "The categories of t2i-compbench; all by default; may be repeated.")
     ] = None,
     split: Annotated[Text, _option("NAME", "The prompts to use: test (the default) or validation.")] = None,
+    guidance: Annotated[Text, _option("G,G", "The guidance, or several to compare; the best is marked.")] = None,
     batch: Annotated[Number, _option("N", "Pictures drawn at once; does not change results.", min=1)] = None,
     images: Annotated[Folder, _option("DIR", IMAGES)] = None,
     import_scores: Annotated[Folder, _option("DIR", SCORES)] = None,
@@ -163,9 +164,10 @@ def eval_(
     \b
     Example:
       flowopd eval --suite geneval,ocr --adapter runs/student --out runs/eval-student
+      flowopd eval --suite geneval,ocr --adapter runs/student --split validation --guidance 1,1.5,2
       flowopd eval --suite geneval --images their/pictures --fail-under geneval=0.85
     """
-    from flowopd_cli.cli.plan.flags import names, thresholds
+    from flowopd_cli.cli.plan.flags import names, numbers, thresholds
 
     if images is not None and import_scores is not None:
         raise RecipeError("--images scores pictures, --import-scores reads existing scores: name one of them")
@@ -175,6 +177,7 @@ def eval_(
         "eval.limit": limit,
         "eval.images": images_per_prompt,
         "eval.split": split,
+        "eval.guidance": numbers(guidance, "--guidance"),
         "eval.batch": batch,
         "eval.options.t2i-compbench.categories": names(categories or ()),
         "eval.pictures": images and str(images),

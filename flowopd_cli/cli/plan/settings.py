@@ -44,9 +44,9 @@ def check_guidance(recipe: recipes.Recipe, recorded: recipes.Recipe | None = Non
 
     Raises :class:`RecipeError`: a scale is under 1.
     """
-    before = dict(_guidances(recorded)) if recorded is not None else {}
+    before = set(_guidances(recorded)) if recorded is not None else set()
     for field, scale in _guidances(recipe) if family(recipe.model.family).classifier_free else ():
-        if scale < 1 and before.get(field) != scale:
+        if scale < 1 and (field, scale) not in before:
             raise RecipeError(
                 f"{field} {scale:g}: classifier-free guidance under 1 weakens the prompt, and 0 draws the empty "
                 "prompt's picture, where diffusers draws the conditional one: set it to 1, which is no guidance"
@@ -55,7 +55,7 @@ def check_guidance(recipe: recipes.Recipe, recorded: recipes.Recipe | None = Non
 
 def _guidances(recipe: recipes.Recipe) -> Iterator[tuple[str, float]]:
     if isinstance(recipe, recipes.EvalRecipe):
-        yield "eval.guidance", recipe.eval.guidance
+        yield from (("eval.guidance", value) for value, _ in recipe.eval.by_guidance.values())
     if isinstance(recipe, recipes.PushRecipe):
         yield "push.verify_guidance", recipe.push.verify_guidance
     if isinstance(recipe, recipes.TrainedRecipe):

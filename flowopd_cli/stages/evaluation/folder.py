@@ -17,7 +17,7 @@ from torch import Tensor
 
 from flowopd_cli.errors import ArtifactError, RecipeError
 from flowopd_cli.recipe import EvalRecipe
-from flowopd_cli.runs.layout import DRAWN
+from flowopd_cli.runs.layout import DRAWN, part_name
 from flowopd_cli.runs.manifest import Parent
 from flowopd_cli.runs.run import RunDir
 from flowopd_cli.stages.drawing import side_by_side, to_bytes
@@ -130,7 +130,9 @@ def picture_settings(recipe: EvalRecipe, parents: Sequence[Parent]) -> dict[str,
     return {"model": model, "adapters": [parent.sha256 for parent in parents], **sampling}
 
 
-def write_samples(run: RunDir, requests: Sequence[PictureRequest], folder: PictureFolder, count: int) -> None:
+def write_samples(
+    run: RunDir, requests: Sequence[PictureRequest], folder: PictureFolder, count: int, part: str = ""
+) -> None:
     """Write the first picture of ``count`` prompts, spread over the whole list, as one row, and their prompts."""
     firsts = [request for request in requests if request.place.index == 0]
     count = min(count, len(firsts))
@@ -138,4 +140,4 @@ def write_samples(run: RunDir, requests: Sequence[PictureRequest], folder: Pictu
     run.write_eval("prompts", json.dumps([request.prompt.text for request in chosen]))
     pictures = [folder.read(request) for request in chosen]
     if len({picture.shape for picture in pictures}) == 1:
-        run.write_image("eval", side_by_side(pictures))
+        run.write_image(part_name("eval", part), side_by_side(pictures))

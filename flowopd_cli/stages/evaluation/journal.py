@@ -11,11 +11,10 @@ from typing import Any
 import torch
 
 from flowopd_cli.rewards.base import Reward
-from flowopd_cli.runs.run import RunDir
 from flowopd_cli.stages.evaluation.folder import Picture, PictureFolder
 from flowopd_cli.stages.evaluation.requests import Key, PictureRequest
 from flowopd_cli.suites.base import NamedReward, Row, Suite, score
-from flowopd_cli.system.files import append, atomic_write, remove, storing
+from flowopd_cli.system.files import append, atomic_write, storing
 from flowopd_cli.system.json_files import json_lines, plain, read_json_lines
 from flowopd_cli.system.threads import Worker
 
@@ -23,12 +22,15 @@ Scored = tuple[str, Row]  # suite and row
 
 
 class Journal:
-    """One file per process, one line per row. A row is valid while its picture file and its reward are unchanged."""
+    """A file in ``home`` for each process, one line per row.
+
+    A row is valid while its picture file and its reward are unchanged.
+    """
 
     def __init__(
-        self, run: RunDir, rank: int, folder: PictureFolder, suites: Sequence[Suite], rewards: Mapping[str, Reward]
+        self, home: Path, rank: int, folder: PictureFolder, suites: Sequence[Suite], rewards: Mapping[str, Reward]
     ) -> None:
-        self._folder, self._home = folder, run.scored_dir
+        self._folder, self._home = folder, home
         self._file = self._home / str(rank)
         self._judges = {suite.name: judge(suite, rewards[suite.name]) for suite in suites}
         self._lines: dict[tuple[str, Key], dict[str, Any]] = {}
@@ -58,10 +60,6 @@ class Journal:
         with storing(self._home):
             self._home.mkdir(parents=True, exist_ok=True)
         append(self._file, json_lines(lines))
-
-    def remove(self) -> None:
-        """Remove the journals of all processes, once the results are written."""
-        remove(self._home)
 
 
 def _is_intact(line: Mapping[str, Any]) -> bool:

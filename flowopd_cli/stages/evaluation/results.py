@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from flowopd_cli.errors import RecipeError
-from flowopd_cli.recipe import EvalRecipe
+from flowopd_cli.recipe import EvalRecipe, EvalSpec
 from flowopd_cli.rewards.base import Reward
+from flowopd_cli.runs.evaluations import AVERAGE, average_of, best_part
 from flowopd_cli.stages.evaluation.journal import Scored, key_of
 from flowopd_cli.stages.evaluation.requests import PictureRequest, Requests
 from flowopd_cli.suites.base import MissingScores, Result, Row, Suite, summarize
@@ -65,7 +66,22 @@ def protocol(recipe: EvalRecipe, suite: Suite) -> dict[str, Any]:
     }
 
 
-def show_table(progress: Progress, results: Mapping[str, Result], title: str) -> None:
+def show(progress: Progress, spec: EvalSpec, results: Mapping[str, Mapping[str, Result]], title: str) -> None:
+    """Show the figures of every suite by part: a row for each suite, or for each of several guidances."""
+    if len(results) == 1:
+        _show_suites(progress, next(iter(results.values())), title)
+        return
+    best, suites = best_part(results), list(next(iter(results.values())))
+    rows = []
+    for name, by_suite in results.items():
+        cells = ["—" if suite not in by_suite else f"{by_suite[suite]['mean']:.4f}" for suite in suites]
+        average = average_of(by_suite)
+        mark = f" (best on {spec.split})" if name == best else ""
+        rows.append((f"{spec.by_guidance[name][0]:g}{mark}", *cells, "—" if average is None else f"{average:.4f}"))
+    progress.table(title, ("guidance", *suites, AVERAGE), rows)
+
+
+def _show_suites(progress: Progress, results: Mapping[str, Result], title: str) -> None:
     """Show the headline figures, one row per suite; ``~`` marks a figure that differs from the reference scorer's."""
     rows = []
     for name, r in results.items():

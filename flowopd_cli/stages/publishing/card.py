@@ -35,7 +35,8 @@ class Card:
 
     The lines of usage load ``repo`` at ``revision``; ``published`` says that ``repo`` is a repository, not a folder.
     ``license`` is the adapter's own, ``inherited`` the base's. ``gallery`` has each prompt with its picture's file.
-    ``sampling`` has arguments of the pipeline's call, ``absent`` the parts that the base lacks.
+    ``sampling`` has arguments of the pipeline's call, ``guidance_note`` how its guidance was chosen, ``absent`` the
+    parts that the base lacks.
     """
 
     title: str
@@ -50,6 +51,7 @@ class Card:
     gallery: Sequence[tuple[str, str]] = ()
     max_sequence_length: int = 256
     sampling: Mapping[str, float] = field(default_factory=dict)
+    guidance_note: str = ""
     absent: tuple[str, ...] = ()
     trained: str = ""
     base_revision: str | None = None
@@ -92,12 +94,13 @@ def metadata(card: Card, base: str) -> ModelCardData:
         widget=[{"text": text, "output": {"url": name}} for text, name in card.gallery] or None,
         model_name=card.title if scored else None,
         eval_results=[_result(card, evaluation, suite) for evaluation, suite in scored] or None,
+        inference={"parameters": dict(card.sampling)} if card.sampling else None,
     )
 
 
 def _result(card: Card, evaluation: Evaluation, suite: str) -> EvalResult:
     figures, version = evaluation.results[suite], evaluation.results[suite]["version"]
-    file = evaluation.run.eval_file(suite).relative_to(evaluation.run.path).as_posix()
+    file = evaluation.run.eval_file(suite, evaluation.part).relative_to(evaluation.run.path).as_posix()
     url = f"https://huggingface.co/{card.repo}/blob/{card.revision or 'main'}/{file}"
     return EvalResult(
         task_type=TASK,

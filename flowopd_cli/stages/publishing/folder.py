@@ -17,8 +17,9 @@ from flowopd_cli.models.files.pipelines import absent_parts, locate
 from flowopd_cli.recipe import PushRecipe
 from flowopd_cli.registry import base_source
 from flowopd_cli.runs.adapter_ref import Adapter
-from flowopd_cli.runs.evaluations import MODEL, Evaluation, evaluations
+from flowopd_cli.runs.layout import part_name
 from flowopd_cli.runs.manifest import Manifest
+from flowopd_cli.runs.reported import Reported, reported
 from flowopd_cli.runs.run import RunDir
 from flowopd_cli.stages.publishing import card as cards
 from flowopd_cli.stages.publishing.licenses import inherited_license
@@ -36,22 +37,23 @@ VERBATIM = {"text", "target", "read"}  # of a row: the prompt, and the text read
 NOTE = "# As it ran, with local paths and private addresses shortened.\n"
 
 
-def fill(recipe: PushRecipe, source: RunDir, run: RunDir, adapter: Adapter) -> None:
-    """Write all but the weights into the pushed folder."""
+def fill(recipe: PushRecipe, source: RunDir, run: RunDir, adapter: Adapter) -> str:
+    """Write all but the weights into the pushed folder; returns how the card's guidance was chosen, if it was."""
     push, trained = recipe.push, source.recipe()
-    reported = evaluations(source, push.evaluations, adapter)
-    scored = next((e for e in reported if e.of == MODEL), None)
+    sampling = trained.sampling if isinstance(trained, recipes.TrainedRecipe) else None
+    scores = reported(source, push.evaluations, adapter, sampling.guidance if sampling else None)
     picture, gallery = None, []
-    if scored is not None:
-        copy_evaluation(scored.run.eval_dir, run.hub_dir / scored.run.eval_dir.name)
-        picture, gallery = pictures(scored.run, run.hub_dir)
+    if scores.model is not None:
+        copy_evaluation(scores.model.run.eval_dir, run.hub_dir / scores.model.run.eval_dir.name)
+        picture, gallery = pictures(scores.model.run, run.hub_dir, scores.model.part)
+    settings, guidance_note = usage(scores, sampling)
     (run.hub_dir / source.recipe_file.name).write_text(public_recipe(trained), encoding="utf-8")
     spec = model_of(recipe, source)
     base = locate(base_source(spec.pretrained), spec.revision)
     card = cards.Card(
         title=(push.repo or run.hub_dir.name).rsplit("/")[-1],
         manifest=public_manifest(source.manifest()),
-        evaluations=reported,
+        evaluations=scores.rows,
         repo=push.repo or run.hub_dir.name,
         revision=push.revision if push.repo else None,
         published=push.repo is not None,
@@ -60,13 +62,15 @@ def fill(recipe: PushRecipe, source: RunDir, run: RunDir, adapter: Adapter) -> N
         picture=picture,
         gallery=gallery,
         max_sequence_length=spec.max_sequence_length,
-        sampling=_sampling(trained, scored),
+        sampling=settings,
+        guidance_note=guidance_note,
         absent=tuple(absent_parts(base)),
         trained=trained_on(trained),
         base_revision=spec.revision,
     )
     for folder in (run.hub_dir, run.path):
         (folder / run.card_file.name).write_text(cards.build(card), encoding="utf-8")
+    return guidance_note
 
 
 def model_of(recipe: PushRecipe, source: RunDir) -> recipes.ModelSpec:
@@ -130,12 +134,12 @@ def _texts(value: Any) -> list[str]:
     return value if isinstance(value, list) and all(isinstance(text, str) for text in value) else []
 
 
-def pictures(scored: RunDir, folder: Path) -> tuple[str | None, list[tuple[str, str]]]:
+def pictures(scored: RunDir, folder: Path, part: str = "") -> tuple[str | None, list[tuple[str, str]]]:
     """Copy an evaluation's sheet into ``folder`` and cut it up; returns its name, and each prompt with its picture.
 
     Only pixels are published, without other data of the file. A sheet without one picture a prompt is not cut.
     """
-    row = scored.image_file(PICTURES)
+    row = scored.image_file(part_name(PICTURES, part))
     if not row.is_file() or row.is_symlink():
         return None, []
     try:
@@ -155,12 +159,25 @@ def pictures(scored: RunDir, folder: Path) -> tuple[str | None, list[tuple[str, 
     return f"{home.name}/{row.name}", gallery
 
 
-def _sampling(recipe: recipes.Recipe, scored: Evaluation | None) -> Mapping[str, float]:
-    """The steps and guidance of the figures, else of the training."""
-    settings: Mapping[str, Any] = scored.protocol if scored is not None else {}
-    if scored is None and isinstance(recipe, recipes.TrainedRecipe):
-        settings = recipe.sampling.model_dump()
-    return {"num_inference_steps": settings["steps"], "guidance_scale": settings["guidance"]} if settings else {}
+def usage(scores: Reported, sampling: recipes.SamplingSpec | None) -> tuple[dict[str, float], str]:
+    """The steps and guidance of the figures, else of the training, for the pipeline's call; and why that guidance.
+
+    Of several guidances the best on validation prompts counts; figures on test prompts choose none.
+    """
+    one, listed = scores.model or scores.best, ", ".join(f"{value:g}" for value in scores.guidances)
+    settings = one.protocol if one else sampling.model_dump() if sampling else None
+    if settings is None:
+        return {}, ""
+    guidance, note = scores.guidance, ""
+    if scores.best is not None:
+        suites = ", ".join(scores.best.results)
+        note = f"Of the guidances {listed}, {scores.best.guidance:g} is the best on validation prompts ({suites})."
+    elif listed:
+        guidance, source = (sampling.guidance, "that of the training") if sampling else (None, "the first of them")
+        note = f"Guidances {listed} were compared on test prompts only, which choose none: "
+        note += f"{settings['guidance'] if guidance is None else guidance:g} is {source}."
+    guidance = settings["guidance"] if guidance is None else guidance
+    return {"num_inference_steps": settings["steps"], "guidance_scale": guidance}, note
 
 
 def trained_on(recipe: recipes.Recipe) -> str:

@@ -46,6 +46,29 @@ def test_distill_flags_reach_the_recipe(resolved, trained):
     assert recipe["opd"]["estimator"] == "score"
 
 
+@pytest.mark.parametrize(("flag", "guidance"), [("1.5", 1.5), ("1,1.5,2", [1, 1.5, 2]), ("2,2", 2)])
+def test_an_evaluation_takes_one_guidance_or_several(resolved, flag, guidance):
+    assert resolved("eval", "--guidance", flag)["eval"]["guidance"] == guidance
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--guidance", "1,x"], "--guidance 1,x: write numbers with commas between them"),
+        (["--guidance", "0.5,1"], "eval.guidance 0.5: classifier-free"),
+        (["--set", "eval.guidance=[]"], "eval.guidance: [] should be a number of at least 0, or a list of several"),
+        (["--set", "eval.guidance=[1, -1]"], "eval.guidance: [1, -1] should be a number of at least 0"),
+        (["--set", "eval.guidance=[1, true]"], "eval.guidance: Input should be a number, not [1, true]"),
+        (["--set", "eval.guidance=much"], "eval.guidance: 'much' should be a number of at least 0"),
+    ],
+)
+def test_a_guidance_of_an_evaluation_that_is_no_number_is_refused(flowopd, argv, message):
+    code, _, err = flowopd("eval", *argv, "--dry-run")
+    assert code == 2
+    assert message in err
+    assert err.count("\n") == 1
+
+
 @pytest.mark.parametrize(("flag", "guidance"), [("ocr=a", 3.0), ("ocr=a,guidance=2", 2.0)])
 def test_teacher_flags_replace_the_teachers_but_not_the_settings_of_their_tasks(resolved, trained, flag, guidance):
     trained("a")

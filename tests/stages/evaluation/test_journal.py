@@ -34,7 +34,7 @@ def line(tmp_path):
 
     def rows(*lines):
         (run.scored_dir / "0").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-        return Journal(run, 0, folder, [SUITE], {"s": REWARD}).rows(REQUEST)
+        return Journal(run.scored_dir, 0, folder, [SUITE], {"s": REWARD}).rows(REQUEST)
 
     return sound, rows
 

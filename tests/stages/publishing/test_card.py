@@ -6,8 +6,8 @@ import pytest
 from huggingface_hub import ModelCard
 from support.reported import BASE, evaluation, policy_run
 
-from flowopd_cli.runs.evaluations import evaluations
 from flowopd_cli.runs.manifest import Base, Inputs, Parent
+from flowopd_cli.runs.reported import reported
 from flowopd_cli.stages.publishing import card as cards
 from flowopd_cli.stages.publishing.licenses import known_license
 
@@ -18,8 +18,8 @@ def source(tmp_path):
     return policy_run(tmp_path / "student")
 
 
-def card_of(source, reported=(), **fields):
-    return cards.Card("t", source.manifest(), reported, "me/t", **fields)
+def card_of(source, rows=(), **fields):
+    return cards.Card("t", source.manifest(), rows, "me/t", **fields)
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_the_figures_of_base_and_model_are_a_table_that_the_hub_reads(source):
     parent = source.path.parent
     evaluation(parent / "e1", source, {"geneval": 0.123456, "ocr": 0.5}, {"exact": True})
     evaluation(parent / "e2", None, {"ocr": 0.25}, {"exact": True})
-    text = cards.build(card_of(source, evaluations(source, []), revision="v2", published=True))
+    text = cards.build(card_of(source, reported(source, []).rows, revision="v2", published=True))
     assert "| base | — | 0.2500 ± 0.0100 (n = 8) |" in text
     assert "Protocol: test prompts, " in text
     data = ModelCard(text).data
@@ -63,10 +63,20 @@ def test_the_figures_of_base_and_model_are_a_table_that_the_hub_reads(source):
 
 def test_an_approximate_figure_is_named_so(source):
     evaluation(source.path.parent / "e1", source, {"ocr": 0.5}, {"version": "toy-ocr-1"})
-    result = ModelCard(cards.build(card_of(source, evaluations(source, [])))).data.eval_results[0]
+    result = ModelCard(cards.build(card_of(source, reported(source, []).rows))).data.eval_results[0]
     assert result.metric_name == "ocr (approximate scorer)"
     assert result.dataset_name == "ocr (toy-ocr-1)", "not a benchmark"
     assert result.source_url is None, "not yet published"
+
+
+def test_the_guidance_is_in_code_metadata_and_one_sentence(source):
+    card = card_of(source, sampling={"num_inference_steps": 40, "guidance_scale": 1.5}, guidance_note="1.5 is <best>.")
+    text = cards.build(card)
+    assert "num_inference_steps=40, guidance_scale=1.5)" in text
+    assert "1.5 is &#60;best&#62;. diffusers stores no default for it, so pass `guidance_scale`." in text
+    parameters = {"num_inference_steps": 40, "guidance_scale": 1.5}
+    assert ModelCard(text).data.to_dict()["inference"] == {"parameters": parameters}
+    assert "inference" not in cards.metadata(card_of(source), "toy").to_dict()
 
 
 def test_a_base_on_the_hub_is_the_cards_base_and_a_local_one_is_not(source):

@@ -5,10 +5,12 @@ import json
 import pytest
 import yaml
 from PIL import Image, PngImagePlugin
+from support.reported import evaluation, policy_run
 
 from flowopd_cli import recipe as recipes
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.runs.manifest import Base, Inputs, Parent
+from flowopd_cli.runs.reported import reported
 from flowopd_cli.runs.run import RunDir
 from flowopd_cli.stages.publishing.folder import (
     copy_evaluation,
@@ -17,6 +19,7 @@ from flowopd_cli.stages.publishing.folder import (
     public_manifest,
     public_recipe,
     trained_on,
+    usage,
 )
 
 COPY = "/home/me/.cache/huggingface/hub/models--owner--a-name/snapshots/0123abc"
@@ -156,3 +159,46 @@ def test_a_damaged_sheet_is_one_line_that_names_it(scored, tmp_path, damage):
     with pytest.raises(ArtifactError, match=r"samples/eval\.png: cannot be read as a picture \(.*; remove it"):
         pictures(scored, tmp_path / "hub")
     assert not (tmp_path / "hub").exists(), "nothing is left to be published"
+
+
+@pytest.mark.parametrize(
+    ("evaluations", "expected", "note"),
+    [
+        ([], (10, 4.5), ""),
+        ([{"guidance": 3.0, "steps": 20}], (20, 3), ""),
+        (
+            [{"guidance": (1, 2), "split": "validation"}],
+            (40, 2),
+            "the guidances 1, 2, 2 is the best on validation prom",
+        ),
+        (
+            [{"guidance": (1, 2), "split": "validation"}, {"guidance": (1, 2, 3), "steps": 20}],
+            (20, 2),
+            "2 is the best on",
+        ),
+        (
+            [{"guidance": (1, 2), "steps": 20}],
+            (20, 4.5),
+            "on test prompts only, which choose none: 4.5 is that of the tr",
+        ),
+    ],
+)
+def test_the_guidance_of_the_card_is_never_chosen_on_test_prompts(tmp_path, evaluations, expected, note):
+    source = policy_run(tmp_path / "r")
+    for index, protocol in enumerate(evaluations):
+        mean = (0.1, 0.5, 0.9) if isinstance(protocol["guidance"], tuple) else 0.5
+        evaluation(tmp_path / f"e{index}", source, {"ocr": mean}, **protocol)
+    sampling = source.recipe().sampling
+    settings, found = usage(reported(source, [], guidance=sampling.guidance), sampling)
+    assert (settings["num_inference_steps"], settings["guidance_scale"]) == expected
+    assert note in found
+    assert bool(note) == bool(found)
+
+
+def test_the_guidance_of_a_merge_without_validation_is_the_first(tmp_path):
+    source = policy_run(tmp_path / "r")
+    evaluation(tmp_path / "e", source, {"ocr": (0.1, 0.5)}, guidance=(2, 3))
+    settings, note = usage(reported(source, []), None)
+    assert settings["guidance_scale"] == 2
+    assert note.endswith("2 is the first of them.")
+    assert usage(reported(policy_run(tmp_path / "a" / "r"), []), None) == ({}, "")
