@@ -55,6 +55,7 @@ class EmbeddingStore:
         self._shards: set[str] = set()
         self._index: dict[str, _Entry] = {}
         self._unsaved: dict[str, Row] = {}
+        self._last: dict[str, Row] = {}  # found last, asked for again at each step of a rollout
 
     def unknown(self, texts: Iterable[str]) -> list[str]:
         """The distinct texts without a row in memory or in the folder."""
@@ -63,6 +64,8 @@ class EmbeddingStore:
 
     def find(self, texts: Sequence[str]) -> dict[str, Row]:
         """The rows of those texts that have one; each shard is opened once."""
+        if all(text in self._last for text in texts):
+            return {text: self._last[text] for text in texts}
         if not all(map(self._has, texts)):
             self._refresh()
         rows = {text: self._unsaved[text] for text in texts if text in self._unsaved}
@@ -72,7 +75,8 @@ class EmbeddingStore:
                 shards.setdefault(entry.shard, {})[text] = entry
         for shard, entries in shards.items():
             rows |= self._read(shard, entries)
-        return rows
+        self._last = rows
+        return dict(rows)
 
     def add(self, rows: Mapping[str, Row]) -> None:
         """Add rows; :meth:`flush` writes them, or earlier a full shard."""

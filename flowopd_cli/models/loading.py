@@ -24,7 +24,8 @@ BROKEN = (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeEr
 class LoadOptions:
     """How to load a base: fields of a recipe's ``model`` section, and adapters' ``targets``.
 
-    ``prompt_cache`` is a folder for embeddings of several runs; without one they stay in memory.
+    ``prompt_cache`` is a folder for embeddings of several runs; without one they stay in memory. With ``offload`` the
+    transformer stays in the host's memory and is copied to the device for each forward.
     """
 
     revision: str | None = None
@@ -38,6 +39,7 @@ class LoadOptions:
     compile: str = "none"
     attention: str = "auto"
     shard: bool = False
+    offload: bool = False
 
 
 def take_device(name: str) -> torch.device:

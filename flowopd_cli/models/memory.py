@@ -7,7 +7,7 @@ family needs nothing here. Results are those of one row; they grow with the numb
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -29,6 +29,7 @@ from flowopd_cli.models.pipeline import Modules, PipelineModel
 from flowopd_cli.models.random_weights import empty_transformer, skeleton
 from flowopd_cli.registry import MODELS
 
+OWN = "teachers' own bases"
 META = torch.device("meta")
 FLOAT32 = 4  # bytes
 BLOCK_COUNTS, MOST_BLOCKS = ("num_layers", "num_single_layers"), 1000
@@ -55,6 +56,11 @@ class Footprint:
     conditioning: int
     itemsize: int
 
+    @property
+    def weights(self) -> int:
+        """Bytes of the base."""
+        return self.parameters * self.itemsize
+
 
 @dataclass(frozen=True)
 class Needs:
@@ -69,8 +75,8 @@ class Needs:
 
     @property
     def encoding(self) -> int:
-        """Bytes while prompts are encoded: the text encoders beside the base and the adapters."""
-        return self.holding["base"] + self.holding["adapters"] + self.encoders
+        """Bytes while prompts are encoded: the text encoders beside the bases and the adapters."""
+        return sum(self.holding.get(name, 0) for name in ("base", OWN, "adapters")) + self.encoders
 
     def peak(self, *, checkpointing: bool) -> int:
         """Bytes at the widest point of an iteration."""
@@ -78,23 +84,37 @@ class Needs:
         return sum(self.holding.values()) + max(self.sampling, learning)
 
 
-def needs(footprint: Footprint, work: Workload) -> Needs:
-    """The memory of a training, excluding autoencoder, rewards, CUDA's context (about 1 GiB) and fragmentation."""
+def needs(footprint: Footprint, work: Workload, own: Sequence[tuple[Footprint, Workload]] = ()) -> Needs:
+    """The memory of a training, excluding autoencoder, rewards, CUDA's context (about 1 GiB) and fragmentation.
+
+    ``own`` are the bases that teachers have of their own.
+    """
     one = footprint.adapter * FLOAT32
     holding = {
-        "base": footprint.parameters * footprint.itemsize // work.shards,
+        "base": footprint.weights // work.shards,
         "adapters": one * work.adapters,
         "optimizer": 3 * one,  # AdamW's two moments and the gradient
         "trajectories": work.latents * footprint.latent + work.prompts * footprint.conditioning,
     }
+    if own:
+        holding[OWN] = sum(_held(base, other) for base, other in own)
     return Needs(
         holding,
-        sampling=work.sampling_rows * footprint.transient,
+        sampling=max(
+            [work.sampling_rows * footprint.transient]
+            + [other.sampling_rows * base.transient + other.offload * base.weights for base, other in own]
+        ),
         activations=work.learning_rows * footprint.activations,
         activations_checkpointed=work.learning_rows * footprint.activations_checkpointed,
         transient=work.learning_rows * footprint.transient,
-        encoders=footprint.encoders * footprint.itemsize,
+        encoders=max(base.encoders * base.itemsize for base in (footprint, *(base for base, _ in own))),
     )
+
+
+def _held(base: Footprint, work: Workload) -> int:
+    """Bytes of a teacher's own base on the device between its forwards: all of it, unless it is offloaded."""
+    weights = 0 if work.offload else base.weights + base.adapter * FLOAT32 * work.adapters
+    return weights + work.prompts * base.conditioning
 
 
 @lru_cache(maxsize=16)

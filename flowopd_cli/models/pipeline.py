@@ -6,6 +6,7 @@ import gc
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -16,6 +17,7 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from flowopd_cli.core.types import Conditioning
 from flowopd_cli.errors import ArtifactError
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 ENCODE_BATCH = 16
+TEXTS = ("encoder_hidden_states", "pooled_projections")
 DEFAULTS = LoadOptions()
 
 
@@ -77,7 +80,8 @@ class PipelineModel(ABC):
         if options.shard and GROUP.size > 1:
             shard(self.transformer, self.blocks, device)
             self._turns = Turns(self._idle, GROUP)
-        self.transformer.to(device).eval()
+        self._offload = options.offload
+        self.transformer.to("cpu" if options.offload else device).eval()
         self.adapters = AdapterBank(self.transformer, options.targets)
         self._fingerprint = ""
         self._scheduler = load_part(FlowMatchEulerDiscreteScheduler, folder, "scheduler")
@@ -191,6 +195,20 @@ class PipelineModel(ABC):
     def _embed(self, texts: list[str]) -> tuple[Float[Tensor, "b L D"], Float[Tensor, "b P"]]:
         """A sequence and a vector for each text, from the family's encoders."""
 
+    def share_prompts(self, other: object) -> bool:
+        """Take prompts from another model's store if its encoders and lengths are equal; whether they are.
+
+        They have that model's precision; a forward converts them.
+        """
+        if not isinstance(other, PipelineModel):
+            return False
+        mine, others = (
+            (model.pipeline_name, model.max_sequence_length, encoder_identity(model.folder)) for model in (self, other)
+        )
+        if mine == others:
+            self.prompts = other.prompts
+        return mine == others
+
     def release_encoders(self) -> None:
         """Release the text encoders; a new text loads them again."""
         self._encoders = None
@@ -202,8 +220,17 @@ class PipelineModel(ABC):
         """One forward, its result in float32; row i through ``adapters[i]``, or all through the one in use."""
         if self._turns is not None:
             self._turns.take()
+        texts = {name: inputs[name].to(self.dtype) for name in TEXTS if inputs.get(name) is not None}
+        inputs |= {**texts, "return_dict": False}  # another model may have encoded them
         with self.adapters.mix(adapters):
-            return self.transformer(**inputs, return_dict=False)[0].float()
+            if self._offload:
+                return functional_call(self.transformer, self._copied(), (), inputs)[0].float()
+            return self.transformer(**inputs)[0].float()
+
+    def _copied(self) -> dict[str, Tensor]:
+        """The weights of an offloaded transformer on the model's device, for one forward."""
+        weights = chain(self.transformer.named_parameters(), self.transformer.named_buffers())
+        return {name: tensor.to(self.device) for name, tensor in weights}
 
     def _idle(self, gradients: bool) -> None:
         """An empty forward, with ``gradients`` an empty backward through the policy, in step with other processes."""

@@ -43,7 +43,8 @@ def optimizer_steps(pictures: int, updates: int) -> tuple[int, int]:
 
 def workload(recipe: recipes.TrainedRecipe) -> Workload:
     """The counts that determine the memory of a training, for one process."""
-    train, teachers, anchors = recipe.train, _teachers(recipe), _anchors(recipe)
+    train, anchors = recipe.train, _anchors(recipe)
+    teachers = [spec for spec in _teachers(recipe) if spec.own_model(recipe.model) is None]
     policy = _learning_forwards(recipe)
     most = max(_forwards(recipe, guidance) for guidance in (None, *(spec.guidance for spec in (*teachers, *anchors))))
     latents, prompts = _held(recipe)
@@ -57,6 +58,23 @@ def workload(recipe: recipes.TrainedRecipe) -> Workload:
         prompts=prompts,
         shards=train.processes if recipe.model.shard else 1,
     )
+
+
+def own_workloads(recipe: recipes.TrainedRecipe) -> dict[recipes.ModelSpec, Workload]:
+    """The counts of each base that teachers have of their own, which only labels; for one process."""
+    rows, works = min(recipe.train.rollout_batch, _local_pictures(recipe.train)), {}
+    own = [(spec.own_model(recipe.model), spec) for spec in _teachers(recipe)]
+    for model in dict.fromkeys(model for model, _ in own if model is not None):
+        specs = [spec for base, spec in own if base == model]
+        works[model] = Workload(
+            adapters=len({spec.ref for spec in specs} - {"base"}),
+            learning_rows=0,
+            sampling_rows=rows * max(_teacher_forwards(recipe, spec) for spec in specs),
+            latents=0,
+            prompts=ceil(recipe.train.groups / recipe.train.processes),
+            offload=any(spec.offload == "cpu" for spec in specs),
+        )
+    return works
 
 
 def learning_rows(recipe: recipes.TrainedRecipe) -> int:
@@ -76,6 +94,7 @@ def _on_policy(recipe: recipes.TeacherRecipe | recipes.DistillRecipe) -> Figures
     rollout, labels = steps * policy, learned * _label_cost(recipe)
     learning = learned * _learning_forwards(recipe)
     forwards = rollout + labels + learning
+    own = [_teacher_forwards(recipe, spec) for spec in _teachers(recipe) if spec.own_model(recipe.model)]
     return {
         "iterations": train.iterations,
         **({"schedule": "fused" if fused else "replay"} if isinstance(recipe, recipes.DistillRecipe) else {}),
@@ -91,6 +110,7 @@ def _on_policy(recipe: recipes.TeacherRecipe | recipes.DistillRecipe) -> Figures
         "optimizer steps": train.iterations * updates,
         "transformer forwards per picture": _short(forwards),
         "of these rollout / labels / learning": f"{_short(rollout)} / {_short(labels)} / {learning}",
+        **({"of the labels by teachers' own bases, at most": learned * max(own)} if own else {}),
         "transformer forwards in all": _short(forwards * pictures * train.iterations),
         "pictures in all": pictures * train.iterations,
         **_watched(recipe),
@@ -175,12 +195,18 @@ def _label_cost(recipe: recipes.TeacherRecipe | recipes.DistillRecipe) -> float:
     if isinstance(recipe, recipes.TeacherRecipe):
         return _forwards(recipe) if recipe.grpo.beta > 0 else 0
     anchor = sum(spec.probability / spec.every * _forwards(recipe, spec.guidance) for spec in _anchors(recipe))
-    return max(_forwards(recipe, spec.guidance) for spec in _teachers(recipe)) + anchor
+    return max(_teacher_forwards(recipe, spec) for spec in _teachers(recipe)) + anchor
 
 
 def _forwards(recipe: recipes.TrainedRecipe, guidance: float | None = None) -> int:
     """Forwards of one velocity; ``None`` is the recipe's own guidance."""
     return family(recipe.model.family).halves(recipe.sampling.guidance if guidance is None else guidance)
+
+
+def _teacher_forwards(recipe: recipes.TrainedRecipe, spec: recipes.TeacherSpec) -> int:
+    """Forwards of one velocity of a teacher, on its own base if it has one."""
+    model = spec.own_model(recipe.model) or recipe.model
+    return family(model.family).halves(recipe.sampling.guidance if spec.guidance is None else spec.guidance)
 
 
 def _learning_forwards(recipe: recipes.TrainedRecipe) -> int:

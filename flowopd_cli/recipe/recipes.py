@@ -104,6 +104,13 @@ class ColdstartRecipe(_Trained):
             raise ValueError("train.steps_per_rollout has no use here: a cold start learns pictures, not their steps")
         return self
 
+    @model_validator(mode="after")
+    def _teachers_share_the_base(self) -> ColdstartRecipe:
+        for task, spec in self.teachers.items():
+            if spec.base is not None:
+                raise ValueError(f"teachers.{task}.base: in a cold start, teachers have the student's base")
+        return self
+
 
 class MergeRecipe(_Recipe):
     """``flowopd merge``."""
@@ -159,6 +166,16 @@ class DistillRecipe(_Trained):
             raise ValueError("anchor.every and anchor.probability both thin out the anchor: leave one of them at 1")
         if opd.log_rewards_every and not self.rewards:
             raise ValueError("opd.log_rewards_every has no rewards to log: name some under rewards, or set it to 0")
+        return self
+
+    @model_validator(mode="after")
+    def _each_base_is_loaded_once(self) -> DistillRecipe:
+        settings: dict[tuple[str | None, str | None], tuple[str, ...]] = {}
+        for task, spec in self.routing.items():
+            own = (spec.family or "", spec.dtype, spec.offload)
+            if settings.setdefault((spec.base, spec.revision), own) != own:
+                raise ValueError(f"routing.{task}: another teacher has the base {spec.base} with other settings; it is "
+                                 "loaded once, so give both the same family, dtype and offload")  # fmt: skip
         return self
 
 

@@ -190,6 +190,31 @@ class TeacherSpec(Spec):
 
     ref: str  #: a run, an adapter folder or file, `hub:REPO@REVISION` or `base`
     guidance: NonNegativeFloat | None = None  #: the teacher's classifier-free scale; null is `sampling.guidance`
+    #: a base of its own, such as a larger one: as `model.pretrained`, with the student's autoencoder; null is the
+    #: student's base
+    base: str | None = None
+    family: str | None = None  #: the kind of its own base; null recognizes it, else takes the student's
+    revision: str | None = None  #: of its own base, as `model.revision`
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  #: precision of its own base
+    #: `cpu` holds its own base in the host's memory and copies it to the device for each forward
+    offload: Literal["none", "cpu"] = "none"
+
+    @model_validator(mode="after")
+    def _settings_of_own_base(self) -> TeacherSpec:
+        fields = {"family": None, "revision": None, "dtype": "auto", "offload": "none"}
+        changed = [name for name, default in fields.items() if getattr(self, name) != default]
+        if self.base is None and changed:
+            raise ValueError(f"{changed[0]} is for a teacher with a base of its own: name it by base, or leave it out")
+        return self
+
+    def own_model(self, student: ModelSpec) -> ModelSpec | None:
+        """Its own base as a ``model`` section, other settings as the student's; ``None`` on the student's base."""
+        if self.base is None:
+            return None
+        own: dict[str, Any] = {"pretrained": self.base, "family": self.family or student.family}
+        own |= {"revision": self.revision, "dtype": self.dtype, "shard": False}
+        model = student.model_copy(update=own | ({"compile": "none"} if self.offload == "cpu" else {}))
+        return None if model == student else model
 
 
 class AnchorSpec(Spec):

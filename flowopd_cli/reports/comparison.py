@@ -13,7 +13,7 @@ from flowopd_cli.reports.table import best_note, changes_against_base, files, sc
 from flowopd_cli.runs.evaluations import protocol
 from flowopd_cli.runs.manifest import status_now
 from flowopd_cli.runs.run import RunDir
-from flowopd_cli.system.redact import public_reference
+from flowopd_cli.system.redact import public_name, public_reference
 
 
 def page(entries: Sequence[Entry], target: Path, title: str = "Comparison", lead: str = "") -> Page:
@@ -78,5 +78,9 @@ def _runs(entries: Sequence[Entry], target: Path) -> Listing:
 
 def _facts(run: RunDir) -> tuple[str, str, str, str]:
     manifest = run.manifest()
-    parents = (f"{parent.role.replace('_', ' ')}: {public_reference(parent.ref)}" for parent in manifest.parents)
+    parents = (
+        f"{parent.role.replace('_', ' ')}: {public_reference(parent.ref)}"
+        + (f" on {public_name(parent.base.ref)}" if parent.base else "")
+        for parent in manifest.parents
+    )
     return manifest.stage, status_now(run.path), elapsed(manifest) or "—", ", ".join(parents) or "—"

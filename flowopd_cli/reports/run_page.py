@@ -106,9 +106,11 @@ def _parents(run: RunDir, manifest: Manifest, target: Path) -> Iterator[Listing]
         path, name = locate(run, parent), public_reference(parent.ref)
         reference = link(name, path, target) if path else Link(name)
         rows.append((parent.role.replace("_", " "), reference, (parent.sha256 or "")[:12]))
-    if base := manifest.base:
-        name = Path(base.ref).name if Path(base.ref).is_absolute() else base.ref
-        rows.append(("base", name, (base.sha256 or "")[:12]))
+    own = ((f"base of {parent.role.replace('_', ' ')}", parent.base) for parent in manifest.parents)
+    for part, base in (*own, ("base", manifest.base)):
+        if base is not None:
+            name = Path(base.ref).name if Path(base.ref).is_absolute() else base.ref
+            rows.append((part, name, (base.sha256 or "")[:12]))
     if rows:
         yield Listing("Made from", ("part", "reference", "sha256"), tuple(rows))
 

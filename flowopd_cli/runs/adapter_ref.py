@@ -174,9 +174,9 @@ class Adapter:
         """The base model that the adapter was trained on; see :func:`recorded_base`."""
         return recorded_base(self.path)
 
-    def parent(self, role: str) -> Parent:
-        """This adapter as a parent in a manifest."""
-        return Parent(role=role, ref=self.ref.text, sha256=self.sha256)
+    def parent(self, role: str, base: Base | None = None) -> Parent:
+        """This adapter as a parent in a manifest, with its ``base`` if that is not the run's."""
+        return Parent(role=role, ref=self.ref.text, sha256=self.sha256, base=base)
 
 
 class Adapters:

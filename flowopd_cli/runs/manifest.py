@@ -46,12 +46,20 @@ class Environment(_Entry):
     packages: dict[str, str]
 
 
+class Base(_Entry):
+    """The frozen base model and the digest of its transformer, if known."""
+
+    ref: str
+    sha256: str | None = None
+
+
 class Parent(_Entry):
-    """An input adapter of a run: its role, its reference, and the digest of its weights."""
+    """An input adapter of a run: its role, its reference, the digest of its weights, and its base if not the run's."""
 
     role: str
     ref: str
     sha256: str | None = None
+    base: Base | None = None
 
 
 class Artifact(_Entry):
@@ -60,13 +68,6 @@ class Artifact(_Entry):
     path: str
     sha256: str
     bytes: NonNegativeInt
-
-
-class Base(_Entry):
-    """The frozen base model and the digest of its transformer, if known."""
-
-    ref: str
-    sha256: str | None = None
 
 
 class Inputs(_Entry):

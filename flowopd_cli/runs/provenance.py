@@ -22,11 +22,12 @@ MAY_CHANGE = frozenset(
         *("train.micro", "train.rollout_batch"),
         *("train.skip_limit", "train.lr", "train.warmup", "train.max_grad_norm", "model.cache_prompts"),
         *("model.too_long", "model.device", "model.shard", "opd.log_rewards_every", "adapter.targets"),
+        "routing.*.offload",
     }
 )
 # References that are compared by the content of their files, which may move; moved prompts keep their ids.
 MAY_MOVE = (
-    *("model.pretrained", "adapter.init", "anchor.ref", "routing.*.ref", "teachers.*.ref"),
+    *("model.pretrained", "adapter.init", "anchor.ref", "routing.*.ref", "routing.*.base", "teachers.*.ref"),
     *("prompts.*.source", "prompts.*.id_prefix"),
 )
 
@@ -57,6 +58,8 @@ def changed_inputs(recorded: Inputs, current: Inputs) -> list[str]:
             differences.append(f"{role} was {old.ref if old else 'none'}, is {new.ref if new else 'none'}")
         else:
             differences += _changed(f"{role} {new.ref}", old.sha256, new.sha256)
+            bases = old.base and old.base.sha256, new.base and new.base.sha256
+            differences += _changed(f"the base of {role}", *bases, none="the run's own")
     return differences + _changed("the set of prompts", recorded.prompts, current.prompts)
 
 
@@ -99,9 +102,9 @@ def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 def _may_change(key: str) -> bool:
     in_section = any(key == name or key.startswith(f"{name}.") for name in MAY_CHANGE)
-    return in_section or any(fnmatchcase(key, pattern) for pattern in MAY_MOVE)
+    return in_section or any(fnmatchcase(key, pattern) for pattern in (*MAY_CHANGE, *MAY_MOVE))
 
 
-def _changed(what: str, old: str | None, new: str | None) -> list[str]:
-    names = ["the bare base" if digest is None else digest[:12] for digest in (old, new)]
+def _changed(what: str, old: str | None, new: str | None, none: str = "the bare base") -> list[str]:
+    names = [none if digest is None else digest[:12] for digest in (old, new)]
     return [] if old == new else [f"{what} was {names[0]}, is {names[1]}"]

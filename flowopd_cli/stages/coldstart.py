@@ -32,7 +32,7 @@ def run(
     model = load_model(recipe.model, recipe.adapter.targets)
     roles = Roles(model, adapters or Adapters())
     roles.add_policy(recipe.adapter, recipe.seed)
-    teachers = roles.add_teachers(recipe.teachers, recipe.sampling.guidance)
+    teachers = roles.add_teachers(recipe.teachers, recipe.sampling.guidance, recipe.model)
     texts = [*chain.from_iterable(prompts.values()), *(watch.draw.prompts if watch else ())]
     check_lengths(recipe, model, texts, progress)
     run.declare(roles.inputs(recipe.model, prompts_digest(prompts)))

@@ -35,12 +35,14 @@ def run(
     model = load_model(recipe.model, recipe.adapter.targets)
     roles = Roles(model, adapters or Adapters())
     roles.add_policy(recipe.adapter, recipe.seed)
-    teachers = roles.add_teachers(recipe.routing, guidance)
+    teachers = roles.add_teachers(recipe.routing, guidance, recipe.model)
     anchor = roles.add_anchor(recipe.anchor, guidance)
     texts = [*chain.from_iterable(prompts.values()), *(watch.draw.prompts if watch else ())]
     check_lengths(recipe, model, texts, progress)
     run.declare(roles.inputs(recipe.model, prompts_digest(prompts)))
     encode_ahead(model, texts)
+    for base in roles.bases.values():
+        encode_ahead(base, chain.from_iterable(prompts.values()))
     batch, every, fuse = train.rollout_batch, recipe.opd.log_rewards_every, recipe.fused
 
     def experience(iteration: int):

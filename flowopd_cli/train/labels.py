@@ -121,8 +121,9 @@ def _velocities(
     samples, steps = rows.sample[index], rows.step[index]
     cond, places = rows.cond, samples
     if not student:
-        distinct, places = samples.unique(return_inverse=True)
-        cond = model.encode([rows.texts[sample] for sample in distinct.tolist()])
+        place: dict[str, int] = {}
+        places = torch.tensor([place.setdefault(rows.texts[sample], len(place)) for sample in samples.tolist()])
+        cond = model.encode(list(place))
     velocity = rows.latents.new_empty(len(requests), *rows.latents.shape[2:])
     sigmas = rows.sigmas.to(rows.latents.device, torch.float32)
     tokens = row_cost(model, rows.latents, cond)

@@ -170,3 +170,14 @@ def test_stages_without_a_loop():
     merge = recipes.build({"stage": "merge", "adapters": ["a", "b"]})
     assert arithmetic(merge) == {"adapters": 2, "optimizer steps": 0}
     assert arithmetic(recipes.build({"stage": "push", "run": "r"})) == {"optimizer steps": 0}
+
+
+def test_a_teachers_own_base_labels_by_its_own_guidance():
+    flux = {"ref": "base", "base": "black-forest-labs/FLUX.1-dev", "family": "flux", "guidance": 3.5}
+    figures = arithmetic(distill(routing={"geneval": flux}, anchor={"beta": 0}))
+    assert figures["of these rollout / labels / learning"] == "10 / 9 / 9"  # FLUX takes guidance in one forward
+    assert figures["of the labels by teachers' own bases, at most"] == 9
+    large = {"ref": "base", "base": "stabilityai/stable-diffusion-3.5-large", "guidance": 3.5}
+    figures = arithmetic(distill(routing={"geneval": large, "ocr": {"ref": "base"}}))
+    assert figures["of these rollout / labels / learning"] == "10 / 27 / 9"  # 9 x (2 of the teacher + 1 of the anchor)
+    assert figures["of the labels by teachers' own bases, at most"] == 18

@@ -1,12 +1,13 @@
 """The recipes for Stable Diffusion 3.5: each states its cost, and takes two optimizer steps on a tiny base."""
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 import yaml
 from support import copies
-from support.tiny import TEXTS
+from support.tiny import LARGER, TEXTS, assemble
 from typer.testing import CliRunner
 
 from flowopd_cli import recipe as recipes
@@ -88,7 +89,9 @@ def shrunk(tree, folder, pipeline):
         tree["adapter"] |= {"init": str(folder / "start"), "rank": 4, "alpha": 8}
     for spec in [*tree.get("routing", {}).values(), *tree.get("teachers", {}).values()]:
         spec["ref"] = str(folder / "one")
-    if "anchor" in tree:
+        if "base" in spec:
+            spec |= {"ref": "base", "base": str(larger(folder / "larger", pipeline))}
+    if "ref" in tree.get("anchor", {}):
         tree["anchor"]["ref"] = str(folder / "two")
     for reward in tree.get("rewards", []):
         reward |= {"name": "support.copies:Light", "options": {"upper": True}}
@@ -96,3 +99,11 @@ def shrunk(tree, folder, pipeline):
     if tree["stage"] == "coldstart":
         tree["sft"] |= {"samples": 4, "batch": 4}
     return tree
+
+
+def larger(folder, pipeline):
+    """The tiny base with a larger transformer."""
+    if not folder.exists():
+        shutil.copytree(pipeline, folder)
+        assemble(1, **LARGER).transformer.save_pretrained(folder / "transformer")
+    return folder

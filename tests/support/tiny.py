@@ -34,6 +34,18 @@ TEXTS = ("a red circle", "a blue square", "two green stars", "the word now")
 SEQUENCE, FLUX_SEQUENCE = 4, 6
 TEXT_WIDTH = 16
 BLOCKS = {"num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 16}
+SD3 = {
+    **BLOCKS,
+    "sample_size": 4,
+    "in_channels": 4,
+    "out_channels": 4,
+    "caption_projection_dim": 32,
+    "joint_attention_dim": 2 * TEXT_WIDTH,
+    "pooled_projection_dim": 2 * TEXT_WIDTH,
+    "pos_embed_max_size": 4,
+    "qk_norm": "rms_norm",
+}
+LARGER = {"num_layers": 3, "num_attention_heads": 3, "caption_projection_dim": 48}
 T5 = {"d_model": 24, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 3, "is_encoder_decoder": False}
 
 
@@ -69,23 +81,16 @@ def autoencoder(levels: int, scale: float, shift: float) -> AutoencoderKL:
     )
 
 
-def assemble(seed: int) -> StableDiffusion3Pipeline:
-    """A Stable Diffusion 3 pipeline without T5; the weights are a function of ``seed``."""
+def assemble(seed: int, **geometry) -> StableDiffusion3Pipeline:
+    """A Stable Diffusion 3 pipeline without T5; the weights are a function of ``seed``.
+
+    ``geometry`` changes arguments of its transformer.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         words = tokenizer(TEXTS)
         return StableDiffusion3Pipeline(
-            transformer=SD3Transformer2DModel(
-                **BLOCKS,
-                sample_size=4,
-                in_channels=4,
-                out_channels=4,
-                caption_projection_dim=32,
-                joint_attention_dim=2 * TEXT_WIDTH,
-                pooled_projection_dim=2 * TEXT_WIDTH,
-                pos_embed_max_size=4,
-                qk_norm="rms_norm",
-            ),
+            transformer=SD3Transformer2DModel(**{**SD3, **geometry}),
             scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
             vae=autoencoder(2, 1.5305, 0.0609),
             text_encoder=CLIPTextModelWithProjection(clip_config(len(words))),

@@ -121,7 +121,11 @@ def distill(
     init: Annotated[Text, _option("REF", INIT, completion.runs)] = None,
     teacher: Annotated[
         Texts,
-        _option("TASK=REF[,guidance=G]", f"{TEACHER}, and its classifier-free guidance scale.", completion.teachers),
+        _option(
+            "TASK=REF[,guidance=G][,base=BASE]",
+            f"{TEACHER}, its guidance scale, and its own base.",
+            completion.teachers,
+        ),
     ] = None,
     anchor: Annotated[Text, _option("REF[,guidance=G]", ANCHOR, completion.runs)] = None,
     beta: Annotated[float | None, _option("B", BETA)] = None,
@@ -138,7 +142,8 @@ def distill(
 
     routing = teacher_specs(teacher or ())
     values = {"adapter.init": init, "routing": routing, "opd.estimator": estimator, **anchor_values(anchor, beta)}
-    _execute("distill", common, values, [init, *(spec["ref"] for spec in routing.values()), values.get("anchor.ref")])
+    shared = [spec["ref"] for spec in routing.values() if "base" not in spec]  # adapters of the student's base
+    _execute("distill", common, values, [init, *shared, values.get("anchor.ref")])
 
 
 def eval_(

@@ -14,10 +14,10 @@ from flowopd_cli.cli.doctor import machine
 from flowopd_cli.cli.doctor.checks import guarded
 from flowopd_cli.cli.plan import Finding
 from flowopd_cli.cli.plan.check import RECIPE, findings
-from flowopd_cli.cli.plan.memory import footprint
+from flowopd_cli.cli.plan.memory import footprint, training_needs
 from flowopd_cli.cli.plan.resolve import Plan
 from flowopd_cli.errors import FlowOPDError
-from flowopd_cli.recipe.cost import arithmetic, workload
+from flowopd_cli.recipe.cost import arithmetic, own_workloads
 from flowopd_cli.system.files import is_dir
 from flowopd_cli.system.text import GIB, gib
 
@@ -33,7 +33,9 @@ def recipe_findings(recipe: recipes.Recipe) -> Iterator[Finding]:
     recipe = Plan.of(recipe).recipe
     if _loads_base(recipe):
         yield from guarded("memory needed", partial(_memory, recipe))
-        yield from guarded("base", partial(_base, recipe.model))
+        own = own_workloads(recipe) if isinstance(recipe, recipes.TrainedRecipe) else {}
+        for model in (recipe.model, *own):
+            yield from guarded("base", partial(_base, model))
     yield from guarded("rewards", partial(_rewards, recipe))
     yield from guarded("prompts", partial(_prompts, recipe))
 
@@ -66,7 +68,7 @@ def _memory(recipe: recipes.Recipe) -> Iterator[Finding]:
         text = f"not known for {recipe.model.pretrained}"
         yield Finding("memory needed", "warn", text, "give a local folder as base")
     elif isinstance(recipe, recipes.TrainedRecipe):
-        yield _training(recipe, base, min(rooms[:processes]) - FRAMEWORK)
+        yield _training(recipe, min(rooms[:processes]) - FRAMEWORK)
     else:
         yield _drawing(recipe, base, rooms[0] - FRAMEWORK)
 
@@ -81,17 +83,17 @@ def _drawing(recipe: recipes.Recipe, base: Footprint, room: int) -> Finding:
     return Finding("memory needed", "fail", text, f"a larger device{other}")
 
 
-def _training(recipe: recipes.TrainedRecipe, base: Footprint, room: int) -> Finding:
+def _training(recipe: recipes.TrainedRecipe, room: int) -> Finding:
     """Whether a training fits in memory; if not, settings that would fit."""
     saving, micro = recipe.train.gradient_checkpointing, recipe.train.micro
-    needed = peak(recipe, base, micro, checkpointing=saving)
+    needed = peak(recipe, micro, checkpointing=saving)
     text = f"{gib(needed, 2)} at train.micro {micro}; {_free(room)}"
-    most = largest_micro(recipe, base, room, checkpointing=saving)
+    most = largest_micro(recipe, room, checkpointing=saving)
     if needed <= room:
         return Finding("memory needed", "ok", f"{text}; train.micro up to {most} fits")
     if most:
         return Finding("memory needed", "fail", text, f"--set train.micro={most}")
-    most = largest_micro(recipe, base, room, checkpointing=True)
+    most = largest_micro(recipe, room, checkpointing=True)
     if most:
         way_out = f"--set train.gradient_checkpointing=true --set train.micro={min(most, micro)}"
     else:
@@ -103,21 +105,19 @@ def _free(room: int) -> str:
     return f"{gib(room)} are free, with 1 GiB left for libraries"
 
 
-def peak(recipe: recipes.TrainedRecipe, base: Footprint, micro: int, *, checkpointing: bool) -> int:
+def peak(recipe: recipes.TrainedRecipe, micro: int, *, checkpointing: bool) -> int:
     """The peak bytes of a training with this ``train.micro``."""
-    from flowopd_cli.models.memory import needs
-
     train = recipe.train.model_copy(update={"micro": micro})
-    needed = needs(base, workload(recipe.model_copy(update={"train": train})))
+    needed = training_needs(recipe.model_copy(update={"train": train}))
     return max(needed.peak(checkpointing=checkpointing), needed.encoding)
 
 
-def largest_micro(recipe: recipes.TrainedRecipe, base: Footprint, room: int, *, checkpointing: bool) -> int:
+def largest_micro(recipe: recipes.TrainedRecipe, room: int, *, checkpointing: bool) -> int:
     """The largest ``train.micro`` that fits into ``room`` bytes, 0 if none fits. It is at most the number of rows of
     one optimizer step.
     """
     most = -(-int(arithmetic(recipe)["rows per optimizer step"]) // recipe.train.processes)
-    return bisect_right(range(1, most + 1), room, key=partial(peak, recipe, base, checkpointing=checkpointing))
+    return bisect_right(range(1, most + 1), room, key=partial(peak, recipe, checkpointing=checkpointing))
 
 
 def _base(model: recipes.ModelSpec) -> Iterator[Finding]:

@@ -9,7 +9,8 @@ from flowopd_cli import registry
 from flowopd_cli.cli.plan.memory import footprint
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.models.files.families import family_of, known_shape
-from flowopd_cli.models.files.pipelines import base_fingerprint, linear_shapes
+from flowopd_cli.models.files.latents import check_same_latents
+from flowopd_cli.models.files.pipelines import AUTOENCODER_FILES, base_fingerprint, linear_shapes, locate
 from flowopd_cli.models.files.targets import target_layers
 from flowopd_cli.recipe import ATTENTION_TARGETS, ModelSpec, TrainedRecipe
 from flowopd_cli.runs.adapter_ref import Adapter, AdapterRef, Adapters
@@ -17,32 +18,52 @@ from flowopd_cli.system.files import is_dir, is_file
 from flowopd_cli.system.paths import is_hub_id, is_revision
 
 
-def check_base(model: ModelSpec) -> None:
+def check_base(model: ModelSpec, section: str = "model") -> None:
     """Refuse a base that is not a known name, a pipeline folder or a repository name.
+
+    ``section`` is where the recipe names it: ``model``, or the teacher whose own base it is.
 
     Raises :class:`ArtifactError`: says how to fix it.
     """
     name, family = model.pretrained, family_of(model.pretrained)
+    flag, place = ("--base", "model.pretrained") if section == "model" else (f"{section}.base", f"{section}.base")
     if family not in (None, model.family) and model.family in registry.FAMILIES.names():
         raise ArtifactError(
-            f"model.family {model.family}: {name} belongs to the family {family}: use --set model.family={family}"
+            f"{section}.family {model.family}: {name} belongs to the family {family}: use --set "
+            f"{section}.family={family}"
         )
     if model.revision is not None and not is_revision(model.revision):
-        raise ArtifactError(f"model.revision {model.revision[:80]!r}: is not a branch, tag or commit")
+        raise ArtifactError(f"{section}.revision {model.revision[:80]!r}: is not a branch, tag or commit")
     if name in registry.BASES.names():
         return
     if is_dir(name):
         if not is_file(Path(name) / "model_index.json"):
-            raise ArtifactError(f"--base {name}: not a diffusers pipeline folder (no model_index.json in it)")
+            raise ArtifactError(f"{flag} {name}: not a diffusers pipeline folder (no model_index.json in it)")
         return
     if "/" not in name and not name.startswith("."):
         registry.BASES.target(name)
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise ArtifactError(
-            f"base {name}: no such folder; name the right one by --base, on --resume by --set model.pretrained=DIR"
+            f"base {name}: no such folder; name the right one by {flag}, on --resume by --set {place}=DIR"
         )
     if not is_hub_id(name):
-        raise ArtifactError(f"--base {name}: no such folder, and no repository of the Hub (owner/name)")
+        raise ArtifactError(f"{flag} {name}: no such folder, and no repository of the Hub (owner/name)")
+
+
+def check_own_base(field: str, own: ModelSpec, student: ModelSpec, *, fetch: bool = False) -> None:
+    """Refuse a teacher's own base whose latents or path are not the student's, before any model is loaded.
+
+    Of a base on the Hub, configurations and autoencoder are fetched with ``fetch``; otherwise it is not checked.
+
+    Raises :class:`ArtifactError`, which names the field.
+    """
+    check_base(own, field)
+    try:
+        sources = [(registry.base_source(model.pretrained), model.revision) for model in (own, student)]
+        if fetch or all(is_dir(Path(source)) for source, _ in sources):
+            check_same_latents(*(locate(*source, files=AUTOENCODER_FILES) for source in sources))
+    except ArtifactError as error:
+        raise ArtifactError(f"{field}.base: {error}") from error
 
 
 def check_adapters(model: ModelSpec, refs: Mapping[str, str], adapters: Adapters, *, fetch: bool = False) -> None:

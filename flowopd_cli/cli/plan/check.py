@@ -16,7 +16,7 @@ from pathlib import Path
 from flowopd_cli import recipe as recipes
 from flowopd_cli import registry
 from flowopd_cli.cli.plan import Finding
-from flowopd_cli.cli.plan.adapters import check_adapters, check_base, check_targets
+from flowopd_cli.cli.plan.adapters import check_adapters, check_base, check_own_base, check_targets
 from flowopd_cli.cli.plan.consent import code_fields
 from flowopd_cli.cli.plan.settings import check_guidance, setting_checks
 from flowopd_cli.errors import ArtifactError, FlowOPDError, MissingDependency, PromptError, RecipeError
@@ -90,6 +90,7 @@ def _checks(
     recipe: recipes.Recipe, adapters: Adapters, out: Path | None, dry_run: bool, *, consent: bool = True
 ) -> Iterator[Check]:
     refs = dict(adapter_refs(recipe))
+    yield partial(_check_own_bases, recipe, dry_run)
     if isinstance(recipe, recipes.PushRecipe):
         yield partial(_check_push, recipe, dry_run)
     yield partial(_check_adapters, recipe, refs, adapters, dry_run)
@@ -142,8 +143,24 @@ def _check_suite_options(recipe: recipes.EvalRecipe) -> None:
 def _check_adapters(recipe: recipes.Recipe, refs: dict[str, str], adapters: Adapters, dry_run: bool) -> list[str]:
     absent = [role for role, ref in refs.items() if dry_run and AdapterRef.parse(ref).absent]
     there = {role: ref for role, ref in refs.items() if role not in absent}
-    check_adapters(recipe.model, there, adapters, fetch=not dry_run)
+    own = own_models(recipe)
+    for model in dict.fromkeys([recipe.model, *own.values()]):
+        shared = {role: ref for role, ref in there.items() if own.get(role, recipe.model) == model}
+        check_adapters(model, shared, adapters, fetch=not dry_run)
     return [f"{role}: {refs[role]}: is not there yet{AdapterRef.parse(refs[role]).hub_hint}" for role in absent]
+
+
+def own_models(recipe: recipes.Recipe) -> dict[str, recipes.ModelSpec]:
+    """The bases of teachers that have their own, by the fields of :func:`adapter_refs`."""
+    routing = recipe.routing if isinstance(recipe, recipes.DistillRecipe) else {}
+    models = {f"routing.{task}": spec.own_model(recipe.model) for task, spec in routing.items()}
+    return {field: model for field, model in models.items() if model is not None}
+
+
+def _check_own_bases(recipe: recipes.Recipe, dry_run: bool) -> None:
+    for field, model in own_models(recipe).items():
+        registry.MODELS.check(model.family)
+        check_own_base(field, model, recipe.model, fetch=not dry_run)
 
 
 def adapter_refs(recipe: recipes.Recipe) -> Iterator[tuple[str, str]]:

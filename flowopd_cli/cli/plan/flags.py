@@ -13,12 +13,14 @@ from flowopd_cli.system import yaml_files
 from flowopd_cli.system.redact import secret_in_name, secret_in_options
 from flowopd_cli.system.text import suggest
 
+TEACHER_OPTIONS = ("guidance", "base", "family", "revision", "dtype", "offload")
+
 
 def teacher_specs(texts: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Several ``TASK=REF[,guidance=G]`` as the fields of teachers by task."""
+    """Several ``TASK=REF[,guidance=G][,base=BASE]...`` as the fields of teachers by task."""
     specs: dict[str, dict[str, Any]] = {}
     for text in texts:
-        head, options = _split_options(text, "--teacher", ("guidance",))
+        head, options = _split_options(text, "--teacher", TEACHER_OPTIONS)
         task, _, ref = head.partition("=")
         if not task or not ref:
             raise RecipeError(f"--teacher {text}: write it as TASK=REF, for example ocr=runs/t-ocr,guidance=4.5")

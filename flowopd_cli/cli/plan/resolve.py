@@ -13,7 +13,7 @@ from flowopd_cli import recipe as recipes
 from flowopd_cli.cli.options import Common
 from flowopd_cli.cli.plan.consent import check_consent
 from flowopd_cli.errors import ArtifactError, PromptError, RecipeError
-from flowopd_cli.models.files.families import model_fields
+from flowopd_cli.models.files.families import family_of, model_fields
 from flowopd_cli.recipe.sections import RANKLESS
 from flowopd_cli.registry import PROMPTS, REWARDS, SUITES
 from flowopd_cli.runs import provenance
@@ -117,8 +117,16 @@ def complete_names(recipe: recipes.Recipe) -> recipes.Recipe:
 
     if not isinstance(recipe, recipes.TrainedRecipe):
         return recipe
+    if isinstance(recipe, recipes.DistillRecipe):
+        recipe = recipe.model_copy(update={"routing": {t: _with_family(spec) for t, spec in recipe.routing.items()}})
     watch = recipe.watch.model_copy(update={"rewards": named(recipe.watch.rewards)})
     return recipe.model_copy(update={"rewards": named(recipe.rewards), "watch": watch})
+
+
+def _with_family(spec: recipes.TeacherSpec) -> recipes.TeacherSpec:
+    """The teacher with the family of its own base, if that is recognized."""
+    family = None if spec.base is None or spec.family else family_of(spec.base)
+    return spec.model_copy(update={"family": family}) if family else spec
 
 
 def _resumed(stage: str, common: Common, flags: Mapping[str, Any], adapters: Adapters) -> recipes.Recipe:
@@ -255,7 +263,10 @@ def _model_of(refs: Sequence[str], adapters: Adapters) -> dict[str, Any]:
     bases = {str(model["pretrained"]): text for text, model in models.items()}
     if len(bases) > 1:
         listed = ", ".join(f"{text} of {base}" for base, text in bases.items())
-        raise ArtifactError(f"adapters of different bases ({listed}): name adapters of one base, or the base by --base")
+        raise ArtifactError(
+            f"adapters of different bases ({listed}): name adapters of one base, or the base by --base; a "
+            "teacher may have its own: --teacher TASK=REF,base=BASE"
+        )
     return next(iter(models.values()), {})
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,19 @@ from flowopd_cli.system.json_files import read_json
 from flowopd_cli.system.paths import is_hub_id
 
 CONFIG = "transformer/config.json"
-FILES = ["*.json", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.model"]
+FILES = ("*.json", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.model")
+AUTOENCODER_FILES = ("*.json", "*/*.json", "vae/*.safetensors")
 WHOLE_FILE_BYTES = 64 * 1024**2
 EDGE_BYTES = 1024**2
 
 
-def locate(pretrained: str | Path, revision: str | None = None, transformer: str | None = None) -> Path:
-    """The local folder of a pipeline, fetched from the Hub if it is not a folder.
+def locate(
+    pretrained: str | Path,
+    revision: str | None = None,
+    transformer: str | None = None,
+    files: Sequence[str] = FILES,
+) -> Path:
+    """The local folder of a pipeline, whose ``files`` are fetched from the Hub if it is not a folder.
 
     ``transformer`` is the required class of its transformer, checked before weights are fetched.
 
@@ -39,14 +45,14 @@ def locate(pretrained: str | Path, revision: str | None = None, transformer: str
             f"{pretrained}: its transformer is {kind}, this family's is {transformer}: "
             "name its own with --set model.family=NAME"
         )
-    return folder if local else _fetch(repo, revision, FILES)
+    return folder if local else _fetch(repo, revision, files)
 
 
-def _fetch(repo: str, revision: str | None, patterns: list[str]) -> Path:
+def _fetch(repo: str, revision: str | None, patterns: Sequence[str]) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=list(patterns)))
     except Exception as error:
         reason = one_line(error)[:200]
         raise ArtifactError(
@@ -93,7 +99,7 @@ def base_fingerprint(folder: str | Path) -> str:
     every name, shape and offset, and real weights at both ends.
     """
     files = sorted((locate(folder) / "transformer").iterdir())
-    return _digest(path for path in files if path.suffix in {".json", ".safetensors"})
+    return files_digest(path for path in files if path.suffix in {".json", ".safetensors"})
 
 
 def encoder_identity(folder: Path) -> dict[str, object]:
@@ -101,10 +107,11 @@ def encoder_identity(folder: Path) -> dict[str, object]:
     index = read_json(folder / "model_index.json", "pipeline index")
     parts = {name: kind for name, kind in index.items() if name.startswith(("text_encoder", "tokenizer"))}
     files = (path for name in sorted(parts) for path in sorted((folder / name).glob("*")) if path.is_file())
-    return {"parts": parts, "files": _digest(files)}
+    return {"parts": parts, "files": files_digest(files)}
 
 
-def _digest(files: Iterable[Path]) -> str:
+def files_digest(files: Iterable[Path]) -> str:
+    """SHA-256 over names, sizes and contents of files, of large ones as in :func:`base_fingerprint`."""
     digest = hashlib.sha256()
     for path in files:
         size = path.stat().st_size

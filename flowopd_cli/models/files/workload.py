@@ -10,7 +10,8 @@ class Workload:
     """Counts of one process.
 
     ``learning_rows`` and ``sampling_rows`` go through the transformer at once, the halves of guidance included.
-    ``latents`` and ``prompts`` are held between collection and learning. ``shards`` processes share the base.
+    ``latents`` and ``prompts`` are held between collection and learning. ``shards`` processes share the base. With
+    ``offload`` the base is on the device during a forward only.
     """
 
     adapters: int
@@ -19,3 +20,4 @@ class Workload:
     latents: int
     prompts: int
     shards: int = 1
+    offload: bool = False

@@ -18,7 +18,7 @@ from flowopd_cli.recipe import PushRecipe
 from flowopd_cli.registry import base_source
 from flowopd_cli.runs.adapter_ref import Adapter
 from flowopd_cli.runs.layout import part_name
-from flowopd_cli.runs.manifest import Manifest
+from flowopd_cli.runs.manifest import Base, Manifest
 from flowopd_cli.runs.reported import Reported, reported
 from flowopd_cli.runs.run import RunDir
 from flowopd_cli.stages.publishing import card as cards
@@ -82,9 +82,14 @@ def model_of(recipe: PushRecipe, source: RunDir) -> recipes.ModelSpec:
 
 def public_manifest(manifest: Manifest) -> Manifest:
     """The manifest with the paths of base and parents shortened; their digests identify them."""
-    parents = tuple(p.model_copy(update={"ref": public_reference(p.ref)}) for p in manifest.parents)
-    base = manifest.base and manifest.base.model_copy(update={"ref": public_name(manifest.base.ref)})
-    return manifest.model_copy(update={"parents": parents, "base": base})
+
+    def shortened(base: Base | None) -> Base | None:
+        return base and base.model_copy(update={"ref": public_name(base.ref)})
+
+    parents = tuple(
+        p.model_copy(update={"ref": public_reference(p.ref), "base": shortened(p.base)}) for p in manifest.parents
+    )
+    return manifest.model_copy(update={"parents": parents, "base": shortened(manifest.base)})
 
 
 def public_recipe(recipe: recipes.Recipe) -> str:

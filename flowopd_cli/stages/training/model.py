@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 from flowopd_cli import registry
 from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.models.base import LoadedModel
+from flowopd_cli.models.files.latents import check_same_latents
+from flowopd_cli.models.files.pipelines import AUTOENCODER_FILES, locate, pixels_per_latent
 from flowopd_cli.models.loading import LoadOptions
+from flowopd_cli.models.pipeline import PipelineModel
 from flowopd_cli.recipe import AdapterSpec, AnchorSpec, ModelSpec, TeacherSpec, TrainedRecipe, TrainSpec
 from flowopd_cli.runs.adapter_ref import Adapter, Adapters
 from flowopd_cli.runs.manifest import Base, Inputs, Parent
@@ -25,6 +28,29 @@ def load_model(spec: ModelSpec, targets: Sequence[str]) -> LoadedModel:
     """Load the base, frozen; :class:`ArtifactError` if it has no latents at the recipe's resolution."""
     model = registry.MODELS.load(spec.family).load(registry.base_source(spec.pretrained), load_options(spec, targets))
     _ = model.latent_shape
+    return model
+
+
+def load_own_base(spec: ModelSpec, student: LoadedModel, *, offload: bool) -> LoadedModel:
+    """Load the base of a teacher that has its own, for the student's latents; equal encoders are not loaded twice.
+
+    Raises :class:`ArtifactError`: it has other latents, which is checked before it is loaded, or cannot be compared.
+    """
+    kind = registry.MODELS.load(spec.family)
+    if not (isinstance(student, PipelineModel) and issubclass(kind, PipelineModel)):
+        raise ArtifactError(
+            f"{spec.pretrained}: a base of its own needs families over diffusers pipelines, for student and teacher"
+        )
+    source = registry.base_source(spec.pretrained)
+    check_same_latents(locate(source, spec.revision, files=AUTOENCODER_FILES), student.folder)
+    pixels = student.latent_shape[1] * pixels_per_latent(student.folder)
+    options = load_options(spec.model_copy(update={"resolution": pixels}), ())
+    model = kind.load(source, replace(options, offload=offload))
+    if model.latent_shape != student.latent_shape:
+        raise ArtifactError(
+            f"{spec.pretrained}: takes latents of shape {model.latent_shape}, the student's are {student.latent_shape}"
+        )
+    model.share_prompts(student)
     return model
 
 
@@ -49,6 +75,7 @@ class Roles:
     model: LoadedModel
     adapters: Adapters
     parents: list[Parent] = field(default_factory=list)
+    bases: dict[ModelSpec, LoadedModel] = field(default_factory=dict)  # of teachers that have their own
 
     def inputs(self, spec: ModelSpec, prompts: str | None = None) -> Inputs:
         """The inputs that the run declares; ``prompts`` is the digest of its training prompts."""
@@ -57,21 +84,28 @@ class Roles:
 
     def add_policy(self, spec: AdapterSpec, seed: int) -> None:
         """The trainable adapter, new or from ``adapter.init``."""
-        init = None if spec.init is None else self._compatible(spec.init)
+        init = None if spec.init is None else self._compatible(spec.init, self.model)
         if init is None or init.path is None:
             self.model.adapters.add("policy", spec.rank, spec.alpha, seed=seed, trainable=True)
             return
         self.model.adapters.load("policy", init.path, trainable=True)
         self.parents.append(init.parent("init"))
 
-    def add_teachers(self, specs: Mapping[str, TeacherSpec], guidance: float) -> dict[str, Teacher]:
-        """Each teacher as a frozen adapter ``teacher_<task>``; equal references share one adapter."""
-        names: dict[str, str | None] = {}
+    def add_teachers(self, specs: Mapping[str, TeacherSpec], guidance: float, student: ModelSpec) -> dict[str, Teacher]:
+        """Each teacher as a frozen adapter ``teacher_<task>``; equal references on a base share one adapter.
+
+        A teacher's own base is loaded once, with the other settings of the ``student``'s.
+        """
+        names: dict[tuple[ModelSpec | None, str], str | None] = {}
         teachers: dict[str, Teacher] = {}
         for task, spec in specs.items():
-            if spec.ref not in names:
-                names[spec.ref] = self.add_frozen(f"teacher_{task}", spec.ref)
-            teachers[task] = Teacher(names[spec.ref], guidance if spec.guidance is None else spec.guidance)
+            own = spec.own_model(student)
+            if own is not None and own not in self.bases:
+                self.bases[own] = load_own_base(own, self.model, offload=spec.offload == "cpu")
+            if (own, spec.ref) not in names:
+                names[own, spec.ref] = self.add_frozen(f"teacher_{task}", spec.ref, own)
+            scale = guidance if spec.guidance is None else spec.guidance
+            teachers[task] = Teacher(names[own, spec.ref], scale, None if own is None else self.bases[own])
         return teachers
 
     def add_anchor(self, spec: AnchorSpec, guidance: float) -> Teacher | None:
@@ -80,21 +114,23 @@ class Roles:
             return None
         return Teacher(self.add_frozen("anchor", spec.ref), guidance if spec.guidance is None else spec.guidance)
 
-    def add_frozen(self, name: str, ref: str) -> str | None:
-        """Load a frozen adapter under ``name``; the bare base has neither adapter nor name."""
-        adapter = self._compatible(ref)
-        self.parents.append(adapter.parent(name))
+    def add_frozen(self, name: str, ref: str, own: ModelSpec | None = None) -> str | None:
+        """Load a frozen adapter under ``name``, onto its ``own`` base if it has one; a bare base has no adapter."""
+        model = self.model if own is None else self.bases[own]
+        adapter = self._compatible(ref, model)
+        base = None if own is None else Base(ref=own.pretrained, sha256=model.fingerprint)
+        self.parents.append(adapter.parent(name, base))
         if adapter.path is None:
             return None
-        self.model.adapters.load(name, adapter.path)
+        model.adapters.load(name, adapter.path)
         return name
 
-    def _compatible(self, ref: str) -> Adapter:
+    def _compatible(self, ref: str, model: LoadedModel) -> Adapter:
         adapter = self.adapters[ref]
         recorded = None if adapter.base is None else adapter.base.sha256
-        if recorded is not None and recorded != self.model.fingerprint:
+        if recorded is not None and recorded != model.fingerprint:
             raise ArtifactError(
-                f"{ref}: was trained on another base ({recorded[:12]}, this one is {self.model.fingerprint[:12]}): "
+                f"{ref}: was trained on another base ({recorded[:12]}, this one is {model.fingerprint[:12]}): "
                 "choose the base it was trained on with --base, or another adapter"
             )
         return adapter

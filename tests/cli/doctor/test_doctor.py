@@ -13,7 +13,6 @@ from flowopd_cli.cli.doctor import checks as doctor
 from flowopd_cli.cli.doctor import machine
 from flowopd_cli.cli.doctor import recipe as doctor_recipe
 from flowopd_cli.cli.doctor.machine import GIB, Device
-from flowopd_cli.cli.plan.memory import footprint
 from flowopd_cli.system.text import gib
 
 SD35 = "sd35m/distill-1gpu"
@@ -157,9 +156,8 @@ def test_a_containers_limit_counts_without_droppable_pages(monkeypatch, tmp_path
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_the_largest_micro_batch_is_the_last_that_fits(name, checkpointing):
     recipe = recipes.load(recipes.find(name), overrides=["train.groups=2", "train.group_size=4", "model.device=cpu"])
-    base = footprint(recipe)
-    peak = partial(doctor_recipe.peak, recipe, base, checkpointing=checkpointing)
-    largest = partial(doctor_recipe.largest_micro, recipe, base, checkpointing=checkpointing)
+    peak = partial(doctor_recipe.peak, recipe, checkpointing=checkpointing)
+    largest = partial(doctor_recipe.largest_micro, recipe, checkpointing=checkpointing)
     assert largest(peak(3)) >= 3
     assert peak(largest(peak(3))) <= peak(3)
     assert largest(peak(3) - 1) < 3 or peak(2) == peak(3)

@@ -34,3 +34,18 @@ def test_an_unknown_base_is_named():
     rows = figures(distill(model={"pretrained": "someone/else"}))
     assert list(rows) == ["memory"]
     assert "someone/else" in rows["memory"]
+
+
+def test_a_teachers_own_base_is_counted_by_itself():
+    large = {"ref": "runs/l", "base": "sd3.5-large", "guidance": 1}
+    parameters = 8_056_627_520 + 192**2 * 2432  # published, and positions
+    alone, rows = figures(distill()), figures(distill(routing={"a": large, "b": {**large, "ref": "base"}}))
+    held = float(rows["memory: teachers' own bases"].removesuffix(" GiB"))
+    assert held == pytest.approx((2 * parameters + 0.2e9) / GIB, abs=0.2)  # with an adapter and prompts
+    assert rows["memory: learning"] == alone["memory: learning"]
+    assert rows["memory: text encoders, before training"] == alone["memory: text encoders, before training"]
+    away = figures(distill(routing={"a": {**large, "offload": "cpu"}}))
+    assert float(away["memory: teachers' own bases"].split()[0]) < 200  # MiB of prompts
+    assert float(away["memory: sampling and labels"].split()[0]) > 2 * parameters / GIB
+    unknown = figures(distill(routing={"a": {"ref": "base", "base": "someone/else"}}))
+    assert "someone/else" in unknown["memory"]

@@ -111,4 +111,13 @@ def test_a_card_has_every_digest_and_the_pictures_with_their_prompts(source):
     text = cards.build(card_of(source, gallery=gallery, picture="samples/eval.png"))
     assert f"| base | `toy` | `{BASE.sha256}` |" in text
     assert f"| anchor | `t` | `{'a' * 64}` |" in text
+    assert "base of its own" not in text
     assert ModelCard(text).data.widget == [{"text": gallery[0][0], "output": {"url": gallery[0][1]}}]
+
+
+def test_a_card_names_the_own_base_of_a_teacher(source):
+    own = Base(ref="owner/large", sha256="b" * 64)
+    source.declare(Inputs(parents=(Parent(role="teacher_ocr", ref="base", base=own),)))
+    text = cards.build(card_of(source))
+    assert f"| base of teacher_ocr | `owner/large` | `{'b' * 64}` |" in text
+    assert "- Its teacher_ocr has a base of its own, `owner/large`, whose license may restrict" in text
