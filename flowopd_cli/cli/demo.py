@@ -13,10 +13,12 @@ from flowopd_cli import registry
 from flowopd_cli.cli.plan.check import check_names
 from flowopd_cli.cli.plan.resolve import Plan
 from flowopd_cli.errors import ArtifactError
+from flowopd_cli.recipe.cost import arithmetic
 from flowopd_cli.reports import report
 from flowopd_cli.reports.entries import Entry
+from flowopd_cli.reports.page import Listing
 from flowopd_cli.reports.table import NUMBERS, Cell
-from flowopd_cli.runs.evaluations import by_guidance
+from flowopd_cli.runs.evaluations import AVERAGE, by_guidance
 from flowopd_cli.runs.layout import REPORT
 from flowopd_cli.runs.manifest import is_run
 from flowopd_cli.runs.run import RunDir
@@ -24,6 +26,9 @@ from flowopd_cli.system.progress import Progress
 
 OBJECTIVES = ("geneval", "ocr", "quality")
 TITLE = "Three specialists, one generalist"
+FOLDED = 2.0  # guidance of the student's teachers in toy/distill
+CAPTION = f"All at guidance 1, one forward a step; guidance {FOLDED:g} of its teachers is folded into the student"
+FOLDING = "Guidance folding: the same cost of a picture, halved"
 QUICK = {
     "teacher": ("train.iterations=12",),
     "distill": ("train.iterations=12",),
@@ -37,7 +42,7 @@ class Demo:
     """The output folder and the flags of the demo.
 
     ``baseline`` adds one GRPO run on all rewards with as many optimizer steps as the three teachers together,
-    ``ablation`` a student that is distilled without the anchor.
+    ``ablation`` a student that is distilled without the anchor, and base, teachers and student with guidance.
     """
 
     out: Path
@@ -66,10 +71,19 @@ class Demo:
         runs = {name: self._stage(name, recipe, execute, progress) for name, recipe in stages.items()}
         models = {"base": None, **{name: runs[name] for name in self.trained()}}
         entries = [Entry(name, run, by_guidance(runs[f"eval-{name}"])[0]) for name, run in models.items()]
-        lead = f"flowopd demo on the embedded toy world, seed {self.seed}{', quick' if self.quick else ''}."
-        report.write_comparison(entries, self.out / REPORT, TITLE, lead)
-        progress.table("Held-out results", ("model", *OBJECTIVES, "average"), list(map(_row, entries)))
+        lead = f"flowopd demo on the embedded toy world, seed {self.seed}{', quick' if self.quick else ''}. {CAPTION}."
+        folding = [_folding_row(name, runs[f"eval-{name}{end}"]) for name in self.guided() for end in ("", "-guided")]
+        columns = ("model", "guidance", "forwards a picture", *OBJECTIVES, AVERAGE)
+        listing = Listing(FOLDING, columns, tuple(folding), frozenset(range(1, len(columns))))
+        report.write_comparison(entries, self.out / REPORT, TITLE, lead, [listing] if folding else [])
+        progress.table(f"Held-out results. {CAPTION}", ("model", *OBJECTIVES, AVERAGE), list(map(_row, entries)))
+        if folding:
+            progress.table(FOLDING, columns, folding)
         return {"report": str(self.out / REPORT), "models": {entry.name: entry.results for entry in entries}}
+
+    def guided(self) -> list[str]:
+        """The models that are evaluated with guidance too."""
+        return ["base", *(f"teacher-{task}" for task in OBJECTIVES), "student"] if self.ablation else []
 
     def trained(self) -> list[str]:
         """The stages that make a model, in order."""
@@ -95,7 +109,9 @@ class Demo:
         if self.ablation:
             stages["student-no-anchor"] = self._recipe("toy/distill", "anchor.beta=0", **parents)
         stages["eval-base"] = self._recipe("toy/eval")
-        return stages | {f"eval-{name}": self._recipe("toy/eval", adapter=path) for name, path in out.items()}
+        stages |= {f"eval-{name}": self._recipe("toy/eval", adapter=path) for name, path in out.items()}
+        guided, path = f"eval.guidance={FOLDED:g}", {"base": None, **out}
+        return stages | {f"eval-{n}-guided": self._recipe("toy/eval", guided, adapter=path[n]) for n in self.guided()}
 
     def _recipe(self, name: str, *overrides: str, **values: Any) -> recipes.Recipe:
         stage = name.split("-")[0].removeprefix("toy/")
@@ -126,8 +142,9 @@ class Demo:
     def _check_folder(self) -> None:
         if self.out.exists() and not self.out.is_dir():
             raise ArtifactError(f"{self.out}: is a file; --out names a directory")
-        trained = replace(self, baseline=True, ablation=True).trained()
-        names = {REPORT, *NUMBERS, *trained, *(f"eval-{name}" for name in ("base", *trained))}
+        whole = replace(self, baseline=True, ablation=True)
+        names = {REPORT, *NUMBERS, *whole.trained(), *(f"eval-{name}" for name in ("base", *whole.trained()))}
+        names |= {f"eval-{name}-guided" for name in whole.guided()}
         for path in sorted(self.out.iterdir()) if self.out.is_dir() else ():
             if path.name not in names:
                 raise ArtifactError(
@@ -147,6 +164,15 @@ class Demo:
 
 
 def _row(entry: Entry) -> tuple[str, ...]:
-    cells = [Cell(entry.results[suite]["mean"], entry.results[suite]["stderr"]) for suite in OBJECTIVES]
+    return entry.name, *_cells(entry.results)
+
+
+def _folding_row(name: str, run: RunDir) -> tuple[str, ...]:
+    one, figures = by_guidance(run)[0], arithmetic(run.recipe())
+    return name, f"{one.guidance:g}", str(figures["transformer forwards per picture"]), *_cells(one.results)
+
+
+def _cells(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    cells = [Cell(results[suite]["mean"], results[suite]["stderr"]) for suite in OBJECTIVES]
     average = Cell(sum(cell.mean for cell in cells) / len(cells))
-    return entry.name, *(f"{cell.text} {cell.error}".strip() for cell in (*cells, average))
+    return [f"{cell.text} {cell.error}".strip() for cell in (*cells, average)]

@@ -16,8 +16,17 @@ from flowopd_cli.runs.run import RunDir
 from flowopd_cli.system.redact import public_name, public_reference
 
 
-def page(entries: Sequence[Entry], target: Path, title: str = "Comparison", lead: str = "") -> Page:
-    """The comparison as a page at ``target``; damaged metrics or results raise ArtifactError."""
+def page(
+    entries: Sequence[Entry],
+    target: Path,
+    title: str = "Comparison",
+    lead: str = "",
+    listings: Sequence[Listing] = (),
+) -> Page:
+    """The comparison as a page at ``target``, with ``listings`` before that of the runs.
+
+    Raises :class:`ArtifactError`: metrics or results are damaged.
+    """
     evaluated = sum(entry.evaluation is not None for entry in entries)
     rows = {entry.name: entry.run.rows() for entry in entries if entry.run}
     return Page(
@@ -31,7 +40,7 @@ def page(entries: Sequence[Entry], target: Path, title: str = "Comparison", lead
         charts=curves.of_runs({name: metrics for name, metrics in rows.items() if metrics}),
         chart_note="" if evaluated else "None of these models has an evaluation: flowopd eval --adapter RUN makes one.",
         grids=_grids(entries),
-        listings=[_runs(entries, target)],
+        listings=[*listings, _runs(entries, target)],
     )
 
 

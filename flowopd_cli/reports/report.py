@@ -10,7 +10,7 @@ from typing import Any
 
 from flowopd_cli.errors import ArtifactError, one_line
 from flowopd_cli.reports import comparison, entries, run_page, table
-from flowopd_cli.reports.page import MARK, render
+from flowopd_cli.reports.page import MARK, Listing, render
 from flowopd_cli.runs.layout import REPORT, RunPaths
 from flowopd_cli.runs.manifest import is_run
 from flowopd_cli.runs.run import RunDir, fresh_path
@@ -63,10 +63,14 @@ def of_runs(paths: Sequence[Path], out: Path | None) -> tuple[Path, list[entries
 
 
 def write_comparison(
-    models: Sequence[entries.Entry], target: Path, title: str = "Comparison", lead: str = ""
+    models: Sequence[entries.Entry],
+    target: Path,
+    title: str = "Comparison",
+    lead: str = "",
+    listings: Sequence[Listing] = (),
 ) -> list[Path]:
     """Write a comparison's page to ``target`` and its numbers to the same folder; returns the files of numbers."""
-    numbers, page = _numbers(models, target), render(comparison.page(models, target, title, lead))
+    numbers, page = _numbers(models, target), render(comparison.page(models, target, title, lead, listings))
     for path, text in (*numbers.items(), (target, page)):
         atomic_write(path, text)
     return list(numbers)

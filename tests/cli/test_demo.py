@@ -30,6 +30,7 @@ def shown(tmp_path_factory):
     out = tmp_path_factory.mktemp("demo") / "out"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo, "QUICK", TINY)
+        patch.setattr(Demo, "guided", lambda self: [])  # five evaluations, which nothing here looks at
         return out, Demo(out, seed=3, quick=True, baseline=True, ablation=True).run(run_stage, Silent())
 
 
@@ -95,6 +96,24 @@ def test_an_interrupted_demo_goes_on_where_it_stopped(tmp_path):
     more = []
     replace(shown, baseline=True).run(pretend(more), Silent())
     assert [name for name, _ in more] == ["grpo-mix", "eval-grpo-mix"]
+
+
+def test_the_ablation_shows_folding_with_its_cost(tmp_path):
+    shown, seen = Demo(tmp_path / "d", ablation=True), []
+    assert {spec.guidance for spec in shown.stages()["student"].routing.values()} == {demo.FOLDED}
+    Demo(tmp_path / "d").run(pretend([]), Silent())
+    html = (tmp_path / "d" / "report.html").read_text()
+    assert demo.CAPTION in html
+    assert demo.FOLDING not in html
+    shown.run(pretend(seen), Silent())
+    models = ["base", "teacher-geneval", "teacher-ocr", "teacher-quality", "student"]
+    added = ["student-no-anchor", "eval-student-no-anchor", *(f"eval-{name}-guided" for name in models)]
+    assert [name for name, _ in seen] == added
+    rows = re.search(rf"{re.escape(demo.FOLDING)}(.*?)</table>", (tmp_path / "d/report.html").read_text(), re.S)[1]
+    cells = re.findall(r"<td[^>]*>([^<]*)", rows)
+    columns = 3 + len(demo.OBJECTIVES) + 1
+    found = [tuple(cells[i : i + 3]) for i in range(0, len(cells), columns)]
+    assert found == [(name, *row) for name in models for row in (("1", "10"), ("2", "20"))]
 
 
 def test_a_demo_of_other_settings_is_not_mixed_in(tmp_path):

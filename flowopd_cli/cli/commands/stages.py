@@ -221,7 +221,9 @@ def demo(
     baseline: Annotated[
         bool, typer.Option("--baseline", help="Also train one adapter with GRPO on all rewards at once.")
     ] = False,
-    ablation: Annotated[bool, typer.Option("--ablation", help="Also distill a student without the anchor.")] = False,
+    ablation: Annotated[
+        bool, typer.Option("--ablation", help="Also distill a student without the anchor, and evaluate with guidance.")
+    ] = False,
     seed: Annotated[int, _option("N", "The seed of all random numbers.")] = 0,
     json: Json = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print only errors to stderr.")] = False,
