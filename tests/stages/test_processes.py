@@ -121,7 +121,8 @@ def test_several_processes_log_the_figures_of_one(trained, several, name):
         distance = "watch/kl_base" if name == "few" else "watch/distance_base"
         watched = [row[distance] for row in one if distance in row]
         assert one[0]["iteration"] == 0
-        assert 0 < watched[0] < watched[-1]  # it starts from an adapter
+        assert min(watched) > 0  # it starts from an adapter
+        assert watched[0] != watched[-1]
     if name in {"nft", "awm"}:
         assert sum(row.get("refilled", 0) for row in one) > 0
     if name in {"awm", "fresh"}:
