@@ -146,6 +146,7 @@ REWARDS = Registry(
 _SHIPPED_PROMPTS = {
     "toy:geneval": "flowopd_cli.toy.prompts:geneval",
     "toy:ocr": "flowopd_cli.toy.prompts:ocr",
+    "toy:quality": "flowopd_cli.toy.prompts:quality",
     "toy:all": "flowopd_cli.toy.prompts:everything",
     "geneval": "flowopd_cli.prompts.sources:geneval",
     "ocr": "flowopd_cli.prompts.sources:ocr",

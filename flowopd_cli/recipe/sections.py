@@ -29,6 +29,7 @@ Attention = Literal[
     "auto", "sdpa", "sdpa-flash", "sdpa-efficient", "sdpa-cudnn", "sdpa-math", "flash", "flash3", "flex", "xformers"
 ]
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]  # what PyTorch's generators take
+INIT = "init"  # as a reference of a distillation: the adapter of `adapter.init`, frozen
 RANKLESS = ("exact", "factor_average")  # methods of a merge whose rank follows from its adapters
 TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
 
@@ -188,7 +189,8 @@ class RewardSpec(Spec):
 class TeacherSpec(Spec):
     """The teacher of a task."""
 
-    ref: str  #: a run, an adapter folder or file, `hub:REPO@REVISION` or `base`
+    #: a run, an adapter folder or file, `hub:REPO@REVISION` or `base`; in `distill` also `init`, `adapter.init` frozen
+    ref: str
     guidance: NonNegativeFloat | None = None  #: the teacher's classifier-free scale; null is `sampling.guidance`
     #: a base of its own, such as a larger one: as `model.pretrained`, with the student's autoencoder; null is the
     #: student's base

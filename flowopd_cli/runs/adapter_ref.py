@@ -21,6 +21,7 @@ from flowopd_cli.models.files.adapter_header import (
 )
 from flowopd_cli.models.files.peft_config import read_config
 from flowopd_cli.models.files.targets import short_names
+from flowopd_cli.runs.layout import BEST
 from flowopd_cli.runs.manifest import ADAPTER, MANIFEST, Base, Parent, is_run, read_manifest, status_now
 from flowopd_cli.system.files import (
     CHECKSUMS,
@@ -206,6 +207,13 @@ def recorded_base(folder: Path | None) -> Base | None:
     places = (folder.parent, folder) if folder.name == ADAPTER else (folder, folder / ADAPTER)
     bases = (read_manifest(place).base if is_run(place) else _base_in_files(place) for place in places)
     return next(filter(None, bases), None)
+
+
+def run_of(folder: Path) -> Path | None:
+    """The run that ``folder`` is, or whose adapter it is; ``None`` if there is none."""
+    place = folder.resolve()
+    run = place.parent if place.name in {ADAPTER, BEST} and is_run(place.parent) else place
+    return run if is_run(run) else None
 
 
 def _base_in_files(folder: Path) -> Base | None:

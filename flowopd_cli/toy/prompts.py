@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from functools import lru_cache
 from itertools import islice, permutations, product
 from typing import Any
@@ -104,3 +105,8 @@ def ocr(split: str = "train") -> list[Prompt]:
 def everything(split: str = "train") -> list[Prompt]:
     """Both tasks, for rewards that apply to any picture."""
     return geneval(split) + ocr(split)
+
+
+def quality(split: str = "train") -> list[Prompt]:
+    """The same prompts as a task of their own, for a teacher of the quality."""
+    return [replace(prompt, id=f"toy-quality/{prompt.id}", task="quality") for prompt in everything(split)]

@@ -44,6 +44,7 @@ WEIGHTS = "One factor for each adapter; 1/K each by default."
 NORMALIZE = "Divide by the sum of the weights; by default only ties does, by the sum of those that agree on a sign."
 RANK = "The rank of the result; by default the largest. exact and factor_average take none."
 INIT = "The adapter that the student starts from; the base by default."
+KEEP = "'student': the frozen --init, a run of distill, teaches its own tasks that have no --teacher, on its prompts."
 ANCHOR = "The adapter that the student is kept close to on every prompt; 'base' for the bare base."
 BETA = "The weight of the KL divergence to the anchor in the loss; 0 turns the anchor off."
 ESTIMATOR = "How the gradient of the KL to the teachers is taken: pathwise (closed form) or score (policy gradient)."
@@ -130,6 +131,8 @@ def distill(
     anchor: Annotated[Text, _option("REF[,guidance=G]", ANCHOR, completion.runs)] = None,
     beta: Annotated[float | None, _option("B", BETA)] = None,
     estimator: Annotated[Text, _option("NAME", ESTIMATOR)] = None,
+    prompts: Annotated[Texts, _option("SOURCE", PROMPTS)] = None,
+    keep: Annotated[Text, _option("student", KEEP)] = None,
 ) -> None:
     """Distill several teachers into one student, on the student's own trajectories.
 
@@ -137,11 +140,13 @@ def distill(
     Example:
       flowopd distill --init runs/init --teacher geneval=runs/t-geneval --teacher ocr=runs/t-ocr,guidance=4.5 \\
           --anchor runs/t-quality --beta 0.02 --out runs/student
+      flowopd distill --init runs/student --teacher quality=runs/t-quality --prompts toy:quality --keep student
     """
-    from flowopd_cli.cli.plan.flags import anchor_values, teacher_specs
+    from flowopd_cli.cli.plan.flags import anchor_values, prompt_spec, teacher_specs
 
     routing = teacher_specs(teacher or ())
     values = {"adapter.init": init, "routing": routing, "opd.estimator": estimator, **anchor_values(anchor, beta)}
+    values |= {"prompts": list(map(prompt_spec, prompts or ())), "keep": keep}
     shared = [spec["ref"] for spec in routing.values() if "base" not in spec]  # adapters of the student's base
     _execute("distill", common, values, [init, *shared, values.get("anchor.ref")])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 from flowopd_cli import recipe as recipes
 from flowopd_cli.cli.options import Common
 from flowopd_cli.cli.plan.consent import check_consent
+from flowopd_cli.cli.plan.keep import keep_tasks
 from flowopd_cli.errors import ArtifactError, PromptError, RecipeError
 from flowopd_cli.models.files.families import family_of, model_fields
-from flowopd_cli.recipe.sections import RANKLESS
+from flowopd_cli.recipe.sections import INIT, RANKLESS
 from flowopd_cli.registry import PROMPTS, REWARDS, SUITES
 from flowopd_cli.runs import provenance
-from flowopd_cli.runs.adapter_ref import AdapterRef, Adapters, recorded_base
+from flowopd_cli.runs.adapter_ref import AdapterRef, Adapters, recorded_base, run_of
 from flowopd_cli.runs.layout import resume_command
-from flowopd_cli.runs.manifest import ADAPTER, is_run
 from flowopd_cli.runs.provenance import MAY_CHANGE
 from flowopd_cli.runs.run import RunDir
 from flowopd_cli.system.files import is_file
@@ -36,7 +36,7 @@ NEEDED = {
     "teacher": {"rewards": "a reward (--reward NAME)", "prompts": "prompts (--prompts SOURCE)"},
     "coldstart": {"teachers": "a teacher (--teacher TASK=REF)", "prompts": "prompts (--set prompts=...)"},
     "merge": {"adapters": "the runs to merge"},
-    "distill": {"routing": "a teacher (--teacher TASK=REF)", "prompts": "prompts (--set prompts=...)"},
+    "distill": {"routing": "a teacher (--teacher TASK=REF)", "prompts": "prompts (--prompts SOURCE)"},
     "push": {"run": "the run to publish"},
 }
 
@@ -88,22 +88,29 @@ def resolve(stage: str, common: Common, values: Mapping[str, Any], *, refs: Sequ
     Raises :class:`RecipeError` or :class:`ArtifactError`: a value is unknown, missing or out of range, or is code
     without consent.
     """
-    adapters = Adapters()
+    adapters, remarks = Adapters(), list[str]()
     flags = {key: value for key, value in values.items() if value not in (None, [], {}, ())}
     rewards = [spec["name"] for spec in flags.get("rewards", ())]
     if common.resume is not None:
         recipe, where = _resumed(stage, common, flags, adapters), str(common.resume)
     else:
         tree, where = _starting_point(stage, common, flags, refs, adapters)
+        keep = flags.pop("keep", None)
         _assign_flags(tree, stage, common, flags)
         recipe = recipes.build(tree, overrides=common.overrides, stage=stage, where=where)
+        if keep is not None and isinstance(recipe, recipes.DistillRecipe):
+            recipe, remark = keep_tasks(recipe, keep)
+            remarks.append(remark)
     if not common.allow_code:
         check_consent(recipe, where, rewards, common.overrides)
-    return Plan.of(recipe, common.overrides, adapters)
+    plan = Plan.of(recipe, common.overrides, adapters)
+    return replace(plan, remarks=(*remarks, *plan.remarks))
 
 
 def complete_names(recipe: recipes.Recipe) -> recipes.Recipe:
-    """The recipe with rewards and suites under their registry names, as the run records it."""
+    """The recipe with rewards and suites under their registry names, and with the adapter that ``init`` stands for, as
+    the run records it.
+    """
     base = recipe.model.pretrained
     if isinstance(recipe, recipes.EvalRecipe):
         update = {
@@ -118,9 +125,20 @@ def complete_names(recipe: recipes.Recipe) -> recipes.Recipe:
     if not isinstance(recipe, recipes.TrainedRecipe):
         return recipe
     if isinstance(recipe, recipes.DistillRecipe):
-        recipe = recipe.model_copy(update={"routing": {t: _with_family(spec) for t, spec in recipe.routing.items()}})
+        recipe = _with_references(recipe)
     watch = recipe.watch.model_copy(update={"rewards": named(recipe.watch.rewards)})
     return recipe.model_copy(update={"rewards": named(recipe.rewards), "watch": watch})
+
+
+def _with_references(recipe: recipes.DistillRecipe) -> recipes.DistillRecipe:
+    """The recipe with ``adapter.init``, or the base without one, in place of the reference ``init``."""
+    start = {"ref": recipe.adapter.init or "base"}
+
+    def named(spec: Any) -> Any:
+        return spec.model_copy(update=start) if spec.ref == INIT else spec
+
+    routing = {task: _with_family(named(spec)) for task, spec in recipe.routing.items()}
+    return recipe.model_copy(update={"routing": routing, "anchor": named(recipe.anchor)})
 
 
 def _with_family(spec: recipes.TeacherSpec) -> recipes.TeacherSpec:
@@ -247,7 +265,7 @@ def _model_of(refs: Sequence[str], adapters: Adapters) -> dict[str, Any]:
 
     Raises :class:`ArtifactError`: they record different bases, or none.
     """
-    references = [reference for reference in map(AdapterRef.parse, refs) if reference.kind != "base"]
+    references = [reference for reference in map(AdapterRef.parse, refs) if reference.text not in {"base", INIT}]
     models: dict[str, dict[str, Any]] = {}
     for reference in references:
         if reference.kind != "hub":
@@ -272,9 +290,8 @@ def _model_of(refs: Sequence[str], adapters: Adapters) -> dict[str, Any]:
 
 def _recorded_model(folder: Path) -> dict[str, Any]:
     """The model of an adapter's run, else the base's name in its configuration; empty if neither is recorded."""
-    place = folder.resolve()
-    run = place.parent if place.name == ADAPTER and is_run(place.parent) else place
-    if is_run(run):
+    run = run_of(folder)
+    if run is not None:
         return RunDir.open(run, writes=False).recipe().model.model_dump(mode="json")
     base = recorded_base(folder)
     return model_fields(base.ref) if base is not None and base.ref else {}
@@ -306,10 +323,10 @@ def _merge_rewards(recorded: Any, specs: Sequence[Mapping[str, Any]]) -> list[di
 
 
 def _merge_teachers(recorded: Any, specs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The teachers of the flags only, each merged over the starting recipe's entry for its task."""
+    """The teachers of the flags only, each merged over the starting recipe's entry for its task, but for ``init``."""
     entries = recorded if isinstance(recorded, dict) else {}
     by_task = {task: spec for task, spec in entries.items() if isinstance(spec, dict)}
-    return {task: {**by_task.get(task, {}), **spec} for task, spec in specs.items()}
+    return {t: {**(by_task.get(t, {}) if spec["ref"] != INIT else {}), **spec} for t, spec in specs.items()}
 
 
 def _short(name: str) -> str:
