@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import time
 from copy import deepcopy
 from pathlib import Path
 
+from flowopd_cli import toy
 from flowopd_cli.toy import pipeline as toy_pipeline
 from flowopd_cli.toy import prompts as toy_prompts
 from flowopd_cli.toy.scenes import HABITS, Habits
@@ -32,8 +34,12 @@ def main() -> None:
     pool = make_pool(pipe, options.pool, options.seed, habits)
     log("pool", len(pool.latents), {"texts": float(len(pool.tokens))})
     settings = FlowSettings(options.flow_steps, options.seed, options.batch, options.lr, options.seconds)
-    train_flow(pipe, pool, settings, log)
-    save(pipe, options.out)
+    train_flow(pipe, pool, settings, log, encoders=options.beside is None)
+    if options.beside is None:
+        save(pipe, options.out)
+    else:
+        shutil.copytree(options.beside, options.out, ignore=shutil.ignore_patterns("transformer"), dirs_exist_ok=True)
+        pipe.transformer.half().save_pretrained(options.out / "transformer")
     log("done", options.flow_steps, {})
 
 
@@ -53,14 +59,31 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--drift", type=int, default=HABITS.drift, help="largest vertical offset of a code in pixels")
     parser.add_argument("--codes", type=float, default=HABITS.codes, help="share of codes in the training set")
     parser.add_argument("--autoencoder", type=Path, default=None, help="use the autoencoder of this pipeline")
+    parser.add_argument(
+        "--beside", type=base, default=None, help="toy or a folder: train only a transformer, for its other parts"
+    )
+    parser.add_argument("--layers", type=int, default=5, help="blocks of the transformer of --beside")
+    parser.add_argument("--heads", type=int, default=5, help="its heads, of width 32")
     parser.add_argument("--start", type=Path, default=None, help="train this pipeline further, not a fresh one")
     return parser.parse_args()
 
 
+def base(name: str) -> Path:
+    """The folder of a pipeline, or of the shipped one."""
+    return toy.folder() if name == "toy" else Path(name)
+
+
 def start_pipeline(options: argparse.Namespace, habits: Habits, log: Log) -> toy_pipeline.StableDiffusion3Pipeline:
-    """A pipeline with a trained autoencoder: one from disk to train further, or a fresh one."""
+    """A pipeline with a trained autoencoder: one from disk to train further, or with a fresh transformer, or a new one.
+
+    A base beside another has its latents and prompts, so that it can teach it (``routing.TASK.base``).
+    """
     if options.start is not None:
         return toy_pipeline.load(options.start)
+    if options.beside is not None:
+        pipe = toy_pipeline.load(options.beside)
+        pipe.transformer = toy_pipeline.transformer(options.layers, options.heads, options.seed)
+        return pipe
     texts = [p.text for split in toy_prompts.SPLITS for p in toy_prompts.geneval(split)]
     pipe = toy_pipeline.assemble([*texts, *toy_prompts.SIGNS], options.seed)
     if options.autoencoder:

@@ -15,7 +15,7 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchE
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
 TOKENS = 14
-ENCODER_WIDTH = 64
+ENCODER_WIDTH, HEAD = 64, 32
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
 GEOMETRY = {
     "sample_size": 8,
@@ -24,7 +24,7 @@ GEOMETRY = {
     "out_channels": 8,
     "num_layers": 4,
     "num_attention_heads": 4,
-    "attention_head_dim": 32,
+    "attention_head_dim": HEAD,
     "caption_projection_dim": 128,
     "joint_attention_dim": 2 * ENCODER_WIDTH,
     "pooled_projection_dim": 2 * ENCODER_WIDTH,
@@ -92,6 +92,13 @@ def text_encoder(vocabulary_size: int) -> CLIPTextModelWithProjection:
             pad_token_id=vocabulary_size - 1,
         )
     )
+
+
+def transformer(layers: int, heads: int, seed: int) -> SD3Transformer2DModel:
+    """A fresh transformer of another depth and width."""
+    torch.manual_seed(seed)
+    size: dict[str, Any] = {"num_layers": layers, "num_attention_heads": heads, "caption_projection_dim": HEAD * heads}
+    return SD3Transformer2DModel(**{**GEOMETRY, **size})
 
 
 def assemble(texts: Iterable[str], seed: int) -> StableDiffusion3Pipeline:

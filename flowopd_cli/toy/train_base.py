@@ -127,13 +127,14 @@ def condition(pipeline: Any, ids: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat([embeds, zeros], dim=1), torch.cat([one.text_embeds, two.text_embeds], dim=-1)
 
 
-def train_flow(pipeline: Any, pool: Pool, settings: FlowSettings, log: Log) -> None:
+def train_flow(pipeline: Any, pool: Pool, settings: FlowSettings, log: Log, *, encoders: bool = True) -> None:
     """Flow matching at shifted times, 10 % empty captions, Muon for matrices and AdamW for the rest.
 
-    The pipeline gets the moving average of the weights.
+    The pipeline gets the moving average of the weights; without ``encoders`` only the transformer is trained.
     """
     torch.manual_seed(settings.seed)
-    modules = torch.nn.ModuleList([pipeline.transformer, pipeline.text_encoder, pipeline.text_encoder_2])
+    texts = torch.nn.ModuleList([pipeline.text_encoder, pipeline.text_encoder_2]).eval().requires_grad_(False)
+    modules = torch.nn.ModuleList([pipeline.transformer, *(texts if encoders else ())])
     modules.train().requires_grad_(True)
     optimizers = _optimizers(modules, settings.lr)
     averaged = [p.detach().clone() for p in modules.parameters()]

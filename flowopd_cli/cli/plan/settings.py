@@ -45,8 +45,12 @@ def check_guidance(recipe: recipes.Recipe, recorded: recipes.Recipe | None = Non
     Raises :class:`RecipeError`: a scale is under 1.
     """
     before = set(_guidances(recorded)) if recorded is not None else set()
-    for field, scale in _guidances(recipe) if family(recipe.model.family).classifier_free else ():
-        if scale < 1 and (field, scale) not in before:
+    own = {
+        f"routing.{task}.guidance": spec.family for task, spec in getattr(recipe, "routing", {}).items() if spec.base
+    }
+    for field, scale in _guidances(recipe):
+        classifier_free = family(own.get(field) or recipe.model.family).classifier_free
+        if classifier_free and scale < 1 and (field, scale) not in before:
             raise RecipeError(
                 f"{field} {scale:g}: classifier-free guidance under 1 weakens the prompt, and 0 draws the empty "
                 "prompt's picture, where diffusers draws the conditional one: set it to 1, which is no guidance"
@@ -91,7 +95,9 @@ def _nothing_new(recipe: recipes.TrainedRecipe) -> Iterator[str]:
     specs = getattr(recipe, "teachers", None) or getattr(recipe, "routing", {})
     start, guidance = recipe.adapter.init or "base", (None, recipe.sampling.guidance)
     selects = isinstance(recipe, recipes.ColdstartRecipe) and recipe.rewards
-    if specs and not selects and all(spec.ref == start and spec.guidance in guidance for spec in specs.values()):
+    shared = all(spec.own_model(recipe.model) is None for spec in specs.values())
+    same = shared and all(spec.ref == start and spec.guidance in guidance for spec in specs.values())
+    if specs and not selects and same:
         yield f"every teacher is {start}, which the policy starts from, at the same guidance: they teach nothing"
 
 

@@ -68,6 +68,7 @@ def remarks(recipe):
         (DISTILL, {"sampling": {"eta": 0, "window": {"size": 2}}}, ["sampling.window: has no effect"]),
         (DISTILL, {"sampling": {"eta": 0}, "opd": {"step_weight": "kl_no_dt"}}, ["opd.step_weight: has no effect"]),
         (DISTILL, {"routing": {"ocr": {"ref": "base"}}}, ["every teacher is base, which the policy starts from"]),
+        (DISTILL, {"routing": {"ocr": {"ref": "base", "base": "sd3.5-large"}}}, []),
         (DISTILL, {"routing": {"ocr": {"ref": "a"}}, "adapter": {"init": "a"}}, ["every teacher is a, which"]),
         (
             DISTILL,
@@ -147,3 +148,11 @@ def test_a_dry_run_and_the_validation_of_a_recipe_have_the_same_checks(flowopd, 
     assert code == 3
     assert "a teacher compares the pictures" in out
     assert "sampling.guidance 0.5" in out
+
+
+def test_guidance_under_1_follows_the_family_of_a_teachers_own_base():
+    own = {"ref": "base", "base": "sd3.5-large", "guidance": 0.5}
+    check_guidance(recipes.build({**DISTILL, "routing": {"ocr": {**own, "family": "flux"}}}))
+    student = {"model": {"family": "flux"}}
+    with pytest.raises(RecipeError, match=r"routing\.ocr\.guidance 0\.5"):
+        check_guidance(recipes.build({**DISTILL, **student, "routing": {"ocr": {**own, "family": "sd3"}}}))

@@ -1,0 +1,25 @@
+"""The option of the toy's builder that makes a larger base beside another one."""
+
+import json
+
+from support.tiny import TEXTS
+
+from flowopd_cli.models.files.latents import check_same_latents
+from flowopd_cli.models.loading import LoadOptions
+from flowopd_cli.models.sd3 import SD3Model
+from flowopd_cli.toy import build, folder
+
+
+def test_a_larger_base_has_the_latents_and_the_prompts_of_the_one_beside(tmp_path, monkeypatch, capsys):
+    size = ["--beside", "toy", "--layers", 5, "--heads", 5]
+    short = ["--flow-steps", 2, "--pool", 64, "--batch", 8, "--out", tmp_path / "large"]
+    monkeypatch.setattr("sys.argv", ["build", *map(str, [*size, *short])])
+    build.main()
+    losses = [row["loss"] for row in map(json.loads, capsys.readouterr().out.splitlines()) if row["phase"] == "flow"]
+    assert losses[0] > 0
+    check_same_latents(tmp_path / "large", folder())
+    student, large = (SD3Model.load(path, LoadOptions(device="cpu")) for path in (folder(), tmp_path / "large"))
+    assert large.share_prompts(student)
+    assert (len(large.blocks), large.transformer.config.caption_projection_dim) == (5, 160)
+    assert large.latent_shape == student.latent_shape
+    assert large.encode(TEXTS).embeds.equal(student.encode(TEXTS).embeds)
