@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from flowopd_cli.core.queries import Query, draw_systematic
 from flowopd_cli.core.steps import ODE, Kernel, draw, log_prob
 from flowopd_cli.core.types import Conditioning, GaussianStep, Trajectory
 
@@ -46,10 +47,14 @@ def seeded_generator(seed: int, purpose: str) -> torch.Generator:
 
 @dataclass(frozen=True)
 class TrainedSteps:
-    """The trained steps of an iteration, ascending, and the anchor's weight at each (0: no anchor)."""
+    """The trained steps of an iteration, ascending, the anchor's weight at each (0: no anchor), and the loss's.
+
+    Without ``weight`` that of every loss is 1.
+    """
 
     steps: tuple[int, ...]
     anchor: tuple[float, ...]
+    weight: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -150,18 +155,24 @@ def draw_window(size: int, start_min: int, start_max: int, seed: int) -> tuple[i
 
 
 def choose_trained_steps(
-    candidates: Sequence[int], seed: int, *, steps: int | None = None, every: int = 1, probability: float = 1.0
+    candidates: Sequence[int], seed: int, *, query: Query = Query(), every: int = 1, probability: float = 1.0
 ) -> TrainedSteps:
-    """Choose some of the ``candidates``, and those of them with an anchor, by ``seed`` alone.
+    """Choose some of the ``candidates`` by a query, and those of them with an anchor, by ``seed`` alone.
 
-    ``steps`` of them are chosen uniformly (``None``: all), so the mean over their rows is an unbiased estimate of the
-    mean over all. The anchor is on every ``every``-th of these from a uniform offset, or on each with ``probability``;
-    its weight there is one over its chance of being used.
+    The weighted mean over their rows is an unbiased estimate of the mean over all, if the query is. The anchor is on
+    every ``every``-th of these from a uniform offset, or on each with ``probability``; its weight there is one over its
+    chance of being used.
     """
     generator = seeded_generator(seed, "lessons")
-    order = torch.randperm(len(candidates), generator=generator)
-    chosen = sorted(candidates[i] for i in order[:steps].tolist())
+    if query.beta is None:
+        index = sorted(torch.randperm(len(candidates), generator=generator)[: query.steps].tolist())
+    else:
+        chances = query.chances(len(candidates))
+        index = draw_systematic(chances, float(torch.rand((), generator=generator, dtype=torch.float64)))
+    chosen, weights = [candidates[i] for i in index], query.weights(len(candidates))
     offset = int(torch.randint(every, (1,), generator=generator))
     hits = (torch.rand(len(chosen), generator=generator) < probability).tolist()
     used = [hit and i % every == offset for i, hit in enumerate(hits)]
-    return TrainedSteps(tuple(chosen), tuple(every / probability if use else 0.0 for use in used))
+    anchor = tuple(every / probability if use else 0.0 for use in used)
+    weight = None if set(weights) == {1.0} else tuple(weights[i] for i in index)
+    return TrainedSteps(tuple(chosen), anchor, weight)

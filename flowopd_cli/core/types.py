@@ -104,9 +104,9 @@ class Rollout:
 class StepBatch:
     """Rows of one optimizer micro-step: any mixture of samples and time steps.
 
-    ``anchor_weight`` is the anchor's weight in each row (1 if ``None``); if all are 0, its velocity is not needed.
-    ``old_velocity`` is that of the policy that drew, ``slow_velocity`` that of the policy's slow copy. ``prompts`` are
-    those of the rows.
+    ``weight`` is that of each row's loss, ``anchor_weight`` the anchor's in it (1 if ``None``); where all of the latter
+    are 0, its velocity is not needed. ``old_velocity`` is that of the policy that drew, ``slow_velocity`` that of the
+    policy's slow copy. ``prompts`` are those of the rows.
     """
 
     latents: Float[Tensor, "b C H W"]
@@ -120,6 +120,7 @@ class StepBatch:
     slow_velocity: Float[Tensor, "b C H W"] | None = None
     old_log_prob: Float[Tensor, " b"] | None = None
     advantage: Float[Tensor, " b"] | None = None
+    weight: Float[Tensor, " b"] | None = None
     anchor_weight: Float[Tensor, " b"] | None = None
     prompts: tuple[Prompt, ...] | None = None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from math import ceil
 
 from flowopd_cli import recipe as recipes
+from flowopd_cli.core.queries import mean_last
 from flowopd_cli.models.files.families import family
 from flowopd_cli.models.files.workload import Workload
 
@@ -160,7 +161,7 @@ def _evaluation(recipe: recipes.EvalRecipe) -> Figures:
 def _learned_steps(recipe: recipes.TrainedRecipe) -> int:
     if isinstance(recipe, recipes.TeacherRecipe) and recipe.forward:
         return recipe.levels
-    return min(trained_steps(recipe.sampling), recipe.train.steps_per_rollout or recipe.sampling.steps)
+    return min(trained_steps(recipe.sampling), recipe.train.query.steps or recipe.sampling.steps)
 
 
 def _micro_batches(pictures: int, learned: int, fused: bool, train: recipes.TrainSpec) -> int | str:
@@ -174,28 +175,46 @@ def _micro_batches(pictures: int, learned: int, fused: bool, train: recipes.Trai
 
 def _steps_between(recipe: recipes.DistillRecipe) -> float:
     """Untrained steps of a fused rollout, averaged over iterations: those before the last trained one, and the rest if
-    rewards are logged. The last of k among n equally likely ones is the k (n + 1) / (k + 1)-th on average.
+    rewards are logged.
     """
     sampling, every = recipe.sampling, recipe.opd.log_rewards_every
     trained, learned = trained_steps(sampling), _learned_steps(recipe)
     window = None if sampling.deterministic else sampling.window
     start = 0 if window is None else (window.start_min + window.start_max) / 2
-    before = start + learned * (trained + 1) / (learned + 1) - learned
+    before = start + mean_last(recipe.train.query.query, trained) + 1 - learned
     logged = 1 / every if every else 0
     return (1 - logged) * before + logged * (sampling.steps - learned)
 
 
 def _label_cost(recipe: recipes.TeacherRecipe | recipes.DistillRecipe) -> float:
-    """Forwards that label one trained step: the base's for the KL, or a teacher's and, on average, the anchor's; of a
-    noise level, those of the slow copy and the base, and the policy's where AWM's likelihoods are kept for updates.
+    """Forwards that label a trained step: the base's for the KL, or those of the costliest target and the anchor; at a
+    noise level those of the slow copy and the base, and the policy's where AWM's likelihoods are kept for updates.
     """
     if forward := _forward(recipe):
         likelihoods = isinstance(forward, recipes.AWMSpec) and recipe.train.updates > 1
         return 1 + (forward.base_weight > 0) + likelihoods
     if isinstance(recipe, recipes.TeacherRecipe):
         return _forwards(recipe) if recipe.grpo.beta > 0 else 0
-    anchor = sum(spec.probability / spec.every * _forwards(recipe, spec.guidance) for spec in _anchors(recipe))
-    return max(_teacher_forwards(recipe, spec) for spec in _teachers(recipe)) + anchor
+    used = {_labeler(recipe, spec): spec.probability / spec.every for spec in _anchors(recipe)}
+    targets = (sum(cost * (1 - used.get(key, 0)) for key, cost in target.items()) for target in _targets(recipe))
+    return max(targets) + sum(share * _forwards(recipe, key[2]) for key, share in used.items())
+
+
+Labeler = tuple[recipes.ModelSpec | None, str, float]  # own base, reference and guidance: equal ones share a forward
+
+
+def _labeler(recipe: recipes.DistillRecipe, spec: recipes.TeacherSpec | recipes.AnchorSpec) -> Labeler:
+    own = spec.own_model(recipe.model) if isinstance(spec, recipes.TeacherSpec) else None
+    return own, spec.ref, recipe.sampling.guidance if spec.guidance is None else spec.guidance
+
+
+def _targets(recipe: recipes.DistillRecipe) -> list[dict[Labeler, int]]:
+    """The forwards of each labeler of each task's target, the student's base for extrapolation included."""
+    targets = [{_labeler(recipe, spec): _teacher_forwards(recipe, spec)} for spec in recipe.routing.values()]
+    if recipe.opd.extrapolate != 1:
+        bases = ({(None, "base", g): _forwards(recipe, g) for _, _, g in target} for target in targets)
+        targets = [target | base for target, base in zip(targets, bases, strict=True)]
+    return targets
 
 
 def _forwards(recipe: recipes.TrainedRecipe, guidance: float | None = None) -> int:
@@ -232,7 +251,7 @@ def _anchors(recipe: recipes.TrainedRecipe) -> list[recipes.AnchorSpec]:
 
 def _held(recipe: recipes.TrainedRecipe) -> tuple[int, int]:
     """Latents and prompts that collection keeps for learning: every step with its labels, or in the fused schedule the
-    state, both labels and the velocity of the micro-batch.
+    state, its labels and the velocity of the micro-batch. A target of several labelers holds all of theirs.
     """
     if isinstance(recipe, recipes.ColdstartRecipe):
         return recipe.sft.samples, recipe.sft.samples
@@ -241,10 +260,11 @@ def _held(recipe: recipes.TrainedRecipe) -> tuple[int, int]:
         return pictures + 4 * learning_rows(recipe), pictures
     if isinstance(recipe, recipes.TeacherRecipe):
         labels = (recipe.grpo.beta > 0) + recipe.grpo.compares_velocities
-    elif recipe.fused:
-        return 4 * learning_rows(recipe), pictures
     else:
-        labels = 1 + len(_anchors(recipe))
+        parts = max(map(len, _targets(recipe)))
+        if recipe.fused:
+            return (3 + parts) * learning_rows(recipe), pictures
+        labels = parts + len(_anchors(recipe))
     return pictures * (1 + recipe.sampling.steps * (1 + labels)), pictures
 
 

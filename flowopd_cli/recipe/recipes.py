@@ -83,8 +83,8 @@ class TeacherRecipe(_Trained):
             self._require_noise("GRPO")
         elif not self.sampling.deterministic:
             raise ValueError(f"algorithm {self.algorithm} draws without noise: set sampling.kernel to ode")
-        elif self.train.steps_per_rollout is not None:
-            raise ValueError(f"train.steps_per_rollout has no use with algorithm {self.algorithm}: set its levels")
+        elif self.train.query.steps is not None:
+            raise ValueError(f"train.query has no use with algorithm {self.algorithm}: set its levels")
         elif self.algorithm == "nft" and self.levels > self.sampling.steps:
             raise ValueError(f"nft.levels is {self.levels}, but there are {self.sampling.steps} sampling steps")
         return self
@@ -100,8 +100,8 @@ class ColdstartRecipe(_Trained):
 
     @model_validator(mode="after")
     def _learns_whole_pictures(self) -> ColdstartRecipe:
-        if self.train.steps_per_rollout is not None:
-            raise ValueError("train.steps_per_rollout has no use here: a cold start learns pictures, not their steps")
+        if self.train.query.steps is not None:
+            raise ValueError("train.query has no use here: a cold start learns pictures, not their steps")
         return self
 
     @model_validator(mode="after")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from contextlib import suppress
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -17,6 +19,7 @@ from pydantic import (
     model_validator,
 )
 
+from flowopd_cli.core.queries import Query
 from flowopd_cli.system.redact import secret_in_name, secret_in_options
 from flowopd_cli.system.text import suggest
 from flowopd_cli.system.validation import Checked
@@ -30,6 +33,7 @@ Attention = Literal[
 ]
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]  # what PyTorch's generators take
 INIT = "init"  # as a reference of a distillation: the adapter of `adapter.init`, frozen
+BETA_LAW = re.compile(r"beta\(\s*([^,\s]+)\s*,\s*([^,\s]+)\s*\)")
 RANKLESS = ("exact", "factor_average")  # methods of a merge whose rank follows from its adapters
 TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
 
@@ -65,6 +69,18 @@ def _one_or_several(value: Any) -> Any:
     return (first, *others) if others else first
 
 
+def _parse_law(value: str) -> str:
+    """``beta(A, B)`` in one form, or ``uniform``."""
+    match = BETA_LAW.fullmatch(value)
+    with suppress(ValueError):
+        if match and min(numbers := [float(match[1]), float(match[2])]) > 0 and max(numbers) < math.inf:
+            return f"beta({numbers[0]:g}, {numbers[1]:g})"
+    if value != "uniform":
+        raise ValueError(f"no law {value[:40]!r}: write uniform or beta(A, B), A and B above 0, as in beta(5, 2)")
+    return value
+
+
+Law = Annotated[str, AfterValidator(_parse_law)]
 Targets = Annotated[tuple[str, ...], BeforeValidator(_parse_targets)]
 Trackers = Annotated[str, BeforeValidator(_parse_trackers)]
 RewardName = Annotated[str, AfterValidator(_refuse_secrets)]
@@ -240,6 +256,29 @@ class BestSpec(Spec):
     direction: Literal["max", "min"] = "max"  #: whether high or low is good
 
 
+class QuerySpec(Spec):
+    """The trained steps of a trajectory that an iteration learns, drawn anew for each."""
+
+    steps: PositiveInt | None = None  #: number of steps; null is all
+    #: chance of a step: `uniform`, or `beta(A, B)`, the density of that law along the trajectory, from 0 (noise) to 1
+    law: Law = "uniform"
+    #: weight a step by the inverse of its chance, so that the gradient is on average that of all steps; false makes the
+    #: law the weight of the steps
+    unbiased: bool = True
+
+    @property
+    def query(self) -> Query:
+        """The same with the law's numbers."""
+        match = BETA_LAW.fullmatch(self.law)
+        return Query(self.steps, match and (float(match[1]), float(match[2])), self.unbiased)
+
+    @model_validator(mode="after")
+    def _law_has_a_choice(self) -> QuerySpec:
+        if self.law != "uniform" and self.steps is None:
+            raise ValueError(f"law {self.law} has no choice while all steps are trained: set steps")
+        return self
+
+
 class TrainSpec(Spec):
     """The loop. One iteration is one rollout of ``groups * group_size`` pictures and its optimizer steps."""
 
@@ -247,7 +286,7 @@ class TrainSpec(Spec):
     groups: PositiveInt = 48  #: prompts of an iteration, over all processes
     group_size: PositiveInt = 24  #: pictures of each prompt; at least 2 in `teacher`, which compares them
     updates: PositiveInt = 2  #: optimizer steps of an iteration
-    steps_per_rollout: PositiveInt | None = None  #: trained sampling steps of an iteration, drawn anew; null is all
+    query: QuerySpec = QuerySpec()  #: the trained steps of an iteration
     micro: PositiveInt = 8  #: rows of a micro-batch (a row is a picture at a step); does not change results
     rollout_batch: PositiveInt = 32  #: pictures drawn at once; does not change results
     #: draw at most this many fresh groups an iteration, to replace groups whose rewards are all equal
@@ -272,6 +311,19 @@ class TrainSpec(Spec):
     watch_every: NonNegativeInt = 0  #: iterations between watches (section `watch`), from the start on; 0 is none
     processes: PositiveInt = 1  #: devices of this machine that share an iteration's groups
     track: Trackers = "none"  #: trackers besides `metrics.jsonl`: tensorboard, wandb, mlflow, trackio, with commas
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_earlier_field(cls, data: Any) -> Any:
+        """``steps_per_rollout`` of earlier versions is ``query.steps``."""
+        if not isinstance(data, dict) or "steps_per_rollout" not in data:
+            return data
+        query, steps = data.get("query") or {}, data["steps_per_rollout"]
+        if steps is not None and isinstance(query, dict):
+            if query.get("steps") is not None:
+                raise ValueError("steps_per_rollout is the earlier name of query.steps: leave it out")
+            query = {**query, "steps": steps}
+        return {**{key: value for key, value in data.items() if key != "steps_per_rollout"}, "query": query}
 
     @property
     def trackers(self) -> tuple[str, ...]:
@@ -361,6 +413,9 @@ class OPDSpec(Spec):
     estimator: Literal["pathwise", "score"] = "pathwise"
     #: the KL unchanged, without dt, or the squared velocity error at every step alike
     step_weight: Literal["kl", "kl_no_dt", "velocity"] = "kl"
+    #: factor of the difference between teacher and base in the target, `v_base + factor * (v_teacher - v_base)`; 1 is
+    #: the teacher
+    extrapolate: PositiveFloat = 1.0
     clip: PositiveFloat = 1e-4  #: clip range of the ratio, for `score`
     adv_clip: PositiveFloat = 5.0  #: clip of the advantages, for `score`
     log_rewards_every: NonNegativeInt = 0  #: iterations between scorings for the log; 0 is never

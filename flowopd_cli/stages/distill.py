@@ -21,6 +21,7 @@ from flowopd_cli.stages.training.watch import make_watch
 from flowopd_cli.system.progress import Progress
 from flowopd_cli.train import collect, labels
 from flowopd_cli.train.fused import FusedStep, micro_batches
+from flowopd_cli.train.routes import Route, sole
 
 
 def run(
@@ -36,6 +37,7 @@ def run(
     roles = Roles(model, adapters or Adapters())
     roles.add_policy(recipe.adapter, recipe.seed)
     teachers = roles.add_teachers(recipe.routing, guidance, recipe.model)
+    routes = {task: Route(sole(teacher), recipe.opd.extrapolate) for task, teacher in teachers.items()}
     anchor = roles.add_anchor(recipe.anchor, guidance)
     texts = [*chain.from_iterable(prompts.values()), *(watch.draw.prompts if watch else ())]
     check_lengths(recipe, model, texts, progress)
@@ -57,14 +59,12 @@ def run(
 
         finish = log_rewards if every and iteration % every == 0 else None
         if fuse:
-            step = FusedStep(model, sampler, teachers, anchor, train.micro, batch)
+            step = FusedStep(model, sampler, routes, anchor, train.micro, batch)
             return [micro_batches(step, draw, finish)], figures
         rolled = collect.rollout(model, sampler, draw, batch=batch)
         if finish is not None:
             finish(rolled)
-        rolled = labels.with_targets(model, sampler, rolled, teachers, batch=batch)
-        if anchor is not None:
-            rolled = labels.with_anchor(model, sampler, rolled, anchor, batch=batch)
+        rolled = labels.with_labels(model, sampler, rolled, routes, anchor, batch=batch)
         seed = recipe.seed + iteration
         return collect.step_batches(rolled, sampler, train.updates, train.micro, seed, draw.partition), figures
 

@@ -27,6 +27,7 @@ from flowopd_cli.system.progress import Progress
 from flowopd_cli.train import collect, forward
 from flowopd_cli.train.loop import MicroBatches
 from flowopd_cli.train.redraw import Redraw
+from flowopd_cli.train.routes import Teacher
 
 
 def run(
@@ -89,7 +90,7 @@ class _Method:
 
 def _grpo(recipe: TeacherRecipe, model: LoadedModel, scoring: Callable[[], collect.Scoring]) -> _Method:
     train = recipe.train
-    base = collect.Teacher(None, recipe.sampling.guidance) if recipe.grpo.beta else None
+    base = Teacher(None, recipe.sampling.guidance) if recipe.grpo.beta else None
 
     def optimizer_steps(rolled: Rollout, sampler: Sampler, draw: collect.Draw, iteration: int):
         seed = recipe.seed + iteration

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from flowopd_cli.core.advantages import flat_groups, group_advantages, summed_advantages
 from flowopd_cli.core.prompt import Prompt
-from flowopd_cli.core.sampler import Keep, Sampler, SeededNoise, trained_steps
+from flowopd_cli.core.sampler import Keep, Sampler, SeededNoise, TrainedSteps, trained_steps
 from flowopd_cli.core.types import Conditioning, RewardResult, Rollout, StepBatch, Trajectory
 from flowopd_cli.models.base import FlowModel
-from flowopd_cli.train.labels import Teacher, with_anchor
+from flowopd_cli.train.labels import with_labels
 from flowopd_cli.train.partition import Partition
+from flowopd_cli.train.routes import Teacher
 
 Scorer = Callable[[Float[Tensor, "B 3 H W"], Sequence[Prompt]], RewardResult]
 
@@ -136,7 +137,7 @@ class Grader:
                     scoring.submit((self.model.decode(part.final), draw.prompts[rows]))
         rolled = Rollout(draw.prompts, draw.group, cond, Trajectory.cat(parts))
         if self.reference is not None:
-            rolled = with_anchor(self.model, sampler, rolled, self.reference, batch=self.batch)
+            rolled = with_labels(self.model, sampler, rolled, None, self.reference, batch=self.batch)
         return replace(rolled, rewards=RewardResult.cat(scoring.results()))
 
 
@@ -211,9 +212,17 @@ def step_batches(
     rows of every step, perhaps none; all make the same number of steps.
     """
     total = len(rolled.prompts) if partition is None else partition.total
-    steps = torch.tensor(trained_steps(sampler).steps)
-    for pairs in deal_pairs(total, steps, updates, seed, partition):
-        yield [rows_of(rolled, chunk[:, 0], chunk[:, 1]) for chunk in pairs.split(micro) if len(chunk)]
+    trained = trained_steps(sampler)
+    for pairs in deal_pairs(total, torch.tensor(trained.steps), updates, seed, partition):
+        yield [_weighted_rows(rolled, trained, chunk) for chunk in pairs.split(micro) if len(chunk)]
+
+
+def _weighted_rows(rolled: Rollout, trained: TrainedSteps, pairs: Int[Tensor, "n 2"]) -> StepBatch:
+    rows = rows_of(rolled, pairs[:, 0], pairs[:, 1])
+    if trained.weight is None:
+        return rows
+    weights = dict(zip(trained.steps, trained.weight, strict=True))
+    return replace(rows, weight=rows.sigma.new_tensor([weights[step] for step in pairs[:, 1].tolist()]))
 
 
 def deal_pairs(

@@ -18,8 +18,9 @@ from flowopd_cli.core.sampler import SeededNoise, seeded_generator
 from flowopd_cli.core.types import Loss, Rollout, StepBatch
 from flowopd_cli.models.base import FlowModel
 from flowopd_cli.train.collect import deal_pairs
-from flowopd_cli.train.labels import Rows, Teacher, label, sole
+from flowopd_cli.train.labels import Rows, label
 from flowopd_cli.train.partition import Partition
+from flowopd_cli.train.routes import Teacher, sole
 from flowopd_cli.train.supervised import noised
 
 SLOW = "policy_slow"  # the adapter of the policy's slow copy

@@ -7,7 +7,7 @@ noise and gradients are those of a stored, labelled and replayed rollout (:mod:`
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -19,16 +19,17 @@ from flowopd_cli.core.sampler import Sampler, SeededNoise, trained_steps
 from flowopd_cli.core.types import Conditioning, Loss, Rollout, StepBatch, Trajectory
 from flowopd_cli.models.base import FlowModel
 from flowopd_cli.train.collect import Draw, encoded
-from flowopd_cli.train.labels import Rows, Teacher, label, sole
+from flowopd_cli.train.labels import Rows, label
+from flowopd_cli.train.routes import Route, Teacher
 
 
 @dataclass(frozen=True)
 class FusedStep:
-    """Model, sampler, teachers and anchor; at most ``micro`` rows learn at once, at most ``batch`` are labelled."""
+    """Model, sampler, routes and anchor; at most ``micro`` rows learn at once, at most ``batch`` are labelled."""
 
     model: FlowModel
     sampler: Sampler
-    teachers: Mapping[str, Teacher]
+    routes: Mapping[str, Route]
     anchor: Teacher | None
     micro: int = 8
     batch: int = 32
@@ -43,7 +44,7 @@ def micro_batches(
     trained step. A task without a teacher is a :class:`RoutingError`.
     """
     cond = encoded(setup.model, draw.prompts)
-    order = torch.cat([torch.arange(0), *route(draw.prompts, tuple(setup.teachers)).values()])
+    order = torch.cat([torch.arange(0), *route(draw.prompts, tuple(setup.routes)).values()])
     final: list[Tensor] = [cond.embeds.new_zeros(0, *setup.model.latent_shape)]  # a process may have no group
     for rows in order.split(setup.micro) if len(order) else ():
         final.append((yield from _walk(setup, draw, cond[rows], rows, finish is not None)))
@@ -59,12 +60,14 @@ def _walk(
     """Advance some rows of a draw and yield a micro-batch at each trained step; returns the last latents."""
     model, sampler, trained = setup.model, setup.sampler, trained_steps(setup.sampler)
     prompts = tuple(draw.prompts[row] for row in rows.tolist())
-    weights = dict(zip(trained.steps, trained.anchor, strict=True))
+    anchors = dict(zip(trained.steps, trained.anchor, strict=True))
+    weights = dict(zip(trained.steps, trained.weight or (), strict=bool(trained.weight)))
     noise = SeededNoise(tuple(draw.seeds[row] for row in rows.tolist()), model.latent_shape)
     x = noise.initial().to(cond.embeds.device)
-    for t in range(len(sampler.sigmas) - 1 if whole else max(weights) + 1):
-        if t in weights:
-            loss = yield _labelled_batch(setup, prompts, weights[t], x, t, cond)
+    for t in range(len(sampler.sigmas) - 1 if whole else max(anchors) + 1):
+        if t in anchors:
+            weight = x.new_full((len(x),), weights[t]) if weights else None
+            loss = yield replace(_labelled_batch(setup, prompts, anchors[t], x, t, cond), weight=weight)
             if loss.velocity is None:
                 raise ValueError("the loss carries no policy velocity, so the latents cannot advance")
             velocity = loss.velocity
@@ -85,7 +88,7 @@ def _labelled_batch(
 ) -> StepBatch:
     sigma, sigma_next = setup.sampler.levels(t, x)
     rows = Rows.of_states(x, sigma, cond, tuple(prompt.text for prompt in prompts))
-    targets = [sole(setup.teachers[prompt.task]) for prompt in prompts]
+    targets = [setup.routes[prompt.task].target(prompt) for prompt in prompts]
     target, anchor = label(setup.model, rows, targets, setup.anchor if weight else None, batch=setup.batch)
     return StepBatch(
         latents=x,

@@ -14,29 +14,9 @@ from flowopd_cli.core.routing import check_routes
 from flowopd_cli.core.sampler import Sampler, trained_steps
 from flowopd_cli.core.types import Conditioning, Rollout
 from flowopd_cli.models.base import FlowModel
+from flowopd_cli.train.routes import Route, Target, Teacher
 
 MIXED_TOKENS = 2048
-
-
-@dataclass(frozen=True)
-class Teacher:
-    """An adapter that labels trajectories, with the guidance it was trained for.
-
-    ``model`` is a base of its own, ``None`` the student's; its latents, grid and path are the student's, and it encodes
-    the prompts itself.
-    """
-
-    adapter: str | None
-    guidance: float
-    model: FlowModel | None = None
-
-
-Target = tuple[tuple[Teacher, float], ...]  # teachers with weights: the target velocity is the weighted sum of theirs
-
-
-def sole(teacher: Teacher) -> Target:
-    """The target that is one teacher's velocity."""
-    return ((teacher, 1.0),)
 
 
 def parcels(
@@ -165,45 +145,44 @@ def velocity_of(
         return model.velocity(latents, sigma, cond, guidance=scales[0] if len(set(scales)) == 1 else scales)
 
 
-def with_targets(
-    model: FlowModel, sampler: Sampler, rolled: Rollout, teachers: Mapping[str, Teacher], *, batch: int = 32
+def with_labels(
+    model: FlowModel,
+    sampler: Sampler,
+    rolled: Rollout,
+    routes: Mapping[str, Route] | None,
+    anchor: Teacher | None,
+    *,
+    batch: int = 32,
 ) -> Rollout:
-    """Velocities ``(B, T, C, H, W)`` of each prompt's teacher at the policy's own latents, ``batch`` rows a forward."""
-    check_routes([prompt.task for prompt in rolled.prompts], tuple(teachers))
-    rows = _rows_at(rolled, trained_steps(sampler).steps)
-    owners = [sole(teachers[rolled.prompts[row].task]) for row in rows.sample.tolist()]
-    target, _ = label(model, rows, owners, batch=batch)
-    return replace(rolled, target_velocity=_scattered(rows, target))
+    """Velocities ``(B, T, C, H, W)`` of targets and anchor at the policy's own latents, ``batch`` rows a forward.
 
-
-def with_anchor(model: FlowModel, sampler: Sampler, rolled: Rollout, anchor: Teacher, *, batch: int = 32) -> Rollout:
-    """The anchor's velocity ``(B, T, C, H, W)`` at every prompt's latents (MAR; for GRPO the base, as KL reference).
-
-    Steps whose anchor weight is 0 get none; ``anchor_weight (T,)`` is set where a weight is not 1.
+    ``routes`` gives each prompt its target by task; ``None`` labels no targets. The anchor (MAR's, or for GRPO the base
+    as KL reference) labels no steps whose anchor weight is 0; ``anchor_weight (T,)`` is set where a weight is not 1.
     """
     trained = trained_steps(sampler)
-    if set(trained.anchor) != {1.0}:
+    weights = dict(zip(trained.steps, trained.anchor if anchor else (0.0,) * len(trained.steps), strict=True))
+    if anchor is not None and set(trained.anchor) != {1.0}:
         weight = torch.zeros(len(sampler.sigmas) - 1)
         weight[list(trained.steps)] = torch.tensor(trained.anchor)
         rolled = replace(rolled, anchor_weight=weight.to(rolled.trajectory.latents.device))
-    steps = [step for step, weight in zip(trained.steps, trained.anchor, strict=True) if weight]
-    if not steps:
-        return rolled
-    rows = _rows_at(rolled, steps)
-    _, velocity = label(model, rows, (), anchor, batch=batch)
-    assert velocity is not None
-    return replace(rolled, anchor_velocity=_scattered(rows, velocity))
+    if routes is not None:
+        check_routes([prompt.task for prompt in rolled.prompts], tuple(routes))
+        rolled = replace(rolled, target_velocity=torch.zeros_like(rolled.trajectory.latents[:, :-1]))
+    if any(weights.values()):
+        rolled = replace(rolled, anchor_velocity=torch.zeros_like(rolled.trajectory.latents[:, :-1]))
+    by_prompt = [routes[prompt.task].target(prompt) for prompt in rolled.prompts] if routes is not None else []
+    for anchored in (True, False):
+        rows = _rows_at(rolled, [step for step, weight in weights.items() if bool(weight) is anchored])
+        targets = [by_prompt[sample] for sample in rows.sample.tolist()] if routes is not None else []
+        labels = label(model, rows, targets, anchor if anchored else None, batch=batch)
+        for field, velocity in zip((rolled.target_velocity, rolled.anchor_velocity), labels, strict=True):
+            if field is not None and velocity is not None and len(velocity):
+                field[rows.sample, rows.step] = velocity
+    return rolled
 
 
 def _rows_at(rolled: Rollout, steps: Sequence[int]) -> Rows:
-    pairs = torch.cartesian_prod(torch.arange(len(rolled.prompts)), torch.tensor(list(steps)))
+    pairs = torch.cartesian_prod(torch.arange(len(rolled.prompts)), torch.tensor(list(steps), dtype=torch.long))
     latents, sigmas = rolled.trajectory.latents[:, :-1], rolled.trajectory.sigmas[:-1]
     texts = tuple(prompt.text for prompt in rolled.prompts)
     return Rows(latents, sigmas, rolled.cond, pairs[:, 0], pairs[:, 1], texts)
-
-
-def _scattered(rows: Rows, velocity: Float[Tensor, "n C H W"]) -> Float[Tensor, "B T C H W"]:
-    """The rows' velocities in the shape of their trajectories, 0 at the other steps."""
-    scattered = torch.zeros_like(rows.latents)
-    scattered[rows.sample, rows.step] = velocity
-    return scattered

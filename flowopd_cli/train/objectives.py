@@ -70,7 +70,7 @@ def grpo(model: FlowModel, sampler: Sampler, settings: GRPOSettings) -> Objectiv
             kl = losses.pathwise_kl(step, _step(sampler, batch, batch.anchor_velocity, "anchor_velocity"))
             loss = loss + settings.beta * kl
             metrics["kl_base"] = kl.sum()
-        return _loss(loss, metrics)
+        return _loss(loss, metrics, batch.weight)
 
     return objective
 
@@ -104,7 +104,9 @@ def opd(model: FlowModel, sampler: Sampler, settings: OPDSettings) -> Objective:
                 penalty = batch.anchor_weight * penalty
             loss = loss + weight * penalty
             metrics["kl_anchor"] = penalty.sum() / settings.beta
-        return replace(_loss(loss, metrics), velocity=velocity.detach(), parts=_kl_parts(sampler, batch, kl))
+        return replace(
+            _loss(loss, metrics, batch.weight), velocity=velocity.detach(), parts=_kl_parts(sampler, batch, kl)
+        )
 
     return objective
 
@@ -206,7 +208,7 @@ def _need(value: Tensor | None, name: str) -> Tensor:
     return value
 
 
-def _loss(rows: Float[Tensor, " b"], metrics: dict[str, Tensor]) -> Loss:
-    total = rows.sum()
+def _loss(rows: Float[Tensor, " b"], metrics: dict[str, Tensor], weight: Float[Tensor, " b"] | None = None) -> Loss:
+    total = rows.sum() if weight is None else (weight * rows).sum()
     sums = {"loss": total, **metrics}
     return Loss(total, len(rows), {name: value.detach().to(torch.float32) for name, value in sums.items()})

@@ -14,8 +14,9 @@ from flowopd_cli.core.routing import route
 from flowopd_cli.core.sampler import Sampler
 from flowopd_cli.core.types import Conditioning, Rollout, StepBatch, Trajectory
 from flowopd_cli.models.base import FlowModel
-from flowopd_cli.train.collect import Draw, Scorer, Teacher, rollout, with_images, with_rewards
+from flowopd_cli.train.collect import Draw, Scorer, rollout, with_images, with_rewards
 from flowopd_cli.train.partition import Partition
+from flowopd_cli.train.routes import Teacher
 
 
 def noised(

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flowopd_cli.core.queries import Query
 from flowopd_cli.core.sampler import Sampler, SeededNoise, choose_trained_steps, draw_window
 from flowopd_cli.core.schedule import flow_sigmas
 from flowopd_cli.core.steps import ODE, log_prob, make_kernel
@@ -113,7 +114,9 @@ def test_a_window_starts_within_its_range(size, low, spread, seed):
 TRAINED = tuple(range(9))
 
 
-@pytest.mark.parametrize("options", [{}, {"steps": 4}, {"every": 3}, {"steps": 5, "probability": 0.4}])
+@pytest.mark.parametrize(
+    "options", [{}, {"query": Query(4)}, {"every": 3}, {"query": Query(5, (5, 2)), "probability": 0.4}]
+)
 def test_trained_are_a_function_of_the_seed(options):
     assert choose_trained_steps(TRAINED, 3, **options) == choose_trained_steps(TRAINED, 3, **options)
     assert (len({choose_trained_steps(TRAINED, seed, **options) for seed in range(50)}) > 1) is bool(options)
@@ -122,12 +125,12 @@ def test_trained_are_a_function_of_the_seed(options):
 def test_without_a_choice_every_step_teaches_with_the_whole_anchor():
     trained = choose_trained_steps((2, 3, 5), 0)
     assert (trained.steps, trained.anchor) == ((2, 3, 5), (1.0, 1.0, 1.0))
-    assert choose_trained_steps((2, 3, 5), 0, steps=7) == trained
+    assert choose_trained_steps((2, 3, 5), 0, query=Query(7)) == trained
 
 
 @given(st.integers(0, 10**6), st.integers(1, 9), st.integers(1, 12))
 def test_chosen_trained_are_in_order_and_the_anchor_is_on_every_kth(seed, steps, every):
-    trained = choose_trained_steps(TRAINED, seed, steps=steps, every=every)
+    trained = choose_trained_steps(TRAINED, seed, query=Query(steps), every=every)
     assert len(set(trained.steps)) == steps
     assert list(trained.steps) == sorted(trained.steps)
     places = [i for i, weight in enumerate(trained.anchor) if weight]
@@ -136,7 +139,7 @@ def test_chosen_trained_are_in_order_and_the_anchor_is_on_every_kth(seed, steps,
     assert len(places) in (steps // every, -(-steps // every))
 
 
-@pytest.mark.parametrize("options", [{"every": 3}, {"every": 4}, {"probability": 0.3}, {"steps": 3, "every": 2}])
+@pytest.mark.parametrize("options", [{"every": 3}, {"every": 4}, {"probability": 0.3}, {"query": Query(3), "every": 2}])
 def test_every_step_and_its_anchor_count_alike_on_average(options):
     """Each step teaches ``steps / 9`` of the time; given that, the anchor's weight has expectation 1."""
     draws, taught, anchor = 6000, torch.zeros(9), torch.zeros(9)
@@ -144,7 +147,7 @@ def test_every_step_and_its_anchor_count_alike_on_average(options):
         trained = choose_trained_steps(TRAINED, seed, **options)
         taught[list(trained.steps)] += 1
         anchor[list(trained.steps)] += torch.tensor(trained.anchor)
-    share = options.get("steps", 9) / 9
+    share = (options.get("query", Query()).steps or 9) / 9
     noise = 5 * (max(options.get("every", 1), 1 / options.get("probability", 1)) / draws / share) ** 0.5  # 5 sigma
     torch.testing.assert_close(taught / draws, torch.full((9,), share), atol=5 * (0.25 / draws) ** 0.5, rtol=0)
     torch.testing.assert_close(anchor / taught, torch.ones(9), atol=noise, rtol=0)

@@ -3,7 +3,7 @@
 import pytest
 
 from flowopd_cli import recipe as recipes
-from flowopd_cli.recipe.cost import arithmetic, optimizer_steps, trained_steps
+from flowopd_cli.recipe.cost import arithmetic, optimizer_steps, trained_steps, workload
 
 TRAIN = {"iterations": 5, "groups": 8, "group_size": 12, "updates": 2, "micro": 10, "rollout_batch": 32}
 
@@ -14,7 +14,7 @@ def teacher(**sections):
 
 
 def distill(**sections):
-    data = {"stage": "distill", "prompts": [{"source": "toy:geneval"}], "routing": {"geneval": {"ref": "base"}}}
+    data = {"stage": "distill", "prompts": [{"source": "toy:geneval"}], "routing": {"geneval": {"ref": "runs/t"}}}
     return recipes.build({**data, "train": TRAIN, "sampling": {"steps": 10, "guidance": 1.0}, **sections})
 
 
@@ -66,6 +66,19 @@ def test_the_forward_process_labels_and_learns_noise_levels(algorithm, train, ex
     assert parts(teacher, **algorithm, train=train, sampling=sampling) == expected
 
 
+def test_extrapolation_adds_the_bases_forward_unless_the_anchor_has_it():
+    beyond = {"extrapolate": 1.25}
+    assert parts(opd=beyond, anchor={"beta": 0}) == "10 / 18 / 9"
+    assert parts(opd=beyond, anchor={"ref": "runs/q"}) == "10 / 27 / 9"
+    assert parts(opd=beyond) == "10 / 18 / 9"  # the anchor is the base
+    assert parts(train=ONE, opd=beyond, anchor={"every": 4}) == "0 / 18 / 9"  # it is needed at every step anyway
+    assert parts(opd=beyond, anchor={"guidance": 2.0}) == "10 / 36 / 9"  # and guided again: two more
+    assert parts(opd=beyond, routing={"geneval": {"ref": "base"}}, anchor={"beta": 0}) == "10 / 9 / 9"
+    replay, fused = (workload(distill(opd=beyond, train=train, anchor={"beta": 0})) for train in (TRAIN, ONE))
+    assert replay.latents == 96 * (1 + 10 * 3)  # state, teacher, base
+    assert fused.latents == 5 * 10  # and the policy's velocity; the place of an anchor
+
+
 def test_one_pass_makes_no_forward_for_the_rollout_alone():
     figures = arithmetic(distill(train=ONE))
     assert (figures["schedule"], arithmetic(distill())["schedule"]) == ("fused", "replay")
@@ -80,11 +93,14 @@ def test_one_pass_makes_no_forward_for_the_rollout_alone():
 def test_what_teaches_less_costs_less():
     assert parts(train=ONE, anchor={"every": 4}) == "0 / 11.25 / 9"  # 9 x (1 + 1/4)
     assert parts(train=ONE, anchor={"probability": 0.5}) == "0 / 13.5 / 9"
-    few = {**ONE, "steps_per_rollout": 4}
+    few = {**ONE, "query": {"steps": 4}}
     assert parts(train=few) == "4 / 8 / 4"  # the last of 4 among 9 is the 8th on average: 4 x 10 / 5
     assert parts(train={**few, "updates": 2}) == "10 / 8 / 4"
-    assert arithmetic(distill(train={**ONE, "steps_per_rollout": 50}))["trained steps per picture"] == 9
+    assert arithmetic(distill(train={**ONE, "query": {"steps": 50}}))["trained steps per picture"] == 9
     assert parts(teacher, train=few) == "20 / 8 / 8"
+    late = {**ONE, "query": {"steps": 1, "law": "beta(1, 2)"}}
+    # chances 17/81, 15/81, ..., 1/81: the index of the step is 0 x 17/81 + 1 x 15/81 + ... + 8 x 1/81 = 204/81
+    assert parts(train=late) == "2.52 / 2 / 1"
     window = {"steps": 10, "guidance": 1.0, "window": {"size": 2, "start_max": 4}}
     assert parts(train=ONE, sampling=window) == "10 / 4 / 2"
     assert parts(train=ONE, sampling=window, opd={"schedule": "fused"}) == "2 / 4 / 2"  # starts at 2 on average

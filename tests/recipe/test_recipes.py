@@ -61,7 +61,7 @@ def test_overrides_reach_into_sections_and_lists_but_do_not_change_the_stage():
         (TEACHER, "sampling.window={size: 1, start_min: 9, start_max: 9}", ["may contain only the last step"]),
         (TEACHER, "sampling.kernel=cps sampling.eta=1.5", ["eta between 0 and 1"]),
         (TEACHER, "stage=pretrain", ["'pretrain' is not one of teacher, coldstart"]),
-        (COLDSTART, "train.steps_per_rollout=2", ["a cold start learns pictures"]),
+        (COLDSTART, "train.query.steps=2", ["a cold start learns pictures"]),
         (MERGE, "merge.weights=[1,2]", ["2 values for 3 adapters"]),
         (
             MERGE,

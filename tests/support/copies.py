@@ -171,7 +171,7 @@ def runs(folder, out, pipeline, *, shard=False):
     redrawn = recipe("teacher", folder, pipeline, method=awm, iterations=3, refill=9, resample_flat=3)
     train(out / "awm", coarse(redrawn))
     train(out / "sparse", recipe("distill", folder, pipeline, group_size=1))
-    thinned = recipe("distill", folder, pipeline, updates=1, micro=2, steps_per_rollout=2)
+    thinned = recipe("distill", folder, pipeline, updates=1, micro=2, query={"steps": 2, "law": "beta(2, 1)"})
     train(out / "thinned", thinned.model_copy(update={"anchor": thinned.anchor.model_copy(update={"every": 2})}))
     teacher = recipe("teacher", folder, pipeline, groups=2, group_size=2, resample_flat=3, updates=2)
     guarded = {"trust": "mask", "tau": 1e-6, "ratio": "guarded", "level_weight": "equal"}

@@ -28,6 +28,7 @@ from flowopd_cli.models.sd3 import SD3Model
 from flowopd_cli.toy.pipeline import TOKENS, tokenizer
 from flowopd_cli.train import collect, labels
 from flowopd_cli.train.collect import Draw
+from flowopd_cli.train.routes import Route, Teacher, sole
 
 TARGETS = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0")
 TEXTS = ("a red circle", "a blue square", "two green stars", "the word now")
@@ -179,12 +180,16 @@ def gradients(model: SD3Model, objective, micro_batches) -> dict[str, torch.Tens
     return gradients
 
 
+def hard_routes(teachers: dict[str, Teacher]) -> dict[str, Route]:
+    """One teacher a task."""
+    return {task: Route(sole(teacher)) for task, teacher in teachers.items()}
+
+
 def labelled(model: SD3Model, sampler: Sampler, draw: Draw, teachers=None, *, batch: int = 64):
     """A rollout with velocities of the policy, of its teachers (``other`` for all) and of its anchor (``third``)."""
-    teachers = teachers or {task: collect.Teacher("other", 1.0) for task in "ab"}
+    teachers = teachers or {task: Teacher("other", 1.0) for task in "ab"}
     rolled = collect.rollout(model, sampler, draw, keep="velocities")
-    rolled = labels.with_targets(model, sampler, rolled, teachers, batch=batch)
-    return labels.with_anchor(model, sampler, rolled, collect.Teacher("third", 1.0), batch=batch)
+    return labels.with_labels(model, sampler, rolled, hard_routes(teachers), Teacher("third", 1.0), batch=batch)
 
 
 def experience_of(model, *, updates=1, micro=100, tasks="aabb", groups="0011"):

@@ -5,17 +5,18 @@ import math
 
 import pytest
 import torch
-from support.tiny import make_draw, make_sampler
+from support.tiny import hard_routes, make_draw, make_sampler
 
 from flowopd_cli.core.sampler import SeededNoise, trained_steps
 from flowopd_cli.core.types import RewardResult, Trajectory
 from flowopd_cli.errors import RoutingError
 from flowopd_cli.train import collect, labels
-from flowopd_cli.train.collect import Teacher
 from flowopd_cli.train.partition import Partition
+from flowopd_cli.train.routes import Teacher
 
 STEPS = 4
 TEACHERS = {"a": Teacher("other", 1.0), "b": Teacher("third", 3.0)}
+ROUTES = hard_routes(TEACHERS)
 
 
 def brightness(images, prompts):
@@ -123,7 +124,7 @@ def test_stochastic_steps_teach_or_all_but_the_last(trainee, kernel, steps, wind
 
 @pytest.mark.parametrize("batch", [2, 32])
 def test_each_prompt_is_labelled_by_its_own_teacher_at_the_policys_latents(trainee, rolled, batch):
-    target = labels.with_targets(trainee, make_sampler(trainee), rolled, TEACHERS, batch=batch).target_velocity
+    target = labels.with_labels(trainee, make_sampler(trainee), rolled, ROUTES, None, batch=batch).target_velocity
     for row, prompt in enumerate(rolled.prompts):
         teacher = TEACHERS[prompt.task]
         for t in range(STEPS - 1):
@@ -138,16 +139,16 @@ def test_each_prompt_is_labelled_by_its_own_teacher_at_the_policys_latents(train
 
 def test_the_anchor_labels_every_prompt(trainee, rolled):
     sampler = make_sampler(trainee)
-    anchored = labels.with_anchor(trainee, sampler, rolled, Teacher("third", 1.0)).anchor_velocity
-    same = {task: Teacher("third", 1.0) for task in "ab"}
+    anchored = labels.with_labels(trainee, sampler, rolled, None, Teacher("third", 1.0)).anchor_velocity
+    same = hard_routes({task: Teacher("third", 1.0) for task in "ab"})
     torch.testing.assert_close(
-        anchored, labels.with_targets(trainee, sampler, rolled, same).target_velocity, atol=1e-5, rtol=1e-5
+        anchored, labels.with_labels(trainee, sampler, rolled, same, None).target_velocity, atol=1e-5, rtol=1e-5
     )
 
 
 def test_a_prompt_without_a_teacher_is_refused(trainee, rolled):
     with pytest.raises(RoutingError, match="no teacher for task 'b'"):
-        labels.with_targets(trainee, make_sampler(trainee), rolled, {"a": TEACHERS["a"]})
+        labels.with_labels(trainee, make_sampler(trainee), rolled, {"a": ROUTES["a"]}, None)
 
 
 @pytest.mark.parametrize(("updates", "micro"), [(1, 100), (1, 5), (2, 4), (4, 1), (3, 2)])
@@ -167,7 +168,7 @@ def test_optimizer_steps_cover_each_sample_and_step_once(trainee, rolled, update
 
 
 def test_rows_carry_the_labels_of_their_sample_and_step(trainee, rolled):
-    marked = labels.with_targets(trainee, make_sampler(trainee), rolled, TEACHERS)
+    marked = labels.with_labels(trainee, make_sampler(trainee), rolled, ROUTES, None)
     b, t = torch.tensor([2, 0]), torch.tensor([1, 2])
     batch, states = collect.rows_of(marked, b, t), rolled.trajectory
     for row, (i, j) in enumerate(((2, 1), (0, 2))):
@@ -194,8 +195,7 @@ def test_a_process_without_a_group_takes_part_with_no_row(trainee, kernel, keep)
         assert torch.equal(Trajectory.cat([none.trajectory, one.trajectory]).velocities, one.trajectory.velocities)
     if keep == "last":
         return
-    labelled = labels.with_anchor(trainee, sampler, none, Teacher("third", 1.0))
-    labelled = labels.with_targets(trainee, sampler, labelled, TEACHERS)
+    labelled = labels.with_labels(trainee, sampler, none, ROUTES, Teacher("third", 1.0))
     assert len(collect.with_images(trainee, labelled).images) == len(labelled.target_velocity) == 0
     partition = Partition(torch.zeros(0, dtype=torch.long), 4, lambda value: [value])
     steps = list(collect.step_batches(labelled, sampler, updates=2, micro=3, seed=0, partition=partition))

@@ -8,7 +8,8 @@ from support.tiny import gradients, make_draw, make_sampler, randomize
 
 from flowopd_cli.core import losses
 from flowopd_cli.train import collect, forward, objectives
-from flowopd_cli.train.labels import Rows, Teacher, label, sole
+from flowopd_cli.train.labels import Rows, label
+from flowopd_cli.train.routes import Teacher, sole
 
 ADVANTAGES = torch.tensor([2.0, -1.0, 0.5, -5.0])
 SETTINGS = objectives.AWMSettings()

@@ -1,23 +1,26 @@
 """The pass that learns each step as it goes by: the rollout's latents, and the gradients of replay and of autograd."""
 
 import dataclasses
+import itertools
 
 import pytest
 import torch
 from support.copies import DoubleModel
 from support.recorders import Recorder
-from support.tiny import TEXTS, add_adapters, gradients, make_draw, make_sampler
+from support.tiny import TEXTS, add_adapters, gradients, hard_routes, make_draw, make_sampler
 
+from flowopd_cli.core.queries import Query, draw_systematic
 from flowopd_cli.core.sampler import SeededNoise, TrainedSteps, choose_trained_steps, trained_steps
 from flowopd_cli.core.types import Loss
 from flowopd_cli.models.loading import LoadOptions
 from flowopd_cli.train import collect, fused, labels
-from flowopd_cli.train.labels import Teacher
 from flowopd_cli.train.loop import FitSettings, fit
 from flowopd_cli.train.objectives import OPDSettings, opd
+from flowopd_cli.train.routes import Route, Teacher
 
-TEACHERS = {"a": Teacher("other", 1.0), "b": Teacher("third", 3.0)}
-ANCHOR = Teacher(None, 1.0)
+A, B, ANCHOR = Teacher("other", 1.0), Teacher("third", 3.0), Teacher(None, 1.0)
+ROUTES = hard_routes({"a": A, "b": B})
+SOFT = {"a": Route(((A, 1.0), (B, 3.0))), "b": Route(((B, "sharp"), (A, "plain")), extrapolate=1.5)}
 
 
 class Exact(DoubleModel):
@@ -39,9 +42,17 @@ def exact(pipeline_folder):
     return made
 
 
-def passed(model, sampler, anchor, micro=3, finish=None, draw=None, batch=32):
-    one = fused.FusedStep(model, sampler, TEACHERS, anchor, micro, batch)
-    return fused.micro_batches(one, draw or make_draw("abab", "0123"), finish)
+def weighted_draw():
+    """Prompts whose metadata has the weights of ``SOFT``."""
+    draw = make_draw("abab", "0123")
+    weights = ({"sharp": 0.2 * i, "plain": 1} for i in range(4))
+    prompts = tuple(dataclasses.replace(p, metadata=entry) for p, entry in zip(draw.prompts, weights, strict=True))
+    return dataclasses.replace(draw, prompts=prompts)
+
+
+def passed(model, sampler, anchor, micro=3, finish=None, draw=None, batch=32, routes=ROUTES):
+    one = fused.FusedStep(model, sampler, routes, anchor, micro, batch)
+    return fused.micro_batches(one, draw or weighted_draw(), finish)
 
 
 def fused_gradients(model, objective, batches):
@@ -64,15 +75,29 @@ def fused_gradients(model, objective, batches):
     return found, seen
 
 
-def replayed(model, sampler, objective, anchor, micro=5):
-    draw = make_draw("abab", "0123")
-    rolled = labels.with_targets(model, sampler, collect.rollout(model, sampler, draw), TEACHERS)
-    if anchor is not None:
-        rolled = labels.with_anchor(model, sampler, rolled, anchor)
+def replayed(model, sampler, objective, anchor, micro=5, routes=ROUTES):
+    rolled = collect.rollout(model, sampler, weighted_draw())
+    rolled = labels.with_labels(model, sampler, rolled, routes, anchor)
     return gradients(model, objective, next(collect.step_batches(rolled, sampler, updates=1, micro=micro, seed=0)))
 
 
-def naive(model, sampler, settings, anchor):
+def hard(said):
+    """The target velocities of ``ROUTES``: the first and third row are of task a."""
+    a, b = said(A), said(B)
+    return torch.stack([a[0], b[1], a[2], b[3]])
+
+
+def soft(said):
+    """Those of ``SOFT``, written out: the sum 1 : 3 for task a; extrapolated with the prompts' weights for task b."""
+    a, b, plain, guided = said(A), said(B), said(ANCHOR), said(Teacher(None, 3.0))
+    rows = [(a[i] + 3 * b[i]) / 4 for i in range(4)]
+    for i, sharp in ((1, 0.2), (3, 0.6)):
+        mixed, base = (sharp * b[i] + a[i]) / (1 + sharp), (sharp * guided[i] + plain[i]) / (1 + sharp)
+        rows[i] = mixed + 0.5 * (mixed - base)
+    return torch.stack(rows)
+
+
+def naive(model, sampler, settings, anchor, target_of=hard):
     """Autograd through the whole loss at once: every step's graph is alive until the one backward."""
     draw = make_draw("abab", "0123")
     cond, total, objective = model.encode([p.text for p in draw.prompts]), 0.0, opd(model, sampler, settings)
@@ -85,10 +110,8 @@ def naive(model, sampler, settings, anchor):
             with model.adapters.use(teacher.adapter), torch.no_grad():
                 return model.velocity(x, sigma, cond, guidance=teacher.guidance).float()
 
-        by_task = {task: said(teacher) for task, teacher in TEACHERS.items()}
-        target = torch.stack([by_task[p.task][i] for i, p in enumerate(draw.prompts)])
         anchored = None if anchor is None else said(anchor)
-        batch = collect.StepBatch(x, x, sigma, sigma_next, cond, target, anchored)
+        batch = collect.StepBatch(x, x, sigma, sigma_next, cond, target_of(said), anchored)
         with model.adapters.use("policy"):
             loss = objective(batch)
         total = total + loss.total
@@ -129,6 +152,16 @@ def test_one_pass_replay_and_autograd_through_the_whole_loss_agree_in_float64(ex
     close(fused_gradients(exact, objective, passed(exact, sampler, anchor))[0], whole)
 
 
+@pytest.mark.parametrize("anchor", [None, ANCHOR, Teacher(None, 3.0), A])
+def test_soft_routes_and_extrapolation_agree_in_one_pass_replay_and_autograd(exact, anchor):
+    sampler = make_sampler(exact)
+    settings = OPDSettings(beta=0.0 if anchor is None else 0.3)
+    objective = opd(exact, sampler, settings)
+    whole = naive(exact, sampler, settings, anchor, soft)
+    close(replayed(exact, sampler, objective, anchor, routes=SOFT), whole)
+    close(fused_gradients(exact, objective, passed(exact, sampler, anchor, routes=SOFT))[0], whole)
+
+
 @pytest.mark.parametrize(("kernel", "guidance", "weight", "anchor"), CASES)
 def test_one_pass_is_replay_in_float32(trainee, kernel, guidance, weight, anchor):
     sampler = make_sampler(trainee, kernel=kernel, guidance=guidance)
@@ -155,7 +188,7 @@ def followed(model, sampler, **options):
 
 @pytest.mark.parametrize("kernel", ["flow_sde", "cps", "ode"])
 def test_the_latents_are_those_of_the_rollout(trainee, kernel):
-    sampler, draw = make_sampler(trainee, kernel=kernel, guidance=2.0), make_draw("abab", "0123")
+    sampler, draw = make_sampler(trainee, kernel=kernel, guidance=2.0), weighted_draw()
     rolled = collect.rollout(trainee, sampler, draw)
     end, seen = followed(trainee, sampler, micro=4)
     torch.testing.assert_close(end.trajectory.final, rolled.trajectory.final, atol=1e-6, rtol=1e-6)
@@ -186,8 +219,9 @@ def test_a_window_and_chosen_steps_give_the_gradients_of_replay(exact):
         dataclasses.replace(make_sampler(exact, steps=6), trained=TrainedSteps((0, 2), (0.0, 0.0))),
     ):
         objective = opd(exact, sampler, OPDSettings(beta=0.3))
-        found = fused_gradients(exact, objective, passed(exact, sampler, ANCHOR))[0]
-        close(found, replayed(exact, sampler, objective, ANCHOR))
+        for routes in (ROUTES, SOFT):
+            found = fused_gradients(exact, objective, passed(exact, sampler, ANCHOR, routes=routes))[0]
+            close(found, replayed(exact, sampler, objective, ANCHOR, routes=routes))
 
 
 def likelihood(trained, anchor):
@@ -201,7 +235,8 @@ def likelihood(trained, anchor):
     ("options", "choices"),
     [
         *(({"every": 2}, 2), ({"every": 3}, 3), ({"every": 5}, 4), ({"probability": 0.3}, 8)),
-        *(({"steps": 1}, 3), ({"steps": 2}, 3), ({"steps": 2, "every": 2}, 6), ({"steps": 1, "probability": 0.6}, 6)),
+        *(({"query": Query(1)}, 3), ({"query": Query(2)}, 3)),
+        *(({"query": Query(2), "every": 2}, 6), ({"query": Query(1), "probability": 0.6}, 6)),
     ],
 )
 def test_thinned_steps_have_the_gradient_of_all_on_average(exact, options, choices):
@@ -221,6 +256,28 @@ def test_thinned_steps_have_the_gradient_of_all_on_average(exact, options, choic
         gradient = fused_gradients(exact, objective, passed(exact, sampler, ANCHOR))[0]
         for name, value in gradient.items():
             mean[name] += weight / sum(likelihoods.values()) * value
+    close(mean, expected)
+
+
+@pytest.mark.parametrize(("steps", "beta"), [(1, (5.0, 2.0)), (2, (2.0, 5.0)), (2, (0.5, 1.0))])
+def test_a_law_of_steps_has_the_gradient_of_all_on_average(exact, steps, beta):
+    """The expectation over the offsets of the draw, between whose breaks the choice is the same."""
+    whole, query = make_sampler(exact), Query(steps, beta)
+    objective = opd(exact, whole, OPDSettings(beta=0.3))
+    expected = fused_gradients(exact, objective, passed(exact, whole, ANCHOR))[0]
+    candidates, chances = trained_steps(whole).steps, query.chances(3)
+    breaks = sorted({0.0, 1.0, *(round(edge % 1, 12) for edge in itertools.accumulate(chances))})
+    mean = {name: torch.zeros_like(value) for name, value in expected.items()}
+    for start, stop in itertools.pairwise(breaks):
+        chosen = draw_systematic(chances, (start + stop) / 2)
+        assert len(chosen) == steps
+        weights = tuple(query.weights(3)[i] for i in chosen)
+        trained = TrainedSteps(tuple(candidates[i] for i in chosen), (1.0,) * steps, weights)
+        sampler = dataclasses.replace(whole, trained=trained)
+        gradient = fused_gradients(exact, objective, passed(exact, sampler, ANCHOR))[0]
+        close(replayed(exact, sampler, objective, ANCHOR), gradient)
+        for name, value in gradient.items():
+            mean[name] += (stop - start) * value
     close(mean, expected)
 
 
@@ -267,8 +324,7 @@ def trained(model, fuse, iterations=4):
         draw = make_draw("abab", "0123", first_seed=1000 * iteration)
         if fuse:
             return [passed(model, sampler, ANCHOR, draw=draw)], {}
-        rolled = labels.with_targets(model, sampler, collect.rollout(model, sampler, draw), TEACHERS)
-        rolled = labels.with_anchor(model, sampler, rolled, ANCHOR)
+        rolled = labels.with_labels(model, sampler, collect.rollout(model, sampler, draw), ROUTES, ANCHOR)
         return collect.step_batches(rolled, sampler, updates=1, micro=5, seed=iteration), {}
 
     objective = opd(model, sampler, OPDSettings(beta=0.3))

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.tiny import TEXTS, assemble, load
 
-from flowopd_cli.train.labels import MIXED_TOKENS, Rows, Teacher, label, parcels, row_cost, sole, velocity_of
+from flowopd_cli.train.labels import MIXED_TOKENS, Rows, label, parcels, row_cost, velocity_of
+from flowopd_cli.train.routes import Teacher, sole
 
 NAMES = ["other", None, "third", "other", "policy", None]
 

@@ -10,8 +10,8 @@ from support.tiny import gradients, labelled, make_draw, make_sampler, randomize
 from flowopd_cli.core.losses import sampled_gain
 from flowopd_cli.core.steps import log_prob
 from flowopd_cli.train import collect
-from flowopd_cli.train.collect import Teacher
 from flowopd_cli.train.objectives import GRPOSettings, OPDSettings, grpo, opd, sft
+from flowopd_cli.train.routes import Teacher
 
 PATHWISE = OPDSettings(beta=0.0)
 SCORE = OPDSettings(estimator="score", beta=0.0, clip=0.2)

@@ -3,13 +3,13 @@
 import pytest
 import torch
 from support.copies import DoubleModel
-from support.tiny import LARGER, TEXTS, add_adapters, assemble, gradients, make_draw, make_sampler
+from support.tiny import LARGER, TEXTS, add_adapters, assemble, gradients, hard_routes, make_draw, make_sampler
 
 from flowopd_cli.core.sampler import SeededNoise, trained_steps
 from flowopd_cli.models.loading import LoadOptions
 from flowopd_cli.train import collect, fused, labels
-from flowopd_cli.train.collect import Teacher
 from flowopd_cli.train.objectives import OPDSettings, opd
+from flowopd_cli.train.routes import Teacher
 
 SETTINGS = OPDSettings("pathwise", "kl", 0.5, 1e-4, 5.0)
 ANCHOR = Teacher(None, 1.0)
@@ -79,7 +79,9 @@ def autograd(model, sampler, teachers):
 
 def fused_gradients(model, sampler, teachers):
     objective, loss, count = opd(model, sampler, SETTINGS), None, 0
-    batches = fused.micro_batches(fused.FusedStep(model, sampler, teachers, ANCHOR, 2, 2), make_draw(*DRAW))
+    batches = fused.micro_batches(
+        fused.FusedStep(model, sampler, hard_routes(teachers), ANCHOR, 2, 2), make_draw(*DRAW)
+    )
     with model.adapters.use("policy"):
         while True:
             try:
@@ -100,8 +102,7 @@ def test_fused_replayed_and_plain_gradients_are_equal(student, larger, teachers)
     expected = autograd(student, sampler, teachers)
     digests = [(model, model.adapters.digest(None)) for model in (student, larger)]
     rolled = collect.rollout(student, sampler, make_draw(*DRAW))
-    rolled = labels.with_targets(student, sampler, rolled, teachers)
-    rolled = labels.with_anchor(student, sampler, rolled, ANCHOR)
+    rolled = labels.with_labels(student, sampler, rolled, hard_routes(teachers), ANCHOR)
     objective, steps = opd(student, sampler, SETTINGS), collect.step_batches(rolled, sampler, 1, 3, 0)
     assert max(float(value.abs().max()) for value in expected.values()) > 1e-4
     for found in (gradients(student, objective, next(steps)), fused_gradients(student, sampler, teachers)):
@@ -115,5 +116,5 @@ def test_an_own_base_encodes_each_text_of_a_batch_once(student, teachers, monkey
     rolled, asked = collect.rollout(student, sampler, make_draw("aabb", "0012")), []
     encode = larger.encode
     monkeypatch.setattr(larger, "encode", lambda texts: asked.append(list(texts)) or encode(texts))
-    labels.with_targets(student, sampler, rolled, {"a": teachers["a"], "b": teachers["a"]})
+    labels.with_labels(student, sampler, rolled, hard_routes({"a": teachers["a"], "b": teachers["a"]}), None)
     assert asked == [[TEXTS[0], TEXTS[1], TEXTS[2]]]

@@ -10,9 +10,10 @@ from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.core.steps import log_prob
 from flowopd_cli.core.types import RewardResult
 from flowopd_cli.train import collect
-from flowopd_cli.train.collect import Draw, Teacher
+from flowopd_cli.train.collect import Draw
 from flowopd_cli.train.partition import Partition
 from flowopd_cli.train.redraw import Redraw
+from flowopd_cli.train.routes import Teacher
 
 
 def brightness(images, prompts):

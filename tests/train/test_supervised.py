@@ -9,7 +9,7 @@ from support.tiny import TEXTS, make_draw, make_sampler
 from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.core.types import RewardResult
 from flowopd_cli.train import collect, supervised
-from flowopd_cli.train.collect import Teacher
+from flowopd_cli.train.routes import Teacher
 
 TEACHERS = {"a": Teacher("other", 1.0), "b": Teacher("third", 3.0)}
 

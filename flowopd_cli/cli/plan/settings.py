@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from operator import attrgetter
 from typing import Any
 
 from flowopd_cli import recipe as recipes
@@ -110,8 +111,8 @@ def _step_counts(recipe: recipes.TrainedRecipe) -> Iterator[str]:
                 f"train.updates {train.updates}: the {train.groups * train.group_size} pictures of an iteration make "
                 f"{updates} optimizer steps of equal size"
             )
-    if train.steps_per_rollout is not None and train.steps_per_rollout > count:
-        yield f"train.steps_per_rollout {train.steps_per_rollout}: only {count} steps of a trajectory can be trained"
+    if train.query.steps is not None and train.query.steps > count:
+        yield f"train.query.steps {train.query.steps}: only {count} steps of a trajectory can be trained"
     if train.warmup >= train.iterations * updates:
         yield (
             f"train.warmup {train.warmup}: the run makes {train.iterations * updates} optimizer steps, so it never "
@@ -159,6 +160,8 @@ def _unused(recipe: recipes.TrainedRecipe) -> Iterator[tuple[str, str]]:
         yield "train.updates", "a cold start makes one optimizer step an iteration"
     if not train.watch_every:
         yield from ((f"watch.{name}", "train.watch_every is 0") for name in recipes.WatchSpec.model_fields)
+    if train.query.law == "uniform":
+        yield "train.query.unbiased", "train.query.law is uniform"
     if not train.ema_decay:
         yield "train.ema_every", "train.ema_decay is 0"
     if isinstance(recipe, recipes.DistillRecipe):
@@ -179,5 +182,5 @@ def _unused_in_distill(recipe: recipes.DistillRecipe) -> Iterator[tuple[str, str
 def _is_changed(recipe: recipes.TrainedRecipe, field: str) -> bool:
     """Whether a field differs from its default."""
     section, _, name = field.rpartition(".")
-    spec: Any = getattr(recipe, section) if section else recipe
+    spec: Any = attrgetter(section)(recipe) if section else recipe
     return getattr(spec, name) != type(spec).model_fields[name].default

@@ -51,7 +51,7 @@ def interleaved(
 
 
 def parts(world: World, action: Action, repeats: int) -> dict[str, float]:
-    """Seconds of an iteration by part: ``rollout`` (the policy without gradients), ``teacher``, ``anchor``,
+    """Seconds of an iteration by part: ``rollout`` (the policy without gradients), ``teacher``, ``anchor`` (and base),
     ``student`` (with gradients, and its backward), ``optimizer``, and ``rest``: mathematics of the steps, indexing,
     noise. Medians of ``repeats``. On a GPU each part is synchronized, which the iteration itself is not.
     """

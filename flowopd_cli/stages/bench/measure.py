@@ -121,7 +121,7 @@ def _operations(world: World, floor: float) -> dict[str, float]:
     footprint = measure(spec.family, spec.pretrained, options, rank=0)
     if footprint is None:
         return {}
-    guidances = [world.sampler.guidance] * 2 + [max(t.guidance for t in world.teachers.values())]
+    guidances = [world.sampler.guidance] * 2 + [teacher.guidance for teacher in world.labelers]
     guidances += [world.anchor.guidance] if world.anchor else []
     rows = sum(map(family(spec.family).halves, guidances)) * world.batch * world.steps
     rate = limits.matmul_rate(world.model.device, world.model.dtype)
@@ -163,6 +163,7 @@ def _hours(world: World, fused: float, extras: Mapping[str, float]) -> float:
 
 def _settings(world: World) -> dict[str, Any]:
     recipe, anchor = world.recipe, world.anchor
+    teachers = {teacher for route in world.routes.values() for teacher, _ in route.teachers}
     return {
         "base": recipe.model.pretrained,
         "latents": list(world.model.latent_shape),
@@ -171,9 +172,10 @@ def _settings(world: World) -> dict[str, Any]:
         "trained_steps": world.steps,
         "rank": recipe.adapter.rank,
         "adapters": len(world.model.adapters.names),
-        "teachers": len({teacher.adapter for teacher in world.teachers.values()}),
+        "teachers": len({teacher.adapter for teacher in teachers}),
         "guidance": world.sampler.guidance,
-        "teacher_guidance": sorted({teacher.guidance for teacher in world.teachers.values()}),
+        "teacher_guidance": sorted({teacher.guidance for teacher in teachers}),
+        "extrapolate": recipe.opd.extrapolate,
         "anchor_guidance": None if anchor is None else anchor.guidance,
         "iterations": recipe.train.iterations,
         "pictures_per_iteration": recipe.train.groups * recipe.train.group_size,

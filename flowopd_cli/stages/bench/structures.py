@@ -6,7 +6,7 @@ Each is a call without arguments that computes the gradients of one optimizer st
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -16,7 +16,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from flowopd_cli.core.routing import route
 from flowopd_cli.core.sampler import Sampler, trained_steps
 from flowopd_cli.core.types import Conditioning, Rollout
 from flowopd_cli.models.base import FlowModel
@@ -25,7 +24,7 @@ from flowopd_cli.stages.bench.world import World
 from flowopd_cli.stages.training.data import iteration_sampler
 from flowopd_cli.train import collect, labels, objectives
 from flowopd_cli.train.fused import FusedStep, micro_batches
-from flowopd_cli.train.labels import Teacher
+from flowopd_cli.train.routes import Teacher
 
 Action = Callable[[], object]
 
@@ -34,10 +33,10 @@ def floor(world: World) -> dict[str, Action]:
     """The passes that every structure needs, separately for each role, once per trained step of an iteration; and
     ``forward``, the student's pass without gradients, of which a replay's rollout consists.
     """
-    policy = Teacher("policy", world.sampler.guidance)
-    guided = max(world.teachers.values(), key=lambda teacher: teacher.guidance != 1)
-    roles = {"student": policy, "forward": policy, "teacher": guided, "anchor": world.anchor}
-    return {name: _passes(world, name, role) for name, role in roles.items() if role}
+    policy = [Teacher("policy", world.sampler.guidance)]
+    anchors = [world.anchor] if world.anchor else []
+    roles = {"student": policy, "forward": policy, "teacher": world.labelers, "anchor": anchors}
+    return {name: _passes(world, name, teachers) for name, teachers in roles.items() if teachers}
 
 
 def fused(world: World) -> Action:
@@ -48,7 +47,7 @@ def fused(world: World) -> Action:
 
     def run() -> None:
         sampler = iteration_sampler(model, world.recipe, next(iterations))
-        steps = micro_batches(FusedStep(model, sampler, world.teachers, world.anchor, batch, together), world.draw)
+        steps = micro_batches(FusedStep(model, sampler, world.routes, world.anchor, batch, together), world.draw)
         with model.adapters.use("policy"), suppress(StopIteration):
             micro = next(steps)
             while True:
@@ -68,9 +67,7 @@ def replay(world: World) -> Action:
     def run() -> None:
         sampler = iteration_sampler(model, world.recipe, next(iterations))
         rolled = collect.rollout(model, sampler, world.draw, batch=batch)
-        rolled = labels.with_targets(model, sampler, rolled, world.teachers, batch=batch)
-        if world.anchor is not None:
-            rolled = labels.with_anchor(model, sampler, rolled, world.anchor, batch=batch)
+        rolled = labels.with_labels(model, sampler, rolled, world.routes, world.anchor, batch=batch)
         _learn(world, model, objective, rolled, sampler)
 
     return run
@@ -84,12 +81,16 @@ def upstream(world: World) -> Action:
     model, batch, sampler = _with_both_halves(world.model), world.batch, world.sampler
     objective = objectives.opd(model, sampler, world.settings)
     everyone = torch.arange(batch)
-    roles = route(world.draw.prompts, tuple(world.teachers))
+    targets = [dict(world.routes[prompt.task].target(prompt)) for prompt in world.draw.prompts]
+    weights = {t: torch.tensor([target.get(t, 0.0) for target in targets]) for target in targets for t in target}
 
     def run() -> None:
         rolled = collect.rollout(model, sampler, world.draw, batch=batch)
-        targets = [_labels(world, model, rolled, world.teachers[task], rows) for task, rows in roles.items()]
-        rolled = replace(rolled, target_velocity=torch.stack(targets).sum(dim=0))
+        parts = [
+            weight.to(model.device).view(-1, 1, 1, 1, 1) * _labels(world, model, rolled, t, weight.nonzero()[:, 0])
+            for t, weight in weights.items()
+        ]
+        rolled = replace(rolled, target_velocity=torch.stack(parts).sum(dim=0))
         if world.anchor is not None:
             rolled = replace(rolled, anchor_velocity=_labels(world, model, rolled, world.anchor, everyone))
         _learn(world, model, objective, rolled, sampler)
@@ -164,15 +165,16 @@ def _update(world: World) -> None:
     world.optimizer.zero_grad(set_to_none=True)
 
 
-def _passes(world: World, name: str, role: Teacher) -> Action:
-    once = forward(world.model, *world.noise(), role.guidance)
+def _passes(world: World, name: str, roles: Sequence[Teacher]) -> Action:
+    forwards = [(role.adapter, forward(world.model, *world.noise(), role.guidance)) for role in roles]
 
     def run() -> None:
-        with world.model.adapters.use(role.adapter), torch.set_grad_enabled(name == "student"):
-            for _ in range(world.steps):
-                velocity = once()
-                if name == "student":
-                    velocity.square().mean().backward()
+        for adapter, once in forwards:
+            with world.model.adapters.use(adapter), torch.set_grad_enabled(name == "student"):
+                for _ in range(world.steps):
+                    velocity = once()
+                    if name == "student":
+                        velocity.square().mean().backward()
         world.optimizer.zero_grad(set_to_none=True)
 
     return run

@@ -21,8 +21,9 @@ from flowopd_cli.stages.training.data import make_drawer, make_sampler
 from flowopd_cli.stages.training.fit import save_memory
 from flowopd_cli.stages.training.model import load_model, load_options
 from flowopd_cli.stages.training.objective import opd_settings
-from flowopd_cli.train.collect import Draw, Teacher
+from flowopd_cli.train.collect import Draw
 from flowopd_cli.train.objectives import OPDSettings
+from flowopd_cli.train.routes import Route, Teacher, sole
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class World:
     model: PipelineModel
     sampler: Sampler
     draw: Draw
-    teachers: Mapping[str, Teacher]
+    routes: Mapping[str, Route]
     anchor: Teacher | None
     settings: OPDSettings
     optimizer: torch.optim.Optimizer
@@ -43,6 +44,13 @@ class World:
     def batch(self) -> int:
         """Pictures of the iteration, which are also the rows of every pass."""
         return len(self.draw.prompts)
+
+    @property
+    def labelers(self) -> list[Teacher]:
+        """The teachers of the costliest target, but for the anchor, whose velocity serves both."""
+        targets = [self.routes[prompt.task].target(prompt) for prompt in self.draw.prompts]
+        labelers = [[teacher for teacher, _ in target if teacher != self.anchor] for target in targets]
+        return max(labelers, key=lambda teachers: sum(1 + (teacher.guidance != 1) for teacher in teachers))
 
     @property
     def steps(self) -> int:
@@ -76,19 +84,20 @@ def build(recipe: DistillRecipe, batch: int | None, *, real_prompts: bool) -> Wo
     refs = list(dict.fromkeys(spec.ref for spec in recipe.routing.values()))
 
     def role(name: str, spec: TeacherSpec | AnchorSpec) -> Teacher:
-        return Teacher(name, guidance if spec.guidance is None else spec.guidance)
+        return Teacher(None if spec.ref == "base" else name, guidance if spec.guidance is None else spec.guidance)
 
     teachers = {task: role(f"teacher_{refs.index(spec.ref)}", spec) for task, spec in recipe.routing.items()}
+    routes = {task: Route(sole(teacher), recipe.opd.extrapolate) for task, teacher in teachers.items()}
     anchor = role("anchor", recipe.anchor) if recipe.anchor.beta else None
     roles = [*teachers.values(), *([anchor] if anchor else [])]
-    for index, name in enumerate(dict.fromkeys(str(teacher.adapter) for teacher in roles)):
+    for index, name in enumerate(dict.fromkeys(teacher.adapter for teacher in roles if teacher.adapter)):
         model.adapters.add(name, parts.rank, parts.alpha, seed=recipe.seed + 1 + index, trainable=False)
     for index, name in enumerate(model.adapters.names):
         _randomize(model, name, seed=index)
     model.adapters.copy("policy", "policy_ema")
     optimizer = torch.optim.AdamW(model.adapters.trainable().values(), lr=0.0)
     sampler = make_sampler(model, recipe.sampling, seed=recipe.seed)
-    return World(recipe, model, sampler, draw, teachers, anchor, opd_settings(recipe), optimizer, sources)
+    return World(recipe, model, sampler, draw, routes, anchor, opd_settings(recipe), optimizer, sources)
 
 
 def _load(recipe: DistillRecipe) -> PipelineModel:

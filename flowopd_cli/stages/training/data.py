@@ -141,8 +141,8 @@ def iteration_sampler(model: LoadedModel, recipe: TeacherRecipe | DistillRecipe,
     sampler = make_sampler(model, recipe.sampling, seed=seed)
     anchor = recipe.anchor if isinstance(recipe, DistillRecipe) else AnchorSpec()
     chances = {"every": anchor.every, "probability": anchor.probability}
-    steps = recipe.train.steps_per_rollout
-    return replace(sampler, trained=choose_trained_steps(trained_steps(sampler).steps, seed, steps=steps, **chances))
+    query = recipe.train.query.query
+    return replace(sampler, trained=choose_trained_steps(trained_steps(sampler).steps, seed, query=query, **chances))
 
 
 def in_background(score: Scorer) -> Worker[tuple[Tensor, Sequence[Prompt]], RewardResult]:

@@ -21,7 +21,7 @@ from flowopd_cli.runs.run import RunDir
 from flowopd_cli.system.distributed import GROUP
 from flowopd_cli.system.paths import cache_dir
 from flowopd_cli.train import average
-from flowopd_cli.train.collect import Teacher
+from flowopd_cli.train.routes import Teacher
 
 
 def load_model(spec: ModelSpec, targets: Sequence[str]) -> LoadedModel:

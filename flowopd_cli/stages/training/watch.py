@@ -35,7 +35,8 @@ from flowopd_cli.stages.training.model import saved_policy
 from flowopd_cli.system.distributed import GROUP
 from flowopd_cli.train import collect
 from flowopd_cli.train.collect import Draw
-from flowopd_cli.train.labels import Rows, Teacher, label
+from flowopd_cli.train.labels import Rows, label
+from flowopd_cli.train.routes import Teacher
 
 DRAW = -1  # the iteration that seeds the draw: not one of the training's
 PICTURES = (statistics.brightness, statistics.saturation, statistics.high_frequency)

@@ -81,6 +81,20 @@ def test_passes_of_each_structure():
     assert "anchor" not in structures.floor(world_of(anchor=False))
 
 
+def test_an_extrapolated_target_adds_the_bases_pass_unless_the_anchor_has_it():
+    """Two pictures, two trained steps."""
+    beyond = ("sampling.guidance=1", "opd.extrapolate=1.5")
+    for anchor, labels in (("other", 3), ("base", 2)):  # teacher, base, and an anchor that is another adapter
+        world = world_of(*beyond, f"anchor.ref={anchor}")
+        assert_equal_gradients(world)
+        assert forwards(world, structures.fused) == (2 * 2, 2 * 2 * labels)
+        assert forwards(world, structures.replay) == (2 * 2, 2 * 2 * labels + 2 * 3)
+        floor = {
+            name: forwards(world, lambda _, action=action: action) for name, action in structures.floor(world).items()
+        }
+        assert floor["teacher"][1] + floor["anchor"][1] == 2 * 2 * labels
+
+
 FLUX = ("model.resolution=64", "model.max_sequence_length=8", "sampling.guidance=3.5")
 
 
