@@ -19,6 +19,8 @@ GOLDEN = 0.6180339887498949
 class GroupSampler:
     """Draws ``groups`` prompts of ``group_size`` pictures each; every iteration mixes tasks by their weights.
 
+    If ``alternating``, an iteration has prompts of one task, and weights are shares of the iterations.
+
     A draw is a function of ``seed`` and the iteration: a resumed run needs no cursor, and all processes draw the same.
     """
 
@@ -27,11 +29,15 @@ class GroupSampler:
     groups: int
     group_size: int
     seed: int
+    alternating: bool = False
 
     def draw(self, iteration: int) -> tuple[tuple[Prompt, ...], list[int], list[int]]:
         """Prompts ``(groups * group_size)``, the group of each, and its noise seed."""
         rng = random.Random(f"{self.seed}/{iteration}")
-        shares = task_counts({task: self.weights[task] for task in self.prompts}, self.groups, iteration)
+        weights = {task: self.weights[task] for task in self.prompts}
+        shares = task_counts(weights, 1 if self.alternating else self.groups, iteration)
+        if self.alternating:
+            shares = {task: count * self.groups for task, count in shares.items()}
         chosen = [prompt for task, count in shares.items() for prompt in self._pick(rng, self.prompts[task], count)]
         rng.shuffle(chosen)
         prompts = tuple(prompt for prompt in chosen for _ in range(self.group_size))

@@ -26,6 +26,7 @@ from flowopd_cli.recipe.sections import (
     PromptSpec,
     PushSpec,
     RewardSpec,
+    RouteSpec,
     SamplingSpec,
     Spec,
     TeacherSpec,

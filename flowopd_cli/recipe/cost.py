@@ -210,7 +210,10 @@ def _labeler(recipe: recipes.DistillRecipe, spec: recipes.TeacherSpec | recipes.
 
 def _targets(recipe: recipes.DistillRecipe) -> list[dict[Labeler, int]]:
     """The forwards of each labeler of each task's target, the student's base for extrapolation included."""
-    targets = [{_labeler(recipe, spec): _teacher_forwards(recipe, spec)} for spec in recipe.routing.values()]
+    targets = [
+        {_labeler(recipe, spec): _teacher_forwards(recipe, spec) for spec in mixture.values()}
+        for mixture in recipe.mixtures.values()
+    ]
     if recipe.opd.extrapolate != 1:
         bases = ({(None, "base", g): _forwards(recipe, g) for _, _, g in target} for target in targets)
         targets = [target | base for target, base in zip(targets, bases, strict=True)]
@@ -241,7 +244,7 @@ def _forward(recipe: recipes.TrainedRecipe) -> recipes.NFTSpec | recipes.AWMSpec
 def _teachers(recipe: recipes.TrainedRecipe) -> list[recipes.TeacherSpec]:
     if isinstance(recipe, recipes.TeacherRecipe):
         return []
-    return list((recipe.routing if isinstance(recipe, recipes.DistillRecipe) else recipe.teachers).values())
+    return list(recipe.teachers.values())
 
 
 def _anchors(recipe: recipes.TrainedRecipe) -> list[recipes.AnchorSpec]:

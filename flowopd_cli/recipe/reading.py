@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from flowopd_cli.errors import RecipeError
 from flowopd_cli.recipe.recipes import STAGES, Recipe
+from flowopd_cli.recipe.sections import ONE, SEVERAL
 from flowopd_cli.system import yaml_files
 from flowopd_cli.system.files import is_file
 from flowopd_cli.system.paths import expand_home
@@ -109,7 +110,10 @@ def faults(error: ValidationError, model: type[BaseModel], where: str = "", over
     """Every validation error in words: its place (the ``--set``, or the line of the file ``where``, if it is in one of
     them), the field, the problem with the value as written, and for an unknown key the nearest known one.
     """
-    return [_in_words(problem, model, where, overrides) for problem in error.errors()]
+    problems = [
+        {**problem, "loc": tuple(p for p in problem["loc"] if p not in (ONE, SEVERAL))} for problem in error.errors()
+    ]
+    return [_in_words(problem, model, where, overrides) for problem in problems]
 
 
 def _in_words(problem: Mapping[str, Any], model: type[BaseModel], where: str, overrides: Sequence[str]) -> str:

@@ -22,6 +22,7 @@ from flowopd_cli.recipe.sections import (
     PromptSpec,
     PushSpec,
     RewardSpec,
+    RouteSpec,
     SamplingSpec,
     Seed,
     SFTSpec,
@@ -133,10 +134,24 @@ class DistillRecipe(_Trained):
     """``flowopd distill``."""
 
     stage: Literal["distill"] = "distill"  #: the command that the recipe is for
-    routing: dict[str, TeacherSpec] = Field(min_length=1)  #: the teacher of each task
+    #: the teacher of each task, or a list of teachers with a `weight` each
+    routing: dict[str, RouteSpec] = Field(min_length=1)
     anchor: AnchorSpec = AnchorSpec()  #: the adapter that regularizes every prompt
     rewards: tuple[RewardSpec, ...] = ()  #: scored for the log, with `opd.log_rewards_every` or `train.watch_every`
     opd: OPDSpec = OPDSpec()  #: the objective
+
+    @property
+    def mixtures(self) -> dict[str, dict[str, TeacherSpec]]:
+        """The teachers of each task, by their keys below ``routing``: the task, or ``task.index`` in a list."""
+        return {
+            task: {f"{task}.{i}": spec for i, spec in enumerate(route)} if isinstance(route, tuple) else {task: route}
+            for task, route in self.routing.items()
+        }
+
+    @property
+    def teachers(self) -> dict[str, TeacherSpec]:
+        """All of them."""
+        return {key: spec for mixture in self.mixtures.values() for key, spec in mixture.items()}
 
     @property
     def scores(self) -> bool:
@@ -171,7 +186,7 @@ class DistillRecipe(_Trained):
     @model_validator(mode="after")
     def _each_base_is_loaded_once(self) -> DistillRecipe:
         settings: dict[tuple[str | None, str | None], tuple[str, ...]] = {}
-        for task, spec in self.routing.items():
+        for task, spec in self.teachers.items():
             own = (spec.family or "", spec.dtype, spec.offload)
             if settings.setdefault((spec.base, spec.revision), own) != own:
                 raise ValueError(f"routing.{task}: another teacher has the base {spec.base} with other settings; it is "

@@ -11,11 +11,13 @@ from pydantic import (
     AfterValidator,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    Tag,
     model_validator,
 )
 
@@ -33,6 +35,8 @@ Attention = Literal[
 ]
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]  # what PyTorch's generators take
 INIT = "init"  # as a reference of a distillation: the adapter of `adapter.init`, frozen
+METADATA = "meta:"
+ONE, SEVERAL = "<one>", "<several>"  # forms of a route, left out of messages
 BETA_LAW = re.compile(r"beta\(\s*([^,\s]+)\s*,\s*([^,\s]+)\s*\)")
 RANKLESS = ("exact", "factor_average")  # methods of a merge whose rank follows from its adapters
 TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
@@ -80,6 +84,14 @@ def _parse_law(value: str) -> str:
     return value
 
 
+def _check_weight(value: float | str) -> float | str:
+    """A number above 0, or ``meta:KEY``."""
+    if value.startswith(METADATA) and len(value) > len(METADATA) if isinstance(value, str) else value > 0:
+        return value
+    raise ValueError(f"{value!r} is no weight: write a number above 0, or {METADATA}KEY for an entry of the metadata")
+
+
+Weight = Annotated[float | str, AfterValidator(_check_weight)]
 Law = Annotated[str, AfterValidator(_parse_law)]
 Targets = Annotated[tuple[str, ...], BeforeValidator(_parse_targets)]
 Trackers = Annotated[str, BeforeValidator(_parse_trackers)]
@@ -225,6 +237,11 @@ class TeacherSpec(Spec):
             raise ValueError(f"{changed[0]} is for a teacher with a base of its own: name it by base, or leave it out")
         return self
 
+    @property
+    def share(self) -> float | str:
+        """The weight of a task's only teacher."""
+        return 1.0
+
     def own_model(self, student: ModelSpec) -> ModelSpec | None:
         """Its own base as a ``model`` section, other settings as the student's; ``None`` on the student's base."""
         if self.base is None:
@@ -233,6 +250,28 @@ class TeacherSpec(Spec):
         own |= {"revision": self.revision, "dtype": self.dtype, "shard": False}
         model = student.model_copy(update=own | ({"compile": "none"} if self.offload == "cpu" else {}))
         return None if model == student else model
+
+
+class MixedTeacherSpec(TeacherSpec):
+    """One of several teachers of a task, whose velocities are summed."""
+
+    weight: Weight = 1.0  #: its share, relative to the others'; `meta:KEY` reads it from the prompt's metadata
+
+    @property
+    def share(self) -> float | str:
+        """The weight, or the key of the metadata that has it."""
+        return self.weight.removeprefix(METADATA) if isinstance(self.weight, str) else self.weight
+
+
+def _route_form(value: Any) -> str:
+    return SEVERAL if isinstance(value, list | tuple) else ONE
+
+
+#: one teacher, or a list of several with weights
+RouteSpec = Annotated[
+    Annotated[TeacherSpec, Tag(ONE)] | Annotated[tuple[MixedTeacherSpec, ...], Field(min_length=1), Tag(SEVERAL)],
+    Discriminator(_route_form),
+]
 
 
 class AnchorSpec(Spec):
@@ -419,6 +458,8 @@ class OPDSpec(Spec):
     clip: PositiveFloat = 1e-4  #: clip range of the ratio, for `score`
     adv_clip: PositiveFloat = 5.0  #: clip of the advantages, for `score`
     log_rewards_every: NonNegativeInt = 0  #: iterations between scorings for the log; 0 is never
+    #: prompts of all tasks in every optimizer step, or those of one task an iteration, in turn by `prompts[].weight`
+    teachers: Literal["mixed", "alternating"] = "mixed"
     #: train each step during the rollout or after it, with the same gradients; null is `fused`
     #: for `pathwise` with one optimizer step a rollout and no window
     schedule: Literal["fused", "replay"] | None = None

@@ -15,13 +15,12 @@ from flowopd_cli.runs.run import RunDir
 from flowopd_cli.stages.training.data import iteration_sampler, make_drawer, make_rewards
 from flowopd_cli.stages.training.fit import Course, train_policy
 from flowopd_cli.stages.training.lengths import check_lengths
-from flowopd_cli.stages.training.model import Roles, encode_ahead, load_model
+from flowopd_cli.stages.training.model import Roles, encode_ahead, load_model, make_routes
 from flowopd_cli.stages.training.resume import prompts_digest
 from flowopd_cli.stages.training.watch import make_watch
 from flowopd_cli.system.progress import Progress
 from flowopd_cli.train import collect, labels
 from flowopd_cli.train.fused import FusedStep, micro_batches
-from flowopd_cli.train.routes import Route, sole
 
 
 def run(
@@ -29,15 +28,17 @@ def run(
 ) -> dict[str, Any]:
     """Rollout, target velocities by route, anchor velocities, ``opd``; no decoding unless rewards are logged."""
     train, guidance = recipe.train, recipe.sampling.guidance
-    drawer, prompts = make_drawer(recipe.prompts, train, recipe.seed)
+    drawer, prompts = make_drawer(recipe.prompts, train, recipe.seed, alternating=recipe.opd.teachers == "alternating")
     check_tasks(recipe, prompts)
     rewards = make_rewards(recipe.rewards, prompts) if recipe.opd.log_rewards_every else None
     watch = make_watch(recipe, rewards)
     model = load_model(recipe.model, recipe.adapter.targets)
     roles = Roles(model, adapters or Adapters())
     roles.add_policy(recipe.adapter, recipe.seed)
-    teachers = roles.add_teachers(recipe.routing, guidance, recipe.model)
-    routes = {task: Route(sole(teacher), recipe.opd.extrapolate) for task, teacher in teachers.items()}
+    teachers = roles.add_teachers(recipe.teachers, guidance, recipe.model)
+    routes = make_routes(recipe, teachers)
+    for prompt in chain.from_iterable(prompts.values()):
+        routes[prompt.task].target(prompt)  # refuses a prompt whose metadata lacks a weight
     anchor = roles.add_anchor(recipe.anchor, guidance)
     texts = [*chain.from_iterable(prompts.values()), *(watch.draw.prompts if watch else ())]
     check_lengths(recipe, model, texts, progress)

@@ -98,3 +98,13 @@ def test_counts_of_a_whole_run_follow_the_weights(shares, total, iterations):
     for task, weight in shares.items():
         due = total * iterations * weight / sum(shares.values())
         assert abs(sum(counts[task] for counts in splits) - due) < 3  # groups, of hundreds
+
+
+def test_alternating_iterations_have_one_task_each_by_weight():
+    prompts = {task: [Prompt(f"{task}{i}", f"{task} {i}", task) for i in range(9)] for task in "ab"}
+    sampler = GroupSampler(prompts, {"a": 2.0, "b": 1.0}, 4, 2, 0, alternating=True)
+    tasks = [{prompt.task for prompt in sampler.draw(iteration)[0]} for iteration in range(60)]
+    assert all(len(found) == 1 for found in tasks)
+    assert 39 <= sum(found == {"a"} for found in tasks) <= 41
+    assert len(sampler.draw(5)[0]) == 8
+    assert sampler.draw(5) == sampler.draw(5)

@@ -41,6 +41,12 @@ def test_overrides_reach_into_sections_and_lists_but_do_not_change_the_stage():
     [
         (TEACHER, "train.itertions=3", ["unknown key 'train.itertions'", "did you mean 'iterations'"]),
         (TEACHER, "rewards.0.wieght=1", ["unknown key", "did you mean 'weight'"]),
+        (DISTILL, "routing.ocr=[{ref: a, weight: 0}]", ["routing.ocr.0.weight", "write a number above 0, or meta:KEY"]),
+        (DISTILL, "routing.ocr=[{ref: a, weight: x}]", ["routing.ocr.0.weight", "'x' is no weight"]),
+        (DISTILL, "routing.ocr=[{ref: a, weihgt: 1}]", ["unknown key 'routing.ocr.0.weihgt'"]),
+        (DISTILL, "routing.ocr=[]", ["at least 1"]),
+        (DISTILL, "train.query.law=beta(0,1)", ["no law 'beta(0,1)'"]),
+        (DISTILL, "train.query.law=beta(5,2)", ["no choice while all steps are trained"]),
         (DISTILL, "routing.ocr.guidence=1", ["unknown key", "did you mean 'guidance'"]),
         (DISTILL, "routing.ref={ref: base, guidence: 1}", ["unknown key 'routing.ref.guidence'"]),
         (TEACHER, "train.lr=-1", ["train.lr", "greater than 0"]),
@@ -266,3 +272,17 @@ def test_numbers_in_lists_and_mappings_are_no_booleans():
         recipes.build(MERGE, overrides=["merge.weights=[1, true, 0]"])
     with pytest.raises(RecipeError, match=r"eval\.fail_under"):
         recipes.build({"stage": "eval"}, overrides=["eval.fail_under={ocr: true}"])
+
+
+def test_a_mixed_route_and_the_earlier_name_of_the_query_are_read():
+    route = [{"ref": "a", "weight": 2}, {"ref": "b", "weight": "meta:share", "guidance": 1.0}]
+    built = recipes.build(
+        {**DISTILL, "routing": {"ocr": route, "geneval": {"ref": "c"}}, "train": {"steps_per_rollout": 3}}
+    )
+    assert {key: (spec.ref, spec.share) for key, spec in built.teachers.items()} == {
+        "ocr.0": ("a", 2.0),
+        "ocr.1": ("b", "share"),
+        "geneval": ("c", 1.0),
+    }
+    assert built.train.query.steps == 3
+    assert recipes.build(built.model_dump(mode="json")) == built

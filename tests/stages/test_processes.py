@@ -22,7 +22,7 @@ from flowopd_cli.stages import coldstart, distill, teacher
 
 TESTS, PACKAGE = Path(__file__).resolve().parent.parent, Path(flowopd_cli.__file__).parent.parent
 SHARDED = ("teacher", "nft", "coldstart", "distill", "fused", "saving", "few")
-NAMES = (*SHARDED, "awm", "sparse", "thinned", "fresh", "few-fused", "one-group")
+NAMES = (*SHARDED, "awm", "sparse", "thinned", "soft", "fresh", "few-fused", "one-group")
 COUNTS = ("two", "shards")
 CASES = [(count, name) for count, names in (("two", NAMES), ("shards", SHARDED)) for name in names]
 

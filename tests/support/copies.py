@@ -172,6 +172,9 @@ def runs(folder, out, pipeline, *, shard=False):
     train(out / "awm", coarse(redrawn))
     train(out / "sparse", recipe("distill", folder, pipeline, group_size=1))
     thinned = recipe("distill", folder, pipeline, updates=1, micro=2, query={"steps": 2, "law": "beta(2, 1)"})
+    soft = thinned.model_dump(mode="json") | {"opd": {"extrapolate": 1.5, "teachers": "alternating"}}
+    soft["routing"]["b"] = [{"ref": str(folder / "two"), "weight": 3}, {"ref": str(folder / "one"), "guidance": 3.0}]
+    train(out / "soft", recipes.build(soft))
     train(out / "thinned", thinned.model_copy(update={"anchor": thinned.anchor.model_copy(update={"every": 2})}))
     teacher = recipe("teacher", folder, pipeline, groups=2, group_size=2, resample_flat=3, updates=2)
     guarded = {"trust": "mask", "tau": 1e-6, "ratio": "guarded", "level_weight": "equal"}

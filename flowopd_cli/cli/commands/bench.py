@@ -160,6 +160,12 @@ def starting_point(recipe: str | None, base: str | None, shape: str | None) -> t
     return {**tree, "anchor": {"ref": "anchor"}, "sampling": {"guidance": GUIDANCE}}, "bench"
 
 
+def _teachers(tree: dict[str, Any]) -> list[dict[str, Any]]:
+    """The teachers of a recipe's tree, also those that a task mixes."""
+    routes = tree.get("routing", {}).values()
+    return [spec for route in routes for spec in (route if isinstance(route, list) else [route])]
+
+
 def distillation(
     tree: dict[str, Any], where: str, values: Mapping[str, Any], roles: Roles, overrides: Sequence[str]
 ) -> recipes.DistillRecipe:
@@ -175,14 +181,14 @@ def distillation(
         if value is not None:
             recipes.assign(tree, key, value)
     if roles.teachers is not None:
-        specs = list(tree.get("routing", {}).values()) or [{}]
+        specs = _teachers(tree) or [{}]
         tasks = [*tree.get("routing", {}), *(f"more{i}" for i in range(roles.teachers))][: roles.teachers]
         tree["routing"] = {t: {**specs[i % len(specs)], "ref": f"teacher-{i}"} for i, t in enumerate(tasks)}
     if roles.anchor is not None:
         beta = tree.get("anchor", {}).get("beta") or recipes.AnchorSpec().beta
         tree["anchor"] = {**tree.get("anchor", {}), "beta": beta if roles.anchor else 0.0}
     if roles.guidance is not None:
-        for spec in [*tree["routing"].values(), tree.setdefault("anchor", {})]:
+        for spec in [*_teachers(tree), tree.setdefault("anchor", {})]:
             spec["guidance"] = roles.guidance
     built = recipes.build(tree, overrides=overrides, stage="distill", where=where)
     assert isinstance(built, recipes.DistillRecipe)

@@ -18,7 +18,7 @@ from flowopd_cli import registry
 from flowopd_cli.cli.plan import Finding
 from flowopd_cli.cli.plan.adapters import check_adapters, check_base, check_own_base, check_targets
 from flowopd_cli.cli.plan.consent import code_fields
-from flowopd_cli.cli.plan.settings import check_guidance, setting_checks
+from flowopd_cli.cli.plan.settings import check_guidance, check_step_weight, setting_checks
 from flowopd_cli.errors import ArtifactError, FlowOPDError, MissingDependency, PromptError, RecipeError
 from flowopd_cli.prompts.clauses import faulty
 from flowopd_cli.prompts.files import SUFFIXES, Row, read_rows, repeats
@@ -47,13 +47,14 @@ def check(
     """Refuse a recipe that cannot run; returns remarks on probable mistakes.
 
     ``out`` is where the run will be written; with ``dry_run`` nothing is trained or uploaded, so adapters need not
-    exist yet. ``recorded`` is the recipe of a resumed run, which may have a guidance that is refused by now.
+    exist yet. ``recorded`` is the recipe of a resumed run, which may have settings that are refused by now.
 
     Raises :class:`FlowOPDError`: a name is unknown, a file or adapter is missing, adapters have different bases, a task
     has no teacher or reward, nothing could be learned, or ``out`` holds an input of the recipe.
     """
     remarks = [remark for run in _checks(recipe, adapters or Adapters(), out, dry_run) for remark in run() or ()]
     check_guidance(recipe, recorded)
+    check_step_weight(recipe, recorded)
     return remarks
 
 
@@ -152,8 +153,8 @@ def _check_adapters(recipe: recipes.Recipe, refs: dict[str, str], adapters: Adap
 
 def own_models(recipe: recipes.Recipe) -> dict[str, recipes.ModelSpec]:
     """The bases of teachers that have their own, by the fields of :func:`adapter_refs`."""
-    routing = recipe.routing if isinstance(recipe, recipes.DistillRecipe) else {}
-    models = {f"routing.{task}": spec.own_model(recipe.model) for task, spec in routing.items()}
+    teachers = recipe.teachers if isinstance(recipe, recipes.DistillRecipe) else {}
+    models = {f"routing.{task}": spec.own_model(recipe.model) for task, spec in teachers.items()}
     return {field: model for field, model in models.items() if model is not None}
 
 
@@ -170,7 +171,7 @@ def adapter_refs(recipe: recipes.Recipe) -> Iterator[tuple[str, str]]:
     if isinstance(recipe, recipes.ColdstartRecipe):
         yield from ((f"teachers.{task}", spec.ref) for task, spec in recipe.teachers.items())
     if isinstance(recipe, recipes.DistillRecipe):
-        yield from ((f"routing.{task}", spec.ref) for task, spec in recipe.routing.items())
+        yield from ((f"routing.{task}", spec.ref) for task, spec in recipe.teachers.items())
         if recipe.anchor.beta > 0:
             yield "anchor", recipe.anchor.ref
     if isinstance(recipe, recipes.MergeRecipe):
@@ -236,7 +237,7 @@ def _check_tasks(recipe: recipes.TrainedRecipe, read: Reader) -> list[str]:
     """Refuse tasks without a teacher or reward; remark on unused ones if every source names its tasks."""
     tasks = [tasks_of(spec, read(spec)) for spec in recipe.prompts]
     check_tasks(recipe, set().union(*tasks))
-    routes = getattr(recipe, "teachers", None) or getattr(recipe, "routing", {})
+    routes = getattr(recipe, "routing", None) or getattr(recipe, "teachers", {})
     if not all(tasks):
         return []
     present = {None, *set().union(*tasks)}

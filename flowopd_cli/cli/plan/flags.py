@@ -25,7 +25,7 @@ def teacher_specs(texts: Sequence[str]) -> dict[str, dict[str, Any]]:
         if not task or not ref:
             raise RecipeError(f"--teacher {text}: write it as TASK=REF, for example ocr=runs/t-ocr,guidance=4.5")
         if task in specs:
-            raise RecipeError(f"--teacher {task}: named twice; one task has one teacher")
+            raise RecipeError(f"--teacher {task}: named twice; to mix several, list them under routing in a recipe")
         specs[task] = {"ref": ref, **options}
     return specs
 

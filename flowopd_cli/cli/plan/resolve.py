@@ -137,7 +137,11 @@ def _with_references(recipe: recipes.DistillRecipe) -> recipes.DistillRecipe:
     def named(spec: Any) -> Any:
         return spec.model_copy(update=start) if spec.ref == INIT else spec
 
-    routing = {task: _with_family(named(spec)) for task, spec in recipe.routing.items()}
+    def of_route(route: recipes.RouteSpec) -> object:
+        one = isinstance(route, recipes.TeacherSpec)
+        return _with_family(named(route)) if one else tuple(_with_family(named(spec)) for spec in route)
+
+    routing = {task: of_route(route) for task, route in recipe.routing.items()}
     return recipe.model_copy(update={"routing": routing, "anchor": named(recipe.anchor)})
 
 

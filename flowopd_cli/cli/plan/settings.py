@@ -58,6 +58,16 @@ def check_guidance(recipe: recipes.Recipe, recorded: recipes.Recipe | None = Non
             )
 
 
+def check_step_weight(recipe: recipes.Recipe, recorded: recipes.Recipe | None = None) -> None:
+    """Refuse a distillation whose last noisy step gets nearly all the weight, except a resumed one.
+
+    Raises :class:`RecipeError`: says how to spread the weight.
+    """
+    if isinstance(recipe, recipes.DistillRecipe) and recorded is None:
+        for problem in _single_step(recipe):
+            raise RecipeError(problem)
+
+
 def _guidances(recipe: recipes.Recipe) -> Iterator[tuple[str, float]]:
     if isinstance(recipe, recipes.EvalRecipe):
         yield from (("eval.guidance", value) for value, _ in recipe.eval.by_guidance.values())
@@ -65,15 +75,15 @@ def _guidances(recipe: recipes.Recipe) -> Iterator[tuple[str, float]]:
         yield "push.verify_guidance", recipe.push.verify_guidance
     if isinstance(recipe, recipes.TrainedRecipe):
         yield "sampling.guidance", recipe.sampling.guidance
-        for section in ("teachers", "routing"):
-            for task, spec in getattr(recipe, section, {}).items():
-                yield f"{section}.{task}.guidance", 1.0 if spec.guidance is None else spec.guidance
+        section = "routing" if isinstance(recipe, recipes.DistillRecipe) else "teachers"
+        for task, spec in getattr(recipe, "teachers", {}).items():
+            yield f"{section}.{task}.guidance", 1.0 if spec.guidance is None else spec.guidance
     if isinstance(recipe, recipes.DistillRecipe) and recipe.anchor.guidance is not None:
         yield "anchor.guidance", recipe.anchor.guidance
 
 
 def _single_step(recipe: recipes.TrainedRecipe) -> Iterator[str]:
-    """Remark on CPS where its last noisy step is trained: the noise shrinks with the next sigma, the KL grows."""
+    """Report CPS where its last noisy step is trained: the noise shrinks with the next sigma, the KL grows."""
     sampling, weight = recipe.sampling, recipe.opd.step_weight if isinstance(recipe, recipes.DistillRecipe) else None
     window, last = sampling.window, sampling.steps - 1
     reached = window is None or window.start_max + window.size >= last
@@ -93,7 +103,7 @@ def _nothing_new(recipe: recipes.TrainedRecipe) -> Iterator[str]:
     for index, spec in enumerate(recipe.rewards):
         if spec.weight == 0:
             yield f"rewards.{index}.weight is 0: {spec.name} is scored, but changes nothing"
-    specs = getattr(recipe, "teachers", None) or getattr(recipe, "routing", {})
+    specs = getattr(recipe, "teachers", {})
     start, guidance = recipe.adapter.init or "base", (None, recipe.sampling.guidance)
     selects = isinstance(recipe, recipes.ColdstartRecipe) and recipe.rewards
     shared = all(spec.own_model(recipe.model) is None for spec in specs.values())

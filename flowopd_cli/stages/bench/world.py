@@ -19,11 +19,11 @@ from flowopd_cli.models.random_weights import make_random
 from flowopd_cli.recipe import AnchorSpec, DistillRecipe, TeacherSpec
 from flowopd_cli.stages.training.data import make_drawer, make_sampler
 from flowopd_cli.stages.training.fit import save_memory
-from flowopd_cli.stages.training.model import load_model, load_options
+from flowopd_cli.stages.training.model import load_model, load_options, make_routes
 from flowopd_cli.stages.training.objective import opd_settings
 from flowopd_cli.train.collect import Draw
 from flowopd_cli.train.objectives import OPDSettings
-from flowopd_cli.train.routes import Route, Teacher, sole
+from flowopd_cli.train.routes import Route, Teacher
 
 
 @dataclass(frozen=True)
@@ -81,13 +81,13 @@ def build(recipe: DistillRecipe, batch: int | None, *, real_prompts: bool) -> Wo
     save_memory(model, recipe.train)
     guidance, parts = recipe.sampling.guidance, recipe.adapter
     model.adapters.add("policy", parts.rank, parts.alpha, seed=recipe.seed, trainable=True)
-    refs = list(dict.fromkeys(spec.ref for spec in recipe.routing.values()))
+    refs = list(dict.fromkeys(spec.ref for spec in recipe.teachers.values()))
 
     def role(name: str, spec: TeacherSpec | AnchorSpec) -> Teacher:
         return Teacher(None if spec.ref == "base" else name, guidance if spec.guidance is None else spec.guidance)
 
-    teachers = {task: role(f"teacher_{refs.index(spec.ref)}", spec) for task, spec in recipe.routing.items()}
-    routes = {task: Route(sole(teacher), recipe.opd.extrapolate) for task, teacher in teachers.items()}
+    teachers = {key: role(f"teacher_{refs.index(spec.ref)}", spec) for key, spec in recipe.teachers.items()}
+    routes = make_routes(recipe, teachers)
     anchor = role("anchor", recipe.anchor) if recipe.anchor.beta else None
     roles = [*teachers.values(), *([anchor] if anchor else [])]
     for index, name in enumerate(dict.fromkeys(teacher.adapter for teacher in roles if teacher.adapter)):

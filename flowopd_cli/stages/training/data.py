@@ -97,10 +97,12 @@ class Drawer:
         return {g for g, rank in enumerate(ranks) if rank == self.rank}
 
 
-def make_drawer(specs: Sequence[PromptSpec], train: TrainSpec, seed: int) -> tuple[Drawer, dict[str, list[Prompt]]]:
+def make_drawer(
+    specs: Sequence[PromptSpec], train: TrainSpec, seed: int, *, alternating: bool = False
+) -> tuple[Drawer, dict[str, list[Prompt]]]:
     """The drawer of a training stage, and its prompts by task."""
     prompts, weights = read_prompts(specs)
-    sampler = GroupSampler(prompts, weights, train.groups, train.group_size, seed)
+    sampler = GroupSampler(prompts, weights, train.groups, train.group_size, seed, alternating)
     return Drawer(sampler, train.updates, GROUP.rank, GROUP.size), prompts
 
 

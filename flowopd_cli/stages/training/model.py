@@ -14,14 +14,14 @@ from flowopd_cli.models.files.latents import check_same_latents
 from flowopd_cli.models.files.pipelines import AUTOENCODER_FILES, locate, pixels_per_latent
 from flowopd_cli.models.loading import LoadOptions
 from flowopd_cli.models.pipeline import PipelineModel
-from flowopd_cli.recipe import AdapterSpec, AnchorSpec, ModelSpec, TeacherSpec, TrainedRecipe, TrainSpec
+from flowopd_cli.recipe import AdapterSpec, AnchorSpec, DistillRecipe, ModelSpec, TeacherSpec, TrainedRecipe, TrainSpec
 from flowopd_cli.runs.adapter_ref import Adapter, Adapters
 from flowopd_cli.runs.manifest import Base, Inputs, Parent
 from flowopd_cli.runs.run import RunDir
 from flowopd_cli.system.distributed import GROUP
 from flowopd_cli.system.paths import cache_dir
 from flowopd_cli.train import average
-from flowopd_cli.train.routes import Teacher
+from flowopd_cli.train.routes import Route, Teacher
 
 
 def load_model(spec: ModelSpec, targets: Sequence[str]) -> LoadedModel:
@@ -103,7 +103,7 @@ class Roles:
             if own is not None and own not in self.bases:
                 self.bases[own] = load_own_base(own, self.model, offload=spec.offload == "cpu")
             if (own, spec.ref) not in names:
-                names[own, spec.ref] = self.add_frozen(f"teacher_{task}", spec.ref, own)
+                names[own, spec.ref] = self.add_frozen(f"teacher_{task}".replace(".", "_"), spec.ref, own)
             scale = guidance if spec.guidance is None else spec.guidance
             teachers[task] = Teacher(names[own, spec.ref], scale, None if own is None else self.bases[own])
         return teachers
@@ -141,6 +141,14 @@ def saved_policy(model: LoadedModel, train: TrainSpec, step: int) -> Iterator[st
     """The adapter that a run saves after an optimizer step, complete inside the block: the policy or its average."""
     with average.completed(model, train.ema_decay, train.ema_every, step):
         yield "policy_ema" if train.ema_decay else "policy"
+
+
+def make_routes(recipe: DistillRecipe, teachers: Mapping[str, Teacher]) -> dict[str, Route]:
+    """Each task's route over the ``teachers`` of :attr:`DistillRecipe.teachers`."""
+    return {
+        task: Route(tuple((teachers[key], spec.share) for key, spec in mixture.items()), recipe.opd.extrapolate)
+        for task, mixture in recipe.mixtures.items()
+    }
 
 
 def save_adapter(model: LoadedModel, run: RunDir, recipe: TrainedRecipe, step: int, *, best: bool = False) -> None:

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from flowopd_cli import recipe as recipes
-from flowopd_cli.cli.plan.settings import check_guidance, setting_checks
+from flowopd_cli.cli.plan.settings import check_guidance, check_step_weight, setting_checks
 from flowopd_cli.errors import RecipeError
 
 TOY = {"pretrained": "toy", "resolution": None}
@@ -104,6 +104,14 @@ def test_settings_without_effect_are_remarked_on(data, sections, expected):
 def test_nearly_all_the_weight_on_one_step_is_remarked_on(data, sampling, opd, warned):
     recipe = recipes.build({**data, "sampling": sampling, **({"opd": {"step_weight": opd}} if opd else {})})
     assert any("nearly all the weight" in remark for remark in remarks(recipe)) == warned
+
+
+def test_a_distillation_of_one_step_is_refused_unless_it_is_resumed():
+    recipe = recipes.build({**DISTILL, "sampling": {"kernel": "cps"}, "opd": {"step_weight": "kl_no_dt"}})
+    with pytest.raises(RecipeError, match=r"step 9 of 10 draws hardly any noise.*set opd.step_weight to velocity"):
+        check_step_weight(recipe)
+    check_step_weight(recipe, recipe)
+    check_step_weight(recipes.build({**TEACHER, "sampling": {"kernel": "cps"}}))
 
 
 @pytest.mark.parametrize(
