@@ -42,6 +42,14 @@ def optimizer_steps(pictures: int, updates: int) -> tuple[int, int]:
     return ceil(pictures / share), share
 
 
+def updates(recipe: recipes.TrainedRecipe) -> int:
+    """Optimizer steps of an iteration, those included that are skipped; a cold start makes one."""
+    train = recipe.train
+    if isinstance(recipe, recipes.ColdstartRecipe):
+        return 1
+    return optimizer_steps(train.groups * train.group_size, train.updates)[0]
+
+
 def workload(recipe: recipes.TrainedRecipe) -> Workload:
     """The counts that determine the memory of a training, for one process."""
     train, anchors = recipe.train, _anchors(recipe)
@@ -104,7 +112,7 @@ def _on_policy(recipe: recipes.TeacherRecipe | recipes.DistillRecipe) -> Figures
         "processes": train.processes,
         "rollout batches per process": 0 if fused else ceil(_local_pictures(train) / train.rollout_batch),
         "sampling steps": sampling.steps,
-        "trained steps per picture": learned,
+        f"{'noise levels' if _forward(recipe) else 'trained steps'} per picture": learned,
         "optimizer steps per iteration": updates,
         "rows per optimizer step": share * learned,
         "micro-batches per optimizer step": _micro_batches(share, learned, fused, train),

@@ -336,7 +336,8 @@ class TrainSpec(Spec):
     optimizer: Literal["adamw", "adamw8bit"] = "adamw"  #: `adamw8bit` holds the moments of large parameters in 8 bits
     lr: PositiveFloat = 3e-4  #: learning rate
     warmup: NonNegativeInt = 0  #: optimizer steps until the full learning rate
-    schedule: Literal["constant", "linear", "cosine"] = "constant"  #: the learning rate after that; two fall to 0
+    #: the learning rate after that: two fall to 0 at the last planned step
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
     weight_decay: NonNegativeFloat = 1e-4  #: weight decay of AdamW
     max_grad_norm: PositiveFloat = 1.0  #: gradients are clipped to this norm
     skip_limit: PositiveInt = 5  #: this many skipped (non-finite) optimizer steps in a row end the run
@@ -417,8 +418,8 @@ class GRPOSpec(CreditSpec):
 class ForwardSpec(CreditSpec):
     """What DiffusionNFT and AWM share: final latents are noised again, and velocities learn from their advantages.
 
-    After n optimizer steps the policy's slow copy keeps ``min(slow_rate * (n - slow_start), slow_most)`` of itself and
-    takes the rest from the policy.
+    After n optimizer steps, skipped ones included, the policy's slow copy keeps
+    ``min(slow_rate * (n - slow_start), slow_most)`` of itself and takes the rest from the policy.
     """
 
     levels: PositiveInt | None = None  #: noise levels of each picture; null is all sampling steps but one

@@ -12,7 +12,7 @@ from flowopd_cli.core.sampler import Sampler
 from flowopd_cli.core.statistics import latent_norm
 from flowopd_cli.core.types import Rollout
 from flowopd_cli.models.base import LoadedModel
-from flowopd_cli.recipe import AWMSpec, NFTSpec, TeacherRecipe
+from flowopd_cli.recipe import AWMSpec, NFTSpec, TeacherRecipe, cost
 from flowopd_cli.recipe.tasks import check_tasks
 from flowopd_cli.runs.adapter_ref import Adapters
 from flowopd_cli.runs.run import RunDir
@@ -109,7 +109,7 @@ def _forward(
     model.adapters.copy("policy", forward.SLOW)
 
     def decay(iterations: int) -> float:
-        steps = iterations * train.updates
+        steps = iterations * cost.updates(recipe)
         return forward.slow_decay(steps, start=spec.slow_start, rate=spec.slow_rate, most=spec.slow_most)
 
     def optimizer_steps(rolled: Rollout, sampler: Sampler, draw: collect.Draw, iteration: int):

@@ -299,7 +299,8 @@ class _Learner:
 def lr_factor(step: int, settings: FitSettings) -> float:
     """The share of the learning rate at optimizer step ``step``, counted from 0.
 
-    A linear warm-up, then constant, or down to 0 at the planned end linearly or by half a cosine.
+    A linear warm-up, then constant, or down to 0 at the planned end linearly or by half a cosine. Skipped steps do not
+    count, so they leave the rate above 0 at the end.
     """
     if step < settings.warmup:
         return (step + 1) / (settings.warmup + 1)

@@ -3,9 +3,12 @@
 import pytest
 
 from flowopd_cli import recipe as recipes
-from flowopd_cli.recipe.cost import arithmetic, optimizer_steps, trained_steps, workload
+from flowopd_cli.recipe.cost import arithmetic, optimizer_steps, trained_steps, updates, workload
 
 TRAIN = {"iterations": 5, "groups": 8, "group_size": 12, "updates": 2, "micro": 10, "rollout_batch": 32}
+
+
+COLDSTART = {"stage": "coldstart", "prompts": [{"source": "toy:ocr"}], "teachers": {"ocr": {"ref": "base"}}}
 
 
 def teacher(**sections):
@@ -29,6 +32,13 @@ def test_teacher():
     # guidance doubles: rollout 10 x 2, reference for the KL 9 x 2, learning 9 x 2
     assert figures["transformer forwards per picture"] == 20 + 18 + 18
     assert figures["transformer forwards in all"] == 56 * 96 * 5
+
+
+def test_an_iteration_makes_no_more_optimizer_steps_than_it_has_pictures():
+    assert updates(teacher()) == 2
+    assert updates(teacher(train={**TRAIN, "groups": 1, "group_size": 3, "updates": 2})) == 2  # 2 and 1 pictures
+    assert updates(teacher(train={**TRAIN, "groups": 1, "group_size": 2, "updates": 5})) == 2
+    assert updates(recipes.build({**COLDSTART, "train": TRAIN})) == 1
 
 
 def test_watched_pictures_are_counted_apart():
@@ -64,6 +74,9 @@ def test_labels_are_those_of_reference_teacher_and_anchor():
 def test_the_forward_process_labels_and_learns_noise_levels(algorithm, train, expected):
     sampling = {"steps": 10, "guidance": 1.0, "kernel": "ode"}
     assert parts(teacher, **algorithm, train=train, sampling=sampling) == expected
+    figures = arithmetic(teacher(**algorithm, sampling=sampling))
+    assert figures["noise levels per picture"] == int(expected.split()[-1])
+    assert "trained steps per picture" not in figures
 
 
 def test_extrapolation_adds_the_bases_forward_unless_the_anchor_has_it():

@@ -115,7 +115,7 @@ def test_a_resumed_run_is_bitwise_the_undisturbed_one(trainee, make_trainee, tmp
         if iteration == 2:
             state.save(tmp_path)
 
-    settings = FitSettings(4, 0.01, checkpoint_every=2, warmup=3)
+    settings = FitSettings(4, 0.01, checkpoint_every=2, warmup=3, schedule="cosine", updates=updates)
     whole = run(trainee, settings=settings, updates=updates, recorder=Recorder(checkpoint=keep))
     other = make_trainee()
     randomize(other, "policy", seed=99)

@@ -113,8 +113,8 @@ def _name_checks(recipe: recipes.Recipe) -> Iterator[Check]:
         yield partial(check_targets, recipe)
         read: Reader = cache(rows_of)  # pyright: ignore[reportAssignmentType] -- frozen models have a hash
         yield partial(_check_tasks, recipe, read)
-        for prompts in (*recipe.prompts, *(recipe.watch.prompts or ())):
-            yield partial(_check_prompts, recipe, prompts, read)
+        for prompts, rewards in _scored_prompts(recipe):
+            yield partial(_check_prompts, prompts, rewards, read)
     yield from setting_checks(recipe)
 
 
@@ -217,11 +217,22 @@ def repeated_prompts(spec: recipes.PromptSpec, read: Reader = rows_of) -> list[s
     return list(filter(None, [repeats(read(spec))]))
 
 
-def _check_prompts(recipe: recipes.TrainedRecipe, prompts: recipes.PromptSpec, read: Reader) -> list[str]:
-    """Refuse prompts from files whose text shows that a reward of the recipe cannot score them."""
+def _scored_prompts(
+    recipe: recipes.TrainedRecipe,
+) -> Iterator[tuple[recipes.PromptSpec, tuple[recipes.RewardSpec, ...]]]:
+    """The prompt sources of the training and of its watch, each with the rewards that score it."""
+    own = () if isinstance(recipe, recipes.DistillRecipe) and not recipe.opd.log_rewards_every else recipe.rewards
+    watched = (recipe.watch.rewards or recipe.rewards) if recipe.train.watch_every else ()
+    if recipe.watch.prompts is None:
+        own = (*own, *watched)
+    yield from ((spec, own) for spec in recipe.prompts)
+    yield from ((spec, watched) for spec in recipe.watch.prompts or ())
+
+
+def _check_prompts(prompts: recipes.PromptSpec, rewards: Sequence[recipes.RewardSpec], read: Reader) -> list[str]:
+    """Refuse prompts from files whose text shows that one of their rewards cannot score them."""
     rows = read(prompts)
-    scored = not isinstance(recipe, recipes.DistillRecipe) or recipe.scores
-    for spec in recipe.rewards if scored else ():
+    for spec in rewards:
         for row in rows if spec.name in registry.QUOTED | CLAUSED else ():
             if spec.task is not None and row.task != spec.task:
                 continue

@@ -10,7 +10,7 @@ from typing import Any
 from flowopd_cli import recipe as recipes
 from flowopd_cli.errors import RecipeError
 from flowopd_cli.models.files.families import family
-from flowopd_cli.recipe.cost import optimizer_steps, trained_steps
+from flowopd_cli.recipe import cost
 from flowopd_cli.system.distributed import GROUP
 
 
@@ -87,7 +87,7 @@ def _single_step(recipe: recipes.TrainedRecipe) -> Iterator[str]:
     sampling, weight = recipe.sampling, recipe.opd.step_weight if isinstance(recipe, recipes.DistillRecipe) else None
     window, last = sampling.window, sampling.steps - 1
     reached = window is None or window.start_max + window.size >= last
-    if sampling.kernel != "cps" or sampling.deterministic or not reached or trained_steps(sampling) == 1:
+    if sampling.kernel != "cps" or sampling.deterministic or not reached or cost.trained_steps(sampling) == 1:
         return
     if isinstance(recipe, recipes.ColdstartRecipe) or weight == "velocity":
         return
@@ -113,14 +113,12 @@ def _nothing_new(recipe: recipes.TrainedRecipe) -> Iterator[str]:
 
 
 def _step_counts(recipe: recipes.TrainedRecipe) -> Iterator[str]:
-    train, count, updates = recipe.train, trained_steps(recipe.sampling), 1
-    if not isinstance(recipe, recipes.ColdstartRecipe):
-        updates, _ = optimizer_steps(train.groups * train.group_size, train.updates)
-        if updates < train.updates:
-            yield (
-                f"train.updates {train.updates}: the {train.groups * train.group_size} pictures of an iteration make "
-                f"{updates} optimizer steps of equal size"
-            )
+    train, count, updates = recipe.train, cost.trained_steps(recipe.sampling), cost.updates(recipe)
+    if updates < train.updates and not isinstance(recipe, recipes.ColdstartRecipe):
+        yield (
+            f"train.updates {train.updates}: the {train.groups * train.group_size} pictures of an iteration make "
+            f"{updates} optimizer steps of equal size"
+        )
     if train.query.steps is not None and train.query.steps > count:
         yield f"train.query.steps {train.query.steps}: only {count} steps of a trajectory can be trained"
     if train.warmup >= train.iterations * updates:

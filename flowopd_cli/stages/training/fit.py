@@ -10,7 +10,7 @@ from typing import Any
 from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.errors import RecipeError
 from flowopd_cli.models.base import FlowModel, LoadedModel
-from flowopd_cli.recipe import TrainedRecipe, TrainSpec
+from flowopd_cli.recipe import TrainedRecipe, TrainSpec, cost
 from flowopd_cli.runs.run import RunDir
 from flowopd_cli.stages.training.model import save_adapter
 from flowopd_cli.stages.training.objective import make_objective
@@ -54,7 +54,8 @@ def train_policy(
     recorder = RunRecorder(run, progress, spec, partial(export, best=True), draw_samples, observe)
     if state is not None:
         recorder.resume()
-    settings = FitSettings(**{f.name: getattr(spec, f.name) for f in fields(FitSettings)})
+    numbers = {f.name: getattr(spec, f.name) for f in fields(FitSettings)}
+    settings = FitSettings(**{**numbers, "updates": cost.updates(recipe)})
     objective = make_objective(recipe, model)
     state = fit(model, course.experience, objective, settings, state=state, recorder=recorder)
     export(state.step)

@@ -75,6 +75,21 @@ def test_prompts_that_a_reward_could_not_score_are_named_before_anything_is_load
         check(recipes.build(unlogged, overrides=["opd.log_rewards_every=1"]))
 
 
+def test_prompts_of_a_watch_are_checked_by_the_rewards_that_score_them(tmp_path):
+    plain = jsonl(tmp_path / "p.jsonl", {"prompt": "nothing", "task": "x"})
+    quality, ocr = [{"name": "toy-quality"}], [{"name": "toy-ocr"}]
+    watched = {"prompts": [{"source": plain}], "rewards": quality}
+    often = {"watch_every": 2}
+    assert check(teacher(watch=watched, train=often)) == []
+    with pytest.raises(PromptError, match=r"p\.jsonl:1: no text in double quotes"):
+        check(teacher(watch={"prompts": watched["prompts"]}, train=often))
+    trained = {"prompts": [{"source": plain}], "rewards": quality}
+    with pytest.raises(PromptError, match=r"p\.jsonl:1: no text in double quotes"):
+        check(teacher(**trained, watch={"rewards": ocr}, train=often))
+    off = check(teacher(**trained, watch={"rewards": ocr}))
+    assert off == ["watch.rewards: has no effect, because train.watch_every is 0"]
+
+
 def test_the_toys_suites_are_refused_by_their_short_names_elsewhere(tmp_path):
     (tmp_path / "model_index.json").write_text("{}", encoding="utf-8")
 

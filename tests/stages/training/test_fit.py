@@ -3,6 +3,7 @@
 import pytest
 import torch
 from safetensors.torch import load_file
+from support import copies
 from support.tiny import TARGETS, TEXTS
 
 from flowopd_cli import recipe as recipes
@@ -11,6 +12,7 @@ from flowopd_cli.cli.stage import run_stage
 from flowopd_cli.models.adapter_files import read_adapter
 from flowopd_cli.runs.run import RunDir
 from flowopd_cli.system.progress import Silent
+from flowopd_cli.train import loop
 
 
 @pytest.fixture
@@ -98,3 +100,20 @@ def test_without_an_average_the_policy_is_saved(distill):
     run = distill("r", 2, "train.ema_decay=0")
     policy = checkpoint(run, 2, "policy")
     assert all(torch.equal(saved(run.adapter_dir)[name], value) for name, value in policy.items())
+
+
+@pytest.mark.parametrize(
+    ("stage", "train"),
+    [
+        ("coldstart", {"iterations": 4}),  # one optimizer step each, whatever train.updates is
+        ("teacher", {"iterations": 2, "groups": 1, "group_size": 2, "updates": 3}),  # two pictures, so two steps each
+    ],
+)
+def test_the_learning_rate_falls_to_the_end_of_the_steps_that_a_run_makes(
+    stage, train, tmp_path, pipeline_folder, monkeypatch
+):
+    factors, lr_factor = [], loop.lr_factor
+    monkeypatch.setattr(loop, "lr_factor", lambda *arguments: factors.append(lr_factor(*arguments)) or factors[-1])
+    copies.prepare(tmp_path, pipeline_folder)
+    copies.train(tmp_path / "r", copies.recipe(stage, tmp_path, pipeline_folder, schedule="linear", **train))
+    assert factors == pytest.approx([1, 0.75, 0.5, 0.25])
