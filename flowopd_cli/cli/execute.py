@@ -49,7 +49,8 @@ def execute(plan: Plan, common: Common) -> None:
         _print_dry_run(console, recipe, remarks, as_json=common.json)
         return
     if common.resume is not None and not common.overrides and RunDir.open(common.resume).manifest().status == "done":
-        console.note(f"{common.resume} is already done{_next_step(recipe)}")
+        stopped = any(event.get("kind") == "stopped" for event in RunDir.open(common.resume).events())
+        console.note(f"{common.resume} is already done{_next_step(recipe, stopped)}")
         result: dict[str, Any] = {}
         if isinstance(recipe, EvalRecipe):
             scores = evaluations.by_guidance(RunDir.open(common.resume, writes=False))
@@ -139,7 +140,9 @@ def _print_result(console: Console, common: Common, recipe: Recipe, path: Path, 
         raise typer.Exit(FAULTY)
 
 
-def _next_step(recipe: Recipe) -> str:
+def _next_step(recipe: Recipe, stopped: bool) -> str:
+    if stopped:
+        return ", train.stop ended it; --set train.stop=null goes further"
     if isinstance(recipe, TrainedRecipe):
         return "; --set train.iterations=N goes further"
     if is_dry_push(recipe):

@@ -29,6 +29,7 @@ from flowopd_cli.recipe.sections import (
     RouteSpec,
     SamplingSpec,
     Spec,
+    StopSpec,
     TeacherSpec,
     TrainSpec,
     WatchSpec,

@@ -318,6 +318,21 @@ class QuerySpec(Spec):
         return self
 
 
+class StopSpec(Spec):
+    """Early end of a training, after ``patience`` bad values of a metric in a row.
+
+    A value is bad beyond a bound, or without bounds if it does not improve on the best before it. The adapter is then
+    that of the best checkpoint: by ``keep_best``, else by this metric. With bounds, only checkpoints within them count;
+    without ``keep_best``, the newest of these is the best.
+    """
+
+    metric: str  #: a key of `metrics.jsonl`
+    patience: PositiveInt = 3  #: bad values in a row that end the training
+    below: float | None = None  #: values below this bound are bad
+    above: float | None = None  #: values above this bound are bad
+    direction: Literal["max", "min"] = "max"  #: without bounds: whether high or low is good
+
+
 class TrainSpec(Spec):
     """The loop. One iteration is one rollout of ``groups * group_size`` pictures and its optimizer steps."""
 
@@ -347,6 +362,7 @@ class TrainSpec(Spec):
     checkpoint_every: PositiveInt = 50  #: iterations between checkpoints
     keep_checkpoints: PositiveInt = 2  #: number of newest checkpoints to keep
     keep_best: BestSpec | None = None  #: also keep the checkpoint with the best mean of a metric; null is none
+    stop: StopSpec | None = None  #: end early, with the best checkpoint; null is never
     sample_every: NonNegativeInt = 50  #: iterations between sheets of samples; 0 is none
     watch_every: NonNegativeInt = 0  #: iterations between watches (section `watch`), from the start on; 0 is none
     processes: PositiveInt = 1  #: devices of this machine that share an iteration's groups
@@ -369,6 +385,13 @@ class TrainSpec(Spec):
     def trackers(self) -> tuple[str, ...]:
         """The names in ``track``."""
         return () if self.track == "none" else tuple(self.track.split(","))
+
+    @model_validator(mode="after")
+    def _watches_its_metrics(self) -> TrainSpec:
+        for field, spec in (("keep_best", self.keep_best), ("stop", self.stop)):
+            if spec is not None and spec.metric.startswith("watch/") and not self.watch_every:
+                raise ValueError(f"{field}.metric {spec.metric} is logged by a watch: set train.watch_every")
+        return self
 
 
 class WatchSpec(Spec):

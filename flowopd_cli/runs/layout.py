@@ -40,10 +40,10 @@ class RunPaths:
 
     recipe_file = _Member(RECIPE)  # the resolved recipe
     metrics_file = _Member(METRICS)  # one JSON object for each logged iteration
-    events_file = _Member(EVENTS)  # one JSON object for each skipped optimizer step and each warning
+    events_file = _Member(EVENTS)  # one JSON object for each skipped optimizer step, warning and early end
     faults_dir = _Member(FAULTS)  # the rows of optimizer steps that were not finite
     adapter_dir = _Member(ADAPTER)  # the trained adapter in PEFT form
-    best_dir = _Member(BEST)  # the adapter of the best checkpoint, with train.keep_best
+    best_dir = _Member(BEST)  # the adapter of the best checkpoint, with train.keep_best or train.stop
     samples_dir = _Member(SAMPLES)  # pictures drawn during the training
     sample_prompts_file = _Member(SAMPLES, SAMPLE_PROMPTS)  # prompt and seed of each picture in a row of samples
     eval_dir = _Member(EVAL)  # one JSON file for each evaluated suite

@@ -17,6 +17,7 @@ from flowopd_cli.runs.manifest import Environment, Inputs
 MAY_CHANGE = frozenset(
     {
         *("train.iterations", "train.checkpoint_every", "train.keep_checkpoints", "train.keep_best"),
+        "train.stop",
         *("train.sample_every", "train.track", "train.processes"),
         *("train.watch_every", "watch.rewards", "watch.prompts", "watch.groups", "watch.group_size"),
         *("train.micro", "train.rollout_batch"),

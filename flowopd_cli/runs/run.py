@@ -142,7 +142,7 @@ class RunDir(RunPaths):
             files.append(self.metrics_file, json_lines([plain(row)]))
 
     def log_event(self, iteration: int, kind: str, text: str, **more: Any) -> None:
-        """Append a row to the events; ``kind`` is ``skipped`` or ``warning``."""
+        """Append a row to the events; ``kind`` is ``skipped``, ``stopped`` or ``warning``."""
         if self.writes:
             files.append(self.events_file, json_lines([{"iteration": iteration, "kind": kind, "text": text, **more}]))
 

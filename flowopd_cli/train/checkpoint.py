@@ -48,16 +48,20 @@ class TrainState:
         """Put ``tensors`` back; nothing to do for a fresh state."""
         if not self.tensors:
             return
-        if "policy_ema" not in model.adapters.names:
-            model.adapters.copy("policy", "policy_ema")
-        for role in ROLES:
-            if role in model.adapters.names:
-                model.adapters.load_state(role, self._under(f"{role}/"))
+        self.restore_adapters(model)
         moments: dict[int, dict[str, Tensor | int]] = {}
         for name, value in self._under("optimizer/").items():
             index, _, key = name.partition("/")
             moments.setdefault(int(index), {})[key] = _number(value.clone())
         optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+
+    def restore_adapters(self, model: FlowModel) -> None:
+        """Put the adapters among ``tensors`` back."""
+        if "policy_ema" not in model.adapters.names:
+            model.adapters.copy("policy", "policy_ema")
+        for role in ROLES:
+            if role in model.adapters.names:
+                model.adapters.load_state(role, self._under(f"{role}/"))
 
     def _under(self, prefix: str) -> dict[str, Tensor]:
         return {name.removeprefix(prefix): value for name, value in self.tensors.items() if name.startswith(prefix)}

@@ -120,7 +120,8 @@ def fit(
     ``experience(i)`` returns the optimizer steps of iteration i, each a list of micro-batches, and figures to log. A
     generator of micro-batches is sent the loss of each before it yields the next. The gradient of a step is that of
     (sum of totals) / (sum of counts) over micro-batches and processes, so neither split can change it; one that is not
-    finite is skipped. If the training ends early, a checkpoint has the last finished iteration.
+    finite is skipped. If a stop, an error or the recorder ends the training early, a checkpoint has the last finished
+    iteration.
 
     Raises :class:`Interrupted`: the user stopped the run.
     Raises :class:`DivergedError`: ``settings.skip_limit`` optimizer steps in a row were skipped.
@@ -132,16 +133,20 @@ def fit(
     learner.saved = state.iteration
     with _stop_requests() as stop:
         state.restore(model, optimizer)
+        ended = any(GROUP.gather(learner.recorder.ends()))
         if state.iteration:  # the sample pictures that were due there may be missing
-            learner.recorder.sample(state.iteration, last=state.iteration == settings.iterations, resumed=True)
+            last = ended or state.iteration == settings.iterations
+            learner.recorder.sample(state.iteration, last=last, resumed=True)
         elif figures := learner.recorder.watch(0, 0, last=False):
             learner.recorder.row({"iteration": 0, "step": 0, **figures})
-        while state.iteration < settings.iterations:
+        while state.iteration < settings.iterations and not ended:
             with learner.rescuing(state):
                 row = learner.iteration(experience, state)
             last = state.iteration == settings.iterations
             learner.recorder.row(learner.watched(row, state, last=last))
             with learner.rescuing(state):
+                ended = any(GROUP.gather(learner.recorder.ends()))
+                last = last or ended
                 learner.recorder.sample(state.iteration, last=last)
                 stopping = any(GROUP.gather(stop())) and not last
             if last or stopping or state.iteration % settings.checkpoint_every == 0:

@@ -16,6 +16,10 @@ class Recorder(Protocol):
     def row(self, row: dict[str, float]) -> None:
         """Take the metrics of a finished iteration."""
 
+    def ends(self) -> bool:
+        """Whether the rows so far end the training early; it does if one process says so."""
+        return False
+
     def watch(self, iteration: int, step: int, *, last: bool) -> Mapping[str, float]:
         """Figures to log of the policy after ``step`` optimizer steps, if a watch is due; 0 is the start."""
         return {}

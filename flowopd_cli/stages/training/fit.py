@@ -19,6 +19,7 @@ from flowopd_cli.stages.training.resume import resume_state
 from flowopd_cli.stages.training.samples import make_sample_writer
 from flowopd_cli.stages.training.watch import Watch
 from flowopd_cli.system.progress import Progress
+from flowopd_cli.train.checkpoint import TrainState
 from flowopd_cli.train.loop import Experience, FitSettings, fit
 
 
@@ -43,7 +44,10 @@ class Course:
 def train_policy(
     recipe: TrainedRecipe, model: LoadedModel, run: RunDir, progress: Progress, course: Course, *, resume: bool
 ) -> dict[str, Any]:
-    """Train ``policy``, save the adapter in the run, and return the last logged value of each figure."""
+    """Train ``policy``, save the adapter in the run, and return the last logged value of each figure.
+
+    If ``train.stop`` ends the training, the adapter is that of the best checkpoint, where there is one.
+    """
     spec = recipe.train
     save_memory(model, spec)
     state = resume_state(run, resume, progress)
@@ -58,5 +62,12 @@ def train_policy(
     settings = FitSettings(**{**numbers, "updates": cost.updates(recipe)})
     objective = make_objective(recipe, model)
     state = fit(model, course.experience, objective, settings, state=state, recorder=recorder)
+    if recorder.ends():
+        best = recorder.best()
+        progress.note(f"the adapter is that of {f'checkpoint {best}, the best' if best else 'the last iteration'}")
+        if best is not None:
+            state = TrainState.load(run.checkpoints.path(best))
+            state.restore_adapters(model)
+            export(state.step, best=True)
     export(state.step)
     return recorder.figures()

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flowopd_cli.errors import RecipeError
-from flowopd_cli.recipe import TrainSpec
+from flowopd_cli.recipe import BestSpec, TrainSpec
 from flowopd_cli.runs.checkpoints import best_step
 from flowopd_cli.runs.run import RunDir
 from flowopd_cli.system.distributed import GROUP
@@ -18,6 +18,7 @@ from flowopd_cli.system.text import suggest
 from flowopd_cli.train.checkpoint import TrainState
 from flowopd_cli.train.faults import Dump, Fault
 from flowopd_cli.train.health import HealthMonitor
+from flowopd_cli.train.stopping import StopRule
 
 
 @dataclass
@@ -38,33 +39,52 @@ class RunRecorder:
     _health: HealthMonitor = field(default_factory=HealthMonitor)
     _metric_checked: bool = False
 
+    def __post_init__(self) -> None:
+        self._stop = None if self.train.stop is None else StopRule(**self.train.stop.model_dump())
+
     def resume(self) -> None:
         """Continue from the run's logged rows, and prune checkpoints as an uninterrupted run would have."""
         if self.run.writes:
-            self._check_best(self.run.rows())
-            best = self._best(self.run.checkpoints.steps())
-            self.run.checkpoints.prune(self.train.keep_checkpoints, [best], self._regular)
+            self._check_metrics(self.run.rows())
             for row in self.run.rows():
                 self._health.observe(row)
+                if self._stop is not None:
+                    self._stop.observe(row)
+            self.run.checkpoints.prune(self.train.keep_checkpoints, [self.best()], self._regular)
+            if self._stop is not None and self._stop.reason:
+                self.progress.note(f"{self._stop.reason}; it is finished, --set train.stop=null goes further")
 
     def figures(self) -> dict[str, Any]:
-        """The last logged value of each figure and, with ``train.keep_best``, the best checkpoint's step."""
+        """The last logged value of each figure and the best checkpoint's step, if the recipe asks for the best."""
         figures: dict[str, Any] = {}
         for row in self.run.rows() if self.run.writes else ():
             figures |= {name: value for name, value in row.items() if _is_figure(name)}
-        best = self._best(self.run.checkpoints.steps()) if self.run.writes else None
+        best = self.best() if self.run.writes else None
         return figures if best is None else {**figures, "best_iteration": best}
 
     def row(self, row: dict[str, float]) -> None:
         """Log the row, and warn where it looks wrong."""
-        if not self._metric_checked and row.get("step", 1):  # before the first step the objective has no figures
-            self._check_best([*self.run.rows(), row])
-            self._metric_checked = True
+        if not self._metric_checked:
+            self._metric_checked = bool(row.get("step", 1))  # before the first step the objective has no figures
+            self._check_metrics([*self.run.rows(), row], "" if self._metric_checked else "watch/")
         self.run.log(row)
         self.progress.step(row)
+        if self._stop is not None and self._stop.reason is None:
+            self._stop.observe(row)
+            if self._stop.reason:
+                self.run.log_event(int(row["iteration"]), "stopped", self._stop.reason)
+                self.progress.note(f"iteration {row['iteration']}: {self._stop.reason}")
         for text in self._health.observe(row):
             self.run.log_event(int(row["iteration"]), "warning", text)
             self.progress.note(f"iteration {row['iteration']}: warning: {text}")
+
+    def ends(self) -> bool:
+        """Whether ``train.stop`` ends the training; only the first process knows all rows of a resumed run."""
+        return self.run.writes and self._stop is not None and self._stop.reason is not None
+
+    def best(self) -> int | None:
+        """The best checkpoint, by ``train.keep_best`` and ``train.stop``."""
+        return self._best(self.run.checkpoints.steps())
 
     def watch(self, iteration: int, step: int, *, last: bool) -> Mapping[str, float]:
         """Watch every ``train.watch_every`` iterations, before the first and after the last one."""
@@ -101,18 +121,23 @@ class RunRecorder:
         return step % self.train.checkpoint_every == 0 or step == self.train.iterations
 
     def _best(self, steps: Sequence[int]) -> int | None:
-        keep = self.train.keep_best
-        if keep is None:
-            return None
-        return best_step(self.run.rows(), filter(self._regular, steps), keep, self.train.checkpoint_every)
+        keep, stop = self.train.keep_best, self._stop
+        candidates = [step for step in steps if self._regular(step) and (stop is None or stop.allows(step))]
+        if keep is None and stop is not None:
+            if stop.bounded:
+                return max(candidates, default=None)
+            keep = BestSpec(metric=stop.metric, direction=stop.direction)
+        return keep and best_step(self.run.rows(), candidates, keep, self.train.checkpoint_every)
 
-    def _check_best(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        keep, names = self.train.keep_best, list(dict.fromkeys(name for row in rows for name in plain(row)))
-        if keep is not None and names and keep.metric not in names:
-            raise RecipeError(
-                f"train.keep_best.metric {keep.metric}: this run logs no such metric{suggest(keep.metric, names)}; it "
-                f"logs {', '.join(name for name in names if _is_figure(name))}"
-            )
+    def _check_metrics(self, rows: Sequence[Mapping[str, Any]], prefix: str = "") -> None:
+        """Refuse metrics that begin with ``prefix`` and that no row has."""
+        names = list(dict.fromkeys(name for row in rows for name in plain(row)))
+        for section, spec in (("keep_best", self.train.keep_best), ("stop", self.train.stop)):
+            if spec is not None and names and spec.metric.startswith(prefix) and spec.metric not in names:
+                raise RecipeError(
+                    f"train.{section}.metric {spec.metric}: this run logs no such metric{suggest(spec.metric, names)}; "
+                    f"it logs {', '.join(name for name in names if _is_figure(name))}"
+                )
 
 
 def _is_figure(name: str) -> bool:

@@ -92,3 +92,46 @@ def test_sample_pictures_are_drawn_when_due_and_after_a_resume_only_when_missing
     for iteration in (1, 2, 4):
         world.recorder.sample(iteration, last=False, resumed=True)
     assert world.samples == [2, 3, 4]
+
+
+def stop(text, *overrides):
+    return (f"train.stop={{metric: reward, {text}}}", "train.checkpoint_every=1", *overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "rewards", "best"),
+    [
+        (stop("below: 0.5, patience: 2"), (0.6, 0.9, 0.7, 0.4, 0.3), 3),  # the newest within the bound
+        (stop("below: 0.5, patience: 2", best("reward")[0]), (0.6, 0.9, 0.7, 0.4, 0.3), 2),  # the best within it
+        (stop("above: 0.8, patience: 1", best("reward")[0]), (0.6, 0.7, 0.9), 2),
+        (stop("patience: 2"), (0.6, 0.9, 0.7, 0.8), 2),  # the best by its metric
+        (stop("below: 0.5, patience: 2"), (0.4, 0.4), None),
+    ],
+)
+def test_a_stop_ends_with_the_best_checkpoint_and_a_resumed_recorder_knows_it(tmp_path, overrides, rewards, best):
+    world = World(tmp_path / "r", *overrides)
+    world.train(*rewards[:-1])
+    assert not world.recorder.ends()
+    world.train(rewards[-1])
+    assert world.recorder.ends()
+    assert world.recorder.best() == best
+    assert [event["kind"] for event in world.run.events() if event["kind"] != "warning"] == ["stopped"]
+    assert world.run.events()[-1]["iteration"] == len(rewards)
+    again = world.make_recorder()
+    again.resume()
+    assert again.ends()
+    assert again.best() == best
+    assert (best or len(rewards)) in world.run.checkpoints.steps()
+
+
+def test_a_metric_of_the_watch_is_refused_before_the_first_iteration(tmp_path):
+    world = World(tmp_path / "r", "train.watch_every=1", "train.stop={metric: watch/rewards}")
+    baseline = {"iteration": 0, "step": 0, "watch/reward": 0.5}
+    with pytest.raises(RecipeError, match=r"train.stop.metric watch/rewards: .* did you mean 'watch/reward'"):
+        world.recorder.row(baseline)
+    with pytest.raises(RecipeError, match=r"keep_best.metric watch/reward is logged by a watch: set train.watch_every"):
+        recipes.build(DATA, overrides=["train.keep_best.metric=watch/reward"])
+    other = World(tmp_path / "other", "train.watch_every=1", "train.stop={metric: grad_norms}")
+    other.recorder.row(baseline)  # whether the objective has such a figure is not known yet
+    with pytest.raises(RecipeError, match=r"train.stop.metric grad_norms"):
+        other.recorder.row({"iteration": 1, "step": 1, "grad_norm": 1.0})
