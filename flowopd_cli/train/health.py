@@ -1,4 +1,4 @@
-"""Signs in the logged metrics of a failing training: flat groups, collapse, clipping, exploding divergences."""
+"""Signs in the logged metrics of a failing training: flat groups, collapse, clipping, explosions, a hacked reward."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ from dataclasses import dataclass, field
 from math import inf, isfinite
 from statistics import fmean, median
 
+from flowopd_cli.train.drift import DriftMonitor
+
 WINDOW = 10  # iterations that a mean is taken over
 FLAT, FLAT_ROWS = 0.9, 5
 CLIPPED, CLIPPED_ROWS = 0.8, 5
 EXPLOSION = 10.0
+GRADIENT, GRADIENT_ROWS = 4.0, 5  # times its first norm: before DiffusionNFT collapses it rises sevenfold
 
 
 @dataclass
@@ -22,6 +25,8 @@ class HealthMonitor:
     _spreads: list[float] = field(default_factory=list)
     _best: float = -inf
     _recent: dict[str, deque[float]] = field(default_factory=dict)
+    _norms: list[float] = field(default_factory=list)
+    _drift: DriftMonitor = field(default_factory=DriftMonitor)
     _active: set[str] = field(default_factory=set)
 
     def observe(self, row: Mapping[str, float | None]) -> list[str]:
@@ -32,6 +37,8 @@ class HealthMonitor:
             "invalid": self._invalid(row),
             "reward": self._collapse(row),
             "clip": self._clipped(row),
+            "gradient": self._gradient(row),
+            **self._drift.observe(row),
             **{name: self._explosion(name, row) for name in row if name.startswith("kl") and "/" not in name},
         }
         new = [text for name, text in warnings.items() if text and name not in self._active]
@@ -88,6 +95,19 @@ class HealthMonitor:
         return (
             f"{name} is {row[name]:.3g}, {row[name] / usual:.0f} times what it was: try a lower train.lr, "
             "a lower train.max_grad_norm, or a larger grpo.beta, nft.base_weight, awm.base_weight or anchor.beta"
+        )
+
+    def _gradient(self, row: Mapping[str, float]) -> str | None:
+        """A warning if the gradient's norm stays at several times that of the first iterations."""
+        if not row.get("grad_norm"):  # 0: every optimizer step was skipped
+            return None
+        self._norms.append(row["grad_norm"])
+        usual, now = median(self._norms[:WINDOW]), median(self._norms[-GRADIENT_ROWS:])
+        if len(self._norms) < WINDOW + GRADIENT_ROWS or now < GRADIENT * usual:
+            return None
+        return (
+            f"grad_norm is {now:.3g}, {now / usual:.0f} times that of the first iterations, as before a collapse: try "
+            "a lower train.lr, train.schedule linear, or train.stop on grad_norm to end with the checkpoint before"
         )
 
     def _least(self, name: str, row: Mapping[str, float], rows: int) -> float:

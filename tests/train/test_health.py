@@ -39,3 +39,12 @@ def test_clipped_rows_and_iterations_without_a_score_are_warned_of():
     assert not any(warnings([{"clip_fraction": 0.5}] * 9))
     texts_by_row = warnings([{"invalid": 1.0, "reward": math.nan}, {"invalid": 0.9, "reward": 1.0}, {"invalid": 1.0}])
     assert [bool(texts) for texts in texts_by_row] == [True, False, True]
+
+
+def test_a_gradient_that_stays_at_several_times_its_first_norm_is_warned_of_once():
+    norms = [0.09, 0.11, 0.1] * 5
+    assert not any(warnings([{"grad_norm": norm} for norm in [*norms, 9.0, *norms]]))  # one peak is none
+    texts_by_row = warnings([{"grad_norm": norm} for norm in [*norms, *[0.7] * 8]])
+    (text,) = [text for texts in texts_by_row for text in texts]
+    assert "grad_norm is 0.7, 7 times that of the first iterations" in text
+    assert "train.stop" in text
