@@ -49,8 +49,7 @@ def execute(plan: Plan, common: Common) -> None:
         _print_dry_run(console, recipe, remarks, as_json=common.json)
         return
     if common.resume is not None and not common.overrides and RunDir.open(common.resume).manifest().status == "done":
-        stopped = any(event.get("kind") == "stopped" for event in RunDir.open(common.resume).events())
-        console.note(f"{common.resume} is already done{_next_step(recipe, stopped)}")
+        console.note(f"{common.resume} is already done{_next_step(recipe, RunDir.open(common.resume))}")
         result: dict[str, Any] = {}
         if isinstance(recipe, EvalRecipe):
             scores = evaluations.by_guidance(RunDir.open(common.resume, writes=False))
@@ -140,8 +139,9 @@ def _print_result(console: Console, common: Common, recipe: Recipe, path: Path, 
         raise typer.Exit(FAULTY)
 
 
-def _next_step(recipe: Recipe, stopped: bool) -> str:
-    if stopped:
+def _next_step(recipe: Recipe, run: RunDir) -> str:
+    stops = [event["iteration"] for event in run.events() if event["kind"] == "stopped"]
+    if stops and stops[-1] == run.rows()[-1]["iteration"]:  # a training that went further has later rows
         return ", train.stop ended it; --set train.stop=null goes further"
     if isinstance(recipe, TrainedRecipe):
         return "; --set train.iterations=N goes further"

@@ -332,6 +332,12 @@ class StopSpec(Spec):
     above: float | None = None  #: values above this bound are bad
     direction: Literal["max", "min"] = "max"  #: without bounds: whether high or low is good
 
+    @model_validator(mode="after")
+    def _leaves_room(self) -> StopSpec:
+        if self.below is not None and self.above is not None and self.below > self.above:
+            raise ValueError(f"every value is below {self.below:g} or above {self.above:g}: below is the lower bound")
+        return self
+
 
 class TrainSpec(Spec):
     """The loop. One iteration is one rollout of ``groups * group_size`` pictures and its optimizer steps."""

@@ -12,8 +12,8 @@ from typing import Literal
 class StopRule:
     """Ends a training after ``patience`` bad values of a metric in a row; rows without the metric do not count.
 
-    A value is bad beyond a bound, without bounds if it does not improve on the best before it, and always if it is not
-    a finite number. ``reason`` is set when the rule ends the training.
+    A value is bad if it is beyond a bound, or without bounds if it does not improve on the best before it; a value that
+    is not a finite number is always bad. ``reason`` is set when the rule ends the training.
     """
 
     metric: str
@@ -44,7 +44,7 @@ class StopRule:
             self.reason = f"train.stop ends the training: {self.metric} {self._fault()}, is {last}"
 
     def allows(self, step: int) -> bool:
-        """Whether the metric was within the bounds at iteration ``step``: at the values around it, if it has none."""
+        """Whether the metric was within the bounds at iteration ``step``; if not logged then, just before and after."""
         before = [good for iteration, good in self._values if iteration <= step][-1:]
         after = [good for iteration, good in self._values if iteration >= step][:1]
         return not self.bounded or (bool(after) and all((*before, *after)))

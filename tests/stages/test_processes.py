@@ -22,7 +22,7 @@ from flowopd_cli.stages import coldstart, distill, teacher
 
 TESTS, PACKAGE = Path(__file__).resolve().parent.parent, Path(flowopd_cli.__file__).parent.parent
 SHARDED = ("teacher", "nft", "coldstart", "distill", "fused", "saving", "few")
-NAMES = (*SHARDED, "awm", "sparse", "thinned", "soft", "fresh", "few-fused", "one-group")
+NAMES = (*SHARDED, "awm", "sparse", "thinned", "soft", "fresh", "ended", "few-fused", "one-group")
 COUNTS = ("two", "shards")
 CASES = [(count, name) for count, names in (("two", NAMES), ("shards", SHARDED)) for name in names]
 
@@ -156,6 +156,16 @@ def test_a_signal_to_one_process_stops_both_after_the_same_iteration(trained):
     assert run.manifest().status == "interrupted"
     assert [row["iteration"] for row in run.rows()] == [1]
     assert run.checkpoints.newest()[0] == 1
+
+
+def test_train_stop_ends_both_and_keeps_the_checkpoint_of_one(trained):
+    for folder in (trained / "one", trained / "two"):
+        run = RunDir(folder / "ended")
+        assert run.manifest().status == "done"
+        assert [row["iteration"] for row in run.rows()] == [1, 2]
+        assert run.manifest().metrics["best_iteration"] == 1
+        best = tensors(run.best_dir)
+        assert all(torch.equal(best[key], value) for key, value in tensors(run.adapter_dir).items())
 
 
 def free_port():

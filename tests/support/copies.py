@@ -180,6 +180,8 @@ def runs(folder, out, pipeline, *, shard=False):
     guarded = {"trust": "mask", "tau": 1e-6, "ratio": "guarded", "level_weight": "equal"}
     teacher = teacher.model_copy(update={"grpo": teacher.grpo.model_copy(update=guarded)})
     train(out / "fresh", coarse(teacher))
+    stop = {"metric": "iteration", "above": 1, "patience": 1}
+    train(out / "ended", recipe("distill", folder, pipeline, updates=1, checkpoint_every=1, stop=stop))
     train(out / "few-fused", recipe("distill", folder, pipeline, groups=1, updates=1))
     train(out / "one-group", recipe("coldstart", folder, pipeline, groups=1, iterations=2))
 

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from flowopd_cli.core.prompt import Prompt
-from flowopd_cli.errors import RecipeError
+from flowopd_cli.errors import ArtifactError, RecipeError
 from flowopd_cli.models.base import FlowModel, LoadedModel
 from flowopd_cli.recipe import TrainedRecipe, TrainSpec, cost
 from flowopd_cli.runs.run import RunDir
@@ -18,6 +18,8 @@ from flowopd_cli.stages.training.recorder import RunRecorder
 from flowopd_cli.stages.training.resume import resume_state
 from flowopd_cli.stages.training.samples import make_sample_writer
 from flowopd_cli.stages.training.watch import Watch
+from flowopd_cli.system.distributed import GROUP
+from flowopd_cli.system.files import is_intact
 from flowopd_cli.system.progress import Progress
 from flowopd_cli.train.checkpoint import TrainState
 from flowopd_cli.train.loop import Experience, FitSettings, fit
@@ -62,12 +64,24 @@ def train_policy(
     settings = FitSettings(**{**numbers, "updates": cost.updates(recipe)})
     objective = make_objective(recipe, model)
     state = fit(model, course.experience, objective, settings, state=state, recorder=recorder)
-    if recorder.ends():
-        best = recorder.best()
-        progress.note(f"the adapter is that of {f'checkpoint {best}, the best' if best else 'the last iteration'}")
-        if best is not None:
-            state = TrainState.load(run.checkpoints.path(best))
-            state.restore_adapters(model)
-            export(state.step, best=True)
+    with GROUP.together():  # the first process alone knows the rows, and writes
+        if recorder.ends():
+            best = recorder.best()
+            if best is not None:
+                state = _load_best(run, best)
+                state.restore_adapters(model)
+                export(state.step, best=True)
+            progress.note(f"the adapter is that of {f'checkpoint {best}, the best' if best else 'the last iteration'}")
     export(state.step)
     return recorder.figures()
+
+
+def _load_best(run: RunDir, step: int) -> TrainState:
+    """The state of the best checkpoint; :class:`ArtifactError` if it is damaged."""
+    folder = run.checkpoints.path(step)
+    if not is_intact(folder):
+        raise ArtifactError(
+            f"{folder}: train.stop ends the training with this checkpoint, the best, but it is damaged; remove it and "
+            "--resume to end with the next best"
+        )
+    return TrainState.load(folder)

@@ -52,7 +52,7 @@ class RunRecorder:
                     self._stop.observe(row)
             self.run.checkpoints.prune(self.train.keep_checkpoints, [self.best()], self._regular)
             if self._stop is not None and self._stop.reason:
-                self.progress.note(f"{self._stop.reason}; it is finished, --set train.stop=null goes further")
+                self.progress.note(f"{self._stop.reason}; to go further: --set train.stop=null")
 
     def figures(self) -> dict[str, Any]:
         """The last logged value of each figure and the best checkpoint's step, if the recipe asks for the best."""

@@ -9,6 +9,7 @@ from support.tiny import TARGETS, TEXTS
 from flowopd_cli import recipe as recipes
 from flowopd_cli.cli.plan.resolve import Plan
 from flowopd_cli.cli.stage import run_stage
+from flowopd_cli.errors import ArtifactError
 from flowopd_cli.models.adapter_files import read_adapter
 from flowopd_cli.runs.run import RunDir
 from flowopd_cli.system.progress import Silent
@@ -94,6 +95,32 @@ def test_a_continued_run_ends_as_one_in_one_piece(distill):
     assert not all(torch.equal(end[name], first[name]) for name in first)
     states = [load_file(run.checkpoints.path(5) / "state.safetensors") for run in (whole, parts)]
     assert all(torch.equal(states[1][name], value) for name, value in states[0].items())
+
+
+STOP = "train.stop={metric: iteration, above: 1, patience: 2}"
+
+
+def test_a_stop_saves_the_best_checkpoint_and_can_be_lifted(distill, flowopd):
+    run = distill("r", 5, STOP, "train.ema_decay=0")
+    assert [row["iteration"] for row in run.rows()] == [1, 2, 3]
+    for folder in (run.adapter_dir, run.best_dir):
+        assert all(torch.equal(saved(folder)[name], value) for name, value in checkpoint(run, 1, "policy").items())
+    assert "train.stop ended it" in flowopd("distill", "--resume", run.path)[2]
+    distill("r", 5, "train.stop=null", "train.ema_decay=0", resume=True)
+    whole = distill("whole", 5, "train.ema_decay=0")
+    assert all(torch.equal(saved(run.adapter_dir)[name], value) for name, value in saved(whole.adapter_dir).items())
+
+
+def test_a_stop_with_a_damaged_best_checkpoint_is_an_error_and_can_end_with_the_next(distill):
+    stop = "train.stop={metric: iteration, above: 2, patience: 2}"
+    run = distill("r", 5, stop, "train.ema_decay=0")
+    (run.checkpoints.path(2) / "state.safetensors").write_bytes(b"")
+    with pytest.raises(ArtifactError, match=r"step-000002: train.stop ends .* it is damaged; remove it and --resume"):
+        distill("r", 5, stop, "train.ema_decay=0", resume=True)
+    run.checkpoints.remove([2])
+    distill("r", 5, stop, "train.ema_decay=0", resume=True)
+    assert run.manifest().metrics["best_iteration"] == 1
+    assert all(torch.equal(saved(run.adapter_dir)[name], t) for name, t in checkpoint(run, 1, "policy").items())
 
 
 def test_without_an_average_the_policy_is_saved(distill):
