@@ -117,6 +117,9 @@ def of_run(recipe: Recipe, rows: Rows) -> list[Chart]:
     count = pictures_per_iteration(recipe)
     rate = [count / value if count and value > 0 else math.nan for value in seconds(rows)]
     throughput = Spec("Throughput", "pictures per second", f"{count} pictures an iteration.", zero=True)
+    own = {f"kl/{n.removeprefix('watch/kl/')}": n.removeprefix("watch/kl/") for n in sorted(names(rows, "watch/kl/"))}
+    fixed = {n: f"{task}, teacher's states" for n, task in own.items()}
+    fixed |= {f"kl_noised/{task}": f"{task}, noised pictures" for task in own.values()}
     held_out = {n: n.removeprefix("reward/") for n in (w.removeprefix("watch/") for w in names(rows, "watch/reward/"))}
     tones = {"brightness": "brightness", "saturation": "saturation"}
     distances = {"distance_base": "to the base", "distance_slow": "to the slow copy"}
@@ -126,6 +129,7 @@ def of_run(recipe: Recipe, rows: Rows) -> list[Chart]:
     return [
         *line_chart("reward", Spec("Reward", "reward", band), [reward, *series(parts if len(parts) > 1 else {})]),
         *line_chart("kl", kl, series({**teachers, "kl_anchor": "anchor", "kl_base": "base"})),
+        *line_chart("fixed", Spec("KL to the teachers at fixed states", KL, FIXED, log=True), watched(fixed)),
         *kl_by_step(rows),
         *line_chart("held_out", Spec("Held-out rewards", "reward", FIXED, legend=True), watched(held_out)),
         *line_chart("drift", Spec("Distance to the base", KL, FIXED, log=True), watched({"kl_base": "KL"})),

@@ -40,12 +40,15 @@ def run(
     for prompt in chain.from_iterable(prompts.values()):
         routes[prompt.task].target(prompt)  # refuses a prompt whose metadata lacks a weight
     anchor = roles.add_anchor(recipe.anchor, guidance)
+    if watch is not None:
+        routed = [(prompt, routes.get(prompt.task)) for prompt in watch.draw.prompts]
+        watch.targets = [None if route is None else route.target(prompt) for prompt, route in routed]
     texts = [*chain.from_iterable(prompts.values()), *(watch.draw.prompts if watch else ())]
     check_lengths(recipe, model, texts, progress)
     run.declare(roles.inputs(recipe.model, prompts_digest(prompts)))
     encode_ahead(model, texts)
     for base in roles.bases.values():
-        encode_ahead(base, chain.from_iterable(prompts.values()))
+        encode_ahead(base, texts)
     batch, every, fuse = train.rollout_batch, recipe.opd.log_rewards_every, recipe.fused
 
     def experience(iteration: int):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,8 +16,9 @@ from flowopd_cli import registry
 from flowopd_cli.core import statistics
 from flowopd_cli.core.losses import velocity_matching
 from flowopd_cli.core.prompt import Prompt
+from flowopd_cli.core.sampler import SeededNoise
 from flowopd_cli.core.steps import kl
-from flowopd_cli.core.types import Conditioning, RewardResult
+from flowopd_cli.core.types import RewardResult
 from flowopd_cli.errors import PromptError
 from flowopd_cli.models.base import LoadedModel
 from flowopd_cli.prompts.sampler import GroupSampler
@@ -36,7 +37,7 @@ from flowopd_cli.system.distributed import GROUP
 from flowopd_cli.train import collect
 from flowopd_cli.train.collect import Draw
 from flowopd_cli.train.labels import Rows, label
-from flowopd_cli.train.routes import Teacher
+from flowopd_cli.train.routes import Target, Teacher, sole
 
 DRAW = -1  # the iteration that seeds the draw: not one of the training's
 PICTURES = (statistics.brightness, statistics.saturation, statistics.high_frequency)
@@ -44,26 +45,28 @@ PICTURES = (statistics.brightness, statistics.saturation, statistics.high_freque
 
 @dataclass(frozen=True)
 class _States:
-    """States of the base, one for each picture, and the base's velocity there."""
+    """Fixed states of some rows of the draw, and the velocity of each row's target there."""
 
-    latents: Float[Tensor, "B C H W"]
-    sigma: Float[Tensor, " B"]
-    sigma_next: Float[Tensor, " B"]
-    cond: Conditioning
-    velocity: Float[Tensor, "B C H W"]
+    at: Rows
+    latents: Float[Tensor, "n C H W"]
+    sigma_next: Float[Tensor, " n"]
+    velocity: Float[Tensor, "n C H W"]
+    tasks: tuple[str, ...]
 
 
 @dataclass
 class Watch:
     """Draws the same ``draw`` each time and measures it; ``rewards`` are ``None`` if there are none to score.
 
-    The distance to the base is taken at states that the base visits with the same seeds, so it compares over a run.
+    ``targets`` has the target of each prompt in a distillation, ``None`` where its task has no teacher. Distances are
+    taken at fixed states, functions of the seeds and frozen weights alone, so they compare over a run.
     """
 
     recipe: TrainedRecipe
     draw: Draw
     rewards: RewardMix | None
-    _states: _States | None = None
+    targets: Sequence[Target | None] = ()
+    _states: dict[str, _States] | None = None
 
     @torch.no_grad()
     def __call__(self, model: LoadedModel, step: int) -> dict[str, float]:
@@ -71,7 +74,7 @@ class Watch:
         started = time.perf_counter()
         seed_generators(self.recipe.seed, DRAW)
         with saved_policy(model, self.recipe.train, step) as adapter:
-            columns = {**self._drawn(model, adapter), **self._distance(model, adapter)}
+            columns = {**self._drawn(model, adapter), **self._distances(model, adapter)}
         figures = collect.means_of_all(columns, self.draw.partition)
         seconds = time.perf_counter() - started
         return {**{f"watch/{name}": value for name, value in figures.items()}, "seconds_watch": seconds}
@@ -98,33 +101,82 @@ class Watch:
         totals = {"reward": result.total, "invalid": (~result.valid).float()}
         return replace(result, scores={**totals, **scores, **measured})
 
-    def _distance(self, model: LoadedModel, adapter: str) -> dict[str, Tensor]:
-        """The KL of the recipe's sampling step to the base's; of a deterministic one the squared velocity distance."""
-        states = self._states = self._states or self._visit(model)
-        velocity = self._velocity(model, states.latents, states.sigma, states.cond, adapter)
-        if self.recipe.sampling.deterministic:
-            return {"distance_base": 2 * velocity_matching(velocity, states.velocity)}
-        sampler, place = make_sampler(model, self.recipe.sampling), (states.latents, states.sigma, states.sigma_next)
-        return {"kl_base": kl(sampler.step(velocity, *place), sampler.step(states.velocity, *place))}
+    def _distances(self, model: LoadedModel, adapter: str) -> dict[str, Tensor]:
+        """The KL of the recipe's sampling step to that of base and targets at the fixed states, by row and by task.
 
-    def _visit(self, model: LoadedModel) -> _States:
-        """A state of the base's trajectory for each picture, at all steps in turn but the last."""
+        For a deterministic sampler the distance to the base is that of velocities, squared.
+        """
+        self._states = self._states or self._fixed_states(model)
+        owner, columns = Teacher(adapter, self.recipe.sampling.guidance), {}
+        sampler, batch = make_sampler(model, self.recipe.sampling), self.recipe.train.rollout_batch
+        for name, states in self._states.items():
+            at = states.at
+            _, velocity = label(model, at, (), owner, batch=batch)
+            assert velocity is not None
+            if name == "base" and self.recipe.sampling.deterministic:
+                columns["distance_base"] = 2 * velocity_matching(velocity, states.velocity)
+                continue
+            place = (states.latents, at.sigmas, states.sigma_next)
+            divergence = kl(sampler.step(velocity, *place), sampler.step(states.velocity, *place))
+            if name == "base":
+                columns["kl_base"] = divergence
+                continue
+            for task in dict.fromkeys(states.tasks):
+                columns[f"{name}/{task}"] = divergence[torch.tensor([other == task for other in states.tasks])]
+        return columns
+
+    def _fixed_states(self, model: LoadedModel) -> dict[str, _States]:
+        """States of the base's trajectories, of the targets' own, and of the base's final latents noised again."""
+        base = sole(Teacher(None, self.recipe.sampling.guidance))
+        everyone = dict.fromkeys(range(len(self.draw.prompts)), base)
+        visited, final = self._follow(model, everyone)
+        states = {"base": self._labelled(model, everyone, visited)}
+        if self.targets:
+            routed = {row: target for row, target in enumerate(self.targets) if target is not None}
+            states["kl"] = self._labelled(model, routed, self._follow(model, routed)[0])
+            level = self._levels(model, routed)[0].view(-1, 1, 1, 1)
+            mixed = (1 - level) * final[list(routed)] + level * self._noise(model, routed, "noised")
+            states["kl_noised"] = self._labelled(model, routed, mixed)
+        return states
+
+    def _follow(self, model: LoadedModel, targets: Mapping[int, Target]) -> tuple[Tensor, Tensor]:
+        """Follow the velocity of each row's target without noise: the states at the rows' own steps, and the last."""
         sampler = make_sampler(model, _deterministic(self.recipe))
-        rolled = collect.rollout(model, sampler, self.draw, adapter=None, batch=self.recipe.train.rollout_batch)
-        partition, index = self.draw.partition, torch.arange(len(self.draw.prompts))
-        step = (index if partition is None else partition.rows) % max(1, len(sampler.sigmas) - 2)
-        latents = rolled.trajectory.latents[index, step].float()
-        sigmas = sampler.sigmas.to(latents.device, torch.float32)
-        velocity = self._velocity(model, latents, sigmas[step], rolled.cond, None)
-        return _States(latents, sigmas[step], sigmas[step + 1], rolled.cond, velocity)
+        noise = SeededNoise(tuple(self.draw.seeds[row] for row in targets), model.latent_shape)
+        latents = self._noise(model, targets, "initial")
+        own, visited = self._levels(model, targets)[0], latents.clone()
+        for t in range(len(sampler.sigmas) - 1):
+            sigma, _ = sampler.levels(t, latents)
+            visited = torch.where((own == sigma).view(-1, 1, 1, 1), latents, visited)
+            latents, _ = sampler.advance(self._velocity(model, targets, latents, sigma), latents, t, noise)
+        return visited, latents
 
-    def _velocity(
-        self, model: LoadedModel, latents: Tensor, sigma: Tensor, cond: Conditioning, adapter: str | None
-    ) -> Tensor:
-        owner, batch = Teacher(adapter, self.recipe.sampling.guidance), self.recipe.train.rollout_batch
-        _, velocity = label(model, Rows.of_states(latents, sigma, cond), (), owner, batch=batch)
-        assert velocity is not None
-        return velocity
+    def _levels(self, model: LoadedModel, rows: Iterable[int]) -> tuple[Tensor, Tensor]:
+        """``sigma`` and ``sigma_next`` of each row: those of all sampling steps in turn but the last."""
+        sigmas = make_sampler(model, self.recipe.sampling).sigmas.to(model.device, torch.float32)
+        partition, index = self.draw.partition, torch.tensor(list(rows), dtype=torch.long)
+        step = (index if partition is None else partition.rows[index]) % max(1, len(sigmas) - 2)
+        return sigmas[step], sigmas[step + 1]
+
+    def _noise(self, model: LoadedModel, rows: Iterable[int], purpose: str) -> Tensor:
+        seeds = tuple(self.draw.seeds[row] for row in rows)
+        noise = SeededNoise(seeds, model.latent_shape).named(purpose) if seeds else torch.zeros(0, *model.latent_shape)
+        return noise.to(model.device)
+
+    def _labelled(self, model: LoadedModel, targets: Mapping[int, Target], latents: Tensor) -> _States:
+        sigma, following = self._levels(model, targets)
+        tasks = tuple(self.draw.prompts[row].task for row in targets)
+        velocity = self._velocity(model, targets, latents, sigma)
+        return _States(self._at(model, targets, latents, sigma), latents, following, velocity, tasks)
+
+    def _velocity(self, model: LoadedModel, targets: Mapping[int, Target], latents: Tensor, sigma: Tensor) -> Tensor:
+        at = self._at(model, targets, latents, sigma)
+        return label(model, at, list(targets.values()), batch=self.recipe.train.rollout_batch)[0]
+
+    def _at(self, model: LoadedModel, rows: Iterable[int], latents: Tensor, sigma: Tensor) -> Rows:
+        prompts = [self.draw.prompts[row] for row in rows]
+        texts = tuple(prompt.text for prompt in prompts)
+        return Rows.of_states(latents, sigma, collect.encoded(model, prompts), texts)
 
 
 def make_watch(recipe: TrainedRecipe, rewards: RewardMix | None) -> Watch | None:

@@ -20,6 +20,12 @@ WATCH = ("train.watch_every=2", "watch.groups=2", "watch.group_size=2")
 SMALL = (*toyruns.SMALL, "train.iterations=3", "train.sample_every=0", *WATCH)
 
 
+ROUTES = (
+    "routing={geneval: {ref: base, guidance: 1}, ocr: {ref: base, guidance: 3}}",
+    *("rewards=[]", "adapter.init=null", "anchor.beta=0"),
+)
+
+
 class Gone(Reward):
     """Fails in its third call, and counts how often it is made."""
 
@@ -120,3 +126,31 @@ def test_stages_without_rewards_watch_the_pictures(tmp_path, name):
     distance = "watch/distance_base" if name == "toy/coldstart" else "watch/kl_base"  # its sampler has no noise
     assert first[distance] == 0 < last[distance]
     assert 0 < first["watch/brightness"] < 1
+
+
+@pytest.fixture(scope="module")
+def distilled(tmp_path_factory):
+    """A distillation whose student begins as the teacher of one of two tasks."""
+    return perform(tmp_path_factory.mktemp("distilled") / "r", build(*ROUTES, name="toy/distill"))
+
+
+def test_a_distillation_watches_the_kl_to_each_teacher_at_fixed_states(distilled):
+    first, last = distilled.rows()[0], distilled.rows()[-1]
+    for name in ("watch/kl", "watch/kl_noised"):
+        assert first[f"{name}/geneval"] == pytest.approx(0, abs=1e-12)
+        assert last[f"{name}/geneval"] > 1e-9
+        assert first[f"{name}/ocr"] > 1e-6
+    assert first["watch/kl/ocr"] != first["watch/kl_noised/ocr"]
+
+
+def test_a_resumed_distillation_watches_the_same_states(distilled, tmp_path):
+    perform(tmp_path / "r", build(*ROUTES, "train.iterations=2", name="toy/distill"))
+    resumed = perform(tmp_path / "r", build(*ROUTES, name="toy/distill"), resume=True)
+    assert toyruns.figures(resumed.path) == toyruns.figures(distilled.path)
+
+
+def test_a_watched_prompt_without_a_teacher_has_no_kl_to_one(tmp_path):
+    other = "watch.prompts=[{source: toy:quality}, {source: toy:ocr}]"
+    run = perform(tmp_path / "r", build(*ROUTES, other, "train.iterations=1", name="toy/distill"))
+    names = {name for name in run.rows()[0] if name.startswith("watch/kl/")}
+    assert names == {"watch/kl/ocr"}
