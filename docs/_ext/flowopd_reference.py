@@ -18,8 +18,6 @@ from sphinx.pycode import ModuleAnalyzer
 
 from flowopd_cli import recipe, registry
 from flowopd_cli.cli.app import app
-from flowopd_cli.recipe import recipes as recipes_module
-from flowopd_cli.recipe import sections
 
 BOUNDS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
 KIND = {int: "integer", float: "number", str: "text", bool: "true or false", Any: "any"}
@@ -109,7 +107,7 @@ def comments(model: type[BaseModel]) -> Mapping[str, str]:
 
 
 def _comments(module: str) -> Mapping[tuple[str, str], list[str]]:
-    if module not in (recipes_module.__name__, sections.__name__):
+    if not module.startswith(f"{recipe.__name__}."):
         return {}
     return ModuleAnalyzer.for_module(module).find_attr_docs()
 

@@ -1,5 +1,6 @@
 """Recipes: the complete, typed settings of a command. Other packages import from here only."""
 
+from flowopd_cli.recipe.fields import ATTENTION_TARGETS, Spec
 from flowopd_cli.recipe.reading import assign, build, digest, dump, faults, find, load, parse_override, read, shipped
 from flowopd_cli.recipe.recipes import (
     STAGES,
@@ -14,23 +15,16 @@ from flowopd_cli.recipe.recipes import (
     reward_fields,
 )
 from flowopd_cli.recipe.sections import (
-    ATTENTION_TARGETS,
     AdapterSpec,
     AnchorSpec,
-    AWMSpec,
-    BestSpec,
     EvalSpec,
     MergeSpec,
     ModelSpec,
-    NFTSpec,
     PromptSpec,
     PushSpec,
     RewardSpec,
     RouteSpec,
     SamplingSpec,
-    Spec,
-    StopSpec,
     TeacherSpec,
-    TrainSpec,
-    WatchSpec,
 )
+from flowopd_cli.recipe.training import AWMSpec, BestSpec, NFTSpec, StopSpec, TrainSpec, WatchSpec

@@ -199,8 +199,9 @@ def _label_cost(recipe: recipes.TeacherRecipe | recipes.DistillRecipe) -> float:
     noise level those of the slow copy and the base, and the policy's where AWM's likelihoods are kept for updates.
     """
     if forward := _forward(recipe):
-        likelihoods = isinstance(forward, recipes.AWMSpec) and recipe.train.updates > 1
-        return 1 + (forward.base_weight > 0) + likelihoods
+        several = recipe.train.updates > 1  # without it a copy that keeps nothing of itself equals the policy
+        slow = several or min(forward.slow_rate, forward.slow_most) > 0
+        return slow + (forward.base_weight > 0) + (several and isinstance(forward, recipes.AWMSpec))
     if isinstance(recipe, recipes.TeacherRecipe):
         return _forwards(recipe) if recipe.grpo.beta > 0 else 0
     used = {_labeler(recipe, spec): spec.probability / spec.every for spec in _anchors(recipe)}

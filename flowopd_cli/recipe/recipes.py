@@ -9,28 +9,21 @@ from typing import Literal, get_args
 
 from pydantic import Field, model_validator
 
+from flowopd_cli.recipe.fields import Seed, Spec
 from flowopd_cli.recipe.sections import (
     AdapterSpec,
     AnchorSpec,
-    AWMSpec,
     EvalSpec,
-    GRPOSpec,
     MergeSpec,
     ModelSpec,
-    NFTSpec,
-    OPDSpec,
     PromptSpec,
     PushSpec,
     RewardSpec,
     RouteSpec,
     SamplingSpec,
-    Seed,
-    SFTSpec,
-    Spec,
     TeacherSpec,
-    TrainSpec,
-    WatchSpec,
 )
+from flowopd_cli.recipe.training import AWMSpec, GRPOSpec, NFTSpec, OPDSpec, SFTSpec, TrainSpec, WatchSpec
 
 
 class _Recipe(Spec):
@@ -74,9 +67,9 @@ class TeacherRecipe(_Trained):
 
     @property
     def levels(self) -> int:
-        """Noise levels of a picture for the forward process."""
-        most = max(1, self.sampling.steps - 1)
-        return most if self.forward is None else self.forward.levels or most
+        """Noise levels of a picture for the forward process, at most the sampling steps."""
+        default = max(1, self.sampling.steps - 1)
+        return min(self.sampling.steps, (self.forward and self.forward.levels) or default)
 
     @model_validator(mode="after")
     def _sampler_fits_algorithm(self) -> TeacherRecipe:
@@ -86,8 +79,6 @@ class TeacherRecipe(_Trained):
             raise ValueError(f"algorithm {self.algorithm} draws without noise: set sampling.kernel to ode")
         elif self.train.query.steps is not None:
             raise ValueError(f"train.query has no use with algorithm {self.algorithm}: set its levels")
-        elif self.algorithm == "nft" and self.levels > self.sampling.steps:
-            raise ValueError(f"nft.levels is {self.levels}, but there are {self.sampling.steps} sampling steps")
         return self
 
 

@@ -10,7 +10,8 @@ from support.tiny import TEXTS, add_adapters, load
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.models import speed
 from flowopd_cli.models.attention import BACKENDS
-from flowopd_cli.recipe.sections import Attention, ModelSpec
+from flowopd_cli.recipe import ModelSpec
+from flowopd_cli.recipe.fields import Attention
 
 SIGMA = torch.tensor([0.9, 0.5, 0.2])
 logging.getLogger("torch._dynamo").setLevel(logging.ERROR)

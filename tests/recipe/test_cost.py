@@ -68,6 +68,8 @@ def test_labels_are_those_of_reference_teacher_and_anchor():
         ({"algorithm": "nft"}, TRAIN, "10 / 18 / 9"),  # slow copy and base at 9 levels
         ({"algorithm": "nft", "nft": {"base_weight": 0}}, TRAIN, "10 / 9 / 9"),
         ({"algorithm": "awm"}, ONE, "10 / 12 / 6"),  # 6 levels
+        ({"algorithm": "nft", "nft": {"slow_most": 0}}, ONE, "10 / 9 / 9"),  # a copy that equals the policy
+        ({"algorithm": "nft", "nft": {"slow_rate": 0, "base_weight": 0}}, ONE, "10 / 0 / 9"),
         ({"algorithm": "awm"}, TRAIN, "10 / 18 / 6"),  # and the likelihoods before the first of two updates
     ],
 )

@@ -7,7 +7,7 @@ from pathlib import Path
 from flowopd_cli.cli.plan.check import rows_of, tasks_of
 from flowopd_cli.errors import RecipeError
 from flowopd_cli.recipe import DistillRecipe, TeacherSpec
-from flowopd_cli.recipe.sections import INIT
+from flowopd_cli.recipe.fields import INIT
 from flowopd_cli.runs.adapter_ref import AdapterRef, run_of
 from flowopd_cli.runs.run import RunDir
 

@@ -15,7 +15,7 @@ from flowopd_cli.cli.plan.consent import check_consent
 from flowopd_cli.cli.plan.keep import keep_tasks
 from flowopd_cli.errors import ArtifactError, PromptError, RecipeError
 from flowopd_cli.models.files.families import family_of, model_fields
-from flowopd_cli.recipe.sections import INIT, RANKLESS
+from flowopd_cli.recipe.fields import INIT, RANKLESS
 from flowopd_cli.registry import PROMPTS, REWARDS, SUITES
 from flowopd_cli.runs import provenance
 from flowopd_cli.runs.adapter_ref import AdapterRef, Adapters, recorded_base, run_of
@@ -259,7 +259,8 @@ def _toy_recipe(stage: str, flags: Mapping[str, Any]) -> str:
         raise RecipeError("teacher needs a reward: --reward geneval, ocr or quality, or a --recipe that names one")
     for name in names:
         REWARDS.target(REWARDS.on_base(name, TOY))
-    recipe = f"toy/teacher-{_short(names[0])}"
+    variant = "-grpo" if flags.get("algorithm") == "grpo" else ""
+    recipe = f"toy/teacher-{_short(names[0])}{variant}"
     return recipe if len(names) == 1 and recipe in recipes.shipped() else "toy/grpo-mix"
 
 

@@ -117,3 +117,18 @@ def test_a_resumed_run_needs_consent_again(tmp_path):
         resolve("teacher", Common(resume=made.path), {})
     plan = resolve("teacher", Common(resume=made.path, allow_code=True), {})
     assert continuation(plan.recipe, made.path).endswith(" --allow-code")
+
+
+@pytest.mark.parametrize(
+    ("rewards", "algorithm", "name"),
+    [
+        (["geneval"], None, "teacher-geneval"),
+        (["ocr"], "grpo", "teacher-ocr-grpo"),
+        (["ocr", "quality"], "grpo", "grpo-mix"),
+    ],
+)
+def test_the_toy_has_a_recipe_for_each_reward_and_one_more_for_grpo(rewards, algorithm, name):
+    values = {"rewards": [{"name": reward} for reward in rewards], "prompts": [], "algorithm": algorithm}
+    recipe = resolve("teacher", Common(), {key: value for key, value in values.items() if value}).recipe
+    shipped = recipes.load(recipes.find(f"toy/{name}"))
+    assert (recipe.algorithm, recipe.train) == (shipped.algorithm, shipped.train)
