@@ -101,7 +101,8 @@ def of_run(recipe: Recipe, rows: Rows) -> list[Chart]:
         """Lines from watch to watch."""
         columns = {name: column(rows, f"watch/{name}") for name in labels}
         points = {name: [(a, b) for a, b in zip(x, y, strict=True) if b == b] for name, y in columns.items()}
-        return [Series(labels[name], *zip(*pairs, strict=True)) for name, pairs in points.items() if pairs]
+        lines = {name: ([a for a, _ in pairs], [b for _, b in pairs]) for name, pairs in points.items() if pairs}
+        return [Series(labels[name], a, b) for name, (a, b) in lines.items()]
 
     def series(labels: Mapping[str, str]) -> list[Series]:
         dashes = {"kl_anchor": "dashed", "kl_base": "dotted"}

@@ -192,6 +192,9 @@ def distillation(
             spec["guidance"] = roles.guidance
     built = recipes.build(tree, overrides=overrides, stage="distill", where=where)
     assert isinstance(built, recipes.DistillRecipe)
+    for key, spec in built.teachers.items():
+        if spec.base is not None:
+            raise RecipeError(f"routing.{key}.base: bench measures teachers of the student's own base; leave it out")
     return built
 
 

@@ -46,9 +46,8 @@ def check_guidance(recipe: recipes.Recipe, recorded: recipes.Recipe | None = Non
     Raises :class:`RecipeError`: a scale is under 1.
     """
     before = set(_guidances(recorded)) if recorded is not None else set()
-    own = {
-        f"routing.{task}.guidance": spec.family for task, spec in getattr(recipe, "routing", {}).items() if spec.base
-    }
+    teachers = recipe.teachers if isinstance(recipe, recipes.DistillRecipe) else {}
+    own = {f"routing.{key}.guidance": spec.family for key, spec in teachers.items() if spec.base}
     for field, scale in _guidances(recipe):
         classifier_free = family(own.get(field) or recipe.model.family).classifier_free
         if classifier_free and scale < 1 and (field, scale) not in before:
@@ -106,6 +105,7 @@ def _nothing_new(recipe: recipes.TrainedRecipe) -> Iterator[str]:
     specs = getattr(recipe, "teachers", {})
     start, guidance = recipe.adapter.init or "base", (None, recipe.sampling.guidance)
     selects = isinstance(recipe, recipes.ColdstartRecipe) and recipe.rewards
+    selects = selects or (isinstance(recipe, recipes.DistillRecipe) and recipe.opd.extrapolate != 1 and start != "base")
     shared = all(spec.own_model(recipe.model) is None for spec in specs.values())
     same = shared and all(spec.ref == start and spec.guidance in guidance for spec in specs.values())
     if specs and not selects and same:

@@ -41,7 +41,8 @@ def test_distill_flags_reach_the_recipe(resolved, trained):
     argv = ["--init", "a", "--teacher", "geneval=a", "--teacher", "ocr=b,guidance=2", "--anchor", "c,guidance=3"]
     recipe = resolved("distill", *argv, "--estimator", "score", "--processes", "1")
     assert recipe["adapter"]["init"] == "a"
-    assert recipe["routing"]["ocr"] == {"ref": "b", "guidance": 2.0}
+    ocr = recipe["routing"]["ocr"]
+    assert (ocr["ref"], ocr["guidance"], ocr["base"]) == ("b", 2.0, None)
     assert (recipe["anchor"]["ref"], recipe["anchor"]["guidance"]) == ("c", 3.0)
     assert recipe["opd"]["estimator"] == "score"
 
@@ -75,8 +76,8 @@ def test_teacher_flags_replace_the_teachers_but_not_the_settings_of_their_tasks(
     routing = {"ocr": {"ref": "old", "guidance": 3}, "geneval": {"ref": "old"}}
     recipe = {"stage": "distill", "model": {"pretrained": "toy"}, "prompts": [{"source": "toy:ocr"}]}
     Path("mine.yaml").write_text(yaml.safe_dump({**recipe, "anchor": {"beta": 0}, "routing": routing}))
-    resolved_routing = resolved("distill", "--recipe", "mine.yaml", "--teacher", flag)["routing"]
-    assert resolved_routing == {"ocr": {"ref": "a", "guidance": guidance}}
+    routing = resolved("distill", "--recipe", "mine.yaml", "--teacher", flag)["routing"]
+    assert {task: (spec["ref"], spec["guidance"]) for task, spec in routing.items()} == {"ocr": ("a", guidance)}
 
 
 def test_merge_takes_the_base_from_its_adapters(resolved, trained):

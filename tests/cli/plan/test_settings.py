@@ -124,6 +124,11 @@ def test_a_distillation_of_one_step_is_refused_unless_it_is_resumed():
         (DISTILL, {"anchor": {"guidance": 0.9}}, "anchor.guidance 0.9"),
         (EVAL, {"eval": {"guidance": 0}}, "eval.guidance 0"),
         ({"stage": "push", "run": "r"}, {"push": {"verify_guidance": 0}}, "push.verify_guidance 0"),
+        (
+            DISTILL,
+            {"routing": {"geneval": [{"ref": "a"}, {"ref": "b", "guidance": 0.5}]}},
+            "routing.geneval.1.guidance 0.5",
+        ),
     ],
 )
 def test_guidance_under_1_is_refused_where_it_is_classifier_free(data, sections, field):

@@ -26,7 +26,7 @@ def test_every_process_encodes_a_different_part_first(monkeypatch, rank, world, 
 
     monkeypatch.setenv("RANK", rank)
     monkeypatch.setenv("WORLD_SIZE", world)
-    _model.encode_ahead(model := Model(), {**prompts(10), "again": prompts(3)["a"]})
+    _model.encode_ahead(model := Model(), [*prompts(10)["a"], *prompts(3)["a"]])
     texts = [prompt.text for prompt in prompts(10)["a"]]
     assert model.texts == texts[first:] + texts[:first]
 
@@ -37,7 +37,7 @@ def test_embeddings_are_cached_if_the_recipe_says_so(pipeline_folder, tmp_path, 
     spec = ModelSpec(
         pretrained=str(pipeline_folder), device="cpu", max_sequence_length=4, resolution=None, cache_prompts=cached
     )
-    _model.encode_ahead(_model.load_model(spec, ()), prompts(3))
+    _model.encode_ahead(_model.load_model(spec, ()), prompts(3)["a"])
     assert len(list((tmp_path / "embeddings").glob("*/*.safetensors"))) == cached
 
 
