@@ -19,8 +19,8 @@ def changes(*overrides):
 
 
 def teacher(reward, *overrides):
-    """The command line of a small teacher, without ``--out``."""
-    return ["teacher", "--reward", reward, *changes(*SMALL, "train.updates=2", *overrides)]
+    """The command line of a small teacher by GRPO, without ``--out``."""
+    return ["teacher", "--reward", reward, "--algorithm", "grpo", *changes(*SMALL, "train.updates=2", *overrides)]
 
 
 def distill(first, second, *overrides):

@@ -42,7 +42,7 @@ class Gone(Reward):
         return RewardResult(images.mean((1, 2, 3)), {}, torch.ones(len(images), dtype=torch.bool))
 
 
-def build(*overrides, name="toy/teacher-quality"):
+def build(*overrides, name="toy/teacher-quality-grpo"):
     return recipes.build(recipes.read(recipes.find(name)), overrides=[*SMALL, *overrides])
 
 
