@@ -23,7 +23,7 @@ def bright(images, prompts):
 
 
 def perform(path, *overrides, resume=False):
-    built = recipes.build(recipes.read(recipes.find("toy/teacher-quality")), overrides=[*NFT, *overrides])
+    built = recipes.build(recipes.read(recipes.find("toy/teacher-quality-grpo")), overrides=[*NFT, *overrides])
     run, notes = RunDir.open(path) if resume else RunDir.create(path, "teacher"), Notes()
     run_stage(Plan.of(built), run, notes, resume=resume)
     return run, notes.notes
