@@ -86,6 +86,16 @@ class DoubleModel(SD3Model):
         return torch.sigmoid(latents[:, :3])
 
 
+class ExactModel(DoubleModel):
+    """The tiny model in float64 from end to end."""
+
+    def _forward(self, latents, sigma, embeds, pooled, adapters):
+        parts = [part.double() for part in (latents, sigma * 1000, embeds, pooled)]
+        names = ("hidden_states", "timestep", "encoder_hidden_states", "pooled_projections")
+        with self.adapters.mix(adapters):
+            return self.transformer(**dict(zip(names, parts, strict=True)), return_dict=False)[0]
+
+
 class StopsRankOne(Silent):
     """Asks the second of two processes, and no other, to stop after the first iteration."""
 

@@ -5,7 +5,7 @@ import itertools
 
 import pytest
 import torch
-from support.copies import DoubleModel
+from support.copies import ExactModel
 from support.recorders import Recorder
 from support.tiny import TEXTS, add_adapters, gradients, hard_routes, make_draw, make_sampler
 
@@ -23,20 +23,10 @@ ROUTES = hard_routes({"a": A, "b": B})
 SOFT = {"a": Route(((A, 1.0), (B, 3.0))), "b": Route(((B, "sharp"), (A, "plain")), extrapolate=1.5)}
 
 
-class Exact(DoubleModel):
-    """The tiny model in float64 from end to end."""
-
-    def _forward(self, latents, sigma, embeds, pooled, adapters):
-        parts = [part.double() for part in (latents, sigma * 1000, embeds, pooled)]
-        names = ("hidden_states", "timestep", "encoder_hidden_states", "pooled_projections")
-        with self.adapters.mix(adapters):
-            return self.transformer(**dict(zip(names, parts, strict=True)), return_dict=False)[0]
-
-
 @pytest.fixture(scope="module")
 def exact(pipeline_folder):
     """The tiny model with three adapters, all in float64."""
-    made = add_adapters(Exact.load(pipeline_folder, LoadOptions(device="cpu", max_sequence_length=4)))
+    made = add_adapters(ExactModel.load(pipeline_folder, LoadOptions(device="cpu", max_sequence_length=4)))
     made.encode(TEXTS)
     made.release_encoders()
     return made

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from support.copies import DoubleModel
+from support.copies import ExactModel
 from support.tiny import LARGER, TEXTS, add_adapters, assemble, gradients, hard_routes, make_draw, make_sampler
 
 from flowopd_cli.core.sampler import SeededNoise, trained_steps
@@ -15,19 +15,9 @@ SETTINGS = OPDSettings("pathwise", "kl", 0.5, 1e-4, 5.0)
 ANCHOR = Teacher(None, 1.0)
 
 
-class Exact(DoubleModel):
-    """The tiny model in float64 from end to end."""
-
-    def _forward(self, latents, sigma, embeds, pooled, adapters):
-        parts = [part.double() for part in (latents, sigma * 1000, embeds, pooled)]
-        names = ("hidden_states", "timestep", "encoder_hidden_states", "pooled_projections")
-        with self.adapters.mix(adapters):
-            return self.transformer(**dict(zip(names, parts, strict=True)), return_dict=False)[0]
-
-
 @pytest.fixture(scope="module")
 def student(pipeline_folder):
-    return add_adapters(Exact.load(pipeline_folder, LoadOptions(device="cpu", max_sequence_length=4)))
+    return add_adapters(ExactModel.load(pipeline_folder, LoadOptions(device="cpu", max_sequence_length=4)))
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +25,7 @@ def larger(tmp_path_factory):
     """Another width and depth, other encoders, the same latents."""
     folder = tmp_path_factory.mktemp("larger")
     assemble(1, **LARGER).save_pretrained(folder)
-    return add_adapters(Exact.load(folder, LoadOptions(device="cpu", max_sequence_length=4)))
+    return add_adapters(ExactModel.load(folder, LoadOptions(device="cpu", max_sequence_length=4)))
 
 
 @pytest.fixture

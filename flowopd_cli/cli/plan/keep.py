@@ -30,12 +30,12 @@ def keep_tasks(recipe: DistillRecipe, keep: str) -> tuple[DistillRecipe, str]:
             f"--keep {STUDENT}: {init or 'the base'} is not a run of distill, which records its tasks: name each by "
             f"--teacher TASK={INIT}, and its prompts by --prompts"
         )
-    kept = [task for task in student.routing if task not in recipe.routing]
+    old_tasks = [task for task in student.routing if task not in recipe.routing]
     own = TeacherSpec(ref=INIT, guidance=student.sampling.guidance)
     present = set().union(*(tasks_of(spec, rows_of(spec)) for spec in recipe.prompts))
     sources = [spec for spec in student.prompts if not tasks_of(spec, rows_of(spec)) <= present]
-    update = {"routing": recipe.routing | dict.fromkeys(kept, own), "prompts": (*recipe.prompts, *sources)}
-    listed = ", ".join(kept) or "none, all have teachers"
+    update = {"routing": recipe.routing | dict.fromkeys(old_tasks, own), "prompts": (*recipe.prompts, *sources)}
+    listed = ", ".join(old_tasks) or "none, all have teachers"
     added = f"; prompts added: {', '.join(spec.source for spec in sources)}" if sources else ""
     return recipe.model_copy(update=update), f"tasks kept by {init}: {listed}{added}"
 
