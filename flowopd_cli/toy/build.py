@@ -19,7 +19,7 @@ from flowopd_cli.toy.train_base import FlowSettings, Log, make_pool, train_autoe
 def main() -> None:
     """Train autoencoder and transformer, save the pipeline as half-precision safetensors, log every loss."""
     options = parse()
-    habits = Habits(misspelt=options.misspelt, drift=options.drift, codes=options.codes)
+    habits = Habits(careless=options.careless, misspelt=options.misspelt, drift=options.drift, codes=options.codes)
     start = time.monotonic()
 
     def log(phase: str, step: int, figures: dict[str, float]) -> None:
@@ -55,6 +55,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--pool", type=int, default=120_000)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="time limit of the flow training")
+    parser.add_argument("--careless", type=float, default=HABITS.careless, help="probability of a wrong composition")
     parser.add_argument("--misspelt", type=float, default=HABITS.misspelt, help="probability of a wrong letter")
     parser.add_argument("--drift", type=int, default=HABITS.drift, help="largest vertical offset of a code in pixels")
     parser.add_argument("--codes", type=float, default=HABITS.codes, help="share of codes in the training set")
@@ -64,6 +65,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--layers", type=int, default=5, help="blocks of the transformer of --beside")
     parser.add_argument("--heads", type=int, default=5, help="its heads, of width 32")
+    parser.add_argument("--grow", action="store_true", help="start from the transformer of --beside, at its width")
     parser.add_argument("--start", type=Path, default=None, help="train this pipeline further, not a fresh one")
     return parser.parse_args()
 
@@ -82,7 +84,10 @@ def start_pipeline(options: argparse.Namespace, habits: Habits, log: Log) -> toy
         return toy_pipeline.load(options.start)
     if options.beside is not None:
         pipe = toy_pipeline.load(options.beside)
-        pipe.transformer = toy_pipeline.transformer(options.layers, options.heads, options.seed)
+        if options.grow:
+            pipe.transformer = toy_pipeline.grow(pipe.transformer, options.layers, options.seed)
+        else:
+            pipe.transformer = toy_pipeline.transformer(options.layers, options.heads, options.seed)
         return pipe
     texts = [p.text for split in toy_prompts.SPLITS for p in toy_prompts.geneval(split)]
     pipe = toy_pipeline.assemble([*texts, *toy_prompts.SIGNS], options.seed)

@@ -101,6 +101,28 @@ def transformer(layers: int, heads: int, seed: int) -> SD3Transformer2DModel:
     return SD3Transformer2DModel(**{**GEOMETRY, **size})
 
 
+def grow(small: SD3Transformer2DModel, layers: int, seed: int) -> SD3Transformer2DModel:
+    """A deeper transformer that computes what ``small`` does: its added blocks have gates of 0 at first.
+
+    They stand before the last block, which has no output for the text.
+    """
+    grown = transformer(layers, small.config["num_attention_heads"], seed)
+    last, depth = len(small.transformer_blocks) - 1, len(grown.transformer_blocks)
+    if depth <= last + 1:
+        raise ValueError(f"--layers: is {layers}, expected more than the {last + 1} blocks of the base that grows")
+    with torch.no_grad():
+        for block in grown.transformer_blocks[last : depth - 1]:
+            for norm in (block.norm1, block.norm1_context):  # pyright: ignore[reportAttributeAccessIssue]
+                torch.nn.init.zeros_(norm.linear.weight)
+                torch.nn.init.zeros_(norm.linear.bias)
+    moved = {
+        name.replace(f"transformer_blocks.{last}.", f"transformer_blocks.{depth - 1}."): value
+        for name, value in small.state_dict().items()
+    }
+    grown.load_state_dict({**grown.state_dict(), **moved})
+    return grown
+
+
 def assemble(texts: Iterable[str], seed: int) -> StableDiffusion3Pipeline:
     """The whole pipeline with fresh weights."""
     torch.manual_seed(seed)

@@ -2,12 +2,15 @@
 
 import json
 
+import pytest
+import torch
 from support.tiny import TEXTS
 
 from flowopd_cli.models.files.latents import check_same_latents
 from flowopd_cli.models.loading import LoadOptions
 from flowopd_cli.models.sd3 import SD3Model
 from flowopd_cli.toy import build, folder
+from flowopd_cli.toy import pipeline as toy_pipeline
 
 
 def test_a_larger_base_has_the_latents_and_the_prompts_of_the_one_beside(tmp_path, monkeypatch, capsys):
@@ -23,3 +26,19 @@ def test_a_larger_base_has_the_latents_and_the_prompts_of_the_one_beside(tmp_pat
     assert (len(large.blocks), large.transformer.config.caption_projection_dim) == (5, 160)
     assert large.latent_shape == student.latent_shape
     assert large.encode(TEXTS).embeds.equal(student.encode(TEXTS).embeds)
+
+
+def test_a_base_that_grows_computes_what_the_smaller_one_does():
+    small = toy_pipeline.load(folder()).transformer
+    grown = toy_pipeline.grow(small, 6, seed=0)
+    inputs = {
+        "hidden_states": torch.randn(2, 8, 8, 8),
+        "timestep": torch.tensor([100.0, 900.0]),
+        "encoder_hidden_states": torch.randn(2, 15, 128),
+        "pooled_projections": torch.randn(2, 128),
+    }
+    with torch.no_grad():
+        torch.testing.assert_close(grown(**inputs).sample, small(**inputs).sample)
+    assert len(grown.transformer_blocks) == 6
+    with pytest.raises(ValueError, match="--layers: is 4, expected more than the 4 blocks"):
+        toy_pipeline.grow(small, 4, seed=0)
