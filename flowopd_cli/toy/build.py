@@ -19,7 +19,7 @@ from flowopd_cli.toy.train_base import FlowSettings, Log, make_pool, train_autoe
 def main() -> None:
     """Train autoencoder and transformer, save the pipeline as half-precision safetensors, log every loss."""
     options = parse()
-    habits = Habits(careless=options.careless, misspelt=options.misspelt, drift=options.drift, codes=options.codes)
+    habits = Habits(options.careless, options.misspelt, options.worn, options.drift, options.codes)
     start = time.monotonic()
 
     def log(phase: str, step: int, figures: dict[str, float]) -> None:
@@ -57,6 +57,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=float("inf"), help="time limit of the flow training")
     parser.add_argument("--careless", type=float, default=HABITS.careless, help="probability of a wrong composition")
     parser.add_argument("--misspelt", type=float, default=HABITS.misspelt, help="probability of a wrong letter")
+    parser.add_argument("--worn", type=float, default=HABITS.worn, help="share of worn prints")
     parser.add_argument("--drift", type=int, default=HABITS.drift, help="largest vertical offset of a code in pixels")
     parser.add_argument("--codes", type=float, default=HABITS.codes, help="share of codes in the training set")
     parser.add_argument("--autoencoder", type=Path, default=None, help="use the autoencoder of this pipeline")
