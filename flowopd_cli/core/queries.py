@@ -39,10 +39,10 @@ class Query:
             certain |= more
 
     def weights(self, count: int) -> tuple[float, ...]:
-        """The weight of each step's loss where it is drawn."""
+        """The weight of each step's loss where it is drawn; 1 if its chance is 0."""
         chances = self.chances(count)
         mean = sum(chances) / count
-        return tuple(mean / chance if self.unbiased and self.beta else 1.0 for chance in chances)
+        return tuple(mean / chance if self.unbiased and self.beta and chance else 1.0 for chance in chances)
 
 
 def draw_systematic(chances: tuple[float, ...], offset: float) -> tuple[int, ...]:
@@ -50,8 +50,9 @@ def draw_systematic(chances: tuple[float, ...], offset: float) -> tuple[int, ...
 
     Systematic sampling: for an ``offset`` uniform in [0, 1) each index has its chance, and their number is constant.
     """
-    edges = [*accumulate(chances, initial=0.0)]
-    edges[-1] = round(edges[-1])
+    count = round(sum(chances))
+    edges = [*(min(edge, count) for edge in accumulate(chances, initial=0.0))]
+    edges[-1] = count
     points = [max(0, ceil(edge - offset)) for edge in edges]
     return tuple(i for i in range(len(chances)) if points[i + 1] > points[i])
 

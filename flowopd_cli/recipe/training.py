@@ -29,7 +29,8 @@ class QuerySpec(Spec):
     """The trained steps of a trajectory that an iteration learns, drawn anew for each."""
 
     steps: PositiveInt | None = None  #: number of steps; null is all
-    #: chance of a step: `uniform`, or `beta(A, B)`, the density of that law along the trajectory, from 0 (noise) to 1
+    #: chance of a step: `uniform`, or `beta(A, B)`, the density of that law along the trajectory, from 0 (noise) to 1;
+    #: A and B are at most 50
     law: Law = "uniform"
     #: weight a step by the inverse of its chance, so that the gradient is on average that of all steps; false makes the
     #: law the weight of the steps

@@ -23,6 +23,17 @@ def test_weights_are_the_inverse_of_the_chances_unless_the_law_is_the_weight():
     assert Query(2).weights(5) == (1.0,) * 5
 
 
+@pytest.mark.parametrize("beta", [(50.0, 50.0), (50.0, 1e-9), (1e-9, 50.0)])
+@pytest.mark.parametrize("count", [1, 4, 9, 1000])
+def test_the_sharpest_laws_have_finite_weights_where_they_draw(beta, count):
+    query = Query(2, beta)
+    weights = query.weights(count)
+    for offset in (1e-9, 0.3, 1 - 1e-9):
+        steps = draw_systematic(query.chances(count), offset)
+        assert len(steps) == min(2, count)
+        assert all(weights[step] < 1e300 for step in steps)
+
+
 @given(st.integers(1, 12), st.integers(1, 12), LAWS)
 def test_the_weighted_mean_over_drawn_steps_is_unbiased(count, steps, beta):
     """Its expectation gives each of the steps 1 / count."""
