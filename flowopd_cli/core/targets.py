@@ -3,28 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from math import inf
-from typing import Any, TypeVar
+from typing import TypeVar
 
+from flowopd_cli.core.prompt import Prompt
+from flowopd_cli.errors import PromptError
+
+LARGEST = 1e300  # weight, so that sums of weights are finite
 Key = TypeVar("Key")
 
 
-def shares(weights: Sequence[float | str], metadata: Mapping[str, Any]) -> tuple[float, ...]:
-    """The weights divided by their sum; a text names the entry of a prompt's ``metadata`` that has the weight.
+def shares(weights: Sequence[float | str], prompt: Prompt) -> tuple[float, ...]:
+    """The weights divided by their sum; a text names the entry of the prompt's metadata that has the weight.
 
-    Raises :class:`ValueError`: an entry is not a number of at least 0, or all weights are 0.
+    Raises :class:`PromptError`: an entry is not a number from 0 to 1e300, or all weights are 0.
     """
-    numbers = [_number(weight, metadata) if isinstance(weight, str) else weight for weight in weights]
+    numbers = [_number(weight, prompt) if isinstance(weight, str) else weight for weight in weights]
     if not (whole := sum(numbers)):
-        raise ValueError(f"the weights {', '.join(map(str, weights))} are all 0: no teacher is left")
+        listed = ", ".join(map(str, weights))
+        raise PromptError(f"{_name(prompt)}: the weights {listed} are all 0: no teacher is left")
     return tuple(number / whole for number in numbers)
 
 
-def _number(name: str, metadata: Mapping[str, Any]) -> float:
-    number = metadata.get(name)
-    if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number < inf:
-        raise ValueError(f"the metadata entry {name} is {number!r}: a weight is a number, 0 or more")
+def _number(key: str, prompt: Prompt) -> float:
+    number = prompt.metadata.get(key)
+    if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number <= LARGEST:
+        text = repr(number)[:80] if key in prompt.metadata else "missing"
+        raise PromptError(f"{_name(prompt)}: the metadata entry {key} is {text}: a weight is a number, 0 or more")
     return number
+
+
+def _name(prompt: Prompt) -> str:
+    return f"prompt {prompt.id!r} of task {prompt.task!r}"
 
 
 def extrapolated(weights: Mapping[Key, float], base_of: Callable[[Key], Key], factor: float) -> dict[Key, float]:

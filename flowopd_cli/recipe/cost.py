@@ -55,7 +55,9 @@ def workload(recipe: recipes.TrainedRecipe) -> Workload:
     train, anchors = recipe.train, _anchors(recipe)
     teachers = [spec for spec in _teachers(recipe) if spec.own_model(recipe.model) is None]
     policy = _learning_forwards(recipe)
-    most = max(_forwards(recipe, guidance) for guidance in (None, *(spec.guidance for spec in (*teachers, *anchors))))
+    extrapolates = isinstance(recipe, recipes.DistillRecipe) and recipe.opd.extrapolate != 1
+    labelers = [*(_teachers(recipe) if extrapolates else teachers), *anchors]  # the base has each teacher's guidance
+    most = max(_forwards(recipe, guidance) for guidance in (None, *(spec.guidance for spec in labelers)))
     latents, prompts = _held(recipe)
     return Workload(
         adapters=(3 if _forward(recipe) else 2)

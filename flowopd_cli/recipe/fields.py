@@ -14,6 +14,7 @@ from pydantic import (
     Field,
 )
 
+from flowopd_cli.core.targets import LARGEST
 from flowopd_cli.system.redact import secret_in_name, secret_in_options
 from flowopd_cli.system.text import suggest
 from flowopd_cli.system.validation import Checked
@@ -29,6 +30,7 @@ Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]  # what PyTorch's generators
 INIT = "init"  # as a reference of a distillation: the adapter of `adapter.init`, frozen
 METADATA = "meta:"
 ONE, SEVERAL = "<one>", "<several>"  # forms of a route, left out of messages
+SHARPEST = 50  # numbers of a Beta law; the chances of sharper ones are too small for floating point
 BETA_LAW = re.compile(r"beta\(\s*([^,\s]+)\s*,\s*([^,\s]+)\s*\)")
 RANKLESS = ("exact", "factor_average")  # methods of a merge whose rank follows from its adapters
 TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
@@ -69,16 +71,19 @@ def _parse_law(value: str) -> str:
     """``beta(A, B)`` in one form, or ``uniform``."""
     match = BETA_LAW.fullmatch(value)
     with suppress(ValueError):
-        if match and min(numbers := [float(match[1]), float(match[2])]) > 0 and max(numbers) < math.inf:
+        if match and min(numbers := [float(match[1]), float(match[2])]) > 0 and max(numbers) <= SHARPEST:
             return f"beta({numbers[0]:g}, {numbers[1]:g})"
     if value != "uniform":
-        raise ValueError(f"no law {value[:40]!r}: write uniform or beta(A, B), A and B above 0, as in beta(5, 2)")
+        raise ValueError(
+            f"no law {value[:40]!r}: write uniform or beta(A, B), A and B above 0 and at most "
+            f"{SHARPEST}, as in beta(5, 2)"
+        )
     return value
 
 
 def _check_weight(value: float | str) -> float | str:
     """A number above 0, or ``meta:KEY``."""
-    if value.startswith(METADATA) and len(value) > len(METADATA) if isinstance(value, str) else value > 0:
+    if value.startswith(METADATA) and len(value) > len(METADATA) if isinstance(value, str) else 0 < value <= LARGEST:
         return value
     raise ValueError(f"{value!r} is no weight: write a number above 0, or {METADATA}KEY for an entry of the metadata")
 

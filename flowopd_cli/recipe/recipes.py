@@ -175,6 +175,13 @@ class DistillRecipe(_Trained):
         return self
 
     @model_validator(mode="after")
+    def _names_of_teachers_differ(self) -> DistillRecipe:
+        for task, mixture in self.mixtures.items():
+            for key in mixture.keys() & self.routing.keys() - {task}:
+                raise ValueError(f"routing.{key}: a teacher of {task} has this name too: give the task another one")
+        return self
+
+    @model_validator(mode="after")
     def _each_base_is_loaded_once(self) -> DistillRecipe:
         settings: dict[tuple[str | None, str | None], tuple[str, ...]] = {}
         for task, spec in self.teachers.items():

@@ -1,9 +1,13 @@
-"""Whether every task of the prompts has the teacher and the reward that a stage needs for it. No torch here."""
+"""Whether every task of the prompts has the teacher and the reward that a stage needs for it, and every prompt the
+weights of its teachers. No torch here.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
+from flowopd_cli.core.prompt import Prompt
+from flowopd_cli.core.targets import shares
 from flowopd_cli.errors import RecipeError, RewardError, RoutingError
 from flowopd_cli.recipe import DistillRecipe, TeacherRecipe, TrainedRecipe
 
@@ -44,3 +48,11 @@ def check_tasks(recipe: TrainedRecipe, tasks: Iterable[str]) -> None:
             f"opd.log_rewards_every is {recipe.opd.log_rewards_every}, but no reward is for the prompts' tasks "
             f"({', '.join(sorted(tasks))}): add one, or set it to 0"
         )
+
+
+def check_weights(recipe: DistillRecipe, prompts: Iterable[Prompt]) -> None:
+    """Refuse prompts whose metadata lack a weight of their teachers (:class:`PromptError`)."""
+    weights = {task: [spec.share for spec in mixture.values()] for task, mixture in recipe.mixtures.items()}
+    for prompt in prompts:
+        if prompt.task in weights:
+            shares(weights[prompt.task], prompt)

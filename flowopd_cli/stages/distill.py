@@ -9,7 +9,7 @@ import torch
 
 from flowopd_cli.core.types import Rollout
 from flowopd_cli.recipe import DistillRecipe
-from flowopd_cli.recipe.tasks import check_tasks
+from flowopd_cli.recipe.tasks import check_tasks, check_weights
 from flowopd_cli.runs.adapter_ref import Adapters
 from flowopd_cli.runs.run import RunDir
 from flowopd_cli.stages.training.data import iteration_sampler, make_drawer, make_rewards
@@ -32,13 +32,12 @@ def run(
     check_tasks(recipe, prompts)
     rewards = make_rewards(recipe.rewards, prompts) if recipe.opd.log_rewards_every else None
     watch = make_watch(recipe, rewards)
+    check_weights(recipe, [*chain.from_iterable(prompts.values()), *(watch.draw.prompts if watch else ())])
     model = load_model(recipe.model, recipe.adapter.targets)
     roles = Roles(model, adapters or Adapters())
     roles.add_policy(recipe.adapter, recipe.seed)
     teachers = roles.add_teachers(recipe.teachers, guidance, recipe.model)
     routes = make_routes(recipe, teachers)
-    for prompt in chain.from_iterable(prompts.values()):
-        routes[prompt.task].target(prompt)  # refuses a prompt whose metadata lacks a weight
     anchor = roles.add_anchor(recipe.anchor, guidance)
     if watch is not None:
         routed = [(prompt, routes.get(prompt.task)) for prompt in watch.draw.prompts]

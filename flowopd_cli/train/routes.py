@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.core.targets import extrapolated, shares
-from flowopd_cli.errors import PromptError
 from flowopd_cli.models.base import FlowModel
 
 
@@ -48,10 +47,7 @@ class Route:
 
     def target(self, prompt: Prompt) -> Target:
         """The teachers of a prompt, and the base where it has a weight; :class:`PromptError` if a weight is invalid."""
-        try:
-            parts = shares([weight for _, weight in self.teachers], prompt.metadata)
-        except ValueError as error:
-            raise PromptError(f"prompt {prompt.id!r} of task {prompt.task!r}: {error}") from error
+        parts = shares([weight for _, weight in self.teachers], prompt)
         weights: dict[Teacher, float] = {}
         for (teacher, _), share in zip(self.teachers, parts, strict=True):
             weights[teacher] = weights.get(teacher, 0.0) + share

@@ -6,10 +6,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.core.steps import ODE, make_kernel
 from flowopd_cli.core.targets import extrapolated, shares
+from flowopd_cli.errors import PromptError
 
 X = np.linspace(-12, 12, 48001)
+
+
+def prompt(**metadata):
+    return Prompt("p1", "a sign", "ocr", metadata)
 
 
 def density(mean, deviation):
@@ -57,22 +63,28 @@ def test_extrapolated_weights():
 
 @given(st.lists(st.floats(0.01, 100), min_size=1, max_size=5), st.floats(0.1, 4))
 def test_weights_sum_to_one(weights, factor):
-    parts = dict(enumerate(shares(weights, {})))
+    parts = dict(enumerate(shares(weights, prompt())))
     assert sum(extrapolated(parts, lambda key: f"base of {key % 2}", factor).values()) == pytest.approx(1)
 
 
 def test_shares_are_relative_and_read_metadata():
-    assert shares([7], {}) == (1.0,)
-    assert shares([1, 3], {}) == (0.25, 0.75)
-    assert shares(["a", "b", 1], {"a": 3, "b": 0, "c": 5}) == (0.75, 0.0, 0.25)
+    assert shares([7], prompt()) == (1.0,)
+    assert shares([1, 3], prompt()) == (0.25, 0.75)
+    assert shares(["a", "b", 1], prompt(a=3, b=0, c=5)) == (0.75, 0.0, 0.25)
 
 
-@pytest.mark.parametrize("value", [None, "1", -0.1, float("nan"), float("inf"), True])
+@pytest.mark.parametrize("value", [None, "1", -0.1, float("nan"), float("inf"), True, 1e308, 10**400])
 def test_a_metadata_entry_that_is_no_weight_is_refused(value):
-    with pytest.raises(ValueError, match=r"the metadata entry share is .*: a weight is a number, 0 or more"):
-        shares([1, "share"], {"share": value})
+    words = r"^prompt 'p1' of task 'ocr': the metadata entry share is .*: a weight is a number, 0 or more$"
+    with pytest.raises(PromptError, match=words):
+        shares([1, "share"], prompt(share=value))
+
+
+def test_a_missing_metadata_entry_is_named():
+    with pytest.raises(PromptError, match="the metadata entry share is missing"):
+        shares([1, "share"], prompt(other=1))
 
 
 def test_weights_that_are_all_zero_are_refused():
-    with pytest.raises(ValueError, match="the weights a, b are all 0"):
-        shares(["a", "b"], {"a": 0, "b": 0})
+    with pytest.raises(PromptError, match="the weights a, b are all 0"):
+        shares(["a", "b"], prompt(a=0, b=0))

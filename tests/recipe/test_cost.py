@@ -208,6 +208,11 @@ def test_a_teachers_own_base_labels_by_its_own_guidance():
     figures = arithmetic(distill(routing={"geneval": flux}, anchor={"beta": 0}))
     assert figures["of these rollout / labels / learning"] == "10 / 9 / 9"  # FLUX takes guidance in one forward
     assert figures["of the labels by teachers' own bases, at most"] == 9
+    train = {**TRAIN, "rollout_batch": 8}
+    own, beyond = (
+        workload(distill(routing={"geneval": flux}, train=train, opd=opd)) for opd in ({}, {"extrapolate": 2})
+    )
+    assert (own.sampling_rows, beyond.sampling_rows) == (8, 16)  # the student's base is guided as its teachers
     large = {"ref": "base", "base": "stabilityai/stable-diffusion-3.5-large", "guidance": 3.5}
     figures = arithmetic(distill(routing={"geneval": large, "ocr": {"ref": "base"}}))
     assert figures["of these rollout / labels / learning"] == "10 / 27 / 9"  # 9 x (2 of the teacher + 1 of the anchor)

@@ -3,8 +3,9 @@
 import pytest
 
 from flowopd_cli import recipe as recipes
-from flowopd_cli.errors import RecipeError, RewardError, RoutingError
-from flowopd_cli.recipe.tasks import check_tasks
+from flowopd_cli.core.prompt import Prompt
+from flowopd_cli.errors import PromptError, RecipeError, RewardError, RoutingError
+from flowopd_cli.recipe.tasks import check_tasks, check_weights
 
 OCR = [{"name": "toy-ocr", "task": "ocr"}]
 TEACHERS = {"ocr": {"ref": "base"}, "geneval": {"ref": "base"}}
@@ -52,3 +53,13 @@ def test_a_task_whose_rewards_all_have_weight_0_is_refused_where_rewards_teach(s
             check_tasks(recipe, {"ocr"})
     else:
         check_tasks(recipe, {"ocr"})
+
+
+def test_prompts_without_a_weight_of_their_teachers_are_refused():
+    route = [{"ref": "a", "weight": "meta:share"}, {"ref": "b"}]
+    prompts = [{"source": "toy:all"}]
+    recipe = recipes.build({"stage": "distill", "prompts": prompts, "routing": {"ocr": route, "geneval": {"ref": "c"}}})
+    sound = [Prompt("1", "x", "ocr", {"share": 0.5}), Prompt("2", "x", "geneval"), Prompt("3", "x", "other")]
+    check_weights(recipe, sound)
+    with pytest.raises(PromptError, match="prompt '4' of task 'ocr': the metadata entry share is missing"):
+        check_weights(recipe, [*sound, Prompt("4", "x", "ocr")])

@@ -19,11 +19,12 @@ from flowopd_cli.cli.plan import Finding
 from flowopd_cli.cli.plan.adapters import check_adapters, check_base, check_own_base, check_targets
 from flowopd_cli.cli.plan.consent import code_fields
 from flowopd_cli.cli.plan.settings import check_guidance, check_step_weight, setting_checks
+from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.errors import ArtifactError, FlowOPDError, MissingDependency, PromptError, RecipeError
 from flowopd_cli.prompts.clauses import faulty
 from flowopd_cli.prompts.files import SUFFIXES, Row, read_rows, repeats
 from flowopd_cli.prompts.targets import parse_target
-from flowopd_cli.recipe.tasks import check_tasks
+from flowopd_cli.recipe.tasks import check_tasks, check_weights
 from flowopd_cli.reports.track import check_installed
 from flowopd_cli.runs.adapter_ref import AdapterRef, Adapters
 from flowopd_cli.runs.run import RunDir
@@ -54,8 +55,7 @@ def check(
     """
     remarks = [remark for run in _checks(recipe, adapters or Adapters(), out, dry_run) for remark in run() or ()]
     check_guidance(recipe, recorded)
-    check_step_weight(recipe, recorded)
-    return remarks
+    return [*remarks, *check_step_weight(recipe, recorded)]
 
 
 def check_names(recipe: recipes.Recipe) -> list[str]:
@@ -66,7 +66,7 @@ def check_names(recipe: recipes.Recipe) -> list[str]:
 def findings(recipe: recipes.Recipe) -> Iterator[Finding]:
     """All findings of :func:`check`, and code that needs consent; that code is not imported."""
     checks = _checks(recipe, Adapters(), None, True, consent=False)
-    yield from collect([*checks, partial(check_guidance, recipe)])
+    yield from collect([*checks, partial(check_guidance, recipe), partial(check_step_weight, recipe)])
     for field, name in code_fields(recipe):
         yield Finding(RECIPE, "warn", f"{field}: {name} is code", "it runs with --allow-code only")
 
@@ -113,6 +113,8 @@ def _name_checks(recipe: recipes.Recipe) -> Iterator[Check]:
         yield partial(check_targets, recipe)
         read: Reader = cache(rows_of)  # pyright: ignore[reportAssignmentType] -- frozen models have a hash
         yield partial(_check_tasks, recipe, read)
+        if isinstance(recipe, recipes.DistillRecipe):
+            yield partial(_check_weights, recipe, read)
         for prompts, rewards in _scored_prompts(recipe):
             yield partial(_check_prompts, prompts, rewards, read)
     yield from setting_checks(recipe)
@@ -255,6 +257,12 @@ def _check_tasks(recipe: recipes.TrainedRecipe, read: Reader) -> list[str]:
     idle = [f"teacher {task!r} is loaded, but no prompt has its task" for task in sorted(set(routes) - present)]
     others = [spec for spec in recipe.rewards if spec.task not in present]
     return idle + [f"reward {spec.name} scores nothing: no prompt has its task {spec.task!r}" for spec in others]
+
+
+def _check_weights(recipe: recipes.DistillRecipe, read: Reader) -> None:
+    """Refuse prompts from files that lack a weight of their teachers."""
+    rows = (row for spec in (*recipe.prompts, *(recipe.watch.prompts or ())) for row in read(spec))
+    check_weights(recipe, [Prompt(row.place, row.text, str(row.task), row.metadata) for row in rows])
 
 
 def _check_out(out: Path | None, recipe: recipes.Recipe, refs: dict[str, str]) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from flowopd_cli.cli.plan.check import rows_of, tasks_of
 from flowopd_cli.errors import RecipeError
-from flowopd_cli.recipe import DistillRecipe, TeacherSpec
+from flowopd_cli.recipe import DistillRecipe, PromptSpec, TeacherSpec
 from flowopd_cli.recipe.fields import INIT
 from flowopd_cli.runs.adapter_ref import AdapterRef, run_of
 from flowopd_cli.runs.run import RunDir
@@ -33,11 +33,17 @@ def keep_tasks(recipe: DistillRecipe, keep: str) -> tuple[DistillRecipe, str]:
     old_tasks = [task for task in student.routing if task not in recipe.routing]
     own = TeacherSpec(ref=INIT, guidance=student.sampling.guidance)
     present = set().union(*(tasks_of(spec, rows_of(spec)) for spec in recipe.prompts))
-    sources = [spec for spec in student.prompts if not tasks_of(spec, rows_of(spec)) <= present]
+    sources = [spec for spec in student.prompts if _adds_tasks(spec, recipe, present)]
     update = {"routing": recipe.routing | dict.fromkeys(old_tasks, own), "prompts": (*recipe.prompts, *sources)}
     listed = ", ".join(old_tasks) or "none, all have teachers"
     added = f"; prompts added: {', '.join(spec.source for spec in sources)}" if sources else ""
     return recipe.model_copy(update=update), f"tasks kept by {init}: {listed}{added}"
+
+
+def _adds_tasks(spec: PromptSpec, recipe: DistillRecipe, present: set[str]) -> bool:
+    """Whether a source has tasks that are not ``present``; one whose tasks only its plugin knows may have them."""
+    tasks = tasks_of(spec, rows_of(spec))
+    return not tasks <= present if tasks else spec.source not in {other.source for other in recipe.prompts}
 
 
 def _recorded(init: str) -> DistillRecipe | None:

@@ -18,7 +18,9 @@ def setting_checks(recipe: recipes.Recipe) -> Iterator[Callable[[], Iterator[str
     """Checks that return remarks, or raise :class:`RecipeError` if nothing could be learned."""
     if isinstance(recipe, recipes.TrainedRecipe):
         yield partial(_check_groups, recipe)
-        for remarks in (_single_step, _nothing_new, _step_counts, _processes, _no_effect):
+        if not isinstance(recipe, recipes.DistillRecipe):
+            yield partial(_single_step, recipe)
+        for remarks in (_nothing_new, _step_counts, _processes, _no_effect):
             yield partial(remarks, recipe)
 
 
@@ -48,8 +50,11 @@ def check_guidance(recipe: recipes.Recipe, recorded: recipes.Recipe | None = Non
     before = set(_guidances(recorded)) if recorded is not None else set()
     teachers = recipe.teachers if isinstance(recipe, recipes.DistillRecipe) else {}
     own = {f"routing.{key}.guidance": spec.family for key, spec in teachers.items() if spec.base}
+    extrapolates = isinstance(recipe, recipes.DistillRecipe) and recipe.opd.extrapolate != 1
     for field, scale in _guidances(recipe):
-        classifier_free = family(own.get(field) or recipe.model.family).classifier_free
+        families = [own.get(field) or recipe.model.family]
+        families += [recipe.model.family] if extrapolates else []  # the student's base has each teacher's guidance
+        classifier_free = any(family(name).classifier_free for name in families)
         if classifier_free and scale < 1 and (field, scale) not in before:
             raise RecipeError(
                 f"{field} {scale:g}: classifier-free guidance under 1 weakens the prompt, and 0 draws the empty "
@@ -57,14 +62,15 @@ def check_guidance(recipe: recipes.Recipe, recorded: recipes.Recipe | None = Non
             )
 
 
-def check_step_weight(recipe: recipes.Recipe, recorded: recipes.Recipe | None = None) -> None:
-    """Refuse a distillation whose last noisy step gets nearly all the weight, except a resumed one.
+def check_step_weight(recipe: recipes.Recipe, recorded: recipes.Recipe | None = None) -> list[str]:
+    """Refuse a distillation whose last noisy step gets nearly all the weight; only remark on it if it is resumed.
 
     Raises :class:`RecipeError`: says how to spread the weight.
     """
-    if isinstance(recipe, recipes.DistillRecipe) and recorded is None:
-        for problem in _single_step(recipe):
-            raise RecipeError(problem)
+    remarks = list(_single_step(recipe)) if isinstance(recipe, recipes.DistillRecipe) else []
+    if remarks and recorded is None:
+        raise RecipeError(remarks[0])
+    return remarks
 
 
 def _guidances(recipe: recipes.Recipe) -> Iterator[tuple[str, float]]:
@@ -76,7 +82,7 @@ def _guidances(recipe: recipes.Recipe) -> Iterator[tuple[str, float]]:
         yield "sampling.guidance", recipe.sampling.guidance
         section = "routing" if isinstance(recipe, recipes.DistillRecipe) else "teachers"
         for task, spec in getattr(recipe, "teachers", {}).items():
-            yield f"{section}.{task}.guidance", 1.0 if spec.guidance is None else spec.guidance
+            yield f"{section}.{task}.guidance", recipe.sampling.guidance if spec.guidance is None else spec.guidance
     if isinstance(recipe, recipes.DistillRecipe) and recipe.anchor.guidance is not None:
         yield "anchor.guidance", recipe.anchor.guidance
 

@@ -45,6 +45,15 @@ def test_a_rows_own_task_wins_over_the_flags(tmp_path):
         check(teacher(prompts=[{"source": source, "task": "ocr"}], rewards=rewards))
 
 
+def test_rows_without_a_weight_of_their_teachers_are_refused_by_their_place(tmp_path):
+    route = [{"ref": "base", "weight": "meta:share"}, {"ref": "base", "guidance": 2.0}]
+    source = jsonl(tmp_path / "o.jsonl", {"prompt": "x", "share": 1}, {"prompt": "y"})
+    recipe = {**DISTILL, "routing": {"ocr": route}, "prompts": [{"source": source, "task": "ocr"}]}
+    with pytest.raises(PromptError, match=r"o\.jsonl:2' of task 'ocr': the metadata entry share is missing"):
+        check(recipes.build(recipe))
+    check(recipes.build({**recipe, "prompts": [{"source": source, "task": "ocr", "limit": 1}]}))
+
+
 @pytest.mark.parametrize(
     ("name", "content", "task", "words"),
     [

@@ -8,6 +8,7 @@ from support.tiny_adapters import TOY_SHA, write_adapter
 
 from flowopd_cli import recipe as recipes
 from flowopd_cli.cli.plan.resolve import complete_names
+from flowopd_cli.registry import PROMPT_TASKS
 from flowopd_cli.runs.manifest import Base, Inputs
 from flowopd_cli.runs.run import RunDir
 
@@ -67,6 +68,22 @@ def test_teachers_and_prompts_that_are_given_stay(planned):
     recipe, _ = planned(*new, "--set", "prompts=[{source: toy:quality}, {source: toy:ocr, limit: 5}]")
     assert routes(recipe) == {"quality": ("base", None), "ocr": ("base", 3.0), "geneval": ("student", 1.5)}
     assert weights(recipe) == {"toy:quality": 1.0, "toy:ocr": 1.0, "toy:geneval": 1.0}
+
+
+def test_a_source_whose_tasks_only_its_plugin_knows_is_kept(planned, monkeypatch):
+    monkeypatch.delitem(PROMPT_TASKS, "toy:ocr")
+    recipe, _ = planned("--teacher", "quality=base", "--prompts", "toy:quality", "--keep", "student")
+    assert weights(recipe) == {"toy:quality": 1.0, "toy:geneval": 1.0, "toy:ocr": 2.0}
+    new = (
+        "--teacher",
+        "quality=base",
+        "--keep",
+        "student",
+        "--set",
+        "prompts=[{source: toy:quality}, {source: toy:ocr}]",
+    )
+    recipe, _ = planned(*new)
+    assert weights(recipe) == {"toy:quality": 1.0, "toy:geneval": 1.0, "toy:ocr": 1.0}
 
 
 def test_init_can_be_named_and_does_not_take_the_settings_of_another_teacher(planned):

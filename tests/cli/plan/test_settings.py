@@ -103,7 +103,8 @@ def test_settings_without_effect_are_remarked_on(data, sections, expected):
 )
 def test_nearly_all_the_weight_on_one_step_is_remarked_on(data, sampling, opd, warned):
     recipe = recipes.build({**data, "sampling": sampling, **({"opd": {"step_weight": opd}} if opd else {})})
-    assert any("nearly all the weight" in remark for remark in remarks(recipe)) == warned
+    results = [*remarks(recipe), *check_step_weight(recipe, recipe)]
+    assert sum("nearly all the weight" in remark for remark in results) == warned
 
 
 def test_a_distillation_of_one_step_is_refused_unless_it_is_resumed():
@@ -156,6 +157,9 @@ def test_a_dry_run_and_the_validation_of_a_recipe_have_the_same_checks(flowopd, 
     assert code == 2
     assert "sampling.guidance 0.5: classifier-free guidance under 1" in err
     path = tmp_path / "r.yaml"
+    path.write_text(json.dumps({**DISTILL, "sampling": {"kernel": "cps"}}))
+    code, out, _ = flowopd("recipes", "validate", path)
+    assert (code, out.count("nearly all the weight")) == (3, 1)
     path.write_text(json.dumps({**TEACHER, "train": {"group_size": 1}, "sampling": {"guidance": 0.5}}))
     code, out, _ = flowopd("recipes", "validate", path)
     assert code == 3
@@ -166,6 +170,14 @@ def test_a_dry_run_and_the_validation_of_a_recipe_have_the_same_checks(flowopd, 
 def test_guidance_under_1_follows_the_family_of_a_teachers_own_base():
     own = {"ref": "base", "base": "sd3.5-large", "guidance": 0.5}
     check_guidance(recipes.build({**DISTILL, "routing": {"ocr": {**own, "family": "flux"}}}))
+    beyond = {**DISTILL, "routing": {"ocr": {**own, "family": "flux"}}, "opd": {"extrapolate": 1.5}}
+    with pytest.raises(RecipeError, match=r"routing\.ocr\.guidance 0\.5"):  # the student's base has it too
+        check_guidance(recipes.build(beyond))
+    student = {"model": {"family": "flux"}, "sampling": {"guidance": 0.5}}
+    with pytest.raises(RecipeError, match=r"routing\.ocr\.guidance 0\.5"):
+        check_guidance(
+            recipes.build({**DISTILL, **student, "routing": {"ocr": {**own, "guidance": None, "family": "sd3"}}})
+        )
     student = {"model": {"family": "flux"}}
     with pytest.raises(RecipeError, match=r"routing\.ocr\.guidance 0\.5"):
         check_guidance(recipes.build({**DISTILL, **student, "routing": {"ocr": {**own, "family": "sd3"}}}))
