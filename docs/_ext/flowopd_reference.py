@@ -82,6 +82,14 @@ def fields() -> str:
     return "\n\n".join(parts)
 
 
+def study() -> str:
+    """The fields of a study file, and the shipped studies."""
+    rows = [[f"`{key}`", *text] for key, text, _ in described(recipe.StudySpec)]
+    rows += [[f"`stages.NAME.{key}`", *text] for key, text, _ in described(recipe.StageSpec)]
+    shipped = _table(["study", "what it asks"], [_summary(*pair) for pair in sorted(recipe.shipped_studies().items())])
+    return "## Study files\n\n" + _table(["key", "type", "default", "meaning"], rows) + "\n" + shipped
+
+
 def described(model: type[BaseModel]) -> Iterator[tuple[str, list[str], list[tuple[str, type[BaseModel]]]]]:
     """Each field of a model: key, (type, default, meaning), and the sections below it by their path."""
     notes = comments(model)
@@ -124,11 +132,13 @@ def names() -> str:
 
 def recipes() -> str:
     """Every shipped recipe with the sentence that opens it."""
-    rows = []
-    for name, path in sorted(recipe.shipped().items()):
-        lead = Path(path).read_text(encoding="utf-8").partition("\n#\n")[0]
-        rows.append([f"`{name}`", _cell(" ".join(line.lstrip("# ") for line in lead.splitlines()))])
+    rows = [_summary(*pair) for pair in sorted(recipe.shipped().items())]
     return "## Shipped recipes\n\n" + _table(["recipe", "what it does"], rows)
+
+
+def _summary(name: str, path: Path) -> list[str]:
+    lead = path.read_text(encoding="utf-8").partition("\n#\n")[0]
+    return [f"`{name}`", _cell(" ".join(line.lstrip("# ") for line in lead.splitlines()))]
 
 
 def _inner(annotation: Any) -> Iterator[tuple[str, type[BaseModel]]]:
@@ -193,4 +203,10 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
-PAGES: Mapping[str, Callable[[], str]] = {"commands": commands, "fields": fields, "names": names, "recipes": recipes}
+PAGES: Mapping[str, Callable[[], str]] = {
+    "commands": commands,
+    "fields": fields,
+    "names": names,
+    "recipes": recipes,
+    "study": study,
+}

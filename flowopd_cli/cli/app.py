@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from flowopd_cli import __version__
-from flowopd_cli.cli.commands import bench, doctor, prompts, recipes, report, rewards, runs, stages, watch
+from flowopd_cli.cli.commands import bench, doctor, prompts, recipes, report, rewards, runs, stages, study, watch
 from flowopd_cli.errors import FlowOPDError, RecipeError, one_line
 from flowopd_cli.system import streams, threads
 
@@ -33,7 +33,7 @@ Example, on the toy base, two cores, no download:
 \b
 stdout carries only the result. Exit codes:
   0 done; 1 unexpected error; 2 invalid command line, recipe or input;
-  3 an evaluation below its threshold (--fail-under), or a check that found a fault;
+  3 an evaluation below its threshold (--fail-under), a check that found a fault, or a failed run of a study;
   4 no space or no permission to write; 5 a training that diverged;
   130 stopped by Ctrl-C; 143 stopped by SIGTERM; 141 the reader of stdout has gone.
 """
@@ -68,6 +68,7 @@ stages.register(app, panel=STAGES)
 app.add_typer(runs.app, name="runs", rich_help_panel=RUNS)
 app.command("report", rich_help_panel=RUNS)(report.report)
 app.command("watch", rich_help_panel=RUNS)(watch.watch)
+app.command("study", rich_help_panel=RUNS)(study.study)
 app.add_typer(recipes.app, name="recipes", rich_help_panel=MATERIAL)
 app.add_typer(rewards.app, name="rewards", rich_help_panel=MATERIAL)
 app.add_typer(prompts.app, name="prompts", rich_help_panel=MATERIAL)

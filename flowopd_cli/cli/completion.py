@@ -21,6 +21,15 @@ def recipes(incomplete: str) -> list[str]:
     return [*shipped_recipes(incomplete), *_paths(incomplete, lambda path: path.suffix in SUFFIXES)]
 
 
+def studies(incomplete: str) -> list[str]:
+    """Names of shipped studies, study files and folders."""
+    from flowopd_cli.recipe.reading import STUDIES, shipped_studies
+
+    names = sorted(name.removeprefix(STUDIES) for name in shipped_studies())
+    files = _paths(incomplete, lambda path: path.suffix in SUFFIXES)
+    return [*(name for name in names if name.startswith(incomplete)), *files]
+
+
 def rewards(incomplete: str) -> list[str]:
     """Names of rewards; rewards of the toy base also by their short names."""
     from flowopd_cli.registry import REWARDS

@@ -1,7 +1,19 @@
 """Recipes: the complete, typed settings of a command. Other packages import from here only."""
 
 from flowopd_cli.recipe.fields import ATTENTION_TARGETS, Spec
-from flowopd_cli.recipe.reading import assign, build, digest, dump, faults, find, load, parse_override, read, shipped
+from flowopd_cli.recipe.reading import (
+    assign,
+    build,
+    digest,
+    dump,
+    faults,
+    find,
+    load,
+    parse_override,
+    read,
+    shipped,
+    shipped_studies,
+)
 from flowopd_cli.recipe.recipes import (
     STAGES,
     ColdstartRecipe,
@@ -27,4 +39,5 @@ from flowopd_cli.recipe.sections import (
     SamplingSpec,
     TeacherSpec,
 )
+from flowopd_cli.recipe.study import StageSpec, StudySpec, load_study
 from flowopd_cli.recipe.training import AWMSpec, BestSpec, NFTSpec, StopSpec, TrainSpec, WatchSpec

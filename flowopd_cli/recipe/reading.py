@@ -21,6 +21,7 @@ from flowopd_cli.system.text import suggest
 from flowopd_cli.system.validation import describe
 
 SHOWN, DEEPEST = 80, 16
+STUDIES = "studies/"  # the folder of shipped studies
 
 
 def read(path: str | Path) -> dict[str, Any]:
@@ -57,14 +58,14 @@ def parse_override(expression: str) -> tuple[str, Any]:
 
 
 def find(name: str) -> Path:
-    """The path of a shipped recipe such as ``toy/distill``, or of the file ``name`` itself.
+    """The path of a shipped recipe or study such as ``toy/distill``, or of the file ``name`` itself.
 
     Raises :class:`RecipeError`: there is no such recipe; near names are suggested.
     """
     direct = Path(name)
     if direct.suffix in {".yaml", ".yml"} or is_file(direct):
         return direct
-    recipes = shipped()
+    recipes = {**shipped(), **shipped_studies()}
     if name not in recipes:
         listed = ", ".join(sorted(recipes))
         raise RecipeError(f"no recipe {name[:SHOWN]!r}{suggest(name, list(recipes))}; shipped: {listed}")
@@ -73,6 +74,15 @@ def find(name: str) -> Path:
 
 def shipped() -> dict[str, Path]:
     """Every recipe that came with the program, by name."""
+    return {name: path for name, path in _files().items() if not name.startswith(STUDIES)}
+
+
+def shipped_studies() -> dict[str, Path]:
+    """Every study that came with the program, by name: ``studies/extrapolation``."""
+    return {name: path for name, path in _files().items() if name.startswith(STUDIES)}
+
+
+def _files() -> dict[str, Path]:
     package = Path(__file__).resolve().parent.parent
     for folder in (package / "_recipes", package.parent / "recipes"):
         if folder.is_dir():

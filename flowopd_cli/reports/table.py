@@ -43,7 +43,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """Models as rows, suites as columns.
+    """Models, or what ``head`` calls them, as rows, suites as columns.
 
     ``approximate`` are suites whose scorer differs from the papers'; ``note`` explains the average or its absence.
     """
@@ -52,6 +52,7 @@ class Table:
     rows: tuple[tuple[str, tuple[Cell | None, ...]], ...]
     approximate: frozenset[str] = frozenset()
     note: str = ""
+    head: str = "model"
 
 
 def suites_of(entries: Sequence[Entry]) -> list[str]:
@@ -186,7 +187,7 @@ def as_markdown(cells: Table) -> str:
     def text(cell: Cell | None) -> str:
         return "—" if cell is None else f"{f'**{cell.text}**' if cell.best else cell.text} {cell.error}".strip()
 
-    rows = [("model", *map(name, cells.columns)), *((name(row), *map(text, values)) for row, values in cells.rows)]
+    rows = [(cells.head, *map(name, cells.columns)), *((name(row), *map(text, values)) for row, values in cells.rows)]
     lines = [f"| {' | '.join(row)} |\n" for row in rows]
     return "".join([lines[0], f"|---|{'---:|' * len(cells.columns)}\n", *lines[1:]])
 
@@ -203,7 +204,7 @@ def as_latex(cells: Table) -> str:
         error = "" if cell.stderr is None else f" {{\\scriptsize $\\pm$ {cell.stderr:.3f}}}"
         return (f"\\textbf{{{cell.text}}}" if cell.best else cell.text) + error
 
-    rows = [("model", *map(name, cells.columns)), *((name(row), *map(text, values)) for row, values in cells.rows)]
+    rows = [(cells.head, *map(name, cells.columns)), *((name(row), *map(text, values)) for row, values in cells.rows)]
     lines = [f"{' & '.join(row)} \\\\" for row in rows]
     head = [f"\\begin{{tabular}}{{l{'r' * len(cells.columns)}}}", "\\toprule", lines[0], "\\midrule"]
     return "\n".join([*head, *lines[1:], "\\bottomrule", "\\end{tabular}\n"])

@@ -25,7 +25,7 @@ def models(model):
             yield from models(inner)
 
 
-ALL_MODELS = {inner for stage in recipe.STAGES.values() for inner in models(stage)}
+ALL_MODELS = {inner for stage in recipe.STAGES.values() for inner in models(stage)} | {*models(recipe.StudySpec)}
 
 
 def field_paths():
@@ -56,6 +56,13 @@ def test_every_field_is_on_the_page():
     assert "| `anchor.probability` | number > 0 ≤ 1 | `1` |" in text
     assert "| `sampling.kernel` | `flow_sde`, `cps`, `ode` | `flow_sde` |" in text
     assert "| `model.resolution` | integer > 0 or null | `512` |" in text
+
+
+def test_every_field_of_a_study_is_on_the_page():
+    text = reference.study()
+    keys = [*recipe.StudySpec.model_fields, *(f"stages.NAME.{key}" for key in recipe.StageSpec.model_fields)]
+    assert [key for key in keys if f"| `{key}` | " not in text] == []
+    assert [name for name in recipe.shipped_studies() if f"`{name}`" not in text] == []
 
 
 def test_every_command_and_flag_is_on_the_page():

@@ -9,15 +9,25 @@ from flowopd_cli import recipe as recipes
 from flowopd_cli import registry
 from flowopd_cli.cli.plan.check import tasks_of
 from flowopd_cli.cli.plan.resolve import complete_names
+from flowopd_cli.cli.study.grid import check_nodes, expand
 from flowopd_cli.recipe.cost import arithmetic
 
 FOLDER = Path(__file__).resolve().parents[2] / "recipes"
 FILES = {str(path.relative_to(FOLDER).with_suffix("")): path for path in sorted(FOLDER.rglob("*.yaml"))}
+STUDIES = {name: FILES.pop(name) for name in [*FILES] if name.startswith("studies/")}
 DEFAULTS = {f"toy/{name}" for name in ("teacher-geneval", "teacher-ocr", "teacher-quality", "grpo-mix", "coldstart")}
 
 
 def test_the_program_lists_every_file_and_has_its_defaults():
     assert DEFAULTS < set(FILES) == set(recipes.shipped())
+    assert set(STUDIES) == set(recipes.shipped_studies())
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_study(name):
+    grid = expand(recipes.load_study(STUDIES[name]), name)
+    assert check_nodes(grid, name, allow_code=False) == []
+    assert STUDIES[name].read_text(encoding="utf-8").startswith("#"), "a study opens with its question and its command"
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -75,12 +75,13 @@ def copy(name: Name, dest: Dest = None, force: Force = False) -> None:
 
     source = recipe.find(name)
     stage = recipe.read(source).get("stage")
+    use = f"{stage} --recipe" if stage else "study"
     target = dest / source.name if dest is not None and is_dir(dest) else dest or Path(source.name)
     if target.exists() and (not force or target.is_dir()):
         raise ArtifactError(f"{target}: exists already; give another name, or replace it with --force")
     atomic_write(target, source.read_bytes())
     print(target)
-    typer.echo(f"run it with: flowopd {printable(str(stage))} --recipe {target}", err=True)
+    typer.echo(f"run it with: flowopd {printable(use)} {target}", err=True)
 
 
 @app.command()
