@@ -174,6 +174,7 @@ def distillation(
     Raises :class:`RecipeError`: the recipe is of another stage, or a field is unknown or out of range.
     """
     from flowopd_cli import recipe as recipes
+    from flowopd_cli.cli.plan.resolve import complete_names
 
     if tree.get("stage") != "distill":
         raise RecipeError(f"{where}: is a {tree.get('stage')} recipe; bench measures distillation")
@@ -191,10 +192,8 @@ def distillation(
         for spec in [*_teachers(tree), tree.setdefault("anchor", {})]:
             spec["guidance"] = roles.guidance
     built = recipes.build(tree, overrides=overrides, stage="distill", where=where)
+    built = complete_names(built)
     assert isinstance(built, recipes.DistillRecipe)
-    for key, spec in built.teachers.items():
-        if spec.base is not None:
-            raise RecipeError(f"routing.{key}.base: bench measures teachers of the student's own base; leave it out")
     return built
 
 
@@ -204,6 +203,8 @@ def tables(figures: Mapping[str, Any]) -> Iterator[tuple[str, list[str], list[li
     floor, pictures = figures["floor_seconds"], settings["pictures"]
     title = f"{settings['base']}, {pictures} pictures, {settings['steps']} steps, {machine['dtype']}, "
     title += f"{machine['device']}, {machine['threads']} threads"
+    title += "".join(f", a teacher on {base}" for base in settings["own_bases"])
+    title += f", extrapolate {settings['extrapolate']:g}" * (settings["extrapolate"] != 1)
     rows = []
     for name in ("floor", "fused", "replay", "upstream_structure"):
         value = figures[f"{name}_seconds"]

@@ -6,13 +6,14 @@ import resource
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 
+from flowopd_cli.models.pipeline import PipelineModel
 from flowopd_cli.stages.bench.world import World
 
 Action = Callable[[], object]
@@ -51,7 +52,7 @@ def interleaved(
 
 
 def parts(world: World, action: Action, repeats: int) -> dict[str, float]:
-    """Seconds of an iteration by part: ``rollout`` (the policy without gradients), ``teacher``, ``anchor`` (and base),
+    """Seconds of an iteration by part: ``rollout`` (the policy without gradients), ``teacher`` (and base), ``anchor``,
     ``student`` (with gradients, and its backward), ``optimizer``, and ``rest``: mathematics of the steps, indexing,
     noise. Medians of ``repeats``. On a GPU each part is synchronized, which the iteration itself is not.
     """
@@ -76,7 +77,7 @@ def peak_bytes(action: Action, device: torch.device) -> int:
 
 def _parts_once(world: World, action: Action) -> dict[str, float]:
     spent: dict[str, float] = dict.fromkeys(("rollout", "teacher", "anchor", "student", "optimizer"), 0.0)
-    model, device = world.model, world.model.device
+    device = world.model.device
 
     def recorded(call: Callable[..., Any], roles: Callable[[Mapping[str, Any]], Sequence[str]]) -> Callable[..., Any]:
         """The call, its seconds divided among ``roles`` of its options."""
@@ -91,14 +92,16 @@ def _parts_once(world: World, action: Action) -> dict[str, float]:
 
         return run
 
-    def rows(options: Mapping[str, Any]) -> list[str]:
-        return [_role(name) for name in options.get("adapters") or [model.adapters.active]]
+    def roles_on(model: PipelineModel) -> Callable[[Mapping[str, Any]], Sequence[str]]:
+        return lambda options: [
+            _role(world, model, name) for name in options.get("adapters") or [model.adapters.active]
+        ]
 
-    with (
-        _replaced(model, "velocity", recorded(model.velocity, rows)),
-        _replaced(torch.Tensor, "backward", recorded(torch.Tensor.backward, lambda _: ["student"])),
-        _replaced(world.optimizer, "step", recorded(world.optimizer.step, lambda _: ["optimizer"])),
-    ):
+    with ExitStack() as stack:
+        for model in (world.model, *world.bases.values()):
+            stack.enter_context(_replaced(model, "velocity", recorded(model.velocity, roles_on(model))))
+        stack.enter_context(_replaced(torch.Tensor, "backward", recorded(torch.Tensor.backward, lambda _: ["student"])))
+        stack.enter_context(_replaced(world.optimizer, "step", recorded(world.optimizer.step, lambda _: ["optimizer"])))
         whole = seconds(action, device)
     return spent | {"rest": max(0.0, whole - sum(spent.values())), "all": whole}
 
@@ -114,10 +117,11 @@ def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
         delattr(owner, name) if original is None else setattr(owner, name, original)
 
 
-def _role(adapter: str | None) -> str:
+def _role(world: World, model: PipelineModel, adapter: str | None) -> str:
     if adapter == "policy":
         return "student" if torch.is_grad_enabled() else "rollout"
-    return "anchor" if adapter in {"anchor", None} else "teacher"
+    anchors = model is world.model and world.anchor is not None and world.anchor.adapter == adapter
+    return "anchor" if anchors else "teacher"
 
 
 def _wait(device: torch.device) -> None:

@@ -14,7 +14,8 @@ import torch
 
 from flowopd_cli.models.files.families import family, named_shapes
 from flowopd_cli.models.memory import measure
-from flowopd_cli.recipe import DistillRecipe
+from flowopd_cli.models.pipeline import PipelineModel
+from flowopd_cli.recipe import DistillRecipe, ModelSpec
 from flowopd_cli.stages.bench import clock, limits, structures
 from flowopd_cli.stages.bench.world import World, build
 from flowopd_cli.stages.training.data import make_rewards
@@ -116,22 +117,30 @@ def _ratios(world: World, medians: Mapping[str, float]) -> dict[str, float]:
 
 def _operations(world: World, floor: float) -> dict[str, float]:
     """Operations of the floor's passes (a backward counts as a forward), and their rate."""
-    spec, dtype = world.recipe.model, str(world.model.dtype).removeprefix("torch.")
-    options = replace(load_options(spec, ()), dtype=dtype, prompt_cache=None)
-    footprint = measure(spec.family, spec.pretrained, options, rank=0)
-    if footprint is None:
+    bases = {world.model: world.recipe.model, **{base: spec for spec, base in world.bases.items()}}
+    one = {base: _forward_operations(base, spec) for base, spec in bases.items()}
+    if not all(one.values()):
         return {}
-    guidances = [world.sampler.guidance] * 2 + [teacher.guidance for teacher in world.labelers]
-    guidances += [world.anchor.guidance] if world.anchor else []
-    rows = sum(map(family(spec.family).halves, guidances)) * world.batch * world.steps
+    guidances = [world.sampler.guidance] * 2 + ([world.anchor.guidance] if world.anchor else [])
+    roles: list[tuple[Any, float, int]] = [(world.model, guidance, world.batch) for guidance in guidances]
+    roles += [(teacher.model or world.model, teacher.guidance, len(rows)) for teacher, rows in world.labelers]
+    total = sum(rows * family(bases[base].family).halves(guidance) * one[base] for base, guidance, rows in roles)
     rate = limits.matmul_rate(world.model.device, world.model.dtype)
-    passes = rows * footprint.operations / floor
+    passes = world.steps * total / floor
     return {
-        "forward_of_one_row": footprint.operations,
+        "forward_of_one_row": one[world.model],
         "passes_per_second": passes,
         "matmul_per_second": rate,
         "share": passes / rate,
     }
+
+
+def _forward_operations(base: PipelineModel, spec: ModelSpec) -> int:
+    """Operations of one row; 0 if the shape is not known."""
+    dtype = str(base.dtype).removeprefix("torch.")
+    options = replace(load_options(spec, ()), dtype=dtype, prompt_cache=None)
+    footprint = measure(spec.family, spec.pretrained, options, rank=0)
+    return footprint.operations if footprint else 0
 
 
 def _extras(world: World, request: Request) -> dict[str, float]:
@@ -171,8 +180,9 @@ def _settings(world: World) -> dict[str, Any]:
         "steps": recipe.sampling.steps,
         "trained_steps": world.steps,
         "rank": recipe.adapter.rank,
-        "adapters": len(world.model.adapters.names),
-        "teachers": len({teacher.adapter for teacher in teachers}),
+        "adapters": sum(len(base.adapters.names) for base in (world.model, *world.bases.values())),
+        "teachers": len({(teacher.model, teacher.adapter) for teacher in teachers}),
+        "own_bases": [spec.pretrained for spec in world.bases],
         "guidance": world.sampler.guidance,
         "teacher_guidance": sorted({teacher.guidance for teacher in teachers}),
         "extrapolate": recipe.opd.extrapolate,

@@ -6,7 +6,7 @@ Each is a call without arguments that computes the gradients of one optimizer st
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -33,8 +33,9 @@ def floor(world: World) -> dict[str, Action]:
     """The passes that every structure needs, separately for each role, once per trained step of an iteration; and
     ``forward``, the student's pass without gradients, of which a replay's rollout consists.
     """
-    policy = [Teacher("policy", world.sampler.guidance)]
-    anchors = [world.anchor] if world.anchor else []
+    everyone = torch.arange(world.batch)
+    policy = [(Teacher("policy", world.sampler.guidance), everyone)]
+    anchors = [(world.anchor, everyone)] if world.anchor else []
     roles = {"student": policy, "forward": policy, "teacher": world.labelers, "anchor": anchors}
     return {name: _passes(world, name, teachers) for name, teachers in roles.items() if teachers}
 
@@ -79,6 +80,7 @@ def upstream(world: World) -> Action:
     :func:`replay`.
     """
     model, batch, sampler = _with_both_halves(world.model), world.batch, world.sampler
+    wide = {None: model, **{base: _with_both_halves(base) for base in world.bases.values()}}
     objective = objectives.opd(model, sampler, world.settings)
     everyone = torch.arange(batch)
     targets = [dict(world.routes[prompt.task].target(prompt)) for prompt in world.draw.prompts]
@@ -87,12 +89,12 @@ def upstream(world: World) -> Action:
     def run() -> None:
         rolled = collect.rollout(model, sampler, world.draw, batch=batch)
         parts = [
-            weight.to(model.device).view(-1, 1, 1, 1, 1) * _labels(world, model, rolled, t, weight.nonzero()[:, 0])
+            weight.to(model.device).view(-1, 1, 1, 1, 1) * _labels(world, wide, rolled, t, weight.nonzero()[:, 0])
             for t, weight in weights.items()
         ]
         rolled = replace(rolled, target_velocity=torch.stack(parts).sum(dim=0))
         if world.anchor is not None:
-            rolled = replace(rolled, anchor_velocity=_labels(world, model, rolled, world.anchor, everyone))
+            rolled = replace(rolled, anchor_velocity=_labels(world, wide, rolled, world.anchor, everyone))
         _learn(world, model, objective, rolled, sampler)
 
     return run
@@ -100,15 +102,21 @@ def upstream(world: World) -> Action:
 
 @torch.no_grad()
 def _labels(
-    world: World, model: FlowModel, rolled: Rollout, teacher: Teacher, rows: Int[Tensor, " b"]
+    world: World,
+    models: Mapping[FlowModel | None, FlowModel],
+    rolled: Rollout,
+    teacher: Teacher,
+    rows: Int[Tensor, " b"],
 ) -> Float[Tensor, "B T C H W"]:
-    """One adapter's velocities at its rows of the trajectory, 0 elsewhere."""
+    """One teacher's velocities at its rows of the trajectory, 0 elsewhere."""
+    model = models[teacher.model]
+    cond = rolled.cond if teacher.model is None else model.encode([prompt.text for prompt in rolled.prompts])
     latents, sigmas = rolled.trajectory.latents, rolled.trajectory.sigmas.float().to(world.model.device)
     out = torch.zeros_like(latents[:, :-1])
     pairs = torch.cartesian_prod(rows, torch.tensor(trained_steps(world.sampler).steps))
     with model.adapters.use(teacher.adapter):
         for b, t in (part.unbind(1) for part in pairs.split(world.batch)):
-            out[b, t] = model.velocity(latents[b, t], sigmas[t], rolled.cond[b], guidance=teacher.guidance)
+            out[b, t] = model.velocity(latents[b, t], sigmas[t], cond[b], guidance=teacher.guidance)
     return out
 
 
@@ -165,12 +173,18 @@ def _update(world: World) -> None:
     world.optimizer.zero_grad(set_to_none=True)
 
 
-def _passes(world: World, name: str, roles: Sequence[Teacher]) -> Action:
-    forwards = [(role.adapter, forward(world.model, *world.noise(), role.guidance)) for role in roles]
+def _passes(world: World, name: str, roles: Sequence[tuple[Teacher, Int[Tensor, " n"]]]) -> Action:
+    forwards: list[tuple[FlowModel, str | None, Callable[[], Tensor]]] = []
+    for role, rows in roles:
+        model = role.model or world.model
+        latents, sigma, cond = world.noise(model)
+        for part in rows.split(world.batch):
+            once = forward(model, latents[part], sigma[part], cond[part], role.guidance)
+            forwards.append((model, role.adapter, once))
 
     def run() -> None:
-        for adapter, once in forwards:
-            with world.model.adapters.use(adapter), torch.set_grad_enabled(name == "student"):
+        for model, adapter, once in forwards:
+            with model.adapters.use(adapter), torch.set_grad_enabled(name == "student"):
                 for _ in range(world.steps):
                     velocity = once()
                     if name == "student":

@@ -31,7 +31,9 @@ def load_model(spec: ModelSpec, targets: Sequence[str]) -> LoadedModel:
     return model
 
 
-def load_own_base(spec: ModelSpec, student: LoadedModel, *, offload: bool) -> LoadedModel:
+def load_own_base(
+    spec: ModelSpec, student: LoadedModel, targets: Sequence[str] = (), *, offload: bool
+) -> PipelineModel:
     """Load the base of a teacher that has its own, for the student's latents; equal encoders are not loaded twice.
 
     Raises :class:`ArtifactError`: it has other latents, which is checked before it is loaded, or cannot be compared.
@@ -44,7 +46,7 @@ def load_own_base(spec: ModelSpec, student: LoadedModel, *, offload: bool) -> Lo
     source = registry.base_source(spec.pretrained)
     check_same_latents(locate(source, spec.revision, files=AUTOENCODER_FILES), student.folder)
     pixels = student.latent_shape[1] * pixels_per_latent(student.folder)
-    options = load_options(spec.model_copy(update={"resolution": pixels}), ())
+    options = load_options(spec.model_copy(update={"resolution": pixels}), targets)
     model = kind.load(source, replace(options, offload=offload))
     if model.latent_shape != student.latent_shape:
         raise ArtifactError(
@@ -101,12 +103,16 @@ class Roles:
         for task, spec in specs.items():
             own = spec.own_model(student)
             if own is not None and own not in self.bases:
-                self.bases[own] = load_own_base(own, self.model, offload=spec.offload == "cpu")
+                self.bases[own] = self.load_base(own, offload=spec.offload == "cpu")
             if (own, spec.ref) not in names:
                 names[own, spec.ref] = self.add_frozen(f"teacher_{task}".replace(".", "_"), spec.ref, own)
             scale = guidance if spec.guidance is None else spec.guidance
             teachers[task] = Teacher(names[own, spec.ref], scale, None if own is None else self.bases[own])
         return teachers
+
+    def load_base(self, own: ModelSpec, *, offload: bool) -> LoadedModel:
+        """Load the base of a teacher that has its own."""
+        return load_own_base(own, self.model, offload=offload)
 
     def add_anchor(self, spec: AnchorSpec, guidance: float) -> Teacher | None:
         """The anchor of MAR as a frozen adapter; nothing is loaded when its weight is 0."""

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from support import tiny
 
 from flowopd_cli.cli import app as cli
 from flowopd_cli.cli.commands import bench as cli_bench
@@ -13,14 +14,14 @@ from flowopd_cli.models.loading import LoadOptions
 from flowopd_cli.models.memory import measure
 from flowopd_cli.models.sd3 import SD3Model
 from flowopd_cli.stages.bench import clock, limits, structures
-from flowopd_cli.stages.bench.measure import Request, run
+from flowopd_cli.stages.bench.measure import FLOOR, Request, run
 from flowopd_cli.stages.bench.world import build
 from flowopd_cli.system.progress import Silent
 
 
-def recipe(*overrides, shape="small", **roles):
+def recipe(*overrides, shape="small", base=None, **roles):
     roles = cli_bench.Roles(roles.get("teachers"), roles.get("anchor"), roles.get("guidance"))
-    tree, where = cli_bench.starting_point(None, None, shape)
+    tree, where = cli_bench.starting_point(None, base, None if base else shape)
     settings = ("sampling.steps=3", "adapter.rank=4", *overrides)
     return cli_bench.distillation(tree, where, {}, roles, settings)
 
@@ -57,14 +58,14 @@ def test_every_structure_makes_the_same_gradients(guidance):
     assert_equal_gradients(world_of(f"sampling.guidance={guidance}", guidance=4.5))
 
 
-def forwards(world, structure):
-    """Rows that go through the transformer, those with gradients apart."""
+def forwards(world, structure, model=None):
+    """Rows that go through a transformer, the student's by default; those with gradients apart."""
     rows = {True: 0, False: 0}
 
     def count(module, inputs, named):
         rows[torch.is_grad_enabled()] += len(named["hidden_states"])
 
-    hook = world.model.transformer.register_forward_pre_hook(count, with_kwargs=True)
+    hook = (model or world.model).transformer.register_forward_pre_hook(count, with_kwargs=True)
     structure(world)()
     hook.remove()
     return rows[True], rows[False]
@@ -93,6 +94,51 @@ def test_an_extrapolated_target_adds_the_bases_pass_unless_the_anchor_has_it():
             name: forwards(world, lambda _, action=action: action) for name, action in structures.floor(world).items()
         }
         assert floor["teacher"][1] + floor["anchor"][1] == 2 * 2 * labels
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory):
+    """Folders of a tiny base, and of a larger one with its autoencoder and other text encoders."""
+    root = tmp_path_factory.mktemp("bases")
+    student, large = tiny.assemble(0), tiny.assemble(1, **tiny.LARGER)
+    large.vae = student.vae
+    for name, pipeline in {"student": student, "large": large}.items():
+        pipeline.save_pretrained(root / name)
+    return root
+
+
+def test_a_teacher_with_its_own_base_costs_its_forwards_alone(bases):
+    """Four pictures, two of a task with an own base, guidance 2 for it and 1 for all others; two trained steps."""
+    small = ("model.resolution=null", "model.max_sequence_length=4", "sampling.guidance=1", "model.dtype=float32")
+    own = f"{{base: {bases / 'large'}, ref: %s, guidance: 2}}"
+    for ref, extra in (("teacher", 2), ("base", 1)):  # adapters of the student: policy, its average, teacher, anchor
+        routes = (f"routing.task0={own % ref}", f"routing.task1=[{{ref: a}}, {own % ref}]")
+        world = world_of(*small, *routes, batch=4, base=str(bases / "student"))
+        (large,) = world.bases.values()
+        assert len(large.adapters.names) == extra - 1
+        assert_equal_gradients(world)
+        floor = structures.floor(world)
+        for model, student, labels in ((world.model, 4 * 2, (2 + 4) * 2), (large, 0, 2 * 4 * 2)):
+            assert forwards(world, structures.fused, model) == (student, labels)
+            passes = [forwards(world, lambda _, role=role: floor[role], model) for role in FLOOR]
+            assert tuple(map(sum, zip(*passes, strict=True))) == (student, labels)
+
+
+RANDOM = "routing={task0: {ref: a}, task1: {base: flux-small, ref: base}}"
+
+
+def test_figures_of_a_random_base_of_a_teacher():
+    figures = run(Request(recipe("model.resolution=64", RANDOM), 2, 1, real=False), Silent())
+    assert figures["settings"]["own_bases"] == ["flux-small"]
+    assert figures["settings"]["teachers"] == 2
+    assert figures["operations"]["passes_per_second"] > 0
+    assert "a teacher on flux-small" in next(cli_bench.tables(figures))[0]
+
+
+@pytest.mark.parametrize(("base", "size"), [("flux-small", 32), ("stabilityai/stable-diffusion-3.5-large", 64)])
+def test_a_random_student_has_teachers_of_random_bases_with_its_latents(base, size):
+    with pytest.raises(RecipeError, match=base):
+        world_of(f"model.resolution={'null' if size == 32 else size}", RANDOM.replace("flux-small", base))
 
 
 FLUX = ("model.resolution=64", "model.max_sequence_length=8", "sampling.guidance=3.5")
