@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import chain
 from typing import Any
 
 from flowopd_cli.errors import RewardError
@@ -12,9 +11,8 @@ from flowopd_cli.runs.adapter_ref import Adapters
 from flowopd_cli.runs.run import RunDir
 from flowopd_cli.stages.training.data import make_drawer, make_rewards, make_sampler
 from flowopd_cli.stages.training.fit import Course, train_policy
-from flowopd_cli.stages.training.lengths import check_lengths
-from flowopd_cli.stages.training.model import Roles, encode_ahead, load_model
-from flowopd_cli.stages.training.resume import prompts_digest
+from flowopd_cli.stages.training.model import Roles, load_model
+from flowopd_cli.stages.training.prepare import prepare
 from flowopd_cli.stages.training.watch import make_watch
 from flowopd_cli.system.progress import Progress
 from flowopd_cli.train import supervised
@@ -33,10 +31,7 @@ def run(
     roles = Roles(model, adapters or Adapters())
     roles.add_policy(recipe.adapter, recipe.seed)
     teachers = roles.add_teachers(recipe.teachers, recipe.sampling.guidance, recipe.model)
-    texts = [*chain.from_iterable(prompts.values()), *(watch.draw.prompts if watch else ())]
-    check_lengths(recipe, model, texts, progress)
-    run.declare(roles.inputs(recipe.model, prompts_digest(prompts)))
-    encode_ahead(model, texts)
+    prepare(recipe, run, roles, prompts, watch, progress)
     sampler = make_sampler(model, recipe.sampling)
     progress.note(f"drawing {sft.samples} pictures from {len(teachers)} teachers")
     draws, batch = range(-(-sft.samples // train.groups)), train.rollout_batch

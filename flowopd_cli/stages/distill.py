@@ -14,9 +14,8 @@ from flowopd_cli.runs.adapter_ref import Adapters
 from flowopd_cli.runs.run import RunDir
 from flowopd_cli.stages.training.data import iteration_sampler, make_drawer, make_rewards
 from flowopd_cli.stages.training.fit import Course, train_policy
-from flowopd_cli.stages.training.lengths import check_lengths
-from flowopd_cli.stages.training.model import Roles, encode_ahead, load_model, make_routes
-from flowopd_cli.stages.training.resume import prompts_digest
+from flowopd_cli.stages.training.model import Roles, load_model, make_routes
+from flowopd_cli.stages.training.prepare import prepare
 from flowopd_cli.stages.training.watch import make_watch
 from flowopd_cli.system.progress import Progress
 from flowopd_cli.train import collect, labels
@@ -42,12 +41,7 @@ def run(
     if watch is not None:
         routed = [(prompt, routes.get(prompt.task)) for prompt in watch.draw.prompts]
         watch.targets = [None if route is None else route.target(prompt) for prompt, route in routed]
-    texts = [*chain.from_iterable(prompts.values()), *(watch.draw.prompts if watch else ())]
-    check_lengths(recipe, model, texts, progress)
-    run.declare(roles.inputs(recipe.model, prompts_digest(prompts)))
-    encode_ahead(model, texts)
-    for base in roles.bases.values():
-        encode_ahead(base, texts)
+    prepare(recipe, run, roles, prompts, watch, progress)
     batch, every, fuse = train.rollout_batch, recipe.opd.log_rewards_every, recipe.fused
 
     def experience(iteration: int):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
 from typing import Any
 
 from flowopd_cli.core.sampler import Sampler
@@ -14,18 +13,18 @@ from flowopd_cli.core.types import Rollout
 from flowopd_cli.models.base import LoadedModel
 from flowopd_cli.recipe import AWMSpec, NFTSpec, TeacherRecipe, cost
 from flowopd_cli.recipe.tasks import check_tasks
+from flowopd_cli.rewards.base import RewardMix
 from flowopd_cli.runs.adapter_ref import Adapters
 from flowopd_cli.runs.run import RunDir
-from flowopd_cli.stages.training.data import in_background, iteration_sampler, make_drawer, make_rewards
+from flowopd_cli.stages.training.data import Drawer, in_background, iteration_sampler, make_drawer, make_rewards
 from flowopd_cli.stages.training.fit import Course, train_policy
-from flowopd_cli.stages.training.lengths import check_lengths
-from flowopd_cli.stages.training.model import Roles, encode_ahead, load_model
+from flowopd_cli.stages.training.model import Roles, load_model
 from flowopd_cli.stages.training.objective import forward_guidance
-from flowopd_cli.stages.training.resume import prompts_digest
+from flowopd_cli.stages.training.prepare import prepare
 from flowopd_cli.stages.training.watch import make_watch
 from flowopd_cli.system.progress import Progress
 from flowopd_cli.train import collect, forward
-from flowopd_cli.train.loop import MicroBatches
+from flowopd_cli.train.loop import Experience, MicroBatches
 from flowopd_cli.train.redraw import Redraw
 from flowopd_cli.train.routes import Teacher
 
@@ -34,20 +33,22 @@ def run(
     recipe: TeacherRecipe, run: RunDir, progress: Progress, *, adapters: Adapters | None = None, resume: bool = False
 ) -> dict[str, Any]:
     """Rollout, rewards, advantages, objective; the adapter ends in ``adapter/``."""
-    train = recipe.train
-    drawer, prompts = make_drawer(recipe.prompts, train, recipe.seed)
+    drawer, prompts = make_drawer(recipe.prompts, recipe.train, recipe.seed)
     check_tasks(recipe, prompts)
     rewards = make_rewards(recipe.rewards, prompts)
     watch = make_watch(recipe, rewards)
     model = load_model(recipe.model, recipe.adapter.targets)
     roles = Roles(model, adapters or Adapters())
     roles.add_policy(recipe.adapter, recipe.seed)
-    texts = [*chain.from_iterable(prompts.values()), *(watch.draw.prompts if watch else ())]
-    check_lengths(recipe, model, texts, progress)
-    run.declare(roles.inputs(recipe.model, prompts_digest(prompts)))
-    encode_ahead(model, texts)
-    scoring = partial(in_background, rewards)
-    spec = recipe.forward
+    prepare(recipe, run, roles, prompts, watch, progress)
+    experience = make_experience(recipe, model, drawer, rewards)
+    course = Course(f"teacher {'+'.join(r.name for r in recipe.rewards)}", experience, prompts, watch)
+    return {"metrics": train_policy(recipe, model, run, progress, course, resume=resume)}
+
+
+def make_experience(recipe: TeacherRecipe, model: LoadedModel, drawer: Drawer, rewards: RewardMix) -> Experience:
+    """Draws and scores the pictures of an iteration, and makes optimizer steps of them as the algorithm does."""
+    train, spec, scoring = recipe.train, recipe.forward, partial(in_background, rewards)
     method = _grpo(recipe, model, scoring) if spec is None else _forward(recipe, spec, model, scoring)
     credit = spec or recipe.grpo
     weights = rewards.weights if credit.normalize == "each" else None
@@ -76,8 +77,7 @@ def run(
             return [], figures
         return method.optimizer_steps(rolled, sampler, draw, iteration), figures
 
-    course = Course(f"teacher {'+'.join(r.name for r in recipe.rewards)}", experience, prompts, watch)
-    return {"metrics": train_policy(recipe, model, run, progress, course, resume=resume)}
+    return experience
 
 
 @dataclass(frozen=True)

@@ -225,3 +225,19 @@ def test_two_processes_and_shards_train_what_one_process_trains(bases, tmp_path)
     for name in ("two", "pieces"):
         for key, value in weights(tmp_path / "one").items():  # Adam magnifies rounding where a gradient is small
             assert float((weights(tmp_path / name)[key] - value).norm()) <= 1e-3 * float(value.norm()), key
+
+
+@pytest.mark.parametrize(("base", "notes"), [("flux", 2), ("large", 1)])
+def test_an_own_base_with_other_encoders_counts_its_long_prompts(flowopd, bases, monkeypatch, tmp_path, base, notes):
+    """Three prompts, of which two are longer than either base reads; one of these has the task of the own base."""
+    monkeypatch.chdir(bases)
+    long = "a red circle and " * 9
+    rows = [{"prompt": long, "task": "one"}, {"prompt": f"{long}more", "task": "two"}, {"prompt": "a", "task": "two"}]
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    more = ("--set", f"prompts=[{{source: {tmp_path / 'p.jsonl'}}}]", "--out", tmp_path / "run")
+    code, _, err = flowopd(*distill(f"one=base,base={base}", "two=base", train__iterations=1), *more)
+    text = " ".join(err.split())
+    assert code == 0
+    assert text.count("prompts are longer than the") == notes
+    assert "2 of 3 prompts are longer than the 14 tokens that the text encoders read" in text
+    assert ("1 of 1 prompts are longer than the 14 tokens that the text encoders of flux read" in text) == (notes == 2)

@@ -20,6 +20,7 @@ from flowopd_cli.models.pipeline import PipelineModel
 from flowopd_cli.models.random_weights import make_random
 from flowopd_cli.recipe import DistillRecipe, ModelSpec
 from flowopd_cli.runs.adapter_ref import Adapters
+from flowopd_cli.runs.manifest import Parent
 from flowopd_cli.stages.training.data import make_drawer, make_sampler
 from flowopd_cli.stages.training.fit import save_memory
 from flowopd_cli.stages.training.model import Roles, load_model, load_options, load_own_base, make_routes
@@ -92,21 +93,20 @@ def build(recipe: DistillRecipe, batch: int | None, *, real_prompts: bool) -> Wo
     """
     count = batch or min(recipe.train.groups * recipe.train.group_size, recipe.train.micro)
     sources, draw = _prompts(recipe, count, real_prompts)
-    model = _load(recipe.model, recipe.adapter.targets)
+    model = load(recipe.model, recipe.adapter.targets)
     save_memory(model, recipe.train)
     guidance, parts = recipe.sampling.guidance, recipe.adapter
     model.adapters.add("policy", parts.rank, parts.alpha, seed=recipe.seed, trainable=True)
     roles = _RandomRoles(model, Adapters(), recipe=recipe)
     routes = make_routes(recipe, roles.add_teachers(recipe.teachers, guidance, recipe.model))
     anchor = roles.add_anchor(recipe.anchor, guidance)
-    bases = {own: base for own, base in roles.bases.items() if isinstance(base, PipelineModel)}
-    for owner in (model, *bases.values()):
+    for owner in (model, *roles.bases.values()):
         for index, name in enumerate(owner.adapters.names):
             _randomize(owner, name, seed=index)
     model.adapters.copy("policy", "policy_ema")
     optimizer = torch.optim.AdamW(model.adapters.trainable().values(), lr=0.0)
     sampler = make_sampler(model, recipe.sampling, seed=recipe.seed)
-    return World(recipe, model, bases, sampler, draw, routes, anchor, opd_settings(recipe), optimizer, sources)
+    return World(recipe, model, roles.bases, sampler, draw, routes, anchor, opd_settings(recipe), optimizer, sources)
 
 
 @dataclass
@@ -122,7 +122,7 @@ class _RandomRoles(Roles):
             return load_own_base(own.model_copy(update={"cache_prompts": False}), self.model, targets, offload=offload)
         if own.pretrained not in named_shapes():
             raise RecipeError(f"{own.pretrained}: the student has random weights, so a teacher's base is a shape too")
-        model = _load(own, targets, offload=offload)
+        model = load(own, targets, offload=offload)
         if model.latent_shape != self.model.latent_shape:
             shapes = f"takes latents of shape {model.latent_shape}, the student's are {self.model.latent_shape}"
             raise RecipeError(f"{own.pretrained}: {shapes}: set model.resolution (--resolution)")
@@ -130,6 +130,7 @@ class _RandomRoles(Roles):
 
     def add_frozen(self, name: str, ref: str, own: ModelSpec | None = None) -> str | None:
         """A random adapter under ``name``; a bare base has none."""
+        self.parents.append(Parent(role=name, ref=ref))
         if ref == "base":
             return None
         model, parts = self.model if own is None else self.bases[own], self.recipe.adapter
@@ -137,7 +138,7 @@ class _RandomRoles(Roles):
         return name
 
 
-def _load(spec: ModelSpec, targets: Sequence[str], *, offload: bool = False) -> PipelineModel:
+def load(spec: ModelSpec, targets: Sequence[str], *, offload: bool = False) -> PipelineModel:
     """A base: of random weights if ``pretrained`` is a shape's name."""
     spec = spec.model_copy(update={"cache_prompts": False})
     shape = named_shapes().get(spec.pretrained)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
+from itertools import count
 
 from flowopd_cli import registry
 from flowopd_cli.core.prompt import Prompt
@@ -77,7 +78,7 @@ class Roles:
     model: LoadedModel
     adapters: Adapters
     parents: list[Parent] = field(default_factory=list)
-    bases: dict[ModelSpec, LoadedModel] = field(default_factory=dict)  # of teachers that have their own
+    bases: dict[ModelSpec, PipelineModel] = field(default_factory=dict)  # of teachers that have their own
 
     def inputs(self, spec: ModelSpec, prompts: str | None = None) -> Inputs:
         """The inputs that the run declares; ``prompts`` is the digest of its training prompts."""
@@ -94,9 +95,10 @@ class Roles:
         self.parents.append(init.parent("init"))
 
     def add_teachers(self, specs: Mapping[str, TeacherSpec], guidance: float, student: ModelSpec) -> dict[str, Teacher]:
-        """Each teacher as a frozen adapter ``teacher_<task>``; equal references on a base share one adapter.
+        """Each teacher as a frozen adapter, ``teacher_<task>`` if that name is free.
 
-        A teacher's own base is loaded once, with the other settings of the ``student``'s.
+        Equal references on a base share one adapter. A teacher's own base is loaded once, with the other
+        settings of the ``student``'s.
         """
         names: dict[tuple[ModelSpec | None, str], str | None] = {}
         teachers: dict[str, Teacher] = {}
@@ -105,12 +107,17 @@ class Roles:
             if own is not None and own not in self.bases:
                 self.bases[own] = self.load_base(own, offload=spec.offload == "cpu")
             if (own, spec.ref) not in names:
-                names[own, spec.ref] = self.add_frozen(f"teacher_{task}".replace(".", "_"), spec.ref, own)
+                names[own, spec.ref] = self.add_frozen(self._unused(f"teacher_{task}"), spec.ref, own)
             scale = guidance if spec.guidance is None else spec.guidance
             teachers[task] = Teacher(names[own, spec.ref], scale, None if own is None else self.bases[own])
         return teachers
 
-    def load_base(self, own: ModelSpec, *, offload: bool) -> LoadedModel:
+    def _unused(self, name: str) -> str:
+        """The name of an adapter without dots, which PEFT does not take, that no role has yet."""
+        name, roles = name.replace(".", "_"), {parent.role for parent in self.parents}
+        return name if name not in roles else next(f"{name}_{i}" for i in count(2) if f"{name}_{i}" not in roles)
+
+    def load_base(self, own: ModelSpec, *, offload: bool) -> PipelineModel:
         """Load the base of a teacher that has its own."""
         return load_own_base(own, self.model, offload=offload)
 

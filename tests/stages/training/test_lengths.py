@@ -31,11 +31,11 @@ class Notes(Silent):
         self.notes.append(text)
 
 
-def check(prompts, *, rewards=({"name": "toy-quality"},), **model):
+def check(prompts, *, rewards=({"name": "toy-quality"},), watch=(), watched=(), **model):
     tree = {"stage": "teacher", "model": {"pretrained": "toy", **model}, "rewards": list(rewards)}
     progress = Notes()
-    recipe = recipes.build(tree | {"prompts": [{"source": "toy:ocr"}]})
-    check_lengths(recipe, Words(), prompts, progress)
+    recipe = recipes.build(tree | {"prompts": [{"source": "toy:ocr"}], "watch": {"rewards": list(watch)}})
+    check_lengths(recipe, Words(), prompts, progress, watched=watched)
     return progress.notes
 
 
@@ -89,6 +89,15 @@ def test_a_text_to_render_that_is_cut_off_is_refused(long, rewards):
 )
 def test_other_long_prompts_are_only_remarked_on(long, rewards):
     assert len(check([long], rewards=[{"name": "toy-quality"}, *rewards])) == 1
+
+
+def test_watched_prompts_are_judged_by_the_rewards_of_the_watch():
+    long, quality = prompt(LONG, task="ocr"), {"name": "toy-quality"}
+    assert len(check([], watched=[long], rewards=[OCR], watch=[quality])) == 1
+    assert len(check([long], watched=[prompt("short")], rewards=[quality], watch=[OCR])) == 1
+    for rewards, watch in (([quality], [OCR]), ([OCR], ())):
+        with pytest.raises(PromptError, match="its text to render"):
+            check([], watched=[long], rewards=rewards, watch=watch)
 
 
 def test_the_stages_check_the_prompts_of_their_recipe(tmp_path, flowopd):
