@@ -40,7 +40,9 @@ def execute(plan: Plan, common: Common) -> None:
     recipe = plan.recipe
     dry_run = common.dry_run or is_dry_push(recipe)
     recorded = None if common.resume is None else RunDir.open(common.resume, writes=False).recipe()
-    remarks = check(recipe, adapters=plan.adapters, out=common.out, dry_run=dry_run, recorded=recorded)
+    remarks = check(
+        recipe, adapters=plan.adapters, out=common.out, dry_run=dry_run, recorded=recorded, start=plan.start
+    )
     remarks = [*launch.REMARKS, *plan.remarks, *remarks]
     console = Console(quiet=common.quiet, main=launch.is_main())
     for remark in remarks:

@@ -44,16 +44,19 @@ def check(
     out: Path | None = None,
     dry_run: bool = False,
     recorded: recipes.Recipe | None = None,
+    start: recipes.Recipe | None = None,
 ) -> list[str]:
     """Refuse a recipe that cannot run; returns remarks on probable mistakes.
 
     ``out`` is where the run will be written; with ``dry_run`` nothing is trained or uploaded, so adapters need not
-    exist yet. ``recorded`` is the recipe of a resumed run, which may have settings that are refused by now.
+    exist yet. ``recorded`` is the recipe of a resumed run, which may have settings that are refused by now; ``start``
+    is the shipped recipe that the user changed, whose own fields without effect get no remark.
 
     Raises :class:`FlowOPDError`: a name is unknown, a file or adapter is missing, adapters have different bases, a task
     has no teacher or reward, nothing could be learned, or ``out`` holds an input of the recipe.
     """
-    remarks = [remark for run in _checks(recipe, adapters or Adapters(), out, dry_run) for remark in run() or ()]
+    checks = _checks(recipe, adapters or Adapters(), out, dry_run, start=recorded or start)
+    remarks = [remark for run in checks for remark in run() or ()]
     check_guidance(recipe, recorded)
     return [*remarks, *check_step_weight(recipe, recorded)]
 
@@ -88,7 +91,13 @@ def collect(checks: Iterable[Check]) -> Iterator[Finding]:
 
 
 def _checks(
-    recipe: recipes.Recipe, adapters: Adapters, out: Path | None, dry_run: bool, *, consent: bool = True
+    recipe: recipes.Recipe,
+    adapters: Adapters,
+    out: Path | None,
+    dry_run: bool,
+    *,
+    consent: bool = True,
+    start: recipes.Recipe | None = None,
 ) -> Iterator[Check]:
     refs = dict(adapter_refs(recipe))
     yield partial(_check_own_bases, recipe, dry_run)
@@ -96,11 +105,11 @@ def _checks(
         yield partial(_check_push, recipe, dry_run)
     yield partial(_check_adapters, recipe, refs, adapters, dry_run)
     yield partial(_check_out, out, recipe, refs)
-    yield from _name_checks(recipe)
+    yield from _name_checks(recipe, start)
     yield from _option_checks(recipe, consent)
 
 
-def _name_checks(recipe: recipes.Recipe) -> Iterator[Check]:
+def _name_checks(recipe: recipes.Recipe, start: recipes.Recipe | None = None) -> Iterator[Check]:
     yield partial(registry.MODELS.check, recipe.model.family)
     yield partial(check_base, recipe.model)
     for _, spec in recipes.reward_fields(recipe):
@@ -117,7 +126,7 @@ def _name_checks(recipe: recipes.Recipe) -> Iterator[Check]:
             yield partial(_check_weights, recipe, read)
         for prompts, rewards in _scored_prompts(recipe):
             yield partial(_check_prompts, prompts, rewards, read)
-    yield from setting_checks(recipe)
+    yield from setting_checks(recipe, start)
 
 
 def _option_checks(recipe: recipes.Recipe, consent: bool) -> Iterator[Check]:

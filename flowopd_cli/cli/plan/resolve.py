@@ -44,13 +44,14 @@ NEEDED = {
 @dataclass(frozen=True)
 class Plan:
     """The plan of a command: its recipe with complete names, remarks on changed fields, the adapters resolved so far,
-    and the suites and pictures of an evaluation.
+    the suites and pictures of an evaluation, and the shipped recipe that the flags changed.
     """
 
     recipe: recipes.Recipe
     remarks: tuple[str, ...] = ()
     adapters: Adapters = field(default_factory=Adapters, compare=False)
     requests: Requests | None = field(default=None, compare=False)
+    start: recipes.Recipe | None = field(default=None, compare=False)
 
     @classmethod
     def of(cls, recipe: recipes.Recipe, overrides: Sequence[str] = (), adapters: Adapters | None = None) -> Plan:
@@ -88,13 +89,15 @@ def resolve(stage: str, common: Common, values: Mapping[str, Any], *, refs: Sequ
     Raises :class:`RecipeError` or :class:`ArtifactError`: a value is unknown, missing or out of range, or is code
     without consent.
     """
-    adapters, remarks = Adapters(), list[str]()
+    adapters, remarks, start = Adapters(), list[str](), None
     flags = {key: value for key, value in values.items() if value not in (None, [], {}, ())}
     rewards = [spec["name"] for spec in flags.get("rewards", ())]
     if common.resume is not None:
         recipe, where = _resumed(stage, common, flags, adapters), str(common.resume)
     else:
         tree, where = _starting_point(stage, common, flags, refs, adapters)
+        if Path(where) in recipes.shipped().values():
+            start = complete_names(recipes.build(tree, where=where))
         keep = flags.pop("keep", None)
         _assign_flags(tree, stage, common, flags)
         recipe = recipes.build(tree, overrides=common.overrides, stage=stage, where=where)
@@ -104,7 +107,7 @@ def resolve(stage: str, common: Common, values: Mapping[str, Any], *, refs: Sequ
     if not common.allow_code:
         check_consent(recipe, where, rewards, common.overrides)
     plan = Plan.of(recipe, common.overrides, adapters)
-    return replace(plan, remarks=(*remarks, *plan.remarks))
+    return replace(plan, remarks=(*remarks, *plan.remarks), start=start)
 
 
 def complete_names(recipe: recipes.Recipe) -> recipes.Recipe:

@@ -14,14 +14,20 @@ from flowopd_cli.recipe import cost
 from flowopd_cli.system.distributed import GROUP
 
 
-def setting_checks(recipe: recipes.Recipe) -> Iterator[Callable[[], Iterator[str] | None]]:
-    """Checks that return remarks, or raise :class:`RecipeError` if nothing could be learned."""
+def setting_checks(
+    recipe: recipes.Recipe, start: recipes.Recipe | None = None
+) -> Iterator[Callable[[], Iterator[str] | None]]:
+    """Checks that return remarks, or raise :class:`RecipeError` if nothing could be learned.
+
+    A field without effect is remarked on if it differs from the recipe ``start``, which is all defaults if ``None``.
+    """
     if isinstance(recipe, recipes.TrainedRecipe):
         yield partial(_check_groups, recipe)
         if not isinstance(recipe, recipes.DistillRecipe):
             yield partial(_single_step, recipe)
-        for remarks in (_nothing_new, _step_counts, _processes, _no_effect):
+        for remarks in (_nothing_new, _step_counts, _processes):
             yield partial(remarks, recipe)
+        yield partial(_no_effect, recipe, start)
 
 
 def _check_groups(recipe: recipes.TrainedRecipe) -> Iterator[str]:
@@ -147,12 +153,12 @@ def _processes(recipe: recipes.TrainedRecipe) -> Iterator[str]:
         )
 
 
-def _no_effect(recipe: recipes.TrainedRecipe) -> Iterator[str]:
+def _no_effect(recipe: recipes.TrainedRecipe, start: recipes.Recipe | None) -> Iterator[str]:
     window, steps = recipe.sampling.window, recipe.sampling.steps
     if window is not None and not recipe.sampling.deterministic and window.start_max + window.size >= steps:
         yield "sampling.window holds the last step, which draws no noise and is not trained"
     for field, reason in _unused(recipe):
-        if _is_changed(recipe, field):
+        if _is_changed(recipe, field, start):
             yield f"{field}: has no effect, because {reason}"
 
 
@@ -193,8 +199,10 @@ def _unused_in_distill(recipe: recipes.DistillRecipe) -> Iterator[tuple[str, str
         yield "rewards", "opd.log_rewards_every is 0"
 
 
-def _is_changed(recipe: recipes.TrainedRecipe, field: str) -> bool:
-    """Whether a field differs from its default."""
+def _is_changed(recipe: recipes.TrainedRecipe, field: str, start: recipes.Recipe | None) -> bool:
+    """Whether a field differs from its value in ``start``, or from its default."""
     section, _, name = field.rpartition(".")
     spec: Any = attrgetter(section)(recipe) if section else recipe
-    return getattr(spec, name) != type(spec).model_fields[name].default
+    same_stage = isinstance(start, type(recipe))
+    before = attrgetter(field)(start) if same_stage else type(spec).model_fields[name].default
+    return getattr(spec, name) != before

@@ -6,6 +6,7 @@ import pytest
 
 from flowopd_cli import recipe as recipes
 from flowopd_cli.cli.options import Common
+from flowopd_cli.cli.plan.check import check
 from flowopd_cli.cli.plan.resolve import resolve
 from flowopd_cli.cli.stage import continuation
 from flowopd_cli.errors import ArtifactError, RecipeError
@@ -117,6 +118,15 @@ def test_a_resumed_run_needs_consent_again(tmp_path):
         resolve("teacher", Common(resume=made.path), {})
     plan = resolve("teacher", Common(resume=made.path, allow_code=True), {})
     assert continuation(plan.recipe, made.path).endswith(" --allow-code")
+
+
+@pytest.mark.parametrize("name", ["teacher-geneval-grpo", "teacher-ocr"])
+def test_settings_of_a_shipped_recipe_that_a_flag_leaves_without_effect_get_no_remark(name):
+    values = {"algorithm": "awm", "sampling.kernel": "ode"}
+    common = Common(recipe=f"toy/{name}", overrides=["grpo.clip=0.3"])
+    plan = resolve("teacher", common, values)
+    unused = [remark for remark in check(plan.recipe, dry_run=True, start=plan.start) if "no effect" in remark]
+    assert unused == ["grpo.clip: has no effect, because algorithm is awm"]
 
 
 @pytest.mark.parametrize(

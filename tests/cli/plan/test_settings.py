@@ -24,8 +24,15 @@ AWM = {"algorithm": "awm", "sampling": {"kernel": "ode"}}
 FLUX = {"pretrained": "black-forest-labs/FLUX.1-dev", "family": "flux"}
 
 
-def remarks(recipe):
-    return [remark for run in setting_checks(recipe) for remark in run() or ()]
+def remarks(recipe, start=None):
+    return [remark for run in setting_checks(recipe, start) for remark in run() or ()]
+
+
+def test_fields_without_effect_are_remarked_on_where_they_differ_from_the_recipe_that_was_changed():
+    start = recipes.build({**TEACHER, "grpo": {"clip": 0.1, "beta": 0.5}})
+    data = {**TEACHER, **AWM, "grpo": {"clip": 0.1, "beta": 0.2}}
+    assert remarks(recipes.build(data), start) == ["grpo.beta: has no effect, because algorithm is awm"]
+    assert len(remarks(recipes.build(data), recipes.build(DISTILL))) == 2  # of another stage
 
 
 @pytest.mark.parametrize(
