@@ -22,7 +22,7 @@ from flowopd_cli.stages import coldstart, distill, teacher
 
 TESTS, PACKAGE = Path(__file__).resolve().parent.parent, Path(flowopd_cli.__file__).parent.parent
 SHARDED = ("teacher", "nft", "coldstart", "distill", "fused", "saving", "few")
-NAMES = (*SHARDED, "awm", "sparse", "thinned", "soft", "fresh", "ended", "few-fused", "one-group")
+NAMES = (*SHARDED, "awm", "sparse", "thinned", "soft", "fresh", "ended", "few-fused", "one-group", "kept")
 COUNTS = ("two", "shards")
 CASES = [(count, name) for count, names in (("two", NAMES), ("shards", SHARDED)) for name in names]
 
@@ -123,6 +123,9 @@ def test_several_processes_log_the_figures_of_one(trained, several, name):
         assert one[0]["iteration"] == 0
         assert min(watched) > 0  # it starts from an adapter
         assert watched[0] != watched[-1]
+    if name == "kept":
+        assert one[0]["kl/a"] == pytest.approx(0, abs=1e-12)
+        assert one[-1]["kl/a"] > 1e-9
     if name in {"nft", "awm"}:
         assert sum(row.get("refilled", 0) for row in one) > 0
     if name in {"awm", "fresh"}:

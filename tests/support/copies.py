@@ -13,6 +13,7 @@ import torch
 from support.tiny import TARGETS, TEXTS, load, randomize
 
 from flowopd_cli import recipe as recipes
+from flowopd_cli.cli.plan.keep import keep_tasks
 from flowopd_cli.cli.plan.resolve import Plan
 from flowopd_cli.cli.stage import run_stage
 from flowopd_cli.core.types import RewardResult
@@ -153,11 +154,20 @@ def coarse(built):
     return built.model_copy(update={"rewards": tuple(rewards)})
 
 
+def kept(folder, pipeline):
+    """The student of one process learns task ``b`` again, by another teacher, and keeps task ``a``."""
+    built = recipe("distill", folder, pipeline, updates=1, iterations=3)
+    student = str(folder / "runs" / "one" / "few-fused")
+    adapter = built.adapter.model_copy(update={"init": student})
+    again = {"adapter": adapter, "prompts": built.prompts[1:], "routing": {"b": built.routing["a"]}}
+    return keep_tasks(built.model_copy(update=again), "student")[0]
+
+
 def runs(folder, out, pipeline, *, shard=False):
     """Every stage, and distillations: in one pass, with checkpointing, of one group with sample pictures.
 
     With the whole base in each process also those that differ in their rows and groups only: optimizer steps of one
-    row each, some of the steps, groups and pictures that are replaced, and fewer groups than processes.
+    row each, some of the steps, groups and pictures that are replaced, fewer groups than processes, and a task kept.
     """
 
     def load_double(spec, targets):
@@ -193,6 +203,7 @@ def runs(folder, out, pipeline, *, shard=False):
     stop = {"metric": "iteration", "above": 1, "patience": 1}
     train(out / "ended", recipe("distill", folder, pipeline, updates=1, checkpoint_every=1, stop=stop))
     train(out / "few-fused", recipe("distill", folder, pipeline, groups=1, updates=1))
+    train(out / "kept", kept(folder, pipeline))
     train(out / "one-group", recipe("coldstart", folder, pipeline, groups=1, iterations=2))
 
 
