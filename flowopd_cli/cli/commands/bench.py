@@ -1,7 +1,8 @@
-"""``flowopd bench``: its flags, turned into a distillation recipe to measure. Nothing heavy is imported here."""
+"""``flowopd bench``: its flags, turned into the recipes to measure. Nothing heavy is imported here."""
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ if TYPE_CHECKING:  # half of the time that --help takes
     from flowopd_cli import recipe as recipes
 
 TOY = "toy"
+TOY_RECIPES = {"distill": "toy/distill", "teacher": "toy/teacher-geneval-grpo"}
 TEACHERS = 2
 GUIDANCE = 4.5
 BATCH = 4
@@ -30,7 +32,7 @@ def _option(flag: str, metavar: str, help: str, **more: Any) -> Any:
 
 
 RecipeName = Annotated[
-    str | None, _option("--recipe", "NAME|FILE", "A distillation recipe; its adapters need not exist.")
+    str | None, _option("--recipe", "NAME|FILE", "A recipe of distill or teacher; its adapters need not exist.")
 ]
 Base = Annotated[str | None, _option("--base", "BASE", "'toy', a diffusers folder or a Hub id.")]
 ShapeName = Annotated[
@@ -47,6 +49,9 @@ Guidance = Annotated[
 ]
 TeacherGuidance = Annotated[
     float | None, _option("--teacher-guidance", "G", "Guidance of the teachers and the anchor.", min=0)
+]
+Algorithms = Annotated[
+    list[str], _option("--algorithm", "NAME", "Measure a teacher by grpo, nft or awm; repeat it to compare.")
 ]
 Dtype = Annotated[str | None, _option("--dtype", "NAME", "auto, float32, bfloat16 or float16.")]
 Device = Annotated[str | None, _option("--device", "NAME", "auto, cpu, cuda or cuda:N.")]
@@ -68,6 +73,7 @@ def bench(
     batch: Batch = None,
     guidance: Guidance = None,
     teacher_guidance: TeacherGuidance = None,
+    algorithms: Algorithms = [],  # noqa: B006
     dtype: Dtype = None,
     device: Device = None,
     repeats: Repeats = 5,
@@ -78,6 +84,8 @@ def bench(
 ) -> None:
     """Time a distillation step on this machine: in total, its required passes alone, and its parts.
 
+    With --algorithm, or with a recipe of teacher, time an iteration of a teacher, its rewards left out.
+
     The adapters are random, with the recipe's rank, so no trained teacher is needed. With --shape the base is random
     too and nothing is downloaded.
 
@@ -86,6 +94,7 @@ def bench(
       flowopd bench --shape small
       flowopd bench --shape sd3.5-medium --resolution 512 --batch 8 --json
       flowopd bench --recipe toy/distill
+      flowopd bench --shape small --algorithm grpo --algorithm nft
     """
     from flowopd_cli.cli.plan.settings import check_guidance
 
@@ -95,8 +104,15 @@ def bench(
         from flowopd_cli.models.files.families import model_fields
 
         values |= {f"model.{key}": value for key, value in model_fields(base).items()}
-    tree, where = starting_point(recipe, base, shape)
-    distill = distillation(tree, where, values, Roles(teachers, anchor, teacher_guidance), overrides)
+    tree, where = starting_point(recipe, base, shape, "teacher" if algorithms else "distill")
+    roles = Roles(teachers, anchor, teacher_guidance)
+    if algorithms or tree.get("stage") == "teacher":
+        if roles != Roles(None, None, None):
+            raise RecipeError("--teachers, --anchor and --teacher-guidance are for distillation: leave them out")
+        compared = algorithm_recipes(tree, where, values, algorithms, overrides)
+        show(compare(compared, batch or BATCH, repeats, quiet), out, as_json, quiet)
+        return
+    distill = distillation(tree, where, values, roles, overrides)
     check_guidance(distill)
     show(measure(distill, batch, repeats, recipe is not None and teachers is None, quiet), out, as_json, quiet)
 
@@ -120,6 +136,16 @@ def measure(recipe: recipes.DistillRecipe, batch: int | None, repeats: int, name
         return run(Request(recipe, batch or (None if named else BATCH), repeats, named), Console(quiet=quiet))
 
 
+def compare(compared: dict[str, recipes.TeacherRecipe], pictures: int, repeats: int, quiet: bool) -> dict[str, Any]:
+    """The figures of teachers; heavy modules are imported here."""
+    from flowopd_cli.cli.console import Console
+
+    with redirect_stdout(sys.stderr):
+        from flowopd_cli.stages.bench.teachers import run
+
+        return run(compared, pictures, repeats, Console(quiet=quiet))
+
+
 def show(figures: dict[str, Any], out: Path | None, as_json: bool, quiet: bool) -> None:
     """Print tables on stderr and a line or the figures on stdout; write the figures to a file if one is named."""
     from flowopd_cli.cli.console import Console
@@ -127,14 +153,21 @@ def show(figures: dict[str, Any], out: Path | None, as_json: bool, quiet: bool) 
     console, text = Console(quiet=quiet), json.dumps(figures)
     if out is not None:
         atomic_write(out, text + "\n")
-    for title, columns, rows in tables(figures):
+    if of := figures.get("algorithms"):
+        shown, line = algorithm_tables(figures), ", ".join(f"{name} {of[name]['seconds']:.3f} s" for name in of)
+        line += " an iteration"
+    else:
+        shown, ratio = tables(figures), figures["ratios"]["fused_to_floor"]
+        line = f"{figures['fused_seconds']:.3f} s an iteration, {ratio:.2f} x the floor"
+    for title, columns, rows in shown:
         console.table(title, columns, rows)
-    ratio = figures["ratios"]["fused_to_floor"]
-    console.result(text if as_json else f"{figures['fused_seconds']:.3f} s an iteration, {ratio:.2f} x the floor")
+    console.result(text if as_json else line)
 
 
-def starting_point(recipe: str | None, base: str | None, shape: str | None) -> tuple[dict[str, Any], str]:
-    """A recipe's tree and its source: the named recipe, the toy's for the toy base, otherwise a default one.
+def starting_point(
+    recipe: str | None, base: str | None, shape: str | None, stage: str = "distill"
+) -> tuple[dict[str, Any], str]:
+    """A recipe's tree and its source: the named recipe, the toy's for the toy base, or a default one of ``stage``.
 
     Raises :class:`RecipeError`: not exactly one of the three is given, or the recipe or shape does not exist.
     """
@@ -147,7 +180,7 @@ def starting_point(recipe: str | None, base: str | None, shape: str | None) -> t
     if recipe is None and base is None and shape is None:
         raise RecipeError("bench needs something to measure: --recipe NAME, --base BASE or --shape small")
     if recipe is not None or base == TOY:
-        path = recipes.find(recipe or f"{TOY}/distill")
+        path = recipes.find(recipe or TOY_RECIPES[stage])
         return recipes.read(path), str(path)
     names = list(named_shapes())
     if shape is not None and shape not in names:
@@ -155,9 +188,36 @@ def starting_point(recipe: str | None, base: str | None, shape: str | None) -> t
     model: dict[str, Any] = model_fields(str(shape or base))
     if shape == "small":
         model |= {"resolution": None, "max_sequence_length": 16}
+    tree: dict[str, Any] = {"stage": stage, "model": model, "prompts": [{"source": "none"}]}
+    tree["sampling"] = {"guidance": GUIDANCE}
+    if stage == "teacher":
+        return {**tree, "rewards": [{"name": "none"}]}, "bench"
     routing = {f"task{i}": {"ref": f"teacher-{i}"} for i in range(TEACHERS)}
-    tree = {"stage": "distill", "model": model, "prompts": [{"source": "none"}], "routing": routing}
-    return {**tree, "anchor": {"ref": "anchor"}, "sampling": {"guidance": GUIDANCE}}, "bench"
+    return {**tree, "routing": routing, "anchor": {"ref": "anchor"}}, "bench"
+
+
+def algorithm_recipes(
+    tree: dict[str, Any], where: str, values: Mapping[str, Any], names: Sequence[str], overrides: Sequence[str]
+) -> dict[str, recipes.TeacherRecipe]:
+    """The recipe to measure for each algorithm, the tree's own if none is named; the sampler is one that it takes.
+
+    Raises :class:`RecipeError`: the recipe is of another stage, or a field is unknown or out of range.
+    """
+    from flowopd_cli import recipe as recipes
+
+    compared: dict[str, recipes.TeacherRecipe] = {}
+    for name in names or [tree.get("algorithm", "grpo")]:
+        own, noisy = copy.deepcopy(tree), tree.get("sampling", {}).get("kernel", "ode") != "ode"
+        fields = {**values, "algorithm": name, "sampling.kernel": "ode" if name != "grpo" else None}
+        if name == "grpo" and not noisy:
+            fields["sampling.kernel"] = "flow_sde"
+        for key, value in fields.items():
+            if value is not None:
+                recipes.assign(own, key, value)
+        built = recipes.build(own, overrides=overrides, stage="teacher", where=where)
+        assert isinstance(built, recipes.TeacherRecipe)
+        compared[name] = built
+    return compared
 
 
 def _teachers(tree: dict[str, Any]) -> list[dict[str, Any]]:
@@ -197,13 +257,22 @@ def distillation(
     return built
 
 
+def algorithm_tables(figures: Mapping[str, Any]) -> Iterator[tuple[str, list[str], list[list[str]]]]:
+    """The figures of teachers as a table: title, columns, rows."""
+    rows: list[list[str]] = []
+    for name, of in figures["algorithms"].items():
+        times = [f"{of[key]:.3f}" for key in ("seconds", "seconds_collect", "seconds_learn")]
+        peak = f"{of['peak_memory_bytes'] / 2**30:.2f} GiB"
+        rows.append([name, *times, f"{of['images_per_second']:.2f}", str(of["forwards"]), peak])
+    columns = ["an iteration", "seconds", "collect", "learn", "images/s", "forwards of a picture", "peak memory"]
+    yield _title(figures), columns, rows
+
+
 def tables(figures: Mapping[str, Any]) -> Iterator[tuple[str, list[str], list[list[str]]]]:
     """The figures as tables: title, columns, rows."""
-    settings, machine = figures["settings"], figures["machine"]
+    settings = figures["settings"]
     floor, pictures = figures["floor_seconds"], settings["pictures"]
-    title = f"{settings['base']}, {pictures} pictures, {settings['steps']} steps, {machine['dtype']}, "
-    title += f"{machine['device']}, {machine['threads']} threads"
-    title += "".join(f", a teacher on {base}" for base in settings["own_bases"])
+    title = _title(figures) + "".join(f", a teacher on {base}" for base in settings["own_bases"])
     title += f", extrapolate {settings['extrapolate']:g}" * (settings["extrapolate"] != 1)
     rows = []
     for name in ("floor", "fused", "replay", "upstream_structure"):
@@ -223,3 +292,9 @@ def tables(figures: Mapping[str, Any]) -> Iterator[tuple[str, list[str], list[li
         passes, rate = operations["passes_per_second"] / 1e12, operations["matmul_per_second"] / 1e12
         rows += [["passes of the floor", f"{passes:.3f} of {rate:.3f} TFLOP/s ({operations['share']:.0%})"]]
     yield "this machine", ["", "figure"], rows
+
+
+def _title(figures: Mapping[str, Any]) -> str:
+    settings, machine = figures["settings"], figures["machine"]
+    title = f"{settings['base']}, {settings['pictures']} pictures, {settings['steps']} steps, {machine['dtype']}, "
+    return f"{title}{machine['device']}, {machine['threads']} threads"

@@ -50,7 +50,7 @@ def run(request: Request, progress: Progress) -> dict[str, Any]:
     floor = structures.floor(world)
     whole = {"fused": structures.fused(world), "replay": structures.replay(world)}
     whole["upstream_structure"] = structures.upstream(world)
-    progress.note(f"bench: {world.batch} pictures, {world.steps} trained steps, {_where(device)}")
+    progress.note(f"bench: {world.batch} pictures, {world.steps} trained steps, {where(device)}")
     for action in floor.values():
         action()
     peaks = {name: clock.peak_bytes(action, device) for name, action in whole.items()}
@@ -74,24 +74,25 @@ def run(request: Request, progress: Progress) -> dict[str, Any]:
         "cpu": {"seconds": cpu, "ratios": _ratios(world, cpu)},
         "largest_micro_batch": limits.largest_micro_batch(world),
         "peaks": peaks,
-        "machine": machine(world),
+        "machine": machine(world.model),
         "settings": _settings(world),
         "samples": {name: [list(pair) for pair in pairs] for name, pairs in samples.items()},
     }
 
 
-def machine(world: World) -> dict[str, Any]:
+def machine(model: PipelineModel) -> dict[str, Any]:
     """Where this was measured, and in which precision."""
     return {
-        "device": _where(world.model.device),
-        "dtype": str(world.model.dtype).removeprefix("torch."),
+        "device": where(model.device),
+        "dtype": str(model.dtype).removeprefix("torch."),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
     }
 
 
-def _where(device: torch.device) -> str:
+def where(device: torch.device) -> str:
+    """The name of a device."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"CPU {platform.processor() or platform.machine()}"

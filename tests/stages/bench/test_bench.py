@@ -13,7 +13,7 @@ from flowopd_cli.errors import RecipeError
 from flowopd_cli.models.loading import LoadOptions
 from flowopd_cli.models.memory import measure
 from flowopd_cli.models.sd3 import SD3Model
-from flowopd_cli.stages.bench import clock, limits, structures
+from flowopd_cli.stages.bench import clock, limits, structures, teachers
 from flowopd_cli.stages.bench.measure import FLOOR, Request, run
 from flowopd_cli.stages.bench.world import build
 from flowopd_cli.system.progress import Silent
@@ -120,7 +120,7 @@ def test_a_teacher_with_its_own_base_costs_its_forwards_alone(bases):
         floor = structures.floor(world)
         for model, student, labels in ((world.model, 4 * 2, (2 + 4) * 2), (large, 0, 2 * 4 * 2)):
             assert forwards(world, structures.fused, model) == (student, labels)
-            passes = [forwards(world, lambda _, role=role: floor[role], model) for role in FLOOR]
+            passes = [forwards(world, lambda _, action=floor[role]: action, model) for role in FLOOR]
             assert tuple(map(sum, zip(*passes, strict=True))) == (student, labels)
 
 
@@ -261,6 +261,24 @@ def test_the_command_line(monkeypatch, capsys, tmp_path):
 def test_invalid_sources(source, message):
     with pytest.raises(RecipeError, match=message):
         cli_bench.distillation(*cli_bench.starting_point(*source), {}, cli_bench.Roles(None, None, None), ())
+
+
+def test_teachers_are_compared_by_algorithm():
+    """Each iteration has the forwards that its recipe is counted with, those of a slow copy included."""
+    world = world_of("sampling.guidance=1")
+    tree, where = cli_bench.starting_point(None, None, "small", "teacher")
+    settings = ("sampling.steps=3", "sampling.guidance=1", "adapter.rank=4", "nft.levels=2", "grpo.beta=0.1")
+    compared = cli_bench.algorithm_recipes(tree, where, {}, ["grpo", "nft"], settings)
+    assert [recipe.sampling.kernel for recipe in compared.values()] == ["flow_sde", "ode"]
+    figures = teachers.run(compared, 2, 1, Silent())
+    assert json.loads(json.dumps(figures)) == figures
+    for name, of in figures["algorithms"].items():
+        assert of["images_per_second"] == pytest.approx(2 / of["seconds"])
+        assert 0 < of["seconds_collect"] + of["seconds_learn"] <= of["seconds"]
+        action = teachers.iteration(compared[name], world.model, 2)
+        assert sum(forwards(world, lambda _, action=action: action)) == 2 * of["forwards"]
+    (table,) = cli_bench.algorithm_tables(figures)
+    assert [row[0] for row in table[2]] == ["grpo", "nft"]
 
 
 def test_a_recipe_is_measured_without_its_adapters():
