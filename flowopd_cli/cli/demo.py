@@ -26,8 +26,9 @@ from flowopd_cli.system.progress import Progress
 
 OBJECTIVES = ("geneval", "ocr", "quality")
 TITLE = "Three specialists, one generalist"
-FOLDED = 2.0  # guidance of the student's teachers in toy/distill
-CAPTION = f"All at guidance 1, one forward a step; guidance {FOLDED:g} of its teachers is folded into the student"
+FOLDED = "student-folded"
+GUIDANCE = 2.0  # of the second table, and of the teachers that student-folded learns from
+CAPTION = "All at guidance 1, one forward a step; the student's teachers too"
 FOLDING = "Guidance folding: the same cost of a picture, halved"
 QUICK = {
     "teacher": ("train.iterations=12",),
@@ -41,8 +42,8 @@ Execute = Callable[..., dict[str, Any]]
 class Demo:
     """The output folder and the flags of the demo.
 
-    ``baseline`` adds one GRPO run on all rewards; ``ablation`` adds a student that is distilled without the anchor, and
-    base, teachers and student with guidance.
+    ``baseline`` adds one GRPO run on all rewards; ``ablation`` adds a student that is distilled without the anchor, one
+    whose teachers are guided, and base, teachers and student with guidance.
     """
 
     out: Path
@@ -73,6 +74,8 @@ class Demo:
         entries = [Entry(name, run, by_guidance(runs[f"eval-{name}"])[0]) for name, run in models.items()]
         lead = f"flowopd demo on the embedded toy world, seed {self.seed}{', quick' if self.quick else ''}. {CAPTION}."
         folding = [_folding_row(name, runs[f"eval-{name}{end}"]) for name in self.guided() for end in ("", "-guided")]
+        if self.ablation:
+            folding.append(_folding_row(FOLDED, runs[f"eval-{FOLDED}"]))
         columns = ("model", "guidance", "forwards a picture", *OBJECTIVES, AVERAGE)
         listing = Listing(FOLDING, columns, tuple(folding), frozenset(range(1, len(columns))))
         report.write_comparison(entries, self.out / REPORT, TITLE, lead, [listing] if folding else [])
@@ -89,7 +92,7 @@ class Demo:
         """The stages that make a model, in order."""
         teachers = [f"teacher-{task}" for task in OBJECTIVES]
         mixture = ["grpo-mix"] if self.baseline else []
-        return [*teachers, *mixture, "merge", "student", *(["student-no-anchor"] if self.ablation else [])]
+        return [*teachers, *mixture, "merge", "student", *(["student-no-anchor", FOLDED] if self.ablation else [])]
 
     def stages(self) -> dict[str, recipes.Recipe]:
         """The recipe of every stage by the name of its directory, in the order in which they run."""
@@ -107,10 +110,12 @@ class Demo:
         stages["student"] = self._recipe("toy/distill", **parents)
         if self.ablation:
             stages["student-no-anchor"] = self._recipe("toy/distill", "anchor.beta=0", **parents)
+            guided = [f"routing.{task}.guidance={GUIDANCE:g}" for task in ("geneval", "ocr")]
+            stages[FOLDED] = self._recipe("toy/distill", *guided, **parents)
         stages["eval-base"] = self._recipe("toy/eval")
         stages |= {f"eval-{name}": self._recipe("toy/eval", adapter=path) for name, path in out.items()}
-        guided, path = f"eval.guidance={FOLDED:g}", {"base": None, **out}
-        return stages | {f"eval-{n}-guided": self._recipe("toy/eval", guided, adapter=path[n]) for n in self.guided()}
+        guidance, path = f"eval.guidance={GUIDANCE:g}", {"base": None, **out}
+        return stages | {f"eval-{n}-guided": self._recipe("toy/eval", guidance, adapter=path[n]) for n in self.guided()}
 
     def _recipe(self, name: str, *overrides: str, **values: Any) -> recipes.Recipe:
         stage = name.split("-")[0].removeprefix("toy/")

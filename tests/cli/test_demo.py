@@ -22,7 +22,7 @@ TRAINING = ("train.iterations=2", "train.groups=2", "train.group_size=2", "sampl
 EVALUATION = ("eval.images=1", "eval.limit=3", "eval.steps=2")
 TINY = {"teacher": TRAINING, "distill": TRAINING, "merge": ("merge.rank=4",), "eval": EVALUATION}
 MODELS = ["base", "teacher-geneval", "teacher-ocr", "teacher-quality", "grpo-mix", "merge", "student"]
-MODELS += ["student-no-anchor"]
+MODELS += ["student-no-anchor", demo.FOLDED]
 
 
 @pytest.fixture(scope="module")
@@ -98,20 +98,24 @@ def test_an_interrupted_demo_goes_on_where_it_stopped(tmp_path):
 
 def test_the_ablation_shows_folding_with_its_cost(tmp_path):
     shown, seen = Demo(tmp_path / "d", ablation=True), []
-    assert {spec.guidance for spec in shown.stages()["student"].routing.values()} == {demo.FOLDED}
+    guidances = {"student": None, demo.FOLDED: demo.GUIDANCE}
+    for student, guidance in guidances.items():
+        assert {spec.guidance for spec in shown.stages()[student].routing.values()} == {guidance}
     Demo(tmp_path / "d").run(pretend([]), Silent())
     html = (tmp_path / "d" / "report.html").read_text()
     assert demo.CAPTION in html
     assert demo.FOLDING not in html
     shown.run(pretend(seen), Silent())
     models = ["base", "teacher-geneval", "teacher-ocr", "teacher-quality", "student"]
-    added = ["student-no-anchor", "eval-student-no-anchor", *(f"eval-{name}-guided" for name in models)]
+    added = ["student-no-anchor", demo.FOLDED]
+    added += [f"eval-{name}" for name in added] + [f"eval-{name}-guided" for name in models]
     assert [name for name, _ in seen] == added
     rows = re.search(rf"{re.escape(demo.FOLDING)}(.*?)</table>", (tmp_path / "d/report.html").read_text(), re.S)[1]
     cells = re.findall(r"<td[^>]*>([^<]*)", rows)
     columns = 3 + len(demo.OBJECTIVES) + 1
     found = [tuple(cells[i : i + 3]) for i in range(0, len(cells), columns)]
-    assert found == [(name, *row) for name in models for row in (("1", "10"), ("2", "20"))]
+    rows_of_each = [(name, *row) for name in models for row in (("1", "10"), ("2", "20"))]
+    assert found == [*rows_of_each, (demo.FOLDED, "1", "10")]
 
 
 def test_a_demo_of_other_settings_is_not_mixed_in(tmp_path):

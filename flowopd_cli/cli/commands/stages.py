@@ -227,7 +227,10 @@ def demo(
         bool, typer.Option("--baseline", help="Also train one adapter with GRPO on all rewards at once.")
     ] = False,
     ablation: Annotated[
-        bool, typer.Option("--ablation", help="Also distill a student without the anchor, and evaluate with guidance.")
+        bool,
+        typer.Option(
+            "--ablation", help="Also distill without the anchor and from guided teachers, and evaluate with guidance."
+        ),
     ] = False,
     seed: Annotated[int, _option("N", "The seed of all random numbers.")] = 0,
     json: Json = False,
