@@ -46,22 +46,19 @@ def reported(
 
     The best are complete evaluations on test prompts: of this model the one with the most suites (the latest of
     several), of the base the one that shares its protocol and most of its suites. Of several guidances the row has the
-    best on validation prompts, else the one nearest to ``guidance``. Unreadable runs are skipped. A named run of
-    another model, or two that do not compare, are an :class:`ArtifactError`.
+    best on validation prompts, by complete or named evaluations, else the one nearest to ``guidance``. Unreadable runs
+    are skipped. A named run of another model, or two that do not compare, are an :class:`ArtifactError`.
     """
     sha256, base = (adapter or AdapterRef.parse(str(source.path)).resolve()).sha256, source.manifest().base
     groups = [_of_model(RunDir.open(path, writes=False), sha256, base) for path in named]
     for path, group in zip(named, groups, strict=True):
         if not group:
             raise ArtifactError(f"{path}: not a finished evaluation of {source.path} or of its base")
-    neighbours = list(_neighbours(source, sha256, base))
+    neighbours = [one for one in _neighbours(source, sha256, base) if one.protocol["limit"] is None]
     choice = _compared([one for group in groups for one in group]) or _compared(neighbours)
     part = best_part({one.guidance: one.results for one in choice})
     best = next((one for one in choice if one.guidance == part), None)
-    if named:
-        candidates = _named(groups)
-    else:
-        candidates = [e for e in neighbours if e.protocol["split"] == "test" and e.protocol["limit"] is None]
+    candidates = _named(groups) if named else [one for one in neighbours if one.protocol["split"] == "test"]
     row = _row([one for one in candidates if one.of == MODEL], guidance if best is None else best.guidance)
     bases = [one for one in candidates if one.of == BASE]
     if row is None:

@@ -137,6 +137,14 @@ def test_runs_at_one_guidance_each_are_compared_too(source, evaluate):
     assert (scores.guidance, scores.guidances) == (2, (1, 2, 3))
 
 
+def test_an_evaluation_with_a_limit_chooses_a_guidance_only_if_it_is_named(source, evaluate):
+    small = evaluate("e1", source, (0.9, 0.5, 0.4, 0.3), split="validation", guidance=(1, 2, 3, 4), limit=4)
+    assert reported(source, []).best is None
+    assert reported(source, [small]).guidance == 1
+    evaluate("e2", source, (0.5, 0.6), split="validation", guidance=(1, 2))
+    assert reported(source, []).guidance == 2
+
+
 def test_figures_on_test_prompts_choose_no_guidance(source, evaluate):
     evaluate("e1", source, (0.5, 0.9, 0.8), guidance=(1, 1.5, 4))
     scores = reported(source, [], guidance=4.5)
