@@ -39,7 +39,7 @@ class HealthMonitor:
             "clip": self._clipped(row),
             "gradient": self._gradient(row),
             **self._drift.observe(row),
-            **{name: self._explosion(name, row) for name in row if name.startswith("kl") and "/" not in name},
+            **self._explosions(row),
         }
         new = [text for name, text in warnings.items() if text and name not in self._active]
         self._active = {name for name, text in warnings.items() if text}
@@ -85,6 +85,18 @@ class HealthMonitor:
             f"for {CLIPPED_ROWS} iterations {CLIPPED:.0%} of the rows or more were clipped: the policy moves too far "
             "within an iteration; try a lower train.lr, fewer train.updates, or a wider clip range"
         )
+
+    def _explosions(self, row: Mapping[str, float]) -> dict[str, str | None]:
+        """The warnings of ``kl``, ``kl_anchor`` and ``kl_base``.
+
+        ``kl`` must have exploded for a task and for a sampling step of the row: other rows may have other ones.
+        """
+        warnings = {name: self._explosion(name, row) for name in row if name.startswith("kl")}
+        for prefix in ("kl_step/", "kl/"):
+            parts = [warnings.pop(name) for name in row if name.startswith(prefix)]
+            if parts and warnings.get("kl"):
+                warnings["kl"] = next(filter(None, parts), None)
+        return warnings
 
     def _explosion(self, name: str, row: Mapping[str, float]) -> str | None:
         before = self._recent.setdefault(name, deque(maxlen=2 * WINDOW))

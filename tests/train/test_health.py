@@ -34,6 +34,24 @@ def test_an_exploding_kl_is_warned_of():
     assert "train.lr" in texts_by_row[-1][0]
 
 
+def test_a_kl_of_other_tasks_and_steps_than_the_rows_before_has_not_exploded():
+    kl = {("old", 0): 1e-5, ("old", 1): 1e-3, ("new", 0): 0.02, ("new", 1): 2.0}
+
+    def row(task, step, factor=1):
+        value = factor * kl[task, step]
+        return {"kl": value, f"kl/{task}": value, f"kl_step/{step}": value}
+
+    alternating = [row("new" if index % 3 == 0 else "old", 1) for index in range(60)]
+    assert not any(warnings(alternating))
+    drawn = [row("old", int(index % 3 == 0)) for index in range(60)]
+    assert not any(warnings(drawn))
+    for rows in (alternating, drawn):
+        (text,) = warnings([*rows, row("old", 1, factor=4000)])[-1]
+        assert "kl/old is 4" in text
+    together = [{"kl": 0.1, "kl/a": 0.1, "kl/b": 0.1, "kl_step/0": 0.1}] * 20
+    assert "kl/b is 9" in warnings([*together, {"kl": 5.0, "kl/a": 0.1, "kl/b": 9.9, "kl_step/0": 5.0}])[-1][0]
+
+
 def test_clipped_rows_and_iterations_without_a_score_are_warned_of():
     assert "train.updates" in warnings([{"clip_fraction": 0.9}] * 5)[-1][0]
     assert not any(warnings([{"clip_fraction": 0.5}] * 9))
