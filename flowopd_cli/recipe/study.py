@@ -17,7 +17,7 @@ from flowopd_cli.system.text import suggest
 
 SEED, EVALUATION = "seed", "evaluation"
 RESERVED = (SEED, EVALUATION, "run", "cpu_seconds")  # columns of the results
-_REFERENCE = re.compile(r"\$([A-Za-z][\w-]*)", re.ASCII)
+_REFERENCE = re.compile(r"\$([A-Za-z][\w-]*)(?:/.*)?", re.ASCII)
 _SCALAR = (str, int, float, bool, type(None))
 
 
@@ -43,7 +43,8 @@ class StageSpec(Spec):
     """A stage of a study; which command it is, its recipe says."""
 
     recipe: str  #: a name of `recipes ls`, or a YAML file
-    #: fields of the recipe by dotted keys; the value `$NAME` is that of an axis, the seed, or the run of a stage
+    #: fields of the recipe by dotted keys; the value `$NAME` is that of an axis, the seed, or the run of a stage, and
+    #: `$NAME/best` the adapter of its best checkpoint
     set: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -128,7 +129,7 @@ class StudySpec(Spec):
 
 
 def references(value: Any) -> Iterator[str]:
-    """The names that a tree of values refers to as ``$NAME``."""
+    """The names that a tree of values refers to as ``$NAME`` or ``$NAME/PATH``."""
     if isinstance(value, str) and (match := _REFERENCE.fullmatch(value)):
         yield match[1]
     parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
@@ -137,12 +138,14 @@ def references(value: Any) -> Iterator[str]:
 
 
 def replace_leaves(value: Any, names: Mapping[str, Any]) -> Any:
-    """A tree of values in which each text that is a key of ``names`` is replaced."""
+    """A tree of values in which each text that is a key of ``names``, or a path below one, is replaced."""
     if isinstance(value, dict):
         return {key: replace_leaves(part, names) for key, part in value.items()}
     if isinstance(value, list | tuple):
         return [replace_leaves(part, names) for part in value]
-    return names.get(value, value) if isinstance(value, str) else value
+    head, slash, rest = value.partition("/") if isinstance(value, str) else ("", "", "")
+    new = names.get(head, value)
+    return f"{new}/{rest}" if slash and head in names else new
 
 
 def load_study(path: Path) -> StudySpec:

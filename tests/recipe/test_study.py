@@ -55,10 +55,11 @@ def test_a_parent_may_be_named_by_the_value_of_an_axis():
     assert study.values("teachers") == ["1", "2"]
 
 
-def test_only_whole_texts_are_references():
-    tree = {"a": ["$x", "$x y", {"b": "$y-z"}], "c": 1, "d": "$"}
+def test_whole_texts_and_heads_of_paths_are_references():
+    tree = {"a": ["$x", "$x y", {"b": "$y-z/best"}], "c": 1, "d": "$"}
     assert list(references(tree)) == ["x", "y-z"]
-    assert replace_leaves(tree, {"$x": 2}) == {"a": [2, "$x y", {"b": "$y-z"}], "c": 1, "d": "$"}
+    new = {"a": [2, "$x y", {"b": "run-1/best"}], "c": 1, "d": "$"}
+    assert replace_leaves(tree, {"$x": 2, "$y-z": "run-1"}) == new
 
 
 TWICE = {"set": {"adapter.init": "$scores"}, "recipe": "toy/distill"}

@@ -126,7 +126,7 @@ def check_nodes(grid: Grid, where: str, *, allow_code: bool) -> list[str]:
         place, recipe = f"{where}: stages.{node.stage}", node.recipe
         try:
             for field, ref in adapter_refs(recipe):
-                if ref not in node.parents and AdapterRef.parse(ref).absent:
+                if ref.partition("/")[0] not in node.parents and AdapterRef.parse(ref).absent:
                     raise RecipeError(f"{field}: {ref}: no such run, and no stage: write $NAME for that of a stage")
             if not allow_code:
                 check_consent(recipe, place, (), ())
@@ -169,7 +169,7 @@ def _build(tree: Mapping[str, Any], place: str) -> recipes.Recipe:
 def _digest(recipe: recipes.Recipe, parents: tuple[str, ...]) -> str:
     """Digest of a recipe and of what it reads: base, adapters from outside, prompt files. Parents are in the recipe."""
     inputs = [_base_digest(recipe.model.pretrained)]
-    outside = [ref for _, ref in adapter_refs(recipe) if ref not in parents]
+    outside = [ref for _, ref in adapter_refs(recipe) if ref.partition("/")[0] not in parents]
     inputs += [AdapterRef.parse(ref).resolve().sha256 for ref in outside if Path(ref).exists()]
     inputs += [sha256_file(Path(s.source)) for s in getattr(recipe, "prompts", ()) if is_file(s.source)]
     return recipes.digest({"recipe": recipe.model_dump(mode="json"), "inputs": inputs})

@@ -57,6 +57,6 @@ class Place:
 def place(monkeypatch, tmp_path):
     """A study of two values: a teacher, two students, two evaluations; five runs for two cells."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(pool, "PROGRAM", (str(FAKE),))
+    monkeypatch.setattr(pool, "PROGRAM", ("-SE", str(FAKE)))
     monkeypatch.setattr(pool, "POLL", 0.02)
     return Place(tmp_path)

@@ -87,6 +87,14 @@ def test_a_stage_may_fix_its_seed_and_an_evaluation_take_it():
     assert len({cell.node for cell in made.cells if cell.evaluation == "base"}) == 1
 
 
+def test_the_best_checkpoint_of_a_stage_is_a_path_below_its_run(tmp_path):
+    made = grid(stages=having("best", adapter="$one/best"))
+    cell = next(cell for cell in made.cells if cell.evaluation == "best")
+    assert list(cell.nodes) == ["one", "best"]
+    assert made.nodes[cell.node].recipe_in(tmp_path).adapter == f"{tmp_path}/{cell.nodes['one']}/best"
+    assert check_nodes(made, "study.yaml", allow_code=False) == []
+
+
 def test_an_edited_grid_keeps_the_names_of_what_is_unchanged():
     before = set(grid().nodes)
     more = set(grid(axes={"lambda": [1, 1.5, 2]}, seeds=[0, 1]).nodes)

@@ -90,7 +90,7 @@ def test_the_cpu_time_is_that_of_the_process(place, monkeypatch):
     node = nodes_of(place)[0]
     busy = "import resource\nwhile sum(resource.getrusage(resource.RUSAGE_SELF)[:2]) < 0.4: pass\n"
     program = place.file.with_name("busy.py")
-    program.write_text(busy + Path(pool.PROGRAM[0]).read_text(encoding="utf-8"))
+    program.write_text(busy + Path(pool.PROGRAM[-1]).read_text(encoding="utf-8"))
     monkeypatch.setattr(pool, "PROGRAM", (str(program),))
     monkeypatch.setattr(pool, "RECORD", 0.01)
     run(place, nodes=[node])
@@ -146,7 +146,7 @@ def test_damaged_files_of_a_run_are_its_fault_alone(place):
 STUDY = """
 import sys
 from flowopd_cli.cli.study import pool
-pool.PROGRAM = (sys.argv.pop(1),)
+pool.PROGRAM = ("-SE", sys.argv.pop(1))
 from flowopd_cli.cli.app import main
 main()
 """
@@ -154,7 +154,7 @@ main()
 
 def study(place):
     """The command in a process of its own."""
-    words = [sys.executable, "-c", STUDY, pool.PROGRAM[0], "study", str(place.file)]
+    words = [sys.executable, "-c", STUDY, pool.PROGRAM[-1], "study", str(place.file)]
     words += ["--out", str(place.out), "--store", str(place.store)]
     return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
