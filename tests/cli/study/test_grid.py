@@ -8,7 +8,7 @@ from support.tiny_adapters import write_adapter
 
 from flowopd_cli.cli.study.grid import check_nodes, expand
 from flowopd_cli.errors import RecipeError
-from flowopd_cli.recipe import StudySpec, dump
+from flowopd_cli.recipe import StudySpec, dump, find, load
 
 SMALL = {"train.iterations": 1}
 CHAIN = {
@@ -72,7 +72,7 @@ def test_recipes_have_the_seed_the_axis_and_the_runs_of_parents():
     assert (student.seed, student.opd.extrapolate) == (1, 2.0)
     assert student.adapter.init == str(store / cell.nodes["init"])
     assert student.routing["ocr"].ref == str(store / cell.nodes["two"])
-    assert student.routing["ocr"].guidance == 2.0  # of the recipe
+    assert student.anchor.beta == load(find("toy/distill")).anchor.beta
     assert made.nodes[cell.node].recipe_in(store).adapter == str(store / cell.nodes["student"])
     assert made.nodes[cell.node].recipe.eval.seed == 42
 
