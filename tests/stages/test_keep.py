@@ -9,7 +9,14 @@ from flowopd_cli.cli.stage import run_stage
 from flowopd_cli.runs.run import RunDir
 from flowopd_cli.system.progress import Silent
 
-SMALL = (*toyruns.SMALL, "train.iterations=3", "train.sample_every=0", "train.groups=6", "train.group_size=1")
+SMALL = (
+    *toyruns.SMALL,
+    "train.iterations=3",
+    "train.sample_every=0",
+    "train.groups=6",
+    "train.group_size=1",
+    "opd.extrapolate=1",
+)
 OLD = ("routing={geneval: {ref: base, guidance: 3}, ocr: {ref: base, guidance: 3}}", "adapter.init=null")
 
 

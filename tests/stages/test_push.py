@@ -185,7 +185,13 @@ def test_a_pushed_adapter_teaches_from_the_hub(pushed, forks, home, hub, trained
     sha = hub.repos["me/it"].commit("odd", files, "odd")
     ref = f"hub:me/it@{pushed[1]['commit']}"
     roles = ("--base", "toy", "--teacher", f"geneval={ref},guidance=1.0", "--anchor", f"hub:me/it@{sha},guidance=1.0")
-    small = changes(*SMALL, "train.iterations=1", "train.sample_every=0", "prompts=[{source: toy:geneval, limit: 4}]")
+    small = changes(
+        *SMALL,
+        "train.iterations=1",
+        "train.sample_every=0",
+        "opd.extrapolate=1",
+        "prompts=[{source: toy:geneval, limit: 4}]",
+    )
     init = ("--init", trained)
     planned = forks.run("distill", *roles, *init, *small, "--dry-run")
     assert planned.code == 0, planned.err

@@ -52,11 +52,11 @@ def test_validate_exits_with_3_and_prints_faults_or_costs(flowopd):
     faulty, sound = json.loads(out)
     assert (faulty["ok"], faulty["stage"], len(faulty["faults"])) == (False, None, 1)
     assert (sound["ok"], sound["faults"], sound["stage"]) == (True, [], "teacher")
-    assert sound["arithmetic"]["optimizer steps"] == 72
+    assert sound["arithmetic"]["optimizer steps"] == 42
     code, out, _ = flowopd("recipes", "validate", "toy/teacher-ocr")
     assert code == 0
     lines = [line.strip() for line in out.splitlines()]
-    assert lines[:3] == ["toy/teacher-ocr: ok", "optimizer steps: 72", "pictures in all: 6,912"]
+    assert lines[:3] == ["toy/teacher-ocr: ok", "optimizer steps: 42", "pictures in all: 4,032"]
     assert lines[3].startswith("memory in all")
     code, out, _ = flowopd("recipes", "validate", "nothing")
     assert code == 3

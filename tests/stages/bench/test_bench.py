@@ -283,8 +283,10 @@ def test_teachers_are_compared_by_algorithm():
 
 def test_a_recipe_is_measured_without_its_adapters():
     tree, where = cli_bench.starting_point("toy/distill", None, None)
-    built = cli_bench.distillation(tree, where, {}, cli_bench.Roles(None, None, None), ("sampling.steps=2",))
+    built = cli_bench.distillation(
+        tree, where, {}, cli_bench.Roles(None, None, None), ("sampling.steps=2", "routing.ocr.guidance=2")
+    )
     figures = run(Request(built, 2, 1, real=True), Silent())
     assert figures["settings"]["adapters"] == 5  # policy, two teachers, anchor, average
-    assert figures["settings"]["teacher_guidance"] == [2.0]
+    assert figures["settings"]["teacher_guidance"] == [1.0, 2.0]
     assert set(figures["extras"]) == {"encode", "decode"}
