@@ -110,16 +110,13 @@ def grow(small: SD3Transformer2DModel, layers: int, seed: int) -> SD3Transformer
     last, depth = len(small.transformer_blocks) - 1, len(grown.transformer_blocks)
     if depth <= last + 1:
         raise ValueError(f"--layers: is {layers}, expected more than the {last + 1} blocks of the base that grows")
-    with torch.no_grad():
-        for block in grown.transformer_blocks[last : depth - 1]:
-            for norm in (block.norm1, block.norm1_context):  # pyright: ignore[reportAttributeAccessIssue]
-                torch.nn.init.zeros_(norm.linear.weight)
-                torch.nn.init.zeros_(norm.linear.bias)
+    gates = tuple(f"transformer_blocks.{block}.norm1" for block in range(last, depth - 1))  # and norm1_context
+    state = {name: v.zero_() if name.startswith(gates) else v for name, v in grown.state_dict().items()}
     moved = {
         name.replace(f"transformer_blocks.{last}.", f"transformer_blocks.{depth - 1}."): value
         for name, value in small.state_dict().items()
     }
-    grown.load_state_dict({**grown.state_dict(), **moved})
+    grown.load_state_dict({**state, **moved})
     return grown
 
 
