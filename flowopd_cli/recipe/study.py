@@ -122,9 +122,9 @@ class StudySpec(Spec):
         for key, value in (self.reference or {}).items():
             if key not in {*self.axes, EVALUATION}:
                 raise ValueError(f"reference.{key}: no such axis{suggest(key, [*self.axes, EVALUATION])}")
-            known = list(self.stages) if key == EVALUATION else self.values(key)
-            if value not in known:
-                raise ValueError(f"reference.{key}: {value!r} is none of {', '.join(map(str, known))}")
+            choices = list(self.stages) if key == EVALUATION else self.values(key)
+            if value not in choices:
+                raise ValueError(f"reference.{key}: {value!r} is none of {', '.join(map(str, choices))}")
         return self
 
 

@@ -211,8 +211,8 @@ def _costs(groups: Sequence[Group]) -> Listing:
 
     def mean(values: Iterable[float | None]) -> str:
         seconds = list(values)
-        known = [value for value in seconds if value is not None]
-        return f"{statistics.fmean(known):.0f}" if known and len(known) == len(seconds) else "—"
+        numbers = [value for value in seconds if value is not None]
+        return f"{statistics.fmean(numbers):.0f}" if numbers and len(numbers) == len(seconds) else "—"
 
     rows = []
     for group in groups:

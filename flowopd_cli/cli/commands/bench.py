@@ -206,11 +206,11 @@ def algorithm_recipes(
     from flowopd_cli import recipe as recipes
 
     compared: dict[str, recipes.TeacherRecipe] = {}
+    kernel = tree.get("sampling", {}).get("kernel", "ode")
+    noisy = "flow_sde" if kernel == "ode" else kernel
     for name in names or [tree.get("algorithm", "grpo")]:
-        own, noisy = copy.deepcopy(tree), tree.get("sampling", {}).get("kernel", "ode") != "ode"
-        fields = {**values, "algorithm": name, "sampling.kernel": "ode" if name != "grpo" else None}
-        if name == "grpo" and not noisy:
-            fields["sampling.kernel"] = "flow_sde"
+        own = copy.deepcopy(tree)
+        fields = {**values, "algorithm": name, "sampling.kernel": noisy if name == "grpo" else "ode"}
         for key, value in fields.items():
             if value is not None:
                 recipes.assign(own, key, value)
@@ -251,8 +251,7 @@ def distillation(
     if roles.guidance is not None:
         for spec in [*_teachers(tree), tree.setdefault("anchor", {})]:
             spec["guidance"] = roles.guidance
-    built = recipes.build(tree, overrides=overrides, stage="distill", where=where)
-    built = complete_names(built)
+    built = complete_names(recipes.build(tree, overrides=overrides, stage="distill", where=where))
     assert isinstance(built, recipes.DistillRecipe)
     return built
 

@@ -130,11 +130,11 @@ def check_nodes(grid: Grid, where: str, *, allow_code: bool) -> list[str]:
                     raise RecipeError(f"{field}: {ref}: no such run, and no stage: write $NAME for that of a stage")
             if not allow_code:
                 check_consent(recipe, place, (), ())
-            found = check(recipe, dry_run=True)
+            texts = check(recipe, dry_run=True)
         except FlowOPDError as error:
             raise RecipeError(f"{place}: {str(error).removeprefix(f'{place}: ')}") from error
-        found = [text for text in found if not any(parent in text for parent in node.parents)]
-        remarks |= {f"{node.stage}: {text}": None for text in found}
+        texts = [text for text in texts if not any(parent in text for parent in node.parents)]
+        remarks |= {f"{node.stage}: {text}": None for text in texts}
     return list(remarks)
 
 

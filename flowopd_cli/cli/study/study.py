@@ -108,7 +108,7 @@ class Study:
         run = RunDir.open(self.store / cell.node, writes=False)
         seconds = {name: cpu_seconds(self.store / name) for name in cell.nodes.values()}
         spent = {name: round(math.fsum(values), 2) if values else None for name, values in seconds.items()}
-        known = [value for value in spent.values() if value is not None]
+        cost = round(math.fsum(map(math.fsum, seconds.values())), 2) if all(seconds.values()) else None
         rows = []
         for one in by_guidance(run):
             metrics = {suite: float(result["mean"]) for suite, result in one.results.items()}
@@ -121,7 +121,7 @@ class Study:
                     guidance=one.guidance,
                     metrics={**metrics, **({} if average is None else {AVERAGE: average})},
                     cpu_seconds={stage: spent[name] for stage, name in cell.nodes.items()},
-                    cost=round(math.fsum(known), 2) if len(known) == len(spent) else None,
+                    cost=cost,
                     run=str(run.path),
                     protocol=protocol(one),
                 )
