@@ -23,6 +23,7 @@ from flowopd_cli.system.files import is_file
 from flowopd_cli.system.json_files import plain
 
 FIGURES = ("reward", "loss", "kl", "kl_anchor", "reward_std", "grad_norm", "clip_fraction", "flat_groups", "invalid")
+HEADLINE = ("reward", "kl", "loss")  # the first that there is tells how far a training is
 NONZERO = {"flat_groups", "invalid"}  # shown where they are not always 0
 MAX_CURVES, MAX_SAMPLES, MAX_EVENTS, RECENT = 10, 3, 3, 20
 WAITING = "waiting"
@@ -59,6 +60,15 @@ class View:
         if self.status != "running" or self.total is None or self.seconds is None:
             return None
         return max(0, self.total - self.done) * self.seconds
+
+    @property
+    def progress(self) -> str:
+        """``iteration 20 of 50, reward 0.8125``, with the reward, KL or loss of the last iteration; empty before it."""
+        if not self.done:
+            return ""
+        text = f"iteration {self.done}" + ("" if self.total is None else f" of {self.total}")
+        name = next((name for name in HEADLINE if name in self.curves), None)
+        return text if name is None else f"{text}, {name} {self.curves[name][-1]:.4f}"
 
     def as_json(self) -> dict[str, Any]:
         """As JSON values, with the last value of each curve."""

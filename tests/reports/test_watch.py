@@ -51,11 +51,13 @@ def test_views_from_before_a_run_to_its_end(run):
     (run.path / MANIFEST).write_bytes(manifest)
     view = look(run.path)
     assert (view.status, view.stage, view.done, view.total, view.eta) == ("running", "teacher", 0, 10, None)
+    assert view.progress == ""
     for iteration in (1, 2, 3, 4):
         run.log(row(iteration, loss=float("nan")))
     run.log_event(4, "warning", "the reward\nstands still")
     view = look(run.path)
     assert (view.done, view.seconds, view.eta) == (4, 2.0, 12.0)
+    assert view.progress == "iteration 4 of 10, reward 0.4000"
     curves = {name: plain(values) for name, values in view.curves.items()}
     assert curves == {"reward": [0.1, 0.2, 0.3, 0.4], "loss": [None] * 4}
     assert view.events == ["iteration 4: warning: the reward\nstands still"]

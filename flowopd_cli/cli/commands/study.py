@@ -45,7 +45,7 @@ def study(
       flowopd study mine.yaml --out studies/mine --jobs 2
     """
     from flowopd_cli.cli.console import Console
-    from flowopd_cli.cli.study.pool import SKIPPED
+    from flowopd_cli.cli.study.pool import failure
     from flowopd_cli.cli.study.study import Study
     from flowopd_cli.system.text import columns
 
@@ -65,11 +65,5 @@ def study(
     result = plan.run(cells, jobs, console, again=again, allow_code=allow_code)
     console.result(jsonlib.dumps(result) if json else result["report"])
     if result["faults"]:
-        first = next(iter(result["faults"].items()))
-        skipped = sum(text.startswith(SKIPPED) for text in result["faults"].values())
-        typer.echo(
-            f"{len(result['faults']) - skipped} runs failed, {skipped} were skipped; the first: {' '.join(first)} (its "
-            f"output: {plan.store / first[0]}.log). Repeat the command to try them again",
-            err=True,
-        )
+        typer.echo(failure(result["faults"], plan.store), err=True)
         raise typer.Exit(FAULTY)

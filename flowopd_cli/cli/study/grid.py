@@ -36,6 +36,11 @@ class Node:
     recipe: recipes.Recipe
     parents: tuple[str, ...]
 
+    @property
+    def title(self) -> str:
+        """Its name, and what it is."""
+        return f"{self.name}  {self.label}".rstrip()
+
     def recipe_in(self, store: Path) -> recipes.Recipe:
         """The recipe with the paths of the parents' runs in the folder of all runs."""
         paths = {name: str(store / name) for name in self.parents}

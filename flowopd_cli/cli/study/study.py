@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from flowopd_cli import recipe as recipes
-from flowopd_cli.cli import signals
-from flowopd_cli.cli.stage import interruption
 from flowopd_cli.cli.study.grid import Cell, Grid, check_nodes, expand
 from flowopd_cli.cli.study.pool import DONE, Pool, cpu_seconds
 from flowopd_cli.errors import ArtifactError, RecipeError
@@ -78,12 +76,7 @@ class Study:
         Raises :class:`Interrupted`: the user stopped it; the message has ``again``, the command that goes on.
         """
         atomic_write(self.out / FILE, self.file.read_bytes())
-        pool = Pool(self.store, jobs, progress.note, allow_code)
-        with signals.terminable() as first:
-            try:
-                outcomes = pool.run(self.grid.needed(cells))
-            except KeyboardInterrupt as error:
-                raise interruption(error, first(), again) from error
+        outcomes = Pool(self.store, jobs, progress.note, allow_code).run(self.grid.needed(cells), again)
         return self.write({name: outcome for name, outcome in outcomes.items() if outcome != DONE})
 
     def write(self, faults: Mapping[str, str]) -> dict[str, Any]:

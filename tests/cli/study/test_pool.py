@@ -15,6 +15,7 @@ from flowopd_cli.cli.study import pool
 from flowopd_cli.cli.study.grid import expand
 from flowopd_cli.cli.study.pool import Pool, cpu_seconds
 from flowopd_cli.recipe import load_study
+from flowopd_cli.reports.watch import View
 from flowopd_cli.runs.inspect import standing
 from flowopd_cli.runs.lock import Lock
 
@@ -26,7 +27,7 @@ def nodes_of(place):
 def run(place, jobs=1, nodes=None):
     """Make the runs; the outcomes, and the lines."""
     lines = []
-    return Pool(place.store, jobs, lines.append).run(nodes or nodes_of(place)), lines
+    return Pool(place.store, jobs, lines.append).run(nodes or nodes_of(place), "again"), lines
 
 
 def test_every_run_is_made_once_parents_first(place):
@@ -141,6 +142,19 @@ def test_damaged_files_of_a_run_are_its_fault_alone(place):
     outcomes, _ = run(place, nodes=[node, other])
     assert outcomes[other.name] == "done"
     assert "damaged manifest" in outcomes[node.name]
+
+
+def test_running_trainings_show_their_iteration_and_reward(place, monkeypatch):
+    place.write(seeds=[0, 1])
+    trained, started = (node for node in nodes_of(place) if node.stage == "teacher")
+    place.order(stage="0.5")
+    views = {trained.name: View("", "running", done=3, total=50, curves={"loss": [1], "reward": [0.2, 0.5]})}
+    monkeypatch.setattr(pool.watch, "look", lambda path: views.get(path.name, View("", "running")))
+    lines = []
+    Pool(place.store, 2, lines.append, interval=0.2).run([trained, started], "again")
+    found = [line for line in lines if "iteration" in line]
+    assert set(found) == {f"{trained.name}: iteration 3 of 50, reward 0.5000"}
+    assert len(found) <= 3
 
 
 STUDY = """

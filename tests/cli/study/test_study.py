@@ -14,6 +14,8 @@ from flowopd_cli.cli.study import pool
 from flowopd_cli.runs import inspect as runs
 from flowopd_cli.runs.run import RunDir
 
+SUITES = ("geneval", "ocr", "quality")
+
 
 @pytest.fixture
 def study(flowopd, place):
@@ -34,8 +36,8 @@ def test_the_results_are_a_row_for_each_cell_and_seed(study, place):
     assert "10 of 10)" in err
     rows = results(place.out)
     assert [(row["lambda"], row["seed"]) for row in rows] == [("1", "0"), ("1", "1"), ("2", "0"), ("2", "1")]
-    assert {"geneval", "ocr", "average", "run"} < set(rows[0])
-    assert float(rows[0]["average"]) == pytest.approx((float(rows[0]["geneval"]) + float(rows[0]["ocr"])) / 2)
+    assert {*SUITES, "average", "run"} < set(rows[0])
+    assert float(rows[0]["average"]) == pytest.approx(sum(float(rows[0][name]) for name in SUITES) / len(SUITES))
     written = json.loads((place.out / "results.json").read_text())
     assert all(row["cpu_seconds"] > row["cpu_seconds.student"] > 0 for row in written)
     assert (place.out / "study.yaml").read_text() == place.file.read_text()
