@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ class Entry:
     """A model's name, its run, its evaluation, and whether the evaluation is comparable with the others.
 
     With ``by_guidance`` the models are evaluated at several guidances: each is an entry, and compares with all others.
+    ``costs`` are further columns of the table, whole numbers.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Entry:
     evaluation: Evaluation | None = None
     comparable: bool = True
     by_guidance: bool = False
+    costs: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def label(self) -> str:

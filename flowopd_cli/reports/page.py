@@ -55,6 +55,7 @@ class Page:
     facts: Sequence[tuple[str, str]] = ()
     warnings: Sequence[tuple[str, str]] = ()
     table: Table | None = None
+    verdict: str = ""
     table_note: str = ""
     downloads: Mapping[str, str] = field(default_factory=dict)
     changes: Sequence[Chart] = ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +69,11 @@ def write_comparison(
     title: str = "Comparison",
     lead: str = "",
     listings: Sequence[Listing] = (),
+    verdict: str = "",
 ) -> list[Path]:
     """Write a comparison's page to ``target`` and its numbers to the same folder; returns the files of numbers."""
-    numbers, page = _numbers(models, target), render(comparison.page(models, target, title, lead, listings))
+    page = replace(comparison.page(models, target, title, lead, listings), verdict=verdict)
+    numbers, page = _numbers(models, target), render(page)
     for path, text in (*numbers.items(), (target, page)):
         atomic_write(path, text)
     return list(numbers)

@@ -24,16 +24,17 @@ _TEX |= {"^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}"
 
 @dataclass(frozen=True)
 class Cell:
-    """A mean with its standard error, and whether it is the best of its column."""
+    """A mean with its standard error, whether it is the best of its column, and the decimals that are shown."""
 
     mean: float
     stderr: float | None = None
     best: bool = False
+    decimals: int = 3
 
     @property
     def text(self) -> str:
-        """The mean with three decimals."""
-        return f"{self.mean:.3f}"
+        """The mean."""
+        return f"{self.mean:,.{self.decimals}f}"
 
     @property
     def error(self) -> str:
@@ -99,8 +100,12 @@ def table(entries: Sequence[Entry]) -> Table | None:
         )
         for entry, row in zip(entries, means, strict=True)
     )
+    costs = list(dict.fromkeys(name for entry in entries for name in entry.costs))
+    if costs:
+        spent = [[Cell(e.costs[name], decimals=0) if name in e.costs else None for name in costs] for e in entries]
+        rows = tuple((name, (*cells, *more)) for (name, cells), more in zip(rows, spent, strict=True))
     approximate = {s for entry in entries for s, figures in entry.results.items() if not figures["exact"]}
-    return Table(tuple(columns), rows, frozenset(approximate), note)
+    return Table((*columns, *costs), rows, frozenset(approximate), note)
 
 
 def _average(entries: Sequence[Entry], suites: Sequence[str]) -> tuple[bool, str]:
@@ -130,16 +135,17 @@ def best_note(entries: Sequence[Entry]) -> str:
 def changes_against_base(entries: Sequence[Entry]) -> dict[str, dict[str, tuple[float, float | None]]]:
     """``{model: {suite: (change, standard error)}}`` of the models that compare with the base."""
     bases = {entry.guidance: entry for entry in entries if entry.name == BASE and entry.comparable}
-
-    def change(figures: Mapping[str, Any], reference: Mapping[str, Any]) -> tuple[float, float | None]:
-        errors = figures["stderr"], reference["stderr"]
-        return figures["mean"] - reference["mean"], None if None in errors else math.hypot(*errors)
-
     return {
         entry.label: {s: change(figures, base.results[s]) for s, figures in entry.results.items() if s in base.results}
         for entry in entries
         if (base := bases.get(entry.guidance)) and entry is not base and entry.comparable and entry.results
     }
+
+
+def change(figures: Mapping[str, Any], reference: Mapping[str, Any]) -> tuple[float, float | None]:
+    """The difference of two means, and its standard error as if they were independent."""
+    errors = figures["stderr"], reference["stderr"]
+    return figures["mean"] - reference["mean"], None if None in errors else math.hypot(*errors)
 
 
 def numbers(entries: Sequence[Entry]) -> list[dict[str, Any]]:

@@ -92,3 +92,12 @@ def test_texts_of_a_table_stay_in_their_cells():
     assert tex[-3] == "a \\& b\\_c & -- \\\\"
     assert "\\frac" not in "".join(tex)
     assert table.as_csv([{"model": "=cmd()", "mean": -0.5}]) == "model,mean\n'=cmd(),-0.5\n"
+
+
+def test_costs_are_whole_numbers_after_the_average(tmp_path):
+    run = reported.evaluation(tmp_path / "e", None, {"geneval": 0.6, "ocr": 0.5})
+    one = by_guidance(run)[0]
+    shown = table.table([Entry("base", None, one), Entry("student", None, one, costs={"pictures drawn": 12345.0})])
+    assert shown.columns == ("geneval", "ocr", "average", "pictures drawn")
+    assert [cells[-1] and cells[-1].text for _, cells in shown.rows] == [None, "12,345"]
+    assert "| 12,345 |" in table.as_markdown(shown)
