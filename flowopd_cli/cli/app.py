@@ -33,7 +33,7 @@ Example, on the toy base, two cores, no download:
 \b
 stdout carries only the result. Exit codes:
   0 done; 1 unexpected error; 2 invalid command line, recipe or input;
-  3 an evaluation below its threshold (--fail-under), a check that found a fault, or a failed run of a study;
+  3 an evaluation below its threshold (--fail-under), a check that found a fault, or a failed run of a study or demo;
   4 no space or no permission to write; 5 a training that diverged;
   130 stopped by Ctrl-C; 143 stopped by SIGTERM; 141 the reader of stdout has gone.
 """

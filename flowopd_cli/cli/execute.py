@@ -7,20 +7,18 @@ import sys
 from collections.abc import Mapping
 from contextlib import redirect_stdout
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import typer
 
-from flowopd_cli.cli import launch, signals
+from flowopd_cli.cli import launch
 from flowopd_cli.cli.console import Console
-from flowopd_cli.cli.demo import Demo
 from flowopd_cli.cli.options import Common
 from flowopd_cli.cli.plan import memory
 from flowopd_cli.cli.plan.check import check
 from flowopd_cli.cli.plan.resolve import Plan
-from flowopd_cli.cli.stage import continuation, interruption, is_dry_push, run_stage
+from flowopd_cli.cli.stage import continuation, is_dry_push, run_stage
 from flowopd_cli.errors import FAULTY, Interrupted, RecipeError
 from flowopd_cli.recipe import EvalRecipe, Recipe, TrainedRecipe, dump
 from flowopd_cli.recipe.cost import arithmetic
@@ -70,23 +68,6 @@ def execute(plan: Plan, common: Common) -> None:
     with redirect_stdout(sys.stderr):
         result = run_stage(plan, run, console, resume=common.resume is not None)
     _print_result(console, common, recipe, run.path, result)
-
-
-def run_demo(demo: Demo, console: Console) -> dict[str, Any]:
-    """Run the demo: a chain of shipped recipes, each in a run of its own under ``demo.out``, and one report.
-
-    Raises :class:`ArtifactError`: ``demo.out`` holds something else.
-    Raises :class:`MissingDependency`: a stage needs a package that is not installed.
-    Raises :class:`Interrupted`: the user stopped it; the message has the resume command.
-    """
-    again = demo.command()
-    with redirect_stdout(sys.stderr), signals.terminable() as first:
-        try:
-            return demo.run(partial(run_stage, again=again), console)
-        except KeyboardInterrupt as error:
-            raise interruption(error, first(), again) from error
-        finally:
-            console.done()
 
 
 def _print_dry_run(console: Console, recipe: Recipe, remarks: list[str], *, as_json: bool) -> None:

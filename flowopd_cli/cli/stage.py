@@ -23,17 +23,13 @@ from flowopd_cli.system.distributed import GROUP
 from flowopd_cli.system.progress import Progress
 
 
-def run_stage(
-    plan: Plan, run: RunDir, progress: Progress, *, resume: bool = False, again: str | None = None
-) -> dict[str, Any]:
+def run_stage(plan: Plan, run: RunDir, progress: Progress, *, resume: bool = False) -> dict[str, Any]:
     """Run one stage in its directory and record in the manifest how it ended.
-
-    ``again`` is the resume command, if it is not the stage's own.
 
     Raises :class:`Interrupted`: the user stopped it; the message has the resume command.
     """
     recipe = plan.recipe
-    again = again or continuation(recipe, run.path)
+    again = continuation(recipe, run.path)
     with signals.terminable() as first, GROUP.together():
         run.start(recipe)
         try:

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -131,12 +132,12 @@ def test_a_push_that_began_as_a_dry_run_stays_one(flowopd, stage, trained):
 
 
 def test_demo_prints_the_report_or_json(flowopd, monkeypatch):
-    demos, result = [], {"report": "demo/report.html", "models": {}}
-    monkeypatch.setattr(Demo, "run", lambda demo, execute, progress: demos.append(demo) or result)
+    demos, result = [], {"report": "demo/report.html", "models": {}, "faults": {}}
+    monkeypatch.setattr(Demo, "run", lambda demo, progress: demos.append(demo) or result)
     assert flowopd("demo", "--out", "d", "--quick", "--seed", "3")[1] == "demo/report.html\n"
-    assert json.loads(flowopd("demo", "--baseline", "--ablation", "--json")[1]) == result
-    assert (demos[0].out.name, demos[0].seed, demos[0].quick, demos[0].baseline) == ("d", 3, True, False)
-    assert (demos[1].baseline, demos[1].ablation) == (True, True)
+    assert json.loads(flowopd("demo", "--baseline", "--ablation", "--jobs", "4", "--json")[1]) == result
+    assert demos[0] == Demo(Path("d"), seed=3, quick=True)
+    assert demos[1] == Demo(demos[1].out, baseline=True, ablation=True, jobs=4)
 
 
 def test_several_processes_run_the_same_command_again(flowopd, monkeypatch):

@@ -10,7 +10,7 @@ import typer
 
 from flowopd_cli.cli import completion
 from flowopd_cli.cli.options import Common, Json, stage_command
-from flowopd_cli.errors import RecipeError
+from flowopd_cli.errors import FAULTY, RecipeError
 
 
 def register(app: typer.Typer, *, panel: str) -> None:
@@ -52,6 +52,7 @@ IMAGES = "Score the pictures in this folder instead of drawing any."
 SCORES = "Read the scores that official scorers wrote into this folder."
 FAIL_UNDER = "Exit with code 3 if the suite's mean is below X; may be repeated, and given with --resume."
 EVALUATIONS = "An evaluation whose scores go into the card; may be repeated."
+JOBS = "Stages at the same time, each a process; 2 by default, 1 on a single core."
 Text = str | None
 Texts = list[str] | None
 Number = int | None
@@ -224,7 +225,7 @@ def demo(
     out: Annotated[Folder, _option("DIR", "The folder to write; a fresh one by default.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Train for a few minutes only, with smaller gains.")] = False,
     baseline: Annotated[
-        bool, typer.Option("--baseline", help="Also train one adapter with GRPO on all rewards at once.")
+        bool, typer.Option("--baseline", help="Also train on all rewards, at once and in turn, at the student's cost.")
     ] = False,
     ablation: Annotated[
         bool,
@@ -233,11 +234,13 @@ def demo(
         ),
     ] = False,
     seed: Annotated[int, _option("N", "The seed of all random numbers.")] = 0,
+    jobs: Annotated[Number, _option("N", JOBS, min=1)] = None,
     json: Json = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print only errors to stderr.")] = False,
 ) -> None:
-    """Run the whole pipeline on the toy base: three teachers, merge, distillation, a table and a report. To resume an
-    interrupted demo, repeat the command with the same --out: finished stages are not repeated.
+    """Run the whole pipeline on the toy base: teachers, merge, distillation, a table and a report. To resume an
+    interrupted demo, repeat the command with the same --out: finished stages are not repeated. Exits with 3 if a stage
+    failed.
 
     \b
     Example:
@@ -247,9 +250,12 @@ def demo(
 
     from flowopd_cli.cli.console import Console
     from flowopd_cli.cli.demo import Demo
-    from flowopd_cli.cli.execute import run_demo
+    from flowopd_cli.cli.study.pool import failure
     from flowopd_cli.runs.layout import fresh_path
 
-    console = Console(quiet=quiet)
-    result = run_demo(Demo(out or fresh_path("demo"), seed, quick, baseline, ablation), console)
+    console, chain = Console(quiet=quiet), Demo(out or fresh_path("demo"), seed, quick, baseline, ablation, jobs)
+    result = chain.run(console)
     console.result(dumps(result) if json else result["report"])
+    if result["faults"]:
+        typer.echo(failure(result["faults"], chain.out), err=True)
+        raise typer.Exit(FAULTY)
