@@ -36,7 +36,7 @@ from flowopd_cli.system.progress import Progress
 OBJECTIVES = {"geneval": 2.86, "ocr": 3.36, "quality": 3.33}
 STUDENT_SECONDS, ALL_REWARDS_SECONDS, START_SECONDS = 3.17, 3.4, 5.0
 *ROUTED, ANCHOR = OBJECTIVES
-TITLE = "Three specialists, one generalist"
+TITLE = "Specialists and one generalist"
 MERGE, STUDENT, UNANCHORED, FOLDED = "merge", "student", "student-no-anchor", "student-folded"
 ALL_REWARDS, CHAIN = "all-rewards", "one-after-another"
 BEST = f"{ALL_REWARDS}-best"  # its checkpoint that is the best on validation prompts
