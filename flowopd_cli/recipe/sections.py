@@ -23,6 +23,7 @@ from flowopd_cli.recipe.fields import (
     RANKLESS,
     SEVERAL,
     Attention,
+    Base,
     Fraction,
     Guidances,
     Options,
@@ -39,7 +40,7 @@ class ModelSpec(Spec):
     """The base model."""
 
     family: str = "sd3"  #: the kind of pipeline: a name of `MODELS`
-    pretrained: str = "stabilityai/stable-diffusion-3.5-medium"  #: `toy`, a diffusers folder or a Hub id
+    pretrained: Base = "stabilityai/stable-diffusion-3.5-medium"  #: `toy`, a diffusers folder or a Hub id
     revision: str | None = None  #: commit, tag or branch of a Hub id; its newest if null
     #: precision of the frozen base; `auto` is bfloat16 on CUDA, float32 elsewhere; adapters are always float32
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -150,7 +151,7 @@ class TeacherSpec(Spec):
     guidance: NonNegativeFloat | None = None  #: the teacher's classifier-free scale; null is `sampling.guidance`
     #: a base of its own, such as a larger one: as `model.pretrained`, with the student's autoencoder; null is the
     #: student's base
-    base: str | None = None
+    base: Base | None = None
     family: str | None = None  #: the kind of its own base; null recognizes it, else takes the student's
     revision: str | None = None  #: of its own base, as `model.revision`
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  #: precision of its own base

@@ -289,3 +289,10 @@ def test_a_mixed_route_and_the_earlier_name_of_the_query_are_read():
     }
     assert built.train.query.steps == 3
     assert recipes.build(built.model_dump(mode="json")) == built
+
+
+def test_a_base_is_the_same_with_and_without_a_slash_at_its_end():
+    routing = {task: {"ref": "base", "base": base} for task, base in (("geneval", "big"), ("ocr", "big/"))}
+    recipe = recipes.build({"stage": "distill", "model": {"pretrained": "small/"}, "routing": routing})
+    assert recipe.model.pretrained == "small"
+    assert len({teacher.own_model(recipe.model) for teacher in recipe.routing.values()}) == 1

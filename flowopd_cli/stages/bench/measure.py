@@ -59,7 +59,7 @@ def run(request: Request, progress: Progress) -> dict[str, Any]:
     progress.done()
     wall, cpu = ({name: median(pair[i] for pair in pairs) for name, pairs in samples.items()} for i in (0, 1))
     split = {name: clock.parts(world, whole[name], min(3, request.repeats)) for name in ("fused", "replay")}
-    roles, extras = _floor(wall), _extras(world, request)
+    roles, extras = _floor(world, wall), _extras(world, request)
     return {
         "floor_seconds": sum(roles.values()),
         **{f"{name}_seconds": wall[name] for name in whole},
@@ -98,14 +98,15 @@ def where(device: torch.device) -> str:
     return f"CPU {platform.processor() or platform.machine()}"
 
 
-def _floor(medians: Mapping[str, float]) -> dict[str, float]:
-    return {role: medians[role] for role in FLOOR if role in medians}
+def _floor(world: World, medians: Mapping[str, float]) -> dict[str, float]:
+    shares = {"anchor": world.anchor_share}
+    return {role: medians[role] * shares.get(role, 1.0) for role in FLOOR if role in medians}
 
 
 def _ratios(world: World, medians: Mapping[str, float]) -> dict[str, float]:
     """Times of the structures relative to each other; the floor of ``replay_to_its_floor`` includes the rollout."""
     rollout = medians["forward"] * world.recipe.sampling.steps / world.steps
-    floor = sum(_floor(medians).values())
+    floor = sum(_floor(world, medians).values())
     fused, replay, upstream = (medians[name] for name in ("fused", "replay", "upstream_structure"))
     return {
         "fused_to_floor": fused / floor,
@@ -122,8 +123,8 @@ def _operations(world: World, floor: float) -> dict[str, float]:
     one = {base: _forward_operations(base, spec) for base, spec in bases.items()}
     if not all(one.values()):
         return {}
-    guidances = [world.sampler.guidance] * 2 + ([world.anchor.guidance] if world.anchor else [])
-    roles: list[tuple[Any, float, int]] = [(world.model, guidance, world.batch) for guidance in guidances]
+    roles: list[tuple[Any, float, float]] = [(world.model, world.sampler.guidance, world.batch)] * 2
+    roles += [(world.model, world.anchor.guidance, world.batch * world.anchor_share)] if world.anchor else []
     roles += [(teacher.model or world.model, teacher.guidance, len(rows)) for teacher, rows in world.labelers]
     total = sum(rows * family(bases[base].family).halves(guidance) * one[base] for base, guidance, rows in roles)
     rate = limits.matmul_rate(world.model.device, world.model.dtype)

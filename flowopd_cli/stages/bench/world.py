@@ -67,6 +67,14 @@ class World:
         return [(teacher, torch.tensor(rows)) for teacher, rows in groups.values()]
 
     @property
+    def anchor_share(self) -> float:
+        """The share of the trained steps with a pass of the anchor: all if its velocity is part of a target."""
+        prompts = self.draw.prompts
+        if any(teacher == self.anchor for p in prompts for teacher, _ in self.routes[p.task].target(p)):
+            return 1.0
+        return self.recipe.anchor.probability / self.recipe.anchor.every
+
+    @property
     def steps(self) -> int:
         """Trained steps of each picture."""
         return len(trained_steps(self.sampler).steps)

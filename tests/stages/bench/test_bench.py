@@ -96,6 +96,13 @@ def test_an_extrapolated_target_adds_the_bases_pass_unless_the_anchor_has_it():
         assert floor["teacher"][1] + floor["anchor"][1] == 2 * 2 * labels
 
 
+@pytest.mark.parametrize("thin", ["anchor.every=4", "anchor.probability=0.25"])
+def test_the_floor_has_the_steps_with_a_pass_of_the_anchor(thin):
+    assert world_of(thin, "anchor.ref=other").anchor_share == 0.25
+    assert world_of(thin, "anchor.ref=base").anchor_share == 0.25
+    assert world_of(thin, "anchor.ref=base", "opd.extrapolate=1.5").anchor_share == 1  # the targets need the base
+
+
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory):
     """Folders of a tiny base, and of a larger one with its autoencoder and other text encoders."""
