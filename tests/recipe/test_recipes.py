@@ -293,6 +293,12 @@ def test_a_mixed_route_and_the_earlier_name_of_the_query_are_read():
 
 def test_a_base_is_the_same_with_and_without_a_slash_at_its_end():
     routing = {task: {"ref": "base", "base": base} for task, base in (("geneval", "big"), ("ocr", "big/"))}
-    recipe = recipes.build({"stage": "distill", "model": {"pretrained": "small/"}, "routing": routing})
+    tree = {
+        "stage": "distill",
+        "prompts": [{"source": "toy:all"}],
+        "model": {"pretrained": "small/"},
+        "routing": routing,
+    }
+    recipe = recipes.build(tree)
     assert recipe.model.pretrained == "small"
     assert len({teacher.own_model(recipe.model) for teacher in recipe.routing.values()}) == 1
