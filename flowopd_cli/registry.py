@@ -136,6 +136,7 @@ REWARDS = Registry(
         "pickscore": "flowopd_cli.rewards.preference.clip_scores:PickScoreReward",
         "toy-geneval": "flowopd_cli.toy.rewards:geneval",
         "toy-ocr": "flowopd_cli.toy.rewards:ocr",
+        "toy-preference": "flowopd_cli.toy.rewards:PreferenceReward",
         "toy-quality": "flowopd_cli.toy.rewards:QualityReward",
         "vlm": "flowopd_cli.rewards.vlm:VLMReward",
     },
@@ -146,6 +147,7 @@ REWARDS = Registry(
 _SHIPPED_PROMPTS = {
     "toy:geneval": "flowopd_cli.toy.prompts:geneval",
     "toy:ocr": "flowopd_cli.toy.prompts:ocr",
+    "toy:preference": "flowopd_cli.toy.prompts:preference",
     "toy:quality": "flowopd_cli.toy.prompts:quality",
     "toy:all": "flowopd_cli.toy.prompts:everything",
     "geneval": "flowopd_cli.prompts.sources:geneval",
@@ -166,6 +168,7 @@ SUITES = Registry(
         "t2i-compbench": "flowopd_cli.suites.compbench:t2i_compbench",
         "toy-geneval": "flowopd_cli.toy.suites:geneval",
         "toy-ocr": "flowopd_cli.toy.suites:ocr",
+        "toy-preference": "flowopd_cli.toy.suites:preference",
         "toy-quality": "flowopd_cli.toy.suites:quality",
     },
 )

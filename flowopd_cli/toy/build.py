@@ -38,7 +38,9 @@ def main() -> None:
     if options.beside is None:
         save(pipe, options.out)
     else:
-        shutil.copytree(options.beside, options.out, ignore=shutil.ignore_patterns("transformer"), dirs_exist_ok=True)
+        shutil.copytree(
+            options.beside, options.out, ignore=shutil.ignore_patterns("transformer", "scorer"), dirs_exist_ok=True
+        )
         pipe.transformer.half().save_pretrained(options.out / "transformer")
     log("done", options.flow_steps, {})
 

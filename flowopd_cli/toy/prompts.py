@@ -109,4 +109,13 @@ def everything(split: str = "train") -> list[Prompt]:
 
 def quality(split: str = "train") -> list[Prompt]:
     """The same prompts as a task of their own, for a teacher of the quality."""
-    return [replace(prompt, id=f"toy-quality/{prompt.id}", task="quality") for prompt in everything(split)]
+    return _as_task("quality", split)
+
+
+def preference(split: str = "train") -> list[Prompt]:
+    """The same prompts as a task of their own, for a teacher of the preference."""
+    return _as_task("preference", split)
+
+
+def _as_task(task: str, split: str) -> list[Prompt]:
+    return [replace(prompt, id=f"toy-{task}/{prompt.id}", task=task) for prompt in everything(split)]

@@ -1,4 +1,4 @@
-"""The toy world's rewards: GenEval's rules over pixels, a real OCR engine, print quality."""
+"""The toy world's rewards: GenEval's rules over pixels, a real OCR engine, a learned preference, print quality."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from flowopd_cli import toy
 from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.core.types import RewardResult
 from flowopd_cli.rewards.base import Reward, RewardInfo
 from flowopd_cli.rewards.geneval.reward import GenEvalReward
 from flowopd_cli.rewards.geneval.rules import GenEvalOptions
 from flowopd_cli.rewards.ocr.reward import OCRReward
+from flowopd_cli.rewards.weights import shared, weights_id
 from flowopd_cli.system.arguments import OptionsOf
+from flowopd_cli.toy import scorer
 from flowopd_cli.toy.detector import PixelDetector
 from flowopd_cli.toy.draw import PAPER
 from flowopd_cli.toy.ink import read_ink
@@ -24,6 +27,8 @@ from flowopd_cli.toy.ink import read_ink
 COUNTING_THRESHOLD = 0.3
 RESIDUAL_SCALE = 0.2
 INKED_SHARE = 0.05
+TEMPERATURE = 2.5  # of the preference: pictures of the base spread over about 0.2 to 0.8
+BATCH = 256
 
 
 def geneval(
@@ -51,6 +56,26 @@ def print_quality(images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, " B"]:
     coverage = reading.coverage.flatten(1)
     contrast = coverage.topk(max(1, int(INKED_SHARE * coverage.shape[1])), dim=1).values.mean(dim=1)
     return torch.exp(-dirt / RESIDUAL_SCALE) * contrast
+
+
+class PreferenceReward(Reward):
+    """The reward ``toy-preference``, the toy's stand-in for PickScore: a small network that reads the prompt."""
+
+    info = RewardInfo(name="preference", paper="docs/toy.md", low=0.0, high=1.0)
+
+    def __init__(self) -> None:
+        folder = toy.folder() / "scorer"
+        self.weights = {"scorer": weights_id(folder)}
+        self._scorer, self._tokenizer = shared(scorer.load, str(folder)), shared(scorer.tokenizer)
+
+    @torch.no_grad()
+    def __call__(self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]) -> RewardResult:
+        """Score B pictures against the texts of their prompts; every one is valid."""
+        tokens = scorer.tokenize(self._tokenizer, [prompt.text for prompt in prompts])
+        images = images.detach().float().cpu()
+        logits = [self._scorer(*rows) for rows in zip(images.split(BATCH), tokens.split(BATCH), strict=True)]
+        total = torch.sigmoid(torch.cat(logits) / TEMPERATURE)
+        return RewardResult(total, {"preference": total}, torch.ones(len(total), dtype=torch.bool))
 
 
 class QualityReward(Reward):

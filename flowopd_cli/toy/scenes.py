@@ -31,15 +31,21 @@ HABITS = Habits()
 
 def sample(prompt: Prompt, rng: np.random.Generator, habits: Habits = HABITS) -> Picture:
     """One picture for a prompt, with the errors of ``habits``."""
+    scene = attempt(prompt, rng, habits)
+    return render(scene, wear(rng, habits.worn), rng)
+
+
+def attempt(prompt: Prompt, rng: np.random.Generator, habits: Habits = HABITS) -> Scene:
+    """A scene for a prompt, with a slip or misspelt letters now and then."""
     scene = compose(prompt, rng, habits.drift)
     if prompt.task == "ocr":
-        scene = [_misspell(scene[0], rng, habits.misspelt) if habits.misspelt else scene[0]]
-    elif rng.random() < habits.careless:
-        scene = _slip(scene, rng)
-    wear = Wear()
-    if rng.random() < habits.worn:
-        wear = Wear(rng.uniform(0, 0.8), rng.uniform(0, 0.5), rng.uniform(0, 1.0))
-    return render(scene, wear, rng)
+        return [_misspell(scene[0], rng, habits.misspelt) if habits.misspelt else scene[0]]
+    return _slip(scene, rng) if rng.random() < habits.careless else scene
+
+
+def wear(rng: np.random.Generator, worn: float) -> Wear:
+    """The wear of one print; a share ``worn`` is not pristine."""
+    return Wear(rng.uniform(0, 0.8), rng.uniform(0, 0.5), rng.uniform(0, 1.0)) if rng.random() < worn else Wear()
 
 
 def compose(prompt: Prompt, rng: np.random.Generator, drift: int = HABITS.drift) -> Scene:

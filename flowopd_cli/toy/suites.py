@@ -1,4 +1,4 @@
-"""The toy world's suites: held-out prompts of each task, and quality on both."""
+"""The toy world's suites: held-out prompts of each task, preference and quality on both."""
 
 from __future__ import annotations
 
@@ -17,6 +17,11 @@ def geneval() -> Suite:
 def ocr() -> Suite:
     """OCR accuracy on codes that no training prompt asks for."""
     return Suite("ocr", "toy-ocr-1", prompts.ocr, rewards.ocr)
+
+
+def preference() -> Suite:
+    """The learned preference over the prompts of both tasks."""
+    return Suite("preference", "toy-preference-1", prompts.everything, rewards.PreferenceReward)
 
 
 def quality() -> Suite:

@@ -136,7 +136,7 @@ def train_flow(pipeline: Any, pool: Pool, settings: FlowSettings, log: Log, *, e
     texts = torch.nn.ModuleList([pipeline.text_encoder, pipeline.text_encoder_2]).eval().requires_grad_(False)
     modules = torch.nn.ModuleList([pipeline.transformer, *(texts if encoders else ())])
     modules.train().requires_grad_(True)
-    optimizers = _optimizers(modules, settings.lr)
+    trained = optimizers(modules, settings.lr)
     averaged = [p.detach().clone() for p in modules.parameters()]
     start, step, progress = time.monotonic(), 0, 0.0
     while step < settings.steps and progress < 1:
@@ -146,7 +146,7 @@ def train_flow(pipeline: Any, pool: Pool, settings: FlowSettings, log: Log, *, e
         loss = _flow_loss(pipeline, pool, rows)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(modules.parameters(), 1.0)
-        for optimizer in optimizers:
+        for optimizer in trained:
             set_lr(optimizer, factor * optimizer.defaults["lr"])
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -179,11 +179,11 @@ def _flow_loss(pipeline: Any, pool: Pool, rows: Tensor) -> Tensor:
     return F.mse_loss(velocity, noise - x0)
 
 
-def _optimizers(modules: torch.nn.Module, lr: float) -> list[torch.optim.Optimizer]:
+def optimizers(modules: torch.nn.Module, lr: float, hidden: str = "transformer_blocks") -> list[torch.optim.Optimizer]:
+    """Muon for the matrices whose names contain ``hidden``, AdamW for all other parameters."""
     matrices, others = [], []
     for name, parameter in modules.named_parameters():
-        hidden = parameter.ndim == 2 and "transformer_blocks" in name
-        (matrices if hidden else others).append(parameter)
+        (matrices if parameter.ndim == 2 and hidden in name else others).append(parameter)
     return [
         torch.optim.Muon(matrices, lr=lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.98), weight_decay=0.01),
