@@ -1,4 +1,6 @@
-"""The results of a study: means and paired differences over seeds, a plot of each metric over each axis, one page."""
+"""The results of a study: means and paired differences over seeds, plots of each metric over each axis and of the
+average over its cost, one page.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +17,7 @@ from flowopd_cli.errors import printable
 from flowopd_cli.reports.charts import SERIES, Chart, Key, axes, svg
 from flowopd_cli.reports.page import Listing, Page, render
 from flowopd_cli.reports.table import Cell, Table, as_csv, as_latex, as_markdown
+from flowopd_cli.runs.evaluations import AVERAGE
 from flowopd_cli.runs.layout import REPORT
 from flowopd_cli.system.files import atomic_write
 from flowopd_cli.system.json_files import plain
@@ -137,7 +140,7 @@ def write(out: Path, page: Page, rows: Sequence[Row], reference: Mapping[str, An
             table=table,
             table_note=" ".join([NOTE, *protocols]),
             downloads=files,
-            charts=[chart for metric in metrics for chart in charts(metric, groups)],
+            charts=[*cost_charts(groups), *(chart for metric in metrics for chart in charts(metric, groups))],
             listings=[_differences(groups, reference_of(groups, reference), metrics), _costs(groups)],
         )
     for name, content in {**files, REPORT: render(page)}.items():
@@ -174,11 +177,55 @@ def _chart(metric: str, axis: str, lines: Mapping[str, Sequence[Group]], name: s
     ax.set_xlabel(printable(axis))
     ax.set_ylabel(printable(metric))
     title = printable(f"{metric} over {axis}")
-    omitted = len(lines) - len(SERIES)
-    caption = f"{omitted} more lines are in the table." if omitted > 0 else ""
-    return Chart(
-        title, f"{title}: {'; '.join(texts)}", svg(figure, name), caption, tuple(keys) if len(lines) > 1 else ()
-    )
+    alt = f"{title}: {'; '.join(texts)}"
+    caption = _omitted(lines, "lines").strip()
+    return Chart(title, alt, svg(figure, name), caption, tuple(keys) if len(lines) > 1 else ())
+
+
+def cost_charts(groups: Sequence[Group]) -> Iterable[Chart]:
+    """The average over CPU-seconds: a point for each cell, with its value of the last axis, a faint one for each seed.
+
+    A color is an evaluation with one combination of the other axes; nothing is drawn of fewer than two cells.
+    """
+    several = len(_evaluations(group.first for group in groups)) > 1
+    points: dict[str, list[tuple[str, Sequence[float], Sequence[float]]]] = {}
+    for group in groups:
+        first, (*_, last) = group.first, ["", *group.first.values]
+        costs = {row.seed: row.cost for row in group.rows if row.cost is not None}
+        pairs = [(costs[seed], average) for seed, average in group.by_seed(AVERAGE).items() if seed in costs]
+        if pairs:
+            siblings = [other for other in groups if other.first.evaluation == first.evaluation]
+            parts = [first.evaluation if several else "", _others(first, last, siblings)]
+            text = str(first.values.get(last, ""))
+            x, y = zip(*pairs, strict=True)
+            points.setdefault(": ".join(filter(None, parts)), []).append((text, x, y))
+    if sum(map(len, points.values())) < 2:
+        return
+    figure, ax = axes()
+    ax.set_xlabel("CPU-seconds of all runs behind a cell")
+    ax.set_ylabel(AVERAGE)
+    ax.margins(0.12)
+    keys, texts = [], []
+    for number, (label, cells) in enumerate(list(points.items())[: len(SERIES)]):
+        keys.append(Key(printable(label)[:40], number, mark="●"))
+        for text, x, y in cells:
+            style: dict[str, Any] = {"color": SERIES[number], "linestyle": "none", "marker": "o"}
+            ax.plot(x, y, markersize=3, markeredgewidth=0, alpha=0.35, **style)
+            center = statistics.fmean(x), statistics.fmean(y)
+            ax.plot(*center, markersize=5, **style)
+            ax.annotate(printable(text)[:20], center, (4, 4), textcoords="offset points", fontsize=7)
+            texts.append(f"{' '.join(filter(None, (label, text)))} {center[1]:.3f} at {center[0]:.0f}")
+    title = f"{AVERAGE} over CPU-seconds"
+    caption = "One point a cell, with its value of the last axis; faint: seeds."
+    caption += _omitted(points, "colors")
+    alt = f"{title}: {'; '.join(texts)}"
+    yield Chart(title, alt, svg(figure, "cost"), caption, tuple(keys) if len(keys) > 1 else ())
+
+
+def _omitted(lines: Mapping[str, Any], what: str) -> str:
+    """A sentence on the lines for which there is no color."""
+    count = len(lines) - len(SERIES)
+    return f" {count} more {what} are in the table." if count > 0 else ""
 
 
 def _places(values: Sequence[Any]) -> dict[Any, float]:

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+from dataclasses import replace
 
 import pytest
 from support.reported import HOSTILE, Tags
@@ -101,6 +102,31 @@ def test_an_axis_of_names_stands_in_their_order(monkeypatch):
     assert study._places(["1", "3"]) == {"1": 1.0, "3": 3.0}
     assert study._places(["soft", "hard"]) == {"soft": 0.0, "hard": 1.0}
     assert study._places(["1", "inf"]) == {"1": 0.0, "inf": 1.0}
+
+
+def averaged(average, seed, cost, evaluation="scores", **values):
+    """A result with an average."""
+    one = row(average, seed, cost=cost, evaluation=evaluation, **values)
+    return replace(one, metrics={"quality": average, "average": average})
+
+
+def test_the_average_is_drawn_over_its_cost():
+    cells = [(kind, x, seed) for kind in "ab" for x in (1, 2) for seed in (0, 2)]
+    rows = [averaged(0.5 + x / 10, seed, 100 * x + seed, kind=kind, x=x) for kind, x, seed in cells]
+    (chart,) = study.cost_charts(groups_of(rows))
+    assert [key.name for key in chart.legend] == ["kind a", "kind b"]
+    assert "kind a 1 0.600 at 101; kind a 2 0.700 at 201; kind b 1 0.600 at 101" in chart.alt
+    assert chart.drawing.count("<use ") == 4 * (2 + 1), "two seeds and their mean"
+    base = averaged(0.4, 0, 7, evaluation="base")
+    (chart,) = study.cost_charts(groups_of([*rows[:2], base]))
+    assert [key.name for key in chart.legend] == ["scores: kind a", "base"]
+    assert "base 0.400 at 7" in chart.alt
+
+
+def test_no_cost_is_drawn_where_fewer_than_two_are_known():
+    assert list(study.cost_charts(groups_of(ROWS))) == [], "no average"
+    rows = [averaged(0.5, 0, 10, x=1), averaged(0.6, 0, None, x=2)]
+    assert list(study.cost_charts(groups_of(rows))) == []
 
 
 def test_unknown_cpu_time_is_shown_as_unknown(tmp_path):
