@@ -16,6 +16,13 @@ def shipped_recipes(incomplete: str) -> list[str]:
     return sorted(name for name in shipped() if name.startswith(incomplete))
 
 
+def shipped(incomplete: str) -> list[str]:
+    """Names of shipped recipes and studies."""
+    from flowopd_cli.recipe.reading import shipped_studies
+
+    return [*shipped_recipes(incomplete), *(name for name in sorted(shipped_studies()) if name.startswith(incomplete))]
+
+
 def recipes(incomplete: str) -> list[str]:
     """Names of shipped recipes, recipe files and folders."""
     return [*shipped_recipes(incomplete), *_paths(incomplete, lambda path: path.suffix in SUFFIXES)]

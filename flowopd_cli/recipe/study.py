@@ -124,7 +124,7 @@ class StudySpec(Spec):
                 raise ValueError(f"reference.{key}: no such axis{suggest(key, [*self.axes, EVALUATION])}")
             choices = list(self.stages) if key == EVALUATION else self.values(key)
             if value not in choices:
-                raise ValueError(f"reference.{key}: {value!r} is none of {', '.join(map(str, choices))}")
+                raise ValueError(f"reference.{key}: {value!r} is none of {', '.join(map(repr, choices))}")
         return self
 
 

@@ -62,6 +62,7 @@ def test_the_shell_completes_recipes_rewards_suites_and_runs(monkeypatch, tmp_pa
     RunDir.create(Path("runs/t-ocr"), "teacher").start(recipes.load(recipes.find("toy/teacher-ocr")))
     Path("mine.yaml").touch()
     assert completion.shipped_recipes("toy/m") == ["toy/merge"]
+    assert completion.shipped("studies/ex") == ["studies/extrapolation"]
     assert completion.recipes("mi") == ["mine.yaml"]
     assert completion.rewards("toy-o") == ["toy-ocr"]
     assert completion.suites("geneval,oc") == ["geneval,ocr"]

@@ -79,6 +79,10 @@ FAULTS = [
     (changed(axes={"lambda": [1], "r": {"a": {"studnt": {}}}}), "axes.r: no stage 'studnt', did you mean 'student'"),
     (changed(reference={"lamda": 1}), "reference.lamda: no such axis, did you mean 'lambda'"),
     (changed(reference={"lambda": 3}), "reference.lambda: 3 is none of 1, 1.5"),
+    (
+        changed(axes={"lambda": [1, 1.5], "n": {1: {"student": {}}}}, reference={"n": 1}),
+        "reference.n: 1 is none of '1'",
+    ),
     (changed(seeds=[]), "seeds: "),
     (changed(seeds=[True]), "seeds: .*number, not .true"),
     (changed(stages={}), "stages: "),

@@ -1,5 +1,6 @@
 """Every shipped recipe parses, is complete, names only what exists, and routes every task."""
 
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from flowopd_cli.recipe.cost import arithmetic
 FOLDER = Path(__file__).resolve().parents[2] / "recipes"
 FILES = {str(path.relative_to(FOLDER).with_suffix("")): path for path in sorted(FOLDER.rglob("*.yaml"))}
 STUDIES = {name: FILES.pop(name) for name in [*FILES] if name.startswith("studies/")}
+TEACHERS = [f"teacher-{objective}" for objective in ("geneval", "ocr", "preference", "quality")]
 DEFAULTS = {f"toy/{name}" for name in ("teacher-geneval", "teacher-ocr", "teacher-quality", "grpo-mix", "coldstart")}
 
 
@@ -25,9 +27,36 @@ def test_the_program_lists_every_file_and_has_its_defaults():
 
 @pytest.mark.parametrize("name", STUDIES)
 def test_study(name):
-    grid = expand(recipes.load_study(STUDIES[name]), name)
+    grid = grid_of(name)
     assert check_nodes(grid, name, allow_code=False) == []
-    assert STUDIES[name].read_text(encoding="utf-8").startswith("#"), "a study opens with its question and its command"
+    assert {cell.seed for cell in grid.cells} == {0, 1, 2}
+    specs = [node.recipe for node in grid.nodes.values()]
+    evaluations = {(spec.eval.split, spec.eval.guidance) for spec in specs if isinstance(spec, recipes.EvalRecipe)}
+    assert evaluations == {("test", 1.0)}
+    trained = [spec for spec in specs if isinstance(spec, recipes.TrainedRecipe)]
+    assert {spec.sampling.guidance for spec in trained} == {1.0}
+    assert {prompts.split for spec in trained for prompts in spec.prompts} == {"train"}
+    folder = f"--out {name} --store studies/runs"
+    header = STUDIES[name].read_text(encoding="utf-8").partition("\nseeds:")[0]
+    assert f"#   run:       flowopd study {name.removeprefix('studies/')} {folder}\n" in header
+    assert all(line.startswith("#") for line in header.splitlines()), "a study opens with its question and its command"
+
+
+def test_studies_share_their_teachers():
+    """One ``--store`` trains each teacher of a seed once for all studies."""
+    names = {}
+    for node in (node for name in STUDIES for node in grid_of(name).nodes.values()):
+        if node.stage in TEACHERS:
+            names.setdefault(node.label, []).append(node.name)
+    assert set(names) == {f"{stage}: seed {seed}" for stage in TEACHERS for seed in (0, 1, 2)}
+    assert {label: (len(runs), len(set(runs))) for label, runs in names.items()} == dict.fromkeys(
+        names, (len(STUDIES), 1)
+    )
+
+
+@cache
+def grid_of(name):
+    return expand(recipes.load_study(STUDIES[name]), name)
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as jsonlib
+import re
 from itertools import takewhile
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +14,7 @@ from flowopd_cli.cli import completion
 from flowopd_cli.cli.options import Json
 from flowopd_cli.errors import FAULTY, ArtifactError, printable
 
-HELP = """List, copy and check recipes, both shipped and your own.
+HELP = """List, copy and check recipes, both shipped and your own; list and copy studies.
 
 \b
 Example:
@@ -23,7 +24,7 @@ Example:
 """
 app = typer.Typer(help=HELP, no_args_is_help=True)
 NAME, FILES = "A name that 'recipes ls' prints, or a file.", "Files, or shipped names."
-Name = Annotated[str, typer.Argument(help=NAME, autocompletion=completion.shipped_recipes)]
+Name = Annotated[str, typer.Argument(help=NAME, autocompletion=completion.shipped)]
 Files = Annotated[list[str], typer.Argument(metavar="FILE...", help=FILES, autocompletion=completion.recipes)]
 Dest = Annotated[Path | None, typer.Argument(metavar="[DEST]", help="A file or folder; default: the same name.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing file.")]
@@ -31,7 +32,7 @@ Force = Annotated[bool, typer.Option("--force", help="Replace an existing file."
 
 @app.command()
 def ls(json: Json = False) -> None:
-    """List every shipped recipe: its stage, its base and its purpose.
+    """List every shipped recipe: its stage, its base and its purpose; then every study, for 'flowopd study'.
 
     \b
     Example:
@@ -41,14 +42,15 @@ def ls(json: Json = False) -> None:
     from flowopd_cli import recipe
     from flowopd_cli.system.text import columns
 
-    rows = [_summary(name, path) for name, path in sorted(recipe.shipped().items())]
+    files = [*sorted(recipe.shipped().items()), *sorted(recipe.shipped_studies().items())]
+    rows = [_summary(name, path) for name, path in files]
     header = ("RECIPE", "STAGE", "BASE", "WHAT")
     print(jsonlib.dumps(rows) if json else columns([header, *(tuple(row.values()) for row in rows)]))
 
 
 @app.command()
 def show(name: Name) -> None:
-    """Print a recipe as it was written, comments included.
+    """Print a recipe or study as it was written, comments included.
 
     \b
     Example:
@@ -63,7 +65,7 @@ def show(name: Name) -> None:
 
 @app.command()
 def copy(name: Name, dest: Dest = None, force: Force = False) -> None:
-    """Copy a recipe, comments included, to a file that you can edit. Prints the file's path.
+    """Copy a recipe or study, comments included, to a file that you can edit. Prints the file's path.
 
     \b
     Example:
@@ -109,7 +111,10 @@ def _summary(name: str, path: Path) -> dict[str, str]:
     from flowopd_cli import recipe
 
     tree = recipe.read(path)
-    base = (tree.get("model") or {}).get("pretrained") or recipe.ModelSpec().pretrained
+    stages = tree.get("stages")
+    first = recipe.read(recipe.find(next(iter(stages.values()))["recipe"])) if stages else tree
+    base = (first.get("model") or {}).get("pretrained") or recipe.ModelSpec().pretrained
     lines = takewhile(lambda line: line.startswith("#") and line != "#", path.read_text(encoding="utf-8").splitlines())
-    sentence = " ".join(line.removeprefix("#").strip() for line in lines).partition(". ")[0].rstrip(".")
-    return {"recipe": name, "stage": str(tree.get("stage")), "base": str(base), "what": sentence}
+    lead = " ".join(line.removeprefix("#").strip() for line in lines)
+    sentence = re.split(r"\. |(?<=\?) ", lead, maxsplit=1)[0].rstrip(".")
+    return {"recipe": name, "stage": "study" if stages else str(tree.get("stage")), "base": str(base), "what": sentence}

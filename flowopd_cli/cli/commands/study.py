@@ -14,9 +14,8 @@ from flowopd_cli.cli import completion
 from flowopd_cli.cli.options import Json
 from flowopd_cli.errors import FAULTY
 
-File = Annotated[
-    str, typer.Argument(metavar="FILE", help="A YAML file, or a shipped study.", autocompletion=completion.studies)
-]
+FILE = "A YAML file, or a shipped study: 'flowopd recipes ls' lists them."
+File = Annotated[str, typer.Argument(metavar="FILE", help=FILE, autocompletion=completion.studies)]
 Out = Annotated[Path, typer.Option(metavar="DIR", help="The folder of the results; a study in it goes on.")]
 STORE = "The folder of the runs, which several studies may share; DIR/nodes by default."
 SHARD = "Make the I-th of N parts of the cells; the others run elsewhere with the same DIR."

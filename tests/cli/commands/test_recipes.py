@@ -19,8 +19,11 @@ def here(monkeypatch, tmp_path):
 
 def test_every_recipe_is_listed_with_stage_base_and_a_description(flowopd):
     rows = json.loads(flowopd("recipes", "ls", "--json")[1])
-    assert [row["recipe"] for row in rows] == sorted(recipes.shipped())
-    for row in rows:
+    assert [row["recipe"] for row in rows] == [*sorted(recipes.shipped()), *sorted(recipes.shipped_studies())]
+    studies = [row for row in rows if row["stage"] == "study"]
+    assert {row["recipe"] for row in studies} == set(recipes.shipped_studies())
+    assert all(row["base"] == "toy" and row["what"].endswith("?") for row in studies)
+    for row in rows[: -len(studies)]:
         recipe = recipes.load(recipes.find(row["recipe"]))
         assert (row["stage"], row["base"]) == (recipe.stage, recipe.model.pretrained)
         assert len(row["what"].split()) > 3

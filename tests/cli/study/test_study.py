@@ -117,7 +117,7 @@ def test_shipped_studies_resolve(flowopd, monkeypatch, tmp_path):
     code, out, err = flowopd("study", "extrapolation", "--out", "x", "--dry-run", "--json")
     assert code == 0, err
     tree = json.loads(out)
-    assert (tree["cells"], len(tree["runs"])) == (24, 60)
+    assert (tree["cells"], len(tree["runs"])) == (24, 63)
     code, _, err = flowopd("study", "extrapolatoin", "--out", "x")
     assert "did you mean 'studies/extrapolation'?" in err
 
