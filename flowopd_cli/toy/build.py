@@ -13,23 +13,14 @@ from flowopd_cli import toy
 from flowopd_cli.toy import pipeline as toy_pipeline
 from flowopd_cli.toy import prompts as toy_prompts
 from flowopd_cli.toy.scenes import HABITS, Habits
-from flowopd_cli.toy.train_base import FlowSettings, Log, make_pool, train_autoencoder, train_flow
+from flowopd_cli.toy.train_base import FlowSettings, Log, json_log, make_pool, train_autoencoder, train_flow
 
 
 def main() -> None:
     """Train autoencoder and transformer, save the pipeline as half-precision safetensors, log every loss."""
     options = parse()
     habits = Habits(options.careless, options.misspelt, options.worn, options.drift, options.codes)
-    start = time.monotonic()
-
-    def log(phase: str, step: int, figures: dict[str, float]) -> None:
-        row = {"phase": phase, "step": step, "elapsed": round(time.monotonic() - start, 1)}
-        row |= {name: round(value, 5) for name, value in figures.items()}
-        print(json.dumps(row), flush=True)
-        if options.log:
-            with options.log.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
-
+    log = json_log(options.log, time.monotonic, "elapsed")
     pipe = start_pipeline(options, habits, log)
     pool = make_pool(pipe, options.pool, options.seed, habits)
     log("pool", len(pool.latents), {"texts": float(len(pool.tokens))})

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +29,21 @@ TAG_WEIGHTS = {
     "position": 0.12,
     "color_attr": 0.15,
 }
+
+
+def json_log(file: Path | None, clock: Callable[[], float], name: str) -> Log:
+    """A log that prints a JSON line for each call and appends it to ``file``, with the clock's seconds as ``name``."""
+    start = clock()
+
+    def log(phase: str, step: int, figures: dict[str, float]) -> None:
+        row = {"phase": phase, "step": step, name: round(clock() - start, 1)}
+        line = json.dumps(row | {figure: round(value, 5) for figure, value in figures.items()})
+        print(line, flush=True)
+        if file:
+            with file.open("a", encoding="utf-8") as stream:
+                stream.write(f"{line}\n")
+
+    return log
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from pathlib import Path
 
@@ -16,22 +15,13 @@ from torch import Tensor
 from flowopd_cli import toy
 from flowopd_cli.toy import scorer as toy_scorer
 from flowopd_cli.toy.pairs import KINDS, SHARPNESS, Pairs, make_pairs
-from flowopd_cli.toy.train_base import Log, cosine, optimizers, set_lr
+from flowopd_cli.toy.train_base import Log, cosine, json_log, optimizers, set_lr
 
 
 def main() -> None:
     """Draw pairs, train by Bradley-Terry, measure on validation prompts, save in half precision, log every figure."""
     options = parse()
-    start = time.process_time()
-
-    def log(phase: str, step: int, figures: dict[str, float]) -> None:
-        row = {"phase": phase, "step": step, "cpu_seconds": round(time.process_time() - start, 1)}
-        row |= {name: round(value, 4) for name, value in figures.items()}
-        print(json.dumps(row), flush=True)
-        if options.log:
-            with options.log.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
-
+    log = json_log(options.log, time.process_time, "cpu_seconds")
     autoencoder = AutoencoderKL.from_pretrained(toy.folder() / "vae").float().eval().requires_grad_(False)
     pairs = make_pairs(options.pairs, "train", options.seed, autoencoder)
     held_out = make_pairs(options.validation, "validation", options.seed + 1, autoencoder)
