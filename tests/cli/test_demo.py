@@ -169,7 +169,8 @@ def test_an_interrupted_demo_goes_on_where_it_stopped(stages, tmp_path):
     stages.order(stage_merge="hang")
 
     def interrupt():
-        while "merge" not in (stages.folder / "calls").read_text():
+        calls = stages.folder / "calls"
+        while not calls.exists() or "merge" not in calls.read_text():
             time.sleep(0.02)
         os.kill(os.getpid(), signal.SIGINT)
 
