@@ -109,11 +109,17 @@ class Registry:
 
 MODELS = Registry(
     "model",
-    {"sd3": "flowopd_cli.models.sd3:SD3Model", "flux": "flowopd_cli.models.flux:FluxModel"},
+    {
+        "sd3": "flowopd_cli.models.sd3:SD3Model",
+        "flux": "flowopd_cli.models.flux:FluxModel",
+    },
 )
 FAMILIES = Registry(  # what each of MODELS is, without torch
     "family",
-    {"sd3": "flowopd_cli.models.files.families:SD3", "flux": "flowopd_cli.models.files.families:FLUX"},
+    {
+        "sd3": "flowopd_cli.models.files.families:SD3",
+        "flux": "flowopd_cli.models.files.families:FLUX",
+    },
 )
 BASES = Registry("base", {"toy": "flowopd_cli.toy:folder"})
 REWARDS = Registry(

@@ -23,3 +23,9 @@ def flow_sigmas(steps: int, shift: float, *, num_train_timesteps: int = 1000) ->
     ends = shift_sigmas(torch.tensor([1.0, 1.0 / num_train_timesteps], dtype=torch.float64), shift)
     spaced = torch.linspace(float(ends[0]), float(ends[1]), steps, dtype=torch.float64)
     return torch.cat([shift_sigmas(spaced, shift), torch.zeros(1, dtype=torch.float64)])
+
+
+def stretch_sigmas(sigmas: Float[Tensor, " T"], terminal: float) -> Float[Tensor, " T"]:
+    """Scale ``1 - sigma``, so that the last sigma is ``terminal``; the last one must not be 1."""
+    distance = 1 - sigmas
+    return 1 - distance * (1 - terminal) / distance[-1]

@@ -21,13 +21,39 @@ Record = TypeVar("Record")
 
 @dataclass(frozen=True)
 class Conditioning:
-    """Encoded prompts, one row each. ``neg_*`` is the empty prompt, present when guidance may be used."""
+    """Encoded prompts, one row each. ``neg_*`` is the empty prompt, present when guidance may be used.
+
+    ``mask`` is true for the tokens of a prompt and false for padding; ``None`` if all tokens are the prompt's, or the
+    family makes no difference.
+    """
 
     embeds: Float[Tensor, "B L D"]
     pooled: Float[Tensor, "B P"] | None = None
     mask: Bool[Tensor, "B L"] | None = None
     neg_embeds: Float[Tensor, "B L D"] | None = None
     neg_pooled: Float[Tensor, "B P"] | None = None
+    neg_mask: Bool[Tensor, "B L"] | None = None
+
+    @property
+    def positive(self) -> Conditioning:
+        """The prompts alone."""
+        return Conditioning(self.embeds, self.pooled, self.mask)
+
+    @property
+    def negative(self) -> Conditioning:
+        """The rows of the empty prompt.
+
+        Raises :class:`ValueError`: there are none.
+        """
+        if self.neg_embeds is None:
+            raise ValueError("guidance needs the empty prompt's rows in the conditioning")
+        return Conditioning(self.neg_embeds, self.neg_pooled, self.neg_mask)
+
+    def unpadded(self) -> list[Float[Tensor, "n D"]]:
+        """The embeddings of each prompt without those of its padding."""
+        if self.mask is None:
+            return list(self.embeds)
+        return [embeds[mask] for embeds, mask in zip(self.embeds, self.mask, strict=True)]
 
     def __len__(self) -> int:
         return self.embeds.shape[0]

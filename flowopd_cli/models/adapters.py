@@ -30,9 +30,12 @@ class Shape(NamedTuple):
 
 
 class AdapterBank:
-    """Adapters on one base. Only ``policy`` is ever trainable; ``use`` activates one inside a block."""
+    """Adapters on one base. Only ``policy`` is ever trainable; ``use`` activates one inside a block.
 
-    def __init__(self, transformer: nn.Module, targets: Sequence[str]) -> None:
+    ``flat`` are beginnings of names of modules whose first dimension is not the batch's.
+    """
+
+    def __init__(self, transformer: nn.Module, targets: Sequence[str], flat: Sequence[str] = ()) -> None:
         self.transformer = transformer.requires_grad_(False)
         self.targets = tuple(targets)
         self._modules = dict(transformer.named_modules())
@@ -40,7 +43,13 @@ class AdapterBank:
         self._trainable: set[str] = set()
         self.active: str | None = None  # the adapter in use, or the bare base
         self._adapted: dict[str, Any] = {}  # PEFT's layers, LoraLayer and nn.Module in one
-        self.mixes = True  # whether rows of several adapters may share a forward
+        self._flat = tuple(flat)
+        self.hooks_work = True  # not so in compiled code
+
+    @property
+    def mixes(self) -> bool:
+        """Whether rows of several adapters may share a forward."""
+        return self.hooks_work and not any(name.startswith(self._flat) for name in self._adapted)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -119,13 +128,15 @@ class AdapterBank:
         Without ``rows`` all use the active adapter. For forwards of ``len(rows)`` rows without gradients. Equals PEFT's
         ``adapter_names``, but with slices of equal names instead of gathers and scatters of single rows.
 
-        Raises :class:`ArtifactError`: there is no such adapter, or the model is compiled, which ignores hooks.
+        Raises :class:`ArtifactError`: there is no such adapter; the model is compiled, which ignores hooks; or an
+        adapted module is given the tokens of all rows in one dimension.
         """
         if rows is None:
             yield
             return
         if not self.mixes:
-            raise ArtifactError("a compiled model cannot mix adapters in one batch: model.compile is not none")
+            reason = "an adapted module takes all rows at once" if self.hooks_work else "model.compile is not none"
+            raise ArtifactError(f"this model cannot mix adapters in one batch: {reason}")
         spans: list[tuple[str | None, slice]] = []
         for name, run in groupby(range(len(rows)), key=rows.__getitem__):
             self._check_name(name)

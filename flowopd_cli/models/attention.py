@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from diffusers.models.attention import AttentionModuleMixin
 from diffusers.models.attention_dispatch import attention_backend, dispatch_attention_fn
-from diffusers.models.attention_processor import Attention
+from diffusers.models.attention_processor import Attention, JointAttnProcessor2_0
 from torch import Tensor, nn
 
 from flowopd_cli.errors import ArtifactError, one_line
@@ -59,8 +59,10 @@ def _project(states: Tensor, maps: Iterable[nn.Module], norms: Iterable[nn.Modul
     return [*normalized, value]
 
 
-def choose_attention(transformer: Any, name: str) -> None:
+def choose_attention(transformer: Any, name: str, *, masked: bool = False) -> None:
     """Choose the transformer's attention backend from ``BACKENDS``; ``auto`` leaves diffusers' default.
+
+    ``masked``: it has to work with a mask of tokens.
 
     Raises :class:`ArtifactError`: no such backend, its package is missing, or it does not work with this device and
     precision.
@@ -71,21 +73,22 @@ def choose_attention(transformer: Any, name: str) -> None:
         raise ArtifactError(f"model.attention {name!r} is none of auto, {', '.join(BACKENDS)}")
     layers = [layer for layer in transformer.modules() if isinstance(layer, Attention | AttentionModuleMixin)]
     for layer in layers:
-        if isinstance(layer, Attention):
+        if isinstance(layer.processor, JointAttnProcessor2_0):
             layer.set_processor(JointAttention())  # pyright: ignore[reportArgumentType]
     try:
         with attention_backend():  # restores the default for other models of the process
             transformer.set_attention_backend(BACKENDS[name])
-        _try(layers[0], next(transformer.parameters()))
+        _try(layers[0], next(transformer.parameters()), masked)
     except Exception as error:
         raise ArtifactError(f"model.attention {name} cannot work here ({one_line(error)[:200]}): use auto") from error
 
 
-def _try(layer: Any, like: Tensor) -> None:
+def _try(layer: Any, like: Tensor, masked: bool) -> None:
     """One small forward and backward in the shape and precision that training will use."""
     width = layer.to_q.weight.shape[0] // layer.heads
     parts = torch.randn(3, 1, 64, layer.heads, width, device=like.device, dtype=like.dtype, requires_grad=True)
     query, key, value = parts.unbind()
-    dispatch_attention_fn(query, key, value, backend=layer.processor._attention_backend).sum().backward()
+    mask = torch.ones(1, 1, 1, 64, dtype=torch.bool, device=like.device) if masked else None
+    dispatch_attention_fn(query, key, value, mask, backend=layer.processor._attention_backend).sum().backward()
     if parts.grad is None:
         raise RuntimeError("it has no gradients")

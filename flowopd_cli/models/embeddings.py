@@ -25,8 +25,20 @@ SUFFIX = ".safetensors"
 DAMAGE = (OSError, SafetensorError, ValueError, KeyError, TypeError, IndexError)
 SHARD_BYTES = 64 * 1024**2
 
-Row = tuple[Tensor, Tensor]
 _log = logging.getLogger("flowopd")
+
+
+class Row(NamedTuple):
+    """One encoded text: ``embeds (L, D)``, and what its family has besides: ``pooled (P,)``, ``mask (L,)``."""
+
+    embeds: Tensor
+    pooled: Tensor | None = None
+    mask: Tensor | None = None
+
+    @property
+    def parts(self) -> dict[str, Tensor]:
+        """The tensors that there are, by name."""
+        return {name: part for name, part in self._asdict().items() if part is not None}
 
 
 class _Entry(NamedTuple):
@@ -42,7 +54,7 @@ def store_folder(root: Path, identity: Mapping[str, object]) -> Path:
 
 
 class EmbeddingStore:
-    """Rows ``(embeds (L, D), pooled (P,))`` by text, on the CPU.
+    """Rows by text, on the CPU; those of one store have the same parts.
 
     A folder holds them in shards of up to ``shard_bytes``, written atomically, so that processes may share it. A
     damaged shard is removed with a warning. Without a folder, or if it cannot be written, rows stay in memory.
@@ -81,7 +93,7 @@ class EmbeddingStore:
     def add(self, rows: Mapping[str, Row]) -> None:
         """Add rows; :meth:`flush` writes them, or earlier a full shard."""
         self._unsaved |= rows
-        if sum(part.nbytes for row in self._unsaved.values() for part in row) >= self._shard_bytes:
+        if sum(part.nbytes for row in self._unsaved.values() for part in row.parts.values()) >= self._shard_bytes:
             self.flush()
 
     def flush(self) -> None:
@@ -90,8 +102,10 @@ class EmbeddingStore:
             return
         rows, name = self._unsaved, f"{uuid.uuid4().hex}{SUFFIX}"
         index = [(_key(text), _checksum(row)) for text, row in rows.items()]
-        embeds, pooled = map(torch.stack, zip(*rows.values(), strict=True))
-        content = save({"embeds": embeds, "pooled": pooled}, {"rows": json.dumps(index)})
+        columns = {
+            name: torch.stack([row.parts[name] for row in rows.values()]) for name in next(iter(rows.values())).parts
+        }
+        content = save(columns, {"rows": json.dumps(index)})
         try:
             atomic_write(self.folder / name, content)
         except OSError as error:
@@ -123,9 +137,9 @@ class EmbeddingStore:
         """Rows of one shard, up to the first damage."""
         path, rows = Path(str(self.folder)) / shard, dict[str, Row]()
         with self._forgetting(path), safe_open(path, framework="pt") as file:
-            embeds, pooled = file.get_slice("embeds"), file.get_slice("pooled")
+            columns = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
             for text, entry in entries.items():
-                row = embeds[entry.row].clone(), pooled[entry.row].clone()
+                row = Row(**{name: column[entry.row].clone() for name, column in columns.items()})
                 if _checksum(row) != entry.checksum:
                     raise ValueError("a checksum differs")
                 rows[text] = row
@@ -151,4 +165,4 @@ def _key(text: str) -> str:
 
 
 def _checksum(row: Row) -> int:
-    return zlib.crc32(b"".join(part.contiguous().view(torch.uint8).numpy().tobytes() for part in row))
+    return zlib.crc32(b"".join(part.contiguous().view(torch.uint8).numpy().tobytes() for part in row.parts.values()))

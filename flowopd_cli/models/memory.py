@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from flowopd_cli.core.types import Conditioning
 from flowopd_cli.errors import ArtifactError, one_line
 from flowopd_cli.models.files.families import base_folder, known_shape
 from flowopd_cli.models.files.workload import Workload
@@ -32,7 +31,8 @@ from flowopd_cli.registry import MODELS
 OWN = "teachers' own bases"
 META = torch.device("meta")
 FLOAT32 = 4  # bytes
-BLOCK_COUNTS, MOST_BLOCKS = ("num_layers", "num_single_layers"), 1000
+BLOCK_COUNTS, MOST_BLOCKS = ("num_layers", "num_single_layers", "n_layers", "n_refiner_layers"), 1000
+OWN_NUMBERS = {"layer_id"}  # a block's place among its equals
 _Tensors = dict[int, tuple[Tensor, int]]
 _ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
@@ -157,8 +157,8 @@ def _measure(family: type[PipelineModel], folder: Path, options: LoadOptions, ra
     with torch.no_grad(), costs:
         _velocity(model, None)
     activations, inputs = _activations(model, multiplier)
-    config, (channels, height, width) = transformer.config, model.latent_shape
-    conditioning = model.text_tokens * config.joint_attention_dim + config.pooled_projection_dim
+    channels, height, width = model.latent_shape
+    text = vars(model.blank(model.text_tokens)).values()
     return Footprint(
         parameters=parameters,
         adapter=adapter,
@@ -168,7 +168,7 @@ def _measure(family: type[PipelineModel], folder: Path, options: LoadOptions, ra
         transient=costs.peak,
         operations=costs.operations,
         latent=channels * height * width * FLOAT32,
-        conditioning=conditioning * model.dtype.itemsize,
+        conditioning=sum(part.nbytes for part in text if part is not None),
         itemsize=model.dtype.itemsize,
     )
 
@@ -189,10 +189,13 @@ def _shorten(transformer: nn.Module, block_lists: Iterable[str]) -> dict[nn.Modu
 def _structure(block: nn.Module) -> list[Any]:
     """A key that equal blocks share: classes, settings and shapes of parameters."""
     settings = [
-        (type(module), [item for item in vars(module).items() if isinstance(item[1], bool | int | float | str | tuple)])
-        for module in block.modules()
+        (type(module), [item for item in vars(module).items() if _is_setting(*item)]) for module in block.modules()
     ]
     return [settings, [parameter.shape for parameter in block.parameters()]]
+
+
+def _is_setting(name: str, value: object) -> bool:
+    return isinstance(value, bool | int | float | str | tuple) and name not in OWN_NUMBERS
 
 
 class _Multiplier:
@@ -210,12 +213,9 @@ class _Multiplier:
 
 def _velocity(model: PipelineModel, adapter: str | None) -> Tensor:
     """One row through the transformer, its attention by a kernel that keeps no matrix of scores."""
-    config = model.transformer.config
     latents, sigma = torch.empty(1, *model.latent_shape, device=META), torch.empty(1, device=META)
-    embeds = torch.empty(1, model.text_tokens, config.joint_attention_dim, device=META, dtype=model.dtype)
-    pooled = torch.empty(1, config.pooled_projection_dim, device=META, dtype=model.dtype)
     with model.adapters.use(adapter), _fused_attention():
-        return model.velocity(latents, sigma, Conditioning(embeds, pooled), guidance=1.0)
+        return model.velocity(latents, sigma, model.blank(model.text_tokens), guidance=1.0)
 
 
 def _activations(model: PipelineModel, multiplier: _Multiplier) -> tuple[int, int]:
@@ -229,7 +229,7 @@ def _activations(model: PipelineModel, multiplier: _Multiplier) -> tuple[int, in
         return tensor
 
     def note_inputs(_: nn.Module, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> None:
-        for tensor in (*arguments[:2], named.get("hidden_states"), named.get("encoder_hidden_states")):
+        for tensor in (*arguments, *named.values()):
             if isinstance(tensor, Tensor):
                 add(inputs, tensor)
 

@@ -1,18 +1,15 @@
-"""The base class of families over a diffusers pipeline: loads and freezes it, encodes texts, decodes latents."""
+"""The base class of families over a diffusers pipeline: loads and freezes it, guides velocities, decodes latents."""
 
 from __future__ import annotations
 
-import gc
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import diffusers
 import torch
-import transformers
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from jaxtyping import Float
@@ -23,25 +20,18 @@ from flowopd_cli.core.types import Conditioning
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.models.adapters import AdapterBank
 from flowopd_cli.models.attention import choose_attention
-from flowopd_cli.models.embeddings import EmbeddingStore, Row, store_folder
-from flowopd_cli.models.files.pipelines import (
-    absent_parts,
-    base_fingerprint,
-    encoder_identity,
-    locate,
-    pixels_per_latent,
-)
+from flowopd_cli.models.files.pipelines import base_fingerprint, locate, pixels_per_latent
+from flowopd_cli.models.grids import check_grid, even_grid, shift_of
+from flowopd_cli.models.guidance import ClassifierFree, extrapolated
 from flowopd_cli.models.loading import LoadOptions, load_part, pick_dtype, quiet_libraries, take_device
 from flowopd_cli.models.sharding import Turns, shard
 from flowopd_cli.models.speed import allow_tf32, checkpointed, compile_blocks
-from flowopd_cli.models.tokens import Excess, truncated
+from flowopd_cli.models.texts import Embed, PipelineTexts
 from flowopd_cli.system.distributed import GROUP
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-ENCODE_BATCH = 16
-TEXTS = ("encoder_hidden_states", "pooled_projections")
 DEFAULTS = LoadOptions()
 
 
@@ -51,48 +41,56 @@ class Modules:
 
     transformer: Any = None
     vae: Any = None
-    embed: Callable[[list[str]], tuple[Tensor, Tensor]] | None = None
+    embed: Embed | None = None
 
 
 FROM_FOLDER = Modules()
 
 
-class PipelineModel(ABC):
+class PipelineModel(PipelineTexts):
     """The family-independent part of a :class:`~flowopd_cli.models.base.LoadedModel`.
 
-    A family sets its transformer class, its pipeline class and its lists of blocks, which are compiled one by one.
+    A family sets the classes of its parts and its lists of blocks, which are compiled one by one, and defines
+    ``_forward`` and ``_embed``. The other members have defaults, which are those of most families:
+
+    ``patch``: latent pixels along a side of one token; ``default_side``: latent pixels along a side without a
+    resolution; ``masked``: attention takes a mask of the text's tokens; ``flat_modules``: beginnings of the names of
+    modules that are given the tokens of all rows in one dimension; ``plain_options``: arguments without which the
+    pipeline's call draws another picture.
     """
 
     transformer_class: ClassVar[Any]
-    pipeline_name: ClassVar[str]
+    autoencoder_class: ClassVar[Any] = AutoencoderKL
+    scheduler_class: ClassVar[Any] = FlowMatchEulerDiscreteScheduler
     block_lists: ClassVar[tuple[str, ...]] = ("transformer_blocks",)
-    classifier_free = True
+    flat_modules: ClassVar[tuple[str, ...]] = ()
+    masked: ClassVar[bool] = False
+    patch: ClassVar[int] = 2
+    default_side: ClassVar[int] = 128
+    plain_options: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(
         self, folder: Path, device: torch.device, options: LoadOptions, modules: Modules = FROM_FOLDER
     ) -> None:
         quiet_libraries()
-        self.folder, self.device, self.dtype = folder, device, pick_dtype(options.dtype, device)
-        self.max_sequence_length = options.max_sequence_length
-        self.transformer: Any = modules.transformer or self._load_transformer()
-        self._embed_instead = modules.embed
+        dtype = pick_dtype(options.dtype, device)
+        transformer = modules.transformer or self._load_transformer(folder, dtype)
+        super().__init__(folder, transformer, options, device, dtype, modules.embed)
         self._turns: Turns | None = None
         if options.shard and GROUP.size > 1:
             shard(self.transformer, self.blocks, device)
             self._turns = Turns(self._idle, GROUP)
         self._offload = options.offload
         self.transformer.to("cpu" if options.offload else device).eval()
-        self.adapters = AdapterBank(self.transformer, options.targets)
+        self.adapters = AdapterBank(self.transformer, options.targets, self.flat_modules)
         self._fingerprint = ""
-        self._scheduler = load_part(FlowMatchEulerDiscreteScheduler, folder, "scheduler")
+        self._scheduler = load_part(self.scheduler_class, folder, "scheduler")
         self._resolution = options.resolution
         self._pixels = pixels_per_latent(folder) if options.resolution else 1
-        self._encoders: Any = None  # the pipeline's text half
         self._vae = modules.vae
-        self.prompts = EmbeddingStore(options.prompt_cache and self._embeddings_folder(options.prompt_cache))
-        choose_attention(self.transformer, options.attention)
+        choose_attention(self.transformer, options.attention, masked=self.masked)
         compile_blocks(self.blocks, options.compile)
-        self.adapters.mixes = options.compile == "none"  # compiled code skips hooks that are registered later
+        self.adapters.hooks_work = options.compile == "none"  # compiled code skips hooks that are registered later
 
     @classmethod
     def load(cls, pretrained: str | Path, options: LoadOptions = DEFAULTS) -> Self:
@@ -104,31 +102,93 @@ class PipelineModel(ABC):
         allow_tf32(device, options.tf32)
         return cls(locate(pretrained, options.revision, cls.transformer_class.__name__), device, options)
 
-    def _load_transformer(self) -> Any:
-        return load_part(self.transformer_class, self.folder, "transformer", self.dtype)
+    def _load_transformer(self, folder: Path, dtype: torch.dtype) -> Any:
+        return load_part(self.transformer_class, folder, "transformer", dtype)
 
     @property
-    @abstractmethod
     def latent_shape(self) -> tuple[int, int, int]:
-        """``(C, H, W)`` of one latent."""
+        """``(C, H, W)`` of one latent at the chosen resolution, or at the pipeline's own.
 
-    @abstractmethod
+        Raises :class:`ArtifactError`: the resolution is between two patches.
+        """
+        side = self._side(self.default_side, self.patch)
+        return self.transformer.config.in_channels, side, side
+
+    @property
+    def picture_tokens(self) -> int:
+        """Tokens of one picture."""
+        _, height, width = self.latent_shape
+        return height * width // self.patch**2
+
+    @property
+    def takes_guidance(self) -> bool:
+        """Whether a velocity may have another guidance than 1; not so for most distilled bases."""
+        return True
+
     def sigmas(self, steps: int, shift: float | None = None) -> Float[Tensor, " T1"]:
-        """The family's grid; see :class:`~flowopd_cli.models.base.LoadedModel`."""
+        """The pipeline's grid: even steps, shifted by ``shift`` or the scheduler's rule for this resolution.
+
+        Raises :class:`ArtifactError`: the scheduler makes another grid.
+        """
+        if shift is not None:
+            return even_grid(steps, shift)
+        check_grid(self._scheduler.config, self.folder)
+        return even_grid(steps, self._shift(steps), self._scheduler.config.shift_terminal)
+
+    def _shift(self, steps: int) -> float:
+        """The scheduler's shift of a grid of ``steps`` at this resolution."""
+        return shift_of(self._scheduler.config, self.picture_tokens)
+
+    def velocity(
+        self,
+        latents: Float[Tensor, "b C H W"],
+        sigma: Float[Tensor, " b"],
+        cond: Conditioning,
+        *,
+        guidance: float | Sequence[float],
+        adapters: Sequence[str | None] | None = None,
+    ) -> Float[Tensor, "b C H W"]:
+        """See :meth:`flowopd_cli.models.base.FlowModel.velocity`; both halves are in one batch.
+
+        Raises :class:`ArtifactError`: the base takes no guidance, and a row has another than 1.
+        """
+        scales = list(guidance) if isinstance(guidance, Sequence) else [guidance] * len(latents)
+        if not self.takes_guidance and any(scale != 1 for scale in scales):
+            raise ArtifactError(
+                f"{self.folder}: this base takes no guidance: set sampling.guidance, eval.guidance and "
+                "push.verify_guidance to 1, if the recipe has them, and leave out those of teachers and anchor"
+            )
+        cond = self._converted(cond)
+        if self.classifier_free:
+            guided = ClassifierFree(self._forward, self._combined)
+            return guided.velocity(latents, sigma, cond, scales, adapters)
+        return self._forward(latents, sigma, cond, adapters, sigma.new_tensor(scales))
 
     @abstractmethod
-    def velocity(self, *arguments: Any, **options: Any) -> Float[Tensor, "b C H W"]:
-        """See :meth:`flowopd_cli.models.base.FlowModel.velocity`."""
+    def _forward(
+        self,
+        latents: Float[Tensor, "b C H W"],
+        sigma: Float[Tensor, " b"],
+        cond: Conditioning,
+        adapters: Sequence[str | None] | None,
+        guidance: Float[Tensor, " b"] | None = None,
+    ) -> Float[Tensor, "b C H W"]:
+        """Velocity by one call of :meth:`_transform`, which takes the network's own convention.
+
+        ``cond`` has this model's precision and no rows of the empty prompt. ``guidance`` is given where it is an input
+        of the network.
+        """
+
+    def _combined(
+        self, negative: Float[Tensor, "b C H W"], positive: Float[Tensor, "b C H W"], scale: Float[Tensor, "b 1 1 1"]
+    ) -> Float[Tensor, "b C H W"]:
+        """The velocity with classifier-free guidance from those of the empty prompt and of the prompt."""
+        return extrapolated(negative, positive, scale)
 
     @property
     def blocks(self) -> list[nn.Module]:
         """The transformer's blocks, in the order in which tokens pass them."""
         return [block for name in self.block_lists for block in getattr(self.transformer, name)]
-
-    @property
-    def text_tokens(self) -> int:
-        """Tokens of an encoded prompt."""
-        return self.max_sequence_length
 
     @property
     def fingerprint(self) -> str:
@@ -145,87 +205,17 @@ class PipelineModel(ABC):
             raise ArtifactError(f"model.resolution {self._resolution} is not a multiple of {unit} pixels")
         return self._resolution // self._pixels
 
-    def encode(self, texts: Sequence[str]) -> Conditioning:
-        """Rows of embeddings as the pipeline's own ``encode_prompt`` makes them, on the model's device."""
-        distinct = self._distinct(texts)
-        rows = self.prompts.find(distinct)
-        unknown = [text for text in distinct if text not in rows]
-        for start in range(0, len(unknown), ENCODE_BATCH):
-            rows |= self._encoded(unknown[start : start + ENCODE_BATCH])
-        self.prompts.flush()
-        parts = zip(*(rows[text] for text in texts), strict=True)
-        embeds, pooled = (torch.stack(part).to(self.device) for part in parts)
-        if not self.classifier_free:
-            return Conditioning(embeds, pooled)
-        negative, negative_pooled = (part.to(self.device) for part in rows[""])
-        return Conditioning(
-            embeds, pooled, neg_embeds=negative.expand_as(embeds), neg_pooled=negative_pooled.expand_as(pooled)
-        )
-
-    def encode_ahead(self, texts: Iterable[str]) -> None:
-        """Encode texts that are not in the cache, then release the encoders; without new texts they are not loaded.
-
-        Texts that another process has encoded meanwhile are skipped.
-        """
-        new = self.prompts.unknown(self._distinct(texts))
-        for start in range(0, len(new), ENCODE_BATCH):
-            if part := self.prompts.unknown(new[start : start + ENCODE_BATCH]):
-                self._encoded(part)
-        self.prompts.flush()
-        self.release_encoders()
-
-    def truncated(self, texts: Sequence[str]) -> dict[str, Excess]:
-        """The texts that are longer than every text encoder reads."""
-        return {} if self._embed_instead else truncated(self.folder, self.max_sequence_length, texts)
-
-    def _distinct(self, texts: Iterable[str]) -> list[str]:
-        """The distinct texts, and the empty one if guidance needs it."""
-        return list(dict.fromkeys([*([""] if self.classifier_free else []), *texts]))
-
-    @torch.no_grad()
-    def _encoded(self, texts: Sequence[str]) -> dict[str, Row]:
-        """Encode at most ``ENCODE_BATCH`` texts, padded to that many: a row must not depend on the batch."""
-        embeds, pooled = (self._embed_instead or self._embed)([*texts, *[""] * (ENCODE_BATCH - len(texts))])
-        parts = zip(texts, embeds.to("cpu", self.dtype), pooled.to("cpu", self.dtype), strict=False)
-        rows = {text: (e.clone(), p.clone()) for text, e, p in parts}
-        self.prompts.add(rows)
-        return rows
-
-    @abstractmethod
-    def _embed(self, texts: list[str]) -> tuple[Float[Tensor, "b L D"], Float[Tensor, "b P"]]:
-        """A sequence and a vector for each text, from the family's encoders."""
-
-    def share_prompts(self, other: object) -> bool:
-        """Take prompts from another model's store if its encoders and lengths are equal; whether they are.
-
-        They have that model's precision; a forward converts them.
-        """
-        if not isinstance(other, PipelineModel):
-            return False
-        mine, others = (
-            (model.pipeline_name, model.max_sequence_length, encoder_identity(model.folder)) for model in (self, other)
-        )
-        if mine == others:
-            self.prompts = other.prompts
-        return mine == others
-
-    def release_encoders(self) -> None:
-        """Release the text encoders; a new text loads them again."""
-        self._encoders = None
-        gc.collect()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-
     def _transform(self, adapters: Sequence[str | None] | None, **inputs: Any) -> Tensor:
         """One forward, its result in float32; row i through ``adapters[i]``, or all through the one in use."""
         if self._turns is not None:
             self._turns.take()
-        texts = {name: inputs[name].to(self.dtype) for name in TEXTS if inputs.get(name) is not None}
-        inputs |= {**texts, "return_dict": False}  # another model may have encoded them
+        inputs["return_dict"] = False
         with self.adapters.mix(adapters):
             if self._offload:
-                return functional_call(self.transformer, self._copied(), (), inputs)[0].float()
-            return self.transformer(**inputs)[0].float()
+                output = functional_call(self.transformer, self._copied(), (), inputs)[0]
+            else:
+                output = self.transformer(**inputs)[0]
+        return (output if isinstance(output, Tensor) else torch.stack(output)).float()
 
     def _copied(self) -> dict[str, Tensor]:
         """The weights of an offloaded transformer on the model's device, for one forward."""
@@ -234,12 +224,9 @@ class PipelineModel(ABC):
 
     def _idle(self, gradients: bool) -> None:
         """An empty forward, with ``gradients`` an empty backward through the policy, in step with other processes."""
-        config = self.transformer.config
         x = torch.zeros(1, self.latent_shape[0], 2, 2, device=self.device)
-        embeds = torch.zeros(1, 1, config.joint_attention_dim, device=self.device, dtype=self.dtype)
-        pooled = torch.zeros(1, config.pooled_projection_dim, device=self.device, dtype=self.dtype)
         with self.adapters.use("policy" if gradients else None):
-            velocity = self.velocity(x, x.new_ones(1), Conditioning(embeds, pooled), guidance=1.0)
+            velocity = self.velocity(x, x.new_ones(1), self.blank(1), guidance=1.0)
             if gradients:
                 (0 * velocity.sum()).backward()
 
@@ -251,29 +238,20 @@ class PipelineModel(ABC):
     def decode(self, latents: Float[Tensor, "b C H W"]) -> Float[Tensor, "b 3 H W"]:
         """Pictures in [0, 1], float32; the autoencoder is loaded on first use and works in float32."""
         if self._vae is None:
-            self._vae = load_part(AutoencoderKL, self.folder, "vae", torch.float32)
+            self._vae = load_part(self.autoencoder_class, self.folder, "vae", torch.float32)
             self._vae.to(self.device).eval().requires_grad_(False)
+        return (self._decoded(latents.float()) / 2 + 0.5).clamp(0, 1)
+
+    def _decoded(self, latents: Float[Tensor, "b C H W"]) -> Float[Tensor, "b 3 H W"]:
+        """Pictures in [-1, 1] by the autoencoder from normalized latents."""
         config = self._vae.config
-        scaled = latents.float() / config.scaling_factor + (config.shift_factor or 0.0)
-        return (self._vae.decode(scaled, return_dict=False)[0] / 2 + 0.5).clamp(0, 1)
+        scaled = latents / config.scaling_factor + (config.get("shift_factor") or 0.0)
+        return self._vae.decode(scaled, return_dict=False)[0]
 
     def packed(self, latents: Float[Tensor, "b C H W"]) -> Float[Tensor, "b ..."]:
         """Latents in the layout in which the family's own pipeline takes them."""
         return latents
 
-    def _pipeline(self) -> Any:
-        """The pipeline's text half: encoders and tokenizers, with the transformer that is already loaded."""
-        if self._encoders is None:
-            kind = getattr(diffusers, self.pipeline_name)  # its import takes seconds, and few runs need encoders
-            parts = {"transformer": self.transformer, "vae": None, **absent_parts(self.folder)}
-            self._encoders = load_part(kind, self.folder, dtype=self.dtype, **parts)
-            for name, encoder in self._encoders.components.items():
-                if name.startswith("text_encoder") and encoder is not None:
-                    encoder.to(self.device).eval().requires_grad_(False)
-        return self._encoders
-
-    def _embeddings_folder(self, root: Path) -> Path:
-        """A folder named by all that the embeddings depend on: encoders, length, precision, versions."""
-        versions = [diffusers.__version__, transformers.__version__]
-        options = {"length": self.max_sequence_length, "dtype": str(self.dtype), "device": self.device.type}
-        return store_folder(root, encoder_identity(self.folder) | options | {"versions": versions})
+    @classmethod
+    def prepare_plain(cls, pipeline: Any) -> None:
+        """Give a plain pipeline this family's grid and steps, where its own scheduler has others."""

@@ -5,16 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
-from torch import Tensor
 
+from flowopd_cli.core.types import Conditioning
 from flowopd_cli.models.files.families import Shape
 from flowopd_cli.models.loading import LoadOptions, pick_dtype, quiet_libraries, take_device
 from flowopd_cli.models.pipeline import Modules, PipelineModel
@@ -25,18 +23,8 @@ LATENT_CHANNELS = 16
 @contextmanager
 def skeleton(family: type[PipelineModel], shape: Shape) -> Iterator[Path]:
     """A temporary pipeline folder with the configurations of a shape and no weights, tokenizers or encoders."""
-    vae = {
-        "down_block_types": ("DownEncoderBlock2D",) * len(shape.vae),
-        "up_block_types": ("UpDecoderBlock2D",) * len(shape.vae),
-        "block_out_channels": shape.vae,
-        "layers_per_block": 2,
-        "latent_channels": LATENT_CHANNELS,
-        "scaling_factor": 1.5305,
-        "shift_factor": 0.0609,
-        "use_quant_conv": False,
-        "use_post_quant_conv": False,
-    }
-    configs: dict[str, dict[str, Any]] = {
+    vae = shape.vae if isinstance(shape.vae, Mapping) else _kl_autoencoder(shape.vae)
+    configs: dict[str, Mapping[str, Any]] = {
         "transformer/config.json": {"_class_name": family.transformer_class.__name__, **shape.transformer},
         "vae/config.json": vae,
         "tokenizer/tokenizer_config.json": {"model_max_length": shape.clip_tokens},
@@ -46,8 +34,23 @@ def skeleton(family: type[PipelineModel], shape: Shape) -> Iterator[Path]:
         for path, config in configs.items():
             (folder / path).parent.mkdir()
             (folder / path).write_text(json.dumps(config), encoding="utf-8")
-        FlowMatchEulerDiscreteScheduler(**shape.scheduler).save_pretrained(folder / "scheduler")
+        family.scheduler_class(**shape.scheduler).save_pretrained(folder / "scheduler")
         yield folder
+
+
+def _kl_autoencoder(channels: tuple[int, ...]) -> dict[str, Any]:
+    """The configuration of an ``AutoencoderKL`` whose blocks have these channels."""
+    return {
+        "down_block_types": ("DownEncoderBlock2D",) * len(channels),
+        "up_block_types": ("UpDecoderBlock2D",) * len(channels),
+        "block_out_channels": channels,
+        "layers_per_block": 2,
+        "latent_channels": LATENT_CHANNELS,
+        "scaling_factor": 1.5305,
+        "shift_factor": 0.0609,
+        "use_quant_conv": False,
+        "use_post_quant_conv": False,
+    }
 
 
 def make_random(family: type[PipelineModel], shape: Shape, options: LoadOptions) -> PipelineModel:
@@ -55,8 +58,8 @@ def make_random(family: type[PipelineModel], shape: Shape, options: LoadOptions)
     device = take_device(options.device)
     with skeleton(family, shape) as folder:
         transformer = empty_transformer(family, folder, device, pick_dtype(options.dtype, device))
-        config: Any = AutoencoderKL.load_config(folder, subfolder="vae")
-        vae: Any = AutoencoderKL.from_config(config)
+        config: Any = family.autoencoder_class.load_config(folder, subfolder="vae")
+        vae: Any = family.autoencoder_class.from_config(config)
         vae.to(device).eval().requires_grad_(False)
         model = family(folder, device, options, Modules(transformer, vae, lambda texts: _embed(model, tokens, texts)))
         tokens = model.text_tokens
@@ -76,12 +79,10 @@ def empty_transformer(family: type[PipelineModel], folder: Path, device: torch.d
         torch.set_default_dtype(before)
 
 
-def _embed(model: PipelineModel, tokens: int, texts: list[str]) -> tuple[Tensor, Tensor]:
-    config = model.transformer.config
-    embeds = torch.empty(len(texts), tokens, config.joint_attention_dim)
-    pooled = torch.empty(len(texts), config.pooled_projection_dim)
-    for row, text in enumerate(texts):
+def _embed(model: PipelineModel, tokens: int, texts: list[str]) -> Conditioning:
+    rows: list[Conditioning] = []
+    for text in texts:
         generator = torch.Generator().manual_seed(int(hashlib.sha256(text.encode()).hexdigest()[:15], 16))
-        embeds[row].normal_(generator=generator)
-        pooled[row].normal_(generator=generator)
-    return embeds, pooled
+        blank = {name: part for name, part in vars(model.blank(tokens)).items() if part is not None}
+        rows.append(Conditioning(**{n: torch.randn(p.shape, generator=generator) for n, p in blank.items()}))
+    return Conditioning.cat(rows)

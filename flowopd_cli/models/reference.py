@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,17 @@ from flowopd_cli.models.loading import load_part
 
 @dataclass(frozen=True)
 class Request:
-    """One picture of ``side`` pixels to draw; ``latents`` is its noise in the pipeline's layout."""
+    """One picture of ``side`` pixels to draw; ``latents`` is its noise in the pipeline's layout.
+
+    ``options`` are further arguments of the pipeline's call, guidance among them.
+    """
 
     prompt: str
     latents: Float[Tensor, "1 ..."]
     side: int
     steps: int
-    guidance: float
     max_sequence_length: int
+    options: Mapping[str, Any]
 
 
 def plain_pipeline(folder: Path, dtype: torch.dtype) -> Any:
@@ -69,10 +73,10 @@ def _draw(pipeline: Any, request: Request) -> Float[Tensor, "1 3 H W"]:
         request.prompt,
         latents=request.latents.to(pipeline.device, pipeline.transformer.dtype),
         num_inference_steps=request.steps,
-        guidance_scale=request.guidance,
         max_sequence_length=request.max_sequence_length,
         height=request.side,
         width=request.side,
         output_type="pt",
+        **request.options,
     )
     return output.images.float().cpu()

@@ -11,7 +11,6 @@ from torch import Tensor
 from flowopd_cli.core.schedule import flow_sigmas
 from flowopd_cli.core.types import Conditioning
 from flowopd_cli.errors import ArtifactError
-from flowopd_cli.models.guidance import guided
 from flowopd_cli.models.pipeline import PipelineModel
 from flowopd_cli.system.json_files import read_json
 
@@ -60,30 +59,27 @@ class SD3Model(PipelineModel):
             raise ArtifactError(f"{self.folder}: the scheduler shifts by resolution; set sampling.shift to a number")
         return flow_sigmas(steps, config.shift if shift is None else shift)
 
-    def _embed(self, texts: list[str]) -> tuple[Float[Tensor, "b L D"], Float[Tensor, "b P"]]:
+    def _embed(self, texts: list[str]) -> Conditioning:
         embeds, _, pooled, _ = self._pipeline().encode_prompt(
             *(texts, None, None),
             device=self.device,
             do_classifier_free_guidance=False,
             max_sequence_length=self.max_sequence_length,
         )
-        return embeds, pooled
+        return Conditioning(embeds, pooled)
 
-    def velocity(
+    def _forward(
         self,
         latents: Float[Tensor, "b C H W"],
         sigma: Float[Tensor, " b"],
         cond: Conditioning,
-        *,
-        guidance: float | Sequence[float],
-        adapters: Sequence[str | None] | None = None,
+        adapters: Sequence[str | None] | None,
+        guidance: Float[Tensor, " b"] | None = None,
     ) -> Float[Tensor, "b C H W"]:
-        """``v_neg + guidance (v_pos - v_neg)`` in one batch; rows of guidance 1 have no negative half in it."""
-
-        def forward(
-            x: Tensor, sigma: Tensor, embeds: Tensor, pooled: Tensor | None, names: Sequence[str | None] | None
-        ) -> Tensor:
-            texts = {"encoder_hidden_states": embeds, "pooled_projections": pooled}
-            return self._transform(names, hidden_states=x.to(self.dtype), timestep=sigma * TRAIN_TIMESTEPS, **texts)
-
-        return guided(forward, latents, sigma, cond, guidance, adapters)
+        return self._transform(
+            adapters,
+            hidden_states=latents.to(self.dtype),
+            timestep=sigma * TRAIN_TIMESTEPS,
+            encoder_hidden_states=cond.embeds,
+            pooled_projections=cond.pooled,
+        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,16 +21,16 @@ class Excess(NamedTuple):
     limit: int
 
 
-def truncated(folder: Path, max_sequence_length: int, texts: Iterable[str]) -> dict[str, Excess]:
+def truncated(folder: Path, limit_of: Callable[[Any], int], texts: Iterable[str]) -> dict[str, Excess]:
     """The texts whose end no text encoder of a pipeline reads, by the count of the encoder that reads the most.
 
-    CLIP reads its tokenizer's ``model_max_length``, any other encoder ``max_sequence_length`` tokens.
+    CLIP reads its tokenizer's ``model_max_length``, any other encoder ``limit_of(tokenizer)`` tokens of a text.
 
     Raises :class:`ArtifactError`: a tokenizer is missing or damaged.
     """
     excess: dict[str, Excess] = {}
     rest = list(dict.fromkeys(texts))
-    for tokenizer, limit in sorted(_readers(folder, max_sequence_length), key=lambda reader: -reader[1]):
+    for tokenizer, limit in sorted(_readers(folder, limit_of), key=lambda reader: -reader[1]):
         # An ASCII letter is one token at most, so most prompts need no tokenizer.
         rest = [text for text in rest if not (text.isascii() and len(text) + SPECIAL <= limit)]
         counts = map(len, tokenizer(rest, verbose=False).input_ids if rest else ())
@@ -39,7 +39,7 @@ def truncated(folder: Path, max_sequence_length: int, texts: Iterable[str]) -> d
     return excess
 
 
-def _readers(folder: Path, max_sequence_length: int) -> Iterable[tuple[Any, int]]:
+def _readers(folder: Path, limit_of: Callable[[Any], int]) -> Iterable[tuple[Any, int]]:
     """The tokenizer of each text encoder, and the tokens that the encoder reads."""
     index = read_json(folder / "model_index.json", "pipeline index")
     for name in filter(index.get, (f"text_encoder{suffix}" for suffix in ("", "_2", "_3"))):
@@ -47,4 +47,4 @@ def _readers(folder: Path, max_sequence_length: int) -> Iterable[tuple[Any, int]
         _, kind = index.get(part, (None, None))
         if index[name] != [None, None] and kind:
             tokenizer = load_part(getattr(transformers, kind, transformers.AutoTokenizer), folder, part)
-            yield tokenizer, tokenizer.model_max_length if "CLIP" in kind else max_sequence_length
+            yield tokenizer, tokenizer.model_max_length if "CLIP" in kind else limit_of(tokenizer)

@@ -6,7 +6,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flowopd_cli.core.schedule import flow_sigmas, shift_sigmas
+from flowopd_cli.core.schedule import flow_sigmas, shift_sigmas, stretch_sigmas
 
 SD35 = [1.0, 0.9601, 0.9133, 0.8577, 0.7904, 0.7073, 0.6022, 0.4649, 0.2780, 0.0089, 0.0]
 
@@ -42,3 +42,9 @@ def test_shift_is_undone_by_its_inverse(sigma, shift):
 def test_no_step_or_no_shift_is_refused(steps, shift):
     with pytest.raises(ValueError, match=f"got {steps} and"):
         flow_sigmas(steps, shift)
+
+
+def test_a_stretched_grid_ends_at_its_terminal_and_keeps_its_proportions():
+    grid = torch.tensor([1.0, 0.8, 0.4]).double()
+    # distances from 1 of 0, 0.2 and 0.6, times (1 - 0.1) / 0.6
+    assert stretch_sigmas(grid, 0.1).tolist() == pytest.approx([1.0, 0.7, 0.1])

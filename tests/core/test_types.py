@@ -16,7 +16,8 @@ from flowopd_cli.core.types import (
 
 def conditioning(rows=3, offset=0.0):
     embeds = torch.arange(rows).float().view(rows, 1, 1).expand(rows, 2, 4) + offset
-    return Conditioning(embeds, embeds[:, 0], torch.ones(rows, 2, dtype=torch.bool), -embeds, -embeds[:, 0])
+    mask = torch.tensor([True, False]).expand(rows, 2)
+    return Conditioning(embeds, embeds[:, 0], mask, -embeds, -embeds[:, 0], ~mask)
 
 
 def batch(rows=3, **fields):
@@ -41,6 +42,18 @@ def test_conditionings_are_joined_row_by_row():
     assert joined.neg_embeds[:, 0, 0].tolist() == [0.0, -1.0, -10.0]
     assert len(joined.mask) == 3
     assert Conditioning.cat([Conditioning(torch.zeros(1, 1, 1))] * 2).mask is None
+
+
+def test_both_halves_and_the_tokens_without_padding():
+    cond = conditioning()
+    for half, sign, mask in ((cond.positive, 1, [True, False]), (cond.negative, -1, [False, True])):
+        assert half.embeds[2].tolist() == [[2.0 * sign] * 4] * 2
+        assert half.pooled[2].tolist() == [2.0 * sign] * 4
+        assert half.mask[2].tolist() == mask
+        assert [row.shape for row in half.unpadded()] == [(1, 4)] * 3
+    assert [row.shape for row in Conditioning(torch.zeros(1, 5, 4)).unpadded()] == [(5, 4)]
+    with pytest.raises(ValueError, match="empty prompt"):
+        _ = Conditioning(torch.zeros(1, 5, 4)).negative
 
 
 def test_a_conditioning_moves_as_a_whole():

@@ -11,13 +11,14 @@ from support.tiny import TEXTS, add_adapters, make_draw, make_sampler
 
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.models.adapter_files import write_diffusers
-from flowopd_cli.models.files.families import family, named_shapes
+from flowopd_cli.models.files.families import family
 from flowopd_cli.models.files.pipelines import base_fingerprint
 from flowopd_cli.models.loading import LoadOptions
 from flowopd_cli.models.memory import measure
-from flowopd_cli.models.pipeline import ENCODE_BATCH, PipelineModel
+from flowopd_cli.models.pipeline import PipelineModel
 from flowopd_cli.models.random_weights import make_random
 from flowopd_cli.models.reference import Request, plain_picture, plain_pipeline
+from flowopd_cli.models.texts import ENCODE_BATCH
 from flowopd_cli.registry import MODELS
 from flowopd_cli.train.collect import rollout, with_images
 
@@ -86,10 +87,19 @@ def gradients(model):
     return gradients
 
 
+def assert_same_parts(cond, expected):
+    """All tensors of two conditionings are equal."""
+    assert cond.embeds is not None
+    for name, part in vars(expected).items():
+        found = getattr(cond, name)
+        assert found is part is None or torch.equal(found, part), name
+
+
 def assert_same(found, expected):
     assert max(float(value.abs().max()) for value in expected.values()) > 1e-4
     for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, atol=1e-6, rtol=1e-5)
+        largest = max(1.0, float(value.abs().max()))
+        torch.testing.assert_close(found[name], value, atol=1e-6 * largest, rtol=1e-5)
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.5])
@@ -103,11 +113,7 @@ def test_ode_pictures_match_diffusers(tiny, model, folder, guidance, steps):
         [prompt.text for prompt in draw.prompts],
         latents=model.packed(start),
         num_inference_steps=steps,
-        guidance_scale=guidance,
-        max_sequence_length=tiny.options["max_sequence_length"],
-        height=tiny.options["resolution"],
-        width=tiny.options["resolution"],
-        output_type="pt",
+        **tiny.call(guidance),
     ).images
     assert float(theirs.std()) > 0.05
     torch.testing.assert_close(rolled.images, theirs, atol=1e-5, rtol=0)
@@ -136,7 +142,7 @@ def test_each_row_has_a_guidance_and_a_sigma_of_its_own(model):
 def test_rows_go_through_the_transformer_as_often_as_the_family_says(tiny, model):
     rows = []
     hook = model.transformer.register_forward_pre_hook(
-        lambda module, inputs, named: rows.append(len(named["hidden_states"])), with_kwargs=True
+        lambda module, inputs, named: rows.append(len(named.get("hidden_states", named.get("x")))), with_kwargs=True
     )
     for guidance in (1.0, 4.5):
         velocity(model, guidance=guidance)
@@ -172,8 +178,10 @@ def test_a_saved_adapter_computes_the_same_here_and_in_diffusers(tiny, adapted, 
     sampler = make_sampler(adapted, kernel="ode", guidance=3.0)
     rolled = with_images(adapted, rollout(adapted, sampler, make_draw("a", "0"), adapter="other"))
     start, side = adapted.packed(rolled.trajectory.latents[:, 0]), tiny.options["resolution"]
-    request = Request(rolled.prompts[0].text, start, side, 4, 3.0, tiny.options["max_sequence_length"])
+    options = family(tiny.family).pipeline_guidance(3.0) | adapted.plain_options
+    request = Request(rolled.prompts[0].text, start, side, 4, tiny.options["max_sequence_length"], options)
     pipeline = plain_pipeline(folder, torch.float32)
+    adapted.prepare_plain(pipeline)
     bare = plain_picture(pipeline, None, request)
     torch.testing.assert_close(plain_picture(pipeline, tmp_path / "hub", request), rolled.images, atol=1e-5, rtol=0)
     assert float((bare - rolled.images).abs().max()) > 1e-3
@@ -206,13 +214,14 @@ def test_compiled_and_checkpointed_gradients_are_equal(tiny, adapted, folder, wa
 
 
 def test_encoding_matches_the_pipeline(tiny, model, folder):
-    length = tiny.options["max_sequence_length"]
-    theirs = tiny.plain(folder).encode_prompt(list(TEXTS), None, None, max_sequence_length=length)
+    theirs = tiny.embeddings(tiny.plain(folder), list(TEXTS), tiny.options["max_sequence_length"])
     cond = model.encode(TEXTS)
-    ours = [cond.embeds, cond.neg_embeds, cond.pooled, cond.neg_pooled]
-    for got, expected in zip([part for part in ours if part is not None], theirs, strict=False):
-        torch.testing.assert_close(got, expected, atol=1e-6, rtol=1e-5)
-    assert (cond.neg_embeds is not None) == (cond.neg_pooled is not None) == model.classifier_free
+    ours = {"embeds": cond.unpadded(), "pooled": cond.pooled}
+    ours |= {"neg_embeds": cond.negative.unpadded(), "neg_pooled": cond.neg_pooled} if model.classifier_free else {}
+    assert theirs.keys() == {name for name, part in ours.items() if part is not None}
+    for name, rows in theirs.items():
+        for row, expected in zip(ours[name], rows, strict=True):
+            torch.testing.assert_close(row, expected, atol=1e-6, rtol=1e-5)
 
 
 @pytest.fixture
@@ -236,8 +245,7 @@ def test_a_text_is_encoded_once_in_batches_of_one_size(encoded):
 
 def test_an_embedding_is_independent_of_its_batch(tiny, model, folder):
     together, alone = model.encode(TEXTS), tiny.load(folder).encode(TEXTS[2:3])
-    assert torch.equal(together.embeds[2], alone.embeds[0])
-    assert torch.equal(together.pooled[2], alone.pooled[0])
+    assert_same_parts(together[2:3], alone)
 
 
 def test_encoding_ahead_releases_the_encoders(encoded):
@@ -263,8 +271,7 @@ def test_a_second_model_reads_what_the_first_encoded_and_loads_no_encoder(tiny, 
     second = tiny.load(folder, dtype=dtype, prompt_cache=tmp_path)
     second.encode_ahead(TEXTS)
     cond = second.encode(TEXTS)
-    assert torch.equal(cond.embeds, plain.embeds)
-    assert torch.equal(cond.pooled, plain.pooled)
+    assert_same_parts(cond, plain)
 
 
 def test_other_encoders_lengths_and_precisions_share_no_embedding(tiny, folder, copied, tmp_path):
@@ -316,7 +323,7 @@ def test_the_memory_is_measured_without_the_weights(tiny, model, folder):
 
 
 def test_a_random_model_of_a_shape_runs(tiny):
-    shape = next(named_shapes()[name] for name in ("small", "flux-small") if name in family(tiny.family).shapes)
+    shape = next(shape for name, shape in family(tiny.family).shapes.items() if name.endswith("small"))
     options = LoadOptions(**{**tiny.options, "resolution": 64}, device="cpu")
     one = make_random(MODELS.load(tiny.family), shape, options)
     assert isinstance(one, PipelineModel)

@@ -67,7 +67,9 @@ def test_the_header_is_diffusers_metadata_and_is_read_back(factors, tmp_path):
     with safe_open(tmp_path / WEIGHTS, framework="pt") as file:
         metadata = json.loads(file.metadata()["lora_adapter_metadata"])
     assert all(key.startswith("transformer.") for key in metadata)
-    assert metadata["transformer.rank_pattern"]["^proj_out"] == metadata["transformer.alpha_pattern"]["^proj_out"] == 2
+    for name, pair in factors.items():
+        for key, pattern in (("transformer.r", "rank_pattern"), ("transformer.lora_alpha", "alpha_pattern")):
+            assert metadata[f"transformer.{pattern}"].get(f"^{name}", metadata[key]) == pair.a.shape[0]
     first = (tmp_path / WEIGHTS).read_bytes()
     for name, pair in read_adapter(tmp_path)[1].items():
         assert pair.scale == 1.0

@@ -9,15 +9,16 @@ import torch
 from safetensors.torch import save_file
 
 from flowopd_cli.models import embeddings
-from flowopd_cli.models.embeddings import EmbeddingStore
+from flowopd_cli.models.embeddings import EmbeddingStore, Row
 
-ROW_BYTES = 4 * (3 * 8 + 5)
+ROW_BYTES = 4 * (3 * 8 + 5) + 3
 
 
 def row(number):
     """A different row for every number."""
     generator = torch.Generator().manual_seed(number)
-    return torch.randn(3, 8, generator=generator), torch.randn(5, generator=generator)
+    embeds, pooled = torch.randn(3, 8, generator=generator), torch.randn(5, generator=generator)
+    return Row(embeds, pooled, torch.tensor([True, number % 2 == 0, False]))
 
 
 def rows(*numbers):
@@ -43,14 +44,15 @@ def shards(folder):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_rows_come_back_bit_by_bit(tmp_path, dtype):
     texts = "", " ", "é", "e\u0301", "\ud800", "日本"
-    given = {text: (e.to(dtype), p.to(dtype)) for text, (e, p) in zip(texts, rows(*range(6)).values(), strict=True)}
+    encoded = zip(texts, rows(*range(6)).values(), strict=True)
+    given = {text: Row(embeds.to(dtype), pooled.to(dtype), mask) for text, (embeds, pooled, mask) in encoded}
     first = EmbeddingStore(tmp_path)
     first.add(given)
     first.flush()
     found = EmbeddingStore(tmp_path)
     assert found.unknown([*given, "new", "new"]) == ["new"]
     assert same(found.find([*given, "new"]), given)
-    assert {part.dtype for pair in found.find(list(given)).values() for part in pair} == {dtype}
+    assert [part.dtype for row in found.find(list(given)).values() for part in row] == [dtype, dtype, torch.bool] * 6
 
 
 def test_without_a_folder_everything_stays_in_memory():

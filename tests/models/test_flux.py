@@ -104,7 +104,7 @@ def test_a_given_shift_replaces_the_schedulers(folder):
     assert FLUX.load(folder).sigmas(4, 2.0).tolist() == pytest.approx([1, 6 / 7, 2 / 3, 2 / 5, 0])
 
 
-@pytest.mark.parametrize("option", [{"use_karras_sigmas": True}, {"shift_terminal": 0.02}])
+@pytest.mark.parametrize("option", [{"use_karras_sigmas": True}, {"invert_sigmas": True}])
 def test_a_grid_of_another_kind_is_refused_unless_a_shift_is_given(copied, option):
     edit(copied / "scheduler" / "scheduler_config.json", **option)
     model = FLUX.load(copied)

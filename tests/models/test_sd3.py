@@ -47,7 +47,7 @@ def test_embeddings_stay_on_the_cpu_and_are_returned_on_the_models_device(model)
     model.encode_ahead(TEXTS)
     model.device = torch.device("meta")
     cond = model.encode(TEXTS)
-    assert {part.device.type for row in model.prompts.find(TEXTS).values() for part in row} == {"cpu"}
+    assert {part.device.type for row in model.prompts.find(TEXTS).values() for part in row.parts.values()} == {"cpu"}
     assert {getattr(cond, name).device.type for name in ("embeds", "pooled", "neg_embeds", "neg_pooled")} == {"meta"}
 
 

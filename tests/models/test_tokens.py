@@ -11,27 +11,27 @@ from transformers import CLIPTokenizer
 
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.models.tokens import Excess, truncated
-from flowopd_cli.toy.pipeline import TOKENS
 
 
-def encoded(pipeline, text, length):
+def encoded(tiny, pipeline, text):
     """All that the pipeline's encoders make of a text."""
-    embeds = pipeline.encode_prompt(text, None, None, max_sequence_length=length)
-    return torch.cat([part.flatten() for part in embeds if part is not None])
+    embeds = tiny.embeddings(pipeline, [text], tiny.options["max_sequence_length"])
+    return torch.cat([part[0].flatten() for part in embeds.values()])
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_a_text_is_truncated_if_no_encoder_sees_its_last_letter(family, tmp_path):
     tiny = FAMILIES[family]
     tiny.assemble(0).save_pretrained(tmp_path)
-    model, plain, length = tiny.load(tmp_path), tiny.plain(tmp_path), tiny.options["max_sequence_length"]
-    texts = ["a" * count for count in (1, 4, 5, TOKENS - 3, TOKENS - 2, TOKENS - 1, TOKENS, 3 * TOKENS)]
+    model, plain, letters = tiny.load(tmp_path), tiny.plain(tmp_path), tiny.letters
+    texts = ["a" * count for count in (1, 4, 5, letters - 1, letters, letters + 1, letters + 2, 3 * letters)]
     excess, unread = model.truncated(texts), []
     for text in texts:
-        same = torch.equal(encoded(plain, text, length), encoded(plain, f"{text[:-1]}b", length))
+        same = torch.equal(encoded(tiny, plain, text), encoded(tiny, plain, f"{text[:-1]}b"))
         unread += [text] if same else []
     assert list(excess) == unread == texts[5:]
-    assert excess["a" * TOKENS] == Excess(TOKENS + 2, TOKENS)
+    tokens, limit = excess[texts[6]]
+    assert tokens == limit + 2
 
 
 @pytest.fixture
@@ -54,8 +54,8 @@ def folder(tmp_path):
 def test_a_text_that_one_encoder_reads_whole_is_not_truncated(folder):
     # n letters are n + 2 tokens for both: two marks around CLIP's, a blank before and a mark after T5's.
     texts = {n: "a" * n for n in (75, 76, 126, 127)}
-    assert truncated(folder, 128, texts.values()) == {texts[127]: Excess(129, 128)}
-    assert truncated(folder, 20, texts.values()) == {texts[n]: Excess(n + 2, 77) for n in (76, 126, 127)}
+    assert truncated(folder, lambda _: 128, texts.values()) == {texts[127]: Excess(129, 128)}
+    assert truncated(folder, lambda _: 20, texts.values()) == {texts[n]: Excess(n + 2, 77) for n in (76, 126, 127)}
 
 
 def rewrite_index(folder, change):
@@ -66,27 +66,27 @@ def rewrite_index(folder, change):
 @pytest.mark.parametrize("missing", ["tokenizer_3", "text_encoder_3"])
 def test_only_encoders_that_the_base_has_are_counted(folder, missing):
     rewrite_index(folder, lambda index: index | {missing: [None, None]})
-    assert truncated(folder, 512, ["a" * 100]) == {"a" * 100: Excess(102, 77)}
+    assert truncated(folder, lambda _: 512, ["a" * 100]) == {"a" * 100: Excess(102, 77)}
 
 
 def test_a_tokenizer_that_the_index_leaves_out_is_not_asked(folder):
     rewrite_index(folder, lambda index: {name: kind for name, kind in index.items() if name != "tokenizer_3"})
-    assert truncated(folder, 512, ["a" * 100]) == {"a" * 100: Excess(102, 77)}
+    assert truncated(folder, lambda _: 512, ["a" * 100]) == {"a" * 100: Excess(102, 77)}
 
 
 def test_a_tokenizer_of_an_unknown_class_is_read_by_its_files(folder):
     rewrite_index(folder, lambda index: index | {"tokenizer_3": ["transformers", "T5TokenizerOfTheFuture"]})
-    assert truncated(folder, 128, ["a" * 127]) == {"a" * 127: Excess(129, 128)}
+    assert truncated(folder, lambda _: 128, ["a" * 127]) == {"a" * 127: Excess(129, 128)}
 
 
 def test_a_missing_tokenizer_is_named(folder):
     (folder / "tokenizer_3" / "tokenizer.json").write_text("{", encoding="utf-8")
     with pytest.raises(ArtifactError, match="tokenizer_3: cannot be loaded as T5Tokenizer"):
-        truncated(folder, 128, ["a"])
+        truncated(folder, lambda _: 128, ["a"])
 
 
 def test_fifty_thousand_prompts_take_seconds(folder):
     texts = [f"a photo of {number} heads of broccoli to the left of a potted plant" for number in range(50_000)]
     start = time.process_time()
-    assert truncated(folder, 128, texts) == {}
+    assert truncated(folder, lambda _: 128, texts) == {}
     assert time.process_time() - start < 3

@@ -1,4 +1,4 @@
-"""The six commands on a tiny FLUX base, from its recipes."""
+"""The six commands on a tiny base of each family with recipes of its own."""
 
 import json
 import os
@@ -19,7 +19,7 @@ PACKAGE = Path(flowopd_cli.__file__).parent.parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(PACKAGE), "OMP_NUM_THREADS": "1"}
 SMALL = {
     "model.resolution": 32,
-    "model.max_sequence_length": 32,
+    "model.max_sequence_length": 48,
     "model.dtype": "float32",
     "model.device": "cpu",
     "adapter.rank": 4,
@@ -40,11 +40,22 @@ def flags(**more):
     return [word for key, value in named.items() for word in ("--set", f"{key}={value}")]
 
 
+# By family: the folder of its recipes, its teacher there, and a part of the names of its adapted layers.
+RECIPES = {
+    "flux": ("flux-dev", "teacher-pickscore", ".single_transformer_blocks."),
+}
+
+
+@pytest.fixture(scope="module", params=[pytest.param(FLUX, id="flux")])
+def tiny(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    """A FLUX pipeline in a folder."""
-    folder = tmp_path_factory.mktemp("bases") / "flux"
-    FLUX.assemble(0).save_pretrained(folder)
+def base(tiny, tmp_path_factory):
+    """A pipeline of the family in a folder."""
+    folder = tmp_path_factory.mktemp("bases") / tiny.family
+    tiny.assemble(0).save_pretrained(folder)
     return folder
 
 
@@ -66,25 +77,27 @@ def trained(path):
     assert run.manifest().status == "done"
     assert [row["iteration"] for row in run.rows()] == [1, 2]
     weights = load_file(run.adapter_dir / "adapter_model.safetensors")
-    assert any(".single_transformer_blocks." in name for name in weights)
+    assert any(RECIPES[run.recipe().model.family][2] in name for name in weights)
     assert any(float(value.abs().max()) > 0 for name, value in weights.items() if "lora_B" in name)
     return run
 
 
-def test_the_six_commands(call, base, tmp_path, monkeypatch):
+def test_the_six_commands(call, tiny, base, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    recipes, teacher, _ = RECIPES[tiny.family]
     prompts = "prompts=[{source: toy:geneval, limit: 4}, {source: toy:ocr, limit: 4}]"
     reward = ("--set", "rewards=[{name: jpeg_compressibility}]")
     on = ("--base", base)
     for task in ("geneval", "ocr"):
         source = ("--set", f"prompts=[{{source: toy:{task}, limit: 4}}]")
-        recipe = ("--recipe", "flux-dev/teacher-pickscore", *on, *reward, *source)
+        recipe = ("--recipe", f"{recipes}/{teacher}", *on, *reward, *source)
         call("teacher", *recipe, "--out", f"t-{task}", *flags(grpo__beta=0.1, seed=len(task)))
         trained(f"t-{task}")
     teachers = ("--teacher", "geneval=t-geneval,guidance=2.0", "--teacher", "ocr=t-ocr")
     cold = flags(sft__samples=4, sft__batch=4, sampling__guidance=3.5)
-    call("coldstart", *on, *teachers, "--set", prompts, "--out", "c", *cold)
-    assert trained("c").recipe().model.family == "flux"
+    targets = ("--set", f"adapter.targets=[{','.join(RunDir.open('t-ocr').recipe().adapter.targets)}]")
+    call("coldstart", *on, *teachers, *targets, "--set", prompts, "--out", "c", *cold)
+    assert trained("c").recipe().model.family == tiny.family
 
     merged = call("merge", "t-geneval", "t-ocr", "--out", "init", "--set", "merge.rank=4")
     assert merged["metrics"]["rank"] == 4
@@ -92,25 +105,25 @@ def test_the_six_commands(call, base, tmp_path, monkeypatch):
 
     roles = (*teachers, "--init", "init", "--anchor", "c")
     small = flags(train__gradient_checkpointing="true")
-    call("distill", "--recipe", "flux-dev/distill", *on, *roles, "--set", prompts, "--out", "s", *small)
+    call("distill", "--recipe", f"{recipes}/distill", *on, *roles, "--set", prompts, "--out", "s", *small)
     assert {"kl", "kl_anchor"} <= set(trained("s").rows()[0])
     replayed = flags(opd__schedule="replay", train__sample_every=0, train__checkpoint_every=2)
-    call("distill", "--recipe", "flux-dev/distill", *on, *roles, "--set", prompts, "--out", "r", *replayed)
+    call("distill", "--recipe", f"{recipes}/distill", *on, *roles, "--set", prompts, "--out", "r", *replayed)
     one, two = (load_file(RunDir.open(path).adapter_dir / "adapter_model.safetensors") for path in "sr")
     assert max(float((one[key] - two[key]).abs().max()) for key in one) < 1e-5
 
     counted = ("--set", "eval.limit=2", "--set", "eval.images=1", "--set", "eval.steps=2", "--set", "eval.guidance=3.5")
     scored = call("eval", "--suite", "toy-quality", "--adapter", "s", *counted, "--out", "e")
     assert scored["suites"]["quality"]["n"] == 2
-    sizes = ("--set", "model.resolution=32", "--set", "model.max_sequence_length=32")
+    sizes = ("--set", "model.resolution=32", "--set", "model.max_sequence_length=48")
     assert call("eval", "--suite", "toy-quality", "--base", base, *counted, *sizes, "--out", "eb")["suites"]
 
     pushed = call("push", "s", "--dry-run", "--out", "p", "--set", "push.verify_guidance=3.5")
     assert pushed["metrics"]["difference"] <= 2 / 255
     folder = RunDir.open("p").hub_dir
     assert "DiffusionPipeline.from_pretrained" in (folder / "README.md").read_text()
-    pipeline = FLUX.plain(base)
-    options = {"height": 32, "width": 32, "max_sequence_length": 32, "num_inference_steps": 2, "output_type": "pt"}
+    pipeline = tiny.plain(base)
+    options = {**tiny.call(1.0), "height": 32, "width": 32, "max_sequence_length": 48, "num_inference_steps": 2}
     before = pipeline(TEXTS[0], generator=torch.manual_seed(0), **options).images
     pipeline.load_lora_weights(folder)
     after = pipeline(TEXTS[0], generator=torch.manual_seed(0), **options).images
@@ -118,22 +131,22 @@ def test_the_six_commands(call, base, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("algorithm", ["nft", "awm"])
-def test_teachers_by_the_forward_process(call, base, tmp_path, algorithm):
-    """Two optimizer steps, with guidance as an input of the network."""
+def test_teachers_by_the_forward_process(call, tiny, base, tmp_path, algorithm):
+    """Two optimizer steps; FLUX has guidance as an input of its network."""
+    recipe = f"{RECIPES[tiny.family][0]}/teacher-pickscore-nft"
     data = ("--set", "rewards=[{name: jpeg_compressibility}]", "--set", "prompts=[{source: toy:geneval, limit: 4}]")
     small = flags(algorithm=algorithm, nft__levels=2, awm__levels=2)
-    call(
-        "teacher", "--recipe", "flux-dev/teacher-pickscore-nft", "--base", base, *data, *small, "--out", tmp_path / "t"
-    )
+    call("teacher", "--recipe", recipe, "--base", base, *data, *small, "--out", tmp_path / "t")
     row = trained(tmp_path / "t").rows()[1]
     assert (row["step"], row["skipped"]) == (2, 0)
     assert row["distance_slow"] > 0
 
 
 @pytest.mark.slow
-def test_two_processes_and_shards_train_what_one_process_trains(base, tmp_path):
+def test_two_processes_and_shards_train_what_one_process_trains(tiny, base, tmp_path):
     """Three groups, so that one process has fewer forwards and fills them up."""
-    recipe = ["teacher", "--recipe", "flux-dev/teacher-pickscore", "--base", str(base)]
+    folder, teacher, _ = RECIPES[tiny.family]
+    recipe = ["teacher", "--recipe", f"{folder}/{teacher}", "--base", str(base)]
     data = ["--set", "rewards=[{name: jpeg_compressibility}]", "--set", "prompts=[{source: toy:geneval, limit: 4}]"]
     common = [*recipe, *data, *flags(train__groups=3, train__sample_every=0, grpo__beta=0.1)]
     ways = {"one": [], "two": ["--processes", "2"], "pieces": ["--processes", "2", "--set", "model.shard=true"]}

@@ -5,6 +5,7 @@ pipeline's transformer with the adapter as ``load_lora_weights`` reads it.
 """
 
 import copy
+import re
 import sys
 from pathlib import Path
 
@@ -42,7 +43,7 @@ def dense_output(transformer, deltas):
 def linear_modules(transformer):
     """The linear modules inside the transformer's blocks by name, and the last one."""
     modules = {name: module for name, module in transformer.named_modules() if isinstance(module, nn.Linear)}
-    return {name: module for name, module in modules.items() if "blocks." in name or name == "proj_out"}
+    return {name: module for name, module in modules.items() if re.search(r"\.\d+\.", name) or name == "proj_out"}
 
 
 if __name__ == "__main__":

@@ -8,19 +8,27 @@ from typing import Any
 from diffusers import DiffusionPipeline
 from support import tiny
 
+from flowopd_cli.models.files import families
 from flowopd_cli.models.files.pipelines import absent_parts
 from flowopd_cli.models.loading import LoadOptions
 from flowopd_cli.models.pipeline import PipelineModel
 from flowopd_cli.registry import MODELS
+from flowopd_cli.toy.pipeline import TOKENS
 
 
 @dataclass(frozen=True)
 class Tiny:
-    """A family's name, its pipeline of random weights (a function of a seed), and the options that ``load`` needs."""
+    """A family's name, its pipeline of random weights (a function of a seed), and the options that ``load`` needs.
+
+    ``letters`` is the length of the longest text ``aaa…`` that the encoders read whole. ``embeddings`` gives what the
+    pipeline makes of a list of texts.
+    """
 
     family: str
     assemble: Callable[[int], DiffusionPipeline]
     options: Mapping[str, Any]
+    letters: int
+    embeddings: Callable[[DiffusionPipeline, list[str], int], Mapping[str, Any]]
 
     def load(self, folder: Path, **more: Any) -> PipelineModel:
         """The folder as a flow model on the CPU."""
@@ -30,9 +38,37 @@ class Tiny:
         """The folder as a diffusers pipeline."""
         pipeline = DiffusionPipeline.from_pretrained(folder, **absent_parts(folder))
         pipeline.set_progress_bar_config(disable=True)
+        MODELS.load(self.family).prepare_plain(pipeline)
         return pipeline
 
+    def call(self, guidance: float) -> dict[str, Any]:
+        """Arguments of the pipeline's call for pictures of the tiny size."""
+        own = MODELS.load(self.family).plain_options | families.family(self.family).pipeline_guidance(guidance)
+        side, length = self.options["resolution"], self.options["max_sequence_length"]
+        return {"max_sequence_length": length, "height": side, "width": side, "output_type": "pt", **own}
 
-SD3 = Tiny("sd3", tiny.assemble, {"resolution": 8, "max_sequence_length": tiny.SEQUENCE, "targets": tiny.TARGETS})
-FLUX = Tiny("flux", tiny.assemble_flux, {**SD3.options, "resolution": 16, "max_sequence_length": tiny.FLUX_SEQUENCE})
+
+def joint(pipeline: DiffusionPipeline, texts: list[str], length: int) -> dict[str, Any]:
+    """Of a pipeline with CLIP: SD3's also has the empty prompt's."""
+    names = ("embeds", "neg_embeds", "pooled", "neg_pooled")
+    if "Flux" in type(pipeline).__name__:
+        names = ("embeds", "pooled")
+    return dict(zip(names, pipeline.encode_prompt(texts, None, None, max_sequence_length=length), strict=False))
+
+
+CLIP_LETTERS = TOKENS - 2
+SD3 = Tiny(
+    "sd3",
+    tiny.assemble,
+    {"resolution": 8, "max_sequence_length": tiny.SEQUENCE, "targets": tiny.TARGETS},
+    CLIP_LETTERS,
+    joint,
+)
+FLUX = Tiny(
+    "flux",
+    tiny.assemble_flux,
+    {**SD3.options, "resolution": 16, "max_sequence_length": tiny.FLUX_SEQUENCE},
+    CLIP_LETTERS,
+    joint,
+)
 FAMILIES = {one.family: one for one in (SD3, FLUX)}

@@ -100,7 +100,7 @@ def test_a_model_that_cannot_mix_gets_one_forward_an_adapter(trainee):
     x, cond = torch.randn(4, *trainee.latent_shape), trainee.encode(["a cat"] * 4)
     who = [Teacher("other", 1.0), Teacher("third", 1.0)] * 2
     assert len(parcels(who, row_cost(trainee, x, cond), 32)) == 1
-    trainee.adapters.mixes = False
+    trainee.adapters.hooks_work = False
     assert [part.tolist() for part in parcels(who, row_cost(trainee, x, cond), 32)] == [[0, 2], [1, 3]]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,15 +21,20 @@ SMALL_VAE = (32, 32, 32, 32)
 class Shape:
     """The configuration of a base, enough to build it with random weights.
 
-    ``transformer`` and ``scheduler`` are arguments of diffusers' classes, ``vae`` the channels of the autoencoder's
-    blocks, ``clip_tokens`` the length to which CLIP's tokenizer pads, ``encoders`` the text encoders' parameters.
+    ``transformer`` and ``scheduler`` are arguments of diffusers' classes, ``vae`` the channels of the blocks of an
+    ``AutoencoderKL`` or the configuration of another autoencoder, ``clip_tokens`` the length to which CLIP's tokenizer
+    pads, ``encoders`` the text encoders' parameters.
     """
 
     transformer: Mapping[str, Any]
     scheduler: Mapping[str, Any]
-    vae: tuple[int, ...] = (128, 256, 512, 512)
+    vae: tuple[int, ...] | Mapping[str, Any] = (128, 256, 512, 512)
     clip_tokens: int = 77
     encoders: int = 0
+
+
+def _guidance_scale(guidance: float) -> dict[str, Any]:
+    return {"guidance_scale": guidance}
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,7 @@ class Family:
 
     ``transformer`` is the name of diffusers' class, by which a folder's family is recognized. ``shapes`` are
     configurations by name, ``known`` the Hub ids that have one of them, ``licenses`` the Hub's license metadata by id.
+    ``pipeline_guidance`` gives the arguments of the pipeline's call for a guidance.
     """
 
     transformer: str = ""
@@ -45,6 +51,7 @@ class Family:
     shapes: Mapping[str, Shape] = field(default_factory=dict)
     known: Mapping[str, str] = field(default_factory=dict)
     licenses: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    pipeline_guidance: Callable[[float], dict[str, Any]] = _guidance_scale
 
     def halves(self, guidance: float) -> int:
         """Forwards of one velocity: two with classifier-free guidance, whose negative half is skipped at guidance 1."""

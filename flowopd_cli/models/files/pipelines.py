@@ -12,7 +12,9 @@ from flowopd_cli.system.json_files import read_json
 from flowopd_cli.system.paths import is_hub_id
 
 CONFIG = "transformer/config.json"
-FILES = ("*.json", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.model")
+FILES = ("*.json", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.model", "*/*.jinja")
+# Lists in autoencoders' configurations with an entry for each level of resolution, and how many levels halve no side.
+LEVELS = {"block_out_channels": 1, "encoder_block_out_channels": 1, "temperal_downsample": 0}
 AUTOENCODER_FILES = ("*.json", "*/*.json", "vae/*.safetensors")
 WHOLE_FILE_BYTES = 64 * 1024**2
 EDGE_BYTES = 1024**2
@@ -63,9 +65,10 @@ def _fetch(repo: str, revision: str | None, patterns: Sequence[str]) -> Path:
 def pixels_per_latent(folder: Path) -> int:
     """The side in pixels of one latent pixel, from the configuration of the autoencoder."""
     config = read_json(folder / "vae" / "config.json", "configuration of an autoencoder")
-    if not isinstance(config.get("block_out_channels"), list):
-        raise ArtifactError(f"{folder}: the configuration of its autoencoder has no block_out_channels")
-    return 2 ** (len(config["block_out_channels"]) - 1)
+    for key, whole in LEVELS.items():
+        if isinstance(config.get(key), list):
+            return 2 ** (len(config[key]) - whole)
+    raise ArtifactError(f"{folder}: the configuration of its autoencoder has no {' or '.join(LEVELS)}")
 
 
 def linear_shapes(folder: Path) -> dict[str, tuple[int, int]]:

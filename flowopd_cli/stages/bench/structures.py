@@ -150,9 +150,7 @@ def two_halves(latents: Tensor, sigma: Tensor, cond: Conditioning) -> tuple[Tens
 
     Raises :class:`ValueError`: the conditioning has no rows of the empty prompt.
     """
-    if cond.neg_embeds is None or cond.neg_pooled is None or cond.pooled is None:
-        raise ValueError("guidance needs the empty prompt's rows in the conditioning")
-    both = Conditioning(torch.cat([cond.neg_embeds, cond.embeds]), torch.cat([cond.neg_pooled, cond.pooled]))
+    both = Conditioning.cat([cond.negative, cond.positive])
     return torch.cat([latents, latents]), torch.cat([sigma, sigma]), both
 
 

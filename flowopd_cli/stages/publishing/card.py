@@ -50,7 +50,7 @@ class Card:
     picture: str | None = None
     gallery: Sequence[tuple[str, str]] = ()
     max_sequence_length: int = 256
-    sampling: Mapping[str, float] = field(default_factory=dict)
+    sampling: Mapping[str, Any] = field(default_factory=dict)
     guidance_note: str = ""
     absent: tuple[str, ...] = ()
     trained: str = ""
@@ -130,7 +130,10 @@ def _usage(card: Card, base: str) -> dict[str, str]:
         "imports": imports,
         "pipeline": pipeline + "".join(f", {part}=None" for part in card.absent),
         "adapter": json.dumps(card.repo) + (f", revision={json.dumps(card.revision)}" if card.revision else ""),
-        "sampling": ", ".join(f"{key}={value:g}" for key, value in sampling.items()),
+        "sampling": ", ".join(
+            f"{key}={json.dumps(value) if isinstance(value, str) else f'{value:g}'}" for key, value in sampling.items()
+        ),
+        "scale": next((key for key in sampling if key.endswith("_scale")), ""),
         "reference": f"hub:{card.repo}@{card.revision}" if card.revision else f"hub:{card.repo}",
     }
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from flowopd_cli import recipe as recipes
 from flowopd_cli.errors import ArtifactError, printable
+from flowopd_cli.models.files.families import family
 from flowopd_cli.models.files.pipelines import absent_parts, locate
 from flowopd_cli.recipe import PushRecipe
 from flowopd_cli.registry import base_source
@@ -47,6 +48,8 @@ def fill(recipe: PushRecipe, source: RunDir, run: RunDir, adapter: Adapter) -> s
         copy_evaluation(scores.model.run.eval_dir, run.hub_dir / scores.model.run.eval_dir.name)
         picture, gallery = pictures(scores.model.run, run.hub_dir, scores.model.part)
     settings, guidance_note = usage(scores, sampling)
+    if settings:
+        settings |= family(trained.model.family).pipeline_guidance(settings.pop("guidance_scale"))
     (run.hub_dir / source.recipe_file.name).write_text(public_recipe(trained), encoding="utf-8")
     spec = model_of(recipe, source)
     base = locate(base_source(spec.pretrained), spec.revision)
@@ -164,8 +167,8 @@ def pictures(scored: RunDir, folder: Path, part: str = "") -> tuple[str | None, 
     return f"{home.name}/{row.name}", gallery
 
 
-def usage(scores: Reported, sampling: recipes.SamplingSpec | None) -> tuple[dict[str, float], str]:
-    """The steps and guidance of the figures, else of the training, for the pipeline's call; and why that guidance.
+def usage(scores: Reported, sampling: recipes.SamplingSpec | None) -> tuple[dict[str, Any], str]:
+    """The steps and guidance of the figures, else of the training, as of a pipeline; and why that guidance.
 
     Of several guidances the best on validation prompts counts; figures on test prompts choose none.
     """

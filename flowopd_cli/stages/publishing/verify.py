@@ -12,6 +12,7 @@ import torch
 
 from flowopd_cli.core.sampler import SeededNoise
 from flowopd_cli.errors import ArtifactError
+from flowopd_cli.models.files.families import family
 from flowopd_cli.models.pipeline import PipelineModel
 from flowopd_cli.models.reference import Request, peft_picture, plain_picture, plain_pipeline
 from flowopd_cli.recipe import ModelSpec, PushRecipe
@@ -56,7 +57,9 @@ class Check:
 
     @cached_property
     def _pipeline(self) -> Any:
-        return plain_pipeline(self._folder, torch.float32).to(self._device)
+        pipeline = plain_pipeline(self._folder, torch.float32).to(self._device)
+        self._family.prepare_plain(pipeline)
+        return pipeline
 
     def _draw(self, folder: Path, spec: ModelSpec) -> None:
         push, model = self._recipe.push, load_model(spec, ())
@@ -72,9 +75,9 @@ class Check:
             self._ours = model.decode(sampler.rollout(model.velocity, initial, cond, noise).final).cpu()
         self._folder, self._device = model.folder, model.device
         start, side = model.packed(noise.initial()), self._ours.shape[-1]
-        self._request = Request(
-            push.verify_prompt, start, side, push.verify_steps, push.verify_guidance, spec.max_sequence_length
-        )
+        self._family = type(model)
+        options = {**family(spec.family).pipeline_guidance(push.verify_guidance), **model.plain_options}
+        self._request = Request(push.verify_prompt, start, side, push.verify_steps, spec.max_sequence_length, options)
 
 
 @contextmanager
