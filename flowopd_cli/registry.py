@@ -112,6 +112,7 @@ MODELS = Registry(
     {
         "sd3": "flowopd_cli.models.sd3:SD3Model",
         "flux": "flowopd_cli.models.flux:FluxModel",
+        "z-image": "flowopd_cli.models.z_image:ZImageModel",
     },
 )
 FAMILIES = Registry(  # what each of MODELS is, without torch
@@ -119,6 +120,7 @@ FAMILIES = Registry(  # what each of MODELS is, without torch
     {
         "sd3": "flowopd_cli.models.files.families:SD3",
         "flux": "flowopd_cli.models.files.families:FLUX",
+        "z-image": "flowopd_cli.models.files.families:Z_IMAGE",
     },
 )
 BASES = Registry("base", {"toy": "flowopd_cli.toy:folder"})

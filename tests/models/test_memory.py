@@ -22,12 +22,15 @@ FEED_FORWARD = ("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_contex
 SIZES = {"attention_head_dim": 64, "num_attention_heads": 2, "joint_attention_dim": 64, "pooled_projection_dim": 48}
 SD3 = {**SIZES, "num_layers": 8, "caption_projection_dim": 128, "sample_size": 32, "pos_embed_max_size": 16}
 FLUX = {**SIZES, "num_layers": 3, "num_single_layers": 6, "guidance_embeds": True, "axes_dims_rope": (8, 28, 28)}
+Z_IMAGE = {"dim": 128, "n_layers": 6, "n_refiner_layers": 2, "n_heads": 2, "n_kv_heads": 2, "cap_feat_dim": 64}
 SHAPES = {
     "sd3": Shape({**SD3, "dual_attention_layers": (0, 1, 2, 3), "qk_norm": "rms_norm"}, {}, (32,) * 4, clip_tokens=16),
     "flux": Shape(FLUX, {"use_dynamic_shifting": True}, (32,) * 4),
+    "z-image": Shape({**Z_IMAGE, "axes_dims": (8, 28, 28)}, {"shift": 6.0}, (32,) * 4),
 }
 TARGETS = dict.fromkeys(("sd3", "flux"), (ATTENTION_TARGETS, FEED_FORWARD))
-BLOCKS = {"sd3": 8, "flux": 9}
+TARGETS["z-image"] = (("attention",), ("feed_forward.w1", "feed_forward.w2", "feed_forward.w3"))
+BLOCKS = {"sd3": 8, "flux": 9, "z-image": 10}
 ROWS, RANK = 2, 16
 
 

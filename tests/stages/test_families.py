@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.families import FLUX
+from support.families import FLUX, Z_IMAGE
 from support.tiny import TEXTS
 
 import flowopd_cli
@@ -43,10 +43,13 @@ def flags(**more):
 # By family: the folder of its recipes, its teacher there, and a part of the names of its adapted layers.
 RECIPES = {
     "flux": ("flux-dev", "teacher-pickscore", ".single_transformer_blocks."),
+    "z-image": ("z-image", "teacher-pickscore-nft", ".noise_refiner."),
 }
 
 
-@pytest.fixture(scope="module", params=[pytest.param(FLUX, id="flux")])
+@pytest.fixture(
+    scope="module", params=[pytest.param(FLUX, id="flux"), pytest.param(Z_IMAGE, id="z-image", marks=pytest.mark.slow)]
+)
 def tiny(request):
     return request.param
 

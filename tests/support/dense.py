@@ -18,6 +18,10 @@ from torch import nn
 def output(transformer):
     """The output for fixed random inputs."""
     generator, config = torch.Generator().manual_seed(0), transformer.config
+    if type(transformer).__name__.startswith("ZImage"):
+        rows = torch.randn(1, config.in_channels, 1, 4, 4, generator=generator)
+        texts = torch.randn(6, config.cap_feat_dim, generator=generator)
+        return transformer([*rows], torch.tensor([0.5]), [texts], return_dict=False)[0][0]
     is_flux = type(transformer).__name__.startswith("Flux")
     side = config.get("sample_size") or 4
     shapes = {

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusers import DiffusionPipeline
-from support import tiny
+from support import tiny, tiny_qwen
 
 from flowopd_cli.models.files import families
 from flowopd_cli.models.files.pipelines import absent_parts
@@ -56,6 +56,11 @@ def joint(pipeline: DiffusionPipeline, texts: list[str], length: int) -> dict[st
     return dict(zip(names, pipeline.encode_prompt(texts, None, None, max_sequence_length=length), strict=False))
 
 
+def chat(pipeline: DiffusionPipeline, texts: list[str], length: int) -> dict[str, Any]:
+    """Of a pipeline that gives a list of tensors of different lengths."""
+    return dict(zip(("embeds", "neg_embeds"), pipeline.encode_prompt(texts, max_sequence_length=length), strict=True))
+
+
 CLIP_LETTERS = TOKENS - 2
 SD3 = Tiny(
     "sd3",
@@ -71,4 +76,11 @@ FLUX = Tiny(
     CLIP_LETTERS,
     joint,
 )
-FAMILIES = {one.family: one for one in (SD3, FLUX)}
+Z_IMAGE = Tiny(
+    "z-image",
+    tiny_qwen.assemble_z_image,
+    {"resolution": 16, "max_sequence_length": tiny_qwen.SEQUENCE, "targets": ("attention",)},
+    tiny_qwen.SEQUENCE - 6,
+    chat,
+)
+FAMILIES = {one.family: one for one in (SD3, FLUX, Z_IMAGE)}

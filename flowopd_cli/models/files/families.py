@@ -12,7 +12,7 @@ from flowopd_cli.errors import ArtifactError
 from flowopd_cli.registry import FAMILIES, base_source
 from flowopd_cli.system.json_files import read_json
 
-CLIP_L, CLIP_G, T5_XXL = 123_060_480, 694_659_840, 4_762_310_656  # parameters of text encoders
+CLIP_L, CLIP_G, T5_XXL, QWEN3_4B = 123_060_480, 694_659_840, 4_762_310_656, 4_022_468_096  # text encoders' parameters
 CLIP_L_PROJECTION = 768 * 768
 SMALL_VAE = (32, 32, 32, 32)
 
@@ -147,4 +147,18 @@ FLUX = Family(
     },
     known={_DEV: "flux-dev", _SCHNELL: "flux-schnell"},
     licenses={_DEV: _license(_DEV, "flux-1-dev-non-commercial-license"), _SCHNELL: {"license": "apache-2.0"}},
+)
+
+_Z_IMAGE_SMALL = {"dim": 128, "n_layers": 4, "n_refiner_layers": 1, "n_heads": 4, "n_kv_heads": 4, "cap_feat_dim": 128}
+_Z_BASE, _Z_TURBO = "Tongyi-MAI/Z-Image", "Tongyi-MAI/Z-Image-Turbo"
+Z_IMAGE = Family(
+    "ZImageTransformer2DModel",
+    shapes={
+        "z-image-small": Shape({**_Z_IMAGE_SMALL, "axes_dims": (8, 12, 12)}, {"shift": 6.0}, SMALL_VAE),
+        "z-image": Shape({}, {"shift": 6.0}, encoders=QWEN3_4B),
+        "z-image-turbo": Shape({}, {"shift": 3.0}, encoders=QWEN3_4B),
+    },
+    known={_Z_BASE: "z-image", _Z_TURBO: "z-image-turbo"},
+    licenses={name: {"license": "apache-2.0"} for name in (_Z_BASE, _Z_TURBO)},
+    pipeline_guidance=lambda guidance: {"guidance_scale": guidance - 1},
 )

@@ -1,0 +1,76 @@
+"""Z-Image beyond the common contract: direction of time, texts of different lengths, its convention of guidance."""
+
+import json
+
+import pytest
+import torch
+from support.families import Z_IMAGE
+from support.tiny import TEXTS, add_adapters
+
+from flowopd_cli.errors import ArtifactError
+from flowopd_cli.models.files.families import family, family_of
+from flowopd_cli.models.loading import LoadOptions
+from flowopd_cli.models.memory import measure
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    place = tmp_path_factory.mktemp("z-image") / "base"
+    Z_IMAGE.assemble(0).save_pretrained(place)
+    return place
+
+
+@pytest.fixture
+def model(folder):
+    return Z_IMAGE.load(folder)
+
+
+@torch.no_grad()
+def test_the_network_is_given_one_minus_sigma_and_returns_the_negative_velocity(model):
+    latents, sigma = torch.randn(2, *model.latent_shape), torch.tensor([0.9, 0.3])
+    cond = model.encode(TEXTS[:2])
+    plain = model.transformer(list(latents.unsqueeze(2)), 1 - sigma, cond.unpadded()).sample
+    velocity = model.velocity(latents, sigma, cond, guidance=1.0)
+    torch.testing.assert_close(velocity, -torch.stack(plain).squeeze(2), atol=1e-6, rtol=1e-5)
+
+
+def test_padding_of_a_text_changes_nothing(folder):
+    cond = [Z_IMAGE.load(folder, max_sequence_length=length).encode(TEXTS[:2]) for length in (40, 60)]
+    model = Z_IMAGE.load(folder)
+    latents, sigma = torch.randn(2, *model.latent_shape), torch.tensor([0.9, 0.3])
+    with torch.no_grad():
+        short, long = (model.velocity(latents, sigma, rows, guidance=2.0) for rows in cond)
+    torch.testing.assert_close(short, long, atol=1e-5, rtol=1e-5)
+
+
+def test_the_pipeline_counts_guidance_from_zero():
+    assert family("z-image").pipeline_guidance(5.0) == {"guidance_scale": 4.0}
+    assert family_of("Tongyi-MAI/Z-Image-Turbo") == "z-image"
+
+
+def test_adapters_outside_the_blocks_share_no_forward(folder):
+    model = add_adapters(Z_IMAGE.load(folder, targets=("all-linear",)))
+    assert not model.adapters.mixes
+    with pytest.raises(ArtifactError, match="cannot mix adapters in one batch: an adapted module takes all rows"):
+        model.velocity(
+            torch.zeros(1, *model.latent_shape),
+            torch.ones(1),
+            model.encode(TEXTS[:1]),
+            guidance=1.0,
+            adapters=["other"],
+        )
+
+
+def test_a_tokenizer_without_a_chat_template_is_named(folder, tmp_path):
+    copy = Z_IMAGE.assemble(0)
+    copy.tokenizer.chat_template = None
+    copy.save_pretrained(tmp_path)
+    with pytest.raises(ArtifactError, match="no chat template"):
+        Z_IMAGE.load(tmp_path).truncated(["a" * 100])
+
+
+def test_the_published_shape_and_its_memory():
+    base = measure("z-image", "Tongyi-MAI/Z-Image", LoadOptions(dtype="bfloat16", resolution=512), 0)
+    assert base.parameters == 6_154_908_736
+    assert base.encoders == 4_022_468_096
+    assert json.dumps(dict(family("z-image").licenses["Tongyi-MAI/Z-Image"])) == '{"license": "apache-2.0"}'
