@@ -260,7 +260,7 @@ class AdapterBank:
             if not isinstance(module, nn.Linear):
                 kind = "no module" if module is None else f"no linear layer, but a {type(module).__name__},"
                 raise ArtifactError(f"{place}: was made for another base: this one has {kind} {name}")
-            shape, expected = tuple(module.weight.shape), (pair.b.shape[0], pair.a.shape[1])
+            shape, expected = (module.out_features, module.in_features), (pair.b.shape[0], pair.a.shape[1])
             if shape != expected:
                 text = f"{name} is {shape} here, the adapter expects {expected}"
                 raise ArtifactError(f"{place}: is of another base: {text}")

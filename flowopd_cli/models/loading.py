@@ -25,7 +25,8 @@ class LoadOptions:
     """How to load a base: fields of a recipe's ``model`` section, and adapters' ``targets``.
 
     ``prompt_cache`` is a folder for embeddings of several runs; without one they stay in memory. With ``offload`` the
-    transformer stays in the host's memory and is copied to the device for each forward.
+    transformer stays in the host's memory and is copied to the device for each forward. ``quantize`` is one of
+    :data:`~flowopd_cli.models.quantization.KINDS` or ``none``.
     """
 
     revision: str | None = None
@@ -40,6 +41,7 @@ class LoadOptions:
     attention: str = "auto"
     shard: bool = False
     offload: bool = False
+    quantize: str = "none"
 
 
 def take_device(name: str) -> torch.device:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from itertools import groupby
 from pathlib import Path
@@ -25,6 +25,7 @@ from flowopd_cli.models.files.families import base_folder, known_shape
 from flowopd_cli.models.files.workload import Workload
 from flowopd_cli.models.loading import BROKEN, DTYPES, LoadOptions
 from flowopd_cli.models.pipeline import Modules, PipelineModel
+from flowopd_cli.models.quantization import coded_bytes, decoding_bytes, linear_layers
 from flowopd_cli.models.random_weights import empty_transformer, skeleton
 from flowopd_cli.registry import MODELS
 
@@ -41,11 +42,14 @@ _ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 class Footprint:
     """A base with one adapter; bytes and operations of one row without a negative half.
 
-    ``activations`` is what autograd holds when the backward begins, ``transient`` the peak of a forward without
-    gradients, ``operations`` those of a forward without adapters.
+    Of the parameters, ``linear`` can be quantized, ``largest`` of them in one layer. ``activations`` is what autograd
+    holds when the backward begins, ``transient`` the peak of a forward without gradients, ``operations`` those of a
+    forward without adapters; all three do not depend on ``quantize``.
     """
 
     parameters: int
+    linear: int
+    largest: int
     adapter: int
     encoders: int
     activations: int
@@ -55,11 +59,25 @@ class Footprint:
     latent: int
     conditioning: int
     itemsize: int
+    quantize: str = "none"
 
     @property
     def weights(self) -> int:
         """Bytes of the base."""
-        return self.parameters * self.itemsize
+        linear = self.linear * self.itemsize
+        if self.quantize != "none":
+            linear = coded_bytes(self.linear, self.quantize, self.itemsize)
+        return (self.parameters - self.linear) * self.itemsize + linear
+
+    @property
+    def loaded(self) -> int:
+        """Bytes of the base and its text encoders."""
+        return self.weights + self.encoders * self.itemsize
+
+    @property
+    def decoding(self) -> int:
+        """Bytes that are added while a quantized layer is decoded."""
+        return 0 if self.quantize == "none" else decoding_bytes(self.largest, self.quantize, self.itemsize)
 
 
 @dataclass(frozen=True)
@@ -101,12 +119,15 @@ def needs(footprint: Footprint, work: Workload, own: Sequence[tuple[Footprint, W
     return Needs(
         holding,
         sampling=max(
-            [work.sampling_rows * footprint.transient]
-            + [other.sampling_rows * base.transient + other.offload * base.weights for base, other in own]
+            [work.sampling_rows * footprint.transient + footprint.decoding]
+            + [
+                other.sampling_rows * base.transient + base.decoding + other.offload * base.weights
+                for base, other in own
+            ]
         ),
         activations=work.learning_rows * footprint.activations,
         activations_checkpointed=work.learning_rows * footprint.activations_checkpointed,
-        transient=work.learning_rows * footprint.transient,
+        transient=work.learning_rows * footprint.transient + footprint.decoding,
         encoders=max(base.encoders * base.itemsize for base in (footprint, *(base for base, _ in own))),
     )
 
@@ -121,8 +142,8 @@ def _held(base: Footprint, work: Workload) -> int:
 def measure(family: str, pretrained: str, options: LoadOptions, rank: int) -> Footprint | None:
     """The footprint of a base with adapters of ``rank`` on ``options.targets``; nothing is fetched or allocated.
 
-    With ``rank`` 0 there is no adapter; ``options.dtype`` is not ``auto``. ``None`` if the configuration of the base is
-    not on this machine, or the family is not made of a diffusers pipeline.
+    With ``rank`` 0 there is no adapter; ``options.dtype`` is not ``auto``, ``options.quantize`` has no effect.
+    ``None`` if the configuration of the base is not on this machine, or the family is not made of a diffusers pipeline.
 
     Raises :class:`ArtifactError`: the configuration is damaged.
     """
@@ -143,9 +164,10 @@ def _measure(family: type[PipelineModel], folder: Path, options: LoadOptions, ra
         raise ArtifactError(f"{folder}: no sound number of blocks")
     transformer = empty_transformer(family, folder, META, DTYPES[options.dtype])
     parameters = sum(tensor.numel() for tensor in (*transformer.parameters(), *transformer.buffers()))
-    blocks = sum(len(getattr(transformer, name)) for name in family.block_lists)
+    blocks = [block for name in family.block_lists for block in getattr(transformer, name)]
+    linear = [layer.weight.numel() for _, _, layer in linear_layers(blocks)]
     repeats = _shorten(transformer, family.block_lists)
-    model = family(folder, META, options, Modules(transformer))
+    model = family(folder, META, replace(options, quantize="none"), Modules(transformer))
     if rank:
         with META:
             model.adapters.add("policy", rank, rank, seed=0, trainable=True)
@@ -161,10 +183,12 @@ def _measure(family: type[PipelineModel], folder: Path, options: LoadOptions, ra
     text = vars(model.blank(model.text_tokens)).values()
     return Footprint(
         parameters=parameters,
+        linear=sum(linear),
+        largest=max(linear, default=0),
         adapter=adapter,
         encoders=encoders,
         activations=activations,
-        activations_checkpointed=inputs + activations // blocks,
+        activations_checkpointed=inputs + activations // len(blocks),
         transient=costs.peak,
         operations=costs.operations,
         latent=channels * height * width * FLOAT32,

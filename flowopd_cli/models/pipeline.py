@@ -24,6 +24,7 @@ from flowopd_cli.models.files.pipelines import base_fingerprint, locate, pixels_
 from flowopd_cli.models.grids import check_grid, even_grid, shift_of
 from flowopd_cli.models.guidance import ClassifierFree, extrapolated
 from flowopd_cli.models.loading import LoadOptions, load_part, pick_dtype, quiet_libraries, take_device
+from flowopd_cli.models.quantization import quantize
 from flowopd_cli.models.sharding import Turns, shard
 from flowopd_cli.models.speed import allow_tf32, checkpointed, compile_blocks
 from flowopd_cli.models.texts import Embed, PipelineTexts
@@ -76,6 +77,8 @@ class PipelineModel(PipelineTexts):
         dtype = pick_dtype(options.dtype, device)
         transformer = modules.transformer or self._load_transformer(folder, dtype)
         super().__init__(folder, transformer, options, device, dtype, modules.embed)
+        if options.quantize != "none":
+            quantize(self.blocks, options.quantize, torch.device("cpu") if options.offload else device)
         self._turns: Turns | None = None
         if options.shard and GROUP.size > 1:
             shard(self.transformer, self.blocks, device)

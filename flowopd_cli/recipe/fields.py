@@ -26,6 +26,7 @@ ATTENTION_TARGETS = tuple(
 Attention = Literal[
     "auto", "sdpa", "sdpa-flash", "sdpa-efficient", "sdpa-cudnn", "sdpa-math", "flash", "flash3", "flex", "xformers"
 ]
+Quantize = Literal["none", "int8", "nf4"]
 Base = Annotated[str, AfterValidator(lambda name: name.rstrip("/") or name)]  # `big/` and `big` are one base
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]  # what PyTorch's generators take
 INIT = "init"  # as a reference of a distillation: the adapter of `adapter.init`, frozen

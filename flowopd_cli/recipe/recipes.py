@@ -185,10 +185,10 @@ class DistillRecipe(_Trained):
     def _each_base_is_loaded_once(self) -> DistillRecipe:
         settings: dict[tuple[str | None, str | None], tuple[str, ...]] = {}
         for task, spec in self.teachers.items():
-            own = (spec.family or "", spec.dtype, spec.offload)
+            own = (spec.family or "", spec.dtype, spec.quantize, spec.offload)
             if settings.setdefault((spec.base, spec.revision), own) != own:
                 raise ValueError(f"routing.{task}: another teacher has the base {spec.base} with other settings; it is "
-                                 "loaded once, so give both the same family, dtype and offload")  # fmt: skip
+                                 "loaded once, so give both the same family, dtype, quantize and offload")  # fmt: skip
         return self
 
 

@@ -27,6 +27,7 @@ from flowopd_cli.recipe.fields import (
     Fraction,
     Guidances,
     Options,
+    Quantize,
     RewardName,
     Seed,
     Spec,
@@ -54,12 +55,22 @@ class ModelSpec(Spec):
     #: the mode of `torch.compile` for the transformer's blocks
     compile: Literal["none", "default", "max-autotune", "aot_eager", "eager"] = "none"
     attention: Attention = "auto"  #: a backend of diffusers; `auto` leaves the choice to PyTorch
+    #: bits of the frozen base: its blocks' weights in 8 bits (`int8`) or 4 bits (`nf4`); adapters and steps are float32
+    quantize: Quantize = "none"
     shard: bool = False  #: shard the base over the processes (FSDP), if one device cannot hold it
 
     @model_validator(mode="after")
     def _compile_needs_whole_base(self) -> ModelSpec:
         if self.shard and self.compile != "none":
             raise ValueError("a sharded base cannot be compiled: set model.compile to none, or model.shard to false")
+        return self
+
+    @model_validator(mode="after")
+    def _quantized_base_is_whole(self) -> ModelSpec:
+        if self.shard and self.quantize != "none":
+            raise ValueError(
+                f"a base in {self.quantize} cannot be sharded: set model.quantize to none, or model.shard to false"
+            )
         return self
 
 
@@ -155,12 +166,13 @@ class TeacherSpec(Spec):
     family: str | None = None  #: the kind of its own base; null recognizes it, else takes the student's
     revision: str | None = None  #: of its own base, as `model.revision`
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  #: precision of its own base
+    quantize: Quantize = "none"  #: bits of its own base, as `model.quantize`
     #: `cpu` holds its own base in the host's memory and copies it to the device for each forward
     offload: Literal["none", "cpu"] = "none"
 
     @model_validator(mode="after")
     def _settings_of_own_base(self) -> TeacherSpec:
-        fields = {"family": None, "revision": None, "dtype": "auto", "offload": "none"}
+        fields = {"family": None, "revision": None, "dtype": "auto", "quantize": "none", "offload": "none"}
         changed = [name for name, default in fields.items() if getattr(self, name) != default]
         if self.base is None and changed:
             raise ValueError(f"{changed[0]} is for a teacher with a base of its own: name it by base, or leave it out")
@@ -176,7 +188,7 @@ class TeacherSpec(Spec):
         if self.base is None:
             return None
         own: dict[str, Any] = {"pretrained": self.base, "family": self.family or student.family}
-        own |= {"revision": self.revision, "dtype": self.dtype, "shard": False}
+        own |= {"revision": self.revision, "dtype": self.dtype, "quantize": self.quantize, "shard": False}
         model = student.model_copy(update=own | ({"compile": "none"} if self.offload == "cpu" else {}))
         return None if model == student else model
 

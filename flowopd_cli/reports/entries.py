@@ -34,8 +34,14 @@ class Entry:
 
     @property
     def label(self) -> str:
-        """The name, and the guidance where it tells the entries of a model apart."""
-        return self.name if self.guidance is None else f"{self.name}, guidance {self.guidance:g}"
+        """The name, the bits of a quantized base, and the guidance where it tells the entries of a model apart."""
+        bits = f", {self.quantize} base" if self.quantize != "none" else ""
+        return f"{self.name}{bits}" + ("" if self.guidance is None else f", guidance {self.guidance:g}")
+
+    @property
+    def quantize(self) -> str:
+        """The bits of the base in the evaluation."""
+        return self.evaluation.quantize if self.evaluation else "none"
 
     @property
     def guidance(self) -> float | None:

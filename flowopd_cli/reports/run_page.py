@@ -76,7 +76,7 @@ def _facts(manifest: Manifest, recipe: recipes.Recipe, rows: Rows) -> list[tuple
     trained = isinstance(recipe, recipes.TrainedRecipe)
     facts = {
         "status": manifest.status,
-        "base": manifest.base.ref if manifest.base else recipe.model.pretrained,
+        "base": manifest.base.label if manifest.base else recipe.model.pretrained,
         "iterations": f"{sum(row.get('iteration') != 0 for row in rows)} of {recipe.train.iterations}"
         if trained
         else None,
@@ -109,8 +109,8 @@ def _parents(run: RunDir, manifest: Manifest, target: Path) -> Iterator[Listing]
     own = ((f"base of {parent.role.replace('_', ' ')}", parent.base) for parent in manifest.parents)
     for part, base in (*own, ("base", manifest.base)):
         if base is not None:
-            name = Path(base.ref).name if Path(base.ref).is_absolute() else base.ref
-            rows.append((part, name, (base.sha256 or "")[:12]))
+            short = base.model_copy(update={"ref": Path(base.ref).name}) if Path(base.ref).is_absolute() else base
+            rows.append((part, short.label, (base.sha256 or "")[:12]))
     if rows:
         yield Listing("Made from", ("part", "reference", "sha256"), tuple(rows))
 

@@ -134,11 +134,12 @@ def best_note(entries: Sequence[Entry]) -> str:
 
 def changes_against_base(entries: Sequence[Entry]) -> dict[str, dict[str, tuple[float, float | None]]]:
     """``{model: {suite: (change, standard error)}}`` of the models that compare with the base."""
-    bases = {entry.guidance: entry for entry in entries if entry.name == BASE and entry.comparable}
+    bases = [entry for entry in entries if entry.name == BASE and entry.comparable]
+    by_guidance = {entry.guidance: entry for entry in sorted(bases, key=lambda entry: entry.quantize == "none")}
     return {
         entry.label: {s: change(figures, base.results[s]) for s, figures in entry.results.items() if s in base.results}
         for entry in entries
-        if (base := bases.get(entry.guidance)) and entry is not base and entry.comparable and entry.results
+        if (base := by_guidance.get(entry.guidance)) and entry is not base and entry.comparable and entry.results
     }
 
 
@@ -158,6 +159,7 @@ def numbers(entries: Sequence[Entry]) -> list[dict[str, Any]]:
             "version": printable(entry.evaluation.results[suite]["version"]),
             "comparable": entry.comparable,
             **{key: entry.evaluation.protocol[key] for key in PROTOCOL},
+            "quantize": entry.quantize,
         }
         for entry in entries
         if entry.evaluation

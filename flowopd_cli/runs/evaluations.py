@@ -33,6 +33,7 @@ class Evaluation:
 
     ``scored`` is the digest of the adapter, ``None`` for the base; ``finished`` when it ended, empty if it has not.
     ``part`` names one of several guidances of the run, each of which is an evaluation; it is empty for a single one.
+    ``quantize`` is that of the base, ``none`` for full precision.
     """
 
     run: RunDir
@@ -41,6 +42,7 @@ class Evaluation:
     results: dict[str, dict[str, Any]]
     protocol: dict[str, Any]
     part: str = ""
+    quantize: str = "none"
 
     @property
     def of(self) -> str:
@@ -79,8 +81,8 @@ class Evaluation:
 
 
 def fullest(evaluations: Iterable[Evaluation]) -> Evaluation | None:
-    """The evaluation with the most suites, the latest of several; ``None`` where there is none."""
-    return max(evaluations, key=lambda one: (len(one.results), one.finished), default=None)
+    """The evaluation with the most suites, of several one on the full-precision base, then the latest; or ``None``."""
+    return max(evaluations, key=lambda one: (len(one.results), one.quantize == "none", one.finished), default=None)
 
 
 def by_guidance(run: RunDir) -> list[Evaluation]:
@@ -98,6 +100,7 @@ def by_guidance(run: RunDir) -> list[Evaluation]:
             results(run, part),
             spec.model_dump(include=set(PROTOCOL)) | model,
             part,
+            recipe.model.quantize,
         )
         for part, (_, spec) in recipe.eval.by_guidance.items()
     ]
@@ -198,8 +201,9 @@ def protocol(evaluation: Evaluation, *others: Evaluation) -> str:
     limit = "" if settings["limit"] is None else f", at most {settings['limit']} a suite"
     images = settings["images"]
     pictures = "as many pictures each as the suite says" if images is None else f"{images} pictures each"
+    precision = "" if evaluation.quantize == "none" else f", base in {evaluation.quantize}"
     suites = ", ".join(f"{name} {result['version']}" for name, result in evaluation.results.items())
     return (
         f"{settings['split']} prompts{limit}, {pictures}, {settings['steps']} steps, "
-        f"guidance {guidances}, seed {settings['seed']}; suites {suites}"
+        f"guidance {guidances}, seed {settings['seed']}{precision}; suites {suites}"
     )

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 
 from flowopd_cli.errors import ArtifactError
-from flowopd_cli.recipe import faults
+from flowopd_cli.recipe import ModelSpec, faults
 from flowopd_cli.runs.lock import Lock
 from flowopd_cli.system.files import is_file
 from flowopd_cli.system.json_files import read_json
@@ -47,10 +47,21 @@ class Environment(_Entry):
 
 
 class Base(_Entry):
-    """The frozen base model and the digest of its transformer, if known."""
+    """The frozen base model and the digest of its transformer's files, if known; its bits if it was quantized."""
 
     ref: str
     sha256: str | None = None
+    quantize: str | None = None
+
+    @property
+    def label(self) -> str:
+        """The reference, and the bits of a quantized base."""
+        return f"{self.ref} in {self.quantize}" if self.quantize else self.ref
+
+    @classmethod
+    def of(cls, spec: ModelSpec, sha256: str) -> Base:
+        """The base of a recipe's ``model`` section."""
+        return cls(ref=spec.pretrained, sha256=sha256, quantize=None if spec.quantize == "none" else spec.quantize)
 
 
 class Parent(_Entry):

@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from flowopd_cli import recipe as recipes
 from flowopd_cli import registry
@@ -14,10 +14,11 @@ from flowopd_cli.cli.doctor import machine
 from flowopd_cli.cli.doctor.checks import guarded
 from flowopd_cli.cli.plan import Finding
 from flowopd_cli.cli.plan.check import RECIPE, findings
-from flowopd_cli.cli.plan.memory import footprint, training_needs
+from flowopd_cli.cli.plan.memory import footprint, memory_by_precision, training_needs, with_quantize
 from flowopd_cli.cli.plan.resolve import Plan
 from flowopd_cli.errors import FlowOPDError
 from flowopd_cli.recipe.cost import arithmetic, own_workloads
+from flowopd_cli.recipe.fields import Quantize
 from flowopd_cli.system.files import is_dir
 from flowopd_cli.system.text import GIB, gib
 
@@ -71,13 +72,15 @@ def _memory(recipe: recipes.Recipe) -> Iterator[Finding]:
         yield _training(recipe, min(rooms[:processes]) - FRAMEWORK)
     else:
         yield _drawing(recipe, base, rooms[0] - FRAMEWORK)
+    if base is not None:
+        for key, text in memory_by_precision(recipe).items():
+            yield Finding(key, "ok", text)
 
 
 def _drawing(recipe: recipes.Recipe, base: Footprint, room: int) -> Finding:
     """Whether the base fits together with its text encoders, which are both loaded while prompts are encoded."""
-    needed = (base.parameters + base.encoders) * base.itemsize
-    text = f"{gib(needed)} for the base and its text encoders; {_free(room)}"
-    if needed <= room:
+    text = f"{gib(base.loaded)} for the base and its text encoders; {_free(room)}"
+    if base.loaded <= room:
         return Finding("memory needed", "ok", text)
     other = "" if recipe.model.device == "cpu" else ", or --set model.device=cpu"
     return Finding("memory needed", "fail", text, f"a larger device{other}")
@@ -93,11 +96,13 @@ def _training(recipe: recipes.TrainedRecipe, room: int) -> Finding:
         return Finding("memory needed", "ok", f"{text}; train.micro up to {most} fits")
     if most:
         return Finding("memory needed", "fail", text, f"--set train.micro={most}")
-    most = largest_micro(recipe, room, checkpointing=True)
-    if most:
-        way_out = f"--set train.gradient_checkpointing=true --set train.micro={min(most, micro)}"
-    else:
-        way_out = "not even one row fits: a larger device, or several with train.processes and model.shard=true"
+    saved = "--set train.gradient_checkpointing=true --set train.micro="
+    for quantize in get_args(Quantize):
+        most = largest_micro(with_quantize(recipe, quantize), room, checkpointing=True)
+        if most and not (recipe.model.shard and quantize != "none"):
+            bits = "" if quantize == recipe.model.quantize else f"--set model.quantize={quantize} "
+            return Finding("memory needed", "fail", text, f"{bits}{saved}{min(most, micro)}")
+    way_out = "not even one row fits: a larger device, or several with train.processes and model.shard=true"
     return Finding("memory needed", "fail", text, way_out)
 
 

@@ -13,7 +13,7 @@ from flowopd_cli.system import yaml_files
 from flowopd_cli.system.redact import secret_in_name, secret_in_options
 from flowopd_cli.system.text import suggest
 
-TEACHER_OPTIONS = ("guidance", "base", "family", "revision", "dtype", "offload")
+TEACHER_OPTIONS = ("guidance", "base", "family", "revision", "dtype", "quantize", "offload")
 
 
 def teacher_specs(texts: Sequence[str]) -> dict[str, dict[str, Any]]:

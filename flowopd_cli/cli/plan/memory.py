@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import gc
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, TypeVar, get_args
 
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.models.files.workload import Workload
-from flowopd_cli.recipe import AdapterSpec, ModelSpec, Recipe, TrainedRecipe
+from flowopd_cli.recipe import AdapterSpec, EvalRecipe, ModelSpec, Recipe, TrainedRecipe
 from flowopd_cli.recipe.cost import learning_rows, own_workloads, workload
+from flowopd_cli.recipe.fields import Quantize
 from flowopd_cli.system.text import gib
 
 if TYPE_CHECKING:
     from flowopd_cli.models.memory import Footprint, Needs
+
+AnyRecipe = TypeVar("AnyRecipe", bound=Recipe)
 
 
 def footprint(recipe: Recipe, dtype: str | None = None) -> Footprint | None:
@@ -36,16 +40,17 @@ def _footprint(model: ModelSpec, adapter: AdapterSpec | None, dtype: str | None 
             max_sequence_length=model.max_sequence_length,
             targets=adapter.targets if adapter else (),
         )
-        return measure(model.family, model.pretrained, options, adapter.rank if adapter else 0)
+        base = measure(model.family, model.pretrained, options, adapter.rank if adapter else 0)
+        return base and replace(base, quantize=model.quantize)
     finally:
         gc.enable()
 
 
 def figures(recipe: Recipe) -> dict[str, str]:
-    """The rows of ``--dry-run`` about memory; none for a recipe that trains nothing."""
-    if not isinstance(recipe, TrainedRecipe):
-        return {}
+    """The rows of ``--dry-run`` about memory; none for a recipe that loads no base."""
     try:
+        if not isinstance(recipe, TrainedRecipe):
+            return memory_by_precision(recipe)
         needed = training_needs(recipe)
     except ArtifactError as error:
         return {"memory": f"not known: {error}"}
@@ -58,12 +63,40 @@ def figures(recipe: Recipe) -> dict[str, str]:
         **encoding,
     }
     peaks = [gib(needed.peak(checkpointing=saving), 2) for saving in (False, True)]
-    dtype = _dtype(recipe.model)
+    dtype, quantize = _dtype(recipe.model), recipe.model.quantize
+    precision = dtype if quantize == "none" else f"{quantize} and {dtype}"
     return {
-        "memory counted for": f"{dtype} base, float32 adapters, {learning_rows(recipe)} rows learning at once",
+        "memory counted for": f"{precision} base, float32 adapters, {learning_rows(recipe)} rows learning at once",
         **{name: gib(value, 2) for name, value in rows.items()},
         "memory in all, without and with checkpointing": " / ".join(peaks),
+        **memory_by_precision(recipe),
     }
+
+
+def memory_by_precision(recipe: Recipe) -> dict[str, str]:
+    """The memory of a recipe by ``model.quantize``: of a training without and with checkpointing, else of the base with
+    its text encoders. Empty for a recipe that loads no base, or one of unknown shape.
+    """
+    texts = {}
+    for kind in get_args(Quantize):
+        other = with_quantize(recipe, kind)
+        if isinstance(other, TrainedRecipe):
+            needed = training_needs(other)
+            text = " / ".join(gib(needed.peak(checkpointing=saving), 2) for saving in (False, True))
+        elif isinstance(other, EvalRecipe) and not (other.eval.pictures or other.eval.import_scores):
+            base = footprint(other)
+            if base is None:
+                return {}
+            text = gib(base.loaded, 2)
+        else:
+            return {}
+        texts[f"memory, model.quantize {kind}"] = text if kind == "none" or not recipe.model.shard else "not sharded"
+    return texts
+
+
+def with_quantize(recipe: AnyRecipe, kind: str) -> AnyRecipe:
+    """The recipe with another ``model.quantize``."""
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"quantize": kind})})
 
 
 def training_needs(recipe: TrainedRecipe) -> Needs:

@@ -241,6 +241,8 @@ def _starting_point(
         path = recipes.find(common.recipe)
         return recipes.read(path), str(path)
     model = {} if common.base else _model_of(refs, adapters)
+    if stage == "eval" and model:
+        model["quantize"] = "none"  # an adapter is scored on the base itself, whatever it was trained on
     base = common.base or model.get("pretrained") or (None if FOREIGN & flags.keys() else TOY)
     tree: dict[str, Any] = {"stage": stage}
     where = f"{stage} without --recipe"

@@ -77,8 +77,8 @@ def fill(recipe: PushRecipe, source: RunDir, run: RunDir, adapter: Adapter) -> s
 
 
 def model_of(recipe: PushRecipe, source: RunDir) -> recipes.ModelSpec:
-    """The model of a pushed run; its base is the push's (``--base``) where the recorded folder is gone."""
-    model, moved = source.recipe().model, recipe.model.pretrained
+    """The model of a pushed run in full precision; its base is ``--base``'s where the recorded folder is gone."""
+    model, moved = source.recipe().model.model_copy(update={"quantize": "none"}), recipe.model.pretrained
     gone = not is_dir(base_source(model.pretrained)) and is_dir(base_source(moved))
     return model.model_copy(update={"pretrained": moved}) if gone else model
 

@@ -82,8 +82,7 @@ class Roles:
 
     def inputs(self, spec: ModelSpec, prompts: str | None = None) -> Inputs:
         """The inputs that the run declares; ``prompts`` is the digest of its training prompts."""
-        base = Base(ref=spec.pretrained, sha256=self.model.fingerprint)
-        return Inputs(base=base, parents=tuple(self.parents), prompts=prompts)
+        return Inputs(base=Base.of(spec, self.model.fingerprint), parents=tuple(self.parents), prompts=prompts)
 
     def add_policy(self, spec: AdapterSpec, seed: int) -> None:
         """The trainable adapter, new or from ``adapter.init``."""
@@ -131,7 +130,7 @@ class Roles:
         """Load a frozen adapter under ``name``, onto its ``own`` base if it has one; a bare base has no adapter."""
         model = self.model if own is None else self.bases[own]
         adapter = self._compatible(ref, model)
-        base = None if own is None else Base(ref=own.pretrained, sha256=model.fingerprint)
+        base = None if own is None else Base.of(own, model.fingerprint)
         self.parents.append(adapter.parent(name, base))
         if adapter.path is None:
             return None
