@@ -96,10 +96,10 @@ def assert_same_parts(cond, expected):
 
 
 def assert_same(found, expected):
-    assert max(float(value.abs().max()) for value in expected.values()) > 1e-4
+    largest = max(float(value.abs().max()) for value in expected.values())
+    assert largest > 1e-4
     for name, value in expected.items():
-        largest = max(1.0, float(value.abs().max()))
-        torch.testing.assert_close(found[name], value, atol=1e-6 * largest, rtol=1e-5)
+        torch.testing.assert_close(found[name], value, atol=1e-6 * max(1.0, largest), rtol=1e-5)
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.5])
@@ -316,7 +316,7 @@ def test_the_memory_is_measured_without_the_weights(tiny, model, folder):
     tensors = [*model.transformer.parameters(), *model.transformer.buffers()]
     assert measured.parameters == sum(tensor.numel() for tensor in tensors)
     row = model.encode(TEXTS[:1])
-    assert measured.conditioning >= 4 * (row.embeds.numel() + row.pooled.numel())
+    assert measured.conditioning >= row.embeds.nbytes + (0 if row.pooled is None else row.pooled.nbytes)
     assert measured.latent == 4 * latents(model, rows=1).numel()
     model.adapters.add("policy", 4, 4, seed=0, trainable=True)
     assert measured.adapter == sum(weight.numel() for weight in model.adapters.trainable().values())
