@@ -113,6 +113,7 @@ MODELS = Registry(
         "sd3": "flowopd_cli.models.sd3:SD3Model",
         "flux": "flowopd_cli.models.flux:FluxModel",
         "z-image": "flowopd_cli.models.z_image:ZImageModel",
+        "sana": "flowopd_cli.models.sana:SanaModel",
     },
 )
 FAMILIES = Registry(  # what each of MODELS is, without torch
@@ -121,6 +122,7 @@ FAMILIES = Registry(  # what each of MODELS is, without torch
         "sd3": "flowopd_cli.models.files.families:SD3",
         "flux": "flowopd_cli.models.files.families:FLUX",
         "z-image": "flowopd_cli.models.files.families:Z_IMAGE",
+        "sana": "flowopd_cli.models.files.families:SANA",
     },
 )
 BASES = Registry("base", {"toy": "flowopd_cli.toy:folder"})

@@ -1,8 +1,8 @@
-"""Attention through diffusers' backends, which diffusers' processor for SD3's joint attention ignores."""
+"""Attention through diffusers' backends, which some of diffusers' own processors ignore."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -52,6 +52,28 @@ class JointAttention:
         return picture, text_out if attn.context_pre_only else attn.to_add_out(text_out)
 
 
+class CrossAttention:
+    """Computes ``SanaAttnProcessor2_0`` of diffusers, with the attention of the chosen backend."""
+
+    _attention_backend = _parallel_config = None  # for set_attention_backend of diffusers
+
+    def __call__(
+        self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor, attention_mask: Any = None
+    ) -> Tensor:
+        """Picture tokens ``(b, n, d)`` attend to text tokens ``(b, l, d)``; scores get the mask ``(b, 1, l)`` added."""
+        maps = (attn.to_q, hidden_states), (attn.to_k, encoder_hidden_states), (attn.to_v, encoder_hidden_states)
+        parts = [project(states) for project, states in maps]
+        norms = (attn.norm_q, attn.norm_k, None)  # over all heads, unlike those of joint attention
+        normalized = [part if norm is None else norm(part) for part, norm in zip(parts, norms, strict=True)]
+        query, key, value = (part.unflatten(-1, (attn.heads, -1)) for part in normalized)
+        mask = None if attention_mask is None else attention_mask[:, None]
+        mixed = dispatch_attention_fn(query, key, value, attn_mask=mask, backend=self._attention_backend)
+        return attn.to_out[1](attn.to_out[0](mixed.flatten(2).to(query.dtype))) / attn.rescale_output_factor
+
+
+PROCESSORS: Mapping[type, type] = {JointAttnProcessor2_0: JointAttention}
+
+
 def _project(states: Tensor, maps: Iterable[nn.Module], norms: Iterable[nn.Module | None], heads: int) -> list[Tensor]:
     """Query, key and value ``(b, n, heads, width)``, the first two normalized where the model does so."""
     query, key, value = (part(states).unflatten(-1, (heads, -1)) for part in maps)
@@ -59,10 +81,12 @@ def _project(states: Tensor, maps: Iterable[nn.Module], norms: Iterable[nn.Modul
     return [*normalized, value]
 
 
-def choose_attention(transformer: Any, name: str, *, masked: bool = False) -> None:
+def choose_attention(
+    transformer: Any, name: str, *, masked: bool = False, processors: Mapping[type, type] = PROCESSORS
+) -> None:
     """Choose the transformer's attention backend from ``BACKENDS``; ``auto`` leaves diffusers' default.
 
-    ``masked``: it has to work with a mask of tokens.
+    ``masked``: it has to work with a mask of tokens. ``processors`` replace those of diffusers that ignore backends.
 
     Raises :class:`ArtifactError`: no such backend, its package is missing, or it does not work with this device and
     precision.
@@ -73,12 +97,16 @@ def choose_attention(transformer: Any, name: str, *, masked: bool = False) -> No
         raise ArtifactError(f"model.attention {name!r} is none of auto, {', '.join(BACKENDS)}")
     layers = [layer for layer in transformer.modules() if isinstance(layer, Attention | AttentionModuleMixin)]
     for layer in layers:
-        if isinstance(layer.processor, JointAttnProcessor2_0):
-            layer.set_processor(JointAttention())  # pyright: ignore[reportArgumentType]
+        if type(layer.processor) in processors:
+            layer.set_processor(processors[type(layer.processor)]())  # pyright: ignore[reportArgumentType]
     try:
         with attention_backend():  # restores the default for other models of the process
             transformer.set_attention_backend(BACKENDS[name])
-        _try(layers[0], next(transformer.parameters()), masked)
+        _try(
+            next(layer for layer in layers if hasattr(layer.processor, "_attention_backend")),
+            next(transformer.parameters()),
+            masked,
+        )
     except Exception as error:
         raise ArtifactError(f"model.attention {name} cannot work here ({one_line(error)[:200]}): use auto") from error
 

@@ -19,7 +19,7 @@ from torch.func import functional_call
 from flowopd_cli.core.types import Conditioning
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.models.adapters import AdapterBank
-from flowopd_cli.models.attention import choose_attention
+from flowopd_cli.models.attention import PROCESSORS, choose_attention
 from flowopd_cli.models.files.pipelines import base_fingerprint, locate, pixels_per_latent
 from flowopd_cli.models.grids import check_grid, even_grid, shift_of
 from flowopd_cli.models.guidance import ClassifierFree, extrapolated
@@ -57,7 +57,8 @@ class PipelineModel(PipelineTexts):
     ``patch``: latent pixels along a side of one token; ``default_side``: latent pixels along a side without a
     resolution; ``masked``: attention takes a mask of the text's tokens; ``flat_modules``: beginnings of the names of
     modules that are given the tokens of all rows in one dimension; ``plain_options``: arguments without which the
-    pipeline's call draws another picture.
+    pipeline's call draws another picture; ``processors``: attention processors in place of those of diffusers that
+    ignore backends.
     """
 
     transformer_class: ClassVar[Any]
@@ -69,6 +70,7 @@ class PipelineModel(PipelineTexts):
     patch: ClassVar[int] = 2
     default_side: ClassVar[int] = 128
     plain_options: ClassVar[Mapping[str, Any]] = {}
+    processors: ClassVar[Mapping[type, type]] = PROCESSORS
 
     def __init__(
         self, folder: Path, device: torch.device, options: LoadOptions, modules: Modules = FROM_FOLDER
@@ -91,7 +93,7 @@ class PipelineModel(PipelineTexts):
         self._resolution = options.resolution
         self._pixels = pixels_per_latent(folder) if options.resolution else 1
         self._vae = modules.vae
-        choose_attention(self.transformer, options.attention, masked=self.masked)
+        choose_attention(self.transformer, options.attention, masked=self.masked, processors=self.processors)
         compile_blocks(self.blocks, options.compile)
         self.adapters.hooks_work = options.compile == "none"  # compiled code skips hooks that are registered later
 

@@ -1,6 +1,7 @@
 """Memory measured on the meta device against real modules and their saved tensors."""
 
 import json
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -9,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from flowopd_cli.errors import ArtifactError
-from flowopd_cli.models.files.families import Shape, known_shape
+from flowopd_cli.models.files.families import Shape, known_shape, named_shapes
 from flowopd_cli.models.files.workload import Workload
 from flowopd_cli.models.loading import LoadOptions
 from flowopd_cli.models.memory import measure, needs
@@ -22,15 +23,26 @@ FEED_FORWARD = ("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_contex
 SIZES = {"attention_head_dim": 64, "num_attention_heads": 2, "joint_attention_dim": 64, "pooled_projection_dim": 48}
 SD3 = {**SIZES, "num_layers": 8, "caption_projection_dim": 128, "sample_size": 32, "pos_embed_max_size": 16}
 FLUX = {**SIZES, "num_layers": 3, "num_single_layers": 6, "guidance_embeds": True, "axes_dims_rope": (8, 28, 28)}
+SANA = {
+    "num_layers": 8,
+    "num_attention_heads": 4,
+    "attention_head_dim": 32,
+    "num_cross_attention_heads": 4,
+    "cross_attention_head_dim": 32,
+    "cross_attention_dim": 128,
+    "caption_channels": 64,
+}
 Z_IMAGE = {"dim": 128, "n_layers": 6, "n_refiner_layers": 2, "n_heads": 2, "n_kv_heads": 2, "cap_feat_dim": 64}
 SHAPES = {
     "sd3": Shape({**SD3, "dual_attention_layers": (0, 1, 2, 3), "qk_norm": "rms_norm"}, {}, (32,) * 4, clip_tokens=16),
     "flux": Shape(FLUX, {"use_dynamic_shifting": True}, (32,) * 4),
+    "sana": replace(named_shapes()["sana-small"], transformer=SANA),
     "z-image": Shape({**Z_IMAGE, "axes_dims": (8, 28, 28)}, {"shift": 6.0}, (32,) * 4),
 }
 TARGETS = dict.fromkeys(("sd3", "flux"), (ATTENTION_TARGETS, FEED_FORWARD))
 TARGETS["z-image"] = (("attention",), ("feed_forward.w1", "feed_forward.w2", "feed_forward.w3"))
-BLOCKS = {"sd3": 8, "flux": 9, "z-image": 10}
+TARGETS["sana"] = (("attention",), ("proj_out",))
+BLOCKS = {"sd3": 8, "flux": 9, "z-image": 10, "sana": 8}
 ROWS, RANK = 2, 16
 
 

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.families import FLUX, Z_IMAGE
+from support.families import FLUX, SANA, Z_IMAGE
 from support.tiny import TEXTS
 
 import flowopd_cli
+from flowopd_cli.models.files.families import family
 from flowopd_cli.runs.run import RunDir
 
 PACKAGE = Path(flowopd_cli.__file__).parent.parent
@@ -43,13 +44,15 @@ def flags(**more):
 # By family: the folder of its recipes, its teacher there, and a part of the names of its adapted layers.
 RECIPES = {
     "flux": ("flux-dev", "teacher-pickscore", ".single_transformer_blocks."),
+    "sana": ("sana", "teacher-pickscore-nft", ".attn2."),
     "z-image": ("z-image", "teacher-pickscore-nft", ".noise_refiner."),
 }
 
 
-@pytest.fixture(
-    scope="module", params=[pytest.param(FLUX, id="flux"), pytest.param(Z_IMAGE, id="z-image", marks=pytest.mark.slow)]
-)
+SLOW = [pytest.param(tiny, id=tiny.family, marks=pytest.mark.slow) for tiny in (Z_IMAGE, SANA)]
+
+
+@pytest.fixture(scope="module", params=[pytest.param(FLUX, id="flux"), *SLOW])
 def tiny(request):
     return request.param
 
@@ -124,7 +127,10 @@ def test_the_six_commands(call, tiny, base, tmp_path, monkeypatch):
     pushed = call("push", "s", "--dry-run", "--out", "p", "--set", "push.verify_guidance=3.5")
     assert pushed["metrics"]["difference"] <= 2 / 255
     folder = RunDir.open("p").hub_dir
-    assert "DiffusionPipeline.from_pretrained" in (folder / "README.md").read_text()
+    card = (folder / "README.md").read_text()
+    assert "DiffusionPipeline.from_pretrained" in card
+    guidance = family(tiny.family).pipeline_guidance(RunDir.open("s").recipe().sampling.guidance)
+    assert all(f"{name}={value:g}" in card for name, value in guidance.items())
     pipeline = tiny.plain(base)
     options = {**tiny.call(1.0), "height": 32, "width": 32, "max_sequence_length": 48, "num_inference_steps": 2}
     before = pipeline(TEXTS[0], generator=torch.manual_seed(0), **options).images

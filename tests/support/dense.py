@@ -22,6 +22,10 @@ def output(transformer):
         rows = torch.randn(1, config.in_channels, 1, 4, 4, generator=generator)
         texts = torch.randn(6, config.cap_feat_dim, generator=generator)
         return transformer([*rows], torch.tensor([0.5]), [texts], return_dict=False)[0][0]
+    if type(transformer).__name__.startswith("Sana"):
+        picture = torch.randn(1, config.in_channels, 4, 4, generator=generator)
+        texts = torch.randn(1, 6, config.caption_channels, generator=generator)
+        return transformer(picture, texts, torch.tensor([500.0]), return_dict=False)[0]
     is_flux = type(transformer).__name__.startswith("Flux")
     side = config.get("sample_size") or 4
     shapes = {

@@ -1,12 +1,13 @@
 """A tiny random pipeline of every family, for the tests of their common contract."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from diffusers import DiffusionPipeline
-from support import tiny, tiny_qwen
+from support import tiny, tiny_qwen, tiny_sana
 
 from flowopd_cli.models.files import families
 from flowopd_cli.models.files.pipelines import absent_parts
@@ -61,6 +62,15 @@ def chat(pipeline: DiffusionPipeline, texts: list[str], length: int) -> dict[str
     return dict(zip(("embeds", "neg_embeds"), pipeline.encode_prompt(texts, max_sequence_length=length), strict=True))
 
 
+def masked(pipeline: DiffusionPipeline, texts: list[str], length: int) -> dict[str, Any]:
+    """Of SANA's pipeline with its own instruction, without padding."""
+    instruction = inspect.signature(type(pipeline).__call__).parameters["complex_human_instruction"].default
+    options = {"max_sequence_length": length, "complex_human_instruction": instruction}
+    embeds, mask, empty, empty_mask = pipeline.encode_prompt(texts, **options)
+    halves = {"embeds": (embeds, mask), "neg_embeds": (empty, empty_mask)}
+    return {name: [row[keep.bool()] for row, keep in zip(*half, strict=True)] for name, half in halves.items()}
+
+
 CLIP_LETTERS = TOKENS - 2
 SD3 = Tiny(
     "sd3",
@@ -83,4 +93,11 @@ Z_IMAGE = Tiny(
     tiny_qwen.SEQUENCE - 6,
     chat,
 )
-FAMILIES = {one.family: one for one in (SD3, FLUX, Z_IMAGE)}
+SANA = Tiny(
+    "sana",
+    tiny_sana.assemble_sana,
+    {"resolution": 32, "max_sequence_length": tiny_sana.SEQUENCE, "targets": ("attention",)},
+    tiny_sana.SEQUENCE - 2,
+    masked,
+)
+FAMILIES = {one.family: one for one in (SD3, FLUX, Z_IMAGE, SANA)}

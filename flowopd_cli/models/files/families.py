@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ from flowopd_cli.errors import ArtifactError
 from flowopd_cli.registry import FAMILIES, base_source
 from flowopd_cli.system.json_files import read_json
 
-CLIP_L, CLIP_G, T5_XXL, QWEN3_4B = 123_060_480, 694_659_840, 4_762_310_656, 4_022_468_096  # text encoders' parameters
+CLIP_L, CLIP_G, T5_XXL = 123_060_480, 694_659_840, 4_762_310_656  # parameters of text encoders
+QWEN3_4B, GEMMA_2_2B = 4_022_468_096, 2_614_341_888
 CLIP_L_PROJECTION = 768 * 768
 SMALL_VAE = (32, 32, 32, 32)
 
@@ -161,4 +162,51 @@ Z_IMAGE = Family(
     known={_Z_BASE: "z-image", _Z_TURBO: "z-image-turbo"},
     licenses={name: {"license": "apache-2.0"} for name in (_Z_BASE, _Z_TURBO)},
     pipeline_guidance=lambda guidance: {"guidance_scale": guidance - 1},
+)
+
+
+def _dc_autoencoder(channels: tuple[int, ...], layers: tuple[int, ...], **more: Any) -> dict[str, Any]:
+    """The configuration of an ``AutoencoderDC``, the second half of whose blocks has attention at scale 5."""
+    half = len(channels) // 2
+    blocks = ("ResBlock",) * half + ("EfficientViTBlock",) * half
+    sides = {"block_types": blocks, "block_out_channels": channels, "qkv_multiscales": ((),) * half + ((5,),) * half}
+    config = {f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in sides.items()}
+    return {
+        **config,
+        "encoder_layers_per_block": layers,
+        "decoder_layers_per_block": (max(layers),) * len(channels),
+        "latent_channels": 32,
+        "upsample_block_type": "interpolate",
+        "downsample_block_type": "conv",
+        "scaling_factor": 0.41407,
+        **more,
+    }
+
+
+def _sana(blocks: int, heads: int, cross: int, side: int, **more: Any) -> Shape:
+    width = 32 * heads
+    sizes = {"num_layers": blocks, "num_attention_heads": heads, "cross_attention_dim": width, "sample_size": side}
+    cross_heads = {"num_cross_attention_heads": cross, "cross_attention_head_dim": width // cross}
+    transformer = {**sizes, **cross_heads, **more}
+    vae = _dc_autoencoder((128, 256, 512, 512, 1024, 1024), (2, 2, 2, 3, 3, 3))
+    return Shape(transformer, _FLOW_SOLVER, vae, encoders=GEMMA_2_2B)
+
+
+_FLOW_SOLVER = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
+_SANA_SMALL = replace(
+    _sana(4, 4, 4, 8, caption_channels=128), vae=_dc_autoencoder((32,) * 4, (1,) * 4, attention_head_dim=8), encoders=0
+)
+SANA = Family(
+    "SanaTransformer2DModel",
+    shapes={
+        "sana-small": _SANA_SMALL,
+        "sana-0.6b": _sana(28, 36, 16, 16),
+        "sana-1.6b": _sana(20, 70, 20, 16),
+        "sana-1.5-1.6b": _sana(20, 70, 20, 32, qk_norm="rms_norm_across_heads"),
+    },
+    known={
+        "Efficient-Large-Model/Sana_600M_512px_diffusers": "sana-0.6b",
+        "Efficient-Large-Model/Sana_1600M_512px_diffusers": "sana-1.6b",
+        "Efficient-Large-Model/SANA1.5_1.6B_1024px_diffusers": "sana-1.5-1.6b",
+    },
 )
