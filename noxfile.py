@@ -1,4 +1,4 @@
-"""The checks of this repository, each a session: ``tests``, ``lint``, ``types``, ``docs``, and ``ci`` for all of them.
+"""The checks of this repository, each a session: ``tests``, ``lint``, ``types``, ``docs``, all by ``ci``; and ``gpu``.
 
 Sessions run in the environment that nox itself was started from: the one that ``pip install -e '.[dev]'`` filled.
 """
@@ -39,6 +39,12 @@ def types(session: nox.Session) -> None:
 def docs(session: nox.Session) -> None:
     """Build the site; a warning, such as a link to a page that does not exist, is an error."""
     _python(session, "sphinx", "-W", "--keep-going", "-q", "-b", "html", "docs", "docs/_build/html")
+
+
+@nox.session
+def gpu(session: nox.Session) -> None:
+    """Measure a CUDA device: parity, speed and memory on random weights, within six minutes; downloads nothing."""
+    _python(session, "flowopd_cli", "doctor", "--gpu-check", *session.posargs)
 
 
 @nox.session

@@ -20,12 +20,14 @@ if TYPE_CHECKING:
 
 RECIPE, SET = "Also check whether this machine can run this recipe.", "Override one field of it; may be repeated."
 Name = Annotated[str | None, typer.Option(metavar="NAME|FILE", help=RECIPE, autocompletion=completion.recipes)]
+GPUCheck = Annotated[bool, typer.Option("--gpu-check", help="Measure parity, speed and memory on the GPU instead.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help=SET)]
 
 
-def doctor(recipe: Name = None, overrides: Overrides = None, json: Json = False) -> None:
+def doctor(recipe: Name = None, overrides: Overrides = None, gpu_check: GPUCheck = False, json: Json = False) -> None:
     """Check this machine: Python, packages and their versions, devices, memory, extras, the Hub's token, folders. With
-    --recipe, also check whether it can run that recipe, with which train.micro, and what is missing. Downloads nothing.
+    --recipe, also check whether it can run that recipe, with which train.micro, and what is missing. With --gpu-check,
+    measure a CUDA device on random weights of SD3.5-Medium instead, within six minutes. Downloads nothing.
 
     Each line says ok, warn or fail, and the remedy. Exits with 3 if a required check fails.
 
@@ -33,9 +35,15 @@ def doctor(recipe: Name = None, overrides: Overrides = None, json: Json = False)
     Example:
       flowopd doctor
       flowopd doctor --recipe sd35m/distill-1gpu --set train.micro=2
+      flowopd doctor --gpu-check
     """
     if overrides and recipe is None:
         raise RecipeError("--set changes a recipe: name one with --recipe")
+    if gpu_check:
+        if recipe is not None:
+            raise RecipeError("--gpu-check measures a base of its own: leave out --recipe")
+        _check_gpu(json)
+        return
     with redirect_stdout(sys.stderr):
         from flowopd_cli.cli.doctor.checks import guarded, machine_findings
 
@@ -52,6 +60,24 @@ def doctor(recipe: Name = None, overrides: Overrides = None, json: Json = False)
 
         print(columns([(finding.state, finding.name, str(finding)) for finding in findings]))
     if failed:
+        raise typer.Exit(FAULTY)
+
+
+def _check_gpu(json: bool) -> None:
+    """Print the table of a GPU's checks; exit with 3 if one fails or misses its target."""
+    from flowopd_cli.cli.console import Console
+    from flowopd_cli.system.text import columns
+
+    with redirect_stdout(sys.stderr):
+        from flowopd_cli.stages.bench.gpu import Size, run
+
+        rows = run(Size(), Console())
+    ok = all(row.verdict in {"", "ok"} for row in rows)
+    if json:
+        print(jsonlib.dumps({"ok": ok, "rows": [vars(row) for row in rows]}))
+    else:
+        print(columns([(row.verdict or "-", row.check, row.figure, row.target) for row in rows]))
+    if not ok:
         raise typer.Exit(FAULTY)
 
 

@@ -59,7 +59,7 @@ def run(request: Request, progress: Progress) -> dict[str, Any]:
     progress.done()
     wall, cpu = ({name: median(pair[i] for pair in pairs) for name, pairs in samples.items()} for i in (0, 1))
     split = {name: clock.parts(world, whole[name], min(3, request.repeats)) for name in ("fused", "replay")}
-    roles, extras = _floor(world, wall), _extras(world, request)
+    roles, extras = floor_by_role(world, wall), _extras(world, request)
     return {
         "floor_seconds": sum(roles.values()),
         **{f"{name}_seconds": wall[name] for name in whole},
@@ -67,7 +67,7 @@ def run(request: Request, progress: Progress) -> dict[str, Any]:
         "images_per_second": world.batch / wall["fused"],
         "floor": roles,
         "ratios": _ratios(world, wall),
-        "operations": _operations(world, sum(roles.values())),
+        "operations": operations(world, sum(roles.values())),
         "split": split,
         "extras": extras,
         "hours": _hours(world, wall["fused"], extras),
@@ -98,7 +98,8 @@ def where(device: torch.device) -> str:
     return f"CPU {platform.processor() or platform.machine()}"
 
 
-def _floor(world: World, medians: Mapping[str, float]) -> dict[str, float]:
+def floor_by_role(world: World, medians: Mapping[str, float]) -> dict[str, float]:
+    """Seconds of the required passes by role; the anchor's at its share of the steps."""
     shares = {"anchor": world.anchor_share}
     return {role: medians[role] * shares.get(role, 1.0) for role in FLOOR if role in medians}
 
@@ -106,7 +107,7 @@ def _floor(world: World, medians: Mapping[str, float]) -> dict[str, float]:
 def _ratios(world: World, medians: Mapping[str, float]) -> dict[str, float]:
     """Times of the structures relative to each other; the floor of ``replay_to_its_floor`` includes the rollout."""
     rollout = medians["forward"] * world.recipe.sampling.steps / world.steps
-    floor = sum(_floor(world, medians).values())
+    floor = sum(floor_by_role(world, medians).values())
     fused, replay, upstream = (medians[name] for name in ("fused", "replay", "upstream_structure"))
     return {
         "fused_to_floor": fused / floor,
@@ -117,7 +118,7 @@ def _ratios(world: World, medians: Mapping[str, float]) -> dict[str, float]:
     }
 
 
-def _operations(world: World, floor: float) -> dict[str, float]:
+def operations(world: World, floor: float) -> dict[str, float]:
     """Operations of the floor's passes (a backward counts as a forward), and their rate."""
     bases = {world.model: world.recipe.model, **{base: spec for spec, base in world.bases.items()}}
     one = {base: _forward_operations(base, spec) for base, spec in bases.items()}
