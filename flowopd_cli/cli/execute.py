@@ -14,6 +14,7 @@ import typer
 
 from flowopd_cli.cli import launch
 from flowopd_cli.cli.console import Console
+from flowopd_cli.cli.doctor.recipe import refuse_too_large
 from flowopd_cli.cli.options import Common
 from flowopd_cli.cli.plan import memory
 from flowopd_cli.cli.plan.check import check
@@ -57,6 +58,8 @@ def execute(plan: Plan, common: Common) -> None:
         _print_result(console, common, recipe, common.resume, result)
         return
     processes = _processes(recipe, common)
+    if isinstance(recipe, TrainedRecipe) and recipe.adapter.kind == "full" and GROUP.size == 1:
+        refuse_too_large(recipe)
     if processes > 1 and launch.may_launch():
         _with_requests(plan)
         raise typer.Exit(_relaunch(recipe, common, processes))

@@ -11,7 +11,7 @@ import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from jaxtyping import Float
@@ -34,6 +34,25 @@ class LoraFactors:
     def delta(self) -> Float[Tensor, "out in"]:
         """The dense update, float64."""
         return self.scale * (self.b.double() @ self.a.double())
+
+
+class Update(Protocol):
+    """A change of one tensor of the base."""
+
+    def delta(self) -> Float[Tensor, "*shape"]:
+        """The dense update, float64."""
+        ...
+
+
+@dataclass(frozen=True)
+class Dense:
+    """The update of a tensor of any shape that was trained as a whole."""
+
+    change: Float[Tensor, "*shape"]
+
+    def delta(self) -> Float[Tensor, "*shape"]:
+        """The dense update, float64."""
+        return self.change.double()
 
 
 @dataclass(frozen=True)
@@ -124,6 +143,24 @@ def merge(
 
 
 Parts = Sequence[tuple[float, LoraFactors]]
+Updates = Sequence[tuple[float, Update]]
+
+
+def merge_dense(
+    name: str, updates: Sequence[Update | None], weights: Sequence[float], options: MergeOptions
+) -> Float[Tensor, "*shape"]:
+    """The merged update of one tensor, float64; ``None`` counts as zero. ``options.rank`` has no meaning here.
+
+    Raises :class:`MergeError`: a method of LoRA factors, or weights that cannot be normalized.
+    """
+    if options.method in ("exact", "factor_average"):
+        raise MergeError(f"method {options.method} merges LoRA factors, and a full model has none: use linear")
+    if options.normalize and options.method not in ELECTING:
+        weights = _normalized(weights)
+    parts = [(weight, update) for weight, update in zip(weights, updates, strict=True) if update is not None]
+    if options.method == "linear":
+        return torch.stack([weight * update.delta() for weight, update in parts]).sum(dim=0)
+    return DENSE[options.method](name, parts, options)
 
 
 def _merge_module(name: str, parts: Parts, rank: int, options: MergeOptions) -> tuple[LoraFactors, MergeReport]:
@@ -179,19 +216,19 @@ def average_factors(name: str, parts: Parts) -> LoraFactors:
     return LoraFactors(torch.as_tensor(a), torch.as_tensor(b), scales.pop())
 
 
-def ties(name: str, parts: Parts, options: MergeOptions) -> Float[Tensor, "out in"]:
+def ties(name: str, parts: Updates, options: MergeOptions) -> Float[Tensor, "*shape"]:
     """TIES (arXiv 2306.01708): trim to the largest entries, elect a sign, add or average the entries that agree."""
     trimmed = [(weight, _trim(factors.delta(), options.density)) for weight, factors in parts]
     return _elect(trimmed, normalize=options.normalize is not False)
 
 
-def dare_linear(name: str, parts: Parts, options: MergeOptions) -> Float[Tensor, "out in"]:
+def dare_linear(name: str, parts: Updates, options: MergeOptions) -> Float[Tensor, "*shape"]:
     """DARE (arXiv 2311.03099): drop entries at random, rescale the rest by ``1 / density``, sum."""
     dropped = _dropped(name, parts, options)
     return torch.stack([weight * delta for weight, delta in dropped]).sum(dim=0)
 
 
-def dare_ties(name: str, parts: Parts, options: MergeOptions) -> Float[Tensor, "out in"]:
+def dare_ties(name: str, parts: Updates, options: MergeOptions) -> Float[Tensor, "*shape"]:
     """DARE's dropping, TIES' election.
 
     Unbiased for updates of equal signs if not normalized: the mean of the entries that were not dropped has a factor
@@ -200,7 +237,7 @@ def dare_ties(name: str, parts: Parts, options: MergeOptions) -> Float[Tensor, "
     return _elect(_dropped(name, parts, options), normalize=bool(options.normalize))
 
 
-DENSE: Mapping[str, Callable[[str, Parts, MergeOptions], Tensor]] = {
+DENSE: Mapping[str, Callable[[str, Updates, MergeOptions], Tensor]] = {
     "ties": ties,
     "dare_linear": dare_linear,
     "dare_ties": dare_ties,
@@ -208,14 +245,14 @@ DENSE: Mapping[str, Callable[[str, Parts, MergeOptions], Tensor]] = {
 ELECTING = ("ties", "dare_ties")
 
 
-def _trim(delta: Float[Tensor, "out in"], density: float) -> Float[Tensor, "out in"]:
+def _trim(delta: Float[Tensor, "*shape"], density: float) -> Float[Tensor, "*shape"]:
     """Keep the ``int(density * size)`` largest entries, at least one."""
     values = delta.flatten()
     largest = values.abs().topk(max(1, int(density * len(values))), sorted=False).indices
     return torch.zeros_like(values).index_copy(0, largest, values[largest]).view_as(delta)
 
 
-def _elect(parts: Sequence[tuple[float, Tensor]], *, normalize: bool) -> Float[Tensor, "out in"]:
+def _elect(parts: Sequence[tuple[float, Tensor]], *, normalize: bool) -> Float[Tensor, "*shape"]:
     """The sum of the weighted entries with the sign of their sum; ``normalize`` divides by the sum of their |weights|.
 
     An entry whose sum is exactly 0 has no sign and stays 0.
@@ -229,7 +266,7 @@ def _elect(parts: Sequence[tuple[float, Tensor]], *, normalize: bool) -> Float[T
     return merged / torch.where(share > 0, share, 1.0)
 
 
-def _dropped(name: str, parts: Parts, options: MergeOptions) -> list[tuple[float, Tensor]]:
+def _dropped(name: str, parts: Updates, options: MergeOptions) -> list[tuple[float, Tensor]]:
     seed = int.from_bytes(hashlib.sha256(f"{options.seed}/{name}".encode()).digest()[:7], "big")
     generator = torch.Generator().manual_seed(seed)
 

@@ -97,7 +97,7 @@ class AdapterBank:
         """``target = decay * target + (1 - decay) * source``, in place."""
         old, new = self._parameters(target), self._parameters(source)
         for key, tensor in old.items():
-            tensor.lerp_(new[key], 1 - decay)
+            tensor.lerp_(new[key].to(tensor.device), 1 - decay)
 
     def fold(self, name: str | None) -> None:
         """Add a frozen adapter to the base's weights, so that drawing with it is a third cheaper.

@@ -27,7 +27,7 @@ class FlowModel(Protocol):
 
     @property
     def adapters(self) -> AdapterBank:
-        """The named adapters over this model's transformer."""
+        """The named adapters over this model's transformer; a ``WeightBank`` also has sets of all its weights."""
         ...
 
     @property

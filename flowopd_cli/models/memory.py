@@ -32,6 +32,7 @@ from flowopd_cli.registry import MODELS
 OWN = "teachers' own bases"
 META = torch.device("meta")
 FLOAT32 = 4  # bytes
+FULL = -1  # in place of a rank: all weights are trained
 BLOCK_COUNTS, MOST_BLOCKS = ("num_layers", "num_single_layers", "n_layers", "n_refiner_layers"), 1000
 OWN_NUMBERS = {"layer_id"}  # a block's place among its equals
 _Tensors = dict[int, tuple[Tensor, int]]
@@ -40,14 +41,16 @@ _ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 @dataclass(frozen=True)
 class Footprint:
-    """A base with one adapter; bytes and operations of one row without a negative half.
+    """A base with one adapter, or trained as a whole; bytes and operations of one row without a negative half.
 
-    Of the parameters, ``linear`` can be quantized, ``largest`` of them in one layer. ``activations`` is what autograd
-    holds when the backward begins, ``transient`` the peak of a forward without gradients, ``operations`` those of a
-    forward without adapters; all three do not depend on ``quantize``.
+    ``parameters`` include buffers, ``trainable`` ones do not. Of the parameters, ``linear`` can be quantized,
+    ``largest`` of them in one layer. ``activations`` is what autograd holds when the backward begins, ``transient`` the
+    peak of a forward without gradients, ``operations`` those of a forward without adapters; all three do not depend on
+    ``quantize``.
     """
 
     parameters: int
+    trainable: int
     linear: int
     largest: int
     adapter: int
@@ -94,7 +97,8 @@ class Needs:
     @property
     def encoding(self) -> int:
         """Bytes while prompts are encoded: the text encoders beside the bases and the adapters."""
-        return sum(self.holding.get(name, 0) for name in ("base", OWN, "adapters")) + self.encoders
+        later = ("optimizer", "trajectories")
+        return sum(size for name, size in self.holding.items() if name not in later) + self.encoders
 
     def peak(self, *, checkpointing: bool) -> int:
         """Bytes at the widest point of an iteration."""
@@ -107,13 +111,17 @@ def needs(footprint: Footprint, work: Workload, own: Sequence[tuple[Footprint, W
 
     ``own`` are the bases that teachers have of their own.
     """
-    one = footprint.adapter * FLOAT32
+    learning = footprint.trainable if work.trained else footprint.adapter
     holding = {
         "base": footprint.weights // work.shards,
-        "adapters": one * work.adapters,
-        "optimizer": 3 * one,  # AdamW's two moments and the gradient
+        "adapters": footprint.adapter * FLOAT32 * work.adapters + footprint.weights * work.models,
+        "optimizer": learning * (FLOAT32 + work.moments),  # the gradient and AdamW's two moments
         "trajectories": work.latents * footprint.latent + work.prompts * footprint.conditioning,
     }
+    if work.trained:
+        holding["trained weights and copies"] = learning * FLOAT32 * work.trained
+        if footprint.itemsize < FLOAT32:
+            holding["weights in the base's precision"] = learning * footprint.itemsize
     if own:
         holding[OWN] = sum(_held(base, other) for base, other in own)
     return Needs(
@@ -134,15 +142,16 @@ def needs(footprint: Footprint, work: Workload, own: Sequence[tuple[Footprint, W
 
 def _held(base: Footprint, work: Workload) -> int:
     """Bytes of a teacher's own base on the device between its forwards: all of it, unless it is offloaded."""
-    weights = 0 if work.offload else base.weights + base.adapter * FLOAT32 * work.adapters
+    weights = 0 if work.offload else base.weights * (1 + work.models) + base.adapter * FLOAT32 * work.adapters
     return weights + work.prompts * base.conditioning
 
 
 @lru_cache(maxsize=16)
-def measure(family: str, pretrained: str, options: LoadOptions, rank: int) -> Footprint | None:
+def measure(family: str, pretrained: str, options: LoadOptions, rank: int, *, full: bool = False) -> Footprint | None:
     """The footprint of a base with adapters of ``rank`` on ``options.targets``; nothing is fetched or allocated.
 
-    With ``rank`` 0 there is no adapter; ``options.dtype`` is not ``auto``, ``options.quantize`` has no effect.
+    With ``full`` all its weights are trained, with ``rank`` 0 there is no adapter; ``options.dtype`` is not ``auto``,
+    ``options.quantize`` has no effect.
     ``None`` if the configuration of the base is not on this machine, or the family is not made of a diffusers pipeline.
 
     Raises :class:`ArtifactError`: the configuration is damaged.
@@ -152,7 +161,8 @@ def measure(family: str, pretrained: str, options: LoadOptions, rank: int) -> Fo
         return None
     with skeleton(model_class, shape) if shape else nullcontext(folder) as folder:
         try:
-            return _measure(model_class, folder, options, rank, shape.encoders if shape else 0)
+            encoders = shape.encoders if shape else 0
+            return _measure(model_class, folder, options, FULL if full else rank, encoders)
         except BROKEN as error:
             reason = one_line(error)[:200]
             raise ArtifactError(f"{folder}: no model can be made of its configuration ({reason})") from error
@@ -163,15 +173,19 @@ def _measure(family: type[PipelineModel], folder: Path, options: LoadOptions, ra
     if not all(0 <= count <= MOST_BLOCKS for name, count in config.items() if name in BLOCK_COUNTS):
         raise ArtifactError(f"{folder}: no sound number of blocks")
     transformer = empty_transformer(family, folder, META, DTYPES[options.dtype])
-    parameters = sum(tensor.numel() for tensor in (*transformer.parameters(), *transformer.buffers()))
+    trainable = sum(tensor.numel() for tensor in transformer.parameters())
+    parameters = trainable + sum(tensor.numel() for tensor in transformer.buffers())
     blocks = [block for name in family.block_lists for block in getattr(transformer, name)]
     linear = [layer.weight.numel() for _, _, layer in linear_layers(blocks)]
     repeats = _shorten(transformer, family.block_lists)
     model = family(folder, META, replace(options, quantize="none"), Modules(transformer))
-    if rank:
+    if rank == FULL:
+        model.adapters.add_full("policy", trainable=True)
+    elif rank:
         with META:
             model.adapters.add("policy", rank, rank, seed=0, trainable=True)
-    adapter = sum(parameter.numel() for parameter in model.adapters.trainable().values())
+    adapters = [parameter for parameter in transformer.parameters() if parameter.requires_grad]
+    adapter = sum(parameter.numel() for parameter in adapters)
     for block, number in repeats.items():
         adapter += number * sum(parameter.numel() for parameter in block.parameters() if parameter.requires_grad)
     multiplier = _Multiplier(repeats)
@@ -183,6 +197,7 @@ def _measure(family: type[PipelineModel], folder: Path, options: LoadOptions, ra
     text = vars(model.blank(model.text_tokens)).values()
     return Footprint(
         parameters=parameters,
+        trainable=trainable,
         linear=sum(linear),
         largest=max(linear, default=0),
         adapter=adapter,
@@ -257,6 +272,10 @@ def _activations(model: PipelineModel, multiplier: _Multiplier) -> tuple[int, in
             if isinstance(tensor, Tensor):
                 add(inputs, tensor)
 
+    def note_weights(*_: Any) -> None:
+        weights.update(map(_storage, (model.adapters.installed or {}).values()))
+
+    model.transformer.register_forward_pre_hook(note_weights)
     for block in model.blocks:
         block.register_forward_pre_hook(note_inputs, with_kwargs=True)
     with torch.autograd.graph.saved_tensors_hooks(partial(add, saved), lambda tensor: tensor):

@@ -18,9 +18,9 @@ from torch.func import functional_call
 
 from flowopd_cli.core.types import Conditioning
 from flowopd_cli.errors import ArtifactError
-from flowopd_cli.models.adapters import AdapterBank
 from flowopd_cli.models.attention import PROCESSORS, choose_attention
 from flowopd_cli.models.files.pipelines import base_fingerprint, locate, pixels_per_latent
+from flowopd_cli.models.full_weights import WeightBank
 from flowopd_cli.models.grids import check_grid, even_grid, shift_of
 from flowopd_cli.models.guidance import ClassifierFree, extrapolated
 from flowopd_cli.models.loading import LoadOptions, load_part, pick_dtype, quiet_libraries, take_device
@@ -87,7 +87,7 @@ class PipelineModel(PipelineTexts):
             self._turns = Turns(self._idle, GROUP)
         self._offload = options.offload
         self.transformer.to("cpu" if options.offload else device).eval()
-        self.adapters = AdapterBank(self.transformer, options.targets, self.flat_modules)
+        self.adapters = WeightBank(self.transformer, options.targets, self.flat_modules)
         self._fingerprint = ""
         self._scheduler = load_part(self.scheduler_class, folder, "scheduler")
         self._resolution = options.resolution

@@ -67,6 +67,16 @@ def peft_picture(pipeline: Any, adapter: Path, request: Request) -> Float[Tensor
         pipeline.transformer = wrapped.unload()
 
 
+def full_picture(pipeline: Any, folder: Path, request: Request) -> Float[Tensor, "1 3 H W"]:
+    """The picture, in [0, 1], with the transformer of a folder in place of the pipeline's own."""
+    bare = pipeline.transformer
+    pipeline.transformer = load_part(type(bare), folder, dtype=bare.dtype).to(bare.device)
+    try:
+        return _draw(pipeline, request)
+    finally:
+        pipeline.transformer = bare
+
+
 def _draw(pipeline: Any, request: Request) -> Float[Tensor, "1 3 H W"]:
     pipeline.set_progress_bar_config(disable=True)
     output = pipeline(

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from flowopd_cli.errors import ArtifactError
-from flowopd_cli.models.adapters import AdapterBank
+from flowopd_cli.models.full_weights import WeightBank
 
 COMPILE: dict[str, dict[str, str]] = {
     "default": {},
@@ -47,17 +47,17 @@ def compile_blocks(blocks: Iterable[nn.Module], name: str) -> None:
         block.compile(**COMPILE[name])
 
 
-def checkpointed(bank: AdapterBank) -> Callable[..., Any]:
-    """A checkpointing function for diffusers that recomputes a block with the adapter of its original forward.
+def checkpointed(bank: WeightBank) -> Callable[..., Any]:
+    """A checkpointing function for diffusers that recomputes a block with the adapter or weights of its forward.
 
-    With the adapter that is active in the backward, gradients would silently be lost or belong to that adapter.
+    With those that are active in the backward, gradients would silently be lost or belong to another adapter.
     """
 
     def run(block: nn.Module, *arguments: Any) -> Any:
-        name = bank.active
+        name, weights = bank.active, bank.installed
 
         def again(*values: Any) -> Any:
-            with bank.use(name):
+            with bank.use(name), bank.install(weights):
                 return block(*values)
 
         return checkpoint(again, *arguments, use_reentrant=False, preserve_rng_state=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from math import ceil
 
 from flowopd_cli import recipe as recipes
@@ -50,8 +51,8 @@ def updates(recipe: recipes.TrainedRecipe) -> int:
     return optimizer_steps(train.groups * train.group_size, train.updates)[0]
 
 
-def workload(recipe: recipes.TrainedRecipe) -> Workload:
-    """The counts that determine the memory of a training, for one process."""
+def workload(recipe: recipes.TrainedRecipe, full: Collection[str] = ()) -> Workload:
+    """The counts that determine the memory of a training, for one process; the references ``full`` are full models."""
     train, anchors = recipe.train, _anchors(recipe)
     teachers = [spec for spec in _teachers(recipe) if spec.own_model(recipe.model) is None]
     policy = _learning_forwards(recipe)
@@ -59,10 +60,14 @@ def workload(recipe: recipes.TrainedRecipe) -> Workload:
     labelers = [*(_teachers(recipe) if extrapolates else teachers), *anchors]  # the base has each teacher's guidance
     most = max(_forwards(recipe, guidance) for guidance in (None, *(spec.guidance for spec in labelers)))
     latents, prompts = _held(recipe)
+    frozen = [*({spec.ref for spec in teachers} - {"base"}), *(spec.ref for spec in anchors if spec.ref != "base")]
+    models, whole = sum(ref in full for ref in frozen), recipe.adapter.kind == "full"
+    roles = 3 if _forward(recipe) else 2  # the policy, its average, its slow copy
     return Workload(
-        adapters=(3 if _forward(recipe) else 2)
-        + len({spec.ref for spec in teachers} - {"base"})
-        + sum(spec.ref != "base" for spec in anchors),
+        adapters=len(frozen) - models + (0 if whole else roles),
+        models=models,
+        trained=0 if not whole else 1 if recipe.adapter.copies == "cpu" else roles,
+        moments=2 if train.optimizer == "adamw8bit" else 8,
         learning_rows=learning_rows(recipe) * policy,
         sampling_rows=min(train.rollout_batch, _local_pictures(train)) * most,
         latents=latents,
@@ -71,14 +76,16 @@ def workload(recipe: recipes.TrainedRecipe) -> Workload:
     )
 
 
-def own_workloads(recipe: recipes.TrainedRecipe) -> dict[recipes.ModelSpec, Workload]:
-    """The counts of each base that teachers have of their own, which only labels; for one process."""
+def own_workloads(recipe: recipes.TrainedRecipe, full: Collection[str] = ()) -> dict[recipes.ModelSpec, Workload]:
+    """The counts of each base that teachers have of their own, which only labels; for one process as above."""
     rows, works = min(recipe.train.rollout_batch, _local_pictures(recipe.train)), {}
     own = [(spec.own_model(recipe.model), spec) for spec in _teachers(recipe)]
     for model in dict.fromkeys(model for model, _ in own if model is not None):
         specs = [spec for base, spec in own if base == model]
+        refs = {spec.ref for spec in specs} - {"base"}
         works[model] = Workload(
-            adapters=len({spec.ref for spec in specs} - {"base"}),
+            adapters=len(refs - {*full}),
+            models=len(refs & {*full}),
             learning_rows=0,
             sampling_rows=rows * max(_teacher_forwards(recipe, spec) for spec in specs),
             latents=0,

@@ -32,11 +32,19 @@ class _Recipe(Spec):
 
 
 class _Trained(_Recipe):
-    adapter: AdapterSpec = AdapterSpec()  #: the LoRA that is trained
+    adapter: AdapterSpec = AdapterSpec()  #: what is trained
     sampling: SamplingSpec = SamplingSpec()  #: how trajectories are drawn
     prompts: tuple[PromptSpec, ...] = Field(min_length=1)  #: prompts to draw
     train: TrainSpec = TrainSpec()  #: the loop
     watch: WatchSpec = WatchSpec()  #: what is measured beside the training
+
+    @model_validator(mode="after")
+    def _full_weights_are_whole(self) -> _Trained:
+        if self.adapter.kind == "full" and self.model.shard:
+            raise ValueError("adapter.kind full trains a whole base in each process: set model.shard to false")
+        if self.adapter.kind == "full" and self.model.quantize != "none":
+            raise ValueError("adapter.kind full trains the base's own weights: set model.quantize to none")
+        return self
 
     def _require_noise(self, objective: str) -> None:
         if self.sampling.deterministic:

@@ -75,8 +75,14 @@ class ModelSpec(Spec):
 
 
 class AdapterSpec(Spec):
-    """The LoRA that is trained."""
+    """What is trained: a LoRA, or all weights of the transformer."""
 
+    #: `lora`, or `full` for all weights of the transformer, which needs several times the memory and a learning rate
+    #: about ten times lower; a full model as `init` sets it
+    kind: Literal["lora", "full"] = "lora"
+    #: where the average and the slow copy of fully trained weights are: `cpu` saves memory of the device, and copies
+    #: them to it when they draw
+    copies: Literal["device", "cpu"] = "device"
     rank: PositiveInt = 32  #: rank of the LoRA
     alpha: PositiveInt = 64  #: the update is scaled by alpha / rank
     #: linear layers that get a LoRA, by the end of their names; `attention` is all inside attention, `all-linear` all;

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from flowopd_cli.errors import ArtifactError, one_line
+from flowopd_cli.models.files import full_weights
 from flowopd_cli.models.files.adapter_header import (
     CONFIG,
     DIFFUSERS_WEIGHTS,
@@ -19,6 +20,7 @@ from flowopd_cli.models.files.adapter_header import (
     recorded_in_weights,
     weights_file,
 )
+from flowopd_cli.models.files.full_weights import WeightsHeader, is_full, read_weights_header
 from flowopd_cli.models.files.peft_config import read_config
 from flowopd_cli.models.files.targets import short_names
 from flowopd_cli.runs.layout import BEST
@@ -37,7 +39,9 @@ from flowopd_cli.system.paths import is_hub_id, is_revision
 LONGEST = 4096
 WITHOUT_ADAPTER = ("eval", "push")  # stages that make none
 SAFETENSORS, HUB = ".safetensors", "https://huggingface.co/"
-FILES = (CONFIG, PEFT_WEIGHTS, DIFFUSERS_WEIGHTS, CHECKSUMS)  # the files of an adapter that are read
+# The files of an adapter, or of a fully trained transformer, that are read.
+FILES = (CONFIG, PEFT_WEIGHTS, DIFFUSERS_WEIGHTS, CHECKSUMS)
+FILES += (full_weights.CONFIG, full_weights.WEIGHTS, full_weights.SHARDS)
 
 
 @dataclass(frozen=True)
@@ -74,10 +78,15 @@ class AdapterRef:
         return self.kind == "folder" and not os.path.lexists(self.location)
 
     def shape(self) -> dict[str, Any]:
-        """``rank``, ``alpha`` and ``targets`` of a local adapter in either form; empty if none can be read."""
+        """Fields of a recipe's ``adapter`` section that follow from a local adapter; empty if none can be read.
+
+        They are ``rank``, ``alpha`` and ``targets`` of LoRA in either form, ``kind`` of a full model.
+        """
         folder = Path(self.location, *([ADAPTER] if self.kind == "run" else []))
         if self.kind in {"base", "hub"}:
             return {}
+        if is_full(folder):
+            return {"kind": "full"}
         try:
             header = read_adapter_header(folder)
         except ArtifactError:
@@ -147,7 +156,8 @@ class AdapterRef:
 class Adapter:
     """A resolved reference: the folder of the adapter's files, or its one file; ``None`` for the bare base.
 
-    ``digests`` has the SHA-256 of verified files. Header and digest are read once.
+    A folder may have all weights of a transformer instead, which is a :attr:`full` model. ``digests`` has the SHA-256
+    of verified files. Headers and digest are read once.
     """
 
     ref: AdapterRef
@@ -156,8 +166,16 @@ class Adapter:
 
     @cached_property
     def header(self) -> AdapterHeader | None:
-        """Configuration, names and shapes; ``None`` for the base. Raises as :func:`read_adapter_header`."""
-        return None if self.path is None else read_adapter_header(self.path)
+        """Configuration, names and shapes; ``None`` for the base and for a full model.
+
+        Raises as :func:`read_adapter_header`.
+        """
+        return None if self.path is None or is_full(self.path) else read_adapter_header(self.path)
+
+    @cached_property
+    def full(self) -> WeightsHeader | None:
+        """Names and shapes of a full model; ``None`` for any other. Raises as :func:`read_weights_header`."""
+        return read_weights_header(self.path) if self.path is not None and is_full(self.path) else None
 
     @cached_property
     def sha256(self) -> str | None:
@@ -217,6 +235,9 @@ def run_of(folder: Path) -> Path | None:
 
 
 def _base_in_files(folder: Path) -> Base | None:
+    if is_full(folder):
+        header = read_weights_header(folder)
+        return Base(ref=header.base or "", sha256=header.base_sha256) if header.base or header.base_sha256 else None
     if not is_file(folder / CONFIG):
         return None
     config = read_config(folder / CONFIG)
@@ -225,4 +246,4 @@ def _base_in_files(folder: Path) -> Base | None:
 
 
 def _has_adapter(folder: Path) -> bool:
-    return weights_file(folder) is not None
+    return is_full(folder) or weights_file(folder) is not None

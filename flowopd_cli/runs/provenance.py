@@ -23,6 +23,7 @@ MAY_CHANGE = frozenset(
         *("train.micro", "train.rollout_batch"),
         *("train.skip_limit", "train.lr", "train.warmup", "train.max_grad_norm", "model.cache_prompts"),
         *("model.too_long", "model.device", "model.shard", "opd.log_rewards_every", "adapter.targets"),
+        "adapter.copies",
         "routing.*.offload",
     }
 )

@@ -1,4 +1,4 @@
-"""``flowopd push``: the adapter in two forms and its card, checked, uploaded, read back from the Hub, checked again."""
+"""``flowopd push``: the weights and their card, checked, uploaded, read back from the Hub, checked again."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Any
 
 from flowopd_cli.errors import RecipeError
 from flowopd_cli.models.adapter_files import read_adapter, write_adapter, write_diffusers
+from flowopd_cli.models.files.full_weights import CONFIG
+from flowopd_cli.models.full_files import read_tensor, write_folder
 from flowopd_cli.recipe import PushRecipe
 from flowopd_cli.runs.adapter_ref import Adapter, Adapters
 from flowopd_cli.runs.manifest import Inputs
@@ -18,8 +20,11 @@ from flowopd_cli.stages.publishing.folder import fill
 from flowopd_cli.stages.publishing.hub import Hub
 from flowopd_cli.stages.publishing.verify import Check
 from flowopd_cli.system.files import remove, storing
+from flowopd_cli.system.json_files import read_json
 from flowopd_cli.system.progress import Progress
 from flowopd_cli.system.redact import public_name
+
+NAMES = {"difference": "diffusers", "difference_peft": "PEFT"}
 
 
 def run(
@@ -38,7 +43,9 @@ def run(
         progress.note(guidance_note)
     check = Check(source, run.hub_dir, recipe)
     figures = check.compare(run.hub_dir, "nothing was uploaded")
-    progress.note(f"plain diffusers and PEFT draw the same picture: {_differences(figures)}")
+    progress.note(
+        f"plain {' and '.join(NAMES[name] for name in figures)} draw the same picture: {_differences(figures)}"
+    )
     published = {} if hub is None else publish(hub, run, check, progress)
     return {
         "folder": str(run.hub_dir),
@@ -50,16 +57,23 @@ def run(
 
 
 def write(recipe: PushRecipe, source: RunDir, run: RunDir, adapter: Adapter) -> str:
-    """Write the folder that is pushed anew: the adapter in both forms, card, recipe, evaluation and pictures.
+    """Write the folder that is pushed anew: the adapter in both forms, or the transformer, and what belongs to it.
 
     Returns how the card's guidance was chosen, if it was.
     """
     assert adapter.path is not None, "a run is never the base"
-    config, factors = read_adapter(adapter.path)
     with storing(run.hub_dir):
         remove(run.hub_dir)
-    write_adapter(run.hub_dir, factors, replace(config, base=public_name(config.base) if config.base else None))
-    write_diffusers(run.hub_dir, factors)
+    if adapter.full is None:
+        config, factors = read_adapter(adapter.path)
+        write_adapter(run.hub_dir, factors, replace(config, base=public_name(config.base) if config.base else None))
+        write_diffusers(run.hub_dir, factors)
+    else:
+        tensors = {name: read_tensor(adapter.full, name) for name in adapter.full.files}
+        config = read_json(adapter.path / CONFIG, "configuration of a transformer")
+        base = public_name(adapter.full.base) if adapter.full.base else None
+        with storing(run.hub_dir):
+            write_folder(run.hub_dir, tensors, config, base, adapter.full.base_sha256)
     run.declare(Inputs(parents=(adapter.parent("pushed"),)))
     with storing(run.hub_dir):
         return fill(recipe, source, run, adapter)
@@ -82,5 +96,5 @@ def publish(hub: Hub, run: RunDir, check: Check, progress: Progress) -> dict[str
 
 
 def _differences(figures: Mapping[str, float]) -> str:
-    one, two = (value * 255 for value in figures.values())
-    return f"largest difference {one:.2f} (diffusers) and {two:.2f} (PEFT) of 255"
+    listed = " and ".join(f"{value * 255:.2f} ({NAMES[name]})" for name, value in figures.items())
+    return f"largest difference {listed} of 255"

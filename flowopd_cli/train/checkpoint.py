@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import Tensor
 
 from flowopd_cli.models.base import FlowModel
+from flowopd_cli.models.full_files import write_tensors
 
 ROLES = ("policy", "policy_ema", "policy_slow")  # the last one for some objectives only
 TENSORS, COUNTERS = "state.safetensors", "state.json"
@@ -38,11 +39,13 @@ class TrainState:
 
     def capture(self, model: FlowModel, optimizer: torch.optim.Optimizer) -> None:
         """Copy adapters and optimizer moments into ``tensors``."""
+        self.tensors = {}  # their memory, before as much is needed again
         roles = [role for role in ROLES if role in model.adapters.names]
         tensors = {f"{role}/{name}": value for role in roles for name, value in model.adapters.state(role).items()}
         for index, moments in optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer/{index}/{name}": torch.as_tensor(value) for name, value in _flat(moments)}
-        self.tensors = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
+            values = {name: torch.as_tensor(value).detach() for name, value in _flat(moments)}
+            tensors |= {f"optimizer/{index}/{name}": value.to("cpu", copy=True) for name, value in values.items()}
+        self.tensors = {name: value.cpu().contiguous() for name, value in tensors.items()}
 
     def restore(self, model: FlowModel, optimizer: torch.optim.Optimizer) -> None:
         """Put ``tensors`` back; nothing to do for a fresh state."""
@@ -68,7 +71,7 @@ class TrainState:
 
     def save(self, folder: Path) -> None:
         """Write the two files of a checkpoint."""
-        (folder / TENSORS).write_bytes(save(self.tensors))
+        write_tensors(folder / TENSORS, self.tensors)
         counters = {"iteration": self.iteration, "step": self.step, "skipped": self.skipped}
         (folder / COUNTERS).write_text(json.dumps(counters), encoding="utf-8")
 

@@ -24,6 +24,7 @@ from flowopd_cli.train.faults import Dump, Fault
 from flowopd_cli.train.objectives import Objective
 from flowopd_cli.train.recorder import NullRecorder, Recorder
 
+BUCKET = 1 << 26  # gradients that are summed at once over the processes, and parameters that are updated at once
 MicroBatches = Sequence[StepBatch] | Generator[StepBatch, Loss, None]
 Experience = Callable[[int], tuple[Iterable[MicroBatches], Mapping[str, float]]]
 
@@ -161,8 +162,11 @@ def make_optimizer(
     name: str, parameters: Iterable[nn.Parameter], lr: float, weight_decay: float
 ) -> torch.optim.Optimizer:
     """``adamw`` is PyTorch's; ``adamw8bit`` that of bitsandbytes, with the moments of large parameters in 8 bits."""
+    parameters = list(parameters)
     if name == "adamw":
-        return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
+        large = sum(parameter.numel() for parameter in parameters) > BUCKET
+        foreach = False if large else None  # an update of all at once needs as much memory again
+        return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, foreach=foreach)
     try:
         from bitsandbytes.optim import AdamW8bit  # pyright: ignore[reportMissingImports]
     except ImportError as error:
@@ -279,14 +283,14 @@ class _Learner:
         )
 
     def _sum(self, count: int, *, learned: bool) -> None:
-        """All-reduce the gradients as one flat tensor and divide by ``count``."""
+        """All-reduce the gradients as flat tensors and divide by ``count``."""
         if learned and any(p.grad is None for p in self.parameters):
             raise RuntimeError("a policy parameter got no gradient: was an adapter switched before backward?")
-        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
-        flat = GROUP.sum(torch.cat([gradient.flatten() for gradient in gradients])).div_(count)
-        pieces = flat.split([parameter.numel() for parameter in self.parameters])
-        for parameter, piece in zip(self.parameters, pieces, strict=True):
-            parameter.grad = piece.view_as(parameter)
+        for bucket in _buckets(self.parameters):
+            gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in bucket]
+            flat = GROUP.sum(torch.cat([gradient.flatten() for gradient in gradients])).div_(count)
+            for parameter, piece in zip(bucket, flat.split([p.numel() for p in bucket]), strict=True):
+                parameter.grad = piece.view_as(parameter)
 
     def _update(self, state: TrainState) -> float:
         """One clipped AdamW step and its EMA; returns the gradient's norm before clipping."""
@@ -312,6 +316,19 @@ def lr_factor(step: int, settings: FitSettings) -> float:
     planned = settings.iterations * settings.updates - settings.warmup
     done = min((step - settings.warmup) / max(1, planned), 1.0)
     return {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[settings.schedule]
+
+
+def _buckets(parameters: Iterable[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+    """The parameters in groups of about :data:`BUCKET` numbers."""
+    bucket, size = list[nn.Parameter](), 0
+    for parameter in parameters:
+        if bucket and size + parameter.numel() > BUCKET:
+            yield bucket
+            bucket, size = [], 0
+        bucket.append(parameter)
+        size += parameter.numel()
+    if bucket:
+        yield bucket
 
 
 def _after(batches: Iterator[StepBatch], loss: Loss | None) -> StepBatch | None:

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from flowopd_cli.core.merging import LoraFactors, MergeOptions, MergeReport, merge
+from flowopd_cli.core.merging import Dense, LoraFactors, MergeOptions, MergeReport, merge, merge_dense
 from flowopd_cli.errors import MergeError
 
 OUT, IN = 24, 20
@@ -276,3 +276,18 @@ def test_modules_narrower_than_the_ranks_that_meet_in_them(rows, columns, rank):
     target = sum(0.5 * part["m"].delta() for part in parts)
     u, s, v = torch.linalg.svd(target, full_matrices=False)
     torch.testing.assert_close(merged.delta(), (u[:, :kept] * s[:kept]) @ v[:kept], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["linear", "normalized", "ties", "sum of ties"])
+def test_dense_updates_of_any_shape_are_merged_as_by_hand(name):
+    one, two = torch.tensor([3.0, -1.0, -4.0, 0.5]), torch.tensor([1.0, 0.0, 8.0, 0.5])
+    options, expected = {
+        "linear": ({}, [3.5, -1.0, 0.0, 0.75]),
+        "normalized": ({"normalize": True}, [3.5 / 10.5, -1.0 / 10.5, 0.0, 0.75 / 10.5]),
+        "ties": ({"density": 0.5}, [7 / 3, 0.0, 0.0, 0.0]),  # of (3, 0, -4, 0) and (1, 0, 8, 0), the third cancels
+        "sum of ties": ({"density": 0.75, "normalize": False}, [3.5, -1.0, 0.0, 0.25]),
+    }[name]
+    method = "ties" if "ties" in name else "linear"
+    merged = merge_dense("m", [Dense(one), Dense(two), None], [1.0, 0.5, 9.0], MergeOptions(method, **options))
+    assert merged.dtype == torch.float64
+    torch.testing.assert_close(merged, torch.tensor(expected, dtype=torch.float64))

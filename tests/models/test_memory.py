@@ -51,22 +51,25 @@ def published(family, name, targets=ATTENTION_TARGETS, rank=32):
     return measure(family, name, options, rank)
 
 
-def measured(family, options):
+def measured(family, options, *, full=False):
     with skeleton(MODELS.load(family), SHAPES[family]) as path:
-        return measure(family, str(path), options, RANK)
+        return measure(family, str(path), options, RANK, full=full)
 
 
-def real(family, options):
+def real(family, options, *, full=False):
     """A call that passes two rows through a real model on the CPU, and the model."""
     model = make_random(MODELS.load(family), SHAPES[family], options)
-    model.adapters.add("policy", RANK, RANK, seed=0, trainable=True)
+    if full:
+        model.adapters.add_full("policy", trainable=True)
+    else:
+        model.adapters.add("policy", RANK, RANK, seed=0, trainable=True)
     latents, cond = torch.randn(ROWS, *model.latent_shape), model.encode(["a", "b"])
     return partial(model.velocity, latents, torch.full((ROWS,), 0.5), cond, guidance=1.0), model
 
 
-def saved_by_autograd(family, options, checkpointing):
+def saved_by_autograd(family, options, checkpointing, *, full=False):
     """Bytes of the distinct storages that one forward saves for its backward, weights left out."""
-    forward, model = real(family, options)
+    forward, model = real(family, options, full=full)
     if checkpointing:
         model.checkpoint_gradients()
         model.transformer.train()
@@ -75,6 +78,7 @@ def saved_by_autograd(family, options, checkpointing):
 
     def pack(tensor):
         storage = tensor.untyped_storage()
+        weights.update(weight.untyped_storage().data_ptr() for weight in (model.adapters.installed or {}).values())
         if storage.data_ptr() not in weights:
             saved[storage.data_ptr()] = (storage.nbytes(), tensor)
         return tensor
@@ -96,6 +100,17 @@ def test_activations_match_the_saved_tensors_of_autograd(family, dtype, checkpoi
     if checkpointing:  # the block that is recomputed is not among what is saved
         expected = footprint.activations_checkpointed - footprint.activations // BLOCKS[family]
     assert found == pytest.approx(ROWS * expected, rel=0.15 if checkpointing else 0.1)
+
+
+@pytest.mark.parametrize("family", SHAPES)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_full_training_keeps_more_activations_and_no_weights_among_them(family, dtype):
+    options = LoadOptions(dtype=dtype, device="cpu", resolution=256, max_sequence_length=24, targets=("attention",))
+    footprint, found = measured(family, options, full=True), saved_by_autograd(family, options, False, full=True)
+    assert found == pytest.approx(ROWS * footprint.activations, rel=0.1)
+    assert footprint.activations > measured(family, options).activations
+    weights = real(family, options, full=True)[1].adapters.trainable().values()
+    assert footprint.trainable == sum(weight.numel() for weight in weights)
 
 
 @pytest.mark.parametrize("family", SHAPES)
@@ -129,6 +144,16 @@ def test_the_memory_of_a_training_grows_with_its_counts():
     assert (many.activations, many.transient, many.sampling) == (2 * few.activations, 2 * few.transient, few.sampling)
     assert many.peak(checkpointing=False) > many.peak(checkpointing=True) > sum(many.holding.values())
     assert needs(base, Workload(3, 4, 8, 100, 10, shards=4)).holding["base"] == base.parameters // 2
+
+
+def test_full_training_holds_float32_weights_copies_gradients_and_moments():
+    base = published("sd3", "sd3.5-medium")
+    full = needs(base, Workload(0, 4, 8, 100, 10, models=1, trained=3, moments=2)).holding
+    assert base.trainable == 2_243_171_520
+    assert full["trained weights and copies"] == 3 * 4 * base.trainable
+    assert full["weights in the base's precision"] == 2 * base.trainable
+    assert full["optimizer"] == (4 + 2) * base.trainable
+    assert full["adapters"] == base.weights
 
 
 @pytest.mark.parametrize(

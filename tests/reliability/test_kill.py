@@ -91,6 +91,19 @@ def test_a_kill_at_any_write_leaves_a_usable_directory(forks, tmp_path):
         assert toyruns.listing(path) == toyruns.listing(whole), changes[number - 1]
 
 
+@pytest.mark.slow
+def test_a_killed_full_training_ends_like_an_undisturbed_one(forks, tmp_path):
+    settings = ("adapter.kind=full", "train.lr=0.0001", "algorithm=nft", "sampling.kernel=ode", "nft.slow_rate=0.05")
+    command, draw = toyruns.teacher("quality", *settings), random.Random("full")
+    made = forks.run(*command, "--out", tmp_path / "whole", below=tmp_path / "whole")
+    assert made.code == 0, made.err
+    for number in range(4):
+        path = tmp_path / str(number)
+        (killed, *_) = disturbed(forks, command, path, [Kill(change=draw.randint(5, len(made.changes)))])
+        assert killed.killed
+        toyruns.check_same_end(path, tmp_path / "whole")
+
+
 @pytest.mark.parametrize("rows", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_reward_with_global_random_state_is_resumed_exactly(forks, whole, tmp_path, rows):
     command, paths = toyruns.teacher("support.noisy:score"), [tmp_path / name for name in ("whole", "killed")]

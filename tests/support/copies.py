@@ -18,7 +18,7 @@ from flowopd_cli.cli.plan.resolve import Plan
 from flowopd_cli.cli.stage import run_stage
 from flowopd_cli.core.types import RewardResult
 from flowopd_cli.errors import Interrupted, RewardError
-from flowopd_cli.models.adapters import AdapterBank
+from flowopd_cli.models.full_weights import WeightBank
 from flowopd_cli.models.loading import LoadOptions
 from flowopd_cli.models.sd3 import SD3Model
 from flowopd_cli.rewards.base import Reward, RewardInfo
@@ -64,7 +64,7 @@ class Fails(Light):
         return super().__call__(images, prompts)
 
 
-class DoubleBank(AdapterBank):
+class DoubleBank(WeightBank):
     """Adapters in float64."""
 
     def _inject(self, *arguments):
@@ -190,6 +190,8 @@ def runs(folder, out, pipeline, *, shard=False):
     awm = {"algorithm": "awm", "awm": {"levels": 3, "slow_rate": 0.1, "normalize": "each"}}
     redrawn = recipe("teacher", folder, pipeline, method=awm, iterations=3, refill=9, resample_flat=3)
     train(out / "awm", coarse(redrawn))
+    whole = recipe("teacher", folder, pipeline, method=nft, iterations=3, lr=1e-3)
+    train(out / "full", whole.model_copy(update={"adapter": whole.adapter.model_copy(update={"kind": "full"})}))
     train(out / "sparse", recipe("distill", folder, pipeline, group_size=1))
     thinned = recipe("distill", folder, pipeline, updates=1, micro=2, query={"steps": 2, "law": "beta(2, 1)"})
     soft = thinned.model_dump(mode="json") | {"opd": {"extrapolate": 1.5, "teachers": "alternating"}}

@@ -98,6 +98,12 @@ def test_micro_batches_change_nothing(trainee, make_trainee):
         torch.testing.assert_close(split[name], value, atol=1e-6, rtol=1e-4)  # float32 sums in another order
 
 
+def test_parameters_that_are_summed_and_updated_in_parts_learn_the_same(trainee, make_trainee, monkeypatch):
+    whole = run(trainee)
+    monkeypatch.setattr("flowopd_cli.train.loop.BUCKET", 100)
+    assert same(run(make_trainee()).tensors, whole.tensors)
+
+
 @pytest.mark.parametrize("micro", [100, 5])
 def test_the_gradient_is_the_mean_over_all_rows(trainee, make_trainee, micro):
     updates, _ = experience_of(trainee, micro=micro)(0)

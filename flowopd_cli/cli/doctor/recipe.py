@@ -16,7 +16,7 @@ from flowopd_cli.cli.plan import Finding
 from flowopd_cli.cli.plan.check import RECIPE, findings
 from flowopd_cli.cli.plan.memory import footprint, memory_by_precision, training_needs, with_quantize
 from flowopd_cli.cli.plan.resolve import Plan
-from flowopd_cli.errors import FlowOPDError
+from flowopd_cli.errors import FlowOPDError, RecipeError
 from flowopd_cli.recipe.cost import arithmetic, own_workloads
 from flowopd_cli.recipe.fields import Quantize
 from flowopd_cli.system.files import is_dir
@@ -97,13 +97,24 @@ def _training(recipe: recipes.TrainedRecipe, room: int) -> Finding:
     if most:
         return Finding("memory needed", "fail", text, f"--set train.micro={most}")
     saved = "--set train.gradient_checkpointing=true --set train.micro="
-    for quantize in get_args(Quantize):
+    whole = recipe.adapter.kind == "full"
+    for quantize in ("none",) if whole else get_args(Quantize):
         most = largest_micro(with_quantize(recipe, quantize), room, checkpointing=True)
         if most and not (recipe.model.shard and quantize != "none"):
             bits = "" if quantize == recipe.model.quantize else f"--set model.quantize={quantize} "
             return Finding("memory needed", "fail", text, f"{bits}{saved}{min(most, micro)}")
-    way_out = "not even one row fits: a larger device, or several with train.processes and model.shard=true"
+    more = "several with train.processes and model.shard=true"
+    if whole:
+        more = "--set adapter.copies=cpu, train.optimizer=adamw8bit, or adapter.kind=lora"
+    way_out = f"not even one row fits: a larger device, or {more}"
     return Finding("memory needed", "fail", text, way_out)
+
+
+def refuse_too_large(recipe: recipes.TrainedRecipe) -> None:
+    """Raise :class:`RecipeError` if a training does not fit into the free memory of this machine's devices."""
+    for finding in _memory(recipe):
+        if finding.state == "fail":
+            raise RecipeError(f"adapter.kind full: memory needed: {finding}")
 
 
 def _free(room: int) -> str:

@@ -77,7 +77,7 @@ def check_adapters(model: ModelSpec, refs: Mapping[str, str], adapters: Adapters
         try:
             if fetch or AdapterRef.parse(ref).kind != "hub":
                 resolved[ref] = adapters[ref]
-                _ = resolved[ref].header
+                _ = resolved[ref].header, resolved[ref].full
         except ArtifactError as error:
             raise ArtifactError(f"{field}: {error}") from error
     recorded = {ref: adapter.base.sha256 for ref, adapter in resolved.items() if adapter.base and adapter.base.sha256}
@@ -100,7 +100,7 @@ def check_targets(recipe: TrainedRecipe) -> None:
     Raises :class:`RecipeError`, which names the target.
     """
     model, adapter = recipe.model, recipe.adapter
-    if adapter.init not in (None, "base") or model.family not in registry.FAMILIES.names():
+    if adapter.init not in (None, "base") or adapter.kind == "full" or model.family not in registry.FAMILIES.names():
         return
     if layers := linear_shapes(Path(registry.base_source(model.pretrained))):
         target_layers(adapter.targets, list(layers))
@@ -121,9 +121,18 @@ def _check_fingerprint(pretrained: str, folder: Path, recorded: Mapping[str, str
 def _check_modules(folder: Path, adapters: Mapping[str, Adapter]) -> None:
     modules = linear_shapes(folder)
     for ref, adapter in adapters.items() if modules else ():
-        for name, pair in adapter.header.pairs.items() if adapter.header else ():
-            shape, prefix = (pair.outputs, pair.inputs), f"{ref}: was made for another base"
+        for name, shape in _linear_shapes(adapter).items():
+            prefix = f"{ref}: was made for another base"
             if name not in modules:
                 raise ArtifactError(f"{prefix}: this one has no module {name}")
             if shape != modules[name]:
                 raise ArtifactError(f"{prefix}: {name} is {modules[name]} here, the adapter expects {shape}")
+
+
+def _linear_shapes(adapter: Adapter) -> dict[str, tuple[int, ...]]:
+    """``(outputs, inputs)`` of the linear modules that an adapter or a full model changes."""
+    if adapter.full:
+        shapes = {name: shape for name, shape in adapter.full.shapes.items() if len(shape) == 2}
+        return {name.removesuffix(".weight"): shape for name, shape in shapes.items() if name.endswith(".weight")}
+    pairs = adapter.header.pairs if adapter.header else {}
+    return {name: (pair.outputs, pair.inputs) for name, pair in pairs.items()}

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, TypeVar, get_args
 
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.models.files.workload import Workload
-from flowopd_cli.recipe import AdapterSpec, EvalRecipe, ModelSpec, Recipe, TrainedRecipe
+from flowopd_cli.recipe import AdapterSpec, DistillRecipe, EvalRecipe, ModelSpec, Recipe, TrainedRecipe
 from flowopd_cli.recipe.cost import learning_rows, own_workloads, workload
 from flowopd_cli.recipe.fields import Quantize
+from flowopd_cli.runs.adapter_ref import AdapterRef
 from flowopd_cli.system.text import gib
 
 if TYPE_CHECKING:
@@ -40,7 +41,8 @@ def _footprint(model: ModelSpec, adapter: AdapterSpec | None, dtype: str | None 
             max_sequence_length=model.max_sequence_length,
             targets=adapter.targets if adapter else (),
         )
-        base = measure(model.family, model.pretrained, options, adapter.rank if adapter else 0)
+        full = adapter is not None and adapter.kind == "full"
+        base = measure(model.family, model.pretrained, options, adapter.rank if adapter else 0, full=full)
         return base and replace(base, quantize=model.quantize)
     finally:
         gc.enable()
@@ -65,8 +67,9 @@ def figures(recipe: Recipe) -> dict[str, str]:
     peaks = [gib(needed.peak(checkpointing=saving), 2) for saving in (False, True)]
     dtype, quantize = _dtype(recipe.model), recipe.model.quantize
     precision = dtype if quantize == "none" else f"{quantize} and {dtype}"
+    trained = "weights, gradients and moments" if recipe.adapter.kind == "full" else "adapters"
     return {
-        "memory counted for": f"{precision} base, float32 adapters, {learning_rows(recipe)} rows learning at once",
+        "memory counted for": f"{precision} base, float32 {trained}, {learning_rows(recipe)} rows learning at once",
         **{name: gib(value, 2) for name, value in rows.items()},
         "memory in all, without and with checkpointing": " / ".join(peaks),
         **memory_by_precision(recipe),
@@ -80,6 +83,8 @@ def memory_by_precision(recipe: Recipe) -> dict[str, str]:
     texts = {}
     for kind in get_args(Quantize):
         other = with_quantize(recipe, kind)
+        if isinstance(other, TrainedRecipe) and other.adapter.kind == "full" and kind != "none":
+            continue
         if isinstance(other, TrainedRecipe):
             needed = training_needs(other)
             text = " / ".join(gib(needed.peak(checkpointing=saving), 2) for saving in (False, True))
@@ -105,14 +110,25 @@ def training_needs(recipe: TrainedRecipe) -> Needs:
     Raises :class:`ArtifactError`: the configuration of a base is damaged, or not on this machine.
     """
     counted: list[tuple[Footprint, Workload]] = []
-    for model, work in ((recipe.model, workload(recipe)), *own_workloads(recipe).items()):
-        base = _footprint(model, recipe.adapter)
+    full = _full_models(recipe)
+    lora = recipe.adapter.model_copy(update={"kind": "lora"})  # of teachers on their own bases
+    works = [(recipe.model, recipe.adapter, workload(recipe, full))]
+    works += [(model, lora, work) for model, work in own_workloads(recipe, full).items()]
+    for model, adapter, work in works:
+        base = _footprint(model, adapter)
         if base is None:
             raise ArtifactError(f"the shape of {model.pretrained} is not at hand (give a local folder)")
         counted.append((base, work))
     from flowopd_cli.models.memory import needs
 
     return needs(*counted[0], counted[1:])
+
+
+def _full_models(recipe: TrainedRecipe) -> set[str]:
+    """The references of teachers and anchor that are full models on this machine."""
+    refs = [spec.ref for spec in getattr(recipe, "teachers", {}).values()]
+    refs += [recipe.anchor.ref] if isinstance(recipe, DistillRecipe) else []
+    return {ref for ref in refs if AdapterRef.parse(ref).shape().get("kind") == "full"}
 
 
 def _dtype(model: ModelSpec) -> str:

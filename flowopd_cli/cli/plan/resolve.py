@@ -64,6 +64,8 @@ class Plan:
             return cls(recipe, adapters=adapters)
         init, remarks = recipe.adapter.init, []
         shape = AdapterRef.parse(init).shape()
+        if recipe.adapter.kind == "full":  # all weights may start from any adapter
+            return cls(recipe, adapters=adapters)
         fields = {recipes.parse_override(text)[0] for text in overrides}
         for key, value in shape.items():
             if getattr(recipe.adapter, key) == value:

@@ -13,6 +13,8 @@ from flowopd_cli.models.files.families import family
 from flowopd_cli.recipe import cost
 from flowopd_cli.system.distributed import GROUP
 
+FULL_RATE = 1e-4
+
 
 def setting_checks(
     recipe: recipes.Recipe, start: recipes.Recipe | None = None
@@ -25,7 +27,7 @@ def setting_checks(
         yield partial(_check_groups, recipe)
         if not isinstance(recipe, recipes.DistillRecipe):
             yield partial(_single_step, recipe)
-        for remarks in (_nothing_new, _step_counts, _processes):
+        for remarks in (_nothing_new, _step_counts, _processes, _full_rate):
             yield partial(remarks, recipe)
         yield partial(_no_effect, recipe, start)
 
@@ -153,6 +155,15 @@ def _processes(recipe: recipes.TrainedRecipe) -> Iterator[str]:
         )
 
 
+def _full_rate(recipe: recipes.TrainedRecipe) -> Iterator[str]:
+    """Remark on a learning rate that suits a LoRA, but not all weights."""
+    if recipe.adapter.kind == "full" and recipe.train.lr > FULL_RATE:
+        yield (
+            f"train.lr {recipe.train.lr:g} is high for adapter.kind full: all weights move, so start with a tenth of a "
+            "LoRA's rate or less"
+        )
+
+
 def _no_effect(recipe: recipes.TrainedRecipe, start: recipes.Recipe | None) -> Iterator[str]:
     window, steps = recipe.sampling.window, recipe.sampling.steps
     if window is not None and not recipe.sampling.deterministic and window.start_max + window.size >= steps:
@@ -178,6 +189,9 @@ def _unused(recipe: recipes.TrainedRecipe) -> Iterator[tuple[str, str]]:
         yield "train.refill", f"{recipe.stage} learns no scores"
     if isinstance(recipe, recipes.ColdstartRecipe) and train.updates > 1:
         yield "train.updates", "a cold start makes one optimizer step an iteration"
+    kind = recipe.adapter.kind
+    fields = ("rank", "alpha", "targets") if kind == "full" else ("copies",)
+    yield from ((f"adapter.{name}", f"adapter.kind is {kind}") for name in fields)
     if not train.watch_every:
         yield from ((f"watch.{name}", "train.watch_every is 0") for name in recipes.WatchSpec.model_fields)
     if train.query.law == "uniform":

@@ -36,7 +36,7 @@ class Card:
     The lines of usage load ``repo`` at ``revision``; ``published`` says that ``repo`` is a repository, not a folder.
     ``license`` is the adapter's own, ``inherited`` the base's. ``gallery`` has each prompt with its picture's file.
     ``sampling`` has arguments of the pipeline's call, ``guidance_note`` how its guidance was chosen, ``absent`` the
-    parts that the base lacks.
+    parts that the base lacks. ``transformer_class`` is diffusers' class of a full model, empty for a LoRA.
     """
 
     title: str
@@ -54,6 +54,7 @@ class Card:
     guidance_note: str = ""
     absent: tuple[str, ...] = ()
     trained: str = ""
+    transformer_class: str = ""
     base_revision: str | None = None
 
 
@@ -89,8 +90,8 @@ def metadata(card: Card, base: str) -> ModelCardData:
         library_name="diffusers",
         pipeline_tag=TASK,
         base_model=base if is_hub_base else None,
-        base_model_relation="adapter" if is_hub_base else None,
-        tags=["lora", TASK, "flow-matching", "flowopd", card.manifest.stage],
+        base_model_relation=("finetune" if card.transformer_class else "adapter") if is_hub_base else None,
+        tags=[*([] if card.transformer_class else ["lora"]), TASK, "flow-matching", "flowopd", card.manifest.stage],
         widget=[{"text": text, "output": {"url": name}} for text, name in card.gallery] or None,
         model_name=card.title if scored else None,
         eval_results=[_result(card, evaluation, suite) for evaluation, suite in scored] or None,

@@ -14,6 +14,7 @@ from typing import Any
 from flowopd_cli import recipe as recipes
 from flowopd_cli.errors import ArtifactError, printable
 from flowopd_cli.models.files.families import family
+from flowopd_cli.models.files.full_weights import CONFIG
 from flowopd_cli.models.files.pipelines import absent_parts, locate
 from flowopd_cli.recipe import PushRecipe
 from flowopd_cli.registry import base_source
@@ -25,7 +26,7 @@ from flowopd_cli.runs.run import RunDir
 from flowopd_cli.stages.publishing import card as cards
 from flowopd_cli.stages.publishing.licenses import inherited_license
 from flowopd_cli.system.files import is_dir
-from flowopd_cli.system.json_files import json_lines, read_json_lines, read_json_value
+from flowopd_cli.system.json_files import json_lines, read_json, read_json_lines, read_json_value
 from flowopd_cli.system.pictures import read_picture
 from flowopd_cli.system.redact import public_name, public_reference, public_text
 
@@ -69,11 +70,20 @@ def fill(recipe: PushRecipe, source: RunDir, run: RunDir, adapter: Adapter) -> s
         guidance_note=guidance_note,
         absent=tuple(absent_parts(base)),
         trained=trained_on(trained),
+        transformer_class=_transformer_class(adapter),
         base_revision=spec.revision,
     )
     for folder in (run.hub_dir, run.path):
         (folder / run.card_file.name).write_text(cards.build(card), encoding="utf-8")
     return guidance_note
+
+
+def _transformer_class(adapter: Adapter) -> str:
+    """The class of a full model's transformer, empty for an adapter."""
+    if adapter.path is None or not adapter.full:
+        return ""
+    name = read_json(adapter.path / CONFIG, "configuration of a transformer").get("_class_name", "")
+    return name if isinstance(name, str) and name.isidentifier() else ""
 
 
 def model_of(recipe: PushRecipe, source: RunDir) -> recipes.ModelSpec:

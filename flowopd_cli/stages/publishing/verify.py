@@ -13,8 +13,9 @@ import torch
 from flowopd_cli.core.sampler import SeededNoise
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.models.files.families import family
+from flowopd_cli.models.files.full_weights import is_full
 from flowopd_cli.models.pipeline import PipelineModel
-from flowopd_cli.models.reference import Request, peft_picture, plain_picture, plain_pipeline
+from flowopd_cli.models.reference import Request, full_picture, peft_picture, plain_picture, plain_pipeline
 from flowopd_cli.recipe import ModelSpec, PushRecipe
 from flowopd_cli.runs.run import RunDir
 from flowopd_cli.stages.drawing import ode_sampler
@@ -41,19 +42,23 @@ class Check:
     def compare(self, folder: Path, what: str) -> dict[str, float]:
         """Largest differences in [0, 1] between our picture and those of plain diffusers and PEFT from a folder.
 
+        PEFT has no part in a full model.
         One above ``push.tolerance`` is an :class:`ArtifactError` with ``what`` as the way out.
         """
-        with _out_of_memory_as_error():
-            pictures = [draw(self._pipeline, folder, self._request) for draw in (plain_picture, peft_picture)]
-        limit = self._recipe.push.tolerance
-        plain, peft = (float((picture - self._ours).abs().max()) for picture in pictures)
-        for library, largest in (("plain diffusers", plain), ("PEFT", peft)):
+        libraries = {"difference": ("plain diffusers", plain_picture), "difference_peft": ("PEFT", peft_picture)}
+        if is_full(folder):
+            libraries = {"difference": ("plain diffusers", full_picture)}
+        limit, figures = self._recipe.push.tolerance, {}
+        for name, (library, draw) in libraries.items():
+            with _out_of_memory_as_error():
+                picture = draw(self._pipeline, folder, self._request)
+            figures[name] = largest = float((picture - self._ours).abs().max())
             if not largest <= limit:
                 raise ArtifactError(
                     f"{folder}: {library} draws another picture (difference {largest * 255:.1f} of 255, "
                     f"push.tolerance allows {limit * 255:.1f}); {what}"
                 )
-        return {"difference": plain, "difference_peft": peft}
+        return figures
 
     @cached_property
     def _pipeline(self) -> Any:

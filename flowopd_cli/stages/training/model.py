@@ -7,12 +7,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from itertools import count
 
+import torch
+
 from flowopd_cli import registry
 from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.models.base import LoadedModel
 from flowopd_cli.models.files.latents import check_same_latents
 from flowopd_cli.models.files.pipelines import AUTOENCODER_FILES, locate, pixels_per_latent
+from flowopd_cli.models.full_weights import WeightBank
 from flowopd_cli.models.loading import LoadOptions
 from flowopd_cli.models.pipeline import PipelineModel
 from flowopd_cli.recipe import AdapterSpec, AnchorSpec, DistillRecipe, ModelSpec, TeacherSpec, TrainedRecipe, TrainSpec
@@ -85,13 +88,25 @@ class Roles:
         return Inputs(base=Base.of(spec, self.model.fingerprint), parents=tuple(self.parents), prompts=prompts)
 
     def add_policy(self, spec: AdapterSpec, seed: int) -> None:
-        """The trainable adapter, new or from ``adapter.init``."""
+        """The trainable adapter or weights, new or from ``adapter.init``.
+
+        Raises :class:`ArtifactError`: a LoRA cannot start from a full model, or the family trains adapters only.
+        """
         init = None if spec.init is None else self._compatible(spec.init, self.model)
-        if init is None or init.path is None:
-            self.model.adapters.add("policy", spec.rank, spec.alpha, seed=seed, trainable=True)
-            return
-        self.model.adapters.load("policy", init.path, trainable=True)
-        self.parents.append(init.parent("init"))
+        bank, path = self.model.adapters, None if init is None else init.path
+        if spec.kind == "full" and not isinstance(bank, WeightBank):
+            raise ArtifactError("adapter.kind full: this model family trains adapters only")
+        if isinstance(bank, WeightBank) and spec.kind == "full":
+            bank.copies_device = torch.device("cpu") if spec.copies == "cpu" else None
+            bank.add_full("policy", path, trainable=True)
+        elif path is None:
+            bank.add("policy", spec.rank, spec.alpha, seed=seed, trainable=True)
+        elif init is not None and init.full:
+            raise ArtifactError(f"adapter.init {spec.init}: is a full model, no LoRA: --set adapter.kind=full")
+        else:
+            bank.load("policy", path, trainable=True)
+        if init is not None and path is not None:
+            self.parents.append(init.parent("init"))
 
     def add_teachers(self, specs: Mapping[str, TeacherSpec], guidance: float, student: ModelSpec) -> dict[str, Teacher]:
         """Each teacher as a frozen adapter, ``teacher_<task>`` if that name is free.
@@ -164,7 +179,7 @@ def make_routes(recipe: DistillRecipe, teachers: Mapping[str, Teacher]) -> dict[
 
 
 def save_adapter(model: LoadedModel, run: RunDir, recipe: TrainedRecipe, step: int, *, best: bool = False) -> None:
-    """Write the policy, or its average, after an optimizer step, in PEFT form; only the first process writes."""
+    """Write the policy, or its average, after an optimizer step; only the first process writes."""
     ref = recipe.model.pretrained
     with saved_policy(model, recipe.train, step) as name:
         run.save_adapter(lambda folder: model.adapters.save(name, folder, ref, model.fingerprint), best=best)

@@ -69,7 +69,7 @@ def test_a_teacher_whose_pictures_are_no_numbers_stops_by_itself(tmp_path, pipel
 def test_a_replay_computes_what_the_training_did(tmp_path, pipeline_folder, monkeypatch):
     """A batch of a training in which all is well is finite again, row by row, with the loss that it had."""
     first = {}
-    passes, trainable = loop.Guard.passes, copies.AdapterBank.trainable
+    passes, trainable = loop.Guard.passes, copies.WeightBank.trainable
 
     def capture_names(self):
         first.setdefault("names", list(trainable(self)))
@@ -81,7 +81,7 @@ def test_a_replay_computes_what_the_training_did(tmp_path, pipeline_folder, monk
             first.update(batch=batch, policy=policy, loss=float(loss.total.detach()))
         return passes(self, loss, batch)
 
-    monkeypatch.setattr(copies.AdapterBank, "trainable", capture_names)
+    monkeypatch.setattr(copies.WeightBank, "trainable", capture_names)
     monkeypatch.setattr(loop.Guard, "passes", capture_batch)
     run = copies.train(tmp_path / "run", recipe(tmp_path, pipeline_folder, iterations=1, micro=4))
     dump = Dump(1, 0, Fault("loss", ("made up",)), first["policy"], first["batch"])
