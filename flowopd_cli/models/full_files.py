@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from flowopd_cli.errors import ArtifactError, one_line
@@ -18,7 +16,18 @@ from flowopd_cli.models.files.full_weights import BASE_NAME, CONFIG, WEIGHTS, We
 from flowopd_cli.models.files.peft_config import BASE_KEY
 from flowopd_cli.system.files import atomic_write
 
-_ERRNO = re.compile(r"\(os error (\d+)\)")
+# The names of the format.
+KINDS = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
 
 
 def read_tensor(header: WeightsHeader, name: str) -> Tensor:
@@ -52,24 +61,19 @@ def write_folder(
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file without a copy in memory, byte-identical for equal tensors and metadata.
+    """Write a safetensors file tensor by tensor, byte-identical for equal tensors and metadata.
 
-    Raises :class:`OSError`: it cannot be written.
+    The library's own functions need a copy of the whole in memory, or hide the errors of the system.
     """
-    path.touch()
-    mode = path.stat().st_mode
-    values = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    try:
-        save_file(values, path, None if metadata is None else dict(metadata))
-    except SafetensorError as error:
-        number = _ERRNO.search(str(error))
-        code = int(number[1]) if number else 0
-        raise OSError(code, os.strerror(code) if code else one_line(error)) from error
-    path.chmod(mode)  # the library makes a new file that no other user may read
-    with path.open("r+b") as file:  # and writes metadata in any order
-        size = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(size))
-        if "__metadata__" in header:
-            header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-            file.seek(8)
-            file.write(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(size))
+    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    names, end = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name)), 0  # aligned to their numbers
+    for name in names:
+        tensor, start = tensors[name], end
+        end += tensor.nbytes
+        header[name] = {"dtype": KINDS[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text = text.ljust(-(-len(text) // 8) * 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in names:
+            file.write(tensors[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
