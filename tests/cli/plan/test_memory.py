@@ -4,6 +4,7 @@ import pytest
 
 from flowopd_cli import recipe as recipes
 from flowopd_cli.cli.plan.memory import figures, footprint
+from flowopd_cli.errors import RecipeError
 
 GIB = 2**30
 
@@ -30,6 +31,35 @@ def test_the_fused_schedule_learns_the_rows_of_one_step(updates, rows):
     assert counted.endswith(f"{rows} rows learning at once")
 
 
+def test_the_memory_of_each_precision():
+    def peaks(rows):
+        return [float(rows[f"memory, model.quantize {kind}"].split()[0]) for kind in ("none", "int8", "nf4")]
+
+    rows, coded = figures(distill()), figures(distill(model={"quantize": "nf4"}))
+    none, eight, four = peaks(rows)
+    weights = 2_222_456_832  # in the linear layers of the blocks; a scale of two bytes for each 64 of them
+    largest = 6 * 1536 * 9 // 6 * 1536  # the modulation of a block with two attentions
+    assert none - eight == pytest.approx((weights * (2 - 1 - 2 / 64) - 2 * largest) / GIB, abs=0.01)
+    assert none - four == pytest.approx((weights * (2 - 0.5 - 2 / 64) - 4 * largest) / GIB, abs=0.01)
+    assert peaks(coded) == [none, eight, four]
+    assert rows["memory in all, without and with checkpointing"] == rows["memory, model.quantize none"]
+    assert coded["memory in all, without and with checkpointing"] == coded["memory, model.quantize nf4"]
+    assert coded["memory counted for"].startswith("nf4 and bfloat16 base, float32 adapters")
+    evaluation = figures(recipes.build({"stage": "eval", "model": {"quantize": "int8"}}))
+    base = (2_243_171_520 + 384**2 * 1536) * 2 / GIB
+    assert list(evaluation) == [f"memory, model.quantize {kind}" for kind in ("none", "int8", "nf4")]
+    assert evaluation["memory, model.quantize none"] == f"{base + 5_580_620_800 * 2 / GIB:.2f} GiB"
+    assert figures(distill(model={"shard": True}))["memory, model.quantize nf4"] == "not sharded"
+    assert figures(recipes.build({"stage": "merge", "adapters": ["a", "b"]})) == {}
+
+
+def test_a_quantized_base_is_not_sharded():
+    with pytest.raises(RecipeError, match=r"base in nf4 cannot be sharded: set model.quantize to none, or"):
+        distill(model={"shard": True, "quantize": "nf4"})
+    with pytest.raises(RecipeError, match="quantize is for a teacher with a base of its own"):
+        distill(routing={"a": {"ref": "runs/a", "quantize": "nf4"}})
+
+
 def test_an_unknown_base_is_named():
     rows = figures(distill(model={"pretrained": "someone/else"}))
     assert list(rows) == ["memory"]
@@ -47,5 +77,8 @@ def test_a_teachers_own_base_is_counted_by_itself():
     away = figures(distill(routing={"a": {**large, "offload": "cpu"}}))
     assert float(away["memory: teachers' own bases"].split()[0]) < 200  # MiB of prompts
     assert float(away["memory: sampling and labels"].split()[0]) > 2 * parameters / GIB
+    small = figures(distill(routing={"a": {**large, "quantize": "nf4"}}))
+    assert float(small["memory: teachers' own bases"].removesuffix(" GiB")) < 0.35 * held
+    assert small["memory: base"] == alone["memory: base"]
     unknown = figures(distill(routing={"a": {"ref": "base", "base": "someone/else"}}))
     assert "someone/else" in unknown["memory"]

@@ -115,6 +115,16 @@ def test_a_card_has_every_digest_and_the_pictures_with_their_prompts(source):
     assert ModelCard(text).data.widget == [{"text": gallery[0][0], "output": {"url": gallery[0][1]}}]
 
 
+def test_a_card_names_the_bits_of_a_quantized_base(source):
+    assert "full precision" not in cards.build(card_of(source))
+    source.declare(Inputs(base=BASE.model_copy(update={"quantize": "nf4"})))
+    text = cards.build(card_of(source))
+    assert "| base in nf4 | `toy` |" in text
+    assert "- It was trained on `toy` in nf4; what full precision changes was not measured." in text
+    evaluation(source.path.parent / "e", source)
+    assert "- It was trained on `toy` in nf4." in cards.build(card_of(source, reported(source, ()).rows))
+
+
 def test_a_card_names_the_own_base_of_a_teacher(source):
     own = Base(ref="owner/large", sha256="b" * 64)
     source.declare(Inputs(parents=(Parent(role="teacher_ocr", ref="base", base=own),)))
