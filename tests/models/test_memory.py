@@ -41,7 +41,7 @@ SHAPES = {
 }
 TARGETS = dict.fromkeys(("sd3", "flux"), (ATTENTION_TARGETS, FEED_FORWARD))
 TARGETS["z-image"] = (("attention",), ("feed_forward.w1", "feed_forward.w2", "feed_forward.w3"))
-TARGETS["sana"] = (("attention",), ("proj_out",))
+TARGETS["sana"] = (("attn2.to_q", "attn2.to_k"), ("attention",))  # nothing else in its blocks is a linear layer
 BLOCKS = {"sd3": 8, "flux": 9, "z-image": 10, "sana": 8}
 ROWS, RANK = 2, 16
 
