@@ -126,7 +126,7 @@ def drawn(trainee):
     """One of our pictures under ``other``, the request for it, and the adapter's factors."""
     rolled = rollout(trainee, make_sampler(trainee, kernel="ode", guidance=3.0), make_draw("a", "0"), adapter="other")
     images = with_images(trainee, rolled).images
-    request = Request(rolled.prompts[0].text, rolled.trajectory.latents[:, 0], 8, 4, 3.0, SEQUENCE)
+    request = Request(rolled.prompts[0].text, rolled.trajectory.latents[:, 0], 8, 4, SEQUENCE, {"guidance_scale": 3.0})
     return images, request, trainee.adapters.factors("other")
 
 

@@ -104,11 +104,10 @@ def test_activations_match_the_saved_tensors_of_autograd(family, dtype, checkpoi
 
 @pytest.mark.parametrize("family", SHAPES)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_full_training_keeps_more_activations_and_no_weights_among_them(family, dtype):
+def test_full_training_keeps_activations_and_no_weights_among_them(family, dtype):
     options = LoadOptions(dtype=dtype, device="cpu", resolution=256, max_sequence_length=24, targets=("attention",))
     footprint, found = measured(family, options, full=True), saved_by_autograd(family, options, False, full=True)
     assert found == pytest.approx(ROWS * footprint.activations, rel=0.1)
-    assert footprint.activations > measured(family, options).activations
     weights = real(family, options, full=True)[1].adapters.trainable().values()
     assert footprint.trainable == sum(weight.numel() for weight in weights)
 

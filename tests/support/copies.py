@@ -80,8 +80,8 @@ class DoubleModel(SD3Model):
         self.dtype = torch.float64
         self.adapters = DoubleBank(self.transformer, TARGETS)
 
-    def _load_transformer(self):
-        return super()._load_transformer().double()
+    def _load_transformer(self, *arguments):
+        return super()._load_transformer(*arguments).double()
 
     def decode(self, latents):
         return torch.sigmoid(latents[:, :3])
@@ -90,8 +90,8 @@ class DoubleModel(SD3Model):
 class ExactModel(DoubleModel):
     """The tiny model in float64 from end to end."""
 
-    def _forward(self, latents, sigma, embeds, pooled, adapters):
-        parts = [part.double() for part in (latents, sigma * 1000, embeds, pooled)]
+    def _forward(self, latents, sigma, cond, adapters, guidance=None):
+        parts = [part.double() for part in (latents, sigma * 1000, cond.embeds, cond.pooled)]
         names = ("hidden_states", "timestep", "encoder_hidden_states", "pooled_projections")
         with self.adapters.mix(adapters):
             return self.transformer(**dict(zip(names, parts, strict=True)), return_dict=False)[0]
