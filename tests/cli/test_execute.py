@@ -85,9 +85,7 @@ def test_an_interrupted_run_names_the_command_that_resumes_it(flowopd, stage, tm
     assert flowopd("distill", "--resume", "r")[0] == 2
     code, out, err = flowopd("teacher", "--resume", "r", "--set", "train.weight_decay=1", "--set", "train.micro=2")
     assert (code, out, calls) == (2, "", [])
-    assert (
-        "--set train.weight_decay: r keeps its settings; on --resume only adapter.copies, adapter.targets, " in err
-    )
+    assert "--set train.weight_decay: r keeps its settings; on --resume only adapter.copies, adapter.targets, " in err
     assert flowopd("teacher", "--resume", "r", "--set", "train.iterations=7", "--processes", "1")[:2] == (0, "r\n")
     assert (calls[0].options, calls[0].recipe.train.iterations) == ({"resume": True}, 7)
     assert RunDir.open(tmp_path / "r").recipe().train.iterations == 7
