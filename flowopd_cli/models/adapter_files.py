@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import Tensor
 
 from flowopd_cli.core.merging import LoraFactors
@@ -28,6 +28,7 @@ from flowopd_cli.models.files.adapter_header import (
 from flowopd_cli.models.files.peft_config import BASE_KEY
 from flowopd_cli.models.files.targets import anchored, pattern_keys
 from flowopd_cli.system.files import atomic_write
+from flowopd_cli.system.tensor_files import serialized
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def write_adapter(folder: Path, factors: Mapping[str, LoraFactors], config: Adap
         "fan_in_fan_out": False,
     }
     metadata = {"format": "pt"} | ({BASE_KEY: config.base_sha256} if config.base_sha256 else {})
-    atomic_write(folder / PEFT_WEIGHTS, _serialized(_named(PEFT_PREFIX, factors), metadata))
+    atomic_write(folder / PEFT_WEIGHTS, b"".join(serialized(_named(PEFT_PREFIX, factors), metadata)))
     atomic_write(folder / CONFIG, json.dumps(body, indent=2) + "\n")
 
 
@@ -111,22 +112,12 @@ def write_diffusers(folder: Path, factors: Mapping[str, LoraFactors]) -> None:
         "target_modules": list(ranks),
     }
     metadata = {"format": "pt", DIFFUSERS_CONFIG: json.dumps({DIFFUSERS_PREFIX + k: v for k, v in config.items()})}
-    atomic_write(folder / DIFFUSERS_WEIGHTS, _serialized(_named(DIFFUSERS_PREFIX, folded), metadata))
+    atomic_write(folder / DIFFUSERS_WEIGHTS, b"".join(serialized(_named(DIFFUSERS_PREFIX, folded), metadata)))
 
 
 def _named(prefix: str, factors: Mapping[str, LoraFactors]) -> dict[str, Tensor]:
     sides = {f"{prefix}{name}.lora_{side}.weight": (pair, side) for name, pair in factors.items() for side in "AB"}
-    return {name: (pair.a if side == "A" else pair.b).contiguous().clone() for name, (pair, side) in sides.items()}
-
-
-def _serialized(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
-    """A safetensors file, byte-identical for equal tensors; the library alone writes metadata in any order."""
-    data = save(tensors, metadata)
-    size = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + size])
-    header["__metadata__"] = dict(sorted(metadata.items()))
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    return data[:8] + text.ljust(size) + data[8 + size :]
+    return {name: pair.a if side == "A" else pair.b for name, (pair, side) in sides.items()}
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:

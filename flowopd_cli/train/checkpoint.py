@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from flowopd_cli.models.base import FlowModel
-from flowopd_cli.models.full_files import write_tensors
+from flowopd_cli.system.tensor_files import write_tensors
 
 ROLES = ("policy", "policy_ema", "policy_slow")  # the last one for some objectives only
 TENSORS, COUNTERS = "state.safetensors", "state.json"
