@@ -53,7 +53,7 @@ class Conditioning:
         """The embeddings of each prompt without those of its padding."""
         if self.mask is None:
             return list(self.embeds)
-        return [embeds[mask] for embeds, mask in zip(self.embeds, self.mask, strict=True)]
+        return list(self.embeds[self.mask].split(self.mask.sum(dim=1).tolist()))
 
     def __len__(self) -> int:
         return self.embeds.shape[0]

@@ -47,6 +47,14 @@ SD3 = {
     "qk_norm": "rms_norm",
 }
 LARGER = {"num_layers": 3, "num_attention_heads": 3, "caption_projection_dim": 48}
+DECODER = {
+    "hidden_size": TEXT_WIDTH,
+    "intermediate_size": 2 * TEXT_WIDTH,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 8,
+}
 T5 = {"d_model": 24, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 3, "is_encoder_decoder": False}
 
 

@@ -2,19 +2,11 @@
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
-from support.tiny import autoencoder
+from support.tiny import DECODER, TEXT_WIDTH, autoencoder
 from transformers import Qwen2Tokenizer, Qwen3Config, Qwen3Model
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-WIDTH = 16
 MARKS = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
-QWEN = {
-    "hidden_size": WIDTH,
-    "intermediate_size": 2 * WIDTH,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 8,
-}
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -44,13 +36,13 @@ def assemble_z_image(seed: int) -> ZImagePipeline:
                 n_refiner_layers=1,
                 n_heads=2,
                 n_kv_heads=2,
-                cap_feat_dim=WIDTH,
+                cap_feat_dim=TEXT_WIDTH,
                 axes_dims=(4, 6, 6),
                 axes_lens=(256, 32, 32),
             ),
             scheduler=FlowMatchEulerDiscreteScheduler(shift=6.0),
             vae=autoencoder(3, 0.3611, 0.1159),
-            text_encoder=Qwen3Model(Qwen3Config(vocab_size=len(words), num_hidden_layers=2, **QWEN)),
+            text_encoder=Qwen3Model(Qwen3Config(vocab_size=len(words), **DECODER)),
             tokenizer=words,
         )
         for name, weight in pipeline.transformer.named_parameters():

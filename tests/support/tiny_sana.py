@@ -2,18 +2,11 @@
 
 import torch
 from diffusers import AutoencoderDC, DPMSolverMultistepScheduler, SanaPipeline, SanaTransformer2DModel
+from support.tiny import DECODER, TEXT_WIDTH
 from tokenizers.processors import TemplateProcessing
 from transformers import Gemma2Config, Gemma2Model, GemmaTokenizer
 
-SEQUENCE, WIDTH = 8, 16
-GEMMA = {
-    "hidden_size": WIDTH,
-    "intermediate_size": 2 * WIDTH,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 8,
-}
+SEQUENCE = 8
 
 
 def tokenizer() -> GemmaTokenizer:
@@ -48,7 +41,7 @@ def assemble_sana(seed: int, **geometry) -> SanaPipeline:
                 num_cross_attention_heads=2,
                 cross_attention_head_dim=16,
                 cross_attention_dim=32,
-                caption_channels=WIDTH,
+                caption_channels=TEXT_WIDTH,
                 sample_size=4,
                 **geometry,
             ),
@@ -63,6 +56,6 @@ def assemble_sana(seed: int, **geometry) -> SanaPipeline:
                 downsample_block_type="conv",
                 scaling_factor=0.41407,
             ),
-            text_encoder=Gemma2Model(Gemma2Config(vocab_size=len(words), **GEMMA)),
+            text_encoder=Gemma2Model(Gemma2Config(vocab_size=len(words), **DECODER)),
             tokenizer=words,
         )

@@ -96,17 +96,17 @@ def _training(recipe: recipes.TrainedRecipe, room: int) -> Finding:
         return Finding("memory needed", "ok", f"{text}; train.micro up to {most} fits")
     if most:
         return Finding("memory needed", "fail", text, f"--set train.micro={most}")
-    saved = "--set train.gradient_checkpointing=true --set train.micro="
-    whole = recipe.adapter.kind == "full"
-    for quantize in ("none",) if whole else get_args(Quantize):
+    setting = "--set train.gradient_checkpointing=true --set train.micro="
+    full = recipe.adapter.kind == "full"
+    for quantize in ("none",) if full else get_args(Quantize):
         most = largest_micro(with_quantize(recipe, quantize), room, checkpointing=True)
         if most and not (recipe.model.shard and quantize != "none"):
             bits = "" if quantize == recipe.model.quantize else f"--set model.quantize={quantize} "
-            return Finding("memory needed", "fail", text, f"{bits}{saved}{min(most, micro)}")
-    more = "several with train.processes and model.shard=true"
-    if whole:
-        more = "--set adapter.copies=cpu, train.optimizer=adamw8bit, or adapter.kind=lora"
-    way_out = f"not even one row fits: a larger device, or {more}"
+            return Finding("memory needed", "fail", text, f"{bits}{setting}{min(most, micro)}")
+    alternative = "several with train.processes and model.shard=true"
+    if full:
+        alternative = "--set adapter.copies=cpu, train.optimizer=adamw8bit, or adapter.kind=lora"
+    way_out = f"not even one row fits: a larger device, or {alternative}"
     return Finding("memory needed", "fail", text, way_out)
 
 

@@ -109,7 +109,7 @@ def training_needs(recipe: TrainedRecipe) -> Needs:
 
     Raises :class:`ArtifactError`: the configuration of a base is damaged, or not on this machine.
     """
-    counted: list[tuple[Footprint, Workload]] = []
+    parts: list[tuple[Footprint, Workload]] = []
     full = _full_models(recipe)
     lora = recipe.adapter.model_copy(update={"kind": "lora"})  # of teachers on their own bases
     works = [(recipe.model, recipe.adapter, workload(recipe, full))]
@@ -118,10 +118,10 @@ def training_needs(recipe: TrainedRecipe) -> Needs:
         base = _footprint(model, adapter)
         if base is None:
             raise ArtifactError(f"the shape of {model.pretrained} is not at hand (give a local folder)")
-        counted.append((base, work))
+        parts.append((base, work))
     from flowopd_cli.models.memory import needs
 
-    return needs(*counted[0], counted[1:])
+    return needs(*parts[0], parts[1:])
 
 
 def _full_models(recipe: TrainedRecipe) -> set[str]:

@@ -185,12 +185,11 @@ class _Checks:
         """One pass with other settings: memory, time, and its gradient, or with ``loss`` its velocity, off by."""
         world = _world(_recipe(self.size, changes))
         device, fused = world.model.device, structures.fused(world)
-        if loss:
-            off, limit = _distance(_velocity(world.model), self.velocity), loss
-        else:
-            limit = TOLERANCE[world.model.dtype]
-            off = _distance(_gradient(world, fused), self.gradient)
-        first, _ = clock.timed(fused, device)
+        off, limit = _distance(_velocity(world.model), self.velocity), loss
+        gradients: list[Tensor] = []
+        first, _ = clock.timed(lambda: gradients.append(_gradient(world, fused)), device)
+        if not loss:
+            off, limit = _distance(gradients[0], self.gradient), TOLERANCE[world.model.dtype]
         peak = clock.peak_bytes(fused, device)
         seconds = self._seconds(fused, device)
         return [
@@ -231,8 +230,8 @@ def _estimate(recipe: DistillRecipe, dtype: str) -> int:
     footprint = measure(recipe.model.family, recipe.model.pretrained, options, recipe.adapter.rank)
     if footprint is None:
         raise ArtifactError(f"{recipe.model.pretrained}: its shape is not known")
-    counted = needs(replace(footprint, quantize=recipe.model.quantize), cost.workload(recipe))
-    return counted.peak(checkpointing=recipe.train.gradient_checkpointing)
+    memory = needs(replace(footprint, quantize=recipe.model.quantize), cost.workload(recipe))
+    return memory.peak(checkpointing=recipe.train.gradient_checkpointing)
 
 
 def _memory(name: str, peak: int, world: World) -> Row:
