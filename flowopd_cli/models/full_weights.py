@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from flowopd_cli.core.merging import LoraFactors
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.models.adapter_files import read_adapter
 from flowopd_cli.models.adapters import AdapterBank
-from flowopd_cli.models.files.full_weights import is_full, read_weights_header
+from flowopd_cli.models.files.full_weights import WeightsHeader, is_full, read_weights_header
 from flowopd_cli.models.full_files import read_tensor, write_folder
 
 Weights = Mapping[str, Tensor]
@@ -26,10 +27,16 @@ class WeightBank(AdapterBank):
     The base stays in the transformer, frozen, so that adapters and the bare base work beside a trained set. A set takes
     its place for the time of a forward, cast to the base's precision. A trained set and its copies are float32 (as
     precise as the base at least); a set that is only loaded has the base's precision.
+
+    ``files`` is the folder that the base was loaded from. A trained set starts from the weights there, before they were
+    rounded to the base's precision, so that its difference to them is what was learned.
     """
 
-    def __init__(self, transformer: nn.Module, targets: Sequence[str], flat: Sequence[str] = ()) -> None:
+    def __init__(
+        self, transformer: nn.Module, targets: Sequence[str], flat: Sequence[str] = (), files: Path | None = None
+    ) -> None:
         super().__init__(transformer, targets, flat)
+        self._files = files
         self.copies_device: torch.device | None = None  # of copies of a trained set; its own if None
         self.installed: Weights | None = None  # the tensors in the base's places
         self._places = {
@@ -55,9 +62,8 @@ class WeightBank(AdapterBank):
         base = {key: self._base(key) for key in self._places}
         if any(type(tensor) is not nn.Parameter or not tensor.is_floating_point() for tensor in base.values()):
             raise ArtifactError("a sharded or quantized base takes LoRAs alone, no full model")
-        exact = {key: torch.promote_types(tensor.dtype, torch.float32) for key, tensor in base.items()}
         with torch.no_grad():
-            tensors = {key: t.to(exact[key] if trainable else t.dtype, copy=True) for key, t in base.items()}
+            tensors = {key: self._exact(key, t) if trainable else t.clone() for key, t in base.items()}
             if source is not None and is_full(source):
                 self._read(source, tensors)
             elif source is not None:
@@ -112,7 +118,8 @@ class WeightBank(AdapterBank):
         if name not in self._sets:
             super().save(name, folder, base, base_sha256)
             return
-        buffers = {key: tensor for key, tensor in self.transformer.state_dict().items() if key in self._buffers}
+        state = self.transformer.state_dict()
+        buffers = {key: self._exact(key, state[key]) for key in self._buffers}
         config = json.loads(self.transformer.to_json_string())  # pyright: ignore[reportCallIssue]
         write_folder(folder, {**buffers, **self._sets[name]}, config, base, base_sha256)
 
@@ -152,6 +159,19 @@ class WeightBank(AdapterBank):
         self._sets[name] = {key: nn.Parameter(tensor, requires_grad=trainable) for key, tensor in tensors.items()}
         self._names.append(name)
         self._trainable |= {name} if trainable else set()
+
+    @cached_property
+    def _stored(self) -> WeightsHeader | None:
+        return self._files and read_weights_header(self._files)
+
+    def _exact(self, key: str, tensor: Tensor) -> Tensor:
+        """A copy of a tensor of the base, float32 at least, as it was before it was rounded to the base's precision."""
+        if not tensor.is_floating_point():
+            return tensor.clone()
+        copy, stored = tensor.to(torch.promote_types(tensor.dtype, torch.float32), copy=True), self._stored
+        if copy.dtype != tensor.dtype and stored is not None and stored.shapes.get(key) == tuple(tensor.shape):
+            copy.copy_(read_tensor(stored, key))
+        return copy
 
     def _read(self, folder: Path, tensors: Weights) -> None:
         """Overwrite all tensors by those of a folder."""

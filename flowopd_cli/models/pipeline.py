@@ -87,7 +87,8 @@ class PipelineModel(PipelineTexts):
             self._turns = Turns(self._idle, GROUP)
         self._offload = options.offload
         self.transformer.to("cpu" if options.offload else device).eval()
-        self.adapters = WeightBank(self.transformer, options.targets, self.flat_modules)
+        files = None if modules.transformer else folder / "transformer"
+        self.adapters = WeightBank(self.transformer, options.targets, self.flat_modules, files)
         self._fingerprint = ""
         self._scheduler = load_part(self.scheduler_class, folder, "scheduler")
         self._resolution = options.resolution

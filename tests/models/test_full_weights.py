@@ -5,9 +5,12 @@ import copy
 import pytest
 import torch
 from diffusers import SD3Transformer2DModel
+from safetensors.torch import load_file
 from support.tiny import LARGER, TEXTS, assemble, load, make_draw, make_sampler, randomize
 
 from flowopd_cli.errors import ArtifactError
+from flowopd_cli.models.adapter_files import read_adapter
+from flowopd_cli.models.files.full_weights import WEIGHTS
 from flowopd_cli.train import collect, labels
 from flowopd_cli.train.routes import Route, Teacher, sole
 
@@ -197,6 +200,39 @@ def test_a_saved_set_loads_in_plain_diffusers_and_as_a_frozen_set(full, pipeline
     for file in (tmp_path / "saved").iterdir():
         assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes()
         assert str(tmp_path) not in (tmp_path / "saved" / "config.json").read_text()
+
+
+@pytest.mark.parametrize("start", ["the base", "a LoRA"])
+def test_a_set_on_a_bfloat16_base_starts_from_the_weights_of_its_files(pipeline_folder, trainee, tmp_path, start):
+    model, stored = load(pipeline_folder, dtype="bfloat16"), load_file(pipeline_folder / "transformer" / WEIGHTS)
+    lora = None
+    if start == "a LoRA":
+        lora = tmp_path / "lora"
+        trainee.adapters.save("policy", lora, str(pipeline_folder), model.fingerprint)
+        stored |= {f"{k}.weight": stored[f"{k}.weight"] + f.delta().float() for k, f in read_adapter(lora)[1].items()}
+    model.adapters.add_full("policy", lora, trainable=True)
+    model.adapters.save("policy", tmp_path / "full", str(pipeline_folder), model.fingerprint)
+    saved = load_file(tmp_path / "full" / WEIGHTS)
+    assert saved.keys() == stored.keys() > model.adapters.state("policy").keys()  # and a buffer
+    assert any(not torch.equal(value, value.bfloat16().float()) for value in stored.values())
+    for name, value in stored.items():
+        assert saved[name].dtype == torch.float32
+        assert torch.equal(saved[name], value), name
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_a_set_trained_on_a_bfloat16_base_is_that_of_plain_diffusers(pipeline_folder, tmp_path, dtype):
+    """In the precision of the training and in another one, in which the buffers are those of the base again."""
+    model = load(pipeline_folder, dtype="bfloat16")
+    model.adapters.add_full("policy", trainable=True)
+    move(model)
+    model.adapters.save("policy", tmp_path, str(pipeline_folder), model.fingerprint)
+    ours, plain = load(pipeline_folder, dtype=dtype), load(pipeline_folder, dtype=dtype)
+    ours.adapters.load("teacher", tmp_path)
+    plain.transformer = SD3Transformer2DModel.from_pretrained(tmp_path, torch_dtype=plain.dtype)
+    plain.adapters = type(plain.adapters)(plain.transformer, ())
+    assert torch.equal(velocity(plain, None), velocity(ours, "teacher"))
+    assert torch.equal(velocity(plain, None), velocity(model, "policy")) == (dtype == "bfloat16")
 
 
 def test_a_set_starts_from_another_set_or_from_an_adapter(full, trainee, pipeline_folder, tmp_path):

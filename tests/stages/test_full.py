@@ -163,7 +163,7 @@ def test_a_full_teacher_teaches_a_lora_and_one_with_a_base_of_its_own_a_full_stu
     own = ("--teacher", "one={root}/one,base=" + str(world.base), "--teacher", "two={root}/two")
     distant = world.distill("distant", *own, anchor__beta=0, adapter__kind="full", model__dtype="bfloat16")
     assert distant.rows()[-1]["kl"] < distant.rows()[0]["kl"]
-    assert {value.dtype for value in weights(distant).values()} == {torch.float32, torch.bfloat16}  # and a buffer
+    assert {value.dtype for value in weights(distant).values()} == {torch.float32}
 
 
 def test_a_lora_is_a_start_of_a_full_model_and_not_the_other_way_round(world, flowopd):
@@ -199,6 +199,21 @@ def test_full_models_are_merged_by_their_differences_to_the_base(world, call):
     total = sum(part * mask for part, mask in zip(parts, agree, strict=True))
     expected = start + total / (0.5 * sum(mask.double() for mask in agree)).clamp(min=0.5)
     torch.testing.assert_close(mixed.double(), expected, atol=1e-7, rtol=1e-6)
+
+
+def test_a_merge_holds_what_was_learned_on_a_rounded_base_and_no_rounding(world, call):
+    rate = 1e-6
+    one_step = {"model.dtype": "bfloat16", "train.iterations": 1, "train.lr": rate}
+    half, base = weights(world.teacher("half", FULL, one_step)), weights(world.base / "transformer")
+    merged = call("merge", world.root / "half", "--weights", "2", "--out", world.root / "doubled")
+    doubled = weights(world.run("doubled"))
+    for name, value in base.items():
+        torch.testing.assert_close(doubled[name].double(), 2 * half[name].double() - value.double(), atol=1e-7, rtol=0)
+    trained = sum(value.numel() for name, value in base.items() if name != "pos_embed.pos_embed")
+    longest = 2 * 1.05 * rate * trained**0.5  # of a step, AdamW moves a weight by its rate; float32 rounds the sum
+    assert 0 < merged["metrics"]["update_norm"] < longest
+    rounding = sum(float((value.bfloat16().double() - value.double()).square().sum()) for value in base.values()) ** 0.5
+    assert 10 * longest < rounding
 
 
 def trimmed(delta):
