@@ -20,7 +20,7 @@ from flowopd_cli.cli.study.grid import Node
 from flowopd_cli.cli.study.pool import DONE, SUFFIXES, Pool, cpu_seconds
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.recipe.cost import arithmetic
-from flowopd_cli.reports import report
+from flowopd_cli.reports import comparison, report
 from flowopd_cli.reports.entries import Entry
 from flowopd_cli.reports.page import Listing
 from flowopd_cli.reports.table import NUMBERS, Cell, table
@@ -200,7 +200,9 @@ class Demo:
         folding = [_folding_row(name, RunDir.open(self.out / run)) for name, run in guided if run not in faults]
         columns = ("model", "guidance", "forwards a picture", *OBJECTIVES, AVERAGE)
         listings = [Listing(FOLDING, columns, tuple(folding), frozenset(range(1, len(columns))))] if folding else []
-        report.write_comparison(entries, self.out / REPORT, TITLE, f"{lead} {CAPTION}. {COSTS}.", listings, sentence)
+        target = self.out / REPORT
+        page = comparison.page(entries, target, TITLE, f"{lead} {CAPTION}. {COSTS}.", listings, STUDENT)
+        report.write_comparison(entries, target, replace(page, verdict=sentence))
         if shown := table(entries):
             rows = [(name, *map(_text, cells)) for name, cells in shown.rows]
             progress.table(f"Held-out results. {CAPTION}", ("model", *shown.columns), rows)

@@ -11,7 +11,7 @@ from flowopd_cli.reports.charts import INK, MARKS, SERIES, Chart, Key, axes, svg
 TITLE = "Change against the base"
 NOTE = (
     "Right of the line a model is better than the base at that suite, left of it worse. Bars: one standard error of "
-    "the difference, as if the two were independent."
+    "the difference on the same prompts; where an evaluation has no rows, as if the two were independent."
 )
 MAX_SUITE, MAX_MODEL = 40, 28  # characters of a name
 Changes = Mapping[str, Mapping[str, tuple[float, float | None]]]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from flowopd_cli.reports import changes, curves, pictures
+from flowopd_cli.reports import changes, curves, paired, pictures
 from flowopd_cli.reports.entries import Entry
 from flowopd_cli.reports.page import Link, Listing, Page, elapsed, link
 from flowopd_cli.reports.table import best_note, changes_against_base, files, scales, table
@@ -22,8 +22,11 @@ def page(
     title: str = "Comparison",
     lead: str = "",
     listings: Sequence[Listing] = (),
+    against: str = "",
 ) -> Page:
     """The comparison as a page at ``target``, with ``listings`` before that of the runs.
+
+    ``against`` names the model of the paired differences; without one they are left out.
 
     Raises :class:`ArtifactError`: metrics or results are damaged.
     """
@@ -40,7 +43,7 @@ def page(
         charts=curves.of_runs({name: metrics for name, metrics in rows.items() if metrics}),
         chart_note="" if evaluated else "None of these models has an evaluation: flowopd eval --adapter RUN makes one.",
         grids=_grids(entries),
-        listings=[*listings, _runs(entries, target)],
+        listings=[*_differences(entries, against), *listings, _runs(entries, target)],
     )
 
 
@@ -58,6 +61,23 @@ def _note(entries: Sequence[Entry]) -> str:
             note += f" † {entry.label} was evaluated otherwise and does not compare: {protocol(entry.evaluation)}"
             note += f"; another judge of {', '.join(suites)}." if suites else "."
     return note
+
+
+def _differences(entries: Sequence[Entry], reference: str) -> list[Listing]:
+    """The paired differences as a table, none where no model shares pictures with the reference."""
+    differences = paired.against(entries, reference)
+    suites = list(dict.fromkeys(suite for pairs in differences.values() for suite in pairs))
+    rows = [(model, *(_paired(pairs.get(suite)) for suite in suites)) for model, pairs in differences.items() if pairs]
+    columns = (f"less {reference}", *suites)
+    numeric = frozenset(range(1, len(columns)))
+    return [Listing("Paired differences", columns, tuple(rows), numeric, note=paired.NOTE)] if rows else []
+
+
+def _paired(pair: paired.Difference | None) -> str:
+    if pair is None:
+        return "—"
+    error = "" if pair.stderr is None else f" ± {pair.stderr:.3f}"
+    return f"{pair.mean:+.3f}{error} ({pair.won:.0%} / {pair.lost:.0%})"
 
 
 def _grids(entries: Sequence[Entry]) -> list[pictures.Grid]:

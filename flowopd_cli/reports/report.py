@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from flowopd_cli.errors import ArtifactError, one_line
-from flowopd_cli.reports import comparison, entries, run_page, table
-from flowopd_cli.reports.page import MARK, Listing, render
+from flowopd_cli.reports import comparison, entries, paired, run_page, table
+from flowopd_cli.reports.page import MARK, Page, render
 from flowopd_cli.runs.layout import REPORT, RunPaths
 from flowopd_cli.runs.manifest import is_run
 from flowopd_cli.runs.run import RunDir, fresh_path
@@ -44,12 +43,18 @@ def of_run(path: Path, out: Path | None) -> Path:
     return target
 
 
-def of_runs(paths: Sequence[Path], out: Path | None) -> tuple[Path, list[entries.Entry], list[Path]]:
+def of_runs(
+    paths: Sequence[Path], out: Path | None, against: str | None = None
+) -> tuple[Path, list[entries.Entry], list[Path]]:
     """Write the comparison of several runs; returns the path of its page, the models in it, and the files of numbers.
 
-    Raises :class:`ArtifactError`: a path is no run, an evaluation is damaged, or ``out`` holds something else.
+    ``against`` names the model of the paired differences, the base by default.
+
+    Raises :class:`ArtifactError`: a path is no run, an evaluation is damaged, ``out`` holds something else, or no model
+    is called ``against``.
     """
     models = entries.collect(paths)
+    reference = paired.reference(models, against)
     target = _page_at(fresh_path("report") if out is None else out)
     if is_run(target.parent):
         raise ArtifactError(f"{target.parent}: is a run; give --out a folder of its own for the comparison")
@@ -60,21 +65,13 @@ def of_runs(paths: Sequence[Path], out: Path | None) -> tuple[Path, list[entries
             raise ArtifactError(
                 f"{path}: is not a file of an earlier report, or was changed; move it, or give --out a fresh name"
             )
-    return target, models, write_comparison(models, target)
+    return target, models, write_comparison(models, target, comparison.page(models, target, against=reference))
 
 
-def write_comparison(
-    models: Sequence[entries.Entry],
-    target: Path,
-    title: str = "Comparison",
-    lead: str = "",
-    listings: Sequence[Listing] = (),
-    verdict: str = "",
-) -> list[Path]:
+def write_comparison(models: Sequence[entries.Entry], target: Path, page: Page) -> list[Path]:
     """Write a comparison's page to ``target`` and its numbers to the same folder; returns the files of numbers."""
-    page = replace(comparison.page(models, target, title, lead, listings), verdict=verdict)
-    numbers, page = _numbers(models, target), render(page)
-    for path, text in (*numbers.items(), (target, page)):
+    numbers, html = _numbers(models, target), render(page)
+    for path, text in (*numbers.items(), (target, html)):
         atomic_write(path, text)
     return list(numbers)
 

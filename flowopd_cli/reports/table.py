@@ -13,6 +13,7 @@ from typing import Any
 
 from flowopd_cli.errors import printable
 from flowopd_cli.reports.entries import BASE, Entry, best_of_guidances
+from flowopd_cli.reports.paired import between, counterpart
 from flowopd_cli.runs.evaluations import AVERAGE, PROTOCOL, on_unit_scale
 from flowopd_cli.system.json_files import plain
 
@@ -133,14 +134,20 @@ def best_note(entries: Sequence[Entry]) -> str:
 
 
 def changes_against_base(entries: Sequence[Entry]) -> dict[str, dict[str, tuple[float, float | None]]]:
-    """``{model: {suite: (change, standard error)}}`` of the models that compare with the base."""
-    bases = [entry for entry in entries if entry.name == BASE and entry.comparable]
-    by_guidance = {entry.guidance: entry for entry in sorted(bases, key=lambda entry: entry.quantize == "none")}
+    """``{model: {suite: (change, standard error)}}`` of the models that compare with the base.
+
+    The error is that of the paired difference where both evaluations have their rows.
+    """
+    comparable = [entry for entry in entries if entry.comparable and entry.results]
     return {
-        entry.label: {s: change(figures, base.results[s]) for s, figures in entry.results.items() if s in base.results}
-        for entry in entries
-        if (base := by_guidance.get(entry.guidance)) and entry is not base and entry.comparable and entry.results
+        entry.label: _changes(entry, base) for entry in comparable if (base := counterpart(entry, BASE, comparable))
     }
+
+
+def _changes(entry: Entry, base: Entry) -> dict[str, tuple[float, float | None]]:
+    pairs = between(entry.evaluation, base.evaluation) if entry.evaluation and base.evaluation else {}
+    changes = {s: change(figures, base.results[s]) for s, figures in entry.results.items() if s in base.results}
+    return changes | {suite: (pair.mean, pair.stderr) for suite, pair in pairs.items()}
 
 
 def change(figures: Mapping[str, Any], reference: Mapping[str, Any]) -> tuple[float, float | None]:

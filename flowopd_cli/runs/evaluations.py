@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from flowopd_cli.errors import ArtifactError
+from flowopd_cli.errors import ArtifactError, one_line
 from flowopd_cli.recipe import EvalRecipe, EvalSpec
 from flowopd_cli.runs.layout import part_name
 from flowopd_cli.runs.run import RunDir
-from flowopd_cli.system.json_files import read_json_value
+from flowopd_cli.system.json_files import read_json_lines, read_json_value
 
 SHEET = "eval"
 AVERAGE = "average"
@@ -25,6 +25,7 @@ PROTOCOL = ("split", "limit", "images", "steps", "guidance", "seed")
 BASE, MODEL = "base", "this model"
 _PART = re.compile(r"\.guidance-\d[\d.e+-]*$")
 T = TypeVar("T")
+Values = Mapping[tuple[str, str], Mapping[int, float]]  # {(tag, prompt): {number of the picture: headline}}
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,22 @@ class Evaluation:
             if name in others and others[name]["version"] == result["version"] and name not in judged_otherwise
             if self.protocol == other.protocol
         ]
+
+    def values(self, suite: str) -> Values:
+        """The headline of every valid picture of a suite, empty where its rows are not kept.
+
+        Raises :class:`ArtifactError`: a row is damaged.
+        """
+        path = self.run.eval_file(suite, self.part).with_suffix(".jsonl")
+        by_prompt: dict[tuple[str, str], dict[int, float]] = {}
+        try:
+            for row in read_json_lines(path):
+                if row["value"] is not None:
+                    prompt = f"{row['task']}/{row['prompt']}"
+                    by_prompt.setdefault((row["tag"], prompt), {})[row["index"]] = float(row["value"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ArtifactError(f"{path}: damaged row of a scored picture ({one_line(error)})") from error
+        return by_prompt
 
     def judged_otherwise(self, other: Evaluation) -> list[str]:
         """The common suites that different judges scored."""

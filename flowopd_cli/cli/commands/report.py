@@ -3,37 +3,47 @@
 from __future__ import annotations
 
 import json as jsonlib
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from flowopd_cli.cli.options import Json
+from flowopd_cli.errors import RecipeError, printable
 
 Runs = Annotated[list[Path], typer.Argument(metavar="RUN", help="Runs of any stage, evaluations included.")]
 Out = Annotated[
     Path | None, typer.Option(metavar="FILE|DIR", help="Where to write; the run or a new folder by default.")
 ]
+Against = Annotated[
+    str | None, typer.Option(metavar="MODEL", help="The model of the paired differences; the base by default.")
+]
 
 
-def report(runs: Runs, out: Out = None, json: Json = False) -> None:
+def report(runs: Runs, out: Out = None, against: Against = None, json: Json = False) -> None:
     """Rewrite the report of a run, or compare several: the table of their evaluations (also as CSV, JSON, Markdown and
-    LaTeX), the change from the base, pictures for the same prompts and seeds, and curves. Evaluations of these runs in
-    the same folders are found automatically.
+    LaTeX), differences on the same prompts and seeds, pictures of these, and curves. Evaluations of these runs in the
+    same folders are found automatically.
 
     \b
     Example:
       flowopd report runs/student
-      flowopd report runs/t-geneval runs/t-ocr runs/student --out runs/comparison
+      flowopd report runs/t-geneval runs/t-ocr runs/student --out runs/comparison --against t-ocr
     """
-    from flowopd_cli.errors import printable
+    from flowopd_cli.reports import paired
     from flowopd_cli.reports.report import of_run, of_runs
 
     result = {}
     if len(runs) == 1:
+        if against is not None:
+            raise RecipeError("--against compares several runs; name two or more")
         page = of_run(runs[0], out)
     else:
-        page, entries, files = of_runs(runs, out)
+        page, entries, files = of_runs(runs, out, against)
         models = {entry.label: entry.results for entry in entries}
-        result = {"files": [str(file) for file in files], "models": models}
+        reference = paired.reference(entries, against)
+        differences = paired.against(entries, reference)
+        rows = {model: {suite: asdict(pair) for suite, pair in pairs.items()} for model, pairs in differences.items()}
+        result = {"files": [str(file) for file in files], "models": models, "against": reference, "paired": rows}
     print(jsonlib.dumps({"report": str(page), **result}) if json else printable(str(page)))

@@ -1,0 +1,86 @@
+"""Differences of two models on the same prompts and seeds, from the rows of their evaluations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import mean, variance
+
+from flowopd_cli.errors import ArtifactError
+from flowopd_cli.reports.entries import BASE, Entry
+from flowopd_cli.runs.evaluations import Evaluation, Values
+
+NOTE = (
+    "On the same prompts and seeds: mean difference ± standard error over prompts; in brackets the shares of prompts "
+    "won and lost, by the mean of their pictures."
+)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One model less another on a suite: the mean, its standard error, and shares of the prompts won and lost.
+
+    ``stderr`` is ``None`` where a tag has a single prompt.
+    """
+
+    mean: float
+    stderr: float | None
+    won: float
+    lost: float
+    prompts: int
+
+
+def difference(one: Values, other: Values) -> Difference | None:
+    """The paired difference of two models, ``None`` where they share no picture.
+
+    As in a suite's headline, tags are averaged without weights, and the error of a tag is that of the means of its
+    prompts. Equal prompts and noise make the two models' figures dependent, so this error is that of the differences.
+    """
+    tags: dict[str, list[list[float]]] = {}
+    for (tag, prompt), pictures in one.items():
+        others = other.get((tag, prompt), {})
+        if differences := [value - others[index] for index, value in pictures.items() if index in others]:
+            tags.setdefault(tag, []).append(differences)
+    if not tags:
+        return None
+    prompts = {tag: [mean(differences) for differences in rows] for tag, rows in tags.items()}
+    means = [mean(value for row in rows for value in row) for rows in tags.values()]
+    errors = [variance(row) / len(row) if len(row) > 1 else math.nan for row in prompts.values()]
+    stderr = math.sqrt(math.fsum(errors)) / len(errors)
+    every = [value for row in prompts.values() for value in row]
+    won, lost = (sum(sign * value > 0 for value in every) / len(every) for sign in (1, -1))
+    return Difference(math.fsum(means) / len(means), stderr if math.isfinite(stderr) else None, won, lost, len(every))
+
+
+def between(one: Evaluation, other: Evaluation) -> dict[str, Difference]:
+    """The differences of two evaluations by suite, of the suites that compare and whose rows are there."""
+    differences = {suite: difference(one.values(suite), other.values(suite)) for suite in one.shared(other)}
+    return {suite: pair for suite, pair in differences.items() if pair is not None}
+
+
+def reference(entries: Sequence[Entry], name: str | None = None) -> str:
+    """The model ``name``, or without one the base, or else the first model; empty if none was evaluated.
+
+    Raises :class:`ArtifactError`: no model of that name has a comparable evaluation.
+    """
+    names = list(dict.fromkeys(entry.name for entry in entries if entry.evaluation and entry.comparable))
+    if name is not None and name not in names:
+        raise ArtifactError(f"--against {name}: no such model; those with comparable evaluations: {', '.join(names)}")
+    return name or (BASE if BASE in names else next(iter(names), ""))
+
+
+def against(entries: Sequence[Entry], name: str) -> dict[str, dict[str, Difference]]:
+    """``{model: {suite: difference}}`` of the comparable models against the model ``name``, at equal guidances."""
+    comparable = [entry for entry in entries if entry.evaluation and entry.comparable]
+    return {
+        entry.label: between(entry.evaluation, other.evaluation)
+        for entry in comparable
+        if entry.evaluation and (other := counterpart(entry, name, comparable)) and other.evaluation
+    }
+
+
+def counterpart(entry: Entry, name: str, entries: Sequence[Entry]) -> Entry | None:
+    """The entry of another model, ``name``, at the guidance of ``entry``; of several one on the full-precision base."""
+    others = [other for other in entries if other.name == name and other.guidance == entry.guidance]
+    return None if entry in others else next(iter(sorted(others, key=lambda other: other.quantize != "none")), None)
