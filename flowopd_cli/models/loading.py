@@ -12,6 +12,7 @@ from typing import Any
 import diffusers
 import torch
 import transformers
+from packaging.version import Version
 from safetensors import SafetensorError
 
 from flowopd_cli.errors import ArtifactError, one_line
@@ -83,6 +84,18 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     """``auto`` is bfloat16 on CUDA and float32 elsewhere."""
     automatic = torch.bfloat16 if device.type == "cuda" else torch.float32
     return automatic if name == "auto" else DTYPES[name]
+
+
+def require_diffusers(pipeline: str, first: str) -> None:
+    """Refuse a version of diffusers before ``first``, whose pipeline draws other pictures.
+
+    Raises :class:`ArtifactError`: it is installed.
+    """
+    if Version(diffusers.__version__).release < Version(first).release:
+        raise ArtifactError(
+            f"{pipeline} of diffusers {diffusers.__version__} draws other pictures than later ones: pip install "
+            f"'diffusers>={first}'"
+        )
 
 
 def load_part(kind: Any, folder: Path, subfolder: str = "", dtype: torch.dtype | None = None, **options: Any) -> Any:

@@ -23,7 +23,14 @@ from flowopd_cli.models.files.pipelines import base_fingerprint, locate, pixels_
 from flowopd_cli.models.full_weights import WeightBank
 from flowopd_cli.models.grids import check_grid, even_grid, shift_of
 from flowopd_cli.models.guidance import ClassifierFree, extrapolated
-from flowopd_cli.models.loading import LoadOptions, load_part, pick_dtype, quiet_libraries, take_device
+from flowopd_cli.models.loading import (
+    LoadOptions,
+    load_part,
+    pick_dtype,
+    quiet_libraries,
+    require_diffusers,
+    take_device,
+)
 from flowopd_cli.models.quantization import quantize
 from flowopd_cli.models.sharding import Turns, shard
 from flowopd_cli.models.speed import allow_tf32, checkpointed, compile_blocks
@@ -58,7 +65,7 @@ class PipelineModel(PipelineTexts):
     resolution; ``masked``: attention takes a mask of the text's tokens; ``flat_modules``: beginnings of the names of
     modules that are given the tokens of all rows in one dimension; ``plain_options``: arguments without which the
     pipeline's call draws another picture; ``processors``: attention processors in place of those of diffusers that
-    ignore backends.
+    ignore backends; ``first_diffusers``: the first version of diffusers whose pipeline draws the same pictures.
     """
 
     transformer_class: ClassVar[Any]
@@ -67,6 +74,7 @@ class PipelineModel(PipelineTexts):
     block_lists: ClassVar[tuple[str, ...]] = ("transformer_blocks",)
     flat_modules: ClassVar[tuple[str, ...]] = ()
     masked: ClassVar[bool] = False
+    first_diffusers: ClassVar[str] = "0.36"
     patch: ClassVar[int] = 2
     default_side: ClassVar[int] = 128
     plain_options: ClassVar[Mapping[str, Any]] = {}
@@ -102,8 +110,10 @@ class PipelineModel(PipelineTexts):
     def load(cls, pretrained: str | Path, options: LoadOptions = DEFAULTS) -> Self:
         """Load a folder or Hub id.
 
-        Raises :class:`ArtifactError`: it cannot be fetched or is of another family; or an option does not work here.
+        Raises :class:`ArtifactError`: it cannot be fetched or is of another family; an option does not work here; or
+        diffusers is too old for the family.
         """
+        require_diffusers(cls.pipeline_name, cls.first_diffusers)
         device = take_device(options.device)
         allow_tf32(device, options.tf32)
         return cls(locate(pretrained, options.revision, cls.transformer_class.__name__), device, options)

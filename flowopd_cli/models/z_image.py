@@ -13,6 +13,8 @@ from flowopd_cli.core.types import Conditioning
 from flowopd_cli.models.pipeline import PipelineModel
 from flowopd_cli.models.texts import chat_prefix, padded
 
+TURBO_SHIFT = 3.0
+
 
 class ZImageModel(PipelineModel):
     """Z-Image. Its network is given ``1 - sigma`` and returns the negative velocity, for lists of rows."""
@@ -23,6 +25,12 @@ class ZImageModel(PipelineModel):
     flat_modules = ("all_x_embedder", "cap_embedder")
     text_key = "cap_feat_dim"
     masked = True
+    first_diffusers = "0.39"  # earlier ones end the grid with a step of length 0
+
+    @property
+    def takes_guidance(self) -> bool:
+        """Not so for Turbo, whose published folder differs from the base's by its scheduler's shift alone: 3, not 6."""
+        return self._scheduler.config.shift != TURBO_SHIFT
 
     def text_limit(self, tokenizer: Any) -> int:
         """The tokens that the chat template leaves to a prompt."""

@@ -1,6 +1,6 @@
 """Recipes: the complete, typed settings of a command. Other packages import from here only."""
 
-from flowopd_cli.recipe.fields import ATTENTION_TARGETS, Spec
+from flowopd_cli.recipe.fields import Spec
 from flowopd_cli.recipe.reading import (
     assign,
     build,

@@ -19,10 +19,6 @@ from flowopd_cli.system.redact import secret_in_name, secret_in_options
 from flowopd_cli.system.text import suggest
 from flowopd_cli.system.validation import Checked
 
-ATTENTION_TARGETS = tuple(
-    f"attn.{name}"
-    for name in ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
-)
 Attention = Literal[
     "auto", "sdpa", "sdpa-flash", "sdpa-efficient", "sdpa-cudnn", "sdpa-math", "flash", "flash3", "flex", "xformers"
 ]

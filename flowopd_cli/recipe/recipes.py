@@ -9,6 +9,7 @@ from typing import Literal, get_args
 
 from pydantic import Field, model_validator
 
+from flowopd_cli.models.files.families import family
 from flowopd_cli.recipe.fields import Seed, Spec
 from flowopd_cli.recipe.sections import (
     AdapterSpec,
@@ -37,6 +38,13 @@ class _Trained(_Recipe):
     prompts: tuple[PromptSpec, ...] = Field(min_length=1)  #: prompts to draw
     train: TrainSpec = TrainSpec()  #: the loop
     watch: WatchSpec = WatchSpec()  #: what is measured beside the training
+
+    @model_validator(mode="after")
+    def _targets_of_the_family(self) -> _Trained:
+        if not self.adapter.targets:
+            targets = family(self.model.family).targets
+            object.__setattr__(self, "adapter", self.adapter.model_copy(update={"targets": targets}))
+        return self
 
     @model_validator(mode="after")
     def _full_weights_are_whole(self) -> _Trained:

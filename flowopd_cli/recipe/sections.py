@@ -17,7 +17,6 @@ from pydantic import (
 )
 
 from flowopd_cli.recipe.fields import (
-    ATTENTION_TARGETS,
     METADATA,
     ONE,
     RANKLESS,
@@ -86,8 +85,8 @@ class AdapterSpec(Spec):
     rank: PositiveInt = 32  #: rank of the LoRA
     alpha: PositiveInt = 64  #: the update is scaled by alpha / rank
     #: linear layers that get a LoRA, by the end of their names; `attention` is all inside attention, `all-linear` all;
-    #: the projections of joint attention by default
-    targets: Targets = ATTENTION_TARGETS
+    #: the family's own if empty
+    targets: Targets = ()
     init: str | None = None  #: a run, an adapter folder or file, or `hub:REPO@REVISION` to start from; null is the base
 
 

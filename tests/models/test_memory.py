@@ -10,12 +10,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from flowopd_cli.errors import ArtifactError
-from flowopd_cli.models.files.families import Shape, known_shape, named_shapes
+from flowopd_cli.models.files.families import ATTENTION_TARGETS, Shape, known_shape, named_shapes
 from flowopd_cli.models.files.workload import Workload
 from flowopd_cli.models.loading import LoadOptions
 from flowopd_cli.models.memory import measure, needs
 from flowopd_cli.models.random_weights import make_random, skeleton
-from flowopd_cli.recipe import ATTENTION_TARGETS
 from flowopd_cli.registry import MODELS
 from flowopd_cli.toy import folder
 

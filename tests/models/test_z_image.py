@@ -1,7 +1,9 @@
 """Z-Image beyond the common contract: direction of time, texts of different lengths, its convention of guidance."""
 
 import json
+import shutil
 
+import diffusers
 import pytest
 import torch
 from support.families import Z_IMAGE
@@ -46,6 +48,25 @@ def test_padding_of_a_text_changes_nothing(folder):
 def test_the_pipeline_counts_guidance_from_zero():
     assert family("z-image").pipeline_guidance(5.0) == {"guidance_scale": 4.0}
     assert family_of("Tongyi-MAI/Z-Image-Turbo") == "z-image"
+
+
+def test_turbo_takes_no_guidance(folder, tmp_path):
+    turbo = shutil.copytree(folder, tmp_path / "turbo")
+    path = turbo / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "shift": 3.0}))
+    model = Z_IMAGE.load(turbo)
+    given = torch.zeros(2, *model.latent_shape), torch.ones(2), model.encode(TEXTS[:2])
+    with pytest.raises(ArtifactError, match=r"takes no guidance: set sampling\.guidance, eval\.guidance"):
+        model.velocity(*given, guidance=[1.0, 4.5])
+    assert model.velocity(*given, guidance=1.0).isfinite().all()
+
+
+def test_a_version_of_diffusers_with_another_grid_is_refused(folder, monkeypatch):
+    monkeypatch.setattr(diffusers, "__version__", "0.38.1")
+    with pytest.raises(ArtifactError, match=r"ZImagePipeline of diffusers 0\.38\.1 .* pip install 'diffusers>=0\.39'"):
+        Z_IMAGE.load(folder)
+    monkeypatch.setattr(diffusers, "__version__", "0.39.0.dev0")
+    Z_IMAGE.load(folder)
 
 
 def test_adapters_outside_the_blocks_share_no_forward(folder):

@@ -8,11 +8,11 @@ from pathlib import Path
 from flowopd_cli import registry
 from flowopd_cli.cli.plan.memory import footprint
 from flowopd_cli.errors import ArtifactError
-from flowopd_cli.models.files.families import family_of, known_shape
+from flowopd_cli.models.files.families import family, family_of, known_shape
 from flowopd_cli.models.files.latents import check_same_latents
 from flowopd_cli.models.files.pipelines import AUTOENCODER_FILES, base_fingerprint, linear_shapes, locate
 from flowopd_cli.models.files.targets import target_layers
-from flowopd_cli.recipe import ATTENTION_TARGETS, ModelSpec, TrainedRecipe
+from flowopd_cli.recipe import ModelSpec, TrainedRecipe
 from flowopd_cli.runs.adapter_ref import Adapter, AdapterRef, Adapters
 from flowopd_cli.system.files import is_dir, is_file
 from flowopd_cli.system.paths import is_hub_id, is_revision
@@ -104,7 +104,7 @@ def check_targets(recipe: TrainedRecipe) -> None:
         return
     if layers := linear_shapes(Path(registry.base_source(model.pretrained))):
         target_layers(adapter.targets, list(layers))
-    elif known_shape(model.pretrained) and adapter.targets != ATTENTION_TARGETS:
+    elif known_shape(model.pretrained) and adapter.targets != family(model.family).targets:
         footprint(recipe)  # it builds the base without weights, and the adapter on it
 
 

@@ -15,6 +15,10 @@ from flowopd_cli.system.json_files import read_json
 CLIP_L, CLIP_G, T5_XXL = 123_060_480, 694_659_840, 4_762_310_656  # parameters of text encoders
 QWEN3_4B, GEMMA_2_2B = 4_022_468_096, 2_614_341_888
 CLIP_L_PROJECTION = 768 * 768
+ATTENTION_TARGETS = tuple(  # the projections of joint attention
+    f"attn.{name}"
+    for name in ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+)
 SMALL_VAE = (32, 32, 32, 32)
 
 
@@ -44,7 +48,8 @@ class Family:
 
     ``transformer`` is the name of diffusers' class, by which a folder's family is recognized. ``shapes`` are
     configurations by name, ``known`` the Hub ids that have one of them, ``licenses`` the Hub's license metadata by id.
-    ``pipeline_guidance`` gives the arguments of the pipeline's call for a guidance.
+    ``pipeline_guidance`` gives the arguments of the pipeline's call for a guidance. ``targets`` are the linear layers
+    that get a LoRA in a recipe that names none.
     """
 
     transformer: str = ""
@@ -53,6 +58,7 @@ class Family:
     known: Mapping[str, str] = field(default_factory=dict)
     licenses: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     pipeline_guidance: Callable[[float], dict[str, Any]] = _guidance_scale
+    targets: tuple[str, ...] = ("attention",)
 
     def halves(self, guidance: float) -> int:
         """Forwards of one velocity: two with classifier-free guidance, whose negative half is skipped at guidance 1."""
@@ -133,6 +139,7 @@ SD3 = Family(
     },
     known=_SD3_KNOWN,
     licenses={repo: _license(repo, "stabilityai-ai-community") for repo in _SD3_KNOWN if "3.5" in repo},
+    targets=ATTENTION_TARGETS,
 )
 
 _FLUX_SMALL = {"num_layers": 2, "num_single_layers": 4, "guidance_embeds": True, "axes_dims_rope": (8, 12, 12)}
@@ -148,6 +155,7 @@ FLUX = Family(
     },
     known={_DEV: "flux-dev", _SCHNELL: "flux-schnell"},
     licenses={_DEV: _license(_DEV, "flux-1-dev-non-commercial-license"), _SCHNELL: {"license": "apache-2.0"}},
+    targets=ATTENTION_TARGETS,
 )
 
 _Z_IMAGE_SMALL = {"dim": 128, "n_layers": 4, "n_refiner_layers": 1, "n_heads": 4, "n_kv_heads": 4, "cap_feat_dim": 128}

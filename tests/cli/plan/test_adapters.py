@@ -6,12 +6,13 @@ import sys
 
 import pytest
 import torch
+import yaml
 from support.tiny_adapters import MODULE, TOY_SHA, WIDTH, pair, write_adapter
 
 from flowopd_cli import recipe as recipes
 from flowopd_cli.cli.plan.adapters import check_adapters, check_base, check_targets
 from flowopd_cli.errors import ArtifactError, RecipeError
-from flowopd_cli.models.files.families import known_shape
+from flowopd_cli.models.files.families import ATTENTION_TARGETS, family_of, known_shape, named_shapes
 from flowopd_cli.models.files.pipelines import linear_shapes
 from flowopd_cli.models.files.targets import target_layers
 from flowopd_cli.recipe import ModelSpec
@@ -58,10 +59,25 @@ def test_targets_without_a_linear_layer_are_refused_before_a_base_is_loaded(targ
 
 @pytest.mark.parametrize("base", ["toy", "stabilityai/stable-diffusion-3.5-medium", DEV])
 def test_words_and_default_targets_match_layers_of_every_base(base):
-    for targets in ("attention", "all-linear", recipes.ATTENTION_TARGETS):
+    for targets in ("attention", "all-linear", ATTENTION_TARGETS):
         check_targets(teacher(targets, base))
     linear = measured_layers(base)
-    assert set(target_layers(recipes.ATTENTION_TARGETS, linear)) <= set(target_layers(["attention"], linear))
+    assert set(target_layers(ATTENTION_TARGETS, linear)) <= set(target_layers(["attention"], linear))
+
+
+@pytest.mark.parametrize("base", [name for name in named_shapes() if name.endswith("small")])
+def test_a_recipe_without_targets_has_those_of_its_family(base):
+    from flowopd_cli.models.loading import LoadOptions
+    from flowopd_cli.models.memory import measure
+
+    tree = {"stage": "teacher", "prompts": [{"source": "ocr"}], "rewards": [{"name": "ocr"}]}
+    recipe = recipes.build({**tree, "model": {"pretrained": base, "family": family_of(base)}})
+    assert recipe.adapter.targets
+    assert recipes.build(yaml.safe_load(recipes.dump(recipe))) == recipe
+    options = LoadOptions(dtype="float32", targets=recipe.adapter.targets, resolution=128)
+    footprint = measure(recipe.model.family, base, options, 4)
+    assert footprint is not None
+    assert footprint.adapter > 0
 
 
 def measured_layers(base):
