@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from flowopd_cli.errors import RecipeError
+from flowopd_cli.errors import ArtifactError, RecipeError
 from flowopd_cli.models.adapter_files import read_adapter, write_adapter, write_diffusers
 from flowopd_cli.models.files.full_weights import CONFIG
 from flowopd_cli.models.full_files import read_tensor, write_folder
@@ -46,7 +46,10 @@ def run(
     progress.note(
         f"plain {' and '.join(NAMES[name] for name in figures)} draw the same picture: {_differences(figures)}"
     )
-    published = {} if hub is None else publish(hub, run, check, progress)
+    if hub is not None:
+        published = publish(hub, run, check, progress)
+    else:
+        published = {} if recipe.push.repo is None else plan(Hub(recipe.push, progress), run, progress)
     return {
         "folder": str(run.hub_dir),
         "repo": recipe.push.repo,
@@ -79,11 +82,25 @@ def write(recipe: PushRecipe, source: RunDir, run: RunDir, adapter: Adapter) -> 
         return fill(recipe, source, run, adapter)
 
 
+def plan(hub: Hub, run: RunDir, progress: Progress) -> dict[str, Any]:
+    """The files of the repository that an upload would delete, as far as they can be seen from here."""
+    try:
+        stale = hub.stale(run.hub_dir)
+    except ArtifactError as error:
+        progress.note(str(error))
+        return {}
+    if stale:
+        progress.note(f"files of {hub.repo} that an upload would delete: {', '.join(stale)}")
+    return {"deleted": stale}
+
+
 def publish(hub: Hub, run: RunDir, check: Check, progress: Progress) -> dict[str, Any]:
     """Upload the folder, download it and check it again; returns the commit and its differences."""
-    commit = hub.upload(run.hub_dir, (run.eval_dir.name, run.samples_dir.name))
+    commit = hub.upload(run.hub_dir)
     if commit.new:
         progress.note(f"uploaded to {commit.url}")
+        if commit.deleted:
+            progress.note(f"deleted there, because this push has no such file: {', '.join(commit.deleted)}")
     else:
         progress.note(f"{hub.repo}@{commit.sha} has these very files: nothing was uploaded")
     with TemporaryDirectory() as temporary:
@@ -92,7 +109,8 @@ def publish(hub: Hub, run: RunDir, check: Check, progress: Progress) -> dict[str
     progress.note(f"read back from the Hub, every file is the same, and so is the picture: {_differences(figures)}")
     hub.publish()
     metrics = {f"hub_{name}": value for name, value in figures.items()}
-    return {"commit": commit.sha, "url": commit.url, "changed": commit.new, "metrics": metrics}
+    made = {"commit": commit.sha, "url": commit.url, "changed": commit.new, "deleted": list(commit.deleted)}
+    return made | {"metrics": metrics}
 
 
 def _differences(figures: Mapping[str, float]) -> str:

@@ -153,6 +153,17 @@ def test_a_push_to_a_branch_keeps_other_branches_and_files(pushed, forks, home, 
     assert made_private < max(i for i, (_, path) in enumerate(hub.requests) if "/commit/" in path)
 
 
+def test_a_dry_run_names_the_files_that_an_upload_would_delete(pushed, forks, home, hub, trained):
+    full = {"config.json": b"{}", "diffusion_pytorch_model.safetensors": b"w"}
+    hub.repos["me/it"].commit("full", hub.files("me/it", pushed[1]["commit"]) | full, "a full model")
+    argv = ("--repo", "me/it", "--revision", "full", "--eval", home / "e", "--dry-run", "--out", home / "p6", "--json")
+    ended = forks.run("push", trained, *argv, *FAST)
+    assert ended.code == 0, ended.err
+    assert json.loads(ended.out)["deleted"] == sorted(full)
+    assert f"that an upload would delete: {', '.join(sorted(full))}" in ended.err
+    assert full.items() <= hub.files("me/it", "full").items()
+
+
 def test_a_changed_file_on_the_hub_is_an_error(pushed, forks, home, hub, trained):
     hub.spoil = lambda path, content: content + b" " if path == CONFIG else content
     try:

@@ -12,7 +12,7 @@ from flowopd_cli.models.files.peft_config import BASE_KEY
 from flowopd_cli.system.files import is_file
 
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
-SHARDS = "diffusion_pytorch_model-*-of-*.safetensors"
+SHARDS, INDEX = "diffusion_pytorch_model-*-of-*.safetensors", "diffusion_pytorch_model.safetensors.index.json"
 BASE_NAME = "base_model"  # the base's name, beside its digest in the metadata of the weights
 
 

@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from itertools import takewhile
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
-from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    LocalTokenNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from huggingface_hub.utils import disable_progress_bars, logging
 
 from flowopd_cli.errors import ArtifactError, StorageError, one_line
+from flowopd_cli.models.files import adapter_header, full_weights
 from flowopd_cli.recipe import PushSpec
-from flowopd_cli.system.files import HELP, files_below, sha256_file
+from flowopd_cli.runs.layout import EVAL, SAMPLES
+from flowopd_cli.system.files import CHECKSUMS, HELP, files_below, sha256_file
 from flowopd_cli.system.progress import Progress
 
 MAIN = "main"
+FOLDERS = (f"{EVAL}/*", f"{SAMPLES}/*")
+LORA = (adapter_header.CONFIG, adapter_header.PEFT_WEIGHTS, adapter_header.DIFFUSERS_WEIGHTS, CHECKSUMS)
+WHOLE = (full_weights.WEIGHTS, full_weights.SHARDS, full_weights.INDEX)  # the weights of a full model
 OFFLINE = "HF_HUB_OFFLINE is set, so nothing may be uploaded: unset it"
 LOGIN = "nobody is logged in: run `hf auth login`, or put a token with write access into HF_TOKEN"
 REFUSALS = {
@@ -32,11 +44,12 @@ REFUSALS = {
 
 @dataclass(frozen=True)
 class Commit:
-    """A commit on the Hub, its address, and whether this push made it."""
+    """A commit on the Hub, its address, whether this push made it, and the files that it deleted."""
 
     sha: str
     url: str
     new: bool
+    deleted: tuple[str, ...] = ()
 
 
 class Hub:
@@ -71,8 +84,16 @@ class Hub:
             return
         raise ArtifactError(f"{self.repo}: not uploaded ({reason}): {way_out}")
 
-    def upload(self, folder: Path, ours: tuple[str, ...]) -> Commit:
-        """Make one commit of all files of ``folder``; files of an earlier push in the folders ``ours`` are deleted.
+    def stale(self, folder: Path) -> list[str]:
+        """The files of the branch that an upload of ``folder`` would delete; none where there is no repository."""
+        with one_line_errors(self.repo, "not looked at for files that an upload would delete"):
+            for branch in (self.branch, MAIN):  # from which a new branch is created
+                with suppress(RepositoryNotFoundError, RevisionNotFoundError):
+                    return _stale(self._api.list_repo_files(self.repo, revision=branch), files_below(folder))
+        return []
+
+    def upload(self, folder: Path) -> Commit:
+        """Make one commit of all files of ``folder``, which deletes what an earlier push left and ``folder`` has not.
 
         Missing repositories and branches are created. A repository that becomes private does so before the first
         file; a new one that becomes public stays private until :meth:`publish`.
@@ -85,16 +106,13 @@ class Hub:
             if self.branch != MAIN:
                 api.create_branch(self.repo, branch=self.branch, exist_ok=True)
             before = api.model_info(self.repo, revision=self.branch).sha
-            present = api.list_repo_files(self.repo, revision=before)
-            stale = [
-                name for name in present if name.startswith(tuple(f"{own}/" for own in ours)) and name not in files
-            ]
+            stale = _stale(api.list_repo_files(self.repo, revision=before), files)
             operations = [
                 *(CommitOperationDelete(name) for name in stale),
                 *(CommitOperationAdd(name, str(path)) for name, path in files.items()),
             ]
             commit = api.create_commit(self.repo, operations, commit_message=self.spec.message, revision=self.branch)
-        return Commit(str(commit.oid), str(commit.commit_url), commit.oid != before)
+        return Commit(str(commit.oid), str(commit.commit_url), commit.oid != before, tuple(stale))
 
     def fetch(self, commit: Commit, folder: Path, into: Path) -> Path:
         """Download the files of ``folder`` at ``commit`` into ``into`` and compare them by SHA-256."""
@@ -120,6 +138,20 @@ class Hub:
         if bool(self._api.model_info(self.repo).private) is not private:
             self._api.update_repo_settings(self.repo, private=private)
             self._progress.note(f"{self.repo} was {'public' if private else 'private'}, and no longer is")
+
+
+def _stale(present: Iterable[str], files: Collection[str]) -> list[str]:
+    """Names in a push's own folders, and of weights in any form, that are ``present`` and not among its ``files``.
+
+    Weights of another kind or form would be read in place of those that are pushed.
+    """
+
+    def among(patterns: Iterable[str]) -> list[str]:
+        names = (name for name in present if name not in files)
+        return sorted(name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns))
+
+    own = (*FOLDERS, *LORA, *WHOLE)
+    return among((*own, full_weights.CONFIG) if among(WHOLE) else own)  # a configuration alone is of no full model
 
 
 @contextmanager

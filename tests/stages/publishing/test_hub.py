@@ -15,7 +15,14 @@ from flowopd_cli.recipe import PushSpec
 from flowopd_cli.stages.publishing.hub import Commit, Hub
 from flowopd_cli.system.progress import Silent
 
-OURS = ("eval", "samples")
+FULL = {
+    "config.json": b"{}",
+    "diffusion_pytorch_model.safetensors": b"w",
+    "diffusion_pytorch_model-00001-of-00002.safetensors": b"w",
+    "diffusion_pytorch_model.safetensors.index.json": b"{}",
+}
+LORA = {"adapter_config.json": b"{}", "adapter_model.safetensors": b"w", "pytorch_lora_weights.safetensors": b"w"}
+THEIRS = {"notes.md": b"mine", "more/config.json": b"{}", "lora.safetensors": b"w"}
 CARD = "---\nlicense: apache-2.0\n---\n# it\n"
 
 
@@ -52,7 +59,7 @@ def hub(repo="me/it", **spec):
 
 def push(folder, repo="me/it", **spec):
     hub(repo, **spec).check()
-    return hub(repo, **spec).upload(folder, OURS)
+    return hub(repo, **spec).upload(folder)
 
 
 def test_one_commit_has_all_files_and_they_are_fetched_again(server, folder, tmp_path):
@@ -66,6 +73,43 @@ def test_one_commit_has_all_files_and_they_are_fetched_again(server, folder, tmp
     again = push(folder)
     assert (again.sha, again.new) == (commit.sha, False)
     assert push(folder, "team/it").url.startswith(f"{server.url}/team/it/commit/")
+
+
+@pytest.mark.parametrize(("before", "after"), [(FULL, LORA), (LORA, FULL)])
+def test_weights_of_the_other_kind_are_deleted_in_the_same_commit(server, tmp_path, before, after):
+    kept = {".gitattributes": b"", **THEIRS}
+    card = {"README.md": CARD.encode(), "recipe.yaml": b""}
+    first, second = tmp_path / "first", tmp_path / "second"
+    for path, files in ((first, {**before, **card}), (second, {**after, **card})):
+        path.mkdir()
+        for name, content in files.items():
+            (path / name).write_bytes(content)
+    assert hub().stale(first) == []  # there is no repository
+    assert push(first).deleted == ()
+    server.repos["me/it"].commit("main", server.files("me/it") | kept | {"eval/old.json": b"{}"}, "by hand")
+    for revision in (None, "next"):  # a new branch begins as main
+        assert hub(revision=revision).stale(second) == sorted([*before, "eval/old.json"])
+    commits = len(server.repos["me/it"].messages)
+    commit = push(second)
+    assert sorted(commit.deleted) == sorted([*before, "eval/old.json"])
+    assert server.files("me/it").keys() == {*after, *card, *kept}
+    assert len(server.repos["me/it"].messages) == commits + 1
+    assert push(second).deleted == ()
+
+
+def test_a_configuration_without_full_weights_is_of_somebody_else(server, folder):
+    push(folder)
+    server.repos["me/it"].commit("main", server.files("me/it") | {"config.json": b"{}"}, "by hand")
+    assert hub().stale(folder) == []
+    assert push(folder).deleted == ()
+    assert "config.json" in server.files("me/it")
+
+
+def test_a_repository_that_cannot_be_looked_at_is_one_line(server, folder):
+    push(folder, private=True)
+    server.fail("GET", "/tree/", 403, "no", times=9)
+    with pytest.raises(ArtifactError, match=r"me/it: not looked at for files that an upload would delete \(.*no"):
+        hub().stale(folder)
 
 
 @pytest.mark.parametrize(("private", "first", "last"), [(None, False, False), (False, True, False), (True, True, True)])
