@@ -61,8 +61,9 @@ class TrainedSteps:
 class Sampler:
     """A grid, a kernel and a guidance scale; ``window`` is the half-open range of stochastic steps, or all of them.
 
-    ``trained`` are the steps chosen by :func:`choose_trained_steps`. The last step is always an ODE step: on SD3.5's
-    grid it covers sigma 0.009 to 0, where noise would stay visible, and upstream does not train it either.
+    ``trained`` are the steps chosen by :func:`choose_trained_steps`; labels are averages over ``substeps`` of each step
+    (:func:`flowopd_cli.core.steps.average_velocity`). The last step is always an ODE step: on SD3.5's grid it covers
+    sigma 0.009 to 0, where noise would stay visible, and upstream does not train it either.
     """
 
     sigmas: Float[Tensor, " T1"]
@@ -70,6 +71,7 @@ class Sampler:
     guidance: float
     window: tuple[int, int] | None = None
     trained: TrainedSteps | None = None
+    substeps: int = 1
 
     @property
     def stochastic(self) -> Bool[Tensor, " T"]:

@@ -7,6 +7,7 @@ field's convention, which makes clip ranges and weights independent of the resol
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -130,6 +131,24 @@ def kl(p: GaussianStep, q: GaussianStep, reduce: Reduce = "mean") -> Float[Tenso
     """``KL(p || q) = (mean_p - mean_q)^2 / (2 std^2)`` of steps with the variance of ``p``; 1 replaces an ODE's 0."""
     variance = torch.where(p.std > 0, p.std.square(), torch.ones_like(p.std))
     return _reduce((p.mean - q.mean).square() / (2 * variance), reduce)
+
+
+def average_velocity(
+    velocity: Callable[[Tensor, Tensor], Tensor],
+    latents: Float[Tensor, "b C H W"],
+    sigma: Float[Tensor, " b"],
+    sigma_next: Float[Tensor, " b"],
+    substeps: int,
+) -> Float[Tensor, "b C H W"]:
+    """``(x' - x) / (sigma_next - sigma)``, where even Euler steps of ``velocity(x, sigma)`` lead from ``x`` to ``x'``.
+
+    One Euler step with it ends where the ``substeps`` do; for one it is the velocity at ``latents``.
+    """
+    total = velocity(latents, sigma)
+    for i in range(1, substeps):
+        dt = (sigma_next - sigma) / substeps
+        total = total + velocity(latents + dt.view(-1, 1, 1, 1) * total, sigma + i * dt)
+    return total / substeps
 
 
 def _rows(values: Float[Tensor, " b"]) -> Float[Tensor, "b 1 1 1"]:

@@ -113,6 +113,7 @@ def _on_policy(recipe: recipes.TeacherRecipe | recipes.DistillRecipe) -> Figures
     learning = learned * _learning_forwards(recipe)
     forwards = rollout + labels + learning
     own = [_teacher_forwards(recipe, spec) for spec in _teachers(recipe) if spec.own_model(recipe.model)]
+    substeps = recipe.opd.teacher_substeps if isinstance(recipe, recipes.DistillRecipe) else 1
     return {
         "iterations": train.iterations,
         **({"schedule": "fused" if fused else "replay"} if isinstance(recipe, recipes.DistillRecipe) else {}),
@@ -128,7 +129,7 @@ def _on_policy(recipe: recipes.TeacherRecipe | recipes.DistillRecipe) -> Figures
         "optimizer steps": train.iterations * updates,
         "transformer forwards per picture": _short(forwards),
         "of these rollout / labels / learning": f"{_short(rollout)} / {_short(labels)} / {learning}",
-        **({"of the labels by teachers' own bases, at most": learned * max(own)} if own else {}),
+        **({"of the labels by teachers' own bases, at most": learned * substeps * max(own)} if own else {}),
         "transformer forwards in all": _short(forwards * pictures * train.iterations),
         "pictures in all": pictures * train.iterations,
         **_watched(recipe),
@@ -214,8 +215,11 @@ def _label_cost(recipe: recipes.TeacherRecipe | recipes.DistillRecipe) -> float:
     if isinstance(recipe, recipes.TeacherRecipe):
         return _forwards(recipe) if recipe.grpo.beta > 0 else 0
     used = {_labeler(recipe, spec): spec.probability / spec.every for spec in _anchors(recipe)}
+    anchored = sum(share * _forwards(recipe, key[2]) for key, share in used.items())
+    if (substeps := recipe.opd.teacher_substeps) > 1:  # target and anchor part after the first
+        return substeps * (max(sum(target.values()) for target in _targets(recipe)) + anchored)
     targets = (sum(cost * (1 - used.get(key, 0)) for key, cost in target.items()) for target in _targets(recipe))
-    return max(targets) + sum(share * _forwards(recipe, key[2]) for key, share in used.items())
+    return max(targets) + anchored
 
 
 Labeler = tuple[recipes.ModelSpec | None, str, float]  # own base, reference and guidance: equal ones share a forward
@@ -284,7 +288,8 @@ def _held(recipe: recipes.TrainedRecipe) -> tuple[int, int]:
     else:
         parts = max(map(len, _targets(recipe)))
         if recipe.fused:
-            return (3 + parts) * learning_rows(recipe), pictures
+            walks = 4 if recipe.opd.teacher_substeps > 1 else 0  # states and sums of velocities, target's and anchor's
+            return (3 + parts + walks) * learning_rows(recipe), pictures
         labels = parts + len(_anchors(recipe))
     return pictures * (1 + recipe.sampling.steps * (1 + labels)), pictures
 

@@ -216,6 +216,9 @@ class OPDSpec(Spec):
     #: factor of the difference between teacher and base in the target, `v_base + factor * (v_teacher - v_base)`; 1 is
     #: the teacher
     extrapolate: PositiveFloat = 1.0
+    #: smaller steps in which targets and anchor walk each sampling step from the student's state; the label is their
+    #: average velocity. For few `sampling.steps`; 1 is the velocity at the state itself
+    teacher_substeps: PositiveInt = 1
     clip: PositiveFloat = 1e-4  #: clip range of the ratio, for `score`
     adv_clip: PositiveFloat = 5.0  #: clip of the advantages, for `score`
     log_rewards_every: NonNegativeInt = 0  #: iterations between scorings for the log; 0 is never

@@ -88,6 +88,7 @@ def _labelled_batch(
 ) -> StepBatch:
     sigma, sigma_next = setup.sampler.levels(t, x)
     rows = Rows.of_states(x, sigma, cond, tuple(prompt.text for prompt in prompts))
+    rows = replace(rows, sigmas_next=sigma_next, substeps=setup.sampler.substeps)
     targets = [setup.routes[prompt.task].target(prompt) for prompt in prompts]
     target, anchor = label(setup.model, rows, targets, setup.anchor if weight else None, batch=setup.batch)
     return StepBatch(

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from flowopd_cli.core.routing import check_routes
 from flowopd_cli.core.sampler import Sampler, trained_steps
+from flowopd_cli.core.steps import average_velocity
 from flowopd_cli.core.types import Conditioning, Rollout
 from flowopd_cli.models.base import FlowModel
-from flowopd_cli.train.routes import Route, Target, Teacher
+from flowopd_cli.train.routes import Route, Target, Teacher, sole
 
 MIXED_TOKENS = 2048
 
@@ -53,7 +54,8 @@ def row_cost(model: FlowModel, latents: Float[Tensor, "*n C H W"], cond: Conditi
 class Rows:
     """n (sample, step) pairs of B trajectories: the latents of row i are ``latents[sample[i], step[i]]``.
 
-    ``texts`` are the B prompts, for teachers with a base of their own.
+    ``texts`` are the B prompts, for teachers with a base of their own. With ``substeps`` a velocity is the average over
+    the step from a row's sigma to that in ``sigmas_next``.
     """
 
     latents: Float[Tensor, "B T C H W"]
@@ -62,6 +64,8 @@ class Rows:
     sample: Int[Tensor, " n"]
     step: Int[Tensor, " n"]
     texts: tuple[str, ...] = ()
+    sigmas_next: Float[Tensor, " T"] | None = None
+    substeps: int = 1
 
     @staticmethod
     def of_states(
@@ -81,6 +85,8 @@ def label(
     ``targets`` has one entry a row (m = n), or none (m = 0) if only the anchor is needed. A forward has at most
     ``batch`` rows, all of one model. A teacher's own ``model`` encodes the rows' texts itself, and caches them.
     """
+    if rows.substeps > 1:
+        return _averages(model, rows, targets, anchor, batch)
     requests: dict[tuple[int, Teacher], int] = {}
     parts = [[requests.setdefault((row, teacher), len(requests)) for teacher, _ in t] for row, t in enumerate(targets)]
     indices = range(0 if anchor is None else len(rows.sample))
@@ -91,6 +97,31 @@ def label(
         velocity[[requests[request] for request in own]] = _velocities(base or model, rows, own, base is None, batch)
     weights = [[weight for _, weight in target] for target in targets]
     return _weighted_sums(velocity, parts, weights), None if anchor is None else velocity[anchors]
+
+
+def _averages(
+    model: FlowModel, rows: Rows, targets: Sequence[Target], anchor: Teacher | None, batch: int
+) -> tuple[Float[Tensor, "m C H W"], Float[Tensor, "n C H W"] | None]:
+    """As :func:`label`, averaged over each row's step: every target, and the anchor, walks it by its own velocity."""
+    assert rows.sigmas_next is not None
+    count = len(rows.sample)
+    walks = [*targets, *([sole(anchor)] * count if anchor is not None else [])]
+    kinds = [tuple(teacher for teacher, _ in walk) for walk in walks]
+    rank = {kind: i for i, kind in enumerate(dict.fromkeys(kinds))}
+    order = torch.tensor([rank[kind] for kind in kinds], dtype=torch.long).argsort(stable=True)
+    velocity = rows.latents.new_empty(len(walks), *rows.latents.shape[2:])
+    for part in order.split(batch) if len(order) else ():
+        samples, steps = rows.sample[part % count], rows.step[part % count]
+        cond, texts = rows.cond[samples], tuple(rows.texts[i] for i in samples.tolist()) if rows.texts else ()
+
+        def along(x: Tensor, sigma: Tensor, part=part, cond=cond, texts=texts) -> Tensor:
+            own = [walks[i] for i in part.tolist()]
+            return label(model, Rows.of_states(x, sigma, cond, texts), own, batch=batch)[0]
+
+        x = rows.latents[samples, steps].float()
+        sigma, sigma_next = (grid.to(x.device, torch.float32)[steps] for grid in (rows.sigmas, rows.sigmas_next))
+        velocity[part] = average_velocity(along, x, sigma, sigma_next, rows.substeps).to(velocity.dtype)
+    return velocity[: len(targets)], None if anchor is None else velocity[len(targets) :]
 
 
 def _velocities(
@@ -172,7 +203,8 @@ def with_labels(
         rolled = replace(rolled, anchor_velocity=torch.zeros_like(rolled.trajectory.latents[:, :-1]))
     by_prompt = [routes[prompt.task].target(prompt) for prompt in rolled.prompts] if routes is not None else []
     for anchored in (True, False):
-        rows = _rows_at(rolled, [step for step, weight in weights.items() if bool(weight) is anchored])
+        steps = [step for step, weight in weights.items() if bool(weight) is anchored]
+        rows = _rows_at(rolled, steps, sampler.substeps)
         targets = [by_prompt[sample] for sample in rows.sample.tolist()] if routes is not None else []
         labels = label(model, rows, targets, anchor if anchored else None, batch=batch)
         for field, velocity in zip((rolled.target_velocity, rolled.anchor_velocity), labels, strict=True):
@@ -181,8 +213,8 @@ def with_labels(
     return rolled
 
 
-def _rows_at(rolled: Rollout, steps: Sequence[int]) -> Rows:
+def _rows_at(rolled: Rollout, steps: Sequence[int], substeps: int) -> Rows:
     pairs = torch.cartesian_prod(torch.arange(len(rolled.prompts)), torch.tensor(list(steps), dtype=torch.long))
-    latents, sigmas = rolled.trajectory.latents[:, :-1], rolled.trajectory.sigmas[:-1]
+    latents, sigmas = rolled.trajectory.latents[:, :-1], rolled.trajectory.sigmas
     texts = tuple(prompt.text for prompt in rolled.prompts)
-    return Rows(latents, sigmas, rolled.cond, pairs[:, 0], pairs[:, 1], texts)
+    return Rows(latents, sigmas[:-1], rolled.cond, pairs[:, 0], pairs[:, 1], texts, sigmas[1:], substeps)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.distributions import Normal, kl_divergence
 
 from flowopd_cli.core.schedule import flow_sigmas
-from flowopd_cli.core.steps import CPS, ODE, FlowSDE, draw, kl, log_prob, make_kernel
+from flowopd_cli.core.steps import CPS, ODE, FlowSDE, average_velocity, draw, kl, log_prob, make_kernel
 from flowopd_cli.core.types import GaussianStep
 
 SIGMA_MAX = 0.9601
@@ -164,3 +164,26 @@ def test_half_precision_is_worked_in_float32(dtype):
     velocity, latents = (part.to(dtype) for part in tensors(2))
     step = FlowSDE(ETA, SIGMA_MAX)(velocity, latents, *grid())
     assert step.mean.dtype == step.std.dtype == torch.float32
+
+
+@pytest.mark.parametrize("substeps", [1, 2, 5, 4000])
+def test_an_average_velocity_of_a_linear_field_is_that_of_its_exponential(substeps):
+    """``dx/dsigma = a x`` grows by ``exp(a dt)`` over a step, and by ``(1 + a dt / m)^m`` in m Euler steps."""
+    x = torch.tensor([[1.3, -0.4], [0.7, 2.0]], dtype=torch.float64).view(2, 1, 1, 2)
+    sigma, sigma_next, slope = torch.tensor([1.0, 0.5]).double(), torch.tensor([0.4, 0.0]).double(), 1.7
+    average = average_velocity(lambda y, _: slope * y, x, sigma, sigma_next, substeps)
+    dt = (sigma_next - sigma).view(-1, 1, 1, 1)
+    expected = x * ((1 + slope * dt / substeps) ** substeps - 1) / dt
+    torch.testing.assert_close(average, expected, atol=1e-12, rtol=1e-10)
+    if substeps == 4000:
+        torch.testing.assert_close(average, x * torch.expm1(slope * dt) / dt, atol=1e-3, rtol=1e-3)
+    end = ODE()(average, x, sigma, sigma_next).mean  # one step of the student ends where the small ones do
+    torch.testing.assert_close(end, x * (1 + slope * dt / substeps) ** substeps, atol=1e-12, rtol=1e-10)
+
+
+def test_an_average_velocity_asks_at_the_even_levels_of_each_row():
+    """Of a field that depends on sigma alone it is the mean over the left ends of the parts."""
+    x, sigma, sigma_next = torch.zeros(2, 1, 1, 1), torch.tensor([1.0, 0.5]), torch.tensor([0.4, 0.3])
+    average = average_velocity(lambda y, s: s.square().view(-1, 1, 1, 1) + 0 * y, x, sigma, sigma_next, 2)
+    expected = torch.tensor([(1 + 0.7**2) / 2, (0.5**2 + 0.4**2) / 2])
+    torch.testing.assert_close(average.flatten(), expected)

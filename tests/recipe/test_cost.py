@@ -94,6 +94,18 @@ def test_extrapolation_adds_the_bases_forward_unless_the_anchor_has_it():
     assert fused.latents == 5 * 10  # and the policy's velocity; the place of an anchor
 
 
+def test_substeps_multiply_the_labels_and_share_no_forward_of_the_base():
+    average = {"teacher_substeps": 3}
+    assert parts(opd=average, anchor={"beta": 0}) == "10 / 27 / 9"
+    assert parts(opd=average) == "10 / 54 / 9"  # teacher and anchor
+    assert parts(opd={**average, "extrapolate": 1.25}) == "10 / 81 / 9"  # the walk of the target leaves the anchor's
+    assert parts(train=ONE, opd=average, anchor={"every": 2}) == "0 / 40.5 / 9"
+    large = {"ref": "base", "base": "stabilityai/stable-diffusion-3.5-large", "guidance": 3.5}
+    figures = arithmetic(distill(routing={"geneval": large}, anchor={"beta": 0}, opd=average))
+    assert figures["of the labels by teachers' own bases, at most"] == 54
+    assert workload(distill(opd=average, train=ONE)).latents == 4 * 10 + workload(distill(train=ONE)).latents
+
+
 def test_one_pass_makes_no_forward_for_the_rollout_alone():
     figures = arithmetic(distill(train=ONE))
     assert (figures["schedule"], arithmetic(distill())["schedule"]) == ("fused", "replay")

@@ -194,7 +194,8 @@ def runs(folder, out, pipeline, *, shard=False):
     train(out / "full", whole.model_copy(update={"adapter": whole.adapter.model_copy(update={"kind": "full"})}))
     train(out / "sparse", recipe("distill", folder, pipeline, group_size=1))
     thinned = recipe("distill", folder, pipeline, updates=1, micro=2, query={"steps": 2, "law": "beta(2, 1)"})
-    soft = thinned.model_dump(mode="json") | {"opd": {"extrapolate": 1.5, "teachers": "alternating"}}
+    opd = {"extrapolate": 1.5, "teachers": "alternating", "teacher_substeps": 2}
+    soft = thinned.model_dump(mode="json") | {"opd": opd}
     soft["routing"]["b"] = [{"ref": str(folder / "two"), "weight": 3}, {"ref": str(folder / "one"), "guidance": 3.0}]
     train(out / "soft", recipes.build(soft))
     train(out / "thinned", thinned.model_copy(update={"anchor": thinned.anchor.model_copy(update={"every": 2})}))

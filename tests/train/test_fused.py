@@ -88,7 +88,10 @@ def soft(said):
 
 
 def naive(model, sampler, settings, anchor, target_of=hard):
-    """Autograd through the whole loss at once: every step's graph is alive until the one backward."""
+    """Autograd through the whole loss at once: every step's graph is alive until the one backward.
+
+    With substeps a label is the difference quotient of a walk of Euler steps that starts at the state.
+    """
     draw = make_draw("abab", "0123")
     cond, total, objective = model.encode([p.text for p in draw.prompts]), 0.0, opd(model, sampler, settings)
     noise = SeededNoise(draw.seeds, model.latent_shape)
@@ -96,12 +99,19 @@ def naive(model, sampler, settings, anchor, target_of=hard):
     for t in trained.steps:
         sigma, sigma_next = sampler.levels(t, x)
 
-        def said(teacher, x=x, sigma=sigma):
+        def said(teacher, x, sigma):
             with model.adapters.use(teacher.adapter), torch.no_grad():
                 return model.velocity(x, sigma, cond, guidance=teacher.guidance).float()
 
-        anchored = None if anchor is None else said(anchor)
-        batch = collect.StepBatch(x, x, sigma, sigma_next, cond, target_of(said), anchored)
+        def walked(velocity, x=x, sigma=sigma, sigma_next=sigma_next):
+            end, grid = x, [torch.lerp(sigma, sigma_next, i / sampler.substeps) for i in range(sampler.substeps + 1)]
+            for level, after in itertools.pairwise(grid):
+                end = end + velocity(end, level) * (after - level).view(-1, 1, 1, 1)
+            return velocity(x, sigma) if len(grid) == 2 else (end - x) / (sigma_next - sigma).view(-1, 1, 1, 1)
+
+        anchored = None if anchor is None else walked(lambda y, s: said(anchor, y, s))
+        target = walked(lambda y, s: target_of(lambda teacher: said(teacher, y, s)))
+        batch = collect.StepBatch(x, x, sigma, sigma_next, cond, target, anchored)
         with model.adapters.use("policy"):
             loss = objective(batch)
         total = total + loss.total
@@ -158,6 +168,20 @@ def test_one_pass_is_replay_in_float32(trainee, kernel, guidance, weight, anchor
     objective = opd(trainee, sampler, OPDSettings(step_weight=weight, beta=0.0 if anchor is None else 0.3))
     found = fused_gradients(trainee, objective, passed(trainee, sampler, anchor))[0]
     close(found, replayed(trainee, sampler, objective, anchor), rtol=1e-4)  # float32 sums in another order
+
+
+@pytest.mark.parametrize(("kernel", "substeps", "anchor", "batch"), [("ode", 2, ANCHOR, 32), ("flow_sde", 3, A, 3)])
+def test_average_targets_agree_in_one_pass_replay_and_autograd(exact, kernel, substeps, anchor, batch):
+    sampler = dataclasses.replace(make_sampler(exact, steps=3, kernel=kernel), substeps=substeps)
+    settings = OPDSettings(step_weight="velocity", beta=0.3)
+    objective = opd(exact, sampler, settings)
+    for routes, target_of in ((ROUTES, hard), (SOFT, soft)):
+        whole = naive(exact, sampler, settings, anchor, target_of)
+        close(replayed(exact, sampler, objective, anchor, routes=routes), whole, rtol=1e-4)  # x' - x in float32
+        batches = passed(exact, sampler, anchor, routes=routes, batch=batch)
+        close(fused_gradients(exact, objective, batches)[0], whole, rtol=1e-4)
+    at_the_state = naive(exact, dataclasses.replace(sampler, substeps=1), settings, anchor, soft)
+    assert any(not torch.allclose(at_the_state[name], value, rtol=1e-2) for name, value in whole.items())
 
 
 @pytest.mark.parametrize(("micro", "batch"), [(1, 32), (4, 1), (100, 3)])

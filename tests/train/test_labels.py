@@ -1,5 +1,7 @@
 """Rows of several adapters in one forward: what they say, and when they share one."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -150,3 +152,26 @@ def test_equal_requests_of_a_row_run_once(trainee, monkeypatch):
     base = Teacher(None, 1.0)
     label(trainee, rows_of(trainee), [((Teacher("other", 1.0), 1.5), (base, -0.5))] * 4, base)
     assert counts == [8]
+
+
+def test_an_average_walks_each_row_by_its_own_target_and_the_anchor_by_its_own(trainee, tmp_path):
+    assemble(seed=1).save_pretrained(tmp_path)
+    own, student, anchor = Teacher(None, 2.0, load(tmp_path)), Teacher("other", 1.0), Teacher("third", 1.0)
+    rows = rows_of(trainee)
+    following = rows.sigmas * torch.tensor([0.5, 0.2, 0.9, 0.0])
+    targets = [sole(own), sole(student), ((student, 1.5), (Teacher(None, 1.0), -0.5)), sole(student)]
+    averaged = replace(rows, sigmas_next=following, substeps=2)
+    velocity, anchored = label(trainee, averaged, targets, anchor, batch=3)
+    half = (following - rows.sigmas) / 2
+    for found, (first, _), moved in (
+        (velocity, label(trainee, rows, targets), lambda at: label(trainee, at, targets)[0]),
+        (anchored, label(trainee, rows, [sole(anchor)] * 4), lambda at: label(trainee, at, [], anchor)[1]),
+    ):
+        x = rows.latents[:, 0] + half.view(-1, 1, 1, 1) * first
+        second = moved(Rows.of_states(x, rows.sigmas + half, rows.cond, rows.texts))
+        torch.testing.assert_close(found, (first + second) / 2, atol=1e-5, rtol=1e-4)
+        assert not torch.allclose(found, first, rtol=1e-3)
+    none, alone_anchored = label(trainee, averaged, [], anchor)
+    assert len(none) == 0
+    torch.testing.assert_close(alone_anchored, anchored, atol=1e-5, rtol=1e-4)
+    assert label(trainee, averaged, targets)[1] is None

@@ -231,7 +231,7 @@ def distillation(
 ) -> recipes.DistillRecipe:
     """The recipe to measure: ``values`` (dotted keys, ``None`` left out), roles and ``--set`` over the tree.
 
-    Raises :class:`RecipeError`: the recipe is of another stage, or a field is unknown or out of range.
+    Raises :class:`RecipeError`: the recipe is of another stage or has substeps, or a field is unknown or out of range.
     """
     from flowopd_cli import recipe as recipes
     from flowopd_cli.cli.plan.resolve import complete_names
@@ -253,6 +253,11 @@ def distillation(
             spec["guidance"] = roles.guidance
     built = complete_names(recipes.build(tree, overrides=overrides, stage="distill", where=where))
     assert isinstance(built, recipes.DistillRecipe)
+    if built.opd.teacher_substeps > 1:
+        raise RecipeError(
+            f"opd.teacher_substeps {built.opd.teacher_substeps}: bench measures one forward of a teacher at a step: "
+            "--set opd.teacher_substeps=1"
+        )
     return built
 
 

@@ -119,7 +119,8 @@ def _nothing_new(recipe: recipes.TrainedRecipe) -> Iterator[str]:
     specs = getattr(recipe, "teachers", {})
     start, guidance = recipe.adapter.init or "base", (None, recipe.sampling.guidance)
     selects = isinstance(recipe, recipes.ColdstartRecipe) and recipe.rewards
-    selects = selects or (isinstance(recipe, recipes.DistillRecipe) and recipe.opd.extrapolate != 1 and start != "base")
+    if isinstance(recipe, recipes.DistillRecipe):
+        selects = (recipe.opd.extrapolate != 1 and start != "base") or recipe.opd.teacher_substeps > 1
     shared = all(spec.own_model(recipe.model) is None for spec in specs.values())
     same = shared and all(spec.ref == start and spec.guidance in guidance for spec in specs.values())
     if specs and not selects and same:

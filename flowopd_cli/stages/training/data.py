@@ -141,10 +141,13 @@ def iteration_sampler(model: LoadedModel, recipe: TeacherRecipe | DistillRecipe,
     """The sampler of one iteration: its window and trained steps depend on the seed and the iteration alone."""
     seed = recipe.seed + iteration
     sampler = make_sampler(model, recipe.sampling, seed=seed)
-    anchor = recipe.anchor if isinstance(recipe, DistillRecipe) else AnchorSpec()
+    anchor, substeps = AnchorSpec(), 1
+    if isinstance(recipe, DistillRecipe):
+        anchor, substeps = recipe.anchor, recipe.opd.teacher_substeps
     chances = {"every": anchor.every, "probability": anchor.probability}
     query = recipe.train.query.query
-    return replace(sampler, trained=choose_trained_steps(trained_steps(sampler).steps, seed, query=query, **chances))
+    trained = choose_trained_steps(trained_steps(sampler).steps, seed, query=query, **chances)
+    return replace(sampler, trained=trained, substeps=substeps)
 
 
 def in_background(score: Scorer) -> Worker[tuple[Tensor, Sequence[Prompt]], RewardResult]:

@@ -22,7 +22,7 @@ from flowopd_cli.core.types import RewardResult
 from flowopd_cli.errors import PromptError
 from flowopd_cli.models.base import LoadedModel
 from flowopd_cli.prompts.sampler import GroupSampler
-from flowopd_cli.recipe import PromptSpec, SamplingSpec, TrainedRecipe
+from flowopd_cli.recipe import DistillRecipe, PromptSpec, SamplingSpec, TrainedRecipe
 from flowopd_cli.rewards.base import RewardMix
 from flowopd_cli.stages.training.data import (
     Drawer,
@@ -146,9 +146,10 @@ class Watch:
         latents = self._noise(model, targets, "initial")
         own, visited = self._levels(model, targets)[0], latents.clone()
         for t in range(len(sampler.sigmas) - 1):
-            sigma, _ = sampler.levels(t, latents)
+            sigma, following = sampler.levels(t, latents)
             visited = torch.where((own == sigma).view(-1, 1, 1, 1), latents, visited)
-            latents, _ = sampler.advance(self._velocity(model, targets, latents, sigma), latents, t, noise)
+            velocity = self._velocity(model, targets, latents, (sigma, following))
+            latents, _ = sampler.advance(velocity, latents, t, noise)
         return visited, latents
 
     def _levels(self, model: LoadedModel, rows: Iterable[int]) -> tuple[Tensor, Tensor]:
@@ -166,11 +167,15 @@ class Watch:
     def _labelled(self, model: LoadedModel, targets: Mapping[int, Target], latents: Tensor) -> _States:
         sigma, following = self._levels(model, targets)
         tasks = tuple(self.draw.prompts[row].task for row in targets)
-        velocity = self._velocity(model, targets, latents, sigma)
+        velocity = self._velocity(model, targets, latents, (sigma, following))
         return _States(self._at(model, targets, latents, sigma), latents, following, velocity, tasks)
 
-    def _velocity(self, model: LoadedModel, targets: Mapping[int, Target], latents: Tensor, sigma: Tensor) -> Tensor:
-        at = self._at(model, targets, latents, sigma)
+    def _velocity(
+        self, model: LoadedModel, targets: Mapping[int, Target], latents: Tensor, levels: tuple[Tensor, Tensor]
+    ) -> Tensor:
+        """That of each row's target, averaged over the step between the levels where the training's labels are."""
+        substeps = self.recipe.opd.teacher_substeps if isinstance(self.recipe, DistillRecipe) else 1
+        at = replace(self._at(model, targets, latents, levels[0]), sigmas_next=levels[1], substeps=substeps)
         return label(model, at, list(targets.values()), batch=self.recipe.train.rollout_batch)[0]
 
     def _at(self, model: LoadedModel, rows: Iterable[int], latents: Tensor, sigma: Tensor) -> Rows:

@@ -270,6 +270,11 @@ def test_invalid_sources(source, message):
         cli_bench.distillation(*cli_bench.starting_point(*source), {}, cli_bench.Roles(None, None, None), ())
 
 
+def test_substeps_are_refused():
+    with pytest.raises(RecipeError, match=r"teacher_substeps 2: .* --set opd.teacher_substeps=1"):
+        world_of("opd.teacher_substeps=2")
+
+
 def test_teachers_are_compared_by_algorithm():
     """Each iteration has the forwards that its recipe is counted with, those of a slow copy included."""
     world = world_of("sampling.guidance=1")

@@ -149,6 +149,12 @@ def test_a_resumed_distillation_watches_the_same_states(distilled, tmp_path):
     assert toyruns.figures(resumed.path) == toyruns.figures(distilled.path)
 
 
+def test_with_substeps_the_kl_is_that_to_the_average_over_the_step(tmp_path):
+    run = perform(tmp_path / "r", build(*ROUTES, "train.iterations=1", "opd.teacher_substeps=2", name="toy/distill"))
+    for name in ("watch/kl", "watch/kl_noised"):
+        assert run.rows()[0][f"{name}/geneval"] > 1e-6  # though the student begins as that teacher
+
+
 def test_a_watched_prompt_without_a_teacher_has_no_kl_to_one(tmp_path):
     other = "watch.prompts=[{source: toy:quality}, {source: toy:ocr}]"
     run = perform(tmp_path / "r", build(*ROUTES, other, "train.iterations=1", name="toy/distill"))
