@@ -1,5 +1,6 @@
 """Every shipped recipe parses, is complete, names only what exists, and routes every task."""
 
+import re
 from functools import cache
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import yaml
 
 from flowopd_cli import recipe as recipes
 from flowopd_cli import registry
+from flowopd_cli.cli.doctor.recipe import peak
 from flowopd_cli.cli.plan.check import tasks_of
 from flowopd_cli.cli.plan.resolve import complete_names
 from flowopd_cli.cli.study.grid import check_nodes, expand
@@ -15,6 +17,7 @@ from flowopd_cli.recipe.cost import arithmetic
 
 FOLDER = Path(__file__).resolve().parents[2] / "recipes"
 FILES = {str(path.relative_to(FOLDER).with_suffix("")): path for path in sorted(FOLDER.rglob("*.yaml"))}
+STATED = re.findall(r"^\| \[([\w/-]+)\].* (\d+) GiB", (FOLDER / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
 STUDIES = {name: FILES.pop(name) for name in [*FILES] if name.startswith("studies/")}
 TEACHERS = [f"teacher-{objective}" for objective in ("geneval", "ocr", "preference", "quality")]
 DEFAULTS = {f"toy/{name}" for name in ("teacher-geneval", "teacher-ocr", "teacher-quality", "grpo-mix", "coldstart")}
@@ -72,3 +75,11 @@ def test_recipe(name):
     routes = getattr(recipe, "routing", None) or getattr(recipe, "teachers", None)
     if routes and recipe.model.pretrained == "toy":
         assert set().union(*(tasks_of(spec) for spec in recipe.prompts)) <= set(routes)
+
+
+@pytest.mark.parametrize(("name", "gib"), STATED)
+def test_the_stated_memory_is_the_estimate(name, gib):
+    recipe = complete_names(recipes.load(FILES[name]))
+    assert isinstance(recipe, recipes.TrainedRecipe)
+    needed = peak(recipe, recipe.train.micro, checkpointing=recipe.train.gradient_checkpointing)
+    assert f"{needed / 2**30:.0f}" == gib

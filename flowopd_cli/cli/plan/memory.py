@@ -72,6 +72,7 @@ def figures(recipe: Recipe) -> dict[str, str]:
         "memory counted for": f"{precision} base, float32 {trained}, {learning_rows(recipe)} rows learning at once",
         **{name: gib(value, 2) for name, value in rows.items()},
         "memory in all, without and with checkpointing": " / ".join(peaks),
+        **({"memory in all, while prompts are encoded": gib(needed.encoding, 2)} if needed.encoders else {}),
         **memory_by_precision(recipe),
     }
 

@@ -19,6 +19,8 @@ def test_the_figures_of_a_dry_run():
     assert rows["memory: base"] == f"{(2_243_171_520 + 384**2 * 1536) * 2 / GIB:.2f} GiB"
     assert rows["memory: text encoders, before training"] == "10.39 GiB"
     one = footprint(distill()).adapter * 4 / GIB
+    held = (2_243_171_520 + 384**2 * 1536 + 5_580_620_800) * 2 / GIB + 3 * one
+    assert rows["memory in all, while prompts are encoded"] == f"{held:.2f} GiB"
     assert rows["memory: adapters"] == f"{3 * one:.2f} GiB"  # policy, average, one teacher; the anchor is the base
     more = figures(distill(routing={task: {"ref": f"runs/{task}"} for task in "abcd"}, anchor={"ref": "runs/q"}))
     assert more["memory: adapters"] == f"{7 * one:.2f} GiB"
