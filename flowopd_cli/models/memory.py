@@ -29,7 +29,7 @@ from flowopd_cli.models.quantization import coded_bytes, decoding_bytes, linear_
 from flowopd_cli.models.random_weights import empty_transformer, skeleton
 from flowopd_cli.registry import MODELS
 
-OWN = "teachers' own bases"
+OWN, CAST = "teachers' own bases", "weights in the base's precision"
 META = torch.device("meta")
 FLOAT32 = 4  # bytes
 FULL = -1  # in place of a rank: all weights are trained
@@ -85,7 +85,7 @@ class Footprint:
 
 @dataclass(frozen=True)
 class Needs:
-    """Bytes that a training needs on each device: permanently, and additionally during a pass."""
+    """Bytes that a training needs on each device: permanently, and additionally during a pass; ``host`` beside it."""
 
     holding: Mapping[str, int]
     sampling: int
@@ -93,11 +93,12 @@ class Needs:
     activations_checkpointed: int
     transient: int
     encoders: int
+    host: int = 0
 
     @property
     def encoding(self) -> int:
         """Bytes while prompts are encoded: the text encoders beside the bases and the adapters."""
-        later = ("optimizer", "trajectories")
+        later = ("optimizer", "trajectories", CAST)
         return sum(size for name, size in self.holding.items() if name not in later) + self.encoders
 
     def peak(self, *, checkpointing: bool) -> int:
@@ -114,14 +115,14 @@ def needs(footprint: Footprint, work: Workload, own: Sequence[tuple[Footprint, W
     learning = footprint.trainable if work.trained else footprint.adapter
     holding = {
         "base": footprint.weights // work.shards,
-        "adapters": footprint.adapter * FLOAT32 * work.adapters + footprint.weights * work.models,
+        "adapters": _frozen(footprint, work),
         "optimizer": learning * (FLOAT32 + work.moments),  # the gradient and AdamW's two moments
         "trajectories": work.latents * footprint.latent + work.prompts * footprint.conditioning,
     }
     if work.trained:
         holding["trained weights and copies"] = learning * FLOAT32 * work.trained
-        if footprint.itemsize < FLOAT32:
-            holding["weights in the base's precision"] = learning * footprint.itemsize
+        if footprint.itemsize < FLOAT32 or work.hosted:  # of the policy, or of a copy that draws
+            holding[CAST] = learning * footprint.itemsize
     if own:
         holding[OWN] = sum(_held(base, other) for base, other in own)
     return Needs(
@@ -137,13 +138,20 @@ def needs(footprint: Footprint, work: Workload, own: Sequence[tuple[Footprint, W
         activations_checkpointed=work.learning_rows * footprint.activations_checkpointed,
         transient=work.learning_rows * footprint.transient + footprint.decoding,
         encoders=max(base.encoders * base.itemsize for base in (footprint, *(base for base, _ in own))),
+        host=learning * FLOAT32 * work.hosted,
     )
 
 
 def _held(base: Footprint, work: Workload) -> int:
     """Bytes of a teacher's own base on the device between its forwards: all of it, unless it is offloaded."""
-    weights = 0 if work.offload else base.weights * (1 + work.models) + base.adapter * FLOAT32 * work.adapters
+    weights = 0 if work.offload else base.weights + _frozen(base, work)
     return weights + work.prompts * base.conditioning
+
+
+def _frozen(base: Footprint, work: Workload) -> int:
+    """Bytes of LoRAs, which are float32, and of frozen sets of all weights."""
+    loras = FLOAT32 * (base.adapter * work.adapters + work.known)
+    return loras + base.itemsize * base.trainable * work.models
 
 
 @lru_cache(maxsize=16)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from math import ceil
 
 from flowopd_cli import recipe as recipes
 from flowopd_cli.core.queries import mean_last
 from flowopd_cli.models.files.families import family
-from flowopd_cli.models.files.workload import Workload
+from flowopd_cli.models.files.workload import NOTHING, AtHand, Workload
 
 Figures = dict[str, int | float | str]
 
@@ -51,8 +50,8 @@ def updates(recipe: recipes.TrainedRecipe) -> int:
     return optimizer_steps(train.groups * train.group_size, train.updates)[0]
 
 
-def workload(recipe: recipes.TrainedRecipe, full: Collection[str] = ()) -> Workload:
-    """The counts that determine the memory of a training, for one process; the references ``full`` are full models."""
+def workload(recipe: recipes.TrainedRecipe, at_hand: AtHand = NOTHING) -> Workload:
+    """The counts that determine the memory of a training, for one process."""
     train, anchors = recipe.train, _anchors(recipe)
     teachers = [spec for spec in _teachers(recipe) if spec.own_model(recipe.model) is None]
     policy = _learning_forwards(recipe)
@@ -61,12 +60,16 @@ def workload(recipe: recipes.TrainedRecipe, full: Collection[str] = ()) -> Workl
     most = max(_forwards(recipe, guidance) for guidance in (None, *(spec.guidance for spec in labelers)))
     latents, prompts = _held(recipe)
     frozen = [*({spec.ref for spec in teachers} - {"base"}), *(spec.ref for spec in anchors if spec.ref != "base")]
-    models, whole = sum(ref in full for ref in frozen), recipe.adapter.kind == "full"
+    unknown, known, models = at_hand.counts(frozen)
     roles = 3 if _forward(recipe) else 2  # the policy, its average, its slow copy
+    whole = recipe.adapter.kind == "full"
+    hosted = roles - 1 if whole and recipe.adapter.copies == "cpu" and recipe.model.device != "cpu" else 0
     return Workload(
-        adapters=len(frozen) - models + (0 if whole else roles),
+        adapters=unknown + (0 if whole else roles),
+        known=known,
         models=models,
-        trained=0 if not whole else 1 if recipe.adapter.copies == "cpu" else roles,
+        trained=roles - hosted if whole else 0,
+        hosted=hosted,
         moments=2 if train.optimizer == "adamw8bit" else 8,
         learning_rows=learning_rows(recipe) * policy,
         sampling_rows=min(train.rollout_batch, _local_pictures(train)) * most,
@@ -76,16 +79,17 @@ def workload(recipe: recipes.TrainedRecipe, full: Collection[str] = ()) -> Workl
     )
 
 
-def own_workloads(recipe: recipes.TrainedRecipe, full: Collection[str] = ()) -> dict[recipes.ModelSpec, Workload]:
+def own_workloads(recipe: recipes.TrainedRecipe, at_hand: AtHand = NOTHING) -> dict[recipes.ModelSpec, Workload]:
     """The counts of each base that teachers have of their own, which only labels; for one process as above."""
     rows, works = min(recipe.train.rollout_batch, _local_pictures(recipe.train)), {}
     own = [(spec.own_model(recipe.model), spec) for spec in _teachers(recipe)]
     for model in dict.fromkeys(model for model, _ in own if model is not None):
         specs = [spec for base, spec in own if base == model]
-        refs = {spec.ref for spec in specs} - {"base"}
+        unknown, known, models = at_hand.counts({spec.ref for spec in specs} - {"base"})
         works[model] = Workload(
-            adapters=len(refs - {*full}),
-            models=len(refs & {*full}),
+            adapters=unknown,
+            known=known,
+            models=models,
             learning_rows=0,
             sampling_rows=rows * max(_teacher_forwards(recipe, spec) for spec in specs),
             latents=0,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -82,17 +83,25 @@ class AdapterRef:
 
         They are ``rank``, ``alpha`` and ``targets`` of LoRA in either form, ``kind`` of a full model.
         """
-        folder = Path(self.location, *([ADAPTER] if self.kind == "run" else []))
-        if self.kind in {"base", "hub"}:
-            return {}
-        if is_full(folder):
+        if self.kind in {"run", "folder"} and is_full(self._folder):
             return {"kind": "full"}
-        try:
-            header = read_adapter_header(folder)
-        except ArtifactError:
+        header = self.header()
+        if header is None:
             return {}
         fields: dict[str, Any] = {"rank": header.rank, "targets": header.targets or short_names(header.pairs)}
         return fields | ({"alpha": int(header.alpha)} if header.alpha.is_integer() and header.alpha > 0 else {})
+
+    def header(self) -> AdapterHeader | None:
+        """The header of a local LoRA in either form, not verified; ``None`` if none can be read."""
+        if self.kind in {"base", "hub"}:
+            return None
+        with suppress(ArtifactError):
+            return read_adapter_header(self._folder)
+        return None
+
+    @property
+    def _folder(self) -> Path:
+        return Path(self.location, *([ADAPTER] if self.kind == "run" else []))
 
     def resolve(self) -> Adapter:
         """The adapter, downloaded if it is on the Hub; :class:`ArtifactError` if it is missing or has changed."""

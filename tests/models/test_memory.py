@@ -146,12 +146,20 @@ def test_the_memory_of_a_training_grows_with_its_counts():
 
 def test_full_training_holds_float32_weights_copies_gradients_and_moments():
     base = published("sd3", "sd3.5-medium")
-    full = needs(base, Workload(0, 4, 8, 100, 10, models=1, trained=3, moments=2)).holding
+    work = Workload(0, 4, 8, 100, 10, known=70, models=1, trained=3, moments=2)
+    full = needs(base, work).holding
     assert base.trainable == 2_243_171_520
     assert full["trained weights and copies"] == 3 * 4 * base.trainable
     assert full["weights in the base's precision"] == 2 * base.trainable
     assert full["optimizer"] == (4 + 2) * base.trainable
-    assert full["adapters"] == base.weights
+    assert full["adapters"] == 4 * 70 + 2 * base.trainable  # a frozen set has no buffers
+    assert needs(base, work).host == 0
+    away = needs(base, replace(work, trained=1, hosted=2))
+    assert (away.holding["trained weights and copies"], away.host) == (4 * base.trainable, 8 * base.trainable)
+    single = replace(base, itemsize=4)  # a set is not rounded, but copies visit the device
+    assert "weights in the base's precision" not in needs(single, work).holding
+    visit = needs(single, replace(work, trained=1, hosted=2)).holding
+    assert visit["weights in the base's precision"] == 4 * base.trainable
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import pytest
 
 from flowopd_cli import recipe as recipes
+from flowopd_cli.models.files.workload import AtHand
 from flowopd_cli.recipe.cost import arithmetic, optimizer_steps, trained_steps, updates, workload
 
 TRAIN = {"iterations": 5, "groups": 8, "group_size": 12, "updates": 2, "micro": 10, "rollout_batch": 32}
@@ -229,3 +230,23 @@ def test_a_teachers_own_base_labels_by_its_own_guidance():
     figures = arithmetic(distill(routing={"geneval": large, "ocr": {"ref": "base"}}))
     assert figures["of these rollout / labels / learning"] == "10 / 27 / 9"  # 9 x (2 of the teacher + 1 of the anchor)
     assert figures["of the labels by teachers' own bases, at most"] == 18
+
+
+@pytest.mark.parametrize(
+    ("copies", "algorithm", "device", "host"),
+    [("device", "grpo", 2, 0), ("device", "nft", 3, 0), ("cpu", "grpo", 1, 1), ("cpu", "awm", 1, 2)],
+)
+def test_copies_of_trained_weights_count_where_they_are(copies, algorithm, device, host):
+    settings = {"adapter": {"kind": "full", "copies": copies}, "algorithm": algorithm}
+    settings |= {"sampling": {"kernel": "ode" if algorithm != "grpo" else "flow_sde", "guidance": 1.0}}
+    work, on_cpu = (workload(teacher(model={"device": name}, **settings)) for name in ("cuda", "cpu"))
+    assert (work.adapters, work.trained, work.hosted) == (0, device, host)
+    assert (on_cpu.trained, on_cpu.hosted) == (device + host, 0)  # the host's memory is the device's
+
+
+def test_adapters_at_hand_count_by_their_own_size():
+    roles = {"geneval": {"ref": "runs/a"}, "ocr": {"ref": "runs/b"}, "deqa": {"ref": "runs/c"}}
+    at_hand = AtHand({"runs/a": 500}, frozenset({"runs/b"}))
+    work = workload(distill(routing=roles, anchor={"ref": "runs/a"}), at_hand)
+    assert (work.adapters, work.known, work.models) == (1 + 2, 500 + 500, 1)  # policy, average; the anchor is its own
+    assert workload(distill(routing=roles, adapter={"kind": "full"}), at_hand).adapters == 1

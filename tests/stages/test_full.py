@@ -9,10 +9,15 @@ from diffusers import SD3Transformer2DModel
 from safetensors.torch import load_file
 from support.tiny import TEXTS, load
 
+from flowopd_cli.cli.plan.memory import training_needs
 from flowopd_cli.models.adapter_files import read_adapter
 from flowopd_cli.models.files.full_weights import WEIGHTS
+from flowopd_cli.runs.adapter_ref import Adapters
 from flowopd_cli.runs.run import RunDir
+from flowopd_cli.stages.training.model import Roles, load_model
 from flowopd_cli.system.files import files_below
+from flowopd_cli.train.checkpoint import TrainState
+from flowopd_cli.train.loop import make_optimizer
 
 SMALL = {
     "model.resolution": "null",
@@ -164,6 +169,34 @@ def test_a_full_teacher_teaches_a_lora_and_one_with_a_base_of_its_own_a_full_stu
     distant = world.distill("distant", *own, anchor__beta=0, adapter__kind="full", model__dtype="bfloat16")
     assert distant.rows()[-1]["kl"] < distant.rows()[0]["kl"]
     assert {value.dtype for value in weights(distant).values()} == {torch.float32}
+
+
+def test_the_memory_that_is_counted_is_that_of_the_tensors(world):
+    roles = ("--init", "{root}/one", "--teacher", "one={root}/two", "--teacher", "two={root}/lora")
+    settings = {"anchor__ref": world.root / "lora", "model__dtype": "bfloat16", "adapter__copies": "cpu"}
+    recipe = world.distill("counted", *roles, anchor__beta=0.1, train__iterations=1, **settings).recipe()
+    counted = training_needs(recipe).holding
+    model = load_model(recipe.model, recipe.adapter.targets)
+    loaded = Roles(model, Adapters())
+    loaded.add_policy(recipe.adapter, 0)
+    loaded.add_teachers(recipe.teachers, 1.0, recipe.model)
+    loaded.add_anchor(recipe.anchor, 1.0)
+    TrainState.fresh(model)
+    bank = model.adapters
+    held = {name: sum(tensor.nbytes for tensor in bank.state(name).values()) for name in bank.names}
+    assert counted["adapters"] == held["teacher_one"] + held["teacher_two"] + held["anchor"]
+    assert counted["trained weights and copies"] == held["policy"] + held["policy_ema"]
+    base = {name: value for name, value in model.transformer.state_dict().items() if ".lora_" not in name}
+    assert counted["base"] == sum(value.nbytes for value in base.values())
+    with bank.use("policy"), bank.mix(None):
+        assert counted["weights in the base's precision"] == sum(t.nbytes for t in (bank.installed or {}).values())
+    parameters = bank.trainable().values()
+    optimizer = make_optimizer("adamw", parameters, 1e-4, 0.0)
+    for parameter in parameters:
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    moments = [value for state in optimizer.state.values() for value in state.values() if value.ndim]
+    assert counted["optimizer"] == sum(t.nbytes for t in (*moments, *(p.grad for p in parameters)))
 
 
 def test_a_lora_is_a_start_of_a_full_model_and_not_the_other_way_round(world, flowopd):

@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar, get_args
 
 from flowopd_cli.errors import ArtifactError
-from flowopd_cli.models.files.workload import Workload
+from flowopd_cli.models.files.families import family
+from flowopd_cli.models.files.workload import AtHand, Workload
 from flowopd_cli.recipe import AdapterSpec, DistillRecipe, EvalRecipe, ModelSpec, Recipe, TrainedRecipe
 from flowopd_cli.recipe.cost import learning_rows, own_workloads, workload
 from flowopd_cli.recipe.fields import Quantize
@@ -63,6 +64,7 @@ def figures(recipe: Recipe) -> dict[str, str]:
         "memory: learning": needed.activations,
         "memory: learning, checkpointed": needed.activations_checkpointed,
         **encoding,
+        **({"memory of the host: copies": needed.host} if needed.host else {}),
     }
     peaks = [gib(needed.peak(checkpointing=saving), 2) for saving in (False, True)]
     dtype, quantize = _dtype(recipe.model), recipe.model.quantize
@@ -106,30 +108,43 @@ def with_quantize(recipe: AnyRecipe, kind: str) -> AnyRecipe:
 
 
 def training_needs(recipe: TrainedRecipe) -> Needs:
-    """The memory of a training; adapters of a teacher's own base count as large as the student's.
+    """The memory of a training; LoRAs whose files are not on this machine count as large as the recipe's.
 
     Raises :class:`ArtifactError`: the configuration of a base is damaged, or not on this machine.
     """
     parts: list[tuple[Footprint, Workload]] = []
-    full = _full_models(recipe)
-    lora = recipe.adapter.model_copy(update={"kind": "lora"})  # of teachers on their own bases
-    works = [(recipe.model, recipe.adapter, workload(recipe, full))]
-    works += [(model, lora, work) for model, work in own_workloads(recipe, full).items()]
+    at_hand = _at_hand(recipe)
+    works = [(recipe.model, recipe.adapter, workload(recipe, at_hand))]
+    works += [(model, _lora(recipe, model), work) for model, work in own_workloads(recipe, at_hand).items()]
     for model, adapter, work in works:
         base = _footprint(model, adapter)
         if base is None:
             raise ArtifactError(f"the shape of {model.pretrained} is not at hand (give a local folder)")
+        if adapter.kind == "full" and work.adapters:
+            lora = _footprint(model, _lora(recipe, model))
+            base = replace(base, adapter=lora.adapter if lora else 0)
         parts.append((base, work))
     from flowopd_cli.models.memory import needs
 
     return needs(*parts[0], parts[1:])
 
 
-def _full_models(recipe: TrainedRecipe) -> set[str]:
-    """The references of teachers and anchor that are full models on this machine."""
+def _lora(recipe: TrainedRecipe, model: ModelSpec) -> AdapterSpec:
+    """The recipe's adapter as a LoRA on a base, on the family's own targets if it is another one."""
+    targets = recipe.adapter.targets if model.family == recipe.model.family else family(model.family).targets
+    return recipe.adapter.model_copy(update={"kind": "lora", "targets": targets})
+
+
+def _at_hand(recipe: TrainedRecipe) -> AtHand:
+    """What is known of the adapters of teachers and anchor from files on this machine."""
     refs = [spec.ref for spec in getattr(recipe, "teachers", {}).values()]
     refs += [recipe.anchor.ref] if isinstance(recipe, DistillRecipe) else []
-    return {ref for ref in refs if AdapterRef.parse(ref).shape().get("kind") == "full"}
+    parsed = {ref: AdapterRef.parse(ref) for ref in refs}
+    headers = {ref: header for ref, reference in parsed.items() if (header := reference.header())}
+    return AtHand(
+        {ref: sum(p.rank * (p.inputs + p.outputs) for p in h.pairs.values()) for ref, h in headers.items()},
+        frozenset(ref for ref, reference in parsed.items() if reference.shape().get("kind") == "full"),
+    )
 
 
 def _dtype(model: ModelSpec) -> str:

@@ -84,3 +84,18 @@ def test_a_teachers_own_base_is_counted_by_itself():
     assert small["memory: base"] == alone["memory: base"]
     unknown = figures(distill(routing={"a": {"ref": "base", "base": "someone/else"}}))
     assert "someone/else" in unknown["memory"]
+
+
+def test_a_full_student_counts_the_adapters_of_its_teachers():
+    one, roles = footprint(distill()).adapter * 4 / GIB, {task: {"ref": f"runs/{task}"} for task in "ab"}
+    rows = figures(distill(adapter={"kind": "full"}, routing=roles))
+    assert rows["memory: adapters"] == f"{2 * one:.2f} GiB"
+    copies = {"kind": "full", "copies": "cpu"}
+    away = figures(distill(adapter=copies, routing=roles, model={"device": "cuda"}))
+    assert away["memory of the host: copies"] == f"{4 * 2_243_171_520 / GIB:.2f} GiB"  # the average
+    assert "memory of the host: copies" not in rows
+
+
+def test_a_teacher_of_another_family_has_an_adapter_on_its_own_layers():
+    rows = figures(distill(routing={"a": {"ref": "runs/a", "base": "z-image", "family": "z-image"}}))
+    assert float(rows["memory: teachers' own bases"].removesuffix(" GiB")) > 11
