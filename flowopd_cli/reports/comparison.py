@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,12 @@ def page(
         charts=curves.of_runs({name: metrics for name, metrics in rows.items() if metrics}),
         chart_note="" if evaluated else "None of these models has an evaluation: flowopd eval --adapter RUN makes one.",
         grids=_grids(entries),
-        listings=[*_differences(entries, against), *listings, _runs(entries, target)],
+        listings=[
+            *_differences("Paired differences", f"less {against}", paired.against(entries, against)),
+            *_differences("Quantized base", "less full precision", paired.against_full_precision(entries)),
+            *listings,
+            _runs(entries, target),
+        ],
     )
 
 
@@ -63,14 +68,13 @@ def _note(entries: Sequence[Entry]) -> str:
     return note
 
 
-def _differences(entries: Sequence[Entry], reference: str) -> list[Listing]:
-    """The paired differences as a table, none where no model shares pictures with the reference."""
-    differences = paired.against(entries, reference)
+def _differences(title: str, head: str, differences: Mapping[str, Mapping[str, paired.Difference]]) -> list[Listing]:
+    """Paired differences as a table, none where no model shares pictures with its reference."""
     suites = list(dict.fromkeys(suite for pairs in differences.values() for suite in pairs))
     rows = [(model, *(_paired(pairs.get(suite)) for suite in suites)) for model, pairs in differences.items() if pairs]
-    columns = (f"less {reference}", *suites)
+    columns = (head, *suites)
     numeric = frozenset(range(1, len(columns)))
-    return [Listing("Paired differences", columns, tuple(rows), numeric, note=paired.NOTE)] if rows else []
+    return [Listing(title, columns, tuple(rows), numeric, note=paired.NOTE)] if rows else []
 
 
 def _paired(pair: paired.Difference | None) -> str:

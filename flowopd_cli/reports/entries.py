@@ -72,8 +72,9 @@ def collect(paths: Sequence[Path]) -> list[Entry]:
         else:
             digest = _digest(run.path)
             scores = [one for one in all_scores if digest and one.scored == digest]
-            best = fullest(scores)
-            of_run = [one for one in scores if best is not None and one.run.path == best.run.path]
+            of_bits = [[one for one in scores if (one.quantize == "none") == whole] for whole in (True, False)]
+            best = [top.run.path for top in map(fullest, of_bits) if top]
+            of_run = [one for one in scores if one.run.path in best]
             entries += [Entry(run.path.name, run, one) for one in of_run or [None]]
     bases = [one for one in others if one.scored is None]
     entries = _unique(_with_base(entries, bases))
@@ -88,10 +89,10 @@ def compared_by_guidance(entries: Sequence[Entry]) -> list[Entry]:
 
 def best_of_guidances(entries: Sequence[Entry]) -> list[Entry]:
     """The entry with the best average of each model that has several guidances."""
-    models: dict[str, dict[int, Entry]] = {}
+    models: dict[tuple[str, str], dict[int, Entry]] = {}
     for index, entry in enumerate(entries):
         if entry.guidance is not None:
-            models.setdefault(entry.name, {})[index] = entry
+            models.setdefault((entry.name, entry.quantize), {})[index] = entry
     best = {name: best_part({i: entry.results for i, entry in group.items()}) for name, group in models.items()}
     return [models[name][index] for name, index in best.items() if index is not None]
 
@@ -156,23 +157,32 @@ def _with_base(entries: Sequence[Entry], bases: Sequence[Evaluation]) -> list[En
 
 def _unique(entries: Sequence[Entry]) -> list[Entry]:
     unique: dict[tuple[tuple[Path | None, Path | None], str], Entry] = {}
-    names: dict[tuple[Path | None, Path | None], str] = {}
+    named: dict[tuple[Path | None, Path | None], Entry] = {}
     for entry in entries:
         key = (entry.run.path.resolve() if entry.run else None, entry.evaluation.run.path if entry.evaluation else None)
-        numbered = (entry.name if n == 1 else f"{entry.name} ({n})" for n in count(1))
-        name = names.setdefault(key, next(name for name in numbered if name not in names.values()))
+        numbered = (replace(entry, name=entry.name if n == 1 else f"{entry.name} ({n})") for n in count(1))
+        free = (one for one in numbered if not any(_named_alike(one, other) for other in named.values()))
+        name = named.setdefault(key, entry if key in named else next(free)).name
         unique.setdefault((key, entry.evaluation.part if entry.evaluation else ""), replace(entry, name=name))
     return list(unique.values())
 
 
+def _named_alike(one: Entry, other: Entry) -> bool:
+    """Whether two entries have one name, but are not the same weights on a base in other bits."""
+    same = one.evaluation and other.evaluation and one.evaluation.scored == other.evaluation.scored
+    return one.name == other.name and not (same and one.quantize != other.quantize)
+
+
 def _mark_comparable(entries: Sequence[Entry]) -> list[Entry]:
-    """Mark a group of mutually comparable evaluations, starting with those comparable with most others.
+    """Mark a group of mutually comparable evaluations, starting with those comparable with most others,
+    of equals those on a full-precision base.
 
     Comparability is not transitive: an evaluation without a judge's name is comparable with two of different judges.
     """
     evaluations = [_in_comparison(entry) for entry in entries]
     group: list[Evaluation] = []
-    for one in sorted(filter(None, evaluations), key=lambda one: -sum(_compare(one, other) for other in evaluations)):
+    ranks = {id(one): -sum(_compare(one, other) for other in evaluations) for one in evaluations if one}
+    for one in sorted(filter(None, evaluations), key=lambda one: (ranks[id(one)], one.quantize != "none")):
         group += [one] if all(_compare(one, other) for other in group) else []
     return [
         replace(entry, comparable=one is None or one in group) for entry, one in zip(entries, evaluations, strict=True)

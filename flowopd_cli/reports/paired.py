@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import mean, variance
 
 from flowopd_cli.errors import ArtifactError
@@ -81,6 +81,20 @@ def against(entries: Sequence[Entry], name: str) -> dict[str, dict[str, Differen
 
 
 def counterpart(entry: Entry, name: str, entries: Sequence[Entry]) -> Entry | None:
-    """The entry of another model, ``name``, at the guidance of ``entry``; of several one on the full-precision base."""
+    """The entry of another model, ``name``, at the guidance of ``entry``."""
     others = [other for other in entries if other.name == name and other.guidance == entry.guidance]
-    return None if entry in others else next(iter(sorted(others, key=lambda other: other.quantize != "none")), None)
+    return None if entry in others else next(iter(others), None)
+
+
+def against_full_precision(entries: Sequence[Entry]) -> dict[str, dict[str, Difference]]:
+    """``{model: {suite: difference}}`` of the models on a quantized base against themselves on the full one."""
+    whole = {_place(entry): entry.evaluation for entry in entries if entry.evaluation and entry.quantize == "none"}
+    return {
+        entry.label: between(entry.evaluation, replace(full, protocol={**full.protocol, "quantize": entry.quantize}))
+        for entry in entries
+        if entry.evaluation and entry.quantize != "none" and (full := whole.get(_place(entry)))
+    }
+
+
+def _place(entry: Entry) -> tuple[str, float | None]:
+    return entry.name, entry.guidance

@@ -33,9 +33,7 @@ class Evaluation:
     """An evaluation run: the results of its suites (see :func:`results`), and how pictures were made.
 
     ``scored`` is the digest of the adapter, ``None`` for the base; ``finished`` when it ended, empty if it has not.
-    ``part`` names one of several guidances of the run, each of which is an evaluation; it is empty for a single one.
-    ``quantize`` is that of the base, ``none`` for full precision.
-    """
+    ``part`` names one of several guidances of the run, each of which is an evaluation; it is empty for a single one."""
 
     run: RunDir
     scored: str | None
@@ -43,7 +41,6 @@ class Evaluation:
     results: dict[str, dict[str, Any]]
     protocol: dict[str, Any]
     part: str = ""
-    quantize: str = "none"
 
     @property
     def of(self) -> str:
@@ -54,6 +51,11 @@ class Evaluation:
     def guidance(self) -> float:
         """The guidance of its pictures."""
         return self.protocol["guidance"]
+
+    @property
+    def quantize(self) -> str:
+        """The bits of the base, ``none`` for full precision."""
+        return self.protocol["quantize"]
 
     @property
     def sheet(self) -> Path:
@@ -108,7 +110,7 @@ def by_guidance(run: RunDir) -> list[Evaluation]:
     if not isinstance(recipe, EvalRecipe):
         return []
     scored = manifest.parents[0].sha256 if manifest.parents else None
-    model = recipe.model.model_dump(include={"resolution", "max_sequence_length"})
+    model = recipe.model.model_dump(include={"resolution", "max_sequence_length", "quantize"})
     return [
         Evaluation(
             run,
@@ -117,7 +119,6 @@ def by_guidance(run: RunDir) -> list[Evaluation]:
             results(run, part),
             spec.model_dump(include=set(PROTOCOL)) | model,
             part,
-            recipe.model.quantize,
         )
         for part, (_, spec) in recipe.eval.by_guidance.items()
     ]

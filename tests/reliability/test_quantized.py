@@ -57,5 +57,7 @@ def test_its_adapter_is_evaluated_on_the_base_in_full_and_in_four_bits(forks, tr
     ended = forks.run("report", tmp_path / "full", tmp_path / "four", "--out", tmp_path / "report.html", "--json")
     assert ended.code == 0, ended.err
     assert ", nf4 base" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    (bits,) = json.loads(ended.out)["less_full_precision"].values()
+    assert bits["ocr"]["prompts"] == 2
     rows = json.loads((tmp_path / "full" / "manifest.json").read_text(encoding="utf-8"))
     assert rows["base"]["quantize"] is None

@@ -56,17 +56,46 @@ def test_common_noise_of_the_prompts_leaves_the_error():
     assert pair.stderr == pytest.approx(math.sqrt(2 / 200) * 0.01, rel=0.2)
 
 
+def evaluated(path, policy, scores, **options):
+    """An evaluation on prompts with these scores, and one that could not be scored."""
+    run = reported.evaluation(path, policy, {"ocr": sum(scores) / len(scores)}, **options)
+    rows = [{"task": "ocr", "prompt": str(i), "tag": "", "index": 0, "value": v} for i, v in enumerate((*scores, None))]
+    run.write_rows("ocr", rows)
+
+
 @pytest.fixture
 def scored(tmp_path):
     """Base and teacher with rows: the teacher wins the first of three prompts and loses the last."""
     made = reported.teacher(tmp_path / "t")
     for path, policy, scores in (("e-base", None, (0.2, 0.5, 0.8)), ("e", made, (0.9, 0.5, 0.7))):
-        run = reported.evaluation(tmp_path / path, policy, {"ocr": sum(scores) / 3})
-        rows = [
-            {"task": "ocr", "prompt": str(i), "tag": "", "index": 0, "value": score} for i, score in enumerate(scores)
-        ]
-        run.write_rows("ocr", [*rows, {"task": "ocr", "prompt": "4", "tag": "", "index": 0, "value": None}])
+        evaluated(tmp_path / path, policy, scores)
     return tmp_path
+
+
+def test_a_quantized_base_compares_with_itself_alone_and_its_difference_is_shown(scored):
+    teacher = reported.RunDir.open(scored / "t")
+    evaluated(scored / "e-nf4", teacher, (0.8, 0.5, 0.5), quantize="nf4")
+    entries = collect([scored / "t", reported.student(scored / "s", teacher, finish=False).path])
+    rows = {entry.label: (entry.comparable, entry.evaluation and entry.evaluation.quantize) for entry in entries}
+    assert rows == {"base": (True, "none"), "t": (True, "none"), "t, nf4 base": (False, "nf4"), "s": (True, None)}
+    assert table.changes_against_base(entries).keys() == paired.against(entries, "base").keys() == {"t"}
+    pair = paired.against_full_precision(entries)["t, nf4 base"]["ocr"]
+    assert (pair.mean, pair.won, pair.lost, pair.prompts) == pytest.approx((-0.1, 0, 2 / 3, 3))
+    target, *_ = report.of_runs([scored / "e", scored / "e-nf4"], scored / "out")
+    texts = reported.Tags(target.read_text(encoding="utf-8")).texts
+    assert "less full precision" in texts
+    assert f"-0.100 ± {pair.stderr:.3f} (0% / 67%)" in texts
+    assert any("† t, nf4 base was evaluated otherwise" in text and "base in nf4" in text for text in texts)
+
+
+def test_bases_and_models_in_the_same_bits_compare(tmp_path):
+    made = reported.teacher(tmp_path / "t")
+    for path, policy, score in (("e-base", None, 0.2), ("e", made, 0.9)):
+        evaluated(tmp_path / path, policy, (score, score), quantize="int8")
+    entries = collect([tmp_path / "t"])
+    assert [(entry.label, entry.comparable) for entry in entries] == [("base, int8 base", True), ("t, int8 base", True)]
+    assert paired.against(entries, "base")["t, int8 base"]["ocr"].mean == pytest.approx(0.7)
+    assert paired.against_full_precision(entries) == {}
 
 
 def test_the_report_shows_paired_differences_and_their_errors(scored):

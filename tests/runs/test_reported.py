@@ -43,7 +43,15 @@ def test_only_complete_evaluations_of_one_protocol_are_reported(source, evaluate
     evaluate("z5", None, 0.6, base=Base(ref="toy", sha256="c" * 64))
     evaluate("z6", None, 0.7, seed=1)
     evaluate("z7", None, 0.8, guidance=1.0)
+    evaluate("z8", None, 0.8, quantize="nf4")
     assert means(reported(source, [])) == {"base": {"ocr": 0.5}, "this model": {"ocr": 0.9}}
+
+
+def test_a_quantized_base_is_reported_beside_its_like_alone(source, evaluate):
+    ours, base = evaluate("a", source, 0.9, quantize="nf4"), evaluate("b", None, 0.5)
+    with pytest.raises(ArtifactError, match=r"not evaluated alike \(test prompts.* / .*, base in nf4; suites"):
+        reported(source, [ours, base])
+    assert means(reported(source, [ours, evaluate("c", None, 0.4, quantize="nf4")]))["base"] == {"ocr": 0.4}
 
 
 @pytest.mark.parametrize(

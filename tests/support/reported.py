@@ -93,12 +93,13 @@ def student(path, *teachers, finish=True):
     return run
 
 
-def evaluation(path, made=None, means=None, fields=None, base=BASE, **protocol):
+def evaluation(path, made=None, means=None, fields=None, base=BASE, quantize="none", **protocol):
     """The evaluation of a run's adapter, or of the base; ``fields`` are further fields of each result.
 
     With several guidances a suite has a mean for each.
     """
-    run = begun(path, EVAL | {"eval": {"suites": ["toy-ocr"], **protocol}})
+    model = {"pretrained": "toy", "quantize": quantize}
+    run = begun(path, EVAL | {"model": model, "eval": {"suites": ["toy-ocr"], **protocol}})
     policy = parent(made, "policy") if made else Parent(role="policy", ref="base")
     run.declare(Inputs(base=base, parents=(policy,)))
     for index, part in enumerate(run.recipe().eval.by_guidance):

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json as jsonlib
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from flowopd_cli.cli.options import Json
 from flowopd_cli.errors import RecipeError, printable
+
+if TYPE_CHECKING:
+    from flowopd_cli.reports.paired import Difference
 
 Runs = Annotated[list[Path], typer.Argument(metavar="RUN", help="Runs of any stage, evaluations included.")]
 Out = Annotated[
@@ -43,7 +47,14 @@ def report(runs: Runs, out: Out = None, against: Against = None, json: Json = Fa
         page, entries, files = of_runs(runs, out, against)
         models = {entry.label: entry.results for entry in entries}
         reference = paired.reference(entries, against)
-        differences = paired.against(entries, reference)
-        rows = {model: {suite: asdict(pair) for suite, pair in pairs.items()} for model, pairs in differences.items()}
-        result = {"files": [str(file) for file in files], "models": models, "against": reference, "paired": rows}
+        tables = {
+            "paired": paired.against(entries, reference),
+            "less_full_precision": paired.against_full_precision(entries),
+        }
+        rows = {name: {model: _plain(pairs) for model, pairs in table.items()} for name, table in tables.items()}
+        result = {"files": [str(file) for file in files], "models": models, "against": reference, **rows}
     print(jsonlib.dumps({"report": str(page), **result}) if json else printable(str(page)))
+
+
+def _plain(pairs: Mapping[str, Difference]) -> dict[str, Any]:
+    return {suite: asdict(pair) for suite, pair in pairs.items()}
