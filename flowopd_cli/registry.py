@@ -114,6 +114,7 @@ MODELS = Registry(
         "flux": "flowopd_cli.models.flux:FluxModel",
         "z-image": "flowopd_cli.models.z_image:ZImageModel",
         "sana": "flowopd_cli.models.sana:SanaModel",
+        "lumina2": "flowopd_cli.models.lumina2:Lumina2Model",
     },
 )
 FAMILIES = Registry(  # what each of MODELS is, without torch
@@ -123,6 +124,7 @@ FAMILIES = Registry(  # what each of MODELS is, without torch
         "flux": "flowopd_cli.models.files.families:FLUX",
         "z-image": "flowopd_cli.models.files.families:Z_IMAGE",
         "sana": "flowopd_cli.models.files.families:SANA",
+        "lumina2": "flowopd_cli.models.files.families:LUMINA2",
     },
 )
 BASES = Registry("base", {"toy": "flowopd_cli.toy:folder"})

@@ -6,7 +6,6 @@ import inspect
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from diffusers.models.autoencoders.autoencoder_dc import AutoencoderDC
 from diffusers.models.transformers.sana_transformer import SanaAttnProcessor2_0, SanaTransformer2DModel
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
@@ -19,6 +18,7 @@ from flowopd_cli.core.types import Conditioning
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.models.attention import CrossAttention
 from flowopd_cli.models.pipeline import PipelineModel
+from flowopd_cli.models.texts import instructed
 
 TRAIN_TIMESTEPS = 1000
 INSTRUCTION = "complex_human_instruction"
@@ -68,18 +68,14 @@ class SanaModel(PipelineModel):
         return self.max_sequence_length - 2 + tokenizer.num_special_tokens_to_add()
 
     def _embed(self, texts: list[str]) -> Conditioning:
-        """Prompts follow the pipeline's instruction; the empty prompt has none."""
         pipeline = self._pipeline()
-        embeds, mask, empty, empty_mask = pipeline.encode_prompt(
+        encoded = pipeline.encode_prompt(
             texts,
             device=self.device,
             max_sequence_length=self.max_sequence_length,
             complex_human_instruction=inspect.signature(type(pipeline).__call__).parameters[INSTRUCTION].default,
         )
-        blank = torch.tensor([not text for text in texts], device=embeds.device)[:, None]
-        return Conditioning(
-            torch.where(blank[..., None], empty, embeds), mask=torch.where(blank, empty_mask, mask).bool()
-        )
+        return instructed(texts, *encoded)
 
     def _forward(
         self,

@@ -173,6 +173,16 @@ def chat_prefix(tokenizer: Any) -> int:
     return len(tokenizer(text.partition(MARK)[0]).input_ids)
 
 
+def instructed(texts: Sequence[str], embeds: Tensor, mask: Tensor, empty: Tensor, empty_mask: Tensor) -> Conditioning:
+    """Rows of a pipeline whose instruction precedes every prompt but the empty one.
+
+    ``embeds (n, L, D)`` and ``mask (n, L)`` are those of texts behind the instruction, ``empty`` and ``empty_mask``
+    those of the empty prompt without it.
+    """
+    blank = torch.tensor([not text for text in texts], device=embeds.device)[:, None]
+    return Conditioning(torch.where(blank[..., None], empty, embeds), mask=torch.where(blank, empty_mask, mask).bool())
+
+
 def padded(rows: Sequence[Tensor], tokens: int) -> Conditioning:
     """Embeddings ``(n, D)`` of different lengths as one tensor of ``tokens`` tokens a row, with their mask."""
     embeds = rows[0].new_zeros(len(rows), tokens, rows[0].shape[1])

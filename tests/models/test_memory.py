@@ -32,16 +32,19 @@ SANA = {
     "caption_channels": 64,
 }
 Z_IMAGE = {"dim": 128, "n_layers": 6, "n_refiner_layers": 2, "n_heads": 2, "n_kv_heads": 2, "cap_feat_dim": 64}
+LUMINA2 = {"hidden_size": 128, "num_layers": 6, "num_refiner_layers": 2, "num_attention_heads": 4, "num_kv_heads": 2}
 SHAPES = {
     "sd3": Shape({**SD3, "dual_attention_layers": (0, 1, 2, 3), "qk_norm": "rms_norm"}, {}, (32,) * 4, clip_tokens=16),
     "flux": Shape(FLUX, {"use_dynamic_shifting": True}, (32,) * 4),
     "sana": replace(named_shapes()["sana-small"], transformer=SANA),
+    "lumina2": Shape({**LUMINA2, "cap_feat_dim": 64, "axes_dim_rope": (8, 12, 12)}, {"shift": 6.0}, (32,) * 4),
     "z-image": Shape({**Z_IMAGE, "axes_dims": (8, 28, 28)}, {"shift": 6.0}, (32,) * 4),
 }
 TARGETS = dict.fromkeys(("sd3", "flux"), (ATTENTION_TARGETS, FEED_FORWARD))
 TARGETS["z-image"] = (("attention",), ("feed_forward.w1", "feed_forward.w2", "feed_forward.w3"))
 TARGETS["sana"] = (("attn2.to_q", "attn2.to_k"), ("attention",))  # nothing else in its blocks is a linear layer
-BLOCKS = {"sd3": 8, "flux": 9, "z-image": 10, "sana": 8}
+TARGETS["lumina2"] = (("attention",), ("feed_forward.linear_1", "feed_forward.linear_2", "feed_forward.linear_3"))
+BLOCKS = {"lumina2": 10, "sd3": 8, "flux": 9, "z-image": 10, "sana": 8}
 ROWS, RANK = 2, 16
 
 

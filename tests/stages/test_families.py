@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.families import FLUX, SANA, Z_IMAGE
+from support.families import FLUX, LUMINA2, SANA, Z_IMAGE
 from support.tiny import TEXTS
 
 import flowopd_cli
@@ -45,11 +45,12 @@ def flags(**more):
 RECIPES = {
     "flux": ("flux-dev", "teacher-pickscore", ".single_transformer_blocks."),
     "sana": ("sana", "teacher-pickscore-nft", ".attn2."),
+    "lumina2": ("lumina2", "teacher-pickscore-nft", ".noise_refiner."),
     "z-image": ("z-image", "teacher-pickscore-nft", ".noise_refiner."),
 }
 
 
-SLOW = [pytest.param(tiny, id=tiny.family, marks=pytest.mark.slow) for tiny in (Z_IMAGE, SANA)]
+SLOW = [pytest.param(tiny, id=tiny.family, marks=pytest.mark.slow) for tiny in (Z_IMAGE, SANA, LUMINA2)]
 
 
 @pytest.fixture(scope="module", params=[pytest.param(FLUX, id="flux"), *SLOW])

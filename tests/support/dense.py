@@ -26,6 +26,10 @@ def output(transformer):
         picture = torch.randn(1, config.in_channels, 4, 4, generator=generator)
         texts = torch.randn(1, 6, config.caption_channels, generator=generator)
         return transformer(picture, texts, torch.tensor([500.0]), return_dict=False)[0]
+    if type(transformer).__name__.startswith("Lumina2"):
+        picture = torch.randn(1, config.in_channels, 4, 4, generator=generator)
+        texts, mask = torch.randn(1, 6, config.cap_feat_dim, generator=generator), torch.ones(1, 6, dtype=torch.bool)
+        return transformer(picture, torch.tensor([0.5]), texts, mask, return_dict=False)[0]
     is_flux = type(transformer).__name__.startswith("Flux")
     side = config.get("sample_size") or 4
     shapes = {

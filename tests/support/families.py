@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusers import DiffusionPipeline
-from support import tiny, tiny_qwen, tiny_sana
+from support import tiny, tiny_lumina2, tiny_qwen, tiny_sana
 
 from flowopd_cli.models.files import families
 from flowopd_cli.models.files.pipelines import absent_parts
@@ -63,10 +63,10 @@ def chat(pipeline: DiffusionPipeline, texts: list[str], length: int) -> dict[str
 
 
 def masked(pipeline: DiffusionPipeline, texts: list[str], length: int) -> dict[str, Any]:
-    """Of SANA's pipeline with its own instruction, without padding."""
-    instruction = inspect.signature(type(pipeline).__call__).parameters["complex_human_instruction"].default
-    options = {"max_sequence_length": length, "complex_human_instruction": instruction}
-    embeds, mask, empty, empty_mask = pipeline.encode_prompt(texts, **options)
+    """Of a pipeline with its own instruction, which SANA's takes as an argument, without padding."""
+    call, name = inspect.signature(type(pipeline).__call__).parameters, "complex_human_instruction"
+    own = {name: call[name].default} if name in call else {}
+    embeds, mask, empty, empty_mask = pipeline.encode_prompt(texts, max_sequence_length=length, **own)
     halves = {"embeds": (embeds, mask), "neg_embeds": (empty, empty_mask)}
     return {name: [row[keep.bool()] for row, keep in zip(*half, strict=True)] for name, half in halves.items()}
 
@@ -100,4 +100,11 @@ SANA = Tiny(
     tiny_sana.SEQUENCE - 2,
     masked,
 )
-FAMILIES = {one.family: one for one in (SD3, FLUX, Z_IMAGE, SANA)}
+LUMINA2 = Tiny(
+    "lumina2",
+    tiny_lumina2.assemble_lumina2,
+    {"resolution": 32, "max_sequence_length": tiny_lumina2.SEQUENCE, "targets": ("attention",)},
+    tiny_lumina2.SEQUENCE - 2,
+    masked,
+)
+FAMILIES = {one.family: one for one in (SD3, FLUX, Z_IMAGE, SANA, LUMINA2)}

@@ -218,3 +218,16 @@ SANA = Family(
         "Efficient-Large-Model/SANA1.5_1.6B_1024px_diffusers": "sana-1.5-1.6b",
     },
 )
+
+_LUMINA2_SMALL = {"hidden_size": 128, "num_layers": 4, "num_refiner_layers": 1, "cap_feat_dim": 128}
+_LUMINA2_HEADS = {"num_attention_heads": 4, "num_kv_heads": 2, "axes_dim_rope": (8, 12, 12)}
+_LUMINA_IMAGE = "Alpha-VLLM/Lumina-Image-2.0"
+LUMINA2 = Family(
+    "Lumina2Transformer2DModel",
+    shapes={
+        "lumina2-small": Shape({**_LUMINA2_SMALL, **_LUMINA2_HEADS}, {"shift": 6.0}, SMALL_VAE),
+        "lumina-image-2": Shape({"cap_feat_dim": 2304}, {"shift": 6.0}, encoders=GEMMA_2_2B),
+    },
+    known={_LUMINA_IMAGE: "lumina-image-2"},
+    licenses={_LUMINA_IMAGE: {"license": "apache-2.0"}},
+)
