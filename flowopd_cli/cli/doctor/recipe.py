@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
@@ -16,7 +17,7 @@ from flowopd_cli.cli.plan import Finding
 from flowopd_cli.cli.plan.check import RECIPE, findings
 from flowopd_cli.cli.plan.memory import footprint, memory_by_precision, training_needs, with_quantize
 from flowopd_cli.cli.plan.resolve import Plan
-from flowopd_cli.errors import FlowOPDError, RecipeError
+from flowopd_cli.errors import ArtifactError, FlowOPDError, RecipeError
 from flowopd_cli.recipe.cost import arithmetic, own_workloads
 from flowopd_cli.recipe.fields import Quantize
 from flowopd_cli.system.files import is_dir
@@ -96,25 +97,43 @@ def _training(recipe: recipes.TrainedRecipe, room: int) -> Finding:
         return Finding("memory needed", "ok", f"{text}; train.micro up to {most} fits")
     if most:
         return Finding("memory needed", "fail", text, f"--set train.micro={most}")
-    setting = "--set train.gradient_checkpointing=true --set train.micro="
+    for words, smaller in _smaller(recipe):
+        if most := largest_micro(smaller, room, checkpointing=True):
+            setting = "--set train.gradient_checkpointing=true --set train.micro="
+            return Finding("memory needed", "fail", text, f"{words}{setting}{min(most, micro)}")
     full = recipe.adapter.kind == "full"
-    for quantize in ("none",) if full else get_args(Quantize):
-        most = largest_micro(with_quantize(recipe, quantize), room, checkpointing=True)
-        if most and not (recipe.model.shard and quantize != "none"):
-            bits = "" if quantize == recipe.model.quantize else f"--set model.quantize={quantize} "
-            return Finding("memory needed", "fail", text, f"{bits}{setting}{min(most, micro)}")
-    alternative = "several with train.processes and model.shard=true"
-    if full:
-        alternative = "--set adapter.copies=cpu, train.optimizer=adamw8bit, or adapter.kind=lora"
-    way_out = f"not even one row fits: a larger device, or {alternative}"
-    return Finding("memory needed", "fail", text, way_out)
+    alternative = "adapter.kind=lora" if full else "several with train.processes and model.shard=true"
+    return Finding("memory needed", "fail", text, f"not even one row fits: a larger device, or {alternative}")
+
+
+def _smaller(recipe: recipes.TrainedRecipe) -> Iterator[tuple[str, recipes.TrainedRecipe]]:
+    """The recipe in ever less memory, and the options that make it so: a quantized base, or of a full model copies in
+    the host's memory, then moments of 8 bits.
+    """
+    if recipe.adapter.kind != "full":
+        for kind in get_args(Quantize):
+            if kind == "none" or not recipe.model.shard:
+                words = "" if kind == recipe.model.quantize else f"--set model.quantize={kind} "
+                yield words, with_quantize(recipe, kind)
+        return
+    words = ""
+    yield words, recipe
+    if recipe.model.device == "cpu":  # its memory is the host's, and 8 bits need a CUDA device
+        return
+    if recipe.adapter.copies != "cpu":
+        words = "--set adapter.copies=cpu "
+        recipe = recipe.model_copy(update={"adapter": recipe.adapter.model_copy(update={"copies": "cpu"})})
+        yield words, recipe
+    train = recipe.train.model_copy(update={"optimizer": "adamw8bit"})
+    yield f"{words}--set train.optimizer=adamw8bit ", recipe.model_copy(update={"train": train})
 
 
 def refuse_too_large(recipe: recipes.TrainedRecipe) -> None:
     """Raise :class:`RecipeError` if a training does not fit into the free memory of this machine's devices."""
-    for finding in _memory(recipe):
-        if finding.state == "fail":
-            raise RecipeError(f"adapter.kind full: memory needed: {finding}")
+    with suppress(ArtifactError):  # a base of unknown shape may fit
+        for finding in _memory(recipe):
+            if finding.state == "fail":
+                raise RecipeError(f"adapter.kind full: {finding.name}: {finding}")
 
 
 def _free(room: int) -> str:

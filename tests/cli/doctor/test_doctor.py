@@ -13,6 +13,7 @@ from flowopd_cli.cli.doctor import checks as doctor
 from flowopd_cli.cli.doctor import machine
 from flowopd_cli.cli.doctor import recipe as doctor_recipe
 from flowopd_cli.cli.doctor.machine import GIB, Device
+from flowopd_cli.errors import RecipeError
 from flowopd_cli.system.text import gib
 
 SD35 = "sd35m/distill-1gpu"
@@ -185,6 +186,32 @@ def test_a_recipe_fits_or_the_settings_with_which_it_would_are_named(monkeypatch
         assert (finding.state, finding.way_out.partition(":")[0]) == ("fail", "not even one row fits")
     finding = memory_finding(monkeypatch, 79 * GIB, "train.processes=4", cards=2)
     assert (finding.state, finding.way_out) == ("fail", "set train.processes=2, or model.device=cpu")
+
+
+FULL = ("adapter.kind=full", "train.lr=1e-5")
+LESS = ("adapter.copies=cpu", "train.optimizer=adamw8bit")
+
+
+@pytest.mark.parametrize("settings", [(), LESS[:1], LESS])
+def test_a_full_training_that_does_not_fit_is_refused_with_the_settings_that_do(monkeypatch, settings):
+    recipe, smaller = (recipes.load(recipes.find(SD35), overrides=(*FULL, *more)) for more in ((), settings))
+    free = doctor_recipe.peak(smaller, 1, checkpointing=True) + doctor_recipe.FRAMEWORK
+    last = (*settings, "train.gradient_checkpointing=true", "train.micro=1")
+    finding = memory_finding(monkeypatch, free, *FULL)
+    assert (finding.state, finding.way_out) == ("fail", " ".join(f"--set {setting}" for setting in last))
+    needed = doctor_recipe.peak(recipe, recipe.train.micro, checkpointing=recipe.train.gradient_checkpointing)
+    with pytest.raises(RecipeError, match=f"^adapter.kind full: memory needed: {needed / GIB:.2f} GiB at train.micro"):
+        doctor_recipe.refuse_too_large(recipe)
+    doctor_recipe.refuse_too_large(recipes.load(recipes.find(SD35), overrides=(*FULL, *last)))
+
+
+def test_a_full_training_that_fits_nowhere_has_a_lora_as_its_way_out(monkeypatch):
+    finding = memory_finding(monkeypatch, 20 * GIB, *FULL)
+    assert finding.way_out == "not even one row fits: a larger device, or adapter.kind=lora"
+    unknown = ("model.pretrained=someone/else", *FULL)
+    doctor_recipe.refuse_too_large(recipes.load(recipes.find(SD35), overrides=unknown))
+    own = ("routing.geneval.base=someone/else", "routing.geneval.family=sd3", *FULL)
+    doctor_recipe.refuse_too_large(recipes.load(recipes.find(SD35), overrides=own))
 
 
 def test_an_evaluation_and_a_push_need_the_base_with_its_text_encoders_and_a_merge_neither(monkeypatch):
