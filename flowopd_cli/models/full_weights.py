@@ -15,7 +15,7 @@ from flowopd_cli.core.merging import LoraFactors
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.models.adapter_files import read_adapter
 from flowopd_cli.models.adapters import AdapterBank
-from flowopd_cli.models.files.full_weights import WeightsHeader, is_full, read_weights_header
+from flowopd_cli.models.files.full_weights import WHOLE_BASE, WeightsHeader, is_full, read_weights_header
 from flowopd_cli.models.full_files import read_tensor, write_folder
 
 Weights = Mapping[str, Tensor]
@@ -61,7 +61,7 @@ class WeightBank(AdapterBank):
         """
         base = {key: self._base(key) for key in self._places}
         if any(type(tensor) is not nn.Parameter or not tensor.is_floating_point() for tensor in base.values()):
-            raise ArtifactError("a sharded or quantized base takes LoRAs alone, no full model")
+            raise ArtifactError(f"a sharded or quantized base {WHOLE_BASE}")
         with torch.no_grad():
             tensors = {key: self._exact(key, t) if trainable else t.clone() for key, t in base.items()}
             if source is not None and is_full(source):

@@ -14,7 +14,7 @@ from flowopd_cli.core.merging import Dense, MergeOptions, MergeReport, Update, m
 from flowopd_cli.errors import ArtifactError, MergeError
 from flowopd_cli.models.adapter_files import AdapterConfig, read_adapter, write_adapter
 from flowopd_cli.models.files.full_weights import CONFIG, read_weights_header
-from flowopd_cli.models.files.pipelines import base_fingerprint, locate
+from flowopd_cli.models.files.pipelines import TRANSFORMER_FILES, base_fingerprint, locate
 from flowopd_cli.models.full_files import read_tensor, write_folder
 from flowopd_cli.recipe import MergeRecipe, ModelSpec
 from flowopd_cli.registry import base_source
@@ -70,9 +70,10 @@ def _merge_full(
     recipe: MergeRecipe, inputs: Sequence[Adapter], weights: Sequence[float], options: MergeOptions, run: RunDir
 ) -> dict[str, Any]:
     """Merge the differences to the base, tensor by tensor; the error is that of rounding the sum to float32."""
-    folder = locate(base_source(recipe.model.pretrained), recipe.model.revision) / "transformer"
+    source = base_source(recipe.model.pretrained)
+    folder = locate(source, recipe.model.revision, files=TRANSFORMER_FILES) / "transformer"
     header = read_weights_header(folder)
-    changes = [_changes(adapter) for adapter in inputs]
+    changes = [_changes(adapter, header.shapes) for adapter in inputs]
     tensors, target, error = {}, 0.0, 0.0
     for name in header.files:
         base = read_tensor(header, name)
@@ -93,23 +94,28 @@ def _merge_full(
     return _figures(MergeReport(target, error))
 
 
-def _changes(adapter: Adapter) -> Callable[[str, Tensor], Update | None]:
+def _changes(adapter: Adapter, base: Mapping[str, tuple[int, ...]]) -> Callable[[str, Tensor], Update | None]:
     """A function that returns the update of one tensor of the base, ``None`` where there is none.
 
-    Raises :class:`ArtifactError`: a tensor is missing or has another shape than in the base.
+    Raises :class:`ArtifactError`: a tensor is missing or has another shape than in the base, whose shapes are given.
     """
     header = adapter.full
     if header is None:
         factors = {f"{module}.weight": pair for module, pair in read_adapter(_path(adapter))[1].items()}
-        return lambda name, base: factors.get(name)
+        shapes = {name: (pair.b.shape[0], pair.a.shape[1]) for name, pair in factors.items()}
+        _check_shapes(adapter.ref.text, shapes, {name: base[name] for name in shapes if name in base})
+        return lambda name, tensor: factors.get(name)
+    _check_shapes(adapter.ref.text, header.shapes, base)
+    return lambda name, tensor: Dense(read_tensor(header, name).double() - tensor.double())
 
-    def change(name: str, base: Tensor) -> Update:
-        if header.shapes.get(name) != tuple(base.shape):
-            shape = header.shapes.get(name)
-            raise ArtifactError(f"{adapter.ref.text}: is of another base: {name} is {shape}, {tuple(base.shape)} there")
-        return Dense(read_tensor(header, name).double() - base.double())
 
-    return change
+def _check_shapes(ref: str, shapes: Mapping[str, tuple[int, ...]], base: Mapping[str, tuple[int, ...]]) -> None:
+    for name in {**base, **shapes}:
+        here, there = (f"{named[name]}" if name in named else "missing" for named in (shapes, base))
+        if here != there:
+            raise ArtifactError(
+                f"{ref}: was made for another base: {name} is {here} in it, {there} there: name its base with --base"
+            )
 
 
 def _figures(report: MergeReport) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from support.tiny import TEXTS, load
 from flowopd_cli.cli.plan.memory import training_needs
 from flowopd_cli.models.adapter_files import read_adapter
 from flowopd_cli.models.files.full_weights import WEIGHTS
+from flowopd_cli.models.full_files import write_folder
 from flowopd_cli.runs.adapter_ref import Adapters
 from flowopd_cli.runs.run import RunDir
 from flowopd_cli.stages.training.model import Roles, load_model
@@ -299,6 +300,28 @@ def test_what_full_training_cannot_do_is_refused(world, flowopd, words, message)
     assert code == 2
     assert message in err
     assert not (world.root / "refused").exists()
+
+
+@pytest.mark.parametrize("setting", ["model.shard=true", "model.quantize=int8"])
+def test_a_full_teacher_on_a_base_in_parts_or_quantized_is_refused_before_that_is_loaded(world, flowopd, setting):
+    roles = ("--teacher", f"one={world.root / 'one'}", "--teacher", f"two={world.root / 'lora'}")
+    code, _, err = flowopd("distill", *roles, *world.start(), "--set", setting, "--out", world.root / "refused")
+    assert code == 2
+    assert f"routing.one: {world.root / 'one'} is a full model, and a sharded or quantized base takes no full" in err
+    assert "set model.shard to false, and quantize to none" in err
+    assert not (world.root / "refused").exists()
+
+
+def test_a_merge_refuses_a_full_model_with_other_tensors(world, flowopd, tmp_path):
+    tensors = weights(world.run("one"))
+    for folder, more in (("more", {**tensors, "extra": torch.ones(2)}), ("less", dict(list(tensors.items())[1:]))):
+        write_folder(tmp_path / folder, more, {}, None, None)
+        command = ("merge", world.root / "one", tmp_path / folder, "--out", tmp_path / "merged", "--force")
+        code, _, err = flowopd(*command, "--base", world.base)
+        assert code == 2
+        assert "was made for another base" in err
+        assert "missing" in err
+        assert "name its base with --base" in err
 
 
 def test_fields_of_a_lora_and_a_high_learning_rate_are_remarked_on(world, flowopd):

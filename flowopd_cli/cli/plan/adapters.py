@@ -9,6 +9,7 @@ from flowopd_cli import registry
 from flowopd_cli.cli.plan.memory import footprint
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.models.files.families import family, family_of, known_shape
+from flowopd_cli.models.files.full_weights import WHOLE_BASE
 from flowopd_cli.models.files.latents import check_same_latents
 from flowopd_cli.models.files.pipelines import AUTOENCODER_FILES, base_fingerprint, linear_shapes, locate
 from flowopd_cli.models.files.targets import target_layers
@@ -66,9 +67,12 @@ def check_own_base(field: str, own: ModelSpec, student: ModelSpec, *, fetch: boo
         raise ArtifactError(f"{field}.base: {error}") from error
 
 
-def check_adapters(model: ModelSpec, refs: Mapping[str, str], adapters: Adapters, *, fetch: bool = False) -> None:
+def check_adapters(
+    model: ModelSpec, refs: Mapping[str, str], adapters: Adapters, *, fetch: bool = False, loads: bool = True
+) -> None:
     """Refuse adapters, keyed by their recipe field, that are missing, damaged, or (by their files) trained on another
-    base. Adapters on the Hub are skipped, or fetched first with ``fetch``.
+    base, and where the base ``loads`` full models that it does not take. Adapters on the Hub are skipped, or fetched
+    first with ``fetch``.
 
     Raises :class:`ArtifactError`, which names the field or the adapter.
     """
@@ -77,7 +81,9 @@ def check_adapters(model: ModelSpec, refs: Mapping[str, str], adapters: Adapters
         try:
             if fetch or AdapterRef.parse(ref).kind != "hub":
                 resolved[ref] = adapters[ref]
-                _ = resolved[ref].header, resolved[ref].full
+                full, _ = resolved[ref].full, resolved[ref].header
+                if full and loads and (model.shard or model.quantize != "none"):
+                    raise ArtifactError(f"{ref} is a full model, and a sharded or quantized base {WHOLE_BASE}")
         except ArtifactError as error:
             raise ArtifactError(f"{field}: {error}") from error
     recorded = {ref: adapter.base.sha256 for ref, adapter in resolved.items() if adapter.base and adapter.base.sha256}

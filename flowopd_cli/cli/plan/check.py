@@ -155,10 +155,10 @@ def _check_suite_options(recipe: recipes.EvalRecipe) -> None:
 def _check_adapters(recipe: recipes.Recipe, refs: dict[str, str], adapters: Adapters, dry_run: bool) -> list[str]:
     absent = [role for role, ref in refs.items() if dry_run and AdapterRef.parse(ref).absent]
     there = {role: ref for role, ref in refs.items() if role not in absent}
-    own = own_models(recipe)
+    own, loads = own_models(recipe), not isinstance(recipe, recipes.MergeRecipe | recipes.PushRecipe)
     for model in dict.fromkeys([recipe.model, *own.values()]):
         shared = {role: ref for role, ref in there.items() if own.get(role, recipe.model) == model}
-        check_adapters(model, shared, adapters, fetch=not dry_run)
+        check_adapters(model, shared, adapters, fetch=not dry_run, loads=loads)
     return [f"{role}: {refs[role]}: is not there yet{AdapterRef.parse(refs[role]).hub_hint}" for role in absent]
 
 

@@ -13,6 +13,7 @@ from flowopd_cli.system.files import is_file
 
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 SHARDS, INDEX = "diffusion_pytorch_model-*-of-*.safetensors", "diffusion_pytorch_model.safetensors.index.json"
+WHOLE_BASE = "takes no full model, but LoRAs alone: set model.shard to false, and quantize to none"
 BASE_NAME = "base_model"  # the base's name, beside its digest in the metadata of the weights
 
 

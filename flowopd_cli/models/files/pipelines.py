@@ -15,6 +15,7 @@ CONFIG = "transformer/config.json"
 FILES = ("*.json", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.model", "*/*.jinja")
 # Lists in autoencoders' configurations with an entry for each level of resolution, and how many levels halve no side.
 LEVELS = {"block_out_channels": 1, "encoder_block_out_channels": 1, "temperal_downsample": 0}
+TRANSFORMER_FILES = ("*.json", "transformer/*.json", "transformer/*.safetensors")
 AUTOENCODER_FILES = ("*.json", "*/*.json", "vae/*.safetensors")
 WHOLE_FILE_BYTES = 64 * 1024**2
 EDGE_BYTES = 1024**2

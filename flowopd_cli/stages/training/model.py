@@ -95,7 +95,7 @@ class Roles:
         init = None if spec.init is None else self._compatible(spec.init, self.model)
         bank, path = self.model.adapters, None if init is None else init.path
         if spec.kind == "full" and not isinstance(bank, WeightBank):
-            raise ArtifactError("adapter.kind full: this model family trains adapters only")
+            raise ArtifactError("adapter.kind full: this model family trains LoRAs alone: set adapter.kind to lora")
         if isinstance(bank, WeightBank) and spec.kind == "full":
             bank.copies_device = torch.device("cpu") if spec.copies == "cpu" else None
             bank.add_full("policy", path, trainable=True)
