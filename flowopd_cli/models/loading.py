@@ -27,7 +27,8 @@ class LoadOptions:
 
     ``prompt_cache`` is a folder for embeddings of several runs; without one they stay in memory. With ``offload`` the
     transformer stays in the host's memory and is copied to the device for each forward. ``quantize`` is one of
-    :data:`~flowopd_cli.models.quantization.KINDS` or ``none``.
+    :data:`~flowopd_cli.models.quantization.KINDS` or ``none``. ``guidance_limit`` is the largest norm of a guided
+    velocity, relative to that of the prompt's own; rows with ``1 - sigma`` above ``guidance_until`` have no guidance.
     """
 
     revision: str | None = None
@@ -43,6 +44,8 @@ class LoadOptions:
     shard: bool = False
     offload: bool = False
     quantize: str = "none"
+    guidance_limit: float | None = None
+    guidance_until: float | None = None
 
 
 def take_device(name: str) -> torch.device:

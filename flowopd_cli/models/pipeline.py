@@ -94,6 +94,7 @@ class PipelineModel(PipelineTexts):
             shard(self.transformer, self.blocks, device)
             self._turns = Turns(self._idle, GROUP)
         self._offload = options.offload
+        self._guidance_limit, self._guidance_until = options.guidance_limit, options.guidance_until
         self.transformer.to("cpu" if options.offload else device).eval()
         files = None if modules.transformer else folder / "transformer"
         self.adapters = WeightBank(self.transformer, options.targets, self.flat_modules, files)
@@ -175,6 +176,9 @@ class PipelineModel(PipelineTexts):
                 "push.verify_guidance to 1, if the recipe has them, and leave out those of teachers and anchor"
             )
         cond = self._converted(cond)
+        if self._guidance_until is not None:
+            passed = [1 - level > self._guidance_until for level in sigma.tolist()]
+            scales = [1.0 if late else scale for late, scale in zip(passed, scales, strict=True)]
         if self.classifier_free:
             guided = ClassifierFree(self._forward, self._combined)
             return guided.velocity(latents, sigma, cond, scales, adapters)
@@ -199,7 +203,11 @@ class PipelineModel(PipelineTexts):
         self, negative: Float[Tensor, "b C H W"], positive: Float[Tensor, "b C H W"], scale: Float[Tensor, "b 1 1 1"]
     ) -> Float[Tensor, "b C H W"]:
         """The velocity with classifier-free guidance from those of the empty prompt and of the prompt."""
-        return extrapolated(negative, positive, scale)
+        guided = extrapolated(negative, positive, scale)
+        if self._guidance_limit is None:
+            return guided
+        norm, longest = (torch.linalg.vector_norm(v, dim=(1, 2, 3), keepdim=True) for v in (guided, positive))
+        return guided * (self._guidance_limit * longest / norm.clamp(min=1e-12)).clamp(max=1)
 
     @property
     def blocks(self) -> list[nn.Module]:

@@ -16,6 +16,7 @@ from pydantic import (
     model_validator,
 )
 
+from flowopd_cli.models.files.families import GUIDANCE_RULES, family
 from flowopd_cli.recipe.fields import (
     METADATA,
     ONE,
@@ -56,7 +57,19 @@ class ModelSpec(Spec):
     attention: Attention = "auto"  #: a backend of diffusers; `auto` leaves the choice to PyTorch
     #: bits of the frozen base: its blocks' weights in 8 bits (`int8`) or 4 bits (`nf4`); adapters and steps are float32
     quantize: Quantize = "none"
+    #: the largest norm of a guided velocity, relative to that of the prompt's own; null is no limit (Z-Image alone)
+    guidance_limit: PositiveFloat | None = None
+    #: the first part of the path, from the noise, that is guided; null is all of it (Z-Image alone)
+    guidance_until: Fraction | None = None
     shard: bool = False  #: shard the base over the processes (FSDP), if one device cannot hold it
+
+    @model_validator(mode="after")
+    def _guidance_is_the_pipelines(self) -> ModelSpec:
+        known = family(self.family).guidance_arguments
+        other = next((name for name in GUIDANCE_RULES if getattr(self, name) is not None and name not in known), None)
+        if other is not None:
+            raise ValueError(f"{other}: the pipeline of the family {self.family} has no such rule: leave it out")
+        return self
 
     @model_validator(mode="after")
     def _compile_needs_whole_base(self) -> ModelSpec:
@@ -194,6 +207,8 @@ class TeacherSpec(Spec):
             return None
         own: dict[str, Any] = {"pretrained": self.base, "family": self.family or student.family}
         own |= {"revision": self.revision, "dtype": self.dtype, "quantize": self.quantize, "shard": False}
+        if own["family"] != student.family:
+            own |= dict.fromkeys(GUIDANCE_RULES)
         model = student.model_copy(update=own | ({"compile": "none"} if self.offload == "cpu" else {}))
         return None if model == student else model
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from flowopd_cli.errors import ArtifactError, one_line
+from flowopd_cli.models.files.families import GUIDANCE_RULES
 from flowopd_cli.recipe import EvalRecipe, EvalSpec
 from flowopd_cli.runs.layout import part_name
 from flowopd_cli.runs.run import RunDir
@@ -110,7 +111,7 @@ def by_guidance(run: RunDir) -> list[Evaluation]:
     if not isinstance(recipe, EvalRecipe):
         return []
     scored = manifest.parents[0].sha256 if manifest.parents else None
-    model = recipe.model.model_dump(include={"resolution", "max_sequence_length", "quantize"})
+    model = recipe.model.model_dump(include={"resolution", "max_sequence_length", "quantize", *GUIDANCE_RULES})
     return [
         Evaluation(
             run,
@@ -219,9 +220,10 @@ def protocol(evaluation: Evaluation, *others: Evaluation) -> str:
     limit = "" if settings["limit"] is None else f", at most {settings['limit']} a suite"
     images = settings["images"]
     pictures = "as many pictures each as the suite says" if images is None else f"{images} pictures each"
+    rules = "".join(f", {name} {settings[name]:g}" for name in GUIDANCE_RULES if settings[name] is not None)
     precision = "" if evaluation.quantize == "none" else f", base in {evaluation.quantize}"
     suites = ", ".join(f"{name} {result['version']}" for name, result in evaluation.results.items())
     return (
         f"{settings['split']} prompts{limit}, {pictures}, {settings['steps']} steps, "
-        f"guidance {guidances}, seed {settings['seed']}{precision}; suites {suites}"
+        f"guidance {guidances}{rules}, seed {settings['seed']}{precision}; suites {suites}"
     )

@@ -7,12 +7,15 @@ import diffusers
 import pytest
 import torch
 from support.families import Z_IMAGE
-from support.tiny import TEXTS, add_adapters
+from support.tiny import TEXTS, add_adapters, make_draw, make_sampler
 
-from flowopd_cli.errors import ArtifactError
+from flowopd_cli import recipe as recipes
+from flowopd_cli.errors import ArtifactError, RecipeError
 from flowopd_cli.models.files.families import family, family_of
 from flowopd_cli.models.loading import LoadOptions
 from flowopd_cli.models.memory import measure
+from flowopd_cli.recipe import ModelSpec, TeacherSpec
+from flowopd_cli.train.collect import rollout, with_images
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +51,33 @@ def test_padding_of_a_text_changes_nothing(folder):
 def test_the_pipeline_counts_guidance_from_zero():
     assert family("z-image").pipeline_guidance(5.0) == {"guidance_scale": 4.0}
     assert family_of("Tongyi-MAI/Z-Image-Turbo") == "z-image"
+
+
+@pytest.mark.parametrize(
+    "rules", [{"guidance_limit": 0.9}, {"guidance_until": 0.3}, {"guidance_limit": 1.1, "guidance_until": 0.5}]
+)
+def test_rules_of_guidance_draw_the_pipelines_picture(folder, rules):
+    draw, pictures = make_draw("ab", "01"), []
+    for given in ({}, rules):
+        model = Z_IMAGE.load(folder, **given)
+        sampler = make_sampler(model, steps=6, kernel="ode", guidance=3.5)
+        rolled = with_images(model, rollout(model, sampler, draw, adapter=None))
+        pictures.append(rolled.images)
+    assert not torch.allclose(*pictures, atol=1e-3)
+    call = Z_IMAGE.call(3.5) | family("z-image").call(3.5, LoadOptions(**rules))
+    texts, start = [prompt.text for prompt in draw.prompts], rolled.trajectory.latents[:, 0]
+    theirs = Z_IMAGE.plain(folder)(texts, latents=start, num_inference_steps=6, **call).images
+    torch.testing.assert_close(pictures[1], theirs, atol=1e-5, rtol=0)
+
+
+def test_a_rule_of_guidance_is_refused_where_the_pipeline_has_none():
+    model = {"family": "sd3", "guidance_limit": 1.0}
+    with pytest.raises(RecipeError, match="guidance_limit: the pipeline of the family sd3 has no such rule"):
+        recipes.build({"stage": "eval", "model": model})
+    student = ModelSpec(family="z-image", guidance_until=0.5)
+    for base, until in (("z-image", 0.5), ("flux", None)):
+        own = TeacherSpec(ref="runs/t", base="owner/large", family=base).own_model(student)
+        assert own.guidance_until == until
 
 
 def test_turbo_takes_no_guidance(folder, tmp_path):

@@ -20,6 +20,7 @@ ATTENTION_TARGETS = tuple(  # the projections of joint attention
     for name in ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 )
 SMALL_VAE = (32, 32, 32, 32)
+GUIDANCE_RULES = ("guidance_limit", "guidance_until")  # fields of a recipe's ``model`` section
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,9 @@ class Family:
 
     ``transformer`` is the name of diffusers' class, by which a folder's family is recognized. ``shapes`` are
     configurations by name, ``known`` the Hub ids that have one of them, ``licenses`` the Hub's license metadata by id.
-    ``pipeline_guidance`` gives the arguments of the pipeline's call for a guidance. ``targets`` are the linear layers
-    that get a LoRA in a recipe that names none.
+    ``pipeline_guidance`` gives the arguments of the pipeline's call for a guidance, ``guidance_arguments`` the names of
+    those :data:`GUIDANCE_RULES` that it knows. ``targets`` are the linear layers that get a LoRA in a recipe that names
+    none.
     """
 
     transformer: str = ""
@@ -58,7 +60,13 @@ class Family:
     known: Mapping[str, str] = field(default_factory=dict)
     licenses: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     pipeline_guidance: Callable[[float], dict[str, Any]] = _guidance_scale
+    guidance_arguments: Mapping[str, str] = field(default_factory=dict)
     targets: tuple[str, ...] = ("attention",)
+
+    def call(self, guidance: float, model: Any) -> dict[str, Any]:
+        """The arguments of the pipeline's call for a guidance with the rules of a recipe's ``model`` section."""
+        rules = {name: getattr(model, field) for field, name in self.guidance_arguments.items()}
+        return self.pipeline_guidance(guidance) | {name: value for name, value in rules.items() if value is not None}
 
     def halves(self, guidance: float) -> int:
         """Forwards of one velocity: two with classifier-free guidance, whose negative half is skipped at guidance 1."""
@@ -170,6 +178,7 @@ Z_IMAGE = Family(
     known={_Z_BASE: "z-image", _Z_TURBO: "z-image-turbo"},
     licenses={name: {"license": "apache-2.0"} for name in (_Z_BASE, _Z_TURBO)},
     pipeline_guidance=lambda guidance: {"guidance_scale": guidance - 1},
+    guidance_arguments={"guidance_limit": "cfg_normalization", "guidance_until": "cfg_truncation"},
 )
 
 

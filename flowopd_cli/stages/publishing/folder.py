@@ -50,7 +50,7 @@ def fill(recipe: PushRecipe, source: RunDir, run: RunDir, adapter: Adapter) -> s
         picture, gallery = pictures(scores.model.run, run.hub_dir, scores.model.part)
     settings, guidance_note = usage(scores, sampling)
     if settings:
-        settings |= family(trained.model.family).pipeline_guidance(settings.pop("guidance_scale"))
+        settings |= family(trained.model.family).call(settings.pop("guidance_scale"), trained.model)
     (run.hub_dir / source.recipe_file.name).write_text(public_recipe(trained), encoding="utf-8")
     spec = model_of(recipe, source)
     base = locate(base_source(spec.pretrained), spec.revision)

@@ -81,7 +81,7 @@ class Check:
         self._folder, self._device = model.folder, model.device
         start, side = model.packed(noise.initial()), self._ours.shape[-1]
         self._family = type(model)
-        options = {**family(spec.family).pipeline_guidance(push.verify_guidance), **model.plain_options}
+        options = {**family(spec.family).call(push.verify_guidance, spec), **model.plain_options}
         self._request = Request(push.verify_prompt, start, side, push.verify_steps, spec.max_sequence_length, options)
 
 
