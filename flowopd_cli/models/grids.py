@@ -31,7 +31,10 @@ def check_grid(config: Mapping[str, Any], source: object) -> None:
     """
     unsupported = [name for name in OTHER_GRIDS if config.get(name)]
     if unsupported:
-        raise ArtifactError(f"{source}: the scheduler's {unsupported[0]} is not supported; set sampling.shift")
+        raise ArtifactError(
+            f"{source}: the scheduler's {unsupported[0]} is not supported: use a copy of the base whose "
+            "scheduler_config.json has it false"
+        )
 
 
 def shift_of(config: Mapping[str, Any], tokens: int) -> float:

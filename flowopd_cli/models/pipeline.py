@@ -19,7 +19,7 @@ from torch.func import functional_call
 from flowopd_cli.core.types import Conditioning
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.models.attention import PROCESSORS, choose_attention
-from flowopd_cli.models.files.pipelines import base_fingerprint, locate, pixels_per_latent
+from flowopd_cli.models.files.pipelines import base_fingerprint, check_scheduler, locate, pixels_per_latent
 from flowopd_cli.models.full_weights import WeightBank
 from flowopd_cli.models.grids import check_grid, even_grid, shift_of
 from flowopd_cli.models.guidance import ClassifierFree, extrapolated
@@ -84,6 +84,7 @@ class PipelineModel(PipelineTexts):
         self, folder: Path, device: torch.device, options: LoadOptions, modules: Modules = FROM_FOLDER
     ) -> None:
         quiet_libraries()
+        check_scheduler(folder, self.scheduler_class.__name__)
         dtype = pick_dtype(options.dtype, device)
         transformer = modules.transformer or self._load_transformer(folder, dtype)
         super().__init__(folder, transformer, options, device, dtype, modules.embed)

@@ -54,7 +54,8 @@ class SanaModel(PipelineModel):
         config = self._scheduler.config
         if shift is None and config.prediction_type != "flow_prediction":
             raise ArtifactError(
-                f"{self.folder}: the scheduler's predictions are no flow; set sampling.shift to a number"
+                f"{self.folder}: the scheduler's predictions are no flow: use a copy of the base whose "
+                "scheduler_config.json has prediction_type flow_prediction"
             )
         return flow_sigmas(steps, config.flow_shift if shift is None else shift)
 

@@ -56,7 +56,10 @@ class SD3Model(PipelineModel):
         """
         config = self._scheduler.config
         if config.use_dynamic_shifting and shift is None:
-            raise ArtifactError(f"{self.folder}: the scheduler shifts by resolution; set sampling.shift to a number")
+            raise ArtifactError(
+                f"{self.folder}: the scheduler shifts by resolution: use a copy of the base whose "
+                "scheduler_config.json has use_dynamic_shifting false"
+            )
         return flow_sigmas(steps, config.shift if shift is None else shift)
 
     def _embed(self, texts: list[str]) -> Conditioning:

@@ -12,12 +12,13 @@ from typing import Any, ClassVar
 import diffusers
 import torch
 import transformers
+from jinja2 import TemplateError
 from torch import Tensor
 
 from flowopd_cli.core.types import Conditioning
 from flowopd_cli.errors import ArtifactError, one_line
 from flowopd_cli.models.embeddings import EmbeddingStore, Row, store_folder
-from flowopd_cli.models.files.pipelines import absent_parts, encoder_identity
+from flowopd_cli.models.files.pipelines import absent_parts, check_tokenizers, encoder_identity
 from flowopd_cli.models.loading import LoadOptions, load_part
 from flowopd_cli.models.tokens import Excess, truncated
 
@@ -144,6 +145,7 @@ class PipelineTexts(ABC):
     def _pipeline(self) -> Any:
         """The pipeline's text half: encoders and tokenizers, with the transformer that is already loaded."""
         if self._encoders is None:
+            check_tokenizers(self.folder)
             kind = getattr(diffusers, self.pipeline_name)  # its import takes seconds, and few runs need encoders
             parts = {"transformer": self.transformer, "vae": None, **absent_parts(self.folder)}
             self._encoders = load_part(kind, self.folder, dtype=self.dtype, **parts)
@@ -163,13 +165,15 @@ class PipelineTexts(ABC):
 def chat_prefix(tokenizer: Any) -> int:
     """Tokens that a tokenizer's chat template puts before the text of a user.
 
-    Raises :class:`ArtifactError`: the tokenizer has no template.
+    Raises :class:`ArtifactError`: the tokenizer has no template, or a broken one.
     """
     try:
         message = [{"role": "user", "content": MARK}]
         text = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
-    except ValueError as error:
-        raise ArtifactError(f"the tokenizer of this base has no chat template ({one_line(error)[:200]})") from error
+    except (ValueError, TemplateError) as error:
+        raise ArtifactError(
+            f"the tokenizer of this base has no working chat template ({one_line(error)[:200]})"
+        ) from error
     return len(tokenizer(text.partition(MARK)[0]).input_ids)
 
 

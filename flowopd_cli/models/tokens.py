@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import transformers
 
+from flowopd_cli.errors import ArtifactError
+from flowopd_cli.models.files.pipelines import check_tokenizers
 from flowopd_cli.models.loading import load_part
 from flowopd_cli.system.json_files import read_json
 
@@ -26,11 +28,15 @@ def truncated(folder: Path, limit_of: Callable[[Any], int], texts: Iterable[str]
 
     CLIP reads its tokenizer's ``model_max_length``, any other encoder ``limit_of(tokenizer)`` tokens of a text.
 
-    Raises :class:`ArtifactError`: a tokenizer is missing or damaged.
+    Raises :class:`ArtifactError`: a tokenizer is missing or damaged, or no encoder reads a token of any text.
     """
+    check_tokenizers(folder)
     excess: dict[str, Excess] = {}
     rest = list(dict.fromkeys(texts))
-    for tokenizer, limit in sorted(_readers(folder, limit_of), key=lambda reader: -reader[1]):
+    readers = sorted(_readers(folder, limit_of), key=lambda reader: -reader[1])
+    if readers and all(limit <= tokenizer.num_special_tokens_to_add() for tokenizer, limit in readers):
+        raise ArtifactError(f"{folder}: with this model.max_sequence_length no token of a prompt is read: raise it")
+    for tokenizer, limit in readers:
         # An ASCII letter is one token at most, so most prompts need no tokenizer.
         rest = [text for text in rest if not (text.isascii() and len(text) + SPECIAL <= limit)]
         counts = map(len, tokenizer(rest, verbose=False).input_ids if rest else ())

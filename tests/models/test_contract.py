@@ -102,6 +102,20 @@ def assert_same(found, expected):
         torch.testing.assert_close(found[name], value, atol=1e-6 * max(1.0, largest), rtol=1e-5)
 
 
+@pytest.mark.parametrize(("part", "text", "message"), [
+    ("scheduler/scheduler_config.json", '{"_class_name": "SCMScheduler"}', "scheduler is SCMScheduler, this"),
+    ("tokenizer", None, "no vocabulary in it"),
+])  # fmt: skip
+def test_a_base_is_refused_without_its_own_scheduler_or_vocabulary(tiny, folder, tmp_path, part, text, message):
+    base = shutil.copytree(folder, tmp_path / "base")
+    if text is None:
+        shutil.rmtree(base / part)
+    else:
+        (base / part).write_text(text, encoding="utf-8")
+    with pytest.raises(ArtifactError, match=message):
+        tiny.load(base).encode(TEXTS)
+
+
 @pytest.mark.parametrize("guidance", [1.0, 3.5])
 @pytest.mark.parametrize("steps", [1, 2, 10])
 def test_ode_pictures_match_diffusers(tiny, model, folder, guidance, steps):

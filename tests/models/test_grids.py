@@ -31,5 +31,5 @@ def test_one_step_goes_from_one_to_zero_whatever_the_terminal():
 
 
 def test_another_kind_of_grid_is_refused():
-    with pytest.raises(ArtifactError, match=r"a base: the scheduler's use_beta_sigmas is not supported; set sampling"):
+    with pytest.raises(ArtifactError, match=r"a base: the scheduler's use_beta_sigmas is not supported: use a copy"):
         check_grid({"use_beta_sigmas": True}, "a base")

@@ -71,7 +71,7 @@ def test_sigmas_use_the_schedulers_shift_by_default(model):
 def test_dynamic_shifting_requires_a_shift(copied):
     edit(copied / "scheduler" / "scheduler_config.json", use_dynamic_shifting=True)
     model = load(copied)
-    with pytest.raises(ArtifactError, match=r"set sampling\.shift to a number"):
+    with pytest.raises(ArtifactError, match="use a copy of the base"):
         model.sigmas(10)
     assert model.sigmas(10, 3.0)[1].item() == pytest.approx(0.9601, abs=1e-4)
 
@@ -109,7 +109,7 @@ def cut(path):
 )
 def test_a_damaged_part_of_a_base_is_a_one_line_error(copied, part, spoil):
     spoil(copied / part)
-    with pytest.raises(ArtifactError, match=rf"{part}: cannot be loaded as ") as caught:
+    with pytest.raises(ArtifactError, match=rf"{part}(: cannot be loaded as|/scheduler_config.json: )") as caught:
         load(copied)
     assert "\n" not in str(caught.value)
 

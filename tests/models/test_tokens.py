@@ -79,7 +79,13 @@ def test_a_tokenizer_of_an_unknown_class_is_read_by_its_files(folder):
     assert truncated(folder, lambda _: 128, ["a" * 127]) == {"a" * 127: Excess(129, 128)}
 
 
-def test_a_missing_tokenizer_is_named(folder):
+def test_a_tokenizer_without_its_vocabulary_is_refused(folder):
+    (folder / "tokenizer_3" / "tokenizer.json").unlink()
+    with pytest.raises(ArtifactError, match="tokenizer_3: no vocabulary in it"):
+        truncated(folder, lambda _: 128, ["a"])
+
+
+def test_a_damaged_tokenizer_is_named(folder):
     (folder / "tokenizer_3" / "tokenizer.json").write_text("{", encoding="utf-8")
     with pytest.raises(ArtifactError, match="tokenizer_3: cannot be loaded as T5Tokenizer"):
         truncated(folder, lambda _: 128, ["a"])

@@ -116,8 +116,22 @@ def test_a_tokenizer_without_a_chat_template_is_named(folder, tmp_path):
     copy = Z_IMAGE.assemble(0)
     copy.tokenizer.chat_template = None
     copy.save_pretrained(tmp_path)
-    with pytest.raises(ArtifactError, match="no chat template"):
+    with pytest.raises(ArtifactError, match="no working chat template"):
         Z_IMAGE.load(tmp_path).truncated(["a" * 100])
+
+
+@pytest.mark.parametrize("template", ["{% if %}", "{{ raise_exception('no') }}"])
+def test_a_broken_chat_template_is_named(folder, tmp_path, template):
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "tokenizer" / "chat_template.jinja").write_text(template, encoding="utf-8")
+    with pytest.raises(ArtifactError, match="no working chat template"):
+        Z_IMAGE.load(tmp_path).truncated(["a" * 100])
+
+
+def test_a_length_that_the_template_fills_is_refused(folder):
+    assert Z_IMAGE.load(folder, max_sequence_length=7).truncated(["aa"])
+    with pytest.raises(ArtifactError, match=r"max_sequence_length no token of a prompt is read"):
+        Z_IMAGE.load(folder, max_sequence_length=6).truncated(["aa"])
 
 
 def test_the_published_shape_and_its_memory():

@@ -19,6 +19,14 @@ TRANSFORMER_FILES = ("*.json", "transformer/*.json", "transformer/*.safetensors"
 AUTOENCODER_FILES = ("*.json", "*/*.json", "vae/*.safetensors")
 WHOLE_FILE_BYTES = 64 * 1024**2
 EDGE_BYTES = 1024**2
+# Files any of which has the whole vocabulary of a tokenizer.
+VOCABULARIES = (
+    ("tokenizer.json",),
+    ("vocab.json", "merges.txt"),
+    ("spiece.model",),
+    ("tokenizer.model",),
+    ("vocab.txt",),
+)
 
 
 def locate(
@@ -94,6 +102,33 @@ def absent_parts(folder: Path) -> dict[str, Any]:
     index = read_json(folder / "model_index.json", "pipeline index")
     texts = ("text_encoder", "tokenizer")
     return {name: None for name, kind in index.items() if name.startswith(texts) and kind == [None, None]}
+
+
+def check_scheduler(folder: Path, kind: str) -> None:
+    """Refuse a scheduler of another class than ``kind``, which diffusers would read with its defaults.
+
+    Raises :class:`ArtifactError`: it is of another class, or its configuration is missing or damaged.
+    """
+    path = folder / "scheduler" / "scheduler_config.json"
+    actual = read_json(path, "configuration of a scheduler").get("_class_name", kind)
+    if actual != kind:
+        raise ArtifactError(
+            f"{folder}: its scheduler is {actual}, this family's is {kind}: use a copy of the base with that one's "
+            f"{path.name}"
+        )
+
+
+def check_tokenizers(folder: Path) -> None:
+    """Refuse a tokenizer without its vocabulary, of which transformers would make one that knows no word.
+
+    Raises :class:`ArtifactError`: files are missing.
+    """
+    index = read_json(folder / "model_index.json", "pipeline index")
+    for name, kind in index.items():
+        if not name.startswith("tokenizer") or kind == [None, None]:
+            continue
+        if not any(all((folder / name / file).is_file() for file in files) for files in VOCABULARIES):
+            raise ArtifactError(f"{folder / name}: no vocabulary in it, such as tokenizer.json: fetch the base again")
 
 
 def base_fingerprint(folder: str | Path) -> str:
