@@ -21,7 +21,7 @@ from flowopd_cli.models.files.adapter_header import (
     recorded_in_weights,
     weights_file,
 )
-from flowopd_cli.models.files.full_weights import WeightsHeader, is_full, read_weights_header
+from flowopd_cli.models.files.full_weights import WeightsHeader, is_full, read_weights_header, weights_files
 from flowopd_cli.models.files.peft_config import read_config
 from flowopd_cli.models.files.targets import short_names
 from flowopd_cli.runs.layout import BEST
@@ -71,7 +71,10 @@ class AdapterRef:
             if not is_hub_id(repo) or (at and not is_revision(revision)):
                 raise ArtifactError(f"{text}: write it as hub:<owner>/<name> or hub:<owner>/<name>@<revision>")
             return cls(text, "hub", repo, revision or None)
-        return cls(text, "run" if is_run(Path(text)) else "folder", text)
+        path = Path(text)
+        if is_full(path.parent) and path in weights_files(path.parent):  # which are read with all that is beside them
+            return cls(text, "folder", str(path.parent))
+        return cls(text, "run" if is_run(path) else "folder", text)
 
     @property
     def absent(self) -> bool:

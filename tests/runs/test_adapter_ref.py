@@ -118,6 +118,16 @@ def test_a_folder_in_the_form_of_diffusers_is_an_adapter(tmp_path):
     assert (resolve(tmp_path).path, resolve(tmp_path).base) == (tmp_path, None)
 
 
+@pytest.mark.parametrize("name", ["diffusion_pytorch_model", "diffusion_pytorch_model-00001-of-00002"])
+def test_a_file_of_a_full_model_stands_for_its_folder(tmp_path, name):
+    file = tmp_path / f"{name}.safetensors"
+    file.write_bytes(b"w")
+    assert AdapterRef.parse(str(file)).shape() == {}
+    (tmp_path / "config.json").touch()
+    assert AdapterRef.parse(str(file)).shape() == {"kind": "full"}
+    assert (resolve(file).path, resolve(file).sha256) == (tmp_path, resolve(tmp_path).sha256)
+
+
 def test_a_safetensors_file_is_an_adapter(run, tmp_path):
     file = tmp_path / "kohya.safetensors"
     file.write_bytes(b"w")

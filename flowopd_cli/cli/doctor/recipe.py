@@ -15,7 +15,7 @@ from flowopd_cli.cli.doctor import machine
 from flowopd_cli.cli.doctor.checks import guarded
 from flowopd_cli.cli.plan import Finding
 from flowopd_cli.cli.plan.check import RECIPE, findings
-from flowopd_cli.cli.plan.memory import footprint, memory_by_precision, training_needs, with_quantize
+from flowopd_cli.cli.plan.memory import drawing_needs, footprint, memory_by_precision, training_needs, with_quantize
 from flowopd_cli.cli.plan.resolve import Plan
 from flowopd_cli.errors import ArtifactError, FlowOPDError, RecipeError
 from flowopd_cli.recipe.cost import arithmetic, own_workloads
@@ -80,8 +80,10 @@ def _memory(recipe: recipes.Recipe) -> Iterator[Finding]:
 
 def _drawing(recipe: recipes.Recipe, base: Footprint, room: int) -> Finding:
     """Whether the base fits together with its text encoders, which are both loaded while prompts are encoded."""
-    text = f"{gib(base.loaded)} for the base and its text encoders; {_free(room)}"
-    if base.loaded <= room:
+    needed = drawing_needs(recipe, base)
+    beside = "its text encoders" if needed == base.loaded else "the full model"
+    text = f"{gib(needed)} for the base and {beside}; {_free(room)}"
+    if needed <= room:
         return Finding("memory needed", "ok", text)
     other = "" if recipe.model.device == "cpu" else ", or --set model.device=cpu"
     return Finding("memory needed", "fail", text, f"a larger device{other}")

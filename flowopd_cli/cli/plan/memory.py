@@ -84,10 +84,9 @@ def memory_by_precision(recipe: Recipe) -> dict[str, str]:
     its text encoders. Empty for a recipe that loads no base, or one of unknown shape.
     """
     texts = {}
-    for kind in get_args(Quantize):
+    whole = recipe.adapter.kind == "full" if isinstance(recipe, TrainedRecipe) else _draws_full(recipe)
+    for kind in ("none",) if whole else get_args(Quantize):
         other = with_quantize(recipe, kind)
-        if isinstance(other, TrainedRecipe) and other.adapter.kind == "full" and kind != "none":
-            continue
         if isinstance(other, TrainedRecipe):
             needed = training_needs(other)
             text = " / ".join(gib(needed.peak(checkpointing=saving), 2) for saving in (False, True))
@@ -95,11 +94,22 @@ def memory_by_precision(recipe: Recipe) -> dict[str, str]:
             base = footprint(other)
             if base is None:
                 return {}
-            text = gib(base.loaded, 2)
+            text = gib(drawing_needs(other, base), 2)
         else:
             return {}
         texts[f"memory, model.quantize {kind}"] = text if kind == "none" or not recipe.model.shard else "not sharded"
     return texts
+
+
+def drawing_needs(recipe: Recipe, base: Footprint) -> int:
+    """Bytes of a base with its text encoders; or with a full model's weights, before they take the base's place."""
+    weights = base.itemsize * base.trainable if _draws_full(recipe) else 0
+    return max(base.loaded, base.weights + weights)
+
+
+def _draws_full(recipe: Recipe) -> bool:
+    ref = recipe.adapter if isinstance(recipe, EvalRecipe) else None
+    return ref is not None and AdapterRef.parse(ref).shape().get("kind") == "full"
 
 
 def with_quantize(recipe: AnyRecipe, kind: str) -> AnyRecipe:

@@ -99,3 +99,11 @@ def test_a_full_student_counts_the_adapters_of_its_teachers():
 def test_a_teacher_of_another_family_has_an_adapter_on_its_own_layers():
     rows = figures(distill(routing={"a": {"ref": "runs/a", "base": "z-image", "family": "z-image"}}))
     assert float(rows["memory: teachers' own bases"].removesuffix(" GiB")) > 11
+
+
+def test_an_evaluation_of_a_full_model_holds_it_beside_the_base_at_first(tmp_path):
+    for name in ("config.json", "diffusion_pytorch_model.safetensors"):
+        (tmp_path / name).touch()
+    dev = {"pretrained": "black-forest-labs/FLUX.1-dev", "family": "flux"}
+    rows = figures(recipes.build({"stage": "eval", "model": dev, "adapter": str(tmp_path)}))
+    assert rows == {"memory, model.quantize none": f"{2 * 2 * 11_901_408_320 / GIB:.2f} GiB"}
