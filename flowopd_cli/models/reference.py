@@ -80,7 +80,7 @@ def full_picture(pipeline: Any, folder: Path, request: Request) -> Float[Tensor,
 def _draw(pipeline: Any, request: Request) -> Float[Tensor, "1 3 H W"]:
     pipeline.set_progress_bar_config(disable=True)
     output = pipeline(
-        request.prompt,
+        prompt=request.prompt,
         latents=request.latents.to(pipeline.device, pipeline.transformer.dtype),
         num_inference_steps=request.steps,
         max_sequence_length=request.max_sequence_length,

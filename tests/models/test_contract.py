@@ -124,7 +124,7 @@ def test_ode_pictures_match_diffusers(tiny, model, folder, guidance, steps):
     rolled = with_images(model, rollout(model, sampler, draw, adapter=None))
     start = rolled.trajectory.latents[:, 0]
     theirs = tiny.plain(folder)(
-        [prompt.text for prompt in draw.prompts],
+        prompt=[prompt.text for prompt in draw.prompts],
         latents=model.packed(start),
         num_inference_steps=steps,
         **tiny.call(guidance),

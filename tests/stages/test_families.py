@@ -134,9 +134,9 @@ def test_the_six_commands(call, tiny, base, tmp_path, monkeypatch):
     assert all(f"{name}={value:g}" in card for name, value in guidance.items())
     pipeline = tiny.plain(base)
     options = {**tiny.call(1.0), "height": 32, "width": 32, "max_sequence_length": 48, "num_inference_steps": 2}
-    before = pipeline(TEXTS[0], generator=torch.manual_seed(0), **options).images
+    before = pipeline(prompt=TEXTS[0], generator=torch.manual_seed(0), **options).images
     pipeline.load_lora_weights(folder)
-    after = pipeline(TEXTS[0], generator=torch.manual_seed(0), **options).images
+    after = pipeline(prompt=TEXTS[0], generator=torch.manual_seed(0), **options).images
     assert float((before - after).abs().max()) > 0
 
 
