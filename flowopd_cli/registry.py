@@ -115,6 +115,7 @@ MODELS = Registry(
         "z-image": "flowopd_cli.models.z_image:ZImageModel",
         "sana": "flowopd_cli.models.sana:SanaModel",
         "lumina2": "flowopd_cli.models.lumina2:Lumina2Model",
+        "flux2-klein": "flowopd_cli.models.flux2_klein:Flux2KleinModel",
     },
 )
 FAMILIES = Registry(  # what each of MODELS is, without torch
@@ -125,6 +126,7 @@ FAMILIES = Registry(  # what each of MODELS is, without torch
         "z-image": "flowopd_cli.models.files.families:Z_IMAGE",
         "sana": "flowopd_cli.models.files.families:SANA",
         "lumina2": "flowopd_cli.models.files.families:LUMINA2",
+        "flux2-klein": "flowopd_cli.models.files.families:FLUX2_KLEIN",
     },
 )
 BASES = Registry("base", {"toy": "flowopd_cli.toy:folder"})

@@ -85,6 +85,8 @@ def test_each_minor_version_reads_the_same(pipeline, factors, expected, version,
     place = Path(os.environ.get("DIFFUSERS_VERSIONS", tmp_path / "none")) / version
     if not place.is_dir():
         pytest.skip(f"no diffusers {version} in $DIFFUSERS_VERSIONS")
+    if version == "0.36" and "Klein" in type(pipeline).__name__:
+        pytest.skip("diffusers 0.36 has no FLUX.2-klein")
     write_diffusers(tmp_path / "adapter", factors)
     folder = tmp_path / ("flux" if "Flux" in type(pipeline).__name__ else "sd3")
     pipeline.save_pretrained(folder)

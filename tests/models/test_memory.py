@@ -22,6 +22,7 @@ FEED_FORWARD = ("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_contex
 SIZES = {"attention_head_dim": 64, "num_attention_heads": 2, "joint_attention_dim": 64, "pooled_projection_dim": 48}
 SD3 = {**SIZES, "num_layers": 8, "caption_projection_dim": 128, "sample_size": 32, "pos_embed_max_size": 16}
 FLUX = {**SIZES, "num_layers": 3, "num_single_layers": 6, "guidance_embeds": True, "axes_dims_rope": (8, 28, 28)}
+KLEIN = {"attention_head_dim": 64, "num_attention_heads": 2, "joint_attention_dim": 64, "axes_dims_rope": (16,) * 4}
 SANA = {
     "num_layers": 8,
     "num_attention_heads": 4,
@@ -36,15 +37,20 @@ LUMINA2 = {"hidden_size": 128, "num_layers": 6, "num_refiner_layers": 2, "num_at
 SHAPES = {
     "sd3": Shape({**SD3, "dual_attention_layers": (0, 1, 2, 3), "qk_norm": "rms_norm"}, {}, (32,) * 4, clip_tokens=16),
     "flux": Shape(FLUX, {"use_dynamic_shifting": True}, (32,) * 4),
+    "flux2-klein": replace(
+        named_shapes()["flux2-klein-small"],
+        transformer={**KLEIN, "num_layers": 3, "num_single_layers": 6, "guidance_embeds": False},
+    ),
     "sana": replace(named_shapes()["sana-small"], transformer=SANA),
     "lumina2": Shape({**LUMINA2, "cap_feat_dim": 64, "axes_dim_rope": (8, 12, 12)}, {"shift": 6.0}, (32,) * 4),
     "z-image": Shape({**Z_IMAGE, "axes_dims": (8, 28, 28)}, {"shift": 6.0}, (32,) * 4),
 }
 TARGETS = dict.fromkeys(("sd3", "flux"), (ATTENTION_TARGETS, FEED_FORWARD))
 TARGETS["z-image"] = (("attention",), ("feed_forward.w1", "feed_forward.w2", "feed_forward.w3"))
+TARGETS["flux2-klein"] = (("attention",), ("ff.linear_in", "ff.linear_out", "ff_context.linear_in"))
 TARGETS["sana"] = (("attn2.to_q", "attn2.to_k"), ("attention",))  # nothing else in its blocks is a linear layer
 TARGETS["lumina2"] = (("attention",), ("feed_forward.linear_1", "feed_forward.linear_2", "feed_forward.linear_3"))
-BLOCKS = {"lumina2": 10, "sd3": 8, "flux": 9, "z-image": 10, "sana": 8}
+BLOCKS = {"lumina2": 10, "sd3": 8, "flux": 9, "z-image": 10, "sana": 8, "flux2-klein": 9}
 ROWS, RANK = 2, 16
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.families import FLUX, LUMINA2, SANA, Z_IMAGE
+from support.families import FLUX, FLUX2_KLEIN, LUMINA2, SANA, Z_IMAGE
 from support.tiny import TEXTS
 
 import flowopd_cli
@@ -44,13 +44,14 @@ def flags(**more):
 # By family: the folder of its recipes, its teacher there, and a part of the names of its adapted layers.
 RECIPES = {
     "flux": ("flux-dev", "teacher-pickscore", ".single_transformer_blocks."),
+    "flux2-klein": ("flux2-klein", "teacher-pickscore-nft", ".attn.to_qkv_mlp_proj."),
     "sana": ("sana", "teacher-pickscore-nft", ".attn2."),
     "lumina2": ("lumina2", "teacher-pickscore-nft", ".noise_refiner."),
     "z-image": ("z-image", "teacher-pickscore-nft", ".noise_refiner."),
 }
 
 
-SLOW = [pytest.param(tiny, id=tiny.family, marks=pytest.mark.slow) for tiny in (Z_IMAGE, SANA, LUMINA2)]
+SLOW = [pytest.param(tiny, id=tiny.family, marks=pytest.mark.slow) for tiny in (Z_IMAGE, SANA, LUMINA2, FLUX2_KLEIN)]
 
 
 @pytest.fixture(scope="module", params=[pytest.param(FLUX, id="flux"), *SLOW])

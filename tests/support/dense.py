@@ -30,6 +30,11 @@ def output(transformer):
         picture = torch.randn(1, config.in_channels, 4, 4, generator=generator)
         texts, mask = torch.randn(1, 6, config.cap_feat_dim, generator=generator), torch.ones(1, 6, dtype=torch.bool)
         return transformer(picture, torch.tensor([0.5]), texts, mask, return_dict=False)[0]
+    if type(transformer).__name__.startswith("Flux2"):
+        picture = torch.randn(1, 4, config.in_channels, generator=generator)
+        texts = torch.randn(1, 6, config.joint_attention_dim, generator=generator)
+        places = torch.zeros(4, 4), torch.zeros(6, 4)
+        return transformer(picture, texts, torch.tensor([0.5]), *places, return_dict=False)[0]
     is_flux = type(transformer).__name__.startswith("Flux")
     side = config.get("sample_size") or 4
     shapes = {

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusers import DiffusionPipeline
-from support import tiny, tiny_lumina2, tiny_qwen, tiny_sana
+from support import tiny, tiny_klein, tiny_lumina2, tiny_qwen, tiny_sana
 
 from flowopd_cli.models.files import families
 from flowopd_cli.models.files.pipelines import absent_parts
@@ -71,6 +71,12 @@ def masked(pipeline: DiffusionPipeline, texts: list[str], length: int) -> dict[s
     return {name: [row[keep.bool()] for row, keep in zip(*half, strict=True)] for name, half in halves.items()}
 
 
+def stacked(pipeline: DiffusionPipeline, texts: list[str], length: int) -> dict[str, Any]:
+    """Of a pipeline that encodes the empty prompt as any other."""
+    halves = {"embeds": texts, "neg_embeds": [""] * len(texts)}
+    return {name: pipeline.encode_prompt(half, max_sequence_length=length)[0] for name, half in halves.items()}
+
+
 CLIP_LETTERS = TOKENS - 2
 SD3 = Tiny(
     "sd3",
@@ -107,4 +113,11 @@ LUMINA2 = Tiny(
     tiny_lumina2.SEQUENCE - 2,
     masked,
 )
-FAMILIES = {one.family: one for one in (SD3, FLUX, Z_IMAGE, SANA, LUMINA2)}
+FLUX2_KLEIN = Tiny(
+    "flux2-klein",
+    tiny_klein.assemble_klein,
+    Z_IMAGE.options,
+    Z_IMAGE.letters,
+    stacked,
+)
+FAMILIES = {one.family: one for one in (SD3, FLUX, Z_IMAGE, SANA, LUMINA2, FLUX2_KLEIN)}

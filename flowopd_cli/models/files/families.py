@@ -13,7 +13,7 @@ from flowopd_cli.registry import FAMILIES, base_source
 from flowopd_cli.system.json_files import read_json
 
 CLIP_L, CLIP_G, T5_XXL = 123_060_480, 694_659_840, 4_762_310_656  # parameters of text encoders
-QWEN3_4B, GEMMA_2_2B = 4_022_468_096, 2_614_341_888
+QWEN3_4B, QWEN3_8B, GEMMA_2_2B = 4_022_468_096, 8_190_735_360, 2_614_341_888
 CLIP_L_PROJECTION = 768 * 768
 ATTENTION_TARGETS = tuple(  # the projections of joint attention
     f"attn.{name}"
@@ -239,4 +239,32 @@ LUMINA2 = Family(
     },
     known={_LUMINA_IMAGE: "lumina-image-2"},
     licenses={_LUMINA_IMAGE: {"license": "apache-2.0"}},
+)
+
+
+def _klein(heads: int, blocks: int, single: int, text: int, **more: Any) -> dict[str, Any]:
+    sizes = {"num_attention_heads": heads, "num_layers": blocks, "num_single_layers": single}
+    return {**sizes, "joint_attention_dim": text, "guidance_embeds": False, **more}
+
+
+_KLEIN_VAE = {"block_out_channels": (128, 256, 512, 512)}
+_KLEIN_4B, _KLEIN_9B = (
+    tuple(f"black-forest-labs/FLUX.2-klein-{kind}{size}" for kind in ("base-", "")) for size in ("4B", "9B")
+)
+FLUX2_KLEIN = Family(
+    "Flux2Transformer2DModel",
+    shapes={
+        "flux2-klein-small": Shape(
+            _klein(4, 2, 4, 128, attention_head_dim=32, axes_dims_rope=(8,) * 4),
+            _SCHEDULER,
+            {"block_out_channels": SMALL_VAE},
+        ),
+        "flux2-klein-4b": Shape(_klein(24, 5, 20, 3 * 2560), _SCHEDULER, _KLEIN_VAE, encoders=QWEN3_4B),
+        "flux2-klein-9b": Shape(_klein(32, 8, 24, 3 * 4096), _SCHEDULER, _KLEIN_VAE, encoders=QWEN3_8B),
+    },
+    known=dict.fromkeys(_KLEIN_4B, "flux2-klein-4b") | dict.fromkeys(_KLEIN_9B, "flux2-klein-9b"),
+    licenses={
+        **{name: {"license": "apache-2.0"} for name in _KLEIN_4B},
+        **{name: _license(name, "flux-non-commercial-license") for name in _KLEIN_9B},
+    },
 )
