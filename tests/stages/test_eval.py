@@ -86,6 +86,7 @@ def test_every_picture_has_a_row_and_the_summary_is_their_mean(done):
     for name in SUITES:
         summary, own = result(done, name), rows(done, name)
         assert summary["n"] == len(own) == 8
+        assert all((done.images_dir / row["picture"]).is_file() for row in own)
         tags = {row["tag"] for row in own}
         means = [[row["value"] for row in own if row["tag"] == tag] for tag in tags]
         assert summary["mean"] == pytest.approx(sum(sum(v) / len(v) for v in means) / len(means))

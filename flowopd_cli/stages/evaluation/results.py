@@ -17,11 +17,12 @@ from flowopd_cli.system.progress import Progress
 
 
 def rows_by_suite(scored: Sequence[Scored], requests: Sequence[PictureRequest]) -> dict[str, list[Row]]:
-    """The rows of each suite, in the order of the requests."""
-    order = {request.key: number for number, request in enumerate(requests)}
+    """The rows of each suite with the places of their pictures, in the order of the requests."""
+    paths = {request.key: request.path for request in requests}
+    order = {key: number for number, key in enumerate(paths)}
     by_suite: dict[str, list[Row]] = {}
     for name, row in sorted(scored, key=lambda item: order[key_of(item[1])]):
-        by_suite.setdefault(name, []).append(row)
+        by_suite.setdefault(name, []).append({**row, "picture": paths[key_of(row)]})
     return by_suite
 
 
