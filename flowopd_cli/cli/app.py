@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from flowopd_cli import __version__
-from flowopd_cli.cli.commands import bench, doctor, prompts, recipes, report, rewards, runs, stages, study, watch
+from flowopd_cli.cli.commands import bench, doctor, prompts, recipes, report, rewards, runs, stages, study, vote, watch
 from flowopd_cli.errors import FlowOPDError, RecipeError, one_line
 from flowopd_cli.system import streams, threads
 
@@ -68,6 +68,7 @@ stages.register(app, panel=STAGES)
 app.add_typer(runs.app, name="runs", rich_help_panel=RUNS)
 app.command("report", rich_help_panel=RUNS)(report.report)
 app.command("watch", rich_help_panel=RUNS)(watch.watch)
+app.command("vote", rich_help_panel=RUNS)(vote.vote)
 app.command("study", rich_help_panel=RUNS)(study.study)
 app.add_typer(recipes.app, name="recipes", rich_help_panel=MATERIAL)
 app.add_typer(rewards.app, name="rewards", rich_help_panel=MATERIAL)

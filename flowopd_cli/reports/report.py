@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flowopd_cli.errors import ArtifactError, one_line
-from flowopd_cli.reports import comparison, entries, paired, run_page, table
+from flowopd_cli.reports import comparison, entries, paired, run_page, table, votes
 from flowopd_cli.reports.page import MARK, Page, render
 from flowopd_cli.runs.layout import REPORT, RunPaths
 from flowopd_cli.runs.manifest import is_run
@@ -44,11 +44,11 @@ def of_run(path: Path, out: Path | None) -> Path:
 
 
 def of_runs(
-    paths: Sequence[Path], out: Path | None, against: str | None = None
+    paths: Sequence[Path], out: Path | None, against: str | None = None, given: Sequence[votes.Vote] = ()
 ) -> tuple[Path, list[entries.Entry], list[Path]]:
     """Write the comparison of several runs; returns the path of its page, the models in it, and the files of numbers.
 
-    ``against`` names the model of the paired differences, the base by default.
+    ``against`` names the model of the paired differences, the base by default; ``given`` are people's votes.
 
     Raises :class:`ArtifactError`: a path is no run, an evaluation is damaged, ``out`` holds something else, or no model
     is called ``against``.
@@ -65,7 +65,9 @@ def of_runs(
             raise ArtifactError(
                 f"{path}: is not a file of an earlier report, or was changed; move it, or give --out a fresh name"
             )
-    return target, models, write_comparison(models, target, comparison.page(models, target, against=reference))
+    tables = votes.listings(votes.figures(models, given))
+    compared = comparison.page(models, target, listings=tables, against=reference)
+    return target, models, write_comparison(models, target, compared)
 
 
 def write_comparison(models: Sequence[entries.Entry], target: Path, page: Page) -> list[Path]:

@@ -1,7 +1,7 @@
 """Runs to report on, made once."""
 
 import pytest
-from support import reported
+from support import browser, reported
 
 from flowopd_cli.reports import report
 
@@ -17,3 +17,13 @@ def world(tmp_path_factory):
     reported.evaluation(root / "e-one", one, {"geneval": 0.7, "ocr": 0.45})
     reported.evaluation(root / "e-student", student, {"geneval": 0.8, "ocr": 0.9})
     return root
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """A browser; the test is skipped where there is none."""
+    program = browser.find()
+    if program is None:
+        pytest.skip("no Chromium or Chrome on the PATH")
+    with browser.browser(program) as found:
+        yield found

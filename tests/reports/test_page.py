@@ -6,7 +6,7 @@ import re
 import sys
 
 import pytest
-from support import browser, reported
+from support import reported
 from support.reported import HOSTILE, PAPER, Tags
 
 from flowopd_cli.reports import report
@@ -75,15 +75,6 @@ def test_a_name_that_is_not_utf_8_is_escaped(flowopd, tmp_path):
     assert "bad\\udcfe\\x1b[2J" in page
     assert 'href="../bad%FF/report.html"' in page
     assert "\x1b" not in page + (names[1] / "report.html").read_text(encoding="utf-8")
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    program = browser.find()
-    if program is None:
-        pytest.skip("no Chromium or Chrome on the PATH")
-    with browser.browser(program) as found:
-        yield found
 
 
 @pytest.fixture(scope="module")

@@ -33,7 +33,7 @@ class Browser:
             self.ask(f"{domain}.enable")
 
     def show(self, path, width, *, dark=False, height=844, media="screen"):
-        """Open a file at a width, light or dark, and wait until it has loaded."""
+        """Open a file or an address at a width, light or dark, and wait until it has loaded."""
         self.ask(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
         )
@@ -41,13 +41,26 @@ class Browser:
         self.ask("Emulation.setEmulatedMedia", media=media, features=[scheme])
         self.errors = []
         self._loaded = False
-        self.ask("Page.navigate", url=path.resolve().as_uri())
+        self.ask("Page.navigate", url=path if isinstance(path, str) else path.resolve().as_uri())
         while not self._loaded:
             self._read()
 
     def value(self, expression):
         """What an expression of JavaScript is on the page."""
         return self.ask("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get("value")
+
+    def press(self, key):
+        """Press a key and release it."""
+        text = {"text": key} if len(key) == 1 else {}
+        for kind in ("keyDown", "keyUp"):
+            self.ask("Input.dispatchKeyEvent", type=kind, key=key, **(text if kind == "keyDown" else {}))
+
+    def wait(self, expression):
+        """Wait until an expression of JavaScript is true on the page."""
+        deadline = time.monotonic() + PATIENCE
+        while not self.value(expression):
+            assert time.monotonic() < deadline, expression
+            time.sleep(0.02)
 
     def ask(self, method, **params):
         """Send one command and return its answer."""

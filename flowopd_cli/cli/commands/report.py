@@ -23,12 +23,15 @@ Out = Annotated[
 Against = Annotated[
     str | None, typer.Option(metavar="MODEL", help="The model of the paired differences; the base by default.")
 ]
+Votes = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Votes of 'flowopd vote'; votes.jsonl beside the runs by default.")
+]
 
 
-def report(runs: Runs, out: Out = None, against: Against = None, json: Json = False) -> None:
+def report(runs: Runs, out: Out = None, against: Against = None, votes: Votes = None, json: Json = False) -> None:
     """Rewrite the report of a run, or compare several: the table of their evaluations (also as CSV, JSON, Markdown and
-    LaTeX), differences on the same prompts and seeds, pictures of these, and curves. Evaluations of these runs in the
-    same folders are found automatically.
+    LaTeX), differences on the same prompts and seeds, pictures of these, curves, and people's votes. Evaluations of
+    these runs, and votes, in the same folders are found automatically.
 
     \b
     Example:
@@ -37,14 +40,16 @@ def report(runs: Runs, out: Out = None, against: Against = None, json: Json = Fa
     """
     from flowopd_cli.reports import paired
     from flowopd_cli.reports.report import of_run, of_runs
+    from flowopd_cli.reports.votes import figures, read_votes, votes_beside
 
     result = {}
     if len(runs) == 1:
-        if against is not None:
-            raise RecipeError("--against compares several runs; name two or more")
+        if against is not None or votes is not None:
+            raise RecipeError("--against and --votes compare several runs; name two or more")
         page = of_run(runs[0], out)
     else:
-        page, entries, files = of_runs(runs, out, against)
+        given = votes_beside(runs) if votes is None else read_votes(votes)
+        page, entries, files = of_runs(runs, out, against, given)
         models = {entry.label: entry.results for entry in entries}
         reference = paired.reference(entries, against)
         tables = {
@@ -53,6 +58,7 @@ def report(runs: Runs, out: Out = None, against: Against = None, json: Json = Fa
         }
         rows = {name: {model: _plain(pairs) for model, pairs in table.items()} for name, table in tables.items()}
         result = {"files": [str(file) for file in files], "models": models, "against": reference, **rows}
+        result["votes"] = figures(entries, given)
     print(jsonlib.dumps({"report": str(page), **result}) if json else printable(str(page)))
 
 
