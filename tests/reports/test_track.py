@@ -173,7 +173,8 @@ def test_mlflow_continues_the_run_that_it_recorded(run, install):
     limits = mlflow.utils.validation
     limits.MAX_PARAM_VAL_LENGTH, limits.MAX_PARAMS_TAGS_PER_BATCH = 6000, 100
     assert train(run, "mlflow", (1, 2)) == ["mlflow: run 4711 at http://***@host"]
-    assert mlflow.log_params.call_args.args[0]["train.track"] == "mlflow"
+    batches = [logged.args[0] for logged in mlflow.log_params.call_args_list]
+    assert {key: value for batch in batches for key, value in batch.items()}["train.track"] == "mlflow"
     pixels = mlflow.log_image.call_args.args[0]
     assert (pixels.shape, mlflow.log_image.call_args.kwargs["step"]) == ((2, 4, 3), 2)
     train(run, "mlflow", (3,), done=2)
