@@ -67,7 +67,10 @@ def run(recipes: Mapping[str, TeacherRecipe], pictures: int, repeats: int, progr
         name: {
             "seconds": median(wall for wall, _ in pairs),
             "cpu_seconds": median(cpu for _, cpu in pairs),
-            **{key: median(row[key] for row in logs[name].rows[1:]) for key in ("seconds_collect", "seconds_learn")},
+            **{
+                key: median(row[key] for row in logs[name].rows[1:])
+                for key in ("seconds_collect", "seconds_learn", "grad_norm")
+            },
             "images_per_second": pictures / median(wall for wall, _ in pairs),
             "peak_memory_bytes": peaks[name],
             "forwards": cost.arithmetic(recipes[name])["transformer forwards per picture"],

@@ -1,5 +1,9 @@
 """The checks of ``doctor --gpu-check``, on the CPU at a tiny shape."""
 
+import signal
+import time
+from contextlib import suppress
+
 import pytest
 import torch
 
@@ -20,7 +24,8 @@ def test_every_check_runs(rows):
     assert not [row for row in rows.values() if row.verdict in {"failed", "not run"}]
     checks = " ".join(rows)
     for part in ("one pass", "replay", "checkpointing", "int8", "nf4", "teacher by nft", "teacher by grpo",
-                 "attention sdpa", "released structure", "compiled", "matrix product"):  # fmt: skip
+                 "attention sdpa", "released structure", "compiled", "matrix product",
+                 "norm of its gradient"):  # fmt: skip
         assert part in checks
 
 
@@ -39,19 +44,88 @@ def test_the_first_check_alone():
     assert {"device", "one pass, 2 pictures", "one pass, peak"} <= rows.keys()
 
 
-def test_no_check_begins_after_the_limit_and_a_failing_one_is_a_row(monkeypatch):
-    def fail(self):
-        raise torch.OutOfMemoryError("too large\nfor this card")
+@pytest.mark.parametrize("algorithm", ["nft", "grpo"])
+def test_a_teachers_iteration_has_a_gradient_and_an_estimate(algorithm, monkeypatch):
+    def compared(name, peak, recipe, device, dtype):
+        assert gpu._estimate(recipe, dtype) > 0
+        return gpu.Row(name, str(peak))
 
-    monkeypatch.setattr(gpu._Checks, "passes", fail)
+    monkeypatch.setattr(gpu, "_memory", compared)
+    speed, gradient, peak = gpu._Checks(SMALL).teacher(algorithm)
+    assert "pictures a second" in speed.figure
+    assert gradient.verdict == "ok"
+    assert int(peak.figure) > 0
+
+
+def test_a_policy_without_a_gradient_misses_its_target(monkeypatch):
+    figures = {"seconds": 1.0, "images_per_second": 2.0, "grad_norm": 0.0, "peak_memory_bytes": 1}
+    monkeypatch.setattr(
+        gpu.teachers, "run", lambda *_: {"algorithms": {"nft": figures}, "machine": {"dtype": "float32"}}
+    )
+    _, gradient, _ = gpu._Checks(SMALL).teacher("nft")
+    assert gradient.verdict == "missed"
+
+
+def replace_checks(monkeypatch, **checks):
+    monkeypatch.setattr(gpu, "_free", lambda: None)  # it takes seconds in a process with many objects
+    monkeypatch.setattr(gpu._Checks, "named", lambda self: {name.replace("_", " "): c for name, c in checks.items()})
+
+
+def fine():
+    yield gpu.Row("figure", "1")
+
+
+def failing():
+    yield gpu.Row("first half", "1")
+    raise torch.OutOfMemoryError("too large\nfor this card")
+
+
+def figures(rows):
+    return [(row.check, row.figure, row.verdict) for row in rows[:-1]]
+
+
+ERROR = "OutOfMemoryError: too large for this card"
+
+
+def test_a_failing_check_is_a_row_after_those_that_it_has_made(monkeypatch):
+    replace_checks(monkeypatch, one_pass=fine, teacher=failing, attention=fine)
+    expected = [("figure", "1", ""), ("first half", "1", ""), ("teacher", ERROR, "failed"), ("figure", "1", "")]
+    assert figures(gpu.run(SMALL, Silent())) == expected
+
+
+def test_nothing_is_compared_with_a_first_check_that_failed(monkeypatch):
+    replace_checks(monkeypatch, one_pass=failing, attention=fine)
+    rows = figures(gpu.run(SMALL, Silent()))
+    assert rows[1:] == [("one pass", ERROR, "failed"), ("attention", "the first check has failed", "not run")]
+
+
+def test_no_check_begins_after_the_limit(monkeypatch):
     monkeypatch.setattr(gpu, "LIMIT", 0.0)
-    first, *others, last = gpu.run(SMALL, Silent())
-    assert {row.verdict for row in (first, *others)} == {"not run"}
+    *rows, last = gpu.run(SMALL, Silent())
+    assert {row.verdict for row in rows} == {"not run"}
     assert last.verdict == "ok"
-    monkeypatch.setattr(gpu, "LIMIT", 1e-9)
-    monkeypatch.setattr(gpu.time, "monotonic", iter([0.0, 0.0, 0.0, *[1.0] * 20]).__next__)
-    first, *others = gpu.run(SMALL, Silent())
-    assert (first.verdict, first.figure) == ("failed", "OutOfMemoryError: too large for this card")
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no alarm")
+def test_a_check_that_does_not_end_is_stopped(monkeypatch):
+    def endless():
+        yield gpu.Row("first half", "1")
+        while True:
+            with suppress(Exception):
+                time.sleep(60)
+
+    replace_checks(monkeypatch, one_pass=fine, compiled=endless, attention=fine)
+    monkeypatch.setattr(gpu, "LIMIT", 2.0)
+    monkeypatch.setattr(gpu, "STOP", 2.1)
+    before = signal.getsignal(signal.SIGALRM)
+    rows = figures(gpu.run(SMALL, Silent()))
+    assert rows[1:] == [
+        ("first half", "1", ""),
+        ("compiled", "stopped after 2 s in all", "not run"),
+        ("attention", "no time left", "not run"),
+    ]
+    assert signal.getsignal(signal.SIGALRM) is before
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="it would measure this GPU")
