@@ -263,6 +263,8 @@ def test_votes_count_in_a_comparison_of_their_models_alone(runs, flowopd, tmp_pa
     _, out, _ = flowopd("report", *runs, "--out", tmp_path / "c", "--votes", mine, "--json")
     [row] = json.loads(out)["votes"]["pairs"]
     assert (row["model"], row["other"], row["wins"], row["win_rate"]) == ("base", "one", COUNT, 1)
+    code, _, err = flowopd("report", *runs, "--votes", tmp_path / "none.jsonl")
+    assert (code, err) == (2, f"flowopd: error: --votes {tmp_path}/none.jsonl: no such file; flowopd vote makes one\n")
     code, _, err = flowopd("report", runs[0], "--votes", mine)
     assert (code, err) == (2, "flowopd: error: --against and --votes compare several runs; name two or more\n")
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flowopd_cli.cli.options import Json
-from flowopd_cli.errors import RecipeError, printable
+from flowopd_cli.errors import ArtifactError, RecipeError, printable
 
 if TYPE_CHECKING:
     from flowopd_cli.reports.paired import Difference
@@ -41,6 +41,7 @@ def report(runs: Runs, out: Out = None, against: Against = None, votes: Votes = 
     from flowopd_cli.reports import paired
     from flowopd_cli.reports.report import of_run, of_runs
     from flowopd_cli.reports.votes import figures, read_votes, votes_beside
+    from flowopd_cli.system.files import is_file
 
     result = {}
     if len(runs) == 1:
@@ -48,6 +49,8 @@ def report(runs: Runs, out: Out = None, against: Against = None, votes: Votes = 
             raise RecipeError("--against and --votes compare several runs; name two or more")
         page = of_run(runs[0], out)
     else:
+        if votes is not None and not is_file(votes):
+            raise ArtifactError(f"--votes {votes}: no such file; flowopd vote makes one")
         given = votes_beside(runs) if votes is None else read_votes(votes)
         page, entries, files = of_runs(runs, out, against, given)
         models = {entry.label: entry.results for entry in entries}
