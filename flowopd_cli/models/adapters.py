@@ -32,10 +32,13 @@ class Shape(NamedTuple):
 class AdapterBank:
     """Adapters on one base. Only ``policy`` is ever trainable; ``use`` activates one inside a block.
 
-    ``flat`` are beginnings of names of modules whose first dimension is not the batch's.
+    ``flat`` are beginnings of names of modules whose first dimension is not the batch's, ``idle`` of those that no
+    output depends on: what is trainable has no weight of these.
     """
 
-    def __init__(self, transformer: nn.Module, targets: Sequence[str], flat: Sequence[str] = ()) -> None:
+    def __init__(
+        self, transformer: nn.Module, targets: Sequence[str], flat: Sequence[str] = (), idle: Sequence[str] = ()
+    ) -> None:
         self.transformer = transformer.requires_grad_(False)
         self.targets = tuple(targets)
         self._modules = dict(transformer.named_modules())
@@ -43,7 +46,7 @@ class AdapterBank:
         self._trainable: set[str] = set()
         self.active: str | None = None  # the adapter in use, or the bare base
         self._adapted: dict[str, Any] = {}  # PEFT's layers, LoraLayer and nn.Module in one
-        self._flat = tuple(flat)
+        self._flat, self._idle = tuple(flat), tuple(idle)
         self.hooks_work = True  # not so in compiled code
 
     @property
@@ -152,7 +155,8 @@ class AdapterBank:
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """The trainable parameters by name."""
-        return {key: parameter for name in self._trainable for key, parameter in self._parameters(name).items()}
+        parameters = (item for name in self._trainable for item in self._parameters(name).items())
+        return {key: parameter for key, parameter in parameters if not key.startswith(self._idle)}
 
     def state(self, name: str) -> dict[str, Tensor]:
         """A copy of one adapter's tensors."""
@@ -218,10 +222,10 @@ class AdapterBank:
         self._adapted = {key: layer for key, layer in self.transformer.named_modules() if isinstance(layer, LoraLayer)}
         if trainable:
             self._trainable.add(name)
-        for layer in self._adapted.values():
+        for module, layer in self._adapted.items():
             for side in (layer.lora_A, layer.lora_B):
                 for adapter, factor in side.items():
-                    factor.float().requires_grad_(adapter in self._trainable)
+                    factor.float().requires_grad_(adapter in self._trainable and not module.startswith(self._idle))
         layers = self._layers(name)
         for module in sorted({*layers, *shapes}):
             actual = (layers[module].r[name], layers[module].scaling[name]) if module in layers else None

@@ -33,9 +33,14 @@ class WeightBank(AdapterBank):
     """
 
     def __init__(
-        self, transformer: nn.Module, targets: Sequence[str], flat: Sequence[str] = (), files: Path | None = None
+        self,
+        transformer: nn.Module,
+        targets: Sequence[str],
+        flat: Sequence[str] = (),
+        idle: Sequence[str] = (),
+        files: Path | None = None,
     ) -> None:
-        super().__init__(transformer, targets, flat)
+        super().__init__(transformer, targets, flat, idle)
         self._files = files
         self.copies_device: torch.device | None = None  # of copies of a trained set; its own if None
         self.installed: Weights | None = None  # the tensors in the base's places
@@ -156,7 +161,10 @@ class WeightBank(AdapterBank):
     def _register(self, name: str, tensors: Weights, trainable: bool) -> None:
         if name in self._names:
             raise ArtifactError(f"adapter name {name!r} is taken")
-        self._sets[name] = {key: nn.Parameter(tensor, requires_grad=trainable) for key, tensor in tensors.items()}
+        self._sets[name] = {
+            key: nn.Parameter(tensor, requires_grad=trainable and not key.startswith(self._idle))
+            for key, tensor in tensors.items()
+        }
         self._names.append(name)
         self._trainable |= {name} if trainable else set()
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
@@ -182,12 +182,14 @@ def _measure(family: type[PipelineModel], folder: Path, options: LoadOptions, ra
     if not all(0 <= count <= MOST_BLOCKS for name, count in config.items() if name in BLOCK_COUNTS):
         raise ArtifactError(f"{folder}: no sound number of blocks")
     transformer = empty_transformer(family, folder, META, DTYPES[options.dtype])
+    parameters = sum(tensor.numel() for tensor in chain(transformer.parameters(), transformer.buffers()))
     trainable = sum(tensor.numel() for tensor in transformer.parameters())
-    parameters = trainable + sum(tensor.numel() for tensor in transformer.buffers())
     blocks = [block for name in family.block_lists for block in getattr(transformer, name)]
     linear = [layer.weight.numel() for _, _, layer in linear_layers(blocks)]
     repeats = _shorten(transformer, family.block_lists)
     model = family(folder, META, replace(options, quantize="none"), Modules(transformer))
+    idle = (tensor for name, tensor in transformer.named_parameters() if name.startswith(model.idle_modules))
+    trainable -= sum(tensor.numel() for tensor in idle)
     if rank == FULL:
         model.adapters.add_full("policy", trainable=True)
     elif rank:
@@ -222,15 +224,16 @@ def _measure(family: type[PipelineModel], folder: Path, options: LoadOptions, ra
 
 
 def _shorten(transformer: nn.Module, block_lists: Iterable[str]) -> dict[nn.Module, int]:
-    """Drop all but the first two of equal successive blocks; return how many blocks each second one represents.
+    """Drop all but two and the last of equal successive blocks; return how many others each second one represents.
 
-    The first block of a kind may save what later ones share, so the second one is representative.
+    The first block of a kind may save what later ones share, and the last may have modules that are not trained, so the
+    second one is representative.
     """
     repeats: dict[nn.Module, int] = {}
     for name in block_lists:
         runs = [list(run) for _, run in groupby(getattr(transformer, name), key=_structure)]
-        repeats |= {run[1]: len(run) - 2 for run in runs if len(run) > 2}
-        setattr(transformer, name, nn.ModuleList(block for run in runs for block in run[:2]))
+        repeats |= {run[1]: len(run) - 3 for run in runs if len(run) > 3}
+        setattr(transformer, name, nn.ModuleList(block for run in runs for block in [*run[:2], *run[2:][-1:]]))
     return repeats
 
 

@@ -98,7 +98,7 @@ class PipelineModel(PipelineTexts):
         self._guidance_limit, self._guidance_until = options.guidance_limit, options.guidance_until
         self.transformer.to("cpu" if options.offload else device).eval()
         files = None if modules.transformer else folder / "transformer"
-        self.adapters = WeightBank(self.transformer, options.targets, self.flat_modules, files)
+        self.adapters = WeightBank(self.transformer, options.targets, self.flat_modules, self.idle_modules, files)
         self._fingerprint = ""
         self._scheduler = load_part(self.scheduler_class, folder, "scheduler")
         self._resolution = options.resolution
@@ -137,6 +137,11 @@ class PipelineModel(PipelineTexts):
         """Tokens of one picture."""
         _, height, width = self.latent_shape
         return height * width // self.patch**2
+
+    @property
+    def idle_modules(self) -> tuple[str, ...]:
+        """Beginnings of the names of modules that no velocity depends on, whose weights are not trained."""
+        return ()
 
     @property
     def takes_guidance(self) -> bool:

@@ -210,6 +210,18 @@ def test_checkpointed_gradients_are_equal(adapted):
     assert len(blocks) == 2 * len(adapted.blocks)  # each twice: forward, and again for backward
 
 
+@pytest.mark.parametrize("full", [False, True])
+def test_every_trained_weight_gets_a_gradient(tiny, folder, full):
+    model = tiny.load(folder, targets=("all-linear",))
+    if full:
+        model.adapters.add_full("policy", trainable=True)
+    else:
+        add_adapters(model)
+    trained = gradients(model)
+    assert trained
+    assert not [name for name, gradient in trained.items() if gradient is None or not gradient.isfinite().all()]
+
+
 @pytest.mark.parametrize("name", ["sdpa", "sdpa-math"])
 def test_attention_backends_match_diffusers(tiny, adapted, folder, name):
     other = add_adapters(tiny.load(folder, attention=name))
