@@ -116,6 +116,7 @@ MODELS = Registry(
         "sana": "flowopd_cli.models.sana:SanaModel",
         "lumina2": "flowopd_cli.models.lumina2:Lumina2Model",
         "flux2-klein": "flowopd_cli.models.flux2_klein:Flux2KleinModel",
+        "qwen-image": "flowopd_cli.models.qwen_image:QwenImageModel",
     },
 )
 FAMILIES = Registry(  # what each of MODELS is, without torch
@@ -127,6 +128,7 @@ FAMILIES = Registry(  # what each of MODELS is, without torch
         "sana": "flowopd_cli.models.files.families:SANA",
         "lumina2": "flowopd_cli.models.files.families:LUMINA2",
         "flux2-klein": "flowopd_cli.models.files.families:FLUX2_KLEIN",
+        "qwen-image": "flowopd_cli.models.files.families:QWEN_IMAGE",
     },
 )
 BASES = Registry("base", {"toy": "flowopd_cli.toy:folder"})

@@ -8,10 +8,10 @@ import torch
 from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from flowopd_cli.core.types import Conditioning
 from flowopd_cli.errors import ArtifactError
+from flowopd_cli.models.packing import from_tokens, to_tokens
 from flowopd_cli.models.pipeline import PipelineModel
 
 
@@ -67,11 +67,11 @@ class FluxModel(PipelineModel):
             txt_ids=torch.zeros(cond.embeds.shape[1], 3, device=latents.device),
             img_ids=_places(height, width, latents.device),
         )
-        return pixel_shuffle(tokens.transpose(1, 2).unflatten(2, (height, width)), self.patch)
+        return from_tokens(tokens, self.patch, latents)
 
     def packed(self, latents: Float[Tensor, "b C H W"]) -> Float[Tensor, "b n D"]:
         """The transformer's tokens, which the pipeline calls latents: 2 x 2 pixels each, row by row."""
-        return pixel_unshuffle(latents, self.patch).flatten(2).transpose(1, 2)
+        return to_tokens(latents, self.patch)
 
 
 def _places(height: int, width: int, device: torch.device) -> Float[Tensor, "n 3"]:

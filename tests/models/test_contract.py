@@ -123,12 +123,12 @@ def test_ode_pictures_match_diffusers(tiny, model, folder, guidance, steps):
     sampler = make_sampler(model, steps=steps, kernel="ode", guidance=guidance)
     rolled = with_images(model, rollout(model, sampler, draw, adapter=None))
     start = rolled.trajectory.latents[:, 0]
-    theirs = tiny.plain(folder)(
-        prompt=[prompt.text for prompt in draw.prompts],
-        latents=model.packed(start),
-        num_inference_steps=steps,
-        **tiny.call(guidance),
-    ).images
+    plain, options = tiny.plain(folder), {"num_inference_steps": steps, **tiny.call(guidance)}
+    if steps == 1 and plain.scheduler.config.get("shift_terminal"):
+        pytest.skip("diffusers divides by zero")
+    noises = model.packed(start).split(1)  # a pipeline may take one negative prompt for a list of prompts
+    pictures = [plain(prompt=p.text, latents=x, **options).images for p, x in zip(draw.prompts, noises, strict=True)]
+    theirs = torch.cat(pictures)
     assert float(theirs.std()) > 0.05
     torch.testing.assert_close(rolled.images, theirs, atol=1e-5, rtol=0)
 

@@ -34,12 +34,16 @@ SANA = {
 }
 Z_IMAGE = {"dim": 128, "n_layers": 6, "n_refiner_layers": 2, "n_heads": 2, "n_kv_heads": 2, "cap_feat_dim": 64}
 LUMINA2 = {"hidden_size": 128, "num_layers": 6, "num_refiner_layers": 2, "num_attention_heads": 4, "num_kv_heads": 2}
+QWEN_IMAGE = {"num_layers": 8, "num_attention_heads": 2, "attention_head_dim": 64, "joint_attention_dim": 64}
 SHAPES = {
     "sd3": Shape({**SD3, "dual_attention_layers": (0, 1, 2, 3), "qk_norm": "rms_norm"}, {}, (32,) * 4, clip_tokens=16),
     "flux": Shape(FLUX, {"use_dynamic_shifting": True}, (32,) * 4),
     "flux2-klein": replace(
         named_shapes()["flux2-klein-small"],
         transformer={**KLEIN, "num_layers": 3, "num_single_layers": 6, "guidance_embeds": False},
+    ),
+    "qwen-image": replace(
+        named_shapes()["qwen-image-small"], transformer={**QWEN_IMAGE, "axes_dims_rope": (8, 28, 28)}
     ),
     "sana": replace(named_shapes()["sana-small"], transformer=SANA),
     "lumina2": Shape({**LUMINA2, "cap_feat_dim": 64, "axes_dim_rope": (8, 12, 12)}, {"shift": 6.0}, (32,) * 4),
@@ -50,7 +54,8 @@ TARGETS["z-image"] = (("attention",), ("feed_forward.w1", "feed_forward.w2", "fe
 TARGETS["flux2-klein"] = (("attention",), ("ff.linear_in", "ff.linear_out", "ff_context.linear_in"))
 TARGETS["sana"] = (("attn2.to_q", "attn2.to_k"), ("attention",))  # nothing else in its blocks is a linear layer
 TARGETS["lumina2"] = (("attention",), ("feed_forward.linear_1", "feed_forward.linear_2", "feed_forward.linear_3"))
-BLOCKS = {"lumina2": 10, "sd3": 8, "flux": 9, "z-image": 10, "sana": 8, "flux2-klein": 9}
+TARGETS["qwen-image"] = (("attention",), ("img_mlp.net.2", "txt_mlp.net.2", "img_mod.1"))
+BLOCKS = {"lumina2": 10, "qwen-image": 8, "sd3": 8, "flux": 9, "z-image": 10, "sana": 8, "flux2-klein": 9}
 ROWS, RANK = 2, 16
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.families import FLUX, FLUX2_KLEIN, LUMINA2, SANA, Z_IMAGE
+from support.families import FLUX, FLUX2_KLEIN, LUMINA2, QWEN_IMAGE, SANA, Z_IMAGE
 from support.tiny import TEXTS
 
 import flowopd_cli
@@ -45,13 +45,17 @@ def flags(**more):
 RECIPES = {
     "flux": ("flux-dev", "teacher-pickscore", ".single_transformer_blocks."),
     "flux2-klein": ("flux2-klein", "teacher-pickscore-nft", ".attn.to_qkv_mlp_proj."),
+    "qwen-image": ("qwen-image", "teacher-pickscore-nft", ".add_k_proj."),
     "sana": ("sana", "teacher-pickscore-nft", ".attn2."),
     "lumina2": ("lumina2", "teacher-pickscore-nft", ".noise_refiner."),
     "z-image": ("z-image", "teacher-pickscore-nft", ".noise_refiner."),
 }
 
 
-SLOW = [pytest.param(tiny, id=tiny.family, marks=pytest.mark.slow) for tiny in (Z_IMAGE, SANA, LUMINA2, FLUX2_KLEIN)]
+SLOW = [
+    pytest.param(tiny, id=tiny.family, marks=pytest.mark.slow)
+    for tiny in (Z_IMAGE, SANA, LUMINA2, FLUX2_KLEIN, QWEN_IMAGE)
+]
 
 
 @pytest.fixture(scope="module", params=[pytest.param(FLUX, id="flux"), *SLOW])
@@ -132,7 +136,8 @@ def test_the_six_commands(call, tiny, base, tmp_path, monkeypatch):
     card = (folder / "README.md").read_text()
     assert "DiffusionPipeline.from_pretrained" in card
     guidance = family(tiny.family).pipeline_guidance(RunDir.open("s").recipe().sampling.guidance)
-    assert all(f"{name}={value:g}" in card for name, value in guidance.items())
+    for name, value in guidance.items():
+        assert f"{name}={json.dumps(value) if isinstance(value, str) else f'{value:g}'}" in card
     pipeline = tiny.plain(base)
     options = {**tiny.call(1.0), "height": 32, "width": 32, "max_sequence_length": 48, "num_inference_steps": 2}
     before = pipeline(prompt=TEXTS[0], generator=torch.manual_seed(0), **options).images

@@ -35,6 +35,11 @@ def output(transformer):
         texts = torch.randn(1, 6, config.joint_attention_dim, generator=generator)
         places = torch.zeros(4, 4), torch.zeros(6, 4)
         return transformer(picture, texts, torch.tensor([0.5]), *places, return_dict=False)[0]
+    if type(transformer).__name__.startswith("QwenImage"):
+        picture = torch.randn(1, 4, config.in_channels, generator=generator)
+        texts = torch.randn(1, 6, config.joint_attention_dim, generator=generator)
+        shape = {"img_shapes": [[(1, 2, 2)]], "timestep": torch.tensor([0.5])}
+        return transformer(picture, texts, **shape, return_dict=False)[0]
     is_flux = type(transformer).__name__.startswith("Flux")
     side = config.get("sample_size") or 4
     shapes = {

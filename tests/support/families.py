@@ -9,6 +9,7 @@ from typing import Any
 from diffusers import DiffusionPipeline
 from support import tiny, tiny_klein, tiny_lumina2, tiny_qwen, tiny_sana
 
+from flowopd_cli.core.types import Conditioning
 from flowopd_cli.models.files import families
 from flowopd_cli.models.files.pipelines import absent_parts
 from flowopd_cli.models.loading import LoadOptions
@@ -77,6 +78,16 @@ def stacked(pipeline: DiffusionPipeline, texts: list[str], length: int) -> dict[
     return {name: pipeline.encode_prompt(half, max_sequence_length=length)[0] for name, half in halves.items()}
 
 
+def shown(pipeline: DiffusionPipeline, texts: list[str], length: int) -> dict[str, Any]:
+    """Of Qwen-Image's pipeline, which pads to the longest text, without padding."""
+    pairs = {"embeds": texts, "neg_embeds": [""] * len(texts)}
+    halves = {name: pipeline.encode_prompt(half, max_sequence_length=length) for name, half in pairs.items()}
+    return {
+        name: Conditioning(embeds, mask=None if mask is None else mask.bool()).unpadded()
+        for name, (embeds, mask) in halves.items()
+    }
+
+
 CLIP_LETTERS = TOKENS - 2
 SD3 = Tiny(
     "sd3",
@@ -120,4 +131,11 @@ FLUX2_KLEIN = Tiny(
     Z_IMAGE.letters,
     stacked,
 )
-FAMILIES = {one.family: one for one in (SD3, FLUX, Z_IMAGE, SANA, LUMINA2, FLUX2_KLEIN)}
+QWEN_IMAGE = Tiny(
+    "qwen-image",
+    tiny_qwen.assemble_qwen_image,
+    {"resolution": 16, "max_sequence_length": tiny_qwen.SEQUENCE, "targets": ("attention",)},
+    tiny_qwen.SEQUENCE,
+    shown,
+)
+FAMILIES = {one.family: one for one in (SD3, FLUX, Z_IMAGE, SANA, LUMINA2, FLUX2_KLEIN, QWEN_IMAGE)}

@@ -1,9 +1,22 @@
 """Tiny random pipelines whose text encoder is of Qwen's kind."""
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
-from support.tiny import DECODER, TEXT_WIDTH, autoencoder
-from transformers import Qwen2Tokenizer, Qwen3Config, Qwen3Model
+from diffusers import (
+    AutoencoderKLQwenImage,
+    FlowMatchEulerDiscreteScheduler,
+    QwenImagePipeline,
+    QwenImageTransformer2DModel,
+    ZImagePipeline,
+    ZImageTransformer2DModel,
+)
+from support.tiny import BLOCKS, DECODER, TEXT_WIDTH, autoencoder
+from transformers import (
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2Tokenizer,
+    Qwen3Config,
+    Qwen3Model,
+)
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 MARKS = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
@@ -12,13 +25,19 @@ TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 SEQUENCE = 40
+# Qwen-Image's pipeline drops 34 tokens before a prompt: its instruction, here one token of many letters and 33 more.
+INSTRUCTION = (
+    "Describe the image by detailing the color, shape, size, texture, quantity, text, spatial relationships of the "
+    "objects and background:"
+)
 
 
-def tokenizer() -> Qwen2Tokenizer:
-    """A token for every byte, and Qwen's marks of a chat."""
-    letters = [*bytes_to_unicode().values(), *MARKS]
+def tokenizer(*more: str) -> Qwen2Tokenizer:
+    """A token for every byte, Qwen's marks of a chat, and ``more`` tokens."""
+    marks = [*MARKS, *more]
+    letters = [*bytes_to_unicode().values(), *marks]
     words = Qwen2Tokenizer(vocab={letter: i for i, letter in enumerate(letters)}, merges=[])
-    words.add_special_tokens({"additional_special_tokens": list(MARKS)})
+    words.add_special_tokens({"additional_special_tokens": marks})
     words.chat_template = TEMPLATE
     return words
 
@@ -49,3 +68,50 @@ def assemble_z_image(seed: int) -> ZImagePipeline:
             if name.endswith("pad_token"):
                 torch.nn.init.normal_(weight)
         return pipeline
+
+
+def assemble_qwen_image(seed: int, **geometry) -> QwenImagePipeline:
+    """A Qwen-Image pipeline, whose latents have a quarter of a picture's side; its weights are a function of ``seed``.
+
+    ``geometry`` changes arguments of its transformer.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        words = tokenizer(INSTRUCTION[:-17])
+        vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": TEXT_WIDTH}
+        rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}
+        decoder = {name: value for name, value in DECODER.items() if name != "head_dim"}
+        encoder = Qwen2_5_VLForConditionalGeneration(
+            Qwen2_5_VLConfig(
+                text_config={**decoder, "vocab_size": len(words), "rope_parameters": rope}, vision_config=vision
+            )
+        )
+        return QwenImagePipeline(
+            transformer=QwenImageTransformer2DModel(
+                **BLOCKS,
+                in_channels=16,
+                out_channels=4,
+                joint_attention_dim=TEXT_WIDTH,
+                axes_dims_rope=(4, 6, 6),
+                **geometry,
+            ),
+            scheduler=FlowMatchEulerDiscreteScheduler(
+                use_dynamic_shifting=True,
+                base_shift=0.5,
+                max_shift=0.9,
+                base_image_seq_len=256,
+                max_image_seq_len=8192,
+                shift_terminal=0.02,
+            ),
+            vae=AutoencoderKLQwenImage(
+                base_dim=8,
+                z_dim=4,
+                dim_mult=[1, 1, 1],
+                num_res_blocks=1,
+                temperal_downsample=[False, True],
+                latents_mean=[-0.7, 0.4, 0.1, -0.2],
+                latents_std=[2.8, 1.4, 0.6, 2.0],
+            ),
+            text_encoder=encoder,
+            tokenizer=words,
+        )

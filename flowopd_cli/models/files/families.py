@@ -14,6 +14,7 @@ from flowopd_cli.system.json_files import read_json
 
 CLIP_L, CLIP_G, T5_XXL = 123_060_480, 694_659_840, 4_762_310_656  # parameters of text encoders
 QWEN3_4B, QWEN3_8B, GEMMA_2_2B = 4_022_468_096, 8_190_735_360, 2_614_341_888
+QWEN2_5_VL_7B = 8_292_166_656
 CLIP_L_PROJECTION = 768 * 768
 ATTENTION_TARGETS = tuple(  # the projections of joint attention
     f"attn.{name}"
@@ -266,5 +267,32 @@ FLUX2_KLEIN = Family(
     licenses={
         **{name: {"license": "apache-2.0"} for name in _KLEIN_4B},
         **{name: _license(name, "flux-non-commercial-license") for name in _KLEIN_9B},
+    },
+)
+
+_QWEN_SCHEDULER = {
+    "use_dynamic_shifting": True,
+    "base_shift": 0.5,
+    "max_shift": 0.9,
+    "base_image_seq_len": 256,
+    "max_image_seq_len": 8192,
+    "shift_terminal": 0.02,
+}
+_QWEN_SIZES = {"num_layers": 4, "num_attention_heads": 4, "attention_head_dim": 32, "joint_attention_dim": 128}
+_QWEN_VAE = {"temperal_downsample": (False, True, True)}
+_QWEN_KNOWN = {"Qwen/Qwen-Image": "qwen-image", "Qwen/Qwen-Image-2512": "qwen-image"}
+QWEN_IMAGE = Family(
+    "QwenImageTransformer2DModel",
+    shapes={
+        "qwen-image-small": Shape(
+            {**_QWEN_SIZES, "axes_dims_rope": (8, 12, 12)}, _QWEN_SCHEDULER, {**_QWEN_VAE, "base_dim": 16}
+        ),
+        "qwen-image": Shape({}, _QWEN_SCHEDULER, _QWEN_VAE, encoders=QWEN2_5_VL_7B),
+    },
+    known=_QWEN_KNOWN,
+    licenses={name: {"license": "apache-2.0"} for name in _QWEN_KNOWN},
+    pipeline_guidance=lambda guidance: {
+        "true_cfg_scale": guidance,
+        **({} if guidance == 1 else {"negative_prompt": ""}),
     },
 )
