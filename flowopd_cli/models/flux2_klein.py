@@ -16,6 +16,7 @@ from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 from flowopd_cli.core.types import Conditioning
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.models.grids import dynamic_shift
+from flowopd_cli.models.packing import from_tokens, to_tokens
 from flowopd_cli.models.pipeline import PipelineModel
 from flowopd_cli.models.texts import chat_prefix
 from flowopd_cli.system.json_files import read_json
@@ -86,13 +87,13 @@ class Flux2KleinModel(PipelineModel):
         height, width = (side // self.patch for side in latents.shape[2:])
         tokens = self._transform(
             adapters,
-            hidden_states=self.packed(latents).flatten(2).transpose(1, 2).to(self.dtype),
+            hidden_states=to_tokens(latents, self.patch).to(self.dtype),
             timestep=sigma,
             encoder_hidden_states=cond.embeds,
             txt_ids=_places(1, 1, cond.embeds.shape[1], latents.device),
             img_ids=_places(height, width, 1, latents.device),
         )
-        return pixel_shuffle(tokens.transpose(1, 2).unflatten(2, (height, width)), self.patch)
+        return from_tokens(tokens, self.patch, latents)
 
     def packed(self, latents: Float[Tensor, "b C H W"]) -> Float[Tensor, "b 4*C H/2 W/2"]:
         """2 x 2 pixels in the channels of one: what the pipeline calls latents."""
