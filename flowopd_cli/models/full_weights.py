@@ -188,7 +188,8 @@ class WeightBank(AdapterBank):
         for key in {**shapes, **tensors}:
             stored, here = shapes.get(key), tuple(tensors[key].shape) if key in tensors else None
             if stored != here:
-                raise ArtifactError(f"{folder}: was made for another base: {key} is {stored} in it, {here} here")
+                differing = f"is {stored or 'missing'} in it, {here or 'missing'} here"
+                raise ArtifactError(f"{folder}: was made for another base: {key} {differing}")
         for key, tensor in tensors.items():
             tensor.copy_(read_tensor(header, key))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from collections.abc import Mapping
@@ -121,9 +122,9 @@ def load_part(kind: Any, folder: Path, subfolder: str = "", dtype: torch.dtype |
 
 
 def quiet_libraries() -> None:
-    """Silence all but errors of diffusers and transformers: stderr belongs to the console."""
+    """Silence diffusers and transformers: stderr belongs to the console, and what they raise is reported there."""
     for library in (diffusers, transformers):
-        library.utils.logging.set_verbosity_error()
+        library.utils.logging.set_verbosity(logging.CRITICAL)
         library.utils.logging.disable_progress_bar()
     warnings.filterwarnings("ignore", message=".*torch_dtype.*", category=FutureWarning)
     warnings.filterwarnings("ignore", message=".*already found a `peft_config`.*")

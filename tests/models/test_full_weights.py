@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from diffusers import SD3Transformer2DModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from support.tiny import LARGER, TEXTS, assemble, load, make_draw, make_sampler, randomize
 
 from flowopd_cli.errors import ArtifactError
@@ -245,11 +245,28 @@ def test_a_set_starts_from_another_set_or_from_an_adapter(full, trainee, pipelin
     torch.testing.assert_close(velocity(model, "two"), velocity(trainee, "policy"))
 
 
+def test_a_folder_that_lacks_weights_is_refused(full, tmp_path):
+    saved = tmp_path / "saved"
+    full.adapters.save("policy", saved, "tiny", "0")
+    weights, first = saved / WEIGHTS, saved / WEIGHTS.replace(".", "-00001-of-00002.")
+    tensors = load_file(weights)
+    weights.unlink()
+    key, tensor = tensors.popitem()
+    save_file(tensors, first)
+    with pytest.raises(ArtifactError, match="1 of its 2 files of weights are there"):
+        full.adapters.load("teacher", saved)
+    save_file({key: tensor}, saved / first.name.replace("00001", "00002"))
+    full.adapters.load("teacher", saved)
+    first.rename(weights)
+    with pytest.raises(ArtifactError, match=f"{key} is missing in it, "):
+        full.adapters.load("other", saved)
+
+
 def test_a_set_of_another_base_is_refused(full, tmp_path):
     assemble(1, **LARGER).save_pretrained(tmp_path / "larger")
     larger = load(tmp_path / "larger")
     full.adapters.save("policy", tmp_path / "saved", "tiny", "0")
-    with pytest.raises(ArtifactError, match="was made for another base"):
+    with pytest.raises(ArtifactError, match=r"was made for another base: .* in it, \(.*\) here"):
         larger.adapters.load("teacher", tmp_path / "saved")
     quantized = load(tmp_path / "larger", quantize="int8")
     with pytest.raises(ArtifactError, match=r"a sharded or quantized base takes no full model.* set model.shard"):

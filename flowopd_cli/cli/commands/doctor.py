@@ -12,7 +12,7 @@ import typer
 
 from flowopd_cli.cli import completion
 from flowopd_cli.cli.options import Json
-from flowopd_cli.errors import FAULTY, RecipeError
+from flowopd_cli.errors import FAULTY, ArtifactError, RecipeError
 
 if TYPE_CHECKING:
     from flowopd_cli.cli.plan import Finding
@@ -66,8 +66,11 @@ def doctor(recipe: Name = None, overrides: Overrides = None, gpu_check: GPUCheck
 def _check_gpu(json: bool) -> None:
     """Print the table of a GPU's checks; exit with 3 if one fails or misses its target."""
     from flowopd_cli.cli.console import Console
+    from flowopd_cli.cli.doctor.machine import devices
     from flowopd_cli.system.text import columns
 
+    if not devices():  # before the imports of the measurement, which take seconds
+        raise ArtifactError("doctor --gpu-check needs a CUDA device, and PyTorch sees none: flowopd doctor says why")
     with redirect_stdout(sys.stderr):
         from flowopd_cli.stages.bench.gpu import Size, run
 

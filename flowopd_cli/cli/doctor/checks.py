@@ -11,7 +11,7 @@ from pathlib import Path
 from flowopd_cli import __version__
 from flowopd_cli.cli.doctor import machine
 from flowopd_cli.cli.plan import Finding
-from flowopd_cli.errors import one_line
+from flowopd_cli.errors import FlowOPDError, one_line
 from flowopd_cli.system.paths import cache_dir
 from flowopd_cli.system.text import GIB, gib
 
@@ -41,7 +41,10 @@ def guarded(name: str, check: Callable[[], Iterable[Finding]], way_out: str = ""
         yield from check()
     except Exception as error:
         reason = one_line(f"could not be checked ({type(error).__name__}: {error})")
-        yield Finding(name, "fail", reason, way_out or "install the package that it names again")
+        if isinstance(error, FlowOPDError):  # it names its own way out
+            yield Finding(name, "fail", one_line(error))
+        else:
+            yield Finding(name, "fail", reason, way_out or "install the package that it names again")
 
 
 def folder_finding(name: str, folder: Path) -> Finding:

@@ -40,7 +40,11 @@ def weights_files(folder: Path) -> tuple[Path, ...]:
 def read_weights_header(folder: Path) -> WeightsHeader:
     """The header of a transformer's folder; :class:`ArtifactError` if a file is missing or damaged."""
     files, shapes, metadata = dict[str, Path](), dict[str, tuple[int, ...]](), dict[str, str]()
-    for file in weights_files(folder):
+    present = weights_files(folder)
+    for _, of, number in (file.stem.rpartition("-of-") for file in present):
+        if of and number.isdecimal() and int(number) != len(present):
+            raise ArtifactError(f"{folder}: {len(present)} of its {int(number)} files of weights are there: fetch all")
+    for file in present:
         entries, more = read_header(file, folder)
         shapes |= {name: entry.shape for name, entry in entries.items()}
         files |= dict.fromkeys(entries, file)

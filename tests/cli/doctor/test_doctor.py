@@ -247,6 +247,13 @@ def test_rewards_prompts_and_base_of_a_recipe(monkeypatch):
     assert findings["prompts ocr"].way_out == "flowopd prompts fetch ocr-train"
 
 
+def test_an_unknown_family_is_named_and_no_package_blamed():
+    recipe = recipes.load(recipes.find("toy/teacher-ocr"), overrides=["model.family=none"])
+    memory = by_name(doctor_recipe.recipe_findings(recipe))["memory needed"]
+    assert (memory.state, memory.way_out) == ("fail", "")
+    assert memory.text.startswith("no model 'none'")
+
+
 def test_the_command_on_this_machine(flowopd, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, out, _ = flowopd("doctor", "--recipe", "toy/teacher-ocr", "--json")
