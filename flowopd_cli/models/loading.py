@@ -91,13 +91,13 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def require_diffusers(pipeline: str, first: str) -> None:
-    """Refuse a version of diffusers before ``first``, whose pipeline draws other pictures.
+    """Refuse a version of diffusers before ``first``, which has no such pipeline, or one that draws other pictures.
 
     Raises :class:`ArtifactError`: it is installed.
     """
     if Version(diffusers.__version__).release < Version(first).release:
         raise ArtifactError(
-            f"{pipeline} of diffusers {diffusers.__version__} draws other pictures than later ones: pip install "
+            f"{pipeline} needs diffusers {first} or later, {diffusers.__version__} is installed: pip install "
             f"'diffusers>={first}'"
         )
 

@@ -103,7 +103,7 @@ class Lumina2Model(PipelineModel):
     ) -> Float[Tensor, "b C H W"]:
         """Each line of pixels has the norm that it has without guidance."""
         guided = extrapolated(negative, positive, scale)
-        return guided * (positive.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True))
+        return guided * (positive.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True).clamp(min=1e-12))
 
     def _forward(
         self,

@@ -182,7 +182,7 @@ class PipelineModel(PipelineTexts):
                 "push.verify_guidance to 1, if the recipe has them, and leave out those of teachers and anchor"
             )
         cond = self._converted(cond)
-        if self._guidance_until is not None:
+        if self._guidance_until is not None and any(scale != 1 for scale in scales):
             passed = [1 - level > self._guidance_until for level in sigma.tolist()]
             scales = [1.0 if late else scale for late, scale in zip(passed, scales, strict=True)]
         if self.classifier_free:

@@ -82,7 +82,7 @@ class QwenImageModel(PipelineModel):
     ) -> Float[Tensor, "b C H W"]:
         """Guidance that keeps the norm of each token of the prompt's velocity."""
         tokens, prompt = self.packed(super()._combined(negative, positive, scale)), self.packed(positive)
-        ratio = prompt.norm(dim=-1, keepdim=True) / tokens.norm(dim=-1, keepdim=True)
+        ratio = prompt.norm(dim=-1, keepdim=True) / tokens.norm(dim=-1, keepdim=True).clamp(min=1e-12)
         return from_tokens(tokens * ratio, self.patch, positive)
 
     def packed(self, latents: Float[Tensor, "b C H W"]) -> Float[Tensor, "b n D"]:

@@ -217,7 +217,7 @@ class OPDSpec(Spec):
     #: the teacher
     extrapolate: PositiveFloat = 1.0
     #: smaller steps in which targets and anchor walk each sampling step from the student's state; the label is their
-    #: average velocity. For few `sampling.steps`; 1 is the velocity at the state itself
+    #: average velocity. For few `sampling.steps` of `sampling.kernel: ode`; 1 is the velocity at the state itself
     teacher_substeps: PositiveInt = 1
     clip: PositiveFloat = 1e-4  #: clip range of the ratio, for `score`
     adv_clip: PositiveFloat = 5.0  #: clip of the advantages, for `score`

@@ -44,11 +44,11 @@ def of_run(path: Path, out: Path | None) -> Path:
 
 
 def of_runs(
-    paths: Sequence[Path], out: Path | None, against: str | None = None, given: Sequence[votes.Vote] = ()
+    paths: Sequence[Path], out: Path | None, against: str | None = None, ballots: Sequence[votes.Vote] = ()
 ) -> tuple[Path, list[entries.Entry], list[Path]]:
     """Write the comparison of several runs; returns the path of its page, the models in it, and the files of numbers.
 
-    ``against`` names the model of the paired differences, the base by default; ``given`` are people's votes.
+    ``against`` names the model of the paired differences, the base by default; ``ballots`` are people's votes.
 
     Raises :class:`ArtifactError`: a path is no run, an evaluation is damaged, ``out`` holds something else, or no model
     is called ``against``.
@@ -65,7 +65,7 @@ def of_runs(
             raise ArtifactError(
                 f"{path}: is not a file of an earlier report, or was changed; move it, or give --out a fresh name"
             )
-    tables = votes.listings(votes.figures(models, given))
+    tables = votes.listings(votes.figures(models, ballots))
     compared = comparison.page(models, target, listings=tables, against=reference)
     return target, models, write_comparison(models, target, compared)
 

@@ -26,10 +26,10 @@ class Session:
 
     def __init__(self, pairs: Mapping[Pair, Files], file: Path, voter: str) -> None:
         begin(file)
-        judged = {vote.key for vote in read_votes(file) if vote.voter == voter}
+        voted_keys = {vote.key for vote in read_votes(file) if vote.voter == voter}
         self.pairs = list(pairs.items())
         self._file, self._voter, self._lock = file, voter, threading.Lock()
-        self._open = deque(number for number, (pair, _) in enumerate(self.pairs) if pair.key not in judged)
+        self._open = deque(number for number, (pair, _) in enumerate(self.pairs) if pair.key not in voted_keys)
         self._past: list[int] = []  # of this session, for undo
 
     @property
@@ -99,19 +99,32 @@ class _Handler(BaseHTTPRequestHandler):
                 page = (files("flowopd_cli.reports") / "vote.html").read_text(encoding="utf-8")
                 self._send("text/html", page.replace("NONCE", self.server.secret).encode())
             case ["picture", number, side]:
-                left, right = self.server.session.pairs[int(number)][1]
-                self._send("image/png", {"left": left, "right": right}[side].read_bytes())
+                self._send_picture(number, side)
             case _:
                 self._send("text/plain", b"no such page", 404)
+
+    def _send_picture(self, number: str, side: str) -> None:
+        try:
+            left, right = self.server.session.pairs[int(number)][1]
+            picture = {"left": left, "right": right}[side].read_bytes()
+        except (OSError, LookupError, ValueError):
+            self._send("text/plain", b"no such picture", 404)
+        else:
+            self._send("image/png", picture)
 
     def do_POST(self) -> None:
         if self._parts() != ["answer"]:
             return self._send("text/plain", b"no such page", 404)
-        answer = json.loads(self.rfile.read(min(int(self.headers["Content-Length"]), LARGEST)))
-        session, choice = self.server.session, answer["choice"]
+        session = self.server.session
+        try:
+            length = int(self.headers["Content-Length"] or 0)
+            answer = json.loads(self.rfile.read(min(max(length, 0), LARGEST)))
+            choice, number = answer["choice"], answer["number"]
+        except (KeyError, TypeError, ValueError):
+            return self._send("text/plain", b"not an answer", 400)
         try:
             if choice != "end":
-                session.answer(answer["number"], choice)
+                session.answer(number, choice)
         except FlowOPDError as error:
             return self._send("text/plain", f"{error}.".encode(), 500)
         self._send("application/json", json.dumps(session.state()).encode())

@@ -89,6 +89,11 @@ def plan(hub: Hub, run: RunDir, progress: Progress) -> dict[str, Any]:
     except ArtifactError as error:
         progress.note(str(error))
         return {}
+    if stale is None:
+        progress.note(
+            f"{hub.repo}: not there, or not visible with this login, so what an upload would delete is unknown"
+        )
+        return {}
     if stale:
         progress.note(f"files of {hub.repo} that an upload would delete: {', '.join(stale)}")
     return {"deleted": stale}
@@ -109,8 +114,8 @@ def publish(hub: Hub, run: RunDir, check: Check, progress: Progress) -> dict[str
     progress.note(f"read back from the Hub, every file is the same, and so is the picture: {_differences(figures)}")
     hub.publish()
     metrics = {f"hub_{name}": value for name, value in figures.items()}
-    made = {"commit": commit.sha, "url": commit.url, "changed": commit.new, "deleted": list(commit.deleted)}
-    return made | {"metrics": metrics}
+    result = {"commit": commit.sha, "url": commit.url, "changed": commit.new, "deleted": list(commit.deleted)}
+    return result | {"metrics": metrics}
 
 
 def _differences(figures: Mapping[str, float]) -> str:

@@ -108,7 +108,7 @@ def test_a_given_shift_replaces_the_schedulers(folder):
 def test_a_grid_of_another_kind_is_refused_unless_a_shift_is_given(copied, option):
     edit(copied / "scheduler" / "scheduler_config.json", **option)
     model = FLUX.load(copied)
-    with pytest.raises(ArtifactError, match=rf"the scheduler's {next(iter(option))} is not supported; set sampling.sh"):
+    with pytest.raises(ArtifactError, match=rf"the scheduler's {next(iter(option))} is not supported: use a copy"):
         model.sigmas(4)
     assert len(model.sigmas(4, 3.0)) == 5
 

@@ -188,6 +188,21 @@ def test_another_file_is_refused(runs, flowopd, tmp_path, line):
     assert (tmp_path / "metrics.jsonl").read_text() == line
 
 
+def test_what_is_no_request_of_the_page_is_refused(server, capfd):
+    number = server.session.state()["number"]
+    for address in ("picture/99/left", "picture/x/left", f"picture/{number}/up"):
+        with pytest.raises(urllib.error.HTTPError, match="404"):
+            urllib.request.urlopen(server.address + address)
+    for content in (b"", b"{}", b"[]", b"no JSON"):
+        with pytest.raises(urllib.error.HTTPError, match="400"):
+            urllib.request.urlopen(f"{server.address}answer", data=content)
+    assert server.session.state()["number"] == number
+    server.session.pairs[number][1][0].unlink()
+    with pytest.raises(urllib.error.HTTPError, match="404"):
+        urllib.request.urlopen(f"{server.address}picture/{number}/left")
+    assert capfd.readouterr().err == ""
+
+
 def test_the_secret_is_needed_for_every_address(server):
     root = f"http://127.0.0.1:{server.server_port}"
     assert server.server_address[0] == "127.0.0.1"

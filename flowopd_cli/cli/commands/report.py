@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json as jsonlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,7 +14,9 @@ from flowopd_cli.cli.options import Json
 from flowopd_cli.errors import ArtifactError, RecipeError, printable
 
 if TYPE_CHECKING:
+    from flowopd_cli.reports.entries import Entry
     from flowopd_cli.reports.paired import Difference
+    from flowopd_cli.reports.votes import Vote
 
 Runs = Annotated[list[Path], typer.Argument(metavar="RUN", help="Runs of any stage, evaluations included.")]
 Out = Annotated[
@@ -38,9 +40,8 @@ def report(runs: Runs, out: Out = None, against: Against = None, votes: Votes = 
       flowopd report runs/student
       flowopd report runs/t-geneval runs/t-ocr runs/student --out runs/comparison --against t-ocr
     """
-    from flowopd_cli.reports import paired
     from flowopd_cli.reports.report import of_run, of_runs
-    from flowopd_cli.reports.votes import figures, read_votes, votes_beside
+    from flowopd_cli.reports.votes import read_votes, votes_beside
     from flowopd_cli.system.files import is_file
 
     result = {}
@@ -51,19 +52,27 @@ def report(runs: Runs, out: Out = None, against: Against = None, votes: Votes = 
     else:
         if votes is not None and not is_file(votes):
             raise ArtifactError(f"--votes {votes}: no such file; flowopd vote makes one")
-        given = votes_beside(runs) if votes is None else read_votes(votes)
-        page, entries, files = of_runs(runs, out, against, given)
-        models = {entry.label: entry.results for entry in entries}
-        reference = paired.reference(entries, against)
-        tables = {
-            "paired": paired.against(entries, reference),
-            "less_full_precision": paired.against_full_precision(entries),
-        }
-        rows = {name: {model: _plain(pairs) for model, pairs in table.items()} for name, table in tables.items()}
-        result = {"files": [str(file) for file in files], "models": models, "against": reference, **rows}
-        result["votes"] = figures(entries, given)
+        ballots = votes_beside(runs) if votes is None else read_votes(votes)
+        page, entries, files = of_runs(runs, out, against, ballots)
+        result = {"files": [str(file) for file in files]}
+        result |= _comparison(entries, against, ballots) if json else {}
     print(jsonlib.dumps({"report": str(page), **result}) if json else printable(str(page)))
 
 
-def _plain(pairs: Mapping[str, Difference]) -> dict[str, Any]:
-    return {suite: asdict(pair) for suite, pair in pairs.items()}
+def _comparison(entries: Sequence[Entry], against: str | None, ballots: Sequence[Vote]) -> dict[str, Any]:
+    """The figures of a comparison for ``--json``."""
+    from flowopd_cli.reports import paired
+    from flowopd_cli.reports.votes import figures
+
+    reference = paired.reference(entries, against)
+    return {
+        "models": {entry.label: entry.results for entry in entries},
+        "against": reference,
+        "paired": _plain(paired.against(entries, reference)),
+        "less_full_precision": _plain(paired.against_full_precision(entries)),
+        "votes": figures(entries, ballots),
+    }
+
+
+def _plain(table: Mapping[str, Mapping[str, Difference]]) -> dict[str, Any]:
+    return {model: {suite: asdict(pair) for suite, pair in pairs.items()} for model, pairs in table.items()}

@@ -134,6 +134,15 @@ def _step_counts(recipe: recipes.TrainedRecipe) -> Iterator[str]:
             f"train.updates {train.updates}: the {train.groups * train.group_size} pictures of an iteration make "
             f"{updates} optimizer steps of equal size"
         )
+    if (
+        isinstance(recipe, recipes.DistillRecipe)
+        and recipe.opd.teacher_substeps > 1
+        and recipe.sampling.kernel != "ode"
+    ):
+        yield (
+            f"opd.teacher_substeps {recipe.opd.teacher_substeps}: the average velocity is that of steps without noise, "
+            f"and sampling.kernel is {recipe.sampling.kernel}: set it to ode"
+        )
     if train.query.steps is not None and train.query.steps > count:
         yield f"train.query.steps {train.query.steps}: only {count} steps of a trajectory can be trained"
     if train.warmup >= train.iterations * updates:

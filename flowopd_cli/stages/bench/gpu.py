@@ -39,7 +39,7 @@ LIMIT, STOP, LONGEST = 300.0, 350.0, 360.0
 GUIDANCE = 4.5
 SPEEDUP, SHARE, ESTIMATE = 3.0, 0.4, 0.1  # targets, explained in docs/performance.md
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.05}  # of gradients, relative
-BITS = {"int8": 0.05, "nf4": 0.3}  # tolerance of the velocity of a quantized base, relative
+QUANTIZED_TOLERANCE = {"int8": 0.05, "nf4": 0.3}  # of velocities, relative
 Verdict = Literal["", "ok", "missed", "failed", "not run"]
 
 
@@ -118,7 +118,7 @@ def _stopped_after(seconds: float) -> Iterator[None]:
         raise _Stopped
 
     before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.001))
+    signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.001), 1.0)  # again: a finalizer swallows an exception
     try:
         yield
     finally:
@@ -176,7 +176,7 @@ class _Checks:
 
     def quantized(self, kind: str) -> Iterator[Row]:
         """Memory, time and velocity on a base in 8 or 4 bits."""
-        return self._variant(f"base in {kind}", {"model.quantize": kind}, tolerance=BITS[kind])
+        return self._variant(f"base in {kind}", {"model.quantize": kind}, tolerance=QUANTIZED_TOLERANCE[kind])
 
     def compiled(self) -> Iterator[Row]:
         """Time of the first and a later iteration of compiled blocks, and their gradient."""

@@ -84,13 +84,13 @@ class Hub:
             return
         raise ArtifactError(f"{self.repo}: not uploaded ({reason}): {way_out}")
 
-    def stale(self, folder: Path) -> list[str]:
-        """The files of the branch that an upload of ``folder`` would delete; none where there is no repository."""
+    def stale(self, folder: Path) -> list[str] | None:
+        """The files of the branch that an upload of ``folder`` would delete; ``None`` without a visible repository."""
         with one_line_errors(self.repo, "not looked at for files that an upload would delete"):
             for branch in (self.branch, MAIN):  # from which a new branch is created
                 with suppress(RepositoryNotFoundError, RevisionNotFoundError):
                     return _stale(self._api.list_repo_files(self.repo, revision=branch), files_below(folder))
-        return []
+        return None
 
     def upload(self, folder: Path) -> Commit:
         """Make one commit of all files of ``folder``, which deletes what an earlier push left and ``folder`` has not.

@@ -76,7 +76,12 @@ def test_fields_without_effect_are_remarked_on_where_they_differ_from_the_recipe
         (DISTILL, {"sampling": {"eta": 0}, "opd": {"step_weight": "kl_no_dt"}}, ["opd.step_weight: has no effect"]),
         (DISTILL, {"routing": {"ocr": {"ref": "base"}}}, ["every teacher is base, which the policy starts from"]),
         (DISTILL, {"routing": {"ocr": {"ref": "base", "base": "sd3.5-large"}}}, []),
-        (DISTILL, {"routing": {"ocr": {"ref": "base"}}, "opd": {"teacher_substeps": 2}}, []),  # in fewer steps
+        (
+            DISTILL,
+            {"routing": {"ocr": {"ref": "base"}}, "sampling": {"kernel": "ode"}, "opd": {"teacher_substeps": 2}},
+            [],
+        ),
+        (DISTILL, {"opd": {"teacher_substeps": 2}}, ["opd.teacher_substeps 2: the average velocity is that of steps"]),
         (DISTILL, {"routing": {"ocr": {"ref": "a"}}, "adapter": {"init": "a"}}, ["every teacher is a, which"]),
         (
             DISTILL,
