@@ -144,9 +144,8 @@ def average_velocity(
 
     One Euler step with it ends where the ``substeps`` do; for one it is the velocity at ``latents``.
     """
-    total = velocity(latents, sigma)
+    total, dt = velocity(latents, sigma), (sigma_next - sigma) / substeps
     for i in range(1, substeps):
-        dt = (sigma_next - sigma) / substeps
         total = total + velocity(latents + dt.view(-1, 1, 1, 1) * total, sigma + i * dt)
     return total / substeps
 

@@ -22,6 +22,12 @@ def extrapolated(
     return negative + scale * (positive - negative)
 
 
+def with_norm_of(reference: Float[Tensor, "*n D"], guided: Float[Tensor, "*n D"]) -> Float[Tensor, "*n D"]:
+    """``guided``, its last dimension scaled to the norm of ``reference``."""
+    norm = guided.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+    return guided * (reference.norm(dim=-1, keepdim=True) / norm)
+
+
 @dataclass(frozen=True)
 class ClassifierFree:
     """Guided velocities by one call of ``forward`` for all rows; ``combine`` makes one from ``v_neg, v_pos, scale``."""

@@ -17,7 +17,7 @@ from torch import Tensor
 from flowopd_cli.core.types import Conditioning
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.models.grids import shift_of
-from flowopd_cli.models.guidance import extrapolated
+from flowopd_cli.models.guidance import extrapolated, with_norm_of
 from flowopd_cli.models.pipeline import PipelineModel
 from flowopd_cli.models.speed import checkpointed
 from flowopd_cli.models.texts import MARK, instructed
@@ -102,8 +102,7 @@ class Lumina2Model(PipelineModel):
         self, negative: Float[Tensor, "b C H W"], positive: Float[Tensor, "b C H W"], scale: Float[Tensor, "b 1 1 1"]
     ) -> Float[Tensor, "b C H W"]:
         """Each line of pixels has the norm that it has without guidance."""
-        guided = extrapolated(negative, positive, scale)
-        return guided * (positive.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True).clamp(min=1e-12))
+        return with_norm_of(positive, extrapolated(negative, positive, scale))
 
     def _forward(
         self,

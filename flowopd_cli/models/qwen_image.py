@@ -12,6 +12,7 @@ from torch import Tensor
 
 from flowopd_cli.core.types import Conditioning
 from flowopd_cli.errors import ArtifactError
+from flowopd_cli.models.guidance import with_norm_of
 from flowopd_cli.models.packing import from_tokens, to_tokens
 from flowopd_cli.models.pipeline import PipelineModel
 
@@ -82,8 +83,7 @@ class QwenImageModel(PipelineModel):
     ) -> Float[Tensor, "b C H W"]:
         """Guidance that keeps the norm of each token of the prompt's velocity."""
         tokens, prompt = self.packed(super()._combined(negative, positive, scale)), self.packed(positive)
-        ratio = prompt.norm(dim=-1, keepdim=True) / tokens.norm(dim=-1, keepdim=True).clamp(min=1e-12)
-        return from_tokens(tokens * ratio, self.patch, positive)
+        return from_tokens(with_norm_of(prompt, tokens), self.patch, positive)
 
     def packed(self, latents: Float[Tensor, "b C H W"]) -> Float[Tensor, "b n D"]:
         """The transformer's tokens, which the pipeline calls latents."""

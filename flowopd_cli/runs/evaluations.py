@@ -34,7 +34,8 @@ class Evaluation:
     """An evaluation run: the results of its suites (see :func:`results`), and how pictures were made.
 
     ``scored`` is the digest of the adapter, ``None`` for the base; ``finished`` when it ended, empty if it has not.
-    ``part`` names one of several guidances of the run, each of which is an evaluation; it is empty for a single one."""
+    ``part`` names one of several guidances of the run, each of which is an evaluation; it is empty for a single one.
+    """
 
     run: RunDir
     scored: str | None
