@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Sequence
 
 import numpy as np
@@ -23,6 +25,13 @@ def to_arrays(images: Float[Tensor, "B 3 H W"]) -> NDArray[np.uint8]:
 def to_pil(images: Float[Tensor, "B 3 H W"]) -> list[Image.Image]:
     """One RGB image each."""
     return [Image.fromarray(array) for array in to_arrays(images)]
+
+
+def png_url(image: Image.Image) -> str:
+    """The image as a PNG in a data URL, as requests to vision-language models carry it."""
+    sink = io.BytesIO()
+    image.save(sink, format="PNG")
+    return f"data:image/png;base64,{base64.b64encode(sink.getvalue()).decode()}"
 
 
 def to_tensor(images: Sequence[Image.Image]) -> Float[Tensor, "B 3 H W"]:

@@ -6,8 +6,6 @@ UnifiedReward (arXiv 2503.05236), the judges of Flow-GRPO (arXiv 2505.05470); th
 
 from __future__ import annotations
 
-import base64
-import io
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -24,7 +22,7 @@ from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.core.types import RewardResult
 from flowopd_cli.errors import RewardError
 from flowopd_cli.rewards.base import Reward, RewardInfo
-from flowopd_cli.rewards.pictures import to_pil
+from flowopd_cli.rewards.pictures import png_url, to_pil
 from flowopd_cli.rewards.remote.http import RETRYABLE, EndpointError, Endpoints
 from flowopd_cli.system.arguments import OptionsOf
 from flowopd_cli.system.threads import in_parallel
@@ -147,13 +145,10 @@ class VLMReward(Reward):
             hint = f"; the API key is read from the environment, ${KEY_ENV} or the variable that key_env names"
             raise RewardError(f"vlm: no option {', '.join(unknown)}" + hint * any("key" in name for name in unknown))
         self.options = replace(PRESETS[preset], **options)
-        key = os.environ.get(self.options.key_env, "").strip()
-        if not key and self.options.key_env != KEY_ENV:
-            raise RewardError(f"vlm: the environment variable {self.options.key_env} holds no API key")
+        headers = authorization("vlm", self.options.key_env)
         self.model, self.name = model, f"{model}/{preset if 'template' not in options else 'own'}"
         self.weights = {"model": model, "question": self.options.template, "pattern": self.options.pattern}
         retries = 0 if self.options.on_error == "fail" else self.options.retries
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._endpoints = Endpoints(urls, headers, self.options.timeout, retries, self.options.backoff)
         low, high = self.options.low / self.options.divisor, self.options.high / self.options.divisor
         self.info = replace(self.info, low=low, high=high)
@@ -203,11 +198,8 @@ class VLMReward(Reward):
         if self.options.side:
             image = image.copy()
             image.thumbnail((self.options.side, self.options.side), Image.Resampling.BICUBIC)
-        sink = io.BytesIO()
-        image.save(sink, format="PNG")
-        picture = f"data:image/png;base64,{base64.b64encode(sink.getvalue()).decode()}"
         question = self.options.template.replace("{prompt}", text)
-        content = [{"type": "image_url", "image_url": {"url": picture}}, {"type": "text", "text": question}]
+        content = [{"type": "image_url", "image_url": {"url": png_url(image)}}, {"type": "text", "text": question}]
         body = {
             "model": self.model,
             "messages": [{"role": "user", "content": content}],
@@ -216,6 +208,17 @@ class VLMReward(Reward):
             **self.options.extra,
         }
         return {name: value for name, value in body.items() if value is not None}
+
+
+def authorization(reward: str, key_env: str = KEY_ENV) -> dict[str, str]:
+    """The header with the API key that an environment variable holds; none where the default variable is empty.
+
+    Raises :class:`RewardError`: another variable is named, and it holds no key.
+    """
+    key = os.environ.get(key_env, "").strip()
+    if not key and key_env != KEY_ENV:
+        raise RewardError(f"{reward}: the environment variable {key_env} holds no API key")
+    return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 def read_answer(answer: str, options: JudgeOptions) -> Judgement:
