@@ -146,6 +146,7 @@ REWARDS = Registry(
         "geneval": "flowopd_cli.rewards.geneval.reward:GenEvalReward",
         "geneval-hf": "flowopd_cli.rewards.geneval.reward:GenEvalHFReward",
         "hpsv2": "flowopd_cli.rewards.preference.hpsv2:HPSv2Reward",
+        "hpsv3": "flowopd_cli.rewards.preference.hpsv3:HPSv3Reward",
         "imagereward": "flowopd_cli.rewards.preference.imagereward:ImageRewardReward",
         "jpeg_compressibility": "flowopd_cli.rewards.jpeg:JpegReward",
         "ocr": "flowopd_cli.rewards.ocr.reward:OCRReward",

@@ -20,7 +20,7 @@ from flowopd_cli.system.json_files import read_json_lines, read_json_value
 
 SHEET = "eval"
 AVERAGE = "average"
-UNBOUNDED = ("imagereward",)  # suffixes of suites whose means may be outside [0, 1]
+UNBOUNDED = ("imagereward", "hpsv3")  # suffixes of suites whose means may be outside [0, 1]
 FIGURES = ("mean", "stderr", "n", "exact")
 PROTOCOL = ("split", "limit", "images", "steps", "guidance", "seed")
 BASE, MODEL = "base", "this model"

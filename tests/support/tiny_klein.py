@@ -7,8 +7,8 @@ from diffusers import (
     Flux2KleinPipeline,
     Flux2Transformer2DModel,
 )
+from support.qwen_words import tokenizer
 from support.tiny import BLOCKS, DECODER, TEXT_WIDTH
-from support.tiny_qwen import tokenizer
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 LAYERS = 28  # the pipeline reads the states after 9, 18 and 27 of them

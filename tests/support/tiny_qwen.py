@@ -9,37 +9,16 @@ from diffusers import (
     ZImagePipeline,
     ZImageTransformer2DModel,
 )
+from support.qwen_words import tokenizer
 from support.tiny import BLOCKS, DECODER, TEXT_WIDTH, autoencoder
-from transformers import (
-    Qwen2_5_VLConfig,
-    Qwen2_5_VLForConditionalGeneration,
-    Qwen2Tokenizer,
-    Qwen3Config,
-    Qwen3Model,
-)
-from transformers.convert_slow_tokenizer import bytes_to_unicode
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen3Config, Qwen3Model
 
-MARKS = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
-TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 SEQUENCE = 40
 # Qwen-Image's pipeline drops 34 tokens before a prompt: its instruction, here one token of many letters and 33 more.
 INSTRUCTION = (
     "Describe the image by detailing the color, shape, size, texture, quantity, text, spatial relationships of the "
     "objects and background:"
 )
-
-
-def tokenizer(*more: str) -> Qwen2Tokenizer:
-    """A token for every byte, Qwen's marks of a chat, and ``more`` tokens."""
-    marks = [*MARKS, *more]
-    letters = [*bytes_to_unicode().values(), *marks]
-    words = Qwen2Tokenizer(vocab={letter: i for i, letter in enumerate(letters)}, merges=[])
-    words.add_special_tokens({"additional_special_tokens": marks})
-    words.chat_template = TEMPLATE
-    return words
 
 
 def assemble_z_image(seed: int) -> ZImagePipeline:

@@ -60,10 +60,10 @@ def linear_head(tensors: Mapping[str, Tensor], width: int, what: str) -> nn.Sequ
     return head.eval().requires_grad_(False)
 
 
-def declared(info: RewardInfo, default: bool, dtype: str) -> RewardInfo:
-    """The declaration of a scorer, exact only with its ``default`` weights in float32."""
+def declared(info: RewardInfo, default: bool, dtype: str, precision: str = "float32") -> RewardInfo:
+    """The declaration of a scorer, exact only with its ``default`` weights in the reference's ``precision``."""
     other = [] if default else ["other weights than the reference's, or a copy of them"]
-    other += [] if dtype == "float32" else [f"in {dtype}"]
+    other += [] if dtype == precision else [f"in {dtype}"]
     notes = [info.note] if info.note and not info.exact else []
     return replace(info, exact=False, note="; ".join(notes + other)) if other else info
 
