@@ -1,8 +1,9 @@
 """Memory measured on the meta device against real modules and their saved tensors."""
 
+import itertools
 import json
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 
 import pytest
 import torch
@@ -64,6 +65,7 @@ def published(family, name, targets=ATTENTION_TARGETS, rank=32):
     return measure(family, name, options, rank)
 
 
+@cache
 def measured(family, options, *, full=False):
     with skeleton(MODELS.load(family), SHAPES[family]) as path:
         return measure(family, str(path), options, RANK, full=full)
@@ -80,9 +82,8 @@ def real(family, options, *, full=False):
     return partial(model.velocity, latents, torch.full((ROWS,), 0.5), cond, guidance=1.0), model
 
 
-def saved_by_autograd(family, options, checkpointing, *, full=False):
+def saved_by_autograd(forward, model, checkpointing=False):
     """Bytes of the distinct storages that one forward saves for its backward, weights left out."""
-    forward, model = real(family, options, full=full)
     if checkpointing:
         model.checkpoint_gradients()
         model.transformer.train()
@@ -101,28 +102,32 @@ def saved_by_autograd(family, options, checkpointing, *, full=False):
     return sum(size for size, _ in saved.values())
 
 
-@pytest.mark.parametrize("family", SHAPES)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("wide", [False, True])
+# Between them, both precisions, with and without checkpoints, few and many targets; all combinations for one family.
+TYPICAL = {("float32", True, False), ("bfloat16", False, True)}
+CASES = [
+    pytest.param(family, *case, marks=() if family == "sd3" or case in TYPICAL else pytest.mark.slow)
+    for family in SHAPES
+    for case in itertools.product(("float32", "bfloat16"), (False, True), (False, True))
+]
+
+
+@pytest.mark.parametrize(("family", "dtype", "checkpointing", "wide"), CASES)
 def test_activations_match_the_saved_tensors_of_autograd(family, dtype, checkpointing, wide):
     targets = TARGETS[family][: 1 + wide]
     options = LoadOptions(dtype=dtype, device="cpu", resolution=256, max_sequence_length=24, targets=sum(targets, ()))
-    footprint, found = measured(family, options), saved_by_autograd(family, options, checkpointing)
+    footprint, found = measured(family, options), saved_by_autograd(*real(family, options), checkpointing)
     expected = footprint.activations
     if checkpointing:  # the block that is recomputed is not among what is saved
         expected = footprint.activations_checkpointed - footprint.activations // BLOCKS[family]
     assert found == pytest.approx(ROWS * expected, rel=0.15 if checkpointing else 0.1)
 
 
-@pytest.mark.parametrize("family", SHAPES)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("family", "dtype"), [("sd3", "float32"), *((family, "bfloat16") for family in SHAPES)])
 def test_full_training_keeps_activations_and_no_weights_among_them(family, dtype):
     options = LoadOptions(dtype=dtype, device="cpu", resolution=256, max_sequence_length=24, targets=("attention",))
-    footprint, found = measured(family, options, full=True), saved_by_autograd(family, options, False, full=True)
-    assert found == pytest.approx(ROWS * footprint.activations, rel=0.1)
-    weights = real(family, options, full=True)[1].adapters.trainable().values()
-    assert footprint.trainable == sum(weight.numel() for weight in weights)
+    footprint, (forward, model) = measured(family, options, full=True), real(family, options, full=True)
+    assert saved_by_autograd(forward, model) == pytest.approx(ROWS * footprint.activations, rel=0.1)
+    assert footprint.trainable == sum(weight.numel() for weight in model.adapters.trainable().values())
 
 
 @pytest.mark.parametrize("family", SHAPES)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 from diffusers import DiffusionPipeline
 from support import tiny, tiny_klein, tiny_lumina2, tiny_qwen, tiny_sana
 
@@ -139,3 +140,8 @@ QWEN_IMAGE = Tiny(
     shown,
 )
 FAMILIES = {one.family: one for one in (SD3, FLUX, Z_IMAGE, SANA, LUMINA2, FLUX2_KLEIN, QWEN_IMAGE)}
+# Between them, these two have what code that all families share tells apart: pooled embeddings and masked ones of many
+# lengths, one tokenizer and several, schedulers and autoencoders of two classes.
+TYPICAL = ("sd3", "sana")
+# For tests of such code: the other families are in ``pytest -m slow``.
+SHARED = [name if name in TYPICAL else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]

@@ -1,5 +1,7 @@
 """A tiny random SANA pipeline."""
 
+import inspect
+
 import torch
 from diffusers import AutoencoderDC, DPMSolverMultistepScheduler, SanaPipeline, SanaTransformer2DModel
 from support.tiny import DECODER, TEXT_WIDTH
@@ -7,6 +9,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import Gemma2Config, Gemma2Model, GemmaTokenizer
 
 SEQUENCE = 8
+INSTRUCTION = inspect.signature(SanaPipeline.__call__).parameters["complex_human_instruction"].default
 
 
 def tokenizer() -> GemmaTokenizer:
@@ -18,13 +21,15 @@ def tokenizer() -> GemmaTokenizer:
 
 
 def assemble_sana(seed: int, **geometry) -> SanaPipeline:
-    """A SANA pipeline, whose latents have an eighth of a picture's side; its weights are a function of ``seed``.
+    """A SANA pipeline, to whose tokenizer the instruction before a prompt is one token and the last letters.
 
-    ``geometry`` changes arguments of its transformer.
+    Each of its thousand letters as a token would take seconds. The latents have an eighth of a picture's side; the
+    weights are a function of ``seed``. ``geometry`` changes arguments of its transformer.
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         words = tokenizer()
+        words.add_tokens(["\n".join(INSTRUCTION)[:-12]])
         sides = {
             "block_types": (*("ResBlock",) * 3, "EfficientViTBlock"),
             "block_out_channels": (8,) * 4,
