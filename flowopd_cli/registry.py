@@ -155,6 +155,7 @@ REWARDS = Registry(
         "toy-ocr": "flowopd_cli.toy.rewards:ocr",
         "toy-preference": "flowopd_cli.toy.rewards:PreferenceReward",
         "toy-quality": "flowopd_cli.toy.rewards:QualityReward",
+        "unifiedreward": "flowopd_cli.rewards.unifiedreward:UnifiedReward",
         "vlm": "flowopd_cli.rewards.vlm:VLMReward",
     },
     error=RewardError,

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import os
 import re
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, Protocol, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -36,6 +37,7 @@ NUMBER = r"([-+]?\d+(?:\.\d+)?)(?:\s*/\s*5)?"
 FINAL = rf"(?im)^(?:(?!Final Score:).)*Final Score:[\s*]*{NUMBER}(?:[^\S\n]|[*.])*$"
 THOUGHT = re.compile(r"(?i)<(/?)think(?:ing)?>")
 REPORTED = 500  # characters of an answer
+Options = TypeVar("Options", bound="Connection")
 
 UNIFIED = """You see a picture that was generated from a caption. Judge two things.
 1. Faithfulness: are the things in the caption there, with the attributes, numbers and relations that it gives them?
@@ -52,14 +54,44 @@ overall score from 1 (very bad) to 5 (very good), decimals allowed, between tags
 
 
 @dataclass(frozen=True)
-class JudgeOptions:
+class Connection:
+    """How endpoints are asked.
+
+    ``extra`` is merged into the request (``None`` removes a key). ``key_env`` names the environment variable that holds
+    the API key. When no endpoint answers, ``on_error`` is ``retry`` (``retries`` times, then stop), ``skip`` (the same,
+    then the picture is invalid) or ``fail`` (stop).
+    """
+
+    concurrency: int = 8
+    timeout: float = 120.0
+    retries: int = 5
+    backoff: float = 0.5
+    on_error: Literal["retry", "skip", "fail"] = "retry"
+    key_env: str = KEY_ENV
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.concurrency < 1 or self.timeout <= 0 or min(self.retries, self.backoff) < 0:
+            raise RewardError("judge: concurrency must be 1 or more, timeout above 0, retries and backoff 0 or more")
+        if self.on_error not in ON_ERROR:
+            raise RewardError(f"judge: on_error {self.on_error!r} is not one of {', '.join(ON_ERROR)}")
+
+    def endpoints(self, reward: str, urls: Sequence[str]) -> Endpoints:
+        """The endpoints, with the API key.
+
+        Raises :class:`RewardError`: an address or the key is missing or wrong.
+        """
+        retries = 0 if self.on_error == "fail" else self.retries
+        return Endpoints(urls, authorization(reward, self.key_env), self.timeout, retries, self.backoff)
+
+
+@dataclass(frozen=True)
+class JudgeOptions(Connection):
     """The question to a judge and the parsing of its answer; a preset sets all fields, options override them.
 
     ``template`` is the question, with ``{prompt}`` in place of the prompt. ``pattern``, a regular expression with one
     group, finds the number, which must lie in ``low`` to ``high``; divided by ``divisor`` it is the total. Pictures
-    are shrunk to ``side`` pixels at most (0: never). ``extra`` is merged into the request (``None`` removes a key).
-    ``key_env`` names the environment variable that holds the API key. When no endpoint answers, ``on_error`` is
-    ``retry`` (``retries`` times, then stop), ``skip`` (the same, then the picture is invalid) or ``fail`` (stop).
+    are shrunk to ``side`` pixels at most (0: never). The other fields are those of :class:`Connection`.
     """
 
     template: str = UNIFIED
@@ -68,34 +100,31 @@ class JudgeOptions:
     high: float = 5.0
     divisor: float = 5.0
     side: int = 512
-    concurrency: int = 8
-    timeout: float = 120.0
-    retries: int = 5
-    backoff: float = 0.5
-    on_error: Literal["retry", "skip", "fail"] = "retry"
     max_tokens: int = 1024
-    key_env: str = KEY_ENV
-    extra: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         try:
             groups = re.compile(self.pattern).groups
         except re.error as error:
             raise RewardError(f"vlm: pattern {self.pattern!r} is not a regular expression ({error})") from error
         if groups != 1:
             raise RewardError(f"vlm: pattern {self.pattern!r} has {groups} groups; one, around the number, is needed")
-        if not self.low < self.high or self.divisor <= 0:
-            raise RewardError(f"vlm: low {self.low} must be below high {self.high}, and divisor above 0")
-        if self.concurrency < 1 or self.timeout <= 0 or min(self.retries, self.backoff, self.side) < 0:
-            raise RewardError("vlm: concurrency must be 1 or more, timeout above 0, retries, backoff, side 0 or more")
-        if self.on_error not in ON_ERROR:
-            raise RewardError(f"vlm: on_error {self.on_error!r} is not one of {', '.join(ON_ERROR)}")
+        if not self.low < self.high or self.divisor <= 0 or self.side < 0:
+            raise RewardError(f"vlm: low {self.low} must be below high {self.high}, divisor above 0, side 0 or more")
 
 
 PRESETS = {
     "unifiedreward": JudgeOptions(),
     "qwenvl": JudgeOptions(template=QWEN, pattern=rf"(?i)<overall>\s*{NUMBER}\s*</overall>", side=0),
 }
+
+
+class Chat(Protocol):
+    """What answers: endpoints, or a model in this process."""
+
+    def request(self, path: str, payload: Any) -> Any:
+        """The reply, in the form of the chat completions API."""
 
 
 class Judgement(NamedTuple):
@@ -107,10 +136,64 @@ class Judgement(NamedTuple):
     refused: bool = False
 
 
-class VLMReward(Reward):
-    """The judge's number: ``raw`` in its own range (1 to 5 in the presets), and the total, ``raw / divisor``."""
+class Judge(Reward):
+    """A reward that asks a chat model about each picture; ``raw`` is its number, the total ``raw / divisor``."""
 
     concurrent = True
+    chat: Chat
+    connection: Connection
+    divisor: float = 5.0
+    name: str = ""
+
+    @abstractmethod
+    def body(self, image: Image.Image, text: str) -> dict[str, Any]:
+        """The body of the request about a picture that was drawn for a text."""
+
+    @abstractmethod
+    def read(self, answer: str, cut: bool) -> Judgement:
+        """The number in an answer, which may be ``cut`` off."""
+
+    def __call__(self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]) -> RewardResult:
+        """Ask about B pictures, several at a time.
+
+        Raises :class:`RewardError`: no endpoint answers, or each of several pictures was refused.
+        """
+        questions = zip(to_pil(images), prompts, strict=True)
+        tasks = [partial(self.judge, image, prompt.text) for image, prompt in questions]
+        judgements = in_parallel(tasks, self.connection.concurrency)
+        if len(judgements) > 1 and all(judgement.refused for judgement in judgements):
+            raise RewardError(f"{self.info.name}: every picture was refused: {judgements[0].error}")
+        raw = torch.tensor([float("nan") if judgement.score is None else judgement.score for judgement in judgements])
+        details = tuple(
+            {"judge": self.name, "answer": judgement.answer[-REPORTED:]}
+            | ({"error": judgement.error} if judgement.error else {})
+            for judgement in judgements
+        )
+        return RewardResult(raw / self.divisor, {"raw": raw}, ~torch.isnan(raw), details)
+
+    def judge(self, image: Image.Image, text: str) -> Judgement:
+        """Ask about one picture."""
+        body = {name: value for name, value in self.body(image, text).items() if value is not None}
+        try:
+            reply = self.chat.request(PATH, body)
+        except EndpointError as error:
+            refused = error.status in REFUSED
+            transient = error.status in (None, 200) or error.status in RETRYABLE  # 200: an answer that is not JSON
+            if not refused and not (transient and self.connection.on_error == "skip"):
+                raise
+            return Judgement(None, error=str(error), refused=refused)
+        try:
+            choice = reply["choices"][0]
+            answer = choice["message"]["content"]
+            if not isinstance(answer, str):
+                raise TypeError("the content is not text")
+        except (KeyError, IndexError, TypeError):
+            return Judgement(None, error=f"no message in the answer: {str(reply)[:200]}")
+        return self.read(answer, choice.get("finish_reason") == "length")
+
+
+class VLMReward(Judge):
+    """The judge's number: ``raw`` in its own range (1 to 5 in the presets), and the total, ``raw / divisor``."""
 
     info = RewardInfo(
         "vlm",
@@ -119,7 +202,7 @@ class VLMReward(Reward):
         1.0,
         license="that of the model behind the endpoint",
         exact=False,
-        note="questions in our own words; name the original question as template to compare with papers (1 to 5)",
+        note="questions in our own words, scores from 1 to 5; unifiedreward asks the published question",
     )
 
     def __init__(
@@ -138,76 +221,56 @@ class VLMReward(Reward):
         """
         if preset not in PRESETS:
             raise RewardError(f"vlm: preset {preset!r} is not one of {', '.join(PRESETS)}")
-        urls = (url,) if isinstance(url, str) else tuple(url)
-        if not all(urls) or not urls or not model:
-            raise RewardError("vlm: name the endpoint and its model: options url=http://host:port/v1 model=name")
-        if unknown := sorted(options.keys() - {f.name for f in fields(JudgeOptions)}):
-            hint = f"; the API key is read from the environment, ${KEY_ENV} or the variable that key_env names"
-            raise RewardError(f"vlm: no option {', '.join(unknown)}" + hint * any("key" in name for name in unknown))
-        self.options = replace(PRESETS[preset], **options)
-        headers = authorization("vlm", self.options.key_env)
+        urls = named_endpoints("vlm", url, model)
+        self.options = self.connection = given(PRESETS[preset], "vlm", options)
+        self.chat, self.divisor = self.options.endpoints("vlm", urls), self.options.divisor
         self.model, self.name = model, f"{model}/{preset if 'template' not in options else 'own'}"
         self.weights = {"model": model, "question": self.options.template, "pattern": self.options.pattern}
-        retries = 0 if self.options.on_error == "fail" else self.options.retries
-        self._endpoints = Endpoints(urls, headers, self.options.timeout, retries, self.options.backoff)
         low, high = self.options.low / self.options.divisor, self.options.high / self.options.divisor
         self.info = replace(self.info, low=low, high=high)
 
-    def __call__(self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]) -> RewardResult:
-        """Ask about B pictures, several at a time.
-
-        Raises :class:`RewardError`: no endpoint answers, or each of several pictures was refused.
-        """
-        questions = zip(to_pil(images), prompts, strict=True)
-        tasks = [partial(self.judge, image, prompt.text) for image, prompt in questions]
-        judgements = in_parallel(tasks, self.options.concurrency)
-        if len(judgements) > 1 and all(judgement.refused for judgement in judgements):
-            raise RewardError(f"vlm: every picture was refused: {judgements[0].error}")
-        raw = torch.tensor([float("nan") if judgement.score is None else judgement.score for judgement in judgements])
-        details = tuple(
-            {"judge": self.name, "answer": judgement.answer[-REPORTED:]}
-            | ({"error": judgement.error} if judgement.error else {})
-            for judgement in judgements
-        )
-        return RewardResult(raw / self.options.divisor, {"raw": raw}, ~torch.isnan(raw), details)
-
-    def judge(self, image: Image.Image, text: str) -> Judgement:
-        """Ask about one picture."""
-        try:
-            reply = self._endpoints.request(PATH, self.request(image, text))
-        except EndpointError as error:
-            refused = error.status in REFUSED
-            transient = error.status in (None, 200) or error.status in RETRYABLE  # 200: an answer that is not JSON
-            if not refused and not (transient and self.options.on_error == "skip"):
-                raise
-            return Judgement(None, error=str(error), refused=refused)
-        try:
-            choice = reply["choices"][0]
-            answer = choice["message"]["content"]
-            if not isinstance(answer, str):
-                raise TypeError("the content is not text")
-        except (KeyError, IndexError, TypeError):
-            return Judgement(None, error=f"no message in the answer: {str(reply)[:200]}")
-        if choice.get("finish_reason") == "length":
-            limit = self.options.max_tokens
-            return Judgement(None, answer, f"the answer was cut off (max_tokens {limit}), maybe its score")
-        return read_answer(answer, self.options)
-
-    def request(self, image: Image.Image, text: str) -> dict[str, Any]:
-        """The body of one request: the picture as a PNG data URL, then the question; greedy decoding."""
+    def body(self, image: Image.Image, text: str) -> dict[str, Any]:
+        """The picture, shrunk, then the question; greedy decoding."""
         if self.options.side:
             image = image.copy()
             image.thumbnail((self.options.side, self.options.side), Image.Resampling.BICUBIC)
         question = self.options.template.replace("{prompt}", text)
-        content = [{"type": "image_url", "image_url": {"url": png_url(image)}}, {"type": "text", "text": question}]
-        body = {
+        return {
             "model": self.model,
-            "messages": [{"role": "user", "content": content}],
+            "messages": [message(image, question)],
             "temperature": 0,
             "max_tokens": self.options.max_tokens,
             **self.options.extra,
         }
-        return {name: value for name, value in body.items() if value is not None}
+
+    def read(self, answer: str, cut: bool) -> Judgement:
+        """The one number of the pattern; an answer that is cut off is invalid."""
+        if cut:
+            limit = self.options.max_tokens
+            return Judgement(None, answer, f"the answer was cut off (max_tokens {limit}), maybe its score")
+        return read_answer(answer, self.options)
+
+
+def named_endpoints(reward: str, url: str | Sequence[str], model: str) -> tuple[str, ...]:
+    """One URL or several as a tuple; :class:`RewardError` without an endpoint or the name of its model."""
+    urls = (url,) if isinstance(url, str) else tuple(url)
+    if not all(urls) or not urls or not model:
+        raise RewardError(f"{reward}: name the endpoint and its model: options url=http://host:port/v1 model=name")
+    return urls
+
+
+def given(defaults: Options, reward: str, options: Mapping[str, Any]) -> Options:
+    """The defaults with a user's options; :class:`RewardError` for one that there is not."""
+    if unknown := sorted(options.keys() - {f.name for f in fields(defaults)}):
+        hint = f"; the API key is read from the environment, ${KEY_ENV} or the variable that key_env names"
+        raise RewardError(f"{reward}: no option {', '.join(unknown)}" + hint * any("key" in name for name in unknown))
+    return replace(defaults, **options)
+
+
+def message(image: Image.Image, question: str) -> dict[str, Any]:
+    """A user's message: the picture as a PNG data URL, then the question."""
+    content = [{"type": "image_url", "image_url": {"url": png_url(image)}}, {"type": "text", "text": question}]
+    return {"role": "user", "content": content}
 
 
 def authorization(reward: str, key_env: str = KEY_ENV) -> dict[str, str]:

@@ -18,12 +18,14 @@ from flowopd_cli.system.arguments import Options
 from flowopd_cli.system.text import suggest
 
 DRAWBENCH_SCORERS = ("aesthetic", "imagereward", "hpsv2", "deqa", "pickscore")
-HEADLINES = {"deqa": "score", "pickscore": "raw"}  # the reward's figure that papers print, where it is not its total
+# The reward's figure that papers print, where it is not its total.
+HEADLINES = {"deqa": "score", "pickscore": "raw", "unifiedreward": "raw"}
 DRAWBENCH_PUBLISHED = {
     "aesthetic": {"SD3.5-M": 5.39},
     "imagereward": {"SD3.5-M": 0.87},
     "deqa": {"SD3.5-M": 4.07},
     "pickscore": {"SD3.5-M": 22.34},
+    "unifiedreward": {"SD3.5-M": 3.33},
 }
 OCR_PUBLISHED = {"SD3.5-M": 0.59, "Flow-GRPO": 0.92, "Flow-OPD": 0.94}
 PICKSCORE_PUBLISHED = {"SD3.5-M": 21.72}

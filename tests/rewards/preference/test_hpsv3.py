@@ -15,6 +15,8 @@ from support.tiny_scorers import pictures, pil
 from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.errors import ArtifactError, PromptError, RewardError
 from flowopd_cli.rewards.preference.hpsv3 import FILE, PIXELS, HPSv3Reward
+from flowopd_cli.rewards.remote.protocol import prompt_record
+from flowopd_cli.rewards.remote.worker import load_scorer
 
 TEXTS = ["a red cat on the left of a blue dog", "{photo} \\n {text_prompt}", "", "ein Schild: „Tür“ " * 4, "a cat"]
 PROMPTS = [Prompt(str(i), text, "t") for i, text in enumerate(TEXTS)]
@@ -114,6 +116,16 @@ def test_the_names_of_later_releases_are_read_too(published, instructed, tmp_pat
     save_file({names[name]: value for name, value in tensors.items()}, tmp_path / FILE)
     one, two = (load(folder, source=str(source))(IMAGES[:1], PROMPTS[:1]).total for source in (folder, tmp_path))
     assert torch.equal(one, two)
+
+
+def test_a_worker_gives_the_same_scores(published, instructed):
+    folder, *_ = published
+    scorer = load_scorer("hpsv3", {"source": str(folder), "base": str(folder), "dtype": "float32", "device": "cpu"})
+    answer = scorer([pil(image) for image in IMAGES[:2]], [prompt_record(prompt) for prompt in PROMPTS[:2]])
+    result = load(folder)(IMAGES[:2], PROMPTS[:2])
+    assert answer.total == pytest.approx(result.total.tolist(), abs=1e-5)
+    assert answer.scores["sigma"] == pytest.approx(result.scores["sigma"].tolist(), abs=1e-5)
+    assert scorer.info["weights"].keys() == {"checkpoint", "base", "instruction", "dtype"}
 
 
 def test_an_own_instruction_replaces_the_published_one(published, tmp_path):
