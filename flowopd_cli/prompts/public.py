@@ -78,6 +78,11 @@ _GENEVAL = PromptFile(
     "geneval_evaluation_metadata.jsonl",
     "5c48e0813e812e3c373fa5c8ed07a8f0a483be30272b4427b0559c8048e67c13",
 )
+_GENEVAL2 = PromptFile(
+    "geneval2_data.jsonl",
+    "geneval2_data.jsonl",
+    "09233adbc9f877fba205f1a20efa4a8640e7e62a91dfd55893562bed8a928e43",
+)
 
 
 def _flow_opd(name: str, path: str, what: str, sha256: str | None = None, lines: int | None = None) -> PromptSource:
@@ -92,6 +97,13 @@ _SOURCES = (
         "af4902f24d3ca90ebbb446dd9891a59e0f82725f",
         (_GENEVAL,),
         "GenEval's 553 evaluation prompts with their metadata",
+    ),
+    PromptSource(
+        "geneval2",
+        "facebookresearch/GenEval2",
+        "a6e82d2289e8d418f27f0adee77908b07060eea3",
+        (_GENEVAL2,),
+        "GenEval 2's 800 prompts with their questions (CC BY-NC 4.0)",
     ),
     _flow_opd(
         "ocr",

@@ -12,6 +12,7 @@ from typing import Any
 from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.errors import PromptError
 from flowopd_cli.prompts import make_geneval
+from flowopd_cli.prompts.atoms import Atoms
 from flowopd_cli.prompts.clauses import TAGS, faulty
 from flowopd_cli.prompts.files import Row, read_rows
 from flowopd_cli.prompts.public import fetch
@@ -23,10 +24,10 @@ TRAIN_PROMPTS, TRAIN_SEED = 50_000, 0
 def read_public(task: str, path: str | Path) -> list[Prompt]:
     """The prompts of a public file; their ``id`` is their index in five digits, the name of GenEval's folders.
 
-    GenEval's prompts have its metadata; those of ``ocr`` have their first quotation as ``target``;
+    Prompts of GenEval and GenEval 2 have its metadata; those of ``ocr`` have their first quotation as ``target``;
     DrawBench's file repeats its 200 prompts, and each is returned once.
 
-    Raises :class:`PromptError`: a line is not GenEval's metadata or, for ``ocr``, quotes nothing.
+    Raises :class:`PromptError`: a line is not the benchmark's metadata or, for ``ocr``, quotes nothing.
     """
     rows = read_rows(Path(path), task)
     if not rows:
@@ -43,6 +44,11 @@ def _metadata(task: str, row: Row) -> Mapping[str, Any]:
         fault = faulty(row.metadata) if row.metadata.get("tag") in TAGS else "its tag is none of GenEval's"
         if fault:
             raise PromptError(f"{row.place}: not GenEval's metadata: {fault}")
+    if task == "geneval2":
+        try:
+            Atoms.read(row.metadata)
+        except ValueError as error:
+            raise PromptError(f"{row.place}: not GenEval 2's metadata: {error}") from error
     return row.metadata
 
 
@@ -56,7 +62,7 @@ def check_split(name: str, split: str, *known: str) -> None:
 
 
 def evaluation_prompts(name: str, split: str = "test", source: str | Path | None = None) -> list[Prompt]:
-    """The ``test`` split of ``geneval``, ``ocr``, ``pickscore`` or ``drawbench``, fetched or from the cache.
+    """The ``test`` split of a set that :func:`read_public` reads, fetched or from the cache.
 
     ``source`` is a file to read in its place, or a folder that holds it; a warning says if it is another file.
 

@@ -50,6 +50,7 @@ class Suite:
     imported: Callable[[Path], Result] | None = None  #: reads the official scorer's output
     folder: str | None = None  #: folder of its pictures; ``None``: its name
     aliases: tuple[str, ...] = ()  #: names of that folder in other programs
+    breakdown: Callable[[Sequence[Row]], Mapping[str, float]] = lambda rows: {}  #: figures of parts of the rows
     judge: str | None = None  #: the reward that defines the suite; figures of another one are not exact
 
     @property
@@ -118,6 +119,7 @@ def summarize(suite: Suite, rows: Sequence[Row], protocol: Mapping[str, Any], re
         error = next((f" ({row['details']['error']})" for row in rows if row["details"].get("error")), "")
         raise RewardError(f"suite {suite.name}: no picture could be scored{error}")
     names = sorted({name for row in rows for name in row["scores"]})
+    figures = {name: _mean([row["scores"].get(name) for row in rows]) for name in names}
     is_judge = suite.judge in (None, reward.info.name)
     unscored = sorted({row["tag"] for row in rows} - means.keys())
     notes = [reward.info.note] if reward.info.note else []
@@ -137,7 +139,7 @@ def summarize(suite: Suite, rows: Sequence[Row], protocol: Mapping[str, Any], re
         "invalid": sum(math.isnan(value) for value in headline),
         "prompts": len(set(clusters)),
         "by_tag": means if suite.tagged else {},
-        "figures": {name: _mean([row["scores"].get(name) for row in rows]) for name in names},
+        "figures": {**figures, **suite.breakdown(rows)},
         "published": dict(suite.published) if is_judge else {},
         "protocol": dict(protocol),
     }

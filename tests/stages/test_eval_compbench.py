@@ -1,4 +1,4 @@
-"""GenEval, OCR and T2I-CompBench on the toy base, by tiny judges: killed, resumed, other batches, two processes."""
+"""Public suites on the toy base, by tiny judges: killed, resumed, other batches, two processes."""
 
 import json
 import os
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from support.tiny_compbench import blip, save_depth, save_dino, save_original_blip
+from support.tiny_qwen3_vl import save_qwen3_vl
 from support.tiny_scorers import save_clip
 
 from flowopd_cli.runs.run import RunDir
@@ -33,10 +34,15 @@ def settings(name, overrides, root):
     options = {key: str(root / path) for key, path in {**folders, "depth": "depth"}.items()}
     options |= {"detector": f"grounding-dino={root / 'dino'}", "parser": "builtin"}
     options["blip"] += f"#sha256={sha256_file(Path(options['blip']))}"
-    argv = ["eval", "--suite", "geneval,ocr,t2i-compbench", "--limit", str(LIMIT), "--images-per-prompt", "1"]
-    values = {"eval.options": {"t2i-compbench": options}, "eval.steps": 2, "eval.batch": 8, **overrides}
+    argv = ["eval", "--suite", "geneval,ocr,t2i-compbench,geneval2", "--limit", str(LIMIT), "--images-per-prompt", "1"]
+    values = {"eval.options": {"t2i-compbench": options, "geneval2": geneval2(root)}, "eval.steps": 2, "eval.batch": 8}
+    values |= overrides
     argv += [part for key, value in values.items() for part in ("--set", f"{key}={json.dumps(value)}")]
     return [*argv, "--out", str(root / name)]
+
+
+def geneval2(root):
+    return {"prompts": str(root / "geneval2.jsonl"), "source": str(root / "qwen"), "dtype": "float32"}
 
 
 def environment():
@@ -56,6 +62,13 @@ def root(tmp_path_factory):
         (made / name).mkdir()
         save(made / name)
     save_original_blip(made / "blip", blip())
+    (made / "qwen").mkdir()
+    save_qwen3_vl(made / "qwen")
+    with (made / "geneval2.jsonl").open("w") as file:
+        for number, color in enumerate(COLORS):
+            questions = [["How many pigs are in the image?", "two"], [f"Are the pigs {color}?", "Yes"]]
+            row = {"prompt": f"two {color} pigs", "vqa_list": questions, "skills": ["count", "attribute"]}
+            print(json.dumps({**row, "atom_count": 3 + number % 2}), file=file)
     (made / "prompts").mkdir()
     for category in CATEGORIES:
         sentence = SENTENCES.get(category, "a {0} bench and a {1} bowl")
@@ -84,12 +97,24 @@ def pngs(run):
 
 def test_every_category_is_judged_and_named_after_its_judge(whole):
     found = rows(whole)
-    assert len(found) == len(CATEGORIES) + 2
+    assert len(found) == len(CATEGORIES) + 3
     assert all(len(own) == LIMIT for own in found.values())
     assert "t2i-compbench-spatial[grounding-dino]" in found
     total = json.loads(whole.eval_file("t2i-compbench").read_text())
     assert len(total["parts"]) == 4
     assert len(total["experimental"]) == 4
+    figures = json.loads(whole.eval_file("geneval2").read_text())["figures"]
+    assert list(figures) == ["am", "gm", "attribute", "count", "atoms-3", "atoms-4"]
+    assert figures["gm"] == pytest.approx((figures["atoms-3"] + figures["atoms-4"]) / 2, abs=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [("--set", "eval.batch=1"), ("--processes", "2")])
+def test_batches_and_processes_change_no_row_of_geneval2(root, whole, tmp_path, flags):
+    argv = ["eval", "--suite", "geneval2", "--images", str(whole.images_dir), "--limit", str(LIMIT)]
+    argv += ["--set", f"eval.options={json.dumps({'geneval2': geneval2(root)})}", "--set", "eval.batch=8", *flags]
+    run = perform(tmp_path / "e", *argv, "--out", str(tmp_path / "e"))
+    assert [row["details"] for row in rows(run)["geneval2"]] == [row["details"] for row in rows(whole)["geneval2"]]
 
 
 def test_a_killed_evaluation_goes_on_and_draws_nothing_twice(root, whole):

@@ -52,7 +52,9 @@ def test_the_average_is_that_of_four_scales():
     assert [suite.name for suite in flow_grpo.average().suites] == ["geneval", "ocr", "deqa", "pickscore"]
 
 
-@pytest.mark.parametrize("name", ["average", "deqa", "drawbench", "geneval", "ocr", "pickscore", "t2i-compbench"])
+@pytest.mark.parametrize(
+    "name", ["average", "deqa", "drawbench", "geneval", "geneval2", "ocr", "pickscore", "t2i-compbench"]
+)
 def test_every_public_suite_is_made_without_any_file(name):
     suite_or_group = registry.SUITES.load(name)()
     for suite in suite_or_group.suites if isinstance(suite_or_group, SuiteGroup) else (suite_or_group,):
