@@ -1,6 +1,7 @@
 """One thread, shapes and types checked at run time in ``core`` and ``train``, and one tiny pipeline for the session."""
 
 import copy
+import gc
 import os
 import sys
 import tempfile
@@ -16,8 +17,15 @@ torch.set_num_threads(1)
 _own_cache = tempfile.TemporaryDirectory(prefix="flowopd-cache-")
 os.environ["FLOWOPD_CACHE"] = _own_cache.name  # no test writes into the user's
 os.environ["FLOWOPD_REPORT"] = "0"  # a second for each of hundreds of runs; the tests of reports ask for theirs
+os.fsync = lambda descriptor: None  # no test cuts the power, and a disk takes milliseconds for each of dozens a run
 hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, max_examples=50)
 hypothesis.settings.load_profile("suite")
+
+
+def pytest_collection_finish():
+    """Leave the libraries' objects out of collections: a full one takes a quarter of a second, and each model asks."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -28,6 +36,15 @@ def pipeline_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pipelines") / "tiny"
     assemble(seed=0).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def forks(tmp_path_factory):
+    """Runs command lines in forked processes."""
+    from support.forks import server
+
+    with server(tmp_path_factory.mktemp("forks")) as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

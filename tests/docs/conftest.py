@@ -1,10 +1,9 @@
-"""The folder of these tests and that of the site's own modules can be imported from; one server of quick processes."""
+"""The folder of these tests and that of the site's own modules can be imported from; a folder for commands."""
 
 import sys
 from pathlib import Path
 
 import pytest
-from support import forks as quick
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1] / "docs" / "_ext")]
@@ -17,7 +16,6 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def forks(folder):
+def forks(forks, folder):
     """Runs command lines in forked processes, in that folder."""
-    with quick.server(folder) as found:
-        yield found
+    return forks.inside(folder)

@@ -1,22 +1,14 @@
-"""One server of quick processes, and undisturbed runs to compare with."""
+"""Undisturbed runs to compare with."""
 
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
-from support import forks as quick
 from support import toyruns
 
 from flowopd_cli.runs.run import RunDir
 
 WATCHED = ("train.watch_every=2", "watch.groups=2", "watch.group_size=2")
-
-
-@pytest.fixture(scope="session")
-def forks(tmp_path_factory):
-    """Runs command lines in forked processes."""
-    with quick.server(tmp_path_factory.mktemp("said")) as found:
-        yield found
 
 
 class Whole:

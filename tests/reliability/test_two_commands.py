@@ -37,7 +37,7 @@ def one_proceeded(ended, path):
         assert "Traceback" not in end.err
 
 
-@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("count", [pytest.param(2, marks=pytest.mark.slow), 4])
 @pytest.mark.parametrize("mode", ["fresh", "resume", "force"])
 def test_one_of_several_commands_proceeds(forks, whole, half, tmp_path, mode, count):
     path = tmp_path / "r" if mode == "fresh" else shutil.copytree(half, tmp_path / "r")

@@ -5,6 +5,7 @@ its n-th change of a file below a folder (every rename, removal, new folder, ope
 middle of a write, or after a time. Run as a script it is the server.
 """
 
+import gc
 import json
 import os
 import signal
@@ -17,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE = 120.0
+PATIENCE = 300.0
 WATCHED = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "os.truncate"}
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
@@ -59,6 +60,10 @@ class Forks:
 
     def __init__(self, process, folder):
         self._process, self._folder, self._count = process, folder, 0
+
+    def inside(self, folder):
+        """The same server; its children work in ``folder``."""
+        return Forks(self._process, folder)
 
     def rivals(self, *argv, count=2, before=""):
         """The same command line in processes that start together: how each of them ended."""
@@ -113,15 +118,23 @@ def server(folder):
 
 def serve():
     """Answer one request a line until there are no more."""
+    import diffusers
     import torch
+    from PIL import Image
+    from rich import live, progress  # noqa: F401
 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are started without it
     torch.set_num_threads(1)
     from flowopd_cli import suites  # noqa: F401
+    from flowopd_cli.cli import app, execute  # noqa: F401
     from flowopd_cli.models import sd3  # noqa: F401
     from flowopd_cli.stages import coldstart, distill, eval, merge, push, teacher  # noqa: F401
-    from flowopd_cli.toy import detector, rewards  # noqa: F401
+    from flowopd_cli.toy import detector, prompts, rewards  # noqa: F401
 
+    _ = diffusers.StableDiffusion3Pipeline  # imported by the first text to encode
+    Image.preinit()
+    os.fsync = lambda descriptor: None  # a killed process loses nothing that it has written; a disk takes milliseconds
+    gc.freeze()  # or each child would copy the libraries' pages to look for garbage in them
     answers = os.fdopen(os.dup(1), "w")
     for line in sys.stdin:
         job, children = json.loads(line), []

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 
 from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.errors import ArtifactError
@@ -19,7 +18,7 @@ from flowopd_cli.train.checkpoint import COUNTERS, TENSORS, TrainState
 
 def prompts_digest(prompts: Mapping[str, Sequence[Prompt]]) -> str:
     """SHA-256 of a stage's training prompts, in order."""
-    entries = [[task, [asdict(prompt) for prompt in group]] for task, group in prompts.items()]
+    entries = [[task, [vars(prompt) for prompt in group]] for task, group in prompts.items()]
     return hashlib.sha256(json.dumps(entries, default=str, sort_keys=True).encode()).hexdigest()
 
 
