@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
 import sys
 import types
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from unittest.mock import patch
 
 import pytest
 from PIL import Image
+from support.toyruns import changes
 
 from flowopd_cli import recipe as recipes
 from flowopd_cli import registry
@@ -213,11 +213,9 @@ def test_batch_size_changes_no_value(done, tmp_path):
     assert_equal_values(run, done)
 
 
-def test_two_processes_give_the_rows_of_one(done, tmp_path):
-    argv = ["eval", "--recipe", "toy/eval", "--processes", "2", "--out", str(tmp_path / "e")]
-    argv += [part for override in SMALL for part in ("--set", override)]
-    env = dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=os.pathsep.join(sys.path))
-    subprocess.run([sys.executable, "-m", "flowopd_cli", *argv], check=True, env=env, capture_output=True, timeout=240)
+def test_two_processes_give_the_rows_of_one(done, forks, tmp_path):
+    ended = forks.run("eval", "--recipe", "toy/eval", *changes(*SMALL), "--out", tmp_path / "e", ranks=2)
+    assert ended.code == 0, ended.err
     run = RunDir.open(tmp_path / "e")
     assert len(pngs(run.images_dir)) == len(pngs(done.images_dir))
     assert_equal_values(run, done)

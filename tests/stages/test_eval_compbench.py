@@ -1,14 +1,10 @@
 """Public suites on the toy base, by tiny judges: killed, resumed, other batches, two processes."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
+from support.forks import Kill
 from support.tiny_compbench import blip, save_depth, save_dino, save_original_blip
 from support.tiny_qwen3_vl import save_qwen3_vl
 from support.tiny_scorers import save_clip
@@ -24,7 +20,6 @@ SENTENCES = {
     "non_spatial": "a {0} man is next to a {1} boat",
     "complex": "The {0} key is on the left of the {1} bowl.",
 }
-FLOWOPD = (sys.executable, "-m", "flowopd_cli")
 COLORS = ("red", "blue", "green", "white", "black", "yellow", "brown", "pink", "purple")
 LIMIT = 8
 
@@ -45,13 +40,9 @@ def geneval2(root):
     return {"prompts": str(root / "geneval2.jsonl"), "source": str(root / "qwen"), "dtype": "float32"}
 
 
-def environment():
-    return dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=os.pathsep.join(sys.path), HF_HUB_OFFLINE="1")
-
-
-def perform(path, *argv):
-    done = subprocess.run([*FLOWOPD, *argv], env=environment(), capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+def perform(forks, path, *argv):
+    ended = forks.run(*argv)
+    assert ended.code == 0, ended.err
     return RunDir.open(path)
 
 
@@ -81,8 +72,8 @@ def root(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def whole(root):
-    return perform(root / "whole", *settings("whole", {}, root))
+def whole(root, forks):
+    return perform(forks, root / "whole", *settings("whole", {}, root))
 
 
 def rows(run):
@@ -110,25 +101,19 @@ def test_every_category_is_judged_and_named_after_its_judge(whole):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("flags", [("--set", "eval.batch=1"), ("--processes", "2")])
-def test_batches_and_processes_change_no_row_of_geneval2(root, whole, tmp_path, flags):
+def test_batches_and_processes_change_no_row_of_geneval2(root, whole, forks, tmp_path, flags):
     argv = ["eval", "--suite", "geneval2", "--images", str(whole.images_dir), "--limit", str(LIMIT)]
     argv += ["--set", f"eval.options={json.dumps({'geneval2': geneval2(root)})}", "--set", "eval.batch=8", *flags]
-    run = perform(tmp_path / "e", *argv, "--out", str(tmp_path / "e"))
+    run = perform(forks, tmp_path / "e", *argv, "--out", str(tmp_path / "e"))
     assert [row["details"] for row in rows(run)["geneval2"]] == [row["details"] for row in rows(whole)["geneval2"]]
 
 
-def test_a_killed_evaluation_goes_on_and_draws_nothing_twice(root, whole):
-    command = [*FLOWOPD, *settings("killed", {}, root)]
-    process = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    folder = root / "killed" / "images"
-    while len(list(folder.rglob("*.png"))) < 20:
-        assert process.poll() is None, "it ended before it could be killed"
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+def test_a_killed_evaluation_goes_on_and_draws_nothing_twice(root, whole, forks):
+    kill = Kill(change=250)  # a picture makes three, and its folders
+    assert forks.run(*settings("killed", {}, root), kill=kill, below=root / "killed").killed
     before = pngs(RunDir.open(root / "killed"))
     assert 20 <= len(before) < len(pngs(whole))
-    run = perform(root / "killed", "eval", "--resume", str(root / "killed"))
+    run = perform(forks, root / "killed", "eval", "--resume", root / "killed")
     after = pngs(run)
     assert {name: after[name] for name in before} == before
     assert after.keys() == pngs(whole).keys()

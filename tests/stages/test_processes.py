@@ -28,7 +28,7 @@ CASES = [(count, name) for count, names in (("two", NAMES), ("shards", SHARDED))
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, pipeline_folder):
+def trained(tmp_path_factory, pipeline_folder, forks):
     """The directory with the runs of one process, ``one``, and of two, ``two``."""
     root = tmp_path_factory.mktemp("copies")
     copies.prepare(root, pipeline_folder)
@@ -38,14 +38,14 @@ def trained(tmp_path_factory, pipeline_folder):
         for stage in (coldstart, distill, teacher):
             patch.setattr(stage, "load_model", stage.load_model)
         copies.runs(root, root / "runs" / "one", pipeline_folder)
-    launch(2, copies.__file__, str(root), str(root / "runs" / "two"), str(pipeline_folder))
+    copy_twice(forks, root, root / "runs" / "two", pipeline_folder, shard=False)
     return root / "runs"
 
 
 @pytest.fixture(scope="module")
-def by_shards(trained, pipeline_folder):
+def by_shards(trained, pipeline_folder, forks):
     """The same directory, now with what two processes made that have half of the base each."""
-    launch(2, copies.__file__, str(trained.parent), str(trained / "shards"), str(pipeline_folder), "shard")
+    copy_twice(forks, trained.parent, trained / "shards", pipeline_folder, shard=True)
     return trained
 
 
@@ -61,9 +61,11 @@ def environment():
     return {**os.environ, "PYTHONPATH": path, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
 
 
-def launch(count, *program):
-    """Run ``count`` copies of a program on this machine."""
-    finish(start("torch.distributed.run", "--standalone", "--nproc_per_node", str(count), *program))
+def copy_twice(forks, *places, shard):
+    """The runs of two processes."""
+    code = f"from support import copies; copies.copy(*{[str(place) for place in places]}, shard={shard})"
+    ended = forks.run("--version", before=code, ranks=2)
+    assert ended.code == 0, ended.err[-3000:]
 
 
 def start(launcher, *argv):
@@ -179,6 +181,7 @@ def free_port():
         return server.getsockname()[1]
 
 
+@pytest.mark.slow
 def test_accelerate_starts_the_same_command_on_two_machines(trained, pipeline_folder, tmp_path):
     built = copies.recipe("teacher", trained.parent, pipeline_folder, iterations=1)
     recipe = tmp_path / "recipe.yaml"
@@ -200,20 +203,17 @@ def test_accelerate_starts_the_same_command_on_two_machines(trained, pipeline_fo
 
 
 @pytest.mark.parametrize("shard", [pytest.param(False, marks=pytest.mark.slow), True])
-def test_an_error_in_one_process_is_one_line_and_keeps_a_checkpoint(trained, pipeline_folder, tmp_path, shard):
+def test_an_error_in_one_process_is_one_line_and_keeps_a_checkpoint(trained, pipeline_folder, forks, tmp_path, shard):
     built = copies.recipe("teacher", trained.parent, pipeline_folder, rollout_batch=64, checkpoint_every=50)
     failing = tuple(spec.model_copy(update={"name": "support.copies:Fails"}) for spec in built.rewards)
     model = built.model_copy(update={"rewards": failing, "model": built.model.model_copy(update={"shard": shard})})
     recipe, out = tmp_path / "recipe.yaml", tmp_path / "run"
     recipe.write_text(recipes.dump(model))
-    command = ["teacher", "--allow-code", "--recipe", str(recipe), "--out", str(out), "--processes", "2"]
-    done = subprocess.run(
-        [sys.executable, "-m", "flowopd_cli", *command], env=environment(), capture_output=True, text=True, timeout=240
-    )
-    assert done.returncode == 2
-    errors = [line for line in done.stderr.splitlines() if "error" in line.lower()]
+    ended = forks.run("teacher", "--allow-code", "--recipe", recipe, "--out", out, ranks=2)
+    assert ended.code == 2
+    errors = [line for line in ended.err.splitlines() if "error" in line.lower()]
     assert errors == ["flowopd: error: the worker of the second process is gone"]
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in ended.err
     run = RunDir(out)
     assert run.manifest().status == "failed"
     assert run.checkpoints.newest()[0] == len(run.rows()) >= 1

@@ -6,7 +6,6 @@ In float32 different batch sizes alone would exceed the tolerance of the tests.
 import json
 import os
 import signal
-import sys
 from pathlib import Path
 
 import torch
@@ -177,11 +176,11 @@ def runs(folder, out, pipeline, *, shard=False):
     for module in (coldstart, distill, grpo):
         module.load_model = load_double
     for stage in ("teacher", "coldstart", "distill"):
-        train(out / stage, recipe(stage, folder, pipeline))
+        train(out / stage, recipe(stage, folder, pipeline, iterations=2))
     nft = {"algorithm": "nft", "nft": {"beta": 0.5, "levels": 3, "slow_rate": 0.1}}
     extra = {"refill": 9, "watch_every": 2}
     train(out / "nft", recipe("teacher", folder, pipeline, method=nft, iterations=3, **extra))
-    train(out / "fused", recipe("distill", folder, pipeline, updates=1, iterations=10))
+    train(out / "fused", recipe("distill", folder, pipeline, updates=1, iterations=4))
     train(out / "saving", recipe("distill", folder, pipeline, updates=1, iterations=2, gradient_checkpointing=True))
     few = recipe("distill", folder, pipeline, groups=1, updates=2, sample_every=2, watch_every=3)
     train(out / "few", few.model_copy(update={"watch": few.watch.model_copy(update={"groups": 1})}))
@@ -192,8 +191,9 @@ def runs(folder, out, pipeline, *, shard=False):
     train(out / "awm", coarse(redrawn))
     whole = recipe("teacher", folder, pipeline, method=nft, iterations=3, lr=1e-3)
     train(out / "full", whole.model_copy(update={"adapter": whole.adapter.model_copy(update={"kind": "full"})}))
-    train(out / "sparse", recipe("distill", folder, pipeline, group_size=1))
-    thinned = recipe("distill", folder, pipeline, updates=1, micro=2, query={"steps": 2, "law": "beta(2, 1)"})
+    train(out / "sparse", recipe("distill", folder, pipeline, iterations=2, group_size=1))
+    thinned = {"iterations": 2, "updates": 1, "micro": 2, "query": {"steps": 2, "law": "beta(2, 1)"}}
+    thinned = recipe("distill", folder, pipeline, **thinned)
     opd = {"extrapolate": 1.5, "teachers": "alternating", "teacher_substeps": 2}
     soft = thinned.model_dump(mode="json") | {"opd": opd}
     soft["routing"]["b"] = [{"ref": str(folder / "two"), "weight": 3}, {"ref": str(folder / "one"), "guidance": 3.0}]
@@ -210,11 +210,9 @@ def runs(folder, out, pipeline, *, shard=False):
     train(out / "one-group", recipe("coldstart", folder, pipeline, groups=1, iterations=2))
 
 
-def main():
+def copy(folder, out, pipeline, *, shard):
     """One of several copies."""
-    torch.set_num_threads(1)
-    folder, out, pipeline = map(Path, sys.argv[1:4])
-    shard = sys.argv[4:] == ["shard"]
+    folder, out, pipeline = map(Path, (folder, out, pipeline))
     runs(folder, out, pipeline, shard=shard)
     if shard:
         base = DoubleModel.load(pipeline, LoadOptions(device="cpu", max_sequence_length=4, shard=True)).transformer
@@ -226,7 +224,3 @@ def main():
         train(out / "stopped", recipe("distill", folder, pipeline), StopsRankOne())
     except Interrupted:
         (out / f"stopped-{os.environ['RANK']}").touch()
-
-
-if __name__ == "__main__":
-    main()

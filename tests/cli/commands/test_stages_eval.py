@@ -1,9 +1,7 @@
 """``flowopd eval``: thresholds and their exit code, pictures and scores of other programs, errors of one process."""
 
 import json
-import os
 import shutil
-import subprocess
 import sys
 
 import pytest
@@ -112,15 +110,13 @@ def test_without_a_base_the_pictures_of_others_are_those_of_the_public_suites(tm
     assert "4 of 4 pictures are missing, the first is geneval/00000/samples/00000.png" in capsys.readouterr().err
 
 
-def test_an_error_of_one_process_is_the_error_of_all(root, tmp_path):
+def test_an_error_of_one_process_is_the_error_of_all(root, forks, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(root / "done" / "images" / "geneval", other)
     second = sorted(other.rglob("*.png"))[1]
     second.write_bytes(second.read_bytes()[:60])
-    argv = ["eval", "--base", "toy", "--suite", "geneval", "--images", str(other), *SMALL, "--processes", "2"]
-    env = dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=os.pathsep.join(sys.path))
-    command = [sys.executable, "-m", "flowopd_cli", *argv, "--out", str(tmp_path / "e")]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2, done.stderr
-    assert f"flowopd: error: {second}: cannot be read as a picture" in done.stderr
+    argv = ("eval", "--base", "toy", "--suite", "geneval", "--images", other, *SMALL, "--out", tmp_path / "e")
+    ended = forks.run(*argv, ranks=2)
+    assert ended.code == 2, ended.err
+    assert f"flowopd: error: {second}: cannot be read as a picture" in ended.err
     assert RunDir.open(tmp_path / "e").manifest().status == "failed"
