@@ -51,6 +51,7 @@ class Suite:
     folder: str | None = None  #: folder of its pictures; ``None``: its name
     aliases: tuple[str, ...] = ()  #: names of that folder in other programs
     breakdown: Callable[[Sequence[Row]], Mapping[str, float]] = lambda rows: {}  #: figures of parts of the rows
+    weight: str | None = None  #: the reward's figure that weights a picture in the mean; ``None``: all alike
     judge: str | None = None  #: the reward that defines the suite; figures of another one are not exact
 
     @property
@@ -82,9 +83,10 @@ def score(
     Raises :class:`RewardError`: the reward does not return the suite's figure.
     """
     result = reward(images.float() / 255, prompts)
-    if suite.score is not None and suite.score not in result.scores:
-        scores = ", ".join(result.scores) or "none but the total"
-        raise RewardError(f"suite {suite.name}: {reward.info.name} returns no score {suite.score!r} (it has {scores})")
+    for figure in (suite.score, suite.weight):
+        if figure is not None and figure not in result.scores:
+            scores = ", ".join(result.scores) or "none but the total"
+            raise RewardError(f"suite {suite.name}: {reward.info.name} returns no score {figure!r} (it has {scores})")
     headline = result.total if suite.score is None else result.scores[suite.score]
     valid = [bool(good) for good in result.valid]
     details = result.details or ({},) * len(prompts)
@@ -114,7 +116,8 @@ def summarize(suite: Suite, rows: Sequence[Row], protocol: Mapping[str, Any], re
     """
     headline = [math.nan if row["value"] is None else float(row["value"]) for row in rows]
     clusters = [f"{row['task']}/{row['prompt']}" for row in rows]
-    means, mean, stderr = aggregate(headline, clusters, [row["tag"] for row in rows])
+    weights = None if suite.weight is None else [row["scores"][suite.weight] or 0.0 for row in rows]
+    means, mean, stderr = aggregate(headline, clusters, [row["tag"] for row in rows], weights)
     if not means:
         error = next((f" ({row['details']['error']})" for row in rows if row["details"].get("error")), "")
         raise RewardError(f"suite {suite.name}: no picture could be scored{error}")
@@ -146,26 +149,36 @@ def summarize(suite: Suite, rows: Sequence[Row], protocol: Mapping[str, Any], re
 
 
 def aggregate(
-    values: Sequence[float], clusters: Sequence[str], tags: Sequence[str]
+    values: Sequence[float], clusters: Sequence[str], tags: Sequence[str], weights: Sequence[float] | None = None
 ) -> tuple[dict[str, float], float, float]:
     """Mean of each tag, their unweighted mean, and its standard error with pictures clustered by prompt.
 
     NaN values are left out. Pictures of one prompt are not independent, so the error of a tag is the standard error of
-    the prompts' means, NaN for a single prompt.
+    the prompts' means, NaN for a single prompt. ``weights`` of the pictures are positive; with them the means are
+    weighted, and in the error a prompt counts by the weights of its pictures.
     """
-    groups: dict[str, dict[str, list[float]]] = {}
-    for value, cluster, tag in zip(values, clusters, tags, strict=True):
+    groups: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for i, (value, cluster, tag) in enumerate(zip(values, clusters, tags, strict=True)):
         if not math.isnan(value):
-            groups.setdefault(tag, {}).setdefault(cluster, []).append(value)
+            pair = value, 1.0 if weights is None else weights[i]
+            groups.setdefault(tag, {}).setdefault(cluster, []).append(pair)
     if not groups:
         return {}, math.nan, math.nan
     means: dict[str, float] = {}
     variances: list[float] = []
     for tag, by_cluster in groups.items():
-        centres = torch.tensor([sum(v) / len(v) for v in by_cluster.values()], dtype=torch.float64)
-        means[tag] = sum(sum(v) for v in by_cluster.values()) / sum(len(v) for v in by_cluster.values())
-        variances.append(float(centres.var()) / len(centres) if len(centres) > 1 else math.nan)
+        centres, sums = torch.tensor([_weighted(pairs) for pairs in by_cluster.values()], dtype=torch.float64).T
+        shares = torch.full_like(sums, 1 / len(sums)) if weights is None else sums / sums.sum()
+        means[tag] = _weighted([pair for pairs in by_cluster.values() for pair in pairs])[0]
+        squares = float((shares * (centres - (shares * centres).sum())).square().sum())
+        variances.append(squares * len(sums) / (len(sums) - 1) if len(sums) > 1 else math.nan)
     return means, sum(means.values()) / len(means), math.sqrt(sum(variances)) / len(means)
+
+
+def _weighted(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Weighted mean of values with weights, and the sum of the weights."""
+    total = sum(weight for _, weight in pairs)
+    return sum(value * weight for value, weight in pairs) / total, total
 
 
 def finite_or_none(value: float) -> float | None:

@@ -39,6 +39,16 @@ def test_the_mean_is_over_pictures_and_the_error_over_prompts():
     assert stderr == pytest.approx(math.sqrt(0.5 / 2))  # of the prompts' means, 1 and 0
 
 
+def test_weights_pool_pictures_and_equal_weights_change_nothing():
+    values, clusters, weights = [1.0, 0.5, 0.25, math.nan], [*"ppqr"], [1.0, 2.0, 8.0, 5.0]
+    _, mean, stderr = aggregate(values, clusters, [""] * 4, weights)
+    assert mean == pytest.approx((1 + 1 + 2) / 11)
+    deviations = [(1 + 1) - 3 * mean, 2 - 8 * mean]  # of a ratio of sums, by the linearized formula
+    assert stderr == pytest.approx(math.sqrt(2 / 1 * sum(d**2 for d in deviations)) / 11)
+    plain, equal = (aggregate([1.0, 0.0, 0.5, 0.0], [*"ppqq"], [""] * 4, some) for some in (None, [3.0] * 4))
+    assert equal[1:] == pytest.approx(plain[1:])
+
+
 class Bright(Reward):
     info = RewardInfo("bright", "none", 0, 1)
 
