@@ -83,11 +83,32 @@ _GENEVAL2 = PromptFile(
     "geneval2_data.jsonl",
     "09233adbc9f877fba205f1a20efa4a8640e7e62a91dfd55893562bed8a928e43",
 )
+_CVTG = {
+    "CVTG/2": "e8aa98a4f5d609f8699131328876760fbbf33db8320770188fc3979f3fa345c8",
+    "CVTG/3": "36fca11a221236643ed9595d5302884db01e832309a61b230fab3eefdeff1be0",
+    "CVTG/4": "24fb02addf2caae050d2e67e29af98fe10d1e086093cf43d3592bcdac8557c2c",
+    "CVTG/5": "24d5a3afc060477cdcf5b678018d81c78e18dc0054aafacf8b02a69ae24118b2",
+    "CVTG-Style/2": "61324577c690c4383597fffe53614d87088be108a3e577288d8e8baf71381489",
+    "CVTG-Style/3": "26a92b4a53e5dc497317fb3a219121790b7a7c9da10b87b8dd3633fcadff0f97",
+    "CVTG-Style/4": "1d1fe6c367191fd8a3939687f70b3e8bda83c0539344977506e09e2732e4e3ff",
+    "CVTG-Style/5": "da102c0239726d1fcdf3f4cfccacd34e71d4c0a588e5a893f4bc94b03fff353a",
+}
 
 
 def _flow_opd(name: str, path: str, what: str, sha256: str | None = None, lines: int | None = None) -> PromptSource:
     file = PromptFile(f"dataset/{path}", path.replace("/", "_"), sha256, lines)
     return PromptSource(name, "CostaliyA/Flow-OPD", "434ab16911fc580f51e22107151915846222eb6a", (file,), what)
+
+
+def _longtext(language: str, file: str, sha256: str) -> PromptSource:
+    what = f"LongText-Bench: 160 {'English' if language == 'en' else 'Chinese'} prompts with texts to write"
+    return PromptSource(
+        f"longtext-{language}",
+        "X-Omni-Team/X-Omni",
+        "2b8237bb3789638c290eeda3e83ed81bd3652c3b",
+        (PromptFile(f"textbench/{file}", f"longtext_{file}", sha256),),
+        what,
+    )
 
 
 _SOURCES = (
@@ -123,6 +144,18 @@ _SOURCES = (
         "pickscore_sfw/test.txt",
         "1024 test prompts of Pick-a-Pic that are safe for work",
         "d839050acb06aa045e399e76a81e4ade9a55fc743dc0e22e7b3eaeaca5c19107",
+    ),
+    _longtext("en", "text_prompts.jsonl", "a2130769e72bd8560470a066114cdac87f80f1eb071ba6bc0f7033225a9be0d8"),
+    _longtext("zh", "text_prompts_zh.jsonl", "6512cd121ac093e8113e114d76eb2c0ce967c220b18e2049e1063554ce496758"),
+    PromptSource(
+        "cvtg-2k",
+        "zlab-princeton/i1",  # a copy of the authors' archive on the Hub, dnkdnk/CVTG-2K
+        "b58a62f4a301370f35c5873bcb453bf7eea9f0e4",
+        tuple(
+            PromptFile(f"benchmark_eval/cvtg-2k/prompts/{name}.json", f"{name}.json", digest)
+            for name, digest in _CVTG.items()
+        ),
+        "CVTG-2K: 2,000 prompts with 2 to 5 texts to write (Apache-2.0)",
     ),
     _flow_opd("drawbench", "drawbench/test.txt", "DrawBench: 200 prompts, five lines each", lines=1000),
     _flow_opd("ocr-train", "ocr/train.txt", "19,653 training prompts with a text to write", lines=19653),

@@ -16,16 +16,17 @@ from flowopd_cli.prompts.atoms import Atoms
 from flowopd_cli.prompts.clauses import TAGS, faulty
 from flowopd_cli.prompts.files import Row, read_rows
 from flowopd_cli.prompts.public import fetch
-from flowopd_cli.prompts.targets import parse_target
+from flowopd_cli.prompts.targets import parse_target, parse_texts
 
 TRAIN_PROMPTS, TRAIN_SEED = 50_000, 0
+LONGTEXT = {"longtext-en": "en", "longtext-zh": "zh"}  # the language of each set
 
 
 def read_public(task: str, path: str | Path) -> list[Prompt]:
     """The prompts of a public file; their ``id`` is their index in five digits, the name of GenEval's folders.
 
     Prompts of GenEval and GenEval 2 have its metadata; those of ``ocr`` have their first quotation as ``target``;
-    DrawBench's file repeats its 200 prompts, and each is returned once.
+    those of LongText-Bench have their ``language``. DrawBench's file repeats its 200 prompts; each is returned once.
 
     Raises :class:`PromptError`: a line is not the benchmark's metadata or, for ``ocr``, quotes nothing.
     """
@@ -49,6 +50,11 @@ def _metadata(task: str, row: Row) -> Mapping[str, Any]:
             Atoms.read(row.metadata)
         except ValueError as error:
             raise PromptError(f"{row.place}: not GenEval 2's metadata: {error}") from error
+    if task in LONGTEXT:
+        parse_texts(row.place, row.metadata)
+        if type(row.metadata.get("prompt_id")) is not int:
+            raise PromptError(f'{row.place}: not LongText-Bench\'s metadata: "prompt_id" must be a whole number')
+        return {**row.metadata, "language": LONGTEXT[task]}
     return row.metadata
 
 

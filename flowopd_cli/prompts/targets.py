@@ -48,6 +48,17 @@ def parse_target(place: str, text: str, metadata: Mapping[str, Any]) -> str:
     return target
 
 
+def parse_texts(place: str, metadata: Mapping[str, Any]) -> str:
+    """The texts to render of LongText-Bench's metadata, joined by spaces; ``place`` names the prompt in errors.
+
+    Raises :class:`PromptError`: ``text`` is not a list of texts.
+    """
+    texts = metadata.get("text")
+    if not isinstance(texts, list | tuple) or not texts or not all(isinstance(text, str) for text in texts):
+        raise PromptError(f'{place}: needs the texts to render as a list under "text" in a .jsonl row')
+    return " ".join(texts)
+
+
 def _quotation(place: str, text: str) -> str:
     if (field := _FIELD.fullmatch(text.strip())) and '""' in field[1]:
         text = field[1].replace('""', '"')

@@ -53,7 +53,19 @@ def test_the_average_is_that_of_four_scales():
 
 
 @pytest.mark.parametrize(
-    "name", ["average", "deqa", "drawbench", "geneval", "geneval2", "ocr", "pickscore", "t2i-compbench"]
+    "name",
+    [
+        "average",
+        "cvtg-2k",
+        "deqa",
+        "drawbench",
+        "geneval",
+        "geneval2",
+        "longtext-bench",
+        "ocr",
+        "pickscore",
+        "t2i-compbench",
+    ],
 )
 def test_every_public_suite_is_made_without_any_file(name):
     suite_or_group = registry.SUITES.load(name)()

@@ -21,7 +21,9 @@ from flowopd_cli.core.types import RewardResult
 from flowopd_cli.errors import ArtifactError, MissingDependency, RewardError
 from flowopd_cli.prompts.targets import parse_target
 from flowopd_cli.rewards.base import Reward, RewardInfo
+from flowopd_cli.rewards.ocr.endpoint import EndpointTextReader
 from flowopd_cli.rewards.ocr.paddle import PaddleOptions, PaddleTextReader
+from flowopd_cli.rewards.ocr.qwen import QwenTextReader
 from flowopd_cli.rewards.ocr.rapidocr import RapidPageReader, RapidTextReader
 from flowopd_cli.rewards.ocr.reading import Line, TextReader
 from flowopd_cli.system.arguments import Options, OptionsOf
@@ -30,6 +32,8 @@ READERS: Mapping[str, Callable[..., TextReader]] = {
     "paddleocr": PaddleTextReader,
     "rapidocr": RapidPageReader,
     "rapidocr-band": RapidTextReader,
+    "qwen2.5-vl": QwenTextReader,
+    "endpoint": EndpointTextReader,
 }
 OPTIONS = {**READERS, "paddleocr": PaddleOptions}
 log = logging.getLogger("flowopd.rewards")

@@ -72,6 +72,9 @@ VARIANTS = {
     "original": Variant(
         BASE, OpenAIClip, "A photo depicts ", lambda cosine: 2.5 * cosine.clamp(min=0), "arXiv 2104.08718", 0.0, 2.5
     ),
+    "cvtg-2k": Variant(
+        LARGE, OpenAIClip, "A photo depicts ", lambda cosine: 2.5 * cosine.clamp(min=0), "arXiv 2503.23461", 0.0, 2.5
+    ),
 }
 
 
@@ -87,12 +90,12 @@ class ClipScoreReward(Reward):
         -1.0,
         1.0,
         license="MIT",
-        note="cosines are about 0.2 to 0.35; three variants, whose figures are not comparable",
+        note="cosines are about 0.2 to 0.35; four variants, whose figures are not comparable",
     )
 
     def __init__(
         self,
-        variant: Literal["t2i-compbench", "flow_grpo", "original"] = "t2i-compbench",
+        variant: Literal["t2i-compbench", "flow_grpo", "original", "cvtg-2k"] = "t2i-compbench",
         source: str | None = None,
         dtype: str = "float32",
         device: str = "auto",

@@ -25,6 +25,8 @@ BENCHMARKS = {
     "drawbench": "DrawBench",
     "pickscore": "PickScore prompts",
     "ocr": "Flow-GRPO OCR prompts",
+    "cvtg-2k": "CVTG-2K",
+    "longtext-bench": "LongText-Bench",
     "t2i-compbench++": "T2I-CompBench++",
 }
 

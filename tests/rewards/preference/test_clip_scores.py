@@ -64,7 +64,11 @@ def test_pickscore_is_the_scaled_cosine_and_a_26th_of_it_to_train_on(clip):
 
 @pytest.mark.parametrize(
     ("variant", "prefix", "formula"),
-    [("t2i-compbench", "", lambda c: c), ("original", "A photo depicts ", lambda c: 2.5 * c.clamp(min=0))],
+    [
+        ("t2i-compbench", "", lambda c: c),
+        ("original", "A photo depicts ", lambda c: 2.5 * c.clamp(min=0)),
+        ("cvtg-2k", "A photo depicts ", lambda c: 2.5 * c.clamp(min=0)),
+    ],
 )
 def test_clipscore_variants(clip, variant, prefix, formula):
     """OpenAI's clip crops as torchvision: the corner is int(round(excess / 2)), here 2 of 3 and not 1."""

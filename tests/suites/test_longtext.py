@@ -1,0 +1,73 @@
+"""LongText-Bench: prompts, names of pictures, and the pooled share."""
+
+import json
+
+import pytest
+import torch
+
+from flowopd_cli.errors import PromptError, RecipeError
+from flowopd_cli.rewards.ocr.longtext import LongTextReward
+from flowopd_cli.rewards.ocr.reading import Line, Reading
+from flowopd_cli.suites.base import NamedReward, score, summarize
+from flowopd_cli.suites.layouts import Place
+from flowopd_cli.suites.longtext import chinese, english, longtext_bench
+
+ROWS = {
+    "text_prompts.jsonl": [
+        {"prompt": "a sign", "text": ["ONE two three"], "prompt_id": 0},
+        {"prompt": "a page", "text": ["four"], "prompt_id": 197},
+    ],
+    "text_prompts_zh.jsonl": [{"prompt": "路牌", "text": ["公园"], "prompt_id": 3}],
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name, rows in ROWS.items():
+        (tmp_path / name).write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    return tmp_path
+
+
+def test_both_languages_are_suites_of_their_own(folder):
+    group = longtext_bench(str(folder))
+    assert [suite.name for suite in group.suites] == ["longtext-bench-en", "longtext-bench-zh"]
+    assert group.combine is None
+    assert [[p.metadata["language"] for p in suite.prompts("test")] for suite in group.suites] == [["en"] * 2, ["zh"]]
+    assert group.suites[0].reward == group.suites[1].reward == NamedReward("longtext")
+    assert group.suites[0].published["Qwen-Image"] == 0.943
+    with pytest.raises(RecipeError, match="names a folder with both files"):
+        longtext_bench(str(folder / "text_prompts.jsonl"))
+
+
+def test_another_reader_is_part_of_the_name():
+    suite = chinese(reader="rapidocr", drop_score=0.3)
+    assert suite.name == "longtext-bench-zh[rapidocr]"
+    assert suite.picture_folder == "longtext-bench-zh"
+    assert suite.reward == NamedReward("longtext", {"reader": "rapidocr", "drop_score": 0.3})
+    assert not suite.published
+
+
+def test_pictures_are_named_by_the_benchmark_s_number(folder):
+    suite = english(str(folder))
+    last = suite.prompts("test")[1]
+    assert suite.layout.picture(Place(last, 1, 0, 4)) == "0197_1.png"
+    (folder / "text_prompts.jsonl").write_text('{"prompt": "a sign", "text": ["one"]}')
+    with pytest.raises(PromptError, match='1: not LongText-Bench\'s metadata: "prompt_id"'):
+        suite.prompts("test")
+
+
+class Reader:
+    """Reads one of three words of the first prompt, all of the second."""
+
+    name = "fixed"
+
+    def __call__(self, images):
+        return [Reading((Line("one", 1.0),)), Reading((Line("four!", 1.0),))]
+
+
+def test_the_figure_is_the_share_of_all_words(folder):
+    suite, reward = english(str(folder)), LongTextReward(Reader())
+    images = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+    result = summarize(suite, score(suite, reward, images, suite.prompts("test"), [0, 0]), {}, reward)
+    assert result["mean"] == pytest.approx(2 / 4, abs=1e-6)
+    assert (result["n"], result["prompts"], result["exact"]) == (2, 2, False)
