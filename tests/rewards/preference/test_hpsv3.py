@@ -118,6 +118,15 @@ def test_the_names_of_later_releases_are_read_too(published, instructed, tmp_pat
     assert torch.equal(one, two)
 
 
+def test_the_precision_of_the_reference_is_the_default(published, instructed):
+    folder, *_ = published
+    half, full = HPSv3Reward(str(folder), str(folder), device="cpu"), load(folder)
+    assert half(IMAGES, PROMPTS).total == pytest.approx(full(IMAGES, PROMPTS).total, abs=0.05)
+    assert "in float32" in full.info.note
+    assert "in bfloat16" not in half.info.note
+    assert half.weights["dtype"] == "bfloat16"
+
+
 def test_a_worker_gives_the_same_scores(published, instructed):
     folder, *_ = published
     scorer = load_scorer("hpsv3", {"source": str(folder), "base": str(folder), "dtype": "float32", "device": "cpu"})
