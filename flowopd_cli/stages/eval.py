@@ -72,6 +72,7 @@ def evaluate(
     for part in parts:
         rows = score(part, requests, rewards, artist, progress)
         if GROUP.rank == 0:
+            part.folder.write_sheets(requests.pictures)
             write_samples(run, requests.pictures, part.folder, recipe.eval.keep_images, part.name)
             for name, of_suite in rows.items():
                 run.write_rows(name, of_suite, part.name)

@@ -32,16 +32,32 @@ class Layout:
     notes: Callable[[Prompt, int], Mapping[str, str]] = lambda prompt, position: {}  #: further files of a prompt
     elsewhere: Callable[[Path, Place], Path | None] | None = None  #: finds a picture that another program named
     noted_prompt: Callable[[Path, Place], str | None] = lambda folder, place: None  #: the prompt that a note gives
+    sheet: Callable[[Place], str] | None = None  #: path of a file that has all pictures of a prompt, two in a row
 
     def find(self, folder: Path, place: Place) -> Path | None:
         """The file of a picture in a suite's folder, with any suffix of a picture, ``None`` if it is missing.
 
+        A sheet counts where a picture has no file of its own.
+
         Raises :class:`RecipeError`: several files are that picture.
         """
-        path = folder / self.picture(place)
-        names = [path.with_suffix(suffix) for lower in SUFFIXES for suffix in (lower, lower.upper())]
-        file = only_file([name for name in names if name.is_file()])
-        return file or (self.elsewhere(folder, place) if self.elsewhere else None)
+        file = only_file(_files(folder / self.picture(place)))
+        if file is None and self.elsewhere is not None:
+            file = self.elsewhere(folder, place)
+        if file is None and self.sheet is not None:
+            path = Path(self.sheet(place))
+            file = only_file([*_files(folder / path), *_files(folder / path.name)])
+        return file
+
+    def is_sheet(self, file: Path, place: Place) -> bool:
+        """Whether a picture's file has all pictures of its prompt."""
+        return self.sheet is not None and file.stem == Path(self.sheet(place)).stem
+
+
+def _files(path: Path) -> list[Path]:
+    """The files of that name with any suffix of a picture."""
+    names = [path.with_suffix(suffix) for lower in SUFFIXES for suffix in (lower, lower.upper())]
+    return [name for name in names if name.is_file()]
 
 
 def only_file(files: Sequence[Path]) -> Path | None:

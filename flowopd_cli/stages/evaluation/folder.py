@@ -22,6 +22,7 @@ from flowopd_cli.runs.manifest import Parent
 from flowopd_cli.runs.run import RunDir
 from flowopd_cli.stages.drawing import side_by_side, to_bytes
 from flowopd_cli.stages.evaluation.requests import PictureRequest
+from flowopd_cli.suites.layouts import Place
 from flowopd_cli.system.files import atomic_write
 from flowopd_cli.system.json_files import read_json
 from flowopd_cli.system.paths import below
@@ -91,9 +92,10 @@ class PictureFolder:
         if path is None:
             raise ArtifactError(f"{self.root}: no picture {request.path}")
         try:
-            return torch.from_numpy(np.array(read_picture(path))).permute(2, 0, 1)
+            picture = torch.from_numpy(np.array(read_picture(path))).permute(2, 0, 1)
         except ArtifactError as error:
             raise ArtifactError(f"{error}{'' if self.foreign else '; delete it and resume'}") from error
+        return cut(picture, request.place, path) if request.layout.is_sheet(path, request.place) else picture
 
     def prepare(self, requests: Sequence[PictureRequest]) -> None:
         """Write each layout's notes for a prompt; :class:`ArtifactError` if a path leads out of the folder."""
@@ -121,6 +123,38 @@ class PictureFolder:
             Image.fromarray(picture.permute(1, 2, 0).numpy()).save(buffer, format="PNG")
             atomic_write(self.root / request.path, buffer.getvalue(), lasting=False)
         return pictures
+
+    def write_sheets(self, requests: Sequence[PictureRequest]) -> None:
+        """Write the pictures of each prompt as one file where the suite's official scorer reads them so."""
+        sheets: dict[str, list[PictureRequest]] = {}
+        for request in requests:
+            if request.layout.sheet is not None and not self.foreign:
+                sheets.setdefault(f"{request.home}/{request.layout.sheet(request.place)}", []).append(request)
+        for name, pictures in sheets.items():
+            path = below(self.root, name)
+            if not is_whole_png(path):
+                buffer = io.BytesIO()
+                sheet = join([self.read(request) for request in pictures])
+                Image.fromarray(sheet.permute(1, 2, 0).numpy()).save(buffer, format="PNG")
+                atomic_write(path, buffer.getvalue(), lasting=False)
+
+
+def join(pictures: Sequence[Picture]) -> Picture:
+    """Pictures of one size as one, two in a row."""
+    pairs = [torch.cat(tuple(pictures[i : i + 2]), dim=2) for i in range(0, len(pictures), 2)]
+    last = torch.zeros_like(pairs[0])
+    last[:, :, : pairs[-1].shape[2]] = pairs[-1]
+    return torch.cat([*pairs[:-1], last], dim=1)
+
+
+def cut(sheet: Picture, place: Place, path: Path) -> Picture:
+    """The picture of that place in a sheet of all its prompt's; :class:`ArtifactError` if they differ in size."""
+    columns, rows = min(place.images, 2), -(-place.images // 2)
+    height, width = sheet.shape[1] // rows, sheet.shape[2] // columns
+    if sheet.shape[1:] != (rows * height, columns * width):
+        raise ArtifactError(f"{path}: {sheet.shape[2]} x {sheet.shape[1]} pixels are not {rows} x {columns} pictures")
+    top, left = height * (place.index // 2), width * (place.index % 2)
+    return sheet[:, top : top + height, left : left + width]
 
 
 def picture_settings(recipe: EvalRecipe, parents: Sequence[Parent]) -> dict[str, Any]:
