@@ -158,6 +158,13 @@ _SOURCES = (
         "CVTG-2K: 2,000 prompts with 2 to 5 texts to write (Apache-2.0)",
     ),
     _flow_opd("drawbench", "drawbench/test.txt", "DrawBench: 200 prompts, five lines each", lines=1000),
+    PromptSource(
+        "dpg-bench",
+        "TencentQQGYLab/ELLA",
+        "3c228f1dc6c4d3cad0a47493816151a419f14db3",
+        (PromptFile("dpg_bench/dpg_bench.csv", "dpg_bench.csv"),),
+        "DPG-Bench: 1,065 prompts with their questions",
+    ),
     _flow_opd("ocr-train", "ocr/train.txt", "19,653 training prompts with a text to write", lines=19653),
     _flow_opd("pickscore-train", "pickscore_sfw/train.txt", "training prompts of Pick-a-Pic", lines=15486),
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Annotated, Any, Literal, NamedTuple, Protocol, TypeVar
@@ -159,10 +159,7 @@ class Judge(Reward):
         Raises :class:`RewardError`: no endpoint answers, or each of several pictures was refused.
         """
         questions = zip(to_pil(images), prompts, strict=True)
-        tasks = [partial(self.judge, image, prompt.text) for image, prompt in questions]
-        judgements = in_parallel(tasks, self.connection.concurrency)
-        if len(judgements) > 1 and all(judgement.refused for judgement in judgements):
-            raise RewardError(f"{self.info.name}: every picture was refused: {judgements[0].error}")
+        judgements = self.judge_all([partial(self.judge, image, prompt.text) for image, prompt in questions])
         raw = torch.tensor([float("nan") if judgement.score is None else judgement.score for judgement in judgements])
         details = tuple(
             {"judge": self.name, "answer": judgement.answer[-REPORTED:]}
@@ -170,6 +167,13 @@ class Judge(Reward):
             for judgement in judgements
         )
         return RewardResult(raw / self.divisor, {"raw": raw}, ~torch.isnan(raw), details)
+
+    def judge_all(self, tasks: Sequence[Callable[[], Judgement]]) -> list[Judgement]:
+        """The judgements of several calls of :meth:`judge`; :class:`RewardError` if all of several were refused."""
+        judgements = in_parallel(tasks, self.connection.concurrency)
+        if len(judgements) > 1 and all(judgement.refused for judgement in judgements):
+            raise RewardError(f"{self.info.name}: every picture was refused: {judgements[0].error}")
+        return judgements
 
     def judge(self, image: Image.Image, text: str) -> Judgement:
         """Ask about one picture."""

@@ -156,7 +156,8 @@ def test_the_table_has_full_commits_and_unique_names():
     assert all(len(s.revision) == 40 and int(s.revision, 16) for s in SOURCES.values())
     assert all(len(file.sha256) == 64 and int(file.sha256, 16) for file in files if file.sha256)
     assert len({file.name for file in files}) == len(files)
-    assert {name for name, s in SOURCES.items() if not s.verified} == {"drawbench", "ocr-train", "pickscore-train"}
+    unverified = {name for name, s in SOURCES.items() if not s.verified}
+    assert unverified == {"dpg-bench", "drawbench", "ocr-train", "pickscore-train"}
 
 
 @pytest.fixture

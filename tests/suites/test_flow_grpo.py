@@ -58,6 +58,7 @@ def test_the_average_is_that_of_four_scales():
         "average",
         "cvtg-2k",
         "deqa",
+        "dpg-bench",
         "drawbench",
         "geneval",
         "geneval2",

@@ -45,8 +45,13 @@ class Worker:
 
 
 @contextmanager
-def started(mode="sound", *, folder, token=None, argv=None, flags=None, limits=None, **options):
-    """A worker that behaves as ``mode`` says, ended in any case; ``argv`` starts another program instead."""
+def started(
+    mode="sound", *, folder, token=None, argv=None, flags=None, limits=None, start_seconds=START_SECONDS, **options
+):
+    """A worker that behaves as ``mode`` says, ended in any case; ``argv`` starts another program instead.
+
+    It has ``start_seconds`` to start.
+    """
     mark = len(list(folder.glob("*.log")))
     calls, log = folder / f"{mark}.calls", folder / f"{mark}.log"
     command = argv or command_of(mode, calls, flags=flags, limits=limits, **options)
@@ -57,7 +62,7 @@ def started(mode="sound", *, folder, token=None, argv=None, flags=None, limits=N
     with log.open("w") as sink:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=sink, text=True, env=environment)
     try:
-        yield Worker(first_line(process, log), process, calls, log)
+        yield Worker(first_line(process, log, start_seconds), process, calls, log)
     finally:
         end(process)
 
@@ -67,9 +72,9 @@ def command_of(mode, calls, flags=None, limits=None, **options):
     return [sys.executable, __file__, json.dumps(values)]
 
 
-def first_line(process, log):
+def first_line(process, log, seconds=START_SECONDS):
     """What it prints when it is ready."""
-    ready, _, _ = select.select([process.stdout], [], [], START_SECONDS)
+    ready, _, _ = select.select([process.stdout], [], [], seconds)
     line = process.stdout.readline().strip() if ready else ""
     assert line.startswith("http://"), log.read_text()
     return line

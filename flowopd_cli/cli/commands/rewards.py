@@ -45,7 +45,9 @@ Settings = Annotated[
 Listed = Annotated[str | None, typer.Argument(metavar="[NAME]", help=_NAME, autocompletion=completion.rewards)]
 Served = Annotated[str, typer.Argument(metavar="NAME", help=_SERVED, autocompletion=completion.rewards)]
 Host = Annotated[str, typer.Option(metavar="ADDRESS", help="The address to listen on.")]
-Port = Annotated[int | None, typer.Option(metavar="N", min=0, max=65535, help="18085 (deqa: 18086); 0: any free.")]
+Port = Annotated[
+    int | None, typer.Option(metavar="N", min=0, max=65535, help="18085 (deqa: 18086, dpg-bench: 18087); 0: any free.")
+]
 TokenEnv = Annotated[str, typer.Option(metavar="NAME", help="The environment variable that holds the bearer token.")]
 TokenFile = Annotated[Path | None, typer.Option(metavar="FILE", help="A file that holds the token instead.")]
 Batch = Annotated[int, typer.Option(metavar="N", min=1, help="Maximum pictures in a batch of joined requests.")]
@@ -143,7 +145,7 @@ def serve(
         from flowopd_cli.rewards.remote import settings as defaults
         from flowopd_cli.rewards.remote import worker
     if port is None:
-        flags["port"] = defaults.DEQA_PORT if reward == "deqa" else defaults.PORT
+        flags["port"] = defaults.PORTS.get(reward, defaults.PORT)
     worker.serve(reward, options, flags)
 
 

@@ -30,6 +30,7 @@ PACKAGE = Path(__file__).resolve().parents[2]
 WORKERS = PACKAGE / "rewards" / "remote" / "workers"
 SHARED = (
     *("__init__.py", "errors.py", "rewards/__init__.py", "rewards/weights.py", "rewards/remote/*.py"),
+    *("rewards/dpg_bench/__init__.py", "rewards/dpg_bench/rules.py"),
     *(f"system/{name}.py" for name in ("__init__", "arguments", "files", "json_files", "paths", "pictures")),
     *(f"system/{name}.py" for name in ("streams", "text", "validation")),
 )
@@ -53,8 +54,9 @@ def find_script(name: str) -> Path | None:
         if not path.is_file():
             raise RewardError(f"worker {name}: no such file")
         return path.resolve()
-    shipped = WORKERS / f"{name.replace('-', '_')}.py"
-    return shipped if name.isidentifier() and not name.startswith("_") and shipped.is_file() else None
+    module = name.replace("-", "_")
+    shipped = WORKERS / f"{module}.py"
+    return shipped if module.isidentifier() and not module.startswith("_") and shipped.is_file() else None
 
 
 def read_script(path: Path) -> Script:

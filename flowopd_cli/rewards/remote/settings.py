@@ -16,6 +16,8 @@ from flowopd_cli.rewards.remote.protocol import Limits, one_line
 TOKEN_ENV = "FLOWOPD_REWARD_TOKEN"
 PORT = 18085
 DEQA_PORT = 18086
+DPG_BENCH_PORT = 18087
+PORTS = {"deqa": DEQA_PORT, "dpg-bench": DPG_BENCH_PORT}  # of the workers with environments of their own
 
 
 @dataclass(frozen=True)

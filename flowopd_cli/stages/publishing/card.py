@@ -22,6 +22,7 @@ TASK = "text-to-image"
 # Benchmarks by the name in a suite's version.
 BENCHMARKS = {
     "geneval": "GenEval",
+    "dpg-bench": "DPG-Bench",
     "drawbench": "DrawBench",
     "pickscore": "PickScore prompts",
     "ocr": "Flow-GRPO OCR prompts",

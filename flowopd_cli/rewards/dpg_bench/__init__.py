@@ -1,0 +1,1 @@
+"""DPG-Bench: its rules, and its judges behind a worker or an endpoint."""
