@@ -47,7 +47,7 @@ def execute(plan: Plan, common: Common) -> None:
     for remark in remarks:
         console.note(f"note: {remark}")
     if common.dry_run and recipe.stage != "push":
-        _print_dry_run(console, recipe, remarks, as_json=common.json)
+        print_dry_run(console, recipe, remarks, as_json=common.json)
         return
     if common.resume is not None and not common.overrides and RunDir.open(common.resume).manifest().status == "done":
         console.note(f"{common.resume} is already done{_next_step(recipe, RunDir.open(common.resume))}")
@@ -57,12 +57,12 @@ def execute(plan: Plan, common: Common) -> None:
             result = evaluations.outcome(recipe.eval, {one.part: one.results for one in scores})
         _print_result(console, common, recipe, common.resume, result)
         return
-    processes = _processes(recipe, common)
+    processes = number_of_processes(recipe, common)
     if isinstance(recipe, TrainedRecipe) and recipe.adapter.kind == "full" and GROUP.size == 1:
         refuse_too_large(recipe)
     if processes > 1 and launch.may_launch():
         _with_requests(plan)
-        raise typer.Exit(_relaunch(recipe, common, processes))
+        raise typer.Exit(relaunch(recipe, common, processes))
     if GROUP.size > 1:
         GROUP.start()
     with GROUP.together():  # an error of the first process ends the others, which would wait for it
@@ -73,7 +73,7 @@ def execute(plan: Plan, common: Common) -> None:
     _print_result(console, common, recipe, run.path, result)
 
 
-def _print_dry_run(console: Console, recipe: Recipe, remarks: list[str], *, as_json: bool) -> None:
+def print_dry_run(console: Console, recipe: Recipe, remarks: list[str], *, as_json: bool) -> None:
     """Print the resolved recipe, its cost and its memory, as YAML with a trailing comment or as JSON."""
     figures = arithmetic(recipe)
     if as_json:
@@ -103,26 +103,36 @@ def _with_requests(plan: Plan) -> Plan:
     if not isinstance(plan.recipe, EvalRecipe) or not launch.is_main():
         return plan
     with redirect_stdout(sys.stderr):
+        from flowopd_cli.stages.evaluation.shared import Shared
         from flowopd_cli.stages.evaluation.suites import plan_requests
 
-        return replace(plan, requests=plan_requests(plan.recipe))
+        return replace(plan, shared=Shared(plan_requests(plan.recipe)))
 
 
 def _print_result(console: Console, common: Common, recipe: Recipe, path: Path, result: dict[str, Any]) -> None:
     """The run's path or JSON; an evaluation with a suite below its threshold exits with 3."""
-    thresholds = recipe.eval.fail_under if isinstance(recipe, EvalRecipe) and launch.is_main() else {}
-    for name in thresholds:
-        if name not in result["suites"]:
-            raise RecipeError(f"--fail-under {name}: no such result{suggest(name, list(result['suites']))}")
-    means = {name: result["suites"][name]["mean"] for name in thresholds}
-    failing = {name: threshold for name, threshold in thresholds.items() if not means[name] >= threshold}
-    below = [f"{name}: {means[name]:.4f} is under {threshold}" for name, threshold in failing.items()]
+    thresholds = isinstance(recipe, EvalRecipe) and recipe.eval.fail_under and launch.is_main()
+    below = failing(recipe, result["suites"]) if isinstance(recipe, EvalRecipe) and thresholds else []
     tree = {"run": str(path), **result} | ({"below": below} if thresholds else {})
     console.result(json.dumps(plain(tree)) if common.json else str(path))
     for line in below:
         typer.echo(line, err=True)
     if below:
         raise typer.Exit(FAULTY)
+
+
+def failing(recipe: EvalRecipe, suites: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A line for each suite whose mean is under its threshold.
+
+    Raises :class:`RecipeError`: a threshold is of a suite without a result.
+    """
+    lines = []
+    for name, threshold in recipe.eval.fail_under.items():
+        if name not in suites:
+            raise RecipeError(f"--fail-under {name}: no such result{suggest(name, list(suites))}")
+        mean = suites[name]["mean"]
+        lines += [] if mean >= threshold else [f"{name}: {mean:.4f} is under {threshold}"]
+    return lines
 
 
 def _next_step(recipe: Recipe, run: RunDir) -> str:
@@ -136,7 +146,8 @@ def _next_step(recipe: Recipe, run: RunDir) -> str:
     return ""
 
 
-def _processes(recipe: Recipe, common: Common) -> int:
+def number_of_processes(recipe: Recipe, common: Common) -> int:
+    """The processes of a command; :class:`RecipeError` if the stage works in one, or a launcher started others."""
     if common.processes not in {None, GROUP.size} and not launch.may_launch():
         raise RecipeError(f"--processes {common.processes}: a launcher started {GROUP.size}; leave out --processes")
     processes = common.processes or (recipe.train.processes if isinstance(recipe, TrainedRecipe) else 1)
@@ -145,7 +156,7 @@ def _processes(recipe: Recipe, common: Common) -> int:
     return processes
 
 
-def _relaunch(recipe: Recipe, common: Common, processes: int) -> int:
+def relaunch(recipe: Recipe, common: Common, processes: int) -> int:
     """Run this command line in several processes, with one run directory for all."""
     argv, path = sys.argv[1:], common.resume or common.out or fresh_path(recipe.stage)
     if common.out is None and common.resume is None:

@@ -34,7 +34,7 @@ def run_stage(plan: Plan, run: RunDir, progress: Progress, *, resume: bool = Fal
         run.start(recipe)
         try:
             progress = tracked(recipe, run, progress)
-            options = {} if plan.requests is None else {"requests": plan.requests}
+            options = {} if plan.shared is None else {"shared": plan.shared}
             result = _load(recipe.stage)(recipe, run, progress, adapters=plan.adapters, resume=resume, **options)
         except (Interrupted, KeyboardInterrupt) as error:
             progress.done()

@@ -46,6 +46,7 @@ class AdapterBank:
         self._trainable: set[str] = set()
         self.active: str | None = None  # the adapter in use, or the bare base
         self._adapted: dict[str, Any] = {}  # PEFT's layers, LoraLayer and nn.Module in one
+        self._unfolded: dict[str, Tensor] = {}  # weights of layers before an adapter was folded into them
         self._flat, self._idle = tuple(flat), tuple(idle)
         self.hooks_work = True  # not so in compiled code
 
@@ -102,15 +103,31 @@ class AdapterBank:
         for key, tensor in old.items():
             tensor.lerp_(new[key].to(tensor.device), 1 - decay)
 
-    def fold(self, name: str | None) -> None:
+    def fold(self, name: str | None, *, undo: bool = False) -> None:
         """Add a frozen adapter to the base's weights, so that drawing with it is a third cheaper.
 
-        Not in half precision, which would round the sum, nor for a sharded base.
+        Not in half precision, which would round the sum, nor for a sharded base. With ``undo`` the layers' weights are
+        kept beside the sum, so that :meth:`remove` can bring them back.
         """
-        layers = self._layers(name).values() if name is not None and name not in self._trainable else ()
-        if all(type(layer.weight) is nn.Parameter and layer.weight.dtype == torch.float32 for layer in layers):
-            for layer in layers:
+        layers = self._layers(name) if name is not None and name not in self._trainable else {}
+        if all(type(layer.weight) is nn.Parameter and layer.weight.dtype == torch.float32 for layer in layers.values()):
+            for module, layer in layers.items():
+                if undo:
+                    self._unfolded[module] = layer.weight.detach().clone()
                 layer.merge(adapter_names=[name])
+
+    @torch.no_grad()
+    def remove(self, name: str) -> None:
+        """Remove a frozen adapter that is not in use; weights it was folded into are as before, bit for bit.
+
+        Of an adapter that was folded without ``undo`` the sum stays.
+        """
+        for module, layer in self._layers(name).items():
+            if module in self._unfolded:
+                layer.weight.copy_(self._unfolded.pop(module))
+                layer.merged_adapters.clear()
+            layer.delete_adapter(name)
+        self._names.remove(name)
 
     @contextmanager
     def use(self, name: str | None) -> Iterator[None]:

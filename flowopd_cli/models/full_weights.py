@@ -110,13 +110,22 @@ class WeightBank(AdapterBank):
         super().load_state(name, state)
         self._cast = None
 
-    def fold(self, name: str | None) -> None:
-        """Add a frozen adapter to the base's weights; a set takes their place for good, which frees their memory."""
+    def fold(self, name: str | None, *, undo: bool = False) -> None:
+        """Add a frozen adapter to the base's weights; a set takes their place for good, which frees their memory.
+
+        With ``undo`` a set stays beside them.
+        """
         if name not in self._sets or name in self._trainable:
-            super().fold(name)
+            super().fold(name, undo=undo)
             return
-        for key, tensor in self._sets[name].items():
+        for key, tensor in self._sets[name].items() if not undo else ():
             self._base(key).data = tensor.data
+
+    def remove(self, name: str) -> None:
+        """Remove a frozen adapter or set that is not in use."""
+        super().remove(name)
+        self._sets.pop(name, None)
+        self._cast = None
 
     def save(self, name: str, folder: Path, base: str, base_sha256: str) -> None:
         """Write an adapter in PEFT form, a set as a transformer's folder of diffusers."""

@@ -294,6 +294,8 @@ class EvalSpec(Spec):
     #: arguments of suites and of their rewards, by suite
     options: Annotated[dict[str, dict[str, Any]], AfterValidator(refuse_secrets)] = Field(default_factory=dict)
     pictures: str | None = None  #: a folder with another program's pictures, to score instead of drawing
+    #: a CSV file that lists these pictures, in any layout, with their prompts: columns file, prompt, metadata
+    pictures_csv: str | None = None
     import_scores: str | None = None  #: a folder written by official scorers, to read instead of scoring
     fail_under: dict[str, float] = Field(default_factory=dict)  #: exit code 3 below this mean, by suite
 
@@ -304,6 +306,14 @@ class EvalSpec(Spec):
             return {"": (self.guidance, self)}
         names = {f"guidance-{str(value).removesuffix('.0')}": value for value in self.guidance}
         return {name: (value, self.model_copy(update={"guidance": value})) for name, value in names.items()}
+
+    @model_validator(mode="after")
+    def _a_list_has_its_folder(self) -> EvalSpec:
+        if self.pictures_csv is not None and self.pictures is None:
+            raise ValueError(
+                f"pictures_csv {self.pictures_csv} lists the pictures of a folder: name it by --images DIR"
+            )
+        return self
 
     @model_validator(mode="after")
     def _several_guidances_are_drawn(self) -> EvalSpec:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from flowopd_cli.reports import changes, curves, paired, pictures
-from flowopd_cli.reports.entries import Entry
+from flowopd_cli.reports.entries import Entry, collect
 from flowopd_cli.reports.page import Link, Listing, Page, elapsed, link
 from flowopd_cli.reports.table import best_note, changes_against_base, files, scales, table
 from flowopd_cli.runs.evaluations import protocol
 from flowopd_cli.runs.manifest import status_now
 from flowopd_cli.runs.run import RunDir
+from flowopd_cli.system.progress import Progress
 from flowopd_cli.system.redact import public_name, public_reference
 
 
@@ -50,6 +52,38 @@ def page(
             _runs(entries, target),
         ],
     )
+
+
+def compared(paths: Sequence[Path], against: str | None = None) -> tuple[dict[str, Any], list[Entry], str]:
+    """The figures of a comparison for JSON, its models, and the name of that which ``against`` stands for.
+
+    Raises :class:`ArtifactError`: as :func:`~.entries.collect` and :func:`~.paired.reference`.
+    """
+    models = collect(paths)
+    reference = paired.reference(models, against)
+    return numbers(models, reference), models, reference
+
+
+def numbers(entries: Sequence[Entry], against: str) -> dict[str, Any]:
+    """Means by model, and paired differences."""
+    pairs = {"paired": paired.against(entries, against), "less_full_precision": paired.against_full_precision(entries)}
+    plain = {
+        title: {model: {suite: asdict(pair) for suite, pair in of.items()} for model, of in table.items()}
+        for title, table in pairs.items()
+    }
+    return {"models": {entry.label: entry.results for entry in entries}, "against": against, **plain}
+
+
+def show(progress: Progress, entries: Sequence[Entry], against: str) -> None:
+    """Show the table of the models, and their paired differences; ``~`` marks suites that are not exact."""
+    cells = table(entries)
+    if cells is None:
+        return
+    columns = [f"~{name}" if name in cells.approximate else name for name in cells.columns]
+    rows = [(name, *("—" if c is None else f"{c.text} {c.error}".strip() for c in row)) for name, row in cells.rows]
+    progress.table("Results", (cells.head, *columns), rows)
+    for listing in _differences("Paired differences", f"less {against}", paired.against(entries, against)):
+        progress.table(f"{listing.title}. {listing.note}", listing.columns, listing.rows)
 
 
 def _note(entries: Sequence[Entry]) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from base64 import b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,26 @@ SWITCH = "FLOWOPD_REPORT"
 
 def at_end(run: RunDir, progress: Progress, status: str, metrics: Mapping[str, Any] | None = None) -> None:
     """Write a run's report as it ends, unless ``FLOWOPD_REPORT=0``. A failure is one warning, not an error."""
-    if not run.writes or os.environ.get(SWITCH, "1").lower() in {"0", "no", "off", "false"}:
-        return
+    if run.writes:
+        with _optional(progress, run.path) as wanted:
+            if wanted:
+                atomic_write(run.report_file, render(run_page.page(run, run.report_file, status, metrics)))
+
+
+def beside(target: Path, paths: Sequence[Path], progress: Progress) -> str | None:
+    """Write the comparison of runs as their command ends, as :func:`at_end`; returns the path of the page, if any."""
+    with _optional(progress, *paths) as wanted:
+        return str(of_runs(paths, target)[0]) if wanted else None
+
+
+@contextmanager
+def _optional(progress: Progress, *paths: Path) -> Iterator[bool]:
+    """Whether reports are on; an error inside the block is one warning."""
     try:
-        page = run_page.page(run, run.report_file, status, metrics)
-        atomic_write(run.report_file, render(page))
+        yield os.environ.get(SWITCH, "1").lower() not in {"0", "no", "off", "false"}
     except Exception as error:
-        reason = one_line(error)[:300]
-        progress.note(f"warning: no report was written ({reason}); try again with: flowopd report {run.path}")
+        again = f"flowopd report {' '.join(map(str, paths))}"
+        progress.note(f"warning: no report was written ({one_line(error)[:300]}); try again with: {again}")
 
 
 def of_run(path: Path, out: Path | None) -> Path:

@@ -20,7 +20,8 @@ from flowopd_cli.stages.evaluation.journal import Batch, Scored, Scorer
 from flowopd_cli.stages.evaluation.parts import Part, make_parts
 from flowopd_cli.stages.evaluation.requests import PictureRequest, Requests
 from flowopd_cli.stages.evaluation.results import imported, rows_by_suite, show, summarize_all
-from flowopd_cli.stages.evaluation.suites import make_rewards, plan_requests
+from flowopd_cli.stages.evaluation.shared import Shared
+from flowopd_cli.stages.evaluation.suites import plan_requests
 from flowopd_cli.stages.training.lengths import check_lengths
 from flowopd_cli.stages.training.model import Roles, encode_ahead, load_model
 from flowopd_cli.suites.base import Result, image_seed
@@ -36,17 +37,17 @@ def run(
     *,
     adapters: Adapters | None = None,
     resume: bool = False,
-    requests: Requests | None = None,
+    shared: Shared | None = None,
 ) -> dict[str, Any]:
     """Draw each picture once for each guidance, however many suites request it, and score every suite.
 
-    ``requests`` are those of :func:`~flowopd_cli.stages.evaluation.suites.plan_requests`, if the caller has them.
+    ``shared`` has the requests, if the caller planned them, and what earlier evaluations of other adapters loaded.
     """
-    requests = requests or plan_requests(recipe)
+    shared = shared or Shared(plan_requests(recipe))
     if recipe.eval.import_scores is not None:
-        results = {"": imported(requests, Path(recipe.eval.import_scores))}
+        results = {"": imported(shared.requests, Path(recipe.eval.import_scores))}
     else:
-        results = evaluate(recipe, requests, run, progress, adapters or Adapters())
+        results = evaluate(recipe, run, progress, adapters or Adapters(), shared)
     if GROUP.rank:
         return {"suites": {}}
     for part, by_suite in results.items():
@@ -59,15 +60,15 @@ def run(
 
 
 def evaluate(
-    recipe: EvalRecipe, requests: Requests, run: RunDir, progress: Progress, adapters: Adapters
+    recipe: EvalRecipe, run: RunDir, progress: Progress, adapters: Adapters, shared: Shared
 ) -> dict[str, dict[str, Result]]:
     """The results of every suite by part, one for each guidance; empty in all processes but the first.
 
     Pictures and rows of an earlier start count. The model is loaded once, for the first picture that is missing.
     """
-    rewards = make_rewards(requests)
+    requests, rewards = shared.requests, shared.rewards
     parts = make_parts(recipe, requests, rewards, run, adapters)
-    artist = Artist(recipe, parts, run, progress, adapters)
+    artist = Artist(recipe, parts, run, progress, adapters, shared)
     results = {}
     for part in parts:
         rows = score(part, requests, rewards, artist, progress)
@@ -113,10 +114,16 @@ class Artist:
     """The model that draws the missing pictures of all parts, loaded for the first of them."""
 
     def __init__(
-        self, recipe: EvalRecipe, parts: Sequence[Part], run: RunDir, progress: Progress, adapters: Adapters
+        self,
+        recipe: EvalRecipe,
+        parts: Sequence[Part],
+        run: RunDir,
+        progress: Progress,
+        adapters: Adapters,
+        shared: Shared,
     ) -> None:
         self._recipe, self._parts, self._run = recipe, parts, run
-        self._progress, self._adapters = progress, adapters
+        self._progress, self._adapters, self._shared = progress, adapters, shared
 
     def draw(self, part: Part) -> Iterator[Batch]:
         """Draw the missing pictures of a part and write them to its folder, a batch at a time."""
@@ -135,11 +142,13 @@ class Artist:
         """The model with the prompts of all missing pictures encoded, and the name of its adapter."""
         recipe = self._recipe
         missing: list[PictureRequest] = [request for part in self._parts for request in part.missing]
-        model = load_model(recipe.model, ())
+        model = self._shared.model = self._shared.model or load_model(recipe.model, ())
+        for earlier in model.adapters.names:
+            model.adapters.remove(earlier)
         check_lengths(recipe, model, [request.prompt for request in missing], self._progress)
         roles = Roles(model, self._adapters)
         adapter = roles.add_frozen("policy", recipe.adapter or "base")
         self._run.declare(roles.inputs(recipe.model))
-        model.adapters.fold(adapter)
+        model.adapters.fold(adapter, undo=self._shared.several)
         encode_ahead(model, (request.prompt for request in missing))
         return model, adapter

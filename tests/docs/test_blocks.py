@@ -12,7 +12,7 @@ from support import toyruns
 
 from flowopd_cli import recipe as recipes
 from flowopd_cli import registry
-from flowopd_cli.cli import execute
+from flowopd_cli.cli import execute, several
 from flowopd_cli.cli.app import app
 from flowopd_cli.cli.plan import resolve
 
@@ -62,6 +62,9 @@ def test_every_stage_resolves_to_a_recipe_of_names_that_exist(command, flowopd, 
     resolved = []
     resumed = recipes.build({"stage": "merge", "adapters": ["a"]})
     monkeypatch.setattr(execute, "execute", lambda plan, common: resolved.append(plan.recipe))
+    monkeypatch.setattr(
+        several, "execute_each", lambda plans, common: resolved.extend(p.recipe for p in plans.values())
+    )
     monkeypatch.setattr(resolve, "_resumed", lambda *rest: resumed)
     monkeypatch.setattr(resolve, "keep_tasks", lambda recipe, keep: (recipe, keep))
     monkeypatch.chdir(tmp_path)

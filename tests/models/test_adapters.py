@@ -255,3 +255,22 @@ def test_targets_that_match_no_module_are_refused():
     with pytest.raises(RecipeError, match=r"adapter.targets: 'attn\.to_q' matches no linear layer"):
         bank.add("policy", 2, 2.0, seed=0, trainable=True)
     assert bank.names == ()
+
+
+@pytest.mark.parametrize("undo", [True, False])
+def test_a_removed_adapter_leaves_the_base_as_it_was(trainee, undo):
+    bank = trainee.adapters
+    base, others, digest = velocity(trainee, None), velocity(trainee, "other"), bank.digest(None)
+    factors, third = bank.factors("other"), bank.factors("third")
+    if undo:
+        bank.fold("other", undo=True)
+        assert bank.digest(None) != digest
+    bank.remove("other")
+    assert bank.digest(None) == digest
+    assert bank.names == ("policy", "third")
+    assert torch.equal(velocity(trainee, None), base)
+    bank.load("other", factors)
+    assert torch.equal(velocity(trainee, "other"), others)
+    bank.remove("other")
+    bank.load("other", third)
+    assert torch.equal(velocity(trainee, "other"), velocity(trainee, "third"))

@@ -128,7 +128,11 @@ def test_the_six_commands(call, tiny, base, tmp_path, monkeypatch):
     scored = call("eval", "--suite", "toy-quality", "--adapter", "s", *counted, "--out", "e")
     assert scored["suites"]["quality"]["n"] == 2
     sizes = ("--set", "model.resolution=32", "--set", "model.max_sequence_length=48")
-    assert call("eval", "--suite", "toy-quality", "--base", base, *counted, *sizes, "--out", "eb")["suites"]
+    bare = call("eval", "--suite", "toy-quality", "--base", base, *counted, *sizes, "--out", "eb")
+    with monkeypatch.context() as hub:  # the same folder, under a name that no family knows
+        hub.setattr("huggingface_hub.snapshot_download", lambda repo, **options: str(base))
+        fetched = call("eval", "--suite", "toy-quality", "--base", "someone/tuned", *counted, *sizes, "--out", "eh")
+    assert fetched["suites"] == bare["suites"]
 
     pushed = call("push", "s", "--dry-run", "--out", "p", "--set", "push.verify_guidance=3.5")
     assert pushed["metrics"]["difference"] <= 2 / 255

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json as jsonlib
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +14,6 @@ from flowopd_cli.errors import ArtifactError, RecipeError, printable
 
 if TYPE_CHECKING:
     from flowopd_cli.reports.entries import Entry
-    from flowopd_cli.reports.paired import Difference
     from flowopd_cli.reports.votes import Vote
 
 Runs = Annotated[list[Path], typer.Argument(metavar="RUN", help="Runs of any stage, evaluations included.")]
@@ -61,18 +59,7 @@ def report(runs: Runs, out: Out = None, against: Against = None, votes: Votes = 
 
 def _comparison(entries: Sequence[Entry], against: str | None, ballots: Sequence[Vote]) -> dict[str, Any]:
     """The figures of a comparison for ``--json``."""
-    from flowopd_cli.reports import paired
+    from flowopd_cli.reports import comparison, paired
     from flowopd_cli.reports.votes import figures
 
-    reference = paired.reference(entries, against)
-    return {
-        "models": {entry.label: entry.results for entry in entries},
-        "against": reference,
-        "paired": _plain(paired.against(entries, reference)),
-        "less_full_precision": _plain(paired.against_full_precision(entries)),
-        "votes": figures(entries, ballots),
-    }
-
-
-def _plain(table: Mapping[str, Mapping[str, Difference]]) -> dict[str, Any]:
-    return {model: {suite: asdict(pair) for suite, pair in pairs.items()} for model, pairs in table.items()}
+    return {**comparison.numbers(entries, paired.reference(entries, against)), "votes": figures(entries, ballots)}

@@ -48,7 +48,9 @@ KEEP = "'student': the frozen --init, a run of distill, teaches its own tasks th
 ANCHOR = "The adapter that the student is kept close to on every prompt; 'base' for the bare base."
 BETA = "The weight of the KL divergence to the anchor in the loss; 0 turns the anchor off."
 ESTIMATOR = "How the gradient of the KL to the teachers is taken: pathwise (closed form) or score (policy gradient)."
+SCORED = "The adapter to score, the bare base by default. Several, one of which may be 'base', are compared at the end."
 IMAGES = "Score the pictures in this folder instead of drawing any."
+IMAGES_CSV = "A CSV that lists these pictures, in any layout, with their prompts: columns file, prompt, metadata."
 SCORES = "Read the scores that official scorers wrote into this folder."
 FAIL_UNDER = "Exit with code 3 if the suite's mean is below X; may be repeated, and given with --resume."
 EVALUATIONS = "An evaluation whose scores go into the card; may be repeated."
@@ -155,7 +157,7 @@ def distill(
 def eval_(
     common: Common,
     suite: Annotated[Texts, _option("A,B", "The suites to run; may be repeated.", completion.suites)] = None,
-    adapter: Annotated[Text, _option("REF", "The adapter to score; the bare base by default.", completion.runs)] = None,
+    adapter: Annotated[Texts, _option("REF", SCORED, completion.runs)] = None,
     limit: Annotated[Number, _option("N", "Use only N prompts of each suite, evenly spread over it.", min=1)] = None,
     images_per_prompt: Annotated[
         Number, _option("N", "Pictures to draw for each prompt; the suite's own number by default.", min=1)
@@ -167,23 +169,30 @@ def eval_(
     guidance: Annotated[Text, _option("G,G", "The guidance, or several to compare; the best is marked.")] = None,
     batch: Annotated[Number, _option("N", "Pictures drawn at once; does not change results.", min=1)] = None,
     images: Annotated[Folder, _option("DIR", IMAGES)] = None,
+    images_csv: Annotated[Folder, _option("FILE", IMAGES_CSV)] = None,
     import_scores: Annotated[Folder, _option("DIR", SCORES)] = None,
     fail_under: Annotated[Texts, _option("SUITE=X", FAIL_UNDER)] = None,
 ) -> None:
-    """Score an adapter, the bare base, or pictures drawn by another program on held-out prompts.
+    """Score adapters, the bare base, or pictures drawn by another program on held-out prompts. Several adapters are
+    scored in runs of their own below --out, with the base loaded once; --resume takes that folder.
 
     \b
     Example:
       flowopd eval --suite geneval,ocr --adapter runs/student --out runs/eval-student
       flowopd eval --suite geneval,ocr --adapter runs/student --split validation --guidance 1,1.5,2
+      flowopd eval --suite geneval,ocr --adapter base --adapter runs/init --adapter runs/student --out runs/evals
       flowopd eval --suite geneval --images their/pictures --fail-under geneval=0.85
+      flowopd eval --suite pickscore --images my/pictures --images-csv my/prompts.csv
     """
     from flowopd_cli.cli.plan.flags import names, numbers, thresholds
 
     if images is not None and import_scores is not None:
         raise RecipeError("--images scores pictures, --import-scores reads existing scores: name one of them")
+    refs = adapter or []
+    if len(refs) > 1 and (images is not None or import_scores is not None):
+        raise RecipeError("--images and --import-scores are of one model: name one --adapter, or none")
     values = {
-        "adapter": adapter,
+        "adapter": refs[0] if refs else None,
         "eval.suites": names(suite or ()),
         "eval.limit": limit,
         "eval.images": images_per_prompt,
@@ -192,10 +201,16 @@ def eval_(
         "eval.batch": batch,
         "eval.options.t2i-compbench.categories": names(categories or ()),
         "eval.pictures": images and str(images),
+        "eval.pictures_csv": images_csv and str(images_csv),
         "eval.import_scores": import_scores and str(import_scores),
         "eval.fail_under": thresholds(fail_under or ()),
     }
-    _execute("eval", common, values, [adapter])
+    from flowopd_cli.cli.several import execute_each, is_folder_of_evaluations, resolve_each
+
+    if len(refs) > 1 or is_folder_of_evaluations(common.resume):
+        execute_each(resolve_each(common, values, refs), common)
+    else:
+        _execute("eval", common, values, [*refs])
 
 
 def push(

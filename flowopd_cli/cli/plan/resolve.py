@@ -25,7 +25,7 @@ from flowopd_cli.runs.run import RunDir
 from flowopd_cli.system.files import is_file
 
 if TYPE_CHECKING:  # it needs torch
-    from flowopd_cli.stages.evaluation.requests import Requests
+    from flowopd_cli.stages.evaluation.shared import Shared
 
 TOY = "toy"
 TEACHERS = {"routing", "teachers"}
@@ -44,13 +44,13 @@ NEEDED = {
 @dataclass(frozen=True)
 class Plan:
     """The plan of a command: its recipe with complete names, remarks on changed fields, the adapters resolved so far,
-    the suites and pictures of an evaluation, and the shipped recipe that the flags changed.
+    the suites and pictures of an evaluation with what several share, and the shipped recipe that the flags changed.
     """
 
     recipe: recipes.Recipe
     remarks: tuple[str, ...] = ()
     adapters: Adapters = field(default_factory=Adapters, compare=False)
-    requests: Requests | None = field(default=None, compare=False)
+    shared: Shared | None = field(default=None, compare=False)
     start: recipes.Recipe | None = field(default=None, compare=False)
 
     @classmethod
@@ -312,7 +312,8 @@ def _recorded_model(folder: Path) -> dict[str, Any]:
 def _assign_flags(tree: dict[str, Any], stage: str, common: Common, flags: dict[str, Any]) -> None:
     shared = {"seed": common.seed, "eval.seed": common.seed if stage == "eval" else None}
     shared["train.processes"] = common.processes if stage in {"teacher", "coldstart", "distill"} else None
-    shared |= {f"model.{key}": value for key, value in model_fields(common.base).items()} if common.base else {}
+    base = model_fields(common.base, fetch=not common.dry_run) if common.base else {}
+    shared |= {f"model.{key}": value for key, value in base.items()}
     if "rewards" in flags:
         flags["rewards"] = _merge_rewards(tree.get("rewards"), flags["rewards"])
     for key in TEACHERS & flags.keys():

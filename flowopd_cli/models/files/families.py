@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from flowopd_cli.errors import ArtifactError
+from flowopd_cli.models.files.pipelines import CONFIG, locate
 from flowopd_cli.registry import FAMILIES, base_source
 from flowopd_cli.system.json_files import read_json
+from flowopd_cli.system.paths import is_hub_id
 
 CLIP_L, CLIP_G, T5_XXL = 123_060_480, 694_659_840, 4_762_310_656  # parameters of text encoders
 QWEN3_4B, QWEN3_8B, GEMMA_2_2B = 4_022_468_096, 8_190_735_360, 2_614_341_888
@@ -79,22 +81,27 @@ def family(name: str) -> Family:
     return FAMILIES.load(name) if name in FAMILIES.names() else Family()
 
 
-def family_of(pretrained: str) -> str | None:
-    """The family of a named shape, a known Hub id or a local folder; ``None`` for any other base."""
-    transformer = None
+def family_of(pretrained: str, *, fetch: bool = False) -> str | None:
+    """The family of a named shape, a known Hub id or a local folder; ``None`` for any other base.
+
+    With ``fetch`` also that of another repository of the Hub, whose transformer's configuration is fetched for it.
+    """
+    families = {name: FAMILIES.load(name) for name in FAMILIES.names()}
+    named = next((name for name, each in families.items() if pretrained in {*each.shapes, *each.known}), None)
+    if named is not None:
+        return named
     with suppress(ArtifactError):
-        path = base_folder(pretrained) / "transformer" / "config.json"
-        transformer = read_json(path, "configuration of a transformer").get("_class_name")
-    for name in FAMILIES.names():
-        candidate = FAMILIES.load(name)
-        if pretrained in {*candidate.shapes, *candidate.known} or candidate.transformer == transformer:
-            return name
+        folder = base_folder(pretrained)
+        if fetch and is_hub_id(pretrained) and not folder.is_dir():
+            folder = locate(pretrained, files=[CONFIG])
+        kind = read_json(folder / CONFIG, "configuration of a transformer").get("_class_name")
+        return next((name for name, each in families.items() if each.transformer == kind), None)
     return None
 
 
-def model_fields(pretrained: str) -> dict[str, str]:
-    """A base and, if it is known, its family: fields of a recipe's ``model`` section."""
-    name = family_of(pretrained)
+def model_fields(pretrained: str, *, fetch: bool = False) -> dict[str, str]:
+    """A base and its family, if :func:`family_of` tells it: fields of a recipe's ``model`` section."""
+    name = family_of(pretrained, fetch=fetch)
     return {"pretrained": pretrained} | ({"family": name} if name else {})
 
 

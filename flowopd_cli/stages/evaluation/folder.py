@@ -55,7 +55,7 @@ class PictureFolder:
 
     def file(self, request: PictureRequest) -> Path | None:
         """The file of a picture, ``None`` if it is missing; :class:`RecipeError` if several files are that picture."""
-        if not self.foreign:
+        if not self.foreign or request.file is not None:
             path = self.root / request.path
             return path if path.is_file() else None
         files = (request.layout.find(folder, request.place) for folder in self._suite_folders(request))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -26,6 +26,7 @@ class PictureRequest:
     layout: Layout
     suites: tuple[str, ...]
     aliases: tuple[str, ...] = ()  #: names of ``home`` in other programs
+    file: str | None = None  #: its path below the folder of another program, if a list names it
 
     @cached_property
     def key(self) -> Key:
@@ -35,39 +36,50 @@ class PictureRequest:
     @cached_property
     def path(self) -> str:
         """The picture's path below the folder of all suites."""
-        return f"{self.home}/{self.layout.picture(self.place)}"
+        return self.file or f"{self.home}/{self.layout.picture(self.place)}"
 
 
 @dataclass(frozen=True)
 class Requests:
-    """Suites, the groups among them, every picture once, and a SHA-256 of the prompts of each picture folder."""
+    """Suites, the groups among them, every picture once, and a SHA-256 of the prompts of each picture folder.
+
+    ``others`` are the suites that score other prompts than their own, with a SHA-256 of these.
+    """
 
     suites: tuple[Suite, ...]
     groups: tuple[SuiteGroup, ...] = ()
     pictures: tuple[PictureRequest, ...] = ()
     digests: Mapping[str, str] = field(default_factory=dict)
+    others: Mapping[str, str] = field(default_factory=dict)
 
 
 def plan(suites: Sequence[Suite], groups: Sequence[SuiteGroup], spec: EvalSpec) -> Requests:
     """The requests of the suites; :class:`RecipeError` if suites with one picture folder have different prompts."""
     prompt_lists: dict[Callable[[str], list[Prompt]], list[Prompt]] = {}
-    pictures: dict[Key, PictureRequest] = {}
+    pictures: list[PictureRequest] = []
     digests: dict[str, str] = {}
     for suite in suites:
         if suite.prompts not in prompt_lists:
             prompt_lists[suite.prompts] = suite.prompts(spec.split)
         prompts, home, images = prompt_lists[suite.prompts], suite.picture_folder, spec.images or suite.images
-        digest = _digest(prompts)
+        digest = digest_of(prompts)
         if digests.setdefault(home, digest) != digest and spec.pictures is None:
             raise RecipeError(f"eval.suites: {suite.name} has other prompts than another suite with its pictures")
         for position, prompt in select(prompts, spec.limit):
             for index in range(images):
                 place = Place(prompt, position, index, images)
-                request = PictureRequest(prompt, place, home, suite.layout, (suite.name,), suite.aliases)
-                if (earlier := pictures.get(request.key)) is not None:
-                    request = replace(earlier, suites=(*earlier.suites, suite.name))
-                pictures[request.key] = request
-    return Requests(tuple(suites), tuple(groups), tuple(pictures.values()), digests)
+                pictures.append(PictureRequest(prompt, place, home, suite.layout, (suite.name,), suite.aliases))
+    return Requests(tuple(suites), tuple(groups), collect(pictures), digests)
+
+
+def collect(requests: Iterable[PictureRequest]) -> tuple[PictureRequest, ...]:
+    """Each picture once, at its first place, with all the suites that request it."""
+    pictures: dict[Key, PictureRequest] = {}
+    for request in requests:
+        if (earlier := pictures.get(request.key)) is not None:
+            request = replace(earlier, suites=(*earlier.suites, *request.suites))
+        pictures[request.key] = request
+    return tuple(pictures.values())
 
 
 def select(prompts: Sequence[Prompt], limit: int | None) -> list[tuple[int, Prompt]]:
@@ -76,6 +88,7 @@ def select(prompts: Sequence[Prompt], limit: int | None) -> list[tuple[int, Prom
     return [(position, prompts[position]) for position in (i * len(prompts) // count for i in range(count))]
 
 
-def _digest(prompts: Sequence[Prompt]) -> str:
+def digest_of(prompts: Sequence[Prompt]) -> str:
+    """SHA-256 of tasks, ids and texts."""
     lines = [f"{prompt.task}/{prompt.id}/{prompt.text}" for prompt in prompts]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -31,7 +31,20 @@ def summarize_all(
 ) -> dict[str, Result]:
     """The result of every suite, then of every group."""
     results = {s.name: summarize(s, rows[s.name], protocol(recipe, s), rewards[s.name]) for s in requests.suites}
-    return _with_groups(requests, results)
+    results = _with_groups(requests, {n: _marked(result, requests.others.get(n)) for n, result in results.items()})
+    for group in requests.groups:
+        others = [requests.others[suite.name] for suite in group.suites if suite.name in requests.others]
+        if others and group.name in results:
+            results[group.name] = _marked(results[group.name], others[0])
+    return results
+
+
+def _marked(result: Result, others: str | None) -> Result:
+    """The result marked as of other prompts than the suite's own, if there are any: ``others`` is their digest."""
+    if others is None:
+        return result
+    note = "; ".join(filter(None, [result.get("note", ""), "on the prompts of --images-csv, not on the suite's own"]))
+    return {**result, "version": f"{result['version']}+{others[:8]}", "exact": False, "note": note, "published": {}}
 
 
 def imported(requests: Requests, folder: Path) -> dict[str, Result]:

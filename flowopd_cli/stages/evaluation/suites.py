@@ -12,6 +12,7 @@ from flowopd_cli.recipe import EvalRecipe
 from flowopd_cli.rewards.base import Reward
 from flowopd_cli.rewards.function import convert_options, make_reward
 from flowopd_cli.stages.evaluation.folder import PictureFolder
+from flowopd_cli.stages.evaluation.listed import plan_listed, read_list
 from flowopd_cli.stages.evaluation.requests import Requests, plan
 from flowopd_cli.suites.base import NamedReward, Suite, SuiteGroup
 from flowopd_cli.system.arguments import Options
@@ -28,6 +29,9 @@ def plan_requests(recipe: EvalRecipe) -> Requests:
             raise RecipeError(f"{flag} {folder}: no such folder")
     if spec.import_scores is not None:
         return Requests(suites, groups)
+    if spec.pictures is not None and spec.pictures_csv is not None:
+        listed = read_list(Path(spec.pictures_csv), Path(spec.pictures))
+        return plan_listed(suites, groups, spec, listed)
     requests = plan(suites, groups, spec)
     if spec.pictures is not None:
         PictureFolder(Path(spec.pictures), foreign=True).check(requests.pictures)

@@ -1,5 +1,6 @@
 """``flowopd eval``: thresholds and their exit code, pictures and scores of other programs, errors of one process."""
 
+import csv
 import json
 import shutil
 import sys
@@ -93,6 +94,32 @@ def test_pictures_of_other_prompts_are_not_scored(root, tmp_path, capsys):
     argv = ("eval", "--base", "toy", "--suite", "geneval", "--images", other, *SMALL)
     assert call(*argv, "--out", tmp_path / "e") == 2
     assert "is of 'a photo of a bench'" in capsys.readouterr().err
+
+
+def test_pictures_in_any_layout_are_listed_in_a_csv(root, tmp_path, capsys):
+    rows = [json.loads(line) for line in RunDir(root / "done").eval_file("geneval").with_suffix(".jsonl").open()]
+    (tmp_path / "flat").mkdir()
+    with (tmp_path / "list.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(("prompt", "file"))
+        for number, row in enumerate(reversed(rows)):
+            shutil.copy(root / "done" / "images" / row["picture"], tmp_path / "flat" / f"{number}.png")
+            table.writerow((row["text"], f"{number}.png"))
+    argv = ("eval", "--base", "toy", "--images", tmp_path / "flat", "--images-csv", tmp_path / "list.csv", "--quiet")
+    assert call(*argv, "--suite", "geneval", "--images-per-prompt", "1", "--out", tmp_path / "e") == 0
+    found, drawn = result(tmp_path / "e", "geneval"), result(root / "done", "geneval")
+    assert (found["mean"], found["n"], found["by_tag"]) == (drawn["mean"], drawn["n"], drawn["by_tag"])
+    assert found["version"].startswith(f"{drawn['version']}+")  # six prompts of many
+    assert (found["exact"], found["published"]) == (False, {})
+    assert "on the prompts of --images-csv" in found["note"]
+    lines = [json.loads(line) for line in RunDir(tmp_path / "e").eval_file("geneval").with_suffix(".jsonl").open()]
+    assert {line["prompt"] for line in lines} == {row["prompt"] for row in rows}
+    assert {line["picture"] for line in lines} == {path.name for path in (tmp_path / "flat").iterdir()}
+    capsys.readouterr()
+    (tmp_path / "flat" / "0.png").unlink()
+    assert call(*argv, "--suite", "quality", "--out", tmp_path / "f") == 2
+    assert f"line 2: 1 of 6 files are not in {tmp_path / 'flat'}, the first is 0.png" in capsys.readouterr().err
+    assert not (tmp_path / "f").exists()
 
 
 def test_without_a_base_the_pictures_of_others_are_those_of_the_public_suites(tmp_path, capsys):

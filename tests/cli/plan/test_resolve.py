@@ -10,6 +10,7 @@ from flowopd_cli.cli.plan.check import check
 from flowopd_cli.cli.plan.resolve import resolve
 from flowopd_cli.cli.stage import continuation
 from flowopd_cli.errors import ArtifactError, RecipeError
+from flowopd_cli.registry import FAMILIES
 from flowopd_cli.runs.manifest import Base, Inputs
 from flowopd_cli.runs.run import RunDir
 
@@ -142,3 +143,22 @@ def test_the_toy_has_a_recipe_for_each_reward_and_one_more_for_grpo(rewards, alg
     recipe = resolve("teacher", Common(), {key: value for key, value in values.items() if value}).recipe
     shipped = recipes.load(recipes.find(f"toy/{name}"))
     assert (recipe.algorithm, recipe.train) == (shipped.algorithm, shipped.train)
+
+
+@pytest.mark.parametrize("family", FAMILIES.names())
+def test_an_unknown_repository_tells_its_family_unless_nothing_is_run(tmp_path, monkeypatch, family):
+    asked = []
+    (tmp_path / "transformer").mkdir()
+    config = {"_class_name": FAMILIES.load(family).transformer}
+    (tmp_path / "transformer" / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr(
+        "huggingface_hub.snapshot_download", lambda repo, **options: asked.append((repo, options)) or str(tmp_path)
+    )
+    model = resolve("eval", Common(base="someone/tuned"), {}).recipe.model
+    assert (model.family, model.pretrained) == (family, "someone/tuned")
+    assert {repo for repo, _ in asked} == {"someone/tuned"}
+    assert all(options["allow_patterns"] == ["transformer/config.json"] for _, options in asked)
+    asked.clear()
+    assert resolve("eval", Common(base="someone/tuned", dry_run=True), {}).recipe.model.family == "sd3"
+    resolve("eval", Common(base="Qwen/Qwen-Image"), {})
+    assert asked == []
