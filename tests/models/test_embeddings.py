@@ -1,7 +1,6 @@
 """Embeddings on disk: read again, shared between processes, and encoded again after damage."""
 
-import subprocess
-import sys
+import multiprocessing
 from pathlib import Path
 
 import pytest
@@ -153,27 +152,22 @@ def test_a_full_disk_leaves_stored_rows_readable(tmp_path, monkeypatch, caplog):
     assert [record.message.count("No space left") for record in caplog.records] == [1]
 
 
-WRITER = """
-import sys, pathlib, torch
-sys.path.insert(0, sys.argv[1])
-from test_embeddings import rows, same
-from flowopd_cli.models.embeddings import EmbeddingStore
-folder, first = pathlib.Path(sys.argv[2]), int(sys.argv[3])
-store = EmbeddingStore(folder, shard_bytes=1)
-for number in range(first, first + 40):
-    if store.unknown([f"text {number}"]):
-        store.add(rows(number))
-assert same(store.find([f"text {n}" for n in range(first, first + 40)]), rows(*range(first, first + 40)))
-"""
+def write(folder, first):
+    store, texts = EmbeddingStore(folder, shard_bytes=1), list(rows(*range(first, first + 40)))
+    for number in range(first, first + 40):
+        if store.unknown([f"text {number}"]):
+            store.add(rows(number))
+    assert same(store.find(texts), rows(*range(first, first + 40)))
 
 
 def test_processes_that_write_at_the_same_time_leave_every_row_sound(tmp_path):
-    here = str(Path(__file__).parent)
-    command = [sys.executable, "-c", WRITER, here, str(tmp_path)]
-    copies = [subprocess.Popen([*command, str(first)], stderr=subprocess.PIPE, text=True) for first in (0, 20)]
+    fork = multiprocessing.get_context("fork")
+    copies = [fork.Process(target=write, args=(tmp_path, first)) for first in (0, 20)]
     for copy in copies:
-        _, errors = copy.communicate(timeout=120)
-        assert copy.returncode == 0, errors
+        copy.start()
+    for copy in copies:
+        copy.join(120)
+        assert copy.exitcode == 0
     store = EmbeddingStore(tmp_path)
     assert store.unknown(list(rows(*range(60)))) == []
     assert same(store.find(list(rows(*range(60)))), rows(*range(60)))

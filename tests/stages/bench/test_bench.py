@@ -18,6 +18,8 @@ from flowopd_cli.stages.bench.measure import FLOOR, Request, run
 from flowopd_cli.stages.bench.world import build
 from flowopd_cli.system.progress import Silent
 
+LITTLE, USUAL = "model.resolution=64", "model.resolution=null"
+
 
 def recipe(*overrides, shape="small", base=None, **roles):
     roles = cli_bench.Roles(roles.get("teachers"), roles.get("anchor"), roles.get("guidance"))
@@ -27,7 +29,8 @@ def recipe(*overrides, shape="small", base=None, **roles):
 
 
 def world_of(*overrides, batch=2, **roles):
-    return build(recipe(*overrides, **roles), batch, real_prompts=False)
+    """A world of 8 x 8 latents, unless ``model.resolution`` is given."""
+    return build(recipe(LITTLE, *overrides, **roles), batch, real_prompts=False)
 
 
 def gradients(world, structure):
@@ -169,7 +172,7 @@ def test_figures_of_flux():
 
 
 def test_parts_add_up_to_the_iteration():
-    world = world_of()
+    world = world_of(USUAL)
     structures.replay(world)()
     parts = clock.parts(world, structures.replay(world), 1)
     assert all(parts[name] > 0 for name in ("rollout", "teacher", "anchor", "student", "optimizer"))
@@ -198,7 +201,7 @@ def test_the_peak_is_that_of_the_action_alone():
 
 
 def test_largest_micro_batch_is_estimated_from_saved_tensors():
-    world = world_of("sampling.guidance=1")
+    world = world_of(USUAL, "sampling.guidance=1")
     adapter = world.recipe.adapter
     options = LoadOptions(dtype="float32", max_sequence_length=16, targets=adapter.targets)
     assert limits.saved_bytes(world) == pytest.approx(
@@ -212,13 +215,13 @@ def test_largest_micro_batch_is_estimated_from_saved_tensors():
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_largest_micro_batch_on_a_gpu():
-    largest = limits.largest_micro_batch(world_of("model.device=cuda"))
+    largest = limits.largest_micro_batch(world_of(USUAL, "model.device=cuda"))
     assert largest["rows"] >= 8
     assert largest["how"] == "found by doubling"
 
 
 def test_the_figures():
-    figures = run(Request(recipe("sampling.guidance=1", guidance=4.5), 1, 2, real=False), Silent())
+    figures = run(Request(recipe(LITTLE, "sampling.guidance=1", guidance=4.5), 1, 2, real=False), Silent())
     keys = ("floor_seconds", "fused_seconds", "replay_seconds", "upstream_structure_seconds", "peak_memory_bytes")
     assert all(figures[key] > 0 for key in keys)
     assert figures["floor_seconds"] == pytest.approx(sum(figures["floor"].values()))
@@ -277,7 +280,7 @@ def test_substeps_are_refused():
 
 def test_teachers_are_compared_by_algorithm():
     """Each iteration has the forwards that its recipe is counted with, those of a slow copy included."""
-    world = world_of("sampling.guidance=1")
+    world = world_of(USUAL, "sampling.guidance=1")
     tree, where = cli_bench.starting_point(None, None, "small", "teacher")
     settings = ("sampling.steps=3", "sampling.guidance=1", "adapter.rank=4", "nft.levels=2", "grpo.beta=0.1")
     compared = cli_bench.algorithm_recipes(tree, where, {}, ["grpo", "nft"], settings)
