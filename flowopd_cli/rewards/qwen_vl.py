@@ -1,6 +1,6 @@
-"""Inputs of Qwen's vision-language models: chats with one picture each, and the patches of the pictures.
+"""Qwen's vision-language models: their inputs, chats with one picture each, and their greedy answers.
 
-The processor of ``transformers`` would do the same, but imports torchvision for its videos.
+The processor of ``transformers`` would make the same inputs, but imports torchvision for its videos.
 """
 
 from __future__ import annotations
@@ -8,11 +8,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from PIL import Image
 from torch import Tensor
 
+from flowopd_cli.errors import ArtifactError
+from flowopd_cli.rewards.compbench.detectors import load_complete
+from flowopd_cli.rewards.preference.clip import as_dtype, read, read_tokenizer
+from flowopd_cli.rewards.weights import pick_device
+
 PLACE = "<|image_pad|>"
 PICTURE = f"<|vision_start|>{PLACE}<|vision_end|>"
+KINDS = ("qwen2_vl", "qwen2_5_vl")
 # What the chat template of Qwen3-VL makes of a picture and a question, and that of Qwen2-VL and Qwen2.5-VL.
 CHAT_3 = f"<|im_start|>user\n{PICTURE}{{question}}<|im_end|>\n<|im_start|>assistant\n"
 CHAT = f"<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{CHAT_3}"
@@ -43,3 +50,39 @@ def chat_inputs(
     tokens = tokenizer(chats, padding=True, padding_side="right", return_tensors="pt")
     names = ("input_ids", "attention_mask")
     return {name: tokens[name] for name in names} | {n: pictures[n] for n in ("pixel_values", "image_grid_thw")}
+
+
+class QwenVL:
+    """A Qwen2-VL or Qwen2.5-VL that answers questions about pictures greedily, without gradients.
+
+    Its other settings of generation, such as a penalty of repetitions, are those that come with its weights.
+    """
+
+    def __init__(self, source: str, dtype: str, device: str) -> None:
+        """``source`` is a local folder or ``repository@revision``.
+
+        Raises :class:`ArtifactError`: there is a model of another kind, an incomplete one, or none.
+        """
+        from transformers import AutoConfig, AutoModelForImageTextToText, Qwen2Tokenizer, Qwen2VLImageProcessorPil
+
+        kind = read(AutoConfig, source).model_type
+        if kind not in KINDS:
+            kinds = " or ".join(KINDS)
+            raise ArtifactError(f"{source}: a model of kind {kind}, not {kinds}: serve it, and use its endpoint")
+        model = load_complete(AutoModelForImageTextToText, source)
+        self.model = model.to(pick_device(device), as_dtype(dtype)).eval().requires_grad_(False)
+        self.tokenizer = read_tokenizer(Qwen2Tokenizer, source, model.config.text_config.vocab_size)
+        self.processor = read(Qwen2VLImageProcessorPil, source)
+        settings = model.generation_config
+        settings.do_sample, settings.temperature, settings.top_p, settings.top_k = False, None, None, None
+
+    @torch.no_grad()
+    def answer(self, image: Image.Image, question: str, limit: int) -> tuple[str, bool]:
+        """The answer of at most ``limit`` tokens, and whether that cut it off."""
+        inputs = chat_inputs(self.tokenizer, self.processor, [image], [question])
+        tensors = {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
+        kinds = (tensors["input_ids"] == self.model.config.image_token_id).int()
+        output = self.model.generate(**tensors, mm_token_type_ids=kinds, max_new_tokens=limit)
+        answer = output[0, kinds.shape[1] :]
+        text = self.tokenizer.decode(answer, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return text, len(answer) >= limit

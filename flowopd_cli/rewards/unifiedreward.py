@@ -7,7 +7,9 @@ the authors' own example for their models over Qwen2.5-VL.
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +20,7 @@ from PIL import Image
 from flowopd_cli.errors import RewardError
 from flowopd_cli.rewards.base import RewardInfo
 from flowopd_cli.rewards.instructions import SourceFile, read_instruction
-from flowopd_cli.rewards.qwen_judge import QwenChat
+from flowopd_cli.rewards.qwen_vl import QwenVL
 from flowopd_cli.rewards.vlm import Connection, Judge, Judgement, given, message, named_endpoints
 from flowopd_cli.rewards.weights import weights_id
 from flowopd_cli.system.arguments import OptionsOf
@@ -27,6 +29,7 @@ RAW = "https://raw.githubusercontent.com/CodeGoat24/UnifiedReward/ff6f520247a2d3
 CAPTION, PROMPT = "Text Caption: [{prompt}]", "{prompt}"
 FINAL = re.compile(r"Final Score:\s*([1-5](?:\.\d+)?)")
 NO_SCORE = "the answer has no score"
+LONGEST = 1024  # tokens of an answer in this process, where a variant states no limit
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,21 @@ class Settings(Connection):
             raise RewardError(f"unifiedreward: unreadable {self.unreadable!r} is not one of zero, invalid")
 
 
+@dataclass(frozen=True)
+class QwenChat:
+    """A model in this process in the place of an endpoint, which answers one request at a time."""
+
+    model: QwenVL
+
+    def request(self, path: str, payload: Any) -> dict[str, Any]:
+        """The reply to a request about one picture."""
+        picture, question = payload["messages"][0]["content"]
+        data = base64.b64decode(picture["image_url"]["url"].partition(",")[2])
+        with Image.open(io.BytesIO(data)) as image:
+            text, cut = self.model.answer(image, question["text"], payload.get("max_tokens", LONGEST))
+        return {"choices": [{"message": {"content": text}, "finish_reason": "length" if cut else "stop"}]}
+
+
 class UnifiedReward(Judge):
     """A number from 1 to 5 as ``raw``, which papers print, and a fifth of it as the total, which they train on."""
 
@@ -119,7 +137,7 @@ class UnifiedReward(Judge):
             urls = named_endpoints("unifiedreward", url, model)
             self.chat = self.settings.endpoints("unifiedreward", urls)
         else:
-            self.chat, model = QwenChat("unifiedreward", source, dtype, device), source
+            self.chat, model = QwenChat(QwenVL(source, dtype, device)), source
             self.connection = replace(self.settings, concurrency=1)
         own = self.settings.instruction
         self.question = read_instruction(self.info.name, own, PROMPT) if own else self.variant.source.literal(CAPTION)

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.tiny_qwen_vl import MARKS, save_qwen25_vl
+from support.tiny_qwen_vl import MARKS
+from support.tiny_reader import save_reader
 from support.tiny_scorers import pictures, pil
 
 from flowopd_cli.core.prompt import Prompt
-from flowopd_cli.errors import RewardError
+from flowopd_cli.errors import ArtifactError, RewardError
 from flowopd_cli.rewards.remote.protocol import prompt_record
 from flowopd_cli.rewards.remote.worker import load_scorer
 from flowopd_cli.rewards.unifiedreward import VARIANTS, UnifiedReward
@@ -143,7 +144,7 @@ def test_wrong_options_are_one_clear_line(options, word):
 @pytest.fixture(scope="module")
 def judge(tmp_path_factory):
     folder = tmp_path_factory.mktemp("qwen")
-    return folder, save_qwen25_vl(folder)
+    return folder, save_reader(folder)
 
 
 def test_a_model_in_this_process_answers_as_its_own_generate(judge):
@@ -174,5 +175,5 @@ def test_a_model_in_this_process_answers_as_its_own_generate(judge):
 
 def test_a_model_of_another_kind_is_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "qwen3_vl"}')
-    with pytest.raises(RewardError, match=r"kind qwen3_vl; .* serve it with vLLM or SGLang, and name url and model"):
+    with pytest.raises(ArtifactError, match="kind qwen3_vl, not qwen2_vl or qwen2_5_vl: serve it"):
         UnifiedReward(source=str(tmp_path))

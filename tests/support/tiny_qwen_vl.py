@@ -27,36 +27,18 @@ TEXT = {
 VISION = {"depth": 2, "embed_dim": 32, "hidden_size": WIDTH, "num_heads": 2, "mlp_ratio": 2}
 
 
-def save_words(folder):
-    """Tokenizer and picture processor; returns the places of the marks of pictures in the vocabulary."""
-    from transformers import Qwen2VLImageProcessorPil
+def save_base(folder):
+    """Configuration, tokenizer and picture processor; returns the configuration."""
+    from transformers import Qwen2VLConfig, Qwen2VLImageProcessorPil
 
     words = tokenizer(*MARKS)
     words.save_pretrained(folder)
     Qwen2VLImageProcessorPil().save_pretrained(folder)
     names = ("vision_start_token_id", "vision_end_token_id", "image_token_id")
-    return {name: words.convert_tokens_to_ids(mark) for name, mark in zip(names, MARKS, strict=True)}
-
-
-def save_base(folder):
-    """Configuration, tokenizer and picture processor; returns the configuration."""
-    from transformers import Qwen2VLConfig
-
-    config = Qwen2VLConfig(text_config={**TEXT, "vocab_size": 300}, vision_config=VISION, **save_words(folder))
+    ids = {name: words.convert_tokens_to_ids(mark) for name, mark in zip(names, MARKS, strict=True)}
+    config = Qwen2VLConfig(text_config={**TEXT, "vocab_size": 300}, vision_config=VISION, **ids)
     config.save_pretrained(folder)
     return config
-
-
-def save_qwen25_vl(folder):
-    """A whole tiny Qwen2.5-VL; returns the model."""
-    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
-
-    vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "out_hidden_size": WIDTH}
-    text = {**TEXT, "vocab_size": 262, "bos_token_id": None, "eos_token_id": 257}
-    config = Qwen2_5_VLConfig(text_config=text, vision_config=vision, **save_words(folder))
-    model = shaken(Qwen2_5_VLForConditionalGeneration(config), 1)
-    model.save_pretrained(folder)
-    return model
 
 
 def hpsv3_checkpoint(config, words=263, seed=0):

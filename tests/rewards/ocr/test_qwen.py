@@ -36,8 +36,8 @@ def pictures():
 
 def greedy(reader, picture):
     """The text by forward passes over the whole sequence: no cache, the penalty of repetitions by its formula."""
-    model, words = reader._model, reader._tokenizer
-    pixels = reader._processor([picture], return_tensors="pt")
+    model, words = reader._model.model, reader._model.tokenizer
+    pixels = reader._model.processor([picture], return_tensors="pt")
     _, height, width = pixels.image_grid_thw[0].tolist()
     ids = words.encode(CHAT.format(image="<|image_pad|>" * (height * width // 4), text=QUESTION))
     prompt = len(ids)
