@@ -16,7 +16,7 @@ from flowopd_cli.errors import ArtifactError, RecipeError, one_line
 from flowopd_cli.recipe import EvalSpec
 from flowopd_cli.stages.evaluation.requests import PictureRequest, Requests, collect, digest_of, select
 from flowopd_cli.suites.base import Suite, SuiteGroup
-from flowopd_cli.suites.layouts import Place, has_picture_suffix
+from flowopd_cli.suites.layouts import FLAT, Place, has_picture_suffix
 from flowopd_cli.system.files import files_below, is_file
 from flowopd_cli.system.paths import below
 
@@ -96,9 +96,7 @@ def plan_listed(
             names = files[prompt.task, prompt.id]
             for index, name in enumerate(names):
                 place = Place(prompt, position, index, len(names))
-                requests.append(
-                    PictureRequest(prompt, place, suite.picture_folder, suite.layout, (suite.name,), file=name)
-                )
+                requests.append(PictureRequest(prompt, place, suite.picture_folder, FLAT, (suite.name,), file=name))
     return Requests(tuple(suites), tuple(groups), collect(requests), others=others)
 
 
