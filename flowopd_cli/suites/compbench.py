@@ -1,8 +1,8 @@
 """T2I-CompBench++ (Huang et al. 2023, arXiv 2307.06350, and 2024): 8 categories of 300 prompts, ten pictures each.
 
-Color, shape, texture and non-spatial use the benchmark's own models and compare with papers. The other categories use
-an open-vocabulary detector in place of UniDet: it is part of the figure's name (``spatial[grounding-dino]``), and the
-average leaves them out.
+Color, shape, texture and non-spatial use the benchmark's own models and compare with papers. So do the others over
+UniDet (``detector: unidet``). Over an open-vocabulary detector, the default, it is part of the figure's name
+(``spatial[grounding-dino]``), and the average leaves them out.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from flowopd_cli.suites.layouts import Layout, Place, has_picture_suffix, only_f
 from flowopd_cli.system.text import suggest
 
 MOST_BYTES = 240  # of a prompt, which is part of its pictures' names
-DETECTOR, DEPTH = "grounding-dino", "dpt-hybrid"
+DETECTOR, DEPTH, UNIDET = "grounding-dino", "dpt-hybrid", "unidet"
+CHECKPOINTS = ("rs200", "r50")  # options: UniDet's checkpoints, in place of ``detector=unidet=FILE``
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Category:
     options: Mapping[str, str]  #: options of the suite that the reward takes, and their names there
     fixed: Mapping[str, Any] = field(default_factory=dict)
     score: str | None = None  #: the reward's figure that counts; ``None``: its total
+    unidet: str | None = None  #: the option with UniDet's checkpoint
 
 
 def _same_names(*names: str) -> dict[str, str]:
@@ -50,13 +52,13 @@ CATEGORIES: Mapping[str, Category] = {
     "color": _VQA,
     "shape": _VQA,
     "texture": _VQA,
-    "spatial": Category("compbench-spatial", _DETECTOR),
-    "3d_spatial": Category("compbench-3d-spatial", {**_DETECTOR, "depth": "depth"}),
-    "numeracy": Category("compbench-numeracy", _DETECTOR),
+    "spatial": Category("compbench-spatial", _DETECTOR, unidet="rs200"),
+    "3d_spatial": Category("compbench-3d-spatial", {**_DETECTOR, "depth": "depth"}, unidet="r50"),
+    "numeracy": Category("compbench-numeracy", _DETECTOR, unidet="r50"),
     "non_spatial": Category(
         "clipscore", {**_same_names("dtype"), "clip": "source"}, {"variant": "t2i-compbench"}, score="cosine"
     ),
-    "complex": Category("compbench-complex", {**_DETECTOR, "blip": "blip", "clip": "clip"}),
+    "complex": Category("compbench-complex", {**_DETECTOR, "blip": "blip", "clip": "clip"}, unidet="rs200"),
 }
 COMPARABLE = ("color", "shape", "texture", "non_spatial")
 
@@ -66,9 +68,14 @@ def experimental(name: str) -> bool:
     return "[" in name
 
 
+def comparable(category: str, detector: str = DETECTOR) -> bool:
+    """Whether a category's figures with this detector compare with papers."""
+    return category in COMPARABLE or detector.partition("=")[0] == UNIDET
+
+
 def figure_name(category: str, detector: str = DETECTOR) -> str:
     """The category's name, followed by the detector's where the figure does not compare with papers."""
-    if category in COMPARABLE:
+    if comparable(category, detector):
         return category
     return f"{category}[{detector.partition('=')[0]}{f'+{DEPTH}' if category == '3d_spatial' else ''}]"
 
@@ -100,12 +107,14 @@ def reward(category: str, **options: Any) -> NamedReward:
 
     Raises :class:`RecipeError`: an option that no category takes.
     """
-    names = sorted({name for each in CATEGORIES.values() for name in each.options})
+    names = sorted({*CHECKPOINTS, *(name for each in CATEGORIES.values() for name in each.options)})
     unknown = next((name for name in options if name not in names), None)
     if unknown is not None:
         raise RecipeError(f"{NAME}: no option {unknown!r}{suggest(unknown, names)}; known: {', '.join(names)}")
     spec = CATEGORIES[category]
     renamed = {spec.options[name]: value for name, value in options.items() if name in spec.options}
+    if options.get("detector") == UNIDET and spec.unidet in options:
+        renamed["detector"] = f"{UNIDET}={options[spec.unidet]}"
     return NamedReward(spec.reward, {**spec.fixed, **renamed})
 
 
@@ -120,8 +129,9 @@ def t2i_compbench(categories: Sequence[str] | str = (), folder: str | None = Non
     for name in names:
         _check_category(name)
     suites = tuple(_suite(name, folder, **options) for name in names or CATEGORIES)
-    comparable = not names or set(names) & set(COMPARABLE)
-    return SuiteGroup(NAME, suites, aggregate if comparable else None)
+    detector = str(options.get("detector", DETECTOR))
+    averaged = any(comparable(name, detector) for name in names or CATEGORIES)
+    return SuiteGroup(NAME, suites, aggregate if averaged else None)
 
 
 def _suite(category: str, folder: str | None, **options: Any) -> Suite:

@@ -8,6 +8,7 @@ from support.forks import Kill
 from support.tiny_compbench import blip, save_depth, save_dino, save_original_blip
 from support.tiny_qwen3_vl import save_qwen3_vl
 from support.tiny_scorers import save_clip
+from support.tiny_unidet import save_unidet
 
 from flowopd_cli.runs.run import RunDir
 from flowopd_cli.suites.compbench import CATEGORIES
@@ -118,3 +119,27 @@ def test_a_killed_evaluation_goes_on_and_draws_nothing_twice(root, whole, forks)
     assert {name: after[name] for name in before} == before
     assert after.keys() == pngs(whole).keys()
     assert rows(run) == rows(whole)
+
+
+@pytest.mark.slow
+def test_over_unidet_the_columns_have_the_benchmarks_names_for_any_batch_and_processes(root):
+    options = {"folder": str(root / "prompts"), "depth": str(root / "depth"), "parser": "builtin"}
+    options |= {kind: str(save_unidet(root / f"unidet-{kind}", kind)) for kind in ("rs200", "r50")}
+    options |= {"detector": "unidet", "categories": "spatial,3d_spatial,numeracy"}
+    argv = ["eval", "--suite", "t2i-compbench", "--limit", "2", "--images-per-prompt", "1", "--set", "eval.steps=1"]
+    argv += ["--set", f"eval.options={json.dumps({'t2i-compbench': options})}"]
+    runs = {
+        name: perform(root / name, *argv, *more, "--out", str(root / name))
+        for name, more in {
+            "unidet-8": ("--set", "eval.batch=8"),
+            "unidet-1": ("--set", "eval.batch=1", "--processes", "2"),
+        }.items()
+    }
+    one, other = map(rows, runs.values())
+    assert set(one) == {f"t2i-compbench-{name}" for name in ("spatial", "3d_spatial", "numeracy")}
+    for name in one:
+        assert len(one[name]) == 2
+        for first, second in zip(one[name], other[name], strict=True):
+            assert first["total"] == pytest.approx(second["total"], abs=1e-5)
+    total = json.loads(runs["unidet-8"].eval_file("t2i-compbench").read_text())
+    assert (len(total["parts"]), total["experimental"]) == (3, {})

@@ -109,6 +109,20 @@ def test_options_reach_the_rewards_that_take_them():
         reward("color", detecter="owlv2")
 
 
+def test_over_unidet_every_category_has_the_benchmarks_name(folder):
+    options = {"detector": "unidet", "rs200": "a.safetensors", "r50": "b.pth#sha256=0"}
+    group = t2i_compbench(folder=str(folder), **options)
+    assert [suite.name for suite in group.suites] == [f"t2i-compbench-{category}" for category in CATEGORIES]
+    assert all(suite.published for suite in group.suites)
+    assert t2i_compbench("spatial", **options).combine is aggregate
+    detectors = {name: reward(name, **options).options.get("detector") for name in CATEGORIES}
+    large, small = "unidet=a.safetensors", "unidet=b.pth#sha256=0"
+    expected = {"spatial": large, "complex": large, "3d_spatial": small, "numeracy": small}
+    assert {name: value for name, value in detectors.items() if value} == expected
+    assert reward("spatial", detector="unidet").options == {"detector": "unidet"}
+    assert reward("spatial", **{**options, "detector": "owlv2"}).options == {"detector": "owlv2"}
+
+
 def test_rewards_take_the_options_of_their_category():
     for category in CATEGORIES.values():
         parameters = inspect.signature(registry.REWARDS.load(category.reward)).parameters

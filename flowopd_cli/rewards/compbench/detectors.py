@@ -39,6 +39,7 @@ class Grounder:
     threshold: float
     classes: tuple[str, str, str]  #: network, tokenizer and image processor in ``transformers``
     requires: str | None = None  #: a package that the image processor needs
+    framed = False  #: whether boxes are in the benchmark's 479-pixel frame, not in the picture's pixels
 
     def __init__(
         self, source: str | None = None, *, threshold: float | None = None, device: str = "auto", batch: int = 8
@@ -142,7 +143,7 @@ def load_grounder(kind: str = GroundingDino.name, source: str | None = None, **o
     Raises :class:`RewardError`: no such detector.
     """
     if kind not in KINDS:
-        raise RewardError(f"detector {kind!r} is not one of {', '.join(KINDS)}")
+        raise RewardError(f"detector {kind!r} is not one of unidet, {', '.join(KINDS)}")
     return KINDS[kind](source, **options)
 
 

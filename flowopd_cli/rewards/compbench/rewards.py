@@ -1,7 +1,8 @@
-"""T2I-CompBench's spatial, counting and complex categories as rewards over an open-vocabulary detector.
+"""T2I-CompBench's spatial, counting and complex categories as rewards over a detector.
 
-The rules are the official ones; the detector is not UniDet, so scores carry its name (``spatial[owlv2]``) and are not
-comparable with published ones. Source: Huang et al. 2023, arXiv 2307.06350, and T2I-CompBench++.
+The rules are the official ones. Over UniDet, the benchmark's detector, the scores have its names (``spatial``) and
+compare with published ones; over another detector they carry its name (``spatial[owlv2]``) and do not compare.
+Source: Huang et al. 2023, arXiv 2307.06350, and T2I-CompBench++.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from flowopd_cli.rewards.compbench.blip_weights import CHECKPOINT
 from flowopd_cli.rewards.compbench.depth import DPT_HYBRID, DepthEstimator
 from flowopd_cli.rewards.compbench.detectors import Detections, Grounder, load_grounder
 from flowopd_cli.rewards.compbench.numeracy import quantities, score_numeracy
-from flowopd_cli.rewards.compbench.phrases import load_parser
+from flowopd_cli.rewards.compbench.phrases import approximations, load_parser
 from flowopd_cli.rewards.compbench.rules import PARTS, attribute_score, questions, three_in_one, without_adjectives
 from flowopd_cli.rewards.compbench.spatial import (
     Pair,
@@ -37,9 +38,11 @@ from flowopd_cli.rewards.compbench.spatial import (
     score_2d,
     score_3d,
 )
+from flowopd_cli.rewards.compbench.unidet import UniDet
 from flowopd_cli.rewards.pictures import to_pil
 from flowopd_cli.rewards.preference.clip import OpenAIClip, paired_cosine
-from flowopd_cli.rewards.weights import shared, weights_id
+from flowopd_cli.rewards.preference.scoring import declared
+from flowopd_cli.rewards.weights import shared, split_digest, weights_id
 
 CLIP_BASE = "openai/clip-vit-base-patch32@3d74acf9a28c67741b2f4f2ea7635f0aaf6f0268"
 NOT_UNIDET = "the official rule over {}, not over UniDet: not comparable with published figures"
@@ -73,19 +76,28 @@ def _info(name: str, low: float = 0.0, license: str = "Apache-2.0") -> RewardInf
 class DetectorReward(Reward):
     """Base of the rewards over a detector, whose name is part of theirs."""
 
+    backbone = "rs200"  #: of UniDet, where that is the detector
+
     def __init__(self, detector: str = DETECTOR, *, parser: str = "auto", device: str = "auto", batch: int = 8) -> None:
-        """``detector`` is ``grounding-dino`` or ``owlv2``, or ``NAME=FOLDER`` for other weights.
+        """``detector`` is ``unidet``, ``grounding-dino`` or ``owlv2``; ``unidet=FILE``, ``owlv2=FOLDER`` name weights.
 
         Raises :class:`RewardError`: no such detector.
         Raises :class:`ArtifactError`: its weights cannot be read.
         """
         kind, _, source = detector.partition("=")
         self.parser = load_parser(parser)
-        self.detector = shared(load_grounder, kind, source or None, device=device, batch=batch)
+        self.detector: UniDet | Grounder
+        if kind == UniDet.name:
+            self.detector = shared(UniDet, self.backbone, source or None, device=device, batch=batch)
+            notes = [*self.detector.approximations, *approximations(self.parser)]
+            name, exact, note = self.info.name.partition("[")[0], not notes, "; ".join(notes)
+        else:
+            self.detector = shared(load_grounder, kind, source or None, device=device, batch=batch)
+            name = self.info.name.replace(DETECTOR, self.detector.name)
+            exact, note = False, NOT_UNIDET.format(self.detector.name)
         self.engine = f"{self.detector.engine}/{self.parser.name}"
         self.weights = {"detector": self.detector.engine}
-        name = self.info.name.replace(DETECTOR, self.detector.name)
-        self.info = replace(self.info, name=name, note=NOT_UNIDET.format(self.detector.name))
+        self.info = replace(self.info, name=name, exact=exact, note=note)
 
     def _result(
         self, scores: Sequence[float], details: Sequence[Report], detections: Sequence[Detections]
@@ -130,6 +142,7 @@ class Spatial3DReward(SpatialReward):
 
     info = _info(f"3d_spatial[{DETECTOR}+{DepthEstimator.name}]")
     relation = staticmethod(relation_3d)
+    backbone = "r50"
 
     def __init__(
         self,
@@ -142,6 +155,7 @@ class Spatial3DReward(SpatialReward):
     ) -> None:
         """``depth`` is a DPT model's folder or Hub id; the rest as for ``compbench-spatial``."""
         super().__init__(detector, parser=parser, device=device, batch=batch)
+        self.info = declared(self.info, depth == DPT_HYBRID, "float32")
         self.depth = shared(DepthEstimator, depth, device=device, batch=batch)
         self.engine = f"{self.engine}/{self.depth.engine}"
         self.weights = {**self.weights, "depth": weights_id(depth)}
@@ -154,6 +168,7 @@ class NumeracyReward(DetectorReward):
     """The reward ``compbench-numeracy``: are the counted things there, and as many as the prompt says?"""
 
     info = _info(f"numeracy[{DETECTOR}]")
+    backbone = "r50"
 
     def check(self, prompts: Sequence[Prompt]) -> None:
         """Refuse prompts in which no number word is followed by an object of the benchmark."""
@@ -196,6 +211,8 @@ class ComplexReward(DetectorReward):
         super().__init__(detector, parser=parser, device=device, batch=batch)
         self.blip = shared(BlipVQA, blip, device=device, batch=batch)
         self.clip = shared(OpenAIClip.load, clip, device=device, batch=batch)
+        official = split_digest(blip)[0] == CHECKPOINT and clip == CLIP_BASE and not self.blip.approximations()
+        self.info = declared(self.info, official, "float32")
         self.engine = f"3-in-1/{self.engine}"
         self.weights = {"blip": weights_id(blip), "clip": weights_id(clip), **self.weights}
 
@@ -234,12 +251,17 @@ class ComplexReward(DetectorReward):
         return replace(self._result(totals, details, [scene.objects for scene in scenes]), scores=scores)
 
 
-def in_frame(detector: Grounder, pictures: Sequence[Image.Image], labels: Sequence[Sequence[str]]) -> list[Detections]:
+def in_frame(
+    detector: UniDet | Grounder, pictures: Sequence[Image.Image], labels: Sequence[Sequence[str]]
+) -> list[Detections]:
     """Detections with their boxes in the 479-pixel frame; images without labels are not passed to the detector."""
     rows = [i for i, names in enumerate(labels) if names]
     framed: list[Detections] = [[] for _ in pictures]
     detections = detector([pictures[i] for i in rows], [labels[i] for i in rows]) if rows else []
     for i, objects in zip(rows, detections, strict=True):
+        if detector.framed:
+            framed[i] = objects
+            continue
         size = pictures[i].size
         x, y = (new / old for new, old in zip(frame_size(*size), size, strict=True))
         framed[i] = objects and [
@@ -249,7 +271,7 @@ def in_frame(detector: Grounder, pictures: Sequence[Image.Image], labels: Sequen
 
 
 def _scenes(
-    detector: Grounder, pictures: Sequence[Image.Image], relations: Sequence[str | None], pairs: Sequence[Pair]
+    detector: UniDet | Grounder, pictures: Sequence[Image.Image], relations: Sequence[str | None], pairs: Sequence[Pair]
 ) -> list[Scene]:
     labels = [list(dict.fromkeys(name for name in pair if name is not None)) for pair in pairs]
     return list(map(Scene, relations, pairs, in_frame(detector, pictures, labels)))

@@ -39,7 +39,7 @@ def prompts(*texts):
 class Scripted:
     """Returns the given detections and records the labels that it was called with."""
 
-    name, engine = "scripted", "scripted/1"
+    name, engine, framed = "scripted", "scripted/1", False
 
     def __init__(self, *rows):
         self.rows, self.labels = rows, []
