@@ -122,14 +122,14 @@ def test_a_killed_evaluation_goes_on_and_draws_nothing_twice(root, whole, forks)
 
 
 @pytest.mark.slow
-def test_over_unidet_the_columns_have_the_benchmarks_names_for_any_batch_and_processes(root):
+def test_over_unidet_the_columns_have_the_benchmarks_names_for_any_batch_and_processes(forks, root):
     options = {"folder": str(root / "prompts"), "depth": str(root / "depth"), "parser": "builtin"}
     options |= {kind: str(save_unidet(root / f"unidet-{kind}", kind)) for kind in ("rs200", "r50")}
     options |= {"detector": "unidet", "categories": "spatial,3d_spatial,numeracy"}
     argv = ["eval", "--suite", "t2i-compbench", "--limit", "2", "--images-per-prompt", "1", "--set", "eval.steps=1"]
     argv += ["--set", f"eval.options={json.dumps({'t2i-compbench': options})}"]
     runs = {
-        name: perform(root / name, *argv, *more, "--out", str(root / name))
+        name: perform(forks, root / name, *argv, *more, "--out", str(root / name))
         for name, more in {
             "unidet-8": ("--set", "eval.batch=8"),
             "unidet-1": ("--set", "eval.batch=1", "--processes", "2"),
