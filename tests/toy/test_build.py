@@ -9,7 +9,7 @@ from support.tiny import TEXTS
 from flowopd_cli.models.files.latents import check_same_latents
 from flowopd_cli.models.loading import LoadOptions
 from flowopd_cli.models.sd3 import SD3Model
-from flowopd_cli.toy import build, folder
+from flowopd_cli.toy import build, folder, train_base
 from flowopd_cli.toy import pipeline as toy_pipeline
 
 
@@ -42,3 +42,16 @@ def test_a_base_that_grows_computes_what_the_smaller_one_does():
     assert len(grown.transformer_blocks) == 6
     with pytest.raises(ValueError, match="--layers: is 4, expected more than the 4 blocks"):
         toy_pipeline.grow(small, 4, seed=0)
+
+
+@pytest.mark.parametrize("shape", [(24, 96), (96, 24)])
+def test_the_updates_of_matrices_are_nearly_orthogonal(shape):
+    torch.manual_seed(0)
+    values = torch.linalg.svdvals(train_base.orthogonal(torch.randn(shape)))
+    assert 0.6 < float(values.min()) <= float(values.max()) < 1.25
+    matrix = torch.nn.Parameter(torch.randn(shape))
+    before = matrix.detach().clone()
+    matrix.grad = torch.randn(shape)
+    train_base.Muon([matrix], {"lr": 0.01}).step()
+    size = float((matrix.detach() - before).square().mean().sqrt())
+    assert size == pytest.approx(0.2 * 0.01, rel=0.2), "as large as a step of AdamW in the mean"
