@@ -11,7 +11,7 @@
 #
 #   RUNS        where the runs go (runs)
 #   SHELF       whose recipes: toy or sd35m (toy);  VARIANT  behind their names: -1gpu
-#   TASKS       tasks with a teacher each (geneval ocr; sd35m: geneval ocr pickscore)
+#   TASKS       tasks with a teacher each (geneval ocr preference; sd35m: geneval ocr pickscore)
 #   ANCHOR      the teacher that anchors them (quality; sd35m: deqa)
 #   START       merge or coldstart (merge)
 #   EVAL_RECIPE, COLDSTART_RECIPE                              other recipes than the shelf's own
@@ -36,7 +36,7 @@ if [ "$SHELF" = sd35m ]; then
     ANCHOR=${ANCHOR:-deqa}
 fi
 ANCHOR=${ANCHOR:-quality}
-read -r -a tasks <<<"${TASKS:-geneval ocr}"
+read -r -a tasks <<<"${TASKS:-geneval ocr preference}"
 if [ "$SHELF" = toy ]; then
     eval_recipe=${EVAL_RECIPE:-toy/eval}
     coldstart_recipe=${COLDSTART_RECIPE:-toy/coldstart}

@@ -14,6 +14,7 @@ COLUMNS = {
     "eval-base": "base",
     "eval-teacher-geneval": "teacher\ngeneval",
     "eval-teacher-ocr": "teacher\nocr",
+    "eval-teacher-preference": "teacher\npreference",
     "eval-teacher-quality": "teacher\nquality",
     "eval-merge": "merge",
     "eval-student": "student",

@@ -24,10 +24,11 @@ HELP = """Post-train flow-matching text-to-image models: teachers, merging, mult
 Example, on the toy base, two cores, no download:
   flowopd teacher --reward geneval --out runs/t-geneval
   flowopd teacher --reward ocr --out runs/t-ocr
+  flowopd teacher --reward preference --out runs/t-preference
   flowopd teacher --reward quality --out runs/t-quality
-  flowopd merge runs/t-geneval runs/t-ocr runs/t-quality --out runs/init
+  flowopd merge runs/t-geneval runs/t-ocr runs/t-preference runs/t-quality --out runs/init
   flowopd distill --init runs/init --teacher geneval=runs/t-geneval --teacher ocr=runs/t-ocr \\
-      --anchor runs/t-quality --out runs/student
+      --teacher preference=runs/t-preference --anchor runs/t-quality --out runs/student
   flowopd eval --adapter runs/student
 
 \b

@@ -19,7 +19,8 @@ from flowopd_cli.toy.train_base import FlowSettings, Log, json_log, make_pool, t
 def main() -> None:
     """Train autoencoder and transformer, save the pipeline as half-precision safetensors, log every loss."""
     options = parse()
-    habits = Habits(options.careless, options.misspelt, options.worn, options.drift, options.codes)
+    hatch = (options.hatch[0], options.hatch[1])
+    habits = Habits(options.careless, options.misspelt, options.worn, hatch, options.drift, options.codes)
     log = json_log(options.log, time.monotonic, "elapsed")
     pipe = start_pipeline(options, habits, log)
     pool = make_pool(pipe, options.pool, options.seed, habits)
@@ -51,6 +52,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--careless", type=float, default=HABITS.careless, help="probability of a wrong composition")
     parser.add_argument("--misspelt", type=float, default=HABITS.misspelt, help="probability of a wrong letter")
     parser.add_argument("--worn", type=float, default=HABITS.worn, help="share of worn prints")
+    parser.add_argument("--hatch", type=float, nargs=2, default=HABITS.hatch, help="range of the hatch of a print")
     parser.add_argument("--drift", type=int, default=HABITS.drift, help="largest vertical offset of a code in pixels")
     parser.add_argument("--codes", type=float, default=HABITS.codes, help="share of codes in the training set")
     parser.add_argument("--autoencoder", type=Path, default=None, help="use the autoencoder of this pipeline")

@@ -19,6 +19,7 @@ WINDOW = 17
 MAX_OBJECTS = 6
 APART = 8.0
 OVERLAP_ZERO, OVERLAP_FULL = 0.50, 0.78
+INK_ZERO, INK_FULL = 0.15, 0.45  # coverage: the detector does not see the rows of a strong hatch
 
 
 def templates() -> tuple[Float[Tensor, "K 1 W W"], Float[Tensor, "K 1 W W"], list[tuple[str, int]]]:
@@ -39,7 +40,7 @@ def templates() -> tuple[Float[Tensor, "K 1 W W"], Float[Tensor, "K 1 W W"], lis
 class PixelDetector(Detector):
     """Finds the toy's shapes and their colors. Confidence is template overlap, stretched to [0, 1]."""
 
-    name = "toy-pixels-1"
+    name = "toy-pixels-2"
 
     def __init__(self) -> None:
         self.masks, self.boxes, self.names = templates()
@@ -48,7 +49,7 @@ class PixelDetector(Detector):
         """Detections of each picture, best first."""
         images = images.detach().float().cpu()
         reading = read_ink(images, border_paper(images))
-        ink = ((reading.coverage - 0.15) / 0.4).clamp(0, 1)[:, None]
+        ink = ((reading.coverage - INK_ZERO) / (INK_FULL - INK_ZERO)).clamp(0, 1)[:, None]
         overlap = self._overlap(ink)
         detections: list[list[Detection]] = [[] for _ in images]
         height, width = overlap.shape[-2:]

@@ -27,6 +27,7 @@ CELLS = ((8, 8), (24, 8), (8, 24), (24, 24))
 GLYPHS = "BCDFHJKLMNPRSTVXZ"
 SUPERSAMPLE = 8
 GLYPH_WIDTH, GLYPH_HEIGHT, GAP = 8, 11, 2
+HATCH_DEPTH = 0.8  #: share of the ink that a hatch of 1 takes from every second row
 
 Picture = Mask = NDArray[np.float32]
 
@@ -98,13 +99,19 @@ def code_mask(text: str) -> Mask:
     return mask
 
 
-def render(items: Sequence[Shape | Code], wear: Wear = Wear(), rng: np.random.Generator | None = None) -> Picture:
-    """Draw shapes and codes on paper, then apply the wear; ``rng`` places the stains."""
+def render(
+    items: Sequence[Shape | Code], wear: Wear = Wear(), rng: np.random.Generator | None = None, hatch: float = 0.0
+) -> Picture:
+    """Draw shapes and codes on paper, hatch them, then apply the wear; ``rng`` places the stains.
+
+    ``hatch`` in [0, 1] takes up to `HATCH_DEPTH` of the ink from the rows of odd number.
+    """
     paper = np.asarray(PAPER, dtype=np.float32)
     picture = np.broadcast_to(paper, (SIDE, SIDE, 3)).copy()
     for item in items:
         mask = shape_mask(item.kind, item.size) if isinstance(item, Shape) else code_mask(item.text)
         _blend(picture, mask, np.asarray(INKS[item.color], dtype=np.float32), item.x, item.y)
+    picture[1::2] = paper + (picture[1::2] - paper) * (1 - HATCH_DEPTH * hatch)
     picture = paper + (picture - paper) * (1 - wear.fade)
     picture *= 1 - wear.tint * np.array([0.22, 0.30, 0.50], dtype=np.float32)
     if wear.stain and rng is not None:

@@ -8,9 +8,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from flowopd_cli.toy.draw import INKS
+from flowopd_cli.toy.draw import HATCH_DEPTH, INKS
 
 COLORS = tuple(INKS)
+HATCH_FULL = 0.65  # the least hatch of a print of full quality
+SOLID = 0.3  # coverage of both neighbours from which a row between them says something about the hatch
 
 
 class InkReading(NamedTuple):
@@ -38,3 +40,12 @@ def read_ink(images: Float[Tensor, "B 3 H W"], paper: Float[Tensor, "#B 3 1 1"])
     residual = (difference - clamped.unsqueeze(-1) * direction).norm(dim=-1)
     best = residual.argmin(dim=-1, keepdim=True)
     return InkReading(best.squeeze(-1), clamped.gather(-1, best).squeeze(-1), residual.gather(-1, best).squeeze(-1))
+
+
+def hatch(coverage: Float[Tensor, "B H W"]) -> Float[Tensor, " B"]:
+    """The mean hatch of the inked areas of each picture, as `draw.render` defines it; 0 without ink."""
+    above, row, below = coverage[:, 0:-2:2], coverage[:, 1:-1:2], coverage[:, 2::2]
+    ink = torch.minimum(above, below)
+    weight = (ink - SOLID).clamp(min=0)
+    lack = (1 - row / ink.clamp(min=SOLID)).clamp(min=0)
+    return (weight * lack).sum(dim=(1, 2)) / weight.sum(dim=(1, 2)).clamp(min=1e-6) / HATCH_DEPTH

@@ -21,7 +21,8 @@ from flowopd_cli.toy.scenes import Habits, Scene
 from flowopd_cli.toy.train_base import TAG_WEIGHTS
 
 KINDS = ("any", "obedience", "quality")
-HABITS = Habits(careless=0.55, misspelt=0.3, worn=0.5, drift=4, codes=0.5)
+HABITS = Habits(careless=0.55, misspelt=0.3, worn=0.3, hatch=(0.2, 1.0), drift=4, codes=0.5)
+CLEAN_HATCH = 0.6  #: the least hatch of a clean print
 STRANGE = 0.12  #: share of scenes that belong to another prompt
 DEFECT_WEIGHT = 8.0  #: a mean absolute error of 1/8 is as bad as a mistake
 SHARPNESS = 3.0  #: the judge prefers a picture with one mistake less with the probability sigmoid(3)
@@ -37,6 +38,7 @@ class Print:
     noise: float = 0.0
     reconstructed: bool = False
     seed: int = 0
+    hatch: float = CLEAN_HATCH
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,8 @@ class Drawer:
         rng = self.rng
         blur = rng.uniform(0, 1) if rng.random() < 0.25 else 0.0
         noise = rng.uniform(0, 0.12) if rng.random() < 0.25 else 0.0
-        return Print(scenes.wear(rng, HABITS.worn), blur, noise, bool(rng.random() < 0.2), int(rng.integers(2**31)))
+        wear, reconstructed = scenes.wear(rng, HABITS.worn), bool(rng.random() < 0.2)
+        return Print(wear, blur, noise, reconstructed, int(rng.integers(2**31)), rng.uniform(*HABITS.hatch))
 
     def pair(self, kind: str) -> tuple[list[Prompt], list[Scene], list[Print]]:
         """The prompts of a pair, its own first; two scenes and two prints, equal where the kind says it."""
@@ -166,9 +169,12 @@ def make_pairs(count: int, split: str, seed: int, autoencoder: Any) -> Pairs:
 def _pictures(
     sheets: list[tuple[Scene, Print]], autoencoder: Any
 ) -> tuple[UInt8[Tensor, "b 3 32 32"], Float[Tensor, " b"]]:
-    """The printed pictures and their mean absolute error against clean prints of the same scenes."""
-    clean = _stack([render(scene) for scene, _ in sheets])
-    images = _stack([render(scene, p.wear, np.random.default_rng(p.seed)) for scene, p in sheets])
+    """The printed pictures and their mean absolute error against clean prints of the same scenes.
+
+    A clean print has the same hatch, or `CLEAN_HATCH` where that is more.
+    """
+    clean = _stack([render(scene, hatch=max(p.hatch, CLEAN_HATCH)) for scene, p in sheets])
+    images = _stack([render(scene, p.wear, np.random.default_rng(p.seed), p.hatch) for scene, p in sheets])
     blur = torch.tensor([p.blur for _, p in sheets]).view(-1, 1, 1, 1)
     soft = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
     noise = torch.tensor([p.noise for _, p in sheets]).view(-1, 1, 1, 1)

@@ -19,9 +19,10 @@ Scene = list[Shape | Code]
 class Habits:
     """The rates of errors in a training set."""
 
-    careless: float = 0.28  #: probability of one mistake in a composition
-    misspelt: float = 0.18  #: probability that a letter is a random one
-    worn: float = 0.60  #: share of worn prints
+    careless: float = 0.10  #: probability of one mistake in a composition
+    misspelt: float = 0.08  #: probability that a letter is a random one
+    worn: float = 0.15  #: share of worn prints
+    hatch: tuple[float, float] = (0.5, 0.95)  #: range of the hatch of a print
     drift: int = 2  #: largest vertical offset of a code from the middle, in pixels
     codes: float = 0.40  #: share of codes in the training set
 
@@ -32,7 +33,7 @@ HABITS = Habits()
 def sample(prompt: Prompt, rng: np.random.Generator, habits: Habits = HABITS) -> Picture:
     """One picture for a prompt, with the errors of ``habits``."""
     scene = attempt(prompt, rng, habits)
-    return render(scene, wear(rng, habits.worn), rng)
+    return render(scene, wear(rng, habits.worn), rng, rng.uniform(*habits.hatch))
 
 
 def attempt(prompt: Prompt, rng: np.random.Generator, habits: Habits = HABITS) -> Scene:

@@ -10,20 +10,20 @@ from flowopd_cli.toy import prompts, rewards
 def geneval() -> Suite:
     """The official verdict, mean over the six tags."""
     return Suite(
-        "geneval", "toy-geneval-1", prompts.geneval, rewards.geneval, score="official", tagged=True, layout=GENEVAL
+        "geneval", "toy-geneval-2", prompts.geneval, rewards.geneval, score="official", tagged=True, layout=GENEVAL
     )
 
 
 def ocr() -> Suite:
     """OCR accuracy on codes that no training prompt asks for."""
-    return Suite("ocr", "toy-ocr-1", prompts.ocr, rewards.ocr)
+    return Suite("ocr", "toy-ocr-2", prompts.ocr, rewards.ocr)
 
 
 def preference() -> Suite:
     """The learned preference over the prompts of both tasks."""
-    return Suite("preference", "toy-preference-1", prompts.everything, rewards.PreferenceReward)
+    return Suite("preference", "toy-preference-2", prompts.everything, rewards.PreferenceReward)
 
 
 def quality() -> Suite:
     """Print quality over the prompts of both tasks."""
-    return Suite("quality", "toy-quality-1", prompts.everything, rewards.QualityReward)
+    return Suite("quality", "toy-quality-2", prompts.everything, rewards.QualityReward)

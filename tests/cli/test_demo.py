@@ -26,7 +26,7 @@ TRAINING = ("train.iterations=2", "train.groups=2", "train.group_size=2", "sampl
 TRAINING += ("watch.groups=2",)  # of all-rewards, the only one that is watched
 EVALUATION = ("eval.images=1", "eval.limit=3", "eval.steps=2")
 TINY = {"teacher": TRAINING, "distill": TRAINING, "merge": ("merge.rank=4",), "eval": EVALUATION}
-TEACHERS = ["teacher-geneval", "teacher-ocr", "teacher-quality"]
+TEACHERS = [f"teacher-{objective}" for objective in demo.OBJECTIVES]
 MODELS = ["base", *TEACHERS, "merge", "all-rewards", "all-rewards-best", "one-after-another", "student"]
 CHAIN = [f"one-after-another-{task}" for task in demo.OBJECTIVES]
 FAKE = Path(support.__path__[0]) / "fake_stage.py"
@@ -73,7 +73,7 @@ def test_every_model_has_every_suite(real):
     _, result, _ = real
     assert list(result["models"]) == MODELS
     for suites in result["models"].values():
-        assert list(suites) == ["geneval", "ocr", "quality"]
+        assert list(suites) == ["geneval", "ocr", "preference", "quality"]
         assert all(set(figures) == {"mean", "stderr", "n", "exact"} for figures in suites.values())
     json.dumps(result)
 
@@ -88,14 +88,15 @@ def test_the_cost_of_a_model_is_that_of_all_behind_it(real):
     out, result, shown = real
     (_, *rows), costs = shown.tables[f"Held-out results. {demo.CAPTION}"], result["costs"]
     drawn = {name: len(RunDir(out / name).rows()) for name in ("all-rewards", *CHAIN)}
-    stages = {"base": 0, "teacher-ocr": 1, "merge": 4, "one-after-another": 3, "student": 5}
+    stages = {"base": 0, "teacher-ocr": 1, "merge": 5, "one-after-another": 4, "student": 6}
     assert {name: costs[name]["CPU-seconds"] for name in stages} == {name: 2 * n for name, n in stages.items()}
     pictures = {name: figures["pictures drawn"] for name, figures in costs.items()}
-    assert (pictures["base"], pictures["teacher-ocr"], pictures["merge"], pictures["student"]) == (0, 8, 24, 32)
+    assert (pictures["base"], pictures["teacher-ocr"], pictures["merge"], pictures["student"]) == (0, 8, 32, 40)
     assert pictures["one-after-another"] == 4 * sum(drawn[name] for name in CHAIN)
-    watched = 2 * 2  # before and after the iterations, each of which has a row, as the first watch has
-    assert pictures["all-rewards"] == pictures["all-rewards-best"] == 4 * (drawn["all-rewards"] - 1) + watched
-    assert [row[-2:] for row in rows if row[0] == "student"] == [("10", "32")]
+    iterations = drawn["all-rewards"] - 1  # the first watch has a row of its own
+    watched = 2 * (1 + iterations // 10)
+    assert pictures["all-rewards"] == pictures["all-rewards-best"] == 4 * iterations + watched
+    assert [row[-2:] for row in rows if row[0] == "student"] == [("12", "40")]
 
 
 def test_the_best_checkpoint_is_a_model_of_its_own(real):
@@ -124,7 +125,7 @@ def test_the_baselines_cost_as_much_as_teachers_and_student():
     for quick in (False, True):
         nodes = {node.name: node.recipe for node in Demo(Path("d"), quick=quick, baseline=True).nodes()}
         count = {name: recipe.train.iterations for name, recipe in nodes.items() if hasattr(recipe, "train")}
-        chain, whole = 3 * demo.START_SECONDS, 5 * demo.START_SECONDS + count["student"] * demo.STUDENT_SECONDS
+        chain, whole = 4 * demo.START_SECONDS, 6 * demo.START_SECONDS + count["student"] * demo.STUDENT_SECONDS
         for task, seconds in demo.OBJECTIVES.items():
             whole += count[f"teacher-{task}"] * seconds
             chain += count[f"one-after-another-{task}"] * seconds
@@ -132,7 +133,7 @@ def test_the_baselines_cost_as_much_as_teachers_and_student():
         assert chain == pytest.approx(whole, rel=0.03)
         assert at_once == pytest.approx(whole, rel=0.1)
     assert nodes["one-after-another-geneval"].adapter.init is None
-    assert nodes["one-after-another-quality"].adapter.init == "one-after-another-ocr"
+    assert nodes["one-after-another-quality"].adapter.init == "one-after-another-preference"
 
 
 class Stages:
@@ -198,7 +199,7 @@ def test_a_failed_stage_is_named_and_the_others_are_made(stages, flowopd, tmp_pa
     code, stdout, err = flowopd("demo", "--out", out, "--jobs", 2)
     assert (code, stdout) == (3, f"{out}/report.html\n")
     assert "teacher-geneval: started" in err
-    assert re.search(r"teacher-quality: done \(\d+ CPU-seconds, \d+ of 11\)", err)
+    assert re.search(r"teacher-quality: done \(\d+ CPU-seconds, \d+ of 13\)", err)
     line = err.splitlines()[-1]
     assert line.startswith("1 runs failed, 5 were skipped; the first: teacher-ocr failed, exit code 1: ")
     assert f"(its output: {out}/teacher-ocr.log)" in line

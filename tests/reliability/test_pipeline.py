@@ -26,7 +26,8 @@ SETTINGS = {
     "EVAL_SET": "eval.limit=2 eval.images=1 eval.steps=2",
     "PUSH_SET": "push.verify_steps=1",
 }
-STAGES = ["teacher-geneval", "teacher-ocr", "teacher-quality", "merge", "student", "eval-base", "eval-student"]
+TEACHERS = ["teacher-geneval", "teacher-ocr", "teacher-preference", "teacher-quality"]
+STAGES = [*TEACHERS, "merge", "student", "eval-base", "eval-student"]
 SHIM = """#!{python} -SE
 import json, os, socket, sys
 link = socket.socket(socket.AF_UNIX)
@@ -116,8 +117,8 @@ def made(shell):
 def test_the_exit_code_is_that_of_a_killed_stage(made, shell):
     assert made.returncode == 247, made.stderr  # 256 less SIGKILL, as the program here says it
     assert made.stdout == ""
-    assert [name for name, _ in shell.stages()] == ["teacher"] * 3 + ["merge", "distill"]
-    for name in STAGES[:4]:
+    assert [name for name, _ in shell.stages()] == ["teacher"] * 4 + ["merge", "distill"]
+    for name in STAGES[:5]:
         assert status_now(shell.runs / name) == "done"
 
 
@@ -133,7 +134,7 @@ def test_a_second_call_resumes_and_finishes(made, shell):
     assert all(status_now(run.path) == "done" for run in runs.values())
     roles = {parent.role: Path(parent.ref).name for parent in runs["student"].manifest().parents}
     assert roles["init"] == "merge"
-    assert sorted(roles.values()) == ["merge", "teacher-geneval", "teacher-ocr", "teacher-quality"]
+    assert sorted(roles.values()) == ["merge", *TEACHERS]
     assert (runs["push-preview"].hub_dir / "README.md").is_file()
     push = runs["push-preview"].recipe().push
     assert [Path(path).name for path in push.evaluations] == ["eval-base", "eval-student"]
@@ -145,7 +146,7 @@ def test_finished_stages_are_not_repeated_and_a_new_threshold_applies(made, shel
     under = shell(FAIL_UNDER="geneval=1.1")
     assert (under.returncode, under.stdout) == (3, ""), under.stderr
     assert "is under 1.1" in under.stderr
-    assert [resumed for _, resumed in shell.stages()] == [True] * 7
+    assert [resumed for _, resumed in shell.stages()] == [True] * len(STAGES)
 
 
 def test_a_killed_publication_is_resumed_with_its_settings(made, shell):

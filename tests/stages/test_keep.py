@@ -16,6 +16,7 @@ SMALL = (
     "train.groups=6",
     "train.group_size=1",
     "opd.extrapolate=1",
+    toyruns.TWO_TASKS,
 )
 OLD = ("routing={geneval: {ref: base, guidance: 3}, ocr: {ref: base, guidance: 3}}", "adapter.init=null")
 

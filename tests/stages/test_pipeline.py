@@ -23,6 +23,8 @@ TOY = Path(flowopd_cli.__file__).parent / "toy" / "weights"
 SMALL = ("train.iterations=2", "train.groups=2", "train.group_size=2", "train.checkpoint_every=1", "sampling.steps=4")
 LORA = ("adapter.rank=4", "adapter.targets=[attn.to_q, attn.to_v]")
 LOGGED = ("opd.log_rewards_every=1", "rewards=[{name: toy-ocr, task: ocr}]")
+TASKS = ("geneval", "ocr")
+PROMPTS = [{"source": f"toy:{task}"} for task in TASKS]
 EVAL = ("eval.limit=4", "eval.images=2", "eval.steps=2", "eval.split=validation")
 
 
@@ -46,9 +48,9 @@ def world(tmp_path_factory):
     runs = {}
     for task in ("geneval", "ocr", "quality"):
         runs[task], _ = perform(root / f"t-{task}", f"toy/teacher-{task}", *SMALL, *LORA)
-    teachers = {f"teachers__{task}__ref": str(runs[task].path) for task in ("geneval", "ocr")}
+    teachers = {task: {"ref": str(runs[task].path)} for task in TASKS}
     runs["coldstart"], _ = perform(
-        root / "c", "toy/coldstart", *SMALL, *LORA, "sft.samples=4", "sft.batch=4", **teachers
+        root / "c", "toy/coldstart", *SMALL, *LORA, "sft.samples=4", "sft.batch=4", prompts=PROMPTS, teachers=teachers
     )
     refs = [str(runs[task].path) for task in ("geneval", "ocr", "quality")]
     runs["merge"], _ = perform(root / "m", "toy/merge", "merge.rank=4", adapters=refs)
@@ -60,8 +62,8 @@ def world(tmp_path_factory):
 def lineage(runs):
     return {
         "adapter__init": str(runs["merge"].path),
-        "routing__geneval__ref": str(runs["geneval"].path),
-        "routing__ocr__ref": str(runs["ocr"].path),
+        "prompts": PROMPTS,
+        "routing": {task: {"ref": str(runs[task].path)} for task in TASKS},
         "anchor__ref": str(runs["quality"].path),
     }
 

@@ -11,6 +11,7 @@ SMALL = (
     *("train.groups=2", "train.group_size=2", "train.micro=2", "sampling.steps=2", "train.lr=0.01"),
     *("adapter.rank=2", "adapter.alpha=2", "adapter.targets=[attn.to_q, attn.to_v]"),
 )
+TWO_TASKS = "prompts=[{source: 'toy:geneval'}, {source: 'toy:ocr'}]"
 
 
 def changes(*overrides):
@@ -26,13 +27,13 @@ def teacher(reward, *overrides):
 def distill(first, second, *overrides):
     """That of a small distillation of two teachers, from the first and anchored by the second."""
     roles = ["--init", first, "--teacher", f"geneval={first}", "--teacher", f"ocr={second}", "--anchor", second]
-    return ["distill", *map(str, roles), *changes(*SMALL, *overrides)]
+    return ["distill", *map(str, roles), *changes(TWO_TASKS, *SMALL, *overrides)]
 
 
 def coldstart(first, second, *overrides):
     """That of a small cold start from two teachers."""
     roles = ["--teacher", f"geneval={first}", "--teacher", f"ocr={second}"]
-    return ["coldstart", *map(str, roles), *changes(*SMALL, "sft.samples=8", "sft.batch=4", *overrides)]
+    return ["coldstart", *map(str, roles), *changes(TWO_TASKS, *SMALL, "sft.samples=8", "sft.batch=4", *overrides)]
 
 
 def going_on(command, path):

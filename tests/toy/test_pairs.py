@@ -82,12 +82,15 @@ def test_the_judge_weighs_a_mistake_as_a_defect_of_an_eighth_and_prompts_by_mist
 
 
 def test_the_defect_of_a_print_is_its_mean_absolute_error():
-    sheets = [([RED], pairs.Print(Wear(fade=0.5))), ([RED], pairs.Print(noise=0.1)), ([RED], pairs.Print(blur=1.0))]
+    faulty = [pairs.Print(Wear(fade=0.5)), pairs.Print(noise=0.1), pairs.Print(blur=1.0), pairs.Print(hatch=0.0)]
+    sheets = [([RED], sheet) for sheet in (*faulty, pairs.Print(hatch=0.9))]
     images, defects = pairs._pictures([([RED], pairs.Print()), *sheets], Copier())
-    clean = render([RED])
+    clean = render([RED], hatch=pairs.CLEAN_HATCH)
     half = np.asarray(PAPER) + (clean - np.asarray(PAPER)) / 2
     assert float(defects[0]) == 0
     assert float(defects[1]) == pytest.approx(np.abs(half - clean).mean(), abs=1e-6)
     assert 0.04 < float(defects[2]) < 0.1 * np.sqrt(2 / np.pi)
     assert float(defects[3]) > 0
+    assert float(defects[4]) == pytest.approx(np.abs(render([RED]) - clean).mean(), abs=1e-6)
+    assert float(defects[5]) == 0, "more of the hatch is no defect"
     np.testing.assert_allclose(images[0].permute(1, 2, 0) / 255, clean, atol=1 / 255)

@@ -90,7 +90,8 @@ def coldstart(
 
     \b
     Example:
-      flowopd coldstart --teacher geneval=runs/t-geneval --teacher ocr=runs/t-ocr --out runs/init
+      flowopd coldstart --teacher geneval=runs/t-geneval --teacher ocr=runs/t-ocr \\
+          --teacher preference=runs/t-preference --out runs/init
     """
     from flowopd_cli.cli.plan.flags import teacher_specs
 
@@ -142,7 +143,7 @@ def distill(
     \b
     Example:
       flowopd distill --init runs/init --teacher geneval=runs/t-geneval --teacher ocr=runs/t-ocr,guidance=4.5 \\
-          --anchor runs/t-quality --beta 0.02 --out runs/student
+          --teacher preference=runs/t-preference --anchor runs/t-quality --beta 0.02 --out runs/student
       flowopd distill --init runs/student --teacher quality=runs/t-quality --prompts toy:quality --keep student
     """
     from flowopd_cli.cli.plan.flags import anchor_values, prompt_spec, teacher_specs

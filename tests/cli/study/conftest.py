@@ -19,7 +19,7 @@ CHAIN = {
             "recipe": "toy/distill",
             "set": {
                 "adapter.init": "$teacher",
-                "routing": {"geneval": {"ref": "$teacher"}, "ocr": {"ref": "$teacher"}},
+                "routing": {task: {"ref": "$teacher"} for task in ("geneval", "ocr", "preference")},
                 "anchor.ref": "base",
                 "opd.extrapolate": "$lambda",
             },

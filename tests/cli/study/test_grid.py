@@ -24,6 +24,7 @@ CHAIN = {
                 "adapter.init": "$init",
                 "routing.geneval.ref": "$one",
                 "routing.ocr.ref": "$two",
+                "routing.preference.ref": "$one",
                 "anchor.ref": "base",
                 "opd.extrapolate": "$lambda",
             },

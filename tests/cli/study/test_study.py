@@ -14,7 +14,7 @@ from flowopd_cli.cli.study import pool
 from flowopd_cli.runs import inspect as runs
 from flowopd_cli.runs.run import RunDir
 
-SUITES = ("geneval", "ocr", "quality")
+SUITES = ("geneval", "ocr", "preference", "quality")
 
 
 @pytest.fixture
@@ -117,7 +117,7 @@ def test_shipped_studies_resolve(flowopd, monkeypatch, tmp_path):
     code, out, err = flowopd("study", "extrapolation", "--out", "x", "--dry-run", "--json")
     assert code == 0, err
     tree = json.loads(out)
-    assert (tree["cells"], len(tree["runs"])) == (24, 63)
+    assert (tree["cells"], len(tree["runs"])) == (12, 39)
     code, _, err = flowopd("study", "extrapolatoin", "--out", "x")
     assert "did you mean 'studies/extrapolation'?" in err
 
@@ -137,7 +137,7 @@ REAL = {
                 "train.iterations": 20,
                 "train.checkpoint_every": 2,
                 "adapter.init": "$teacher",
-                "routing": {"geneval": {"ref": "$teacher"}, "ocr": {"ref": "$teacher"}},
+                "routing": {task: {"ref": "$teacher"} for task in ("geneval", "ocr", "preference")},
                 "anchor.beta": 0,
                 "opd.extrapolate": "$lambda",
             },

@@ -121,8 +121,8 @@ def test_a_network_with_non_finite_output_gives_no_detections(grounder, images):
 
 
 def test_a_detector_that_cannot_be_loaded_is_one_line(tmp_path, dino, monkeypatch):
-    with pytest.raises(RewardError, match="detector 'unidet' is not one of grounding-dino, owlv2"):
-        load_grounder("unidet")
+    with pytest.raises(RewardError, match="detector 'yolo' is not one of unidet, grounding-dino, owlv2"):
+        load_grounder("yolo")
     with pytest.raises(ArtifactError, match="no such folder"):
         load_grounder("grounding-dino", str(tmp_path / "none"))
     with pytest.raises(ArtifactError, match=r"missing .first .*enc_output_norm"):

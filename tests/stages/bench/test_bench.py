@@ -302,6 +302,6 @@ def test_a_recipe_is_measured_without_its_adapters():
         tree, where, {}, cli_bench.Roles(None, None, None), ("sampling.steps=2", "routing.ocr.guidance=2")
     )
     figures = run(Request(built, 2, 1, real=True), Silent())
-    assert figures["settings"]["adapters"] == 5  # policy, two teachers, anchor, average
+    assert figures["settings"]["adapters"] == 6  # policy, three teachers, anchor, average
     assert figures["settings"]["teacher_guidance"] == [1.0, 2.0]
     assert set(figures["extras"]) == {"encode", "decode"}

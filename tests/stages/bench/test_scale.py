@@ -15,7 +15,8 @@ import flowopd_cli
 from flowopd_cli.runs.run import RunDir
 
 PACKAGE = Path(flowopd_cli.__file__).parent.parent
-FREE = ["adapter.init=null", "routing.geneval.ref=base", "routing.ocr.ref=base", "anchor.ref=base"]
+FREE = ["adapter.init=null", "anchor.ref=base"]
+FREE += [f"routing.{task}.ref=base" for task in ("geneval", "ocr", "preference")]
 PEAK = """
 import resource, sys
 from flowopd_cli.cli.commands import bench as cli_bench

@@ -22,7 +22,7 @@ SMALL = (*toyruns.SMALL, "train.iterations=3", "train.sample_every=0", *WATCH)
 
 ROUTES = (
     "routing={geneval: {ref: base, guidance: 1}, ocr: {ref: base, guidance: 3}}",
-    *("rewards=[]", "adapter.init=null", "anchor.beta=0"),
+    *(toyruns.TWO_TASKS, "rewards=[]", "adapter.init=null", "anchor.beta=0"),
 )
 
 
@@ -120,7 +120,9 @@ def test_stages_without_rewards_watch_the_pictures(tmp_path, name):
     teachers = "teachers" if name == "toy/coldstart" else "routing"
     sections = ("sft.samples=4", "sft.batch=4") if name == "toy/coldstart" else ("anchor.ref=base",)
     base = f"{teachers}={{geneval: {{ref: base, guidance: 3}}, ocr: {{ref: base, guidance: 3}}}}"
-    run = perform(tmp_path / "r", build(base, "rewards=[]", "adapter.init=null", *sections, name=name))
+    run = perform(
+        tmp_path / "r", build(base, toyruns.TWO_TASKS, "rewards=[]", "adapter.init=null", *sections, name=name)
+    )
     first, last = run.rows()[0], run.rows()[-1]
     assert "watch/reward" not in first
     distance = "watch/distance_base" if name == "toy/coldstart" else "watch/kl_base"  # its sampler has no noise
