@@ -10,6 +10,7 @@ from unittest.mock import patch
 
 import pytest
 from PIL import Image
+from support.recorders import StopAt
 from support.toyruns import changes
 
 from flowopd_cli import recipe as recipes
@@ -29,18 +30,6 @@ from flowopd_cli.system.progress import Silent
 
 SMALL = ("eval.limit=4", "eval.images=2", "eval.steps=2", "eval.split=validation", "eval.batch=4")
 SUITES = ("geneval", "ocr", "quality")
-
-
-class StopAt(Silent):
-    """Interrupts after a number of batches."""
-
-    def __init__(self, last):
-        self.left = last
-
-    def step(self, row):
-        self.left -= 1
-        if not self.left:
-            raise KeyboardInterrupt
 
 
 def perform(path, *overrides, resume=False, progress=None):

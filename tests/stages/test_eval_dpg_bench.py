@@ -8,6 +8,7 @@ import sys
 import pytest
 from PIL import Image
 from support.dpg_bench import serving, some_rows, write_csv
+from support.recorders import StopAt
 
 from flowopd_cli import recipe as recipes
 from flowopd_cli.cli.plan.resolve import Plan
@@ -29,18 +30,6 @@ def options(tmp_path_factory):
     path = write_csv(folder / "dpg_bench.csv", some_rows(ITEMS))
     with serving(folder) as worker:
         yield f"eval.options={json.dumps({'dpg-bench': {'prompts': str(path), 'url': worker.url}})}"
-
-
-class StopAt(Silent):
-    """Interrupts after a number of batches."""
-
-    def __init__(self, last):
-        self.left = last
-
-    def step(self, row):
-        self.left -= 1
-        if not self.left:
-            raise KeyboardInterrupt
 
 
 def perform(path, *overrides, resume=False, progress=None):

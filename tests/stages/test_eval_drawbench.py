@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from support.recorders import StopAt
 from support.scripted import Scripted
 from support.tiny_qwen_vl import INSTRUCTION, save_hpsv3
 
@@ -20,18 +21,6 @@ from flowopd_cli.system.progress import Silent
 pytestmark = pytest.mark.slow
 SMALL = ("eval.suites=[drawbench]", "eval.steps=2", "eval.limit=5", "eval.images=1", "eval.split=test")
 COLUMNS = ("drawbench-hpsv3", "drawbench-unifiedreward")
-
-
-class StopAt(Silent):
-    """Interrupts after a number of batches."""
-
-    def __init__(self, last):
-        self.left = last
-
-    def step(self, row):
-        self.left -= 1
-        if not self.left:
-            raise KeyboardInterrupt
 
 
 def judged(server, handler):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from support.recorders import StopAt
 from support.tiny_reader import save_reader
 from support.tiny_scorers import save_clip
 
@@ -27,18 +28,6 @@ SMALL = (
     "eval.steps=2",
     "eval.split=test",
 )
-
-
-class StopAt(Silent):
-    """Interrupts after a number of batches."""
-
-    def __init__(self, last):
-        self.left = last
-
-    def step(self, row):
-        self.left -= 1
-        if not self.left:
-            raise KeyboardInterrupt
 
 
 @pytest.fixture(scope="module")

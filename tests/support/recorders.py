@@ -19,3 +19,15 @@ class Notes(Silent):
 
     def note(self, text):
         self.notes.append(text)
+
+
+class StopAt(Silent):
+    """Interrupts after a number of batches."""
+
+    def __init__(self, last):
+        self.left = last
+
+    def step(self, row):
+        self.left -= 1
+        if not self.left:
+            raise KeyboardInterrupt
