@@ -156,9 +156,9 @@ def number_of_processes(recipe: Recipe, common: Common) -> int:
     return processes
 
 
-def relaunch(recipe: Recipe, common: Common, processes: int) -> int:
-    """Run this command line in several processes, with one run directory for all."""
-    argv, path = sys.argv[1:], common.resume or common.out or fresh_path(recipe.stage)
+def relaunch(recipe: Recipe, common: Common, processes: int, path: Path | None = None) -> int:
+    """Run this command line in several processes, with one directory for all: ``path``, where the user gave none."""
+    argv, path = sys.argv[1:], common.resume or common.out or path or fresh_path(recipe.stage)
     if common.out is None and common.resume is None:
         argv = [*argv, "--out", str(path)]
     try:

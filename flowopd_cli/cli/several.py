@@ -57,7 +57,7 @@ def resolve_each(common: Common, values: Mapping[str, Any], adapters: Sequence[s
 
 def execute_each(plans: Mapping[Path, Plan], common: Common) -> None:
     """Make the runs of the plans but those that are done, or with ``--dry-run`` describe them; then compare them."""
-    folder = next(iter(plans)).parent
+    folder, flags = next(iter(plans)).parent, common
     common = common if common.resume else replace(common, out=folder)
     console = Console(quiet=common.quiet, main=launch.is_main())
     remarks = {path: [*launch.REMARKS, *_remarks(plan, path, common)] for path, plan in plans.items()}
@@ -70,7 +70,7 @@ def execute_each(plans: Mapping[Path, Plan], common: Common) -> None:
         return
     processes = number_of_processes(recipe, common)
     if processes > 1 and launch.may_launch():
-        raise typer.Exit(relaunch(recipe, common, processes))
+        raise typer.Exit(relaunch(recipe, flags, processes, folder))
     pending = [path for path in plans if not common.resume or common.overrides or not _is_done(path)]
     if GROUP.size > 1:
         GROUP.start()  # after which the first process may finish a run

@@ -111,6 +111,9 @@ def reward(category: str, **options: Any) -> NamedReward:
     unknown = next((name for name in options if name not in names), None)
     if unknown is not None:
         raise RecipeError(f"{NAME}: no option {unknown!r}{suggest(unknown, names)}; known: {', '.join(names)}")
+    checkpoint = next((name for name in options if name in CHECKPOINTS), None)
+    if checkpoint is not None and options.get("detector") != UNIDET:
+        raise RecipeError(f"{NAME}: {checkpoint} is a checkpoint of {UNIDET}: add detector: {UNIDET}")
     spec = CATEGORIES[category]
     renamed = {spec.options[name]: value for name, value in options.items() if name in spec.options}
     if options.get("detector") == UNIDET and spec.unidet in options:

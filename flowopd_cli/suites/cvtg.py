@@ -54,7 +54,7 @@ def pooled(rows: Sequence[Row]) -> Mapping[str, float]:
     words = sum(row["scores"]["expected"] for row in scored)
     figures = {"ned": sum(row["scores"]["ned"] * row["scores"]["expected"] for row in scored) / words}
     for regions in range(2, 6):
-        some = [row["scores"] for row in scored if row["prompt"].split("/")[1] == str(regions)]
+        some = [row["scores"] for row in scored if row["prompt"].split("/")[1:2] == [str(regions)]]
         if some:
             share = sum(scores["correct"] for scores in some) / sum(scores["expected"] for scores in some)
             figures[f"regions-{regions}"] = share

@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 
+from flowopd_cli.cli import launch
 from flowopd_cli.core.merging import LoraFactors
 from flowopd_cli.models.adapter_files import AdapterConfig, write_adapter
 from flowopd_cli.models.files.pipelines import base_fingerprint, linear_shapes
@@ -111,6 +112,16 @@ def test_a_killed_evaluation_goes_on_and_repeats_nothing(flowopd, named, tmp_pat
     code, _, err = flowopd(*resume)
     assert code == 3
     assert [line.split(":")[0] for line in err.splitlines()] == ["one", "base", "two"]
+
+
+def test_processes_share_a_folder_that_the_user_did_not_name(flowopd, named, tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(launch, "relaunch", lambda argv, processes, device: calls.append(argv) or 0)
+    assert flowopd(*EVAL, *named, "--processes", "2")[0] == 0
+    (argv,) = calls
+    assert argv[-2] == "--out"
+    assert argv[-1].startswith("runs/eval-")
 
 
 @pytest.mark.slow

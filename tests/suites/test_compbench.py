@@ -120,7 +120,8 @@ def test_over_unidet_every_category_has_the_benchmarks_name(folder):
     expected = {"spatial": large, "complex": large, "3d_spatial": small, "numeracy": small}
     assert {name: value for name, value in detectors.items() if value} == expected
     assert reward("spatial", detector="unidet").options == {"detector": "unidet"}
-    assert reward("spatial", **{**options, "detector": "owlv2"}).options == {"detector": "owlv2"}
+    with pytest.raises(RecipeError, match="rs200 is a checkpoint of unidet: add detector: unidet"):
+        reward("spatial", **{**options, "detector": "owlv2"})
 
 
 def test_rewards_take_the_options_of_their_category():

@@ -89,11 +89,11 @@ class DPGBenchVLMReward(VLMReward):
 
         Raises :class:`RewardError`: no endpoint answers, or refuses everything.
         """
-        asked = [_questions(prompt) for prompt in prompts]
-        pairs = zip(to_pil(images), asked, strict=True)
+        lists = [_questions(prompt) for prompt in prompts]
+        pairs = zip(to_pil(images), lists, strict=True)
         tasks = [partial(self.judge, image, question.question) for image, questions in pairs for question in questions]
         judgements = iter(self.judge_all(tasks))
-        graded = [_grade(questions, list(islice(judgements, len(questions)))) for questions in asked]
+        graded = [_grade(questions, list(islice(judgements, len(questions)))) for questions in lists]
         total = torch.tensor([float("nan") if score is None else score for score, _ in graded])
         details = tuple({"judge": self.name, **report} for _, report in graded)
         return RewardResult(total, {}, ~torch.isnan(total), details)

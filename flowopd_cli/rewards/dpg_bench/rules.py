@@ -66,9 +66,9 @@ def category_shares(categories: Iterable[Mapping[str, Sequence[int]]]) -> dict[s
     """
     sums: dict[str, list[int]] = {}
     for report in categories:
-        for category, (yes, asked) in report.items():
+        for category, (yes, questions) in report.items():
             for name in (f"L1 {category.split('-')[0].strip()}", f"L2 {category}"):
                 total = sums.setdefault(name, [0, 0])
                 total[0] += yes
-                total[1] += asked
-    return {name: yes / asked for name, (yes, asked) in sorted(sums.items())}
+                total[1] += questions
+    return {name: yes / questions for name, (yes, questions) in sorted(sums.items())}

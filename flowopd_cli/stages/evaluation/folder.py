@@ -131,12 +131,10 @@ class PictureFolder:
             if request.layout.sheet is not None and not self.foreign:
                 sheets.setdefault(f"{request.home}/{request.layout.sheet(request.place)}", []).append(request)
         for name, pictures in sheets.items():
-            path = below(self.root, name)
-            if not is_whole_png(path):
-                buffer = io.BytesIO()
-                sheet = join([self.read(request) for request in pictures])
-                Image.fromarray(sheet.permute(1, 2, 0).numpy()).save(buffer, format="PNG")
-                atomic_write(path, buffer.getvalue(), lasting=False)
+            buffer = io.BytesIO()
+            sheet = join([self.read(request) for request in pictures])
+            Image.fromarray(sheet.permute(1, 2, 0).numpy()).save(buffer, format="PNG")
+            atomic_write(below(self.root, name), buffer.getvalue(), lasting=False)
 
 
 def join(pictures: Sequence[Picture]) -> Picture:

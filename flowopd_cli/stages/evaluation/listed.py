@@ -91,7 +91,7 @@ def plan_listed(
         drawn = Counter({prompts[key].text: len(names) for key, names in files.items() if key[0] != TASK})
         full = Counter(prompt.text for prompt in own for _ in range(spec.images or suite.images))
         if len(drawn) < len(files) or drawn != full:
-            others[suite.name] = digest_of([*prompts.values()])
+            others[suite.name] = digest_of([prompts[key] for key in sorted(prompts)])
         for position, prompt in select([*prompts.values()], spec.limit):
             names = files[prompt.task, prompt.id]
             for index, name in enumerate(names):

@@ -22,6 +22,7 @@ TASK = "text-to-image"
 # Benchmarks by the name in a suite's version.
 BENCHMARKS = {
     "geneval": "GenEval",
+    "geneval2": "GenEval 2",
     "dpg-bench": "DPG-Bench",
     "drawbench": "DrawBench",
     "pickscore": "PickScore prompts",
