@@ -15,6 +15,7 @@ from flowopd_cli.runs.run import RunDir
 from flowopd_cli.system import files
 
 SMALL = ("train.iterations=1", "train.groups=2", "train.group_size=2", "train.micro=2", "sampling.steps=2")
+TASKS = ("--prompts", "toy:geneval", "--prompts", "toy:ocr")
 SET = [word for text in (*SMALL, "train.sample_every=0") for word in ("--set", text)]
 
 
@@ -38,7 +39,7 @@ def hashed(monkeypatch):
     [
         ["merge", "a", "b"],
         ["eval", "--suite", "quality", "--adapter", "a", "--limit", "1", "--set", "eval.steps=1"],
-        ["distill", "--init", "a", "--teacher", "geneval=a", "--teacher", "ocr=b", "--anchor", "b", *SET],
+        ["distill", "--init", "a", "--teacher", "geneval=a", "--teacher", "ocr=b", "--anchor", "b", *TASKS, *SET],
         ["push", "a", "--dry-run", "--set", "push.verify_steps=1"],
     ],
     ids=lambda argv: argv[0],

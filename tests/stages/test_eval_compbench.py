@@ -109,6 +109,21 @@ def test_batches_and_processes_change_no_row_of_geneval2(root, whole, forks, tmp
     assert [row["details"] for row in rows(run)["geneval2"]] == [row["details"] for row in rows(whole)["geneval2"]]
 
 
+def check_same_rows(one, other):
+    """Equal but for the rounding of scores, which depends on what shares a batch."""
+    assert one.keys() == other.keys()
+    for pair in (pair for name in one for pair in zip(one[name], other[name], strict=True)):
+        (first, values), (second, others) = map(split, pair)
+        assert first == second
+        assert values == pytest.approx(others, abs=2e-6)
+
+
+def split(row):
+    """A row without its scores, and the scores."""
+    rest = {key: value for key, value in row.items() if key not in ("value", "scores")}
+    return rest, {"value": row["value"], **row["scores"]}
+
+
 def test_a_killed_evaluation_goes_on_and_draws_nothing_twice(root, whole, forks):
     kill = Kill(change=250)  # a picture makes three, and its folders
     assert forks.run(*settings("killed", {}, root), kill=kill, below=root / "killed").killed
@@ -118,7 +133,7 @@ def test_a_killed_evaluation_goes_on_and_draws_nothing_twice(root, whole, forks)
     after = pngs(run)
     assert {name: after[name] for name in before} == before
     assert after.keys() == pngs(whole).keys()
-    assert rows(run) == rows(whole)
+    check_same_rows(rows(run), rows(whole))
 
 
 @pytest.mark.slow

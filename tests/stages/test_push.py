@@ -73,7 +73,7 @@ def forks(hub, home):
 @pytest.fixture(scope="module")
 def trained(forks, home):
     """A small teacher, and an evaluation of it."""
-    assert forks.run(*teacher("geneval"), "--out", home / "t").code == 0
+    assert forks.run(*teacher("quality"), "--out", home / "t").code == 0
     scored = forks.run("eval", "--suite", "ocr,quality", "--adapter", home / "t", *EVAL, "--out", home / "e")
     assert scored.code == 0, scored.err
     return home / "t"
