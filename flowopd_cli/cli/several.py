@@ -93,8 +93,8 @@ def _fresh(common: Common, values: Mapping[str, Any], adapters: Sequence[str], f
     if is_run(folder):
         raise ArtifactError(f"{folder}: is a run; several adapters need a folder of their own: give --out a fresh name")
     if is_dir(folder) and any(folder.iterdir()) and not (common.force and is_folder_of_evaluations(folder)):
-        known = is_folder_of_evaluations(folder)
-        way_out = f"go on with {resume_command('eval', folder)}, replace it with --force, or " if known else ""
+        own_list = is_folder_of_evaluations(folder)
+        way_out = f"go on with {resume_command('eval', folder)}, replace it with --force, or " if own_list else ""
         raise ArtifactError(f"{folder}: is not empty; {way_out}give --out a fresh name")
     return plans
 

@@ -20,6 +20,7 @@ from PIL import Image
 from flowopd_cli.errors import RewardError
 from flowopd_cli.rewards.base import RewardInfo
 from flowopd_cli.rewards.instructions import SourceFile, read_instruction
+from flowopd_cli.rewards.pictures import png_url
 from flowopd_cli.rewards.qwen_vl import QwenVL
 from flowopd_cli.rewards.vlm import Connection, Judge, Judgement, given, message, named_endpoints
 from flowopd_cli.rewards.weights import weights_id
@@ -163,7 +164,7 @@ class UnifiedReward(Judge):
             image = image.resize((self.variant.side, self.variant.side), Image.Resampling.BICUBIC)
         return {
             "model": self.model,
-            "messages": [message(image, self.question.replace(PROMPT, text))],
+            "messages": [message(png_url(image), self.question.replace(PROMPT, text))],
             "temperature": 0,
             "max_tokens": self.variant.max_tokens,
             **self.settings.extra,

@@ -241,7 +241,7 @@ class VLMReward(Judge):
         question = self.options.template.replace("{prompt}", text)
         return {
             "model": self.model,
-            "messages": [message(image, question)],
+            "messages": [message(png_url(image), question)],
             "temperature": 0,
             "max_tokens": self.options.max_tokens,
             **self.options.extra,
@@ -271,9 +271,9 @@ def given(defaults: Options, reward: str, options: Mapping[str, Any]) -> Options
     return replace(defaults, **options)
 
 
-def message(image: Image.Image, question: str) -> dict[str, Any]:
-    """A user's message: the picture as a PNG data URL, then the question."""
-    content = [{"type": "image_url", "image_url": {"url": png_url(image)}}, {"type": "text", "text": question}]
+def message(picture: str, question: str) -> dict[str, Any]:
+    """A user's message: the data URL of a picture, then the question."""
+    content = [{"type": "image_url", "image_url": {"url": picture}}, {"type": "text", "text": question}]
     return {"role": "user", "content": content}
 
 

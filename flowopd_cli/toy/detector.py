@@ -12,7 +12,7 @@ from torch import Tensor
 from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.rewards.geneval.rules import Detection, Detector
 from flowopd_cli.toy.draw import SHAPES, shape_mask
-from flowopd_cli.toy.ink import COLORS, border_paper, read_ink
+from flowopd_cli.toy.ink import COLORS, border_paper, read_ink, stretched
 
 SIZES = (11, 12, 13)
 WINDOW = 17
@@ -49,7 +49,7 @@ class PixelDetector(Detector):
         """Detections of each picture, best first."""
         images = images.detach().float().cpu()
         reading = read_ink(images, border_paper(images))
-        ink = ((reading.coverage - INK_ZERO) / (INK_FULL - INK_ZERO)).clamp(0, 1)[:, None]
+        ink = stretched(reading.coverage, INK_ZERO, INK_FULL)[:, None]
         overlap = self._overlap(ink)
         detections: list[list[Detection]] = [[] for _ in images]
         height, width = overlap.shape[-2:]

@@ -42,6 +42,11 @@ def read_ink(images: Float[Tensor, "B 3 H W"], paper: Float[Tensor, "#B 3 1 1"])
     return InkReading(best.squeeze(-1), clamped.gather(-1, best).squeeze(-1), residual.gather(-1, best).squeeze(-1))
 
 
+def stretched(coverage: Float[Tensor, "*B"], zero: float, full: float) -> Float[Tensor, "*B"]:
+    """What is seen of ink by a device that sees none below ``zero`` and all from ``full``."""
+    return ((coverage - zero) / (full - zero)).clamp(0, 1)
+
+
 def hatch(coverage: Float[Tensor, "B H W"]) -> Float[Tensor, " B"]:
     """The mean hatch of the inked areas of each picture, as `draw.render` defines it; 0 without ink."""
     above, row, below = coverage[:, 0:-2:2], coverage[:, 1:-1:2], coverage[:, 2::2]

@@ -23,7 +23,7 @@ from flowopd_cli.system.arguments import OptionsOf
 from flowopd_cli.toy import scorer
 from flowopd_cli.toy.detector import PixelDetector
 from flowopd_cli.toy.draw import PAPER
-from flowopd_cli.toy.ink import HATCH_FULL, border_paper, hatch, read_ink
+from flowopd_cli.toy.ink import HATCH_FULL, border_paper, hatch, read_ink, stretched
 
 # The pixel detector's confidence is template overlap: one threshold serves every tag, counting included.
 COUNTING_THRESHOLD = 0.3
@@ -59,7 +59,7 @@ def scan(images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H-1 W"]:
     images = images.detach().float().cpu()
     coverage = read_ink(images, border_paper(images)).coverage
     ink = torch.minimum(coverage[:, :-1], coverage[:, 1:])
-    gray = 1 - ((ink - SCAN_ZERO) / (SCAN_FULL - SCAN_ZERO)).clamp(0, 1)
+    gray = 1 - stretched(ink, SCAN_ZERO, SCAN_FULL)
     return gray[:, None].expand(-1, 3, -1, -1)
 
 

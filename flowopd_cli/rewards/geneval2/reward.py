@@ -28,7 +28,7 @@ from flowopd_cli.rewards.geneval2.rules import QUESTION, arithmetic_mean, geomet
 from flowopd_cli.rewards.pictures import png_url, to_pil
 from flowopd_cli.rewards.preference.scoring import declared
 from flowopd_cli.rewards.remote.http import EndpointError, Endpoints
-from flowopd_cli.rewards.vlm import KEY_ENV, PATH, REFUSED, authorization
+from flowopd_cli.rewards.vlm import KEY_ENV, PATH, REFUSED, authorization, message, named_endpoints
 from flowopd_cli.rewards.weights import shared, weights_id
 from flowopd_cli.system.arguments import OptionsOf
 from flowopd_cli.system.threads import in_parallel
@@ -169,11 +169,7 @@ class GenEval2EndpointReward(SoftTIFAReward):
         Raises :class:`RewardError`: an endpoint, the model or an option is missing or wrong.
         Raises :class:`ArtifactError`: the tokenizer cannot be read.
         """
-        urls = (url,) if isinstance(url, str) else tuple(url)
-        if not urls or not all(urls) or not model:
-            raise RewardError(
-                "geneval2-endpoint: name the endpoint and its model: options url=http://host:port/v1 model=name"
-            )
+        urls = named_endpoints(self.info.name, url, model)
         self.options, self.model, self.score = EndpointOptions(**options), model, score
         self.tokenizer = load_tokenizer(tokenizer, sys.maxsize)
         headers = authorization(self.info.name, self.options.key_env)
@@ -198,11 +194,9 @@ class GenEval2EndpointReward(SoftTIFAReward):
         return [[next(left) for _ in one.vqa_list] for one in atoms]
 
     def _answer(self, picture: str, question: str, answer: str) -> Answer:
-        text = QUESTION.format(question)
-        content = [{"type": "image_url", "image_url": {"url": picture}}, {"type": "text", "text": text}]
         request = {
             "model": self.model,
-            "messages": [{"role": "user", "content": content}],
+            "messages": [message(picture, QUESTION.format(question))],
             "temperature": 0,
             "max_tokens": 1,
             "logprobs": True,

@@ -15,7 +15,7 @@ from flowopd_cli.rewards.ocr.qwen import MAX_TOKENS, QUESTION
 from flowopd_cli.rewards.ocr.reading import Line, Reading
 from flowopd_cli.rewards.pictures import png_url, to_pil
 from flowopd_cli.rewards.remote.http import EndpointError, Endpoints
-from flowopd_cli.rewards.vlm import PATH, REFUSED, authorization
+from flowopd_cli.rewards.vlm import PATH, REFUSED, authorization, message
 from flowopd_cli.system.threads import in_parallel
 
 
@@ -58,13 +58,9 @@ class EndpointTextReader:
         return readings
 
     def _read(self, picture: Image.Image) -> Reading:
-        content = [
-            {"type": "image_url", "image_url": {"url": png_url(picture)}},
-            {"type": "text", "text": QUESTION},
-        ]
         request = {
             "model": self._model,
-            "messages": [{"role": "user", "content": content}],
+            "messages": [message(png_url(picture), QUESTION)],
             "temperature": 0,
             "max_tokens": self._max_tokens,
         }

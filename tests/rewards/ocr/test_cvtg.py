@@ -6,6 +6,7 @@ import re
 
 import pytest
 import torch
+from support.recorders import Fixed
 
 from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.errors import PromptError
@@ -15,16 +16,6 @@ from flowopd_cli.rewards.ocr.reading import Line, Reading
 from flowopd_cli.rewards.ocr.reward import levenshtein
 
 WORDS = ("Open", "OPEN", "sale", "Sole", "24/7", "50%", "a", "Café", "R.", "Fresh  Brew", "New-Arrivals", "İ", "")
-
-
-class Fixed:
-    name = "fixed"
-
-    def __init__(self, *readings):
-        self.readings = readings
-
-    def __call__(self, images):
-        return list(self.readings)
 
 
 def transcribed(prompt, lines):

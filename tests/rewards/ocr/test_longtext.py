@@ -6,6 +6,7 @@ from collections import Counter
 
 import pytest
 import torch
+from support.recorders import Fixed
 
 from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.errors import PromptError
@@ -69,16 +70,6 @@ def test_numbers_are_those_of_the_reference(language):
             words, _ = expected_words(Prompt("p", "x", "t", {"text": texts, "language": language}))
             assert (len(words) - len(missing_words(words, read, language)), len(words)) == (matched, total)
             compared += 1
-
-
-class Fixed:
-    name = "fixed"
-
-    def __init__(self, *readings):
-        self.readings = readings
-
-    def __call__(self, images):
-        return list(self.readings)
 
 
 def page(*lines):
