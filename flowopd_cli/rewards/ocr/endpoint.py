@@ -15,7 +15,7 @@ from flowopd_cli.rewards.ocr.qwen import MAX_TOKENS, QUESTION
 from flowopd_cli.rewards.ocr.reading import Line, Reading
 from flowopd_cli.rewards.pictures import png_url, to_pil
 from flowopd_cli.rewards.remote.http import EndpointError, Endpoints
-from flowopd_cli.rewards.vlm import PATH, REFUSED, authorization, message
+from flowopd_cli.rewards.vlm import PATH, REFUSED, authorization, message, named_endpoints
 from flowopd_cli.system.threads import in_parallel
 
 
@@ -37,9 +37,7 @@ class EndpointTextReader:
 
         Raises :class:`RewardError`: an endpoint, the model or an option is missing or wrong.
         """
-        urls = (url,) if isinstance(url, str) else tuple(url)
-        if not urls or not all(urls) or not model:
-            raise RewardError("reader endpoint: name it and its model: options url=http://host:port/v1 model=name")
+        urls = named_endpoints("reader endpoint", url, model)
         if min(max_tokens, concurrency) < 1 or timeout <= 0 or retries < 0:
             limits = "max_tokens and concurrency must be 1 or more, timeout above 0, retries 0 or more"
             raise RewardError(f"reader endpoint: {limits}")

@@ -50,7 +50,8 @@ def test_without_a_text_the_run_stops(serve, replies, words):
 
 
 @pytest.mark.parametrize(
-    ("options", "words"), [({"model": "m"}, "name it and its model"), ({"url": "http://h/v1"}, "model")]
+    ("options", "words"),
+    [({"model": "m"}, "reader endpoint: name the endpoint and its model"), ({"url": "http://h/v1"}, "model")],
 )
 def test_an_endpoint_and_a_model_are_needed(options, words):
     with pytest.raises(RewardError, match=words):
