@@ -82,6 +82,7 @@ class DPGBench:
             "low": 0,
             "high": 1,
             "license": "Apache-2.0",
+            **exactness(model),
         }
 
     def check(self, prompts: Sequence[Mapping[str, Any]]) -> None:
@@ -121,6 +122,12 @@ class DPGBench:
             tokens, _ = self.model(images, encoded, train=False)
             answers += [self.model.tokenizer.decode(best, skip_special_tokens=True) for best, *_ in tokens]
         return answers
+
+
+def exactness(model: str) -> dict[str, Any]:
+    """The fields of a description that say whether the answers are those of the reference's model."""
+    note = "" if model == MODEL else f"answered by {model}, not by {MODEL}"
+    return {"exact": not note, "note": note}
 
 
 if __name__ == "__main__":

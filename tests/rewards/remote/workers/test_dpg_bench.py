@@ -12,6 +12,7 @@ from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.errors import PromptError, RewardError
 from flowopd_cli.rewards.dpg_bench.judges import DPGBenchReward
 from flowopd_cli.rewards.remote.isolated import find_script, read_script
+from flowopd_cli.rewards.remote.workers import dpg_bench as script
 from flowopd_cli.rewards.weights import path_digest
 
 TEXTS = ("Is it Bright?", "Is the bright thing bright?", "Is it dark?")
@@ -42,7 +43,9 @@ def test_a_picture_is_asked_every_question_of_its_prompt(worker):
     ]
     assert result.details[1]["categories"] == {"entity - whole": [2, 3]}
     assert reward.weights["model"] == path_digest(folder / "mplug")
-    assert (reward.info.name, reward.info.exact, reward.info.license) == ("dpg-bench", True, "Apache-2.0")
+    assert (reward.info.name, reward.info.license) == ("dpg-bench", "Apache-2.0")
+    assert (reward.info.exact, reward.info.note) == (False, f"answered by {folder / 'mplug'}, not by {script.MODEL}")
+    assert script.exactness(script.MODEL) == {"exact": True, "note": ""}
 
 
 def test_a_question_that_depends_on_one_that_is_not_asked_is_an_invalid_picture(worker):
@@ -67,8 +70,6 @@ def test_the_script_is_that_of_the_reward():
 @pytest.mark.slow
 def test_a_tiny_mplug_answers_as_when_it_is_asked_one_question_at_a_time(tmp_path):
     mplug = pytest.importorskip("modelscope.models.multi_modal.mplug", exc_type=ImportError)
-    from flowopd_cli.rewards.remote.workers import dpg_bench as script
-
     save_mplug(tmp_path, mplug.MPlug)
     worker = script.DPGBench(model=str(tmp_path), device="cpu", batch=4)
     plain = mplug.MPlug.from_pretrained(str(tmp_path), task=script.TASK).eval()
