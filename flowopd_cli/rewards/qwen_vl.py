@@ -5,14 +5,15 @@ The processor of ``transformers`` would make the same inputs, but imports torchv
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from flowopd_cli.errors import ArtifactError
+from flowopd_cli.core.prompt import Prompt
+from flowopd_cli.errors import ArtifactError, PromptError
 from flowopd_cli.rewards.compbench.detectors import load_complete
 from flowopd_cli.rewards.preference.clip import as_dtype, read, read_tokenizer
 from flowopd_cli.rewards.weights import pick_device
@@ -50,6 +51,18 @@ def chat_inputs(
     tokens = tokenizer(chats, padding=True, padding_side="right", return_tensors="pt")
     names = ("input_ids", "attention_mask")
     return {name: tokens[name] for name in names} | {n: pictures[n] for n in ("pixel_values", "image_grid_thw")}
+
+
+def refuse_special_tokens(reward: str, tokenizer: Any, texts: Iterable[tuple[Prompt, str]]) -> None:
+    """Refuse prompts with a text for the model that has special tokens, which it would read as pictures or turns.
+
+    Raises :class:`PromptError`: a text has one.
+    """
+    marks = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    for prompt, text in texts:
+        for mark in marks:
+            if mark in text:
+                raise PromptError(f"{reward}: prompt {prompt.id!r} has {mark}, a token of the model's own; remove it")
 
 
 class QwenVL:

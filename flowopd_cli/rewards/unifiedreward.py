@@ -17,11 +17,12 @@ from typing import Annotated, Any, Literal
 
 from PIL import Image
 
+from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.errors import RewardError
 from flowopd_cli.rewards.base import RewardInfo
 from flowopd_cli.rewards.instructions import SourceFile, read_instruction
 from flowopd_cli.rewards.pictures import png_url
-from flowopd_cli.rewards.qwen_vl import QwenVL
+from flowopd_cli.rewards.qwen_vl import QwenVL, refuse_special_tokens
 from flowopd_cli.rewards.vlm import Connection, Judge, Judgement, given, message, named_endpoints
 from flowopd_cli.rewards.weights import weights_id
 from flowopd_cli.system.arguments import OptionsOf
@@ -138,6 +139,8 @@ class UnifiedReward(Judge):
             urls = named_endpoints("unifiedreward", url, model)
             self.chat = self.settings.endpoints("unifiedreward", urls)
         else:
+            if unused := sorted(self.settings.extra.keys() - {"max_tokens"}):
+                raise RewardError(f"unifiedreward: extra {', '.join(unused)}: a source takes max_tokens alone")
             self.chat, model = QwenChat(QwenVL(source, dtype, device)), source
             self.connection = replace(self.settings, concurrency=1)
         own = self.settings.instruction
@@ -146,7 +149,7 @@ class UnifiedReward(Judge):
         digest = hashlib.sha256(self.question.encode()).hexdigest()
         unreadable = self.settings.unreadable
         self.weights = {"model": weights_id(model), "variant": variant, "question": digest, "unreadable": unreadable}
-        self.weights |= {"dtype": dtype} if source else {}
+        self.weights |= self.settings.identity | ({"dtype": dtype} if source else {})
         self.info = replace(self.info, **self._exactness())
 
     def _exactness(self) -> dict[str, Any]:
@@ -156,7 +159,20 @@ class UnifiedReward(Judge):
         other = [] if question else ["another question than in tables of papers"]
         other += [] if judge == published.judge else [f"judged by {self.model}, not by {published.judge}"]
         other += [] if self.settings.unreadable == "zero" else ["answers without a score are invalid, not 0"]
+        fields = [name for name, value in self.settings.extra.items() if value != self._decoding.get(name)]
+        other += [f"other settings of the request: {', '.join(fields)}"] if fields else []
         return {"exact": not other, "note": "; ".join(other)}
+
+    @property
+    def _decoding(self) -> dict[str, Any]:
+        """The published settings of the request."""
+        return {"temperature": 0, "max_tokens": self.variant.max_tokens}
+
+    def check(self, prompts: Sequence[Prompt]) -> None:
+        """Refuse prompts with special tokens of a model in this process."""
+        if isinstance(self.chat, QwenChat):
+            texts = ((prompt, prompt.text) for prompt in prompts)
+            refuse_special_tokens(self.info.name, self.chat.model.tokenizer, texts)
 
     def body(self, image: Image.Image, text: str) -> dict[str, Any]:
         """The picture, then the question; greedy decoding."""
@@ -165,8 +181,7 @@ class UnifiedReward(Judge):
         return {
             "model": self.model,
             "messages": [message(png_url(image), self.question.replace(PROMPT, text))],
-            "temperature": 0,
-            "max_tokens": self.variant.max_tokens,
+            **self._decoding,
             **self.settings.extra,
         }
 

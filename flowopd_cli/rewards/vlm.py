@@ -6,6 +6,8 @@ UnifiedReward (arXiv 2503.05236), the judges of Flow-GRPO (arXiv 2505.05470); th
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
 from abc import abstractmethod
@@ -75,6 +77,12 @@ class Connection:
             raise RewardError("judge: concurrency must be 1 or more, timeout above 0, retries and backoff 0 or more")
         if self.on_error not in ON_ERROR:
             raise RewardError(f"judge: on_error {self.on_error!r} is not one of {', '.join(ON_ERROR)}")
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What ``extra`` adds to the identity of a scorer: its digest, as it changes the answers."""
+        text = json.dumps(dict(self.extra), sort_keys=True, default=str)
+        return {"extra": hashlib.sha256(text.encode()).hexdigest()} if self.extra else {}
 
     def endpoints(self, reward: str, urls: Sequence[str]) -> Endpoints:
         """The endpoints, with the API key.
@@ -230,6 +238,7 @@ class VLMReward(Judge):
         self.chat, self.divisor = self.options.endpoints("vlm", urls), self.options.divisor
         self.model, self.name = model, f"{model}/{preset if 'template' not in options else 'own'}"
         self.weights = {"model": model, "question": self.options.template, "pattern": self.options.pattern}
+        self.weights |= self.options.identity
         low, high = self.options.low / self.options.divisor, self.options.high / self.options.divisor
         self.info = replace(self.info, low=low, high=high)
 

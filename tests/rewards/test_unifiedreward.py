@@ -17,7 +17,7 @@ from support.tiny_reader import save_reader
 from support.tiny_scorers import pictures, pil
 
 from flowopd_cli.core.prompt import Prompt
-from flowopd_cli.errors import ArtifactError, RewardError
+from flowopd_cli.errors import ArtifactError, PromptError, RewardError
 from flowopd_cli.rewards.remote.protocol import prompt_record
 from flowopd_cli.rewards.remote.worker import load_scorer
 from flowopd_cli.rewards.unifiedreward import VARIANTS, UnifiedReward
@@ -82,15 +82,27 @@ def test_another_model_question_or_rule_is_not_exact(serve):
         ({"model": "judge"}, "judged by judge, not by UnifiedReward-7b-v1.5"),
         ({"variant": "elements"}, "another question"),
         ({"unreadable": "invalid"}, "without a score are invalid"),
+        ({"extra": {"temperature": 0, "top_p": 0.9}}, "other settings of the request: top_p"),
     ):
         reward = ask(server, **options)
         assert not reward.info.exact
         assert note in reward.info.note
+    reward = ask(server, unreadable="invalid")
     assert not reward(IMAGES[:1], PROMPTS[:1]).valid.any()
     ask(server, variant="elements")(IMAGES[:1], PROMPTS[:1])
     sent = json.loads(server.requests[-1][3])
     assert sent["max_tokens"] == 512
     assert shown(sent)[1].size == (56, 40)
+
+
+def test_settings_of_the_request_are_part_of_the_judge_s_identity(serve):
+    plain, same, warm, cold = (
+        ask(serve(reply("")), extra=extra)
+        for extra in ({}, {"temperature": 0}, {"temperature": 1, "seed": 2}, {"seed": 2, "temperature": 1})
+    )
+    assert plain.info == same.info
+    assert plain.info.exact
+    assert plain.weights != warm.weights == cold.weights
 
 
 def reference_score(text):
@@ -133,6 +145,7 @@ def test_answers_are_read_as_in_flow_grpo(serve):
         ({"url": "http://h/v1", "model": "m", "template": "x"}, "unifiedreward: no option template"),
         ({"url": "http://h/v1", "model": "m", "api_key": "x"}, "read from the environment"),
         ({"url": "http://h/v1", "model": "m", "on_error": "x"}, "retry, skip, fail"),
+        ({"source": "x", "extra": {"top_p": 0.9, "max_tokens": 9}}, "extra top_p: a source takes max_tokens alone"),
     ],
 )
 def test_wrong_options_are_one_clear_line(options, word):
@@ -155,6 +168,9 @@ def test_a_model_in_this_process_answers_as_its_own_generate(judge):
     reward = UnifiedReward(source=str(folder), variant="elements", **options)
     result = reward(IMAGES, PROMPTS)
     assert not reward.concurrent
+    assert reward.weights["dtype"] == "float32"
+    with pytest.raises(PromptError, match=r"prompt 'p' has <\|image_pad\|>, a token of the model's own"):
+        reward.check([*PROMPTS, Prompt("p", f"a {MARKS[2]} b", "t")])
     words, processor = Qwen2Tokenizer.from_pretrained(folder), Qwen2VLImageProcessorPil.from_pretrained(folder)
     for image, text, detail in zip(IMAGES, TEXTS, result.details, strict=True):
         picture = processor([pil(image)], return_tensors="pt")

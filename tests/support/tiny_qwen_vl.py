@@ -10,8 +10,9 @@ from support.qwen_words import tokenizer
 from support.tiny_scorers import shaken
 
 from flowopd_cli.rewards.preference import hpsv3
+from flowopd_cli.rewards.qwen_vl import PLACE
 
-MARKS = ("<|vision_start|>", "<|vision_end|>", hpsv3.PLACE)
+MARKS = ("<|vision_start|>", "<|vision_end|>", PLACE)
 ASKED, END = "\nHow good?\n{text_prompt}\n\n", "\nRating: <|Reward|>\n\nEND\n"
 INSTRUCTION = ASKED + END
 WIDTH = 32

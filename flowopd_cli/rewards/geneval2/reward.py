@@ -27,6 +27,7 @@ from flowopd_cli.rewards.geneval2.qwen import MODEL, Qwen3VL, first_tokens, load
 from flowopd_cli.rewards.geneval2.rules import QUESTION, arithmetic_mean, geometric_mean, wordings
 from flowopd_cli.rewards.pictures import png_url, to_pil
 from flowopd_cli.rewards.preference.scoring import declared
+from flowopd_cli.rewards.qwen_vl import refuse_special_tokens
 from flowopd_cli.rewards.remote.http import EndpointError, Endpoints
 from flowopd_cli.rewards.vlm import KEY_ENV, PATH, REFUSED, authorization, message, named_endpoints
 from flowopd_cli.rewards.weights import shared, weights_id
@@ -103,6 +104,11 @@ class GenEval2Reward(SoftTIFAReward):
         self.engine = source.partition("@")[0] if source == MODEL else weights_id(source)
         self.weights = {"model": weights_id(source), "dtype": dtype}
         self.info = declared(self.info, source == MODEL, dtype, "bfloat16")
+
+    def check(self, prompts: Sequence[Prompt]) -> None:
+        """Refuse prompts without valid questions, or with special tokens of the model in one."""
+        questions = ((prompt, question) for prompt in prompts for question, _ in _atoms(prompt).vqa_list)
+        refuse_special_tokens(self.info.name, self.tokenizer, questions)
 
     def answer(self, pictures: Sequence[Image.Image], atoms: Sequence[Atoms]) -> list[list[Answer]]:
         """The answers to the questions about each picture."""

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.core.types import RewardResult
-from flowopd_cli.errors import ArtifactError, PromptError
+from flowopd_cli.errors import ArtifactError
 from flowopd_cli.rewards.base import Reward, RewardInfo
 from flowopd_cli.rewards.instructions import SourceFile, read_instruction
 from flowopd_cli.rewards.pictures import to_pil
 from flowopd_cli.rewards.preference.clip import as_dtype, read, read_tokenizer
 from flowopd_cli.rewards.preference.scoring import assemble, declared, scalar_result
-from flowopd_cli.rewards.qwen_vl import PLACE, chat_inputs
+from flowopd_cli.rewards.qwen_vl import chat_inputs, refuse_special_tokens
 from flowopd_cli.rewards.weights import check_tensors, pick_device, read_checkpoint, refuse_mismatch, weights_id
 
 MODEL = "MizzenAI/HPSv3@4f81e3e09edd82fe3c5f636444c721b592a735ca"
@@ -101,11 +101,8 @@ class HPSv3Reward(Reward):
         self.info = declared(self.info, default, dtype, "bfloat16")
 
     def check(self, prompts: Sequence[Prompt]) -> None:
-        """Refuse prompts with a token that marks the picture's or the score's place."""
-        for prompt in prompts:
-            for mark in (PLACE, REWARD):
-                if mark in prompt.text:
-                    raise PromptError(f"hpsv3: prompt {prompt.id} has {mark}, a token of the model's own; remove it")
+        """Refuse prompts with special tokens, such as those that mark the picture's and the score's place."""
+        refuse_special_tokens("hpsv3", self._tokenizer, ((prompt, prompt.text) for prompt in prompts))
 
     @torch.no_grad()
     def __call__(self, images: Float[Tensor, "B 3 H W"], prompts: Sequence[Prompt]) -> RewardResult:

@@ -123,6 +123,12 @@ def test_prompts_without_questions_are_refused(reward):
         reward.check([Prompt("7", "a pig", "geneval2")])
 
 
+def test_a_question_with_a_token_of_the_model_s_own_is_refused(reward):
+    atoms = {"vqa_list": [["Is <|vision_start|> red?", "Yes"]], "skills": ["attribute"], "atom_count": 1}
+    with pytest.raises(PromptError, match=r"prompt '7' has <\|vision_start\|>, a token of the model's own"):
+        reward.check([*PROMPTS, Prompt("7", "a pig", "geneval2", atoms)])
+
+
 def test_a_judge_that_gives_no_number_makes_the_picture_invalid(reward, images, monkeypatch):
     likely = reward.judge.next_token
 

@@ -149,7 +149,7 @@ def test_an_own_instruction_replaces_the_published_one(published, tmp_path):
 
 @pytest.mark.parametrize("mark", ["<|Reward|>", "<|image_pad|>"])
 def test_prompts_with_the_models_own_tokens_are_refused(published, instructed, mark):
-    with pytest.raises(PromptError, match=r"prompt p has <\|"):
+    with pytest.raises(PromptError, match=r"prompt 'p' has <\|"):
         load(published[0]).check([Prompt("p", f"a {mark} b", "t")])
 
 
