@@ -22,7 +22,8 @@ from flowopd_cli.runs.adapter_ref import AdapterRef, Adapters, recorded_base, ru
 from flowopd_cli.runs.layout import resume_command
 from flowopd_cli.runs.provenance import MAY_CHANGE
 from flowopd_cli.runs.run import RunDir
-from flowopd_cli.system.files import is_file
+from flowopd_cli.system.files import is_dir, is_file
+from flowopd_cli.system.paths import is_hub_id
 
 if TYPE_CHECKING:  # it needs torch
     from flowopd_cli.stages.evaluation.shared import Shared
@@ -106,6 +107,7 @@ def resolve(stage: str, common: Common, values: Mapping[str, Any], *, refs: Sequ
         if keep is not None and isinstance(recipe, recipes.DistillRecipe):
             recipe, remark = keep_tasks(recipe, keep)
             remarks.append(remark)
+        remarks += _assumed_family(recipe, common)
     if not common.allow_code:
         check_consent(recipe, where, rewards, common.overrides)
     plan = Plan.of(recipe, common.overrides, adapters)
@@ -307,6 +309,17 @@ def _recorded_model(folder: Path) -> dict[str, Any]:
         return RunDir.open(run, writes=False).recipe().model.model_dump(mode="json")
     base = recorded_base(folder)
     return model_fields(base.ref) if base is not None and base.ref else {}
+
+
+def _assumed_family(recipe: recipes.Recipe, common: Common) -> list[str]:
+    """A remark on a base of the Hub whose family ``--dry-run``, which fetches nothing, cannot know."""
+    fields = {recipes.parse_override(text)[0] for text in common.overrides}
+    if not common.dry_run or not common.base or "model.family" in fields or family_of(common.base) is not None:
+        return []
+    if not is_hub_id(common.base) or is_dir(Path(common.base)):
+        return []
+    way_out = "name it with --set model.family=NAME"
+    return [f"{common.base}: its family is not known before it is fetched; {recipe.model.family} is assumed: {way_out}"]
 
 
 def _assign_flags(tree: dict[str, Any], stage: str, common: Common, flags: dict[str, Any]) -> None:

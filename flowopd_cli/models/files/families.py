@@ -84,7 +84,8 @@ def family(name: str) -> Family:
 def family_of(pretrained: str, *, fetch: bool = False) -> str | None:
     """The family of a named shape, a known Hub id or a local folder; ``None`` for any other base.
 
-    With ``fetch`` also that of another repository of the Hub, whose transformer's configuration is fetched for it.
+    Also that of another repository of the Hub whose transformer's configuration is in the cache, or with ``fetch`` is
+    fetched.
     """
     families = {name: FAMILIES.load(name) for name in FAMILIES.names()}
     named = next((name for name, each in families.items() if pretrained in {*each.shapes, *each.known}), None)
@@ -92,8 +93,8 @@ def family_of(pretrained: str, *, fetch: bool = False) -> str | None:
         return named
     with suppress(ArtifactError):
         folder = base_folder(pretrained)
-        if fetch and is_hub_id(pretrained) and not folder.is_dir():
-            folder = locate(pretrained, files=[CONFIG])
+        if is_hub_id(pretrained) and not folder.is_dir():
+            folder = locate(pretrained, files=[CONFIG], fetch=fetch)
         kind = read_json(folder / CONFIG, "configuration of a transformer").get("_class_name")
         return next((name for name, each in families.items() if each.transformer == kind), None)
     return None

@@ -34,10 +34,13 @@ def locate(
     revision: str | None = None,
     transformer: str | None = None,
     files: Sequence[str] = FILES,
+    *,
+    fetch: bool = True,
 ) -> Path:
     """The local folder of a pipeline, whose ``files`` are fetched from the Hub if it is not a folder.
 
-    ``transformer`` is the required class of its transformer, checked before weights are fetched.
+    ``transformer`` is the required class of its transformer, checked before weights are fetched. Without ``fetch``
+    only the Hub's cache is read.
 
     Raises :class:`ArtifactError`: it is not such a pipeline, or cannot be fetched.
     """
@@ -46,7 +49,7 @@ def locate(
     if not local:
         if not is_hub_id(repo):
             raise ArtifactError(f"{repo}: no such folder, and not a Hub id (owner/name): check --base")
-        folder = _fetch(repo, revision, [CONFIG])
+        folder = _fetch(repo, revision, [CONFIG], fetch)
     config = folder / CONFIG
     if not config.is_file():
         raise ArtifactError(f"{pretrained}: not a diffusers pipeline (no {CONFIG} in it)")
@@ -56,14 +59,16 @@ def locate(
             f"{pretrained}: its transformer is {kind}, this family's is {transformer}: "
             "name its own with --set model.family=NAME"
         )
-    return folder if local else _fetch(repo, revision, files)
+    return folder if local else _fetch(repo, revision, files, fetch)
 
 
-def _fetch(repo: str, revision: str | None, patterns: Sequence[str]) -> Path:
+def _fetch(repo: str, revision: str | None, patterns: Sequence[str], fetch: bool) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=list(patterns)))
+        return Path(
+            snapshot_download(repo, revision=revision, allow_patterns=list(patterns), local_files_only=not fetch)
+        )
     except Exception as error:
         reason = one_line(error)[:200]
         raise ArtifactError(

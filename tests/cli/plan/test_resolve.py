@@ -147,18 +147,36 @@ def test_the_toy_has_a_recipe_for_each_reward_and_one_more_for_grpo(rewards, alg
 
 @pytest.mark.parametrize("family", FAMILIES.names())
 def test_an_unknown_repository_tells_its_family_unless_nothing_is_run(tmp_path, monkeypatch, family):
-    asked = []
+    asked, cached = [], False
+
+    def download(repo, **options):
+        asked.append((repo, options))
+        if options["local_files_only"] and not cached:
+            raise FileNotFoundError
+        return str(tmp_path)
+
     (tmp_path / "transformer").mkdir()
     config = {"_class_name": FAMILIES.load(family).transformer}
     (tmp_path / "transformer" / "config.json").write_text(json.dumps(config))
-    monkeypatch.setattr(
-        "huggingface_hub.snapshot_download", lambda repo, **options: asked.append((repo, options)) or str(tmp_path)
-    )
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     model = resolve("eval", Common(base="someone/tuned"), {}).recipe.model
     assert (model.family, model.pretrained) == (family, "someone/tuned")
     assert {repo for repo, _ in asked} == {"someone/tuned"}
     assert all(options["allow_patterns"] == ["transformer/config.json"] for _, options in asked)
     asked.clear()
-    assert resolve("eval", Common(base="someone/tuned", dry_run=True), {}).recipe.model.family == "sd3"
+    dry = resolve("eval", Common(base="someone/tuned", dry_run=True), {})
+    assert dry.recipe.model.family == "sd3"
+    assert dry.remarks == (
+        "someone/tuned: its family is not known before it is fetched; sd3 is assumed: name it with --set "
+        "model.family=NAME",
+    )
+    assert not resolve(
+        "eval", Common(base="someone/tuned", dry_run=True, overrides=[f"model.family={family}"]), {}
+    ).remarks
+    cached = True
+    dry = resolve("eval", Common(base="someone/tuned", dry_run=True), {})
+    assert (dry.recipe.model.family, dry.remarks) == (family, ())
+    assert all(options["local_files_only"] for _, options in asked)
+    asked.clear()
     resolve("eval", Common(base="Qwen/Qwen-Image"), {})
     assert asked == []
