@@ -101,16 +101,27 @@ def _fresh(common: Common, values: Mapping[str, Any], adapters: Sequence[str], f
 
 def _resumed(common: Common, values: Mapping[str, Any], folder: Path) -> dict[Path, Plan]:
     """The plan of each run of a folder by its path; they differ in their adapters alone."""
-    names = read_json_value(folder / LIST, "list of evaluations")
-    if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
-        raise ArtifactError(f"{folder / LIST}: damaged list of evaluations; resume its runs one by one")
-    paths = [below(folder, name) for name in names]
+    paths = _listed(folder)
+    absent = next((path for path in paths if not is_run(path)), None)
+    if absent is not None:
+        way_out = "start all again with --force, or resume the others one by one"
+        raise ArtifactError(f"{absent}: no run, but {folder / LIST} names it: {way_out}")
     plans = {path: resolve("eval", replace(common, resume=path), values) for path in paths}
     first, *others = plans
     for other in others:
         if _protocol(plans[other]) != _protocol(plans[first]):
             raise RecipeError(f"{other}: differs from {first} in more than its adapter; resume them one by one")
     return plans
+
+
+def _listed(folder: Path) -> list[Path]:
+    """The runs that a folder's list names; :class:`ArtifactError` if it is damaged."""
+    names = read_json_value(folder / LIST, "list of evaluations")
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
+        raise ArtifactError(
+            f"{folder / LIST}: damaged list of evaluations; resume its runs one by one, or give --out a fresh name"
+        )
+    return [below(folder, name) for name in names]
 
 
 def _protocol(plan: Plan) -> dict[str, Any]:
@@ -142,19 +153,27 @@ def _is_done(path: Path) -> bool:
 
 
 def _prepared(plans: Mapping[Path, Plan], common: Common) -> Shared:
-    """The suites and pictures of all runs; then create these, so that a later ``--resume`` of the folder knows them."""
+    """The suites and pictures of all runs; then list and create these, so that a later ``--resume`` knows them.
+
+    Runs of an earlier list, which ``--force`` replaces, are removed.
+    """
     from flowopd_cli.stages.evaluation.shared import Shared
     from flowopd_cli.stages.evaluation.suites import plan_requests
 
     recipe = next(iter(plans.values())).recipe
     assert isinstance(recipe, EvalRecipe)
     shared = Shared(plan_requests(recipe), several=True)
-    for path, plan in plans.items() if launch.is_main() and not common.resume else ():
+    if not launch.is_main() or common.resume:
+        return shared
+    folder = Path(str(common.out))
+    for path in _listed(folder) if is_folder_of_evaluations(folder) else ():
+        if path not in plans and is_run(path):
+            RunDir.open(path).delete()
+    atomic_write(folder / LIST, json.dumps([path.name for path in plans]))
+    for path, plan in plans.items():
         run = RunDir.create(path, "eval", force=common.force)
         run.start(plan.recipe)
         run.finish("interrupted")
-    if launch.is_main() and not common.resume:
-        atomic_write(Path(str(common.out)) / LIST, json.dumps([path.name for path in plans]))
     return shared
 
 

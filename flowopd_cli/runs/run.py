@@ -136,6 +136,20 @@ class RunDir(RunPaths):
         finally:
             self._lock.release()
 
+    def delete(self) -> None:
+        """Remove the run, and its folder if there is nothing else in it.
+
+        Raises :class:`ArtifactError`: a living process writes it.
+        """
+        self._lock.acquire()
+        try:
+            for name in OURS:
+                files.remove(self.path / name)
+        finally:
+            self._lock.release()
+        if not self.used():
+            files.remove(self.path)
+
     def log(self, row: Mapping[str, Any]) -> None:
         """Append a row to the metrics; figures that are not finite become null."""
         if self.writes:

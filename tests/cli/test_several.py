@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from flowopd_cli.cli import launch
+from flowopd_cli.cli import launch, several
 from flowopd_cli.core.merging import LoraFactors
 from flowopd_cli.models.adapter_files import AdapterConfig, write_adapter
 from flowopd_cli.models.files.pipelines import base_fingerprint, linear_shapes
@@ -112,6 +112,32 @@ def test_a_killed_evaluation_goes_on_and_repeats_nothing(flowopd, named, tmp_pat
     code, _, err = flowopd(*resume)
     assert code == 3
     assert [line.split(":")[0] for line in err.splitlines()] == ["one", "base", "two"]
+
+
+def test_force_replaces_the_runs_of_the_folder_s_list_also_after_a_kill_that_left_some_out(
+    flowopd, adapters, named, tmp_path, monkeypatch
+):
+    folder, create = tmp_path / "all", RunDir.create
+
+    def killed(path, *rest, **more):
+        if path.name == "two":
+            raise KeyboardInterrupt
+        return create(path, *rest, **more)
+
+    monkeypatch.setattr(several, "_run", lambda *rest: None)
+    monkeypatch.setattr(several, "_compare", lambda *rest: None)
+    with monkeypatch.context() as kill:
+        kill.setattr(RunDir, "create", killed)
+        assert flowopd(*EVAL, *named, "--out", folder)[0] == 130
+    code, _, err = flowopd("eval", "--resume", folder)
+    assert (code, err.count("\n")) == (2, 1)
+    assert f"{folder / 'two'}: no run, but {folder / several.LIST} names it: start all again with --force" in err
+    (folder / "notes.txt").write_text("x")
+    (folder / "other").mkdir()
+    code, _, err = flowopd(*EVAL, "--adapter", "base", "--adapter", adapters[1], "--out", folder, "--force")
+    assert code == 0, err
+    assert sorted(path.name for path in folder.iterdir()) == ["base", "evaluations.json", "notes.txt", "other", "two"]
+    assert json.loads((folder / several.LIST).read_text()) == ["base", "two"]
 
 
 def test_processes_share_a_folder_that_the_user_did_not_name(flowopd, named, tmp_path, monkeypatch):
