@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from statistics import mean, variance
 
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.reports.entries import BASE, Entry
@@ -31,31 +30,52 @@ class Difference:
     prompts: int
 
 
-def difference(one: Values, other: Values) -> Difference | None:
+def difference(one: Values, other: Values, weights: Values | None = None) -> Difference | None:
     """The paired difference of two models, ``None`` where they share no picture.
 
-    As in a suite's headline, tags are averaged without weights, and the error of a tag is that of the means of its
-    prompts. Equal prompts and noise make the two models' figures dependent, so this error is that of the differences.
+    As in a suite's headline, tags are averaged without weights, pictures of a tag by ``weights``, if these are given,
+    and the error of a tag is that of the means of its prompts. Equal prompts and noise make the two models' figures
+    dependent, so this error is that of the differences.
     """
-    tags: dict[str, list[list[float]]] = {}
-    for (tag, prompt), pictures in one.items():
-        others = other.get((tag, prompt), {})
-        if differences := [value - others[index] for index, value in pictures.items() if index in others]:
-            tags.setdefault(tag, []).append(differences)
+    tags: dict[str, list[list[tuple[float, float]]]] = {}
+    for key, pictures in one.items():
+        others, factors = other.get(key, {}), weights[key] if weights is not None else dict.fromkeys(pictures, 1.0)
+        if pairs := [(value - others[i], factors[i]) for i, value in pictures.items() if i in others]:
+            tags.setdefault(key[0], []).append(pairs)
     if not tags:
         return None
-    prompts = {tag: [mean(differences) for differences in rows] for tag, rows in tags.items()}
-    means = [mean(value for row in rows for value in row) for rows in tags.values()]
-    errors = [variance(row) / len(row) if len(row) > 1 else math.nan for row in prompts.values()]
+    means = [_weighted([pair for row in rows for pair in row]) for rows in tags.values()]
+    prompts = [[_weighted(row) for row in rows] for rows in tags.values()]
+    errors = [_squared_error(row, weighted=weights is not None) for row in prompts]
     stderr = math.sqrt(math.fsum(errors)) / len(errors)
-    every = [value for row in prompts.values() for value in row]
+    every = [value for row in prompts for value, _ in row]
     won, lost = (sum(sign * value > 0 for value in every) / len(every) for sign in (1, -1))
-    return Difference(math.fsum(means) / len(means), stderr if math.isfinite(stderr) else None, won, lost, len(every))
+    centre = math.fsum(value for value, _ in means) / len(means)
+    return Difference(centre, stderr if math.isfinite(stderr) else None, won, lost, len(every))
+
+
+def _weighted(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """The weighted mean of values with weights, and the sum of the weights."""
+    total = math.fsum(weight for _, weight in pairs)
+    return math.fsum(value * weight for value, weight in pairs) / total, total
+
+
+def _squared_error(prompts: Sequence[tuple[float, float]], *, weighted: bool) -> float:
+    """The variance of the mean of prompts, from their means and weights; NaN for a single one."""
+    count = len(prompts)
+    if count == 1:
+        return math.nan
+    pairs = prompts if weighted else [(value, 1.0) for value, _ in prompts]
+    centre, total = _weighted(pairs)
+    squares = math.fsum((weight / total * (value - centre)) ** 2 for value, weight in pairs)
+    return squares * count / (count - 1)
 
 
 def between(one: Evaluation, other: Evaluation) -> dict[str, Difference]:
     """The differences of two evaluations by suite, of the suites that compare and whose rows are there."""
-    differences = {suite: difference(one.values(suite), other.values(suite)) for suite in one.shared(other)}
+    differences = {
+        suite: difference(one.values(suite), other.values(suite), one.weights(suite)) for suite in one.shared(other)
+    }
     return {suite: pair for suite, pair in differences.items() if pair is not None}
 
 

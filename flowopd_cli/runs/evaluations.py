@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,7 +26,7 @@ PROTOCOL = ("split", "limit", "images", "steps", "guidance", "seed")
 BASE, MODEL = "base", "this model"
 _PART = re.compile(r"\.guidance-\d[\d.e+-]*$")
 T = TypeVar("T")
-Values = Mapping[tuple[str, str], Mapping[int, float]]  # {(tag, prompt): {number of the picture: headline}}
+Values = Mapping[tuple[str, str], Mapping[int, float]]  # {(tag, prompt): {number of the picture: figure}}
 
 
 @dataclass(frozen=True)
@@ -84,13 +84,24 @@ class Evaluation:
 
         Raises :class:`ArtifactError`: a row is damaged.
         """
+        return self._figures(suite, lambda row: row["value"])
+
+    def weights(self, suite: str) -> Values | None:
+        """The weight of every valid picture in a suite's headline, ``None`` where all count alike.
+
+        Raises :class:`ArtifactError`: a row is damaged.
+        """
+        name = self.results[suite]["weight"]
+        return None if name is None else self._figures(suite, lambda row: row["scores"][name])
+
+    def _figures(self, suite: str, figure: Callable[[Mapping[str, Any]], Any]) -> Values:
         path = self.run.eval_file(suite, self.part).with_suffix(".jsonl")
         by_prompt: dict[tuple[str, str], dict[int, float]] = {}
         try:
             for row in read_json_lines(path):
                 if row["value"] is not None:
                     prompt = f"{row['task']}/{row['prompt']}"
-                    by_prompt.setdefault((row["tag"], prompt), {})[row["index"]] = float(row["value"])
+                    by_prompt.setdefault((row["tag"], prompt), {})[row["index"]] = float(figure(row))
         except (KeyError, TypeError, ValueError) as error:
             raise ArtifactError(f"{path}: damaged row of a scored picture ({one_line(error)})") from error
         return by_prompt
@@ -164,11 +175,12 @@ def on_unit_scale(suite: str, mean: float) -> bool:
 
 
 def results(run: RunDir, part: str = "") -> dict[str, dict[str, Any]]:
-    """``{suite: {mean, stderr, n, exact, version, judge}}`` of an evaluation run, or of one of its guidances.
+    """``{suite: {mean, stderr, n, exact, version, weight, judge}}`` of an evaluation run, or of one of its guidances.
 
     Raises :class:`ArtifactError`: a result is damaged.
 
-    ``judge`` is a digest of the scorer, ``None`` if a result does not name it; an average has the digests of its parts.
+    ``weight`` is the score that weights pictures, ``None`` if all count alike. ``judge`` is a digest of the scorer,
+    ``None`` if a result does not name it; an average has the digests of its parts.
     """
     read, parts = {}, {}
     for path in sorted(run.eval_dir.glob(f"{part_name('*', part)}.json")):
@@ -179,6 +191,8 @@ def results(run: RunDir, part: str = "") -> dict[str, dict[str, Any]]:
             if not _is_result(result):
                 raise ArtifactError(f"{path}: damaged result of an evaluation (suite, version, mean, stderr or n)")
             read[result["suite"]] = {key: result[key] for key in ("mean", "stderr", "n", "version")}
+            weight = result.get("weight")
+            read[result["suite"]] |= {"weight": weight if isinstance(weight, str) else None}
             read[result["suite"]] |= {"exact": bool(result.get("exact", True)), "judge": _judge(result)}
             parts[result["suite"]] = result.get("parts")
     for name, of in parts.items():

@@ -141,6 +141,7 @@ def summarize(suite: Suite, rows: Sequence[Row], protocol: Mapping[str, Any], re
         "n": sum(not math.isnan(value) for value in headline),
         "invalid": sum(math.isnan(value) for value in headline),
         "prompts": len(set(clusters)),
+        "weight": suite.weight,
         "by_tag": means if suite.tagged else {},
         "figures": {**figures, **suite.breakdown(rows)},
         "published": dict(suite.published) if is_judge else {},

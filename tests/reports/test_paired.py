@@ -10,6 +10,7 @@ from support import reported
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.reports import paired, report, table
 from flowopd_cli.reports.entries import collect
+from flowopd_cli.suites.base import aggregate
 
 
 def values(rows):
@@ -56,10 +57,37 @@ def test_common_noise_of_the_prompts_leaves_the_error():
     assert pair.stderr == pytest.approx(math.sqrt(2 / 200) * 0.01, rel=0.2)
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_difference_is_that_of_the_headlines_with_the_error_of_one_of_differences(weighted):
+    draw = random.Random(1)
+    places = [(draw.choice("ab"), str(i), index) for i in range(30) for index in range(draw.randint(1, 3))]
+    figures = [[draw.random() for _ in places] for _ in range(3)]
+    one, other, weights = ({} for _ in figures)
+    for column, values_of in zip((one, other, weights), figures, strict=True):
+        for (tag, prompt, index), value in zip(places, values_of, strict=True):
+            column.setdefault((tag, prompt), {})[index] = value
+    pair = paired.difference(one, other, weights if weighted else None)
+    groups = [prompt for _, prompt, _ in places], [tag for tag, *_ in places], figures[2] if weighted else None
+    _, first, _ = aggregate(figures[0], *groups)
+    _, second, _ = aggregate(figures[1], *groups)
+    _, _, stderr = aggregate([a - b for a, b in zip(*figures[:2], strict=True)], *groups)
+    assert (pair.mean, pair.stderr) == pytest.approx((first - second, stderr))
+
+
+def test_a_suite_s_weights_are_read_from_its_rows(tmp_path):
+    for path, policy, scores in (("e-base", None, (0.2, 0.5)), ("e", reported.teacher(tmp_path / "t"), (0.8, 0.6))):
+        evaluated(tmp_path / path, policy, scores, fields={"weight": "expected"})
+    pair = paired.against(collect([tmp_path / "t"]), "base")["t"]["ocr"]
+    assert pair.mean == pytest.approx((1 * 0.6 + 2 * 0.1) / 3)
+
+
 def evaluated(path, policy, scores, **options):
     """An evaluation on prompts with these scores, and one that could not be scored."""
     run = reported.evaluation(path, policy, {"ocr": sum(scores) / len(scores)}, **options)
-    rows = [{"task": "ocr", "prompt": str(i), "tag": "", "index": 0, "value": v} for i, v in enumerate((*scores, None))]
+    rows = [
+        {"task": "ocr", "prompt": str(i), "tag": "", "index": 0, "value": value, "scores": {"expected": i + 1}}
+        for i, value in enumerate((*scores, None))
+    ]
     run.write_rows("ocr", rows)
 
 
