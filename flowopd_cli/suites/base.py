@@ -52,6 +52,7 @@ class Suite:
     aliases: tuple[str, ...] = ()  #: names of that folder in other programs
     breakdown: Callable[[Sequence[Row]], Mapping[str, float]] = lambda rows: {}  #: figures of parts of the rows
     weight: str | None = None  #: the reward's figure that weights a picture in the mean; ``None``: all alike
+    engine: str | None = None  #: how the name of the engine that it is scored by begins; ``None``: any
     judge: str | None = None  #: the reward that defines the suite; figures of another one are not exact
 
     @property

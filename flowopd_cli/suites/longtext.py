@@ -16,6 +16,7 @@ from flowopd_cli.rewards.ocr.longtext import QWEN
 from flowopd_cli.suites.base import NamedReward, Suite, SuiteGroup
 from flowopd_cli.suites.layouts import Layout
 
+REWARD = "longtext"
 # Of X-Omni's paper and the models' own reports.
 PUBLISHED = {
     "en": {"FLUX.1-dev": 0.607, "Qwen-Image": 0.943, "Z-Image-Turbo": 0.917, "X-Omni": 0.900},
@@ -25,23 +26,21 @@ PUBLISHED = {
 LAYOUT = Layout(lambda place: f"{place.prompt.metadata['prompt_id']:04d}_{place.index + 1}.png")
 
 
-def english(prompts: str | None = None, reader: str = QWEN, reward: str = "longtext", **options: Any) -> Suite:
+def english(prompts: str | None = None, reader: str = QWEN, reward: str = REWARD, **options: Any) -> Suite:
     """The share of English words written.
 
     ``prompts`` is a local file, or a folder with it, in place of the fetched one. ``reward`` is another name for the
-    reward, such as ``remote:URL``, whose reader is set where it is served; ``reader`` and ``options`` go to it.
+    reward, such as ``remote:URL``, whose reader is set where it is served and named here; ``options`` go to it.
     """
     return _suite("en", prompts, reader, reward, **options)
 
 
-def chinese(prompts: str | None = None, reader: str = QWEN, reward: str = "longtext", **options: Any) -> Suite:
+def chinese(prompts: str | None = None, reader: str = QWEN, reward: str = REWARD, **options: Any) -> Suite:
     """The share of Chinese characters written; arguments as for :func:`english`."""
     return _suite("zh", prompts, reader, reward, **options)
 
 
-def longtext_bench(
-    prompts: str | None = None, reader: str = QWEN, reward: str = "longtext", **options: Any
-) -> SuiteGroup:
+def longtext_bench(prompts: str | None = None, reader: str = QWEN, reward: str = REWARD, **options: Any) -> SuiteGroup:
     """Both languages, without a common figure; ``prompts`` is a folder with both files, else as for :func:`english`."""
     if prompts is not None and Path(prompts).is_file():
         raise RecipeError(
@@ -53,15 +52,18 @@ def longtext_bench(
 
 def _suite(language: str, prompts: str | None, reader: str, reward: str, **options: Any) -> Suite:
     name = f"longtext-bench-{language}"
+    if reader != QWEN and not reward.startswith("remote:"):
+        options["reader"] = reader
     return Suite(
         name=name if reader == QWEN else f"{name}[{reader}]",
         version="longtext-bench-1",
         prompts=partial(evaluation_prompts, f"longtext-{language}", source=prompts),
-        reward=NamedReward(reward, options if reader == QWEN else {"reader": reader, **options}),
+        reward=NamedReward(reward, options),
         images=4,
         weight="expected",
         layout=LAYOUT,
         folder=name,
         published=PUBLISHED[language] if reader == QWEN else {},
-        judge="longtext",
+        engine=reader,
+        judge=REWARD,
     )

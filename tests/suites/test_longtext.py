@@ -1,13 +1,17 @@
 """LongText-Bench: prompts, names of pictures, and the pooled share."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from flowopd_cli.errors import PromptError, RecipeError
+from flowopd_cli.recipe import EvalSpec
 from flowopd_cli.rewards.ocr.longtext import LongTextReward
 from flowopd_cli.rewards.ocr.reading import Line, Reading
+from flowopd_cli.stages.evaluation.requests import Requests, plan
+from flowopd_cli.stages.evaluation.suites import make_rewards
 from flowopd_cli.suites.base import NamedReward, score, summarize
 from flowopd_cli.suites.layouts import Place
 from flowopd_cli.suites.longtext import chinese, english, longtext_bench
@@ -45,6 +49,9 @@ def test_another_reader_is_part_of_the_name():
     assert suite.picture_folder == "longtext-bench-zh"
     assert suite.reward == NamedReward("longtext", {"reader": "rapidocr", "drop_score": 0.3})
     assert not suite.published
+    remote = chinese(reader="rapidocr", reward="remote:http://h", timeout=9)
+    assert (remote.name, remote.published) == (suite.name, {})
+    assert remote.reward == NamedReward("remote:http://h", {"timeout": 9})
 
 
 def test_pictures_are_named_by_the_benchmark_s_number(folder):
@@ -54,6 +61,25 @@ def test_pictures_are_named_by_the_benchmark_s_number(folder):
     (folder / "text_prompts.jsonl").write_text('{"prompt": "a sign", "text": ["one"]}')
     with pytest.raises(PromptError, match='1: not LongText-Bench\'s metadata: "prompt_id"'):
         suite.prompts("test")
+
+
+def test_two_prompts_with_one_number_are_refused(folder):
+    rows = [*ROWS["text_prompts.jsonl"], {"prompt": "a door", "text": ["five"], "prompt_id": 197}]
+    (folder / "text_prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    spec = EvalSpec(suites=("longtext-bench-en",))
+    with pytest.raises(
+        PromptError, match=r"'a page' and 'a door' have one picture, longtext-bench-en/0197_1\.png: give"
+    ):
+        plan([english(str(folder))], (), spec)
+
+
+@pytest.mark.parametrize("reader", ["qwen2.5-vl", "rapidocr"])
+def test_a_suite_is_read_by_the_reader_in_its_name(folder, reader):
+    suite = replace(english(str(folder), reader=reader), reward=lambda: LongTextReward(Reader()))
+    with pytest.raises(RecipeError, match=rf"is read by {reader}, longtext reads by fixed: name its reader"):
+        make_rewards(Requests((suite,)))
+    suite = replace(suite, engine="fix")
+    assert make_rewards(Requests((suite,)))[suite.name].engine == "fixed"
 
 
 class Reader:

@@ -88,6 +88,7 @@ class RemoteReward(Reward):
         self._name = self.worker.reward
         self.info = reward_info(self.worker)
         self.weights = {**self.worker.weights, "worker": self.worker.package}
+        self.engine = next((str(self.weights[name]) for name in protocol.ENGINES if name in self.weights), "")
 
     def check(self, prompts: Sequence[Prompt]) -> None:
         """Ask the worker to check the prompts; ``PromptError`` if it cannot score one."""

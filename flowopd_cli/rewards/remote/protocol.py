@@ -29,6 +29,7 @@ HEALTH, INFO, CHECK, SCORE = "/health", "/info", "/check", "/score"
 MAX_PICTURES = 256  # of one request
 NO_NUMBER = "the reward gave no finite number"
 EXCERPT = 100
+ENGINES = ("reader", "detector")  # among the weights, the software that scores
 NEUTRAL_OPTIONS = ("device", "batch", "threads")  # they change no score
 
 

@@ -17,12 +17,11 @@ from flowopd_cli.rewards.base import Reward
 from flowopd_cli.rewards.function import convert_options, make_reward
 from flowopd_cli.rewards.pictures import to_tensor
 from flowopd_cli.rewards.remote import isolated
-from flowopd_cli.rewards.remote.protocol import NEUTRAL_OPTIONS, Answer, Refusal
+from flowopd_cli.rewards.remote.protocol import ENGINES, NEUTRAL_OPTIONS, Answer, Refusal
 from flowopd_cli.rewards.remote.settings import from_flags
 from flowopd_cli.rewards.weights import path_digest, split_digest
 
 SOURCE = re.compile(r"[\w.-]+/[\w.-]+(@[\w.-]+)?|https?://\S+")
-ENGINES = ("reader", "detector")
 
 
 class RewardScorer:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from flowopd_cli.core.prompt import Prompt
-from flowopd_cli.errors import RecipeError
+from flowopd_cli.errors import PromptError, RecipeError
 from flowopd_cli.recipe import EvalSpec
 from flowopd_cli.suites.base import Suite, SuiteGroup
 from flowopd_cli.suites.layouts import Layout, Place
@@ -54,7 +54,11 @@ class Requests:
 
 
 def plan(suites: Sequence[Suite], groups: Sequence[SuiteGroup], spec: EvalSpec) -> Requests:
-    """The requests of the suites; :class:`RecipeError` if suites with one picture folder have different prompts."""
+    """The requests of the suites.
+
+    Raises :class:`RecipeError`: suites with one picture folder have different prompts.
+    Raises :class:`PromptError`: two prompts of a suite have the same pictures.
+    """
     prompt_lists: dict[Callable[[str], list[Prompt]], list[Prompt]] = {}
     pictures: list[PictureRequest] = []
     digests: dict[str, str] = {}
@@ -65,11 +69,28 @@ def plan(suites: Sequence[Suite], groups: Sequence[SuiteGroup], spec: EvalSpec) 
         digest = digest_of(prompts)
         if digests.setdefault(home, digest) != digest and spec.pictures is None:
             raise RecipeError(f"eval.suites: {suite.name} has other prompts than another suite with its pictures")
-        for position, prompt in select(prompts, spec.limit):
-            for index in range(images):
-                place = Place(prompt, position, index, images)
-                pictures.append(PictureRequest(prompt, place, home, suite.layout, (suite.name,), suite.aliases))
+        own = [
+            PictureRequest(
+                prompt, Place(prompt, position, index, images), home, suite.layout, (suite.name,), suite.aliases
+            )
+            for position, prompt in select(prompts, spec.limit)
+            for index in range(images)
+        ]
+        _refuse_shared_files(suite.name, own)
+        pictures += own
     return Requests(tuple(suites), tuple(groups), collect(pictures), digests)
+
+
+def _refuse_shared_files(suite: str, requests: Iterable[PictureRequest]) -> None:
+    """Refuse prompts with one number or id where that names their pictures."""
+    places: dict[str, Place] = {}
+    for request in requests:
+        other = places.setdefault(request.path, request.place)
+        if other.position != request.place.position:
+            texts = f"{other.prompt.text[:80]!r} and {request.prompt.text[:80]!r}"
+            raise PromptError(
+                f"suite {suite}: the prompts {texts} have one picture, {request.path}: give each its own number or id"
+            )
 
 
 def collect(requests: Iterable[PictureRequest]) -> tuple[PictureRequest, ...]:

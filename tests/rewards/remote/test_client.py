@@ -280,6 +280,11 @@ def test_another_reward_or_no_worker_at_all(sound):
         RemoteReward(f"{sound.url}/elsewhere")
 
 
+def test_a_worker_s_reader_is_the_engine(serve):
+    info = {**INFO, "weights": {"reader": "rapidocr-3/x"}}
+    assert RemoteReward(serve((200, info)).url, **QUICK).engine == "rapidocr-3/x"
+
+
 def test_workers_of_different_weights(worker, sound):
     with pytest.raises(WorkerMismatch, match=r"red \(model two\).*red \(model one\).*cannot be compared"):
         RemoteReward(f"{sound.url},{worker(weights='two').url}")
