@@ -234,9 +234,9 @@ def _pictures(run: RunDir) -> int:
     recipe, rows = run.recipe(), run.rows()
     if not isinstance(recipe, recipes.TrainedRecipe):
         return 0
-    drawn = recipe.train.groups * recipe.train.group_size * sum(row["iteration"] > 0 for row in rows)
+    pictures = recipe.train.groups * recipe.train.group_size * sum(row["iteration"] > 0 for row in rows)
     watched = recipe.watch.groups * recipe.watch.group_size * sum("seconds_watch" in row for row in rows)
-    return drawn + watched + round(sum(row.get("refilled", 0) for row in rows))
+    return pictures + watched + round(sum(row.get("refilled", 0) for row in rows))
 
 
 def _folding_row(name: str, run: RunDir) -> tuple[str, ...]:

@@ -60,8 +60,8 @@ def draw_systematic(chances: tuple[float, ...], offset: float) -> tuple[int, ...
 def mean_last(query: Query, count: int) -> float:
     """The expected index of the last drawn step among ``count``."""
     chances = query.chances(count)
-    drawn = round(sum(chances))
+    size = round(sum(chances))
     if query.beta is None:
-        return drawn * (count + 1) / (drawn + 1) - 1
+        return size * (count + 1) / (size + 1) - 1
     edges = [*accumulate(chances, initial=0.0)]
-    return sum(i * max(0.0, edges[i + 1] - max(edges[i], drawn - 1)) for i in range(count))
+    return sum(i * max(0.0, edges[i + 1] - max(edges[i], size - 1)) for i in range(count))

@@ -127,8 +127,8 @@ class Sampler:
             x = states[-1].float()
             v = velocity(x, self.levels(t, x)[0], cond, guidance=self.guidance)
             velocities += [v] if keep == "velocities" else []
-            drawn, step = self.advance(v, x, t, noise)
-            state = drawn.to(storage_dtype)
+            next_latents, step = self.advance(v, x, t, noise)
+            state = next_latents.to(storage_dtype)
             log_probs.append(log_prob(step, state.float()) if noisy else torch.zeros(len(x), device=x.device))
             states = [state] if keep == "last" else [*states, state]
         if keep == "last":

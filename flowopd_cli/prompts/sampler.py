@@ -52,12 +52,12 @@ class GroupSampler:
         """
         prompts, group, _ = self.draw(iteration)
         task_of = {g: prompt.task for prompt, g in zip(prompts, group, strict=True)}
-        drawn = {id(prompt) for prompt in prompts}
+        ids = {id(prompt) for prompt in prompts}
         left: dict[str, Iterator[Prompt]] = {}
         replacements: list[tuple[Prompt, list[int]]] = []
         for attempt, task in enumerate(task_of[g] for g in tried):
             if task not in left:
-                pool = [p for p in self.prompts[task] if id(p) not in drawn] or list(self.prompts[task])
+                pool = [p for p in self.prompts[task] if id(p) not in ids] or list(self.prompts[task])
                 random.Random(f"{self.seed}/{iteration}/spare/{task}").shuffle(pool)
                 left[task] = cycle(pool)
             seeds = [self.noise_seed(iteration, f"spare/{attempt}/{row}") for row in range(self.group_size)]

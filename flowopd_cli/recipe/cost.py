@@ -143,14 +143,14 @@ def _on_policy(recipe: recipes.TeacherRecipe | recipes.DistillRecipe) -> Figures
 def _supervised(recipe: recipes.ColdstartRecipe) -> Figures:
     train, sft, steps = recipe.train, recipe.sft, recipe.sampling.steps
     rounds = ceil(sft.samples / train.groups)
-    drawn = rounds * train.groups * train.group_size
+    pictures = rounds * train.groups * train.group_size
     dearest = max(_forwards(recipe, spec.guidance) for spec in recipe.teachers.values())
     return {
-        "teacher pictures drawn": drawn,
+        "teacher pictures drawn": pictures,
         "teacher pictures kept": rounds * train.groups,
         "processes": train.processes,
         "sampling steps": steps,
-        "transformer forwards to draw": drawn * steps * dearest,
+        "transformer forwards to draw": pictures * steps * dearest,
         "iterations": train.iterations,
         "optimizer steps per iteration": 1,
         "rows per optimizer step": sft.batch,

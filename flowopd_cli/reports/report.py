@@ -24,15 +24,15 @@ SWITCH = "FLOWOPD_REPORT"
 def at_end(run: RunDir, progress: Progress, status: str, metrics: Mapping[str, Any] | None = None) -> None:
     """Write a run's report as it ends, unless ``FLOWOPD_REPORT=0``. A failure is one warning, not an error."""
     if run.writes:
-        with _optional(progress, run.path) as wanted:
-            if wanted:
+        with _optional(progress, run.path) as is_on:
+            if is_on:
                 atomic_write(run.report_file, render(run_page.page(run, run.report_file, status, metrics)))
 
 
 def beside(target: Path, paths: Sequence[Path], progress: Progress) -> str | None:
     """Write the comparison of runs as their command ends, as :func:`at_end`; returns the path of the page, if any."""
-    with _optional(progress, *paths) as wanted:
-        return str(of_runs(paths, target)[0]) if wanted else None
+    with _optional(progress, *paths) as is_on:
+        return str(of_runs(paths, target)[0]) if is_on else None
 
 
 @contextmanager

@@ -33,14 +33,14 @@ class Session:
         self._past: list[int] = []  # of this session, for undo
 
     @property
-    def given(self) -> int:
+    def vote_count(self) -> int:
         """The number of pairs with a vote."""
         return len(self.pairs) - len(self._open)
 
     @property
     def progress(self) -> str:
         """The same in words."""
-        return f"{self.given:,} of {len(self.pairs):,} pairs have a vote"
+        return f"{self.vote_count:,} of {len(self.pairs):,} pairs have a vote"
 
     def state(self) -> dict[str, Any]:
         """The number and the prompt of the pair to show, ``None`` after the last one; nothing about its models."""

@@ -96,15 +96,15 @@ def pairs(paths: Sequence[Path], seed: int, voter: str) -> dict[Pair, Files]:
     The order and the sides depend on the seed, the voter and the pair alone. Raises :class:`ArtifactError`: a path is
     no run or has no evaluation, or no two models have the same picture.
     """
-    named, drawn, lots = {path.resolve() for path in paths}, [], {}
+    runs, sides, lots = {path.resolve() for path in paths}, [], {}
     for entry in collect(paths):
         one = entry.evaluation
         if one is None:
             path = entry.run.path if entry.run else entry.name
             raise ArtifactError(f"{path}: has no evaluation; make one with: flowopd eval --adapter {path}")
-        if not named.isdisjoint(run.path for run in (entry.run, one.run) if run):  # unlike a base found beside them
-            drawn.append((_side(one), _pictures(one)))
-    for (one, ones), (two, twos) in combinations(sorted(drawn, key=lambda item: item[0].model), 2):
+        if not runs.isdisjoint(run.path for run in (entry.run, one.run) if run):  # unlike a base found beside them
+            sides.append((_side(one), _pictures(one)))
+    for (one, ones), (two, twos) in combinations(sorted(sides, key=lambda item: item[0].model), 2):
         for picture in ones.keys() & twos.keys() if one.model != two.model else ():
             pair = Pair(**dict(picture), left=one, right=two)
             lot, files = json.dumps([seed, voter, *pair.key]), (ones[picture], twos[picture])

@@ -23,7 +23,7 @@ from flowopd_cli.rewards.base import RewardInfo
 from flowopd_cli.rewards.instructions import SourceFile, read_instruction
 from flowopd_cli.rewards.pictures import png_url
 from flowopd_cli.rewards.qwen_vl import QwenVL, refuse_special_tokens
-from flowopd_cli.rewards.vlm import Connection, Judge, Judgement, given, message, named_endpoints
+from flowopd_cli.rewards.vlm import Connection, Judge, Judgement, message, named_endpoints, with_options
 from flowopd_cli.rewards.weights import weights_id
 from flowopd_cli.system.arguments import OptionsOf
 
@@ -132,7 +132,7 @@ class UnifiedReward(Judge):
             raise RewardError(f"unifiedreward: variant {variant!r} is not one of {', '.join(VARIANTS)}")
         if source is not None and (url or model):
             raise RewardError("unifiedreward: name a source, or an endpoint and its model, not both")
-        self.settings = self.connection = given(Settings(), "unifiedreward", options)
+        self.settings = self.connection = with_options(Settings(), "unifiedreward", options)
         self.variant = VARIANTS[variant]
         self.concurrent = source is None
         if source is None:

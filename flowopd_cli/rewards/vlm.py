@@ -234,7 +234,7 @@ class VLMReward(Judge):
         if preset not in PRESETS:
             raise RewardError(f"vlm: preset {preset!r} is not one of {', '.join(PRESETS)}")
         urls = named_endpoints("vlm", url, model)
-        self.options = self.connection = given(PRESETS[preset], "vlm", options)
+        self.options = self.connection = with_options(PRESETS[preset], "vlm", options)
         self.chat, self.divisor = self.options.endpoints("vlm", urls), self.options.divisor
         self.model, self.name = model, f"{model}/{preset if 'template' not in options else 'own'}"
         self.weights = {"model": model, "question": self.options.template, "pattern": self.options.pattern}
@@ -272,7 +272,7 @@ def named_endpoints(reward: str, url: str | Sequence[str], model: str) -> tuple[
     return urls
 
 
-def given(defaults: Options, reward: str, options: Mapping[str, Any]) -> Options:
+def with_options(defaults: Options, reward: str, options: Mapping[str, Any]) -> Options:
     """The defaults with a user's options; :class:`RewardError` for one that there is not."""
     if unknown := sorted(options.keys() - {f.name for f in fields(defaults)}):
         hint = f"; the API key is read from the environment, ${KEY_ENV} or the variable that key_env names"

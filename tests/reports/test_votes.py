@@ -139,13 +139,13 @@ def test_a_session_goes_on_where_the_last_one_ended(runs, session, tmp_path):
     with file.open("a") as handle:
         handle.write('{"suite": "oc')  # killed in the middle of a line
     again = Session(pairs(runs, 5, ""), file, "")
-    assert again.given == 2
+    assert again.vote_count == 2
     shown = [again.pairs[number][0].key for number in again._open]
     assert len(shown) == 16
     assert {order[0].key, order[2].key}.isdisjoint(shown)
     choose(again, "right")
     assert len(read_votes(file)) == 3
-    assert Session(pairs(runs, 0, "ann"), file, "ann").given == 0
+    assert Session(pairs(runs, 0, "ann"), file, "ann").vote_count == 0
 
 
 def test_undo_takes_the_last_votes_of_the_session_back(session, tmp_path):
@@ -154,18 +154,18 @@ def test_undo_takes_the_last_votes_of_the_session_back(session, tmp_path):
     choose(session, "undo")
     assert session.state() == first
     choose(session, *["right"] * COUNT)
-    assert (session.state()["number"], session.given) == (None, COUNT)
+    assert (session.state()["number"], session.vote_count) == (None, COUNT)
     choose(session, "left", "skip")
     choose(session, *["undo"] * COUNT, "left")
     assert [vote.choice for vote in read_votes(tmp_path / "votes.jsonl")] == ["left"]
-    assert session.given == 1
+    assert session.vote_count == 1
 
 
 def test_an_answer_to_a_pair_that_is_not_shown_has_no_effect(session):
     number = session.state()["number"]
     session.answer(number, "left")
     session.answer(number, "left")
-    assert session.given == 1
+    assert session.vote_count == 1
 
 
 def test_a_vote_that_cannot_be_written_leaves_its_pair_open(session, monkeypatch):
@@ -229,7 +229,7 @@ def test_a_browser_votes_by_keys_without_seeing_the_models(server, chromium, tmp
         assert chromium.value("document.getElementById('text').textContent") == server.session.state()["text"]
         chromium.press(key)
         chromium.wait("!busy")
-        assert server.session.given == given
+        assert server.session.vote_count == given
     votes = read_votes(tmp_path / "votes.jsonl")
     assert [vote.choice for vote in votes] == ["left", "tie", "right"]
     assert not re.search("e-base|e-teacher|b{16}", chromium.value("document.documentElement.outerHTML"))
@@ -237,10 +237,10 @@ def test_a_browser_votes_by_keys_without_seeing_the_models(server, chromium, tmp
     assert {re.sub(r"\d+", "N", request) for request in requests} == {"", "answer", "picture/N/left", "picture/N/right"}
     for left in range(COUNT - 3, 0, -1):
         chromium.wait("!busy")
-        assert server.session.given == COUNT - left
+        assert server.session.vote_count == COUNT - left
         chromium.press("ArrowLeft")
     chromium.wait("number === null && !busy")
-    assert server.session.given == COUNT
+    assert server.session.vote_count == COUNT
     chromium.press("q")
     chromium.wait("document.body.textContent.includes('stored')")
 

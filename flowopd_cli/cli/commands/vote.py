@@ -44,5 +44,5 @@ def vote(runs: Runs, out: Out = None, name: Name = "", seed: Seed = 0, port: Por
         except KeyboardInterrupt:
             console.note(f"{session.progress}, in {printable(str(file))}")
             raise typer.Exit(Interrupted("").exit_code) from None
-    result = {"votes": str(file), "given": session.given, "pairs": len(session.pairs)}
+    result = {"votes": str(file), "given": session.vote_count, "pairs": len(session.pairs)}
     print(jsonlib.dumps(result) if json else printable(str(file)))

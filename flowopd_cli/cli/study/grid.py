@@ -85,7 +85,7 @@ def expand(study: StudySpec, where: str) -> Grid:
     if not evaluations:
         raise RecipeError(f"{where}: stages: none is an evaluation, so there are no results: add one of toy/eval")
     nodes: dict[str, Node] = {}
-    made: dict[tuple[Any, ...], str] = {}
+    node_names: dict[tuple[Any, ...], str] = {}
 
     def make(stage: str, combination: Mapping[str, Any], seed: int, members: dict[str, str]) -> str:
         """The name of the node of a stage; it and its ancestors are added to ``members``."""
@@ -95,14 +95,14 @@ def expand(study: StudySpec, where: str) -> Grid:
         tree = _assign(trees[stage], [*seeded, *study.overrides(stage, values)], place)
         parents = {name: make(name, combination, seed, members) for name in study.stages_in(tree)}
         key = (stage, repr(values), seed)
-        if key not in made:
+        if key not in node_names:
             names = {f"${name}": value for name, value in {**values, SEED: seed, **parents}.items()}
             recipe = _build(replace_leaves(tree, names), place)
-            made[key] = f"{recipe.stage}-{_digest(recipe, tuple(parents.values()))}"
+            node_names[key] = f"{recipe.stage}-{_digest(recipe, tuple(parents.values()))}"
             label = describe(stage, {**values, SEED: seed})
-            nodes.setdefault(made[key], Node(made[key], stage, label, recipe, tuple(parents.values())))
-        members[stage] = made[key]
-        return made[key]
+            nodes.setdefault(node_names[key], Node(node_names[key], stage, label, recipe, tuple(parents.values())))
+        members[stage] = node_names[key]
+        return node_names[key]
 
     cells = []
     for stage in evaluations:

@@ -73,8 +73,10 @@ class UniDet:
         detections: list[list[Detection] | None] = []
         for start in range(0, len(pictures), self._batch):
             part = [to_pixels(picture) for picture in pictures[start : start + self._batch]]
-            for found in self._network(torch.stack(part).to(self._device)):
-                rows = found and zip(found.labels.tolist(), found.boxes.tolist(), found.scores.tolist(), strict=True)
+            for output in self._network(torch.stack(part).to(self._device)):
+                rows = output and zip(
+                    output.labels.tolist(), output.boxes.tolist(), output.scores.tolist(), strict=True
+                )
                 detections.append(rows and [Detection(self._labels[i], tuple(box), score) for i, box, score in rows])
         return detections
 

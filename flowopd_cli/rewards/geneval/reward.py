@@ -101,8 +101,8 @@ class GenEvalReward(Reward):
         outcome = verdict(prompt.metadata, objects, self.options)
         trained = training_score(prompt.metadata, objects, self.options)
         scores = {"training": trained.score, "official": float(outcome.correct), "strict": float(trained.strict)}
-        found = [(d.label, d.color, round(d.score, 3), *d.box) for group in objects.values() for d in group]
-        return scores, {**details, "reason": outcome.reason, "found": found}
+        boxes = [(d.label, d.color, round(d.score, 3), *d.box) for group in objects.values() for d in group]
+        return scores, {**details, "reason": outcome.reason, "found": boxes}
 
 
 class GenEvalHFReward(GenEvalReward):

@@ -88,9 +88,9 @@ def plan_listed(
             prompts[prompt.task, prompt.id] = prompt
             files.setdefault((prompt.task, prompt.id), []).append(picture.file)
         files = {key: names[: spec.images] for key, names in files.items()}
-        drawn = Counter({prompts[key].text: len(names) for key, names in files.items() if key[0] != TASK})
+        counts = Counter({prompts[key].text: len(names) for key, names in files.items() if key[0] != TASK})
         full = Counter(prompt.text for prompt in own for _ in range(spec.images or suite.images))
-        if len(drawn) < len(files) or drawn != full:
+        if len(counts) < len(files) or counts != full:
             others[suite.name] = digest_of([prompts[key] for key in sorted(prompts)])
         for position, prompt in select([*prompts.values()], spec.limit):
             names = files[prompt.task, prompt.id]

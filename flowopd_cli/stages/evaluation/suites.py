@@ -43,14 +43,14 @@ def make_rewards(requests: Requests) -> dict[str, Reward]:
 
     Raises :class:`RecipeError`: it reads pictures by another engine than the one that the suite is named by.
     """
-    made: list[tuple[Any, Reward]] = []
+    pairs: list[tuple[Any, Reward]] = []
     rewards: dict[str, Reward] = {}
     for suite in requests.suites:
-        reward = next((reward for source, reward in made if source == suite.reward), None) or _make_reward(suite)
+        reward = next((reward for source, reward in pairs if source == suite.reward), None) or _make_reward(suite)
         if suite.engine and reward.engine and not reward.engine.startswith(suite.engine):
             own = f"is read by {suite.engine}, {reward.info.name} reads by {reward.engine}"
             raise RecipeError(f"suite {suite.name}: {own}: name its reader, --set eval.options.SUITE.reader=NAME")
-        made.append((suite.reward, reward))
+        pairs.append((suite.reward, reward))
         rewards[suite.name] = reward
         reward.check([r.prompt for r in requests.pictures if suite.name in r.suites and r.place.index == 0])
     return rewards

@@ -112,8 +112,8 @@ class RunRecorder:
         every = self.train.sample_every
         if not every or not (last or iteration % every == 0):
             return
-        drawn = resumed and (not self.run.writes or self.run.sample_file(iteration).is_file())
-        if not all(GROUP.gather(drawn)):
+        has_sample = resumed and (not self.run.writes or self.run.sample_file(iteration).is_file())
+        if not all(GROUP.gather(has_sample)):
             self.draw_samples(iteration)
 
     def _regular(self, step: int) -> bool:

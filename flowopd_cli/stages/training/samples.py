@@ -33,7 +33,9 @@ def make_sample_writer(
             atomic_write(run.sample_prompts_file, json.dumps(entries, indent=1))
         own = [chosen[i] for i in mine], [seeds[i] for i in mine]
         images = to_bytes(draw_images(model, sampler, *own, "policy", recipe.train.rollout_batch))
-        drawn = {i: image for part in GROUP.gather(dict(zip(mine, images, strict=True))) for i, image in part.items()}
-        run.write_image(run.sample_file(iteration).stem, side_by_side(drawn[i] for i in range(len(chosen))))
+        by_index = {
+            i: image for part in GROUP.gather(dict(zip(mine, images, strict=True))) for i, image in part.items()
+        }
+        run.write_image(run.sample_file(iteration).stem, side_by_side(by_index[i] for i in range(len(chosen))))
 
     return write
