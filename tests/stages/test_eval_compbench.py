@@ -137,24 +137,33 @@ def test_a_killed_evaluation_goes_on_and_draws_nothing_twice(root, whole, forks)
 
 
 @pytest.mark.slow
-def test_over_unidet_the_columns_have_the_benchmarks_names_for_any_batch_and_processes(forks, root):
+def test_over_unidet_the_columns_have_the_benchmarks_names_for_any_batch_processes_and_kill(forks, root):
     options = {"folder": str(root / "prompts"), "depth": str(root / "depth"), "parser": "builtin"}
     options |= {kind: str(save_unidet(root / f"unidet-{kind}", kind)) for kind in ("rs200", "r50")}
     options |= {"detector": "unidet", "categories": "spatial,3d_spatial,numeracy"}
     argv = ["eval", "--suite", "t2i-compbench", "--limit", "2", "--images-per-prompt", "1", "--set", "eval.steps=1"]
     argv += ["--set", f"eval.options={json.dumps({'t2i-compbench': options})}"]
-    runs = {
-        name: perform(forks, root / name, *argv, *more, "--out", str(root / name))
-        for name, more in {
-            "unidet-8": ("--set", "eval.batch=8"),
-            "unidet-1": ("--set", "eval.batch=1", "--processes", "2"),
-        }.items()
+    ended = forks.run(*argv, "--set", "eval.batch=1", "--out", root / "unidet", below=root / "unidet")
+    assert ended.code == 0, ended.err
+    expected = rows(RunDir.open(root / "unidet"))
+    assert {name: len(own) for name, own in expected.items()} == {
+        f"t2i-compbench-{name}": 2 for name in ("spatial", "3d_spatial", "numeracy")
     }
-    one, other = map(rows, runs.values())
-    assert set(one) == {f"t2i-compbench-{name}" for name in ("spatial", "3d_spatial", "numeracy")}
-    for name in one:
-        assert len(one[name]) == 2
-        for first, second in zip(one[name], other[name], strict=True):
-            assert first["total"] == pytest.approx(second["total"], abs=1e-5)
-    total = json.loads(runs["unidet-8"].eval_file("t2i-compbench").read_text())
+    total = json.loads(RunDir.open(root / "unidet").eval_file("t2i-compbench").read_text())
     assert (len(total["parts"]), total["experimental"]) == (3, {})
+
+    moments = [number for number, (_, path) in enumerate(ended.changes, 1) if ".png" in path]
+    killed, kill = root / "unidet-killed", Kill(change=moments[len(moments) // 2])
+    assert forks.run(*argv, "--set", "eval.batch=1", "--out", killed, kill=kill, below=killed).killed
+    before = pngs(RunDir.open(killed))
+    resumed = perform(forks, killed, "eval", "--resume", killed)
+    assert 0 < len(before) < len(pngs(resumed))
+    assert before.items() <= pngs(resumed).items()
+    check_same_rows(rows(resumed), expected)
+
+    for name, more in {"unidet-8": ("eval.batch=8",), "unidet-2": ("eval.batch=1", "--processes", "2")}.items():
+        other = rows(perform(forks, root / name, *argv, "--set", *more, "--out", root / name))
+        assert other.keys() == expected.keys()
+        for suite, own in expected.items():
+            pairs = [(first["value"], second["value"]) for first, second in zip(own, other[suite], strict=True)]
+            assert all(first == pytest.approx(second, abs=1e-5) for first, second in pairs)
