@@ -1,4 +1,4 @@
-"""The public prompt files, each at a pinned commit and, where it is known, with its sha256; fetched into the cache."""
+"""The public prompt files, each at a pinned commit and with its digest; fetched into the cache."""
 
 from __future__ import annotations
 
@@ -16,17 +16,28 @@ from flowopd_cli.system.text import suggest
 RAW = "https://raw.githubusercontent.com"
 TIMEOUT = 60.0
 LARGEST = 64 << 20  # bytes of a file of prompts
+GIT_DIGITS = 40
 _log = logging.getLogger("flowopd")
 
 
 @dataclass(frozen=True)
 class PromptFile:
-    """A file of a repository: its path there, its name here, its sha256 or else its number of lines."""
+    """A file of a repository: its path there, its name here, and its digest, sha256 or git's own SHA-1."""
 
     path: str
     name: str
-    sha256: str | None = None
-    lines: int | None = None
+    pin: str
+
+    @property
+    def kind(self) -> str:
+        """The kind of the digest."""
+        return "git's SHA-1" if len(self.pin) == GIT_DIGITS else "sha256"
+
+    def digest(self, data: bytes) -> str:
+        """The digest of a content, of the kind of the pinned one."""
+        if len(self.pin) == GIT_DIGITS:
+            return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+        return hashlib.sha256(data).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -40,11 +51,6 @@ class PromptSource:
     what: str
 
     @property
-    def verified(self) -> bool:
-        """Whether a digest is known for every file."""
-        return all(file.sha256 for file in self.files)
-
-    @property
     def folder(self) -> Path:
         """Its folder in the cache."""
         return cache_dir() / "prompts" / f"{self.name}-{self.revision[:12]}"
@@ -52,7 +58,7 @@ class PromptSource:
 
 @dataclass(frozen=True)
 class Fetched:
-    """A local copy of a set: its file or folder, the sha256 of each file, and whether all match the pins."""
+    """A local copy of a set: its file or folder, the sha256 of each file, and whether all match their pins."""
 
     path: Path
     digests: Mapping[str, str]
@@ -95,8 +101,8 @@ _CVTG = {
 }
 
 
-def _flow_opd(name: str, path: str, what: str, sha256: str | None = None, lines: int | None = None) -> PromptSource:
-    file = PromptFile(f"dataset/{path}", path.replace("/", "_"), sha256, lines)
+def _flow_opd(name: str, path: str, what: str, pin: str) -> PromptSource:
+    file = PromptFile(f"dataset/{path}", path.replace("/", "_"), pin)
     return PromptSource(name, "CostaliyA/Flow-OPD", "434ab16911fc580f51e22107151915846222eb6a", (file,), what)
 
 
@@ -157,16 +163,31 @@ _SOURCES = (
         ),
         "CVTG-2K: 2,000 prompts with 2 to 5 texts to write (Apache-2.0)",
     ),
-    _flow_opd("drawbench", "drawbench/test.txt", "DrawBench: 200 prompts, five lines each", lines=1000),
+    _flow_opd(
+        "drawbench",
+        "drawbench/test.txt",
+        "DrawBench: 200 prompts, five lines each",
+        "9006b98feabb94b28a2bc0c88de42fd4f31a9ec3c2a19e308a02c5385b7172f0",
+    ),
     PromptSource(
         "dpg-bench",
         "TencentQQGYLab/ELLA",
         "3c228f1dc6c4d3cad0a47493816151a419f14db3",
-        (PromptFile("dpg_bench/dpg_bench.csv", "dpg_bench.csv"),),
+        (PromptFile("dpg_bench/dpg_bench.csv", "dpg_bench.csv", "98457fc9901943f51ff9a30367250fc292533bed"),),
         "DPG-Bench: 1,065 prompts with their questions",
     ),
-    _flow_opd("ocr-train", "ocr/train.txt", "19,653 training prompts with a text to write", lines=19653),
-    _flow_opd("pickscore-train", "pickscore_sfw/train.txt", "training prompts of Pick-a-Pic", lines=15486),
+    _flow_opd(
+        "ocr-train",
+        "ocr/train.txt",
+        "19,653 training prompts with a text to write",
+        "3ce0521b77b0a9031191d66ecc36ebaaf27a3922",
+    ),
+    _flow_opd(
+        "pickscore-train",
+        "pickscore_sfw/train.txt",
+        "15,486 training prompts of Pick-a-Pic",
+        "edb46f78d7d93df0bafb30568074463822312ee339200f627195ccb2ff1d2f7a",
+    ),
 )
 SOURCES: Mapping[str, PromptSource] = {source.name: source for source in _SOURCES}
 
@@ -176,13 +197,12 @@ def fetch(
     *,
     local: Path | None = None,
     out: Path | None = None,
-    adopt: bool = False,
     warn: Callable[[str], None] = _log.warning,
 ) -> Fetched:
     """A set from the cache, the network or, with ``local``, a file or folder; ``out`` is a folder that gets a copy.
 
     A download whose digest differs from the pinned one is refused; such a local file is used in place, with a warning.
-    Verified local files are copied to the cache, and with ``adopt`` also those whose digest is not known.
+    Local files with the pinned digests are copied to the cache.
 
     Raises :class:`PromptError`: there is no such set; near names are suggested.
     Raises :class:`ArtifactError`: a file is missing, cannot be fetched, or has another digest than the pinned one.
@@ -194,26 +214,23 @@ def fetch(
     folder = local or source.folder
     paths = _cached(source) if local is None else _local(source, local)
     digests = {file.name: sha256_file(path) for file, path in zip(source.files, paths, strict=True)}
-    modified = False
+    verified = True
     for file, path in zip(source.files, paths, strict=True):
-        digest = digests[file.name]
-        if file.sha256 is None:
-            _warn_unverified(source, file, path, warn)
-        elif digest != file.sha256:
-            modified = True
-            warn(f"{path}: sha256 is {digest}, that of {name} is {file.sha256}: used all the same")
-    adopted = local is not None and not modified and (source.verified or adopt)
-    for target in [source.folder] * adopted + ([out] if out else []):
+        digest = file.digest(path.read_bytes())
+        if digest != file.pin:
+            verified = False
+            warn(f"{path}: {file.kind} is {digest}, that of {name} is {file.pin}: used all the same")
+    for target in [source.folder] * (local is not None and verified) + ([out] if out else []):
         for file, path in zip(source.files, paths, strict=True):
             atomic_write(target / file.name, path.read_bytes())
         folder, paths = target, [target / file.name for file in source.files]
-    return Fetched(paths[0] if len(paths) == 1 else folder, digests, source.verified and not modified)
+    return Fetched(paths[0] if len(paths) == 1 else folder, digests, verified)
 
 
 def _cached(source: PromptSource) -> list[Path]:
     paths = [source.folder / file.name for file in source.files]
     for file, path in zip(source.files, paths, strict=True):
-        if not path.is_file() or (file.sha256 is not None and sha256_file(path) != file.sha256):
+        if not path.is_file() or file.digest(path.read_bytes()) != file.pin:
             atomic_write(path, _download(source, file))
     return paths
 
@@ -235,9 +252,9 @@ def _download(source: PromptSource, file: PromptFile) -> bytes:
             f"{url}: cannot be fetched ({reason}); download it yourself and run: "
             f"flowopd prompts fetch {source.name} --from PATH"
         ) from error
-    digest = hashlib.sha256(data).hexdigest()
-    if file.sha256 not in (None, digest):
-        raise ArtifactError(f"{url}: sha256 is {digest}, expected {file.sha256}; the file was discarded")
+    digest = file.digest(data)
+    if digest != file.pin:
+        raise ArtifactError(f"{url}: {file.kind} is {digest}, expected {file.pin}; the file was discarded")
     return data
 
 
@@ -256,10 +273,3 @@ def _local(source: PromptSource, place: Path) -> list[Path]:
             raise ArtifactError(f"{place}: has no {file.name} nor {file.path}")
         paths.append(path)
     return paths
-
-
-def _warn_unverified(source: PromptSource, file: PromptFile, path: Path, warn: Callable[[str], None]) -> None:
-    warn(f"{source.name}: no sha256 is known for {file.path} at {source.revision[:12]}: not verified")
-    lines = sum(1 for line in path.read_bytes().split(b"\n") if line.strip())
-    if file.lines not in (None, lines):
-        warn(f"{path}: has {lines} lines, {file.lines} were expected")

@@ -35,7 +35,7 @@ Wording = Annotated[str | None, typer.Option(metavar="NAME", help=_WORDING)]
 
 @app.command("ls")
 def ls() -> None:
-    """List the public prompt files, their repositories, and whether their sha256 is pinned.
+    """List the public prompt files, and their repositories at pinned commits.
 
     \b
     Example:
@@ -44,13 +44,12 @@ def ls() -> None:
     from flowopd_cli.prompts.public import SOURCES
 
     for source in SOURCES.values():
-        pinned = "sha256 pinned" if source.verified else "no sha256 known"
-        print(f"{source.name:<17}{pinned:<17}{source.repo}@{source.revision[:12]}  {source.what}")
+        print(f"{source.name:<17}{source.repo}@{source.revision[:12]}  {source.what}")
 
 
 @app.command("fetch")
 def fetch(name: Name, out: Copy = None, local: Local = None, json: Json = False, quiet: Quiet = False) -> None:
-    """Fetch a public set of prompts at its pinned revision, check its sha256, and print its path.
+    """Fetch a public set of prompts at its pinned revision, check its digest, and print its path.
 
     \b
     Example:
@@ -64,7 +63,7 @@ def fetch(name: Name, out: Copy = None, local: Local = None, json: Json = False,
         if not quiet:
             typer.echo(line, err=True)
 
-    files = public.fetch(name, local=local, out=out, adopt=True, warn=warn)
+    files = public.fetch(name, local=local, out=out, warn=warn)
     result = {"name": name, "path": str(files.path), "verified": files.verified, "sha256": dict(files.digests)}
     print(jsonlib.dumps(result) if json else files.path)
 
