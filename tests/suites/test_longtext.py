@@ -1,6 +1,8 @@
 """LongText-Bench: prompts, names of pictures, and the pooled share."""
 
 import json
+import random
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -73,27 +75,43 @@ def test_two_prompts_with_one_number_are_refused(folder):
         plan([english(str(folder))], (), spec)
 
 
+class Pages:
+    """A reader with a page of words for each picture."""
+
+    name = "fixed"
+
+    def __init__(self, pages):
+        self.pages = pages
+
+    def __call__(self, images):
+        return [Reading((Line(" ".join(page), 1.0),)) for page in self.pages]
+
+
 @pytest.mark.parametrize("reader", ["qwen2.5-vl", "rapidocr"])
 def test_a_suite_is_read_by_the_reader_in_its_name(folder, reader):
-    suite = replace(english(str(folder), reader=reader), reward=lambda: LongTextReward(Reader()))
+    suite = replace(english(str(folder), reader=reader), reward=lambda: LongTextReward(Pages([])))
     with pytest.raises(RecipeError, match=rf"is read by {reader}, longtext reads by fixed: name its reader"):
         make_rewards(Requests((suite,)))
     suite = replace(suite, engine="fix")
     assert make_rewards(Requests((suite,)))[suite.name].engine == "fixed"
 
 
-class Reader:
-    """Reads one of three words of the first prompt, all of the second."""
-
-    name = "fixed"
-
-    def __call__(self, images):
-        return [Reading((Line("one", 1.0),)), Reading((Line("four!", 1.0),))]
-
-
 def test_the_figure_is_the_share_of_all_words(folder):
-    suite, reward = english(str(folder)), LongTextReward(Reader())
+    suite, reward = english(str(folder)), LongTextReward(Pages([["one"], ["four!"]]))
     images = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
     result = summarize(suite, score(suite, reward, images, suite.prompts("test"), [0, 0]), {}, reward)
     assert result["mean"] == pytest.approx(2 / 4, abs=1e-6)
     assert (result["n"], result["prompts"], result["exact"]) == (2, 2, False)
+
+
+def test_the_figure_of_random_pictures_is_that_of_the_reference(tmp_path):
+    draw, words = random.Random(3), ("ONE", "two", "three", "Café", "4")
+    texts = [[draw.choice(words) for _ in range(draw.randint(1, 9))] for _ in range(1000)]
+    rows = [{"prompt": f"a sign {i}", "text": own, "prompt_id": i} for i, own in enumerate(texts)]
+    (tmp_path / "text_prompts.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    pages = [draw.choices(words, k=draw.randint(0, 9)) for _ in texts]
+    suite, reward = english(str(tmp_path)), LongTextReward(Pages(pages))
+    images = torch.zeros(1, 3, 8, 8, dtype=torch.uint8).expand(1000, -1, -1, -1)
+    result = summarize(suite, score(suite, reward, images, suite.prompts("test"), [0] * 1000), {}, reward)
+    matched = [(Counter(own) & Counter(page)).total() for own, page in zip(texts, pages, strict=True)]
+    assert result["mean"] == pytest.approx(sum(matched) / sum(map(len, texts)), abs=1e-6)  # by summary_scores.py

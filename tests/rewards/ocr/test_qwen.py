@@ -1,9 +1,13 @@
 """The reader Qwen2.5-VL, loaded from a tiny random model."""
 
+import math
+import random
+
 import pytest
 import torch
 from support.tiny_reader import save_reader
 from transformers import Qwen2VLImageProcessorPil
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.rewards.ocr.longtext import LongTextReward
@@ -62,18 +66,37 @@ def test_a_picture_is_read_alike_alone_and_in_a_batch(reader, pictures):
     assert [reader(pictures[i : i + 1])[0] for i in range(3)] == reader(pictures)
 
 
-@pytest.mark.parametrize("size", [(512, 512), (100, 70), (30, 333), (1000, 20)])
+def reference_size(height, width, squares=(4, 16384)):
+    """Transcription of ``qwen_vl_utils``: sides that 28 divides, 4 to 16384 squares."""
+    sides = [max(28, round(side / 28) * 28) for side in (height, width)]
+    if sides[0] * sides[1] > squares[1] * 28 * 28:
+        scale = (height * width / (squares[1] * 28 * 28)) ** 0.5
+        sides = [max(28, math.floor(side / scale / 28) * 28) for side in (height, width)]
+    elif sides[0] * sides[1] < squares[0] * 28 * 28:
+        scale = (squares[0] * 28 * 28 / (height * width)) ** 0.5
+        sides = [math.ceil(side * scale / 28) * 28 for side in (height, width)]
+    return tuple(sides)
+
+
+@pytest.mark.parametrize("size", [(512, 512), (70, 100), (333, 30), (20, 1000)])
 def test_pictures_are_resized_as_by_the_reference(folder, size):
-    """Transcription of ``qwen_vl_utils``: sides that 28 divides, 4 to 16384 squares, by PIL; then nothing to resize."""
-    picture = to_pil(torch.rand(1, 3, *reversed(size), generator=torch.Generator().manual_seed(1)))[0]
-    sides = [max(28, round(side / 28) * 28) for side in size]
-    if sides[0] * sides[1] < 4 * 28 * 28:
-        scale = (4 * 28 * 28 / (size[0] * size[1])) ** 0.5
-        sides = [-(-side * scale // 28) * 28 for side in size]
+    picture = to_pil(torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(1)))[0]
     processor = Qwen2VLImageProcessorPil.from_pretrained(folder)
-    ours, theirs = (processor([image], return_tensors="pt") for image in (picture, picture.resize(map(int, sides))))
+    resized = picture.resize(reference_size(*size)[::-1])
+    ours, theirs = (processor([image], return_tensors="pt") for image in (picture, resized))
     assert torch.equal(ours.image_grid_thw, theirs.image_grid_thw)
     assert torch.equal(ours.pixel_values, theirs.pixel_values)
+
+
+def test_the_processor_leaves_pictures_of_the_reference_s_size_as_they_are(folder):
+    draw, limits = random.Random(0), Qwen2VLImageProcessorPil.from_pretrained(folder).size
+    limits = {"min_pixels": limits["shortest_edge"], "max_pixels": limits["longest_edge"]}
+    for _ in range(2000):  # a side of 14 pixels or less is rounded to 0 by the processor, to 28 by the reference
+        height = round(math.exp(draw.uniform(math.log(15), math.log(9000))))
+        width = max(15, round(height * math.exp(draw.uniform(-3, 3))))
+        size = reference_size(height, width)
+        assert smart_resize(height, width, 28, **limits) == size
+        assert smart_resize(*size, 28, **limits) == size
 
 
 def test_the_reward_names_its_reader_and_what_differs(folder):
