@@ -20,6 +20,7 @@ from flowopd_cli.errors import PromptError, RecipeError
 from flowopd_cli.prompts.files import read_rows
 from flowopd_cli.prompts.public import fetch
 from flowopd_cli.prompts.sources import check_split
+from flowopd_cli.rewards.compbench.detectors import KINDS
 from flowopd_cli.rewards.compbench.rules import kinds_of
 from flowopd_cli.suites.base import NamedReward, Result, Suite, SuiteGroup, combined_error
 from flowopd_cli.suites.compbench_import import IMAGES, NAME, PUBLISHED, VERSION, import_category
@@ -105,7 +106,7 @@ def prompts(category: str, folder: Path) -> list[Prompt]:
 def reward(category: str, **options: Any) -> NamedReward:
     """The reward of a category, with the suite's options that apply to it.
 
-    Raises :class:`RecipeError`: an option that no category takes.
+    Raises :class:`RecipeError`: an option that no category takes, or a detector that there is not.
     """
     names = sorted({*CHECKPOINTS, *(name for each in CATEGORIES.values() for name in each.options)})
     unknown = next((name for name in options if name not in names), None)
@@ -114,6 +115,10 @@ def reward(category: str, **options: Any) -> NamedReward:
     checkpoint = next((name for name in options if name in CHECKPOINTS), None)
     if checkpoint is not None and options.get("detector") != UNIDET:
         raise RecipeError(f"{NAME}: {checkpoint} is a checkpoint of {UNIDET}: add detector: {UNIDET}")
+    detector = str(options.get("detector", DETECTOR)).partition("=")[0]
+    if detector not in (UNIDET, *KINDS):
+        known = ", ".join((UNIDET, *KINDS))
+        raise RecipeError(f"{NAME}: no detector {detector!r}{suggest(detector, (UNIDET, *KINDS))}; known: {known}")
     spec = CATEGORIES[category]
     renamed = {spec.options[name]: value for name, value in options.items() if name in spec.options}
     if options.get("detector") == UNIDET and spec.unidet in options:

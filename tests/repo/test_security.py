@@ -72,8 +72,8 @@ def test_a_table_moves_no_cursor():
 
 
 def test_an_option_cannot_lead_results_out_of_the_run():
-    options = {"t2i-compbench": {"categories": ["spatial"], "detector": "../../../../tmp/x"}}
-    spec = {"suites": ["t2i-compbench"], "options": options}
+    options = {"longtext-bench-en": {"reader": "../../../../tmp/x"}}
+    spec = {"suites": ["longtext-bench-en"], "options": options}
     with pytest.raises(RecipeError, match="cannot be the name of a file"):
         _suites.plan_requests(recipes.build({**EVAL, "eval": spec}))
 

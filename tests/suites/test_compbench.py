@@ -107,6 +107,8 @@ def test_options_reach_the_rewards_that_take_them():
     assert figure_name("spatial", options["detector"]) == "spatial[owlv2]"
     with pytest.raises(RecipeError, match=r"no option 'detecter', did you mean 'detector'\?; known: batch, blip"):
         reward("color", detecter="owlv2")
+    with pytest.raises(RecipeError, match=r"no detector 'unidett', did you mean 'unidet'\?; known: unidet, grounding-"):
+        reward("spatial", detector="unidett=a.pth")
 
 
 def test_over_unidet_every_category_has_the_benchmarks_name(folder):
