@@ -14,6 +14,7 @@ from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.core.types import RewardResult
 from flowopd_cli.errors import RewardError
 from flowopd_cli.rewards.base import Reward, RewardInfo
+from flowopd_cli.rewards.remote.settings import PORTS
 from flowopd_cli.system.arguments import Options
 from flowopd_cli.system.redact import REMOTE
 
@@ -54,8 +55,9 @@ def convert_options(target: Any, name: str, options: Mapping[str, Any]) -> dict[
     try:
         return options_of(target).convert(options)
     except ValueError as error:
-        served = "; the reward's own are set where it is served" if name.startswith(REMOTE) else ""
-        raise RewardError(f"reward {name}: {error}{served}") from error
+        in_worker = name.startswith(REMOTE) or name in PORTS
+        hint = "; the reward's own are set where it is served" if in_worker else ""
+        raise RewardError(f"reward {name}: {error}{hint}") from error
 
 
 def _is_scoring_function(target: Any) -> bool:

@@ -48,6 +48,7 @@ class DPGBenchReward(RemoteReward):
         license="Apache-2.0",
         note="in a worker: flowopd rewards serve dpg-bench",
     )
+    served = info.name
 
     def __init__(
         self,
@@ -56,8 +57,7 @@ class DPGBenchReward(RemoteReward):
         batch: int = 4,
         **options: Annotated[Any, OptionsOf(RemoteReward)],
     ) -> None:
-        start = "flowopd rewards serve dpg-bench"
-        super().__init__(url, timeout=timeout, batch=batch, reward="dpg-bench", start=start, **options)
+        super().__init__(url, timeout=timeout, batch=batch, **options)
 
 
 class DPGBenchVLMReward(VLMReward):

@@ -51,10 +51,11 @@ class RemoteReward(Reward):
     ``on_error`` is the reaction to a failing worker: ``retry`` tries ``retries`` more times with growing pauses, then
     stops the run; ``skip`` retries likewise, then marks the pictures invalid; ``fail`` tries no worker twice.
     ``timeout`` is the limit of one request in seconds, ``batch`` its maximum of pictures. The token comes from the
-    variable ``token_env``. ``reward`` is the reward that the worker must serve, ``start`` the command to start one.
+    variable ``token_env``.
     """
 
     concurrent = True
+    served: str | None = None  #: the reward that the worker must serve; ``None``: any
 
     def __init__(
         self,
@@ -66,15 +67,13 @@ class RemoteReward(Reward):
         on_error: Literal["retry", "skip", "fail"] = "retry",
         batch: int = 32,
         backoff: float = 0.5,
-        reward: str | None = None,
-        start: str = "",
     ) -> None:
         """Read the description of every worker; ``RewardError`` when none answers or they serve different rewards."""
         if on_error not in ON_ERROR:
             raise RewardError(f"remote: on_error {on_error!r} is not one of {', '.join(ON_ERROR)}")
         if timeout <= 0 or retries < 0 or batch < 1:
             raise RewardError("remote: timeout and batch must be above 0, retries not below")
-        self.on_error, self.batch, self._start, self._token_env = on_error, batch, start, token_env
+        self.on_error, self.batch, self._token_env = on_error, batch, token_env
         token = os.environ.get(token_env)
         self._endpoints = Endpoints(
             [part.strip() for part in str(url).split(",") if part.strip()],
@@ -83,8 +82,8 @@ class RemoteReward(Reward):
             0 if on_error == "fail" else retries,
             backoff,
         )
-        self._name = "remote"
-        self.worker = self._connect(reward)
+        self._name = self.served or "remote"
+        self.worker = self._connect()
         self._name = self.worker.reward
         self.info = reward_info(self.worker)
         self.weights = {**self.worker.weights, "worker": self.worker.package}
@@ -154,12 +153,12 @@ class RemoteReward(Reward):
                 )
         return tree
 
-    def _connect(self, reward: str | None) -> WorkerInfo:
+    def _connect(self) -> WorkerInfo:
         """The description that all workers share. Only when none of them answers are they tried again."""
         urls, workers, failures = self._endpoints.urls, dict[str, WorkerInfo](), list[EndpointError]()
         for retries in sorted({0, self._endpoints.retries}):
             if not workers:
-                tasks = [partial(self._describe, url, reward, retries) for url in urls]
+                tasks = [partial(self._describe, url, retries) for url in urls]
                 results = in_parallel(tasks, workers=len(urls))
                 workers = {u: result for u, result in zip(urls, results, strict=True) if isinstance(result, WorkerInfo)}
                 failures = [result for result in results if isinstance(result, EndpointError)]
@@ -174,10 +173,10 @@ class RemoteReward(Reward):
             log.warning("reward %s: %s", worker.reward, error)
         return worker
 
-    def _describe(self, url: str, reward: str | None, retries: int) -> WorkerInfo | EndpointError:
+    def _describe(self, url: str, retries: int) -> WorkerInfo | EndpointError:
         try:
             tree = replace(self._endpoints, urls=[url], retries=retries).request(protocol.INFO)
-            return worker_info(url, tree, reward)
+            return worker_info(url, tree, self.served)
         except EndpointError as error:
             return error
 
@@ -186,8 +185,8 @@ class RemoteReward(Reward):
         if error.status == MISMATCH:
             raise WorkerMismatch(f"reward {self._name}: {error}") from error
         advice = f"; set {self._token_env} to the worker's token" if error.status in TOKEN_NEEDED else ""
-        if error.status is None and self._start:
-            advice = f"; start it with: {self._start}"
+        if error.status is None and self.served:
+            advice = f"; start it with: flowopd rewards serve {self.served}"
         raise RewardError(f"reward {self._name}: {error}{advice}") from error
 
 
@@ -206,11 +205,12 @@ class DeQAReward(RemoteReward):
         license="MIT (code), LLaMA 2 (base of the weights)",
         note="in a worker: flowopd rewards serve deqa",
     )
+    served = info.name
 
     def __init__(
         self, url: str = f"http://127.0.0.1:{DEQA_PORT}", **options: Annotated[Any, OptionsOf(RemoteReward)]
     ) -> None:
-        super().__init__(url, reward="deqa", start="flowopd rewards serve deqa", **options)
+        super().__init__(url, **options)
 
 
 def worker_info(url: str, tree: Any, reward: str | None = None) -> WorkerInfo:

@@ -159,6 +159,7 @@ def test_prompts_that_are_there_twice_and_processes_of_a_launcher_are_remarked_o
         ),
         ("deqa", {"timeout": "soon"}, "reward deqa: option timeout: Input should be a valid number, not 'soon'"),
         ("remote:http://127.0.0.1:9", {"gain": 2}, "no option 'gain'; .*; the reward's own are set where it is served"),
+        ("dpg-bench", {"start": "x"}, "no option 'start'; .* backoff; the reward's own are set where it is served"),
         ("geneval", {"detector": "x"}, "reward geneval: no option 'detector'"),
         (
             "ocr",
