@@ -28,6 +28,7 @@ from flowopd_cli.recipe.tasks import check_tasks, check_weights
 from flowopd_cli.reports.track import check_installed
 from flowopd_cli.runs.adapter_ref import AdapterRef, Adapters
 from flowopd_cli.runs.run import RunDir
+from flowopd_cli.system.files import is_dir, is_file
 from flowopd_cli.system.paths import is_branch, is_hub_id
 
 Check = Callable[[], Iterable[str] | None]  # returns remarks, raises FlowOPDError
@@ -104,6 +105,8 @@ def _checks(
     if isinstance(recipe, recipes.PushRecipe):
         yield partial(_check_push, recipe, dry_run)
     yield partial(_check_adapters, recipe, refs, adapters, dry_run)
+    if isinstance(recipe, recipes.EvalRecipe) and dry_run:
+        yield partial(_absent_pictures, recipe.eval)
     yield partial(_check_out, out, recipe, refs)
     yield from _name_checks(recipe, start)
     yield from _option_checks(recipe, consent)
@@ -160,6 +163,13 @@ def _check_adapters(recipe: recipes.Recipe, refs: dict[str, str], adapters: Adap
         shared = {role: ref for role, ref in there.items() if own.get(role, recipe.model) == model}
         check_adapters(model, shared, adapters, fetch=not dry_run, loads=loads)
     return [f"{role}: {refs[role]}: is not there yet{AdapterRef.parse(refs[role]).hub_hint}" for role in absent]
+
+
+def _absent_pictures(spec: recipes.EvalSpec) -> list[str]:
+    """Remarks on pictures, their list, and scores to read that are not there; without a dry run they are refused."""
+    paths = spec.model_dump(include={"pictures", "pictures_csv", "import_scores"}, exclude_none=True)
+    absent = {name: path for name, path in paths.items() if not is_dir(path) and not is_file(path)}
+    return [f"eval.{name}: {path}: is not there yet" for name, path in absent.items()]
 
 
 def own_models(recipe: recipes.Recipe) -> dict[str, recipes.ModelSpec]:

@@ -107,7 +107,7 @@ def resolve(stage: str, common: Common, values: Mapping[str, Any], *, refs: Sequ
         if keep is not None and isinstance(recipe, recipes.DistillRecipe):
             recipe, remark = keep_tasks(recipe, keep)
             remarks.append(remark)
-        remarks += _assumed_family(recipe, common)
+        remarks += [*_assumed_family(recipe, common), *_default_protocol(recipe, common, flags)]
     if not common.allow_code:
         check_consent(recipe, where, rewards, common.overrides)
     plan = Plan.of(recipe, common.overrides, adapters)
@@ -320,6 +320,19 @@ def _assumed_family(recipe: recipes.Recipe, common: Common) -> list[str]:
         return []
     way_out = "name it with --set model.family=NAME"
     return [f"{common.base}: its family is not known before it is fetched; {recipe.model.family} is assumed: {way_out}"]
+
+
+def _default_protocol(recipe: recipes.Recipe, common: Common, flags: Mapping[str, Any]) -> list[str]:
+    """A remark on pictures of another family that are drawn by the default steps and guidance, those of SD3.5."""
+    if not isinstance(recipe, recipes.EvalRecipe) or common.recipe or recipe.model.family == "sd3":
+        return []
+    fields = {*flags, *(recipes.parse_override(text)[0] for text in common.overrides)}
+    unset = [name for name in ("steps", "guidance") if f"eval.{name}" not in fields]
+    if not unset or FOREIGN & fields:
+        return []
+    values = " and ".join(f"eval.{name} {recipe.eval.model_dump()[name]:g}" for name in unset)
+    way_out = "set this model's own with --set eval.steps=N, --guidance G"
+    return [f"{values} suit Stable Diffusion 3.5, not every {recipe.model.family} model: {way_out}"]
 
 
 def _assign_flags(tree: dict[str, Any], stage: str, common: Common, flags: dict[str, Any]) -> None:

@@ -215,3 +215,10 @@ def test_options_of_suites_are_refused_before_anything_is_loaded(suite, options,
     with pytest.raises((RecipeError, RewardError), match=words):
         check(recipe, dry_run=True)
     assert [finding.state for finding in checks.findings(recipe)] == ["fail"]
+
+
+def test_pictures_and_scores_that_are_not_there_are_noted_by_a_dry_run(tmp_path):
+    files = {"pictures": str(tmp_path), "pictures_csv": str(tmp_path / "list.csv")}
+    recipe = recipes.build({"stage": "eval", "eval": {"suites": ["pickscore"], **files}})
+    assert check(recipe, dry_run=True) == [f"eval.pictures_csv: {tmp_path / 'list.csv'}: is not there yet"]
+    assert check(recipe) == []

@@ -164,19 +164,31 @@ def test_an_unknown_repository_tells_its_family_unless_nothing_is_run(tmp_path, 
     assert {repo for repo, _ in asked} == {"someone/tuned"}
     assert all(options["allow_patterns"] == ["transformer/config.json"] for _, options in asked)
     asked.clear()
-    dry = resolve("eval", Common(base="someone/tuned", dry_run=True), {})
+    protocol = {"eval.steps": 4, "eval.guidance": 1.0}
+    dry = resolve("eval", Common(base="someone/tuned", dry_run=True), protocol)
     assert dry.recipe.model.family == "sd3"
     assert dry.remarks == (
         "someone/tuned: its family is not known before it is fetched; sd3 is assumed: name it with --set "
         "model.family=NAME",
     )
     assert not resolve(
-        "eval", Common(base="someone/tuned", dry_run=True, overrides=[f"model.family={family}"]), {}
+        "eval", Common(base="someone/tuned", dry_run=True, overrides=[f"model.family={family}"]), protocol
     ).remarks
     cached = True
-    dry = resolve("eval", Common(base="someone/tuned", dry_run=True), {})
+    dry = resolve("eval", Common(base="someone/tuned", dry_run=True), protocol)
     assert (dry.recipe.model.family, dry.remarks) == (family, ())
     assert all(options["local_files_only"] for _, options in asked)
     asked.clear()
     resolve("eval", Common(base="Qwen/Qwen-Image"), {})
     assert asked == []
+
+
+def test_default_steps_and_guidance_of_another_family_are_noted():
+    base = "black-forest-labs/FLUX.1-schnell"
+    (remark,) = resolve("eval", Common(base=base), {}).remarks
+    assert remark.startswith("eval.steps 40 and eval.guidance 4.5 suit Stable Diffusion 3.5, not every flux model: set")
+    (remark,) = resolve("eval", Common(base=base, overrides=["eval.steps=4"]), {}).remarks
+    assert remark.startswith("eval.guidance 4.5 suit")
+    assert not resolve("eval", Common(base=base, overrides=["eval.steps=4"]), {"eval.guidance": (1.0, 2.0)}).remarks
+    assert not resolve("eval", Common(base=base), {"eval.pictures": "pictures"}).remarks
+    assert not resolve("eval", Common(base="stabilityai/stable-diffusion-3.5-medium"), {}).remarks
