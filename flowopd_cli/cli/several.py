@@ -44,6 +44,11 @@ def is_folder_of_evaluations(path: Path | None) -> bool:
     return path is not None and is_file(path / LIST)
 
 
+def single_runs(paths: Sequence[Path]) -> list[Path]:
+    """The runs at ``paths``, those of a folder of evaluations in its place; :class:`ArtifactError` if it is damaged."""
+    return [run for path in paths for run in (_listed(path) if is_folder_of_evaluations(path) else [path])]
+
+
 def resolve_each(common: Common, values: Mapping[str, Any], adapters: Sequence[str]) -> dict[Path, Plan]:
     """The plan of each evaluation by the path of its run, below ``--out`` or in the folder of ``--resume``.
 
@@ -119,7 +124,7 @@ def _listed(folder: Path) -> list[Path]:
     names = read_json_value(folder / LIST, "list of evaluations")
     if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
         raise ArtifactError(
-            f"{folder / LIST}: damaged list of evaluations; resume its runs one by one, or give --out a fresh name"
+            f"{folder / LIST}: damaged list of evaluations; name its runs one by one, or give --out a fresh name"
         )
     return [below(folder, name) for name in names]
 

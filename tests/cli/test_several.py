@@ -74,6 +74,9 @@ def test_each_adapter_is_evaluated_as_if_alone_on_one_base(flowopd, adapters, na
     table = (tmp_path / "all" / "table.md").read_text().splitlines()
     assert [line.split(" | ")[0] for line in table[2:]] == ["| base", "| one", "| two"]
     assert "Paired differences" in (tmp_path / "all" / "report.html").read_text()
+    code, out, err = flowopd("report", tmp_path / "all", "--out", tmp_path / "again", "--json")
+    assert code == 0, err
+    assert json.loads(out)["paired"] == found["paired"]
 
 
 def test_a_killed_evaluation_goes_on_and_repeats_nothing(flowopd, named, tmp_path, monkeypatch):

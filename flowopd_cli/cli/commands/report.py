@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from flowopd_cli.reports.entries import Entry
     from flowopd_cli.reports.votes import Vote
 
-Runs = Annotated[list[Path], typer.Argument(metavar="RUN", help="Runs of any stage, evaluations included.")]
+Runs = Annotated[
+    list[Path], typer.Argument(metavar="RUN", help="Runs, evaluations included; or the folder of several evaluations.")
+]
 Out = Annotated[
     Path | None, typer.Option(metavar="FILE|DIR", help="Where to write; the run or a new folder by default.")
 ]
@@ -38,11 +40,12 @@ def report(runs: Runs, out: Out = None, against: Against = None, votes: Votes = 
       flowopd report runs/student
       flowopd report runs/t-geneval runs/t-ocr runs/student --out runs/comparison --against t-ocr
     """
+    from flowopd_cli.cli.several import single_runs
     from flowopd_cli.reports.report import of_run, of_runs
     from flowopd_cli.reports.votes import read_votes, votes_beside
     from flowopd_cli.system.files import is_file
 
-    result = {}
+    result, runs = {}, single_runs(runs)
     if len(runs) == 1:
         if against is not None or votes is not None:
             raise RecipeError("--against and --votes compare several runs; name two or more")

@@ -12,7 +12,7 @@ from flowopd_cli.cli import completion
 from flowopd_cli.cli.options import Json
 from flowopd_cli.errors import Interrupted, printable
 
-_RUNS = "Evaluations, or runs with evaluations beside them."
+_RUNS = "Evaluations, a folder of several, or runs with evaluations beside them."
 Runs = Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help=_RUNS, autocompletion=completion.runs)]
 Out = Annotated[
     Path | None, typer.Option(metavar="FILE", help="The file of votes; votes.jsonl beside the first run by default.")
@@ -32,9 +32,11 @@ def vote(runs: Runs, out: Out = None, name: Name = "", seed: Seed = 0, port: Por
       flowopd report runs/eval-init runs/eval-student
     """
     from flowopd_cli.cli.console import Console
+    from flowopd_cli.cli.several import single_runs
     from flowopd_cli.reports.vote_page import Server, Session
     from flowopd_cli.reports.votes import VOTES, pairs
 
+    runs = single_runs(runs)
     file = out or runs[0].resolve().parent / VOTES
     console, session = Console(), Session(pairs(runs, seed, name), file, name)
     with Server(session, port) as server:
