@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from flowopd_cli.errors import ArtifactError, PromptError
@@ -225,6 +225,21 @@ def fetch(
             atomic_write(target / file.name, path.read_bytes())
         folder, paths = target, [target / file.name for file in source.files]
     return Fetched(paths[0] if len(paths) == 1 else folder, digests, verified)
+
+
+def is_public(name: str, local: str | Path | None, files: Sequence[str] = ()) -> bool:
+    """Whether a local file or folder has the pinned digests of a set, or of some of its ``files`` by our names.
+
+    ``None``, which stands for the fetched files, has.
+
+    Raises :class:`ArtifactError`: a file is missing.
+    """
+    if local is None:
+        return True
+    source = SOURCES[name]
+    source = replace(source, files=tuple(file for file in source.files if not files or file.name in files))
+    paths = _local(source, Path(local))
+    return all(file.digest(path.read_bytes()) == file.pin for file, path in zip(source.files, paths, strict=True))
 
 
 def _cached(source: PromptSource) -> list[Path]:

@@ -54,6 +54,7 @@ class Suite:
     weight: str | None = None  #: the reward's figure that weights a picture in the mean; ``None``: all alike
     engine: str | None = None  #: how the name of the engine that it is scored by begins; ``None``: any
     judge: str | None = None  #: the reward that defines the suite; figures of another one are not exact
+    has_own_prompts: Callable[[], bool] = lambda: True  #: whether ``prompts`` are the suite's own, not a user's
 
     @property
     def picture_folder(self) -> str:

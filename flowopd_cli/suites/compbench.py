@@ -18,7 +18,7 @@ from typing import Any
 from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.errors import PromptError, RecipeError
 from flowopd_cli.prompts.files import read_rows
-from flowopd_cli.prompts.public import fetch
+from flowopd_cli.prompts.public import fetch, is_public
 from flowopd_cli.prompts.sources import check_split
 from flowopd_cli.rewards.compbench.detectors import KINDS
 from flowopd_cli.rewards.compbench.rules import kinds_of
@@ -29,6 +29,7 @@ from flowopd_cli.system.text import suggest
 
 MOST_BYTES = 240  # of a prompt, which is part of its pictures' names
 DETECTOR, DEPTH, UNIDET = "grounding-dino", "dpt-hybrid", "unidet"
+RELATIONS = ("spatial", "action")  # the parts of ``complex`` that have a file
 CHECKPOINTS = ("rs200", "r50")  # options: UniDet's checkpoints, in place of ``detector=unidet=FILE``
 
 
@@ -90,14 +91,14 @@ def prompts(category: str, folder: Path) -> list[Prompt]:
     Raises :class:`PromptError`: unknown category, unreadable file, or a prompt that cannot be part of a file name.
     """
     _check_category(category)
-    rows = read_rows(folder / f"{category}_val.txt")
+    rows, *parts = (read_rows(folder / name) for name in _files(category))
     for row in rows:
         if set("_/\\") & set(row.text) or len(row.text.encode()) > MOST_BYTES:
             raise PromptError(f"{row.place}: it names pictures: no _, / or \\, and at most {MOST_BYTES} bytes")
     texts = [row.text for row in rows]
     metadata: list[dict[str, Any]] = [{"category": category, "position": i} for i in range(len(texts))]
     if category == "complex":
-        lists = ([row.text for row in read_rows(folder / f"complex_val_{kind}.txt")] for kind in ("spatial", "action"))
+        lists = ([row.text for row in part] for part in parts)
         for row, kind in zip(metadata, kinds_of(texts, *lists), strict=True):
             row["relations"] = kind
     return [Prompt(f"{NAME}/{category}/{i:03d}", text, NAME, metadata[i]) for i, text in enumerate(texts)]
@@ -156,6 +157,7 @@ def _suite(category: str, folder: str | None, **options: Any) -> Suite:
         folder=f"{NAME}-{category}",
         aliases=(category,),
         imported=partial(import_category, category=category),
+        has_own_prompts=partial(is_public, NAME, folder, _files(category)),
     )
 
 
@@ -199,6 +201,11 @@ def _index(place: Place) -> int:
 def _prompts(category: str, folder: str | None, split: str) -> list[Prompt]:
     check_split(NAME, split, "test")
     return prompts(category, fetch(NAME).path if folder is None else Path(folder))
+
+
+def _files(category: str) -> tuple[str, ...]:
+    """The prompt files of a category."""
+    return f"{category}_val.txt", *(f"complex_val_{kind}.txt" for kind in RELATIONS if category == "complex")
 
 
 def _check_category(name: str) -> None:

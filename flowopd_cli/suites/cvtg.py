@@ -14,7 +14,7 @@ from typing import Any
 
 from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.errors import PromptError
-from flowopd_cli.prompts.public import fetch
+from flowopd_cli.prompts.public import fetch, is_public
 from flowopd_cli.prompts.sources import check_split
 from flowopd_cli.suites.base import NamedReward, Row, Suite, SuiteGroup
 from flowopd_cli.suites.layouts import Layout, Place
@@ -87,6 +87,7 @@ def _suite(figure: str, folder: str | None, reward: NamedReward) -> Suite:
         layout=LAYOUT,
         folder=NAME,
         published=PUBLISHED[figure],
+        has_own_prompts=partial(is_public, NAME, folder),
     )
 
 

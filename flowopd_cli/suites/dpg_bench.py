@@ -10,6 +10,7 @@ from pydantic import NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
 
 from flowopd_cli.errors import RewardError
 from flowopd_cli.prompts import dpg_bench as source
+from flowopd_cli.prompts.public import is_public
 from flowopd_cli.rewards.dpg_bench.rules import category_shares
 from flowopd_cli.suites.base import NamedReward, Row, Suite
 from flowopd_cli.suites.layouts import FLAT, Layout
@@ -31,6 +32,7 @@ def dpg_bench(prompts: str | None = None, reward: str = "dpg-bench", **options: 
         layout=LAYOUT,
         published=PUBLISHED,
         judge="dpg-bench",
+        has_own_prompts=partial(is_public, "dpg-bench", prompts),
         breakdown=category_figures,
     )
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.errors import RecipeError
+from flowopd_cli.prompts.public import is_public
 from flowopd_cli.prompts.sources import evaluation_prompts
 from flowopd_cli.suites.base import NamedReward, Result, Suite, SuiteGroup, combined_error
 from flowopd_cli.suites.geneval import geneval
@@ -121,6 +122,7 @@ def _suite(
         images=1,
         folder=prompt_set,
         judge=scorer,
+        has_own_prompts=partial(is_public, prompt_set, prompts),
         published=published,
     )
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.prompts.clauses import TAGS
+from flowopd_cli.prompts.public import is_public
 from flowopd_cli.prompts.sources import evaluation_prompts
 from flowopd_cli.suites.base import MissingScores, NamedReward, Result, Suite, aggregate, finite_or_none
 from flowopd_cli.suites.layouts import GENEVAL
@@ -33,6 +34,7 @@ def geneval(prompts: str | None = None, reward: str = "geneval", **options: Any)
         published=PUBLISHED,
         imported=read_official,
         judge="geneval",
+        has_own_prompts=partial(is_public, "geneval", prompts),
     )
 
 

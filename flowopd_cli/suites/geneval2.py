@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from flowopd_cli.prompts.atoms import SKILLS
+from flowopd_cli.prompts.public import is_public
 from flowopd_cli.prompts.sources import evaluation_prompts
 from flowopd_cli.rewards.geneval2.rules import arithmetic_mean, geometric_mean
 from flowopd_cli.suites.base import NamedReward, Row, Suite
@@ -22,6 +23,7 @@ def geneval2(prompts: str | None = None, reward: str = "geneval2", **options: An
         score="gm",
         images=1,
         judge="geneval2",
+        has_own_prompts=partial(is_public, "geneval2", prompts),
         breakdown=breakdown,
     )
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from flowopd_cli.errors import RecipeError
+from flowopd_cli.prompts.public import is_public
 from flowopd_cli.prompts.sources import evaluation_prompts
 from flowopd_cli.rewards.ocr.longtext import QWEN
 from flowopd_cli.suites.base import NamedReward, Suite, SuiteGroup
@@ -66,4 +67,5 @@ def _suite(language: str, prompts: str | None, reader: str, reward: str, **optio
         published=PUBLISHED[language] if reader == QWEN else {},
         engine=reader,
         judge=REWARD,
+        has_own_prompts=partial(is_public, f"longtext-{language}", prompts),
     )

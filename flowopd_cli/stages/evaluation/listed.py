@@ -90,8 +90,8 @@ def plan_listed(
         files = {key: names[: spec.images] for key, names in files.items()}
         counts = Counter({prompts[key].text: len(names) for key, names in files.items() if key[0] != TASK})
         full = Counter(prompt.text for prompt in own for _ in range(spec.images or suite.images))
-        if len(counts) < len(files) or counts != full:
-            others[suite.name] = digest_of([prompts[key] for key in sorted(prompts)])
+        if len(counts) < len(files) or counts != full or not suite.has_own_prompts():
+            others[suite.name] = digest_of([prompts[key] for key in sorted(prompts)], metadata=True)
         for position, prompt in select([*prompts.values()], spec.limit):
             names = files[prompt.task, prompt.id]
             for index, name in enumerate(names):

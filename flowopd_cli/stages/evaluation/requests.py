@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -62,6 +63,7 @@ def plan(suites: Sequence[Suite], groups: Sequence[SuiteGroup], spec: EvalSpec) 
     prompt_lists: dict[Callable[[str], list[Prompt]], list[Prompt]] = {}
     pictures: list[PictureRequest] = []
     digests: dict[str, str] = {}
+    others: dict[str, str] = {}
     for suite in suites:
         if suite.prompts not in prompt_lists:
             prompt_lists[suite.prompts] = suite.prompts(spec.split)
@@ -69,6 +71,8 @@ def plan(suites: Sequence[Suite], groups: Sequence[SuiteGroup], spec: EvalSpec) 
         digest = digest_of(prompts)
         if digests.setdefault(home, digest) != digest and spec.pictures is None:
             raise RecipeError(f"eval.suites: {suite.name} has other prompts than another suite with its pictures")
+        if not suite.has_own_prompts():
+            others[suite.name] = digest_of(prompts, metadata=True)
         own = [
             PictureRequest(
                 prompt, Place(prompt, position, index, images), home, suite.layout, (suite.name,), suite.aliases
@@ -78,7 +82,7 @@ def plan(suites: Sequence[Suite], groups: Sequence[SuiteGroup], spec: EvalSpec) 
         ]
         _refuse_shared_files(suite.name, own)
         pictures += own
-    return Requests(tuple(suites), tuple(groups), collect(pictures), digests)
+    return Requests(tuple(suites), tuple(groups), collect(pictures), digests, others)
 
 
 def _refuse_shared_files(suite: str, requests: Iterable[PictureRequest]) -> None:
@@ -109,7 +113,8 @@ def select(prompts: Sequence[Prompt], limit: int | None) -> list[tuple[int, Prom
     return [(position, prompts[position]) for position in (i * len(prompts) // count for i in range(count))]
 
 
-def digest_of(prompts: Sequence[Prompt]) -> str:
-    """SHA-256 of tasks, ids and texts."""
+def digest_of(prompts: Sequence[Prompt], *, metadata: bool = False) -> str:
+    """SHA-256 of tasks, ids and texts, and of the ``metadata`` too, by which the pictures are scored."""
     lines = [f"{prompt.task}/{prompt.id}/{prompt.text}" for prompt in prompts]
+    lines += [json.dumps(dict(prompt.metadata), sort_keys=True) for prompt in prompts if metadata]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()

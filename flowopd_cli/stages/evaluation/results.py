@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,9 +34,10 @@ def summarize_all(
     results = {s.name: summarize(s, rows[s.name], protocol(recipe, s), rewards[s.name]) for s in requests.suites}
     results = _with_groups(requests, {n: _marked(result, requests.others.get(n)) for n, result in results.items()})
     for group in requests.groups:
-        others = [requests.others[suite.name] for suite in group.suites if suite.name in requests.others]
+        others = [f"{s.name}/{requests.others[s.name]}" for s in group.suites if s.name in requests.others]
         if others and group.name in results:
-            results[group.name] = _marked(results[group.name], others[0])
+            digest = hashlib.sha256("\n".join(others).encode()).hexdigest()
+            results[group.name] = _marked(results[group.name], digest)
     return results
 
 
@@ -43,7 +45,7 @@ def _marked(result: Result, others: str | None) -> Result:
     """The result marked as of other prompts than the suite's own, if there are any: ``others`` is their digest."""
     if others is None:
         return result
-    note = "; ".join(filter(None, [result.get("note", ""), "on the prompts of --images-csv, not on the suite's own"]))
+    note = "; ".join(filter(None, [result.get("note", ""), "on other prompts than the suite's own"]))
     return {**result, "version": f"{result['version']}+{others[:8]}", "exact": False, "note": note, "published": {}}
 
 

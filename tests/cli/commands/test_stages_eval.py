@@ -111,7 +111,7 @@ def test_pictures_in_any_layout_are_listed_in_a_csv(root, tmp_path, capsys):
     assert (found["mean"], found["n"], found["by_tag"]) == (drawn["mean"], drawn["n"], drawn["by_tag"])
     assert found["version"].startswith(f"{drawn['version']}+")  # six prompts of many
     assert (found["exact"], found["published"]) == (False, {})
-    assert "on the prompts of --images-csv" in found["note"]
+    assert "on other prompts than the suite's own" in found["note"]
     lines = [json.loads(line) for line in RunDir(tmp_path / "e").eval_file("geneval").with_suffix(".jsonl").open()]
     assert {line["prompt"] for line in lines} == {row["prompt"] for row in rows}
     assert {line["picture"] for line in lines} == {path.name for path in (tmp_path / "flat").iterdir()}

@@ -40,6 +40,7 @@ from flowopd_cli.rewards.weights import path_digest, pick_device
 from flowopd_cli.system.arguments import Options
 
 MODEL = "damo/mplug_visual-question-answering_coco_large_en"
+REVISION = "master"  # the default of ModelScope, which the reference takes
 TASK = "visual-question-answering"
 QUESTION_TOKENS = 25  # a longer question is cut, as in the pipeline
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -60,7 +61,7 @@ class SharedPicture(torch.nn.Module):
 class DPGBench:
     """The scorer. ``model`` is a folder, or an id of ModelScope with its ``revision``; ``batch`` questions at once."""
 
-    def __init__(self, model: str = MODEL, revision: str = "master", device: str = "auto", batch: int = 32) -> None:
+    def __init__(self, model: str = MODEL, revision: str = REVISION, device: str = "auto", batch: int = 32) -> None:
         import modelscope
         import transformers
         from modelscope.hub.snapshot_download import snapshot_download
@@ -82,7 +83,7 @@ class DPGBench:
             "low": 0,
             "high": 1,
             "license": "Apache-2.0",
-            **exactness(model),
+            **exactness(model, revision),
         }
 
     def check(self, prompts: Sequence[Mapping[str, Any]]) -> None:
@@ -124,9 +125,10 @@ class DPGBench:
         return answers
 
 
-def exactness(model: str) -> dict[str, Any]:
+def exactness(model: str, revision: str) -> dict[str, Any]:
     """The fields of a description that say whether the answers are those of the reference's model."""
-    note = "" if model == MODEL else f"answered by {model}, not by {MODEL}"
+    other = model if model != MODEL else f"its revision {revision}" if revision != REVISION else ""
+    note = f"answered by {other}, not by {MODEL}" if other else ""
     return {"exact": not note, "note": note}
 
 

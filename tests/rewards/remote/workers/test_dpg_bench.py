@@ -45,7 +45,9 @@ def test_a_picture_is_asked_every_question_of_its_prompt(worker):
     assert reward.weights["model"] == path_digest(folder / "mplug")
     assert (reward.info.name, reward.info.license) == ("dpg-bench", "Apache-2.0")
     assert (reward.info.exact, reward.info.note) == (False, f"answered by {folder / 'mplug'}, not by {script.MODEL}")
-    assert script.exactness(script.MODEL) == {"exact": True, "note": ""}
+    assert script.exactness(script.MODEL, "master") == {"exact": True, "note": ""}
+    note = f"answered by its revision v1, not by {script.MODEL}"
+    assert script.exactness(script.MODEL, "v1") == {"exact": False, "note": note}
 
 
 def test_a_question_that_depends_on_one_that_is_not_asked_is_an_invalid_picture(worker):
