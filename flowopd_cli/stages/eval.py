@@ -17,7 +17,7 @@ from flowopd_cli.runs.run import RunDir
 from flowopd_cli.stages.drawing import draw_images, ode_sampler
 from flowopd_cli.stages.evaluation.folder import write_samples
 from flowopd_cli.stages.evaluation.journal import Batch, Scored, Scorer
-from flowopd_cli.stages.evaluation.parts import Part, make_parts
+from flowopd_cli.stages.evaluation.parts import Part, make_parts, scored_name
 from flowopd_cli.stages.evaluation.requests import PictureRequest, Requests
 from flowopd_cli.stages.evaluation.results import imported, rows_by_suite, show, summarize_all
 from flowopd_cli.stages.evaluation.shared import Shared
@@ -53,7 +53,7 @@ def run(
     for part, by_suite in results.items():
         for name, result in by_suite.items():
             run.write_eval(name, json.dumps(result, indent=1), part)
-    show(progress, recipe.eval, results, recipe.adapter or "base")
+    show(progress, recipe.eval, results, scored_name(recipe))
     result = outcome(recipe.eval, results)
     best = result.get("best_guidance")
     return result if best is None else {**result, "metrics": {"best_guidance": best}}

@@ -36,7 +36,7 @@ class Part:
     @property
     def title(self) -> str:
         """The model, and the guidance if it is one of several."""
-        return (self.recipe.adapter or "base") + (f", guidance {self.guidance:g}" if self.name else "")
+        return scored_name(self.recipe) + (f", guidance {self.guidance:g}" if self.name else "")
 
     def sort(self, requests: Requests) -> None:
         """Sort the pictures of this process by what is left to do."""
@@ -48,6 +48,12 @@ class Part:
                 self.present.append(request)
             else:
                 self.missing.append(request)
+
+
+def scored_name(recipe: EvalRecipe) -> str:
+    """The adapter that is scored, the folder's name of another program's pictures or scores, or ``base``."""
+    folder = recipe.eval.pictures or recipe.eval.import_scores
+    return recipe.adapter or (Path(folder).resolve().name if folder else "base")
 
 
 def make_parts(
