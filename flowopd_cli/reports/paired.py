@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from flowopd_cli.core.clusters import clustered_mean, weighted_mean
 from flowopd_cli.errors import ArtifactError
 from flowopd_cli.reports.entries import BASE, Entry
 from flowopd_cli.runs.evaluations import Evaluation, Values
@@ -37,38 +38,17 @@ def difference(one: Values, other: Values, weights: Values | None = None) -> Dif
     and the error of a tag is that of the means of its prompts. Equal prompts and noise make the two models' figures
     dependent, so this error is that of the differences.
     """
-    tags: dict[str, list[list[tuple[float, float]]]] = {}
+    tags: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for key, pictures in one.items():
         others, factors = other.get(key, {}), weights[key] if weights is not None else dict.fromkeys(pictures, 1.0)
         if pairs := [(value - others[i], factors[i]) for i, value in pictures.items() if i in others]:
-            tags.setdefault(key[0], []).append(pairs)
+            tags.setdefault(key[0], {})[key[1]] = pairs
     if not tags:
         return None
-    means = [_weighted([pair for row in rows for pair in row]) for rows in tags.values()]
-    prompts = [[_weighted(row) for row in rows] for rows in tags.values()]
-    errors = [_squared_error(row, weighted=weights is not None) for row in prompts]
-    stderr = math.sqrt(math.fsum(errors)) / len(errors)
-    every = [value for row in prompts for value, _ in row]
+    _, centre, stderr = clustered_mean(tags, weighted=weights is not None)
+    every = [weighted_mean(pairs)[0] for prompts in tags.values() for pairs in prompts.values()]
     won, lost = (sum(sign * value > 0 for value in every) / len(every) for sign in (1, -1))
-    centre = math.fsum(value for value, _ in means) / len(means)
     return Difference(centre, stderr if math.isfinite(stderr) else None, won, lost, len(every))
-
-
-def _weighted(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """The weighted mean of values with weights, and the sum of the weights."""
-    total = math.fsum(weight for _, weight in pairs)
-    return math.fsum(value * weight for value, weight in pairs) / total, total
-
-
-def _squared_error(prompts: Sequence[tuple[float, float]], *, weighted: bool) -> float:
-    """The variance of the mean of prompts, from their means and weights; NaN for a single one."""
-    count = len(prompts)
-    if count == 1:
-        return math.nan
-    pairs = prompts if weighted else [(value, 1.0) for value, _ in prompts]
-    centre, total = _weighted(pairs)
-    squares = math.fsum((weight / total * (value - centre)) ** 2 for value, weight in pairs)
-    return squares * count / (count - 1)
 
 
 def between(one: Evaluation, other: Evaluation) -> dict[str, Difference]:

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+from flowopd_cli.core.clusters import clustered_mean
 from flowopd_cli.core.prompt import Prompt
 from flowopd_cli.errors import ArtifactError, RewardError
 from flowopd_cli.rewards.base import Reward
@@ -167,21 +167,7 @@ def aggregate(
             groups.setdefault(tag, {}).setdefault(cluster, []).append(pair)
     if not groups:
         return {}, math.nan, math.nan
-    means: dict[str, float] = {}
-    variances: list[float] = []
-    for tag, by_cluster in groups.items():
-        centres, sums = torch.tensor([_weighted(pairs) for pairs in by_cluster.values()], dtype=torch.float64).T
-        shares = torch.full_like(sums, 1 / len(sums)) if weights is None else sums / sums.sum()
-        means[tag] = _weighted([pair for pairs in by_cluster.values() for pair in pairs])[0]
-        squares = float((shares * (centres - (shares * centres).sum())).square().sum())
-        variances.append(squares * len(sums) / (len(sums) - 1) if len(sums) > 1 else math.nan)
-    return means, sum(means.values()) / len(means), math.sqrt(sum(variances)) / len(means)
-
-
-def _weighted(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """Weighted mean of values with weights, and the sum of the weights."""
-    total = sum(weight for _, weight in pairs)
-    return sum(value * weight for value, weight in pairs) / total, total
+    return clustered_mean(groups, weighted=weights is not None)
 
 
 def finite_or_none(value: float) -> float | None:

@@ -117,9 +117,11 @@ def reward(category: str, **options: Any) -> NamedReward:
     if checkpoint is not None and options.get("detector") != UNIDET:
         raise RecipeError(f"{NAME}: {checkpoint} is a checkpoint of {UNIDET}: add detector: {UNIDET}")
     detector = str(options.get("detector", DETECTOR)).partition("=")[0]
-    if detector not in (UNIDET, *KINDS):
-        known = ", ".join((UNIDET, *KINDS))
-        raise RecipeError(f"{NAME}: no detector {detector!r}{suggest(detector, (UNIDET, *KINDS))}; known: {known}")
+    detectors = [UNIDET, *KINDS]
+    if detector not in detectors:
+        raise RecipeError(
+            f"{NAME}: no detector {detector!r}{suggest(detector, detectors)}; known: {', '.join(detectors)}"
+        )
     spec = CATEGORIES[category]
     renamed = {spec.options[name]: value for name, value in options.items() if name in spec.options}
     if options.get("detector") == UNIDET and spec.unidet in options:

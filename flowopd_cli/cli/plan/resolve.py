@@ -67,7 +67,7 @@ class Plan:
         shape = AdapterRef.parse(init).shape()
         if recipe.adapter.kind == "full":  # all weights may start from any adapter
             return cls(recipe, adapters=adapters)
-        fields = {recipes.parse_override(text)[0] for text in overrides}
+        fields = _set_fields(overrides)
         for key, value in shape.items():
             if getattr(recipe.adapter, key) == value:
                 continue
@@ -313,7 +313,7 @@ def _recorded_model(folder: Path) -> dict[str, Any]:
 
 def _assumed_family(recipe: recipes.Recipe, common: Common) -> list[str]:
     """A remark on a base of the Hub whose family ``--dry-run``, which fetches nothing, cannot know."""
-    fields = {recipes.parse_override(text)[0] for text in common.overrides}
+    fields = _set_fields(common.overrides)
     if not common.dry_run or not common.base or "model.family" in fields or family_of(common.base) is not None:
         return []
     if not is_hub_id(common.base) or is_dir(Path(common.base)):
@@ -322,11 +322,16 @@ def _assumed_family(recipe: recipes.Recipe, common: Common) -> list[str]:
     return [f"{common.base}: its family is not known before it is fetched; {recipe.model.family} is assumed: {way_out}"]
 
 
+def _set_fields(overrides: Sequence[str]) -> set[str]:
+    """The fields that ``--set`` names."""
+    return {recipes.parse_override(text)[0] for text in overrides}
+
+
 def _default_protocol(recipe: recipes.Recipe, common: Common, flags: Mapping[str, Any]) -> list[str]:
     """A remark on pictures of another family that are drawn by the default steps and guidance, those of SD3.5."""
     if not isinstance(recipe, recipes.EvalRecipe) or common.recipe or recipe.model.family == "sd3":
         return []
-    fields = {*flags, *(recipes.parse_override(text)[0] for text in common.overrides)}
+    fields = {*flags, *_set_fields(common.overrides)}
     unset = [name for name in ("steps", "guidance") if f"eval.{name}" not in fields]
     if not unset or FOREIGN & fields:
         return []
