@@ -155,7 +155,7 @@ def _assign(tree: dict[str, Any], fields: Sequence[tuple[str, Any]], place: str)
     tree = deepcopy(tree)
     try:
         for field, value in fields:
-            recipes.assign(tree, field, value)
+            recipes.assign(tree, field, deepcopy(value))  # a later field may change a part of it
     except RecipeError as error:
         raise RecipeError(f"{place}: {str(error).removeprefix('--set ')}") from error
     return tree

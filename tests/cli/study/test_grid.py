@@ -124,6 +124,14 @@ def test_the_number_of_teachers_is_an_axis_of_named_overrides():
     assert made.cells[0].values == {"lambda": 1, "teachers": "1"}
 
 
+def test_an_override_of_a_part_does_not_reach_other_cells():
+    stages = having("student", routing={task: {"ref": "$one"} for task in ("geneval", "ocr", "preference")})
+    axes = {"lambda": [1], "teacher": {"own": {"student": {"routing.ocr.ref": "$two"}}, "shared": {}}}
+    made = grid(stages=stages, axes=axes, seeds=[0])
+    own, shared = (made.nodes[cell.nodes["student"]].recipe.routing["ocr"].ref for cell in made.cells)
+    assert (own, shared) == (made.cells[0].nodes["two"], made.cells[0].nodes["one"])
+
+
 def test_inputs_from_outside_are_part_of_the_content(tmp_path):
     prompts, adapter = tmp_path / "p.txt", tmp_path / "adapter"
     stages = having("one", prompts=[{"source": str(prompts), "task": "geneval"}])
