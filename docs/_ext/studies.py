@@ -15,7 +15,7 @@ import yaml
 from matplotlib.figure import Figure
 
 from flowopd_cli.reports.study import Group, Row, groups_of, mean_and_error, paired, reference_of
-from flowopd_cli.reports.table import as_csv
+from flowopd_cli.reports.table import Cell, as_csv
 
 METRICS = ("geneval", "ocr", "preference", "quality", "average")
 COLOR, FAINT = "#0072b2", "#7f7f7f"
@@ -36,11 +36,6 @@ def row(figures: dict, axes: list[str]) -> Row:
     )
 
 
-def text(mean: float, error: float | None, sign: str = "") -> str:
-    """``0.812 ± 0.004``."""
-    return f"{mean:{sign}.3f}" + ("" if error is None else f" ± {error:.3f}")
-
-
 def table(groups: list[Group], reference: Group) -> str:
     """Means over seeds, the paired difference of the average to the reference, and the cost of a cell."""
     lines = [
@@ -49,10 +44,10 @@ def table(groups: list[Group], reference: Group) -> str:
     ]
     for group in groups:
         cells = [cell for metric in METRICS if (cell := group.cell(metric))]
-        columns = [text(cell.mean, cell.stderr) for cell in cells]
-        difference = paired(group.by_seed("average"), reference.by_seed("average"))
-        columns.append("reference" if group is reference else text(*difference, "+"))
-        columns.append(f"{fmean(row.cost for row in group.rows if row.cost is not None):,.0f}")
+        columns = [f"{cell.text} {cell.error}".strip() for cell in cells]
+        mean, error = paired(group.by_seed("average"), reference.by_seed("average"))
+        columns.append("reference" if group is reference else f"{mean:+.3f} {Cell(mean, error).error}".strip())
+        columns.append(f"{fmean(member.cost for member in group.rows if member.cost is not None):,.0f}")
         lines.append(f"| {group.label} | {' | '.join(columns)} |")
     return "\n".join(lines)
 
